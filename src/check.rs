@@ -1,0 +1,254 @@
+//! The checks of shapes, kinds, devices and ranges that losses share.
+//!
+//! A named argument is a pair `(name, tensor)`; the names are those of PyTorch's signatures.
+
+use std::fmt::Display;
+
+use tch::{Kind, Tensor};
+
+use crate::LossError;
+
+/// What happens to values that have no loss: a class index out of range, a probability that is none, a negative variance.
+///
+/// On the CPU finding them costs nothing worth mentioning. On CUDA it needs a look at the result on the host, which
+/// waits for all work queued before it. Left unfound they would stop the whole CUDA context with a device-side
+/// assertion, so they are never just passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum InvalidValues {
+    /// They are a [`LossError::Value`]. The default.
+    #[default]
+    Error,
+    /// They make the loss NaN and its gradient 0, without waiting for the device.
+    Nan,
+}
+
+/// A tensor argument and its name.
+pub(crate) type Named<'a> = (&'static str, &'a Tensor);
+
+/// All arguments are defined and on the device of the first.
+pub(crate) fn devices(arguments: &[Named]) -> Result<(), LossError> {
+    for &(argument, tensor) in arguments {
+        if !tensor.defined() {
+            return Err(LossError::Undefined { argument });
+        }
+    }
+    let (of, first) = arguments[0];
+    let expected = first.device();
+    for &(argument, tensor) in &arguments[1..] {
+        let actual = tensor.device();
+        if actual != expected {
+            return Err(LossError::Device { argument, of, expected, actual });
+        }
+    }
+    Ok(())
+}
+
+/// `tensor` has the shape of `other`.
+pub(crate) fn same_shape((argument, tensor): Named, (of, other): Named) -> Result<(), LossError> {
+    let (actual, expected) = (tensor.size(), other.size());
+    if actual == expected {
+        return Ok(());
+    }
+    Err(LossError::Shape { argument, expected: format!("{expected:?}, the shape of {of}"), actual })
+}
+
+/// `tensor` has the shape of `other`, or is broadcast against it where that is allowed.
+pub(crate) fn same_shape_or_broadcast(tensor: Named, other: Named, broadcast: bool) -> Result<(), LossError> {
+    if !broadcast {
+        return same_shape(tensor, other);
+    }
+    let ((argument, tensor), (of, other)) = (tensor, other);
+    let (actual, expected) = (tensor.size(), other.size());
+    let fits = |(a, b): (&i64, &i64)| a == b || *a == 1 || *b == 1;
+    if actual.iter().rev().zip(expected.iter().rev()).all(fits) {
+        return Ok(());
+    }
+    Err(LossError::Shape {
+        argument,
+        expected: format!("a shape that broadcasts against {expected:?}, that of {of}"),
+        actual,
+    })
+}
+
+/// The error for a `tensor` whose shape does not fit.
+pub(crate) fn shape_error((argument, tensor): Named, expected: impl Into<String>) -> LossError {
+    LossError::Shape { argument, expected: expected.into(), actual: tensor.size() }
+}
+
+/// `tensor` has one of the floating kinds.
+pub(crate) fn floating((argument, tensor): Named) -> Result<(), LossError> {
+    let actual = tensor.f_kind()?;
+    if matches!(actual, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16) {
+        return Ok(());
+    }
+    Err(LossError::Kind { argument, expected: "a floating kind".into(), actual })
+}
+
+/// `tensor` has the kind of `other`.
+pub(crate) fn same_kind((argument, tensor): Named, (of, other): Named) -> Result<(), LossError> {
+    let (actual, expected) = (tensor.f_kind()?, other.f_kind()?);
+    if actual == expected {
+        return Ok(());
+    }
+    Err(LossError::Kind { argument, expected: format!("{expected:?}, the kind of {of}"), actual })
+}
+
+/// `weight` holds one value per element of `input`, on the same device.
+pub(crate) fn element_weight(weight: &Tensor, input: &Tensor) -> Result<(), LossError> {
+    devices(&[("input", input), ("weight", weight)])?;
+    same_shape(("weight", weight), ("input", input))
+}
+
+/// `weight` holds one value per class, on the device of `input`.
+pub(crate) fn class_weight(weight: &Tensor, input: &Tensor, classes: i64) -> Result<(), LossError> {
+    devices(&[("input", input), ("weight", weight)])?;
+    if weight.size() == [classes] {
+        return Ok(());
+    }
+    Err(shape_error(("weight", weight), format!("[{classes}], one weight per class")))
+}
+
+/// The option `option` has a value for which `valid` holds.
+pub(crate) fn option(option: &'static str, value: impl Display, valid: bool, expected: &str) -> Result<(), LossError> {
+    if valid {
+        return Ok(());
+    }
+    Err(LossError::Option { option, expected: expected.into(), actual: value.to_string() })
+}
+
+/// The dimension of the classes: the only one, or the second.
+pub(crate) fn class_dim(input: &Tensor) -> Result<usize, LossError> {
+    match input.dim() {
+        0 => Err(shape_error(("input", input), "[C], [N, C] or [N, C, d1, ...]")),
+        1 => Ok(0),
+        _ => Ok(1),
+    }
+}
+
+/// `tensor`, of any integer kind, as 64-bit integers.
+pub(crate) fn integers((argument, tensor): Named) -> Result<Tensor, LossError> {
+    match tensor.f_kind()? {
+        Kind::Int64 => Ok(tensor.shallow_clone()),
+        Kind::Uint8 | Kind::Int8 | Kind::Int16 | Kind::Int => Ok(tensor.f_to_kind(Kind::Int64)?),
+        actual => Err(LossError::Kind { argument, expected: "an integer kind".into(), actual }),
+    }
+}
+
+/// The elements of a tensor of 64-bit integers, on the host.
+pub(crate) fn host_integers(tensor: &Tensor) -> Result<Vec<i64>, LossError> {
+    let mut values = vec![0; tensor.numel()];
+    tensor.f_copy_data(&mut values, tensor.numel())?;
+    Ok(values)
+}
+
+/// Where the values of an argument are valid, and what to do where they are not.
+///
+/// Only needed where [`InvalidValues::Nan`] was asked for: then `valid` says which elements to trust.
+pub(crate) struct Validity {
+    valid: Option<Tensor>,
+}
+
+impl Validity {
+    /// Nothing left to look after.
+    pub(crate) const CHECKED: Validity = Validity { valid: None };
+
+    /// Decides by `mode` about the values of `argument`, given a Boolean tensor of those that are valid.
+    pub(crate) fn f_new(
+        (argument, tensor): Named,
+        valid: Tensor,
+        expected: impl FnOnce() -> String,
+        mode: InvalidValues,
+    ) -> Result<Validity, LossError> {
+        if mode == InvalidValues::Nan {
+            return Ok(Validity { valid: Some(valid) });
+        }
+        if valid.f_all()?.f_int64_value(&[])? != 0 {
+            return Ok(Validity::CHECKED);
+        }
+        let first = valid.f_flatten(0, -1)?.f_logical_not()?.f_nonzero()?.f_int64_value(&[0, 0])?;
+        let actual = tensor.f_flatten(0, -1)?.f_double_value(&[first])?.to_string();
+        Err(LossError::Value { argument, expected: expected(), actual })
+    }
+
+    /// `tensor` with a harmless value in place of the invalid ones.
+    pub(crate) fn f_replace(&self, tensor: &Tensor, harmless: f64) -> Result<Tensor, LossError> {
+        let Some(valid) = &self.valid else {
+            return Ok(tensor.shallow_clone());
+        };
+        let harmless = tensor.f_full_like(harmless)?;
+        Ok(tensor.f_where_self(valid, &harmless)?)
+    }
+
+    /// The loss, NaN where an invalid value went into it.
+    pub(crate) fn f_poison(&self, loss: &Tensor, unreduced: bool) -> Result<Tensor, LossError> {
+        let Some(valid) = &self.valid else {
+            return Ok(loss.shallow_clone());
+        };
+        let valid = if unreduced { valid.shallow_clone() } else { valid.f_all()? };
+        Ok(loss.f_where_self(&valid, &loss.f_full_like(f64::NAN)?)?)
+    }
+}
+
+/// Class indices that libtorch can take.
+pub(crate) struct ClassIndices {
+    /// 64-bit, each in `[0, classes)` or the ignored one.
+    pub(crate) indices: Tensor,
+    /// The ignored one, where some may be it.
+    ignored: Option<i64>,
+    /// What to do with the loss of those that were neither.
+    pub(crate) validity: Validity,
+}
+
+impl ClassIndices {
+    /// Checks that each element of `target` is in `[0, classes)` or `ignore_index`.
+    pub(crate) fn f_new(
+        target: &Tensor,
+        classes: i64,
+        ignore_index: Option<i64>,
+        mode: InvalidValues,
+    ) -> Result<ClassIndices, LossError> {
+        let indices = integers(("target", target))?;
+        if !indices.device().is_cuda() && mode == InvalidValues::Error {
+            return Self::f_on_host(indices, classes, ignore_index);
+        }
+        let mut valid = indices.f_ge(0)?.f_logical_and(&indices.f_lt(classes)?)?;
+        if let Some(ignored) = ignore_index {
+            valid = valid.f_logical_or(&indices.f_eq(ignored)?)?;
+        }
+        let expected = || expected_class(classes, ignore_index);
+        let validity = Validity::f_new(("target", &indices), valid, expected, mode)?;
+        let indices = validity.f_replace(&indices, ignore_index.unwrap_or(0) as f64)?;
+        Ok(ClassIndices { indices, ignored: ignore_index, validity })
+    }
+
+    /// One pass over the values beats four tensor operations on the CPU.
+    fn f_on_host(indices: Tensor, classes: i64, ignore_index: Option<i64>) -> Result<ClassIndices, LossError> {
+        let values = host_integers(&indices)?;
+        let mut ignored = None;
+        for class in values {
+            if Some(class) == ignore_index {
+                ignored = ignore_index;
+            } else if !(0..classes).contains(&class) {
+                let expected = expected_class(classes, ignore_index);
+                return Err(LossError::Value { argument: "target", expected, actual: class.to_string() });
+            }
+        }
+        Ok(ClassIndices { indices, ignored, validity: Validity::CHECKED })
+    }
+
+    /// `input` with 0 in place of the rows whose target is ignored, which keeps what they hold out of the gradient.
+    pub(crate) fn f_mask_ignored(&self, input: &Tensor, class_dim: usize) -> Result<Tensor, LossError> {
+        let Some(ignored) = self.ignored.filter(|_| input.requires_grad()) else {
+            return Ok(input.shallow_clone());
+        };
+        let rows = self.indices.f_eq(ignored)?.f_unsqueeze(class_dim as i64)?;
+        Ok(input.f_masked_fill(&rows, 0)?)
+    }
+}
+
+fn expected_class(classes: i64, ignore_index: Option<i64>) -> String {
+    match ignore_index {
+        Some(ignored) => format!("classes in [0, {classes}), or ignore_index {ignored}"),
+        None => format!("classes in [0, {classes})"),
+    }
+}

@@ -1,0 +1,170 @@
+use tch::Tensor;
+
+use crate::check::{self, ClassIndices};
+use crate::{InvalidValues, Loss, LossError, Reduction};
+
+/// Cross entropy of logits: how unlikely a softmax over the classes makes the target.
+///
+/// The usual loss of classification and segmentation, over class indices or over class probabilities. It takes logits:
+/// do not apply a softmax before it. For several labels at once choose
+/// [`BceWithLogitsLoss`](crate::BceWithLogitsLoss).
+///
+/// # Formula
+///
+/// For class indices, with p = softmax(x) over the classes,
+///
+/// ℓₙ = (1 − ε) · w\[yₙ\] · (−log p\[n, yₙ\]) + ε/C · Σ_c w\[c\] · (−log p\[n, c\])
+///
+/// where y is the target, w the weight (1 where there is none), ε the label smoothing and C the number of classes.
+/// An ignored target has ℓₙ = 0. The mean is Σ ℓₙ / Σ w\[yₙ\] over the targets that are not ignored.
+///
+/// For class probabilities q, first smoothed to (1 − ε) q + ε/C,
+///
+/// ℓₙ = −Σ_c w\[c\] · q\[n, c\] · log p\[n, c\]
+///
+/// and the mean divides by the number of targets, whatever the weights.
+///
+/// # Shapes
+///
+/// * `input`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`
+/// * `target`: the same without C, of any integer kind, for class indices; or that of `input`, of a floating kind,
+///   for class probabilities
+/// * `weight`: `[C]`
+/// * result: scalar, or the input's shape without C with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `torch.nn.CrossEntropyLoss` and `torch.nn.functional.cross_entropy` of PyTorch 2.13.
+///
+/// # Differences from PyTorch
+///
+/// * Class indices may be of any integer kind; PyTorch takes `int64` and `uint8`.
+/// * A class out of range is an error on CUDA too, where PyTorch loses the CUDA context.
+/// * An ignored row of logits that are all −∞ has gradient 0; PyTorch's is NaN.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a smoothing outside \[0, 1\] or an
+/// `ignore_index` ≥ 0 with class probabilities.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{CrossEntropyLoss, Loss};
+///
+/// let logits = Tensor::from_slice(&[2.0, 0.5, -1.0, 0.0, 0.0, 3.0]).view([2, 3]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[0_i64, 2]);
+///
+/// let loss = CrossEntropyLoss::new().label_smoothing(0.1).f_forward(&logits, &target)?;
+/// loss.f_backward()?;
+/// assert_eq!(logits.grad().size(), [2, 3]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "nn.CrossEntropyLoss")]
+#[doc(alias = "cross_entropy")]
+pub struct CrossEntropyLoss {
+    weight: Option<Tensor>,
+    ignore_index: i64,
+    label_smoothing: f64,
+    invalid_values: InvalidValues,
+    reduction: Reduction,
+}
+
+impl CrossEntropyLoss {
+    /// Cross entropy with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self {
+            weight: None,
+            ignore_index: -100,
+            label_smoothing: 0.0,
+            invalid_values: InvalidValues::Error,
+            reduction: Reduction::Mean,
+        }
+    }
+
+    /// Sets a weight for each class. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets the class index whose targets count nothing. −100 by default.
+    pub fn ignore_index(mut self, ignore_index: i64) -> Self {
+        self.ignore_index = ignore_index;
+        self
+    }
+
+    /// Sets the share of the target, in \[0, 1\], that is spread over all classes. 0 by default.
+    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
+        self.label_smoothing = label_smoothing;
+        self
+    }
+
+    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    fn f_aten(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let (weight, reduction) = (self.weight.as_ref(), self.reduction.into());
+        Ok(input.f_cross_entropy_loss(target, weight, reduction, self.ignore_index, self.label_smoothing)?)
+    }
+
+    fn f_probabilities(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::floating(("target", target))?;
+        let expected = "negative with class probabilities as target";
+        check::option("ignore_index", self.ignore_index, self.ignore_index < 0, expected)?;
+        self.f_aten(input, target)
+    }
+
+    fn f_indices(&self, input: &Tensor, target: &Tensor, class_dim: usize) -> Result<Tensor, LossError> {
+        let mut expected = input.size();
+        let classes = expected.remove(class_dim);
+        if target.size() != expected {
+            let expected = format!("{expected:?}, the shape of input without its classes, or that of input");
+            return Err(check::shape_error(("target", target), expected));
+        }
+        if let Some(weight) = &self.weight {
+            check::same_kind(("weight", weight), ("input", input))?;
+        }
+        let target = ClassIndices::f_new(target, classes, Some(self.ignore_index), self.invalid_values)?;
+        // A row of nothing but -∞ has NaN log-probabilities, which spoil its gradient even where it is ignored.
+        let input = target.f_mask_ignored(input, class_dim)?;
+        let loss = self.f_aten(&input, &target.indices)?;
+        target.validity.f_poison(&loss, self.reduction == Reduction::None)
+    }
+}
+
+impl Default for CrossEntropyLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for CrossEntropyLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        let smoothing = self.label_smoothing;
+        check::option("label_smoothing", smoothing, (0.0..=1.0).contains(&smoothing), "a number in [0, 1]")?;
+        let class_dim = check::class_dim(input)?;
+        let shape = input.size();
+        if let Some(weight) = &self.weight {
+            check::class_weight(weight, input, shape[class_dim])?;
+        }
+        if target.size() == shape {
+            return self.f_probabilities(input, target);
+        }
+        self.f_indices(input, target, class_dim)
+    }
+}

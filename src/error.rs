@@ -1,0 +1,120 @@
+//! The one error type of the crate.
+
+use tch::{Device, Kind, TchError};
+
+/// Why a loss could not be computed.
+///
+/// Every variant names the argument or option at fault, what was expected and what came.
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, LossError, MseLoss};
+///
+/// let input = Tensor::from_slice(&[1.0, 2.0, 3.0]);
+/// let target = Tensor::from_slice(&[1.0, 2.0]);
+/// let error = MseLoss::new().f_forward(&input, &target).unwrap_err();
+/// assert!(matches!(error, LossError::Shape { argument: "target", .. }));
+/// assert_eq!(error.to_string(), "target has shape [2], expected [3], the shape of input");
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LossError {
+    /// An argument has a shape that does not fit.
+    #[error("{argument} has shape {actual:?}, expected {expected}")]
+    Shape {
+        /// The argument at fault.
+        argument: &'static str,
+        /// The shape it should have, and why.
+        expected: String,
+        /// The shape it has.
+        actual: Vec<i64>,
+    },
+    /// An argument has a dtype that does not fit.
+    #[error("{argument} has kind {actual:?}, expected {expected}")]
+    Kind {
+        /// The argument at fault.
+        argument: &'static str,
+        /// The kinds it may have.
+        expected: String,
+        /// The kind it has.
+        actual: Kind,
+    },
+    /// An argument is on another device than the first one.
+    #[error("{argument} is on {actual:?}, expected {expected:?}, the device of {of}")]
+    Device {
+        /// The argument at fault.
+        argument: &'static str,
+        /// The argument whose device counts.
+        of: &'static str,
+        /// The device of `of`.
+        expected: Device,
+        /// The device of `argument`.
+        actual: Device,
+    },
+    /// An argument is a tensor without data, such as `Tensor::new()` or the gradient of a tensor that has none.
+    #[error("{argument} is an undefined tensor")]
+    Undefined {
+        /// The argument at fault.
+        argument: &'static str,
+    },
+    /// An argument holds a value outside its range.
+    #[error("{argument} holds {actual}, expected {expected}")]
+    Value {
+        /// The argument at fault.
+        argument: &'static str,
+        /// The range of its values.
+        expected: String,
+        /// A value outside that range.
+        actual: String,
+    },
+    /// An option of the loss has a value outside its range.
+    #[error("option {option} is {actual}, expected {expected}")]
+    Option {
+        /// The option at fault.
+        option: &'static str,
+        /// The values it may take.
+        expected: String,
+        /// The value it has.
+        actual: String,
+    },
+    /// libtorch rejected the call.
+    #[error("libtorch: {message}")]
+    Torch {
+        /// The first line of libtorch's message; the rest of it is a C++ stack.
+        message: String,
+        /// The error as tch reports it, cut to the same line.
+        #[source]
+        source: TchError,
+    },
+}
+
+impl From<TchError> for LossError {
+    fn from(error: TchError) -> Self {
+        let source = match error {
+            TchError::Torch(text) => TchError::Torch(first_line(&text)),
+            other => other,
+        };
+        let message = match &source {
+            TchError::Torch(line) => line.clone(),
+            other => first_line(&other.to_string()),
+        };
+        LossError::Torch { message, source }
+    }
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_libtorch_error_keeps_one_line() {
+        let error = LossError::from(TchError::Torch("bad size\nException raised from f\nframe #0".into()));
+        assert_eq!(error.to_string(), "libtorch: bad size");
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert_eq!(source, "Internal torch error: bad size");
+    }
+}

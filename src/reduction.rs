@@ -1,0 +1,50 @@
+//! From one loss per element to what is returned.
+
+use tch::Tensor;
+
+use crate::LossError;
+
+/// How the losses of the single elements become the result.
+///
+/// The mean is over the elements of the unreduced loss, except where a loss says otherwise (a weighted mean over
+/// the classes of the targets, for example). Over no elements at all the mean is NaN and the sum 0, as in PyTorch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[doc(alias = "reduction")]
+pub enum Reduction {
+    /// One loss per element, without a reduction.
+    None,
+    /// Their mean. The default.
+    #[default]
+    Mean,
+    /// Their sum.
+    Sum,
+}
+
+impl Reduction {
+    /// Reduces the losses of the single elements.
+    pub(crate) fn f_apply(self, losses: &Tensor) -> Result<Tensor, LossError> {
+        Ok(match self {
+            Reduction::None => losses.shallow_clone(),
+            Reduction::Mean => losses.f_mean(None)?,
+            Reduction::Sum => losses.f_sum(None)?,
+        })
+    }
+
+    /// Reduces losses that were multiplied by `weight`; their mean is over the sum of the weights.
+    pub(crate) fn f_apply_weighted(self, losses: &Tensor, weight: &Tensor) -> Result<Tensor, LossError> {
+        match self {
+            Reduction::Mean => Ok(losses.f_sum(None)?.f_div(&weight.f_sum(None)?)?),
+            _ => self.f_apply(losses),
+        }
+    }
+}
+
+impl From<Reduction> for tch::Reduction {
+    fn from(reduction: Reduction) -> Self {
+        match reduction {
+            Reduction::None => tch::Reduction::None,
+            Reduction::Mean => tch::Reduction::Mean,
+            Reduction::Sum => tch::Reduction::Sum,
+        }
+    }
+}

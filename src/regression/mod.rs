@@ -1,0 +1,5 @@
+//! Losses between real numbers.
+
+mod mse;
+
+pub use mse::MseLoss;

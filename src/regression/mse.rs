@@ -1,0 +1,96 @@
+use tch::Tensor;
+
+use crate::{Loss, LossError, Reduction, check};
+
+/// The mean squared error: the squared distance of each element to its target.
+///
+/// The usual loss of regression. Where single targets may be far off the mark, [`HuberLoss`](crate::HuberLoss) and
+/// [`L1Loss`](crate::L1Loss) give them less weight.
+///
+/// # Formula
+///
+/// ℓᵢ = wᵢ (xᵢ − yᵢ)²
+///
+/// where x is the input, y the target and w the weight, 1 where there is none. The mean is Σ ℓᵢ / Σ wᵢ.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`
+/// * `target`, `weight`: that of `input`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `torch.nn.MSELoss` and `torch.nn.functional.mse_loss` of PyTorch 2.13; the weight is that of the function.
+///
+/// # Differences from PyTorch
+///
+/// A target of another shape is an error, unless [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts with a
+/// warning.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, MseLoss};
+///
+/// let input = Tensor::from_slice(&[1.0, 2.0, 3.0]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[1.0, 2.0, 6.0]);
+///
+/// let loss = MseLoss::new().f_forward(&input, &target)?;
+/// loss.f_backward()?;
+///
+/// assert_eq!(f64::try_from(&loss)?, 3.0);
+/// assert_eq!(Vec::<f64>::try_from(input.grad())?, [0.0, 0.0, -2.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Default)]
+#[doc(alias = "nn.MSELoss")]
+#[doc(alias = "mse_loss")]
+pub struct MseLoss {
+    weight: Option<Tensor>,
+    broadcast: bool,
+    reduction: Reduction,
+}
+
+impl MseLoss {
+    /// The mean squared error with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets a weight for each element, of the input's shape. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Loss for MseLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
+        let Some(weight) = &self.weight else {
+            return Ok(input.f_mse_loss(target, self.reduction.into())?);
+        };
+        check::element_weight(weight, input)?;
+        let losses = input.f_sub(target)?.f_pow_tensor_scalar(2)?.f_mul(weight)?;
+        self.reduction.f_apply_weighted(&losses, weight)
+    }
+}
