@@ -70,6 +70,17 @@ pub(crate) fn same_shape_or_broadcast(tensor: Named, other: Named, broadcast: bo
     })
 }
 
+/// `tensor` can be expanded to the shape of `other`.
+pub(crate) fn broadcasts_to((argument, tensor): Named, (of, other): Named) -> Result<(), LossError> {
+    let (actual, expected) = (tensor.size(), other.size());
+    let fits = |(a, b): (&i64, &i64)| a == b || *a == 1;
+    if actual.len() <= expected.len() && actual.iter().rev().zip(expected.iter().rev()).all(fits) {
+        return Ok(());
+    }
+    let expected = format!("a shape that broadcasts to {expected:?}, that of {of}");
+    Err(LossError::Shape { argument, expected, actual })
+}
+
 /// The error for a `tensor` whose shape does not fit.
 pub(crate) fn shape_error((argument, tensor): Named, expected: impl Into<String>) -> LossError {
     LossError::Shape { argument, expected: expected.into(), actual: tensor.size() }
@@ -125,6 +136,16 @@ pub(crate) fn class_dim(input: &Tensor) -> Result<usize, LossError> {
     }
 }
 
+/// The numbers of rows and classes of an input `[N, C]`, or of a single row `[C]` or `[]`.
+pub(crate) fn rows_and_classes(input: &Tensor) -> Result<(i64, i64), LossError> {
+    match input.size()[..] {
+        [] => Ok((1, 1)),
+        [classes] if classes > 0 => Ok((1, classes)),
+        [rows, classes] if classes > 0 => Ok((rows, classes)),
+        _ => Err(shape_error(("input", input), "[C] or [N, C], with at least one class")),
+    }
+}
+
 /// `tensor`, of any integer kind, as 64-bit integers.
 pub(crate) fn integers((argument, tensor): Named) -> Result<Tensor, LossError> {
     match tensor.f_kind()? {
@@ -168,6 +189,12 @@ impl Validity {
         let first = valid.f_flatten(0, -1)?.f_logical_not()?.f_nonzero()?.f_int64_value(&[0, 0])?;
         let actual = tensor.f_flatten(0, -1)?.f_double_value(&[first])?.to_string();
         Err(LossError::Value { argument, expected: expected(), actual })
+    }
+
+    /// Where whole rows are valid: all of their elements, along the last dimension.
+    pub(crate) fn f_rows(self) -> Result<Validity, LossError> {
+        let valid = self.valid.map(|valid| valid.f_all_dim(-1, false)).transpose()?;
+        Ok(Validity { valid })
     }
 
     /// `tensor` with a harmless value in place of the invalid ones.

@@ -1,4 +1,62 @@
-#![doc = "placeholder"]
+//! All losses of PyTorch for Rust on libtorch ([tch]), with values and gradients proved equal to PyTorch's.
+//!
+//! ```
+//! use tch::Tensor;
+//! use tch_losses::{CrossEntropyLoss, Loss};
+//!
+//! let criterion = CrossEntropyLoss::new().label_smoothing(0.1).ignore_index(255);
+//!
+//! let logits = Tensor::from_slice(&[2.0_f32, 0.5, -1.0, 0.0, 0.0, 3.0]).view([2, 3]).set_requires_grad(true);
+//! let target = Tensor::from_slice(&[0_i64, 255]);
+//!
+//! let loss = criterion.forward(&logits, &target); // panics with one clear line, at this line
+//! let same = criterion.f_forward(&logits, &target)?; // the same, as a Result
+//! loss.backward();
+//! # assert_eq!(f64::try_from(&loss)?, f64::try_from(&same)?);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Names are PyTorch's in Rust's casing, options are PyTorch's keyword arguments with PyTorch's defaults, and what
+//! PyTorch rejects is a [`LossError`] here. A loss differs from its original only where that is safer; its page says so
+//! under "Differences from PyTorch".
+//!
+//! # The losses
+//!
+//! | PyTorch | here | arguments |
+//! |---|---|---|
+//! | **regression** | | |
+//! | `nn.L1Loss` | [`L1Loss`] | `input, target` |
+//! | `nn.MSELoss` | [`MseLoss`] | `input, target` |
+//! | `nn.SmoothL1Loss` | [`SmoothL1Loss`] | `input, target` |
+//! | `nn.HuberLoss` | [`HuberLoss`] | `input, target` |
+//! | `nn.PoissonNLLLoss` | [`PoissonNllLoss`] | `input, target` |
+//! | `nn.GaussianNLLLoss` | [`GaussianNllLoss`] | `input, target, var` |
+//! | **classification** | | |
+//! | `nn.CrossEntropyLoss` | [`CrossEntropyLoss`] | `input, target` |
+//! | `nn.NLLLoss`, `nn.NLLLoss2d` | [`NllLoss`] | `input, target` |
+//! | `nn.BCELoss` | [`BceLoss`] | `input, target` |
+//! | `nn.BCEWithLogitsLoss` | [`BceWithLogitsLoss`] | `input, target` |
+//! | `nn.SoftMarginLoss` | [`SoftMarginLoss`] | `input, target` |
+//! | `nn.MultiMarginLoss` | [`MultiMarginLoss`] | `input, target` |
+//! | `nn.MultiLabelMarginLoss` | [`MultiLabelMarginLoss`] | `input, target` |
+//! | `nn.MultiLabelSoftMarginLoss` | [`MultiLabelSoftMarginLoss`] | `input, target` |
+//! | **divergence** | | |
+//! | `nn.KLDivLoss` | [`KlDivLoss`] | `input, target` |
+//! | **metric** | | |
+//! | `nn.HingeEmbeddingLoss` | [`HingeEmbeddingLoss`] | `input, target` |
+//! | `nn.CosineEmbeddingLoss` | [`CosineEmbeddingLoss`] | `input1, input2, target` |
+//! | `nn.MarginRankingLoss` | [`MarginRankingLoss`] | `input1, input2, target` |
+//! | `nn.TripletMarginLoss` | [`TripletMarginLoss`] | `anchor, positive, negative` |
+//! | `nn.TripletMarginWithDistanceLoss` | [`TripletMarginWithDistanceLoss`] | `anchor, positive, negative` |
+//! | **sequence and large vocabularies** | | |
+//! | `nn.CTCLoss` | [`CtcLoss`] | `log_probs, targets, input_lengths, target_lengths` |
+//! | `nn.LinearCrossEntropyLoss` | [`LinearCrossEntropyLoss`] | `input, target` |
+//! | `F.linear_cross_entropy` | [`LinearCrossEntropy`] | `input, linear_weight, target, linear_bias` |
+//! | `nn.AdaptiveLogSoftmaxWithLoss` | [`AdaptiveLogSoftmaxWithLoss`] | `input, target` |
+//!
+//! Those of `input, target` implement [`Loss`], so that they can be boxed and chosen at run time.
+//!
+//! [tch]: https://docs.rs/tch
 
 mod check;
 mod classification;
@@ -19,3 +77,8 @@ pub use metric::*;
 pub use reduction::Reduction;
 pub use regression::*;
 pub use sequence::*;
+
+/// Every code block of the README is compiled, and run where it can be.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

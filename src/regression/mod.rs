@@ -1,5 +1,39 @@
 //! Losses between real numbers.
 
+mod gaussian_nll;
+mod huber;
+mod l1;
 mod mse;
+mod poisson_nll;
+mod smooth_l1;
 
+use tch::Tensor;
+
+use crate::{LossError, check};
+
+pub use gaussian_nll::{GaussianNllLoss, Variance};
+pub use huber::HuberLoss;
+pub use l1::L1Loss;
 pub use mse::MseLoss;
+pub use poisson_nll::PoissonNllLoss;
+pub use smooth_l1::SmoothL1Loss;
+
+/// The `loss` of input and target, expanded to one shape first where `broadcast` lets them differ.
+///
+/// libtorch's operations broadcast too, but their backward functions resize a gradient of the smaller shape, with a
+/// warning that this will stop.
+fn f_expanded(
+    input: &Tensor,
+    target: &Tensor,
+    broadcast: bool,
+    loss: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor, LossError>,
+) -> Result<Tensor, LossError> {
+    check::devices(&[("input", input), ("target", target)])?;
+    if !broadcast || input.size() == target.size() {
+        check::same_shape(("target", target), ("input", input))?;
+        return loss(input, target);
+    }
+    check::same_shape_or_broadcast(("target", target), ("input", input), broadcast)?;
+    let expanded = Tensor::f_broadcast_tensors(&[input, target])?;
+    loss(&expanded[0], &expanded[1])
+}

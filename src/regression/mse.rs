@@ -84,13 +84,13 @@ impl MseLoss {
 
 impl Loss for MseLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
-        let Some(weight) = &self.weight else {
-            return Ok(input.f_mse_loss(target, self.reduction.into())?);
-        };
-        check::element_weight(weight, input)?;
-        let losses = input.f_sub(target)?.f_pow_tensor_scalar(2)?.f_mul(weight)?;
-        self.reduction.f_apply_weighted(&losses, weight)
+        super::f_expanded(input, target, self.broadcast, |input, target| {
+            let Some(weight) = &self.weight else {
+                return Ok(input.f_mse_loss(target, self.reduction.into())?);
+            };
+            check::element_weight(weight, input)?;
+            let losses = input.f_sub(target)?.f_pow_tensor_scalar(2)?.f_mul(weight)?;
+            self.reduction.f_apply_weighted(&losses, weight)
+        })
     }
 }

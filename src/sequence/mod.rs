@@ -1,1 +1,34 @@
-//! placeholder
+//! Losses of sequences and of large vocabularies.
+
+mod adaptive_log_softmax;
+mod ctc;
+mod linear_cross_entropy;
+
+pub use adaptive_log_softmax::{AdaptiveLogSoftmaxConfig, AdaptiveLogSoftmaxOutput, AdaptiveLogSoftmaxWithLoss};
+pub use ctc::CtcLoss;
+pub use linear_cross_entropy::{Chunking, LinearCrossEntropy, LinearCrossEntropyConfig, LinearCrossEntropyLoss};
+
+use tch::{Tensor, nn};
+
+use crate::LossError;
+
+/// A linear layer with PyTorch's names and initial values: both uniform in ±1/√in_features.
+#[derive(Debug)]
+struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    fn f_new(path: &nn::Path, in_features: i64, out_features: i64, bias: bool) -> Result<Linear, LossError> {
+        let up = if in_features > 0 { 1.0 / (in_features as f64).sqrt() } else { 0.0 };
+        let init = nn::Init::Uniform { lo: -up, up };
+        let weight = path.f_var("weight", &[out_features, in_features], init)?;
+        let bias = bias.then(|| path.f_var("bias", &[out_features], init)).transpose()?;
+        Ok(Linear { weight, bias })
+    }
+
+    fn f_forward(&self, input: &Tensor) -> Result<Tensor, LossError> {
+        Ok(input.f_linear(&self.weight, self.bias.as_ref())?)
+    }
+}

@@ -1,0 +1,61 @@
+//! From a reference's name and its own keyword arguments to a loss of the crate: one file per Python library.
+
+mod torch_nn;
+
+use tch::Tensor;
+
+use crate::arguments::{Arguments, EvalError};
+
+/// What a call gives.
+#[derive(Debug)]
+pub struct Outputs {
+    /// The outputs, in the reference's order.
+    pub tensors: Vec<Tensor>,
+    /// The parameters of the loss, by state-dict name.
+    pub state: Vec<(String, Tensor)>,
+}
+
+impl From<Tensor> for Outputs {
+    fn from(tensor: Tensor) -> Self {
+        Outputs { tensors: vec![tensor], state: Vec::new() }
+    }
+}
+
+/// How one loss of a Python library is computed by the crate.
+pub struct Adapter {
+    /// The name of the row in the table.
+    pub name: &'static str,
+    /// Import paths of the class and the function.
+    pub references: &'static [&'static str],
+    /// The parameters of the function in their order; those of the class's call are the first of them.
+    pub parameters: &'static [&'static str],
+    /// Whether its results are met bit by bit on the CPU.
+    pub equality: Equality,
+    /// Computes the loss.
+    pub run: fn(&mut Arguments) -> Result<Outputs, EvalError>,
+}
+
+/// How equal the results of a loss are to those of its reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Equality {
+    /// Bit by bit on the CPU: the reference is one ATen operation, and the crate calls the same.
+    Bitwise,
+    /// Within the tolerance of the dtype.
+    Close,
+}
+
+impl std::fmt::Debug for Adapter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Adapter").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// All adapters.
+pub fn all() -> impl Iterator<Item = &'static Adapter> {
+    torch_nn::ADAPTERS.iter()
+}
+
+/// The adapter of a reference.
+pub fn find(reference: &str) -> Option<&'static Adapter> {
+    all().find(|adapter| adapter.references.contains(&reference))
+}

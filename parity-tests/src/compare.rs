@@ -1,0 +1,220 @@
+//! Holds the results of two sides beside each other.
+//!
+//! The rule of equality: bit by bit where the adapter says so and the run is on the CPU; otherwise within the
+//! tolerance that `torch.testing.assert_close` gives the dtype, or closer to the result in double precision than the
+//! reference is.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
+use tch::{Kind, Tensor};
+
+use crate::adapters::{self, Equality};
+use crate::case::{Case, Expect};
+use crate::differences::{self, Difference, Rule};
+use crate::numbers::{Elements, tolerance};
+use crate::results::{CaseResult, Results, Status};
+
+/// What a comparison rests on.
+#[derive(Debug, Clone, Copy)]
+pub struct Sides<'a> {
+    /// The oracle's results.
+    pub expected: &'a Results,
+    /// The crate's results.
+    pub actual: &'a Results,
+    /// The oracle's results in double precision, where they are at hand.
+    pub truth: Option<&'a Results>,
+    /// Whether bitwise equality is asked for where an adapter promises it.
+    pub bitwise: bool,
+}
+
+/// What the comparison of one case found.
+#[derive(Debug, Clone)]
+pub enum Verdict {
+    /// The results are equal.
+    Equal(Measure),
+    /// Both sides reject the call, as they should.
+    Rejected,
+    /// The sides differ as the table of deliberate differences says.
+    Different(&'static Difference),
+    /// The reference cannot run the case here, and says why.
+    NotChecked(String),
+    /// The sides differ.
+    Failed(String),
+}
+
+/// How close equal results are.
+#[derive(Debug, Clone, Default)]
+pub struct Measure {
+    /// The kind of the first output.
+    pub kind: Option<Kind>,
+    /// Whether all tensors are equal bit by bit.
+    pub bitwise: bool,
+    /// The largest distance in units in the last place.
+    pub ulps: u64,
+    /// The largest absolute distance.
+    pub absolute: f64,
+    /// How many gradients were compared.
+    pub gradients: usize,
+    /// How many second derivatives were compared.
+    pub second_order: usize,
+    /// Whether the tolerance was met only with the help of the result in double precision.
+    pub by_truth: bool,
+}
+
+/// Compares one case.
+pub fn compare_case(case: &Case, sides: Sides) -> Verdict {
+    let verdict = compare_strictly(case, sides);
+    let Verdict::Failed(_) = &verdict else { return verdict };
+    match differences::find(&case.id) {
+        Some(difference) if holds(difference.rule, case, sides) => Verdict::Different(difference),
+        _ => verdict,
+    }
+}
+
+fn compare_strictly(case: &Case, sides: Sides) -> Verdict {
+    let (Some(expected), Some(actual)) = (sides.expected.cases.get(&case.id), sides.actual.cases.get(&case.id)) else {
+        return Verdict::Failed("a side has no result for it".into());
+    };
+    let (said, answered) = (message(expected), message(actual));
+    match (case.expect, expected.status, actual.status) {
+        (_, _, Status::Panic) => Verdict::Failed(format!("the crate panics: {answered}")),
+        (_, Status::Unsupported, _) => Verdict::NotChecked(said.into()),
+        (_, _, Status::Unsupported) => Verdict::Failed(format!("not supported: {answered}")),
+        (Expect::Error, Status::Error, Status::Error) => Verdict::Rejected,
+        (Expect::Error, Status::Error, _) => {
+            Verdict::Failed(format!("accepted, though the reference rejects it: {said}"))
+        }
+        (Expect::Error, _, _) => Verdict::Failed("the reference accepts it, though the case expects an error".into()),
+        (Expect::Ok, Status::Error, _) if said.contains("not implemented for") => Verdict::NotChecked(said.into()),
+        (Expect::Ok, Status::Ok, Status::Ok) => match compare_tensors(case, expected, actual, sides) {
+            Ok(measure) => Verdict::Equal(measure),
+            Err(error) => Verdict::Failed(format!("{error:#}")),
+        },
+        (Expect::Ok, Status::Ok, _) => Verdict::Failed(format!("rejected: {answered}")),
+        (Expect::Ok, _, _) => Verdict::Failed(format!("the reference fails: {said}")),
+    }
+}
+
+fn message(result: &CaseResult) -> &str {
+    result.message.as_deref().unwrap_or_default()
+}
+
+/// The names of the tensors of a case on both sides.
+fn tensor_names<'a>(case: &Case, sides: Sides<'a>) -> BTreeSet<&'a str> {
+    let prefix = format!("{}:", case.id);
+    let of = |results: &'a Results| {
+        let from = results.tensors.range(prefix.clone()..);
+        from.map_while(|(key, _)| key.strip_prefix(&prefix)).collect::<Vec<_>>()
+    };
+    of(sides.expected).into_iter().chain(of(sides.actual)).collect()
+}
+
+fn compare_tensors(case: &Case, expected: &CaseResult, actual: &CaseResult, sides: Sides) -> Result<Measure> {
+    ensure!(
+        expected.outputs == actual.outputs,
+        "{:?} outputs, expected {:?}",
+        actual.outputs.unwrap_or(0),
+        expected.outputs.unwrap_or(0)
+    );
+    let adapter = adapters::find(&case.reference);
+    let exact = sides.bitwise && adapter.is_some_and(|adapter| adapter.equality == Equality::Bitwise);
+    let mut measure = Measure { bitwise: true, ..Measure::default() };
+    for name in tensor_names(case, sides) {
+        // A reference without a second derivative leaves nothing to compare.
+        if name.starts_with("grad2/") && expected.second_order.is_some() {
+            continue;
+        }
+        compare_tensor(case, name, exact, sides, &mut measure).with_context(|| name.to_owned())?;
+    }
+    if let (Some(reason), None) = (&actual.second_order, &expected.second_order) {
+        anyhow::bail!("no second derivative: {reason}");
+    }
+    Ok(measure)
+}
+
+fn compare_tensor(case: &Case, name: &str, exact: bool, sides: Sides, measure: &mut Measure) -> Result<()> {
+    let key = format!("{}:{name}", case.id);
+    let (expected, actual) = (sides.expected.tensors.get(&key), sides.actual.tensors.get(&key));
+    let (expected, actual) = match (expected, actual) {
+        (Some(expected), Some(actual)) => (expected, actual),
+        (Some(_), None) => anyhow::bail!("missing"),
+        // No gradient and a gradient of zeros say the same.
+        (None, Some(actual)) => {
+            ensure!(is_zero(actual)?, "not zero, where the reference has no gradient at all");
+            return Ok(());
+        }
+        (None, None) => return Ok(()),
+    };
+    ensure!(actual.size() == expected.size(), "shape {:?}, expected {:?}", actual.size(), expected.size());
+    ensure!(actual.kind() == expected.kind(), "kind {:?}, expected {:?}", actual.kind(), expected.kind());
+    count(name, expected, measure);
+
+    let (expected, actual) = (Elements::new(expected)?, Elements::new(actual)?);
+    let truth = sides.truth.and_then(|truth| truth.tensors.get(&key)).map(Elements::new).transpose()?;
+    for position in 0..expected.len() {
+        if actual.same_bits(&expected, position) {
+            continue;
+        }
+        let (e, a) = (expected.value(position), actual.value(position));
+        let differs = || format!("element {position} is {a:e}, expected {e:e}");
+        ensure!(!exact, "{}; these are the same ATen operations, so the bits are equal", differs());
+        measure.bitwise = false;
+        if !tolerance(expected.kind()).accepts(a, e) {
+            let truth = truth.as_ref().map(|truth| truth.value(position));
+            let closer = truth.is_some_and(|truth| (a - truth).abs() <= (e - truth).abs());
+            ensure!(closer, "{}{}", differs(), truth.map_or(String::new(), |t| format!("; in double precision {t:e}")));
+            measure.by_truth = true;
+            continue;
+        }
+        if a.is_finite() && e.is_finite() {
+            measure.ulps = measure.ulps.max(actual.ulps(&expected, position));
+            measure.absolute = measure.absolute.max((a - e).abs());
+        }
+    }
+    Ok(())
+}
+
+fn count(name: &str, expected: &Tensor, measure: &mut Measure) {
+    if name == "output/0" {
+        measure.kind = Some(expected.kind());
+    } else if name.starts_with("grad2/") {
+        measure.second_order += 1;
+    } else if name.starts_with("grad") {
+        measure.gradients += 1;
+    }
+}
+
+fn is_zero(tensor: &Tensor) -> Result<bool> {
+    let elements = Elements::new(tensor)?;
+    Ok((0..elements.len()).all(|position| elements.value(position) == 0.0))
+}
+
+/// Whether the sides differ in no other way than the rule says.
+fn holds(rule: Rule, case: &Case, sides: Sides) -> bool {
+    let status = |results: &Results| results.cases.get(&case.id).map(|result| result.status);
+    let (expected, actual) = (status(sides.expected), status(sides.actual));
+    match rule {
+        Rule::Accepts => expected == Some(Status::Error) && actual == Some(Status::Ok),
+        Rule::Rejects => expected == Some(Status::Ok) && actual == Some(Status::Error),
+        Rule::Finite => {
+            let both_ran = expected == Some(Status::Ok) && actual == Some(Status::Ok);
+            both_ran && tensor_names(case, sides).iter().all(|name| finite_or_equal(case, name, sides).unwrap_or(false))
+        }
+    }
+}
+
+/// Where the reference is finite the sides are equal, and where it is not the crate is.
+fn finite_or_equal(case: &Case, name: &str, sides: Sides) -> Result<bool> {
+    let key = format!("{}:{name}", case.id);
+    let (Some(expected), Some(actual)) = (sides.expected.tensors.get(&key), sides.actual.tensors.get(&key)) else {
+        return Ok(false);
+    };
+    let (expected, actual) = (Elements::new(expected)?, Elements::new(actual)?);
+    let tolerance = tolerance(expected.kind());
+    Ok(expected.len() == actual.len()
+        && (0..expected.len()).all(|position| {
+            let (e, a) = (expected.value(position), actual.value(position));
+            if e.is_finite() { tolerance.accepts(a, e) } else { a.is_finite() || a == e }
+        }))
+}

@@ -1,0 +1,107 @@
+//! The command line: wrong calls and files get one clear line and their own exit status.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn parity(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_parity")).args(arguments).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Runs `eval` on the text of a case file.
+fn eval(text: &str) -> Output {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(path("cases.json"), text).unwrap();
+    let tensor = tch::Tensor::from_slice(&[1.0, 2.0]);
+    tch::Tensor::write_safetensors(&[("x", &tensor)], path("tensors.safetensors")).unwrap();
+    parity(&[
+        "eval",
+        "--cases",
+        &path("cases.json"),
+        "--tensors",
+        &path("tensors.safetensors"),
+        "--results",
+        &path("results.json"),
+        "--result-tensors",
+        &path("results.safetensors"),
+    ])
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let output = parity(&["compare", "--expected", "nowhere", "--actual", "nowhere", "--cases", "nowhere/cases.json"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("cannot read nowhere/cases.json"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_malformed_case_is_named() {
+    let output = eval(r#"{"format": 1, "cases": [{"id": "seven", "reference": "torch.nn.MSELoss", "inpts": []}]}"#);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("case seven: field \"inputs\" is missing"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_missing_tensor_is_named() {
+    let inputs = r#"[{"tensor": "x"}, {"tensor": "y"}]"#;
+    let case = format!(r#"{{"id": "seven", "reference": "torch.nn.MSELoss", "inputs": {inputs}}}"#);
+    let output = eval(&format!(r#"{{"format": 1, "cases": [{case}]}}"#));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("case seven: inputs: no tensor named \"y\""), "{}", stderr(&output));
+}
+
+#[test]
+fn a_case_that_fails_does_not_stop_the_others() {
+    let case = |id: &str, reference: &str, option: &str| {
+        format!(
+            r#"{{"id": "{id}", "reference": "{reference}", "options": {{{option}}},
+                "inputs": [{{"tensor": "x"}}, {{"tensor": "x"}}]}}"#
+        )
+    };
+    let cases = [
+        case("unknown", "torch.nn.NoSuchLoss", ""),
+        case("option", "torch.nn.MSELoss", r#""frobnicate": 1"#),
+        case("rejected", "torch.nn.MSELoss", r#""reduction": "median""#),
+        case("fine", "torch.nn.MSELoss", ""),
+    ];
+    let output = eval(&format!(r#"{{"format": 1, "cases": [{}]}}"#, cases.join(",")));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+}
+
+#[test]
+fn a_wrong_device_is_a_wrong_call() {
+    let output = parity(&["check", "--device", "gpu"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("neither cpu, cuda nor cuda:N"), "{}", stderr(&output));
+}
+
+#[test]
+fn without_a_gpu_nothing_is_reported_as_passed() {
+    if tch::Cuda::is_available() {
+        return;
+    }
+    let output = parity(&["check", "--device", "cuda"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(stderr(&output), "no device cuda:0 on this machine: nothing was checked\n");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn a_missing_python_is_said() {
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("pytorch").display().to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let work = dir.path().display().to_string();
+    let output = parity(&["check", "--python", "/no/such/python", "--scripts", &scripts, "--work", &work]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("cannot run /no/such/python: run ./scripts/setup"), "{}", stderr(&output));
+}
+
+#[test]
+fn help_shows_examples() {
+    let output = parity(&["--help"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("parity check --filter torch.nn.CTCLoss"));
+}

@@ -1,0 +1,38 @@
+//! The golden files: results of PyTorch, stored so that these tests need no Python.
+
+use std::path::Path;
+
+use parity::case::{Case, Tensors, read_cases, read_tensors};
+use parity::compare::{Sides, Verdict, compare_case};
+use parity::eval::{Runner, evaluate};
+use parity::results::Results;
+use tch::Device;
+
+pub struct Golden {
+    pub cases: Vec<Case>,
+    pub tensors: Tensors,
+    pub expected: Results,
+}
+
+impl Golden {
+    pub fn read() -> Golden {
+        tch::set_num_threads(1);
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden");
+        Golden {
+            cases: read_cases(&dir.join("cases.json")).unwrap(),
+            tensors: read_tensors(&dir.join("tensors.safetensors")).unwrap(),
+            expected: Results::read_dir(&dir).unwrap(),
+        }
+    }
+
+    pub fn evaluate(&self, runner: &Runner) -> Results {
+        evaluate(&self.cases, &self.tensors, Device::Cpu, runner, || ()).unwrap()
+    }
+
+    /// The verdicts on a runner. Another processor may sum in another order, so the bits need not be equal.
+    pub fn verdicts(&self, runner: &Runner) -> Vec<(&Case, Verdict)> {
+        let actual = self.evaluate(runner);
+        let sides = Sides { expected: &self.expected, actual: &actual, truth: None, bitwise: false };
+        self.cases.iter().map(|case| (case, compare_case(case, sides))).collect()
+    }
+}

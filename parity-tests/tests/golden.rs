@@ -1,0 +1,44 @@
+//! The crate against stored results of PyTorch.
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::Golden;
+use parity::adapters;
+use parity::compare::Verdict;
+use parity::eval::run_adapter;
+
+#[test]
+fn the_crate_equals_the_golden_results() {
+    let golden = Golden::read();
+    let failed: Vec<String> = golden
+        .verdicts(&run_adapter)
+        .into_iter()
+        .filter_map(|(case, verdict)| match verdict {
+            Verdict::Failed(reason) => Some(format!("{}: {reason}", case.id)),
+            _ => None,
+        })
+        .collect();
+    assert!(failed.is_empty(), "{} of {} cases differ:\n{}", failed.len(), golden.cases.len(), failed.join("\n"));
+}
+
+#[test]
+fn the_golden_results_cover_every_loss() {
+    let golden = Golden::read();
+    let seen: BTreeSet<&str> = golden
+        .verdicts(&run_adapter)
+        .iter()
+        .filter(|(_, verdict)| matches!(verdict, Verdict::Equal(_)))
+        .filter_map(|(case, _)| adapters::find(&case.reference).map(|adapter| adapter.name))
+        .collect();
+    let all: BTreeSet<&str> = adapters::all().map(|adapter| adapter.name).collect();
+    assert_eq!(seen, all);
+}
+
+#[test]
+fn the_golden_files_stay_small() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden");
+    let bytes: u64 = std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
+    assert!(bytes < 2_000_000, "{bytes} bytes");
+}

@@ -1,0 +1,207 @@
+use tch::{TchError, Tensor};
+
+use crate::check::{self, Validity};
+use crate::{InvalidValues, Loss, LossError, Reduction};
+
+/// Binary cross entropy of probabilities: how unlikely the input makes each yes or no of the target.
+///
+/// For a model whose output is a probability already. Where it is a logit, choose
+/// [`BceWithLogitsLoss`](crate::BceWithLogitsLoss), which stays accurate near 0 and 1.
+///
+/// # Formula
+///
+/// ℓᵢ = −wᵢ (yᵢ log xᵢ + (1 − yᵢ) log(1 − xᵢ))
+///
+/// where x is the input, y the target and w the weight, 1 where there is none. The logarithms are clamped at −100, and
+/// the gradient wᵢ (xᵢ − yᵢ) / (xᵢ (1 − xᵢ)) divides by at least 10⁻¹². The mean is over the elements, whatever the
+/// weights.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`, with values in \[0, 1\]
+/// * `target`: that of `input`, of its kind, with values in \[0, 1\]
+/// * `weight`: any that broadcasts to that of `input`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `torch.nn.BCELoss` and `torch.nn.functional.binary_cross_entropy` of PyTorch 2.13.
+///
+/// # Differences from PyTorch
+///
+/// * A value outside \[0, 1\] is an error on CUDA too, where PyTorch loses the CUDA context.
+/// * On the CPU libtorch does the checking, and before 2.13 it looks at the input only: a target outside \[0, 1\] is
+///   then let through.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Value`] for an input or a target outside \[0, 1\], NaN among them.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{BceLoss, Loss};
+///
+/// let input = Tensor::from_slice(&[0.5, 0.5]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[1.0, 0.0]);
+///
+/// let loss = BceLoss::new().f_forward(&input, &target)?;
+/// loss.f_backward()?;
+///
+/// assert!((f64::try_from(&loss)? - 2_f64.ln()).abs() < 1e-12);
+/// assert_eq!(Vec::<f64>::try_from(input.grad())?, [-1.0, 1.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Default)]
+#[doc(alias = "nn.BCELoss")]
+#[doc(alias = "binary_cross_entropy")]
+pub struct BceLoss {
+    weight: Option<Tensor>,
+    invalid_values: InvalidValues,
+    reduction: Reduction,
+}
+
+impl BceLoss {
+    /// Binary cross entropy with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets a weight for each element, broadcast to the input's shape. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets what a value outside \[0, 1\] does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    fn f_aten(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, TchError> {
+        let weight = match &self.weight {
+            Some(weight) => Some(weight.f_expand_as(input)?),
+            None => None,
+        };
+        input.f_binary_cross_entropy(target, weight, self.reduction.into())
+    }
+
+    fn f_validity(&self, (argument, tensor): check::Named) -> Result<Validity, LossError> {
+        // NaN stays NaN, which equals nothing.
+        let valid = tensor.f_clamp(0, 1)?.f_eq_tensor(tensor)?;
+        Validity::f_new((argument, tensor), valid, || "probabilities in [0, 1]".into(), self.invalid_values)
+    }
+}
+
+impl Loss for BceLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        check::same_kind(("target", target), ("input", input))?;
+        check::same_shape(("target", target), ("input", input))?;
+        if let Some(weight) = &self.weight {
+            check::devices(&[("input", input), ("weight", weight)])?;
+            check::broadcasts_to(("weight", weight), ("input", input))?;
+        }
+        if !input.device().is_cuda() && self.invalid_values == InvalidValues::Error {
+            // Here the operation itself looks at the values; they are looked at again only to say which one it was.
+            return self.f_aten(input, target).or_else(|error| {
+                self.f_validity(("input", input))?;
+                self.f_validity(("target", target))?;
+                Err(error.into())
+            });
+        }
+        let inputs = self.f_validity(("input", input))?;
+        let targets = self.f_validity(("target", target))?;
+        let loss = self.f_aten(&inputs.f_replace(input, 0.5)?, &targets.f_replace(target, 0.5)?)?;
+        let unreduced = self.reduction == Reduction::None;
+        targets.f_poison(&inputs.f_poison(&loss, unreduced)?, unreduced)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+
+    fn message(criterion: BceLoss, input: &Tensor, target: &Tensor) -> String {
+        criterion.f_forward(input, target).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let (input, target) = (Tensor::from_slice(&[0.5, 0.25]), Tensor::from_slice(&[1.0, 0.0]));
+        let weight = |shape: &[i64]| BceLoss::new().weight(Tensor::ones(shape, (Kind::Double, tch::Device::Cpu)));
+        let cases = [
+            (message(BceLoss::new(), &(&input + 1.0), &target), "input holds 1.5, expected probabilities in [0, 1]"),
+            (
+                message(BceLoss::new(), &(&input * f64::NAN), &target),
+                "input holds NaN, expected probabilities in [0, 1]",
+            ),
+            (message(BceLoss::new(), &input, &(&target - 1.0)), "target holds -1, expected probabilities in [0, 1]"),
+            (
+                message(BceLoss::new(), &input, &target.to_kind(Kind::Float)),
+                "target has kind Float, expected Double, the kind of input",
+            ),
+            (
+                message(BceLoss::new(), &input, &target.view([2, 1])),
+                "target has shape [2, 1], expected [2], the shape of input",
+            ),
+            (
+                message(weight(&[3]), &input, &target),
+                "weight has shape [3], expected a shape that broadcasts to [2], that of input",
+            ),
+            (
+                message(weight(&[1, 2]), &input, &target),
+                "weight has shape [1, 2], expected a shape that broadcasts to [2], that of input",
+            ),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn a_weight_that_requires_a_gradient_is_an_error_as_in_pytorch() {
+        let (input, target) = (Tensor::from_slice(&[0.5, 0.25]), Tensor::from_slice(&[1.0, 0.0]));
+        let weight = Tensor::from_slice(&[1.0, 2.0]).set_requires_grad(true);
+        assert!(message(BceLoss::new().weight(weight), &input, &target).contains("not differentiable"));
+    }
+
+    #[test]
+    fn values_outside_their_range_can_make_the_loss_nan() {
+        let target = Tensor::from_slice(&[1.0, 1.0, -1.0]);
+        for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
+            let input = Tensor::from_slice(&[0.5, f64::NAN, 0.5]).set_requires_grad(true);
+            let criterion = BceLoss::new().invalid_values(InvalidValues::Nan).reduction(reduction);
+            let loss = criterion.f_forward(&input, &target).unwrap();
+            let unreduced = reduction == Reduction::None;
+            let is_nan = Vec::<bool>::try_from(loss.isnan().view(-1)).unwrap();
+            assert_eq!(is_nan, if unreduced { vec![false, true, true] } else { vec![true] });
+            loss.sum(None).backward();
+            let used = if unreduced { -2.0 } else { 0.0 };
+            assert_eq!(Vec::<f64>::try_from(input.grad()).unwrap(), [used, 0.0, 0.0]);
+        }
+    }
+
+    #[test]
+    fn the_ends_of_the_range_are_finite() {
+        let input = Tensor::from_slice(&[0.0, 1.0, -0.0]).set_requires_grad(true);
+        let target = Tensor::from_slice(&[1.0, 0.0, 0.0]);
+        for invalid_values in [InvalidValues::Error, InvalidValues::Nan] {
+            let criterion = BceLoss::new().invalid_values(invalid_values).reduction(Reduction::None);
+            let loss = criterion.f_forward(&input, &target).unwrap();
+            assert_eq!(Vec::<f64>::try_from(&loss).unwrap(), [100.0, 100.0, 0.0]);
+        }
+    }
+}

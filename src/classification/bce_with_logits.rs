@@ -1,0 +1,143 @@
+use tch::Tensor;
+
+use crate::{Loss, LossError, Reduction, check};
+
+/// Binary cross entropy of logits: how unlikely a sigmoid of the input makes each yes or no of the target.
+///
+/// The usual loss of binary classification, of several labels at once and of segmentation with a mask per class. It
+/// takes logits: do not apply a sigmoid before it. Where exactly one class is right, choose
+/// [`CrossEntropyLoss`](crate::CrossEntropyLoss).
+///
+/// # Formula
+///
+/// ℓᵢ = −wᵢ (pᵢ yᵢ log σ(xᵢ) + (1 − yᵢ) log(1 − σ(xᵢ)))
+///
+/// where x is the input, y the target, w the weight and p the positive weight, each 1 where there is none. The mean is
+/// over the elements, whatever the weights.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`
+/// * `target`: that of `input`
+/// * `weight`, `pos_weight`: any that broadcasts to that of `input`; `[C]` is one weight per label for `[N, C]`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `torch.nn.BCEWithLogitsLoss` and `torch.nn.functional.binary_cross_entropy_with_logits` of PyTorch 2.13.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{BceWithLogitsLoss, Loss};
+///
+/// let logits = Tensor::from_slice(&[0.0, 0.0]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[1.0, 0.0]);
+///
+/// let loss = BceWithLogitsLoss::new().pos_weight(Tensor::from(3.0)).f_forward(&logits, &target)?;
+/// loss.f_backward()?;
+///
+/// assert!((f64::try_from(&loss)? - 2.0 * 2_f64.ln()).abs() < 1e-12);
+/// assert_eq!(Vec::<f64>::try_from(logits.grad())?, [-0.75, 0.25]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Default)]
+#[doc(alias = "nn.BCEWithLogitsLoss")]
+#[doc(alias = "binary_cross_entropy_with_logits")]
+pub struct BceWithLogitsLoss {
+    weight: Option<Tensor>,
+    pos_weight: Option<Tensor>,
+    reduction: Reduction,
+}
+
+impl BceWithLogitsLoss {
+    /// Binary cross entropy of logits with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets a weight for each element, broadcast to the input's shape. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets a weight for the positive part of the loss, broadcast to the input's shape. None by default.
+    ///
+    /// Above 1 it raises recall, below 1 precision.
+    pub fn pos_weight(mut self, pos_weight: Tensor) -> Self {
+        self.pos_weight = Some(pos_weight);
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Loss for BceWithLogitsLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        check::floating(("target", target))?;
+        check::same_shape(("target", target), ("input", input))?;
+        for (name, weight) in [("weight", &self.weight), ("pos_weight", &self.pos_weight)] {
+            let Some(weight) = weight else { continue };
+            check::devices(&[("input", input), (name, weight)])?;
+            check::broadcasts_to((name, weight), ("input", input))?;
+        }
+        let (weight, pos_weight) = (self.weight.as_ref(), self.pos_weight.as_ref());
+        Ok(input.f_binary_cross_entropy_with_logits(target, weight, pos_weight, self.reduction.into())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let (input, target) = (Tensor::from_slice(&[0.0, 1.0]), Tensor::from_slice(&[1.0, 0.0]));
+        let three = || Tensor::from_slice(&[1.0, 2.0, 3.0]);
+        let new = BceWithLogitsLoss::new;
+        let message = |criterion: BceWithLogitsLoss, input: &Tensor, target: &Tensor| {
+            criterion.f_forward(input, target).unwrap_err().to_string()
+        };
+        let cases = [
+            (message(new(), &input, &target.view([2, 1])), "target has shape [2, 1], expected [2], the shape of input"),
+            (message(new(), &input, &target.to_kind(Kind::Int64)), "target has kind Int64, expected a floating kind"),
+            (message(new(), &input.to_kind(Kind::Bool), &target), "input has kind Bool, expected a floating kind"),
+            (
+                message(new().weight(three()), &input, &target),
+                "weight has shape [3], expected a shape that broadcasts to [2], that of input",
+            ),
+            (
+                message(new().pos_weight(three()), &input, &target),
+                "pos_weight has shape [3], expected a shape that broadcasts to [2], that of input",
+            ),
+            (message(new().weight(Tensor::new()), &input, &target), "weight is an undefined tensor"),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn extreme_logits_stay_finite() {
+        let input = Tensor::from_slice(&[1000.0, -1000.0, 1000.0]).set_requires_grad(true);
+        let target = Tensor::from_slice(&[0.0, 1.0, 1.0]);
+        let loss = BceWithLogitsLoss::new().reduction(Reduction::None).f_forward(&input, &target).unwrap();
+        loss.sum(None).backward();
+        assert_eq!(Vec::<f64>::try_from(&loss).unwrap(), [1000.0, 1000.0, 0.0]);
+        assert_eq!(Vec::<f64>::try_from(input.grad()).unwrap(), [1.0, -1.0, 0.0]);
+    }
+}

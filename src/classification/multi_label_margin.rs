@@ -1,0 +1,196 @@
+use tch::{TchError, Tensor};
+
+use crate::check::{self, Validity};
+use crate::{InvalidValues, Loss, LossError, Reduction};
+
+/// The multi-label hinge loss: every class that is a label shall outscore every class that is none by a margin of 1.
+///
+/// Choose it to rank the labels of a sample above the rest, with the labels given as a list. For one label per sample
+/// choose [`MultiMarginLoss`](crate::MultiMarginLoss), for a yes or no per class
+/// [`MultiLabelSoftMarginLoss`](crate::MultiLabelSoftMarginLoss).
+///
+/// # Formula
+///
+/// ℓₙ = 1/C · Σ_{j ∈ Yₙ} Σ_{c ∉ Yₙ} max(0, 1 − x\[n, j\] + x\[n, c\])
+///
+/// where x is the input, C the number of classes and Yₙ the entries of row n of the target before its first −1; a label
+/// listed twice counts twice. The mean divides by the number of rows.
+///
+/// # Shapes
+///
+/// * `input`: `[N, C]`, `[C]`, or `[]` for a single class
+/// * `target`: that of `input`, of any integer kind that holds −1, with entries in \[−1, C); for a single class without
+///   a batch `[]` and `[1]` are the same
+/// * result: scalar, or `[N]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `torch.nn.MultiLabelMarginLoss` and `torch.nn.functional.multilabel_margin_loss` of PyTorch 2.13.
+///
+/// # Differences from PyTorch
+///
+/// * The mean over an empty batch is NaN and the sum 0; PyTorch returns uninitialised memory.
+/// * Class indices may be of any integer kind; PyTorch takes `int64`.
+/// * A class out of range is an error on CUDA too, where PyTorch loses the CUDA context.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Value`] for an entry outside \[−1, C), also after the first −1.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, MultiLabelMarginLoss};
+///
+/// let scores = Tensor::from_slice(&[0.0, 0.25, 0.5, 1.0]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[3_i64, 0, -1, 1]); // Labels 3 and 0; what follows the -1 is not read.
+///
+/// let loss = MultiLabelMarginLoss::new().f_forward(&scores, &target)?;
+/// loss.f_backward()?;
+///
+/// assert_eq!(f64::try_from(&loss)?, (0.25 + 0.5 + 1.25 + 1.5) / 4.0);
+/// assert_eq!(Vec::<f64>::try_from(scores.grad())?, [-0.5, 0.5, 0.5, -0.5]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Default)]
+#[doc(alias = "nn.MultiLabelMarginLoss")]
+#[doc(alias = "multilabel_margin_loss")]
+pub struct MultiLabelMarginLoss {
+    invalid_values: InvalidValues,
+    reduction: Reduction,
+}
+
+impl MultiLabelMarginLoss {
+    /// The multi-label hinge loss with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets what an entry of the target outside \[−1, C) does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    fn f_aten(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, TchError> {
+        input.f_multilabel_margin_loss(target, self.reduction.into())
+    }
+
+    fn f_validity(&self, target: &Tensor, classes: i64) -> Result<Validity, LossError> {
+        let valid = target.f_ge(-1)?.f_logical_and(&target.f_lt(classes)?)?;
+        let expected = || format!("classes in [0, {classes}), or -1 to end the list");
+        Validity::f_new(("target", target), valid, expected, self.invalid_values)
+    }
+}
+
+impl Loss for MultiLabelMarginLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        let (rows, classes) = check::rows_and_classes(input)?;
+        if !(input.dim() <= 1 && target.dim() <= 1 && classes == 1 && target.numel() == 1) {
+            check::same_shape(("target", target), ("input", input))?;
+        }
+        let target = check::integers(("target", target))?;
+        if rows == 0 {
+            // libtorch leaves the mean and the sum of no rows uninitialised.
+            return self.reduction.f_apply(&input.f_sum_dim_intlist(1, false, None)?);
+        }
+        if !input.device().is_cuda() && self.invalid_values == InvalidValues::Error {
+            // Here the operation itself looks at the values; they are looked at again only to say which one it was.
+            return self.f_aten(input, &target).or_else(|error| {
+                self.f_validity(&target, classes)?;
+                Err(error.into())
+            });
+        }
+        let entries = self.f_validity(&target, classes)?;
+        let loss = self.f_aten(input, &entries.f_replace(&target, -1.0)?)?;
+        entries.f_rows()?.f_poison(&loss, self.reduction == Reduction::None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn scores() -> Tensor {
+        Tensor::from_slice(&[0.0, 0.25, 0.5, 1.0])
+    }
+
+    fn message(input: &Tensor, target: &Tensor) -> String {
+        MultiLabelMarginLoss::new().f_forward(input, target).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let (input, target) = (scores(), Tensor::from_slice(&[3_i64, 0, -1, 1]));
+        let cases = [
+            (message(&input, &(&target + 1)), "target holds 4, expected classes in [0, 4), or -1 to end the list"),
+            (
+                message(&input, &Tensor::from_slice(&[0_i64, -1, -2, 0])),
+                "target holds -2, expected classes in [0, 4), or -1 to end the list",
+            ),
+            (message(&input, &target.narrow(0, 0, 2)), "target has shape [2], expected [4], the shape of input"),
+            (message(&input.view([1, 4]), &target), "target has shape [4], expected [1, 4], the shape of input"),
+            (
+                message(&input.view([1, 2, 2]), &target),
+                "input has shape [1, 2, 2], expected [C] or [N, C], with at least one class",
+            ),
+            (message(&input, &input), "target has kind Double, expected an integer kind"),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn every_integer_kind_that_holds_the_end_is_a_class_index() {
+        let target = Tensor::from_slice(&[3_i64, 0, -1, 1]);
+        for kind in [Kind::Int8, Kind::Int16, Kind::Int, Kind::Int64] {
+            let loss = MultiLabelMarginLoss::new().f_forward(&scores(), &target.to_kind(kind)).unwrap();
+            assert_eq!(loss.double_value(&[]), 0.875, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn an_empty_batch_is_defined() {
+        let input = scores().view([1, 4]).narrow(0, 0, 0);
+        let target = Tensor::zeros([0, 4], (Kind::Int64, Device::Cpu));
+        let with = |reduction| MultiLabelMarginLoss::new().reduction(reduction).forward(&input, &target);
+        assert!(with(Reduction::Mean).double_value(&[]).is_nan());
+        assert_eq!(with(Reduction::Sum).double_value(&[]), 0.0);
+        assert_eq!(with(Reduction::None).size(), [0]);
+    }
+
+    #[test]
+    fn a_single_class_has_nothing_to_outscore() {
+        for (input, target) in [(&[][..], &[][..]), (&[], &[1]), (&[1], &[]), (&[1], &[1])] {
+            let (input, target) = (Tensor::from(0.5).view(input), Tensor::from(0_i64).view(target));
+            assert_eq!(MultiLabelMarginLoss::new().forward(&input, &target).double_value(&[]), 0.0);
+        }
+    }
+
+    #[test]
+    fn entries_out_of_range_can_make_the_loss_nan() {
+        let target = Tensor::from_slice(&[0_i64, -1, 2, -1]).view([2, 2]);
+        for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
+            let input = Tensor::from_slice(&[0.0, 0.0, 0.0, 0.0]).view([2, 2]).set_requires_grad(true);
+            let criterion = MultiLabelMarginLoss::new().invalid_values(InvalidValues::Nan).reduction(reduction);
+            let loss = criterion.f_forward(&input, &target).unwrap();
+            loss.sum(None).backward();
+            assert!(loss.view(-1).double_value(&[-1]).is_nan());
+            let used = if reduction == Reduction::None { 0.5 } else { 0.0 };
+            assert_eq!(Vec::<f64>::try_from(input.grad().view(-1)).unwrap(), [-used, used, 0.0, 0.0]);
+        }
+    }
+}

@@ -1,0 +1,164 @@
+use tch::Tensor;
+
+use crate::{Loss, LossError, Reduction, check};
+
+/// Binary cross entropy of logits, averaged over the classes of each sample.
+///
+/// For several labels at once, with one loss per sample. With the mean over everything it is
+/// [`BceWithLogitsLoss`](crate::BceWithLogitsLoss), which is the faster of the two; choose this one for
+/// [`Reduction::None`] and [`Reduction::Sum`] per sample.
+///
+/// # Formula
+///
+/// ℓₙ = −1/C · Σ_c w\[n, c\] · (y\[n, c\] log σ(x\[n, c\]) + (1 − y\[n, c\]) log σ(−x\[n, c\]))
+///
+/// where x is the input, y the target, w the weight (1 where there is none) and C the number of classes, the size of the
+/// last dimension. The mean divides by the number of samples.
+///
+/// # Shapes
+///
+/// * `input`: `[*, C]`
+/// * `target`: that of `input`
+/// * `weight`: any that broadcasts to that of `input`; `[C]` is one weight per class
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `torch.nn.MultiLabelSoftMarginLoss` and `torch.nn.functional.multilabel_soft_margin_loss` of PyTorch 2.13.
+///
+/// # Differences from PyTorch
+///
+/// A target of another shape, or a weight that does not broadcast to the input's shape, is an error, unless
+/// [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts without a word.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, MultiLabelSoftMarginLoss};
+///
+/// let logits = Tensor::from_slice(&[0.0, 0.0]).view([1, 2]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[1.0, 0.0]).view([1, 2]);
+///
+/// let loss = MultiLabelSoftMarginLoss::new().f_forward(&logits, &target)?;
+/// loss.f_backward()?;
+///
+/// assert!((f64::try_from(&loss)? - 2_f64.ln()).abs() < 1e-12);
+/// assert_eq!(Vec::<f64>::try_from(logits.grad().view(-1))?, [-0.25, 0.25]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Default)]
+#[doc(alias = "nn.MultiLabelSoftMarginLoss")]
+#[doc(alias = "multilabel_soft_margin_loss")]
+pub struct MultiLabelSoftMarginLoss {
+    weight: Option<Tensor>,
+    broadcast: bool,
+    reduction: Reduction,
+}
+
+impl MultiLabelSoftMarginLoss {
+    /// The multi-label soft margin loss with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets a weight for each element, broadcast to the input's shape. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets whether input, target and weight may differ in shape and are broadcast against each other. False by
+    /// default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Loss for MultiLabelSoftMarginLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
+        let shape = input.size();
+        let Some(&classes) = shape.last() else {
+            return Err(check::shape_error(("input", input), "[C] or [..., C]"));
+        };
+        let positive = target.f_mul(&input.f_log_sigmoid()?)?;
+        let negative = target.f_rsub_scalar(1)?.f_mul(&input.f_neg()?.f_log_sigmoid()?)?;
+        let mut losses = positive.f_add(&negative)?.f_neg()?;
+        if let Some(weight) = &self.weight {
+            check::devices(&[("input", input), ("weight", weight)])?;
+            if !self.broadcast {
+                check::broadcasts_to(("weight", weight), ("input", input))?;
+            }
+            losses = losses.f_mul(weight)?;
+        }
+        // PyTorch counts the class dimension from the front, which differs where broadcasting added dimensions.
+        let class_dim = shape.len() as i64 - 1;
+        let losses = losses.f_sum_dim_intlist(class_dim, false, None)?.f_div_scalar(classes)?;
+        self.reduction.f_apply(&losses)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+
+    fn logits() -> Tensor {
+        Tensor::from_slice(&[0.0, 1.0, -2.0, 0.5]).view([2, 2])
+    }
+
+    fn message(criterion: MultiLabelSoftMarginLoss, input: &Tensor, target: &Tensor) -> String {
+        criterion.f_forward(input, target).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let (input, target) = (logits(), logits().sigmoid());
+        let new = MultiLabelSoftMarginLoss::new;
+        let three = Tensor::from_slice(&[1.0, 2.0, 3.0]);
+        let cases = [
+            (message(new(), &input, &target.get(0)), "target has shape [2], expected [2, 2], the shape of input"),
+            (message(new(), &input.to_kind(Kind::Int64), &target), "input has kind Int64, expected a floating kind"),
+            (message(new(), &Tensor::from(1.0), &Tensor::from(1.0)), "input has shape [], expected [C] or [..., C]"),
+            (
+                message(new().weight(three), &input, &target),
+                "weight has shape [3], expected a shape that broadcasts to [2, 2], that of input",
+            ),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn broadcasting_is_asked_for() {
+        let (input, target) = (logits(), Tensor::from_slice(&[1.0, 0.0]));
+        let criterion = MultiLabelSoftMarginLoss::new().broadcast(true);
+        let expanded = MultiLabelSoftMarginLoss::new().forward(&input, &target.expand_as(&input));
+        assert_eq!(criterion.f_forward(&input, &target).unwrap(), expanded);
+    }
+
+    #[test]
+    fn extreme_logits_stay_finite() {
+        let input = Tensor::from_slice(&[1000.0, -1000.0]).set_requires_grad(true);
+        let loss = MultiLabelSoftMarginLoss::new().forward(&input, &Tensor::from_slice(&[0.0, 1.0]));
+        loss.backward();
+        assert_eq!(loss.double_value(&[]), 1000.0);
+        assert_eq!(Vec::<f64>::try_from(input.grad()).unwrap(), [0.5, -0.5]);
+    }
+}

@@ -1,0 +1,261 @@
+use tch::{Kind, Tensor};
+
+use crate::check::{self, ClassIndices};
+use crate::{InvalidValues, Loss, LossError, Reduction};
+
+/// The multi-class hinge loss: every other class shall score less than the target by a margin.
+///
+/// The loss of a multi-class support vector machine. Choose it where only the order of the scores matters; for
+/// probabilities choose [`CrossEntropyLoss`](crate::CrossEntropyLoss), for several labels at once
+/// [`MultiLabelMarginLoss`](crate::MultiLabelMarginLoss).
+///
+/// # Formula
+///
+/// ℓₙ = w\[yₙ\] / C · Σ_{c ≠ yₙ} max(0, m − x\[n, yₙ\] + x\[n, c\])ᵖ
+///
+/// where x is the input, y the target, m the margin, p the power (1 or 2), w the weight (1 where there is none) and C the
+/// number of classes. The mean divides by the number of targets, whatever the weights.
+///
+/// # Shapes
+///
+/// * `input`: `[N, C]`, `[C]`, or `[]` for a single class
+/// * `target`: `[N]`; with one row `[]` or `[1]`; of any integer kind
+/// * `weight`: `[C]`, of the input's kind
+/// * result: scalar, or that of `target` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `torch.nn.MultiMarginLoss` and `torch.nn.functional.multi_margin_loss` of PyTorch 2.13.
+///
+/// # Differences from PyTorch
+///
+/// * It is composed of tensor operations, and so has a second derivative and a gradient for the weight.
+/// * A NaN in the input makes the loss NaN; PyTorch's kernel takes it for a hinge that is satisfied.
+/// * The mean over an empty batch is NaN and the sum 0; PyTorch returns uninitialised memory.
+/// * Class indices may be of any integer kind; PyTorch takes `int64`.
+/// * A class out of range is an error on CUDA too, where PyTorch loses the CUDA context.
+/// * `f16` and `bf16` work on the CPU too, and are computed in `f32`.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a `p` other than 1 and 2.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, MultiMarginLoss};
+///
+/// let scores = Tensor::from_slice(&[0.5, 1.0, 0.25, -1.0]).view([1, 4]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[1_i64]);
+///
+/// let loss = MultiMarginLoss::new().f_forward(&scores, &target)?;
+/// loss.f_backward()?;
+///
+/// assert_eq!(f64::try_from(&loss)?, (0.5 + 0.25) / 4.0);
+/// assert_eq!(Vec::<f64>::try_from(scores.grad().view(-1))?, [0.25, -0.5, 0.25, 0.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "nn.MultiMarginLoss")]
+#[doc(alias = "multi_margin_loss")]
+pub struct MultiMarginLoss {
+    p: i64,
+    margin: f64,
+    weight: Option<Tensor>,
+    invalid_values: InvalidValues,
+    reduction: Reduction,
+}
+
+impl MultiMarginLoss {
+    /// The multi-class hinge loss with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self { p: 1, margin: 1.0, weight: None, invalid_values: InvalidValues::Error, reduction: Reduction::Mean }
+    }
+
+    /// Sets the power of the hinges: 1, or 2 for squared hinges. 1 by default.
+    pub fn p(mut self, p: i64) -> Self {
+        self.p = p;
+        self
+    }
+
+    /// Sets the margin between the target's score and the others. 1 by default.
+    pub fn margin(mut self, margin: f64) -> Self {
+        self.margin = margin;
+        self
+    }
+
+    /// Sets a weight for each class. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// The losses `[N]` of an input `[N, C]` with a target `[N]`.
+    fn f_losses(&self, input: &Tensor, target: &Tensor, classes: i64) -> Result<Tensor, LossError> {
+        let kind = match input.f_kind()? {
+            Kind::Half | Kind::BFloat16 => Kind::Float,
+            kind => kind,
+        };
+        let (input, own) = (input.f_to_kind(kind)?, target.f_unsqueeze(1)?);
+        let excess = input.f_gather(1, &own, false)?.f_rsub_scalar(self.margin)?.f_add(&input)?;
+        let hinges = excess.f_scatter_value(1, &own, 0)?.f_relu()?;
+        let powers = if self.p == 1 { hinges } else { hinges.f_square()? };
+        let losses = powers.f_sum_dim_intlist(1, false, None)?.f_div_scalar(classes)?;
+        Ok(match &self.weight {
+            Some(weight) => losses.f_mul(&weight.f_to_kind(kind)?.f_index_select(0, target)?)?,
+            None => losses,
+        })
+    }
+}
+
+impl Default for MultiMarginLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for MultiMarginLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        check::option("p", self.p, matches!(self.p, 1 | 2), "1 or 2")?;
+        let (rows, classes) = check::rows_and_classes(input)?;
+        let shape = target.size();
+        if shape.len() > 1 || shape.iter().product::<i64>() != rows {
+            return Err(check::shape_error(("target", target), format!("[{rows}], one class per row of input")));
+        }
+        if let Some(weight) = &self.weight {
+            check::class_weight(weight, input, classes)?;
+            check::same_kind(("weight", weight), ("input", input))?;
+        }
+        let target = ClassIndices::f_new(target, classes, None, self.invalid_values)?;
+        let (input_rows, indices) = (input.f_reshape([rows, classes])?, target.indices.f_reshape([rows])?);
+        let losses = self.f_losses(&input_rows, &indices, classes)?.f_reshape(&shape)?;
+        let loss = self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?;
+        target.validity.f_poison(&loss, self.reduction == Reduction::None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    fn scores() -> Tensor {
+        Tensor::from_slice(&[0.5, 1.0, 0.25, -1.0]).view([1, 4])
+    }
+
+    fn message(criterion: MultiMarginLoss, input: &Tensor, target: &Tensor) -> String {
+        criterion.f_forward(input, target).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let (input, target) = (scores(), Tensor::from_slice(&[1_i64]));
+        let new = MultiMarginLoss::new;
+        let cases = [
+            (message(new(), &input, &(&target + 3)), "target holds 4, expected classes in [0, 4)"),
+            (message(new(), &input, &(&target - 2)), "target holds -1, expected classes in [0, 4)"),
+            (
+                message(new(), &input, &target.view([1, 1])),
+                "target has shape [1, 1], expected [1], one class per row of input",
+            ),
+            (
+                message(new(), &input.view([2, 2]), &target),
+                "target has shape [1], expected [2], one class per row of input",
+            ),
+            (
+                message(new(), &input.view([1, 2, 2]), &target),
+                "input has shape [1, 2, 2], expected [C] or [N, C], with at least one class",
+            ),
+            (
+                message(new(), &input.narrow(1, 0, 0), &target),
+                "input has shape [1, 0], expected [C] or [N, C], with at least one class",
+            ),
+            (message(new(), &input, &target.to_kind(Kind::Double)), "target has kind Double, expected an integer kind"),
+            (message(new().p(3), &input, &target), "option p is 3, expected 1 or 2"),
+            (
+                message(new().weight(Tensor::from_slice(&[1.0])), &input, &target),
+                "weight has shape [1], expected [4], one weight per class",
+            ),
+            (
+                message(new().weight(Tensor::from_slice(&[1_f32; 4])), &input, &target),
+                "weight has kind Float, expected Double, the kind of input",
+            ),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn the_gradient_at_the_kink_is_zero() {
+        for p in [1, 2] {
+            let input = Tensor::from_slice(&[1.0, 2.0, 0.0, 1.0]).set_requires_grad(true);
+            let loss = MultiMarginLoss::new().p(p).f_forward(&input, &Tensor::from(1_i64)).unwrap();
+            loss.backward();
+            assert_eq!(loss.double_value(&[]), 0.0);
+            assert_eq!(Vec::<f64>::try_from(input.grad()).unwrap(), [0.0; 4]);
+        }
+    }
+
+    #[test]
+    fn an_empty_batch_is_defined() {
+        let (input, target) = (scores().narrow(0, 0, 0), Tensor::zeros([0], (Kind::Int64, Device::Cpu)));
+        assert!(MultiMarginLoss::new().forward(&input, &target).double_value(&[]).is_nan());
+        let sum = MultiMarginLoss::new().reduction(Reduction::Sum).forward(&input, &target);
+        assert_eq!(sum.double_value(&[]), 0.0);
+    }
+
+    #[test]
+    fn nan_is_not_hidden() {
+        let input = Tensor::from_slice(&[f64::NAN, 1.0]);
+        for class in [0, 1] {
+            assert!(MultiMarginLoss::new().forward(&input, &Tensor::from(class)).double_value(&[]).is_nan());
+        }
+    }
+
+    #[test]
+    fn it_has_a_second_derivative() {
+        // ℓ = ((1 − b + a)²) / 2, and with g its gradient Σ g² = 2 (1 − b + a)².
+        let input = Tensor::from_slice(&[0.5, 0.25]).set_requires_grad(true);
+        let loss = MultiMarginLoss::new().p(2).f_forward(&input, &Tensor::from(1_i64)).unwrap();
+        let grad = Tensor::run_backward(&[loss], &[&input], true, true).remove(0);
+        let second = Tensor::run_backward(&[grad.square().sum(None)], &[&input], false, false).remove(0);
+        assert_eq!(Vec::<f64>::try_from(second).unwrap(), [5.0, -5.0]);
+    }
+
+    #[test]
+    fn half_kinds_are_computed_in_single_precision() {
+        let target = Tensor::from_slice(&[1_i64]);
+        for kind in [Kind::Half, Kind::BFloat16] {
+            let loss = MultiMarginLoss::new().f_forward(&scores().to_kind(kind), &target).unwrap();
+            assert_eq!((loss.kind(), loss.double_value(&[])), (kind, 0.1875));
+        }
+    }
+
+    #[test]
+    fn classes_out_of_range_can_make_the_loss_nan() {
+        let input = Tensor::from_slice(&[0.0, 0.0, 0.0, 0.0]).view([2, 2]).set_requires_grad(true);
+        let criterion = MultiMarginLoss::new().invalid_values(InvalidValues::Nan).reduction(Reduction::None);
+        let loss = criterion.f_forward(&input, &Tensor::from_slice(&[0_i64, 2])).unwrap();
+        loss.sum(None).backward();
+        assert!(loss.double_value(&[0]) == 0.5 && loss.double_value(&[1]).is_nan());
+        assert_eq!(Vec::<f64>::try_from(input.grad().view(-1)).unwrap(), [-0.5, 0.5, 0.0, 0.0]);
+    }
+}

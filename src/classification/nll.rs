@@ -1,0 +1,227 @@
+use tch::Tensor;
+
+use crate::check::{self, ClassIndices};
+use crate::{InvalidValues, Loss, LossError, Reduction};
+
+/// The negative log likelihood of the target class, given log-probabilities.
+///
+/// The loss of classification for a model that ends in a log-softmax. For one that ends in logits choose
+/// [`CrossEntropyLoss`](crate::CrossEntropyLoss), which takes the log-softmax itself.
+///
+/// # Formula
+///
+/// ℓₙ = −w\[yₙ\] · x\[n, yₙ\]
+///
+/// where x holds log-probabilities, y is the target and w the weight, 1 where there is none. An ignored target has
+/// ℓₙ = 0. The mean is Σ ℓₙ / Σ w\[yₙ\] over the targets that are not ignored.
+///
+/// # Shapes
+///
+/// * `input`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`
+/// * `target`: the same without C, of any integer kind; with an input of `[C]` also `[1]`
+/// * `weight`: `[C]`, of the input's kind
+/// * result: scalar, or the input's shape without C with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `torch.nn.NLLLoss` and `torch.nn.functional.nll_loss` of PyTorch 2.13.
+///
+/// # Differences from PyTorch
+///
+/// * Class indices may be of any integer kind; PyTorch takes `int64` and `uint8`.
+/// * A class out of range is an error on CUDA too, where PyTorch loses the CUDA context.
+/// * With an input of `[C]` and a target of `[1]`, [`Reduction::None`] has a gradient; PyTorch's backward fails.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Value`] for a class out of range.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, NllLoss};
+///
+/// let log_probs = Tensor::from_slice(&[-1.0, -2.0, -3.0, -4.0, -5.0, -6.0]).view([2, 3]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[0_i64, 2]);
+///
+/// let loss = NllLoss::new().f_forward(&log_probs, &target)?;
+/// loss.f_backward()?;
+///
+/// assert_eq!(f64::try_from(&loss)?, 3.5);
+/// let grad = Vec::<f64>::try_from(log_probs.grad().view(-1))?;
+/// assert_eq!(grad, [-0.5, 0.0, 0.0, 0.0, 0.0, -0.5]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "nn.NLLLoss")]
+#[doc(alias = "NLLLoss2d")]
+#[doc(alias = "nll_loss")]
+pub struct NllLoss {
+    weight: Option<Tensor>,
+    ignore_index: i64,
+    invalid_values: InvalidValues,
+    reduction: Reduction,
+}
+
+impl NllLoss {
+    /// The negative log likelihood with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self { weight: None, ignore_index: -100, invalid_values: InvalidValues::Error, reduction: Reduction::Mean }
+    }
+
+    /// Sets a weight for each class. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets the class index whose targets count nothing. −100 by default.
+    pub fn ignore_index(mut self, ignore_index: i64) -> Self {
+        self.ignore_index = ignore_index;
+        self
+    }
+
+    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Default for NllLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for NllLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        let class_dim = check::class_dim(input)?;
+        let mut expected = input.size();
+        let classes = expected.remove(class_dim);
+        let shape = target.size();
+        if shape != expected && !(expected.is_empty() && shape == [1]) {
+            return Err(check::shape_error(
+                ("target", target),
+                format!("{expected:?}, the shape of input without its classes"),
+            ));
+        }
+        if let Some(weight) = &self.weight {
+            check::class_weight(weight, input, classes)?;
+            check::same_kind(("weight", weight), ("input", input))?;
+        }
+        let target = if shape == expected { target.shallow_clone() } else { target.f_reshape(&expected)? };
+        let target = ClassIndices::f_new(&target, classes, Some(self.ignore_index), self.invalid_values)?;
+        let (weight, reduction) = (self.weight.as_ref(), self.reduction.into());
+        let loss = input.f_nll_loss_nd(&target.indices, weight, reduction, self.ignore_index)?;
+        target.validity.f_poison(&loss, self.reduction == Reduction::None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+
+    fn log_probs() -> Tensor {
+        Tensor::from_slice(&[-1.0, -2.0, -3.0, -4.0]).view([2, 2])
+    }
+
+    fn message(criterion: NllLoss, input: &Tensor, target: &Tensor) -> String {
+        criterion.f_forward(input, target).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let (input, target) = (log_probs(), Tensor::from_slice(&[0_i64, 1]));
+        let cases = [
+            (
+                message(NllLoss::new(), &input, &(&target + 1)),
+                "target holds 2, expected classes in [0, 2), or ignore_index -100",
+            ),
+            (message(NllLoss::new(), &target, &input), "input has kind Int64, expected a floating kind"),
+            (
+                message(NllLoss::new(), &input, &target.view([2, 1])),
+                "target has shape [2, 1], expected [2], the shape of input without its classes",
+            ),
+            (
+                message(NllLoss::new(), &input, &target.to_kind(Kind::Double)),
+                "target has kind Double, expected an integer kind",
+            ),
+            (
+                message(NllLoss::new(), &input.get(0), &target),
+                "target has shape [2], expected [], the shape of input without its classes",
+            ),
+            (
+                message(NllLoss::new(), &input.sum(None), &target),
+                "input has shape [], expected [C], [N, C] or [N, C, d1, ...]",
+            ),
+            (
+                message(NllLoss::new().weight(Tensor::from_slice(&[1.0])), &input, &target),
+                "weight has shape [1], expected [2], one weight per class",
+            ),
+            (
+                message(NllLoss::new().weight(Tensor::from_slice(&[1_f32, 1.0])), &input, &target),
+                "weight has kind Float, expected Double, the kind of input",
+            ),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn every_integer_kind_is_a_class_index() {
+        let target = Tensor::from_slice(&[1_i64, 0]);
+        for kind in [Kind::Uint8, Kind::Int8, Kind::Int16, Kind::Int, Kind::Int64] {
+            let loss = NllLoss::new().f_forward(&log_probs(), &target.to_kind(kind)).unwrap();
+            assert_eq!(loss.double_value(&[]), 2.5, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn ignored_rows_leave_value_and_gradient_alone() {
+        let input = Tensor::from_slice(&[-1.0, -2.0, f64::NAN, f64::NEG_INFINITY]).view([2, 2]).set_requires_grad(true);
+        let loss = NllLoss::new().f_forward(&input, &Tensor::from_slice(&[1_i64, -100])).unwrap();
+        loss.backward();
+        assert_eq!(loss.double_value(&[]), 2.0);
+        assert_eq!(Vec::<f64>::try_from(input.grad().view(-1)).unwrap(), [0.0, -1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn one_sample_without_a_batch() {
+        for shape in [&[][..], &[1]] {
+            let input = log_probs().get(0).set_requires_grad(true);
+            let target = Tensor::from(1_i64).view(shape);
+            let loss = NllLoss::new().reduction(Reduction::None).f_forward(&input, &target).unwrap();
+            loss.backward();
+            assert_eq!(loss.size(), [0_i64; 0]);
+            assert_eq!(Vec::<f64>::try_from(input.grad()).unwrap(), [0.0, -1.0]);
+        }
+    }
+
+    #[test]
+    fn classes_out_of_range_can_make_the_loss_nan() {
+        let target = Tensor::from_slice(&[1_i64, 7]);
+        for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
+            let input = log_probs().set_requires_grad(true);
+            let criterion = NllLoss::new().invalid_values(InvalidValues::Nan).reduction(reduction);
+            let loss = criterion.f_forward(&input, &target).unwrap();
+            assert!(loss.view(-1).double_value(&[-1]).is_nan());
+            loss.sum(None).backward();
+            let used = if reduction == Reduction::None { -1.0 } else { 0.0 };
+            assert_eq!(Vec::<f64>::try_from(input.grad().view(-1)).unwrap(), [0.0, used, 0.0, 0.0]);
+        }
+    }
+}

@@ -1,0 +1,160 @@
+use tch::Tensor;
+
+use crate::{Loss, LossError, check};
+
+/// The Kullback-Leibler divergence of a target distribution from a predicted one.
+///
+/// For distillation, variational models and soft labels. The input is log-probabilities, as of a `log_softmax`. Set
+/// [`KlDivReduction::BatchMean`] to get the divergence itself: PyTorch's default is not it. For logits choose
+/// [`CrossEntropyLoss`](crate::CrossEntropyLoss), which differs only by the entropy of the target.
+///
+/// # Formula
+///
+/// ℓᵢ = yᵢ (log yᵢ − xᵢ), and 0 where yᵢ = 0
+///
+/// where x is the input and y the target. With log-probabilities z as target, ℓᵢ = exp(zᵢ) (zᵢ − xᵢ). Summed over the
+/// elements of one distribution it is the divergence KL(y ‖ exp x).
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`; with [`KlDivReduction::BatchMean`] the first dimension is the batch
+/// * `target`: that of `input`
+/// * result: scalar, or `[*]` with [`KlDivReduction::None`]
+///
+/// # Reference
+///
+/// `torch.nn.KLDivLoss` and `torch.nn.functional.kl_div` of PyTorch 2.13.
+///
+/// # Differences from PyTorch
+///
+/// A target of another shape is an error, unless [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts
+/// silently.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for an
+/// argument that is not of a floating kind.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{KlDivLoss, KlDivReduction, Loss};
+///
+/// let log_p = Tensor::from_slice(&[0.25, 0.75, 0.5, 0.5]).view([2, 2]).log().set_requires_grad(true);
+/// let q = Tensor::from_slice(&[0.25, 0.75, 1.0, 0.0]).view([2, 2]);
+///
+/// let loss = KlDivLoss::new().reduction(KlDivReduction::BatchMean).f_forward(&log_p, &q)?;
+/// loss.f_backward()?;
+///
+/// // The first prediction is the target, the second is off by one bit.
+/// assert!((f64::try_from(&loss)? - 2_f64.ln() / 2.0).abs() < 1e-15);
+/// assert_eq!(Vec::<f64>::try_from(log_p.grad().view([-1]))?, [-0.125, -0.375, -0.5, 0.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Default)]
+#[doc(alias = "nn.KLDivLoss")]
+#[doc(alias = "kl_div")]
+pub struct KlDivLoss {
+    log_target: bool,
+    broadcast: bool,
+    reduction: KlDivReduction,
+}
+
+/// How the terms of a [`KlDivLoss`] become the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[doc(alias = "batchmean")]
+pub enum KlDivReduction {
+    /// One term per element, without a reduction.
+    None,
+    /// Their mean over all elements. PyTorch's default, and not the divergence: that is a sum over the elements of a
+    /// distribution, and here it is divided by their number too.
+    #[default]
+    Mean,
+    /// Their sum.
+    Sum,
+    /// Their sum divided by the size of the input's first dimension, the mean of the divergences in a batch of
+    /// distributions. For an input without dimensions it is the sum.
+    BatchMean,
+}
+
+impl KlDivReduction {
+    /// What libtorch's operation does of it.
+    fn of_operation(self) -> tch::Reduction {
+        match self {
+            KlDivReduction::None => tch::Reduction::None,
+            KlDivReduction::Mean => tch::Reduction::Mean,
+            KlDivReduction::Sum | KlDivReduction::BatchMean => tch::Reduction::Sum,
+        }
+    }
+}
+
+impl KlDivLoss {
+    /// The Kullback-Leibler divergence with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets whether the target is log-probabilities too, which avoids taking the logarithm of it. False by default.
+    pub fn log_target(mut self, log_target: bool) -> Self {
+        self.log_target = log_target;
+        self
+    }
+
+    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets the reduction. [`KlDivReduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: KlDivReduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Loss for KlDivLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        check::floating(("target", target))?;
+        check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
+        let loss = input.f_kl_div(target, self.reduction.of_operation(), self.log_target)?;
+        match input.size().first() {
+            Some(&batch) if self.reduction == KlDivReduction::BatchMean => Ok(loss.f_div_scalar(batch)?),
+            _ => Ok(loss),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch_mean() -> KlDivLoss {
+        KlDivLoss::new().reduction(KlDivReduction::BatchMean)
+    }
+
+    #[test]
+    fn wrong_arguments_are_named() {
+        let (floats, integers) = (Tensor::from_slice(&[0.5, 0.5]), Tensor::from_slice(&[1_i64, 0]));
+        let error = KlDivLoss::new().f_forward(&floats, &integers).unwrap_err();
+        assert_eq!(error.to_string(), "target has kind Int64, expected a floating kind");
+        let error = KlDivLoss::new().f_forward(&floats.unsqueeze(0), &floats).unwrap_err();
+        assert_eq!(error.to_string(), "target has shape [2], expected [1, 2], the shape of input");
+    }
+
+    #[test]
+    fn the_batch_mean_without_a_batch_is_the_sum() {
+        let (input, target) = (Tensor::from(-1.0), Tensor::from(1.0));
+        assert_eq!(f64::try_from(batch_mean().forward(&input, &target)).unwrap(), 1.0);
+    }
+
+    #[test]
+    fn the_batch_is_that_of_the_input() {
+        let (input, target) =
+            (Tensor::from_slice(&[-1.0, -2.0]), Tensor::from_slice(&[1.0, 1.0, 1.0, 1.0]).view([2, 2]));
+        assert_eq!(f64::try_from(batch_mean().broadcast(true).forward(&input.unsqueeze(0), &target)).unwrap(), 6.0);
+    }
+}

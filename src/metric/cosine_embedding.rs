@@ -1,0 +1,158 @@
+use tch::Tensor;
+
+use super::same_shape_or_broadcast_in_rank;
+use crate::{LossError, Reduction, check};
+
+/// The loss of the angle between two embeddings: small for pairs that belong together, wide for pairs that do not.
+///
+/// For embeddings whose direction counts and whose length does not, of sentences or products for example. Where the
+/// distance counts choose [`HingeEmbeddingLoss`](crate::HingeEmbeddingLoss); for triplets
+/// [`TripletMarginLoss`](crate::TripletMarginLoss).
+///
+/// # Formula
+///
+/// ℓₙ = 1 − cos(aₙ, bₙ) where yₙ = 1, and max(0, cos(aₙ, bₙ) − Δ) where yₙ = −1
+///
+/// cos(a, b) = Σ aᵢbᵢ / √((Σ aᵢ² + 10⁻¹²) (Σ bᵢ² + 10⁻¹²))
+///
+/// where a and b are the inputs, y is the target and Δ the margin. A target that is neither has ℓₙ = 0.
+///
+/// # Shapes
+///
+/// * `input1`, `input2`: `[N, D]`, or `[D]` for a single pair
+/// * `target`: `[N]`, or scalar, of any kind
+/// * result: scalar, or the target's shape with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `torch.nn.CosineEmbeddingLoss` and `torch.nn.functional.cosine_embedding_loss` of PyTorch 2.13.
+///
+/// # Differences from PyTorch
+///
+/// Inputs of different shapes, or targets of another number, are an error unless [`broadcast`](Self::broadcast) allows
+/// them; PyTorch broadcasts silently.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes do not fit, [`LossError::Device`] where devices differ.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::CosineEmbeddingLoss;
+///
+/// let input1 = Tensor::from_slice(&[3.0, 4.0, 3.0, 4.0]).view([2, 2]);
+/// let input2 = Tensor::from_slice(&[4.0, 3.0, 4.0, 3.0]).view([2, 2]);
+/// let target = Tensor::from_slice(&[1_i64, -1]);
+///
+/// // Both cosines are 24 / 25 = 0.96.
+/// let loss = CosineEmbeddingLoss::new().margin(0.5).f_forward(&input1, &input2, &target)?;
+///
+/// assert!((f64::try_from(loss)? - (0.04 + 0.46) / 2.0).abs() < 1e-9);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Default)]
+#[doc(alias = "nn.CosineEmbeddingLoss")]
+#[doc(alias = "cosine_embedding_loss")]
+pub struct CosineEmbeddingLoss {
+    margin: f64,
+    broadcast: bool,
+    reduction: Reduction,
+}
+
+impl CosineEmbeddingLoss {
+    /// The cosine embedding loss with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the cosine, in \[−1, 1\], up to which a pair that does not belong together costs nothing. 0 by default.
+    pub fn margin(mut self, margin: f64) -> Self {
+        self.margin = margin;
+        self
+    }
+
+    /// Sets whether inputs and target may differ in shape and are broadcast against each other. False by default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// Computes the loss, with a graph where an argument requires a gradient.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward(&self, input1: &Tensor, input2: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input1", input1), ("input2", input2), ("target", target)])?;
+        let mut pairs = input1.size();
+        if !(1..=2).contains(&pairs.len()) {
+            return Err(check::shape_error(("input1", input1), "[N, D] or [D]"));
+        }
+        same_shape_or_broadcast_in_rank(("input2", input2), ("input1", input1), self.broadcast)?;
+        pairs.pop();
+        let actual = target.size();
+        if actual.len() != pairs.len() || (!self.broadcast && actual != pairs) {
+            return Err(check::shape_error(("target", target), format!("{pairs:?}, one value per pair")));
+        }
+        Ok(Tensor::f_cosine_embedding_loss(input1, input2, target, self.margin, self.reduction.into())?)
+    }
+
+    /// Computes the loss as [`f_forward`](Self::f_forward) does.
+    ///
+    /// # Panics
+    /// Where `f_forward` returns an error, with its message.
+    #[track_caller]
+    pub fn forward(&self, input1: &Tensor, input2: &Tensor, target: &Tensor) -> Tensor {
+        crate::loss::expect(self.f_forward(input1, input2, target))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn ones(shape: &[i64]) -> Tensor {
+        Tensor::ones(shape, (Kind::Double, Device::Cpu))
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_named() {
+        for (input1, input2, target, message) in [
+            (&[][..], &[][..], &[][..], "input1 has shape [], expected [N, D] or [D]"),
+            (&[2, 3, 4], &[2, 3, 4], &[2], "input1 has shape [2, 3, 4], expected [N, D] or [D]"),
+            (&[3, 4], &[1, 4], &[3], "input2 has shape [1, 4], expected [3, 4], the shape of input1"),
+            (&[3, 4], &[3, 4], &[1], "target has shape [1], expected [3], one value per pair"),
+            (&[3, 4], &[3, 4], &[], "target has shape [], expected [3], one value per pair"),
+            (&[4], &[4], &[1], "target has shape [1], expected [], one value per pair"),
+        ] {
+            let error = CosineEmbeddingLoss::new().f_forward(&ones(input1), &ones(input2), &ones(target)).unwrap_err();
+            assert_eq!(error.to_string(), message);
+        }
+    }
+
+    #[test]
+    fn broadcasting_keeps_the_number_of_dimensions() {
+        let loss = CosineEmbeddingLoss::new().broadcast(true).reduction(Reduction::None);
+        assert_eq!(loss.forward(&ones(&[3, 4]), &ones(&[1, 4]), &ones(&[1])).size(), [3]);
+        assert_eq!(loss.forward(&ones(&[1, 4]), &ones(&[1, 1]), &ones(&[5])).size(), [5]);
+        let error = loss.f_forward(&ones(&[3, 4]), &ones(&[4]), &ones(&[3])).unwrap_err();
+        assert_eq!(error.to_string(), "input2 has shape [4], expected 2 dimensions, as many as input1");
+        loss.f_forward(&ones(&[3, 4]), &ones(&[3, 4]), &ones(&[])).unwrap_err();
+    }
+
+    #[test]
+    fn a_zero_embedding_has_a_finite_gradient() {
+        let input1 = ones(&[1, 2]).zeros_like().set_requires_grad(true);
+        CosineEmbeddingLoss::new().forward(&input1, &ones(&[1, 2]), &ones(&[1])).backward();
+        assert!(bool::try_from(input1.grad().isfinite().all()).unwrap());
+    }
+}

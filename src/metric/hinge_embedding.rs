@@ -1,0 +1,118 @@
+use tch::Tensor;
+
+use crate::{Loss, LossError, Reduction, check};
+
+/// The hinge loss of a distance: small for pairs that belong together, at least a margin for pairs that do not.
+///
+/// For distances, or other dissimilarities, that were computed already. From two embeddings and their cosine compute
+/// [`CosineEmbeddingLoss`](crate::CosineEmbeddingLoss); from triplets [`TripletMarginLoss`](crate::TripletMarginLoss).
+///
+/// # Formula
+///
+/// ℓᵢ = xᵢ where yᵢ = 1, and max(0, Δ − xᵢ) where yᵢ = −1
+///
+/// where x is the input, y the target and Δ the margin. A target that is neither gets the sum of both.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`
+/// * `target`: that of `input`, of any kind
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `torch.nn.HingeEmbeddingLoss` and `torch.nn.functional.hinge_embedding_loss` of PyTorch 2.13.
+///
+/// # Differences from PyTorch
+///
+/// A target of another shape is an error, unless [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts silently.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{HingeEmbeddingLoss, Loss};
+///
+/// let distance = Tensor::from_slice(&[0.5, 0.25, 2.0, 0.25]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[1_i64, -1, -1, 1]);
+///
+/// // (0.5 + (1 − 0.25) + 0 + 0.25) / 4
+/// let loss = HingeEmbeddingLoss::new().f_forward(&distance, &target)?;
+/// loss.f_backward()?;
+///
+/// assert_eq!(f64::try_from(&loss)?, 0.375);
+/// assert_eq!(Vec::<f64>::try_from(distance.grad())?, [0.25, -0.25, 0.0, 0.25]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "nn.HingeEmbeddingLoss")]
+#[doc(alias = "hinge_embedding_loss")]
+pub struct HingeEmbeddingLoss {
+    margin: f64,
+    broadcast: bool,
+    reduction: Reduction,
+}
+
+impl HingeEmbeddingLoss {
+    /// The hinge embedding loss with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self { margin: 1.0, broadcast: false, reduction: Reduction::Mean }
+    }
+
+    /// Sets the distance from which on a pair that does not belong together costs nothing. 1 by default.
+    pub fn margin(mut self, margin: f64) -> Self {
+        self.margin = margin;
+        self
+    }
+
+    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Default for HingeEmbeddingLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for HingeEmbeddingLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
+        Ok(input.f_hinge_embedding_loss(target, self.margin, self.reduction.into())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn broadcasting_is_asked_for() {
+        let (input, target) = (Tensor::from_slice(&[0.5, 2.0]), Tensor::from_slice(&[1.0, -1.0]).view([2, 1]));
+        let error = HingeEmbeddingLoss::new().f_forward(&input, &target).unwrap_err();
+        assert_eq!(error.to_string(), "target has shape [2, 1], expected [2], the shape of input");
+        let losses = HingeEmbeddingLoss::new().broadcast(true).reduction(Reduction::None).forward(&input, &target);
+        assert_eq!(Vec::<Vec<f64>>::try_from(losses).unwrap(), [[0.5, 2.0], [0.5, 0.0]]);
+    }
+
+    #[test]
+    fn another_target_gets_both_terms() {
+        let (input, target) = (Tensor::from_slice(&[0.25]), Tensor::from_slice(&[0.0]));
+        let loss = HingeEmbeddingLoss::new().margin(2.0).forward(&input, &target);
+        assert_eq!(f64::try_from(loss).unwrap(), 0.25 + 1.75);
+    }
+}

@@ -1,0 +1,150 @@
+use tch::{Kind, Tensor};
+
+use super::same_shape_or_broadcast_in_rank;
+use crate::{LossError, Reduction, check};
+
+/// The margin ranking loss: of two scores, the right one shall be higher by a margin.
+///
+/// For learning to rank from pairs: search results, preferences, recommendations.
+///
+/// # Formula
+///
+/// ℓᵢ = max(0, −yᵢ (aᵢ − bᵢ) + Δ)
+///
+/// where a is the first and b the second input and Δ the margin; the target y is 1 where a should rank higher and −1
+/// where b should.
+///
+/// # Shapes
+///
+/// * `input1`: any, `[*]`
+/// * `input2`, `target`: that of `input1`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `torch.nn.MarginRankingLoss` and `torch.nn.functional.margin_ranking_loss` of PyTorch 2.13.
+///
+/// # Differences from PyTorch
+///
+/// * Arguments of different shapes are an error, unless [`broadcast`](Self::broadcast) allows them; PyTorch broadcasts
+///   silently.
+/// * A `uint8` target of 1 counts as 1; PyTorch negates it to 255.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::MarginRankingLoss;
+///
+/// let clicked = Tensor::from_slice(&[2.0, 0.5]).set_requires_grad(true);
+/// let skipped = Tensor::from_slice(&[0.0, 1.0]);
+/// let target = Tensor::from_slice(&[1_i64, 1]);
+///
+/// // (max(0, −2 + 1) + max(0, 0.5 + 1)) / 2
+/// let loss = MarginRankingLoss::new().margin(1.0).f_forward(&clicked, &skipped, &target)?;
+/// loss.f_backward()?;
+///
+/// assert_eq!(f64::try_from(&loss)?, 0.75);
+/// assert_eq!(Vec::<f64>::try_from(clicked.grad())?, [0.0, -0.5]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Default)]
+#[doc(alias = "nn.MarginRankingLoss")]
+#[doc(alias = "margin_ranking_loss")]
+pub struct MarginRankingLoss {
+    margin: f64,
+    broadcast: bool,
+    reduction: Reduction,
+}
+
+impl MarginRankingLoss {
+    /// The margin ranking loss with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the difference of the scores from which on a pair costs nothing. 0 by default.
+    pub fn margin(mut self, margin: f64) -> Self {
+        self.margin = margin;
+        self
+    }
+
+    /// Sets whether the arguments may differ in shape and are broadcast against each other; they still need the same
+    /// number of dimensions. False by default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// Computes the loss, with a graph where an argument requires a gradient.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward(&self, input1: &Tensor, input2: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let first = ("input1", input1);
+        check::devices(&[first, ("input2", input2), ("target", target)])?;
+        same_shape_or_broadcast_in_rank(("input2", input2), first, self.broadcast)?;
+        same_shape_or_broadcast_in_rank(("target", target), first, self.broadcast)?;
+        if target.f_kind()? == Kind::Uint8 {
+            return self.f_aten(input1, input2, &target.f_to_kind(Kind::Int16)?);
+        }
+        self.f_aten(input1, input2, target)
+    }
+
+    /// Computes the loss as [`f_forward`](Self::f_forward) does.
+    ///
+    /// # Panics
+    /// Where `f_forward` returns an error, with its message.
+    #[track_caller]
+    pub fn forward(&self, input1: &Tensor, input2: &Tensor, target: &Tensor) -> Tensor {
+        crate::loss::expect(self.f_forward(input1, input2, target))
+    }
+
+    fn f_aten(&self, input1: &Tensor, input2: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        Ok(Tensor::f_margin_ranking_loss(input1, input2, target, self.margin, self.reduction.into())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    fn ones(shape: &[i64]) -> Tensor {
+        Tensor::ones(shape, (Kind::Float, Device::Cpu))
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_named() {
+        let error = MarginRankingLoss::new().f_forward(&ones(&[3]), &ones(&[1]), &ones(&[3])).unwrap_err();
+        assert_eq!(error.to_string(), "input2 has shape [1], expected [3], the shape of input1");
+        let error = MarginRankingLoss::new().f_forward(&ones(&[3]), &ones(&[3]), &ones(&[])).unwrap_err();
+        assert_eq!(error.to_string(), "target has shape [], expected [3], the shape of input1");
+    }
+
+    #[test]
+    fn broadcasting_keeps_the_number_of_dimensions() {
+        let loss = MarginRankingLoss::new().broadcast(true).reduction(Reduction::None);
+        assert_eq!(loss.forward(&ones(&[3, 1]), &ones(&[1, 4]), &ones(&[3, 4])).size(), [3, 4]);
+        let error = loss.f_forward(&ones(&[3]), &ones(&[3]), &ones(&[])).unwrap_err();
+        assert_eq!(error.to_string(), "target has shape [], expected 1 dimensions, as many as input1");
+    }
+
+    #[test]
+    fn an_unsigned_target_is_a_number() {
+        let (higher, lower) = (Tensor::from_slice(&[3.0]), Tensor::from_slice(&[1.0]));
+        let loss = MarginRankingLoss::new().margin(5.0).forward(&higher, &lower, &Tensor::from_slice(&[1_u8]));
+        assert_eq!(f64::try_from(loss).unwrap(), 3.0);
+    }
+}

@@ -1,0 +1,172 @@
+use tch::Tensor;
+
+use super::triplet;
+use crate::{LossError, Reduction};
+
+/// The triplet margin loss: an anchor shall be nearer to a positive than to a negative example, by a margin.
+///
+/// For embeddings of faces, signatures, products: whatever is compared by its p-norm distance. For another distance
+/// choose [`TripletMarginWithDistanceLoss`](crate::TripletMarginWithDistanceLoss); for labelled pairs
+/// [`CosineEmbeddingLoss`](crate::CosineEmbeddingLoss).
+///
+/// # Formula
+///
+/// ℓₙ = max(0, d(aₙ, pₙ) − d(aₙ, nₙ) + Δ)
+///
+/// d(u, v) = ‖u − v + ε‖ₚ
+///
+/// where a is the anchor, p the positive and n the negative example, Δ the margin, and the norm is over the last
+/// dimension. With a swap, d(aₙ, nₙ) is min(d(aₙ, nₙ), d(pₙ, nₙ)).
+///
+/// # Shapes
+///
+/// * `anchor`: `[*, D]`, usually `[N, D]`
+/// * `positive`, `negative`: that of `anchor`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `torch.nn.TripletMarginLoss` and `torch.nn.functional.triplet_margin_loss` of PyTorch 2.13; Balntas et al., *Learning
+/// shallow convolutional feature descriptors with triplet losses*, 2016, for the swap.
+///
+/// # Differences from PyTorch
+///
+/// Arguments of different shapes are an error, unless [`broadcast`](Self::broadcast) allows them; PyTorch broadcasts
+/// silently.
+///
+/// # Errors
+///
+/// [`LossError::Option`] for a margin that is not positive, [`LossError::Shape`] where shapes differ,
+/// [`LossError::Device`] where devices do.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::TripletMarginLoss;
+///
+/// let anchor = Tensor::from_slice(&[0.0, 0.0]).view([1, 2]).set_requires_grad(true);
+/// let positive = Tensor::from_slice(&[3.0, 4.0]).view([1, 2]);
+/// let negative = Tensor::from_slice(&[6.0, 8.0]).view([1, 2]);
+///
+/// // The distances are 5 and 10.
+/// let loss = TripletMarginLoss::new().margin(7.0).f_forward(&anchor, &positive, &negative)?;
+/// loss.f_backward()?;
+///
+/// assert!((f64::try_from(&loss)? - 2.0).abs() < 1e-5);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "nn.TripletMarginLoss")]
+#[doc(alias = "triplet_margin_loss")]
+pub struct TripletMarginLoss {
+    margin: f64,
+    p: f64,
+    eps: f64,
+    swap: bool,
+    broadcast: bool,
+    reduction: Reduction,
+}
+
+impl TripletMarginLoss {
+    /// The triplet margin loss with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self { margin: 1.0, p: 2.0, eps: 1e-6, swap: false, broadcast: false, reduction: Reduction::Mean }
+    }
+
+    /// Sets by how much the negative must be farther away, > 0, for a triplet to cost nothing. 1 by default.
+    pub fn margin(mut self, margin: f64) -> Self {
+        self.margin = margin;
+        self
+    }
+
+    /// Sets the degree of the norm. 2 by default.
+    pub fn p(mut self, p: f64) -> Self {
+        self.p = p;
+        self
+    }
+
+    /// Sets what is added to each difference, which keeps the gradient at equal embeddings finite. 10⁻⁶ by default.
+    pub fn eps(mut self, eps: f64) -> Self {
+        self.eps = eps;
+        self
+    }
+
+    /// Sets whether the distance from the positive to the negative counts where it is the smaller one. False by default.
+    pub fn swap(mut self, swap: bool) -> Self {
+        self.swap = swap;
+        self
+    }
+
+    /// Sets whether the arguments may differ in shape and are broadcast against each other; they still need the same
+    /// number of dimensions. False by default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// Computes the loss, with a graph where an argument requires a gradient.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Result<Tensor, LossError> {
+        let named = [("anchor", anchor), ("positive", positive), ("negative", negative)];
+        triplet(named, self.margin, self.broadcast)?;
+        let (margin, p, eps, swap, reduction) = (self.margin, self.p, self.eps, self.swap, self.reduction.into());
+        Ok(Tensor::f_triplet_margin_loss(anchor, positive, negative, margin, p, eps, swap, reduction)?)
+    }
+
+    /// Computes the loss as [`f_forward`](Self::f_forward) does.
+    ///
+    /// # Panics
+    /// Where `f_forward` returns an error, with its message.
+    #[track_caller]
+    pub fn forward(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Tensor {
+        crate::loss::expect(self.f_forward(anchor, positive, negative))
+    }
+}
+
+impl Default for TripletMarginLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn ones(shape: &[i64]) -> Tensor {
+        Tensor::ones(shape, (Kind::Float, Device::Cpu))
+    }
+
+    #[test]
+    fn wrong_calls_are_named() {
+        let x = ones(&[3, 4]);
+        for (margin, positive, negative, message) in [
+            (0.0, &[3, 4][..], &[3, 4][..], "option margin is 0, expected a number > 0"),
+            (1.0, &[1, 4], &[3, 4], "positive has shape [1, 4], expected [3, 4], the shape of anchor"),
+            (1.0, &[3, 4], &[4], "negative has shape [4], expected [3, 4], the shape of anchor"),
+        ] {
+            let loss = TripletMarginLoss::new().margin(margin);
+            let error = loss.f_forward(&x, &ones(positive), &ones(negative)).unwrap_err();
+            assert_eq!(error.to_string(), message);
+        }
+    }
+
+    #[test]
+    fn broadcasting_keeps_the_number_of_dimensions() {
+        let loss = TripletMarginLoss::new().broadcast(true).reduction(Reduction::None);
+        assert_eq!(loss.forward(&ones(&[3, 4]), &ones(&[1, 4]), &ones(&[3, 1])).size(), [3]);
+        let error = loss.f_forward(&ones(&[3, 4]), &ones(&[4]), &ones(&[3, 4])).unwrap_err();
+        assert_eq!(error.to_string(), "positive has shape [4], expected 2 dimensions, as many as anchor");
+    }
+}

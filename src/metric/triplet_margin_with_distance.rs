@@ -1,0 +1,241 @@
+use std::fmt;
+
+use tch::Tensor;
+
+use super::triplet;
+use crate::{LossError, Reduction, check};
+
+type Distance = dyn Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send;
+
+/// The triplet margin loss with a distance of your own.
+///
+/// As [`TripletMarginLoss`](crate::TripletMarginLoss), for embeddings whose distance is no p-norm: the cosine, a
+/// hyperbolic distance, a learned one.
+///
+/// # Formula
+///
+/// ℓₙ = max(0, d(aₙ, pₙ) − d(aₙ, nₙ) + Δ)
+///
+/// where a is the anchor, p the positive and n the negative example, Δ the margin and d the distance. With a swap,
+/// d(aₙ, nₙ) is min(d(aₙ, nₙ), d(pₙ, nₙ)).
+///
+/// # Shapes
+///
+/// * `anchor`: what the distance function takes, `[*, D]` without one
+/// * `positive`, `negative`: that of `anchor`
+/// * result: scalar, or the shape of the distances, `[*]` without a function, with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `torch.nn.TripletMarginWithDistanceLoss` and `torch.nn.functional.triplet_margin_with_distance_loss` of PyTorch 2.13.
+///
+/// # Differences from PyTorch
+///
+/// Arguments, or distances, of different shapes are an error, unless [`broadcast`](Self::broadcast) allows them; PyTorch
+/// broadcasts silently.
+///
+/// # Errors
+///
+/// [`LossError::Option`] for a margin that is not positive, [`LossError::Shape`] where shapes differ,
+/// [`LossError::Device`] where devices do, and what the distance function returns.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{LossError, TripletMarginWithDistanceLoss};
+///
+/// fn manhattan(a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {
+///     Ok(a.f_sub(b)?.f_abs()?.f_sum_dim_intlist(-1, false, None)?)
+/// }
+///
+/// let anchor = Tensor::from_slice(&[0.0, 0.0]).view([1, 2]).set_requires_grad(true);
+/// let positive = Tensor::from_slice(&[1.0, 1.0]).view([1, 2]);
+/// let negative = Tensor::from_slice(&[-1.0, 4.0]).view([1, 2]);
+///
+/// let criterion = TripletMarginWithDistanceLoss::new().distance_function(manhattan).margin(4.0);
+/// let loss = criterion.f_forward(&anchor, &positive, &negative)?; // 4 + 2 − 5
+/// loss.f_backward()?;
+///
+/// assert_eq!(f64::try_from(&loss)?, 1.0);
+/// assert_eq!(Vec::<f64>::try_from(anchor.grad().view(-1))?, [-2.0, 0.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[doc(alias = "nn.TripletMarginWithDistanceLoss")]
+#[doc(alias = "triplet_margin_with_distance_loss")]
+pub struct TripletMarginWithDistanceLoss {
+    distance_function: Option<Box<Distance>>,
+    margin: f64,
+    swap: bool,
+    broadcast: bool,
+    reduction: Reduction,
+}
+
+impl TripletMarginWithDistanceLoss {
+    /// The triplet margin loss with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self { distance_function: None, margin: 1.0, swap: false, broadcast: false, reduction: Reduction::Mean }
+    }
+
+    /// Sets the distance of two tensors. That of `torch.nn.PairwiseDistance` by default: the Euclidean distance over the
+    /// last dimension, with 10⁻⁶ added to each difference.
+    pub fn distance_function<F>(mut self, distance_function: F) -> Self
+    where
+        F: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
+    {
+        self.distance_function = Some(Box::new(distance_function));
+        self
+    }
+
+    /// Sets by how much the negative must be farther away, > 0, for a triplet to cost nothing. 1 by default.
+    pub fn margin(mut self, margin: f64) -> Self {
+        self.margin = margin;
+        self
+    }
+
+    /// Sets whether the distance from the positive to the negative counts where it is the smaller one. False by default.
+    pub fn swap(mut self, swap: bool) -> Self {
+        self.swap = swap;
+        self
+    }
+
+    /// Sets whether the arguments may differ in shape and are broadcast against each other, and their distances too; the
+    /// arguments still need the same number of dimensions. False by default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// Computes the loss, with a graph where an argument requires a gradient.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault, or that of the distance function.
+    pub fn f_forward(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Result<Tensor, LossError> {
+        let named = [("anchor", anchor), ("positive", positive), ("negative", negative)];
+        triplet(named, self.margin, self.broadcast)?;
+        let to_positive = self.f_distance(anchor, positive)?;
+        let mut to_negative = self.f_distance(anchor, negative)?;
+        let first = ("distance_function(anchor, positive)", &to_positive);
+        self.check_distance(("distance_function(anchor, negative)", &to_negative), first)?;
+        if self.swap {
+            let swapped = self.f_distance(positive, negative)?;
+            self.check_distance(("distance_function(positive, negative)", &swapped), first)?;
+            to_negative = to_negative.f_minimum(&swapped)?;
+        }
+        let losses = to_positive.f_add_scalar(self.margin)?.f_sub(&to_negative)?.f_clamp_min(0)?;
+        self.reduction.f_apply(&losses)
+    }
+
+    /// Computes the loss as [`f_forward`](Self::f_forward) does.
+    ///
+    /// # Panics
+    /// Where `f_forward` returns an error, with its message.
+    #[track_caller]
+    pub fn forward(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Tensor {
+        crate::loss::expect(self.f_forward(anchor, positive, negative))
+    }
+
+    fn f_distance(&self, a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {
+        match &self.distance_function {
+            Some(distance_function) => distance_function(a, b),
+            None => Ok(Tensor::f_pairwise_distance(a, b, 2.0, 1e-6, false)?),
+        }
+    }
+
+    fn check_distance(&self, distance: check::Named, first: check::Named) -> Result<(), LossError> {
+        if self.distance_function.is_none() {
+            return Ok(());
+        }
+        check::devices(&[first, distance])?;
+        check::same_shape_or_broadcast(distance, first, self.broadcast)
+    }
+}
+
+impl Default for TripletMarginWithDistanceLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for TripletMarginWithDistanceLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let distance_function = if self.distance_function.is_some() { "given" } else { "pairwise distance" };
+        f.debug_struct("TripletMarginWithDistanceLoss")
+            .field("distance_function", &format_args!("{distance_function}"))
+            .field("margin", &self.margin)
+            .field("swap", &self.swap)
+            .field("broadcast", &self.broadcast)
+            .field("reduction", &self.reduction)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::TripletMarginLoss;
+
+    fn randn(shape: &[i64]) -> Tensor {
+        Tensor::randn(shape, (Kind::Double, Device::Cpu))
+    }
+
+    #[test]
+    fn without_a_function_it_is_the_triplet_margin_loss() {
+        let (a, p, n) = (randn(&[5, 3]), randn(&[5, 3]), randn(&[5, 3]));
+        for swap in [false, true] {
+            let loss = TripletMarginWithDistanceLoss::new().swap(swap).forward(&a, &p, &n);
+            assert_eq!(loss, TripletMarginLoss::new().swap(swap).forward(&a, &p, &n));
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_function_comes_out() {
+        let criterion = TripletMarginWithDistanceLoss::new().distance_function(|a, b| Ok(a.f_matmul(b)?));
+        let x = randn(&[3, 4]);
+        let error = criterion.f_forward(&x, &x, &x).unwrap_err();
+        assert!(error.to_string().starts_with("libtorch: mat1 and mat2 shapes"), "{error}");
+    }
+
+    #[test]
+    fn distances_are_not_broadcast_unasked() {
+        let ragged = |a: &Tensor, b: &Tensor| {
+            let keepdim = f64::try_from(b.f_sum(None)?)? > 0.0;
+            Ok(a.f_sub(b)?.f_sum_dim_intlist(-1, keepdim, None)?)
+        };
+        let criterion = TripletMarginWithDistanceLoss::new().distance_function(ragged);
+        let one = randn(&[3, 4]).ones_like();
+        let error = criterion.f_forward(&one, &-&one, &one).unwrap_err();
+        let expected = "distance_function(anchor, negative) has shape [3, 1], \
+                        expected [3], the shape of distance_function(anchor, positive)";
+        assert_eq!(error.to_string(), expected);
+        let criterion = criterion.broadcast(true).reduction(Reduction::None);
+        assert_eq!(criterion.forward(&one, &-&one, &one).size(), [3, 3]);
+    }
+
+    #[test]
+    fn wrong_calls_are_named() {
+        let x = randn(&[3, 4]);
+        let criterion = TripletMarginWithDistanceLoss::new().margin(-1.0);
+        let error = criterion.f_forward(&x, &x, &x).unwrap_err();
+        assert_eq!(error.to_string(), "option margin is -1, expected a number > 0");
+        let criterion = TripletMarginWithDistanceLoss::new().distance_function(|_, _| Ok(Tensor::new()));
+        let error = criterion.f_forward(&x, &x, &x).unwrap_err();
+        assert_eq!(error.to_string(), "distance_function(anchor, positive) is an undefined tensor");
+    }
+
+    #[test]
+    fn it_can_be_sent_and_printed() {
+        fn sent<T: Send>(_: &T) {}
+        let criterion = TripletMarginWithDistanceLoss::new();
+        sent(&criterion);
+        assert!(format!("{criterion:?}").contains("distance_function: pairwise distance"));
+    }
+}

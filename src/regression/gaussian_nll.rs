@@ -1,0 +1,299 @@
+use std::f64::consts::PI;
+
+use tch::{Tensor, no_grad_guard};
+
+use crate::check::{self, Validity};
+use crate::{InvalidValues, LossError, Reduction};
+
+/// The negative log-likelihood of targets under Gaussian distributions.
+///
+/// For regression with an uncertainty: the model predicts a mean and a variance for each element, and pays for a
+/// variance that is too small as for one that is too large. With a constant variance it is
+/// [`MseLoss`](crate::MseLoss) up to a factor and a constant.
+///
+/// # Formula
+///
+/// ℓᵢ = ½ (log vᵢ + (xᵢ − yᵢ)² / vᵢ), with v = max(var, ε)
+///
+/// where x is the input and y the target. The full loss adds the constant ½ log 2π. The gradient with respect to the
+/// variance is taken at v and passes the maximum unchanged, so that a variance below ε can grow again.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`
+/// * `target`: that of `input`
+/// * `var`: that of `input`, or the same without the last dimension, or with 1 in place of one dimension; or a number
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `torch.nn.GaussianNLLLoss` and `torch.nn.functional.gaussian_nll_loss` of PyTorch 2.13; Nix and Weigend,
+/// *Estimating the Mean and Variance of the Target Probability Distribution*, 1994.
+///
+/// # Differences from PyTorch
+///
+/// A target of another shape is an error, unless [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts
+/// silently.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] or [`LossError::Device`] for arguments that do not fit together, [`LossError::Kind`] for a
+/// variance that is not of a floating kind, [`LossError::Value`] for a negative one. On CUDA looking for a negative
+/// variance waits for the device, as in PyTorch; [`invalid_values`](Self::invalid_values) avoids that.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::GaussianNllLoss;
+///
+/// let mean = Tensor::from_slice(&[1.0, 2.0]).set_requires_grad(true);
+/// let var = Tensor::from_slice(&[1.0, 1.0]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[1.0, 4.0]);
+///
+/// let criterion = GaussianNllLoss::new();
+/// let loss = criterion.f_forward(&mean, &target, &var)?;
+/// loss.f_backward()?;
+///
+/// assert_eq!(f64::try_from(&loss)?, 1.0);
+/// assert_eq!(Vec::<f64>::try_from(mean.grad())?, [0.0, -1.0]);
+/// assert_eq!(Vec::<f64>::try_from(var.grad())?, [0.25, -0.75]);
+///
+/// // One variance for all.
+/// let loss = criterion.f_forward(&mean, &target, 1.0)?;
+/// assert_eq!(f64::try_from(&loss)?, 1.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "nn.GaussianNLLLoss")]
+#[doc(alias = "gaussian_nll_loss")]
+pub struct GaussianNllLoss {
+    full: bool,
+    eps: f64,
+    broadcast: bool,
+    invalid_values: InvalidValues,
+    reduction: Reduction,
+}
+
+/// The variance of a [`GaussianNllLoss`], made from a tensor or a number.
+#[derive(Debug, Clone, Copy)]
+pub enum Variance<'a> {
+    /// One for each element, or for several of them.
+    Tensor(&'a Tensor),
+    /// One for all elements.
+    Number(f64),
+}
+
+impl<'a> From<&'a Tensor> for Variance<'a> {
+    fn from(var: &'a Tensor) -> Self {
+        Self::Tensor(var)
+    }
+}
+
+impl From<f64> for Variance<'_> {
+    fn from(var: f64) -> Self {
+        Self::Number(var)
+    }
+}
+
+impl GaussianNllLoss {
+    /// The Gaussian loss with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self {
+            full: false,
+            eps: 1e-6,
+            broadcast: false,
+            invalid_values: InvalidValues::Error,
+            reduction: Reduction::Mean,
+        }
+    }
+
+    /// Sets whether to add the constant ½ log 2π. False by default.
+    pub fn full(mut self, full: bool) -> Self {
+        self.full = full;
+        self
+    }
+
+    /// Sets ε, the least variance; smaller ones are raised to it. 1e-6 by default.
+    pub fn eps(mut self, eps: f64) -> Self {
+        self.eps = eps;
+        self
+    }
+
+    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets what a negative variance in a tensor does; as a number it is always an error. [`InvalidValues::Error`] by
+    /// default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// Computes the loss, with a graph where an argument requires a gradient.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward<'a>(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        var: impl Into<Variance<'a>>,
+    ) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
+        let (var, validity) = match var.into() {
+            Variance::Tensor(var) => {
+                check::devices(&[("input", input), ("var", var)])?;
+                check::floating(("var", var))?;
+                let var = f_shaped(var, input)?;
+                let validity = f_not_negative(&var, self.invalid_values)?;
+                (validity.f_replace(&var, 1.0)?, validity)
+            }
+            Variance::Number(var) => (f_filled(var, input)?, Validity::CHECKED),
+        };
+        let loss = self.f_composite(input, target, &var)?;
+        validity.f_poison(&loss, self.reduction == Reduction::None)
+    }
+
+    /// Computes the loss as [`f_forward`](Self::f_forward) does.
+    ///
+    /// # Panics
+    /// Where `f_forward` returns an error, with its message.
+    #[track_caller]
+    pub fn forward<'a>(&self, input: &Tensor, target: &Tensor, var: impl Into<Variance<'a>>) -> Tensor {
+        crate::loss::expect(self.f_forward(input, target, var))
+    }
+
+    fn f_composite(&self, input: &Tensor, target: &Tensor, var: &Tensor) -> Result<Tensor, LossError> {
+        let var = self.f_raised(var)?;
+        let squares = input.f_sub(target)?.f_pow_tensor_scalar(2)?;
+        let mut losses = var.f_log()?.f_add(&squares.f_div(&var)?)?.f_mul_scalar(0.5)?;
+        if self.full {
+            let _ = losses.f_add_scalar_(0.5 * (2.0 * PI).ln())?;
+        }
+        self.reduction.f_apply(&losses)
+    }
+
+    /// The larger of `var` and ε: a copy changed in place without a graph, so that its gradient is that of `var`.
+    fn f_raised(&self, var: &Tensor) -> Result<Tensor, LossError> {
+        let mut copy = var.f_to_dtype(var.f_kind()?, false, true)?;
+        let _guard = no_grad_guard();
+        let _ = copy.f_clamp_min_(self.eps)?;
+        Ok(copy)
+    }
+}
+
+impl Default for GaussianNllLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+const NOT_NEGATIVE: &str = "variances ≥ 0";
+
+/// `var` for each element of the input.
+fn f_filled(var: f64, input: &Tensor) -> Result<Tensor, LossError> {
+    if var < 0.0 {
+        let actual = var.to_string();
+        return Err(LossError::Value { argument: "var", expected: NOT_NEGATIVE.into(), actual });
+    }
+    let var = input.f_ones_like()?.f_mul_scalar(var)?;
+    check::floating(("var", &var))?;
+    Ok(var)
+}
+
+/// `var` in a shape that broadcasts against the input, if its shape is one of those that PyTorch takes.
+fn f_shaped(var: &Tensor, input: &Tensor) -> Result<Tensor, LossError> {
+    let (actual, expected) = (var.size(), input.size());
+    if actual == expected {
+        return Ok(var.shallow_clone());
+    }
+    if expected.split_last().is_some_and(|(_, others)| actual == others) {
+        return Ok(var.f_unsqueeze(-1)?);
+    }
+    // PyTorch's rule: the sizes that differ sum to 1.
+    let differing = expected.iter().zip(&actual).filter(|&(x, v)| x != v && *v != 0).map(|(_, v)| *v);
+    if actual.len() == expected.len() && differing.eq([1]) {
+        return Ok(var.shallow_clone());
+    }
+    let of_input =
+        format!("{expected:?}, the shape of input, or that without the last dimension or with 1 in place of one");
+    Err(check::shape_error(("var", var), of_input))
+}
+
+/// Looks for negative values; NaN is none, as in PyTorch.
+fn f_not_negative(var: &Tensor, mode: InvalidValues) -> Result<Validity, LossError> {
+    let negative = var.f_lt(0)?;
+    if mode == InvalidValues::Error && negative.f_any()?.f_int64_value(&[])? == 0 {
+        return Ok(Validity::CHECKED);
+    }
+    Validity::f_new(("var", var), negative.f_logical_not()?, || NOT_NEGATIVE.into(), mode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CPU: (tch::Kind, tch::Device) = (tch::Kind::Double, tch::Device::Cpu);
+
+    fn none() -> GaussianNllLoss {
+        GaussianNllLoss::new().reduction(Reduction::None)
+    }
+
+    #[test]
+    fn wrong_shapes_are_named() {
+        let x = Tensor::zeros([3, 4], CPU);
+        for shape in [&[4][..], &[2, 4], &[1, 1], &[3, 4, 1]] {
+            let error = none().f_forward(&x, &x, &Tensor::ones(shape, CPU)).unwrap_err();
+            let expected = "[3, 4], the shape of input, or that without the last dimension or with 1 in place of one";
+            assert_eq!(error.to_string(), format!("var has shape {shape:?}, expected {expected}"));
+        }
+        let error = none().f_forward(&x, &Tensor::zeros([3, 1], CPU), 1.0).unwrap_err();
+        assert_eq!(error.to_string(), "target has shape [3, 1], expected [3, 4], the shape of input");
+    }
+
+    #[test]
+    fn a_variance_is_not_negative() {
+        let x = Tensor::from_slice(&[1.0, 2.0]);
+        let var = Tensor::from_slice(&[0.5, -2.5]);
+        let error = none().f_forward(&x, &x, &var).unwrap_err();
+        assert_eq!(error.to_string(), "var holds -2.5, expected variances ≥ 0");
+        for mode in [InvalidValues::Error, InvalidValues::Nan] {
+            let error = none().invalid_values(mode).f_forward(&x, &x, -1.0).unwrap_err();
+            assert_eq!(error.to_string(), "var holds -1, expected variances ≥ 0");
+        }
+        let nan = Tensor::from_slice(&[1.0, f64::NAN]);
+        assert_eq!(Vec::<bool>::try_from(none().forward(&x, &x, &nan).isnan()).unwrap(), [false, true]);
+    }
+
+    #[test]
+    fn a_negative_variance_may_be_nan_without_a_gradient() {
+        let x = Tensor::zeros([2, 2], CPU).set_requires_grad(true);
+        let y = Tensor::ones([2, 2], CPU);
+        let var = Tensor::from_slice(&[1.0, -1.0]).set_requires_grad(true);
+        let loss = none().invalid_values(InvalidValues::Nan).forward(&x, &y, &var);
+        assert_eq!(Vec::<bool>::try_from(loss.isnan().view([-1])).unwrap(), [false, false, true, true]);
+        loss.sum(None).backward();
+        assert_eq!(Vec::<f64>::try_from(x.grad().view([-1])).unwrap(), [-1.0, -1.0, 0.0, 0.0]);
+        assert_eq!(Vec::<f64>::try_from(var.grad()).unwrap(), [0.0, 0.0]);
+    }
+
+    #[test]
+    fn the_caller_s_variance_is_left_alone_and_has_a_gradient_below_eps() {
+        let (x, y) = (Tensor::from_slice(&[0.0]), Tensor::from_slice(&[1.0]));
+        let var = Tensor::from_slice(&[0.0]).set_requires_grad(true);
+        GaussianNllLoss::new().eps(0.5).forward(&x, &y, &var).backward();
+        assert_eq!(f64::try_from(&var).unwrap(), 0.0);
+        assert_eq!(f64::try_from(var.grad()).unwrap(), 0.5 * (1.0 / 0.5 - 1.0 / 0.25));
+    }
+}

@@ -1,0 +1,143 @@
+use tch::Tensor;
+
+use super::f_expanded;
+use crate::{Loss, LossError, Reduction, check};
+
+/// The Huber loss: squared where an element is near its target, linear where it is far.
+///
+/// For regression with outliers: near the target it is half of [`MseLoss`](crate::MseLoss), and far from it the
+/// slope stays at δ. [`SmoothL1Loss`](crate::SmoothL1Loss) is this loss divided by δ.
+///
+/// # Formula
+///
+/// ℓᵢ = wᵢ (xᵢ − yᵢ)² / 2 where |xᵢ − yᵢ| < δ, else wᵢ δ (|xᵢ − yᵢ| − δ/2)
+///
+/// where x is the input, y the target and w the weight, 1 where there is none. The mean is Σ ℓᵢ divided by the number
+/// of elements, whatever the weights; those of [`MseLoss`](crate::MseLoss) and [`L1Loss`](crate::L1Loss) are divided
+/// by Σ wᵢ. The disagreement is PyTorch's.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`
+/// * `target`, `weight`: that of `input`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `torch.nn.HuberLoss` and `torch.nn.functional.huber_loss` of PyTorch 2.13, the weight is that of the function;
+/// Huber, *Robust Estimation of a Location Parameter*, 1964.
+///
+/// # Differences from PyTorch
+///
+/// A target of another shape is an error, unless [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts with a
+/// warning.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Option`] for a
+/// δ that is not positive.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{HuberLoss, Loss};
+///
+/// let input = Tensor::from_slice(&[1.0, 0.0]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[2.0, 4.0]);
+///
+/// let loss = HuberLoss::new().delta(2.0).f_forward(&input, &target)?;
+/// loss.f_backward()?;
+///
+/// assert_eq!(f64::try_from(&loss)?, (0.5 + 6.0) / 2.0);
+/// assert_eq!(Vec::<f64>::try_from(input.grad())?, [-0.5, -1.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "nn.HuberLoss")]
+#[doc(alias = "huber_loss")]
+pub struct HuberLoss {
+    delta: f64,
+    weight: Option<Tensor>,
+    broadcast: bool,
+    reduction: Reduction,
+}
+
+impl HuberLoss {
+    /// The Huber loss with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self { delta: 1.0, weight: None, broadcast: false, reduction: Reduction::Mean }
+    }
+
+    /// Sets δ > 0, the distance from which on the loss is linear. 1 by default.
+    pub fn delta(mut self, delta: f64) -> Self {
+        self.delta = delta;
+        self
+    }
+
+    /// Sets a weight for each element, of the input's shape. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Default for HuberLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for HuberLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::option("delta", self.delta, self.delta > 0.0, "a number > 0")?;
+        f_expanded(input, target, self.broadcast, |x, y| {
+            let Some(weight) = &self.weight else {
+                return Ok(x.f_huber_loss(y, self.reduction.into(), self.delta)?);
+            };
+            check::element_weight(weight, input)?;
+            let losses = x.f_huber_loss(y, tch::Reduction::None, self.delta)?.f_mul(weight)?;
+            self.reduction.f_apply(&losses)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delta_is_positive() {
+        let x = Tensor::from_slice(&[1.0]);
+        for (delta, actual) in [(0.0, "0"), (-1.0, "-1"), (f64::NAN, "NaN")] {
+            let error = HuberLoss::new().delta(delta).f_forward(&x, &x).unwrap_err();
+            assert_eq!(error.to_string(), format!("option delta is {actual}, expected a number > 0"));
+        }
+    }
+
+    #[test]
+    fn the_weighted_mean_is_over_the_elements() {
+        let (x, y) = (Tensor::from_slice(&[0.0, 0.0]), Tensor::from_slice(&[1.0, 1.0]));
+        let loss = HuberLoss::new().weight(Tensor::from_slice(&[1.0, 7.0])).forward(&x, &y);
+        assert_eq!(f64::try_from(loss).unwrap(), (0.5 + 3.5) / 2.0);
+    }
+
+    #[test]
+    fn it_is_the_smooth_l1_loss_times_delta() {
+        let (x, y) = (Tensor::from_slice(&[0.0, 3.0, -1.0]), Tensor::from_slice(&[0.5, -1.0, 3.0]));
+        let huber = HuberLoss::new().delta(2.0).forward(&x, &y);
+        assert_eq!(huber, crate::SmoothL1Loss::new().beta(2.0).forward(&x, &y) * 2.0);
+    }
+}

@@ -1,0 +1,132 @@
+use tch::Tensor;
+
+use super::f_expanded;
+use crate::{Loss, LossError, Reduction, check};
+
+/// The mean absolute error: the distance of each element to its target.
+///
+/// For regression towards the median rather than the mean: a target that is far off the mark counts no more than in
+/// proportion to its distance. Its gradient does not fade near the target; where that hinders convergence, choose
+/// [`SmoothL1Loss`](crate::SmoothL1Loss) or [`HuberLoss`](crate::HuberLoss).
+///
+/// # Formula
+///
+/// ℓᵢ = wᵢ |xᵢ − yᵢ|
+///
+/// where x is the input, y the target and w the weight, 1 where there is none. The mean is Σ ℓᵢ / Σ wᵢ. The gradient at
+/// xᵢ = yᵢ is 0.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`
+/// * `target`, `weight`: that of `input`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `torch.nn.L1Loss` and `torch.nn.functional.l1_loss` of PyTorch 2.13; the weight is that of the function.
+///
+/// # Differences from PyTorch
+///
+/// A target of another shape is an error, unless [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts with a
+/// warning.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{L1Loss, Loss};
+///
+/// let input = Tensor::from_slice(&[1.0, 2.0, 3.0, 4.0]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[1.0, 1.0, 6.0, 8.0]);
+///
+/// let loss = L1Loss::new().f_forward(&input, &target)?;
+/// loss.f_backward()?;
+///
+/// assert_eq!(f64::try_from(&loss)?, 2.0);
+/// assert_eq!(Vec::<f64>::try_from(input.grad())?, [0.0, 0.25, -0.25, -0.25]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Default)]
+#[doc(alias = "nn.L1Loss")]
+#[doc(alias = "l1_loss")]
+pub struct L1Loss {
+    weight: Option<Tensor>,
+    broadcast: bool,
+    reduction: Reduction,
+}
+
+impl L1Loss {
+    /// The mean absolute error with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets a weight for each element, of the input's shape. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Loss for L1Loss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        f_expanded(input, target, self.broadcast, |x, y| {
+            let Some(weight) = &self.weight else {
+                return Ok(x.f_l1_loss(y, self.reduction.into())?);
+            };
+            check::element_weight(weight, input)?;
+            let losses = x.f_sub(y)?.f_abs()?.f_mul(weight)?;
+            self.reduction.f_apply_weighted(&losses, weight)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+
+    fn ones(shape: &[i64]) -> Tensor {
+        Tensor::ones(shape, (Kind::Double, tch::Device::Cpu))
+    }
+
+    #[test]
+    fn shapes_must_agree() {
+        let error = L1Loss::new().f_forward(&ones(&[3, 1]), &ones(&[3])).unwrap_err();
+        assert_eq!(error.to_string(), "target has shape [3], expected [3, 1], the shape of input");
+
+        let error = L1Loss::new().broadcast(true).f_forward(&ones(&[3, 2]), &ones(&[3])).unwrap_err();
+        let expected = "target has shape [3], expected a shape that broadcasts against [3, 2], that of input";
+        assert_eq!(error.to_string(), expected);
+
+        let weighted = L1Loss::new().weight(ones(&[2]));
+        let error = weighted.f_forward(&ones(&[3, 2]), &ones(&[3, 2])).unwrap_err();
+        assert_eq!(error.to_string(), "weight has shape [2], expected [3, 2], the shape of input");
+    }
+
+    #[test]
+    fn the_weight_of_a_broadcast_input_has_the_shape_of_that_input() {
+        let weighted = L1Loss::new().broadcast(true).weight(Tensor::from_slice(&[1.0, 3.0]));
+        let loss = weighted
+            .forward(&Tensor::from_slice(&[1.0, 2.0]), &Tensor::zeros([3, 2], (Kind::Double, tch::Device::Cpu)));
+        assert_eq!(f64::try_from(loss).unwrap(), 3.0 * (1.0 + 6.0) / 4.0);
+    }
+}

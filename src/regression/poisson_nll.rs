@@ -1,0 +1,141 @@
+use tch::Tensor;
+
+use crate::{Loss, LossError, Reduction, check};
+
+/// The negative log-likelihood of counts under Poisson distributions.
+///
+/// For regression of counts: visits, photons, word occurrences. By default the input is the logarithm of the expected
+/// count, which keeps the count positive without a constraint.
+///
+/// # Formula
+///
+/// ℓᵢ = exp(xᵢ) − yᵢ xᵢ, or xᵢ − yᵢ log(xᵢ + ε) where the input is not a logarithm
+///
+/// where x is the input, y the target and ε a small number that keeps the logarithm finite. The term log(yᵢ!) is left
+/// out: it does not depend on the input. The full loss adds Stirling's approximation of it,
+/// yᵢ log yᵢ − yᵢ + ½ log(2π yᵢ), where yᵢ > 1.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`
+/// * `target`: that of `input`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `torch.nn.PoissonNLLLoss` and `torch.nn.functional.poisson_nll_loss` of PyTorch 2.13.
+///
+/// # Differences from PyTorch
+///
+/// A target of another shape is an error, unless [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts
+/// silently.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, PoissonNllLoss};
+///
+/// let log_rate = Tensor::from_slice(&[0.0, 0.0]).set_requires_grad(true);
+/// let counts = Tensor::from_slice(&[1.0, 3.0]);
+///
+/// let loss = PoissonNllLoss::new().f_forward(&log_rate, &counts)?;
+/// loss.f_backward()?;
+///
+/// assert_eq!(f64::try_from(&loss)?, 1.0);
+/// assert_eq!(Vec::<f64>::try_from(log_rate.grad())?, [0.0, -1.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "nn.PoissonNLLLoss")]
+#[doc(alias = "poisson_nll_loss")]
+pub struct PoissonNllLoss {
+    log_input: bool,
+    full: bool,
+    eps: f64,
+    broadcast: bool,
+    reduction: Reduction,
+}
+
+impl PoissonNllLoss {
+    /// The Poisson loss with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self { log_input: true, full: false, eps: 1e-8, broadcast: false, reduction: Reduction::Mean }
+    }
+
+    /// Sets whether the input is the logarithm of the expected count, rather than that count. True by default.
+    pub fn log_input(mut self, log_input: bool) -> Self {
+        self.log_input = log_input;
+        self
+    }
+
+    /// Sets whether to add Stirling's approximation of log(yᵢ!). False by default.
+    pub fn full(mut self, full: bool) -> Self {
+        self.full = full;
+        self
+    }
+
+    /// Sets ε, which is added to an input that is not a logarithm before its logarithm is taken. 1e-8 by default.
+    pub fn eps(mut self, eps: f64) -> Self {
+        self.eps = eps;
+        self
+    }
+
+    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Default for PoissonNllLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for PoissonNllLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
+        Ok(input.f_poisson_nll_loss(target, self.log_input, self.full, self.eps, self.reduction.into())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_must_agree() {
+        let (input, target) = (Tensor::from_slice(&[0.0, 0.0]), Tensor::from_slice(&[1.0]));
+        let error = PoissonNllLoss::new().f_forward(&input, &target).unwrap_err();
+        assert_eq!(error.to_string(), "target has shape [1], expected [2], the shape of input");
+        let loss = PoissonNllLoss::new().broadcast(true).reduction(Reduction::Sum).forward(&input, &target);
+        assert_eq!(f64::try_from(loss).unwrap(), 2.0);
+    }
+
+    #[test]
+    fn counts_up_to_one_have_no_stirling_term() {
+        let (input, target) = (Tensor::from_slice(&[0.0, 0.0]), Tensor::from_slice(&[0.0, 1.0]));
+        let short = PoissonNllLoss::new().reduction(Reduction::None);
+        let full = PoissonNllLoss::new().reduction(Reduction::None).full(true);
+        assert_eq!(full.forward(&input, &target), short.forward(&input, &target));
+    }
+
+    #[test]
+    fn counts_may_be_integers() {
+        let (input, target) = (Tensor::from_slice(&[0.0, 0.0]), Tensor::from_slice(&[1_i64, 3]));
+        assert_eq!(f64::try_from(PoissonNllLoss::new().forward(&input, &target)).unwrap(), 1.0);
+    }
+}

@@ -1,0 +1,126 @@
+use tch::Tensor;
+
+use super::f_expanded;
+use crate::{Loss, LossError, Reduction, check};
+
+/// The smooth L1 loss: squared where an element is near its target, its distance where it is far.
+///
+/// For regression with outliers, as of bounding boxes: far from the target the gradient is that of
+/// [`L1Loss`](crate::L1Loss), 1 whatever β, and near it fades. [`HuberLoss`](crate::HuberLoss) is this loss times β.
+///
+/// # Formula
+///
+/// ℓᵢ = (xᵢ − yᵢ)² / 2β where |xᵢ − yᵢ| < β, else |xᵢ − yᵢ| − β/2
+///
+/// where x is the input and y the target. With β = 0 it is the L1 loss.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`
+/// * `target`: that of `input`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `torch.nn.SmoothL1Loss` and `torch.nn.functional.smooth_l1_loss` of PyTorch 2.13; Girshick, *Fast R-CNN*, 2015,
+/// for β = 1.
+///
+/// # Differences from PyTorch
+///
+/// A target of another shape is an error, unless [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts with a
+/// warning.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Option`] for a
+/// negative β.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, SmoothL1Loss};
+///
+/// let input = Tensor::from_slice(&[1.0, 0.0]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[2.0, 4.0]);
+///
+/// let loss = SmoothL1Loss::new().beta(2.0).f_forward(&input, &target)?;
+/// loss.f_backward()?;
+///
+/// assert_eq!(f64::try_from(&loss)?, (0.25 + 3.0) / 2.0);
+/// assert_eq!(Vec::<f64>::try_from(input.grad())?, [-0.25, -0.5]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "nn.SmoothL1Loss")]
+#[doc(alias = "smooth_l1_loss")]
+pub struct SmoothL1Loss {
+    beta: f64,
+    broadcast: bool,
+    reduction: Reduction,
+}
+
+impl SmoothL1Loss {
+    /// The smooth L1 loss with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self { beta: 1.0, broadcast: false, reduction: Reduction::Mean }
+    }
+
+    /// Sets β ≥ 0, the distance from which on the loss is no longer squared. 1 by default.
+    pub fn beta(mut self, beta: f64) -> Self {
+        self.beta = beta;
+        self
+    }
+
+    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Default for SmoothL1Loss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for SmoothL1Loss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let (beta, reduction) = (self.beta, self.reduction.into());
+        check::option("beta", beta, beta >= 0.0, "a number ≥ 0")?;
+        f_expanded(input, target, self.broadcast, |x, y| {
+            if beta == 0.0 {
+                return Ok(x.f_l1_loss(y, reduction)?);
+            }
+            Ok(x.f_smooth_l1_loss(y, reduction, beta)?)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beta_is_not_negative() {
+        let x = Tensor::from_slice(&[1.0]);
+        let error = SmoothL1Loss::new().beta(-1.0).f_forward(&x, &x).unwrap_err();
+        assert_eq!(error.to_string(), "option beta is -1, expected a number ≥ 0");
+        let error = SmoothL1Loss::new().beta(f64::NAN).f_forward(&x, &x).unwrap_err();
+        assert_eq!(error.to_string(), "option beta is NaN, expected a number ≥ 0");
+    }
+
+    #[test]
+    fn beta_zero_is_the_l1_loss() {
+        let (x, y) = (Tensor::from_slice(&[1.0, -2.0, 0.5]), Tensor::from_slice(&[1.0, 1.0, 0.25]));
+        let smooth = SmoothL1Loss::new().beta(0.0).forward(&x, &y);
+        assert_eq!(smooth, crate::L1Loss::new().forward(&x, &y));
+    }
+}

@@ -1,0 +1,303 @@
+use tch::Tensor;
+
+use crate::{LossError, Reduction, check};
+
+/// Connectionist temporal classification: how unlikely a sequence of outputs makes a shorter sequence of labels.
+///
+/// For speech and handwriting, where it is known which labels follow each other and not when: it sums over every
+/// alignment in which blanks and repeats are dropped. It takes log-probabilities: apply `log_softmax` before it.
+///
+/// # Formula
+///
+/// ℓₙ = −log Σ_π Π_t p\[t, n, π_t\]
+///
+/// where p = exp(log-probabilities), t runs over the first `input_lengths[n]` steps and π over all paths of that length
+/// that become the target once repeats are merged and blanks removed. The mean divides each ℓₙ by its target length, at
+/// least 1, before it averages. Where there is no such path, ℓₙ is ∞.
+///
+/// # Shapes
+///
+/// * `log_probs`: `[T, N, C]`, or `[T, C]` for a single sequence
+/// * `targets`: `[N, S]`, padded with anything, or all labels concatenated, `[Σ target_lengths]`; of any integer kind
+/// * `input_lengths`, `target_lengths`: N numbers, 1 for a single sequence
+/// * result: scalar, or `[N]` (scalar for a single sequence) with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `torch.nn.CTCLoss` and `torch.nn.functional.ctc_loss` of PyTorch 2.13; Graves et al., *Connectionist temporal
+/// classification*, 2006.
+///
+/// As in PyTorch, the gradient is the one with respect to the logits before `log_softmax`: right once it has gone through
+/// `log_softmax`, wrong as the gradient of the log-probabilities themselves. There is no second derivative. A label may
+/// be the blank, though no alignment can then tell it from one.
+///
+/// # Differences from PyTorch
+///
+/// * Labels, lengths and shapes are checked always. PyTorch writes out of bounds for a label outside \[0, C). Padding is
+///   not looked at. With targets on CUDA the check copies them to the host and so waits for the device; targets may stay
+///   on the CPU instead.
+/// * Targets are integers; PyTorch truncates floating ones.
+/// * cuDNN is never used, whose results differ from PyTorch's own.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] or [`LossError::Kind`] for tensors that do not fit, [`LossError::Value`] for a label or a length
+/// out of range, [`LossError::Option`] for a blank outside \[0, C).
+///
+/// # Example
+///
+/// ```
+/// use tch::{Device, Kind, Tensor};
+/// use tch_losses::CtcLoss;
+///
+/// // Two steps, one sequence, two classes: the blank and label 1, each with probability 1/2.
+/// let logits = Tensor::zeros([2, 1, 2], (Kind::Double, Device::Cpu)).set_requires_grad(true);
+/// let targets = Tensor::from_slice(&[1_i64]);
+///
+/// // "11", "-1" and "1-" are the label 1, each with probability 1/4.
+/// let loss = CtcLoss::new().f_forward(&logits.log_softmax(2, None), &targets, [2], [1])?;
+/// loss.f_backward()?;
+///
+/// assert!((f64::try_from(&loss)? + 0.75_f64.ln()).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Default)]
+#[doc(alias = "nn.CTCLoss")]
+#[doc(alias = "ctc_loss")]
+pub struct CtcLoss {
+    blank: i64,
+    zero_infinity: bool,
+    reduction: Reduction,
+}
+
+impl CtcLoss {
+    /// The CTC loss with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the class that stands for no label. 0 by default.
+    pub fn blank(mut self, blank: i64) -> Self {
+        self.blank = blank;
+        self
+    }
+
+    /// Sets whether an infinite loss, and its gradient, is 0 instead. It is infinite where the input is too short for its
+    /// target. False by default.
+    pub fn zero_infinity(mut self, zero_infinity: bool) -> Self {
+        self.zero_infinity = zero_infinity;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// Computes the loss, with a graph where an argument requires a gradient.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward(
+        &self,
+        log_probs: &Tensor,
+        targets: &Tensor,
+        input_lengths: impl AsRef<[i64]>,
+        target_lengths: impl AsRef<[i64]>,
+    ) -> Result<Tensor, LossError> {
+        let (input_lengths, target_lengths) = (input_lengths.as_ref(), target_lengths.as_ref());
+        let targets = self.f_check(log_probs, targets, input_lengths, target_lengths)?;
+        let (blank, reduction, zero_infinity) = (self.blank, self.reduction.into(), self.zero_infinity);
+        Ok(Tensor::f_ctc_loss(log_probs, &targets, input_lengths, target_lengths, blank, reduction, zero_infinity)?)
+    }
+
+    /// Computes the loss as [`f_forward`](Self::f_forward) does.
+    ///
+    /// # Panics
+    /// Where `f_forward` returns an error, with its message.
+    #[track_caller]
+    pub fn forward(
+        &self,
+        log_probs: &Tensor,
+        targets: &Tensor,
+        input_lengths: impl AsRef<[i64]>,
+        target_lengths: impl AsRef<[i64]>,
+    ) -> Tensor {
+        crate::loss::expect(self.f_forward(log_probs, targets, input_lengths, target_lengths))
+    }
+
+    /// The targets as 64-bit integers, once nothing in the call can make libtorch read or write out of bounds.
+    fn f_check(
+        &self,
+        log_probs: &Tensor,
+        targets: &Tensor,
+        input_lengths: &[i64],
+        target_lengths: &[i64],
+    ) -> Result<Tensor, LossError> {
+        for (argument, tensor) in [("log_probs", log_probs), ("targets", targets)] {
+            if !tensor.defined() {
+                return Err(LossError::Undefined { argument });
+            }
+        }
+        check::floating(("log_probs", log_probs))?;
+        let (steps, sequences, classes) = match log_probs.size()[..] {
+            [t, n, c] if t > 0 && n > 0 && c > 0 => (t, n, c),
+            [t, c] if t > 0 && c > 0 => (t, 1, c),
+            _ => return Err(check::shape_error(("log_probs", log_probs), "[T, N, C] or [T, C], none of them 0")),
+        };
+        let in_range = (0..classes).contains(&self.blank);
+        check::option("blank", self.blank, in_range, &format!("a class in [0, {classes})"))?;
+        lengths("input_lengths", input_lengths, sequences, steps)?;
+        let targets = check::integers(("targets", targets))?;
+        let total = target_lengths.iter().fold(0_i64, |total, &length| total.saturating_add(length));
+        let (longest, row) = match targets.size()[..] {
+            [_] => (i64::MAX, None),
+            [n, s] if n == sequences => (s, Some(s)),
+            _ => return Err(targets_error(&targets, sequences, total)),
+        };
+        lengths("target_lengths", target_lengths, sequences, longest)?;
+        if row.is_none() && targets.size() != [total] {
+            return Err(targets_error(&targets, sequences, total));
+        }
+        let labels = check::host_integers(&targets)?;
+        let mut start = 0;
+        for &length in target_lengths {
+            let read = labels.iter().skip(start).take(length as usize);
+            if let Some(label) = read.copied().find(|label| !(0..classes).contains(label)) {
+                let expected = format!("labels in [0, {classes})");
+                return Err(LossError::Value { argument: "targets", expected, actual: label.to_string() });
+            }
+            start += row.unwrap_or(length) as usize;
+        }
+        Ok(targets)
+    }
+}
+
+/// There is one length per sequence, each in `[0, longest]`.
+fn lengths(argument: &'static str, lengths: &[i64], sequences: i64, longest: i64) -> Result<(), LossError> {
+    let count = lengths.len() as i64;
+    if count != sequences {
+        let expected = format!("[{sequences}], one length per sequence");
+        return Err(LossError::Shape { argument, expected, actual: vec![count] });
+    }
+    match lengths.iter().find(|length| !(0..=longest).contains(*length)) {
+        None => Ok(()),
+        Some(length) => {
+            let expected = match longest {
+                i64::MAX => "lengths >= 0".into(),
+                _ => format!("lengths in [0, {longest}]"),
+            };
+            Err(LossError::Value { argument, expected, actual: length.to_string() })
+        }
+    }
+}
+
+fn targets_error(targets: &Tensor, sequences: i64, total: i64) -> LossError {
+    let expected = format!("[{sequences}, S], or [{total}], the sum of target_lengths");
+    check::shape_error(("targets", targets), expected)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn log_probs(shape: &[i64]) -> Tensor {
+        Tensor::randn(shape, (Kind::Double, Device::Cpu)).log_softmax(-1, None)
+    }
+
+    fn labels(shape: &[i64], values: &[i64]) -> Tensor {
+        Tensor::from_slice(values).view(shape)
+    }
+
+    #[test]
+    fn what_libtorch_would_not_survive_is_named() {
+        let x = log_probs(&[5, 2, 4]);
+        let (rows, all) = (labels(&[2, 2], &[1, 2, 3, 1]), labels(&[3], &[1, 2, 3]));
+        for (targets, input_lengths, target_lengths, message) in [
+            (&labels(&[2, 2], &[1, 4, 3, 1]), &[5, 4][..], &[2, 1][..], "targets holds 4, expected labels in [0, 4)"),
+            (&labels(&[3], &[1, -1, 3]), &[5, 4], &[2, 1], "targets holds -1, expected labels in [0, 4)"),
+            (&rows, &[6, 4], &[2, 1], "input_lengths holds 6, expected lengths in [0, 5]"),
+            (&rows, &[-1, 4], &[2, 1], "input_lengths holds -1, expected lengths in [0, 5]"),
+            (&rows, &[5, 4], &[2, 3], "target_lengths holds 3, expected lengths in [0, 2]"),
+            (&rows, &[5, 4], &[2, -1], "target_lengths holds -1, expected lengths in [0, 2]"),
+            (&all, &[5, 4], &[4, -1], "target_lengths holds -1, expected lengths >= 0"),
+            (&rows, &[5], &[2, 1], "input_lengths has shape [1], expected [2], one length per sequence"),
+            (&rows, &[5, 4], &[2, 1, 0], "target_lengths has shape [3], expected [2], one length per sequence"),
+            (&all, &[5, 4], &[2, 2], "targets has shape [3], expected [2, S], or [4], the sum of target_lengths"),
+            (&all, &[5, 4], &[1, 1], "targets has shape [3], expected [2, S], or [2], the sum of target_lengths"),
+            (
+                &labels(&[3, 1], &[1, 1, 1]),
+                &[5, 4],
+                &[1, 1],
+                "targets has shape [3, 1], expected [2, S], or [2], the sum of target_lengths",
+            ),
+            (
+                &all,
+                &[5, 4],
+                &[i64::MAX, i64::MAX],
+                "targets has shape [3], expected [2, S], or [9223372036854775807], the sum of target_lengths",
+            ),
+        ] {
+            let error = CtcLoss::new().f_forward(&x, targets, input_lengths, target_lengths).unwrap_err();
+            assert_eq!(error.to_string(), message);
+        }
+    }
+
+    #[test]
+    fn options_and_log_probs_are_named() {
+        let (x, targets) = (log_probs(&[5, 4]), labels(&[1], &[1]));
+        for blank in [-1, 4] {
+            let error = CtcLoss::new().blank(blank).f_forward(&x, &targets, [5], [1]).unwrap_err();
+            assert_eq!(error.to_string(), format!("option blank is {blank}, expected a class in [0, 4)"));
+        }
+        for shape in [&[4][..], &[0, 2, 4], &[5, 0, 4], &[5, 2, 0], &[1, 5, 2, 4]] {
+            let error = CtcLoss::new().f_forward(&log_probs(shape), &targets, [5], [1]).unwrap_err();
+            let expected = format!("log_probs has shape {shape:?}, expected [T, N, C] or [T, C], none of them 0");
+            assert_eq!(error.to_string(), expected);
+        }
+        let error = CtcLoss::new().f_forward(&x, &Tensor::from_slice(&[1.0]), [5], [1]).unwrap_err();
+        assert_eq!(error.to_string(), "targets has kind Double, expected an integer kind");
+        let error = CtcLoss::new().f_forward(&Tensor::new(), &targets, [5], [1]).unwrap_err();
+        assert_eq!(error.to_string(), "log_probs is an undefined tensor");
+    }
+
+    #[test]
+    fn padding_may_be_anything_and_both_forms_agree() {
+        let x = log_probs(&[5, 3, 4]).set_requires_grad(true);
+        let padded = labels(&[3, 2], &[1, 2, 3, i64::MAX, i64::MIN, -7]);
+        let ctc = CtcLoss::new().reduction(Reduction::None);
+        let losses = ctc.forward(&x, &padded, [5, 4, 3], [2, 1, 0]);
+        for kind in [Kind::Uint8, Kind::Int8, Kind::Int16, Kind::Int, Kind::Int64] {
+            let concatenated = labels(&[3], &[1, 2, 3]).to_kind(kind);
+            assert_eq!(losses, ctc.forward(&x, &concatenated, [5, 4, 3], [2, 1, 0]));
+        }
+        losses.sum(Kind::Double).backward();
+        assert!(bool::try_from(x.grad().isfinite().all()).unwrap());
+    }
+
+    #[test]
+    fn targets_of_any_layout_are_read_right() {
+        let x = log_probs(&[5, 2, 4]);
+        let rows = labels(&[2, 2], &[1, 9, 3, 9]);
+        let columns = rows.tr().contiguous().tr();
+        let loss = CtcLoss::new().forward(&x, &rows, [5, 5], [1, 1]);
+        assert_eq!(loss, CtcLoss::new().forward(&x, &columns, [5, 5], [1, 1]));
+    }
+
+    #[test]
+    fn empty_targets_and_single_sequences_work() {
+        let x = log_probs(&[5, 2, 4]);
+        let ctc = CtcLoss::new().reduction(Reduction::None);
+        let all_blank = -x.narrow(2, 0, 1).sum_dim_intlist([0, 2].as_slice(), false, None);
+        for shape in [&[0][..], &[2, 0], &[2, 3]] {
+            let unread = Tensor::full(shape, -1, (Kind::Int64, Device::Cpu));
+            assert!(ctc.forward(&x, &unread, [5, 5], [0, 0]).allclose(&all_blank, 1e-12, 0.0, false));
+        }
+        let single = ctc.forward(&x.select(1, 0), &labels(&[2], &[1, 2]), vec![5], vec![2]);
+        assert_eq!(single.size(), [0_i64; 0]);
+        assert_eq!(single, ctc.forward(&x, &labels(&[2, 2], &[1, 2, 1, 2]), [5, 5], [2, 2]).select(0, 0));
+    }
+}
