@@ -136,6 +136,25 @@ pub(crate) fn class_dim(input: &Tensor) -> Result<usize, LossError> {
     }
 }
 
+/// The number of classes of `input`, and `target` in the shape that class indices have: that of `input` without its
+/// classes. For a single row `target` may be `[1]`, too. `or` names what else it could have been.
+pub(crate) fn class_target(
+    target: &Tensor,
+    input: &Tensor,
+    class_dim: usize,
+    or: &str,
+) -> Result<(i64, Tensor), LossError> {
+    let (shape, mut expected) = (target.size(), input.size());
+    let classes = expected.remove(class_dim);
+    if shape == expected {
+        return Ok((classes, target.shallow_clone()));
+    }
+    if expected.is_empty() && shape == [1] {
+        return Ok((classes, target.f_reshape(&expected)?));
+    }
+    Err(shape_error(("target", target), format!("{expected:?}, the shape of input without its classes{or}")))
+}
+
 /// The numbers of rows and classes of an input `[N, C]`, or of a single row `[C]` or `[]`.
 pub(crate) fn rows_and_classes(input: &Tensor) -> Result<(i64, i64), LossError> {
     match input.size()[..] {

@@ -103,11 +103,11 @@ pub fn check(options: &CheckOptions) -> Result<bool> {
     let bitwise = options.device.0 == Device::Cpu;
     let mut sides = Sides { expected: &expected, actual: &actual, truth: None, bitwise };
     let mut verdicts: Vec<Verdict> = cases.iter().map(|case| compare_case(case, sides)).collect();
-    let truth = truth_of_failures(&python, &call, &cases, &verdicts, &options.work)?;
+    let truth = truth_of_unequal(&python, &call, &cases, &verdicts, &options.work)?;
     if let Some(truth) = &truth {
         sides.truth = Some(truth);
         for (case, verdict) in cases.iter().zip(&mut verdicts) {
-            if matches!(verdict, Verdict::Failed(_)) {
+            if unequal(verdict) {
                 *verdict = compare_case(case, sides);
             }
         }
@@ -140,15 +140,20 @@ fn evaluate_with_bar(cases: &[Case], tensors: &Tensors, options: &CheckOptions) 
     Ok(results)
 }
 
-/// The failed cases computed by the oracle in double precision, which shows whose result is the closer one.
-fn truth_of_failures(
+/// Whether the result in double precision may say more.
+fn unequal(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Failed(_) | Verdict::Different(_))
+}
+
+/// The unequal cases computed by the oracle in double precision, which shows whose result is the closer one.
+fn truth_of_unequal(
     python: &Python,
     call: &OracleCall,
     cases: &[Case],
     verdicts: &[Verdict],
     work: &Path,
 ) -> Result<Option<Results>> {
-    let failed = cases.iter().zip(verdicts).filter(|(_, verdict)| matches!(verdict, Verdict::Failed(_)));
+    let failed = cases.iter().zip(verdicts).filter(|(_, verdict)| unequal(verdict));
     let failed: std::collections::HashSet<&str> = failed.map(|(case, _)| case.id.as_str()).collect();
     if failed.is_empty() {
         return Ok(None);

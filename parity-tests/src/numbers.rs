@@ -92,7 +92,8 @@ fn ordered(bits: u16) -> i32 {
 #[derive(Debug, Clone, Copy)]
 pub struct Tolerance {
     relative: f64,
-    absolute: f64,
+    /// What counts for elements near zero.
+    pub absolute: f64,
 }
 
 /// The defaults of `torch.testing.assert_close` for a dtype.

@@ -112,7 +112,7 @@ pub const COLUMNS: [(&str, &str); 17] = [
     ("bf16", "compared in this dtype"),
     ("f16", "compared in this dtype"),
     ("bitwise", "of the compared cases, those with all outputs and gradients equal bit by bit"),
-    ("ULPs", "the largest distance in units in the last place"),
+    ("ULPs", "the largest distance in units in the last place, of elements above the absolute tolerance"),
     ("abs", "the largest absolute distance"),
     ("truer", "compared cases beyond the tolerance, closer to the f64 result than the reference is"),
     ("grads", "gradients compared"),
@@ -201,15 +201,15 @@ impl Summary {
     pub fn differences(&self) -> Option<String> {
         let mut table = markdown(vec!["cases".into(), "of".into(), "what differs".into(), "why".into()]);
         for (difference, count) in DIFFERENCES.iter().zip(&self.different).filter(|(_, count)| **count > 0) {
-            let cells = [&count.to_string(), difference.cases, difference.rule.describe(), difference.reason];
-            table.add_row(cells);
+            let ids = difference.cases.join(" ");
+            table.add_row([&count.to_string(), &ids, difference.rule.describe(), difference.reason]);
         }
         (!table.is_empty()).then(|| table.to_string())
     }
 
     /// Deliberate differences that no case showed.
     pub fn unseen_differences(&self) -> impl Iterator<Item = &'static str> {
-        DIFFERENCES.iter().zip(&self.different).filter(|(_, count)| **count == 0).map(|(row, _)| row.cases)
+        DIFFERENCES.iter().zip(&self.different).filter(|(_, count)| **count == 0).map(|(row, _)| row.reason)
     }
 
     /// What the reference cannot run here, or nothing.

@@ -40,6 +40,7 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 ///
 /// * Class indices may be of any integer kind; PyTorch takes `int64` and `uint8`.
 /// * A class out of range is an error on CUDA too, where PyTorch loses the CUDA context.
+/// * A label smoothing below 0 is an error; PyTorch computes something.
 /// * An ignored row of logits that are all −∞ has gradient 0; PyTorch's is NaN.
 ///
 /// # Errors
@@ -128,16 +129,12 @@ impl CrossEntropyLoss {
     }
 
     fn f_indices(&self, input: &Tensor, target: &Tensor, class_dim: usize) -> Result<Tensor, LossError> {
-        let mut expected = input.size();
-        let classes = expected.remove(class_dim);
-        if target.size() != expected {
-            let expected = format!("{expected:?}, the shape of input without its classes, or that of input");
-            return Err(check::shape_error(("target", target), expected));
-        }
+        let or = ", or that of input for class probabilities";
+        let (classes, target) = check::class_target(target, input, class_dim, or)?;
         if let Some(weight) = &self.weight {
             check::same_kind(("weight", weight), ("input", input))?;
         }
-        let target = ClassIndices::f_new(target, classes, Some(self.ignore_index), self.invalid_values)?;
+        let target = ClassIndices::f_new(&target, classes, Some(self.ignore_index), self.invalid_values)?;
         // A row of nothing but -∞ has NaN log-probabilities, which spoil its gradient even where it is ignored.
         let input = target.f_mask_ignored(input, class_dim)?;
         let loss = self.f_aten(&input, &target.indices)?;
@@ -202,7 +199,8 @@ mod tests {
             (message(new(), &input, &input.to_kind(Kind::Int64)), "target has kind Int64, expected a floating kind"),
             (
                 message(new(), &input, &target.view([2, 1])),
-                "target has shape [2, 1], expected [2], the shape of input without its classes, or that of input",
+                "target has shape [2, 1], expected [2], the shape of input without its classes, or that of input for \
+                 class probabilities",
             ),
             (message(new(), &input.sum(None), &target), "input has shape [], expected [C], [N, C] or [N, C, d1, ...]"),
             (message(new(), &input, &Tensor::new()), "target is an undefined tensor"),

@@ -107,20 +107,11 @@ impl Loss for NllLoss {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
         let class_dim = check::class_dim(input)?;
-        let mut expected = input.size();
-        let classes = expected.remove(class_dim);
-        let shape = target.size();
-        if shape != expected && !(expected.is_empty() && shape == [1]) {
-            return Err(check::shape_error(
-                ("target", target),
-                format!("{expected:?}, the shape of input without its classes"),
-            ));
-        }
+        let (classes, target) = check::class_target(target, input, class_dim, "")?;
         if let Some(weight) = &self.weight {
             check::class_weight(weight, input, classes)?;
             check::same_kind(("weight", weight), ("input", input))?;
         }
-        let target = if shape == expected { target.shallow_clone() } else { target.f_reshape(&expected)? };
         let target = ClassIndices::f_new(&target, classes, Some(self.ignore_index), self.invalid_values)?;
         let (weight, reduction) = (self.weight.as_ref(), self.reduction.into());
         let loss = input.f_nll_loss_nd(&target.indices, weight, reduction, self.ignore_index)?;

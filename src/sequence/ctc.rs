@@ -28,16 +28,16 @@ use crate::{LossError, Reduction, check};
 /// classification*, 2006.
 ///
 /// As in PyTorch, the gradient is the one with respect to the logits before `log_softmax`: right once it has gone through
-/// `log_softmax`, wrong as the gradient of the log-probabilities themselves. There is no second derivative. A label may
-/// be the blank, though no alignment can then tell it from one.
+/// `log_softmax`, wrong as the gradient of the log-probabilities themselves. There is no second derivative. The blank is
+/// accepted as a label, as PyTorch accepts it, though the value then means nothing.
 ///
 /// # Differences from PyTorch
 ///
 /// * Labels, lengths and shapes are checked always. PyTorch writes out of bounds for a label outside \[0, C). Padding is
 ///   not looked at. With targets on CUDA the check copies them to the host and so waits for the device; targets may stay
 ///   on the CPU instead.
-/// * Targets are integers; PyTorch truncates floating ones.
-/// * cuDNN is never used, whose results differ from PyTorch's own.
+/// * Targets are integers; PyTorch takes other kinds too and truncates them.
+/// * cuDNN's implementation, which PyTorch takes for some calls on CUDA, is never used.
 ///
 /// # Errors
 ///

@@ -69,27 +69,29 @@ impl Default for Chunking {
 ///
 /// # Memory
 ///
-/// With chunks of n rows, no more than n logits per class exist at a time. What a backward pass needs is kept, though: the
-/// log-probabilities of all chunks, N · C numbers. So without gradients the memory shrinks from 2 N C to 2 n C, and with
-/// gradients from 3 N C, at its peak during the backward pass, to about N C + 2 n C. PyTorch's chunks save more, because
-/// they compute the gradient in the forward pass; in return these here can be differentiated twice, and backward can run
-/// repeatedly.
+/// With chunks of n rows, no more than n rows of logits exist at a time. What a backward pass needs is kept, though: the
+/// log-probabilities of all chunks, N · C numbers. So without gradients the peak falls from 2 N C numbers to 2 n C, and
+/// with gradients from 3 N C, in the backward pass, to N C + 2 n C. PyTorch's chunks save more, because they compute the
+/// gradient in the forward pass; these here can be differentiated repeatedly and twice in return.
+///
+/// Half precision is computed in single precision, chunk by chunk, which is as exact as it gets and takes a copy of the
+/// linear weight and twice the memory per number: [`acc_dtype`](Self::acc_dtype) of the input's kind saves that.
 ///
 /// # Reference
 ///
-/// `torch.nn.functional.linear_cross_entropy` of PyTorch 2.13; the chunking is that of
-/// `torch.nn.LinearCrossEntropyOptions`, without its policies of accumulation: sums over rows of half precision are
-/// always taken in single precision.
+/// `torch.nn.functional.linear_cross_entropy` of PyTorch 2.13. The chunking is that of
+/// `torch.nn.LinearCrossEntropyOptions`, without `acc_policy` and `allow_retain_graph`, which there is no need to choose.
 ///
 /// # Differences from PyTorch
 ///
-/// Those of [`CrossEntropyLoss`].
+/// * Those of [`CrossEntropyLoss`].
+/// * With chunks, the mean over ignored targets alone has gradient 0; PyTorch's is NaN.
 ///
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
 /// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a smoothing outside \[0, 1\], a chunking of
-/// less than one row, or an `ignore_index` with class probabilities.
+/// less than one row, an `acc_dtype` that does not fit, or an `ignore_index` with class probabilities.
 ///
 /// # Example
 ///
@@ -223,7 +225,7 @@ impl LinearCrossEntropy {
                     "linear cross entropy is computed without chunking, which needs class indices, no label smoothing \
                      and a linear weight of two dimensions"
                 );
-            } else if size < rows || rows > 0 && kind != input.f_kind()? {
+            } else if rows > 0 {
                 return self.f_chunks(input, linear_weight, target, linear_bias, size, kind);
             }
         }
@@ -273,7 +275,8 @@ impl LinearCrossEntropy {
         let own = input.f_kind()?;
         let wide = if matches!(own, Kind::Half | Kind::BFloat16) { Kind::Float } else { own };
         let kind = self.acc_dtype.unwrap_or(wide);
-        check::option("acc_dtype", format!("{kind:?}"), kind == own || kind == wide, &format!("{own:?} or {wide:?}"))?;
+        let expected = format!("{own:?}, the kind of input, or Float for half precision");
+        check::option("acc_dtype", format!("{kind:?}"), kind == own || kind == wide, &expected)?;
         Ok(kind)
     }
 
@@ -307,11 +310,14 @@ impl LinearCrossEntropy {
     ) -> Result<Tensor, LossError> {
         let classes = linear_weight.size()[0];
         let target = ClassIndices::f_new(target, classes, Some(self.ignored()), self.invalid_values)?;
-        let widen = |tensor: Option<&Tensor>| tensor.map(|tensor| tensor.f_to_kind(kind)).transpose();
-        let (linear_weight, linear_bias) = (linear_weight.f_to_kind(kind)?, widen(linear_bias)?);
+        let own = input.f_kind()?;
+        // As in PyTorch: where half precision is widened, so is the layer, and else it must have the kind of the input.
+        let widen = |tensor: &Tensor| if kind == own { Ok(tensor.shallow_clone()) } else { tensor.f_to_kind(kind) };
+        let (linear_weight, linear_bias) = (widen(linear_weight)?, linear_bias.map(widen).transpose()?);
+        let weight = self.weight.as_ref().map(|weight| weight.f_to_kind(kind)).transpose()?;
         // Checked now: no chunk needs to wait for a CUDA device to say so again.
         let mode = if input.device().is_cuda() { InvalidValues::Nan } else { InvalidValues::Error };
-        let criterion = self.cross_entropy(widen(self.weight.as_ref())?, Reduction::None, mode);
+        let criterion = self.cross_entropy(weight, Reduction::None, mode);
         let single = input.dim() == 1;
         let rows = if single { input.f_unsqueeze(0)? } else { input.shallow_clone() };
         let indices = target.indices.f_view([-1])?;
@@ -325,7 +331,7 @@ impl LinearCrossEntropy {
         let starts = (0..count).step_by(size as usize);
         let losses = Tensor::f_cat(&starts.map(chunk).collect::<Result<Vec<_>, _>>()?, 0)?;
         let losses = if single { losses.f_squeeze_dim(0)? } else { losses };
-        let loss = self.f_reduce(&losses, &target.indices)?.f_to_kind(input.f_kind()?)?;
+        let loss = self.f_reduce(&losses, &target.indices)?.f_to_kind(own)?;
         target.validity.f_poison(&loss, self.reduction == Reduction::None)
     }
 
@@ -564,13 +570,36 @@ mod tests {
     }
 
     #[test]
-    fn chunks_of_half_precision_do_not_overflow() {
-        let half = (Kind::Half, Device::Cpu);
-        let (input, weight) =
-            (Tensor::full([3000, 2], 10.0, half), Tensor::from_slice(&[0.0, 0.0, 3.0, 3.0]).view([2, 2]));
-        let (weight, target) = (weight.to_kind(Kind::Half), Tensor::zeros([3000], (Kind::Uint8, Device::Cpu)));
-        let loss = LinearCrossEntropy::new().chunking(Chunking::Rows(1000)).forward(&input, &weight, &target, None);
-        assert_eq!((loss.kind(), f64::try_from(loss).unwrap()), (Kind::Half, 60.0));
+    fn chunks_of_half_precision_are_computed_in_single_precision() {
+        let input = Tensor::full([3000, 2], 10.0, (Kind::Half, Device::Cpu));
+        let weight = Tensor::from_slice(&[0.0, 0.0, 3.0, 3.0]).view([2, 2]).to_kind(Kind::Half);
+        let target = Tensor::zeros([3000], (Kind::Uint8, Device::Cpu));
+        for size in [1000, 3000] {
+            let criterion = LinearCrossEntropy::new().chunking(Chunking::Rows(size));
+            let loss = criterion.forward(&input, &weight, &target, None);
+            assert_eq!((loss.kind(), f64::try_from(loss).unwrap()), (Kind::Half, 60.0));
+        }
+        let criterion = LinearCrossEntropy::new().chunking(Chunking::Rows(1000)).acc_dtype(Kind::Half);
+        let losses = criterion.reduction(Reduction::None).forward(&input, &weight, &target, None);
+        assert_eq!((losses.kind(), losses.size()), (Kind::Half, vec![3000]));
+    }
+
+    #[test]
+    fn chunks_of_another_kind_than_the_layer_are_rejected() {
+        let (input, weight) = (randn(&[2, 3]).to_kind(Kind::Float), randn(&[5, 3]));
+        let criterion = LinearCrossEntropy::new().chunking(Chunking::Rows(1));
+        let error = criterion.f_forward(&input, &weight, &ones(&[2]), None).unwrap_err();
+        assert!(error.to_string().contains("same dtype"), "{error}");
+    }
+
+    #[test]
+    fn a_single_row_is_one_chunk() {
+        let (input, weight) = (randn(&[3]).to_kind(Kind::BFloat16), randn(&[5, 3]).to_kind(Kind::BFloat16));
+        for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
+            let criterion = LinearCrossEntropy::new().weight(randn(&[5]).abs()).reduction(reduction);
+            let loss = criterion.chunking(Chunking::default()).forward(&input, &weight, &ones(&[]), None);
+            assert_eq!((loss.kind(), loss.dim()), (Kind::BFloat16, 0));
+        }
     }
 
     #[test]
@@ -689,6 +718,11 @@ mod tests {
                 LinearCrossEntropy::new().chunking(Chunking::AspectRatio(-1)),
                 ones(&[2]),
                 "option chunking is AspectRatio(-1), expected a factor >= 1",
+            ),
+            (
+                LinearCrossEntropy::new().chunking(Chunking::Rows(1)).acc_dtype(Kind::Float),
+                ones(&[2]),
+                "option acc_dtype is Float, expected Double, the kind of input, or Float for half precision",
             ),
             (
                 LinearCrossEntropy::new().label_smoothing(1.5),

@@ -143,7 +143,7 @@ def without_classes(shape: Shape) -> Shape:
 
 
 def add_all(suite: Suite) -> None:
-    from grids import classification, divergence, metric, regression, sequence
+    from grids import classification, differences, divergence, metric, regression, sequence
 
-    for family in (regression, classification, divergence, metric, sequence):
+    for family in (regression, classification, divergence, metric, sequence, differences):
         family.add_all(suite)

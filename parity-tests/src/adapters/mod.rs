@@ -38,7 +38,7 @@ pub struct Adapter {
 /// How equal the results of a loss are to those of its reference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Equality {
-    /// Bit by bit on the CPU: the reference is one ATen operation, and the crate calls the same.
+    /// Bit by bit on the CPU: the crate calls the ATen operations of the reference, one or several in the same order.
     Bitwise,
     /// Within the tolerance of the dtype.
     Close,

@@ -31,7 +31,7 @@ pub(super) const ADAPTERS: &[Adapter] = &[
     adapter("PoissonNLLLoss", &["torch.nn.PoissonNLLLoss", "torch.nn.functional.poisson_nll_loss"],
         &["input", "target", "log_input", "full", "size_average", "eps", "reduce", "reduction"], Bitwise, poisson_nll),
     adapter("GaussianNLLLoss", &["torch.nn.GaussianNLLLoss", "torch.nn.functional.gaussian_nll_loss"],
-        &["input", "target", "var", "full", "eps", "reduction"], Close, gaussian_nll),
+        &["input", "target", "var", "full", "eps", "reduction"], Bitwise, gaussian_nll),
     adapter("CrossEntropyLoss", &["torch.nn.CrossEntropyLoss", "torch.nn.functional.cross_entropy"],
         &["input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing"],
         Bitwise, cross_entropy),
@@ -50,7 +50,7 @@ pub(super) const ADAPTERS: &[Adapter] = &[
         &["input", "target", "size_average", "reduce", "reduction"], Bitwise, multi_label_margin),
     adapter("MultiLabelSoftMarginLoss",
         &["torch.nn.MultiLabelSoftMarginLoss", "torch.nn.functional.multilabel_soft_margin_loss"],
-        &["input", "target", "weight", "size_average", "reduce", "reduction"], Close, multi_label_soft_margin),
+        &["input", "target", "weight", "size_average", "reduce", "reduction"], Bitwise, multi_label_soft_margin),
     adapter("KLDivLoss", &["torch.nn.KLDivLoss", "torch.nn.functional.kl_div"],
         &["input", "target", "size_average", "reduce", "reduction", "log_target"], Bitwise, kl_div),
     adapter("HingeEmbeddingLoss", &["torch.nn.HingeEmbeddingLoss", "torch.nn.functional.hinge_embedding_loss"],
@@ -64,7 +64,7 @@ pub(super) const ADAPTERS: &[Adapter] = &[
         Bitwise, triplet_margin),
     adapter("TripletMarginWithDistanceLoss",
         &["torch.nn.TripletMarginWithDistanceLoss", "torch.nn.functional.triplet_margin_with_distance_loss"],
-        &["anchor", "positive", "negative"], Close, triplet_margin_with_distance),
+        &["anchor", "positive", "negative"], Bitwise, triplet_margin_with_distance),
     adapter("CTCLoss", &["torch.nn.CTCLoss", "torch.nn.functional.ctc_loss"],
         &["log_probs", "targets", "input_lengths", "target_lengths", "blank", "reduction", "zero_infinity"],
         Bitwise, ctc),
@@ -73,7 +73,7 @@ pub(super) const ADAPTERS: &[Adapter] = &[
     adapter("LinearCrossEntropyLoss", &["torch.nn.LinearCrossEntropyLoss"],
         &["input", "target"], Close, linear_cross_entropy_module),
     adapter("AdaptiveLogSoftmaxWithLoss", &["torch.nn.AdaptiveLogSoftmaxWithLoss"],
-        &["input", "target"], Close, adaptive_log_softmax),
+        &["input", "target"], Bitwise, adaptive_log_softmax),
 ];
 
 const fn adapter(
@@ -301,6 +301,9 @@ fn module<M>(
     arguments: &mut Arguments,
     build: impl FnOnce(&nn::Path) -> Result<M, LossError>,
 ) -> Result<(M, Vec<(String, Tensor)>), EvalError> {
+    // The parameters take the device of the call and the kind of the state.
+    arguments.take("device");
+    arguments.take("dtype");
     let store = nn::VarStore::new(arguments.device.unwrap_or(Device::Cpu));
     let module = build(&store.root())?;
     let mut parameters = Vec::new();
@@ -313,7 +316,7 @@ fn module<M>(
             let (actual, expected) = (tensor.size(), parameter.size());
             return Err(EvalError::Rejected(format!("{name} has shape {actual:?}, expected {expected:?}")));
         }
-        // In place, so that the module sees it; the parameter takes the kind of the stored tensor.
+        // In place, so that the module sees it.
         parameter.f_set_data(tensor)?;
         parameters.push((name.clone(), parameter));
     }
@@ -351,12 +354,16 @@ fn linear_cross_entropy_options(arguments: &mut Arguments) -> Result<LinearCross
     }
 }
 
+const ACCUMULATION_POLICIES: [&str; 4] = ["auto", "accurate", "balanced", "compact"];
+
 /// The policies of accumulation and graph retention change nothing here: sums are always taken in single precision at
 /// least, and the graph is that of plain operations.
 fn chunking(mut options: Arguments) -> Result<Chunking, EvalError> {
-    for policy in ["acc_policy", "acc_dtype", "allow_retain_graph"] {
-        options.take(policy);
+    if let Some(policy) = options.text("acc_policy")?.filter(|policy| !ACCUMULATION_POLICIES.contains(&&**policy)) {
+        return Err(EvalError::Rejected(format!("there is no acc_policy {policy:?}")));
     }
+    options.take("acc_dtype");
+    options.boolean("allow_retain_graph", false)?;
     let rows = options.optional_integer("batch_chunk_size")?;
     let method = options.text("chunking_method")?;
     options.finish()?;
