@@ -25,13 +25,9 @@ pub enum InvalidValues {
 /// A tensor argument and its name.
 pub(crate) type Named<'a> = (&'static str, &'a Tensor);
 
-/// All arguments are defined and on the device of the first.
+/// All arguments are defined, dense and on the device of the first.
 pub(crate) fn devices(arguments: &[Named]) -> Result<(), LossError> {
-    for &(argument, tensor) in arguments {
-        if !tensor.defined() {
-            return Err(LossError::Undefined { argument });
-        }
-    }
+    arguments.iter().try_for_each(|argument| dense(*argument))?;
     let (of, first) = arguments[0];
     let expected = first.device();
     for &(argument, tensor) in &arguments[1..] {
@@ -39,6 +35,17 @@ pub(crate) fn devices(arguments: &[Named]) -> Result<(), LossError> {
         if actual != expected {
             return Err(LossError::Device { argument, of, expected, actual });
         }
+    }
+    Ok(())
+}
+
+/// `tensor` is defined and dense.
+pub(crate) fn dense((argument, tensor): Named) -> Result<(), LossError> {
+    if !tensor.defined() {
+        return Err(LossError::Undefined { argument });
+    }
+    if tensor.is_sparse() {
+        return Err(LossError::Sparse { argument });
     }
     Ok(())
 }
@@ -93,6 +100,14 @@ pub(crate) fn floating((argument, tensor): Named) -> Result<(), LossError> {
         return Ok(());
     }
     Err(LossError::Kind { argument, expected: "a floating kind".into(), actual })
+}
+
+/// `tensor` holds numbers; libtorch does not subtract booleans.
+pub(crate) fn not_boolean((argument, tensor): Named) -> Result<(), LossError> {
+    match tensor.f_kind()? {
+        actual @ Kind::Bool => Err(LossError::Kind { argument, expected: "a kind of numbers".into(), actual }),
+        _ => Ok(()),
+    }
 }
 
 /// `tensor` has the kind of `other`.
@@ -288,6 +303,10 @@ impl ClassIndices {
             return Ok(input.shallow_clone());
         };
         let rows = self.indices.f_eq(ignored)?.f_unsqueeze(class_dim as i64)?;
+        // Where the check has waited for the device anyway, one more look saves a copy of the input.
+        if self.validity.valid.is_none() && rows.f_any()?.f_int64_value(&[])? == 0 {
+            return Ok(input.shallow_clone());
+        }
         Ok(input.f_masked_fill(&rows, 0)?)
     }
 }

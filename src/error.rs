@@ -57,6 +57,12 @@ pub enum LossError {
         /// The argument at fault.
         argument: &'static str,
     },
+    /// An argument is a sparse tensor; losses take dense ones.
+    #[error("{argument} is a sparse tensor, expected a dense one")]
+    Sparse {
+        /// The argument at fault.
+        argument: &'static str,
+    },
     /// An argument holds a value outside its range.
     #[error("{argument} holds {actual}, expected {expected}")]
     Value {

@@ -90,6 +90,7 @@ impl Loss for MultiLabelSoftMarginLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
+        check::not_boolean(("target", target))?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
         let shape = input.size();
         let Some(&classes) = shape.last() else {

@@ -135,11 +135,8 @@ impl CtcLoss {
         input_lengths: &[i64],
         target_lengths: &[i64],
     ) -> Result<Tensor, LossError> {
-        for (argument, tensor) in [("log_probs", log_probs), ("targets", targets)] {
-            if !tensor.defined() {
-                return Err(LossError::Undefined { argument });
-            }
-        }
+        check::dense(("log_probs", log_probs))?;
+        check::dense(("targets", targets))?;
         check::floating(("log_probs", log_probs))?;
         let (steps, sequences, classes) = match log_probs.size()[..] {
             [t, n, c] if t > 0 && n > 0 && c > 0 => (t, n, c),

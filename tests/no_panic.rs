@@ -1,0 +1,135 @@
+//! Whatever is passed to an `f_forward`, it answers with a value or an error: it never panics.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tch::{Device, Kind, Tensor};
+use tch_losses::*;
+
+/// A loss as a function of three tensors; those of fewer arguments ignore the rest.
+type Call = Box<dyn Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor, LossError>>;
+
+fn pair(loss: impl Loss + 'static) -> Call {
+    Box::new(move |a, b, _| loss.f_forward(a, b))
+}
+
+/// Every loss; where an option switches to another computation, both.
+fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> {
+    let w = || weight.shallow_clone();
+    vec![
+        ("l1", pair(L1Loss::new().broadcast(true))),
+        ("l1 weighted", pair(L1Loss::new().weight(w()))),
+        ("mse", pair(MseLoss::new().broadcast(true))),
+        ("mse weighted", pair(MseLoss::new().weight(w()))),
+        ("smooth l1", pair(SmoothL1Loss::new())),
+        ("huber", pair(HuberLoss::new())),
+        ("huber weighted", pair(HuberLoss::new().weight(w()).broadcast(true))),
+        ("poisson", pair(PoissonNllLoss::new().full(true))),
+        ("poisson of rates", pair(PoissonNllLoss::new().log_input(false).broadcast(true))),
+        ("cross entropy", pair(CrossEntropyLoss::new().invalid_values(invalid))),
+        ("cross entropy weighted", pair(CrossEntropyLoss::new().weight(w()).label_smoothing(0.1).ignore_index(1))),
+        ("nll", pair(NllLoss::new().invalid_values(invalid))),
+        ("nll weighted", pair(NllLoss::new().weight(w()))),
+        ("bce", pair(BceLoss::new().invalid_values(invalid))),
+        ("bce weighted", pair(BceLoss::new().weight(w()))),
+        ("bce with logits", pair(BceWithLogitsLoss::new())),
+        ("bce with logits weighted", pair(BceWithLogitsLoss::new().weight(w()).pos_weight(w()))),
+        ("soft margin", pair(SoftMarginLoss::new().broadcast(true))),
+        ("multi margin", pair(MultiMarginLoss::new().invalid_values(invalid))),
+        ("multi margin weighted", pair(MultiMarginLoss::new().p(2).weight(w()))),
+        ("multi-label margin", pair(MultiLabelMarginLoss::new().invalid_values(invalid))),
+        ("multi-label soft margin", pair(MultiLabelSoftMarginLoss::new())),
+        ("multi-label soft margin weighted", pair(MultiLabelSoftMarginLoss::new().weight(w()).broadcast(true))),
+        ("kl div", pair(KlDivLoss::new().reduction(KlDivReduction::BatchMean).broadcast(true))),
+        ("kl div of logs", pair(KlDivLoss::new().log_target(true))),
+        ("hinge embedding", pair(HingeEmbeddingLoss::new().broadcast(true))),
+        ("gaussian", {
+            let loss = GaussianNllLoss::new().full(true).invalid_values(invalid);
+            Box::new(move |a, b, c| loss.f_forward(a, b, c))
+        }),
+        ("gaussian of a number", Box::new(|a, b, _| GaussianNllLoss::new().broadcast(true).f_forward(a, b, 0.5))),
+        ("cosine embedding", Box::new(|a, b, c| CosineEmbeddingLoss::new().f_forward(a, b, c))),
+        ("margin ranking", Box::new(|a, b, c| MarginRankingLoss::new().broadcast(true).f_forward(a, b, c))),
+        ("triplet", Box::new(|a, b, c| TripletMarginLoss::new().swap(true).broadcast(true).f_forward(a, b, c))),
+        ("triplet with distance", Box::new(|a, b, c| TripletMarginWithDistanceLoss::new().f_forward(a, b, c))),
+        ("triplet with a distance of its own", {
+            let loss =
+                TripletMarginWithDistanceLoss::new().broadcast(true).distance_function(|a, b| Ok(a.f_eq_tensor(b)?));
+            Box::new(move |a, b, c| loss.f_forward(a, b, c))
+        }),
+        ("ctc", Box::new(|a, b, _| CtcLoss::new().f_forward(a, b, [2, 2], [1, 2]))),
+        ("linear cross entropy", {
+            let loss = LinearCrossEntropy::new().invalid_values(invalid);
+            Box::new(move |a, b, c| loss.f_forward(a, b, c, None))
+        }),
+        ("linear cross entropy in chunks", {
+            let loss = LinearCrossEntropy::new().chunking(Chunking::Rows(1)).weight(w());
+            Box::new(move |a, b, c| loss.f_forward(a, b, c, Some(c)))
+        }),
+        ("adaptive log softmax", {
+            let store = tch::nn::VarStore::new(Device::Cpu);
+            let config = AdaptiveLogSoftmaxConfig::new();
+            let loss = AdaptiveLogSoftmaxWithLoss::new(store.root(), 3, 7, &[2, 4], config);
+            Box::new(move |a, b, _| Ok(loss.f_forward(a, b)?.loss))
+        }),
+        ("adaptive log softmax's prediction", {
+            let store = tch::nn::VarStore::new(Device::Cpu);
+            let config = AdaptiveLogSoftmaxConfig::new();
+            let loss = AdaptiveLogSoftmaxWithLoss::new(store.root(), 3, 7, &[2, 4], config);
+            Box::new(move |a, _, _| loss.f_log_prob(a).and(loss.f_predict(a)))
+        }),
+    ]
+}
+
+const KINDS: [Kind; 8] =
+    [Kind::Float, Kind::Double, Kind::BFloat16, Kind::Int64, Kind::Uint8, Kind::Bool, Kind::ComplexFloat, Kind::Int];
+
+fn arguments() -> Vec<Tensor> {
+    let of = |shape: &[i64], kind| Tensor::ones(shape, (Kind::Float, Device::Cpu)).to_kind(kind);
+    let mut arguments: Vec<Tensor> = KINDS.iter().map(|kind| of(&[2, 3], *kind)).collect();
+    for shape in [&[2][..], &[], &[0, 3], &[2, 2, 3]] {
+        arguments.extend([Kind::Float, Kind::Int64, Kind::Bool].map(|kind| of(shape, kind)));
+    }
+    let dense = &arguments[0];
+    let odd = [
+        Tensor::new(),
+        dense.to_sparse(None::<tch::Layout>, None::<i64>, None::<i64>),
+        dense * f64::NAN,
+        dense * f64::INFINITY,
+        dense * -7,
+        (dense * -7).to_kind(Kind::Int64),
+        dense.copy().set_requires_grad(true),
+    ];
+    arguments.extend(odd);
+    arguments
+}
+
+/// Tries every pair of arguments, with a third one that changes with the pair.
+#[test]
+fn no_call_panics() {
+    std::panic::set_hook(Box::new(|_| {}));
+    let arguments = arguments();
+    let weights = [Tensor::ones([2, 3], (Kind::Float, Device::Cpu)), Tensor::ones([3], (Kind::Bool, Device::Cpu))];
+    let mut panics = Vec::new();
+    for (invalid, weight) in [InvalidValues::Error, InvalidValues::Nan].into_iter().zip(&weights) {
+        for (name, call) in losses(weight, invalid) {
+            for (a, first) in arguments.iter().enumerate() {
+                for (b, second) in arguments.iter().enumerate() {
+                    let third = &arguments[(a * 5 + b * 3) % arguments.len()];
+                    let result = catch_unwind(AssertUnwindSafe(|| call(first, second, third).is_ok()));
+                    if result.is_err() {
+                        panics.push(format!("{name}: {}, {}, {}", describe(first), describe(second), describe(third)));
+                    }
+                }
+            }
+        }
+    }
+    assert!(panics.is_empty(), "{} calls panic:\n{}", panics.len(), panics.join("\n"));
+}
+
+fn describe(tensor: &Tensor) -> String {
+    if !tensor.defined() {
+        return "undefined".into();
+    }
+    let layout = if tensor.is_sparse() { ", sparse" } else { "" };
+    format!("{:?}{:?}{layout}", tensor.kind(), tensor.size())
+}
