@@ -191,6 +191,7 @@ fn record(options: &RecordOptions) -> Result<()> {
         total,
     };
     python.oracle(&call)?;
+    python.save_modules(&options.out.join("modules"))?;
     println!("{total} cases in {}", options.out.display());
     Ok(())
 }

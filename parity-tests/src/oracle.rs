@@ -93,6 +93,13 @@ impl Python {
         self.run(command, what, Some(call.total))
     }
 
+    /// Writes state dicts as PyTorch saves them, with a call of each module.
+    pub fn save_modules(&self, out: &Path) -> Result<()> {
+        let mut command = self.command("save_modules.py");
+        command.arg(out);
+        self.run(command, "saving modules", None)
+    }
+
     fn command(&self, script: &str) -> Command {
         let mut command = Command::new(&self.exe);
         command.arg(self.scripts.join(script)).stdin(Stdio::null());
