@@ -228,8 +228,10 @@ class Suite:
         """What the reference returns, or nothing where it raises; an expectation that fails is remembered."""
         try:
             outputs, _, _ = oracle.forward(oracle.Arguments(case, self.tensors, "cpu", False))
-        except (oracle.Malformed, oracle.Unsupported):
+        except oracle.Malformed:
             raise
+        except oracle.Unsupported:
+            return []
         except Exception as error:
             message = oracle.first_line(error)
             if expect == "ok" and "not implemented for" not in message:
