@@ -60,22 +60,26 @@
 
 mod check;
 mod classification;
+mod detection;
 mod divergence;
 mod error;
 mod loss;
 mod metric;
 mod reduction;
 mod regression;
+mod segmentation;
 mod sequence;
 
 pub use check::InvalidValues;
 pub use classification::*;
+pub use detection::*;
 pub use divergence::*;
 pub use error::LossError;
 pub use loss::Loss;
 pub use metric::*;
 pub use reduction::Reduction;
 pub use regression::*;
+pub use segmentation::*;
 pub use sequence::*;
 
 /// Every code block of the README is compiled, and run where it can be.

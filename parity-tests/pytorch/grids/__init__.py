@@ -6,6 +6,7 @@ options, reductions and dtypes in full on one base shape; shapes, layouts and va
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -142,8 +143,21 @@ def without_classes(shape: Shape) -> Shape:
     return () if len(shape) == 1 else (shape[0], *shape[2:])
 
 
-def add_all(suite: Suite) -> None:
-    from grids import classification, differences, divergence, metric, regression, sequence
+FAMILIES = (
+    "regression",
+    "classification",
+    "divergence",
+    "metric",
+    "sequence",
+    "differences",
+    "focal",
+    "overlap",
+    "boundary",
+    "detection",
+    "multilabel",
+)
 
-    for family in (regression, classification, divergence, metric, sequence, differences):
-        family.add_all(suite)
+
+def add_all(suite: Suite) -> None:
+    for family in FAMILIES:
+        importlib.import_module(f"grids.{family}").add_all(suite)

@@ -1,8 +1,15 @@
 //! From a reference's name and its own keyword arguments to a loss of the crate: one file per Python library.
 
+mod kornia;
+mod monai;
+mod papers;
+mod smp;
+mod timm;
 mod torch_nn;
+mod torchvision;
 
 use tch::Tensor;
+use tch_losses::Loss;
 
 use crate::arguments::{Arguments, EvalError};
 
@@ -50,9 +57,46 @@ impl std::fmt::Debug for Adapter {
     }
 }
 
+type Outcome = Result<Outputs, EvalError>;
+
+/// A row of an adapter table.
+const fn adapter(
+    name: &'static str,
+    references: &'static [&'static str],
+    parameters: &'static [&'static str],
+    equality: Equality,
+    run: fn(&mut Arguments) -> Outcome,
+) -> Adapter {
+    Adapter { name, references, parameters, equality, run }
+}
+
+/// Applies `set` to the loss where the option was given.
+fn with<L, T>(loss: L, option: Option<T>, set: impl FnOnce(L, T) -> L) -> L {
+    match option {
+        Some(option) => set(loss, option),
+        None => loss,
+    }
+}
+
+/// Calls a loss of an input and a target.
+fn pair(loss: &dyn Loss, arguments: &mut Arguments) -> Outcome {
+    let (input, target) = (arguments.tensor("input")?, arguments.tensor("target")?);
+    Ok(loss.f_forward(&input, &target)?.into())
+}
+
+const LIBRARIES: [&[Adapter]; 7] = [
+    torch_nn::ADAPTERS,
+    torchvision::ADAPTERS,
+    kornia::ADAPTERS,
+    monai::ADAPTERS,
+    smp::ADAPTERS,
+    timm::ADAPTERS,
+    papers::ADAPTERS,
+];
+
 /// All adapters.
 pub fn all() -> impl Iterator<Item = &'static Adapter> {
-    torch_nn::ADAPTERS.iter()
+    LIBRARIES.into_iter().flatten()
 }
 
 /// The adapter of a reference.

@@ -6,17 +6,15 @@ use tch::{Device, Tensor, nn};
 use tch_losses::{
     AdaptiveLogSoftmaxConfig, AdaptiveLogSoftmaxWithLoss, BceLoss, BceWithLogitsLoss, Chunking, CosineEmbeddingLoss,
     CrossEntropyLoss, CtcLoss, GaussianNllLoss, HingeEmbeddingLoss, HuberLoss, KlDivLoss, KlDivReduction, L1Loss,
-    LinearCrossEntropy, LinearCrossEntropyConfig, LinearCrossEntropyLoss, Loss, LossError, MarginRankingLoss, MseLoss,
+    LinearCrossEntropy, LinearCrossEntropyConfig, LinearCrossEntropyLoss, LossError, MarginRankingLoss, MseLoss,
     MultiLabelMarginLoss, MultiLabelSoftMarginLoss, MultiMarginLoss, NllLoss, PoissonNllLoss, SmoothL1Loss,
     SoftMarginLoss, TripletMarginLoss, TripletMarginWithDistanceLoss,
 };
 
 use super::Equality::{Bitwise, Close};
-use super::{Adapter, Equality, Outputs};
+use super::{Adapter, Outcome, Outputs, adapter, pair, with};
 use crate::arguments::{Argument, Arguments, EvalError};
 use crate::case::Value;
-
-type Outcome = Result<Outputs, EvalError>;
 
 #[rustfmt::skip]
 pub(super) const ADAPTERS: &[Adapter] = &[
@@ -75,30 +73,6 @@ pub(super) const ADAPTERS: &[Adapter] = &[
     adapter("AdaptiveLogSoftmaxWithLoss", &["torch.nn.AdaptiveLogSoftmaxWithLoss"],
         &["input", "target"], Bitwise, adaptive_log_softmax),
 ];
-
-const fn adapter(
-    name: &'static str,
-    references: &'static [&'static str],
-    parameters: &'static [&'static str],
-    equality: Equality,
-    run: fn(&mut Arguments) -> Outcome,
-) -> Adapter {
-    Adapter { name, references, parameters, equality, run }
-}
-
-/// Applies `set` to the loss where the option was given.
-fn with<L, T>(loss: L, option: Option<T>, set: impl FnOnce(L, T) -> L) -> L {
-    match option {
-        Some(option) => set(loss, option),
-        None => loss,
-    }
-}
-
-/// Calls a loss of an input and a target.
-fn pair(loss: &dyn Loss, arguments: &mut Arguments) -> Outcome {
-    let (input, target) = (arguments.tensor("input")?, arguments.tensor("target")?);
-    Ok(loss.f_forward(&input, &target)?.into())
-}
 
 // PyTorch broadcasts wherever this crate asks for `.broadcast(true)`.
 

@@ -1,0 +1,1 @@
+//! Losses of object detection: boxes and their scores.

@@ -1,0 +1,1 @@
+//! Losses of segmentation: overlap of regions and distance of boundaries.
