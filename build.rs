@@ -1,18 +1,42 @@
-//! Links the tests, examples and binaries of this package so that they find libtorch where it was built against.
+//! Compiles the C++ side of `autograd` against the libtorch that torch-sys found, and links the tests, examples and binaries
+//! of this package so that they find that libtorch.
+
+use std::env;
+use std::path::{Path, PathBuf};
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     // Set by torch-sys; absent with the feature `doc-only`.
-    let Ok(libtorch) = std::env::var("DEP_TCH_LIBTORCH_LIB") else {
+    let Ok(libtorch) = env::var("DEP_TCH_LIBTORCH_LIB") else {
         return;
     };
     // Seen by our users' build scripts as DEP_TCH_LOSSES_LIBTORCH_LIB.
     println!("cargo:libtorch_lib={libtorch}");
-    if std::env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") {
+    compile(Path::new(&libtorch));
+    if env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") {
         return;
     }
     println!("cargo:rustc-link-arg=-Wl,-rpath={libtorch}");
     // Without these two the linker drops libtorch_cuda, and `tch::Cuda::is_available()` is false on every machine.
     println!("cargo:rustc-link-arg=-Wl,--no-as-needed");
     println!("cargo:rustc-link-arg=-ltorch");
+}
+
+/// The headers are beside the libraries, or where torch-sys was told that they are.
+fn compile(libtorch: &Path) {
+    const SOURCE: &str = "src/autograd/node.cpp";
+    println!("cargo:rerun-if-changed={SOURCE}");
+    println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
+    println!("cargo:rerun-if-env-changed=LIBTORCH_CXX11_ABI");
+    let root = env::var("LIBTORCH_INCLUDE").map_or_else(|_| libtorch.join(".."), PathBuf::from);
+    let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into());
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .warnings(false)
+        .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
+        .include(root.join("include"))
+        .include(root.join("include/torch/csrc/api/include"))
+        .file(SOURCE)
+        .compile("tch_losses_autograd");
 }

@@ -39,11 +39,14 @@ pub(crate) fn devices(arguments: &[Named]) -> Result<(), LossError> {
     Ok(())
 }
 
+/// `tensor` is defined.
+pub(crate) fn defined((argument, tensor): Named) -> Result<(), LossError> {
+    if tensor.defined() { Ok(()) } else { Err(LossError::Undefined { argument }) }
+}
+
 /// `tensor` is defined and dense.
 pub(crate) fn dense((argument, tensor): Named) -> Result<(), LossError> {
-    if !tensor.defined() {
-        return Err(LossError::Undefined { argument });
-    }
+    defined((argument, tensor))?;
     if tensor.is_sparse() {
         return Err(LossError::Sparse { argument });
     }
@@ -231,6 +234,12 @@ impl Validity {
         Ok(Validity { valid })
     }
 
+    /// With a dimension of size 1 at `dim`, over which the validity is the same.
+    pub(crate) fn f_unsqueeze(self, dim: i64) -> Result<Validity, LossError> {
+        let valid = self.valid.map(|valid| valid.f_unsqueeze(dim)).transpose()?;
+        Ok(Validity { valid })
+    }
+
     /// `tensor` with a harmless value in place of the invalid ones.
     pub(crate) fn f_replace(&self, tensor: &Tensor, harmless: f64) -> Result<Tensor, LossError> {
         let Some(valid) = &self.valid else {
@@ -295,6 +304,11 @@ impl ClassIndices {
             }
         }
         Ok(ClassIndices { indices, ignored, validity: Validity::CHECKED })
+    }
+
+    /// Where the target is ignored; nothing where none is known to be.
+    pub(crate) fn f_ignored(&self) -> Result<Option<Tensor>, LossError> {
+        Ok(self.ignored.map(|ignored| self.indices.f_eq(ignored)).transpose()?)
     }
 
     /// `input` with 0 in place of the rows whose target is ignored, which keeps what they hold out of the gradient.

@@ -54,10 +54,54 @@
 //! | `F.linear_cross_entropy` | [`LinearCrossEntropy`] | `input, linear_weight, target, linear_bias` |
 //! | `nn.AdaptiveLogSoftmaxWithLoss` | [`AdaptiveLogSoftmaxWithLoss`] | `input, target` |
 //!
+//! # Losses of other packages
+//!
+//! All of them take `input, target`.
+//!
+//! | original | here |
+//! |---|---|
+//! | **segmentation** | |
+//! | `monai.losses.DiceLoss`, smp `DiceLoss`, kornia `DiceLoss` | [`DiceLoss`] |
+//! | smp `JaccardLoss`, `monai.losses.DiceLoss(jaccard=True)` | [`JaccardLoss`] |
+//! | `monai.losses.TverskyLoss`, smp `TverskyLoss`, kornia `TverskyLoss` | [`TverskyLoss`] |
+//! | smp `TverskyLoss(gamma)`, the focal Tversky paper | [`FocalTverskyLoss`] |
+//! | `monai.losses.GeneralizedDiceLoss` | [`GeneralizedDiceLoss`] |
+//! | smp `LovaszLoss`, kornia `lovasz_hinge_loss` | [`LovaszHingeLoss`] |
+//! | smp `LovaszLoss`, kornia `lovasz_softmax_loss` | [`LovaszSoftmaxLoss`] |
+//! | smp `MCCLoss` | [`MccLoss`] |
+//! | `monai.losses.HausdorffDTLoss`, `LogHausdorffDTLoss` | [`HausdorffDtLoss`] |
+//! | `monai.losses.SoftclDiceLoss` | [`SoftClDiceLoss`] |
+//! | `monai.losses.SoftDiceclDiceLoss` | [`SoftDiceClDiceLoss`] |
+//! | `monai.losses.DiceCELoss` | [`DiceCrossEntropyLoss`] |
+//! | `monai.losses.DiceFocalLoss`, `GeneralizedDiceFocalLoss` | [`DiceFocalLoss`] |
+//! | **focal and other losses of classification** | |
+//! | `torchvision.ops.sigmoid_focal_loss`, kornia `BinaryFocalLossWithLogits`, `monai.losses.FocalLoss`, smp `FocalLoss` | [`SigmoidFocalLoss`] |
+//! | kornia `FocalLoss`, `monai.losses.FocalLoss(use_softmax=True)` | [`SoftmaxFocalLoss`] |
+//! | smp `FocalLoss` (multiclass) | [`OneVsRestFocalLoss`] |
+//! | `timm.loss.AsymmetricLossMultiLabel` | [`AsymmetricMultiLabelLoss`] |
+//! | `timm.loss.AsymmetricLossSingleLabel` | [`AsymmetricSingleLabelLoss`] |
+//! | `timm.loss.JsdCrossEntropy` | [`JsdCrossEntropyLoss`] |
+//! | `timm.loss.PolyCrossEntropy` | [`PolyCrossEntropyLoss`] |
+//! | `timm.loss.PolyBinaryCrossEntropy` | [`PolyBceWithLogitsLoss`] |
+//! | smp `SoftBCEWithLogitsLoss`, `timm.loss.BinaryCrossEntropy` | [`SoftBceWithLogitsLoss`] |
+//! | `timm.loss.SoftTargetCrossEntropy`, `LabelSmoothingCrossEntropy`, smp `SoftCrossEntropyLoss` | [`CrossEntropyLoss`] |
+//! | Keras `Hinge`, `SquaredHinge` | [`HingeLoss`] |
+//! | Keras `CategoricalHinge` | [`CategoricalHingeLoss`] |
+//! | **detection** | |
+//! | `torchvision.ops.generalized_box_iou_loss` | [`GeneralizedBoxIouLoss`] |
+//! | `torchvision.ops.distance_box_iou_loss` | [`DistanceBoxIouLoss`] |
+//! | `torchvision.ops.complete_box_iou_loss` | [`CompleteBoxIouLoss`] |
+//! | quality focal loss (GFL paper) | [`QualityFocalLoss`] |
+//! | distribution focal loss (GFL paper) | [`DistributionFocalLoss`] |
+//! | varifocal loss (VFNet paper) | [`VarifocalLoss`] |
+//!
 //! Those of `input, target` implement [`Loss`], so that they can be boxed and chosen at run time.
+//!
+//! [`autograd`] is for losses and layers of your own: functions with a backward written in Rust.
 //!
 //! [tch]: https://docs.rs/tch
 
+pub mod autograd;
 mod check;
 mod classification;
 mod detection;
@@ -65,6 +109,7 @@ mod divergence;
 mod error;
 mod loss;
 mod metric;
+mod numeric;
 mod reduction;
 mod regression;
 mod segmentation;

@@ -42,6 +42,54 @@ fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> 
         ("kl div", pair(KlDivLoss::new().reduction(KlDivReduction::BatchMean).broadcast(true))),
         ("kl div of logs", pair(KlDivLoss::new().log_target(true))),
         ("hinge embedding", pair(HingeEmbeddingLoss::new().broadcast(true))),
+        ("generalized box iou", pair(GeneralizedBoxIouLoss::new())),
+        ("distance box iou", pair(DistanceBoxIouLoss::new().eps(0.0))),
+        ("complete box iou", pair(CompleteBoxIouLoss::new())),
+        ("quality focal", pair(QualityFocalLoss::new().beta(0.5))),
+        ("distribution focal", pair(DistributionFocalLoss::new().invalid_values(invalid))),
+        ("varifocal", pair(VarifocalLoss::new())),
+        ("asymmetric multi-label", pair(AsymmetricMultiLabelLoss::new())),
+        ("asymmetric multi-label weighted", {
+            pair(AsymmetricMultiLabelLoss::new().gamma_pos(0.5).weight(w()).pos_weight(w()))
+        }),
+        ("asymmetric single-label", pair(AsymmetricSingleLabelLoss::new().invalid_values(invalid))),
+        ("jsd cross entropy", pair(JsdCrossEntropyLoss::new().num_splits(2).invalid_values(invalid))),
+        ("poly cross entropy", pair(PolyCrossEntropyLoss::new().invalid_values(invalid).label_smoothing(0.1))),
+        ("poly bce", pair(PolyBceWithLogitsLoss::new().gamma(0.5).alpha(0.25))),
+        ("soft bce", pair(SoftBceWithLogitsLoss::new().invalid_values(invalid).mean_over(MeanOver::Counted))),
+        ("soft bce weighted", pair(SoftBceWithLogitsLoss::new().weight(w()).target_threshold(0.5))),
+        ("cross entropy over all", pair(CrossEntropyLoss::new().ignore_index(1).mean_over(MeanOver::All))),
+        ("hinge", pair(HingeLoss::new().p(2))),
+        ("categorical hinge", pair(CategoricalHingeLoss::new().invalid_values(invalid))),
+        ("lovasz hinge", pair(LovaszHingeLoss::new().ignore_index(1).invalid_values(invalid))),
+        ("lovasz hinge per image", pair(LovaszHingeLoss::new().per_image(true).reduction(Reduction::None))),
+        ("lovasz softmax", pair(LovaszSoftmaxLoss::new().ignore_index(1).invalid_values(invalid))),
+        ("lovasz softmax per image", {
+            let classes = LovaszClasses::Only(vec![0, 2]);
+            pair(LovaszSoftmaxLoss::new().per_image(true).classes(classes).weight(w()).activation(Activation::None))
+        }),
+        ("mcc", pair(MccLoss::new())),
+        ("mcc of logits", pair(MccLoss::new().activation(Activation::Softmax))),
+        ("hausdorff", pair(HausdorffDtLoss::new().invalid_values(invalid))),
+        ("hausdorff of logits", {
+            let loss = HausdorffDtLoss::new().activation(Activation::Softmax).include_background(false);
+            pair(loss.log(true).alpha(0.5).reduction(Reduction::None))
+        }),
+        ("soft cldice", pair(SoftClDiceLoss::new().invalid_values(invalid))),
+        ("dice and soft cldice", pair(SoftDiceClDiceLoss::new().activation(Activation::Sigmoid))),
+        ("dice and cross entropy", pair(DiceCrossEntropyLoss::new())),
+        ("dice and weighted cross entropy", {
+            let entropy = CrossEntropyLoss::new().weight(w()).label_smoothing(0.1).invalid_values(invalid);
+            pair(DiceCrossEntropyLoss::new().overlap(JaccardLoss::new()).cross_entropy(entropy))
+        }),
+        ("dice and binary cross entropy", {
+            pair(DiceCrossEntropyLoss::new().cross_entropy(BceWithLogitsLoss::new().weight(w())))
+        }),
+        ("dice and focal", pair(DiceFocalLoss::new())),
+        ("dice and focal of sigmoids", {
+            pair(DiceFocalLoss::new().focal(SigmoidFocalLoss::new().weight(w())).focal_background(false))
+        }),
+        ("dice and one-vs-rest focal", pair(DiceFocalLoss::new().focal(OneVsRestFocalLoss::new()))),
         ("gaussian", {
             let loss = GaussianNllLoss::new().full(true).invalid_values(invalid);
             Box::new(move |a, b, c| loss.f_forward(a, b, c))
@@ -55,6 +103,44 @@ fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> 
             let loss =
                 TripletMarginWithDistanceLoss::new().broadcast(true).distance_function(|a, b| Ok(a.f_eq_tensor(b)?));
             Box::new(move |a, b, c| loss.f_forward(a, b, c))
+        }),
+        ("dice", pair(DiceLoss::new().activation(Activation::Softmax).invalid_values(invalid).ignore_index(2))),
+        ("dice weighted", {
+            let loss = DiceLoss::new().activation(Activation::Sigmoid).grouping(Grouping::Sample).weight(w());
+            pair(loss.ignore_index(1).log_loss(true).invalid_values(invalid))
+        }),
+        ("dice of pixels", {
+            let loss = DiceLoss::new().ignore_index(1).ignore_scope(IgnoreScope::Pixel).grouping(Grouping::All);
+            pair(loss.measure(OverlapMeasure::Minimum).smooth_nr(0.0).smooth_dr(0.0).eps(0.0))
+        }),
+        ("jaccard", pair(JaccardLoss::new().classes(&[0, 1]).include_background(false).weight(w()))),
+        ("tversky", pair(TverskyLoss::new().alpha(0.0).beta(2.0).empty_mask(EmptyMask::Skip).weight(w()))),
+        ("focal tversky", pair(FocalTverskyLoss::new().measure(OverlapMeasure::Squared).invalid_values(invalid))),
+        ("focal tversky reduced", {
+            let loss = FocalTverskyLoss::new().power(FocalPower::Reduced).gamma(3.0).grouping(Grouping::Class);
+            pair(loss.empty_mask(EmptyMask::Zero).weight(w()).weighted_mean(WeightedMean::Weight))
+        }),
+        ("generalized dice", pair(GeneralizedDiceLoss::new().invalid_values(invalid))),
+        ("generalized dice of a batch", pair(GeneralizedDiceLoss::new().batch(true).weighting(VolumeWeight::Simple))),
+        ("sigmoid focal", pair(SigmoidFocalLoss::new().gamma(0.5).ignore_index(-7))),
+        ("sigmoid focal weighted", pair(SigmoidFocalLoss::new().weight(w()).pos_weight(w()).mask(w()))),
+        ("sigmoid focal of classes", {
+            let loss = SigmoidFocalLoss::new().alpha(w()).normalization(FocalNormalization::PerClass);
+            pair(loss.soft_targets(FocalSoftTargets::Terms).reduced_threshold(0.5).mask(w()))
+        }),
+        ("sigmoid focal normalised", {
+            let loss = SigmoidFocalLoss::new().normalization(FocalNormalization::PerClass).ignore_index(1);
+            pair(loss.soft_targets(FocalSoftTargets::Likelihood).reduced_threshold(1.0))
+        }),
+        ("softmax focal", pair(SoftmaxFocalLoss::new().alpha(0.3).invalid_values(invalid))),
+        ("softmax focal weighted", {
+            let loss = SoftmaxFocalLoss::new().alpha(w()).weight(w()).label_smoothing(0.1).ignore_index(1);
+            pair(loss.gamma(0.0).invalid_values(invalid))
+        }),
+        ("one-vs-rest focal", pair(OneVsRestFocalLoss::new().alpha(0.3).ignore_index(1).invalid_values(invalid))),
+        ("one-vs-rest focal weighted", {
+            let loss = OneVsRestFocalLoss::new().weight(w()).normalization(FocalNormalization::PerClass);
+            pair(loss.invalid_values(invalid).reduction(Reduction::None))
         }),
         ("ctc", Box::new(|a, b, _| CtcLoss::new().f_forward(a, b, [2, 2], [1, 2]))),
         ("linear cross entropy", {
@@ -86,7 +172,7 @@ const KINDS: [Kind; 8] =
 fn arguments() -> Vec<Tensor> {
     let of = |shape: &[i64], kind| Tensor::ones(shape, (Kind::Float, Device::Cpu)).to_kind(kind);
     let mut arguments: Vec<Tensor> = KINDS.iter().map(|kind| of(&[2, 3], *kind)).collect();
-    for shape in [&[2][..], &[], &[0, 3], &[2, 2, 3]] {
+    for shape in [&[2][..], &[], &[0, 3], &[2, 2, 3], &[1, 2, 2, 2]] {
         arguments.extend([Kind::Float, Kind::Int64, Kind::Bool].map(|kind| of(shape, kind)));
     }
     let dense = &arguments[0];

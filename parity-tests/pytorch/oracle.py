@@ -399,6 +399,9 @@ def main() -> int:
     options = parse()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
+    if options.upcast:
+        # References that go to single precision of their own accord go to double precision instead.
+        torch.Tensor.float = torch.Tensor.double
     try:
         run(options)
     except Malformed as error:

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use tch_losses::{LossError, Reduction};
 
 use crate::case::Value;
@@ -35,6 +35,15 @@ pub enum Argument {
     Tensor(Tensor),
     /// Anything else.
     Plain(Value),
+}
+
+/// One number, or one for each of several things.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Numbers {
+    /// A number.
+    One(f64),
+    /// A list.
+    Many(Vec<f64>),
 }
 
 /// The arguments of one call by parameter name. Getters take them out, so that [`finish`](Self::finish) notices one
@@ -88,6 +97,33 @@ impl Arguments {
         }
     }
 
+    /// A number where Python's `None` has a meaning of its own: `default` is for an argument that was not given.
+    pub fn number_or_none(&mut self, name: &str, default: Option<f64>) -> Result<Option<f64>, EvalError> {
+        if !self.contains(name) {
+            return Ok(default);
+        }
+        match self.take(name) {
+            None => Ok(None),
+            Some(Argument::Plain(Value::Int(integer))) => Ok(Some(integer as f64)),
+            Some(Argument::Plain(Value::Float(number))) => Ok(Some(number)),
+            Some(other) => Err(wrong_type(name, "a number", &other)),
+        }
+    }
+
+    /// A number or a list of numbers, which may be absent.
+    pub fn numbers(&mut self, name: &str) -> Result<Option<Numbers>, EvalError> {
+        if let Some(Argument::Plain(Value::List(_))) = self.values.get(name) {
+            let Some(Argument::Plain(Value::List(items))) = self.take(name) else { return Ok(None) };
+            let number = |item| match item {
+                Value::Int(integer) => Ok(integer as f64),
+                Value::Float(number) => Ok(number),
+                other => Err(wrong_type(name, "a list of numbers", &Argument::Plain(other))),
+            };
+            return Ok(Some(Numbers::Many(items.into_iter().map(number).collect::<Result<_, _>>()?)));
+        }
+        Ok(self.number_or_none(name, None)?.map(Numbers::One))
+    }
+
     /// An integer.
     pub fn integer(&mut self, name: &str, default: i64) -> Result<i64, EvalError> {
         Ok(self.optional_integer(name)?.unwrap_or(default))
@@ -100,6 +136,11 @@ impl Arguments {
             Some(Argument::Plain(Value::Int(integer))) => Ok(Some(integer)),
             Some(other) => Err(wrong_type(name, "an integer", &other)),
         }
+    }
+
+    /// An integer whose `None` is a value of its own, other than the default.
+    pub fn integer_or_none(&mut self, name: &str, default: Option<i64>) -> Result<Option<i64>, EvalError> {
+        if self.contains(name) { self.optional_integer(name) } else { Ok(default) }
     }
 
     /// A boolean.
@@ -140,6 +181,21 @@ impl Arguments {
             None => Ok(None),
             Some(Argument::Plain(Value::Text(text))) => Ok(Some(text)),
             Some(other) => Err(wrong_type(name, "a string", &other)),
+        }
+    }
+
+    /// A dtype that may be absent.
+    pub fn kind(&mut self, name: &str) -> Result<Option<Kind>, EvalError> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Argument::Plain(Value::Object(path, None))) => match path.as_str() {
+                "torch.float64" => Ok(Some(Kind::Double)),
+                "torch.float32" => Ok(Some(Kind::Float)),
+                "torch.float16" => Ok(Some(Kind::Half)),
+                "torch.bfloat16" => Ok(Some(Kind::BFloat16)),
+                other => Err(EvalError::Unsupported(format!("{name} {other}"))),
+            },
+            Some(other) => Err(wrong_type(name, "a dtype", &other)),
         }
     }
 

@@ -202,7 +202,8 @@ fn holds(rule: Rule, case: &Case, sides: Sides) -> bool {
         (Rule::Rejects, Some(Status::Ok), Some(Status::Error)) => true,
         (Rule::Finite, Some(Status::Ok), Some(Status::Ok)) => all_elements(case, sides, |e, a, truth, tolerance| {
             let right = truth.is_none_or(|truth| tolerance.accepts(a, truth));
-            if e.is_finite() { tolerance.accepts(a, e) } else { a == e || (a.is_finite() && right) }
+            let truer = truth.is_some_and(|truth| (a - truth).abs() <= (e - truth).abs());
+            if e.is_finite() { tolerance.accepts(a, e) || truer } else { a == e || (a.is_finite() && right) }
         }),
         (Rule::Nan, Some(Status::Ok), Some(Status::Ok)) => {
             all_elements(case, sides, |e, a, _, tolerance| a.is_nan() || tolerance.accepts(a, e))

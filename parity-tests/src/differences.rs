@@ -74,6 +74,145 @@ pub const DIFFERENCES: &[Difference] = &[
         rule: Rule::Rejects,
         reason: "labels are integers; fractions would be cut off without a word",
     },
+    Difference {
+        cases: &["torchvision.ops.complete_box_iou_loss/degenerate/"],
+        rule: Rule::Finite,
+        reason: "a box without a height divides by 0; here its angle is that of its width and height, and a point has none",
+    },
+    Difference {
+        cases: &[
+            "torchvision.ops.sigmoid_focal_loss/better_saturated/",
+            "segmentation_models_pytorch.losses.FocalLoss/better_saturated/",
+            "monai.losses.FocalLoss/better_saturated/",
+        ],
+        rule: Rule::Finite,
+        reason: "a power below 1 of 1 - p has a vertical tangent at 0, though the loss has none; here it is computed in \
+                 log space",
+    },
+    Difference {
+        cases: &["torchvision.ops.sigmoid_focal_loss/better_integers/"],
+        rule: Rule::Accepts,
+        reason: "targets of 0 and 1 may be integers",
+    },
+    Difference {
+        cases: &["kornia.losses.FocalLoss/better_integers/", "kornia.losses.focal_loss/better_integers/"],
+        rule: Rule::Accepts,
+        reason: "class indices may be of any integer kind",
+    },
+    Difference {
+        cases: &[
+            "kornia.losses.FocalLoss/better_alpha/",
+            "kornia.losses.BinaryFocalLossWithLogits/better_alpha/",
+            "segmentation_models_pytorch.losses.FocalLoss/better_alpha/",
+            "monai.losses.FocalLoss/better_alpha/",
+        ],
+        rule: Rule::Rejects,
+        reason: "a balance outside [0, 1] makes losses negative",
+    },
+    Difference {
+        cases: &["segmentation_models_pytorch.losses.FocalLoss/better_classes/"],
+        rule: Rule::Rejects,
+        reason: "a class out of range is a mistake, not a target that is negative for all classes",
+    },
+    Difference {
+        cases: &["segmentation_models_pytorch.losses.FocalLoss/better_ignored/"],
+        rule: Rule::Accepts,
+        reason: "smp takes the targets of one class by a mask of all classes, which cannot work",
+    },
+    Difference {
+        cases: &["monai.losses.DiceLoss/better_empty/", "monai.losses.TverskyLoss/better_empty/"],
+        rule: Rule::Finite,
+        reason: "a region that is empty in input and target alike, without smoothing, has score 0 and not 0 / 0",
+    },
+    Difference {
+        cases: &[
+            "segmentation_models_pytorch.losses.TverskyLoss/binary_better_empty/",
+            "segmentation_models_pytorch.losses.TverskyLoss/multiclass_better_empty/",
+            "segmentation_models_pytorch.losses.TverskyLoss/multilabel_better_empty/",
+        ],
+        rule: Rule::Finite,
+        reason: "a loss of 0 to a power below 1 has gradient 0 and not 0 / 0",
+    },
+    Difference {
+        cases: &[
+            "timm.loss.AsymmetricLossMultiLabel/steep",
+            "timm.loss.AsymmetricLossSingleLabel/steep",
+            "timm.loss.PolyBinaryCrossEntropy/steep",
+        ],
+        rule: Rule::Finite,
+        reason: "a power below 1 has a vertical tangent at 0, where its gradient becomes infinite or NaN; here it is finite",
+    },
+    Difference {
+        cases: &["timm.loss.JsdCrossEntropy/better_"],
+        rule: Rule::Finite,
+        reason: "the logarithm of a probability that underflows is infinite; here it is the log-softmax",
+    },
+    Difference {
+        cases: &["segmentation_models_pytorch.losses.LovaszLoss/better_masks/"],
+        rule: Rule::Accepts,
+        reason: "a mask may be of Booleans",
+    },
+    Difference {
+        cases: &[
+            "segmentation_models_pytorch.losses.LovaszLoss/better_values/",
+            "kornia.losses.LovaszHingeLoss/better_values/",
+            "kornia.losses.lovasz_hinge_loss/better_values/",
+        ],
+        rule: Rule::Rejects,
+        reason: "a target that is neither 0 nor 1 has no Jaccard loss",
+    },
+    Difference {
+        cases: &[
+            "segmentation_models_pytorch.losses.LovaszLoss/binary_better_double/",
+            "segmentation_models_pytorch.losses.LovaszLoss/multilabel_better_double/",
+            "segmentation_models_pytorch.losses.LovaszLoss/multiclass_better_dtype/",
+        ],
+        rule: Rule::Accepts,
+        reason: "smp mixes its single precision with the input's dtype",
+    },
+    Difference {
+        cases: &["segmentation_models_pytorch.losses.LovaszLoss/multiclass_better_line/"],
+        rule: Rule::Accepts,
+        reason: "smp takes an input of three dimensions for images of one class, here it is classes of lines",
+    },
+    Difference {
+        cases: &["segmentation_models_pytorch.losses.LovaszLoss/multiclass_better_classes/"],
+        rule: Rule::Rejects,
+        reason: "a class out of range is a mistake, not a pixel that belongs to no class",
+    },
+    Difference {
+        cases: &[
+            "kornia.losses.LovaszSoftmaxLoss/better_broadcast/",
+            "kornia.losses.lovasz_softmax_loss/better_broadcast/",
+        ],
+        rule: Rule::Rejects,
+        reason: "one image is not broadcast over the targets of several",
+    },
+    Difference {
+        cases: &["segmentation_models_pytorch.losses.MCCLoss/better_half/"],
+        rule: Rule::Finite,
+        reason: "in f16 smp's product of four counts overflows from a few dozen pixels on",
+    },
+    Difference {
+        cases: &["segmentation_models_pytorch.losses.MCCLoss/better_booleans/"],
+        rule: Rule::Accepts,
+        reason: "a mask may be of Booleans",
+    },
+    Difference {
+        cases: &["segmentation_models_pytorch.losses.MCCLoss/better_eps/"],
+        rule: Rule::Rejects,
+        reason: "without an epsilon the loss of a mask of one side is NaN",
+    },
+    Difference {
+        cases: &["monai.losses.SoftclDiceLoss/better_empty/"],
+        rule: Rule::Finite,
+        reason: "without smoothing a share of an empty centre line is 0, and not 0 / 0",
+    },
+    Difference {
+        cases: &["monai.losses.SoftDiceclDiceLoss/better_none/"],
+        rule: Rule::Rejects,
+        reason: "unreduced the two losses have different shapes, which MONAI broadcasts against each other",
+    },
 ];
 
 /// The difference that a case is about.

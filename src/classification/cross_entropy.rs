@@ -1,6 +1,8 @@
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
+use super::mean_over::MeanOver;
 use crate::check::{self, ClassIndices};
+use crate::numeric::wide_kind;
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
 /// Cross entropy of logits: how unlikely a softmax over the classes makes the target.
@@ -16,7 +18,8 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 /// ℓₙ = (1 − ε) · w\[yₙ\] · (−log p\[n, yₙ\]) + ε/C · Σ_c w\[c\] · (−log p\[n, c\])
 ///
 /// where y is the target, w the weight (1 where there is none), ε the label smoothing and C the number of classes.
-/// An ignored target has ℓₙ = 0. The mean is Σ ℓₙ / Σ w\[yₙ\] over the targets that are not ignored.
+/// An ignored target has ℓₙ = 0. The mean is Σ ℓₙ / Σ w\[yₙ\] over the targets that are not ignored; with
+/// [`MeanOver::All`] it is Σ ℓₙ divided by the number of all targets.
 ///
 /// For class probabilities q, first smoothed to (1 − ε) q + ε/C,
 ///
@@ -34,7 +37,10 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 ///
 /// # Reference
 ///
-/// `torch.nn.CrossEntropyLoss` and `torch.nn.functional.cross_entropy` of PyTorch 2.13.
+/// `torch.nn.CrossEntropyLoss` and `torch.nn.functional.cross_entropy` of PyTorch 2.13. It also is
+/// `timm.loss.SoftTargetCrossEntropy` and `timm.loss.LabelSmoothingCrossEntropy` of timm 1.0.31, whose classes are the last
+/// dimension, and with [`MeanOver::All`] `segmentation_models_pytorch.losses.SoftCrossEntropyLoss` of
+/// segmentation-models-pytorch 0.6.0.
 ///
 /// # Differences from PyTorch
 ///
@@ -71,6 +77,7 @@ pub struct CrossEntropyLoss {
     ignore_index: i64,
     label_smoothing: f64,
     invalid_values: InvalidValues,
+    mean_over: MeanOver,
     reduction: Reduction,
 }
 
@@ -82,6 +89,7 @@ impl CrossEntropyLoss {
             ignore_index: -100,
             label_smoothing: 0.0,
             invalid_values: InvalidValues::Error,
+            mean_over: MeanOver::Counted,
             reduction: Reduction::Mean,
         }
     }
@@ -110,34 +118,88 @@ impl CrossEntropyLoss {
         self
     }
 
+    /// Sets what the mean of class indices divides by where some are ignored. [`MeanOver::Counted`] by default.
+    pub fn mean_over(mut self, mean_over: MeanOver) -> Self {
+        self.mean_over = mean_over;
+        self
+    }
+
     /// Sets the reduction. [`Reduction::Mean`] by default.
     pub fn reduction(mut self, reduction: Reduction) -> Self {
         self.reduction = reduction;
         self
     }
 
-    fn f_aten(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        let (weight, reduction) = (self.weight.as_ref(), self.reduction.into());
-        Ok(input.f_cross_entropy_loss(target, weight, reduction, self.ignore_index, self.label_smoothing)?)
+    /// The log-probabilities of `input`, in single precision at least, and their loss: for a loss that needs both.
+    pub(crate) fn f_with_log_probabilities(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+    ) -> Result<(Tensor, Tensor), LossError> {
+        self.f_of(input, target, Some(wide_kind(input)?))
+    }
+
+    /// What the loss is computed of, the input or where a kind is given its log-probabilities in that, and the loss.
+    fn f_of(&self, input: &Tensor, target: &Tensor, logs: Option<Kind>) -> Result<(Tensor, Tensor), LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        let smoothing = self.label_smoothing;
+        check::option("label_smoothing", smoothing, (0.0..=1.0).contains(&smoothing), "a number in [0, 1]")?;
+        let class_dim = check::class_dim(input)?;
+        let shape = input.size();
+        if let Some(weight) = &self.weight {
+            check::class_weight(weight, input, shape[class_dim])?;
+        }
+        let f_logs = |input: &Tensor| match logs {
+            Some(kind) => input.f_log_softmax(class_dim as i64, kind),
+            None => Ok(input.shallow_clone()),
+        };
+        if target.size() == shape {
+            let input = f_logs(input)?;
+            let loss = self.f_probabilities(&input, target)?;
+            return Ok((input, loss));
+        }
+        let target = self.f_class_indices(input, target, class_dim)?;
+        // A row of nothing but -∞ has NaN log-probabilities, which spoil its gradient even where it is ignored.
+        let input = f_logs(&target.f_mask_ignored(input, class_dim)?)?;
+        let loss = self.f_indices(&input, &target, logs.is_some())?;
+        Ok((input, loss))
+    }
+
+    /// A softmax of log-probabilities changes nothing, and so where all of them are needed one more may be taken.
+    fn f_aten(&self, input: &Tensor, target: &Tensor, logs: bool, reduction: Reduction) -> Result<Tensor, LossError> {
+        let weight = self.weight.as_ref().map(|weight| weight.f_to_kind(input.f_kind()?)).transpose()?;
+        if logs && self.label_smoothing == 0.0 {
+            return Ok(input.f_nll_loss_nd(target, weight.as_ref(), reduction.into(), self.ignore_index)?);
+        }
+        let (ignore_index, smoothing) = (self.ignore_index, self.label_smoothing);
+        Ok(input.f_cross_entropy_loss(target, weight.as_ref(), reduction.into(), ignore_index, smoothing)?)
     }
 
     fn f_probabilities(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::floating(("target", target))?;
         let expected = "negative with class probabilities as target";
         check::option("ignore_index", self.ignore_index, self.ignore_index < 0, expected)?;
-        self.f_aten(input, target)
+        self.f_aten(input, target, false, self.reduction)
     }
 
-    fn f_indices(&self, input: &Tensor, target: &Tensor, class_dim: usize) -> Result<Tensor, LossError> {
+    fn f_class_indices(&self, input: &Tensor, target: &Tensor, class_dim: usize) -> Result<ClassIndices, LossError> {
         let or = ", or that of input for class probabilities";
         let (classes, target) = check::class_target(target, input, class_dim, or)?;
         if let Some(weight) = &self.weight {
             check::same_kind(("weight", weight), ("input", input))?;
         }
-        let target = ClassIndices::f_new(&target, classes, Some(self.ignore_index), self.invalid_values)?;
-        // A row of nothing but -∞ has NaN log-probabilities, which spoil its gradient even where it is ignored.
-        let input = target.f_mask_ignored(input, class_dim)?;
-        let loss = self.f_aten(&input, &target.indices)?;
+        ClassIndices::f_new(&target, classes, Some(self.ignore_index), self.invalid_values)
+    }
+
+    /// The loss of logits, or of log-probabilities.
+    fn f_indices(&self, input: &Tensor, target: &ClassIndices, logs: bool) -> Result<Tensor, LossError> {
+        let loss = match (self.reduction, self.mean_over) {
+            (Reduction::Mean, MeanOver::All) => {
+                self.f_aten(input, &target.indices, logs, Reduction::None)?.f_mean(None)?
+            }
+            (reduction, _) => self.f_aten(input, &target.indices, logs, reduction)?,
+        };
         target.validity.f_poison(&loss, self.reduction == Reduction::None)
     }
 }
@@ -150,26 +212,12 @@ impl Default for CrossEntropyLoss {
 
 impl Loss for CrossEntropyLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
-        let smoothing = self.label_smoothing;
-        check::option("label_smoothing", smoothing, (0.0..=1.0).contains(&smoothing), "a number in [0, 1]")?;
-        let class_dim = check::class_dim(input)?;
-        let shape = input.size();
-        if let Some(weight) = &self.weight {
-            check::class_weight(weight, input, shape[class_dim])?;
-        }
-        if target.size() == shape {
-            return self.f_probabilities(input, target);
-        }
-        self.f_indices(input, target, class_dim)
+        Ok(self.f_of(input, target, None)?.1)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tch::Kind;
-
     use super::*;
 
     fn logits() -> Tensor {
@@ -253,6 +301,15 @@ mod tests {
             let used = 0.5 * (1.0 - smoothing);
             assert_eq!(Vec::<f64>::try_from(input.grad().view(-1)).unwrap(), [used, -used, 0.0, 0.0]);
         }
+    }
+
+    #[test]
+    fn the_mean_can_count_what_is_ignored() {
+        let (input, target) =
+            (Tensor::zeros([2, 2], (Kind::Double, tch::Device::Cpu)), Tensor::from_slice(&[1_i64, -100]));
+        let of = |over| CrossEntropyLoss::new().mean_over(over).forward(&input, &target);
+        assert_eq!(of(MeanOver::Counted).double_value(&[]), 2_f64.ln());
+        assert_eq!(of(MeanOver::All).double_value(&[]), 2_f64.ln() / 2.0);
     }
 
     #[test]

@@ -1,19 +1,47 @@
 //! Losses of classification.
 
+mod asymmetric_multi_label;
+mod asymmetric_single_label;
 mod bce;
 mod bce_with_logits;
+mod categorical_hinge;
 mod cross_entropy;
+mod focal;
+mod hinge;
+mod jsd_cross_entropy;
+mod mean_over;
+mod multi_label;
 mod multi_label_margin;
 mod multi_label_soft_margin;
 mod multi_margin;
 mod nll;
+mod one_vs_rest_focal;
+mod poly_bce_with_logits;
+mod poly_cross_entropy;
+mod sigmoid_focal;
+mod soft_bce_with_logits;
 mod soft_margin;
+mod softmax_focal;
 
+pub use asymmetric_multi_label::AsymmetricMultiLabelLoss;
+pub use asymmetric_single_label::AsymmetricSingleLabelLoss;
 pub use bce::BceLoss;
 pub use bce_with_logits::BceWithLogitsLoss;
+pub use categorical_hinge::CategoricalHingeLoss;
 pub use cross_entropy::CrossEntropyLoss;
+pub use focal::{FocalAlpha, FocalNormalization};
+pub use hinge::{HingeLoss, HingeTargets};
+pub use jsd_cross_entropy::JsdCrossEntropyLoss;
+pub use mean_over::MeanOver;
+pub use multi_label::MultiLabelReduction;
 pub use multi_label_margin::MultiLabelMarginLoss;
 pub use multi_label_soft_margin::MultiLabelSoftMarginLoss;
 pub use multi_margin::MultiMarginLoss;
 pub use nll::NllLoss;
+pub use one_vs_rest_focal::OneVsRestFocalLoss;
+pub use poly_bce_with_logits::PolyBceWithLogitsLoss;
+pub use poly_cross_entropy::PolyCrossEntropyLoss;
+pub use sigmoid_focal::{FocalSoftTargets, SigmoidFocalLoss};
+pub use soft_bce_with_logits::SoftBceWithLogitsLoss;
 pub use soft_margin::SoftMarginLoss;
+pub use softmax_focal::SoftmaxFocalLoss;

@@ -1,1 +1,16 @@
 //! Losses of object detection: boxes and their scores.
+
+mod boxes;
+mod complete_box_iou;
+mod distance_box_iou;
+mod distribution_focal;
+mod generalized_box_iou;
+mod quality_focal;
+mod varifocal;
+
+pub use complete_box_iou::CompleteBoxIouLoss;
+pub use distance_box_iou::DistanceBoxIouLoss;
+pub use distribution_focal::DistributionFocalLoss;
+pub use generalized_box_iou::GeneralizedBoxIouLoss;
+pub use quality_focal::QualityFocalLoss;
+pub use varifocal::VarifocalLoss;

@@ -191,36 +191,16 @@ impl LinearCrossEntropy {
     ) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("linear_weight", linear_weight), ("target", target)])?;
         check::floating(("input", input))?;
-        let weight_shape = linear_weight.size();
-        let [classes, ref out_features @ .., features] = weight_shape[..] else {
-            let expected = "[C, D] or [C, d1, ..., dk, D]";
-            return Err(check::shape_error(("linear_weight", linear_weight), expected));
-        };
-        let input_shape = input.size();
-        let batch = match input_shape[..] {
-            [d] if d == features && out_features.is_empty() => &[],
-            [_, d] if d == features => &input_shape[..1],
-            _ => {
-                let single = if out_features.is_empty() { format!(" or [{features}]") } else { String::new() };
-                let expected = format!("[N, {features}]{single}, for the {features} features of linear_weight");
-                return Err(check::shape_error(("input", input), expected));
-            }
-        };
+        let sizes = Sizes::f_new(input, linear_weight)?;
         if let Some(bias) = linear_bias {
-            check::devices(&[("input", input), ("linear_bias", bias)])?;
-            let expected = &weight_shape[..weight_shape.len() - 1];
-            if bias.size() != expected {
-                let expected = format!("{expected:?}, that of linear_weight without its features");
-                return Err(check::shape_error(("linear_bias", bias), expected));
-            }
+            sizes.check_bias(bias, input)?;
         }
-        let logits_shape = [batch, &[classes], out_features].concat();
-        let probabilities = self.f_check_target(target, &logits_shape, batch.len())?;
+        let probabilities = self.f_check_target(target, &sizes.logits(), sizes.batch.len())?;
         if let Some(chunking) = self.chunking {
-            let rows = batch.first().copied().unwrap_or(1);
-            let size = chunking.f_rows(rows, features, classes)?;
+            let rows = sizes.batch.first().copied().unwrap_or(1);
+            let size = chunking.f_rows(rows, sizes.features, sizes.classes)?;
             let kind = self.f_chunk_kind(input)?;
-            if probabilities || self.label_smoothing != 0.0 || !out_features.is_empty() {
+            if probabilities || self.label_smoothing != 0.0 || !sizes.out_features.is_empty() {
                 log::warn!(
                     "linear cross entropy is computed without chunking, which needs class indices, no label smoothing \
                      and a linear weight of two dimensions"
@@ -229,12 +209,7 @@ impl LinearCrossEntropy {
                 return self.f_chunks(input, linear_weight, target, linear_bias, size, kind);
             }
         }
-        let logits = if out_features.is_empty() {
-            input.f_linear(linear_weight, linear_bias)?
-        } else {
-            let bias = linear_bias.map(|bias| bias.f_flatten(0, -1)).transpose()?;
-            input.f_linear(&linear_weight.f_flatten(0, -2)?, bias)?.f_reshape(logits_shape)?
-        };
+        let logits = sizes.f_apply(input, linear_weight, linear_bias)?;
         let weight = self.weight.as_ref().map(Tensor::shallow_clone);
         self.cross_entropy(weight, self.reduction, self.invalid_values).f_forward(&logits, target)
     }
@@ -347,6 +322,57 @@ impl LinearCrossEntropy {
             None => counted,
         };
         Ok(losses.f_sum(None)?.f_div(&total.f_sum(kind)?)?)
+    }
+}
+
+/// The sizes of a call, once those of its input and its linear weight fit together.
+struct Sizes {
+    /// `[N]`, or nothing for a single row.
+    batch: Vec<i64>,
+    classes: i64,
+    out_features: Vec<i64>,
+    features: i64,
+}
+
+impl Sizes {
+    fn f_new(input: &Tensor, linear_weight: &Tensor) -> Result<Sizes, LossError> {
+        let [classes, ref out_features @ .., features] = linear_weight.size()[..] else {
+            let expected = "[C, D] or [C, d1, ..., dk, D]";
+            return Err(check::shape_error(("linear_weight", linear_weight), expected));
+        };
+        let batch = match input.size()[..] {
+            [d] if d == features && out_features.is_empty() => vec![],
+            [n, d] if d == features => vec![n],
+            _ => {
+                let single = if out_features.is_empty() { format!(" or [{features}]") } else { String::new() };
+                let expected = format!("[N, {features}]{single}, for the {features} features of linear_weight");
+                return Err(check::shape_error(("input", input), expected));
+            }
+        };
+        Ok(Sizes { batch, classes, out_features: out_features.to_vec(), features })
+    }
+
+    fn logits(&self) -> Vec<i64> {
+        [&self.batch[..], &[self.classes], &self.out_features].concat()
+    }
+
+    fn check_bias(&self, bias: &Tensor, input: &Tensor) -> Result<(), LossError> {
+        check::devices(&[("input", input), ("linear_bias", bias)])?;
+        let expected = [&[self.classes], &self.out_features[..]].concat();
+        if bias.size() == expected {
+            return Ok(());
+        }
+        let expected = format!("{expected:?}, that of linear_weight without its features");
+        Err(check::shape_error(("linear_bias", bias), expected))
+    }
+
+    /// The logits of all rows.
+    fn f_apply(&self, input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, LossError> {
+        if self.out_features.is_empty() {
+            return Ok(input.f_linear(weight, bias)?);
+        }
+        let bias = bias.map(|bias| bias.f_flatten(0, -1)).transpose()?;
+        Ok(input.f_linear(&weight.f_flatten(0, -2)?, bias)?.f_reshape(self.logits())?)
     }
 }
 

@@ -1,7 +1,178 @@
 //! The losses of kornia.
 
-use super::Adapter;
+use tch::{Kind, Tensor};
+use tch_losses::{
+    Activation, DiceLoss, EmptyMask, FocalAlpha, FocalSoftTargets, Grouping, Loss, MeanOver, Reduction,
+    SigmoidFocalLoss, SoftmaxFocalLoss, TverskyLoss, WeightedMean,
+};
+
+use tch_losses::{LovaszClasses, LovaszHingeLoss, LovaszSoftmaxLoss};
+
+use super::Equality::Close;
+use super::{Adapter, Outcome, adapter, with};
+use crate::arguments::{Arguments, EvalError};
 
 #[rustfmt::skip]
 pub(super) const ADAPTERS: &[Adapter] = &[
+    adapter("SoftmaxFocalLoss (kornia)", &["kornia.losses.FocalLoss", "kornia.losses.focal_loss"],
+        &["pred", "target", "alpha", "gamma", "reduction", "weight", "ignore_index"], Close, softmax_focal),
+    adapter("SigmoidFocalLoss (kornia's class)", &["kornia.losses.BinaryFocalLossWithLogits"],
+        &["pred", "target"], Close, |arguments| sigmoid_focal(arguments, None)),
+    adapter("SigmoidFocalLoss (kornia)", &["kornia.losses.binary_focal_loss_with_logits"],
+        &["pred", "target", "alpha", "gamma", "reduction", "pos_weight", "weight", "ignore_index"], Close,
+        |arguments| sigmoid_focal(arguments, Some(0.25))),
+    adapter("DiceLoss (kornia)", &["kornia.losses.DiceLoss", "kornia.losses.dice_loss"],
+        &["pred", "target", "average", "eps", "weight", "ignore_index"], Close, dice),
+    adapter("TverskyLoss (kornia)", &["kornia.losses.TverskyLoss", "kornia.losses.tversky_loss"],
+        &["pred", "target", "alpha", "beta", "eps", "ignore_index"], Close, tversky),
+    adapter("LovaszHingeLoss (kornia)", &["kornia.losses.LovaszHingeLoss", "kornia.losses.lovasz_hinge_loss"],
+        &["pred", "target"], Close, lovasz_hinge),
+    adapter("LovaszSoftmaxLoss (kornia)", &["kornia.losses.LovaszSoftmaxLoss", "kornia.losses.lovasz_softmax_loss"],
+        &["pred", "target", "weight"], Close, lovasz_softmax),
 ];
+
+/// The reduction, which is none by default.
+fn focal_reduction(arguments: &mut Arguments) -> Result<Reduction, EvalError> {
+    if arguments.contains("reduction") { arguments.reduction() } else { Ok(Reduction::None) }
+}
+
+/// The label that is ignored: -100 by default, and `None` for none.
+fn ignore_index(arguments: &mut Arguments) -> Result<Option<i64>, EvalError> {
+    if arguments.contains("ignore_index") { arguments.optional_integer("ignore_index") } else { Ok(Some(-100)) }
+}
+
+/// kornia has a value for each class, 0 but for the target's, and its mean is over all of them.
+fn softmax_focal(arguments: &mut Arguments) -> Outcome {
+    let alpha = arguments.number_or_none("alpha", None)?.map_or(FocalAlpha::None, FocalAlpha::from);
+    let reduction = focal_reduction(arguments)?;
+    let ignored = ignore_index(arguments)?;
+    let loss = SoftmaxFocalLoss::new()
+        .alpha(alpha)
+        .gamma(arguments.number("gamma", 2.0)?)
+        .ignore_index(ignored)
+        .mean_over(MeanOver::All)
+        .reduction(reduction);
+    let loss = with(loss, arguments.optional_tensor("weight")?, SoftmaxFocalLoss::weight);
+    let (pred, target) = (arguments.tensor("pred")?, arguments.tensor("target")?);
+    if pred.dim() < 2 {
+        return Err(EvalError::Rejected("pred has no classes".into()));
+    }
+    let losses = loss.f_forward(&pred, &target)?;
+    match reduction {
+        Reduction::Sum => Ok(losses.into()),
+        Reduction::Mean => Ok(losses.f_div_scalar(pred.size()[1])?.into()),
+        Reduction::None => {
+            let own = target.f_to_kind(Kind::Int64)?.f_clamp(0, pred.size()[1] - 1)?;
+            Ok(pred.f_zeros_like()?.f_scatter(1, &own.f_unsqueeze(1)?, &losses.f_unsqueeze(1)?)?.into())
+        }
+    }
+}
+
+/// kornia counts ignored elements in its mean.
+fn sigmoid_focal(arguments: &mut Arguments, default_alpha: Option<f64>) -> Outcome {
+    let alpha = arguments.number_or_none("alpha", default_alpha)?.map_or(FocalAlpha::None, FocalAlpha::from);
+    let loss = SigmoidFocalLoss::new()
+        .alpha(alpha)
+        .gamma(arguments.number("gamma", 2.0)?)
+        .soft_targets(FocalSoftTargets::Terms)
+        .mean_over(MeanOver::All)
+        .reduction(focal_reduction(arguments)?);
+    let loss = with(loss, ignore_index(arguments)?, SigmoidFocalLoss::ignore_index);
+    let (pos_weight, weight) = (arguments.optional_tensor("pos_weight")?, arguments.optional_tensor("weight")?);
+    let (pred, target) = (arguments.tensor("pred")?, arguments.tensor("target")?);
+    // One minus an integer target is f32 in PyTorch, and so are the losses.
+    let widen = !target.is_floating_point() && pred.f_kind()? != Kind::Double;
+    let pred = if widen { pred.f_to_kind(Kind::Float)? } else { pred };
+    let loss = with(loss, along_classes(pos_weight, &pred)?, SigmoidFocalLoss::pos_weight);
+    let loss = with(loss, along_classes(weight, &pred)?, SigmoidFocalLoss::weight);
+    if pred.dim() < 2 {
+        return Err(EvalError::Rejected("pred has no classes".into()));
+    }
+    Ok(loss.f_forward(&pred, &target)?.into())
+}
+
+/// One value per class in a shape that broadcasts along dimension 1.
+fn along_classes(values: Option<Tensor>, pred: &Tensor) -> Result<Option<Tensor>, EvalError> {
+    let Some(values) = values else { return Ok(None) };
+    if pred.dim() < 2 || values.size() != pred.size()[1..2] {
+        return Err(EvalError::Rejected("one weight for each class is expected".into()));
+    }
+    let mut shape = vec![1; pred.dim()];
+    shape[1] = -1;
+    Ok(Some(values.f_reshape(shape)?))
+}
+
+/// Arguments of the losses over regions: logits `[B, C, H, W]` and classes `[B, H, W]`.
+fn images(arguments: &mut Arguments) -> Result<(Tensor, Tensor), EvalError> {
+    let (input, target) = (arguments.tensor("pred")?, arguments.tensor("target")?);
+    if input.dim() != 4 || target.dim() != 3 {
+        let shapes = format!("pred of shape {:?} and target of shape {:?}", input.size(), target.size());
+        return Err(EvalError::Rejected(shapes));
+    }
+    Ok((input, target))
+}
+
+fn dice(arguments: &mut Arguments) -> Outcome {
+    let (input, target) = images(arguments)?;
+    let loss = DiceLoss::new()
+        .activation(Activation::Softmax)
+        .weighted_mean(WeightedMean::Weight)
+        .smooth_nr(0.0)
+        .smooth_dr(arguments.number("eps", 1e-8)?)
+        .eps(0.0);
+    let loss = match arguments.text("average")?.as_deref() {
+        None | Some("micro") => loss.grouping(Grouping::Sample),
+        Some("macro") => loss.grouping(Grouping::SampleAndClass).empty_mask(EmptyMask::Skip),
+        Some(other) => return Err(EvalError::Rejected(format!("there is no average {other:?}"))),
+    };
+    let loss = with(loss, ignore_index(arguments)?, DiceLoss::ignore_index);
+    let Some(weight) = arguments.optional_tensor("weight")? else {
+        return Ok(loss.f_forward(&input, &target)?.into());
+    };
+    let kind = promoted(&input, &weight)?;
+    Ok(loss.weight(weight).f_forward(&input.f_to_kind(kind)?, &target)?.into())
+}
+
+fn tversky(arguments: &mut Arguments) -> Outcome {
+    let (input, target) = images(arguments)?;
+    let loss = TverskyLoss::new()
+        .activation(Activation::Softmax)
+        .empty_mask(EmptyMask::Skip)
+        .alpha(arguments.number("alpha", f64::NAN)?)
+        .beta(arguments.number("beta", f64::NAN)?)
+        .smooth_nr(0.0)
+        .smooth_dr(arguments.number("eps", 1e-8)?)
+        .eps(0.0);
+    let loss = with(loss, ignore_index(arguments)?, TverskyLoss::ignore_index);
+    Ok(loss.f_forward(&input, &target)?.into())
+}
+
+fn lovasz_hinge(arguments: &mut Arguments) -> Outcome {
+    let (input, target) = images(arguments)?;
+    if input.size()[1] != 1 {
+        return Err(EvalError::Rejected("pred of several channels".into()));
+    }
+    Ok(LovaszHingeLoss::new().per_image(true).f_forward(&input, &target)?.into())
+}
+
+fn lovasz_softmax(arguments: &mut Arguments) -> Outcome {
+    let (input, target) = images(arguments)?;
+    if input.size()[1] < 2 {
+        return Err(EvalError::Rejected("pred of a single class".into()));
+    }
+    let loss = LovaszSoftmaxLoss::new().per_image(true).classes(LovaszClasses::All);
+    let Some(weight) = arguments.optional_tensor("weight")? else {
+        return Ok(loss.f_forward(&input, &target)?.into());
+    };
+    let kind = promoted(&input, &weight)?;
+    Ok(loss.weight(weight).f_forward(&input.f_to_kind(kind)?, &target)?.into())
+}
+
+/// The kind of a result with a weight: the wider of the two.
+fn promoted(input: &Tensor, weight: &Tensor) -> Result<Kind, EvalError> {
+    Ok(match (input.f_kind()?, weight.f_kind()?) {
+        (_, Kind::Double) => Kind::Double,
+        (Kind::Half | Kind::BFloat16, Kind::Float) => Kind::Float,
+        (kind, _) => kind,
+    })
+}

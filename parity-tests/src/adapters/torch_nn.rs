@@ -322,7 +322,9 @@ fn linear_cross_entropy_options(arguments: &mut Arguments) -> Result<LinearCross
     match arguments.take("options") {
         None => Ok(loss),
         Some(Argument::Plain(Value::Object(path, options))) if path == "torch.nn.LinearCrossEntropyOptions" => {
-            Ok(loss.chunking(chunking(plain(options.unwrap_or_default()))?))
+            let mut options = plain(options.unwrap_or_default());
+            let acc_dtype = options.kind("acc_dtype")?;
+            Ok(with(loss.chunking(chunking(options)?), acc_dtype, LinearCrossEntropy::acc_dtype))
         }
         Some(other) => Err(EvalError::Unsupported(format!("options {other:?}"))),
     }
@@ -330,13 +332,12 @@ fn linear_cross_entropy_options(arguments: &mut Arguments) -> Result<LinearCross
 
 const ACCUMULATION_POLICIES: [&str; 4] = ["auto", "accurate", "balanced", "compact"];
 
-/// The policies of accumulation and graph retention change nothing here: sums are always taken in single precision at
-/// least, and the graph is that of plain operations.
+/// The policies of accumulation and graph retention change nothing here: all of a chunk is computed in one dtype, and the
+/// graph is that of plain operations.
 fn chunking(mut options: Arguments) -> Result<Chunking, EvalError> {
     if let Some(policy) = options.text("acc_policy")?.filter(|policy| !ACCUMULATION_POLICIES.contains(&&**policy)) {
         return Err(EvalError::Rejected(format!("there is no acc_policy {policy:?}")));
     }
-    options.take("acc_dtype");
     options.boolean("allow_retain_graph", false)?;
     let rows = options.optional_integer("batch_chunk_size")?;
     let method = options.text("chunking_method")?;

@@ -1,0 +1,172 @@
+//! Functions with a backward of their own, written in Rust: the `torch.autograd.Function` that tch lacks.
+//!
+//! [`Function`] attaches a Rust closure to tensors as their backward. The values are computed by whatever means, without a
+//! graph; when a backward pass reaches them, the closure gets the gradients of the outputs and returns those of the inputs.
+//!
+//! * An error or a panic in the closure comes out of `f_backward` as an error; nothing unwinds through C++.
+//! * Tensors that the backward needs are [saved](Function::save): a change in place between forward and backward is an
+//!   error, and their memory is freed after the backward pass, unless it keeps the graph.
+//! * Where the backward pass itself is to be differentiated, [`Context::create_graph`] is true, and the closure must compute
+//!   with differentiable operations on the saved inputs, or return an error.
+//! * Backward passes run on libtorch's own threads, one per CUDA device, so the closure is `Send`. It may be called several
+//!   times, so it is an `Fn`.
+//!
+//! # Example: a straight-through estimator
+//!
+//! Rounds in the forward pass and lets the gradient through as if it had not.
+//!
+//! ```
+//! use tch::{Tensor, no_grad};
+//! use tch_losses::LossError;
+//! use tch_losses::autograd::Function;
+//!
+//! fn round_straight_through(input: &Tensor) -> Result<Tensor, LossError> {
+//!     let rounded = no_grad(|| input.f_round())?;
+//!     Function::new(&[input]).f_attach_one(rounded, |context| Ok(vec![context.grad(0)]))
+//! }
+//!
+//! let input = Tensor::from_slice(&[0.2, 0.7]).set_requires_grad(true);
+//! let output = round_straight_through(&input)?;
+//! (&output * 3.0).sum(None).backward();
+//! assert_eq!(Vec::<f64>::try_from(&output)?, [0.0, 1.0]);
+//! assert_eq!(Vec::<f64>::try_from(input.grad())?, [3.0, 3.0]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Example: a gradient-reversal layer
+//!
+//! The identity whose gradient is reversed, for domain-adversarial training.
+//!
+//! ```
+//! use tch::Tensor;
+//! use tch_losses::LossError;
+//! use tch_losses::autograd::Function;
+//!
+//! fn reverse_gradient(input: &Tensor, strength: f64) -> Result<Tensor, LossError> {
+//!     Function::new(&[input]).f_attach_one(input.f_detach()?, move |context| {
+//!         let reversed = context.grad(0).map(|grad| grad.f_mul_scalar(-strength)).transpose()?;
+//!         Ok(vec![reversed])
+//!     })
+//! }
+//!
+//! let features = Tensor::from_slice(&[1.0, 2.0]).set_requires_grad(true);
+//! reverse_gradient(&features, 0.5)?.sum(None).backward();
+//! assert_eq!(Vec::<f64>::try_from(features.grad())?, [-0.5, -0.5]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+// The boundary to C++ is here, and nowhere else.
+#![allow(unsafe_code)]
+
+mod ffi;
+mod precomputed;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tch::Tensor;
+
+pub use precomputed::f_precomputed;
+
+use crate::{LossError, check};
+
+/// What the backward closure of a [`Function`] returns: the gradient of each input, `None` where there is none.
+pub type Gradients = Result<Vec<Option<Tensor>>, LossError>;
+
+type Closure = dyn Fn(Context) -> Gradients + Send;
+
+/// A function of tensors whose backward is a Rust closure.
+#[derive(Debug)]
+#[doc(alias = "torch.autograd.Function")]
+pub struct Function<'a> {
+    inputs: Vec<&'a Tensor>,
+    saved: Vec<&'a Tensor>,
+}
+
+/// What a backward closure is called with.
+#[derive(Debug)]
+pub struct Context {
+    grads: Vec<Option<Tensor>>,
+    saved: Vec<Tensor>,
+}
+
+impl Context {
+    /// The gradient of output `position`, or `None` where nothing after it needs one.
+    pub fn grad(&self, position: usize) -> Option<Tensor> {
+        self.grads.get(position)?.as_ref().map(Tensor::shallow_clone)
+    }
+
+    /// The saved tensors, in their order. Saved inputs are the inputs themselves, with their graph.
+    pub fn saved(&self) -> &[Tensor] {
+        &self.saved
+    }
+
+    /// Whether the gradients are to be differentiated themselves.
+    pub fn create_graph(&self) -> bool {
+        ffi::grad_enabled()
+    }
+}
+
+impl<'a> Function<'a> {
+    /// A function of these inputs.
+    pub fn new(inputs: &[&'a Tensor]) -> Self {
+        Self { inputs: inputs.to_vec(), saved: Vec::new() }
+    }
+
+    /// Sets the tensors that the backward closure will find in [`Context::saved`]: inputs, or tensors without a graph that
+    /// the forward pass computed. An output may be saved as a detached copy of itself, which shares its memory.
+    pub fn save(mut self, saved: &[&'a Tensor]) -> Self {
+        self.saved = saved.to_vec();
+        self
+    }
+
+    /// Returns the outputs with `backward` attached to them. Where gradients are off or no input requires one, the outputs
+    /// have no graph and the closure is dropped.
+    ///
+    /// # Errors
+    /// [`LossError::Undefined`] for an undefined tensor, [`LossError::Torch`] where libtorch cannot attach the closure.
+    pub fn f_attach<F>(self, outputs: Vec<Tensor>, backward: F) -> Result<Vec<Tensor>, LossError>
+    where
+        F: Fn(Context) -> Gradients + Send + 'static,
+    {
+        let named =
+            |argument, tensors: &[&Tensor]| tensors.iter().try_for_each(|tensor| check::defined((argument, tensor)));
+        named("input", &self.inputs)?;
+        named("saved", &self.saved)?;
+        named("output", &outputs.iter().collect::<Vec<_>>())?;
+        // Detached, so that neither a graph of the caller's nor an input handed through is taken over.
+        let mut outputs = outputs.iter().map(Tensor::f_detach).collect::<Result<Vec<_>, _>>()?;
+        if !ffi::grad_enabled() || !self.inputs.iter().any(|input| input.requires_grad()) {
+            return Ok(outputs);
+        }
+        ffi::f_attach(&mut outputs, &self.inputs, &self.saved, Box::new(backward))?;
+        Ok(outputs)
+    }
+
+    /// Does what [`f_attach`](Self::f_attach) does, for a function of one output.
+    ///
+    /// # Errors
+    /// As [`f_attach`](Self::f_attach).
+    pub fn f_attach_one<F>(self, output: Tensor, backward: F) -> Result<Tensor, LossError>
+    where
+        F: Fn(Context) -> Gradients + Send + 'static,
+    {
+        Ok(self.f_attach(vec![output], backward)?.remove(0))
+    }
+}
+
+/// Calls the closure for `inputs` gradients; an error or a panic becomes its text.
+fn call(closure: &Closure, context: Context, inputs: usize) -> Result<Vec<Option<Tensor>>, String> {
+    let gradients = catch_unwind(AssertUnwindSafe(|| closure(context))).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
+        format!("panic in a backward function: {text}")
+    })?;
+    let gradients = gradients.map_err(|error| format!("error in a backward function: {error}"))?;
+    if gradients.len() != inputs {
+        return Err(format!("a backward function returned {} gradients, expected {inputs}", gradients.len()));
+    }
+    Ok(gradients)
+}
+
+#[cfg(test)]
+mod tests;

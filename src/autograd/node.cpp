@@ -1,0 +1,163 @@
+// Gives Rust closures a place in libtorch's autograd graph; mod.rs holds the Rust side and says why.
+//
+// A tensor crosses the boundary as a pointer to a heap-allocated at::Tensor, as in tch. Nothing unwinds across it: a C++
+// exception becomes an error text for Rust, an error of Rust becomes a C++ exception.
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/saved_variable.h>
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace {
+
+using at::Tensor;
+using torch::autograd::Node;
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+
+// Owns what it is given. A null pointer stands for an undefined gradient. On failure it returns false and has set the text.
+using Backward = bool (*)(
+    const void* closure,
+    Tensor** grads,
+    size_t grad_count,
+    Tensor** saved,
+    size_t saved_count,
+    Tensor** results,
+    size_t result_count,
+    std::string* error);
+using Drop = void (*)(void* closure);
+
+Tensor* to_heap(const Tensor& tensor) {
+  return tensor.defined() ? new Tensor(tensor) : nullptr;
+}
+
+struct RustNode : Node {
+  std::shared_ptr<void> closure;
+  Backward backward = nullptr;
+  std::vector<SavedVariable> saved;
+  size_t input_count = 0;
+  bool released = false;
+
+  std::string name() const override {
+    return "RustFunction";
+  }
+
+  variable_list apply(variable_list&& grads) override {
+    std::vector<Tensor*> grad_pointers;
+    std::vector<Tensor*> saved_pointers;
+    std::shared_ptr<void> held;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      TORCH_CHECK(!released, torch::autograd::ERR_BACKWARD_TWICE);
+      held = closure;
+      // Unpacking throws where a saved tensor was changed in place; so it comes before anything is on the heap.
+      variable_list unpacked;
+      for (const auto& variable : saved) unpacked.push_back(variable.unpack());
+      for (const auto& tensor : unpacked) saved_pointers.push_back(new Tensor(tensor));
+      for (const auto& grad : grads) grad_pointers.push_back(to_heap(grad));
+    }
+    // Not under the lock: the closure may run a backward pass of its own.
+    std::vector<Tensor*> result_pointers(input_count, nullptr);
+    std::string error;
+    const bool done = backward(
+        held.get(),
+        grad_pointers.data(),
+        grad_pointers.size(),
+        saved_pointers.data(),
+        saved_pointers.size(),
+        result_pointers.data(),
+        result_pointers.size(),
+        &error);
+    variable_list results(input_count);
+    for (size_t i = 0; i < input_count; i++) {
+      std::unique_ptr<Tensor> result(result_pointers[i]);
+      if (result) results[i] = *result;
+    }
+    TORCH_CHECK(done, error);
+    return results;
+  }
+
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& variable : saved) variable.reset_data();
+    saved.clear();
+    closure.reset();
+    released = true;
+  }
+};
+
+// Releases of libtorch differ in what owns a node.
+template <typename Pointer>
+struct Owner;
+template <>
+struct Owner<std::shared_ptr<Node>> {
+  template <typename T>
+  static std::pair<T*, std::shared_ptr<Node>> make() {
+    T* node = new T();
+    // Found by its argument: the releases that own nodes in another way have no such function.
+    auto release = [](auto* released) { deleteNode(released); };
+    return {node, std::shared_ptr<Node>(static_cast<Node*>(node), release)};
+  }
+};
+template <>
+struct Owner<c10::intrusive_ptr<Node>> {
+  template <typename T>
+  static std::pair<T*, c10::intrusive_ptr<Node>> make() {
+    auto owner = c10::make_intrusive<T>();
+    T* node = owner.get();
+    return {node, std::move(owner)};
+  }
+};
+using NodeOwner = decltype(torch::autograd::Edge::function);
+
+}  // namespace
+
+extern "C" {
+
+void tch_losses_set_text(std::string* text, const char* bytes, size_t length) {
+  text->assign(bytes, length);
+}
+
+bool tch_losses_grad_enabled() {
+  return at::GradMode::is_enabled();
+}
+
+// Makes `outputs` the results of a node whose backward is `closure`. Takes the closure over in every case. Returns false
+// on failure, and has then handed the text to `report`.
+bool tch_losses_attach(
+    Tensor** outputs,
+    size_t output_count,
+    Tensor* const* inputs,
+    size_t input_count,
+    Tensor* const* saved,
+    size_t saved_count,
+    void* closure,
+    Backward backward,
+    Drop drop,
+    void (*report)(void* context, const char* bytes, size_t length),
+    void* report_context) {
+  std::shared_ptr<void> held(closure, drop);
+  try {
+    variable_list sources;
+    for (size_t i = 0; i < input_count; i++) sources.push_back(*inputs[i]);
+    auto [node, owner] = Owner<NodeOwner>::make<RustNode>();
+    node->closure = std::move(held);
+    node->backward = backward;
+    node->input_count = input_count;
+    for (size_t i = 0; i < saved_count; i++) node->saved.emplace_back(*saved[i], /*is_output=*/false);
+    node->set_next_edges(torch::autograd::collect_next_edges(sources));
+    for (size_t i = 0; i < output_count; i++) torch::autograd::create_gradient_edge(*outputs[i], owner);
+    return true;
+  } catch (const std::exception& error) {
+    const std::string text = error.what();
+    report(report_context, text.data(), text.size());
+    return false;
+  }
+}
+}

@@ -1,0 +1,80 @@
+//! Scalar losses that compute their gradient in the forward pass.
+
+use tch::{Tensor, no_grad, with_grad};
+
+use super::{Function, ffi};
+use crate::LossError;
+
+/// Computes a scalar loss of `inputs`, given as a composition of tensor operations, and its gradient at once.
+///
+/// The graph of the composition, with all that it keeps, is gone when this returns; what stays until the backward pass are
+/// the gradients, one tensor of the size of each input that needs one. Where they are to be differentiated themselves, the
+/// composition is computed once more with its graph.
+///
+/// All that `loss` depends on and that may need a gradient is in `inputs`.
+///
+/// # Errors
+/// Those of `loss`; [`LossError::Torch`] where its result is not a scalar or cannot be differentiated.
+///
+/// # Example
+///
+/// ```
+/// use tch::{Kind, Tensor};
+/// use tch_losses::autograd::f_precomputed;
+///
+/// // Its graph would keep four tensors of the input's size; this keeps one.
+/// let energy = |inputs: &[Tensor]| Ok(inputs[0].f_sigmoid()?.f_square()?.f_log1p()?.f_exp()?.f_sum(Kind::Double)?);
+///
+/// let input = Tensor::from_slice(&[0.0, 0.0]).set_requires_grad(true);
+/// let loss = f_precomputed(&[&input], energy)?;
+/// loss.f_backward()?;
+/// assert_eq!(Vec::<f64>::try_from(input.grad())?, [0.25, 0.25]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn f_precomputed<F>(inputs: &[&Tensor], loss: F) -> Result<Tensor, LossError>
+where
+    F: Fn(&[Tensor]) -> Result<Tensor, LossError> + Send + 'static,
+{
+    let needed: Vec<bool> = inputs.iter().map(|input| input.requires_grad()).collect();
+    if !ffi::grad_enabled() || !needed.contains(&true) {
+        let inputs: Vec<Tensor> = inputs.iter().map(|input| input.shallow_clone()).collect();
+        return loss(&inputs);
+    }
+    let leaf = |(input, needed): (&&Tensor, &bool)| input.f_detach()?.f_set_requires_grad(*needed);
+    let leaves = inputs.iter().zip(&needed).map(leaf).collect::<Result<Vec<_>, _>>()?;
+    let value = loss(&leaves)?;
+    let gradients = f_gradients(&value, &leaves, &needed, false)?;
+    let value = value.f_detach()?;
+
+    let count = inputs.len();
+    let saved: Vec<&Tensor> = inputs.iter().copied().chain(&gradients).collect();
+    Function::new(inputs).save(&saved).f_attach_one(value, move |context| {
+        let Some(grad) = context.grad(0) else { return Ok(needed.iter().map(|_| None).collect()) };
+        let (inputs, gradients) = context.saved().split_at(count);
+        if context.create_graph() {
+            let value = loss(inputs)?.f_mul(&grad)?;
+            let gradients = f_gradients(&value, inputs, &needed, true)?;
+            return Ok(spread(gradients, &needed));
+        }
+        let scaled = gradients.iter().map(|gradient| gradient.f_mul(&grad)).collect::<Result<_, _>>()?;
+        Ok(spread(scaled, &needed))
+    })
+}
+
+/// The gradients of `value` with respect to those inputs that need one.
+fn f_gradients(value: &Tensor, inputs: &[Tensor], needed: &[bool], create: bool) -> Result<Vec<Tensor>, LossError> {
+    let inputs: Vec<&Tensor> =
+        inputs.iter().zip(needed).filter(|(_, needed)| **needed).map(|(input, _)| input).collect();
+    let compute = || Tensor::f_run_backward(&[value], &inputs, create, create);
+    let gradients = if create { with_grad(compute)? } else { no_grad(compute)? };
+    let zero = |(gradient, input): (Tensor, &&Tensor)| {
+        if gradient.defined() { Ok(gradient) } else { input.f_zeros_like() }
+    };
+    Ok(gradients.into_iter().zip(&inputs).map(zero).collect::<Result<_, _>>()?)
+}
+
+/// One entry per input again.
+fn spread(gradients: Vec<Tensor>, needed: &[bool]) -> Vec<Option<Tensor>> {
+    let mut gradients = gradients.into_iter();
+    needed.iter().map(|needed| if *needed { gradients.next() } else { None }).collect()
+}

@@ -1,0 +1,334 @@
+use tch::Tensor;
+
+use super::multi_label::{self, MultiLabelReduction};
+use crate::numeric::{f_power, f_powers, f_reals, wide_kind};
+use crate::{Loss, LossError, check};
+
+/// Asymmetric loss of several labels: a focal loss that plays down easy negatives more than easy positives.
+///
+/// For images with a few labels out of many, where nearly all of the binary cross entropy comes from labels that are
+/// plainly absent. Where the labels are balanced choose [`BceWithLogitsLoss`](crate::BceWithLogitsLoss), where exactly one
+/// is right [`AsymmetricSingleLabelLoss`](crate::AsymmetricSingleLabelLoss).
+///
+/// # Formula
+///
+/// ℓ = −w (r y log max(p, ε) + (1 − y) log max(1 − pₘ, ε)) (y (1 − p) + (1 − y) pₘ)^(γ₊ y + γ₋ (1 − y)), pₘ = max(p − m, 0)
+///
+/// where p = σ(x) is the sigmoid of the input, y the target in \[0, 1\], m the clip, γ₊ and γ₋ are the focusing exponents, w
+/// is the weight and r the positive weight, 1 where there is none.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`, of logits; usually `[N, C]`
+/// * `target`: that of `input`, of any kind of real numbers
+/// * `weight`, `pos_weight`: any that broadcasts to that of `input`; `[C]` is one weight per label for `[N, C]`
+/// * result: scalar, or `[*]` with [`MultiLabelReduction::None`]
+///
+/// # Reference
+///
+/// `timm.loss.AsymmetricLossMultiLabel` of timm 1.0.31; Ridnik et al., Asymmetric Loss for Multi-Label Classification,
+/// <https://arxiv.org/abs/2009.14119>.
+///
+/// # Differences from timm
+///
+/// * `f64` is computed in `f64`, and the result has the input's kind; timm computes and returns `f32`.
+/// * Without a clip and an ε the logarithms are those of the logits, so that no probability underflows.
+/// * Exponents below 1 have finite gradients; timm's are NaN where a probability is below the clip or rounds to 0 or 1.
+/// * The paper sums the losses: [`MultiLabelReduction::Sum`]. timm's default, which is the default here, divides the sum
+///   by the batch.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for a negative exponent, or a clip, ε or smoothing outside \[0, 1\].
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{AsymmetricMultiLabelLoss, Loss, MultiLabelReduction};
+///
+/// let logits = Tensor::from_slice(&[0.0, 0.0]).view([1, 2]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[1_i64, 0]).view([1, 2]);
+///
+/// let loss = AsymmetricMultiLabelLoss::new().reduction(MultiLabelReduction::None).f_forward(&logits, &target)?;
+/// loss.sum(None).f_backward()?;
+///
+/// // The positive has p = ½; the negative has pₘ = 0.45, which counts with its fourth power.
+/// assert!((loss.double_value(&[0, 0]) - 0.5 * 2_f64.ln()).abs() < 1e-12);
+/// assert!((loss.double_value(&[0, 1]) + 0.45_f64.powi(4) * 0.55_f64.ln()).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "AsymmetricLossMultiLabel")]
+#[doc(alias = "ASL")]
+pub struct AsymmetricMultiLabelLoss {
+    gamma_neg: f64,
+    gamma_pos: f64,
+    clip: f64,
+    eps: f64,
+    detach_focus: bool,
+    label_smoothing: f64,
+    weight: Option<Tensor>,
+    pos_weight: Option<Tensor>,
+    reduction: MultiLabelReduction,
+}
+
+impl AsymmetricMultiLabelLoss {
+    /// Asymmetric loss with timm's defaults.
+    pub fn new() -> Self {
+        Self {
+            gamma_neg: 4.0,
+            gamma_pos: 1.0,
+            clip: 0.05,
+            eps: 1e-8,
+            detach_focus: false,
+            label_smoothing: 0.0,
+            weight: None,
+            pos_weight: None,
+            reduction: MultiLabelReduction::BatchMean,
+        }
+    }
+
+    /// Sets the focusing exponent of the negatives. 4 by default.
+    pub fn gamma_neg(mut self, gamma_neg: f64) -> Self {
+        self.gamma_neg = gamma_neg;
+        self
+    }
+
+    /// Sets the focusing exponent of the positives. 1 by default.
+    pub fn gamma_pos(mut self, gamma_pos: f64) -> Self {
+        self.gamma_pos = gamma_pos;
+        self
+    }
+
+    /// Sets the probability below which a negative counts nothing, in \[0, 1\]. 0.05 by default.
+    pub fn clip(mut self, clip: f64) -> Self {
+        self.clip = clip;
+        self
+    }
+
+    /// Sets the probability that a logarithm is at least taken of, in \[0, 1\]. 10⁻⁸ by default.
+    ///
+    /// Below it there is no gradient: 0 also lets a label learn that is missed by far.
+    pub fn eps(mut self, eps: f64) -> Self {
+        self.eps = eps;
+        self
+    }
+
+    /// Sets whether the focusing factor is a constant, through which no gradient goes. `false` by default.
+    pub fn detach_focus(mut self, detach_focus: bool) -> Self {
+        self.detach_focus = detach_focus;
+        self
+    }
+
+    /// Sets the share of each label, in \[0, 1\], that is moved to ½. 0 by default.
+    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
+        self.label_smoothing = label_smoothing;
+        self
+    }
+
+    /// Sets a weight for each element, broadcast to the input's shape. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets a weight for the logarithm of the positives, broadcast to the input's shape. None by default.
+    pub fn pos_weight(mut self, pos_weight: Tensor) -> Self {
+        self.pos_weight = Some(pos_weight);
+        self
+    }
+
+    /// Sets the reduction. [`MultiLabelReduction::BatchMean`] by default.
+    pub fn reduction(mut self, reduction: MultiLabelReduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    fn check_options(&self) -> Result<(), LossError> {
+        multi_label::check_exponent("gamma_neg", self.gamma_neg)?;
+        multi_label::check_exponent("gamma_pos", self.gamma_pos)?;
+        multi_label::check_smoothing(self.label_smoothing)?;
+        check::option("clip", self.clip, (0.0..=1.0).contains(&self.clip), "a number in [0, 1]")?;
+        check::option("eps", self.eps, (0.0..=1.0).contains(&self.eps), "a number in [0, 1]")
+    }
+
+    /// log max(σ(`logits`), ε).
+    fn f_log_sigmoid(&self, logits: &Tensor) -> Result<Tensor, LossError> {
+        let log = logits.f_log_sigmoid()?;
+        Ok(if self.eps > 0.0 { log.f_clamp_min(self.eps.ln())? } else { log })
+    }
+
+    /// log max(1 − pₘ, ε), given the logits of 1 − p.
+    fn f_log_negative(&self, logits: &Tensor) -> Result<Tensor, LossError> {
+        if self.clip == 0.0 {
+            return self.f_log_sigmoid(logits);
+        }
+        Ok(logits.f_sigmoid()?.f_add_scalar(self.clip)?.f_clamp(self.eps, 1.0)?.f_log()?)
+    }
+
+    /// The focusing factor: what is missing of a right answer, to the power of γ₊ or γ₋.
+    fn f_focus(&self, logits: &Tensor, opposite: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let mut surplus = logits.f_sigmoid()?;
+        if self.clip > 0.0 {
+            surplus = surplus.f_sub_scalar(self.clip)?.f_relu()?;
+        }
+        let missing = target.f_mul(&opposite.f_sigmoid()?)?.f_add(&target.f_rsub_scalar(1)?.f_mul(&surplus)?)?;
+        if self.gamma_pos == self.gamma_neg {
+            return f_power(&missing, self.gamma_pos);
+        }
+        let exponent = target.f_mul_scalar(self.gamma_pos - self.gamma_neg)?.f_add_scalar(self.gamma_neg)?;
+        if self.gamma_pos.min(self.gamma_neg) < 1.0 {
+            return f_powers(&missing, &exponent);
+        }
+        Ok(missing.f_pow(&exponent)?)
+    }
+
+    fn f_losses(&self, logits: &Tensor, target: &Tensor, pos_weight: Option<Tensor>) -> Result<Tensor, LossError> {
+        let opposite = logits.f_neg()?;
+        let mut positive = target.f_mul(&self.f_log_sigmoid(logits)?)?;
+        if let Some(pos_weight) = pos_weight {
+            positive = positive.f_mul(&pos_weight)?;
+        }
+        let negative = target.f_rsub_scalar(1)?.f_mul(&self.f_log_negative(&opposite)?)?;
+        let entropy = positive.f_add(&negative)?.f_neg()?;
+        if self.gamma_neg == 0.0 && self.gamma_pos == 0.0 {
+            return Ok(entropy);
+        }
+        let focus = self.f_focus(logits, &opposite, target)?;
+        Ok(entropy.f_mul(&if self.detach_focus { focus.f_detach()? } else { focus })?)
+    }
+}
+
+impl Default for AsymmetricMultiLabelLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for AsymmetricMultiLabelLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        check::same_shape(("target", target), ("input", input))?;
+        self.check_options()?;
+        let kind = wide_kind(input)?;
+        let weight = multi_label::f_weight(("weight", &self.weight), input, kind)?;
+        let pos_weight = multi_label::f_weight(("pos_weight", &self.pos_weight), input, kind)?;
+        let target = multi_label::f_smooth(f_reals(("target", target), kind)?, self.label_smoothing)?;
+        let mut losses = self.f_losses(&input.f_to_kind(kind)?, &target, pos_weight)?;
+        if let Some(weight) = weight {
+            losses = losses.f_mul(&weight)?;
+        }
+        Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+    use crate::BceWithLogitsLoss;
+
+    fn logits() -> Tensor {
+        Tensor::from_slice(&[0.5, -2.0, 1.5, -6.0, 3.0, 0.1]).view([2, 3])
+    }
+
+    fn labels() -> Tensor {
+        Tensor::from_slice(&[1.0, 0.0, 0.0, 0.0, 1.0, 1.0]).view([2, 3])
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let (input, target) = (logits(), labels());
+        let new = AsymmetricMultiLabelLoss::new;
+        let message = |criterion: AsymmetricMultiLabelLoss, input: &Tensor, target: &Tensor| {
+            criterion.f_forward(input, target).unwrap_err().to_string()
+        };
+        let share = "a number in [0, 1]";
+        let cases = [
+            (
+                message(new(), &input, &target.view([3, 2])),
+                "target has shape [3, 2], expected [2, 3], the shape of input".to_owned(),
+            ),
+            (
+                message(new(), &input.to_kind(Kind::Int64), &target),
+                "input has kind Int64, expected a floating kind".to_owned(),
+            ),
+            (
+                message(new().gamma_neg(-1.0), &input, &target),
+                "option gamma_neg is -1, expected a finite number of at least 0".to_owned(),
+            ),
+            (message(new().clip(1.5), &input, &target), format!("option clip is 1.5, expected {share}")),
+            (message(new().eps(f64::NAN), &input, &target), format!("option eps is NaN, expected {share}")),
+            (
+                message(new().label_smoothing(-0.1), &input, &target),
+                format!("option label_smoothing is -0.1, expected {share}"),
+            ),
+            (
+                message(new().pos_weight(Tensor::from_slice(&[1.0, 2.0])), &input, &target),
+                "pos_weight has shape [2], expected a shape that broadcasts to [2, 3], that of input".to_owned(),
+            ),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn without_focus_and_clip_it_is_binary_cross_entropy() {
+        let loss = AsymmetricMultiLabelLoss::new().gamma_neg(0.0).gamma_pos(0.0).clip(0.0).eps(0.0);
+        let loss = loss.reduction(MultiLabelReduction::Mean).forward(&logits(), &labels());
+        let expected = BceWithLogitsLoss::new().forward(&logits(), &labels());
+        assert!((loss - expected).abs().double_value(&[]) < 1e-15);
+    }
+
+    #[test]
+    fn extreme_logits_stay_finite() {
+        for (gamma_pos, gamma_neg) in [(1.0, 4.0), (0.3, 0.3), (0.0, 0.5), (0.0, 0.0)] {
+            for (clip, eps) in [(0.05, 1e-8), (0.0, 1e-8), (0.0, 0.0), (0.05, 0.0)] {
+                let input = Tensor::from_slice(&[1e4_f32, -1e4, 1e4, -1e4]).set_requires_grad(true);
+                let criterion = AsymmetricMultiLabelLoss::new().gamma_pos(gamma_pos).gamma_neg(gamma_neg);
+                let loss = criterion.clip(clip).eps(eps).forward(&input, &Tensor::from_slice(&[0_i64, 1, 1, 0]));
+                loss.backward();
+                let finite = loss.isfinite().logical_and(&input.grad().isfinite().all());
+                assert!(bool::try_from(finite).unwrap(), "{gamma_pos} {gamma_neg} {clip} {eps}: {loss}");
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let soft = Tensor::from_slice(&[0.9, 0.1, 0.2, 0.3, 0.8, 0.5]).view([2, 3]);
+        for (gamma_pos, gamma_neg, clip) in [(1.0, 4.0, 0.05), (0.5, 0.5, 0.0), (0.0, 0.7, 0.02), (0.0, 0.0, 0.05)] {
+            let loss = || AsymmetricMultiLabelLoss::new().gamma_pos(gamma_pos).gamma_neg(gamma_neg).clip(clip);
+            for target in [labels(), soft.shallow_clone()] {
+                crate::numeric::assert_gradient(&logits(), |input| loss().forward(input, &target));
+            }
+            crate::numeric::assert_gradient(&soft, |target| loss().forward(&logits(), target));
+        }
+    }
+
+    #[test]
+    fn a_detached_focus_is_a_constant() {
+        let input = logits().set_requires_grad(true);
+        let loss = |detached| AsymmetricMultiLabelLoss::new().detach_focus(detached).forward(&input, &labels());
+        assert_eq!(loss(true), loss(false));
+        loss(true).backward();
+        // The gradient of the first label, log σ(x), is σ(x) − 1, times the constant 1 − σ(x).
+        let missing = 1.0 / (1.0 + 0.5_f64.exp());
+        assert!((input.grad().double_value(&[0, 0]) + missing * missing / 2.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn half_kinds_are_computed_in_single_precision() {
+        for kind in [Kind::Half, Kind::BFloat16] {
+            let input = logits().to_kind(kind);
+            let loss = AsymmetricMultiLabelLoss::new().forward(&input, &labels().to_kind(Kind::Bool));
+            let expected = AsymmetricMultiLabelLoss::new().forward(&input.to_kind(Kind::Float), &labels());
+            assert_eq!(loss, expected.to_kind(kind));
+        }
+    }
+}

@@ -1,0 +1,234 @@
+use tch::Tensor;
+
+use super::multi_label;
+use crate::check::{self, ClassIndices};
+use crate::numeric::{f_power, wide_kind};
+use crate::{InvalidValues, Loss, LossError, Reduction};
+
+/// Asymmetric loss of one label: a focal cross entropy whose smoothed labels are focused by an exponent of their own.
+///
+/// For classes of which some are rare, where [`CrossEntropyLoss`](crate::CrossEntropyLoss) is ruled by the easy samples.
+/// Where several labels may be right choose [`AsymmetricMultiLabelLoss`](crate::AsymmetricMultiLabelLoss).
+///
+/// # Formula
+///
+/// ℓₙ = −(1 − ε + ε/C) (1 − p_y)^γ₊ log p_y − ε/C · Σ_{c ≠ y} p_c^γ₋ log p_c
+///
+/// where p = softmax(x) over the classes, y is the target, ε the label smoothing, C the number of classes, and γ₊ and γ₋ are
+/// the focusing exponents. Without smoothing only the first term is left.
+///
+/// # Shapes
+///
+/// * `input`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`
+/// * `target`: the same without C, of any integer kind
+/// * result: scalar, or that of `target` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `timm.loss.AsymmetricLossSingleLabel` of timm 1.0.31; Ridnik et al., Asymmetric Loss for Multi-Label Classification,
+/// <https://arxiv.org/abs/2009.14119>.
+///
+/// # Differences from timm
+///
+/// * timm's `eps` is the label smoothing here.
+/// * Exponents below 1 have finite gradients; timm's are NaN where a probability rounds to 0 or 1.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a negative exponent or a smoothing outside
+/// \[0, 1\].
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{AsymmetricSingleLabelLoss, Loss};
+///
+/// let logits = Tensor::from_slice(&[0.0, 0.0]).view([1, 2]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[1_i64]);
+///
+/// let loss = AsymmetricSingleLabelLoss::new().label_smoothing(0.0).f_forward(&logits, &target)?;
+/// loss.f_backward()?;
+/// assert!((f64::try_from(&loss)? - 0.5 * 2_f64.ln()).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "AsymmetricLossSingleLabel")]
+pub struct AsymmetricSingleLabelLoss {
+    gamma_pos: f64,
+    gamma_neg: f64,
+    label_smoothing: f64,
+    invalid_values: InvalidValues,
+    reduction: Reduction,
+}
+
+impl AsymmetricSingleLabelLoss {
+    /// Asymmetric loss with timm's defaults.
+    pub fn new() -> Self {
+        Self {
+            gamma_pos: 1.0,
+            gamma_neg: 4.0,
+            label_smoothing: 0.1,
+            invalid_values: InvalidValues::Error,
+            reduction: Reduction::Mean,
+        }
+    }
+
+    /// Sets the focusing exponent of the target. 1 by default.
+    pub fn gamma_pos(mut self, gamma_pos: f64) -> Self {
+        self.gamma_pos = gamma_pos;
+        self
+    }
+
+    /// Sets the focusing exponent of the other classes, which count with label smoothing alone. 4 by default.
+    pub fn gamma_neg(mut self, gamma_neg: f64) -> Self {
+        self.gamma_neg = gamma_neg;
+        self
+    }
+
+    /// Sets the share of the target, in \[0, 1\], that is spread over all classes. 0.1 by default.
+    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
+        self.label_smoothing = label_smoothing;
+        self
+    }
+
+    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// The losses of `logits` with classes along `dim`; `target` has that dimension, of size 1.
+    fn f_losses(&self, logits: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
+        let log_p = logits.f_log_softmax(dim, None)?;
+        let own = log_p.f_gather(dim, target, false)?.f_squeeze_dim(dim)?;
+        let mut losses = own.f_mul(&f_power(&own.f_expm1()?.f_neg()?, self.gamma_pos)?)?;
+        let spread = self.label_smoothing / logits.size()[dim as usize].max(1) as f64;
+        losses = losses.f_mul_scalar(self.label_smoothing - 1.0 - spread)?;
+        if self.label_smoothing == 0.0 {
+            return Ok(losses);
+        }
+        let others = log_p.f_mul(&log_p.f_mul_scalar(self.gamma_neg)?.f_exp()?)?.f_scatter_value(dim, target, 0)?;
+        Ok(losses.f_sub(&others.f_sum_dim_intlist(dim, false, None)?.f_mul_scalar(spread)?)?)
+    }
+}
+
+impl Default for AsymmetricSingleLabelLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for AsymmetricSingleLabelLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        multi_label::check_exponent("gamma_pos", self.gamma_pos)?;
+        multi_label::check_exponent("gamma_neg", self.gamma_neg)?;
+        multi_label::check_smoothing(self.label_smoothing)?;
+        let dim = check::class_dim(input)?;
+        let (classes, target) = check::class_target(target, input, dim, "")?;
+        let target = ClassIndices::f_new(&target, classes, None, self.invalid_values)?;
+        let logits = input.f_to_kind(wide_kind(input)?)?;
+        let losses = self.f_losses(&logits, &target.indices.f_unsqueeze(dim as i64)?, dim as i64)?;
+        let loss = self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?;
+        target.validity.f_poison(&loss, self.reduction == Reduction::None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+    use crate::CrossEntropyLoss;
+
+    fn logits() -> Tensor {
+        Tensor::from_slice(&[0.5, -2.0, 1.5, -1.0, 3.0, 0.1]).view([2, 3])
+    }
+
+    fn unfocused() -> AsymmetricSingleLabelLoss {
+        AsymmetricSingleLabelLoss::new().gamma_pos(0.0).gamma_neg(0.0)
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let (input, target) = (logits(), Tensor::from_slice(&[1_i64, 2]));
+        let new = AsymmetricSingleLabelLoss::new;
+        let message = |criterion: AsymmetricSingleLabelLoss, input: &Tensor, target: &Tensor| {
+            criterion.f_forward(input, target).unwrap_err().to_string()
+        };
+        let cases = [
+            (message(new(), &input, &(&target + 1)), "target holds 3, expected classes in [0, 3)"),
+            (
+                message(new(), &input, &target.view([2, 1])),
+                "target has shape [2, 1], expected [2], the shape of input without its classes",
+            ),
+            (message(new(), &input, &target.to_kind(Kind::Double)), "target has kind Double, expected an integer kind"),
+            (
+                message(new().gamma_pos(-1.0), &input, &target),
+                "option gamma_pos is -1, expected a finite number of at least 0",
+            ),
+            (
+                message(new().label_smoothing(2.0), &input, &target),
+                "option label_smoothing is 2, expected a number in [0, 1]",
+            ),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn without_focus_it_is_cross_entropy() {
+        let target = Tensor::from_slice(&[1_i64, 2]);
+        for smoothing in [0.0, 0.1, 1.0] {
+            let loss = unfocused().label_smoothing(smoothing).forward(&logits(), &target);
+            let expected = CrossEntropyLoss::new().label_smoothing(smoothing).forward(&logits(), &target);
+            assert!((loss - expected).abs().double_value(&[]) < 1e-14);
+        }
+    }
+
+    #[test]
+    fn extreme_logits_stay_finite() {
+        for (gamma_pos, gamma_neg) in [(1.0, 4.0), (0.3, 0.3), (0.0, 0.0)] {
+            let input = Tensor::from_slice(&[1e4_f32, -1e4, -1e4, 1e4]).view([2, 2]).set_requires_grad(true);
+            let criterion = AsymmetricSingleLabelLoss::new().gamma_pos(gamma_pos).gamma_neg(gamma_neg);
+            let loss = criterion.reduction(Reduction::Sum).forward(&input, &Tensor::from_slice(&[0_i64, 0]));
+            loss.backward();
+            let finite = loss.isfinite().logical_and(&input.grad().isfinite().all());
+            assert!(bool::try_from(finite).unwrap(), "{gamma_pos} {gamma_neg}: {loss}");
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let target = Tensor::from_slice(&[1_i64, 1]);
+        for (gamma_pos, gamma_neg) in [(1.0, 4.0), (0.5, 0.3), (2.0, 0.0)] {
+            let loss = AsymmetricSingleLabelLoss::new().gamma_pos(gamma_pos).gamma_neg(gamma_neg);
+            crate::numeric::assert_gradient(&logits(), |input| loss.forward(input, &target));
+        }
+    }
+
+    #[test]
+    fn images_have_a_loss_per_pixel() {
+        let image = logits().view([1, 2, 3]).permute([0, 2, 1]).contiguous();
+        let target = Tensor::from_slice(&[1_i64, 2]);
+        let loss = AsymmetricSingleLabelLoss::new().forward(&image, &target.view([1, 2]));
+        assert_eq!(loss, AsymmetricSingleLabelLoss::new().forward(&logits(), &target));
+    }
+
+    #[test]
+    fn classes_out_of_range_can_make_the_loss_nan() {
+        let criterion = AsymmetricSingleLabelLoss::new().invalid_values(InvalidValues::Nan).reduction(Reduction::None);
+        let loss = criterion.forward(&logits(), &Tensor::from_slice(&[1_i64, 7]));
+        assert!(loss.double_value(&[0]).is_finite() && loss.double_value(&[1]).is_nan());
+    }
+}

@@ -1,0 +1,191 @@
+use tch::Tensor;
+
+use crate::check::{self, ClassIndices};
+use crate::numeric::{f_reals, wide_kind};
+use crate::{InvalidValues, Loss, LossError, Reduction};
+
+/// The categorical hinge loss: the best of the other classes shall score less than the target by a margin.
+///
+/// A multi-class support vector machine that looks at the strongest rival alone;
+/// [`MultiMarginLoss`](crate::MultiMarginLoss) looks at all. For probabilities choose
+/// [`CrossEntropyLoss`](crate::CrossEntropyLoss).
+///
+/// # Formula
+///
+/// ℓₙ = max(0, m − Σ_c t\[n, c\] x\[n, c\] + max_c (1 − t\[n, c\]) x\[n, c\])
+///
+/// where x is the input, m the margin and t the target: a vector of 1 for the right class and 0 for the others, or
+/// probabilities. The right class takes part in the maximum with a score of 0, so that rivals below 0 count as 0.
+///
+/// # Shapes
+///
+/// * `input`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`
+/// * `target`: the same without C, of any integer kind, for class indices; or that of `input`, of any kind of real numbers
+/// * result: scalar, or the input's shape without C with [`Reduction::None`]
+///
+/// # Reference
+///
+/// The definition of `keras.losses.CategoricalHinge` of Keras 3.
+///
+/// # Differences from Keras
+///
+/// The classes are the second dimension, as in PyTorch; in Keras they are the last. Class indices need no one-hot vectors.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a margin that is not finite.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{CategoricalHingeLoss, Loss};
+///
+/// let scores = Tensor::from_slice(&[0.5, 1.0, 0.25]).view([1, 3]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[1_i64]);
+///
+/// let loss = CategoricalHingeLoss::new().f_forward(&scores, &target)?;
+/// loss.f_backward()?;
+/// assert_eq!(f64::try_from(&loss)?, 0.5);
+/// assert_eq!(Vec::<f64>::try_from(scores.grad().view(-1))?, [1.0, -1.0, 0.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "categorical_hinge")]
+pub struct CategoricalHingeLoss {
+    margin: f64,
+    invalid_values: InvalidValues,
+    reduction: Reduction,
+}
+
+impl CategoricalHingeLoss {
+    /// The categorical hinge loss with Keras' margin of 1.
+    pub fn new() -> Self {
+        Self { margin: 1.0, invalid_values: InvalidValues::Error, reduction: Reduction::Mean }
+    }
+
+    /// Sets the margin between the score of the target and the others. 1 by default.
+    pub fn margin(mut self, margin: f64) -> Self {
+        self.margin = margin;
+        self
+    }
+
+    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// The reduced loss of the scores of the target and of the others, these along `dim`.
+    fn f_reduced(&self, own: &Tensor, others: &Tensor, dim: i64) -> Result<Tensor, LossError> {
+        let losses = others.f_amax(dim, false)?.f_sub(own)?.f_add_scalar(self.margin)?.f_relu()?;
+        self.reduction.f_apply(&losses)
+    }
+
+    fn f_vectors(&self, scores: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
+        let target = f_reals(("target", target), scores.f_kind()?)?;
+        let own = scores.f_mul(&target)?.f_sum_dim_intlist(dim, false, None)?;
+        self.f_reduced(&own, &target.f_rsub_scalar(1)?.f_mul(scores)?, dim)
+    }
+
+    fn f_indices(&self, scores: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
+        let classes = scores.size()[dim as usize];
+        let target = ClassIndices::f_new(target, classes, None, self.invalid_values)?;
+        let indices = target.indices.f_unsqueeze(dim)?;
+        let own = scores.f_gather(dim, &indices, false)?.f_squeeze_dim(dim)?;
+        let loss = self.f_reduced(&own, &scores.f_scatter_value(dim, &indices, 0)?, dim)?;
+        target.validity.f_poison(&loss, self.reduction == Reduction::None)
+    }
+}
+
+impl Default for CategoricalHingeLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for CategoricalHingeLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        check::option("margin", self.margin, self.margin.is_finite(), "a finite number")?;
+        let dim = check::class_dim(input)?;
+        if input.size()[dim] == 0 {
+            return Err(check::shape_error(("input", input), "at least one class"));
+        }
+        let scores = input.f_to_kind(wide_kind(input)?)?;
+        let loss = if target.size() == input.size() {
+            self.f_vectors(&scores, target, dim as i64)?
+        } else {
+            let (_, target) = check::class_target(target, input, dim, ", or that of input")?;
+            self.f_indices(&scores, &target, dim as i64)?
+        };
+        Ok(loss.f_to_kind(input.f_kind()?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+
+    fn scores() -> Tensor {
+        Tensor::from_slice(&[0.5, 1.0, 0.25, -1.0, -2.0, -3.0]).view([2, 3])
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let (input, target) = (scores(), Tensor::from_slice(&[1_i64, 2]));
+        let message = |criterion: CategoricalHingeLoss, input: &Tensor, target: &Tensor| {
+            criterion.f_forward(input, target).unwrap_err().to_string()
+        };
+        let new = CategoricalHingeLoss::new;
+        let cases = [
+            (message(new(), &input, &(&target + 1)), "target holds 3, expected classes in [0, 3)"),
+            (
+                message(new(), &input, &target.view([2, 1])),
+                "target has shape [2, 1], expected [2], the shape of input without its classes, or that of input",
+            ),
+            (message(new(), &input.narrow(1, 0, 0), &target), "input has shape [2, 0], expected at least one class"),
+            (message(new(), &input, &target.to_kind(Kind::Double)), "target has kind Double, expected an integer kind"),
+            (message(new().margin(f64::NAN), &input, &target), "option margin is NaN, expected a finite number"),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn class_indices_are_one_hot_vectors() {
+        let indices = Tensor::from_slice(&[1_i64, 2]);
+        let one_hot = Tensor::from_slice(&[0_i64, 1, 0, 0, 0, 1]).view([2, 3]);
+        let loss = CategoricalHingeLoss::new().reduction(Reduction::None).forward(&scores(), &indices);
+        assert_eq!(Vec::<f64>::try_from(&loss).unwrap(), [0.5, 4.0]);
+        for kind in [Kind::Bool, Kind::Int64, Kind::Float, Kind::Double] {
+            let criterion = CategoricalHingeLoss::new().reduction(Reduction::None);
+            assert_eq!(criterion.forward(&scores(), &one_hot.to_kind(kind)), loss);
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let soft = Tensor::from_slice(&[0.2, 0.7, 0.1, 0.3, 0.3, 0.4]).view([2, 3]);
+        crate::numeric::assert_gradient(&scores(), |input| CategoricalHingeLoss::new().forward(input, &soft));
+        crate::numeric::assert_gradient(&soft, |target| CategoricalHingeLoss::new().forward(&scores(), target));
+    }
+
+    #[test]
+    fn classes_out_of_range_can_make_the_loss_nan() {
+        let criterion = CategoricalHingeLoss::new().invalid_values(InvalidValues::Nan).reduction(Reduction::None);
+        let loss = criterion.forward(&scores(), &Tensor::from_slice(&[1_i64, 7]));
+        assert!(loss.double_value(&[0]).is_finite() && loss.double_value(&[1]).is_nan());
+    }
+}

@@ -1,0 +1,207 @@
+//! What the focal losses share: the balance α, the modulating factor, its normalisation, and the mean over what counts.
+
+use tch::{Kind, Tensor};
+
+use crate::{LossError, MeanOver, Reduction, check};
+
+/// How much the classes count in a focal loss: the α of the paper.
+///
+/// A number is a [`Balance`](FocalAlpha::Balance), a tensor are [`Classes`](FocalAlpha::Classes).
+#[derive(Debug, Default)]
+pub enum FocalAlpha {
+    /// All the same.
+    #[default]
+    None,
+    /// α for the positives and 1 − α for the negatives, with α in \[0, 1\].
+    ///
+    /// In a softmax the first class, the background, is the negative one, and all others are positive.
+    Balance(f64),
+    /// One value for each class, `[C]`.
+    ///
+    /// With sigmoids α\[c\] is for the positives of class c and 1 − α\[c\] for its negatives; in a softmax α\[c\] is
+    /// for the targets of class c.
+    Classes(Tensor),
+}
+
+impl From<f64> for FocalAlpha {
+    fn from(balance: f64) -> Self {
+        FocalAlpha::Balance(balance)
+    }
+}
+
+impl From<Tensor> for FocalAlpha {
+    fn from(classes: Tensor) -> Self {
+        FocalAlpha::Classes(classes)
+    }
+}
+
+/// By what a focal loss is divided before its reduction, so that it keeps its size while the factors shrink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum FocalNormalization {
+    /// By nothing. The default.
+    #[default]
+    None,
+    /// By the sum of the modulating factors of all elements.
+    All,
+    /// Each class by the sum of its own modulating factors.
+    PerClass,
+}
+
+/// What the sum of the factors is at least, where it divides.
+const SMALLEST_NORM: f64 = 1e-6;
+
+impl FocalAlpha {
+    /// A balance is a share; classes are one value for each class of `input`.
+    pub(super) fn f_check(&self, input: &Tensor) -> Result<(), LossError> {
+        match self {
+            FocalAlpha::None => Ok(()),
+            FocalAlpha::Balance(alpha) => {
+                check::option("alpha", alpha, (0.0..=1.0).contains(alpha), "a number in [0, 1], or one for each class")
+            }
+            FocalAlpha::Classes(alpha) => f_check_classes(("alpha", alpha), input),
+        }
+    }
+
+    /// The share α·`positive` of the positives and (1 − α)·`negative` of the negatives.
+    pub(super) fn f_split(&self, positive: &Tensor, negative: &Tensor) -> Result<(Tensor, Tensor), LossError> {
+        Ok(match self {
+            FocalAlpha::None => (positive.shallow_clone(), negative.shallow_clone()),
+            FocalAlpha::Balance(alpha) => (positive.f_mul_scalar(*alpha)?, negative.f_mul_scalar(1.0 - alpha)?),
+            FocalAlpha::Classes(alpha) => {
+                let alpha = f_per_class(alpha, positive)?;
+                (positive.f_mul(&alpha)?, negative.f_mul(&alpha.f_rsub_scalar(1)?)?)
+            }
+        })
+    }
+}
+
+/// `values` holds one value per class of `input`, on the same device.
+pub(super) fn f_check_classes((argument, values): check::Named, input: &Tensor) -> Result<(), LossError> {
+    check::devices(&[("input", input), (argument, values)])?;
+    check::floating((argument, values))?;
+    let classes = input.size()[check::class_dim(input)?];
+    if values.size() == [classes] {
+        return Ok(());
+    }
+    Err(check::shape_error((argument, values), format!("[{classes}], one value per class")))
+}
+
+/// One value per class, in the kind of `like` and in a shape that broadcasts along its classes.
+pub(super) fn f_per_class(values: &Tensor, like: &Tensor) -> Result<Tensor, LossError> {
+    let mut shape = vec![1; like.dim()];
+    shape[check::class_dim(like)?] = -1;
+    Ok(values.f_to_kind(like.f_kind()?)?.f_reshape(&shape)?)
+}
+
+/// log x, of a probability x that may have underflowed. There its gradient is 0 and not infinite.
+pub(super) fn f_log(x: &Tensor) -> Result<Tensor, LossError> {
+    let smallest = if x.f_kind()? == Kind::Double { f64::MIN_POSITIVE } else { f64::from(f32::MIN_POSITIVE) };
+    Ok(x.f_clamp_min(smallest)?.f_log()?)
+}
+
+/// log(1 − exp(`log_p`)), of a `log_p` ≤ 0.
+pub(super) fn f_log_rest(log_p: &Tensor) -> Result<Tensor, LossError> {
+    f_log(&log_p.f_expm1()?.f_neg()?)
+}
+
+/// The modulating factor (1 − pₜ)^γ.
+#[derive(Debug)]
+pub(super) struct Modulation {
+    pub(super) gamma: f64,
+    pub(super) reduced_threshold: Option<f64>,
+}
+
+impl Modulation {
+    pub(super) fn new() -> Self {
+        Self { gamma: 2.0, reduced_threshold: None }
+    }
+
+    pub(super) fn check(&self) -> Result<(), LossError> {
+        let gamma = self.gamma;
+        check::option("gamma", gamma, gamma >= 0.0 && gamma.is_finite(), "a finite number of at least 0")?;
+        let Some(threshold) = self.reduced_threshold else { return Ok(()) };
+        check::option("reduced_threshold", threshold, 0.0 < threshold && threshold <= 1.0, "a number in (0, 1]")
+    }
+
+    /// The factor, from log(1 − pₜ).
+    ///
+    /// As an exponential of a logarithm it has a bounded gradient for every γ, where a power below 1 has a vertical
+    /// tangent at 0.
+    pub(super) fn f_factor(&self, log_rest: &Tensor) -> Result<Tensor, LossError> {
+        let Some(threshold) = self.reduced_threshold else {
+            return Ok(log_rest.f_mul_scalar(self.gamma)?.f_exp()?);
+        };
+        let powers = log_rest.f_sub_scalar(threshold.ln())?.f_mul_scalar(self.gamma)?.f_exp()?;
+        let hard = log_rest.f_gt((-threshold).ln_1p())?;
+        Ok(powers.f_masked_fill(&hard, 1)?)
+    }
+
+    /// `losses` times the factor.
+    pub(super) fn f_apply(
+        &self,
+        losses: &Tensor,
+        log_rest: impl FnOnce() -> Result<Tensor, LossError>,
+    ) -> Result<Tensor, LossError> {
+        if self.gamma == 0.0 {
+            return Ok(losses.shallow_clone());
+        }
+        Ok(losses.f_mul(&self.f_factor(&log_rest()?)?)?)
+    }
+}
+
+/// The elements of a loss that count: all but the ignored ones.
+pub(super) struct Counted {
+    /// Where an element is ignored, in a shape that broadcasts to that of the losses.
+    pub(super) ignored: Option<Tensor>,
+}
+
+impl Counted {
+    /// `tensor` with 0 in place of the ignored elements, which keeps what they hold out of value and gradient.
+    pub(super) fn f_mask(&self, tensor: &Tensor) -> Result<Tensor, LossError> {
+        Ok(match &self.ignored {
+            Some(ignored) => tensor.f_masked_fill(ignored, 0)?,
+            None => tensor.shallow_clone(),
+        })
+    }
+
+    /// The losses by the sum of the `factors`.
+    pub(super) fn f_normalize(
+        &self,
+        losses: &Tensor,
+        factors: &Tensor,
+        normalization: FocalNormalization,
+    ) -> Result<Tensor, LossError> {
+        let factors = self.f_mask(factors)?;
+        let norm = match normalization {
+            FocalNormalization::None => return Ok(losses.shallow_clone()),
+            FocalNormalization::All => factors.f_sum(None)?,
+            FocalNormalization::PerClass => {
+                let classes = check::class_dim(losses)?;
+                let others: Vec<i64> = (0..losses.dim()).filter(|dim| *dim != classes).map(|dim| dim as i64).collect();
+                if others.is_empty() { factors } else { factors.f_sum_dim_intlist(others, true, None)? }
+            }
+        };
+        Ok(losses.f_div(&norm.f_clamp_min(SMALLEST_NORM)?)?)
+    }
+
+    /// Reduces losses that are 0 where ignored.
+    pub(super) fn f_reduce(
+        &self,
+        losses: &Tensor,
+        reduction: Reduction,
+        mean_over: MeanOver,
+    ) -> Result<Tensor, LossError> {
+        let (Some(ignored), Reduction::Mean, MeanOver::Counted) = (&self.ignored, reduction, mean_over) else {
+            return reduction.f_apply(losses);
+        };
+        let count = ignored.f_expand_as(losses)?.f_logical_not()?.f_sum(None)?;
+        f_mean(&losses.f_sum(None)?, &count)
+    }
+}
+
+/// `total / count`; where the count is 0 it is NaN as a mean over nothing is, with gradient 0.
+pub(super) fn f_mean(total: &Tensor, count: &Tensor) -> Result<Tensor, LossError> {
+    let nothing = count.f_eq(0)?;
+    let mean = total.f_div(&count.f_masked_fill(&nothing, 1)?)?;
+    Ok(mean.f_masked_fill(&nothing, f64::NAN)?)
+}

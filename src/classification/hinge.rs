@@ -1,0 +1,198 @@
+use tch::Tensor;
+
+use crate::numeric::{f_reals, wide_kind};
+use crate::{Loss, LossError, Reduction, check};
+
+/// The hinge loss of yes or no: a score shall be on the right side of 0 by a margin.
+///
+/// The loss of a support vector machine with two classes, and of the discriminators of many GANs. Choose it where
+/// only the decision matters; for probabilities choose [`BceWithLogitsLoss`](crate::BceWithLogitsLoss), for several classes
+/// [`MultiMarginLoss`](crate::MultiMarginLoss) or [`CategoricalHingeLoss`](crate::CategoricalHingeLoss).
+///
+/// # Formula
+///
+/// ℓᵢ = max(0, m − yᵢ xᵢ)ᵖ
+///
+/// where x is the input, y the target, −1 or 1, m the margin and p the power: 1, or 2 for the squared hinge loss.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`
+/// * `target`: that of `input`, of any kind of real numbers
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// The definitions of `keras.losses.Hinge` and, with `p(2)`, `keras.losses.SquaredHinge` of Keras 3.
+///
+/// # Differences from Keras
+///
+/// Unreduced it is one loss per element; Keras takes their mean over the last dimension first.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for a `p` other than 1 and 2 or a margin that is not finite.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{HingeLoss, Loss};
+///
+/// let scores = Tensor::from_slice(&[0.5, -2.0]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[true, false]);
+///
+/// let loss = HingeLoss::new().f_forward(&scores, &target)?;
+/// loss.f_backward()?;
+/// assert_eq!(f64::try_from(&loss)?, 0.25);
+/// assert_eq!(Vec::<f64>::try_from(scores.grad())?, [-0.5, 0.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "squared_hinge")]
+#[doc(alias = "SquaredHinge")]
+pub struct HingeLoss {
+    p: i64,
+    margin: f64,
+    targets: HingeTargets,
+    reduction: Reduction,
+}
+
+/// What the targets of a [`HingeLoss`] mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum HingeTargets {
+    /// 0 and 1 where there is nothing else, −1 and 1 otherwise. The rule of Keras, and the default.
+    #[default]
+    Detect,
+    /// −1 is no and 1 is yes; other values are taken as they are.
+    Signs,
+    /// 0 is no and 1 is yes; values between them are in between.
+    Binary,
+}
+
+impl HingeLoss {
+    /// The hinge loss with Keras' conventions.
+    pub fn new() -> Self {
+        Self { p: 1, margin: 1.0, targets: HingeTargets::Detect, reduction: Reduction::Mean }
+    }
+
+    /// Sets the power of the hinges: 1, or 2 for squared hinges. 1 by default.
+    pub fn p(mut self, p: i64) -> Self {
+        self.p = p;
+        self
+    }
+
+    /// Sets the margin between a score and 0. 1 by default.
+    pub fn margin(mut self, margin: f64) -> Self {
+        self.margin = margin;
+        self
+    }
+
+    /// Sets what the targets mean. [`HingeTargets::Detect`] by default.
+    pub fn targets(mut self, targets: HingeTargets) -> Self {
+        self.targets = targets;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// The targets as −1 and 1.
+    fn f_signs(&self, target: Tensor) -> Result<Tensor, LossError> {
+        if self.targets == HingeTargets::Signs {
+            return Ok(target);
+        }
+        let signs = target.f_mul_scalar(2)?.f_sub_scalar(1)?;
+        if self.targets == HingeTargets::Binary {
+            return Ok(signs);
+        }
+        let binary = target.f_eq(0)?.f_logical_or(&target.f_eq(1)?)?.f_all()?;
+        Ok(signs.f_where_self(&binary, &target)?)
+    }
+}
+
+impl Default for HingeLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for HingeLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        check::same_shape(("target", target), ("input", input))?;
+        check::option("p", self.p, matches!(self.p, 1 | 2), "1 or 2")?;
+        check::option("margin", self.margin, self.margin.is_finite(), "a finite number")?;
+        let kind = wide_kind(input)?;
+        let signs = self.f_signs(f_reals(("target", target), kind)?)?;
+        let hinges = input.f_to_kind(kind)?.f_mul(&signs)?.f_rsub_scalar(self.margin)?.f_relu()?;
+        let losses = if self.p == 1 { hinges } else { hinges.f_square()? };
+        Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+
+    fn values(tensor: Tensor) -> Vec<f64> {
+        tensor.try_into().unwrap()
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let (input, target) = (Tensor::from_slice(&[0.5, -2.0]), Tensor::from_slice(&[1_i64, 0]));
+        let message = |criterion: HingeLoss, input: &Tensor, target: &Tensor| {
+            criterion.f_forward(input, target).unwrap_err().to_string()
+        };
+        let new = HingeLoss::new;
+        let cases = [
+            (message(new(), &input, &target.view([2, 1])), "target has shape [2, 1], expected [2], the shape of input"),
+            (message(new(), &target, &input), "input has kind Int64, expected a floating kind"),
+            (message(new().p(3), &input, &target), "option p is 3, expected 1 or 2"),
+            (message(new().margin(f64::NAN), &input, &target), "option margin is NaN, expected a finite number"),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn targets_mean_what_is_said() {
+        let input = Tensor::from_slice(&[0.5, 0.5]);
+        let losses = |targets, target: [f64; 2]| {
+            let criterion = HingeLoss::new().targets(targets).reduction(Reduction::None);
+            values(criterion.forward(&input, &Tensor::from_slice(&target)))
+        };
+        assert_eq!(losses(HingeTargets::Detect, [0.0, 1.0]), [1.5, 0.5]);
+        assert_eq!(losses(HingeTargets::Detect, [-1.0, 1.0]), [1.5, 0.5]);
+        assert_eq!(losses(HingeTargets::Detect, [-1.0, 0.0]), [1.5, 1.0]);
+        assert_eq!(losses(HingeTargets::Signs, [0.0, 1.0]), [1.0, 0.5]);
+        assert_eq!(losses(HingeTargets::Binary, [0.0, 0.5]), [1.5, 1.0]);
+    }
+
+    #[test]
+    fn half_kinds_are_computed_in_single_precision() {
+        for kind in [Kind::Half, Kind::BFloat16] {
+            let input = Tensor::from_slice(&[0.5, -2.0]).to_kind(kind);
+            let loss = HingeLoss::new().p(2).forward(&input, &Tensor::from_slice(&[true, true]));
+            assert_eq!((loss.kind(), loss.double_value(&[])), (kind, 4.625));
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let (input, target) = (Tensor::from_slice(&[0.5, -2.0, 3.0]), Tensor::from_slice(&[1.0, -1.0, 0.5]));
+        for p in [1, 2] {
+            crate::numeric::assert_gradient(&input, |input| HingeLoss::new().p(p).forward(input, &target));
+            crate::numeric::assert_gradient(&target, |target| HingeLoss::new().p(p).forward(&input, target));
+        }
+    }
+}

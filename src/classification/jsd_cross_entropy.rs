@@ -1,0 +1,215 @@
+use tch::Tensor;
+
+use super::multi_label;
+use crate::numeric::wide_kind;
+use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, check};
+
+/// Cross entropy of clean samples, plus how far the predictions of their augmentations lie apart.
+///
+/// The loss of AugMix and similar augmentations: the batch holds the clean samples first, then one or more augmented
+/// copies of them in the same order, and a model is to predict the same of all. Without augmented copies choose
+/// [`CrossEntropyLoss`](crate::CrossEntropyLoss).
+///
+/// # Formula
+///
+/// ℓ = CE(x⁽¹⁾, y) + α/K · Σₖ KL(p⁽ᵏ⁾ ‖ m), m = min(max(1/K · Σₖ p⁽ᵏ⁾, 10⁻⁷), 1)
+///
+/// where x⁽¹⁾, …, x⁽ᴷ⁾ are the K splits of the input, p⁽ᵏ⁾ = softmax(x⁽ᵏ⁾), y is the target and α the weight of the divergence,
+/// which is summed over the classes and averaged over the samples.
+///
+/// # Shapes
+///
+/// * `input`: `[K·N, C]` or `[K·N, C, d₁, …, dₖ]`
+/// * `target`: that of `input` without C, or without C and with N rows, of any integer kind; or that of the logits
+///   themselves, of a floating kind, for class probabilities. Only its first N rows are looked at
+/// * result: scalar
+///
+/// # Reference
+///
+/// `timm.loss.JsdCrossEntropy` of timm 1.0.31; Hendrycks et al., AugMix, <https://arxiv.org/abs/1912.02781>.
+///
+/// # Differences from timm
+///
+/// * A probability that underflows has a finite gradient; timm's is NaN.
+/// * Targets of the class index −100 are ignored with smoothing, too; timm rejects them there.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for no splits, a smoothing outside \[0, 1\] or
+/// an α that is not finite.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{JsdCrossEntropyLoss, Loss};
+///
+/// // Two views of one sample. The clean one costs log 2; the augmented one agrees with it, or does not.
+/// let agreeing = Tensor::from_slice(&[0.0, 0.0, 0.0, 0.0]).view([2, 2]);
+/// let other = Tensor::from_slice(&[0.0, 0.0, 5.0, 0.0]).view([2, 2]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[0_i64]);
+///
+/// let criterion = JsdCrossEntropyLoss::new().num_splits(2);
+/// assert!((f64::try_from(criterion.f_forward(&agreeing, &target)?)? - 2_f64.ln()).abs() < 1e-12);
+/// let loss = criterion.f_forward(&other, &target)?;
+/// loss.f_backward()?;
+/// assert!(f64::try_from(&loss)? > 2_f64.ln());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "JsdCrossEntropy")]
+#[doc(alias = "AugMix")]
+pub struct JsdCrossEntropyLoss {
+    num_splits: i64,
+    alpha: f64,
+    label_smoothing: f64,
+    invalid_values: InvalidValues,
+}
+
+impl JsdCrossEntropyLoss {
+    /// The loss with timm's defaults.
+    pub fn new() -> Self {
+        Self { num_splits: 3, alpha: 12.0, label_smoothing: 0.1, invalid_values: InvalidValues::Error }
+    }
+
+    /// Sets how many views of each sample the batch holds, the clean one included. 3 by default.
+    pub fn num_splits(mut self, num_splits: i64) -> Self {
+        self.num_splits = num_splits;
+        self
+    }
+
+    /// Sets the weight of the divergence. 12 by default.
+    pub fn alpha(mut self, alpha: f64) -> Self {
+        self.alpha = alpha;
+        self
+    }
+
+    /// Sets the share of the target, in \[0, 1\], that is spread over all classes. 0.1 by default.
+    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
+        self.label_smoothing = label_smoothing;
+        self
+    }
+
+    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
+    /// The divergence of the splits from their mixture, for log-probabilities `[K, N, C, …]`.
+    fn f_divergence(&self, log_p: &Tensor) -> Result<Tensor, LossError> {
+        let p = log_p.f_exp()?;
+        let mixture = p.f_mean_dim(0, false, None)?.f_clamp(1e-7, 1.0)?.f_log()?;
+        let samples = log_p.size()[1] * self.num_splits;
+        Ok(p.f_mul(&log_p.f_sub(&mixture)?)?.f_sum(None)?.f_div_scalar(samples)?)
+    }
+}
+
+impl Default for JsdCrossEntropyLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for JsdCrossEntropyLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        let splits = self.num_splits;
+        check::option("num_splits", splits, splits > 0, "at least 1")?;
+        check::option("alpha", self.alpha, self.alpha.is_finite(), "a finite number")?;
+        multi_label::check_smoothing(self.label_smoothing)?;
+        let shape = input.size();
+        if shape.len() < 2 || shape[0] % splits != 0 {
+            let expected = format!("[N, C] or [N, C, d1, ...], with N a multiple of {splits}, the number of splits");
+            return Err(check::shape_error(("input", input), expected));
+        }
+        let samples = shape[0] / splits;
+        let rows = target.size().first().copied();
+        if rows != Some(shape[0]) && rows != Some(samples) {
+            let expected = format!("{samples} or {} rows, those of the clean samples or of all", shape[0]);
+            return Err(check::shape_error(("target", target), expected));
+        }
+        let logits = input.f_to_kind(wide_kind(input)?)?;
+        let (clean, target) = (logits.f_narrow(0, 0, samples)?, target.f_narrow(0, 0, samples)?);
+        let entropy = CrossEntropyLoss::new().label_smoothing(self.label_smoothing).invalid_values(self.invalid_values);
+        let entropy = entropy.f_forward(&clean, &target)?;
+        let views = [&[splits, samples], &shape[1..]].concat();
+        let divergence = self.f_divergence(&logits.f_log_softmax(1, None)?.f_reshape(&views)?)?;
+        Ok(entropy.f_add(&divergence.f_mul_scalar(self.alpha)?)?.f_to_kind(input.f_kind()?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+
+    fn logits() -> Tensor {
+        Tensor::from_slice(&[0.5, -2.0, 1.5, -1.0, 3.0, 0.1, 0.7, -1.5, 1.0, 0.0, 2.5, -0.1]).view([4, 3])
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let (input, target) = (logits(), Tensor::from_slice(&[1_i64, 2]));
+        let two = || JsdCrossEntropyLoss::new().num_splits(2);
+        let message = |criterion: JsdCrossEntropyLoss, input: &Tensor, target: &Tensor| {
+            criterion.f_forward(input, target).unwrap_err().to_string()
+        };
+        let cases = [
+            (
+                message(JsdCrossEntropyLoss::new(), &input, &target),
+                "input has shape [4, 3], expected [N, C] or [N, C, d1, ...], with N a multiple of 3, the number of splits",
+            ),
+            (
+                message(two(), &input, &target.narrow(0, 0, 1)),
+                "target has shape [1], expected 2 or 4 rows, those of the clean samples or of all",
+            ),
+            (
+                message(two(), &input, &(&target + 1)),
+                "target holds 3, expected classes in [0, 3), or ignore_index -100",
+            ),
+            (message(two().num_splits(0), &input, &target), "option num_splits is 0, expected at least 1"),
+            (message(two().alpha(f64::NAN), &input, &target), "option alpha is NaN, expected a finite number"),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn equal_views_cost_no_more_than_the_clean_one() {
+        let (clean, target) = (logits().narrow(0, 0, 2), Tensor::from_slice(&[1_i64, 2]));
+        let loss = JsdCrossEntropyLoss::new().forward(&Tensor::cat(&[&clean, &clean, &clean], 0), &target);
+        let expected = CrossEntropyLoss::new().label_smoothing(0.1).forward(&clean, &target);
+        assert!((loss - expected).abs().double_value(&[]) < 1e-14);
+    }
+
+    #[test]
+    fn extreme_logits_stay_finite() {
+        let input = Tensor::from_slice(&[1e4_f32, -1e4, -1e4, 1e4]).view([2, 2]).set_requires_grad(true);
+        let loss = JsdCrossEntropyLoss::new().num_splits(2).forward(&input, &Tensor::from_slice(&[0_i64]));
+        loss.backward();
+        let finite = loss.isfinite().logical_and(&input.grad().isfinite().all());
+        assert!(bool::try_from(finite).unwrap(), "{loss}");
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let target = Tensor::from_slice(&[1_i64, 2]);
+        let loss = JsdCrossEntropyLoss::new().num_splits(2);
+        crate::numeric::assert_gradient(&logits(), |input| loss.forward(input, &target));
+    }
+
+    #[test]
+    fn half_kinds_are_computed_in_single_precision() {
+        let target = Tensor::from_slice(&[1_i64, 2, 1, 2]);
+        for kind in [Kind::Half, Kind::BFloat16] {
+            let (input, loss) = (logits().to_kind(kind), JsdCrossEntropyLoss::new().num_splits(2));
+            let expected = loss.forward(&input.to_kind(Kind::Float), &target);
+            assert_eq!(loss.forward(&input, &target), expected.to_kind(kind));
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! What a mean divides by where targets are ignored.
+
+/// What the mean divides by where targets are ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MeanOver {
+    /// The targets that are not ignored; with class weights the sum of theirs. The convention of PyTorch.
+    Counted,
+    /// All targets, so that ignored ones make the loss smaller. The convention of segmentation-models-pytorch.
+    All,
+}

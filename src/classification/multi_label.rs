@@ -1,0 +1,65 @@
+//! What the losses of several labels share.
+
+use tch::{Kind, Tensor};
+
+use crate::numeric::f_reals;
+use crate::{LossError, check};
+
+/// How the losses of the single labels become the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[doc(alias = "batchmean")]
+pub enum MultiLabelReduction {
+    /// One loss per label, without a reduction.
+    None,
+    /// Their mean over samples and labels.
+    #[default]
+    Mean,
+    /// Their sum divided by the size of the input's first dimension: a sum over the labels, a mean over the samples. For
+    /// an input without dimensions it is the sum.
+    BatchMean,
+    /// Their sum.
+    Sum,
+}
+
+impl MultiLabelReduction {
+    /// Reduces the losses of the single labels.
+    pub(super) fn f_apply(self, losses: &Tensor) -> Result<Tensor, LossError> {
+        let samples = losses.size().first().copied().unwrap_or(1);
+        Ok(match self {
+            MultiLabelReduction::None => losses.shallow_clone(),
+            MultiLabelReduction::Mean => losses.f_mean(None)?,
+            MultiLabelReduction::BatchMean => losses.f_sum(None)?.f_div_scalar(samples)?,
+            MultiLabelReduction::Sum => losses.f_sum(None)?,
+        })
+    }
+}
+
+/// A weight that broadcasts to `input`, as `kind`.
+pub(super) fn f_weight(
+    (name, weight): (&'static str, &Option<Tensor>),
+    input: &Tensor,
+    kind: Kind,
+) -> Result<Option<Tensor>, LossError> {
+    let Some(weight) = weight else { return Ok(None) };
+    check::devices(&[("input", input), (name, weight)])?;
+    check::broadcasts_to((name, weight), ("input", input))?;
+    Ok(Some(f_reals((name, weight), kind)?))
+}
+
+/// The share `smoothing` of each label moved to ½.
+pub(super) fn f_smooth(labels: Tensor, smoothing: f64) -> Result<Tensor, LossError> {
+    if smoothing == 0.0 {
+        return Ok(labels);
+    }
+    Ok(labels.f_mul_scalar(1.0 - smoothing)?.f_add_scalar(0.5 * smoothing)?)
+}
+
+/// The option `label_smoothing` is a share.
+pub(super) fn check_smoothing(smoothing: f64) -> Result<(), LossError> {
+    check::option("label_smoothing", smoothing, (0.0..=1.0).contains(&smoothing), "a number in [0, 1]")
+}
+
+/// An exponent of a probability.
+pub(super) fn check_exponent(option: &'static str, exponent: f64) -> Result<(), LossError> {
+    check::option(option, exponent, exponent.is_finite() && exponent >= 0.0, "a finite number of at least 0")
+}

@@ -1,0 +1,314 @@
+use tch::Tensor;
+
+use super::focal::{self, Counted, FocalAlpha, FocalNormalization, Modulation};
+use crate::check::{self, ClassIndices};
+use crate::{InvalidValues, Loss, LossError, MeanOver, Reduction, numeric};
+
+/// The focal loss of one sigmoid per class: the target's class against each other one.
+///
+/// For class indices where the classes are scored independently of each other, as in dense detection: a place of no
+/// class at all has low scores for all of them. It takes logits: do not apply a sigmoid before it. Where the classes
+/// shall compete choose [`SoftmaxFocalLoss`](crate::SoftmaxFocalLoss), for targets of the input's shape
+/// [`SigmoidFocalLoss`](crate::SigmoidFocalLoss), of which this is the value for one-hot targets.
+///
+/// # Formula
+///
+/// ℓ\[n, c\] = −w\[c\] α (1 − p)^γ log p for c = yₙ, and −w\[c\] (1 − α) p^γ log(1 − p) for every other class
+///
+/// where p = σ(x\[n, c\]) of the input x, y is the target and w the weight; α, 1 − α and w are 1 where there is none.
+/// With a reduced threshold t the factor of a probability pₜ is ((1 − pₜ) / t)^γ, and 1 where pₜ < t. An ignored target has
+/// losses of 0. The mean is over the values, classes included, whose target is not ignored, whatever the weights.
+///
+/// # Shapes
+///
+/// * `input`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`
+/// * `target`: the same without C, of any integer kind
+/// * `alpha` for each class, `weight`: `[C]`
+/// * result: scalar, or that of `input` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `segmentation_models_pytorch.losses.FocalLoss`, multiclass, of segmentation-models-pytorch 0.6. Lin et al., *Focal
+/// Loss for Dense Object Detection*, 2017.
+///
+/// # Differences from the reference
+///
+/// * Its class weights divide by their sum: pass w · C / Σ w. Its sum is divided by the number of classes.
+/// * Its normalisation is [`FocalNormalization::PerClass`].
+/// * A class out of range is an error; there it is of no class, and so negative for all. Ask for that with
+///   [`SigmoidFocalLoss`](crate::SigmoidFocalLoss).
+/// * The gradient is finite for 0 < γ < 1 and saturated logits, where the reference's is NaN.
+/// * Half precision is computed in `f32`.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for an α outside \[0, 1\], a γ below 0 or a
+/// reduced threshold outside (0, 1\].
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, OneVsRestFocalLoss};
+///
+/// let logits = Tensor::from_slice(&[0.0, 0.0, 0.0]).view([1, 3]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[2_i64]);
+///
+/// let loss = OneVsRestFocalLoss::new().f_forward(&logits, &target)?;
+/// loss.f_backward()?;
+///
+/// // (1 − ½)² · log 2 for every class.
+/// assert!((f64::try_from(&loss)? - 0.25 * 2_f64.ln()).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "FocalLoss")]
+pub struct OneVsRestFocalLoss {
+    alpha: FocalAlpha,
+    modulation: Modulation,
+    normalization: FocalNormalization,
+    weight: Option<Tensor>,
+    ignore_index: Option<i64>,
+    invalid_values: InvalidValues,
+    mean_over: MeanOver,
+    reduction: Reduction,
+}
+
+impl OneVsRestFocalLoss {
+    /// The focal loss with γ = 2 and without α.
+    pub fn new() -> Self {
+        Self {
+            alpha: FocalAlpha::None,
+            modulation: Modulation::new(),
+            normalization: FocalNormalization::None,
+            weight: None,
+            ignore_index: None,
+            invalid_values: InvalidValues::Error,
+            mean_over: MeanOver::Counted,
+            reduction: Reduction::Mean,
+        }
+    }
+
+    /// Sets the balance of a class against the rest: a number, or a tensor of one for each class.
+    /// [`FocalAlpha::None`] by default.
+    pub fn alpha(mut self, alpha: impl Into<FocalAlpha>) -> Self {
+        self.alpha = alpha.into();
+        self
+    }
+
+    /// Sets the power γ of the modulating factor, at least 0. 2 by default.
+    pub fn gamma(mut self, gamma: f64) -> Self {
+        self.modulation.gamma = gamma;
+        self
+    }
+
+    /// Sets the probability in (0, 1\] below which a value counts in full. None by default.
+    pub fn reduced_threshold(mut self, reduced_threshold: f64) -> Self {
+        self.modulation.reduced_threshold = Some(reduced_threshold);
+        self
+    }
+
+    /// Sets by what the losses are divided. [`FocalNormalization::None`] by default.
+    pub fn normalization(mut self, normalization: FocalNormalization) -> Self {
+        self.normalization = normalization;
+        self
+    }
+
+    /// Sets a weight for each class. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets the class index whose targets count nothing, or none. None by default.
+    pub fn ignore_index(mut self, ignore_index: impl Into<Option<i64>>) -> Self {
+        self.ignore_index = ignore_index.into();
+        self
+    }
+
+    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
+    /// Sets what the mean divides by. [`MeanOver::Counted`] by default.
+    pub fn mean_over(mut self, mean_over: MeanOver) -> Self {
+        self.mean_over = mean_over;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// The losses, without the weight, of the logits `x` and the classes `own` of the targets.
+    ///
+    /// First every class is taken for negative; then the target's class gets its place.
+    fn f_losses(&self, x: &Tensor, own: &Tensor, dim: i64, counted: &Counted) -> Result<Tensor, LossError> {
+        let (negative, negative_factor) = self.f_wrong_by(x)?;
+        let (positive, positive_factor) = self.f_wrong_by(&x.f_gather(dim, own, false)?.f_neg()?)?;
+        let (positive, negative) = self.f_balance(&positive, &negative, own, dim)?;
+        let losses = negative.f_scatter(dim, own, &positive)?;
+        if self.normalization == FocalNormalization::None {
+            return Ok(losses);
+        }
+        let factors = negative_factor.f_scatter(dim, own, &positive_factor)?;
+        counted.f_normalize(&losses, &factors, self.normalization)
+    }
+
+    /// The loss of a logit that is on the wrong side by `u`, and its factor.
+    fn f_wrong_by(&self, u: &Tensor) -> Result<(Tensor, Tensor), LossError> {
+        let factor = self.modulation.f_factor(&u.f_log_sigmoid()?)?;
+        let losses = u.f_neg()?.f_log_sigmoid()?.f_neg()?.f_mul(&factor)?;
+        Ok((losses, factor))
+    }
+
+    /// The losses of the targets' classes times α and those of all classes times 1 − α.
+    fn f_balance(
+        &self,
+        positive: &Tensor,
+        negative: &Tensor,
+        own: &Tensor,
+        dim: i64,
+    ) -> Result<(Tensor, Tensor), LossError> {
+        let FocalAlpha::Classes(alpha) = &self.alpha else {
+            return self.alpha.f_split(positive, negative);
+        };
+        let alpha = focal::f_per_class(alpha, negative)?;
+        let chosen = alpha.f_expand_as(negative)?.f_gather(dim, own, false)?;
+        Ok((positive.f_mul(&chosen)?, negative.f_mul(&alpha.f_rsub_scalar(1)?)?))
+    }
+}
+
+impl Default for OneVsRestFocalLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for OneVsRestFocalLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        let class_dim = check::class_dim(input)?;
+        self.modulation.check()?;
+        self.alpha.f_check(input)?;
+        if let Some(weight) = &self.weight {
+            focal::f_check_classes(("weight", weight), input)?;
+        }
+        let (classes, target) = check::class_target(target, input, class_dim, "")?;
+        let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
+
+        let dim = class_dim as i64;
+        let ignored = target.f_ignored()?.map(|ignored| ignored.f_unsqueeze(dim)).transpose()?;
+        let counted = Counted { ignored };
+        let own = counted.f_mask(&target.indices.f_unsqueeze(dim)?)?;
+        let x = counted.f_mask(&input.f_to_kind(numeric::wide_kind(input)?)?)?;
+        let losses = self.f_losses(&x, &own, dim, &counted)?;
+        let losses = match &self.weight {
+            Some(weight) => losses.f_mul(&focal::f_per_class(weight, &losses)?)?,
+            None => losses,
+        };
+        let loss =
+            counted.f_reduce(&counted.f_mask(&losses)?, self.reduction, self.mean_over)?.f_to_kind(input.f_kind()?)?;
+        target.validity.f_unsqueeze(dim)?.f_poison(&loss, self.reduction == Reduction::None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+
+    fn logits() -> Tensor {
+        Tensor::from_slice(&[0.5, -1.0, 2.0, 1.0, 0.0, 0.25]).view([2, 3])
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let (input, target) = (logits(), Tensor::from_slice(&[0_i64, 2]));
+        let new = OneVsRestFocalLoss::new;
+        let message = |criterion: OneVsRestFocalLoss, input: &Tensor, target: &Tensor| {
+            criterion.f_forward(input, target).unwrap_err().to_string()
+        };
+        let cases = [
+            (message(new(), &input, &(&target + 1)), "target holds 3, expected classes in [0, 3)"),
+            (
+                message(new().ignore_index(255), &input, &(&target - 1)),
+                "target holds -1, expected classes in [0, 3), or ignore_index 255",
+            ),
+            (message(new(), &input, &target.to_kind(Kind::Float)), "target has kind Float, expected an integer kind"),
+            (
+                message(new(), &input, &input.to_kind(Kind::Int64)),
+                "target has shape [2, 3], expected [2], the shape of input without its classes",
+            ),
+            (
+                message(new().weight(Tensor::from_slice(&[1.0])), &input, &target),
+                "weight has shape [1], expected [3], one value per class",
+            ),
+            (
+                message(new().alpha(2.0), &input, &target),
+                "option alpha is 2, expected a number in [0, 1], or one for each class",
+            ),
+            (message(new().gamma(-1.0), &input, &target), "option gamma is -1, expected a finite number of at least 0"),
+            (
+                message(new().reduced_threshold(2.0), &input, &target),
+                "option reduced_threshold is 2, expected a number in (0, 1]",
+            ),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn extreme_logits_stay_finite() {
+        for gamma in [0.0, 0.1, 0.5, 2.0] {
+            let input = Tensor::from_slice(&[1e4, -1e4, 1e4, -1e4]).view([2, 2]).set_requires_grad(true);
+            let criterion = OneVsRestFocalLoss::new().gamma(gamma).reduction(Reduction::None);
+            let loss = criterion.forward(&input, &Tensor::from_slice(&[0_i64, 1]));
+            loss.sum(None).backward();
+            assert_eq!(Vec::<f64>::try_from(loss.view(-1)).unwrap(), [0.0, 0.0, 1e4, 1e4]);
+            assert_eq!(Vec::<f64>::try_from(input.grad().view(-1)).unwrap(), [0.0, 0.0, 1.0, -1.0]);
+        }
+    }
+
+    #[test]
+    fn classes_out_of_range_can_make_the_loss_nan() {
+        for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
+            let input = logits().set_requires_grad(true);
+            let criterion = OneVsRestFocalLoss::new().invalid_values(InvalidValues::Nan).reduction(reduction);
+            let loss = criterion.forward(&input, &Tensor::from_slice(&[1_i64, 3]));
+            loss.sum(None).backward();
+            assert!(loss.view(-1).double_value(&[-1]).is_nan());
+            assert!(input.grad().isfinite().all().int64_value(&[]) != 0);
+        }
+    }
+
+    #[test]
+    fn a_mean_over_nothing_is_nan_with_gradient_0() {
+        let input = logits().set_requires_grad(true);
+        let loss = OneVsRestFocalLoss::new().ignore_index(7).forward(&input, &Tensor::from_slice(&[7_i64, 7]));
+        loss.backward();
+        assert!(loss.double_value(&[]).is_nan());
+        assert_eq!(Vec::<f64>::try_from(input.grad().view(-1)).unwrap(), [0.0; 6]);
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        let target = Tensor::from_slice(&[2_i64, 0]);
+        for normalization in [FocalNormalization::None, FocalNormalization::All, FocalNormalization::PerClass] {
+            let criterion = OneVsRestFocalLoss::new()
+                .alpha(Tensor::from_slice(&[0.2, 0.5, 0.9]))
+                .gamma(0.5)
+                .normalization(normalization)
+                .weight(Tensor::from_slice(&[0.5, 1.0, 2.0]));
+            numeric::assert_gradient(&logits(), |input| criterion.forward(input, &target));
+        }
+    }
+}

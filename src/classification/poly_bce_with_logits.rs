@@ -1,0 +1,206 @@
+use tch::Tensor;
+
+use super::multi_label::{self, MultiLabelReduction};
+use crate::numeric::{f_power, f_reals, wide_kind};
+use crate::{Loss, LossError, check};
+
+/// Binary cross entropy or focal loss of logits with another weight for the first term of its expansion: Poly-1.
+///
+/// For several labels at once, and with γ and α for detection: a positive ε makes predictions more confident, a negative
+/// one less. With ε = 0 and γ = 0 it is [`BceWithLogitsLoss`](crate::BceWithLogitsLoss), with ε = 0 and hard labels
+/// [`SigmoidFocalLoss`](crate::SigmoidFocalLoss). For one label out of many choose
+/// [`PolyCrossEntropyLoss`](crate::PolyCrossEntropyLoss).
+///
+/// # Formula
+///
+/// ℓᵢ = aᵢ (uᵢ^γ · BCE(xᵢ, yᵢ) + ε uᵢ^(γ + 1)), uᵢ = yᵢ (1 − pᵢ) + (1 − yᵢ) pᵢ
+///
+/// where p = σ(x) is the sigmoid of the input, y the target in \[0, 1\], γ the focusing exponent, ε what is added to the
+/// weight of the first term, and a = α y + (1 − α)(1 − y), or 1 without an α.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`, of logits; usually `[N, C]`
+/// * `target`: that of `input`, of any kind of real numbers
+/// * result: scalar, or `[*]` with [`MultiLabelReduction::None`]
+///
+/// # Reference
+///
+/// `timm.loss.PolyBinaryCrossEntropy` of timm 1.0.31; Leng et al., PolyLoss, <https://arxiv.org/abs/2204.12511>.
+///
+/// # Differences from timm
+///
+/// * `f64` is computed in `f64`, and the result has the input's kind; timm computes and returns `f32`.
+/// * Exponents below 1 have finite gradients; timm's are NaN where a probability rounds to 0 or 1.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for a negative γ, an α or a smoothing outside \[0, 1\] or an ε that is not finite.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, PolyBceWithLogitsLoss};
+///
+/// let logits = Tensor::from_slice(&[0.0, 0.0]).view([1, 2]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[1_i64, 0]).view([1, 2]);
+///
+/// let loss = PolyBceWithLogitsLoss::new().f_forward(&logits, &target)?;
+/// loss.f_backward()?;
+/// assert!((f64::try_from(&loss)? - (2_f64.ln() + 2.0 * 0.5)).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "PolyBinaryCrossEntropy")]
+#[doc(alias = "PolyLoss")]
+pub struct PolyBceWithLogitsLoss {
+    epsilon: f64,
+    gamma: f64,
+    alpha: Option<f64>,
+    label_smoothing: f64,
+    reduction: MultiLabelReduction,
+}
+
+impl PolyBceWithLogitsLoss {
+    /// Poly-1 binary cross entropy with timm's ε = 2.
+    pub fn new() -> Self {
+        Self { epsilon: 2.0, gamma: 0.0, alpha: None, label_smoothing: 0.0, reduction: MultiLabelReduction::Mean }
+    }
+
+    /// Sets what is added to the weight of the first term. 2 by default.
+    pub fn epsilon(mut self, epsilon: f64) -> Self {
+        self.epsilon = epsilon;
+        self
+    }
+
+    /// Sets the focusing exponent. 0, which is none, by default.
+    pub fn gamma(mut self, gamma: f64) -> Self {
+        self.gamma = gamma;
+        self
+    }
+
+    /// Sets the share α of the positives, in \[0, 1\]; the negatives have 1 − α. None by default.
+    pub fn alpha(mut self, alpha: f64) -> Self {
+        self.alpha = Some(alpha);
+        self
+    }
+
+    /// Sets the share of each label, in \[0, 1\], that is moved to ½. 0 by default.
+    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
+        self.label_smoothing = label_smoothing;
+        self
+    }
+
+    /// Sets the reduction. [`MultiLabelReduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: MultiLabelReduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    fn check_options(&self) -> Result<(), LossError> {
+        check::option("epsilon", self.epsilon, self.epsilon.is_finite(), "a finite number")?;
+        multi_label::check_exponent("gamma", self.gamma)?;
+        multi_label::check_smoothing(self.label_smoothing)?;
+        let Some(alpha) = self.alpha else { return Ok(()) };
+        check::option("alpha", alpha, (0.0..=1.0).contains(&alpha), "a number in [0, 1]")
+    }
+
+    fn f_losses(&self, logits: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let none = None::<&Tensor>;
+        let entropy = logits.f_binary_cross_entropy_with_logits(target, none, none, tch::Reduction::None)?;
+        let negative = target.f_rsub_scalar(1)?;
+        let missing = target.f_mul(&logits.f_neg()?.f_sigmoid()?)?.f_add(&negative.f_mul(&logits.f_sigmoid()?)?)?;
+        let mut losses = entropy.f_add(&missing.f_mul_scalar(self.epsilon)?)?;
+        if self.gamma > 0.0 {
+            losses = losses.f_mul(&f_power(&missing, self.gamma)?)?;
+        }
+        let Some(alpha) = self.alpha else { return Ok(losses) };
+        let share = target.f_mul_scalar(alpha)?.f_add(&negative.f_mul_scalar(1.0 - alpha)?)?;
+        Ok(losses.f_mul(&share)?)
+    }
+}
+
+impl Default for PolyBceWithLogitsLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for PolyBceWithLogitsLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        check::same_shape(("target", target), ("input", input))?;
+        self.check_options()?;
+        let kind = wide_kind(input)?;
+        let target = multi_label::f_smooth(f_reals(("target", target), kind)?, self.label_smoothing)?;
+        let losses = self.f_losses(&input.f_to_kind(kind)?, &target)?;
+        Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+    use crate::BceWithLogitsLoss;
+
+    fn logits() -> Tensor {
+        Tensor::from_slice(&[0.5, -2.0, 1.5, -6.0, 3.0, 0.1]).view([2, 3])
+    }
+
+    fn labels() -> Tensor {
+        Tensor::from_slice(&[1.0, 0.0, 0.0, 0.0, 1.0, 1.0]).view([2, 3])
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let (input, target) = (logits(), labels());
+        let new = PolyBceWithLogitsLoss::new;
+        let message = |criterion: PolyBceWithLogitsLoss, input: &Tensor, target: &Tensor| {
+            criterion.f_forward(input, target).unwrap_err().to_string()
+        };
+        let cases = [
+            (
+                message(new(), &input, &target.view([3, 2])),
+                "target has shape [3, 2], expected [2, 3], the shape of input",
+            ),
+            (message(new(), &input.to_kind(Kind::Bool), &target), "input has kind Bool, expected a floating kind"),
+            (message(new().alpha(1.5), &input, &target), "option alpha is 1.5, expected a number in [0, 1]"),
+            (message(new().gamma(-1.0), &input, &target), "option gamma is -1, expected a finite number of at least 0"),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn without_epsilon_and_focus_it_is_binary_cross_entropy() {
+        let loss = PolyBceWithLogitsLoss::new().epsilon(0.0).forward(&logits(), &labels());
+        assert_eq!(loss, BceWithLogitsLoss::new().forward(&logits(), &labels()));
+    }
+
+    #[test]
+    fn extreme_logits_stay_finite() {
+        for gamma in [0.0, 0.3, 2.0] {
+            let input = Tensor::from_slice(&[1e4_f32, -1e4, 1e4, -1e4]).set_requires_grad(true);
+            let criterion = PolyBceWithLogitsLoss::new().gamma(gamma).reduction(MultiLabelReduction::None);
+            let loss = criterion.forward(&input, &Tensor::from_slice(&[0_i64, 1, 1, 0]));
+            loss.sum(None).backward();
+            assert_eq!(Vec::<f32>::try_from(&loss).unwrap(), [10002.0, 10002.0, 0.0, 0.0]);
+            assert_eq!(Vec::<f32>::try_from(input.grad()).unwrap(), [1.0, -1.0, 0.0, 0.0], "γ = {gamma}");
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        for gamma in [0.0, 0.5, 1.0, 2.0] {
+            let loss = PolyBceWithLogitsLoss::new().gamma(gamma).alpha(0.3).label_smoothing(0.1);
+            crate::numeric::assert_gradient(&logits(), |input| loss.forward(input, &labels()));
+            crate::numeric::assert_gradient(&labels(), |target| loss.forward(&logits(), target));
+        }
+    }
+}

@@ -1,0 +1,230 @@
+use tch::Tensor;
+
+use super::multi_label;
+use crate::check::{self, ClassIndices};
+use crate::numeric::{f_reals, wide_kind};
+use crate::{InvalidValues, Loss, LossError, Reduction};
+
+/// Cross entropy with another weight for the first term of its expansion: Poly-1.
+///
+/// As a series in the probability that the model misses, cross entropy is Σⱼ (1 − p)ʲ / j; this loss adds ε to the weight of
+/// the first term. A positive ε makes predictions more confident, which helps on balanced data sets; with ε = 0 it is
+/// [`CrossEntropyLoss`](crate::CrossEntropyLoss).
+///
+/// # Formula
+///
+/// ℓₙ = −Σ_c t\[n, c\] log p\[n, c\] + ε (1 − Σ_c t\[n, c\] p\[n, c\])
+///
+/// where p = softmax(x) over the classes and t is the target: class probabilities, or 1 for the class of an index and 0 for
+/// the others, in either case smoothed to (1 − s) t + s/C with the label smoothing s and the number of classes C.
+///
+/// # Shapes
+///
+/// * `input`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`
+/// * `target`: the same without C, of any integer kind, for class indices; or that of `input`, of a floating kind,
+///   for class probabilities
+/// * result: scalar, or the input's shape without C with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `timm.loss.PolyCrossEntropy` of timm 1.0.31; Leng et al., PolyLoss, <https://arxiv.org/abs/2204.12511>.
+///
+/// # Differences from timm
+///
+/// * `f64` is computed in `f64`, and the result has the input's kind; timm computes and returns `f32`.
+/// * Label smoothing smooths class probabilities, too; timm leaves them alone.
+/// * The classes are the second dimension, as in PyTorch; in timm they are the last.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a smoothing outside \[0, 1\] or an ε that is
+/// not finite.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, PolyCrossEntropyLoss};
+///
+/// let logits = Tensor::from_slice(&[0.0, 0.0]).view([1, 2]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[1_i64]);
+///
+/// let loss = PolyCrossEntropyLoss::new().f_forward(&logits, &target)?;
+/// loss.f_backward()?;
+/// assert!((f64::try_from(&loss)? - (2_f64.ln() + 2.0 * 0.5)).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "PolyLoss")]
+#[doc(alias = "PolyCrossEntropy")]
+pub struct PolyCrossEntropyLoss {
+    epsilon: f64,
+    label_smoothing: f64,
+    invalid_values: InvalidValues,
+    reduction: Reduction,
+}
+
+impl PolyCrossEntropyLoss {
+    /// Poly-1 cross entropy with timm's ε = 2.
+    pub fn new() -> Self {
+        Self { epsilon: 2.0, label_smoothing: 0.0, invalid_values: InvalidValues::Error, reduction: Reduction::Mean }
+    }
+
+    /// Sets what is added to the weight of the first term. 2 by default.
+    pub fn epsilon(mut self, epsilon: f64) -> Self {
+        self.epsilon = epsilon;
+        self
+    }
+
+    /// Sets the share of the target, in \[0, 1\], that is spread over all classes. 0 by default.
+    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
+        self.label_smoothing = label_smoothing;
+        self
+    }
+
+    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// From −Σ t log p and 1 − Σ t p of the target before smoothing to the losses.
+    fn f_losses(&self, log_p: &Tensor, dim: i64, entropy: &Tensor, missing: &Tensor) -> Result<Tensor, LossError> {
+        let smoothing = self.label_smoothing;
+        if smoothing == 0.0 {
+            return Ok(entropy.f_add(&missing.f_mul_scalar(self.epsilon)?)?);
+        }
+        let spread = log_p.f_mean_dim(dim, false, None)?.f_mul_scalar(-smoothing)?;
+        let entropy = entropy.f_mul_scalar(1.0 - smoothing)?.f_add(&spread)?;
+        // A share of s/C is right whatever is predicted.
+        let always_missing = smoothing * (1.0 - 1.0 / log_p.size()[dim as usize] as f64);
+        let missing = missing.f_mul_scalar(1.0 - smoothing)?.f_add_scalar(always_missing)?;
+        Ok(entropy.f_add(&missing.f_mul_scalar(self.epsilon)?)?)
+    }
+
+    fn f_probabilities(&self, log_p: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
+        check::floating(("target", target))?;
+        let target = f_reals(("target", target), log_p.f_kind()?)?;
+        let entropy = target.f_mul(log_p)?.f_sum_dim_intlist(dim, false, None)?.f_neg()?;
+        let missing = target.f_mul(&log_p.f_exp()?)?.f_sum_dim_intlist(dim, false, None)?.f_rsub_scalar(1)?;
+        self.reduction.f_apply(&self.f_losses(log_p, dim, &entropy, &missing)?)
+    }
+
+    fn f_indices(&self, log_p: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
+        let classes = log_p.size()[dim as usize];
+        let target = ClassIndices::f_new(target, classes, None, self.invalid_values)?;
+        let own = log_p.f_gather(dim, &target.indices.f_unsqueeze(dim)?, false)?.f_squeeze_dim(dim)?;
+        let losses = self.f_losses(log_p, dim, &own.f_neg()?, &own.f_expm1()?.f_neg()?)?;
+        target.validity.f_poison(&self.reduction.f_apply(&losses)?, self.reduction == Reduction::None)
+    }
+}
+
+impl Default for PolyCrossEntropyLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for PolyCrossEntropyLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        check::option("epsilon", self.epsilon, self.epsilon.is_finite(), "a finite number")?;
+        multi_label::check_smoothing(self.label_smoothing)?;
+        let dim = check::class_dim(input)?;
+        let log_p = |input: &Tensor| Ok::<_, LossError>(input.f_log_softmax(dim as i64, wide_kind(input)?)?);
+        let loss = if target.size() == input.size() {
+            self.f_probabilities(&log_p(input)?, target, dim as i64)?
+        } else {
+            let or = ", or that of input for class probabilities";
+            let (_, target) = check::class_target(target, input, dim, or)?;
+            self.f_indices(&log_p(input)?, &target, dim as i64)?
+        };
+        Ok(loss.f_to_kind(input.f_kind()?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+    use crate::CrossEntropyLoss;
+
+    fn logits() -> Tensor {
+        Tensor::from_slice(&[0.5, -2.0, 1.5, -1.0, 3.0, 0.1]).view([2, 3])
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let (input, target) = (logits(), Tensor::from_slice(&[1_i64, 2]));
+        let new = PolyCrossEntropyLoss::new;
+        let message = |criterion: PolyCrossEntropyLoss, input: &Tensor, target: &Tensor| {
+            criterion.f_forward(input, target).unwrap_err().to_string()
+        };
+        let cases = [
+            (message(new(), &input, &(&target + 1)), "target holds 3, expected classes in [0, 3)"),
+            (
+                message(new(), &input, &target.view([2, 1])),
+                "target has shape [2, 1], expected [2], the shape of input without its classes, or that of input for \
+                 class probabilities",
+            ),
+            (message(new(), &input, &input.to_kind(Kind::Int64)), "target has kind Int64, expected a floating kind"),
+            (message(new().epsilon(f64::NAN), &input, &target), "option epsilon is NaN, expected a finite number"),
+            (
+                message(new().label_smoothing(2.0), &input, &target),
+                "option label_smoothing is 2, expected a number in [0, 1]",
+            ),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn without_epsilon_it_is_cross_entropy() {
+        let target = Tensor::from_slice(&[1_i64, 2]);
+        let probabilities = logits().flip([1]).softmax(1, Kind::Double);
+        for smoothing in [0.0, 0.1, 1.0] {
+            for target in [&target, &probabilities] {
+                let loss = PolyCrossEntropyLoss::new().epsilon(0.0).label_smoothing(smoothing);
+                let expected = CrossEntropyLoss::new().label_smoothing(smoothing).forward(&logits(), target);
+                assert!((loss.forward(&logits(), target) - expected).abs().double_value(&[]) < 1e-14);
+            }
+        }
+    }
+
+    #[test]
+    fn extreme_logits_stay_finite() {
+        let input = Tensor::from_slice(&[1e4_f32, -1e4, -1e4, 1e4]).view([2, 2]).set_requires_grad(true);
+        let loss = PolyCrossEntropyLoss::new().reduction(Reduction::Sum);
+        let loss = loss.forward(&input, &Tensor::from_slice(&[0_i64, 0]));
+        loss.backward();
+        assert_eq!(f64::try_from(&loss).unwrap(), 20002.0);
+        assert_eq!(Vec::<f32>::try_from(input.grad().view(-1)).unwrap(), [0.0, 0.0, -1.0, 1.0]);
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let target = Tensor::from_slice(&[1_i64, 1]);
+        let loss = PolyCrossEntropyLoss::new().label_smoothing(0.2);
+        crate::numeric::assert_gradient(&logits(), |input| loss.forward(input, &target));
+        let probabilities = logits().flip([1]).softmax(1, Kind::Double);
+        crate::numeric::assert_gradient(&logits(), |input| loss.forward(input, &probabilities));
+        crate::numeric::assert_gradient(&probabilities, |target| loss.forward(&logits(), target));
+    }
+
+    #[test]
+    fn classes_out_of_range_can_make_the_loss_nan() {
+        let criterion = PolyCrossEntropyLoss::new().invalid_values(InvalidValues::Nan).reduction(Reduction::None);
+        let loss = criterion.forward(&logits(), &Tensor::from_slice(&[1_i64, 7]));
+        assert!(loss.double_value(&[0]).is_finite() && loss.double_value(&[1]).is_nan());
+    }
+}

@@ -1,0 +1,458 @@
+use tch::{Kind, Tensor};
+
+use super::focal::{self, Counted, FocalAlpha, FocalNormalization, Modulation};
+use crate::{Loss, LossError, MeanOver, Reduction, check, numeric};
+
+/// What the modulating factor of a target between 0 and 1 is. For targets of 0 and 1 all are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum FocalSoftTargets {
+    /// (1 − pₜ)^γ with the expected probability pₜ = p y + (1 − p)(1 − y): torchvision's. The default.
+    #[default]
+    Expectation,
+    /// The positive and the negative term have a factor each, (1 − p)^γ and p^γ: kornia's.
+    Terms,
+    /// σ(−(2y − 1) x)^γ, from the logit scaled by how sure the target is: MONAI's.
+    Margin,
+    /// (1 − pₜ)^γ with the likelihood pₜ = p^y (1 − p)^(1 − y), the exponential of minus the cross entropy:
+    /// segmentation-models-pytorch's.
+    Likelihood,
+}
+
+/// The focal loss of logits: binary cross entropy in which what is easy counts little.
+///
+/// The loss of dense detection and of segmentation with a mask per class, where the negatives are many and easy. γ says
+/// how little the easy elements count, α how much the positives do against the negatives. It takes logits: do not apply
+/// a sigmoid before it. Where exactly one class is right, choose [`SoftmaxFocalLoss`](crate::SoftmaxFocalLoss), or
+/// [`OneVsRestFocalLoss`](crate::OneVsRestFocalLoss) for class indices with independent sigmoids; without focus
+/// [`BceWithLogitsLoss`](crate::BceWithLogitsLoss).
+///
+/// # Formula
+///
+/// ℓᵢ = −wᵢ αₜ (1 − pₜ)^γ (vᵢ yᵢ log pᵢ + (1 − yᵢ) log(1 − pᵢ))
+///
+/// where p = σ(x) of the input x, y is the target, pₜ = p y + (1 − p)(1 − y) the probability of the target,
+/// αₜ = α y + (1 − α)(1 − y), w the weight and v the positive weight; αₜ, w and v are 1 where there is none. For y
+/// other than 0 and 1 [`FocalSoftTargets`] has other factors; with `Terms`
+///
+/// ℓᵢ = −wᵢ (α (1 − p)^γ vᵢ yᵢ log pᵢ + (1 − α) p^γ (1 − yᵢ) log(1 − pᵢ))
+///
+/// With a reduced threshold t the factor is ((1 − pₜ) / t)^γ, and 1 where pₜ < t. The mean is over the elements that
+/// are not ignored, whatever the weights.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`
+/// * `target`: that of `input`; of a floating kind, or of an integer or Boolean one
+/// * `alpha` for each class: `[C]`, for an input `[C]` or `[N, C, …]`
+/// * `weight`, `pos_weight`, `mask`: any that broadcasts to that of `input`; `[C, 1, 1]` is one per class for
+///   `[N, C, H, W]`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `torchvision.ops.sigmoid_focal_loss` of torchvision 0.28, `kornia.losses.BinaryFocalLossWithLogits` and
+/// `binary_focal_loss_with_logits` of kornia 0.9, `monai.losses.FocalLoss` of MONAI 1.6 and
+/// `segmentation_models_pytorch.losses.FocalLoss`, binary and multilabel, of segmentation-models-pytorch 0.6.
+/// Lin et al., *Focal Loss for Dense Object Detection*, 2017. The reduced threshold: Sergievskiy and Ponamarev,
+/// *Reduced Focal Loss*, 2019; the normalisation: arXiv 1909.07829.
+///
+/// # Differences from the references
+///
+/// * The defaults are torchvision's, α = 0.25 and γ = 2, but for the reduction, which is the mean as everywhere in this
+///   crate; torchvision's and kornia's is none. MONAI and segmentation-models-pytorch have no α by default:
+///   [`FocalAlpha::None`], torchvision's −1.
+/// * MONAI's α of each class is for the positives alone: that is `pos_weight`.
+/// * Ignored elements have no part in the mean; in kornia's they count, which is [`MeanOver::All`]. MONAI divides by
+///   the number of pixels that are not ignored, and its sum is that of the means over each image.
+/// * The class weights of segmentation-models-pytorch divide by their sum: pass w · C / Σ w.
+/// * The gradient is finite for 0 < γ < 1 and saturated logits, where torchvision's and segmentation-models-pytorch's
+///   is NaN; a mean over nothing but ignored elements is NaN with gradient 0.
+/// * An α outside \[0, 1\], which makes losses negative, is an error; of the references it is one in torchvision alone.
+/// * Half precision is computed in `f32`.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for an α outside \[0, 1\], a γ below 0 or a reduced threshold outside (0, 1\].
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, Reduction, SigmoidFocalLoss};
+///
+/// let logits = Tensor::from_slice(&[0.0, 0.0]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[1_i64, 0]);
+///
+/// let loss = SigmoidFocalLoss::new().alpha(0.75).reduction(Reduction::Sum).f_forward(&logits, &target)?;
+/// loss.f_backward()?;
+///
+/// // 0.75 of the positive and 0.25 of the negative, each (1 − ½)² · log 2.
+/// assert!((f64::try_from(&loss)? - 0.25 * 2_f64.ln()).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "sigmoid_focal_loss")]
+#[doc(alias = "BinaryFocalLossWithLogits")]
+#[doc(alias = "FocalLoss")]
+pub struct SigmoidFocalLoss {
+    alpha: FocalAlpha,
+    modulation: Modulation,
+    soft_targets: FocalSoftTargets,
+    normalization: FocalNormalization,
+    weight: Option<Tensor>,
+    pos_weight: Option<Tensor>,
+    ignore_index: Option<i64>,
+    mask: Option<Tensor>,
+    mean_over: MeanOver,
+    reduction: Reduction,
+}
+
+impl SigmoidFocalLoss {
+    /// The focal loss with α = 0.25 and γ = 2.
+    pub fn new() -> Self {
+        Self {
+            alpha: FocalAlpha::Balance(0.25),
+            modulation: Modulation::new(),
+            soft_targets: FocalSoftTargets::Expectation,
+            normalization: FocalNormalization::None,
+            weight: None,
+            pos_weight: None,
+            ignore_index: None,
+            mask: None,
+            mean_over: MeanOver::Counted,
+            reduction: Reduction::Mean,
+        }
+    }
+
+    /// Sets the balance of positives and negatives: a number, a tensor of one for each class, or
+    /// [`FocalAlpha::None`]. 0.25 by default.
+    pub fn alpha(mut self, alpha: impl Into<FocalAlpha>) -> Self {
+        self.alpha = alpha.into();
+        self
+    }
+
+    /// Sets the power γ of the modulating factor, at least 0. 2 by default; 0 is binary cross entropy.
+    pub fn gamma(mut self, gamma: f64) -> Self {
+        self.modulation.gamma = gamma;
+        self
+    }
+
+    /// Sets the factor of targets between 0 and 1. [`FocalSoftTargets::Expectation`] by default.
+    pub fn soft_targets(mut self, soft_targets: FocalSoftTargets) -> Self {
+        self.soft_targets = soft_targets;
+        self
+    }
+
+    /// Sets the probability in (0, 1\] below which an element counts in full. None by default.
+    pub fn reduced_threshold(mut self, reduced_threshold: f64) -> Self {
+        self.modulation.reduced_threshold = Some(reduced_threshold);
+        self
+    }
+
+    /// Sets by what the losses are divided. [`FocalNormalization::None`] by default.
+    pub fn normalization(mut self, normalization: FocalNormalization) -> Self {
+        self.normalization = normalization;
+        self
+    }
+
+    /// Sets a weight for each element, broadcast to the input's shape. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets a weight for the positive part of the loss, broadcast to the input's shape. None by default.
+    pub fn pos_weight(mut self, pos_weight: Tensor) -> Self {
+        self.pos_weight = Some(pos_weight);
+        self
+    }
+
+    /// Sets the target value whose elements count nothing. None by default.
+    pub fn ignore_index(mut self, ignore_index: i64) -> Self {
+        self.ignore_index = Some(ignore_index);
+        self
+    }
+
+    /// Sets which elements count: a Boolean tensor, broadcast to the input's shape, false where an element counts
+    /// nothing. None by default.
+    pub fn mask(mut self, mask: Tensor) -> Self {
+        self.mask = Some(mask);
+        self
+    }
+
+    /// Sets what the mean divides by. [`MeanOver::Counted`] by default.
+    pub fn mean_over(mut self, mean_over: MeanOver) -> Self {
+        self.mean_over = mean_over;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        check::same_shape(("target", target), ("input", input))?;
+        self.modulation.check()?;
+        self.alpha.f_check(input)?;
+        if self.normalization == FocalNormalization::PerClass {
+            check::class_dim(input)?;
+        }
+        for (name, weight) in [("weight", &self.weight), ("pos_weight", &self.pos_weight)] {
+            let Some(weight) = weight else { continue };
+            check::devices(&[("input", input), (name, weight)])?;
+            check::floating((name, weight))?;
+            check::broadcasts_to((name, weight), ("input", input))?;
+        }
+        let Some(mask) = &self.mask else { return Ok(()) };
+        check::devices(&[("input", input), ("mask", mask)])?;
+        check::broadcasts_to(("mask", mask), ("input", input))?;
+        match mask.f_kind()? {
+            Kind::Bool => Ok(()),
+            actual => Err(LossError::Kind { argument: "mask", expected: "Bool".into(), actual }),
+        }
+    }
+
+    /// The elements that neither the target nor the mask leaves out.
+    fn f_counted(&self, y: &Tensor) -> Result<Counted, LossError> {
+        let marked = self.ignore_index.map(|ignored| y.f_eq(ignored)).transpose()?;
+        let masked = self.mask.as_ref().map(Tensor::f_logical_not).transpose()?;
+        let ignored = match (marked, masked) {
+            (Some(marked), Some(masked)) => Some(marked.f_logical_or(&masked)?),
+            (marked, masked) => marked.or(masked),
+        };
+        Ok(Counted { ignored })
+    }
+
+    /// The losses, without the weight.
+    fn f_losses(&self, x: &Tensor, y: &Tensor, counted: &Counted) -> Result<Tensor, LossError> {
+        // Two logarithms, because one from the other would cancel.
+        let (log_p, log_q) = (x.f_log_sigmoid()?, x.f_neg()?.f_log_sigmoid()?);
+        if self.soft_targets == FocalSoftTargets::Terms {
+            return self.f_terms(y, &log_p, &log_q, counted);
+        }
+        let z = y.f_rsub_scalar(1)?;
+        let negative = z.f_mul(&log_q)?;
+        let entropy = self.f_positive(&y.f_mul(&log_p)?)?.f_add(&negative)?.f_neg()?;
+        let balanced = match &self.alpha {
+            FocalAlpha::None => entropy,
+            alpha => {
+                let (positive, negative) = alpha.f_split(y, &z)?;
+                entropy.f_mul(&positive.f_add(&negative)?)?
+            }
+        };
+        let log_rest = || match self.soft_targets {
+            FocalSoftTargets::Margin => Ok(x.f_mul(&z.f_sub(y)?)?.f_log_sigmoid()?),
+            FocalSoftTargets::Likelihood => focal::f_log_rest(&y.f_mul(&log_p)?.f_add(&negative)?),
+            _ => focal::f_log(&z.f_mul(&log_p.f_exp()?)?.f_add(&y.f_mul(&log_q.f_exp()?)?)?),
+        };
+        if self.normalization == FocalNormalization::None {
+            return self.modulation.f_apply(&balanced, log_rest);
+        }
+        let factor = self.modulation.f_factor(&log_rest()?)?;
+        counted.f_normalize(&balanced.f_mul(&factor)?, &factor, self.normalization)
+    }
+
+    /// The losses in which the positive and the negative term have a factor each.
+    fn f_terms(&self, y: &Tensor, log_p: &Tensor, log_q: &Tensor, counted: &Counted) -> Result<Tensor, LossError> {
+        let z = y.f_rsub_scalar(1)?;
+        let (positive, negative) = self.alpha.f_split(y, &z)?;
+        let positive = self.f_positive(&positive.f_mul(log_p)?)?;
+        let positive = self.modulation.f_apply(&positive, || Ok(log_q.shallow_clone()))?;
+        let negative = self.modulation.f_apply(&negative.f_mul(log_q)?, || Ok(log_p.shallow_clone()))?;
+        let losses = positive.f_add(&negative)?.f_neg()?;
+        if self.normalization == FocalNormalization::None {
+            return Ok(losses);
+        }
+        let factor = y.f_mul(&self.modulation.f_factor(log_q)?)?.f_add(&z.f_mul(&self.modulation.f_factor(log_p)?)?)?;
+        counted.f_normalize(&losses, &factor, self.normalization)
+    }
+
+    /// The positive term with its weight.
+    fn f_positive(&self, term: &Tensor) -> Result<Tensor, LossError> {
+        Ok(match &self.pos_weight {
+            Some(weight) => term.f_mul(&weight.f_to_kind(term.f_kind()?)?)?,
+            None => term.shallow_clone(),
+        })
+    }
+}
+
+impl Default for SigmoidFocalLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for SigmoidFocalLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_check(input, target)?;
+        let kind = numeric::wide_kind(input)?;
+        let (x, y) = (input.f_to_kind(kind)?, numeric::f_reals(("target", target), kind)?);
+        let counted = self.f_counted(&y)?;
+        let losses = self.f_losses(&counted.f_mask(&x)?, &counted.f_mask(&y)?, &counted)?;
+        let losses = match &self.weight {
+            Some(weight) => losses.f_mul(&weight.f_to_kind(kind)?)?,
+            None => losses,
+        };
+        Ok(counted.f_reduce(&counted.f_mask(&losses)?, self.reduction, self.mean_over)?.f_to_kind(input.f_kind()?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOFT_TARGETS: [FocalSoftTargets; 4] = [
+        FocalSoftTargets::Expectation,
+        FocalSoftTargets::Terms,
+        FocalSoftTargets::Margin,
+        FocalSoftTargets::Likelihood,
+    ];
+
+    fn none() -> SigmoidFocalLoss {
+        SigmoidFocalLoss::new().reduction(Reduction::None)
+    }
+
+    fn numbers(tensor: &Tensor) -> Vec<f64> {
+        Vec::try_from(tensor.view(-1).to_kind(Kind::Double)).unwrap()
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let (input, target) = (Tensor::from_slice(&[0.0, 1.0]), Tensor::from_slice(&[1.0, 0.0]));
+        let three = || Tensor::from_slice(&[1.0, 2.0, 3.0]);
+        let new = SigmoidFocalLoss::new;
+        let message = |criterion: SigmoidFocalLoss, input: &Tensor, target: &Tensor| {
+            criterion.f_forward(input, target).unwrap_err().to_string()
+        };
+        let cases = [
+            (message(new(), &input, &target.view([2, 1])), "target has shape [2, 1], expected [2], the shape of input"),
+            (message(new(), &input.to_kind(Kind::Int64), &target), "input has kind Int64, expected a floating kind"),
+            (
+                message(new(), &input, &target.to_kind(Kind::ComplexDouble)),
+                "target has kind ComplexDouble, expected a kind of real numbers",
+            ),
+            (
+                message(new().alpha(1.5), &input, &target),
+                "option alpha is 1.5, expected a number in [0, 1], or one for each class",
+            ),
+            (message(new().alpha(three()), &input, &target), "alpha has shape [3], expected [2], one value per class"),
+            (message(new().gamma(-1.0), &input, &target), "option gamma is -1, expected a finite number of at least 0"),
+            (
+                message(new().gamma(f64::NAN), &input, &target),
+                "option gamma is NaN, expected a finite number of at least 0",
+            ),
+            (
+                message(new().reduced_threshold(0.0), &input, &target),
+                "option reduced_threshold is 0, expected a number in (0, 1]",
+            ),
+            (
+                message(new().weight(three()), &input, &target),
+                "weight has shape [3], expected a shape that broadcasts to [2], that of input",
+            ),
+            (
+                message(new().pos_weight(three()), &input, &target),
+                "pos_weight has shape [3], expected a shape that broadcasts to [2], that of input",
+            ),
+            (message(new().mask(three().gt(0.0)), &input, &target), {
+                "mask has shape [3], expected a shape that broadcasts to [2], that of input"
+            }),
+            (message(new().mask(input.shallow_clone()), &input, &target), "mask has kind Double, expected Bool"),
+            (
+                message(new().normalization(FocalNormalization::PerClass), &input.sum(None), &target.sum(None)),
+                "input has shape [], expected [C], [N, C] or [N, C, d1, ...]",
+            ),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn extreme_logits_stay_finite() {
+        for (kind, gamma) in
+            [Kind::Double, Kind::Float].into_iter().flat_map(|kind| [0.0, 0.1, 0.5, 2.0].map(|g| (kind, g)))
+        {
+            for soft_targets in SOFT_TARGETS {
+                let logits = [1e4, -1e4, 1e4, -1e4, 100.0, -100.0, 1e4];
+                let input = Tensor::from_slice(&logits).to_kind(kind).set_requires_grad(true);
+                let target =
+                    Tensor::from_slice(&[0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.5]).to_kind(kind).set_requires_grad(true);
+                let loss = none().gamma(gamma).alpha(0.5).soft_targets(soft_targets).forward(&input, &target);
+                loss.sum(None).backward();
+                let [loss, slope, target_slope] = [&loss, &input.grad(), &target.grad()].map(numbers);
+                let all = [&loss[..], &slope, &target_slope].concat();
+                assert!(all.iter().all(|value| value.is_finite()), "{soft_targets:?}, {gamma}: {all:?}");
+                assert_eq!((&loss[..4], &slope[..4]), (&[5e3, 5e3, 0.0, 0.0][..], &[0.5, -0.5, 0.0, 0.0][..]));
+            }
+        }
+    }
+
+    #[test]
+    fn soft_targets_matter_only_between_0_and_1() {
+        let input = Tensor::from_slice(&[-2.0, -0.5, 0.5, 2.0]);
+        let hard = Tensor::from_slice(&[0.0, 1.0, 0.0, 1.0]);
+        let expected = none().forward(&input, &hard);
+        for soft_targets in SOFT_TARGETS {
+            let loss = none().soft_targets(soft_targets).forward(&input, &hard);
+            assert!(loss.allclose(&expected, 1e-12, 0.0, false), "{soft_targets:?}");
+        }
+        for kind in [Kind::Bool, Kind::Uint8, Kind::Int64, Kind::Float] {
+            assert_eq!(none().forward(&input, &hard.to_kind(kind)), expected, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_ignored_leaves_value_and_gradient_alone() {
+        let input = Tensor::from_slice(&[0.0, f64::NAN, 0.0, f64::INFINITY]).set_requires_grad(true);
+        let target = Tensor::from_slice(&[1_i64, 255, 0, 1]);
+        let mask = Tensor::from_slice(&[true, true, true, false]);
+        let criterion = SigmoidFocalLoss::new().alpha(0.5).gamma(1.0).ignore_index(255).mask(mask);
+        let loss = criterion.forward(&input, &target);
+        loss.backward();
+        assert!((loss.double_value(&[]) - 0.25 * 2_f64.ln()).abs() < 1e-15);
+        let slope = (1.0 + 2_f64.ln()) / 16.0;
+        for (actual, expected) in numbers(&input.grad()).into_iter().zip([-slope, 0.0, slope, 0.0]) {
+            assert!((actual - expected).abs() < 1e-15);
+        }
+    }
+
+    #[test]
+    fn a_mean_over_nothing_is_nan_with_gradient_0() {
+        let input = Tensor::from_slice(&[1.0, 2.0]).set_requires_grad(true);
+        let loss = SigmoidFocalLoss::new().ignore_index(-1).forward(&input, &Tensor::from_slice(&[-1_i64, -1]));
+        loss.backward();
+        assert!(loss.double_value(&[]).is_nan());
+        assert_eq!(numbers(&input.grad()), [0.0, 0.0]);
+    }
+
+    #[test]
+    fn half_precision_is_computed_in_single() {
+        let target = Tensor::from_slice(&[0_i64, 1, 1, 0]);
+        for kind in [Kind::Half, Kind::BFloat16] {
+            let input = Tensor::from_slice(&[8.0, 8.0, -8.0, -8.0]).to_kind(kind);
+            let expected = none().forward(&input.to_kind(Kind::Float), &target).to_kind(kind);
+            assert_eq!(none().forward(&input, &target), expected);
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        let input = Tensor::from_slice(&[-3.0, -1.0, 0.5, 2.0, 0.1, -0.2]).view([2, 3]);
+        let target = Tensor::from_slice(&[0.9, 0.2, 0.5, 0.3, 0.7, 0.1]).view([2, 3]);
+        for soft_targets in SOFT_TARGETS {
+            let criterion = SigmoidFocalLoss::new()
+                .alpha(Tensor::from_slice(&[0.2, 0.5, 0.9]))
+                .gamma(0.5)
+                .soft_targets(soft_targets)
+                .normalization(FocalNormalization::PerClass)
+                .pos_weight(Tensor::from_slice(&[1.0, 2.0, 0.5]));
+            numeric::assert_gradient(&input, |input| criterion.forward(input, &target));
+            numeric::assert_gradient(&target, |target| criterion.forward(&input, target));
+        }
+    }
+}

@@ -1,0 +1,308 @@
+use tch::{Kind, Tensor};
+
+use super::mean_over::MeanOver;
+use super::multi_label::{self, MultiLabelReduction};
+use crate::check::{self, ClassIndices, Validity};
+use crate::numeric::{f_reals, wide_kind};
+use crate::{InvalidValues, Loss, LossError};
+
+/// Binary cross entropy of logits whose targets are smoothed, thresholded, ignored, or class indices.
+///
+/// For masks in which some pixels are not labelled, and for training a classifier of one label out of many with a
+/// sigmoid per class, as strong ImageNet recipes do. With labels that are all there and taken as they are, choose
+/// [`BceWithLogitsLoss`](crate::BceWithLogitsLoss).
+///
+/// # Formula
+///
+/// ℓᵢ = −wᵢ (rᵢ tᵢ log σ(xᵢ) + (1 − tᵢ) log(1 − σ(xᵢ))), t = (1 − s) y + s/2
+///
+/// where x is the input, y the target, s the label smoothing, w the weight and r the positive weight, each 1 where there is
+/// none. For class indices t is 1 − s + s/C for the class and s/C for the C − 1 others. With a threshold t is then replaced
+/// by 1 where it is above it and by 0 elsewhere. An ignored target has ℓᵢ = 0.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`, of logits
+/// * `target`: that of `input`, of any kind of real numbers; or for `[N, C]` or `[N, C, d₁, …, dₖ]` the same without C, of
+///   any integer kind, for class indices
+/// * `weight`, `pos_weight`: any that broadcasts to that of `input`
+/// * result: scalar, or `[*]` with [`MultiLabelReduction::None`]
+///
+/// # Reference
+///
+/// `segmentation_models_pytorch.losses.SoftBCEWithLogitsLoss` of segmentation-models-pytorch 0.6.0 and
+/// `timm.loss.BinaryCrossEntropy` of timm 1.0.31.
+///
+/// # Differences from segmentation-models-pytorch and timm
+///
+/// * smp's `smooth_factor` f turns the targets 0 and 1 into f and 1 − f: it is a label smoothing of 2 f.
+/// * smp's mean divides by all elements, which is the default here; [`MeanOver::Counted`] leaves the ignored ones out.
+/// * timm's `sum_classes` is [`MultiLabelReduction::BatchMean`]. timm smooths targets of the input's shape only with
+///   `smooth_dense`.
+/// * A class index out of range is an error on CUDA too.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a smoothing outside \[0, 1\].
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, MeanOver, SoftBceWithLogitsLoss};
+///
+/// let logits = Tensor::from_slice(&[0.0, 5.0]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[1_i64, 255]);
+///
+/// let criterion = SoftBceWithLogitsLoss::new().ignore_index(255);
+/// assert!((f64::try_from(criterion.f_forward(&logits, &target)?)? - 2_f64.ln() / 2.0).abs() < 1e-12);
+///
+/// let loss = criterion.mean_over(MeanOver::Counted).f_forward(&logits, &target)?;
+/// loss.f_backward()?;
+/// assert!((f64::try_from(&loss)? - 2_f64.ln()).abs() < 1e-12);
+/// assert_eq!(Vec::<f64>::try_from(logits.grad())?, [-0.5, 0.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "SoftBCEWithLogitsLoss")]
+#[doc(alias = "BinaryCrossEntropy")]
+pub struct SoftBceWithLogitsLoss {
+    weight: Option<Tensor>,
+    pos_weight: Option<Tensor>,
+    ignore_index: Option<i64>,
+    label_smoothing: f64,
+    target_threshold: Option<f64>,
+    invalid_values: InvalidValues,
+    mean_over: MeanOver,
+    reduction: MultiLabelReduction,
+}
+
+/// The targets as they enter the cross entropy.
+struct Labels {
+    /// One for each element of the input.
+    labels: Tensor,
+    /// Which of them are ignored, in a shape that broadcasts to theirs.
+    ignored: Option<Tensor>,
+    /// What is left to do about class indices out of range.
+    validity: Validity,
+}
+
+impl SoftBceWithLogitsLoss {
+    /// Binary cross entropy with the defaults of segmentation-models-pytorch.
+    pub fn new() -> Self {
+        Self {
+            weight: None,
+            pos_weight: None,
+            ignore_index: Some(-100),
+            label_smoothing: 0.0,
+            target_threshold: None,
+            invalid_values: InvalidValues::Error,
+            mean_over: MeanOver::All,
+            reduction: MultiLabelReduction::Mean,
+        }
+    }
+
+    /// Sets a weight for each element, broadcast to the input's shape. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets a weight for the positive part of the loss, broadcast to the input's shape. None by default.
+    pub fn pos_weight(mut self, pos_weight: Tensor) -> Self {
+        self.pos_weight = Some(pos_weight);
+        self
+    }
+
+    /// Sets the value, or the class index, whose targets count nothing; `None` is none. −100 by default.
+    pub fn ignore_index(mut self, ignore_index: impl Into<Option<i64>>) -> Self {
+        self.ignore_index = ignore_index.into();
+        self
+    }
+
+    /// Sets the share of each label, in \[0, 1\], that is moved to ½, or of a class index that is spread over all classes.
+    /// 0 by default.
+    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
+        self.label_smoothing = label_smoothing;
+        self
+    }
+
+    /// Sets the value above which a target, smoothed, is 1; all others are 0. None by default.
+    pub fn target_threshold(mut self, target_threshold: f64) -> Self {
+        self.target_threshold = Some(target_threshold);
+        self
+    }
+
+    /// Sets what a class index out of range does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
+    /// Sets what the mean divides by where targets are ignored. [`MeanOver::All`] by default.
+    pub fn mean_over(mut self, mean_over: MeanOver) -> Self {
+        self.mean_over = mean_over;
+        self
+    }
+
+    /// Sets the reduction. [`MultiLabelReduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: MultiLabelReduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// The labels of targets that are given element by element.
+    fn f_dense(&self, target: &Tensor, kind: Kind) -> Result<Labels, LossError> {
+        let labels = f_reals(("target", target), kind)?;
+        let ignored = self.ignore_index.map(|ignored| labels.f_eq(ignored)).transpose()?;
+        let labels = match &ignored {
+            Some(ignored) => labels.f_masked_fill(ignored, 0)?,
+            None => labels,
+        };
+        let labels = multi_label::f_smooth(labels, self.label_smoothing)?;
+        Ok(Labels { labels, ignored, validity: Validity::CHECKED })
+    }
+
+    /// The labels of class indices.
+    fn f_indices(&self, input: &Tensor, target: &Tensor, kind: Kind) -> Result<Labels, LossError> {
+        let dim = check::class_dim(input)?;
+        let (classes, target) = check::class_target(target, input, dim, ", or that of input")?;
+        let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
+        let mut indices = target.indices.f_unsqueeze(dim as i64)?;
+        let ignored = target.f_ignored()?.map(|ignored| ignored.f_unsqueeze(dim as i64)).transpose()?;
+        if let Some(ignored) = &ignored {
+            indices = indices.f_masked_fill(ignored, 0)?;
+        }
+        let off = self.label_smoothing / classes.max(1) as f64;
+        let labels = Tensor::f_full(input.size(), off, (kind, input.device()))?;
+        let labels = labels.f_scatter_value(dim as i64, &indices, 1.0 - self.label_smoothing + off)?;
+        Ok(Labels { labels, ignored, validity: target.validity })
+    }
+
+    fn f_reduce(&self, losses: &Tensor, ignored: Option<&Tensor>) -> Result<Tensor, LossError> {
+        let counted = match (self.reduction, self.mean_over, ignored) {
+            (MultiLabelReduction::Mean, MeanOver::Counted, Some(ignored)) => {
+                ignored.f_expand_as(losses)?.f_logical_not()?.f_sum(losses.f_kind()?)?
+            }
+            _ => return self.reduction.f_apply(losses),
+        };
+        Ok(losses.f_sum(None)?.f_div(&counted)?)
+    }
+}
+
+impl Default for SoftBceWithLogitsLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for SoftBceWithLogitsLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        multi_label::check_smoothing(self.label_smoothing)?;
+        let kind = wide_kind(input)?;
+        let weight = multi_label::f_weight(("weight", &self.weight), input, kind)?;
+        let pos_weight = multi_label::f_weight(("pos_weight", &self.pos_weight), input, kind)?;
+        let Labels { mut labels, ignored, validity } = match target.size() == input.size() {
+            true => self.f_dense(target, kind)?,
+            false => self.f_indices(input, target, kind)?,
+        };
+        if let Some(threshold) = self.target_threshold {
+            labels = labels.f_gt(threshold)?.f_to_kind(kind)?;
+        }
+        let logits = input.f_to_kind(kind)?;
+        let mut losses =
+            logits.f_binary_cross_entropy_with_logits(&labels, weight, pos_weight, tch::Reduction::None)?;
+        if let Some(ignored) = &ignored {
+            losses = losses.f_masked_fill(ignored, 0)?;
+        }
+        let loss = self.f_reduce(&losses, ignored.as_ref())?.f_to_kind(input.f_kind()?)?;
+        validity.f_poison(&loss, false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::BceWithLogitsLoss;
+
+    fn logits() -> Tensor {
+        Tensor::from_slice(&[0.5, -2.0, 1.5, -6.0, 3.0, 0.1]).view([2, 3])
+    }
+
+    fn labels() -> Tensor {
+        Tensor::from_slice(&[1.0, 0.0, 0.0, 0.0, 1.0, 0.0]).view([2, 3])
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let (input, target) = (logits(), Tensor::from_slice(&[1_i64, 2]));
+        let new = SoftBceWithLogitsLoss::new;
+        let message = |criterion: SoftBceWithLogitsLoss, input: &Tensor, target: &Tensor| {
+            criterion.f_forward(input, target).unwrap_err().to_string()
+        };
+        let cases = [
+            (
+                message(new(), &input, &(&target + 1)),
+                "target holds 3, expected classes in [0, 3), or ignore_index -100",
+            ),
+            (
+                message(new(), &input, &target.view([2, 1])),
+                "target has shape [2, 1], expected [2], the shape of input without its classes, or that of input",
+            ),
+            (message(new(), &input, &target.to_kind(Kind::Double)), "target has kind Double, expected an integer kind"),
+            (
+                message(new().label_smoothing(2.0), &input, &target),
+                "option label_smoothing is 2, expected a number in [0, 1]",
+            ),
+            (
+                message(new().weight(Tensor::from_slice(&[1.0, 2.0])), &input, &target),
+                "weight has shape [2], expected a shape that broadcasts to [2, 3], that of input",
+            ),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn plain_labels_and_class_indices_are_binary_cross_entropy() {
+        let expected = BceWithLogitsLoss::new().forward(&logits(), &labels());
+        let indices = Tensor::from_slice(&[0_i64, 1]);
+        for target in [labels(), labels().to_kind(Kind::Bool), indices.shallow_clone(), indices.to_kind(Kind::Uint8)] {
+            assert_eq!(SoftBceWithLogitsLoss::new().forward(&logits(), &target), expected);
+        }
+    }
+
+    #[test]
+    fn nothing_counts_of_what_is_ignored() {
+        let target = Tensor::from_slice(&[255_i64, 255]);
+        for over in [MeanOver::All, MeanOver::Counted] {
+            let input = logits().set_requires_grad(true);
+            let loss = SoftBceWithLogitsLoss::new().ignore_index(255).mean_over(over).forward(&input, &target);
+            loss.backward();
+            assert_eq!(loss.double_value(&[]).is_nan(), over == MeanOver::Counted);
+            assert_eq!(input.grad().abs().sum(None).double_value(&[]), 0.0);
+        }
+    }
+
+    #[test]
+    fn classes_out_of_range_can_make_the_loss_nan() {
+        let criterion = SoftBceWithLogitsLoss::new().invalid_values(InvalidValues::Nan);
+        for reduction in [MultiLabelReduction::None, MultiLabelReduction::Mean] {
+            let loss = SoftBceWithLogitsLoss { weight: None, pos_weight: None, ..criterion }.reduction(reduction);
+            let loss = loss.forward(&logits(), &Tensor::from_slice(&[0_i64, 7])).view(-1);
+            assert!(loss.double_value(&[-1]).is_nan());
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let loss =
+            || SoftBceWithLogitsLoss::new().label_smoothing(0.1).pos_weight(Tensor::from_slice(&[1.0, 2.0, 3.0]));
+        crate::numeric::assert_gradient(&logits(), |input| loss().forward(input, &labels()));
+        crate::numeric::assert_gradient(&labels(), |target| loss().forward(&logits(), target));
+    }
+}

@@ -1,0 +1,429 @@
+use tch::{Kind, Tensor};
+
+use super::focal::{self, FocalAlpha, Modulation};
+use crate::check::{self, ClassIndices};
+use crate::{InvalidValues, Loss, LossError, MeanOver, Reduction, numeric};
+
+/// The focal loss of a softmax: cross entropy in which what is easy counts little.
+///
+/// The loss of classification and segmentation with classes of very different size. γ says how little the easy targets
+/// count, α how much each class does. It takes logits: do not apply a softmax before it. For several labels at once
+/// choose [`SigmoidFocalLoss`](crate::SigmoidFocalLoss), without focus
+/// [`CrossEntropyLoss`](crate::CrossEntropyLoss).
+///
+/// # Formula
+///
+/// With p = softmax(x) over the classes, each class has
+///
+/// f\[n, c\] = w\[c\] · α\[c\] · (1 − p\[n, c\])^γ · (−log p\[n, c\])
+///
+/// For class indices
+///
+/// ℓₙ = (1 − ε) · f\[n, yₙ\] + ε/C · Σ_c f\[n, c\]
+///
+/// where x is the input, y the target, w the weight and α the balance (1 where there is none), ε the label smoothing
+/// and C the number of classes. An ignored target has ℓₙ = 0. The mean is Σ ℓₙ / Σ w\[yₙ\] over the targets that are not
+/// ignored: as in cross entropy the weight divides, and α does not.
+///
+/// For class probabilities q, first smoothed to (1 − ε) q + ε/C,
+///
+/// ℓₙ = Σ_c q\[n, c\] · f\[n, c\]
+///
+/// and the mean divides by the number of targets, whatever the weights.
+///
+/// # Shapes
+///
+/// * `input`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`
+/// * `target`: the same without C, of any integer kind, for class indices; or that of `input`, of a floating kind,
+///   for class probabilities
+/// * `alpha` for each class, `weight`: `[C]`
+/// * result: scalar, or the input's shape without C with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `kornia.losses.FocalLoss` and `focal_loss` of kornia 0.9, and `monai.losses.FocalLoss` with `use_softmax` of
+/// MONAI 1.6. Lin et al., *Focal Loss for Dense Object Detection*, 2017.
+///
+/// # Differences from the references
+///
+/// * With γ = 0 and without α this is [`CrossEntropyLoss`](crate::CrossEntropyLoss), its means included. kornia and
+///   MONAI return one value per class, 0 for all but the target's, and their means are over all of these values,
+///   ignored ones included: divide that of [`MeanOver::All`] by the number of classes. With an ignored class MONAI's
+///   mean divides by the number of pixels that count, and its sum is always that of the means over each image.
+/// * Their class weights do not divide the mean, nor do they here with [`MeanOver::All`] or as α.
+/// * Class indices may be of any integer kind, a class out of range is an error on CUDA too, and so is an α outside
+///   \[0, 1\], which makes losses negative.
+/// * The gradient is finite for 0 < γ < 1 and saturated logits, where MONAI's is NaN; a mean over nothing but ignored
+///   targets is NaN with gradient 0.
+/// * Half precision is computed in `f32`.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for an α or a smoothing outside \[0, 1\], a γ
+/// below 0, or an `ignore_index` ≥ 0 with class probabilities.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, SoftmaxFocalLoss};
+///
+/// let logits = Tensor::from_slice(&[0.0, 0.0, 0.0, 0.0]).view([2, 2]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[0_i64, 1]);
+///
+/// let loss = SoftmaxFocalLoss::new().alpha(0.75).f_forward(&logits, &target)?;
+/// loss.f_backward()?;
+///
+/// // 0.25 of the background and 0.75 of the other class, each (1 − ½)² · log 2.
+/// assert!((f64::try_from(&loss)? - 0.125 * 2_f64.ln()).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "focal_loss")]
+#[doc(alias = "FocalLoss")]
+pub struct SoftmaxFocalLoss {
+    alpha: FocalAlpha,
+    modulation: Modulation,
+    weight: Option<Tensor>,
+    ignore_index: Option<i64>,
+    label_smoothing: f64,
+    invalid_values: InvalidValues,
+    mean_over: MeanOver,
+    reduction: Reduction,
+}
+
+impl SoftmaxFocalLoss {
+    /// The focal loss with γ = 2 and without α.
+    pub fn new() -> Self {
+        Self {
+            alpha: FocalAlpha::None,
+            modulation: Modulation::new(),
+            weight: None,
+            ignore_index: Some(-100),
+            label_smoothing: 0.0,
+            invalid_values: InvalidValues::Error,
+            mean_over: MeanOver::Counted,
+            reduction: Reduction::Mean,
+        }
+    }
+
+    /// Sets how much the classes count: a number α for \[1 − α, α, α, …\], or a tensor of one for each class.
+    /// [`FocalAlpha::None`] by default.
+    pub fn alpha(mut self, alpha: impl Into<FocalAlpha>) -> Self {
+        self.alpha = alpha.into();
+        self
+    }
+
+    /// Sets the power γ of the modulating factor, at least 0. 2 by default; 0 is cross entropy.
+    pub fn gamma(mut self, gamma: f64) -> Self {
+        self.modulation.gamma = gamma;
+        self
+    }
+
+    /// Sets a weight for each class, which divides the mean, too. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets the class index whose targets count nothing, or none. −100 by default.
+    pub fn ignore_index(mut self, ignore_index: impl Into<Option<i64>>) -> Self {
+        self.ignore_index = ignore_index.into();
+        self
+    }
+
+    /// Sets the share of the target, in \[0, 1\], that is spread over all classes. 0 by default.
+    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
+        self.label_smoothing = label_smoothing;
+        self
+    }
+
+    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
+    /// Sets what the mean divides by. [`MeanOver::Counted`] by default; with [`MeanOver::All`] it is the number of
+    /// targets, whatever the weights.
+    pub fn mean_over(mut self, mean_over: MeanOver) -> Self {
+        self.mean_over = mean_over;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        check::class_dim(input)?;
+        self.modulation.check()?;
+        let smoothing = self.label_smoothing;
+        check::option("label_smoothing", smoothing, (0.0..=1.0).contains(&smoothing), "a number in [0, 1]")?;
+        self.alpha.f_check(input)?;
+        match &self.weight {
+            Some(weight) => focal::f_check_classes(("weight", weight), input),
+            None => Ok(()),
+        }
+    }
+
+    /// w\[c\] · α\[c\], `[C]`, in the kind and on the device of `like`.
+    fn f_factors(&self, classes: i64, like: &Tensor) -> Result<Option<Tensor>, LossError> {
+        let (kind, device) = (like.f_kind()?, like.device());
+        let alpha = match &self.alpha {
+            FocalAlpha::None => None,
+            FocalAlpha::Balance(alpha) => {
+                let background = Tensor::f_full([classes.min(1)], 1.0 - alpha, (kind, device))?;
+                let others = Tensor::f_full([(classes - 1).max(0)], *alpha, (kind, device))?;
+                Some(Tensor::f_cat(&[background, others], 0)?)
+            }
+            FocalAlpha::Classes(alpha) => Some(alpha.f_to_kind(kind)?),
+        };
+        let weight = self.weight.as_ref().map(|weight| weight.f_to_kind(kind)).transpose()?;
+        Ok(match (alpha, weight) {
+            (Some(alpha), Some(weight)) => Some(alpha.f_mul(&weight)?),
+            (alpha, weight) => alpha.or(weight),
+        })
+    }
+
+    /// (1 − p)^γ · log p.
+    fn f_modulated(&self, log_p: &Tensor) -> Result<Tensor, LossError> {
+        self.modulation.f_apply(log_p, || focal::f_log_rest(log_p))
+    }
+
+    /// −f\[n, c\] of all classes.
+    fn f_every_class(&self, log_p: &Tensor, factors: Option<&Tensor>) -> Result<Tensor, LossError> {
+        let terms = self.f_modulated(log_p)?;
+        Ok(match factors {
+            Some(factors) => terms.f_mul(&focal::f_per_class(factors, &terms)?)?,
+            None => terms,
+        })
+    }
+
+    /// The log-probabilities of `input`, in single precision at least, and their loss: for a loss that needs both.
+    pub(crate) fn f_with_log_probabilities(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+    ) -> Result<(Tensor, Tensor), LossError> {
+        self.f_check(input, target)?;
+        let kind = numeric::wide_kind(input)?;
+        if target.size() == input.size() {
+            return self.f_probabilities(input, target, kind);
+        }
+        self.f_indices(input, target, kind)
+    }
+
+    fn f_probabilities(&self, input: &Tensor, target: &Tensor, kind: Kind) -> Result<(Tensor, Tensor), LossError> {
+        check::floating(("target", target))?;
+        if let Some(ignored) = self.ignore_index {
+            check::option("ignore_index", ignored, ignored < 0, "negative with class probabilities as target")?;
+        }
+        let dim = check::class_dim(input)?;
+        let classes = input.size()[dim];
+        let log_p = input.f_log_softmax(dim as i64, kind)?;
+        let factors = self.f_factors(classes, &log_p)?;
+        let (target, smoothing) = (target.f_to_kind(kind)?, self.label_smoothing);
+        let target = match smoothing {
+            0.0 => target,
+            _ => target.f_mul_scalar(1.0 - smoothing)?.f_add_scalar(smoothing / classes as f64)?,
+        };
+        let terms = self.f_every_class(&log_p, factors.as_ref())?.f_mul(&target)?;
+        let loss = self.reduction.f_apply(&terms.f_sum_dim_intlist(dim as i64, false, None)?.f_neg()?)?;
+        Ok((log_p, loss))
+    }
+
+    fn f_indices(&self, input: &Tensor, target: &Tensor, kind: Kind) -> Result<(Tensor, Tensor), LossError> {
+        let dim = check::class_dim(input)?;
+        let (classes, target) = check::class_target(target, input, dim, ", or that of input for class probabilities")?;
+        let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
+        let ignored = target.f_ignored()?;
+        let own = match &ignored {
+            Some(ignored) => target.indices.f_masked_fill(ignored, 0)?,
+            None => target.indices.shallow_clone(),
+        };
+        let log_p = target.f_mask_ignored(input, dim)?.f_log_softmax(dim as i64, kind)?;
+        let mut losses = self.f_index_losses(&log_p, &own, dim as i64)?;
+        if let Some(ignored) = &ignored {
+            losses = losses.f_masked_fill(ignored, 0)?;
+        }
+        let loss = match self.reduction {
+            Reduction::Mean if self.mean_over == MeanOver::Counted => self.f_mean(&losses, &own, ignored)?,
+            reduction => reduction.f_apply(&losses)?,
+        };
+        let loss = target.validity.f_poison(&loss, self.reduction == Reduction::None)?;
+        Ok((log_p, loss))
+    }
+
+    /// The losses of the targets `own`, all of them in \[0, C).
+    fn f_index_losses(&self, log_p: &Tensor, own: &Tensor, dim: i64) -> Result<Tensor, LossError> {
+        let classes = log_p.size()[dim as usize];
+        let factors = self.f_factors(classes, log_p)?;
+        let chosen = log_p.f_gather(dim, &own.f_unsqueeze(dim)?, false)?.f_squeeze_dim(dim)?;
+        let mut terms = self.f_modulated(&chosen)?;
+        if let Some(factors) = &factors {
+            terms = terms.f_mul(&factors.f_take(own)?)?;
+        }
+        let smoothing = self.label_smoothing;
+        if smoothing == 0.0 {
+            return Ok(terms.f_neg()?);
+        }
+        let every = self.f_every_class(log_p, factors.as_ref())?.f_sum_dim_intlist(dim, false, None)?;
+        let spread = every.f_mul_scalar(-smoothing / classes as f64)?;
+        Ok(terms.f_mul_scalar(smoothing - 1.0)?.f_add(&spread)?)
+    }
+
+    /// Σ ℓₙ / Σ w\[yₙ\] over the targets that are not ignored.
+    fn f_mean(&self, losses: &Tensor, own: &Tensor, ignored: Option<Tensor>) -> Result<Tensor, LossError> {
+        let weights = match &self.weight {
+            Some(weight) => weight.f_to_kind(losses.f_kind()?)?.f_take(own)?,
+            None => own.f_ones_like()?,
+        };
+        let weights = match ignored {
+            Some(ignored) => weights.f_masked_fill(&ignored, 0)?,
+            None => weights,
+        };
+        focal::f_mean(&losses.f_sum(None)?, &weights.f_sum(None)?)
+    }
+}
+
+impl Default for SoftmaxFocalLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for SoftmaxFocalLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let (_, loss) = self.f_with_log_probabilities(input, target)?;
+        Ok(loss.f_to_kind(input.f_kind()?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn logits() -> Tensor {
+        Tensor::from_slice(&[0.5, -1.0, 2.0, 1.0, 0.0, 0.25]).view([2, 3])
+    }
+
+    fn message(criterion: SoftmaxFocalLoss, input: &Tensor, target: &Tensor) -> String {
+        criterion.f_forward(input, target).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let (input, target) = (logits(), Tensor::from_slice(&[0_i64, 2]));
+        let new = SoftmaxFocalLoss::new;
+        let pair = || Tensor::from_slice(&[1.0, 2.0]);
+        let cases = [
+            (
+                message(new(), &input, &(&target + 1)),
+                "target holds 3, expected classes in [0, 3), or ignore_index -100",
+            ),
+            (message(new().ignore_index(None), &input, &(&target - 1)), "target holds -1, expected classes in [0, 3)"),
+            (message(new(), &input, &target.to_kind(Kind::Double)), "target has kind Double, expected an integer kind"),
+            (message(new(), &input, &input.to_kind(Kind::Int64)), "target has kind Int64, expected a floating kind"),
+            (
+                message(new(), &input, &target.view([2, 1])),
+                "target has shape [2, 1], expected [2], the shape of input without its classes, or that of input for \
+                 class probabilities",
+            ),
+            (message(new(), &input.sum(None), &target), "input has shape [], expected [C], [N, C] or [N, C, d1, ...]"),
+            (message(new().weight(pair()), &input, &target), "weight has shape [2], expected [3], one value per class"),
+            (message(new().alpha(pair()), &input, &target), "alpha has shape [2], expected [3], one value per class"),
+            (
+                message(new().alpha(-1.0), &input, &target),
+                "option alpha is -1, expected a number in [0, 1], or one for each class",
+            ),
+            (
+                message(new().gamma(f64::INFINITY), &input, &target),
+                "option gamma is inf, expected a finite number of at least 0",
+            ),
+            (
+                message(new().label_smoothing(1.5), &input, &target),
+                "option label_smoothing is 1.5, expected a number in [0, 1]",
+            ),
+            (
+                message(new().ignore_index(0), &input, &input),
+                "option ignore_index is 0, expected negative with class probabilities as target",
+            ),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn extreme_logits_stay_finite() {
+        let rows = [1e4, -1e4, 0.0, -1e4, 1e4, 1e4, 1e4, 1e4, 1e4];
+        for (gamma, smoothing) in [0.0, 0.1, 0.5, 2.0].into_iter().flat_map(|gamma| [0.0, 0.1].map(|s| (gamma, s))) {
+            for kind in [Kind::Double, Kind::Float] {
+                let input = Tensor::from_slice(&rows).view([3, 3]).to_kind(kind).set_requires_grad(true);
+                let criterion = SoftmaxFocalLoss::new().gamma(gamma).label_smoothing(smoothing);
+                let indices = criterion.forward(&input, &Tensor::from_slice(&[0_i64, 0, 1]));
+                let shares = criterion.forward(&input, &Tensor::full([3, 3], 1.0 / 3.0, (kind, input.device())));
+                let sum = &indices + &shares;
+                sum.backward();
+                assert!(sum.double_value(&[]).is_finite(), "{gamma}");
+                assert!(input.grad().isfinite().all().int64_value(&[]) != 0, "{gamma}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_ignored_row_leaves_value_and_gradient_alone() {
+        let masked = [0.0, 0.0, f64::NEG_INFINITY, f64::NAN];
+        for smoothing in [0.0, 0.5] {
+            let input = Tensor::from_slice(&masked).view([2, 2]).set_requires_grad(true);
+            let target = Tensor::from_slice(&[1_i64, 255]).to_kind(Kind::Uint8);
+            let criterion = SoftmaxFocalLoss::new().ignore_index(255).label_smoothing(smoothing);
+            let loss = criterion.forward(&input, &target);
+            loss.backward();
+            assert!((loss.double_value(&[]) - 0.25 * 2_f64.ln()).abs() < 1e-15);
+            assert_eq!(Vec::<f64>::try_from(input.grad().get(1)).unwrap(), [0.0, 0.0]);
+            assert!(input.grad().isfinite().all().int64_value(&[]) != 0);
+        }
+    }
+
+    #[test]
+    fn a_mean_over_nothing_is_nan_with_gradient_0() {
+        let input = logits().set_requires_grad(true);
+        let loss = SoftmaxFocalLoss::new().forward(&input, &Tensor::from_slice(&[-100_i64, -100]));
+        loss.backward();
+        assert!(loss.double_value(&[]).is_nan());
+        assert_eq!(Vec::<f64>::try_from(input.grad().view(-1)).unwrap(), [0.0; 6]);
+    }
+
+    #[test]
+    fn classes_out_of_range_can_make_the_loss_nan() {
+        for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
+            let input = logits().set_requires_grad(true);
+            let criterion = SoftmaxFocalLoss::new().invalid_values(InvalidValues::Nan).reduction(reduction);
+            let loss = criterion.forward(&input, &Tensor::from_slice(&[1_i64, 3]));
+            loss.sum(None).backward();
+            assert!(loss.view(-1).double_value(&[-1]).is_nan());
+            assert!(input.grad().isfinite().all().int64_value(&[]) != 0);
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        let (input, target) = (logits(), Tensor::from_slice(&[2_i64, 0]));
+        let criterion = SoftmaxFocalLoss::new()
+            .alpha(0.3)
+            .gamma(0.5)
+            .weight(Tensor::from_slice(&[0.5, 1.0, 2.0]))
+            .label_smoothing(0.1);
+        numeric::assert_gradient(&input, |input| criterion.forward(input, &target));
+        let shares = logits().softmax(1, Kind::Double);
+        numeric::assert_gradient(&input, |input| criterion.forward(input, &shares));
+        numeric::assert_gradient(&shares, |shares| criterion.forward(&input, shares));
+    }
+}

@@ -1,0 +1,178 @@
+use tch::{Kind, Tensor};
+
+use crate::check::{self, Validity};
+use crate::numeric::{f_reals, wide_kind};
+use crate::{InvalidValues, Loss, LossError, Reduction};
+
+/// Distribution focal loss: cross entropy of the two bins beside a continuous target.
+///
+/// For a model that predicts a number, such as the distance from a point to a side of its box, as a distribution over
+/// the bins 0, 1, …, n, of which the expectation is the number. The usual companion of
+/// [`QualityFocalLoss`](crate::QualityFocalLoss) and of the box losses in dense detectors.
+///
+/// # Formula
+///
+/// ℓ = −((i + 1 − y) log Sᵢ + (y − i) log Sᵢ₊₁), i = ⌊y⌋
+///
+/// where S = softmax(x) over the bins and y is the target in \[0, n\]. At y = n only the last bin counts.
+///
+/// # Shapes
+///
+/// * `input`: `[*, n + 1]`, logits of at least two bins
+/// * `target`: `[*]`, of any kind of real numbers
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// Li et al., Generalized Focal Loss, <https://arxiv.org/abs/2006.04388>, equation 6, with bins of width 1.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Value`] for a target outside \[0, n\].
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{DistributionFocalLoss, Loss};
+///
+/// // Four bins of which the second and the third are ¼ and ½ likely; 1.5 lies between them.
+/// let probabilities = [0.125_f64, 0.25, 0.5, 0.125];
+/// let logits = Tensor::from_slice(&probabilities.map(f64::ln)).view([1, 4]).set_requires_grad(true);
+///
+/// let loss = DistributionFocalLoss::new().f_forward(&logits, &Tensor::from_slice(&[1.5]))?;
+/// loss.f_backward()?;
+/// assert!((f64::try_from(&loss)? - 1.5 * 2_f64.ln()).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[doc(alias = "DFL")]
+#[doc(alias = "distribution_focal_loss")]
+pub struct DistributionFocalLoss {
+    invalid_values: InvalidValues,
+    reduction: Reduction,
+}
+
+impl DistributionFocalLoss {
+    /// Distribution focal loss.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets what a target outside the bins does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Loss for DistributionFocalLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        let shape = input.size();
+        let Some((&bins, outer)) = shape.split_last().filter(|(bins, _)| **bins > 1) else {
+            return Err(check::shape_error(("input", input), "[*, n + 1], at least two bins"));
+        };
+        if target.size() != outer {
+            let expected = format!("{outer:?}, the shape of input without its bins");
+            return Err(check::shape_error(("target", target), expected));
+        }
+        let kind = wide_kind(input)?;
+        let (logits, target) = (input.f_to_kind(kind)?, f_reals(("target", target), kind)?);
+        let valid = target.f_ge(0)?.f_logical_and(&target.f_le(bins - 1)?)?;
+        let expected = || format!("positions in [0, {}]", bins - 1);
+        let validity = Validity::f_new(("target", &target), valid, expected, self.invalid_values)?;
+        let target = validity.f_replace(&target, 0.0)?.f_unsqueeze(-1)?;
+
+        let left = target.f_detach()?.f_floor()?.f_clamp_max(bins - 2)?;
+        let towards_right = target.f_sub(&left)?;
+        let weights = Tensor::f_cat(&[towards_right.f_rsub_scalar(1)?, towards_right], -1)?;
+        let left = left.f_to_kind(Kind::Int64)?;
+        let beside = Tensor::f_cat(&[left.shallow_clone(), left.f_add_scalar(1)?], -1)?;
+        let log_probabilities = logits.f_log_softmax(-1, None)?.f_gather(-1, &beside, false)?;
+        let losses = log_probabilities.f_mul(&weights)?.f_sum_dim_intlist(-1, false, None)?.f_neg()?;
+        let loss = self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?;
+        validity.f_poison(&loss, self.reduction == Reduction::None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::CrossEntropyLoss;
+
+    fn logits() -> Tensor {
+        Tensor::from_slice(&[0.5, -1.0, 2.0, 0.0, 1.0, -0.5, 0.25, 1.5, -2.0]).view([3, 3])
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let (input, target) = (logits(), Tensor::from_slice(&[0.0, 0.5, 2.0]));
+        let message = |input: &Tensor, target: &Tensor| {
+            DistributionFocalLoss::new().f_forward(input, target).unwrap_err().to_string()
+        };
+        let cases = [
+            (message(&input, &(&target + 0.5)), "target holds 2.5, expected positions in [0, 2]"),
+            (message(&input, &(&target - 0.25)), "target holds -0.25, expected positions in [0, 2]"),
+            (message(&input, &(&target * f64::NAN)), "target holds NaN, expected positions in [0, 2]"),
+            (
+                message(&input, &target.view([3, 1])),
+                "target has shape [3, 1], expected [3], the shape of input without its bins",
+            ),
+            (
+                message(&input.narrow(1, 0, 1), &target),
+                "input has shape [3, 1], expected [*, n + 1], at least two bins",
+            ),
+            (message(&input.to_kind(Kind::Int64), &target), "input has kind Int64, expected a floating kind"),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn whole_numbers_are_cross_entropy() {
+        let target = Tensor::from_slice(&[0_i64, 1, 2]);
+        let expected = CrossEntropyLoss::new().forward(&logits(), &target);
+        for kind in [Kind::Int64, Kind::Uint8, Kind::Double, Kind::Float] {
+            let loss = DistributionFocalLoss::new().forward(&logits(), &target.to_kind(kind));
+            assert!((loss - &expected).abs().double_value(&[]) < 1e-15);
+        }
+    }
+
+    #[test]
+    fn targets_outside_the_bins_can_make_the_loss_nan() {
+        let input = logits().set_requires_grad(true);
+        let criterion = DistributionFocalLoss::new().invalid_values(InvalidValues::Nan).reduction(Reduction::None);
+        let loss = criterion.forward(&input, &Tensor::from_slice(&[-1.0, 0.5, f64::NAN]));
+        loss.sum(None).backward();
+        let nan: Vec<bool> = loss.isnan().try_into().unwrap();
+        assert_eq!(nan, [true, false, true]);
+        assert_eq!(input.grad().get(0).abs().sum(None).double_value(&[]), 0.0);
+    }
+
+    #[test]
+    fn extreme_logits_stay_finite() {
+        let input = Tensor::from_slice(&[1e4_f32, -1e4, 0.0]).set_requires_grad(true);
+        let loss = DistributionFocalLoss::new().forward(&input, &Tensor::from(0.5));
+        loss.backward();
+        assert_eq!(f64::try_from(&loss).unwrap(), 1e4);
+        assert_eq!(Vec::<f32>::try_from(input.grad()).unwrap(), [0.5, -0.5, 0.0]);
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let target = Tensor::from_slice(&[0.25, 1.5, 1.75]);
+        let loss = DistributionFocalLoss::new();
+        crate::numeric::assert_gradient(&logits(), |input| loss.forward(input, &target));
+        crate::numeric::assert_gradient(&target, |target| loss.forward(&logits(), target));
+    }
+}

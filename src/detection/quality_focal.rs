@@ -1,0 +1,168 @@
+use tch::Tensor;
+
+use crate::numeric::{f_power, f_reals, wide_kind};
+use crate::{Loss, LossError, Reduction, check};
+
+/// Quality focal loss of logits: focal loss whose targets are qualities between 0 and 1 instead of labels.
+///
+/// The score of a dense detector that is to say both what a box holds and how well it fits: the target is the IoU of
+/// the predicted box at the class it holds and 0 elsewhere. [`VarifocalLoss`](crate::VarifocalLoss) plays down the
+/// negatives alone.
+///
+/// # Formula
+///
+/// ℓᵢ = −|yᵢ − σ(xᵢ)|^β ((1 − yᵢ) log(1 − σ(xᵢ)) + yᵢ log σ(xᵢ))
+///
+/// where x is the input, y the target in \[0, 1\], σ the sigmoid and β the focusing exponent. With β = 0 it is
+/// [`BceWithLogitsLoss`](crate::BceWithLogitsLoss). The papers divide the sum by the number of positives.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`, of logits
+/// * `target`: that of `input`, of any kind of real numbers
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// Li et al., Generalized Focal Loss, <https://arxiv.org/abs/2006.04388>, equation 5.
+///
+/// # Differences from the paper
+///
+/// Where σ(x) = y and 0 < β < 1 the loss has a vertical tangent; its gradient is 0 there.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for a negative β.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, QualityFocalLoss};
+///
+/// let logits = Tensor::from_slice(&[0.0, 0.0]).set_requires_grad(true);
+/// let quality = Tensor::from_slice(&[1.0, 0.5]);
+///
+/// // A probability of ½ is what a quality of ½ asks for; beside a quality of 1 it costs ¼ log 2.
+/// let loss = QualityFocalLoss::new().f_forward(&logits, &quality)?;
+/// loss.f_backward()?;
+/// assert!((f64::try_from(&loss)? - 2_f64.ln() / 8.0).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "QFL")]
+#[doc(alias = "quality_focal_loss")]
+pub struct QualityFocalLoss {
+    beta: f64,
+    reduction: Reduction,
+}
+
+impl QualityFocalLoss {
+    /// Quality focal loss with the paper's β = 2.
+    pub fn new() -> Self {
+        Self { beta: 2.0, reduction: Reduction::Mean }
+    }
+
+    /// Sets β: the greater, the less a score counts that is nearly right. 2 by default.
+    pub fn beta(mut self, beta: f64) -> Self {
+        self.beta = beta;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Default for QualityFocalLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for QualityFocalLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        check::same_shape(("target", target), ("input", input))?;
+        let valid = self.beta.is_finite() && self.beta >= 0.0;
+        check::option("beta", self.beta, valid, "a finite number of at least 0")?;
+        let kind = wide_kind(input)?;
+        let (logits, target) = (input.f_to_kind(kind)?, f_reals(("target", target), kind)?);
+
+        let none = None::<&Tensor>;
+        let entropy = logits.f_binary_cross_entropy_with_logits(&target, none, none, tch::Reduction::None)?;
+        // y − σ(x) = y σ(−x) − (1 − y) σ(x), which is exact where σ is nearly 1, too.
+        let missing = target.f_mul(&logits.f_neg()?.f_sigmoid()?)?;
+        let superfluous = target.f_rsub_scalar(1)?.f_mul(&logits.f_sigmoid()?)?;
+        let focus = f_power(&missing.f_sub(&superfluous)?.f_abs()?, self.beta)?;
+        Ok(self.reduction.f_apply(&focus.f_mul(&entropy)?)?.f_to_kind(input.f_kind()?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+    use crate::BceWithLogitsLoss;
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let (input, target) = (Tensor::from_slice(&[0.0, 1.0]), Tensor::from_slice(&[1.0, 0.0]));
+        let message = |criterion: QualityFocalLoss, input: &Tensor, target: &Tensor| {
+            criterion.f_forward(input, target).unwrap_err().to_string()
+        };
+        let new = QualityFocalLoss::new;
+        let cases = [
+            (message(new(), &input, &target.view([2, 1])), "target has shape [2, 1], expected [2], the shape of input"),
+            (message(new(), &input.to_kind(Kind::Int64), &target), "input has kind Int64, expected a floating kind"),
+            (
+                message(new(), &input, &target.to_kind(Kind::ComplexFloat)),
+                "target has kind ComplexFloat, expected a kind of real numbers",
+            ),
+            (message(new().beta(-1.0), &input, &target), "option beta is -1, expected a finite number of at least 0"),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn extreme_logits_and_exact_scores_stay_finite() {
+        for beta in [0.0, 0.3, 1.0, 2.0] {
+            let input = Tensor::from_slice(&[1e4_f32, -1e4, 1e4, -1e4, 0.0]).set_requires_grad(true);
+            let target = Tensor::from_slice(&[0_f32, 1.0, 1.0, 0.0, 0.5]);
+            let loss = QualityFocalLoss::new().beta(beta).reduction(Reduction::None).forward(&input, &target);
+            loss.sum(None).backward();
+            let exact = if beta == 0.0 { 2_f32.ln() } else { 0.0 };
+            assert_eq!(Vec::<f32>::try_from(&loss).unwrap(), [1e4, 1e4, 0.0, 0.0, exact]);
+            assert_eq!(Vec::<f32>::try_from(input.grad()).unwrap(), [1.0, -1.0, 0.0, 0.0, 0.0], "β = {beta}");
+        }
+    }
+
+    #[test]
+    fn labels_of_any_kind_are_qualities() {
+        let (input, target) = (Tensor::from_slice(&[0.5, -2.0]), Tensor::from_slice(&[1.0, 0.0]));
+        let expected = QualityFocalLoss::new().forward(&input, &target);
+        for kind in [Kind::Bool, Kind::Uint8, Kind::Int64, Kind::Float, Kind::Half] {
+            assert_eq!(QualityFocalLoss::new().forward(&input, &target.to_kind(kind)), expected);
+        }
+        let unfocused = QualityFocalLoss::new().beta(0.0).forward(&input, &target);
+        assert_eq!(unfocused, BceWithLogitsLoss::new().forward(&input, &target));
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let input = Tensor::from_slice(&[0.5, -2.0, 1.5, 3.0]);
+        let target = Tensor::from_slice(&[1.0, 0.0, 0.3, 0.9]);
+        for beta in [0.5, 1.0, 1.7, 2.0] {
+            let loss = QualityFocalLoss::new().beta(beta);
+            crate::numeric::assert_gradient(&input, |input| loss.forward(input, &target));
+            crate::numeric::assert_gradient(&target, |target| loss.forward(&input, target));
+        }
+    }
+}

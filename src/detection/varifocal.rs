@@ -1,0 +1,169 @@
+use tch::Tensor;
+
+use crate::numeric::{f_reals, wide_kind};
+use crate::{Loss, LossError, Reduction, check};
+
+/// Varifocal loss of logits: positives weigh by their quality, negatives by how sure the model is of them.
+///
+/// The score of a dense detector that ranks boxes by how well they fit: the target is the IoU of the predicted box at
+/// the class it holds and 0 elsewhere. Unlike [`QualityFocalLoss`](crate::QualityFocalLoss) it plays down easy
+/// negatives alone, because positives are few.
+///
+/// # Formula
+///
+/// ℓᵢ = −qᵢ (qᵢ log pᵢ + (1 − qᵢ) log(1 − pᵢ)) where qᵢ > 0, and −α pᵢ^γ log(1 − pᵢ) where qᵢ = 0
+///
+/// where p = σ(x) is the sigmoid of the input, q the target in \[0, 1\], α the weight of the negatives and γ their
+/// focusing exponent. The paper divides the sum by the number of positives.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`, of logits
+/// * `target`: that of `input`, of any kind of real numbers
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// Zhang et al., VarifocalNet, <https://arxiv.org/abs/2008.13367>, equation 2.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for a γ that is negative or an α that is not finite.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, Reduction, VarifocalLoss};
+///
+/// let logits = Tensor::from_slice(&[0.0, 0.0]).set_requires_grad(true);
+/// let quality = Tensor::from_slice(&[0.8, 0.0]);
+///
+/// // With p = ½ the positive costs 0.8 log 2, the negative 0.75 · ¼ log 2.
+/// let loss = VarifocalLoss::new().reduction(Reduction::Sum).f_forward(&logits, &quality)?;
+/// loss.f_backward()?;
+/// assert!((f64::try_from(&loss)? - (0.8 + 0.75 / 4.0) * 2_f64.ln()).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "VFL")]
+#[doc(alias = "varifocal_loss")]
+pub struct VarifocalLoss {
+    alpha: f64,
+    gamma: f64,
+    reduction: Reduction,
+}
+
+impl VarifocalLoss {
+    /// Varifocal loss with the paper's α = 0.75 and γ = 2.
+    pub fn new() -> Self {
+        Self { alpha: 0.75, gamma: 2.0, reduction: Reduction::Mean }
+    }
+
+    /// Sets the weight of the negatives. 0.75 by default.
+    pub fn alpha(mut self, alpha: f64) -> Self {
+        self.alpha = alpha;
+        self
+    }
+
+    /// Sets γ: the greater, the less a negative counts that is nearly right. 2 by default.
+    pub fn gamma(mut self, gamma: f64) -> Self {
+        self.gamma = gamma;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Default for VarifocalLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for VarifocalLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        check::same_shape(("target", target), ("input", input))?;
+        check::option("alpha", self.alpha, self.alpha.is_finite(), "a finite number")?;
+        let valid = self.gamma.is_finite() && self.gamma >= 0.0;
+        check::option("gamma", self.gamma, valid, "a finite number of at least 0")?;
+        let kind = wide_kind(input)?;
+        let (logits, target) = (input.f_to_kind(kind)?, f_reals(("target", target), kind)?);
+
+        let negative = target.f_le(0)?;
+        // Whoever learns the qualities as well has no gradient at a negative.
+        let target = target.f_masked_fill(&negative, 0)?;
+        let none = None::<&Tensor>;
+        let entropy = logits.f_binary_cross_entropy_with_logits(&target, none, none, tch::Reduction::None)?;
+        // p^γ by its logarithm has a gradient for every p and γ.
+        let focus = logits.f_log_sigmoid()?.f_mul_scalar(self.gamma)?.f_exp()?.f_mul_scalar(self.alpha)?;
+        let weight = focus.f_where_self(&negative, &target)?;
+        Ok(self.reduction.f_apply(&weight.f_mul(&entropy)?)?.f_to_kind(input.f_kind()?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let (input, target) = (Tensor::from_slice(&[0.0, 1.0]), Tensor::from_slice(&[1.0, 0.0]));
+        let message = |criterion: VarifocalLoss, input: &Tensor, target: &Tensor| {
+            criterion.f_forward(input, target).unwrap_err().to_string()
+        };
+        let new = VarifocalLoss::new;
+        let cases = [
+            (message(new(), &input, &target.view([2, 1])), "target has shape [2, 1], expected [2], the shape of input"),
+            (message(new(), &input.to_kind(Kind::Int64), &target), "input has kind Int64, expected a floating kind"),
+            (message(new().gamma(-1.0), &input, &target), "option gamma is -1, expected a finite number of at least 0"),
+            (message(new().alpha(f64::INFINITY), &input, &target), "option alpha is inf, expected a finite number"),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn extreme_logits_stay_finite() {
+        for gamma in [0.0, 0.3, 2.0] {
+            let input = Tensor::from_slice(&[1e4_f32, -1e4, 1e4, -1e4]).set_requires_grad(true);
+            let target = Tensor::from_slice(&[0_f32, 0.5, 1.0, 0.0]);
+            let criterion = VarifocalLoss::new().alpha(1.0).gamma(gamma).reduction(Reduction::None);
+            let loss = criterion.forward(&input, &target);
+            loss.sum(None).backward();
+            assert_eq!(Vec::<f32>::try_from(&loss).unwrap(), [1e4, 0.5 * 5e3, 0.0, 0.0]);
+            assert_eq!(Vec::<f32>::try_from(input.grad()).unwrap(), [1.0, -0.25, 0.0, 0.0], "γ = {gamma}");
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let input = Tensor::from_slice(&[0.5, -2.0, 1.5, 3.0]);
+        let target = Tensor::from_slice(&[1.0, 0.0, 0.3, 0.9]);
+        for gamma in [0.0, 0.5, 1.0, 2.0] {
+            let loss = VarifocalLoss::new().gamma(gamma);
+            crate::numeric::assert_gradient(&input, |input| loss.forward(input, &target));
+        }
+        let positive = Tensor::from_slice(&[0.9, 0.2, 0.3, 0.9]);
+        crate::numeric::assert_gradient(&positive, |target| VarifocalLoss::new().forward(&input, target));
+    }
+
+    #[test]
+    fn half_kinds_are_computed_in_single_precision() {
+        let (input, target) = (Tensor::from_slice(&[0.5, -2.0]), Tensor::from_slice(&[1.0, 0.0]));
+        let expected = VarifocalLoss::new().forward(&input.to_kind(Kind::Float), &target);
+        for kind in [Kind::Half, Kind::BFloat16] {
+            assert_eq!(VarifocalLoss::new().forward(&input.to_kind(kind), &target), expected.to_kind(kind));
+        }
+    }
+}

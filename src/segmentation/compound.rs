@@ -1,0 +1,144 @@
+//! What the sums of a loss over regions and a loss over pixels share.
+
+use tch::{Kind, Tensor};
+
+use super::mask::f_drop_background;
+use super::region::{Activation, Grouping, RegionLoss, not_negative};
+use super::{DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, JaccardLoss, TverskyLoss};
+use crate::numeric::{f_reals, wide_kind};
+use crate::{
+    BceWithLogitsLoss, CrossEntropyLoss, Loss, LossError, OneVsRestFocalLoss, SigmoidFocalLoss, SoftmaxFocalLoss, check,
+};
+
+/// The loss over regions in a sum with a loss over pixels.
+///
+/// Each of these losses can be passed as it is, such as `.overlap(JaccardLoss::new())`.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Overlap {
+    /// The Dice loss.
+    Dice(DiceLoss),
+    /// The Jaccard loss.
+    Jaccard(JaccardLoss),
+    /// The Tversky loss.
+    Tversky(TverskyLoss),
+    /// The focal Tversky loss.
+    FocalTversky(FocalTverskyLoss),
+    /// The generalised Dice loss.
+    GeneralizedDice(GeneralizedDiceLoss),
+}
+
+impl Overlap {
+    fn loss(&self) -> &dyn RegionLoss {
+        match self {
+            Overlap::Dice(loss) => loss,
+            Overlap::Jaccard(loss) => loss,
+            Overlap::Tversky(loss) => loss,
+            Overlap::FocalTversky(loss) => loss,
+            Overlap::GeneralizedDice(loss) => loss,
+        }
+    }
+}
+
+/// The loss over pixels in a sum with a loss over regions.
+#[derive(Debug)]
+pub(super) enum Pixelwise {
+    CrossEntropy(CrossEntropyLoss),
+    BceWithLogits(BceWithLogitsLoss),
+    SoftmaxFocal(SoftmaxFocalLoss),
+    SigmoidFocal(SigmoidFocalLoss),
+    OneVsRestFocal(OneVsRestFocalLoss),
+}
+
+/// A conversion of each of several losses to the enum that they are variants of.
+macro_rules! variants {
+    ($enum:ident: $($variant:ident($loss:ident)),+) => {
+        $(
+            impl From<$loss> for $enum {
+                fn from(loss: $loss) -> Self {
+                    $enum::$variant(loss)
+                }
+            }
+        )+
+    };
+}
+pub(super) use variants;
+
+variants!(Overlap: Dice(DiceLoss), Jaccard(JaccardLoss), Tversky(TverskyLoss), FocalTversky(FocalTverskyLoss),
+    GeneralizedDice(GeneralizedDiceLoss));
+
+/// A loss over regions and a loss over pixels, and how much each of them counts.
+#[derive(Debug)]
+pub(super) struct Compound {
+    pub(super) overlap: Overlap,
+    pub(super) pixelwise: Pixelwise,
+    /// The factor of the loss over regions, and the name of that option.
+    pub(super) lambda_overlap: (&'static str, f64),
+    /// The factor of the loss over pixels, and the name of that option.
+    pub(super) lambda_pixelwise: (&'static str, f64),
+    /// Whether a focal loss of sigmoids counts class 0.
+    pub(super) focal_background: bool,
+}
+
+impl Compound {
+    pub(super) fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        let factors = [self.lambda_overlap, self.lambda_pixelwise];
+        factors.iter().try_for_each(|(option, factor)| not_negative(option, *factor))?;
+        let sigmoids = matches!(self.pixelwise, Pixelwise::SigmoidFocal(_));
+        let (background, expected) = (self.focal_background, "true, but for a focal loss of sigmoids over masks");
+        check::option("focal_background", background, background || sigmoids, expected)?;
+        let kind = wide_kind(input)?;
+        let (overlap, pixelwise) = self.f_parts(input, target, kind)?;
+        let overlap = overlap.f_mul_scalar(self.lambda_overlap.1)?;
+        let pixelwise = pixelwise.f_to_kind(kind)?.f_mul_scalar(self.lambda_pixelwise.1)?;
+        Ok(self.f_to_pixels(&overlap, &pixelwise, input.dim())?.f_add(&pixelwise)?.f_to_kind(input.f_kind()?)?)
+    }
+
+    /// The two losses, of one softmax where both of them take it.
+    fn f_parts(&self, input: &Tensor, target: &Tensor, kind: Kind) -> Result<(Tensor, Tensor), LossError> {
+        let overlap = self.overlap.loss();
+        let shared = match &self.pixelwise {
+            _ if overlap.regions().activation != Activation::Softmax || input.dim() < 2 => None,
+            Pixelwise::CrossEntropy(loss) => Some(loss.f_with_log_probabilities(input, target)?),
+            Pixelwise::SoftmaxFocal(loss) => Some(loss.f_with_log_probabilities(input, target)?),
+            _ => None,
+        };
+        if let Some((log_probabilities, pixelwise)) = shared {
+            return Ok((overlap.f_of_probabilities(&log_probabilities.f_exp()?, target)?, pixelwise));
+        }
+        let wide = input.f_to_kind(kind)?;
+        let pixelwise = match &self.pixelwise {
+            Pixelwise::CrossEntropy(loss) => loss.f_with_log_probabilities(input, target)?.1,
+            Pixelwise::SoftmaxFocal(loss) => loss.f_forward(&wide, target)?,
+            Pixelwise::SigmoidFocal(loss) => {
+                check::same_shape(("target", target), ("input", input))?;
+                let f_kept = |tensor| f_drop_background("focal_background", tensor, self.focal_background);
+                loss.f_forward(&f_kept(&wide)?, &f_kept(target)?)?
+            }
+            Pixelwise::OneVsRestFocal(loss) => loss.f_forward(&wide, target)?,
+            Pixelwise::BceWithLogits(loss) => loss.f_forward(&wide, &f_reals(("target", target), kind)?)?,
+        };
+        Ok((overlap.f_of_input(&wide, target)?, pixelwise))
+    }
+
+    /// The losses of the regions in a shape that adds to those of the pixels, with or without a dimension of classes.
+    fn f_to_pixels(&self, overlap: &Tensor, pixelwise: &Tensor, rank: usize) -> Result<Tensor, LossError> {
+        let (regions, pixels) = (overlap.size(), pixelwise.size());
+        if regions.is_empty() || pixels.is_empty() {
+            return Ok(overlap.shallow_clone());
+        }
+        let mut shape = match self.overlap.loss().regions().grouping {
+            Grouping::Class => [&[1], &regions[..]].concat(),
+            _ => regions.clone(),
+        };
+        let fits = shape.iter().zip(&pixels).all(|(a, b)| a == b || *a == 1);
+        if !fits || shape.len() > 1 && pixels.len() < rank {
+            let actual = format!("None, with losses of shape {regions:?} and {pixels:?}");
+            return Err(LossError::Option { option: "reduction", expected: "losses that add up".into(), actual });
+        }
+        shape.resize(pixels.len(), 1);
+        Ok(overlap.f_reshape(&shape)?)
+    }
+}

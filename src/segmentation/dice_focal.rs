@@ -1,0 +1,221 @@
+use tch::Tensor;
+
+use super::DiceLoss;
+use super::compound::{Compound, Overlap, Pixelwise, variants};
+use super::region::Activation;
+use crate::{Loss, LossError, OneVsRestFocalLoss, SigmoidFocalLoss, SoftmaxFocalLoss};
+
+/// The focal loss in a [`DiceFocalLoss`].
+///
+/// Each of these losses can be passed as it is, such as `.focal(SigmoidFocalLoss::new())`.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum FocalPart {
+    /// The focal loss of a softmax: each pixel belongs to one class.
+    Softmax(SoftmaxFocalLoss),
+    /// The focal loss of sigmoids, over masks: classes may overlap, or there is only one.
+    Sigmoid(SigmoidFocalLoss),
+    /// The focal loss of sigmoids, over class indices.
+    OneVsRest(OneVsRestFocalLoss),
+}
+
+variants!(FocalPart: Softmax(SoftmaxFocalLoss), Sigmoid(SigmoidFocalLoss), OneVsRest(OneVsRestFocalLoss));
+
+/// Dice loss and focal loss, added up: the overlap of regions and the hard ones among the pixels.
+///
+/// Choose it over [`DiceCrossEntropyLoss`](crate::DiceCrossEntropyLoss) where most pixels are easy background. Where both
+/// parts take a softmax it is computed once.
+///
+/// # Formula
+///
+/// ℓ = λ_d · Dice + λ_f · FL
+///
+/// where Dice is the [`DiceLoss`](crate::DiceLoss) of softmax(x), or another [`Overlap`] with its own activation and
+/// options, and FL is the [`SoftmaxFocalLoss`](crate::SoftmaxFocalLoss) of the logits x, or the
+/// [`SigmoidFocalLoss`](crate::SigmoidFocalLoss) or [`OneVsRestFocalLoss`](crate::OneVsRestFocalLoss). Each part has its
+/// own reduction, weights and ignored index.
+///
+/// # Shapes
+///
+/// * `input`: logits `[N, C]` or `[N, C, d₁, …, dₖ]`
+/// * `target`: the same without C, of any integer kind, for class indices; or that of `input`, for masks, of a floating
+///   kind where the focal loss is of a softmax
+/// * result: scalar, or unreduced that of the losses of the pixels, to each of which is added the loss of its region
+///
+/// # Reference
+///
+/// `monai.losses.DiceFocalLoss` 1.6, and with the overlap [`GeneralizedDiceLoss`](crate::GeneralizedDiceLoss)
+/// `monai.losses.GeneralizedDiceFocalLoss`. Wentao Zhu et al.: *AnatomyNet*, Medical Physics 2019.
+///
+/// # Differences from MONAI
+///
+/// * Both parts have a softmax by default. MONAI's focal loss always has sigmoids, and its Dice loss no activation by
+///   default.
+/// * MONAI's sum is that of the focal loss's means over the pixels: divide λ_f by the number of pixels of an image.
+/// * MONAI's `include_background` and `weight` are those of both parts.
+/// * MONAI's focal loss is computed in `f32` for `f64` too.
+/// * `f16` and `bf16` are computed in `f32`.
+///
+/// # Errors
+///
+/// Those of the parts, and [`LossError::Option`] for a λ below 0 or for unreduced losses whose shapes do not fit.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{DiceFocalLoss, Loss};
+///
+/// // Two classes, two pixels: the softmax is one half everywhere.
+/// let logits = Tensor::from_slice(&[0.0, 0.0, 0.0, 0.0]).view([1, 2, 2]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[0_i64, 1]).view([1, 2]);
+///
+/// let loss = DiceFocalLoss::new().lambda_focal(4.0).f_forward(&logits, &target)?;
+/// loss.f_backward()?;
+///
+/// // Each class has the intersection 0.5 and the sizes 1 and 1; each pixel has (1 − ½)² · log 2.
+/// assert!((f64::try_from(&loss)? - (0.5 + 4.0 * 0.25 * 2_f64.ln())).abs() < 1e-5);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "GeneralizedDiceFocalLoss")]
+pub struct DiceFocalLoss {
+    parts: Compound,
+}
+
+impl DiceFocalLoss {
+    /// The Dice loss of a softmax and the focal loss of the same, one to one.
+    pub fn new() -> Self {
+        let parts = Compound {
+            overlap: DiceLoss::new().activation(Activation::Softmax).into(),
+            pixelwise: Pixelwise::SoftmaxFocal(SoftmaxFocalLoss::new()),
+            lambda_overlap: ("lambda_dice", 1.0),
+            lambda_pixelwise: ("lambda_focal", 1.0),
+            focal_background: true,
+        };
+        Self { parts }
+    }
+
+    /// Sets the loss over regions with its options. The Dice loss of a softmax by default.
+    pub fn overlap(mut self, overlap: impl Into<Overlap>) -> Self {
+        self.parts.overlap = overlap.into();
+        self
+    }
+
+    /// Sets the focal loss with its options. [`SoftmaxFocalLoss`](crate::SoftmaxFocalLoss) by default.
+    pub fn focal(mut self, focal: impl Into<FocalPart>) -> Self {
+        self.parts.pixelwise = match focal.into() {
+            FocalPart::Softmax(loss) => Pixelwise::SoftmaxFocal(loss),
+            FocalPart::Sigmoid(loss) => Pixelwise::SigmoidFocal(loss),
+            FocalPart::OneVsRest(loss) => Pixelwise::OneVsRestFocal(loss),
+        };
+        self
+    }
+
+    /// Sets the factor of the loss over regions, at least 0. 1 by default.
+    #[doc(alias = "lambda_gdl")]
+    pub fn lambda_dice(mut self, lambda_dice: f64) -> Self {
+        self.parts.lambda_overlap.1 = lambda_dice;
+        self
+    }
+
+    /// Sets whether a [`SigmoidFocalLoss`](crate::SigmoidFocalLoss) counts class 0; its weights then are those of the
+    /// other classes. True by default.
+    #[doc(alias = "include_background")]
+    pub fn focal_background(mut self, focal_background: bool) -> Self {
+        self.parts.focal_background = focal_background;
+        self
+    }
+
+    /// Sets the factor of the focal loss, at least 0. 1 by default.
+    pub fn lambda_focal(mut self, lambda_focal: f64) -> Self {
+        self.parts.lambda_pixelwise.1 = lambda_focal;
+        self
+    }
+}
+
+impl Default for DiceFocalLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for DiceFocalLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.parts.f_forward(input, target)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::{FocalAlpha, Reduction};
+
+    fn logits() -> Tensor {
+        (Tensor::arange(120, (Kind::Double, Device::Cpu)) * 12.9898).sin().view([2, 3, 5, 4]) * 3.0
+    }
+
+    fn indices() -> Tensor {
+        let values: Vec<i64> = (0..40).map(|i| i * 7 % 11 % 3).collect();
+        Tensor::from_slice(&values).view([2, 5, 4])
+    }
+
+    fn masks() -> Tensor {
+        indices().one_hot(3).movedim_int(-1, 1)
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let message =
+            |criterion: DiceFocalLoss, target: &Tensor| criterion.f_forward(&logits(), target).unwrap_err().to_string();
+        let new = DiceFocalLoss::new;
+        assert_eq!(
+            message(new().lambda_focal(-1.0), &indices()),
+            "option lambda_focal is -1, expected a finite number of at least 0",
+        );
+        assert_eq!(
+            message(new().focal(SigmoidFocalLoss::new()), &indices()),
+            "target has shape [2, 5, 4], expected [2, 3, 5, 4], the shape of input",
+        );
+        assert_eq!(
+            message(new().focal_background(false), &indices()),
+            "option focal_background is false, expected true, but for a focal loss of sigmoids over masks",
+        );
+        assert_eq!(
+            message(new().focal(SoftmaxFocalLoss::new().gamma(-1.0)), &indices()).split(' ').nth(1),
+            Some("gamma")
+        );
+    }
+
+    #[test]
+    fn one_softmax_is_as_good_as_two() {
+        let (dice, focal) = (|| DiceLoss::new().activation(Activation::Softmax), || SoftmaxFocalLoss::new().gamma(1.5));
+        let input = logits().set_requires_grad(true);
+        let sum = DiceFocalLoss::new().overlap(dice()).focal(focal()).lambda_dice(2.0).forward(&input, &indices());
+        let parts = 2.0 * dice().forward(&input, &indices()) + focal().forward(&input, &indices());
+        let gradient = |loss: &Tensor| Tensor::run_backward(&[loss], &[&input], true, false).remove(0);
+        assert!(sum.allclose(&parts, 1e-12, 0.0, false));
+        assert!(gradient(&sum).allclose(&gradient(&parts), 1e-10, 1e-15, false));
+    }
+
+    #[test]
+    fn class_indices_are_their_masks() {
+        let dice = || DiceLoss::new().activation(Activation::Softmax);
+        let of_indices =
+            DiceFocalLoss::new().overlap(dice()).focal(OneVsRestFocalLoss::new().alpha(0.25).reduction(Reduction::Sum));
+        let of_masks = DiceFocalLoss::new().overlap(dice()).focal(SigmoidFocalLoss::new().reduction(Reduction::Sum));
+        let (a, b) = (of_indices.forward(&logits(), &indices()), of_masks.forward(&logits(), &masks()));
+        assert!(a.allclose(&b, 1e-12, 0.0, false), "{a} {b}");
+    }
+
+    #[test]
+    fn unreduced_each_element_has_the_loss_of_its_region() {
+        let dice = || DiceLoss::new().activation(Activation::Sigmoid).reduction(Reduction::None);
+        let focal = || SigmoidFocalLoss::new().alpha(FocalAlpha::None).reduction(Reduction::None);
+        let sum = DiceFocalLoss::new().overlap(dice()).focal(focal()).forward(&logits(), &masks());
+        let regions = dice().forward(&logits(), &masks()).view([2, 3, 1, 1]);
+        assert!(sum.allclose(&(regions + focal().forward(&logits(), &masks())), 1e-12, 0.0, false));
+    }
+}

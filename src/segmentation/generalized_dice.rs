@@ -1,0 +1,213 @@
+use tch::Tensor;
+
+use super::region::{Grouping, RegionLoss, Regions, Sizes, region_options};
+use crate::{Loss, LossError};
+
+/// How [`GeneralizedDiceLoss`] weighs a class by its volume, the size of its region in the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum VolumeWeight {
+    /// 1 / volume². The default, as in the paper.
+    #[default]
+    Square,
+    /// 1 / volume.
+    Simple,
+    /// 1: the volume has no influence.
+    Uniform,
+}
+
+/// The generalised Dice loss: one Dice score over all classes, each weighed by how rare it is.
+///
+/// Choose it for several classes of very different sizes. For a mean of one score for each class choose
+/// [`DiceLoss`](crate::DiceLoss).
+///
+/// # Formula
+///
+/// For each sample, or for the whole [`batch`](Self::batch),
+///
+/// ℓ = 1 − (2 Σ_c v_c Σ p·t + sₙ) / (Σ_c v_c (Σ p + Σ t) + s_d) with v_c = 1 / (Σ t)²
+///
+/// where the inner sums are over the pixels of the class c that are not ignored, p is the input after its activation, t
+/// the target, v the weight of the class by its volume ([`weighting`](Self::weighting)), sₙ is `smooth_nr` and s_d is
+/// `smooth_dr`. A class that the target lacks has the greatest weight of those that it has. 0 / 0 is 0.
+///
+/// # Shapes
+///
+/// * `input`: `[N, C]` or `[N, C, d₁, …, dₖ]`
+/// * `target`: the same without C, of any integer kind, for class indices; or that of `input`, of any real kind or
+///   Boolean, for masks or probabilities
+/// * result: scalar, or with [`Reduction::None`](crate::Reduction::None) `[N]`, `[]` over the batch
+///
+/// # Reference
+///
+/// `monai.losses.GeneralizedDiceLoss` of MONAI 1.6. Sudre et al., Generalised Dice overlap as a deep learning loss function
+/// for highly unbalanced segmentations, 2017.
+///
+/// # Differences from MONAI
+///
+/// * It has a gradient for the target with every weighting; MONAI's backward fails there, except for `Uniform`.
+/// * It is finite with no smoothing at all and empty regions, where MONAI's is NaN.
+/// * The weights of an `f64` loss are computed in `f64`; MONAI's are in `f32`.
+/// * `f16` and `bf16` are computed in `f32` and give a result of the input's kind; MONAI's is `f32`.
+/// * Ignored pixels and a choice of classes are options here too.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Value`] for a class index out of range, [`LossError::Option`] for a class that the input does not have,
+/// for no class at all, and for a smoothing below 0.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{GeneralizedDiceLoss, Loss};
+///
+/// // Three pixels of class 0 and one of class 1, which weighs nine times as much.
+/// let input = Tensor::from_slice(&[1.0, 1.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.5]).view([1, 2, 4]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[0_i64, 0, 0, 1]).view([1, 4]);
+///
+/// let loss = GeneralizedDiceLoss::new().smooth_nr(0.0).smooth_dr(0.0).f_forward(&input, &target)?;
+/// loss.f_backward()?;
+///
+/// let (intersections, sizes) = (3.0 / 9.0 + 0.5, (3.5 + 3.0) / 9.0 + (0.5 + 1.0));
+/// assert!((f64::try_from(&loss)? - (1.0 - 2.0 * intersections / sizes)).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct GeneralizedDiceLoss {
+    regions: Regions,
+    weighting: VolumeWeight,
+}
+
+impl GeneralizedDiceLoss {
+    /// The generalised Dice loss with MONAI's defaults.
+    pub fn new() -> Self {
+        Self { regions: Regions::new(), weighting: VolumeWeight::Square }
+    }
+
+    /// Sets how a class is weighed by its volume. [`VolumeWeight::Square`] by default.
+    pub fn weighting(mut self, weighting: VolumeWeight) -> Self {
+        self.weighting = weighting;
+        self
+    }
+
+    /// Sets whether there is one score for the whole batch instead of one for each sample. `false` by default.
+    pub fn batch(mut self, batch: bool) -> Self {
+        self.regions.grouping = if batch { Grouping::Class } else { Grouping::SampleAndClass };
+        self
+    }
+
+    region_options!(regions);
+
+    /// The weight of each region. That of an empty one would be infinite; it takes the greatest of the others.
+    fn f_weights(&self, volumes: &Tensor) -> Result<Tensor, LossError> {
+        let f_inverse = |volumes: &Tensor| match self.weighting {
+            VolumeWeight::Square => volumes.f_square()?.f_reciprocal(),
+            VolumeWeight::Simple => volumes.f_reciprocal(),
+            VolumeWeight::Uniform => volumes.f_ones_like(),
+        };
+        let empty = f_inverse(&volumes.f_detach()?)?.f_isinf()?;
+        let weights = f_inverse(&volumes.f_masked_fill(&empty, 1)?)?.f_masked_fill(&empty, 0)?;
+        let greatest = weights.f_amax(-1, true)?.f_expand_as(&weights)?;
+        Ok(greatest.f_where_self(&empty, &weights)?)
+    }
+
+    fn f_losses(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
+        let weights = self.f_weights(&sizes.target)?;
+        let f_weighted_sum = |sizes: &Tensor| sizes.f_mul(&weights)?.f_sum_dim_intlist(-1, false, None);
+        let intersections = f_weighted_sum(&sizes.intersection.f_mul_scalar(2)?)?;
+        let both = f_weighted_sum(&sizes.input.f_add(&sizes.target)?)?;
+        self.regions.f_losses(&intersections, &both, 0.0)
+    }
+}
+
+impl Default for GeneralizedDiceLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl RegionLoss for GeneralizedDiceLoss {
+    fn regions(&self) -> &Regions {
+        &self.regions
+    }
+
+    fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
+        let loss = self.regions.reduction.f_apply(&self.f_losses(sizes)?)?;
+        self.regions.f_finish(&loss, sizes)
+    }
+}
+
+impl Loss for GeneralizedDiceLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_of_input(input, target)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::numeric::assert_gradient;
+    use crate::{Activation, DiceLoss, Reduction};
+
+    fn logits() -> Tensor {
+        Tensor::from_slice(&[0.5, -1.0, 2.0, 1.0, 0.0, 0.25, -0.5, 1.5]).view([2, 2, 2])
+    }
+
+    fn classes() -> Tensor {
+        Tensor::from_slice(&[0_i64, 1, 1, 1]).view([2, 2])
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let error = GeneralizedDiceLoss::new().f_forward(&logits(), &(classes() + 1)).unwrap_err();
+        assert_eq!(error.to_string(), "target holds 2, expected classes in [0, 2)");
+        let error = GeneralizedDiceLoss::new().classes(&[2]).f_forward(&logits(), &classes()).unwrap_err();
+        assert_eq!(error.to_string(), "option classes is 2, expected classes in [0, 2)");
+    }
+
+    #[test]
+    fn uniform_weights_are_the_dice_of_all_classes() {
+        let criterion = GeneralizedDiceLoss::new().weighting(VolumeWeight::Uniform).activation(Activation::Softmax);
+        let dice = DiceLoss::new().grouping(Grouping::Sample).activation(Activation::Softmax);
+        let difference = criterion.forward(&logits(), &classes()) - dice.forward(&logits(), &classes());
+        assert!(difference.double_value(&[]).abs() < 1e-15);
+    }
+
+    #[test]
+    fn there_is_one_score_for_a_sample_or_for_the_batch() {
+        let criterion = || GeneralizedDiceLoss::new().activation(Activation::Softmax).reduction(Reduction::None);
+        assert_eq!(criterion().forward(&logits(), &classes()).size(), [2]);
+        assert_eq!(criterion().batch(true).forward(&logits(), &classes()).size(), [0_i64; 0]);
+    }
+
+    #[test]
+    fn a_target_without_a_class_has_a_finite_gradient() {
+        for weighting in [VolumeWeight::Square, VolumeWeight::Simple, VolumeWeight::Uniform] {
+            for value in [0.0, 1.0] {
+                let input = logits().sigmoid().set_requires_grad(true);
+                let target = (input.detach().zeros_like() + value).masked_fill(&input.detach().lt(0.5), 0.0);
+                let target = target.set_requires_grad(true);
+                let criterion = GeneralizedDiceLoss::new().weighting(weighting).smooth_nr(0.0).smooth_dr(0.0);
+                let loss = criterion.forward(&input, &target);
+                loss.backward();
+                for tensor in [loss, input.grad(), target.grad()] {
+                    assert_eq!(tensor.isfinite().all().int64_value(&[]), 1, "{weighting:?} {value}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_gradients_are_those_of_differences() {
+        let soft = logits().sigmoid();
+        for weighting in [VolumeWeight::Square, VolumeWeight::Simple, VolumeWeight::Uniform] {
+            for batch in [false, true] {
+                let criterion =
+                    GeneralizedDiceLoss::new().weighting(weighting).batch(batch).activation(Activation::Softmax);
+                assert_gradient(&logits(), |input| criterion.forward(input, &classes()));
+                assert_gradient(&soft, |target| criterion.forward(&logits(), target));
+            }
+        }
+    }
+}

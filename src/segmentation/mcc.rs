@@ -1,0 +1,195 @@
+use tch::Tensor;
+
+use super::mask::f_one_channel;
+use super::region::{Activation, f_activate};
+use crate::numeric::wide_kind;
+use crate::{Loss, LossError, check};
+
+/// 1 − the Matthews correlation coefficient of a binary mask: the correlation of prediction and target.
+///
+/// Unlike [`DiceLoss`](crate::DiceLoss) it also counts the background that is found right, and so treats both sides of
+/// the mask alike. Choose it where foreground and background are of different size, and both matter.
+///
+/// # Formula
+///
+/// ℓ = 1 − (TP · TN − FP · FN) / √((TP + FP) (TP + FN) (TN + FP) (TN + FN))
+///
+/// where TP = Σ p t + ε, TN = Σ (1 − p)(1 − t) + ε, FP = Σ p (1 − t) + ε, FN = Σ (1 − p) t + ε over all elements, with p
+/// the probability and t the target. It is 0 for a perfect prediction, 1 for a constant one and 2 for the opposite of
+/// the target.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`; probabilities, or logits with an [`activation`](MccLoss::activation)
+/// * `target`: that of `input`, or `[N, d₁, …, dₖ]` for an input `[N, 1, d₁, …, dₖ]`; of any kind of real numbers or
+///   Booleans
+/// * result: scalar
+///
+/// # Reference
+///
+/// `segmentation_models_pytorch.losses.MCCLoss` 0.6. Kumar Abhishek, Ghassan Hamarneh: *Matthews Correlation
+/// Coefficient Loss for Deep Convolutional Networks*, ISBI 2021.
+///
+/// # Differences from smp
+///
+/// * The target may be of Booleans, which smp cannot subtract.
+/// * `f16` and `bf16` are computed in `f32`; in `f16` smp's product of four counts overflows from a few dozen pixels on.
+/// * The root is taken of two products of two counts, so that it does not overflow in `f32` either.
+///
+/// In both, a mask without any foreground or any background is never met better than by a loss of 1/2: of the four
+/// counts three are nothing but ε.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for an ε that is not above 0.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, MccLoss};
+///
+/// let mask = Tensor::from_slice(&[1.0, 1.0, 0.0, 0.0]);
+/// let unsure = Tensor::from_slice(&[0.5, 0.5, 0.5, 0.5]);
+///
+/// let criterion = MccLoss::new();
+/// assert!(f64::try_from(criterion.f_forward(&mask, &mask)?)? < 1e-4);
+/// assert_eq!(f64::try_from(criterion.f_forward(&unsure, &mask)?)?, 1.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "MCCLoss")]
+pub struct MccLoss {
+    activation: Activation,
+    eps: f64,
+}
+
+impl MccLoss {
+    /// The loss with smp's defaults.
+    pub fn new() -> Self {
+        Self { activation: Activation::None, eps: 1e-5 }
+    }
+
+    /// Sets what makes probabilities of the input. [`Activation::None`] by default.
+    pub fn activation(mut self, activation: Activation) -> Self {
+        self.activation = activation;
+        self
+    }
+
+    /// Sets what is added to each of the four counts, above 0. 1e−5 by default.
+    pub fn eps(mut self, eps: f64) -> Self {
+        self.eps = eps;
+        self
+    }
+
+    /// Σ a b + ε.
+    fn f_count(&self, a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {
+        Ok(a.f_mul(b)?.f_sum(None)?.f_add_scalar(self.eps)?)
+    }
+}
+
+impl Default for MccLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for MccLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        check::option("eps", self.eps, self.eps > 0.0 && self.eps.is_finite(), "a number above 0")?;
+        let kind = wide_kind(input)?;
+        if self.activation == Activation::Softmax && input.dim() < 2 {
+            return Err(check::shape_error(("input", input), "[N, C, ...] for a softmax over the classes"));
+        }
+        let target = f_one_channel(("target", target), input, kind)?;
+        let input_kind = input.f_kind()?;
+        let input = f_activate(&input.f_to_kind(kind)?, self.activation, None)?;
+        let (not_input, not_target) = (input.f_rsub_scalar(1)?, target.f_rsub_scalar(1)?);
+        let (tp, tn) = (self.f_count(&input, &target)?, self.f_count(&not_input, &not_target)?);
+        let (fp, fn_) = (self.f_count(&input, &not_target)?, self.f_count(&not_input, &target)?);
+        let covariance = tp.f_mul(&tn)?.f_sub(&fp.f_mul(&fn_)?)?;
+        let predicted = tp.f_add(&fp)?.f_mul(&tn.f_add(&fn_)?)?.f_sqrt()?;
+        let actual = tp.f_add(&fn_)?.f_mul(&tn.f_add(&fp)?)?.f_sqrt()?;
+        let correlation = covariance.f_div(&predicted.f_mul(&actual)?)?;
+        Ok(correlation.f_rsub_scalar(1)?.f_to_kind(input_kind)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+
+    fn mask() -> Tensor {
+        Tensor::from_slice(&[1.0, 1.0, 0.0, 0.0, 0.0, 0.0]).view([2, 3])
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let new = MccLoss::new;
+        let message = |criterion: MccLoss, input: &Tensor, target: &Tensor| {
+            criterion.f_forward(input, target).unwrap_err().to_string()
+        };
+        let integers = mask().to_kind(Kind::Int64);
+        let cases = [
+            (
+                message(new(), &mask(), &mask().view([3, 2])),
+                "target has shape [3, 2], expected [2, 3], the shape of input",
+            ),
+            (message(new(), &integers, &mask()), "input has kind Int64, expected a floating kind"),
+            (message(new().eps(0.0), &mask(), &mask()), "option eps is 0, expected a number above 0"),
+            (
+                message(new().activation(Activation::Softmax), &mask().view([6]), &mask().view([6])),
+                "input has shape [6], expected [N, C, ...] for a softmax over the classes",
+            ),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn the_opposite_of_the_target_is_two() {
+        let loss = MccLoss::new().eps(1e-12).forward(&(1.0 - mask()), &mask());
+        assert!((loss.double_value(&[]) - 2.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn every_kind_is_a_mask() {
+        let logits = mask() * 4.0 - 1.0;
+        let criterion = MccLoss::new().activation(Activation::Sigmoid);
+        let expected = criterion.forward(&logits, &mask());
+        for kind in [Kind::Bool, Kind::Uint8, Kind::Int64, Kind::Float] {
+            assert_eq!(criterion.forward(&logits, &mask().to_kind(kind)), expected, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_mask_of_one_side_only_stays_finite() {
+        for target in [mask() * 0.0, mask() * 0.0 + 1.0] {
+            for logits in [1e4, -1e4, 0.0] {
+                let input = (mask() * 0.0 + logits).set_requires_grad(true);
+                let loss = MccLoss::new().activation(Activation::Sigmoid).forward(&input, &target);
+                loss.backward();
+                assert!(loss.double_value(&[]).is_finite());
+                assert!(input.grad().isfinite().all().int64_value(&[]) != 0);
+            }
+        }
+    }
+
+    #[test]
+    fn many_pixels_do_not_overflow() {
+        let mask = Tensor::cat(
+            &[
+                Tensor::ones([300], (Kind::Half, tch::Device::Cpu)),
+                Tensor::zeros([300], (Kind::Half, tch::Device::Cpu)),
+            ],
+            0,
+        );
+        assert_eq!(MccLoss::new().forward(&mask, &mask).double_value(&[]), 0.0);
+    }
+}

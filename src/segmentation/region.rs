@@ -1,0 +1,550 @@
+//! What the losses of overlapping regions share: their options, the sizes of the regions, and the way to one loss.
+
+use tch::{Kind, Tensor};
+
+use crate::check::{self, ClassIndices, Validity};
+use crate::{InvalidValues, LossError, Reduction, numeric};
+
+/// What makes probabilities of the input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Activation {
+    /// The input holds probabilities. The default.
+    #[default]
+    None,
+    /// A sigmoid of each element: classes that may overlap.
+    Sigmoid,
+    /// A softmax over the classes: each pixel belongs to one of them.
+    Softmax,
+}
+
+/// Which pixels make up one region, whose overlap is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Grouping {
+    /// Those of one class in one sample: `[N, C]` regions. The default, as in MONAI and in kornia's `macro`.
+    #[default]
+    SampleAndClass,
+    /// Those of one class in the whole batch: `[C]` regions, as in MONAI's `batch` and in segmentation-models-pytorch.
+    Class,
+    /// All of one sample, whatever the class: `[N]` regions, as in kornia's `micro`.
+    Sample,
+    /// All there are.
+    All,
+}
+
+/// How the sizes of two regions and of their intersection are measured, where p and t are the shares, in \[0, 1\],
+/// that a pixel has in them.
+///
+/// For a target of zeros and ones `Product` and `Minimum` are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum OverlapMeasure {
+    /// The sizes Σp and Σt, the intersection Σpt. The default.
+    #[default]
+    Product,
+    /// The sizes Σp² and Σt², the intersection Σpt: V-Net's Dice, MONAI's `squared_pred`.
+    Squared,
+    /// The sizes Σp and Σt, the intersection Σmin(p, t): right for soft targets too, where `Product` is not least at
+    /// p = t. MONAI's `soft_label`, segmentation-models-pytorch.
+    Minimum,
+}
+
+/// What a region without a pixel of the target contributes, such as a class that is absent from a sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum EmptyMask {
+    /// What the formula says: 0 where nothing is predicted either and there is smoothing, else nearly 1. The default,
+    /// as in MONAI.
+    #[default]
+    Formula,
+    /// 0, and it still counts in the mean, as in segmentation-models-pytorch.
+    Zero,
+    /// Nothing, and it is left out of the mean, as in kornia's `macro`. The mean of a sample in which nothing is left
+    /// is 1.
+    Skip,
+}
+
+/// What the mean of weighted losses is divided by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum WeightedMean {
+    /// Their number. The default, as in MONAI.
+    #[default]
+    Count,
+    /// The sum of their weights, as in segmentation-models-pytorch and kornia.
+    Weight,
+}
+
+/// What is ignored in a target of the input's shape; a class index always stands for its pixel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum IgnoreScope {
+    /// The elements that are `ignore_index`. The default, as in segmentation-models-pytorch.
+    #[default]
+    Element,
+    /// The pixels of the class `ignore_index`, with all their classes; if there is no such class, the pixels of no
+    /// class at all. As in MONAI.
+    Pixel,
+}
+
+/// The options of a loss over regions.
+#[derive(Debug)]
+pub(super) struct Regions {
+    pub(super) activation: Activation,
+    pub(super) grouping: Grouping,
+    pub(super) measure: OverlapMeasure,
+    pub(super) include_background: bool,
+    pub(super) classes: Option<Vec<i64>>,
+    pub(super) weight: Option<Tensor>,
+    pub(super) weighted_mean: WeightedMean,
+    pub(super) ignore_index: Option<i64>,
+    pub(super) ignore_scope: IgnoreScope,
+    pub(super) smooth_nr: f64,
+    pub(super) smooth_dr: f64,
+    pub(super) eps: f64,
+    pub(super) log_loss: bool,
+    pub(super) empty_mask: EmptyMask,
+    pub(super) invalid_values: InvalidValues,
+    pub(super) reduction: Reduction,
+}
+
+/// A loss that is a function of the sizes of regions.
+pub(super) trait RegionLoss {
+    /// Its options.
+    fn regions(&self) -> &Regions;
+
+    /// The loss of regions of these sizes.
+    fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError>;
+
+    /// The loss of an input and a target.
+    fn f_of_input(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_of_sizes(&self.regions().f_measure(input, target, self.regions().activation)?)
+    }
+
+    /// The loss of an input that has been through its activation already.
+    fn f_of_probabilities(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_of_sizes(&self.regions().f_measure(input, target, Activation::None)?)
+    }
+}
+
+/// The sizes of all regions.
+pub(super) struct Sizes {
+    /// |p ∩ t|.
+    pub(super) intersection: Tensor,
+    /// |p|.
+    pub(super) input: Tensor,
+    /// |t|.
+    pub(super) target: Tensor,
+    /// Which targets and weights were valid.
+    validity: [Validity; 2],
+    /// The kind of the loss.
+    kind: Kind,
+}
+
+impl Regions {
+    /// The defaults, which are MONAI's.
+    pub(super) fn new() -> Self {
+        Self {
+            activation: Activation::None,
+            grouping: Grouping::SampleAndClass,
+            measure: OverlapMeasure::Product,
+            include_background: true,
+            classes: None,
+            weight: None,
+            weighted_mean: WeightedMean::Count,
+            ignore_index: None,
+            ignore_scope: IgnoreScope::Element,
+            smooth_nr: 1e-5,
+            smooth_dr: 1e-5,
+            eps: 1e-7,
+            log_loss: false,
+            empty_mask: EmptyMask::Formula,
+            invalid_values: InvalidValues::Error,
+            reduction: Reduction::Mean,
+        }
+    }
+
+    /// Checks the call and measures the regions of `input`, after `activation`, and of `target`.
+    fn f_measure(&self, input: &Tensor, target: &Tensor, activation: Activation) -> Result<Sizes, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        self.f_check_options(input)?;
+        let valid_weight = self.f_check_weight(input)?;
+        let (kind, wide_kind) = (input.f_kind()?, numeric::wide_kind(input)?);
+        let wide = input.f_to_kind(wide_kind)?;
+        let (sums, validity) = if target.size() == input.size() {
+            let target = numeric::f_reals(("target", target), wide_kind)?;
+            (self.f_of_masks(&wide, &target, activation)?, Validity::CHECKED)
+        } else {
+            self.f_of_indices(&wide, target, activation)?
+        };
+        let [intersection, input, target] = sums;
+        let group = |sums| self.f_group(sums, &wide);
+        let (intersection, input, target) = (group(intersection)?, group(input)?, group(target)?);
+        Ok(Sizes { intersection, input, target, validity: [validity, valid_weight], kind })
+    }
+
+    fn f_check_options(&self, input: &Tensor) -> Result<(), LossError> {
+        let shape = input.size();
+        if shape.len() < 2 || shape[1] == 0 {
+            return Err(check::shape_error(("input", input), "[N, C] or [N, C, d1, ...], with at least one class"));
+        }
+        let (classes, background) = (shape[1], self.include_background);
+        check::option("include_background", background, background || classes > 1, "true with a single class")?;
+        for &class in self.classes.iter().flatten() {
+            check::option("classes", class, (0..classes).contains(&class), &format!("classes in [0, {classes})"))?;
+        }
+        let none_left = self.classes.as_ref().is_some_and(|classes| self.kept(classes).is_empty());
+        check::option("classes", "empty", !none_left, "at least one class, besides a background that is excluded")?;
+        for (option, value) in [("smooth_nr", self.smooth_nr), ("smooth_dr", self.smooth_dr), ("eps", self.eps)] {
+            not_negative(option, value)?;
+        }
+        check::option("eps", self.eps, self.eps > 0.0 || !self.log_loss, "more than 0 with log_loss")
+    }
+
+    /// Checks the weights; negative ones make no mean.
+    fn f_check_weight(&self, input: &Tensor) -> Result<Validity, LossError> {
+        let Some(weight) = &self.weight else {
+            return Ok(Validity::CHECKED);
+        };
+        check::class_weight(weight, input, input.size()[1])?;
+        check::floating(("weight", weight))?;
+        Validity::f_new(("weight", weight), weight.f_ge(0)?, || "weights of at least 0".into(), self.invalid_values)
+    }
+
+    /// Those of the chosen classes that are not an excluded background.
+    fn kept(&self, classes: &[i64]) -> Vec<i64> {
+        classes.iter().copied().filter(|&class| self.include_background || class != 0).collect()
+    }
+
+    /// The sizes `[N, C]` of the intersections, the input's and the target's regions, for a target of the input's shape.
+    fn f_of_masks(&self, input: &Tensor, target: &Tensor, activation: Activation) -> Result<[Tensor; 3], LossError> {
+        let Some(ignore_index) = self.ignore_index else {
+            return self.f_sums(&f_activate(input, activation, None)?, target);
+        };
+        let classes = input.size()[1];
+        if self.ignore_scope == IgnoreScope::Element || classes == 1 {
+            let ignored = target.f_eq(ignore_index as f64)?;
+            let input = f_activate(input, activation, Some(&ignored))?;
+            return self.f_sums(&input, &target.f_masked_fill(&ignored, 0)?);
+        }
+        let kept = if (0..classes).contains(&ignore_index) {
+            target.f_narrow(1, ignore_index, 1)?.f_rsub_scalar(1)?
+        } else {
+            target.f_sum_dim_intlist(1, true, None)?.f_gt(0)?.f_to_kind(target.f_kind()?)?
+        };
+        let input = f_activate(input, activation, Some(&kept.f_eq(0)?))?;
+        self.f_sums(&input.f_mul(&kept)?, &target.f_mul(&kept)?)
+    }
+
+    fn f_sums(&self, input: &Tensor, target: &Tensor) -> Result<[Tensor; 3], LossError> {
+        let intersection = match self.measure {
+            OverlapMeasure::Minimum => input.f_minimum(target)?,
+            OverlapMeasure::Product | OverlapMeasure::Squared => input.f_mul(target)?,
+        };
+        Ok([f_sum_pixels(&intersection)?, self.f_size(input)?, self.f_size(target)?])
+    }
+
+    fn f_size(&self, region: &Tensor) -> Result<Tensor, LossError> {
+        match self.measure {
+            OverlapMeasure::Squared => f_sum_pixels(&region.f_square()?),
+            OverlapMeasure::Product | OverlapMeasure::Minimum => f_sum_pixels(region),
+        }
+    }
+
+    /// The same for class indices, of which no one-hot mask is made.
+    fn f_of_indices(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        activation: Activation,
+    ) -> Result<([Tensor; 3], Validity), LossError> {
+        let (classes, target) = check::class_target(target, input, 1, ", or that of input for masks")?;
+        let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
+        let indices = target.indices.f_unsqueeze(1)?;
+        let ignored = target.f_ignored()?.map(|ignored| ignored.f_unsqueeze(1)).transpose()?;
+        let (indices, counted) = match &ignored {
+            Some(ignored) => (indices.f_masked_fill(ignored, 0)?, ignored.f_logical_not()?),
+            None => (indices.shallow_clone(), indices.f_ones_like()?),
+        };
+        let input = f_activate(input, activation, ignored.as_ref())?;
+        let probabilities = input.f_gather(1, &indices, false)?;
+        let intersection = match self.measure {
+            OverlapMeasure::Minimum => probabilities.f_clamp_max(1)?,
+            OverlapMeasure::Product | OverlapMeasure::Squared => probabilities,
+        };
+        let kind = input.f_kind()?;
+        let intersections = f_sum_by_class(&intersection, &indices, classes)?.f_to_kind(kind)?;
+        let sizes = f_sum_by_class(&counted, &indices, classes)?.f_to_kind(kind)?;
+        Ok(([intersections, self.f_size(&input)?, sizes], target.validity))
+    }
+
+    /// The sizes of the regions, from those of each sample and class.
+    fn f_group(&self, sums: Tensor, input: &Tensor) -> Result<Tensor, LossError> {
+        let sums = self.f_select(&sums, 1)?;
+        let f_weighted = |sums: Tensor| match self.f_weight(input)? {
+            Some(weight) => Ok(sums.f_mul(&weight)?),
+            None => Ok::<_, LossError>(sums),
+        };
+        Ok(match self.grouping {
+            Grouping::SampleAndClass => sums,
+            Grouping::Class => sums.f_sum_dim_intlist(0, false, None)?,
+            Grouping::Sample => f_weighted(sums)?.f_sum_dim_intlist(1, false, None)?,
+            Grouping::All => f_weighted(sums)?.f_sum(None)?,
+        })
+    }
+
+    /// The weights of the classes that count.
+    fn f_weight(&self, like: &Tensor) -> Result<Option<Tensor>, LossError> {
+        let Some(weight) = &self.weight else {
+            return Ok(None);
+        };
+        Ok(Some(self.f_select(&weight.f_to_kind(like.f_kind()?)?, 0)?))
+    }
+
+    /// The classes that count, of those along `dim`.
+    fn f_select(&self, tensor: &Tensor, dim: i64) -> Result<Tensor, LossError> {
+        match &self.classes {
+            Some(classes) => {
+                let kept = Tensor::f_from_slice(&self.kept(classes))?.f_to_device(tensor.device())?;
+                Ok(tensor.f_index_select(dim, &kept)?)
+            }
+            None if self.include_background => Ok(tensor.shallow_clone()),
+            None => Ok(tensor.f_narrow(dim, 1, tensor.size()[dim as usize] - 1)?),
+        }
+    }
+
+    /// The loss of each region, of which the score is `numerator / denominator` with smoothing; the denominator is kept
+    /// at `least` or more.
+    pub(super) fn f_losses(&self, numerator: &Tensor, denominator: &Tensor, least: f64) -> Result<Tensor, LossError> {
+        let numerator = numerator.f_add_scalar(self.smooth_nr)?;
+        let score = f_ratio(&numerator, &denominator.f_add_scalar(self.smooth_dr)?, least)?;
+        if !self.log_loss {
+            return Ok(score.f_rsub_scalar(1)?);
+        }
+        Ok(score.f_clamp_min(self.eps)?.f_log()?.f_neg()?)
+    }
+
+    /// The losses of Tversky's score, with the weights `alpha` of false positives and `beta` of false negatives.
+    pub(super) fn f_tversky_losses(&self, sizes: &Sizes, alpha: f64, beta: f64) -> Result<Tensor, LossError> {
+        not_negative("alpha", alpha)?;
+        not_negative("beta", beta)?;
+        let false_positives = sizes.input.f_sub(&sizes.intersection)?.f_mul_scalar(alpha)?;
+        let false_negatives = sizes.target.f_sub(&sizes.intersection)?.f_mul_scalar(beta)?;
+        let denominator = sizes.intersection.f_add(&false_positives)?.f_add(&false_negatives)?;
+        self.f_losses(&sizes.intersection, &denominator, self.eps)
+    }
+
+    /// From the losses of the regions to the loss: empty masks, weights and reduction.
+    pub(super) fn f_reduce(&self, losses: &Tensor, sizes: &Sizes) -> Result<Tensor, LossError> {
+        let present = sizes.target.f_gt(0)?;
+        let losses = match self.empty_mask {
+            EmptyMask::Formula => losses.shallow_clone(),
+            EmptyMask::Zero | EmptyMask::Skip => losses.f_where_self(&present, &losses.f_zeros_like()?)?,
+        };
+        let counts = match self.empty_mask {
+            EmptyMask::Formula | EmptyMask::Zero => None,
+            EmptyMask::Skip => Some(present.f_to_kind(losses.f_kind()?)?),
+        };
+        let weight = match self.grouping {
+            Grouping::SampleAndClass | Grouping::Class => self.f_weight(&losses)?,
+            Grouping::Sample | Grouping::All => None,
+        };
+        let losses = match &weight {
+            Some(weight) => losses.f_mul(weight)?,
+            None => losses,
+        };
+        if self.reduction != Reduction::Mean {
+            return self.reduction.f_apply(&losses);
+        }
+        let weight = weight.filter(|_| self.weighted_mean == WeightedMean::Weight);
+        let shares = match (weight, counts) {
+            (None, None) => return Ok(losses.f_mean(None)?),
+            (Some(weight), None) => weight.f_expand_as(&losses)?,
+            (None, Some(counts)) => counts,
+            (Some(weight), Some(counts)) => counts.f_mul(&weight)?,
+        };
+        f_mean_of_means(&losses, &shares)
+    }
+
+    /// The loss in the input's kind; NaN where a class index was invalid.
+    pub(super) fn f_finish(&self, loss: &Tensor, sizes: &Sizes) -> Result<Tensor, LossError> {
+        let loss = loss.f_to_kind(sizes.kind)?;
+        sizes.validity.iter().try_fold(loss, |loss, validity| validity.f_poison(&loss, false))
+    }
+}
+
+/// The option is a number of at least 0, of which twice the value is still finite in single precision.
+pub(super) fn not_negative(option: &'static str, value: f64) -> Result<(), LossError> {
+    check::option(option, value, (0.0..=f64::from(f32::MAX) / 2.0).contains(&value), "a finite number of at least 0")
+}
+
+/// The probabilities, 0 where they are ignored. `ignored` is a mask of elements, or with one class a mask of pixels.
+pub(super) fn f_activate(
+    input: &Tensor,
+    activation: Activation,
+    ignored: Option<&Tensor>,
+) -> Result<Tensor, LossError> {
+    let f_softmax = |input: &Tensor| input.f_softmax(1, input.f_kind()?);
+    let Some(ignored) = ignored else {
+        return Ok(match activation {
+            Activation::None => input.shallow_clone(),
+            Activation::Sigmoid => input.f_sigmoid()?,
+            Activation::Softmax => f_softmax(input)?,
+        });
+    };
+    // What an ignored logit holds must not matter, not even where it is NaN: so it is masked before the activation.
+    Ok(match activation {
+        Activation::None => input.f_masked_fill(ignored, 0)?,
+        Activation::Sigmoid => input.f_masked_fill(ignored, f64::NEG_INFINITY)?.f_sigmoid()?,
+        Activation::Softmax if ignored.size()[1] == 1 => {
+            f_softmax(&input.f_masked_fill(ignored, 0)?)?.f_masked_fill(ignored, 0)?
+        }
+        Activation::Softmax => f_softmax(input)?.f_masked_fill(ignored, 0)?,
+    })
+}
+
+/// The sums `[N, C]` over the pixels.
+fn f_sum_pixels(tensor: &Tensor) -> Result<Tensor, LossError> {
+    let pixels: Vec<i64> = (2..tensor.dim() as i64).collect();
+    if pixels.is_empty() {
+        return Ok(tensor.shallow_clone());
+    }
+    Ok(tensor.f_sum_dim_intlist(pixels, false, None)?)
+}
+
+/// The sums `[N, C]` of a value per pixel, by the pixel's class. In double precision: it adds up one by one.
+fn f_sum_by_class(values: &Tensor, indices: &Tensor, classes: i64) -> Result<Tensor, LossError> {
+    let samples = values.size()[0];
+    let pixels = values.size()[2..].iter().product::<i64>();
+    let (values, indices) = (values.f_reshape([samples, pixels])?, indices.f_reshape([samples, pixels])?);
+    let bins = Tensor::f_zeros([samples, classes], (Kind::Double, values.device()))?;
+    Ok(bins.f_scatter_add(1, &indices, &values.f_to_kind(Kind::Double)?)?)
+}
+
+/// `numerator / denominator`, with a denominator of `least` or more; 0 / 0 is 0.
+fn f_ratio(numerator: &Tensor, denominator: &Tensor, least: f64) -> Result<Tensor, LossError> {
+    if least > 0.0 {
+        return Ok(numerator.f_div(&denominator.f_clamp_min(least)?)?);
+    }
+    numeric::f_ratio(numerator, denominator)
+}
+
+/// The weighted mean over the last dimension, then the plain one. The mean of nothing is 1: no overlap.
+fn f_mean_of_means(losses: &Tensor, shares: &Tensor) -> Result<Tensor, LossError> {
+    let f_last = |tensor: &Tensor| match tensor.dim() {
+        0 => Ok(tensor.shallow_clone()),
+        _ => tensor.f_sum_dim_intlist(-1, false, None),
+    };
+    let (sum, share) = (f_last(losses)?, f_last(shares)?);
+    let nothing = share.f_eq(0)?;
+    let means = sum.f_div(&share.f_masked_fill(&nothing, 1)?)?.f_masked_fill(&nothing, 1)?;
+    Ok(means.f_mean(None)?)
+}
+
+/// The options that every loss over regions has. `$region` is its field of [`Regions`].
+macro_rules! region_options {
+    ($region:ident) => {
+        /// Sets what makes probabilities of the input. [`Activation::None`](crate::Activation::None) by default.
+        pub fn activation(mut self, activation: crate::Activation) -> Self {
+            self.$region.activation = activation;
+            self
+        }
+
+        /// Sets how sizes are measured. [`OverlapMeasure::Product`](crate::OverlapMeasure::Product) by default.
+        pub fn measure(mut self, measure: crate::OverlapMeasure) -> Self {
+            self.$region.measure = measure;
+            self
+        }
+
+        /// Sets whether class 0 counts. `true` by default.
+        pub fn include_background(mut self, include_background: bool) -> Self {
+            self.$region.include_background = include_background;
+            self
+        }
+
+        /// Sets the classes that count. All by default.
+        pub fn classes(mut self, classes: &[i64]) -> Self {
+            self.$region.classes = Some(classes.to_vec());
+            self
+        }
+
+        /// Sets the class index, or the value of a mask, that counts nothing. None by default.
+        pub fn ignore_index(mut self, ignore_index: i64) -> Self {
+            self.$region.ignore_index = Some(ignore_index);
+            self
+        }
+
+        /// Sets what `ignore_index` means in a target of the input's shape.
+        /// [`IgnoreScope::Element`](crate::IgnoreScope::Element) by default.
+        pub fn ignore_scope(mut self, ignore_scope: crate::IgnoreScope) -> Self {
+            self.$region.ignore_scope = ignore_scope;
+            self
+        }
+
+        /// Sets what is added to the numerator. 1e−5 by default.
+        pub fn smooth_nr(mut self, smooth_nr: f64) -> Self {
+            self.$region.smooth_nr = smooth_nr;
+            self
+        }
+
+        /// Sets what is added to the denominator. 1e−5 by default.
+        pub fn smooth_dr(mut self, smooth_dr: f64) -> Self {
+            self.$region.smooth_dr = smooth_dr;
+            self
+        }
+
+        /// Sets what a class index out of range does. [`InvalidValues::Error`](crate::InvalidValues::Error) by default.
+        pub fn invalid_values(mut self, invalid_values: crate::InvalidValues) -> Self {
+            self.$region.invalid_values = invalid_values;
+            self
+        }
+
+        /// Sets the reduction. [`Reduction::Mean`](crate::Reduction::Mean) by default.
+        pub fn reduction(mut self, reduction: crate::Reduction) -> Self {
+            self.$region.reduction = reduction;
+            self
+        }
+    };
+}
+
+/// The options of the losses with one score for each region.
+macro_rules! score_options {
+    ($region:ident) => {
+        /// Sets which pixels make up a region. [`Grouping::SampleAndClass`](crate::Grouping::SampleAndClass) by default.
+        pub fn grouping(mut self, grouping: crate::Grouping) -> Self {
+            self.$region.grouping = grouping;
+            self
+        }
+
+        /// Sets a weight, of at least 0, for each class of the input: a factor of the losses of its regions, or of its
+        /// share in the sizes where a region spans all classes. None by default.
+        pub fn weight(mut self, weight: tch::Tensor) -> Self {
+            self.$region.weight = Some(weight);
+            self
+        }
+
+        /// Sets what the mean of weighted losses is divided by.
+        /// [`WeightedMean::Count`](crate::WeightedMean::Count) by default.
+        pub fn weighted_mean(mut self, weighted_mean: crate::WeightedMean) -> Self {
+            self.$region.weighted_mean = weighted_mean;
+            self
+        }
+
+        /// Sets what a region without a pixel of the target contributes.
+        /// [`EmptyMask::Formula`](crate::EmptyMask::Formula) by default.
+        pub fn empty_mask(mut self, empty_mask: crate::EmptyMask) -> Self {
+            self.$region.empty_mask = empty_mask;
+            self
+        }
+
+        /// Sets the least value of the denominator and of the logarithm's argument. 1e−7 by default.
+        pub fn eps(mut self, eps: f64) -> Self {
+            self.$region.eps = eps;
+            self
+        }
+
+        /// Sets whether the loss is −log of the score instead of 1 − score. `false` by default.
+        pub fn log_loss(mut self, log_loss: bool) -> Self {
+            self.$region.log_loss = log_loss;
+            self
+        }
+    };
+}
+
+pub(super) use {region_options, score_options};

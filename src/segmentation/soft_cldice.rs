@@ -1,0 +1,328 @@
+use tch::Tensor;
+
+use super::mask::{f_drop_background, group_dims};
+use super::region::{Activation, Grouping, f_activate, not_negative};
+use crate::check::{self, ClassIndices, Validity};
+use crate::numeric::{f_ratio, f_reals, wide_kind};
+use crate::{InvalidValues, Loss, LossError, Reduction};
+
+/// The soft clDice loss: how little the centre lines of prediction and target lie within each other.
+///
+/// It rewards the connection of thin structures such as vessels, roads and nerves, where a gap of one pixel costs a
+/// loss of overlap nearly nothing. The centre lines are soft skeletons, made by repeated erosion. Use it with a loss of
+/// overlap, as [`SoftDiceClDiceLoss`](crate::SoftDiceClDiceLoss) does.
+///
+/// # Formula
+///
+/// ℓ = 1 − 2 P S / (P + S + s), with P = (Σ skel(p) t + sₙ) / (Σ skel(p) + s_d) and S = (Σ skel(t) p + sₙ) / (Σ skel(t) + s_d)
+///
+/// where p is the probability, t the target, P the topological precision and S the topological sensitivity, summed over
+/// the pixels and classes of a sample. With erosion by a cross, opening by erosion and dilation by a square, and p⁰ = p,
+///
+/// pⁱ⁺¹ = erode(pⁱ), δⁱ = max(0, pⁱ − open(pⁱ)), skel⁰ = δ⁰, skelⁱ = skelⁱ⁻¹ + max(0, δⁱ − skelⁱ⁻¹ δⁱ)
+///
+/// and skel is that after the last iteration.
+///
+/// # Shapes
+///
+/// * `input`: `[N, C, d₁, d₂]` or `[N, C, d₁, d₂, d₃]`; probabilities, or logits with an
+///   [`activation`](SoftClDiceLoss::activation)
+/// * `target`: that of `input`, masks of any kind of real numbers or Booleans; or the same without C, of any integer
+///   kind, for class indices
+/// * result: scalar; with [`Reduction::None`] one loss for each group, `[N]`
+///
+/// # Reference
+///
+/// `monai.losses.SoftclDiceLoss` 1.6. Suprosanna Shit et al.: *clDice – a Novel Topology-Preserving Loss Function for
+/// Tubular Structure Segmentation*, CVPR 2021.
+///
+/// # Differences from MONAI
+///
+/// * `f16` and `bf16` are computed in `f32`.
+/// * Where smoothing is 0 and a skeleton is empty the ratio is 0; MONAI's is NaN.
+/// * Leaving out the background of a single class is an error; MONAI warns and keeps it.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for an option out of its range.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, SoftClDiceLoss};
+///
+/// // A line of one pixel's width is its own skeleton.
+/// let line = Tensor::from_slice(&[0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0]).view([1, 1, 3, 3]);
+/// let gap = Tensor::from_slice(&[0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]).view([1, 1, 3, 3]);
+///
+/// let criterion = SoftClDiceLoss::new().smooth(1e-12);
+/// assert!(f64::try_from(criterion.f_forward(&line, &line)?)?.abs() < 1e-9);
+///
+/// // The skeleton of the gap lies within the line: P = (2 + 1) / (2 + 1), and S = (2 + 1) / (3 + 1).
+/// let (precision, sensitivity) = (1.0, 0.75);
+/// let expected = 1.0 - 2.0 * precision * sensitivity / (precision + sensitivity);
+/// assert!((f64::try_from(criterion.f_forward(&gap, &line)?)? - expected).abs() < 1e-9);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "SoftclDiceLoss")]
+#[doc(alias = "clDice")]
+pub struct SoftClDiceLoss {
+    iterations: usize,
+    smooth_nr: f64,
+    smooth_dr: f64,
+    smooth: f64,
+    activation: Activation,
+    include_background: bool,
+    grouping: Grouping,
+    invalid_values: InvalidValues,
+    reduction: Reduction,
+}
+
+impl SoftClDiceLoss {
+    /// The loss with MONAI's defaults.
+    pub fn new() -> Self {
+        Self {
+            iterations: 3,
+            smooth_nr: 1.0,
+            smooth_dr: 1.0,
+            smooth: 1e-4,
+            activation: Activation::None,
+            include_background: true,
+            grouping: Grouping::Sample,
+            invalid_values: InvalidValues::Error,
+            reduction: Reduction::Mean,
+        }
+    }
+
+    /// Sets how often is eroded: at least half the width of the widest structure. 3 by default.
+    #[doc(alias = "iter_")]
+    pub fn iterations(mut self, iterations: usize) -> Self {
+        self.iterations = iterations;
+        self
+    }
+
+    /// Sets what is added to the numerators of precision and sensitivity, at least 0. 1 by default.
+    pub fn smooth_nr(mut self, smooth_nr: f64) -> Self {
+        self.smooth_nr = smooth_nr;
+        self
+    }
+
+    /// Sets what is added to the denominators of precision and sensitivity, at least 0. 1 by default.
+    pub fn smooth_dr(mut self, smooth_dr: f64) -> Self {
+        self.smooth_dr = smooth_dr;
+        self
+    }
+
+    /// Sets what is added to the denominator of their harmonic mean, above 0. 1e−4 by default.
+    pub fn smooth(mut self, smooth: f64) -> Self {
+        self.smooth = smooth;
+        self
+    }
+
+    /// Sets what makes probabilities of the input. [`Activation::None`] by default.
+    pub fn activation(mut self, activation: Activation) -> Self {
+        self.activation = activation;
+        self
+    }
+
+    /// Sets whether class 0 counts. True by default.
+    pub fn include_background(mut self, include_background: bool) -> Self {
+        self.include_background = include_background;
+        self
+    }
+
+    /// Sets which pixels and classes are summed into one loss. [`Grouping::Sample`] by default.
+    pub fn grouping(mut self, grouping: Grouping) -> Self {
+        self.grouping = grouping;
+        self
+    }
+
+    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
+    /// Sets the reduction over the groups. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// Checks the call; the probabilities and the masks of the classes that count.
+    pub(super) fn f_masks(&self, input: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor, Validity), LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        not_negative("smooth_nr", self.smooth_nr)?;
+        not_negative("smooth_dr", self.smooth_dr)?;
+        check::option("smooth", self.smooth, self.smooth > 0.0 && self.smooth.is_finite(), "a number above 0")?;
+        let shape = input.size();
+        if !matches!(shape.len(), 4 | 5) || shape[1..].contains(&0) {
+            return Err(check::shape_error(
+                ("input", input),
+                "[N, C, d1, d2] or [N, C, d1, d2, d3], none of C and d 0",
+            ));
+        }
+        let kind = wide_kind(input)?;
+        let (masks, validity) = if target.size() == shape {
+            (f_reals(("target", target), kind)?, Validity::CHECKED)
+        } else {
+            let (classes, target) = check::class_target(target, input, 1, ", or that of input for masks")?;
+            let target = ClassIndices::f_new(&target, classes, None, self.invalid_values)?;
+            let masks = Tensor::f_zeros(&shape, (kind, input.device()))?;
+            (masks.f_scatter_value(1, &target.indices.f_unsqueeze(1)?, 1)?, target.validity)
+        };
+        let probabilities = f_activate(&input.f_to_kind(kind)?, self.activation, None)?;
+        let f_kept = |tensor: &Tensor| f_drop_background("include_background", tensor, self.include_background);
+        Ok((f_kept(&probabilities)?, f_kept(&masks)?, validity))
+    }
+
+    /// The loss of probabilities and masks.
+    pub(super) fn f_of_masks(&self, probabilities: &Tensor, masks: &Tensor) -> Result<Tensor, LossError> {
+        let precision = self.f_share(&self.f_skeleton(probabilities)?, masks)?;
+        let sensitivity = self.f_share(&self.f_skeleton(masks)?, probabilities)?;
+        let sum = precision.f_add(&sensitivity)?.f_add_scalar(self.smooth)?;
+        let losses = precision.f_mul(&sensitivity)?.f_mul_scalar(2)?.f_div(&sum)?.f_rsub_scalar(1)?;
+        self.reduction.f_apply(&losses)
+    }
+
+    /// The share of a skeleton that lies within a region.
+    fn f_share(&self, skeleton: &Tensor, region: &Tensor) -> Result<Tensor, LossError> {
+        let dims = group_dims(self.grouping, region.dim());
+        let inside = skeleton.f_mul(region)?.f_sum_dim_intlist(&dims[..], false, None)?.f_add_scalar(self.smooth_nr)?;
+        f_ratio(&inside, &skeleton.f_sum_dim_intlist(&dims[..], false, None)?.f_add_scalar(self.smooth_dr)?)
+    }
+
+    fn f_skeleton(&self, region: &Tensor) -> Result<Tensor, LossError> {
+        let mut region = region.shallow_clone();
+        let mut eroded = f_erode(&region)?;
+        let mut skeleton = f_lost(&region, &eroded)?;
+        for _ in 0..self.iterations {
+            region = eroded;
+            eroded = f_erode(&region)?;
+            let lost = f_lost(&region, &eroded)?;
+            skeleton = skeleton.f_add(&lost.f_sub(&skeleton.f_mul(&lost)?)?.f_relu()?)?;
+        }
+        Ok(skeleton)
+    }
+}
+
+/// What an opening removes from a region, given its erosion.
+fn f_lost(region: &Tensor, eroded: &Tensor) -> Result<Tensor, LossError> {
+    Ok(region.f_sub(&f_max_pool(eroded, &vec![3; region.dim() - 2])?)?.f_relu()?)
+}
+
+/// The least value of each pixel and its direct neighbours.
+fn f_erode(region: &Tensor) -> Result<Tensor, LossError> {
+    let (negative, axes) = (region.f_neg()?, region.dim() - 2);
+    let along = |axis: usize| (0..axes).map(|other| if other == axis { 3 } else { 1 }).collect::<Vec<i64>>();
+    let mut least = f_max_pool(&negative, &along(0))?.f_neg()?;
+    for axis in 1..axes {
+        least = least.f_minimum(&f_max_pool(&negative, &along(axis))?.f_neg()?)?;
+    }
+    Ok(least)
+}
+
+/// The largest value within a window of odd lengths around each pixel.
+fn f_max_pool(region: &Tensor, window: &[i64]) -> Result<Tensor, LossError> {
+    let ones = vec![1; window.len()];
+    let padding: Vec<i64> = window.iter().map(|length| length / 2).collect();
+    Ok(match window.len() {
+        2 => region.f_max_pool2d(window, &ones[..], &padding[..], &ones[..], false)?,
+        _ => region.f_max_pool3d(window, &ones[..], &padding[..], &ones[..], false)?,
+    })
+}
+
+impl Default for SoftClDiceLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for SoftClDiceLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let (probabilities, masks, validity) = self.f_masks(input, target)?;
+        let loss = self.f_of_masks(&probabilities, &masks)?;
+        validity.f_poison(&loss.f_to_kind(input.f_kind()?)?, false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn logits() -> Tensor {
+        (Tensor::arange(120, (Kind::Double, Device::Cpu)) * 12.9898).sin().view([2, 3, 5, 4]) * 3.0
+    }
+
+    fn indices() -> Tensor {
+        let values: Vec<i64> = (0..40).map(|i| i * 7 % 11 % 3).collect();
+        Tensor::from_slice(&values).view([2, 5, 4])
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let new = SoftClDiceLoss::new;
+        let message = |criterion: SoftClDiceLoss, input: &Tensor, target: &Tensor| {
+            criterion.f_forward(input, target).unwrap_err().to_string()
+        };
+        let cases = [
+            (
+                message(new(), &logits().view([2, 3, 20]), &indices().view([2, 20])),
+                "input has shape [2, 3, 20], expected [N, C, d1, d2] or [N, C, d1, d2, d3], none of C and d 0",
+            ),
+            (message(new(), &logits(), &(indices() - 1)), "target holds -1, expected classes in [0, 3)"),
+            (message(new().smooth(0.0), &logits(), &indices()), "option smooth is 0, expected a number above 0"),
+            (
+                message(new().smooth_dr(-1.0), &logits(), &indices()),
+                "option smooth_dr is -1, expected a finite number of at least 0",
+            ),
+            (
+                message(new().include_background(false), &logits().view([6, 1, 5, 4]), &logits().view([6, 1, 5, 4])),
+                "option include_background is false, expected true with a single class",
+            ),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn class_indices_are_their_masks() {
+        let masks = indices().one_hot(3).movedim_int(-1, 1);
+        for background in [true, false] {
+            let criterion = SoftClDiceLoss::new().activation(Activation::Softmax).include_background(background);
+            assert_eq!(criterion.forward(&logits(), &indices()), criterion.forward(&logits(), &masks));
+        }
+    }
+
+    #[test]
+    fn empty_regions_without_smoothing_stay_finite() {
+        let input = Tensor::zeros([1, 1, 4, 4], (Kind::Double, Device::Cpu)).set_requires_grad(true);
+        let loss = SoftClDiceLoss::new().smooth_nr(0.0).smooth_dr(0.0).forward(&input, &input.zeros_like());
+        loss.backward();
+        assert_eq!(loss.double_value(&[]), 1.0);
+        assert_eq!(input.grad(), input.zeros_like());
+    }
+
+    #[test]
+    fn its_gradient_is_that_of_finite_differences() {
+        let criterion = SoftClDiceLoss::new().activation(Activation::Softmax);
+        let input = logits().set_requires_grad(true);
+        criterion.forward(&input, &indices()).backward();
+        let value = |index: i64, step: f64| {
+            let moved = logits();
+            let _ = moved.view(-1).get(index).g_add_scalar_(step);
+            criterion.forward(&moved, &indices()).double_value(&[])
+        };
+        for index in 0..120 {
+            let expected = (value(index, 1e-6) - value(index, -1e-6)) / 2e-6;
+            assert!((input.grad().view(-1).double_value(&[index]) - expected).abs() < 1e-7);
+        }
+    }
+}

@@ -1,0 +1,175 @@
+use tch::Tensor;
+
+use super::{Activation, DiceLoss, SoftClDiceLoss};
+use crate::{InvalidValues, Loss, LossError, Reduction, check};
+
+/// The Dice loss and the soft clDice loss, added up: overlap and connection.
+///
+/// The usual way to use [`SoftClDiceLoss`]: the Dice loss finds the region, clDice keeps thin structures connected. Both
+/// share one activation.
+///
+/// # Formula
+///
+/// ℓ = (1 − α) Dice + α clDice
+///
+/// where Dice is the [`DiceLoss`] of each class of each sample and clDice the [`SoftClDiceLoss`] of each sample.
+///
+/// # Shapes
+///
+/// * `input`: `[N, C, d₁, d₂]` or `[N, C, d₁, d₂, d₃]`; probabilities, or logits with an
+///   [`activation`](SoftDiceClDiceLoss::activation)
+/// * `target`: that of `input`, masks of any kind of real numbers or Booleans; or the same without C, of any integer
+///   kind, for class indices
+/// * result: scalar
+///
+/// # Reference
+///
+/// `monai.losses.SoftDiceclDiceLoss` 1.6. Suprosanna Shit et al.: *clDice – a Novel Topology-Preserving Loss Function for
+/// Tubular Structure Segmentation*, CVPR 2021.
+///
+/// # Differences from MONAI
+///
+/// Those of [`SoftClDiceLoss`]. A call without a reduction is an error: the two losses have different shapes, which
+/// MONAI broadcasts against each other.
+///
+/// # Errors
+///
+/// Those of [`SoftClDiceLoss`], and [`LossError::Option`] for an α outside \[0, 1\] or for [`Reduction::None`].
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, SoftDiceClDiceLoss};
+///
+/// let line = Tensor::from_slice(&[0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0]).view([1, 1, 3, 3]);
+/// let gap = Tensor::from_slice(&[0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]).view([1, 1, 3, 3]);
+///
+/// let loss = SoftDiceClDiceLoss::new().smooth(1e-12).f_forward(&gap, &line)?;
+///
+/// // Dice: intersection 2, sizes 2 and 3. The shares of the centre lines are 1 and 3/4.
+/// let (dice, cldice) = (1.0 - (2.0 * 2.0 + 1.0) / (2.0 + 3.0 + 1.0), 1.0 - 2.0 * 0.75 / 1.75);
+/// assert!((f64::try_from(loss)? - (dice + cldice) / 2.0).abs() < 1e-9);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "SoftDiceclDiceLoss")]
+pub struct SoftDiceClDiceLoss {
+    alpha: f64,
+    smooth_nr: f64,
+    smooth_dr: f64,
+    reduction: Reduction,
+    cldice: SoftClDiceLoss,
+}
+
+impl SoftDiceClDiceLoss {
+    /// The sum with MONAI's defaults.
+    pub fn new() -> Self {
+        Self { alpha: 0.5, smooth_nr: 1.0, smooth_dr: 1.0, reduction: Reduction::Mean, cldice: SoftClDiceLoss::new() }
+    }
+
+    /// Sets the share of clDice, in \[0, 1\]. 1/2 by default.
+    pub fn alpha(mut self, alpha: f64) -> Self {
+        self.alpha = alpha;
+        self
+    }
+
+    /// Sets how often is eroded: at least half the width of the widest structure. 3 by default.
+    #[doc(alias = "iter_")]
+    pub fn iterations(mut self, iterations: usize) -> Self {
+        self.cldice = self.cldice.iterations(iterations);
+        self
+    }
+
+    /// Sets what is added to the numerators of both losses, at least 0. 1 by default.
+    pub fn smooth_nr(mut self, smooth_nr: f64) -> Self {
+        self.smooth_nr = smooth_nr;
+        self.cldice = self.cldice.smooth_nr(smooth_nr);
+        self
+    }
+
+    /// Sets what is added to the denominators of both losses, at least 0. 1 by default.
+    pub fn smooth_dr(mut self, smooth_dr: f64) -> Self {
+        self.smooth_dr = smooth_dr;
+        self.cldice = self.cldice.smooth_dr(smooth_dr);
+        self
+    }
+
+    /// Sets what is added to the denominator of clDice's harmonic mean, above 0. 1e−4 by default.
+    pub fn smooth(mut self, smooth: f64) -> Self {
+        self.cldice = self.cldice.smooth(smooth);
+        self
+    }
+
+    /// Sets what makes probabilities of the input. [`Activation::None`] by default.
+    pub fn activation(mut self, activation: Activation) -> Self {
+        self.cldice = self.cldice.activation(activation);
+        self
+    }
+
+    /// Sets whether class 0 counts. True by default.
+    pub fn include_background(mut self, include_background: bool) -> Self {
+        self.cldice = self.cldice.include_background(include_background);
+        self
+    }
+
+    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.cldice = self.cldice.invalid_values(invalid_values);
+        self
+    }
+
+    /// Sets the reduction of both losses, not [`Reduction::None`]. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self.cldice = self.cldice.reduction(reduction);
+        self
+    }
+}
+
+impl Default for SoftDiceClDiceLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for SoftDiceClDiceLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::option("alpha", self.alpha, (0.0..=1.0).contains(&self.alpha), "a number in [0, 1]")?;
+        check::option("reduction", "None", self.reduction != Reduction::None, "Mean or Sum")?;
+        let (probabilities, masks, validity) = self.cldice.f_masks(input, target)?;
+        let dice = DiceLoss::new().smooth_nr(self.smooth_nr).smooth_dr(self.smooth_dr).reduction(self.reduction);
+        let dice = dice.f_forward(&probabilities, &masks)?.f_mul_scalar(1.0 - self.alpha)?;
+        let loss = dice.f_add(&self.cldice.f_of_masks(&probabilities, &masks)?.f_mul_scalar(self.alpha)?)?;
+        validity.f_poison(&loss.f_to_kind(input.f_kind()?)?, false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    #[test]
+    fn wrong_options_are_named() {
+        let input = Tensor::zeros([1, 1, 3, 3], (Kind::Double, Device::Cpu));
+        let new = SoftDiceClDiceLoss::new;
+        let message = |criterion: SoftDiceClDiceLoss| criterion.f_forward(&input, &input).unwrap_err().to_string();
+        assert_eq!(message(new().alpha(1.5)), "option alpha is 1.5, expected a number in [0, 1]");
+        assert_eq!(message(new().reduction(Reduction::None)), "option reduction is None, expected Mean or Sum");
+        assert_eq!(message(new().smooth(0.0)), "option smooth is 0, expected a number above 0");
+    }
+
+    #[test]
+    fn alpha_chooses_between_the_two() {
+        let input = (Tensor::arange(80, (Kind::Double, Device::Cpu)) * 12.9898).sin().view([2, 2, 5, 4]);
+        let target = input.select(1, 0).gt_tensor(&input.select(1, 1)).to_kind(Kind::Int64);
+        let of =
+            |alpha| SoftDiceClDiceLoss::new().activation(Activation::Softmax).alpha(alpha).forward(&input, &target);
+        let dice = DiceLoss::new().activation(Activation::Softmax).smooth_nr(1.0).smooth_dr(1.0);
+        let cldice = SoftClDiceLoss::new().activation(Activation::Softmax);
+        assert!(of(0.0).allclose(&dice.forward(&input, &target), 1e-12, 0.0, false));
+        assert!(of(1.0).allclose(&cldice.forward(&input, &target), 1e-12, 0.0, false));
+    }
+}
