@@ -1,7 +1,7 @@
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::check::{self, ClassIndices};
-use crate::{InvalidValues, Loss, LossError, Reduction};
+use crate::{InvalidValues, Loss, LossError, Reduction, numeric};
 
 /// The multi-class hinge loss: every other class shall score less than the target by a margin.
 ///
@@ -106,10 +106,7 @@ impl MultiMarginLoss {
 
     /// The losses `[N]` of an input `[N, C]` with a target `[N]`.
     fn f_losses(&self, input: &Tensor, target: &Tensor, classes: i64) -> Result<Tensor, LossError> {
-        let kind = match input.f_kind()? {
-            Kind::Half | Kind::BFloat16 => Kind::Float,
-            kind => kind,
-        };
+        let kind = numeric::wide_kind(input)?;
         let (input, own) = (input.f_to_kind(kind)?, target.f_unsqueeze(1)?);
         let excess = input.f_gather(1, &own, false)?.f_rsub_scalar(self.margin)?.f_add(&input)?;
         let hinges = excess.f_scatter_value(1, &own, 0)?.f_relu()?;
@@ -152,7 +149,7 @@ impl Loss for MultiMarginLoss {
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
+    use tch::{Device, Kind};
 
     use super::*;
 

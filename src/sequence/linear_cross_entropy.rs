@@ -4,7 +4,7 @@ use tch::{Kind, Tensor, nn};
 
 use super::Linear;
 use crate::check::{self, ClassIndices};
-use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, Reduction};
+use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, Reduction, numeric};
 
 /// How many rows [`LinearCrossEntropy`] takes at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -248,7 +248,7 @@ impl LinearCrossEntropy {
     /// The kind in which chunks are computed.
     fn f_chunk_kind(&self, input: &Tensor) -> Result<Kind, LossError> {
         let own = input.f_kind()?;
-        let wide = if matches!(own, Kind::Half | Kind::BFloat16) { Kind::Float } else { own };
+        let wide = numeric::wide_kind(input)?;
         let kind = self.acc_dtype.unwrap_or(wide);
         let expected = format!("{own:?}, the kind of input, or Float for half precision");
         check::option("acc_dtype", format!("{kind:?}"), kind == own || kind == wide, &expected)?;
