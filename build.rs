@@ -1,4 +1,4 @@
-//! Compiles the C++ side of `autograd` against the libtorch that torch-sys found, and links the tests, examples and binaries
+//! Compiles the C++ sides of `autograd` and `kernels` against the libtorch that torch-sys found, and links the tests, examples and binaries
 //! of this package so that they find that libtorch.
 
 use std::env;
@@ -6,6 +6,11 @@ use std::path::{Path, PathBuf};
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rustc-check-cfg=cfg(tch_losses_unoptimised)");
+    // The loops of `kernels` are only faster than libtorch once they are made of vector instructions.
+    if matches!(env::var("OPT_LEVEL").as_deref(), Ok("0" | "1")) {
+        println!("cargo:rustc-cfg=tch_losses_unoptimised");
+    }
     // Set by torch-sys; absent with the feature `doc-only`.
     let Ok(libtorch) = env::var("DEP_TCH_LIBTORCH_LIB") else {
         return;
@@ -24,8 +29,10 @@ fn main() {
 
 /// The headers are beside the libraries, or where torch-sys was told that they are.
 fn compile(libtorch: &Path) {
-    const SOURCE: &str = "src/autograd/node.cpp";
-    println!("cargo:rerun-if-changed={SOURCE}");
+    const SOURCES: [&str; 2] = ["src/autograd/node.cpp", "src/kernels/memory.cpp"];
+    for source in SOURCES {
+        println!("cargo:rerun-if-changed={source}");
+    }
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
     println!("cargo:rerun-if-env-changed=LIBTORCH_CXX11_ABI");
     let root = env::var("LIBTORCH_INCLUDE").map_or_else(|_| libtorch.join(".."), PathBuf::from);
@@ -37,6 +44,6 @@ fn compile(libtorch: &Path) {
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
-        .file(SOURCE)
-        .compile("tch_losses_autograd");
+        .files(SOURCES)
+        .compile("tch_losses_cpp");
 }

@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use tch::Device;
+use tch_losses::{Backend, with_backend};
 
 use crate::case::{Case, Tensors, read_cases, read_tensors};
 use crate::compare::{Sides, Verdict, compare_case};
@@ -13,7 +14,7 @@ use crate::eval::{evaluate, run_adapter};
 use crate::oracle::{OracleCall, Python, PythonOptions};
 use crate::progress;
 use crate::results::{Results, Status};
-use crate::table::{COLUMNS, Summary};
+use crate::table::{COLUMNS, Summary, closing_line};
 
 /// What to check, and where.
 #[derive(Debug, Args)]
@@ -36,8 +37,48 @@ pub struct CheckOptions {
     /// Folder for the cases and both results, kept for a look
     #[arg(long, value_name = "DIR", default_value = "target/parity")]
     pub work: PathBuf,
+    /// What computes the losses of the crate; both by default on the CPU
+    #[arg(long, value_enum)]
+    pub backend: Option<BackendName>,
     #[command(flatten)]
     pub python: PythonOptions,
+}
+
+/// A backend of the crate, by the name that it has in TCH_LOSSES_BACKEND.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum BackendName {
+    /// Fused engines where one takes the call
+    #[default]
+    Auto,
+    /// Tensor operations, always
+    Composite,
+}
+
+impl From<BackendName> for Backend {
+    fn from(name: BackendName) -> Self {
+        match name {
+            BackendName::Auto => Backend::Auto,
+            BackendName::Composite => Backend::Composite,
+        }
+    }
+}
+
+impl CheckOptions {
+    fn backends(&self) -> Vec<BackendName> {
+        match (self.backend, self.device.0) {
+            (Some(backend), _) => vec![backend],
+            (None, Device::Cpu) => vec![BackendName::Auto, BackendName::Composite],
+            // The engines are those of the CPU.
+            (None, _) => vec![BackendName::Auto],
+        }
+    }
+}
+
+/// The crate's results from one backend.
+struct Side {
+    backend: BackendName,
+    actual: Results,
+    verdicts: Vec<Verdict>,
 }
 
 /// A device with its PyTorch name.
@@ -98,45 +139,69 @@ pub fn check(options: &CheckOptions) -> Result<bool> {
     python.oracle(&call)?;
     let expected = Results::read_dir(&expected_dir)?;
     let tensors = read_tensors(&tensors_file)?;
-    let actual = evaluate_with_bar(&cases, &tensors, options)?;
-
     let bitwise = options.device.0 == Device::Cpu;
-    let mut sides = Sides { expected: &expected, actual: &actual, truth: None, bitwise };
-    let mut verdicts: Vec<Verdict> = cases.iter().map(|case| compare_case(case, sides)).collect();
-    let truth = truth_of_unequal(&python, &call, &cases, &verdicts, &options.work)?;
-    if let Some(truth) = &truth {
-        sides.truth = Some(truth);
-        for (case, verdict) in cases.iter().zip(&mut verdicts) {
-            if unequal(verdict) {
-                *verdict = compare_case(case, sides);
-            }
+    let compare = |side: &Side, case: &Case, truth: Option<&Results>| {
+        let sides = Sides { expected: &expected, actual: &side.actual, truth, bitwise, backend: side.backend.into() };
+        compare_case(case, sides)
+    };
+    let mut checked = Vec::new();
+    for backend in options.backends() {
+        let actual = evaluate_with_bar(&cases, &tensors, options, backend)?;
+        let mut side = Side { backend, actual, verdicts: Vec::new() };
+        side.verdicts = cases.iter().map(|case| compare(&side, case, None)).collect();
+        checked.push(side);
+    }
+    if let Some(truth) = &truth_of_unequal(&python, &call, &cases, &checked, &options.work)? {
+        for side in &mut checked {
+            let again = |(case, verdict): (&Case, &Verdict)| match unequal(verdict) {
+                true => compare(side, case, Some(truth)),
+                false => verdict.clone(),
+            };
+            side.verdicts = cases.iter().zip(&side.verdicts).map(again).collect();
         }
     }
 
-    let summary = Summary::new(&cases, &verdicts);
-    print!("{}", text(&summary, options));
+    let summaries: Vec<Checked> =
+        checked.iter().map(|side| (side.backend, Summary::new(&cases, &side.verdicts))).collect();
+    print!("{}", text(&summaries, options));
     if let Some(path) = &options.report {
-        std::fs::write(path, report(&summary, &expected, options))
+        std::fs::write(path, report(&summaries, &expected, options))
             .with_context(|| format!("cannot write {}", path.display()))?;
         println!("report: {}", path.display());
     }
     // A row can only be called stale where every reference could run.
     let complete = expected.cases.values().all(|result| result.status != Status::Unsupported);
     let is_whole = complete && options.filter.is_none() && options.device.0 == Device::Cpu;
-    let stale: Vec<&str> = summary.unseen_differences().filter(|_| is_whole).collect();
+    let stale: Vec<&str> = match &summaries[..] {
+        _ if !is_whole => Vec::new(),
+        [(_, first), others @ ..] => {
+            let unseen = |name: &&str| others.iter().all(|(_, other)| other.unseen_differences().any(|o| o == *name));
+            first.unseen_differences().filter(unseen).collect()
+        }
+        [] => Vec::new(),
+    };
     if !stale.is_empty() {
         println!("deliberate differences that no case shows any more: {}", stale.join(", "));
     }
-    println!("{}", summary.closing_line());
-    Ok(summary.failures().is_empty() && stale.is_empty())
+    let all: Vec<&Summary> = summaries.iter().map(|(_, summary)| summary).collect();
+    println!("{}", closing_line(&all));
+    Ok(all.iter().all(|summary| summary.failures().is_empty()) && stale.is_empty())
 }
 
-fn evaluate_with_bar(cases: &[Case], tensors: &Tensors, options: &CheckOptions) -> Result<Results> {
+type Checked = (BackendName, Summary);
+
+fn evaluate_with_bar(
+    cases: &[Case],
+    tensors: &Tensors,
+    options: &CheckOptions,
+    backend: BackendName,
+) -> Result<Results> {
     tch::set_num_threads(options.threads);
-    let bar = progress::bar("tch-losses", Some(cases.len()));
-    let results = evaluate(cases, tensors, options.device.0, &run_adapter, || bar.inc(1))?;
+    let bar = progress::bar(&format!("tch-losses, {backend:?}"), Some(cases.len()));
+    let compute = || evaluate(cases, tensors, options.device.0, &run_adapter, || bar.inc(1));
+    let results = with_backend(backend.into(), compute)?;
     bar.finish_and_clear();
-    let actual = options.work.join("actual");
+    let actual = options.work.join(format!("actual-{backend:?}").to_lowercase());
     std::fs::create_dir_all(&actual)?;
     results.write(&actual.join("results.json"), &actual.join("results.safetensors"))?;
     Ok(results)
@@ -152,11 +217,12 @@ fn truth_of_unequal(
     python: &Python,
     call: &OracleCall,
     cases: &[Case],
-    verdicts: &[Verdict],
+    checked: &[Side],
     work: &Path,
 ) -> Result<Option<Results>> {
-    let failed = cases.iter().zip(verdicts).filter(|(_, verdict)| unequal(verdict));
-    let failed: std::collections::HashSet<&str> = failed.map(|(case, _)| case.id.as_str()).collect();
+    let verdicts = checked.iter().flat_map(|side| cases.iter().zip(&side.verdicts));
+    let failed: std::collections::HashSet<&str> =
+        verdicts.filter(|(_, verdict)| unequal(verdict)).map(|(case, _)| case.id.as_str()).collect();
     if failed.is_empty() {
         return Ok(None);
     }
@@ -171,30 +237,44 @@ fn truth_of_unequal(
     Results::read_dir(&out).map(Some)
 }
 
-fn text(summary: &Summary, options: &CheckOptions) -> String {
-    let mut text = format!("{}\n", summary.losses());
-    if let Some(table) = summary.differences() {
-        text += &format!("\nDeliberate differences:\n\n{table}\n");
+fn text(summaries: &[Checked], options: &CheckOptions) -> String {
+    let mut text = String::new();
+    for (backend, summary) in summaries {
+        let _ = writeln!(text, "{}\n\n{}", title(*backend), summary.losses());
+        if let Some(table) = summary.differences() {
+            let _ = writeln!(text, "\nDeliberate differences:\n\n{table}");
+        }
+        if let Some(table) = summary.not_checked() {
+            let _ = writeln!(text, "\nNot checked, because the reference cannot run them here:\n\n{table}");
+        }
+        text += &failures(summary, *backend, options);
+        text += "\n";
     }
-    if let Some(table) = summary.not_checked() {
-        text += &format!("\nNot checked, because the reference cannot run them here:\n\n{table}\n");
-    }
-    text += &failures(summary, options);
-    text + "\n"
+    text
 }
 
-fn failures(summary: &Summary, options: &CheckOptions) -> String {
+fn title(backend: BackendName) -> &'static str {
+    match backend {
+        BackendName::Auto => "Fused engines, where there is one",
+        BackendName::Composite => "Tensor operations",
+    }
+}
+
+fn failures(summary: &Summary, backend: BackendName, options: &CheckOptions) -> String {
     let mut text = String::new();
+    let backend = format!("{backend:?}").to_lowercase();
     for (id, reason) in summary.failures() {
-        let rerun = format!("parity check --seed {} --device {} --filter '{id}'", options.seed, options.device);
+        let (seed, device) = (options.seed, options.device);
+        let rerun = format!("parity check --seed {seed} --device {device} --backend {backend} --filter '{id}'");
         let _ = write!(text, "\nFAILED {id}\n  {reason}\n  rerun: {rerun}\n");
     }
     text
 }
 
-fn report(summary: &Summary, expected: &Results, options: &CheckOptions) -> String {
+fn report(summaries: &[Checked], expected: &Results, options: &CheckOptions) -> String {
     let mut text = String::from("# Parity report\n\n");
-    let _ = writeln!(text, "{}\n", summary.closing_line());
+    let all: Vec<&Summary> = summaries.iter().map(|(_, summary)| summary).collect();
+    let _ = writeln!(text, "{}\n", closing_line(&all));
     let _ = writeln!(text, "* device: {}; threads: {}; seed: {}", options.device, options.threads, options.seed);
     if let Some(filter) = &options.filter {
         let _ = writeln!(text, "* only cases whose id contains `{filter}`");
@@ -204,16 +284,19 @@ fn report(summary: &Summary, expected: &Results, options: &CheckOptions) -> Stri
     for (name, version) in &expected.versions {
         let _ = writeln!(text, "* {name}: {version}");
     }
-    let _ = writeln!(text, "\n{}\n", summary.losses());
+    let _ = writeln!(text, "\nThe columns:\n");
     for (column, meaning) in COLUMNS.iter().filter(|(_, meaning)| !meaning.is_empty()) {
         let _ = writeln!(text, "* {column}: {meaning}");
     }
-    let sections = [("Deliberate differences", summary.differences()), ("Not checked", summary.not_checked())];
-    for (title, table) in sections.into_iter().filter_map(|(title, table)| Some((title, table?))) {
-        let _ = writeln!(text, "\n## {title}\n\n{table}");
-    }
-    if !summary.failures().is_empty() {
-        let _ = writeln!(text, "\n## Failures\n\n```text{}```", failures(summary, options));
+    for (backend, summary) in summaries {
+        let _ = writeln!(text, "\n## {}\n\n{}", title(*backend), summary.losses());
+        let sections = [("Deliberate differences", summary.differences()), ("Not checked", summary.not_checked())];
+        for (title, table) in sections.into_iter().filter_map(|(title, table)| Some((title, table?))) {
+            let _ = writeln!(text, "\n### {title}\n\n{table}");
+        }
+        if !summary.failures().is_empty() {
+            let _ = writeln!(text, "\n### Failures\n\n```text{}```", failures(summary, *backend, options));
+        }
     }
     text
 }

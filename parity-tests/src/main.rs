@@ -7,13 +7,14 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 use parity::case::{read_cases, read_tensors};
-use parity::check::{CheckOptions, DeviceName, check, parse_device};
+use parity::check::{BackendName, CheckOptions, DeviceName, check, parse_device};
 use parity::compare::{Sides, Verdict, compare_case};
 use parity::eval::{evaluate, run_adapter};
 use parity::oracle::{OracleCall, Python, PythonOptions};
 use parity::results::Results;
-use parity::table::Summary;
+use parity::table::{Summary, closing_line};
 use parity::{bench, progress};
+use tch_losses::with_backend;
 
 /// Proves the losses of tch-losses equal to their Python originals.
 ///
@@ -71,6 +72,9 @@ struct EvalOptions {
     /// libtorch threads
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..))]
     threads: i32,
+    /// What computes the losses
+    #[arg(long, value_enum, default_value_t)]
+    backend: BackendName,
 }
 
 #[derive(Debug, clap::Args)]
@@ -87,6 +91,9 @@ struct CompareOptions {
     /// Accept the tolerance of the dtype also where bitwise equality is promised (results of another machine)
     #[arg(long)]
     close: bool,
+    /// What computed the crate's results
+    #[arg(long, value_enum, default_value_t)]
+    backend: BackendName,
 }
 
 #[derive(Debug, clap::Args)]
@@ -153,7 +160,8 @@ fn eval(options: &EvalOptions) -> Result<()> {
     let cases = read_cases(&options.cases)?;
     let tensors = read_tensors(&options.tensors)?;
     let bar = progress::bar("tch-losses", Some(cases.len()));
-    let results = evaluate(&cases, &tensors, options.device.0, &run_adapter, || bar.inc(1))?;
+    let compute = || evaluate(&cases, &tensors, options.device.0, &run_adapter, || bar.inc(1));
+    let results = with_backend(options.backend.into(), compute)?;
     bar.finish_and_clear();
     results.write(&options.results, &options.result_tensors)
 }
@@ -165,14 +173,15 @@ fn compare(options: &CompareOptions) -> Result<bool> {
     let cases =
         read_cases(&found.context("no cases.json beside or above the expected results: name it with --cases")?)?;
     let (expected, actual) = (Results::read_dir(&options.expected)?, Results::read_dir(&options.actual)?);
-    let sides = Sides { expected: &expected, actual: &actual, truth: None, bitwise: !options.close };
+    let (bitwise, backend) = (!options.close, options.backend.into());
+    let sides = Sides { expected: &expected, actual: &actual, truth: None, bitwise, backend };
     let verdicts: Vec<Verdict> = cases.iter().map(|case| compare_case(case, sides)).collect();
     let summary = Summary::new(&cases, &verdicts);
     println!("{}\n", summary.losses());
     for (id, reason) in summary.failures() {
         println!("FAILED {id}\n  {reason}");
     }
-    println!("{}", summary.closing_line());
+    println!("{}", closing_line(&[&summary]));
     Ok(summary.failures().is_empty())
 }
 

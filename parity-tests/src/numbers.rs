@@ -82,6 +82,16 @@ impl Elements {
     }
 }
 
+/// The number of a floating kind nearest to `value`.
+pub fn rounded(value: f64, kind: Kind) -> f64 {
+    match kind {
+        Kind::Float => f64::from(value as f32),
+        Kind::Half => f16::from_f64(value).into(),
+        Kind::BFloat16 => bf16::from_f64(value).into(),
+        _ => value,
+    }
+}
+
 /// The bits of a 16-bit float as an integer that grows with the number.
 fn ordered(bits: u16) -> i32 {
     let magnitude = i32::from(bits & 0x7fff);

@@ -134,6 +134,13 @@ pub struct Summary {
     different: Vec<usize>,
 }
 
+/// One line for machines and people.
+pub fn closing_line(summaries: &[&Summary]) -> String {
+    let count = |of: fn(&Row) -> usize| summaries.iter().map(|summary| of(&summary.total)).sum::<usize>();
+    let (passed, failed) = (count(Row::passed), count(|row| row.failed));
+    format!("parity: {passed} passed, {failed} failed, {} not checked", count(|row| row.not_checked))
+}
+
 impl Summary {
     /// Sums up the verdicts of cases.
     pub fn new(cases: &[Case], verdicts: &[Verdict]) -> Summary {
@@ -163,20 +170,9 @@ impl Summary {
         summary
     }
 
-    /// The cases that passed.
-    pub fn passed(&self) -> usize {
-        self.total.passed()
-    }
-
     /// The cases that differ, and how.
     pub fn failures(&self) -> &[(String, String)] {
         &self.failures
-    }
-
-    /// One line for machines and people.
-    pub fn closing_line(&self) -> String {
-        let Row { failed, not_checked, .. } = self.total;
-        format!("parity: {} passed, {failed} failed, {not_checked} not checked", self.passed())
     }
 
     /// The table of losses, readable in a terminal and as Markdown.

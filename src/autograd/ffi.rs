@@ -20,6 +20,7 @@ type Backward = unsafe extern "C" fn(
     usize,
     *mut *mut C_tensor,
     usize,
+    bool,
     *mut *mut C_tensor,
     usize,
     *mut Text,
@@ -44,7 +45,7 @@ unsafe extern "C" {
 }
 
 /// Whether operations build a graph on this thread.
-pub(super) fn grad_enabled() -> bool {
+pub(crate) fn grad_enabled() -> bool {
     // SAFETY: reads a thread-local flag of libtorch.
     unsafe { tch_losses_grad_enabled() }
 }
@@ -94,6 +95,7 @@ unsafe extern "C" fn run(
     grad_count: usize,
     saved: *mut *mut C_tensor,
     saved_count: usize,
+    last: bool,
     results: *mut *mut C_tensor,
     result_count: usize,
     error: *mut Text,
@@ -108,7 +110,7 @@ unsafe extern "C" fn run(
         let saved: Vec<Tensor> = (0..saved_count).filter_map(|position| take(saved, position)).collect();
         (&*closure.cast::<Box<Closure>>(), grads, saved)
     };
-    match call(closure, Context { grads, saved }, result_count) {
+    match call(closure, Context { grads, saved, last }, result_count) {
         Ok(gradients) => {
             for (position, gradient) in gradients.into_iter().enumerate() {
                 if let Some(mut gradient) = gradient.filter(Tensor::defined) {

@@ -65,6 +65,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tch::Tensor;
 
+pub(crate) use ffi::grad_enabled;
+pub(crate) use precomputed::f_gradients_of;
 pub use precomputed::f_precomputed;
 
 use crate::{LossError, check};
@@ -87,6 +89,7 @@ pub struct Function<'a> {
 pub struct Context {
     grads: Vec<Option<Tensor>>,
     saved: Vec<Tensor>,
+    last: bool,
 }
 
 impl Context {
@@ -98,6 +101,17 @@ impl Context {
     /// The saved tensors, in their order. Saved inputs are the inputs themselves, with their graph.
     pub fn saved(&self) -> &[Tensor] {
         &self.saved
+    }
+
+    /// Takes the saved tensors out. Where this is the [last](Self::last) call, nothing else holds those of them that are
+    /// neither inputs nor outputs, and they may be written to.
+    pub fn take_saved(&mut self) -> Vec<Tensor> {
+        std::mem::take(&mut self.saved)
+    }
+
+    /// Whether the backward pass does not keep the graph, so that the closure is not called again.
+    pub fn last(&self) -> bool {
+        self.last
     }
 
     /// Whether the gradients are to be differentiated themselves.
@@ -134,7 +148,15 @@ impl<'a> Function<'a> {
         named("saved", &self.saved)?;
         named("output", &outputs.iter().collect::<Vec<_>>())?;
         // Detached, so that neither a graph of the caller's nor an input handed through is taken over.
-        let mut outputs = outputs.iter().map(Tensor::f_detach).collect::<Result<Vec<_>, _>>()?;
+        let outputs = outputs.iter().map(Tensor::f_detach).collect::<Result<Vec<_>, _>>()?;
+        self.f_attach_own(outputs, backward)
+    }
+
+    /// Does the same for outputs that are new tensors without a graph.
+    pub(crate) fn f_attach_own<F>(self, mut outputs: Vec<Tensor>, backward: F) -> Result<Vec<Tensor>, LossError>
+    where
+        F: Fn(Context) -> Gradients + Send + 'static,
+    {
         if !ffi::grad_enabled() || !self.inputs.iter().any(|input| input.requires_grad()) {
             return Ok(outputs);
         }

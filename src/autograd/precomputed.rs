@@ -2,7 +2,7 @@
 
 use tch::{Tensor, no_grad, with_grad};
 
-use super::{Function, ffi};
+use super::{Function, Gradients, ffi};
 use crate::LossError;
 
 /// Computes a scalar loss of `inputs`, given as a composition of tensor operations, and its gradient at once.
@@ -52,13 +52,17 @@ where
         let Some(grad) = context.grad(0) else { return Ok(needed.iter().map(|_| None).collect()) };
         let (inputs, gradients) = context.saved().split_at(count);
         if context.create_graph() {
-            let value = loss(inputs)?.f_mul(&grad)?;
-            let gradients = f_gradients(&value, inputs, &needed, true)?;
-            return Ok(spread(gradients, &needed));
+            return f_gradients_of(&loss(inputs)?, &grad, inputs, &needed);
         }
         let scaled = gradients.iter().map(|gradient| gradient.f_mul(&grad)).collect::<Result<_, _>>()?;
         Ok(spread(scaled, &needed))
     })
+}
+
+/// The gradients, with a graph of their own, of `value` with respect to those inputs that need one.
+pub(crate) fn f_gradients_of(value: &Tensor, grad: &Tensor, inputs: &[Tensor], needed: &[bool]) -> Gradients {
+    let value = value.f_mul(grad)?.f_sum(None)?;
+    Ok(spread(f_gradients(&value, inputs, needed, true)?, needed))
 }
 
 /// The gradients of `value` with respect to those inputs that need one.

@@ -1,6 +1,7 @@
-use tch::{TchError, Tensor};
+use tch::Tensor;
 
 use crate::check::{self, Validity};
+use crate::kernels::{Pointwise, Real, Weighted, choose, f_pointwise};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
 /// Binary cross entropy of probabilities: how unlikely the input makes each yes or no of the target.
@@ -86,20 +87,6 @@ impl BceLoss {
         self.reduction = reduction;
         self
     }
-
-    fn f_aten(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, TchError> {
-        let weight = match &self.weight {
-            Some(weight) => Some(weight.f_expand_as(input)?),
-            None => None,
-        };
-        input.f_binary_cross_entropy(target, weight, self.reduction.into())
-    }
-
-    fn f_validity(&self, (argument, tensor): check::Named) -> Result<Validity, LossError> {
-        // NaN stays NaN, which equals nothing.
-        let valid = tensor.f_clamp(0, 1)?.f_eq_tensor(tensor)?;
-        Validity::f_new((argument, tensor), valid, || "probabilities in [0, 1]".into(), self.invalid_values)
-    }
 }
 
 impl Loss for BceLoss {
@@ -108,23 +95,71 @@ impl Loss for BceLoss {
         check::floating(("input", input))?;
         check::same_kind(("target", target), ("input", input))?;
         check::same_shape(("target", target), ("input", input))?;
-        if let Some(weight) = &self.weight {
-            check::devices(&[("input", input), ("weight", weight)])?;
-            check::broadcasts_to(("weight", weight), ("input", input))?;
-        }
+        let weight = self.weight.as_ref().map(|weight| f_expanded(weight, input)).transpose()?;
+        let reduction = self.reduction;
         if !input.device().is_cuda() && self.invalid_values == InvalidValues::Error {
-            // Here the operation itself looks at the values; they are looked at again only to say which one it was.
-            return self.f_aten(input, target).or_else(|error| {
-                self.f_validity(("input", input))?;
-                self.f_validity(("target", target))?;
-                Err(error.into())
-            });
+            return match &weight {
+                // PyTorch rejects it.
+                Some(weight) if weight.requires_grad() => f_checked(input, target, Some(weight), reduction),
+                None => {
+                    f_pointwise(Formula, [input, target], reduction, move |[x, y]| f_checked(x, y, None, reduction))
+                }
+                Some(weight) => {
+                    f_pointwise(Weighted(Formula), [input, target, weight], reduction, move |[x, y, weight]| {
+                        f_checked(x, y, Some(weight), reduction)
+                    })
+                }
+            };
         }
-        let inputs = self.f_validity(("input", input))?;
-        let targets = self.f_validity(("target", target))?;
-        let loss = self.f_aten(&inputs.f_replace(input, 0.5)?, &targets.f_replace(target, 0.5)?)?;
-        let unreduced = self.reduction == Reduction::None;
+        let inputs = f_validity(("input", input), self.invalid_values)?;
+        let targets = f_validity(("target", target), self.invalid_values)?;
+        let (input, target) = (inputs.f_replace(input, 0.5)?, targets.f_replace(target, 0.5)?);
+        let loss = input.f_binary_cross_entropy(&target, weight.as_ref(), reduction.into())?;
+        let unreduced = reduction == Reduction::None;
         targets.f_poison(&inputs.f_poison(&loss, unreduced)?, unreduced)
+    }
+}
+
+fn f_expanded(weight: &Tensor, input: &Tensor) -> Result<Tensor, LossError> {
+    check::devices(&[("input", input), ("weight", weight)])?;
+    check::broadcasts_to(("weight", weight), ("input", input))?;
+    Ok(weight.f_expand_as(input)?)
+}
+
+/// On the CPU the operation itself looks at the values; they are looked at again only to say which one it was.
+fn f_checked(
+    input: &Tensor,
+    target: &Tensor,
+    weight: Option<&Tensor>,
+    reduction: Reduction,
+) -> Result<Tensor, LossError> {
+    input.f_binary_cross_entropy(target, weight, reduction.into()).or_else(|error| {
+        f_validity(("input", input), InvalidValues::Error)?;
+        f_validity(("target", target), InvalidValues::Error)?;
+        Err(error.into())
+    })
+}
+
+fn f_validity((argument, tensor): check::Named, mode: InvalidValues) -> Result<Validity, LossError> {
+    // NaN stays NaN, which equals nothing.
+    let valid = tensor.f_clamp(0, 1)?.f_eq_tensor(tensor)?;
+    Validity::f_new((argument, tensor), valid, || "probabilities in [0, 1]".into(), mode)
+}
+
+#[derive(Clone, Copy)]
+struct Formula;
+
+impl Pointwise<2> for Formula {
+    const PARTIAL: bool = true;
+
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (zero, one, least) = (R::of(0.0), R::of(1.0), R::of(-100.0));
+        let (log_p, log_q) = (x.ln(), (-x).ln_1p());
+        let valid = x >= zero && x <= one && y >= zero && y <= one;
+        let loss = choose(valid, -(y * log_p.at_least(least) + (one - y) * log_q.at_least(least)), R::of(f64::NAN));
+        let slope = (x - y) / (x * (one - x)).at_least(R::of(1e-12));
+        (loss, [slope, log_q - log_p])
     }
 }
 

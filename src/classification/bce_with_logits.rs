@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use crate::kernels::{Pointwise, Real, Weighted, f_pointwise, sigmoids};
 use crate::{Loss, LossError, Reduction, check};
 
 /// Binary cross entropy of logits: how unlikely a sigmoid of the input makes each yes or no of the target.
@@ -93,8 +94,51 @@ impl Loss for BceWithLogitsLoss {
             check::devices(&[("input", input), (name, weight)])?;
             check::broadcasts_to((name, weight), ("input", input))?;
         }
-        let (weight, pos_weight) = (self.weight.as_ref(), self.pos_weight.as_ref());
-        Ok(input.f_binary_cross_entropy_with_logits(target, weight, pos_weight, self.reduction.into())?)
+        let reduction = self.reduction;
+        let f_expanded = |weight: &Option<Tensor>| weight.as_ref().map(|weight| weight.f_expand_as(input)).transpose();
+        let operation = tch::Reduction::from(reduction);
+        let f_aten = move |x: &Tensor, y: &Tensor, weight: Option<&Tensor>, pos_weight: Option<&Tensor>| {
+            Ok(x.f_binary_cross_entropy_with_logits(y, weight, pos_weight, operation)?)
+        };
+        match (f_expanded(&self.weight)?, f_expanded(&self.pos_weight)?) {
+            (None, None) => f_pointwise(Formula, [input, target], reduction, move |[x, y]| f_aten(x, y, None, None)),
+            (Some(w), None) => f_pointwise(Weighted(Formula), [input, target, &w], reduction, move |[x, y, w]| {
+                f_aten(x, y, Some(w), None)
+            }),
+            (None, Some(p)) => {
+                f_pointwise(Formula, [input, target, &p], reduction, move |[x, y, p]| f_aten(x, y, None, Some(p)))
+            }
+            (Some(w), Some(p)) => {
+                f_pointwise(Weighted(Formula), [input, target, &p, &w], reduction, move |[x, y, p, w]| {
+                    f_aten(x, y, Some(w), Some(p))
+                })
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula;
+
+impl Pointwise<2> for Formula {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (p, _, log) = sigmoids(x);
+        (x.at_least(R::of(0.0)) - x * y + log, [p - y, -x])
+    }
+}
+
+/// The third argument is the weight of the positive part.
+impl Pointwise<3> for Formula {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y, pos_weight]: [R; 3]) -> (R, [R; 3]) {
+        let one = R::of(1.0);
+        let (p, q, log) = sigmoids(x);
+        let positive = log + (-x).at_least(R::of(0.0));
+        let negative = log + x.at_least(R::of(0.0));
+        let loss = pos_weight * y * positive + (one - y) * negative;
+        let of_x = (one - y) * p - pos_weight * y * q;
+        (loss, [of_x, pos_weight * positive - negative, y * positive])
     }
 }
 

@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use crate::kernels::{Pointwise, Real, f_pointwise, sigmoids};
 use crate::{Loss, LossError, Reduction, check};
 
 /// The logistic loss of a score whose label is 1 or −1.
@@ -84,10 +85,24 @@ impl Loss for SoftMarginLoss {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
-        let target = target.f_to_kind(input.f_kind()?)?;
-        let reduced = self.reduction.f_apply(&target.f_mul(input)?.f_log_sigmoid()?)?;
-        // Not the negation, which makes -0 of a loss of 0.
-        Ok(reduced.f_rsub_scalar(0)?)
+        let (reduction, target) = (self.reduction, target.f_to_kind(input.f_kind()?)?);
+        f_pointwise(Formula, [input, &target], reduction, move |[input, target]| {
+            let reduced = reduction.f_apply(&target.f_mul(input)?.f_log_sigmoid()?)?;
+            // Not the negation, which makes -0 of a loss of 0.
+            Ok(reduced.f_rsub_scalar(0)?)
+        })
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula;
+
+impl Pointwise<2> for Formula {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let margin = x * y;
+        let (_, q, log) = sigmoids(margin);
+        (log + (-margin).at_least(R::of(0.0)), [-(q * y), -(q * x)])
     }
 }
 

@@ -1,6 +1,7 @@
 use tch::Tensor;
 
-use crate::{Loss, LossError, check};
+use crate::kernels::{Pointwise, Real, choose, f_pointwise};
+use crate::{Loss, LossError, Reduction, check};
 
 /// The Kullback-Leibler divergence of a target distribution from a predicted one.
 ///
@@ -80,6 +81,14 @@ pub enum KlDivReduction {
 
 impl KlDivReduction {
     /// What libtorch's operation does of it.
+    fn of_engine(self) -> Reduction {
+        match self {
+            KlDivReduction::None => Reduction::None,
+            KlDivReduction::Mean => Reduction::Mean,
+            KlDivReduction::Sum | KlDivReduction::BatchMean => Reduction::Sum,
+        }
+    }
+
     fn of_operation(self) -> tch::Reduction {
         match self {
             KlDivReduction::None => tch::Reduction::None,
@@ -120,11 +129,39 @@ impl Loss for KlDivLoss {
         check::floating(("input", input))?;
         check::floating(("target", target))?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
-        let loss = input.f_kl_div(target, self.reduction.of_operation(), self.log_target)?;
+        let (log_target, reduction) = (self.log_target, self.reduction.of_operation());
+        let f_aten = move |[input, target]: [&Tensor; 2]| Ok(input.f_kl_div(target, reduction, log_target)?);
+        // PyTorch's derivative for a target of 0 is that of its operations.
+        let loss = if target.requires_grad() {
+            f_aten([input, target])?
+        } else {
+            f_pointwise(Formula { log_target }, [input, target], self.reduction.of_engine(), f_aten)?
+        };
         match input.size().first() {
             Some(&batch) if self.reduction == KlDivReduction::BatchMean => Ok(loss.f_div_scalar(batch)?),
             _ => Ok(loss),
         }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula {
+    log_target: bool,
+}
+
+impl Pointwise<2> for Formula {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let zero = R::of(0.0);
+        if self.log_target {
+            let share = y.exp();
+            let loss = share * (y - x);
+            return (loss, [-share, loss + share]);
+        }
+        let log = y.ln();
+        // 0 · log 0 is 0.
+        let loss = choose(y == zero, zero, y * log) - y * x;
+        (loss, [-y, log + R::of(1.0) - x])
     }
 }
 

@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use crate::kernels::{Pointwise, Real, choose, f_pointwise};
 use crate::{Loss, LossError, Reduction, check};
 
 /// The hinge loss of a distance: small for pairs that belong together, at least a margin for pairs that do not.
@@ -92,7 +93,28 @@ impl Loss for HingeEmbeddingLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
-        Ok(input.f_hinge_embedding_loss(target, self.margin, self.reduction.into())?)
+        let (margin, reduction) = (self.margin, self.reduction);
+        f_pointwise(Formula { margin }, [input, target], reduction, move |[input, target]| {
+            Ok(input.f_hinge_embedding_loss(target, margin, reduction.into())?)
+        })
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula {
+    margin: f64,
+}
+
+impl Pointwise<2> for Formula {
+    /// A target that is neither 1 nor −1 counts as both, as in PyTorch.
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (zero, one) = (R::of(0.0), R::of(1.0));
+        let missing = R::of(self.margin) - x;
+        let (far, near) = (y != one, y != -one);
+        let loss = choose(far, missing.at_least(zero), zero) + choose(near, x, zero);
+        let slope = choose(near, one, zero) - choose(far && missing >= zero, one, zero);
+        (loss, [slope, zero])
     }
 }
 

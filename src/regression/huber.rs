@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use super::f_expanded;
+use crate::kernels::{Pointwise, Real, Weighted, choose, f_pointwise};
 use crate::{Loss, LossError, Reduction, check};
 
 /// The Huber loss: squared where an element is near its target, linear where it is far.
@@ -103,14 +104,36 @@ impl Default for HuberLoss {
 impl Loss for HuberLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::option("delta", self.delta, self.delta > 0.0, "a number > 0")?;
+        let (delta, reduction) = (self.delta, self.reduction);
+        let formula = Smooth { delta };
         f_expanded(input, target, self.broadcast, |x, y| {
             let Some(weight) = &self.weight else {
-                return Ok(x.f_huber_loss(y, self.reduction.into(), self.delta)?);
+                return f_pointwise(formula, [x, y], reduction, move |[x, y]| {
+                    Ok(x.f_huber_loss(y, reduction.into(), delta)?)
+                });
             };
             check::element_weight(weight, input)?;
-            let losses = x.f_huber_loss(y, tch::Reduction::None, self.delta)?.f_mul(weight)?;
-            self.reduction.f_apply(&losses)
+            f_pointwise(Weighted(formula), [x, y, weight], reduction, move |[x, y, weight]| {
+                reduction.f_apply(&x.f_huber_loss(y, tch::Reduction::None, delta)?.f_mul(weight)?)
+            })
         })
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Smooth {
+    delta: f64,
+}
+
+impl Pointwise<2> for Smooth {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (delta, half) = (R::of(self.delta), R::of(0.5));
+        let difference = x - y;
+        let size = difference.abs();
+        let loss = choose(size < delta, half * size * size, delta * (size - half * delta));
+        let slope = difference.at_least(-delta).at_most(delta);
+        (loss, [slope, -slope])
     }
 }
 

@@ -1,6 +1,7 @@
 use tch::Tensor;
 
-use super::f_expanded;
+use super::{f_expanded, f_weighted};
+use crate::kernels::{Pointwise, Real, f_pointwise};
 use crate::{Loss, LossError, Reduction, check};
 
 /// The mean absolute error: the distance of each element to its target.
@@ -89,12 +90,28 @@ impl Loss for L1Loss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         f_expanded(input, target, self.broadcast, |x, y| {
             let Some(weight) = &self.weight else {
-                return Ok(x.f_l1_loss(y, self.reduction.into())?);
+                let reduction = self.reduction;
+                return f_pointwise(AbsoluteError, [x, y], reduction, move |[x, y]| {
+                    Ok(x.f_l1_loss(y, reduction.into())?)
+                });
             };
             check::element_weight(weight, input)?;
-            let losses = x.f_sub(y)?.f_abs()?.f_mul(weight)?;
-            self.reduction.f_apply_weighted(&losses, weight)
+            f_weighted(AbsoluteError, [x, y, weight], self.reduction, |[x, y, weight]| {
+                Ok(x.f_sub(y)?.f_abs()?.f_mul(weight)?)
+            })
         })
+    }
+}
+
+#[derive(Clone, Copy)]
+struct AbsoluteError;
+
+impl Pointwise<2> for AbsoluteError {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let difference = x - y;
+        let slope = difference.sign();
+        (difference.abs(), [slope, -slope])
     }
 }
 

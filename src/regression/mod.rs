@@ -9,7 +9,8 @@ mod smooth_l1;
 
 use tch::Tensor;
 
-use crate::{LossError, check};
+use crate::kernels::{Pointwise, Weighted, f_pointwise};
+use crate::{LossError, Reduction, check};
 
 pub use gaussian_nll::{GaussianNllLoss, Variance};
 pub use huber::HuberLoss;
@@ -17,6 +18,22 @@ pub use l1::L1Loss;
 pub use mse::MseLoss;
 pub use poisson_nll::PoissonNllLoss;
 pub use smooth_l1::SmoothL1Loss;
+
+/// The reduced losses of `formula` times a weight, the last argument; their mean is over the sum of the weights.
+fn f_weighted<P: Pointwise<2>>(
+    formula: P,
+    arguments: [&Tensor; 3],
+    reduction: Reduction,
+    losses: impl Fn([&Tensor; 3]) -> Result<Tensor, LossError> + Send + 'static,
+) -> Result<Tensor, LossError> {
+    let operation = if reduction == Reduction::Mean { Reduction::Sum } else { reduction };
+    let composite = move |arguments: [&Tensor; 3]| operation.f_apply(&losses(arguments)?);
+    let reduced = f_pointwise(Weighted(formula), arguments, operation, composite)?;
+    if reduction != Reduction::Mean {
+        return Ok(reduced);
+    }
+    Ok(reduced.f_div(&arguments[2].f_sum(None)?)?)
+}
 
 /// The `loss` of input and target, expanded to one shape first where `broadcast` lets them differ.
 ///

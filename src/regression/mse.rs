@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use crate::kernels::{Pointwise, Real, f_pointwise};
 use crate::{Loss, LossError, Reduction, check};
 
 /// The mean squared error: the squared distance of each element to its target.
@@ -86,11 +87,28 @@ impl Loss for MseLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         super::f_expanded(input, target, self.broadcast, |input, target| {
             let Some(weight) = &self.weight else {
-                return Ok(input.f_mse_loss(target, self.reduction.into())?);
+                let reduction = self.reduction;
+                return f_pointwise(SquaredError, [input, target], reduction, move |[input, target]| {
+                    Ok(input.f_mse_loss(target, reduction.into())?)
+                });
             };
             check::element_weight(weight, input)?;
-            let losses = input.f_sub(target)?.f_pow_tensor_scalar(2)?.f_mul(weight)?;
-            self.reduction.f_apply_weighted(&losses, weight)
+            let arguments = [input, target, weight];
+            super::f_weighted(SquaredError, arguments, self.reduction, |[input, target, weight]| {
+                Ok(input.f_sub(target)?.f_pow_tensor_scalar(2)?.f_mul(weight)?)
+            })
         })
+    }
+}
+
+#[derive(Clone, Copy)]
+struct SquaredError;
+
+impl Pointwise<2> for SquaredError {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let difference = x - y;
+        let slope = difference + difference;
+        (difference * difference, [slope, -slope])
     }
 }

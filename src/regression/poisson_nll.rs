@@ -1,5 +1,8 @@
+use std::f64::consts::PI;
+
 use tch::Tensor;
 
+use crate::kernels::{Pointwise, Real, choose, f_pointwise};
 use crate::{Loss, LossError, Reduction, check};
 
 /// The negative log-likelihood of counts under Poisson distributions.
@@ -108,7 +111,44 @@ impl Loss for PoissonNllLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
-        Ok(input.f_poisson_nll_loss(target, self.log_input, self.full, self.eps, self.reduction.into())?)
+        let Self { log_input, full, eps, reduction, .. } = *self;
+        let f_aten = move |[input, target]: [&Tensor; 2]| {
+            Ok(input.f_poisson_nll_loss(target, log_input, full, eps, reduction.into())?)
+        };
+        if full && target.requires_grad() {
+            // PyTorch's derivative for a target of 0 is that of its operations.
+            return f_aten([input, target]);
+        }
+        f_pointwise(Formula { log_input, full, eps }, [input, target], reduction, f_aten)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula {
+    log_input: bool,
+    full: bool,
+    eps: f64,
+}
+
+impl Pointwise<2> for Formula {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (loss, [of_x, of_y]) = if self.log_input {
+            let rate = x.exp();
+            (rate - y * x, [rate - y, -x])
+        } else {
+            let rate = x + R::of(self.eps);
+            let log = rate.ln();
+            (x - y * log, [R::of(1.0) - y / rate, -log])
+        };
+        if !self.full {
+            return (loss, [of_x, of_y]);
+        }
+        let (one, half, zero) = (R::of(1.0), R::of(0.5), R::of(0.0));
+        let log = y.ln();
+        let stirling = y * log - y + half * (R::of((2.0 * PI).ln()) + log);
+        let counted = y > one;
+        (loss + choose(counted, stirling, zero), [of_x, of_y + choose(counted, log + half / y, zero)])
     }
 }
 

@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use super::f_expanded;
+use crate::kernels::{Pointwise, Real, choose, f_pointwise};
 use crate::{Loss, LossError, Reduction, check};
 
 /// The smooth L1 loss: squared where an element is near its target, its distance where it is far.
@@ -93,14 +94,33 @@ impl Default for SmoothL1Loss {
 
 impl Loss for SmoothL1Loss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        let (beta, reduction) = (self.beta, self.reduction.into());
+        let (beta, reduction) = (self.beta, tch::Reduction::from(self.reduction));
         check::option("beta", beta, beta >= 0.0, "a number ≥ 0")?;
         f_expanded(input, target, self.broadcast, |x, y| {
             if beta == 0.0 {
                 return Ok(x.f_l1_loss(y, reduction)?);
             }
-            Ok(x.f_smooth_l1_loss(y, reduction, beta)?)
+            f_pointwise(Smooth { beta }, [x, y], self.reduction, move |[x, y]| {
+                Ok(x.f_smooth_l1_loss(y, reduction, beta)?)
+            })
         })
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Smooth {
+    beta: f64,
+}
+
+impl Pointwise<2> for Smooth {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (beta, half) = (R::of(self.beta), R::of(0.5));
+        let difference = x - y;
+        let size = difference.abs();
+        let loss = choose(size < beta, half * size * size / beta, size - half * beta);
+        let slope = (difference / beta).at_least(-R::of(1.0)).at_most(R::of(1.0));
+        (loss, [slope, -slope])
     }
 }
 

@@ -9,7 +9,7 @@ mod torch_nn;
 mod torchvision;
 
 use tch::Tensor;
-use tch_losses::Loss;
+use tch_losses::{Backend, Loss};
 
 use crate::arguments::{Arguments, EvalError};
 
@@ -47,6 +47,8 @@ pub struct Adapter {
 pub enum Equality {
     /// Bit by bit on the CPU: the crate calls the ATen operations of the reference, one or several in the same order.
     Bitwise,
+    /// Bit by bit on the CPU where tensor operations are chosen; within the tolerance of the dtype from a fused engine.
+    BitwiseComposite,
     /// Within the tolerance of the dtype.
     Close,
 }
@@ -54,6 +56,17 @@ pub enum Equality {
 impl std::fmt::Debug for Adapter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Adapter").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Equality {
+    /// Whether bitwise equality is asked for where `backend` computes the loss.
+    pub fn is_bitwise(self, backend: Backend) -> bool {
+        match self {
+            Equality::Bitwise => true,
+            Equality::BitwiseComposite => backend == Backend::Composite,
+            Equality::Close => false,
+        }
     }
 }
 

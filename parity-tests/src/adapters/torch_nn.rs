@@ -11,7 +11,7 @@ use tch_losses::{
     SoftMarginLoss, TripletMarginLoss, TripletMarginWithDistanceLoss,
 };
 
-use super::Equality::{Bitwise, Close};
+use super::Equality::{Bitwise, BitwiseComposite, Close};
 use super::{Adapter, Outcome, Outputs, adapter, pair, with};
 use crate::arguments::{Argument, Arguments, EvalError};
 use crate::case::Value;
@@ -19,27 +19,27 @@ use crate::case::Value;
 #[rustfmt::skip]
 pub(super) const ADAPTERS: &[Adapter] = &[
     adapter("L1Loss", &["torch.nn.L1Loss", "torch.nn.functional.l1_loss"],
-        &["input", "target", "size_average", "reduce", "reduction", "weight"], Bitwise, l1),
+        &["input", "target", "size_average", "reduce", "reduction", "weight"], BitwiseComposite, l1),
     adapter("MSELoss", &["torch.nn.MSELoss", "torch.nn.functional.mse_loss"],
-        &["input", "target", "size_average", "reduce", "reduction", "weight"], Bitwise, mse),
+        &["input", "target", "size_average", "reduce", "reduction", "weight"], BitwiseComposite, mse),
     adapter("SmoothL1Loss", &["torch.nn.SmoothL1Loss", "torch.nn.functional.smooth_l1_loss"],
-        &["input", "target", "size_average", "reduce", "reduction", "beta"], Bitwise, smooth_l1),
+        &["input", "target", "size_average", "reduce", "reduction", "beta"], BitwiseComposite, smooth_l1),
     adapter("HuberLoss", &["torch.nn.HuberLoss", "torch.nn.functional.huber_loss"],
-        &["input", "target", "reduction", "delta", "weight"], Bitwise, huber),
+        &["input", "target", "reduction", "delta", "weight"], BitwiseComposite, huber),
     adapter("PoissonNLLLoss", &["torch.nn.PoissonNLLLoss", "torch.nn.functional.poisson_nll_loss"],
-        &["input", "target", "log_input", "full", "size_average", "eps", "reduce", "reduction"], Bitwise, poisson_nll),
+        &["input", "target", "log_input", "full", "size_average", "eps", "reduce", "reduction"], BitwiseComposite, poisson_nll),
     adapter("GaussianNLLLoss", &["torch.nn.GaussianNLLLoss", "torch.nn.functional.gaussian_nll_loss"],
         &["input", "target", "var", "full", "eps", "reduction"], Bitwise, gaussian_nll),
     adapter("CrossEntropyLoss", &["torch.nn.CrossEntropyLoss", "torch.nn.functional.cross_entropy"],
         &["input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing"],
-        Bitwise, cross_entropy),
+        BitwiseComposite, cross_entropy),
     adapter("NLLLoss", &["torch.nn.NLLLoss", "torch.nn.NLLLoss2d", "torch.nn.functional.nll_loss"],
-        &["input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction"], Bitwise, nll),
+        &["input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction"], BitwiseComposite, nll),
     adapter("BCELoss", &["torch.nn.BCELoss", "torch.nn.functional.binary_cross_entropy"],
-        &["input", "target", "weight", "size_average", "reduce", "reduction"], Bitwise, bce),
+        &["input", "target", "weight", "size_average", "reduce", "reduction"], BitwiseComposite, bce),
     adapter("BCEWithLogitsLoss",
         &["torch.nn.BCEWithLogitsLoss", "torch.nn.functional.binary_cross_entropy_with_logits"],
-        &["input", "target", "weight", "size_average", "reduce", "reduction", "pos_weight"], Bitwise, bce_with_logits),
+        &["input", "target", "weight", "size_average", "reduce", "reduction", "pos_weight"], BitwiseComposite, bce_with_logits),
     adapter("SoftMarginLoss", &["torch.nn.SoftMarginLoss", "torch.nn.functional.soft_margin_loss"],
         &["input", "target", "size_average", "reduce", "reduction"], Close, soft_margin),
     adapter("MultiMarginLoss", &["torch.nn.MultiMarginLoss", "torch.nn.functional.multi_margin_loss"],
@@ -50,9 +50,9 @@ pub(super) const ADAPTERS: &[Adapter] = &[
         &["torch.nn.MultiLabelSoftMarginLoss", "torch.nn.functional.multilabel_soft_margin_loss"],
         &["input", "target", "weight", "size_average", "reduce", "reduction"], Bitwise, multi_label_soft_margin),
     adapter("KLDivLoss", &["torch.nn.KLDivLoss", "torch.nn.functional.kl_div"],
-        &["input", "target", "size_average", "reduce", "reduction", "log_target"], Bitwise, kl_div),
+        &["input", "target", "size_average", "reduce", "reduction", "log_target"], BitwiseComposite, kl_div),
     adapter("HingeEmbeddingLoss", &["torch.nn.HingeEmbeddingLoss", "torch.nn.functional.hinge_embedding_loss"],
-        &["input", "target", "margin", "size_average", "reduce", "reduction"], Bitwise, hinge_embedding),
+        &["input", "target", "margin", "size_average", "reduce", "reduction"], BitwiseComposite, hinge_embedding),
     adapter("CosineEmbeddingLoss", &["torch.nn.CosineEmbeddingLoss", "torch.nn.functional.cosine_embedding_loss"],
         &["input1", "input2", "target", "margin", "size_average", "reduce", "reduction"], Bitwise, cosine_embedding),
     adapter("MarginRankingLoss", &["torch.nn.MarginRankingLoss", "torch.nn.functional.margin_ranking_loss"],

@@ -7,6 +7,7 @@ use parity::compare::{Sides, Verdict, compare_case};
 use parity::eval::{Runner, evaluate};
 use parity::results::Results;
 use tch::Device;
+use tch_losses::Backend;
 
 pub struct Golden {
     pub cases: Vec<Case>,
@@ -32,7 +33,8 @@ impl Golden {
     /// The verdicts on a runner. Another processor may sum in another order, so the bits need not be equal.
     pub fn verdicts(&self, runner: &Runner) -> Vec<(&Case, Verdict)> {
         let actual = self.evaluate(runner);
-        let sides = Sides { expected: &self.expected, actual: &actual, truth: None, bitwise: false };
+        let sides =
+            Sides { expected: &self.expected, actual: &actual, truth: None, bitwise: false, backend: Backend::Auto };
         self.cases.iter().map(|case| (case, compare_case(case, sides))).collect()
     }
 }

@@ -1,0 +1,66 @@
+use std::cell::Cell;
+use std::sync::OnceLock;
+
+/// What computes the losses that have a fused engine.
+///
+/// The environment variable `TCH_LOSSES_BACKEND` chooses it for the whole process: `auto`, the default, or `composite`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Backend {
+    /// An engine where one takes the call, otherwise tensor operations. The default, except where this crate was compiled
+    /// without optimisation: there an engine would be slower than libtorch, and tensor operations are the default.
+    #[default]
+    Auto,
+    /// Tensor operations, always: those of PyTorch, with results equal bit by bit.
+    Composite,
+}
+
+thread_local! {
+    static CHOSEN: Cell<Option<Backend>> = const { Cell::new(None) };
+}
+
+/// Calls `work` with a backend for the losses that it computes on this thread.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Backend, Loss, MseLoss, with_backend};
+///
+/// let (input, target) = (Tensor::from_slice(&[1.0, 2.0]), Tensor::from_slice(&[1.0, 4.0]));
+/// let loss = with_backend(Backend::Composite, || MseLoss::new().forward(&input, &target));
+/// assert_eq!(f64::try_from(loss)?, 2.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn with_backend<T>(backend: Backend, work: impl FnOnce() -> T) -> T {
+    struct Restore(Option<Backend>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            CHOSEN.set(self.0);
+        }
+    }
+    let _restore = Restore(CHOSEN.replace(Some(backend)));
+    work()
+}
+
+/// Whether engines are to be used on this thread.
+pub(super) fn fused() -> bool {
+    CHOSEN.get().unwrap_or_else(of_process) == Backend::Auto
+}
+
+fn of_process() -> Backend {
+    static BACKEND: OnceLock<Backend> = OnceLock::new();
+    *BACKEND.get_or_init(|| match std::env::var("TCH_LOSSES_BACKEND").as_deref() {
+        Ok("composite") => Backend::Composite,
+        Ok("auto") => Backend::Auto,
+        Ok(other) => {
+            log::warn!("TCH_LOSSES_BACKEND is '{other}', expected 'auto' or 'composite'; taken for 'auto'");
+            default()
+        }
+        Err(_) => default(),
+    })
+}
+
+/// See build.rs.
+fn default() -> Backend {
+    if cfg!(tch_losses_unoptimised) { Backend::Composite } else { Backend::Auto }
+}

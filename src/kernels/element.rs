@@ -1,0 +1,217 @@
+//! The elements of CPU tensors as slices.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use tch::{Device, Kind, Tensor};
+
+use super::simd::Wide;
+use super::{BLOCK, memory};
+use crate::LossError;
+
+/// Room for the elements of one block.
+pub(super) type Block<W> = [W; BLOCK];
+
+/// A kind of elements that an engine reads and writes, a block at a time, and computes in [`Wide`] numbers.
+pub(super) trait Element: Copy + Send + Sync + 'static {
+    const KIND: Kind;
+    /// What it is computed in.
+    type Wide: Wide;
+
+    fn from_f64(value: f64) -> Self;
+    fn to_f64(self) -> f64;
+    /// The elements as wide numbers: themselves, or converted into `room`.
+    fn read<'a>(elements: &'a [Self], room: &'a mut Block<Self::Wide>) -> &'a [Self::Wide];
+    /// Converts numbers into elements.
+    fn write(numbers: &[Self::Wide], elements: &mut [MaybeUninit<Self>]);
+}
+
+macro_rules! wide {
+    ($number:ty, $kind:expr) => {
+        impl Element for $number {
+            const KIND: Kind = $kind;
+            type Wide = Self;
+
+            fn from_f64(value: f64) -> Self {
+                value as $number
+            }
+
+            fn to_f64(self) -> f64 {
+                self.into()
+            }
+
+            fn read<'a>(elements: &'a [Self], _: &'a mut Block<Self>) -> &'a [Self] {
+                elements
+            }
+
+            fn write(numbers: &[Self], elements: &mut [MaybeUninit<Self>]) {
+                assert_eq!(numbers.len(), elements.len());
+                // SAFETY: both are of this length, and apart, since one of them is borrowed for writing.
+                unsafe { std::ptr::copy_nonoverlapping(numbers.as_ptr(), elements.as_mut_ptr().cast(), numbers.len()) };
+            }
+        }
+    };
+}
+wide!(f32, Kind::Float);
+wide!(f64, Kind::Double);
+
+macro_rules! half {
+    ($number:ty, $kind:expr) => {
+        impl Element for $number {
+            const KIND: Kind = $kind;
+            type Wide = f32;
+
+            fn from_f64(value: f64) -> Self {
+                // By way of f32, as libtorch rounds.
+                <$number>::from_f32(value as f32)
+            }
+
+            fn to_f64(self) -> f64 {
+                <$number>::to_f64(self)
+            }
+
+            fn read<'a>(elements: &'a [Self], room: &'a mut Block<f32>) -> &'a [f32] {
+                let numbers = &mut room[..elements.len()];
+                elements.convert_to_f32_slice(numbers);
+                numbers
+            }
+
+            fn write(numbers: &[f32], elements: &mut [MaybeUninit<Self>]) {
+                elements.fill(MaybeUninit::new(<$number>::ZERO));
+                // SAFETY: all of them have just been written.
+                let elements = unsafe { &mut *(std::ptr::from_mut(elements) as *mut [Self]) };
+                elements.convert_from_f32_slice(numbers);
+            }
+        }
+    };
+}
+half!(f16, Kind::Half);
+half!(bf16, Kind::BFloat16);
+
+/// Whether `tensor` is one whose elements [`elements`] gives.
+pub(super) fn is_plain(tensor: &Tensor, kind: Kind) -> bool {
+    tensor.device() == Device::Cpu
+        && tensor.f_kind().is_ok_and(|actual| actual == kind)
+        && !tensor.is_sparse()
+        && !tensor.is_mkldnn()
+        && !tensor.is_neg()
+        && (tensor.numel() == 0 || !tensor.data_ptr().is_null())
+}
+
+/// `tensor`, which is on the CPU, as one whose elements [`elements`] gives.
+pub(super) fn f_plain(tensor: &Tensor) -> Result<Tensor, LossError> {
+    let kind = tensor.f_kind()?;
+    if is_plain(tensor, kind) {
+        return Ok(tensor.shallow_clone());
+    }
+    // A gradient of zeros can be without memory.
+    let mut copy = Tensor::f_zeros(tensor.size(), (kind, Device::Cpu))?;
+    copy.f_copy_(&tensor.f_detach()?)?;
+    Ok(copy)
+}
+
+/// The elements of a tensor without gaps and overlaps, in the order of its memory.
+pub(super) fn elements<T: Element>(tensor: &Tensor) -> &[T] {
+    assert!(is_plain(tensor, T::KIND) && is_dense(tensor));
+    let length = tensor.numel();
+    if length == 0 {
+        return &[];
+    }
+    // SAFETY: a dense CPU tensor has its elements side by side from its data pointer on, of the type just checked. They
+    // live as long as the tensor. That nobody writes to them meanwhile is what every operation of libtorch relies on.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), length) }
+}
+
+/// The strides that a tensor without gaps and overlaps has are a permutation of those of a contiguous one.
+pub(super) fn is_dense(tensor: &Tensor) -> bool {
+    if tensor.is_contiguous() {
+        return true;
+    }
+    let mut dims: Vec<(i64, i64)> = tensor.stride().into_iter().zip(tensor.size()).collect();
+    dims.retain(|(_, size)| *size != 1);
+    dims.sort_unstable();
+    let mut expected = 1;
+    for (stride, size) in dims {
+        if stride != expected {
+            return false;
+        }
+        expected *= size;
+    }
+    true
+}
+
+/// `tensors` with one memory layout, that of the first where it has no gaps: themselves, or copies without a graph.
+pub(super) fn f_one_layout<const N: usize>(tensors: [&Tensor; N]) -> Result<[Tensor; N], LossError> {
+    if tensors.iter().all(|tensor| tensor.is_contiguous()) {
+        return Ok(tensors.map(Tensor::shallow_clone));
+    }
+    let first =
+        if is_dense(tensors[0]) { tensors[0].shallow_clone() } else { tensors[0].f_detach()?.f_contiguous()? };
+    let (size, stride) = (first.size(), first.stride());
+    let mut same = Vec::with_capacity(N);
+    for tensor in &tensors[1..] {
+        if tensor.stride() == stride {
+            same.push(tensor.shallow_clone());
+            continue;
+        }
+        let mut copy = Tensor::f_empty_strided(&size, &stride, (tensor.f_kind()?, Device::Cpu))?;
+        copy.f_copy_(&tensor.f_detach()?)?;
+        same.push(copy);
+    }
+    let mut all = std::iter::once(first).chain(same);
+    Ok(std::array::from_fn(|_| all.next().unwrap_or_default()))
+}
+
+/// A new tensor that an engine fills, all of it, from several threads.
+pub(super) struct Output<T> {
+    tensor: Tensor,
+    start: *mut MaybeUninit<T>,
+    length: usize,
+}
+
+// SAFETY: the pointer is that of memory which the tensor keeps, and is used through `range` alone.
+unsafe impl<T: Send> Send for Output<T> {}
+// SAFETY: see above; `range` demands that no two threads ask for the same elements.
+unsafe impl<T: Send> Sync for Output<T> {}
+
+impl<T: Element> Output<T> {
+    /// A tensor of the size and layout of `like`, which is dense.
+    pub(super) fn f_like(like: &Tensor) -> Result<Self, LossError> {
+        Self::f_new(memory::f_empty_like(like)?)
+    }
+
+    fn f_new(tensor: Tensor) -> Result<Self, LossError> {
+        assert!(is_plain(&tensor, T::KIND) && is_dense(&tensor));
+        Ok(Self { start: tensor.data_ptr().cast(), length: tensor.numel(), tensor })
+    }
+
+    /// The elements in `range`.
+    ///
+    /// # Safety
+    /// No other call has a part of it at the same time.
+    #[allow(clippy::mut_from_ref)]
+    pub(super) unsafe fn range(&self, range: Range<usize>) -> &mut [MaybeUninit<T>] {
+        assert!(range.start <= range.end && range.end <= self.length);
+        if range.is_empty() {
+            return &mut [];
+        }
+        // SAFETY: the range is within the tensor's memory, which nobody else knows of until `into_tensor`.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+
+    /// The tensor, filled.
+    pub(super) fn into_tensor(self) -> Tensor {
+        self.tensor
+    }
+}
+
+/// A scalar tensor.
+pub(super) fn f_scalar<T: Element>(value: f64) -> Result<Tensor, LossError> {
+    let output = Output::<T>::f_new(Tensor::f_empty([0_i64; 0], (T::KIND, Device::Cpu))?)?;
+    // SAFETY: nobody else has a part of it.
+    let element = unsafe { output.range(0..1) };
+    element[0].write(T::from_f64(value));
+    Ok(output.into_tensor())
+}

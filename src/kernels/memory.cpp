@@ -1,0 +1,86 @@
+// Memory of large tensors that is used again; memory.rs says why.
+
+#include <ATen/ATen.h>
+#include <c10/core/impl/alloc_cpu.h>
+
+#include <deque>
+#include <mutex>
+
+namespace {
+
+struct Block {
+  void* start;
+  size_t bytes;
+};
+
+class Cache {
+ public:
+  void* take(size_t bytes) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      for (auto block = blocks_.begin(); block != blocks_.end(); ++block) {
+        if (block->bytes != bytes) continue;
+        void* start = block->start;
+        held_ -= bytes;
+        blocks_.erase(block);
+        return start;
+      }
+    }
+    return c10::alloc_cpu(bytes);
+  }
+
+  void give_back(Block block) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    held_ += block.bytes;
+    blocks_.push_back(block);
+    shrink();
+  }
+
+  void set_limit(size_t limit) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    limit_ = limit;
+    shrink();
+  }
+
+ private:
+  // The oldest go first.
+  void shrink() {
+    while (held_ > limit_) {
+      const Block block = blocks_.front();
+      blocks_.pop_front();
+      held_ -= block.bytes;
+      c10::free_cpu(block.start);
+    }
+  }
+
+  std::mutex mutex_;
+  std::deque<Block> blocks_;
+  size_t held_ = 0;
+  size_t limit_ = size_t{256} << 20;
+};
+
+// Never destroyed, since tensors may outlive everything static.
+Cache& cache() {
+  static Cache* instance = new Cache;
+  return *instance;
+}
+
+}  // namespace
+
+extern "C" {
+
+// A new tensor of the size, strides and kind of `like`, which has neither gaps nor overlaps; null where there is no memory.
+at::Tensor* tch_losses_empty_like(const at::Tensor* like) {
+  try {
+    const Block block{cache().take(like->nbytes()), like->nbytes()};
+    auto give_back = [block](void*) { cache().give_back(block); };
+    return new at::Tensor(at::from_blob(block.start, like->sizes(), like->strides(), give_back, like->options()));
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+void tch_losses_set_cache_limit(size_t bytes) {
+  cache().set_limit(bytes);
+}
+}

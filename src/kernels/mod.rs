@@ -1,0 +1,23 @@
+//! Fused engines: a loss and its gradient in one pass over memory.
+//!
+//! An engine takes a formula and does the rest: threads, vector instructions, reduction, kinds, layouts, the graph. What it
+//! does not take, and second derivatives, go to the composite of tensor operations that defines the loss.
+
+// Engines read and write the memory of tensors.
+#![allow(unsafe_code)]
+
+mod backend;
+mod element;
+mod memory;
+mod number;
+mod parallel;
+mod pointwise;
+mod simd;
+
+pub use backend::{Backend, with_backend};
+pub use memory::set_gradient_cache;
+pub(crate) use number::{Real, choose, sigmoids};
+pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise};
+
+/// How many elements are worked on at a time; a few arrays of so many numbers fit the first cache.
+const BLOCK: usize = 1024;

@@ -1,0 +1,371 @@
+//! Arithmetic of formulas, written so that the compiler makes vector instructions of a loop over it.
+//!
+//! Each function is free of branches and calls. They are inlined into loops that are compiled once for each instruction set
+//! (see `simd`), which is also what [`Lane`]'s parameter is for: without a fused multiply-add in hardware,
+//! `f32::mul_add` is a slow library call.
+
+use std::ops::{Add, Div, Mul, Neg, Sub};
+
+/// A number as a formula sees it: `f32` or `f64`.
+///
+/// `exp`, `ln` and `ln_1p` are within 2 units in the last place of the exact result.
+pub(crate) trait Real:
+    Copy
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+{
+    /// The number nearest to `value`.
+    fn of(value: f64) -> Self;
+    /// `self · factor + summand`, rounded once where the hardware can.
+    fn mul_add(self, factor: Self, summand: Self) -> Self;
+    fn abs(self) -> Self;
+    fn sqrt(self) -> Self;
+    fn exp(self) -> Self;
+    /// The natural logarithm: −∞ of 0, NaN below.
+    fn ln(self) -> Self;
+    fn is_nan(self) -> bool;
+
+    /// log(1 + `self`), exact to the last places for `self` near 0 too.
+    #[inline(always)]
+    fn ln_1p(self) -> Self {
+        let one = Self::of(1.0);
+        let sum = one + self;
+        // What the sum has lost is put back, divided by the derivative's denominator.
+        let lost = self - (sum - one);
+        let exact = lost == Self::of(0.0) || sum == Self::of(f64::INFINITY);
+        sum.ln() + choose(exact, Self::of(0.0), lost / sum)
+    }
+
+    /// The larger one, NaN where `self` is.
+    #[inline(always)]
+    fn at_least(self, other: Self) -> Self {
+        choose(self < other, other, self)
+    }
+
+    /// The smaller one, NaN where `self` is.
+    #[inline(always)]
+    fn at_most(self, other: Self) -> Self {
+        choose(self > other, other, self)
+    }
+
+    /// −1, 0 or 1; 0 for NaN, as in PyTorch.
+    #[inline(always)]
+    fn sign(self) -> Self {
+        let (zero, one) = (Self::of(0.0), Self::of(1.0));
+        choose(self > zero, one, choose(self < zero, -one, zero))
+    }
+
+    /// `self` to the power of `exponent`, for a base of at least 0.
+    #[inline(always)]
+    fn power(self, exponent: Self) -> Self {
+        let power = (exponent * self.ln()).exp();
+        choose(exponent == Self::of(0.0), Self::of(1.0), power)
+    }
+}
+
+/// `yes` where the condition holds, else `no`. Both are computed, so that no branch is needed.
+#[inline(always)]
+pub(crate) fn choose<T>(condition: bool, yes: T, no: T) -> T {
+    if condition { yes } else { no }
+}
+
+/// The sigmoid of `x`, that of −x, and log(1 + exp(−|x|)), of one exponential.
+#[inline(always)]
+pub(crate) fn sigmoids<R: Real>(x: R) -> (R, R, R) {
+    let one = R::of(1.0);
+    let e = (-x.abs()).exp();
+    let large = one / (one + e);
+    let small = e * large;
+    let positive = x >= R::of(0.0);
+    (choose(positive, large, small), choose(positive, small, large), e.ln_1p())
+}
+
+/// An `f32` or `f64` on hardware with (`FMA`) or without a fused multiply-add.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+#[repr(transparent)]
+pub(super) struct Lane<T, const FMA: bool>(pub(super) T);
+
+macro_rules! operators {
+    ($number:ty: $($operator:ident $function:ident),+) => {
+        $(
+            impl<const FMA: bool> $operator for Lane<$number, FMA> {
+                type Output = Self;
+                #[inline(always)]
+                fn $function(self, other: Self) -> Self {
+                    Lane(self.0.$function(other.0))
+                }
+            }
+        )+
+        impl<const FMA: bool> Neg for Lane<$number, FMA> {
+            type Output = Self;
+            #[inline(always)]
+            fn neg(self) -> Self {
+                Lane(-self.0)
+            }
+        }
+    };
+}
+operators!(f32: Add add, Sub sub, Mul mul, Div div);
+operators!(f64: Add add, Sub sub, Mul mul, Div div);
+
+/// What both widths share.
+macro_rules! common {
+    ($number:ty) => {
+        #[inline(always)]
+        fn of(value: f64) -> Self {
+            Lane(value as $number)
+        }
+
+        #[inline(always)]
+        fn mul_add(self, factor: Self, summand: Self) -> Self {
+            if FMA { Lane(self.0.mul_add(factor.0, summand.0)) } else { self * factor + summand }
+        }
+
+        #[inline(always)]
+        fn abs(self) -> Self {
+            Lane(self.0.abs())
+        }
+
+        #[inline(always)]
+        fn sqrt(self) -> Self {
+            Lane(self.0.sqrt())
+        }
+
+        #[inline(always)]
+        fn is_nan(self) -> bool {
+            self.0.is_nan()
+        }
+    };
+}
+
+impl<const FMA: bool> Lane<f32, FMA> {
+    /// A polynomial with the first coefficient in front of the highest power.
+    #[inline(always)]
+    fn polynomial<const N: usize>(self, coefficients: [f32; N]) -> Self {
+        let rest = coefficients[1..].iter();
+        rest.fold(Lane(coefficients[0]), |sum, coefficient| sum.mul_add(self, Lane(*coefficient)))
+    }
+}
+
+impl<const FMA: bool> Lane<f64, FMA> {
+    /// A polynomial with the first coefficient in front of the highest power.
+    #[inline(always)]
+    fn polynomial<const N: usize>(self, coefficients: [f64; N]) -> Self {
+        let rest = coefficients[1..].iter();
+        rest.fold(Lane(coefficients[0]), |sum, coefficient| sum.mul_add(self, Lane(*coefficient)))
+    }
+}
+
+/// log 2 in two parts, of which the first has so few digits that its small multiples are exact.
+const LN_2_F32: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+const LN_2_F64: [f64; 2] = [6.931_471_803_691_238e-1, 1.908_214_929_270_587_7e-10];
+
+impl<const FMA: bool> Real for Lane<f32, FMA> {
+    common!(f32);
+
+    /// exp(x) = 2ⁿ exp(r) with |r| ≤ log(2)/2, the latter by the polynomial of Cephes' `expf`.
+    #[inline(always)]
+    fn exp(self) -> Self {
+        /// Added to a small number, it leaves that number rounded to an integer in the last bits.
+        const ROUND: f32 = 12_582_912.0;
+        // Beyond these bounds the result is 0 or ∞; NaN stays NaN.
+        let x = Lane(self.0.clamp(-104.0, 89.0));
+        let rounded = x.mul_add(Lane(std::f32::consts::LOG2_E), Lane(ROUND));
+        let n = rounded - Lane(ROUND);
+        let r = n.mul_add(Lane(-LN_2_F32[0]), x);
+        let r = n.mul_add(Lane(-LN_2_F32[1]), r);
+        let p = r.polynomial([1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5]);
+        let y = (p * r).mul_add(r, r) + Lane(1.0);
+        // In two steps, since 2ⁿ itself may be out of range.
+        let n = (rounded.0.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+        let half = n >> 1;
+        let power = |n: i32| Lane(f32::from_bits((n.wrapping_add(127) << 23) as u32));
+        y * power(half) * power(n.wrapping_sub(half))
+    }
+
+    /// log(x) = n log 2 + log(1 + f) with 1 + f in [√½, √2), the latter by the polynomial of Cephes' `logf`.
+    #[inline(always)]
+    fn ln(self) -> Self {
+        const SQRT_HALF: u32 = 0x3f35_04f3;
+        const SCALE: f32 = 8_388_608.0;
+        // A subnormal number is made normal first.
+        let small = self.0 < f32::MIN_POSITIVE;
+        let bits = choose(small, self.0 * SCALE, self.0).to_bits().wrapping_sub(SQRT_HALF);
+        let n = Lane(((bits as i32) >> 23) as f32) - choose(small, Lane(23.0), Lane(0.0));
+        let f = Lane(f32::from_bits((bits & 0x007f_ffff).wrapping_add(SQRT_HALF))) - Lane(1.0);
+        let square = f * f;
+        let p = f.polynomial([
+            7.037_683_6e-2,
+            -0.115_146_1,
+            0.116_769_99,
+            -0.124_201_41,
+            0.142_493_23,
+            -0.166_680_58,
+            0.200_007_15,
+            -0.249_999_94,
+            0.333_333_3,
+        ]);
+        let p = n.mul_add(Lane(LN_2_F32[1]), p * f * square);
+        let y = n.mul_add(Lane(LN_2_F32[0]), f + square.mul_add(Lane(-0.5), p));
+        let y = choose(self.0 > 0.0, y, choose(self.0 == 0.0, Lane(f32::NEG_INFINITY), Lane(f32::NAN)));
+        choose(self.0 == f32::INFINITY, self, y)
+    }
+}
+
+impl<const FMA: bool> Real for Lane<f64, FMA> {
+    common!(f64);
+
+    /// exp(x) = 2ⁿ exp(r) with |r| ≤ log(2)/2, the latter by the rational function of FreeBSD's `e_exp.c`.
+    #[inline(always)]
+    fn exp(self) -> Self {
+        /// Added to a small number, it leaves that number rounded to an integer in the last bits.
+        const ROUND: f64 = 6_755_399_441_055_744.0;
+        let x = Lane(self.0.clamp(-746.0, 710.0));
+        let rounded = x.mul_add(Lane(std::f64::consts::LOG2_E), Lane(ROUND));
+        let n = rounded - Lane(ROUND);
+        let high = n.mul_add(Lane(-LN_2_F64[0]), x);
+        let low = n * Lane(LN_2_F64[1]);
+        let r = high - low;
+        let square = r * r;
+        let p = square.polynomial([
+            4.138_136_797_057_238_46e-8,
+            -1.653_390_220_546_525_15e-6,
+            6.613_756_321_437_934_36e-5,
+            -2.777_777_777_701_559_338e-3,
+            1.666_666_666_666_660_190e-1,
+        ]);
+        let c = r - square * p;
+        let y = Lane(1.0) - ((low - (r * c) / (Lane(2.0) - c)) - high);
+        let n = (rounded.0.to_bits() as i64).wrapping_sub(ROUND.to_bits() as i64);
+        let half = n >> 1;
+        let power = |n: i64| Lane(f64::from_bits((n.wrapping_add(1023) << 52) as u64));
+        y * power(half) * power(n.wrapping_sub(half))
+    }
+
+    /// log(x) = n log 2 + log(1 + f) with 1 + f in [√½, √2), the latter by the series of FreeBSD's `e_log.c`.
+    #[inline(always)]
+    fn ln(self) -> Self {
+        const SQRT_HALF: u64 = 0x3fe6_a09e_667f_3bcd;
+        const SCALE: f64 = 18_014_398_509_481_984.0;
+        let small = self.0 < f64::MIN_POSITIVE;
+        let bits = choose(small, self.0 * SCALE, self.0).to_bits().wrapping_sub(SQRT_HALF);
+        // Small integers become numbers through the last bits of a large one; AVX2 has no conversion.
+        const LARGE: f64 = 6_755_399_441_055_744.0;
+        let n = f64::from_bits(LARGE.to_bits().wrapping_add(((bits as i64) >> 52) as u64));
+        let n = Lane(n) - Lane(LARGE) - choose(small, Lane(54.0), Lane(0.0));
+        let f = Lane(f64::from_bits((bits & 0x000f_ffff_ffff_ffff).wrapping_add(SQRT_HALF))) - Lane(1.0);
+        let s = f / (Lane(2.0) + f);
+        let z = s * s;
+        let r = z * z.polynomial([
+            1.479_819_860_511_658_591e-1,
+            1.531_383_769_920_937_332e-1,
+            1.818_357_216_161_805_012e-1,
+            2.222_219_843_214_978_396e-1,
+            2.857_142_874_366_239_149e-1,
+            3.999_999_999_940_941_908e-1,
+            6.666_666_666_666_735_130e-1,
+        ]);
+        let half_square = Lane(0.5) * f * f;
+        let y = half_square - (s * (half_square + r) + n * Lane(LN_2_F64[1])) - f;
+        let y = n.mul_add(Lane(LN_2_F64[0]), -y);
+        let y = choose(self.0 > 0.0, y, choose(self.0 == 0.0, Lane(f64::NEG_INFINITY), Lane(f64::NAN)));
+        choose(self.0 == f64::INFINITY, self, y)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The distance of `actual` from `expected` in units in the last place of an `f32`.
+    fn ulps_f32(actual: f32, expected: f64) -> f64 {
+        if f64::from(actual) == expected {
+            return 0.0;
+        }
+        let spacing = (expected as f32).abs().max(f32::MIN_POSITIVE);
+        let spacing = f64::from(f32::from_bits(spacing.to_bits() + 1)) - f64::from(spacing);
+        (f64::from(actual) - expected).abs() / spacing
+    }
+
+    fn ulps_f64(actual: f64, expected: f64) -> f64 {
+        if actual == expected {
+            return 0.0;
+        }
+        let spacing = expected.abs().max(f64::MIN_POSITIVE);
+        (actual - expected).abs() / (f64::from_bits(spacing.to_bits() + 1) - spacing)
+    }
+
+    /// All magnitudes of positive numbers.
+    fn sweep(bits: impl Iterator<Item = u32>) -> impl Iterator<Item = f32> {
+        bits.map(f32::from_bits)
+    }
+
+    fn single<const FMA: bool>() {
+        let lane = |x: f32| Lane::<f32, FMA>(x);
+        for x in sweep((0..f32::INFINITY.to_bits()).step_by(9973)) {
+            let wide = f64::from(x);
+            assert!(ulps_f32(lane(x).ln().0, wide.ln()) <= 2.0, "ln {x}");
+            assert!(ulps_f32(lane(x).ln_1p().0, wide.ln_1p()) <= 2.0, "ln_1p {x}");
+            for x in [x, -x] {
+                let expected = f64::from(x).exp();
+                if expected < f64::from(f32::MAX) {
+                    assert!(ulps_f32(lane(x).exp().0, expected) <= 2.0, "exp {x}");
+                }
+            }
+        }
+    }
+
+    fn double<const FMA: bool>() {
+        let lane = |x: f64| Lane::<f64, FMA>(x);
+        for x in sweep((0..f32::INFINITY.to_bits()).step_by(9973)) {
+            // Odd last digits, and twice the range of exponents.
+            let x = f64::from(x) * 1.1;
+            for x in [x, x * x] {
+                assert!(ulps_f64(lane(x).ln().0, x.ln()) <= 2.0, "ln {x}");
+                assert!(ulps_f64(lane(x).ln_1p().0, x.ln_1p()) <= 2.0, "ln_1p {x}");
+                for x in [x, -x] {
+                    if x.exp() < f64::MAX {
+                        assert!(ulps_f64(lane(x).exp().0, x.exp()) <= 2.0, "exp {x}: {}", lane(x).exp().0);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn functions_are_within_two_units_in_the_last_place() {
+        single::<true>();
+        single::<false>();
+        double::<true>();
+        double::<false>();
+    }
+
+    #[test]
+    fn special_values() {
+        fn check<R: Real + std::fmt::Debug>() {
+            let (inf, nan) = (R::of(f64::INFINITY), R::of(f64::NAN));
+            let (zero, one) = (R::of(0.0), R::of(1.0));
+            assert_eq!((inf.exp(), (-inf).exp(), zero.exp()), (inf, zero, one));
+            assert_eq!((inf.ln(), zero.ln(), one.ln()), (inf, -inf, zero));
+            assert_eq!((inf.ln_1p(), (-one).ln_1p(), zero.ln_1p()), (inf, -inf, zero));
+            assert!(nan.exp().is_nan() && nan.ln().is_nan() && nan.ln_1p().is_nan() && (-one).ln().is_nan());
+            assert_eq!((R::of(-3.0).sign(), zero.sign(), R::of(3.0).sign(), nan.sign()), (-one, zero, one, zero));
+            assert!(nan.at_least(zero).is_nan() && nan.at_most(zero).is_nan());
+            assert_eq!((zero.power(R::of(0.5)), zero.power(zero)), (zero, one));
+            for x in [1e4, 1e30, f64::INFINITY] {
+                let (large, small, log) = sigmoids(R::of(x));
+                assert_eq!((large, small, log), (one, zero, zero));
+                let (large, small, log) = sigmoids(R::of(-x));
+                assert_eq!((large, small, log), (zero, one, zero));
+            }
+        }
+        check::<Lane<f32, true>>();
+        check::<Lane<f32, false>>();
+        check::<Lane<f64, true>>();
+        check::<Lane<f64, false>>();
+    }
+}

@@ -1,0 +1,90 @@
+//! Loops compiled once for each instruction set, of which the best that the processor has is chosen at run time.
+
+use std::sync::OnceLock;
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::number::{Lane, Real};
+
+/// A loop over lanes of numbers.
+pub(super) trait Kernel<W: Wide> {
+    type Result;
+    /// Runs it; implementations are `#[inline(always)]`, and so is all that they call.
+    fn run<R: LaneOf<W>>(self) -> Self::Result;
+}
+
+/// A number type that engines compute in.
+pub(super) trait Wide: super::element::Element<Wide = Self> + Default + Into<f64> {
+    #[doc(hidden)]
+    type Fused: LaneOf<Self>;
+    #[doc(hidden)]
+    type Plain: LaneOf<Self>;
+}
+
+/// The lane of a number type.
+pub(super) trait LaneOf<W>: Real {
+    fn new(number: W) -> Self;
+    fn get(self) -> W;
+}
+
+macro_rules! wide {
+    ($number:ty) => {
+        impl Wide for $number {
+            type Fused = Lane<$number, true>;
+            type Plain = Lane<$number, false>;
+        }
+
+        impl<const FMA: bool> LaneOf<$number> for Lane<$number, FMA> {
+            #[inline(always)]
+            fn new(number: $number) -> Self {
+                Lane(number)
+            }
+            #[inline(always)]
+            fn get(self) -> $number {
+                self.0
+            }
+        }
+    };
+}
+wide!(f32);
+wide!(f64);
+
+/// Runs `kernel` on the best instruction set there is.
+pub(super) fn run<W: Wide, K: Kernel<W>>(kernel: K) -> K::Result {
+    static ARCH: OnceLock<Arch> = OnceLock::new();
+    ARCH.get_or_init(Arch::new).dispatch(Dispatched(kernel, std::marker::PhantomData::<W>))
+}
+
+struct Dispatched<K, W>(K, std::marker::PhantomData<W>);
+
+impl<W: Wide, K: Kernel<W>> WithSimd for Dispatched<K, W> {
+    type Output = K::Result;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> K::Result {
+        // All but the scalar fallback have a fused multiply-add.
+        if S::IS_SCALAR { self.0.run::<W::Plain>() } else { self.0.run::<W::Fused>() }
+    }
+}
+
+/// The sum of numbers, in a fixed order.
+pub(super) struct Sum<'a, W>(pub(super) &'a [W]);
+
+impl<W: Wide> Kernel<W> for Sum<'_, W> {
+    type Result = f64;
+
+    #[inline(always)]
+    fn run<R: LaneOf<W>>(self) -> f64 {
+        const LANES: usize = 32;
+        let mut sums = [W::default(); LANES];
+        let groups = self.0.chunks_exact(LANES);
+        let rest = groups.remainder();
+        for group in groups {
+            for (sum, number) in sums.iter_mut().zip(group) {
+                *sum = (R::new(*sum) + R::new(*number)).get();
+            }
+        }
+        // The few sums of a block are added up in double precision.
+        sums.iter().chain(rest).map(|&number| number.into()).sum()
+    }
+}
