@@ -110,6 +110,7 @@ mod error;
 mod loss;
 mod metric;
 mod numeric;
+mod precomputed;
 mod reduction;
 mod regression;
 mod segmentation;

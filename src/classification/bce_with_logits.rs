@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use crate::precomputed::{Precomputed, Replace};
 use crate::{Loss, LossError, Reduction, check};
 
 /// Binary cross entropy of logits: how unlikely a sigmoid of the input makes each yes or no of the target.
@@ -95,6 +96,17 @@ impl Loss for BceWithLogitsLoss {
         }
         let (weight, pos_weight) = (self.weight.as_ref(), self.pos_weight.as_ref());
         Ok(input.f_binary_cross_entropy_with_logits(target, weight, pos_weight, self.reduction.into())?)
+    }
+}
+
+impl Precomputed for BceWithLogitsLoss {
+    fn reduction(&self) -> Reduction {
+        self.reduction
+    }
+
+    fn map_tensors(&self, replace: &mut Replace) -> Self {
+        let weight = self.weight.as_ref().map(&mut *replace);
+        Self { weight, pos_weight: self.pos_weight.as_ref().map(replace), ..*self }
     }
 }
 
