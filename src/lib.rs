@@ -111,6 +111,7 @@ mod kernels;
 mod loss;
 mod metric;
 mod numeric;
+mod precomputed;
 mod reduction;
 mod regression;
 mod segmentation;

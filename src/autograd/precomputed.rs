@@ -22,7 +22,7 @@ use crate::LossError;
 /// use tch::{Kind, Tensor};
 /// use tch_losses::autograd::f_precomputed;
 ///
-/// // Its graph would keep four tensors of the input's size; this keeps one.
+/// // Its graph would keep three tensors of the input's size; this keeps one.
 /// let energy = |inputs: &[Tensor]| Ok(inputs[0].f_sigmoid()?.f_square()?.f_log1p()?.f_exp()?.f_sum(Kind::Double)?);
 ///
 /// let input = Tensor::from_slice(&[0.0, 0.0]).set_requires_grad(true);
@@ -43,6 +43,9 @@ where
     let leaf = |(input, needed): (&&Tensor, &bool)| input.f_detach()?.f_set_requires_grad(*needed);
     let leaves = inputs.iter().zip(&needed).map(leaf).collect::<Result<Vec<_>, _>>()?;
     let value = loss(&leaves)?;
+    if !value.requires_grad() {
+        return Ok(value);
+    }
     let gradients = f_gradients(&value, &leaves, &needed, false)?;
     let value = value.f_detach()?;
 

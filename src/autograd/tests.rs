@@ -158,6 +158,13 @@ fn undefined_tensors_are_errors() {
 }
 
 #[test]
+fn a_constant_has_no_gradient_to_precompute() {
+    let x = Tensor::from(1.0).set_requires_grad(true);
+    let constant = f_precomputed(&[&x], |inputs| Ok(inputs[0].f_detach()?)).unwrap();
+    assert!(!constant.requires_grad());
+}
+
+#[test]
 fn a_precomputed_gradient_is_that_of_the_composition() {
     let composition = |inputs: &[Tensor]| -> Result<Tensor, LossError> {
         Ok(inputs[0].f_sigmoid()?.f_mul(&inputs[1])?.f_mean(None)?)

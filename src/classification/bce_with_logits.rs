@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use crate::kernels::{Pointwise, Real, Weighted, f_pointwise, sigmoids};
+use crate::precomputed::{Precomputed, Replace};
 use crate::{Loss, LossError, Reduction, check};
 
 /// Binary cross entropy of logits: how unlikely a sigmoid of the input makes each yes or no of the target.
@@ -139,6 +140,17 @@ impl Pointwise<3> for Formula {
         let loss = pos_weight * y * positive + (one - y) * negative;
         let of_x = (one - y) * p - pos_weight * y * q;
         (loss, [of_x, pos_weight * positive - negative, y * positive])
+    }
+}
+
+impl Precomputed for BceWithLogitsLoss {
+    fn reduction(&self) -> Reduction {
+        self.reduction
+    }
+
+    fn map_tensors(&self, replace: &mut Replace) -> Self {
+        let weight = self.weight.as_ref().map(&mut *replace);
+        Self { weight, pos_weight: self.pos_weight.as_ref().map(replace), ..*self }
     }
 }
 

@@ -3,6 +3,7 @@ use tch::{Kind, Tensor};
 use super::mean_over::MeanOver;
 use crate::check::{self, ClassIndices};
 use crate::numeric::wide_kind;
+use crate::precomputed::{Precomputed, Replace};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
 /// Cross entropy of logits: how unlikely a softmax over the classes makes the target.
@@ -201,6 +202,16 @@ impl CrossEntropyLoss {
             (reduction, _) => self.f_aten(input, &target.indices, logs, reduction)?,
         };
         target.validity.f_poison(&loss, self.reduction == Reduction::None)
+    }
+}
+
+impl Precomputed for CrossEntropyLoss {
+    fn reduction(&self) -> Reduction {
+        self.reduction
+    }
+
+    fn map_tensors(&self, replace: &mut Replace) -> Self {
+        Self { weight: self.weight.as_ref().map(replace), ..*self }
     }
 }
 

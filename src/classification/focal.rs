@@ -2,6 +2,7 @@
 
 use tch::{Kind, Tensor};
 
+use crate::precomputed::Replace;
 use crate::{LossError, MeanOver, Reduction, check};
 
 /// How much the classes count in a focal loss: the α of the paper.
@@ -51,6 +52,15 @@ pub enum FocalNormalization {
 const SMALLEST_NORM: f64 = 1e-6;
 
 impl FocalAlpha {
+    /// The same with the tensor replaced.
+    pub(super) fn map_tensors(&self, replace: &mut Replace) -> Self {
+        match self {
+            FocalAlpha::None => FocalAlpha::None,
+            FocalAlpha::Balance(alpha) => FocalAlpha::Balance(*alpha),
+            FocalAlpha::Classes(alpha) => FocalAlpha::Classes(replace(alpha)),
+        }
+    }
+
     /// A balance is a share; classes are one value for each class of `input`.
     pub(super) fn f_check(&self, input: &Tensor) -> Result<(), LossError> {
         match self {
@@ -105,7 +115,7 @@ pub(super) fn f_log_rest(log_p: &Tensor) -> Result<Tensor, LossError> {
 }
 
 /// The modulating factor (1 − pₜ)^γ.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Modulation {
     pub(super) gamma: f64,
     pub(super) reduced_threshold: Option<f64>,

@@ -14,7 +14,8 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 /// ℓₙ = 1/C · Σ_{j ∈ Yₙ} Σ_{c ∉ Yₙ} max(0, 1 − x\[n, j\] + x\[n, c\])
 ///
 /// where x is the input, C the number of classes and Yₙ the entries of row n of the target before its first −1; a label
-/// listed twice counts twice. The mean divides by the number of rows.
+/// listed twice counts twice. The mean divides by the number of rows. As in PyTorch a term in which a score is NaN is 0,
+/// with gradient 0, so that NaN scores make no NaN loss.
 ///
 /// # Shapes
 ///
@@ -170,6 +171,16 @@ mod tests {
         assert!(with(Reduction::Mean).double_value(&[]).is_nan());
         assert_eq!(with(Reduction::Sum).double_value(&[]), 0.0);
         assert_eq!(with(Reduction::None).size(), [0]);
+    }
+
+    #[test]
+    fn a_score_that_is_nan_adds_nothing() {
+        let input = Tensor::from_slice(&[0.0, f64::NAN, 0.5, 1.0]).set_requires_grad(true);
+        let loss = MultiLabelMarginLoss::new().forward(&input, &Tensor::from_slice(&[3_i64, 0, -1, 1]));
+        loss.backward();
+        // Of the terms of labels 3 and 0 against classes 1 and 2, those against class 2 are left.
+        assert_eq!(loss.double_value(&[]), (0.5 + 1.5) / 4.0);
+        assert_eq!(Vec::<f64>::try_from(input.grad()).unwrap(), [-0.25, 0.0, 0.5, -0.25]);
     }
 
     #[test]

@@ -2,6 +2,7 @@ use tch::Tensor;
 
 use super::focal::{self, Counted, FocalAlpha, FocalNormalization, Modulation};
 use crate::check::{self, ClassIndices};
+use crate::precomputed::{Precomputed, Replace};
 use crate::{InvalidValues, Loss, LossError, MeanOver, Reduction, numeric};
 
 /// The focal loss of one sigmoid per class: the target's class against each other one.
@@ -145,6 +146,25 @@ impl OneVsRestFocalLoss {
         self
     }
 
+    /// The reduced loss of options that were checked.
+    fn f_compute(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let class_dim = check::class_dim(input)?;
+        let (classes, target) = check::class_target(target, input, class_dim, "")?;
+        let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
+
+        let dim = class_dim as i64;
+        let ignored = target.f_ignored()?.map(|ignored| ignored.f_unsqueeze(dim)).transpose()?;
+        let counted = Counted { ignored };
+        let own = counted.f_mask(&target.indices.f_unsqueeze(dim)?)?;
+        let losses = self.f_losses(&counted.f_mask(input)?, &own, dim, &counted)?;
+        let losses = match &self.weight {
+            Some(weight) => losses.f_mul(&focal::f_per_class(weight, &losses)?)?,
+            None => losses,
+        };
+        let loss = counted.f_reduce(&counted.f_mask(&losses)?, self.reduction, self.mean_over)?;
+        target.validity.f_unsqueeze(dim)?.f_poison(&loss, self.reduction == Reduction::None)
+    }
+
     /// The losses, without the weight, of the logits `x` and the classes `own` of the targets.
     ///
     /// First every class is taken for negative; then the target's class gets its place.
@@ -194,28 +214,25 @@ impl Loss for OneVsRestFocalLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
-        let class_dim = check::class_dim(input)?;
+        check::class_dim(input)?;
         self.modulation.check()?;
         self.alpha.f_check(input)?;
         if let Some(weight) = &self.weight {
             focal::f_check_classes(("weight", weight), input)?;
         }
-        let (classes, target) = check::class_target(target, input, class_dim, "")?;
-        let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
+        let wide = input.f_to_kind(numeric::wide_kind(input)?)?;
+        Ok(self.f_precomputed(&wide, target, Self::f_compute)?.f_to_kind(input.f_kind()?)?)
+    }
+}
 
-        let dim = class_dim as i64;
-        let ignored = target.f_ignored()?.map(|ignored| ignored.f_unsqueeze(dim)).transpose()?;
-        let counted = Counted { ignored };
-        let own = counted.f_mask(&target.indices.f_unsqueeze(dim)?)?;
-        let x = counted.f_mask(&input.f_to_kind(numeric::wide_kind(input)?)?)?;
-        let losses = self.f_losses(&x, &own, dim, &counted)?;
-        let losses = match &self.weight {
-            Some(weight) => losses.f_mul(&focal::f_per_class(weight, &losses)?)?,
-            None => losses,
-        };
-        let loss =
-            counted.f_reduce(&counted.f_mask(&losses)?, self.reduction, self.mean_over)?.f_to_kind(input.f_kind()?)?;
-        target.validity.f_unsqueeze(dim)?.f_poison(&loss, self.reduction == Reduction::None)
+impl Precomputed for OneVsRestFocalLoss {
+    fn reduction(&self) -> Reduction {
+        self.reduction
+    }
+
+    fn map_tensors(&self, replace: &mut Replace) -> Self {
+        let alpha = self.alpha.map_tensors(replace);
+        Self { alpha, weight: self.weight.as_ref().map(replace), ..*self }
     }
 }
 

@@ -1,6 +1,7 @@
 use tch::{Kind, Tensor};
 
 use super::focal::{self, Counted, FocalAlpha, FocalNormalization, Modulation};
+use crate::precomputed::{Precomputed, Replace};
 use crate::{Loss, LossError, MeanOver, Reduction, check, numeric};
 
 /// What the modulating factor of a target between 0 and 1 is. For targets of 0 and 1 all are the same.
@@ -217,6 +218,19 @@ impl SigmoidFocalLoss {
         }
     }
 
+    /// The reduced loss of arguments that were checked.
+    fn f_compute(&self, x: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let kind = x.f_kind()?;
+        let y = numeric::f_reals(("target", target), kind)?;
+        let counted = self.f_counted(&y)?;
+        let losses = self.f_losses(&counted.f_mask(x)?, &counted.f_mask(&y)?, &counted)?;
+        let losses = match &self.weight {
+            Some(weight) => losses.f_mul(&weight.f_to_kind(kind)?)?,
+            None => losses,
+        };
+        counted.f_reduce(&counted.f_mask(&losses)?, self.reduction, self.mean_over)
+    }
+
     /// The elements that neither the target nor the mask leaves out.
     fn f_counted(&self, y: &Tensor) -> Result<Counted, LossError> {
         let marked = self.ignore_index.map(|ignored| y.f_eq(ignored)).transpose()?;
@@ -290,15 +304,24 @@ impl Default for SigmoidFocalLoss {
 impl Loss for SigmoidFocalLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_check(input, target)?;
-        let kind = numeric::wide_kind(input)?;
-        let (x, y) = (input.f_to_kind(kind)?, numeric::f_reals(("target", target), kind)?);
-        let counted = self.f_counted(&y)?;
-        let losses = self.f_losses(&counted.f_mask(&x)?, &counted.f_mask(&y)?, &counted)?;
-        let losses = match &self.weight {
-            Some(weight) => losses.f_mul(&weight.f_to_kind(kind)?)?,
-            None => losses,
-        };
-        Ok(counted.f_reduce(&counted.f_mask(&losses)?, self.reduction, self.mean_over)?.f_to_kind(input.f_kind()?)?)
+        let wide = input.f_to_kind(numeric::wide_kind(input)?)?;
+        Ok(self.f_precomputed(&wide, target, Self::f_compute)?.f_to_kind(input.f_kind()?)?)
+    }
+}
+
+impl Precomputed for SigmoidFocalLoss {
+    fn reduction(&self) -> Reduction {
+        self.reduction
+    }
+
+    fn map_tensors(&self, replace: &mut Replace) -> Self {
+        Self {
+            alpha: self.alpha.map_tensors(replace),
+            weight: self.weight.as_ref().map(&mut *replace),
+            pos_weight: self.pos_weight.as_ref().map(&mut *replace),
+            mask: self.mask.as_ref().map(replace),
+            ..*self
+        }
     }
 }
 

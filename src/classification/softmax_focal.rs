@@ -2,6 +2,7 @@ use tch::{Kind, Tensor};
 
 use super::focal::{self, FocalAlpha, Modulation};
 use crate::check::{self, ClassIndices};
+use crate::precomputed::{Precomputed, Replace};
 use crate::{InvalidValues, Loss, LossError, MeanOver, Reduction, numeric};
 
 /// The focal loss of a softmax: cross entropy in which what is easy counts little.
@@ -219,6 +220,10 @@ impl SoftmaxFocalLoss {
         self.f_indices(input, target, kind)
     }
 
+    fn f_compute(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        Ok(self.f_with_log_probabilities(input, target)?.1)
+    }
+
     fn f_probabilities(&self, input: &Tensor, target: &Tensor, kind: Kind) -> Result<(Tensor, Tensor), LossError> {
         check::floating(("target", target))?;
         if let Some(ignored) = self.ignore_index {
@@ -300,8 +305,20 @@ impl Default for SoftmaxFocalLoss {
 
 impl Loss for SoftmaxFocalLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        let (_, loss) = self.f_with_log_probabilities(input, target)?;
-        Ok(loss.f_to_kind(input.f_kind()?)?)
+        self.f_check(input, target)?;
+        let wide = input.f_to_kind(numeric::wide_kind(input)?)?;
+        Ok(self.f_precomputed(&wide, target, Self::f_compute)?.f_to_kind(input.f_kind()?)?)
+    }
+}
+
+impl Precomputed for SoftmaxFocalLoss {
+    fn reduction(&self) -> Reduction {
+        self.reduction
+    }
+
+    fn map_tensors(&self, replace: &mut Replace) -> Self {
+        let alpha = self.alpha.map_tensors(replace);
+        Self { alpha, weight: self.weight.as_ref().map(replace), ..*self }
     }
 }
 

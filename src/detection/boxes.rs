@@ -110,20 +110,97 @@ pub(super) fn check_eps(option: &'static str, eps: f64) -> Result<(), LossError>
     check::option(option, eps, eps.is_finite() && eps >= 0.0, "a finite number of at least 0")
 }
 
-/// Pairs of boxes without an area, equal, far apart and inverted, for the tests of all losses.
+/// What holds for every loss of box overlap, given as a function of ε and the reduction.
 #[cfg(test)]
-pub(super) fn degenerate() -> Vec<([f64; 4], [f64; 4])> {
-    let boxes = [
-        [0.0, 0.0, 0.0, 0.0],
-        [1.0, 1.0, 1.0, 1.0],
-        [1.0, 1.0, 1.0, 3.0],
-        [1.0, 1.0, 3.0, 1.0],
-        [0.0, 0.0, 2.0, 2.0],
-        [3.0, 3.0, 1.0, 1.0],
-        [3.0, 1.0, 1.0, 3.0],
-        [-1e4, -1e4, 1e4, 1e4],
-        [1e4, 1e4, 1e4 + 1.0, 1e4 + 1.0],
-        [-1e8, -1e8, -1e8, 1e8],
-    ];
-    boxes.iter().flat_map(|a| boxes.iter().map(|b| (*a, *b))).collect()
+pub(super) fn assert_loss_of_boxes(loss: impl Fn(f64, Reduction) -> Box<dyn crate::Loss>) {
+    tests::assert_wrong_calls_name_the_argument(&loss);
+    tests::assert_no_boxes_have_a_mean_of_zero(&loss);
+    tests::assert_half_kinds_are_computed_in_single_precision(&loss);
+    tests::assert_degenerate_boxes_have_finite_values_and_gradients(&loss);
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::Loss;
+
+    type New<'a> = &'a dyn Fn(f64, Reduction) -> Box<dyn Loss>;
+
+    const EPS: f64 = 1e-7;
+
+    fn boxes() -> (Tensor, Tensor) {
+        let input = Tensor::from_slice(&[0.0, 0.0, 2.0, 2.0, 1.0, 1.0, 4.0, 3.0]).view([2, 4]);
+        let target = Tensor::from_slice(&[1.0, 0.0, 3.0, 2.0, 1.5, 0.5, 3.0, 5.0]).view([2, 4]);
+        (input, target)
+    }
+
+    pub(super) fn assert_wrong_calls_name_the_argument(new: New) {
+        let (input, target) = boxes();
+        let message = |eps, input: &Tensor, target: &Tensor| {
+            new(eps, Reduction::None).f_forward(input, target).unwrap_err().to_string()
+        };
+        let cases = [
+            (
+                message(EPS, &input.view([4, 2]), &target),
+                "input has shape [4, 2], expected [*, 4], the corners x1, y1, x2, y2 of boxes",
+            ),
+            (message(EPS, &input, &target.get(0)), "target has shape [4], expected [2, 4], the shape of input"),
+            (message(EPS, &input.to_kind(Kind::Int64), &target), "input has kind Int64, expected a floating kind"),
+            (message(EPS, &input, &target.to_kind(Kind::Bool)), "target has kind Bool, expected a kind of numbers"),
+            (message(-1.0, &input, &target), "option eps is -1, expected a finite number of at least 0"),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    pub(super) fn assert_no_boxes_have_a_mean_of_zero(new: New) {
+        let none = Tensor::zeros([0, 4], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let loss = new(EPS, Reduction::Mean).forward(&none, &none.detach());
+        loss.backward();
+        assert_eq!((f64::try_from(&loss).unwrap(), none.grad().size()), (0.0, vec![0, 4]));
+    }
+
+    pub(super) fn assert_half_kinds_are_computed_in_single_precision(new: New) {
+        let (input, target) = boxes();
+        let criterion = new(EPS, Reduction::None);
+        let expected = criterion.forward(&input.to_kind(Kind::Float), &target);
+        for kind in [Kind::Half, Kind::BFloat16] {
+            let loss = criterion.forward(&input.to_kind(kind), &target.to_kind(kind));
+            assert_eq!(loss, expected.to_kind(kind));
+        }
+    }
+
+    /// Without an ε, too.
+    pub(super) fn assert_degenerate_boxes_have_finite_values_and_gradients(new: New) {
+        for (eps, kind) in [EPS, 0.0].into_iter().flat_map(|eps| [(eps, Kind::Float), (eps, Kind::Double)]) {
+            let criterion = new(eps, Reduction::Sum);
+            for (a, b) in degenerate() {
+                let input = Tensor::from_slice(&a).to_kind(kind).set_requires_grad(true);
+                let loss = criterion.forward(&input, &Tensor::from_slice(&b));
+                loss.backward();
+                let finite = loss.isfinite().all().logical_and(&input.grad().isfinite().all());
+                assert!(bool::try_from(finite).unwrap(), "{a:?} {b:?}: {loss} {}", input.grad());
+            }
+        }
+    }
+
+    /// Pairs of boxes without an area, equal, far apart and inverted.
+    fn degenerate() -> Vec<([f64; 4], [f64; 4])> {
+        let boxes = [
+            [0.0, 0.0, 0.0, 0.0],
+            [1.0, 1.0, 1.0, 1.0],
+            [1.0, 1.0, 1.0, 3.0],
+            [1.0, 1.0, 3.0, 1.0],
+            [0.0, 0.0, 2.0, 2.0],
+            [3.0, 3.0, 1.0, 1.0],
+            [3.0, 1.0, 1.0, 3.0],
+            [-1e4, -1e4, 1e4, 1e4],
+            [1e4, 1e4, 1e4 + 1.0, 1e4 + 1.0],
+            [-1e8, -1e8, -1e8, 1e8],
+        ];
+        boxes.iter().flat_map(|a| boxes.iter().map(|b| (*a, *b))).collect()
+    }
 }

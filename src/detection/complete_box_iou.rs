@@ -115,73 +115,18 @@ impl Loss for CompleteBoxIouLoss {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
-
     use super::*;
 
-    fn boxes() -> (Tensor, Tensor) {
-        let input = Tensor::from_slice(&[0.0, 0.0, 2.0, 2.0, 1.0, 1.0, 4.0, 3.0]).view([2, 4]);
-        let target = Tensor::from_slice(&[1.0, 0.0, 3.0, 2.0, 1.5, 0.5, 3.0, 5.0]).view([2, 4]);
-        (input, target)
-    }
-
-    fn message(criterion: CompleteBoxIouLoss, input: &Tensor, target: &Tensor) -> String {
-        criterion.f_forward(input, target).unwrap_err().to_string()
+    #[test]
+    fn it_is_a_loss_of_boxes() {
+        boxes::assert_loss_of_boxes(|eps, reduction| Box::new(CompleteBoxIouLoss::new().eps(eps).reduction(reduction)));
     }
 
     #[test]
-    fn wrong_calls_name_the_argument() {
-        let ((input, target), new) = (boxes(), CompleteBoxIouLoss::new);
-        let cases = [
-            (
-                message(new(), &input.view([4, 2]), &target),
-                "input has shape [4, 2], expected [*, 4], the corners x1, y1, x2, y2 of boxes",
-            ),
-            (message(new(), &input, &target.get(0)), "target has shape [4], expected [2, 4], the shape of input"),
-            (message(new(), &input.to_kind(Kind::Int64), &target), "input has kind Int64, expected a floating kind"),
-            (message(new(), &input, &target.to_kind(Kind::Bool)), "target has kind Bool, expected a kind of numbers"),
-            (message(new().eps(-1.0), &input, &target), "option eps is -1, expected a finite number of at least 0"),
-            (
-                message(new().alpha_eps(f64::NAN), &input, &target),
-                "option alpha_eps is NaN, expected a finite number of at least 0",
-            ),
-        ];
-        for (actual, expected) in cases {
-            assert_eq!(actual, expected);
-        }
-    }
-
-    #[test]
-    fn no_boxes_have_a_mean_of_zero() {
-        let none = Tensor::zeros([0, 4], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-        let loss = CompleteBoxIouLoss::new().reduction(Reduction::Mean).forward(&none, &none.detach());
-        loss.backward();
-        assert_eq!((f64::try_from(&loss).unwrap(), none.grad().size()), (0.0, vec![0, 4]));
-    }
-
-    #[test]
-    fn half_kinds_are_computed_in_single_precision() {
-        let (input, target) = boxes();
-        let expected = CompleteBoxIouLoss::new().forward(&input.to_kind(Kind::Float), &target);
-        for kind in [Kind::Half, Kind::BFloat16] {
-            let loss = CompleteBoxIouLoss::new().forward(&input.to_kind(kind), &target.to_kind(kind));
-            assert_eq!(loss, expected.to_kind(kind));
-        }
-    }
-
-    #[test]
-    fn degenerate_boxes_have_finite_values_and_gradients_without_an_epsilon_too() {
-        for eps in [1e-7, 0.0] {
-            for kind in [Kind::Float, Kind::Double] {
-                for (a, b) in boxes::degenerate() {
-                    let input = Tensor::from_slice(&a).to_kind(kind).set_requires_grad(true);
-                    let loss = CompleteBoxIouLoss::new().eps(eps).forward(&input, &Tensor::from_slice(&b));
-                    loss.backward();
-                    let finite = loss.isfinite().all().logical_and(&input.grad().isfinite().all());
-                    assert!(bool::try_from(finite).unwrap(), "{a:?} {b:?}: {loss} {}", input.grad());
-                }
-            }
-        }
+    fn the_second_epsilon_is_checked_too() {
+        let boxes = Tensor::from_slice(&[0.0, 0.0, 1.0, 1.0]);
+        let error = CompleteBoxIouLoss::new().alpha_eps(f64::NAN).f_forward(&boxes, &boxes).unwrap_err();
+        assert_eq!(error.to_string(), "option alpha_eps is NaN, expected a finite number of at least 0");
     }
 
     #[test]

@@ -31,8 +31,9 @@ use crate::{LossError, Reduction};
 ///
 /// # Differences from PyTorch
 ///
-/// Arguments of different shapes are an error, unless [`broadcast`](Self::broadcast) allows them; PyTorch broadcasts
-/// silently.
+/// * Arguments of different shapes are an error, unless [`broadcast`](Self::broadcast) allows them; PyTorch broadcasts
+///   silently.
+/// * A margin that is NaN is an error; PyTorch's result is NaN.
 ///
 /// # Errors
 ///
@@ -153,6 +154,7 @@ mod tests {
         let x = ones(&[3, 4]);
         for (margin, positive, negative, message) in [
             (0.0, &[3, 4][..], &[3, 4][..], "option margin is 0, expected a number > 0"),
+            (f64::NAN, &[3, 4], &[3, 4], "option margin is NaN, expected a number > 0"),
             (1.0, &[1, 4], &[3, 4], "positive has shape [1, 4], expected [3, 4], the shape of anchor"),
             (1.0, &[3, 4], &[4], "negative has shape [4], expected [3, 4], the shape of anchor"),
         ] {

@@ -31,8 +31,9 @@ type Distance = dyn Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send;
 ///
 /// # Differences from PyTorch
 ///
-/// Arguments, or distances, of different shapes are an error, unless [`broadcast`](Self::broadcast) allows them; PyTorch
-/// broadcasts silently.
+/// * Arguments, or distances, of different shapes are an error, unless [`broadcast`](Self::broadcast) allows them;
+///   PyTorch broadcasts silently.
+/// * A margin that is NaN is an error; PyTorch's result is NaN.
 ///
 /// # Errors
 ///

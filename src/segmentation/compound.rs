@@ -6,8 +6,10 @@ use super::mask::f_drop_background;
 use super::region::{Activation, Grouping, RegionLoss, not_negative};
 use super::{DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, JaccardLoss, TverskyLoss};
 use crate::numeric::{f_reals, wide_kind};
+use crate::precomputed::{Precomputed, Replace};
 use crate::{
-    BceWithLogitsLoss, CrossEntropyLoss, Loss, LossError, OneVsRestFocalLoss, SigmoidFocalLoss, SoftmaxFocalLoss, check,
+    BceWithLogitsLoss, CrossEntropyLoss, Loss, LossError, OneVsRestFocalLoss, Reduction, SigmoidFocalLoss,
+    SoftmaxFocalLoss, check,
 };
 
 /// The loss over regions in a sum with a loss over pixels.
@@ -50,6 +52,38 @@ pub(super) enum Pixelwise {
     OneVsRestFocal(OneVsRestFocalLoss),
 }
 
+impl Precomputed for Overlap {
+    fn reduction(&self) -> Reduction {
+        self.loss().regions().reduction
+    }
+
+    fn map_tensors(&self, replace: &mut Replace) -> Self {
+        self.loss().with_regions(self.loss().regions().map_tensors(replace))
+    }
+}
+
+impl Precomputed for Pixelwise {
+    fn reduction(&self) -> Reduction {
+        match self {
+            Pixelwise::CrossEntropy(loss) => loss.reduction(),
+            Pixelwise::BceWithLogits(loss) => loss.reduction(),
+            Pixelwise::SoftmaxFocal(loss) => loss.reduction(),
+            Pixelwise::SigmoidFocal(loss) => loss.reduction(),
+            Pixelwise::OneVsRestFocal(loss) => loss.reduction(),
+        }
+    }
+
+    fn map_tensors(&self, replace: &mut Replace) -> Self {
+        match self {
+            Pixelwise::CrossEntropy(loss) => Pixelwise::CrossEntropy(loss.map_tensors(replace)),
+            Pixelwise::BceWithLogits(loss) => Pixelwise::BceWithLogits(loss.map_tensors(replace)),
+            Pixelwise::SoftmaxFocal(loss) => Pixelwise::SoftmaxFocal(loss.map_tensors(replace)),
+            Pixelwise::SigmoidFocal(loss) => Pixelwise::SigmoidFocal(loss.map_tensors(replace)),
+            Pixelwise::OneVsRestFocal(loss) => Pixelwise::OneVsRestFocal(loss.map_tensors(replace)),
+        }
+    }
+}
+
 /// A conversion of each of several losses to the enum that they are variants of.
 macro_rules! variants {
     ($enum:ident: $($variant:ident($loss:ident)),+) => {
@@ -89,6 +123,11 @@ impl Compound {
         let sigmoids = matches!(self.pixelwise, Pixelwise::SigmoidFocal(_));
         let (background, expected) = (self.focal_background, "true, but for a focal loss of sigmoids over masks");
         check::option("focal_background", background, background || sigmoids, expected)?;
+        self.f_precomputed(input, target, Self::f_compute)
+    }
+
+    /// The loss of options that were checked.
+    fn f_compute(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let kind = wide_kind(input)?;
         let (overlap, pixelwise) = self.f_parts(input, target, kind)?;
         let overlap = overlap.f_mul_scalar(self.lambda_overlap.1)?;
@@ -140,5 +179,18 @@ impl Compound {
         }
         shape.resize(pixels.len(), 1);
         Ok(overlap.f_reshape(&shape)?)
+    }
+}
+
+impl Precomputed for Compound {
+    fn reduction(&self) -> Reduction {
+        match self.overlap.reduction() {
+            Reduction::None => Reduction::None,
+            _ => self.pixelwise.reduction(),
+        }
+    }
+
+    fn map_tensors(&self, replace: &mut Replace) -> Self {
+        Self { overlap: self.overlap.map_tensors(replace), pixelwise: self.pixelwise.map_tensors(replace), ..*self }
     }
 }

@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use super::compound::Overlap;
 use super::region::{RegionLoss, Regions, Sizes, region_options, score_options};
 use crate::{Loss, LossError};
 
@@ -105,6 +106,10 @@ impl DiceLoss {
 impl RegionLoss for DiceLoss {
     fn regions(&self) -> &Regions {
         &self.regions
+    }
+
+    fn with_regions(&self, regions: Regions) -> Overlap {
+        DiceLoss { regions }.into()
     }
 
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {

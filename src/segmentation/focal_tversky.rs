@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use super::compound::Overlap;
 use super::region::{RegionLoss, Regions, Sizes, region_options, score_options};
 use crate::{Loss, LossError, check, numeric};
 
@@ -131,6 +132,10 @@ impl Default for FocalTverskyLoss {
 impl RegionLoss for FocalTverskyLoss {
     fn regions(&self) -> &Regions {
         &self.regions
+    }
+
+    fn with_regions(&self, regions: Regions) -> Overlap {
+        FocalTverskyLoss { regions, ..*self }.into()
     }
 
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {

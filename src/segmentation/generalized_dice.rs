@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use super::compound::Overlap;
 use super::region::{Grouping, RegionLoss, Regions, Sizes, region_options};
 use crate::{Loss, LossError};
 
@@ -130,6 +131,10 @@ impl Default for GeneralizedDiceLoss {
 impl RegionLoss for GeneralizedDiceLoss {
     fn regions(&self) -> &Regions {
         &self.regions
+    }
+
+    fn with_regions(&self, regions: Regions) -> Overlap {
+        GeneralizedDiceLoss { regions, ..*self }.into()
     }
 
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {

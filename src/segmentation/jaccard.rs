@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use super::compound::Overlap;
 use super::region::{RegionLoss, Regions, Sizes, region_options, score_options};
 use crate::{Loss, LossError};
 
@@ -86,6 +87,10 @@ impl Default for JaccardLoss {
 impl RegionLoss for JaccardLoss {
     fn regions(&self) -> &Regions {
         &self.regions
+    }
+
+    fn with_regions(&self, regions: Regions) -> Overlap {
+        JaccardLoss { regions }.into()
     }
 
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {

@@ -2,7 +2,9 @@
 
 use tch::{Kind, Tensor};
 
+use super::compound::Overlap;
 use crate::check::{self, ClassIndices, Validity};
+use crate::precomputed::{Precomputed, Replace};
 use crate::{InvalidValues, LossError, Reduction, numeric};
 
 /// What makes probabilities of the input.
@@ -107,6 +109,9 @@ pub(super) struct Regions {
 pub(super) trait RegionLoss {
     /// Its options.
     fn regions(&self) -> &Regions;
+
+    /// The same loss with these options.
+    fn with_regions(&self, regions: Regions) -> Overlap;
 
     /// The loss of regions of these sizes.
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError>;
@@ -366,6 +371,16 @@ impl Regions {
     pub(super) fn f_finish(&self, loss: &Tensor, sizes: &Sizes) -> Result<Tensor, LossError> {
         let loss = loss.f_to_kind(sizes.kind)?;
         sizes.validity.iter().try_fold(loss, |loss, validity| validity.f_poison(&loss, false))
+    }
+}
+
+impl Precomputed for Regions {
+    fn reduction(&self) -> Reduction {
+        self.reduction
+    }
+
+    fn map_tensors(&self, replace: &mut Replace) -> Self {
+        Self { classes: self.classes.clone(), weight: self.weight.as_ref().map(replace), ..*self }
     }
 }
 

@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use super::compound::Overlap;
 use super::region::{RegionLoss, Regions, Sizes, region_options, score_options};
 use crate::{Loss, LossError};
 
@@ -103,6 +104,10 @@ impl Default for TverskyLoss {
 impl RegionLoss for TverskyLoss {
     fn regions(&self) -> &Regions {
         &self.regions
+    }
+
+    fn with_regions(&self, regions: Regions) -> Overlap {
+        TverskyLoss { regions, ..*self }.into()
     }
 
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
