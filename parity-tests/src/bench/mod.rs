@@ -1,5 +1,6 @@
 //! The crate's losses against PyTorch: each workload is one call, timed here and in a Python process in turns.
 
+mod load;
 mod measure;
 mod memory;
 mod ours;
@@ -15,8 +16,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
+use self::load::Ticks;
 use self::measure::{Pass, Plan, Quartiles, Side, measure};
-use self::ours::Ours;
+use self::ours::{Copy, Ours};
 use self::peer::{Peer, PeerSide};
 use self::report::{Machine, MemoryRecord, Record, Report};
 use self::workloads::{Inputs, Size, Workload, workloads};
@@ -155,6 +157,7 @@ struct Bench<'a> {
     /// Where the tensors go that the Python side loads.
     dir: tempfile::TempDir,
     peer: Peer,
+    copy: Copy,
     /// The Python side whose memory is measured, started when it is needed.
     memory_peer: Option<Peer>,
     report: Report,
@@ -181,16 +184,19 @@ impl<'a> Bench<'a> {
         let hello = peer.hello()?;
         ensure!(hello.threads == threads, "PyTorch takes {} threads, not {threads}", hello.threads);
         let mut report = Report::new(Machine::new(hello, threads)?, !options.no_compile);
-        report.machine.bandwidth = ours::copy_bandwidth()?;
+        let copy = Copy::new()?;
+        let seconds = measure(&[&copy], Pass::Forward, Plan { rounds: 15, ..plan })?.swap_remove(0);
+        report.machine.bandwidth = Copy::BYTES as f64 / Quartiles::of(seconds).median;
         if let (Some(problem), true) = (report.machine.python.problem.clone(), report.compile) {
             eprintln!("torch.compile is left out: {problem}");
             report.notes.push(format!("torch.compile is left out: {problem}"));
             report.compile = false;
         }
-        Ok(Bench { options, workloads, plan, threads, python, dir, peer, memory_peer: None, report })
+        Ok(Bench { options, workloads, plan, threads, python, dir, peer, copy, memory_peer: None, report })
     }
 
     fn run(mut self) -> Result<Report> {
+        let before = Ticks::now(&self.pids());
         let bar = progress::bar("starting", Some(self.workloads.len()));
         for workload in std::mem::take(&mut self.workloads) {
             bar.set_message(format!("{} {}", workload.name, workload.shape()));
@@ -201,7 +207,13 @@ impl<'a> Bench<'a> {
             bar.inc(1);
         }
         bar.finish_and_clear();
+        let others = |(before, after): (Ticks, Ticks)| after.others_since(before, self.report.machine.cores);
+        self.report.machine.others = before.zip(Ticks::now(&self.pids())).map(others);
         Ok(self.report)
+    }
+
+    fn pids(&self) -> Vec<u32> {
+        std::iter::once(&self.peer).chain(&self.memory_peer).map(Peer::pid).collect()
     }
 
     /// Starts the Python side again where a workload has ended it.
@@ -233,28 +245,20 @@ impl<'a> Bench<'a> {
     }
 
     fn time(&mut self, workload: &Workload, inputs: &Inputs, ours: &Ours, pass: Pass) -> Result<()> {
+        let compiles = self.compiles(workload, pass);
         let eager = PeerSide { peer: &self.peer, name: "eager" };
         let compiled = PeerSide { peer: &self.peer, name: "compile" };
+        let copies = workload.is_pointwise() && workload.size == Size::Large;
         let mut sides: Vec<&dyn Side> = vec![ours, &eager];
-        if self.report.compile {
-            let what = format!("{} {}, {}", workload.name, workload.shape(), pass.title());
-            match self.peer.compile(pass) {
-                Ok(compiled) if compiled.graphs == 0 => {
-                    self.report
-                        .notes
-                        .push(format!("{what}: torch.compile found nothing to compile, so that it is n/a"));
-                }
-                Ok(_) => sides.push(&compiled),
-                Err(error) => self.report.notes.push(format!("{what}: torch.compile is n/a: {error:#}")),
-            }
-        }
+        let copy_at = copies.then(|| push(&mut sides, &self.copy));
+        let compile_at = compiles.then(|| push(&mut sides, &compiled));
+
         let samples = measure(&sides, pass, self.plan)?;
-        let seconds = |side: usize| samples.get(side).map(|values| Quartiles::of(values.iter().copied()));
-        let ratio = |side: usize| samples.get(side).map(|values| Quartiles::of_ratios(values, &samples[0]));
+        let seconds = |side: usize| Quartiles::of(samples[side].iter().copied());
+        let ratio = |side: usize| Quartiles::of_ratios(&samples[side], &samples[0]);
         let (all, leaves) = inputs.bytes();
         let traffic = if pass == Pass::Forward { all } else { all + leaves };
-        let limit = |ours: Quartiles| traffic as f64 / self.report.machine.bandwidth / ours.median;
-        let first = seconds(0).context("a side was measured")?;
+        let copies_of_traffic = traffic as f64 / Copy::BYTES as f64;
         self.report.records.push(Record {
             loss: workload.name,
             reference: workload.reference(),
@@ -262,14 +266,28 @@ impl<'a> Bench<'a> {
             shape: workload.shape(),
             pass,
             rounds: samples[0].len(),
-            ours: first,
-            eager: seconds(1).context("a side was measured")?,
-            compile: seconds(2),
-            eager_ratio: ratio(1).context("a side was measured")?,
-            compile_ratio: ratio(2),
-            of_bandwidth: (workload.is_pointwise() && workload.size == Size::Large).then(|| limit(first)),
+            ours: seconds(0),
+            eager: seconds(1),
+            compile: compile_at.map(seconds),
+            eager_ratio: ratio(1),
+            compile_ratio: compile_at.map(ratio),
+            of_copy: copy_at.map(|at| ratio(at).median * copies_of_traffic),
         });
         Ok(())
+    }
+
+    /// Compiles the workload in Python. Whether it could be; where not, a note says why.
+    fn compiles(&mut self, workload: &Workload, pass: Pass) -> bool {
+        if !self.report.compile {
+            return false;
+        }
+        let reason = match self.peer.compile(pass) {
+            Ok(compiled) if compiled.graphs > 0 => return true,
+            Ok(_) => "torch.compile finds nothing to compile".to_owned(),
+            Err(error) => format!("torch.compile fails: {error:#}"),
+        };
+        self.report.notes.push(format!("{} {}, {}: {reason}", workload.name, workload.shape(), pass.title()));
+        false
     }
 
     fn measure_memory(&mut self, workload: &Workload, inputs: &Inputs, tensors: &Path) -> Result<()> {
@@ -290,6 +308,12 @@ impl<'a> Bench<'a> {
         self.report.memory.push(MemoryRecord { loss, shape, input_bytes: inputs.bytes().1, ours, eager, compile });
         Ok(())
     }
+}
+
+/// Adds a side and tells its place.
+fn push<'a>(sides: &mut Vec<&'a dyn Side>, side: &'a dyn Side) -> usize {
+    sides.push(side);
+    sides.len() - 1
 }
 
 fn cache(work: &Path) -> PathBuf {

@@ -1,12 +1,13 @@
 //! The crate's side of a workload.
 
+use std::cell::RefCell;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-use super::measure::{Pass, Quartiles, Side};
+use super::measure::{Pass, Side};
 use super::workloads::{Call, Inputs, Workload};
 use crate::results::{CaseResult, Results, Status};
 
@@ -61,35 +62,49 @@ impl Ours {
 
 impl Side for Ours {
     fn time(&self, pass: Pass, warm: u64, count: u64) -> Result<f64> {
-        let run = |count| -> Result<f64> {
-            let start = Instant::now();
-            for _ in 0..count {
-                match pass {
-                    Pass::Forward => drop(black_box((self.call)(&self.plain)?)),
-                    Pass::Backward => drop(black_box(self.step()?)),
-                }
-            }
-            Ok(start.elapsed().as_secs_f64())
-        };
-        std::thread::sleep(SETTLE);
-        run(warm)?;
-        run(count)
+        match pass {
+            Pass::Forward => time(warm, count, || Ok((self.call)(&self.plain)?)),
+            Pass::Backward => time(warm, count, || self.step()),
+        }
     }
+}
+
+/// Seconds of `count` calls, after a pause and `warm` calls that are not timed.
+fn time<T>(warm: u64, count: u64, call: impl Fn() -> Result<T>) -> Result<f64> {
+    std::thread::sleep(SETTLE);
+    for _ in 0..warm {
+        drop(black_box(call()?));
+    }
+    let start = Instant::now();
+    for _ in 0..count {
+        drop(black_box(call()?));
+    }
+    Ok(start.elapsed().as_secs_f64())
 }
 
 /// Elements of the tensors whose copy tells the bandwidth: as many as a large workload has.
 const COPIED_ELEMENTS: i64 = 1 << 24;
 
-/// Bytes per second, read and written, of libtorch's copy into memory that is already there.
-pub fn copy_bandwidth() -> Result<f64> {
-    let from = Tensor::f_rand([COPIED_ELEMENTS], (Kind::Float, Device::Cpu))?;
-    let mut to = from.f_zeros_like()?;
-    to.f_copy_(&from)?;
-    let mut seconds = Vec::new();
-    for _ in 0..15 {
-        let start = Instant::now();
-        to.f_copy_(&from)?;
-        seconds.push(start.elapsed().as_secs_f64());
+/// libtorch's copy into memory that is already there, the measure of the memory's bandwidth.
+pub struct Copy {
+    from: Tensor,
+    to: RefCell<Tensor>,
+}
+
+impl Copy {
+    /// The bytes that a copy reads and writes.
+    pub const BYTES: usize = 2 * 4 * COPIED_ELEMENTS as usize;
+
+    /// The two tensors.
+    pub fn new() -> Result<Copy> {
+        let from = Tensor::f_rand([COPIED_ELEMENTS], (Kind::Float, Device::Cpu))?;
+        let to = from.f_zeros_like()?.into();
+        Ok(Copy { from, to })
     }
-    Ok(2.0 * 4.0 * COPIED_ELEMENTS as f64 / Quartiles::of(seconds).median)
+}
+
+impl Side for Copy {
+    fn time(&self, _: Pass, warm: u64, count: u64) -> Result<f64> {
+        time(warm, count, || Ok(self.to.borrow_mut().f_copy_(&self.from)?))
+    }
 }

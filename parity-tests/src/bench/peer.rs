@@ -60,6 +60,8 @@ impl Peer {
         let mut command = python.command("bench.py");
         command.args(["--threads", &threads]);
         command.env("OMP_NUM_THREADS", &threads).env("TORCHINDUCTOR_CACHE_DIR", cache);
+        // Compilers in processes of their own would go on beside what is timed.
+        command.env("TORCHINDUCTOR_COMPILE_THREADS", "1");
         command.envs(environment.iter().copied());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(said.try_clone()?);
         let mut child = python.spawn(command)?;
@@ -69,6 +71,11 @@ impl Peer {
             said,
         };
         Ok(Peer { child, pipes: pipes.into() })
+    }
+
+    /// The id of the process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// What runs there.

@@ -12,6 +12,8 @@ use super::report::{Record, Report};
 const ROW: u32 = 26;
 const WIDTH: u32 = 1100;
 const LABELS: u32 = 420;
+/// Above the bars: the title and the key.
+const MARGIN: u32 = 60;
 /// The number that a bar shows.
 type Ratio = fn(&Record) -> Option<f64>;
 
@@ -26,12 +28,14 @@ pub fn draw(report: &Report, file: &Path) -> Result<()> {
         (records, what) = (of(Pass::Forward), "forward");
     }
     let rows = records.len();
-    let root = SVGBackend::new(file, (WIDTH, ROW * rows as u32 + 110)).into_drawing_area();
+    let root = SVGBackend::new(file, (WIDTH, ROW * rows as u32 + MARGIN + 40)).into_drawing_area();
     root.fill(&WHITE)?;
+    let title = format!("time of PyTorch / time of tch-losses, {what}");
+    root.draw(&Text::new(title, (LABELS as i32 + 20, 10), ("sans-serif", 20)))?;
     let (least, most) = range(&records);
     let mut chart = ChartBuilder::on(&root)
-        .caption(format!("time of PyTorch / time of tch-losses, {what}"), ("sans-serif", 20))
         .margin(10)
+        .margin_top(MARGIN)
         .margin_right(30)
         .x_label_area_size(30)
         .y_label_area_size(LABELS)
@@ -57,11 +61,13 @@ pub fn draw(report: &Report, file: &Path) -> Result<()> {
             let corners = [(1.0, at as f64 + top), (ratio(record)?, at as f64 + top + 0.4)];
             Some(Rectangle::new(corners, colour.filled()))
         });
-        let legend = move |(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour.filled());
-        chart.draw_series(bars)?.label(format!("{name} / ours")).legend(legend);
+        chart.draw_series(bars)?;
+        // The key stands above the bars, where it covers none.
+        let x = LABELS as i32 + 20 + 200 * position as i32;
+        root.draw(&Rectangle::new([(x, 36), (x + 12, 48)], colour.filled()))?;
+        root.draw(&Text::new(format!("{name} / ours"), (x + 18, 36), ("sans-serif", 14)))?;
     }
     chart.draw_series([PathElement::new([(1.0, 0.0), (1.0, rows as f64)], BLACK)])?;
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK).draw()?;
     root.present()?;
     Ok(())
 }

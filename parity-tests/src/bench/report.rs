@@ -22,6 +22,8 @@ pub struct Machine {
     pub backend: Option<String>,
     /// Bytes per second of a copy, read and written.
     pub bandwidth: f64,
+    /// How many cores other processes took during the run, on average.
+    pub others: Option<f64>,
     /// The other side.
     pub python: Hello,
 }
@@ -37,6 +39,7 @@ impl Machine {
             threads,
             backend: std::env::var("TCH_LOSSES_BACKEND").ok(),
             bandwidth: 0.0,
+            others: None,
             python,
         })
     }
@@ -45,11 +48,13 @@ impl Machine {
         let Machine { cpu, cores, threads, python, .. } = self;
         let backend = self.backend.as_ref().map(|backend| format!("; TCH_LOSSES_BACKEND={backend}"));
         let compiler = python.compiler.as_ref().map(|compiler| format!(", {compiler}"));
-        vec![
+        let mut lines = vec![
             format!("{cpu}, {cores} cores; {threads} threads on both sides{}", backend.unwrap_or_default()),
             format!("PyTorch {}, Python {}{}", python.torch, python.python, compiler.unwrap_or_default()),
             format!("copy of 64 MiB: {:.1} GB/s read and written", self.bandwidth / 1e9),
-        ]
+        ];
+        lines.extend(self.others.map(|others| format!("other processes took {others:.2} of {cores} cores meanwhile")));
+        lines
     }
 }
 
@@ -78,8 +83,8 @@ pub struct Record {
     pub eager_ratio: Quartiles,
     /// The compiled call's time over the crate's, round by round.
     pub compile_ratio: Option<Quartiles>,
-    /// The time that the least memory traffic takes at the bandwidth of a copy, over the crate's time.
-    pub of_bandwidth: Option<f64>,
+    /// The time of the least memory traffic at the speed of a copy, over the crate's time; the copy takes turns, too.
+    pub of_copy: Option<f64>,
 }
 
 /// The memory of a training step.
@@ -172,7 +177,7 @@ impl Report {
                 or_na(record.compile.map(|compile| time(compile.median))),
                 ratio(record.eager_ratio),
                 or_na(record.compile_ratio.map(ratio)),
-                record.of_bandwidth.map_or(String::new(), |fraction| format!("{:.0} %", fraction * 100.0)),
+                record.of_copy.map_or(String::new(), |fraction| format!("{:.0} %", fraction * 100.0)),
             ]);
         }
         table

@@ -158,7 +158,7 @@ fn rows() -> Vec<Row> {
             json!({"softmax": true, "to_onehot_y": true, "jaccard": true, "smooth_nr": 2e-5, "smooth_dr": 2e-5}), REGIONS,
             labels, |inputs| labelled(monai!(JaccardLoss, Softmax), inputs)),
         row("GeneralizedBoxIouLoss", "torchvision.ops.generalized_box_iou_loss", json!({"reduction": "mean"}), BOXES,
-            |n| on_first([boxes(n)?, boxes(n)?]), |_| pair(GeneralizedBoxIouLoss::new())),
+            |n| on_first([boxes(n)?, boxes(n)?]), |_| pair(GeneralizedBoxIouLoss::new().reduction(Reduction::Mean))),
 
         row("LinearCrossEntropy", "chains.linear_then_cross_entropy", json!({}), LINEAR, linear,
             |_| triple(LinearCrossEntropy::new(), |loss, x, weight, target| loss.f_forward(x, weight, target, None))),
@@ -371,4 +371,44 @@ fn linear(dims: &[i64]) -> Result<Inputs> {
     let weight = normal(&[classes, features])?.f_div_scalar((features as f64).sqrt())?;
     let target = Tensor::f_randint(classes, [rows], (Kind::Int64, Device::Cpu))?;
     on(&[0, 1], [normal(&[rows, features])?, weight, target])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapters;
+    use crate::bench::ours::Ours;
+    use crate::compare::{Sides, Verdict, compare_case};
+    use crate::eval::{evaluate, run_adapter};
+
+    #[test]
+    fn every_row_has_a_name_of_its_own() {
+        let all = workloads(None, Size::value_variants());
+        let ids: std::collections::HashSet<String> = all.iter().map(Workload::id).collect();
+        assert_eq!(ids.len(), all.len());
+    }
+
+    #[test]
+    fn a_filter_finds_names_and_references() {
+        assert!(workloads(Some("gaussiannll"), &[Tiny]).iter().all(|workload| workload.name == "GaussianNllLoss"));
+        assert!(workloads(Some("monai.losses.DiceCE"), &[Tiny]).len() == 1);
+        assert!(workloads(Some("no such loss"), Size::value_variants()).is_empty());
+    }
+
+    #[test]
+    fn the_calls_are_what_the_adapters_make_of_the_options() {
+        let mut compared = 0;
+        for workload in workloads(None, &[Tiny]).iter().filter(|w| adapters::find(w.reference()).is_some()) {
+            let inputs = workload.inputs().unwrap();
+            let case = workload.case(&inputs).unwrap();
+            let cases = std::slice::from_ref(&case);
+            let expected = evaluate(cases, &inputs.tensors(), Device::Cpu, &run_adapter, || ()).unwrap();
+            let actual = Ours::new(workload, &inputs).unwrap().results(&workload.id(), inputs.grad).unwrap();
+            let sides = Sides { expected: &expected, actual: &actual, truth: None, bitwise: false };
+            let verdict = compare_case(&case, sides);
+            assert!(matches!(verdict, Verdict::Equal(_)), "{workload:?}: {verdict:?}");
+            compared += 1;
+        }
+        assert!(compared > 20, "{compared}");
+    }
 }
