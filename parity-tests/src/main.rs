@@ -48,8 +48,8 @@ enum Command {
     Compare(CompareOptions),
     /// Write the golden files anew from PyTorch
     Record(RecordOptions),
-    /// Measure what a call costs over the bare tch operation
-    Bench(bench::BenchOptions),
+    /// Measure the crate against PyTorch eager and torch.compile
+    Bench(Box<bench::BenchOptions>),
 }
 
 #[derive(Debug, clap::Args)]
@@ -146,7 +146,7 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::Compare(options) => compare(&options),
         Command::Record(options) => record(&options).map(|()| true),
-        Command::Bench(options) => bench::run(&options).map(|()| true),
+        Command::Bench(options) => bench::run(&options),
     }
 }
 

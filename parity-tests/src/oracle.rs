@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -100,18 +100,24 @@ impl Python {
         self.run(command, "saving modules", None)
     }
 
-    fn command(&self, script: &str) -> Command {
+    /// A call of a script.
+    pub fn command(&self, script: &str) -> Command {
         let mut command = Command::new(&self.exe);
         command.arg(self.scripts.join(script)).stdin(Stdio::null());
         command
     }
 
+    /// Starts a call of a script.
+    pub fn spawn(&self, mut command: Command) -> Result<Child> {
+        command.spawn().with_context(|| {
+            format!("cannot run {}: run ./scripts/setup, or name a Python with --python", self.exe.display())
+        })
+    }
+
     /// Runs a command; its `progress DONE TOTAL` lines move a bar, its other lines are shown where it fails.
     fn run(&self, mut command: Command, what: &str, total: Option<usize>) -> Result<()> {
-        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
-        let mut child = child.with_context(|| {
-            format!("cannot run {}: run ./scripts/setup, or name a Python with --python", self.exe.display())
-        })?;
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = self.spawn(command)?;
         let bar = progress::bar(what, total);
         let mut said = Vec::new();
         let stderr = child.stderr.take().context("the pipe is open")?;

@@ -100,6 +100,37 @@ fn a_missing_python_is_said() {
     assert!(stderr(&output).contains("cannot run /no/such/python: run ./scripts/setup"), "{}", stderr(&output));
 }
 
+/// Neither times nor ratios are looked at: they are the machine's.
+#[test]
+fn the_benchmark_measures_what_it_has_compared() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let python = root.join(".venv/bin/python");
+    if !python.is_file() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (work, json, svg, report) = (path("work"), path("bench.json"), path("bench.svg"), path("bench.md"));
+    let python = python.display().to_string();
+    let what = ["bench", "--quick", "--filter", "torch.nn.MSELoss", "--sizes", "tiny", "--rounds", "1", "--no-compile"];
+    let files = ["--work", &work, "--json", &json, "--svg", &svg, "--report", &report, "--python", &python];
+    let output = parity(&[&what[..], &files[..]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+
+    let document: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+    let passes: Vec<_> = document["records"].as_array().unwrap().iter().map(|record| &record["pass"]).collect();
+    assert_eq!(passes, ["forward", "backward"]);
+    assert!(std::fs::read_to_string(&svg).unwrap().contains("MseLoss  256"));
+    assert!(std::fs::read_to_string(&report).unwrap().contains("| MseLoss | 256   | fwd+bwd |"));
+}
+
+#[test]
+fn the_benchmark_has_no_loss_of_that_name() {
+    let output = parity(&["bench", "--filter", "NoSuchLoss"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("no loss of that name has such a size"), "{}", stderr(&output));
+}
+
 #[test]
 fn help_shows_examples() {
     let output = parity(&["--help"]);

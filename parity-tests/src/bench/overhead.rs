@@ -4,7 +4,6 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
-use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use tch::Reduction::Mean;
 use tch::{Device, Kind, TchError, Tensor};
@@ -15,14 +14,12 @@ use tch_losses::{
 };
 
 /// How long to measure.
-#[derive(Debug, Args)]
-pub struct BenchOptions {
-    /// Rounds; in each the two sides alternate
-    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: u32,
-    /// Calls per side and round
-    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
-    calls: u32,
+#[derive(Debug, Clone, Copy)]
+pub struct OverheadOptions {
+    /// Rounds; in each the two sides alternate.
+    pub rounds: u32,
+    /// Calls per side and round.
+    pub calls: u32,
 }
 
 type Ours = Box<dyn Fn(&[Tensor; 3]) -> Result<Tensor, LossError>>;
@@ -36,7 +33,7 @@ struct Row {
 }
 
 /// Measures and prints the table.
-pub fn run(options: &BenchOptions) -> Result<()> {
+pub fn run(options: &OverheadOptions) -> Result<()> {
     tch::set_num_threads(1);
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
@@ -49,7 +46,7 @@ pub fn run(options: &BenchOptions) -> Result<()> {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    let BenchOptions { rounds, calls } = options;
+    let OverheadOptions { rounds, calls } = options;
     println!("{table}\n\nmedian over {rounds} rounds of {calls} calls, the two sides alternating; one thread");
     Ok(())
 }
@@ -143,7 +140,7 @@ fn pair(loss: impl Loss + 'static) -> Ours {
 }
 
 /// The median seconds per call of the bare operation and of the crate.
-fn measure(row: &Row, options: &BenchOptions) -> Result<(f64, f64), LossError> {
+fn measure(row: &Row, options: &OverheadOptions) -> Result<(f64, f64), LossError> {
     let time = |call: &dyn Fn() -> Result<Tensor, LossError>| {
         let start = Instant::now();
         for _ in 0..options.calls {

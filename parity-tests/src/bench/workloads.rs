@@ -1,0 +1,414 @@
+//! The table of what is measured: a loss of the crate, the Python call that it is held against, and the sizes.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use serde::Serialize;
+use serde_json::{Value as Json, json};
+use tch::{Device, Kind, Tensor};
+use tch_losses::{
+    Activation, BceLoss, BceWithLogitsLoss, CosineEmbeddingLoss, CrossEntropyLoss, CtcLoss, DiceCrossEntropyLoss,
+    DiceLoss, GaussianNllLoss, GeneralizedBoxIouLoss, HingeEmbeddingLoss, HuberLoss, JaccardLoss, KlDivLoss, L1Loss,
+    LinearCrossEntropy, Loss, LossError, MseLoss, MultiMarginLoss, NllLoss, PoissonNllLoss, Reduction,
+    SigmoidFocalLoss, SmoothL1Loss, SoftMarginLoss, SoftmaxFocalLoss, TripletMarginLoss, TverskyLoss,
+};
+
+use crate::case::{Case, Tensors, parse_cases};
+
+/// A class of sizes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Size {
+    /// The cost of a call
+    Tiny,
+    /// Within the first caches
+    Small,
+    /// About a million elements
+    Medium,
+    /// Ten million elements and more
+    Large,
+}
+
+use Size::{Large, Medium, Small, Tiny};
+
+/// What is called and timed: the loss is built, the arguments come.
+pub type Call = Box<dyn Fn(&[Tensor]) -> Result<Tensor, LossError>>;
+
+type Sizes = &'static [(Size, &'static [i64])];
+
+/// The tensors of a workload.
+#[derive(Debug)]
+pub struct Inputs {
+    /// The positional arguments.
+    pub arguments: Vec<Tensor>,
+    /// The positions of those to differentiate with respect to.
+    pub grad: &'static [usize],
+    /// Positional lists of integers behind the tensors; on the Rust side the call holds them.
+    lists: Vec<Vec<i64>>,
+    /// Tensors that `options` names.
+    options: BTreeMap<&'static str, Tensor>,
+}
+
+/// A row of the table.
+struct Row {
+    name: &'static str,
+    reference: &'static str,
+    options: Json,
+    sizes: Sizes,
+    inputs: fn(&[i64]) -> Result<Inputs>,
+    call: fn(&Inputs) -> Result<Call>,
+}
+
+const POINTWISE: Sizes = &[(Tiny, &[1 << 8]), (Small, &[1 << 12]), (Medium, &[1 << 20]), (Large, &[1 << 24])];
+const LOGITS: Sizes = &[
+    (Tiny, &[16, 16]),
+    (Small, &[64, 64]),
+    (Medium, &[4, 21, 256, 256]),
+    (Large, &[8192, 1000]),
+    (Large, &[512, 32000]),
+];
+const ROWS: Sizes = &[(Tiny, &[16, 16]), (Small, &[64, 64]), (Medium, &[1024, 1000]), (Large, &[8192, 1000])];
+const REGIONS: Sizes =
+    &[(Tiny, &[1, 4, 8, 8]), (Small, &[2, 4, 32, 16]), (Medium, &[8, 21, 256, 256]), (Large, &[4, 4, 96, 96, 96])];
+const VECTORS: Sizes = &[(Tiny, &[4, 64]), (Small, &[64, 64]), (Medium, &[4096, 256]), (Large, &[65536, 256])];
+const BOXES: Sizes = &[(Tiny, &[64, 4]), (Small, &[1024, 4]), (Medium, &[1 << 18, 4]), (Large, &[1 << 22, 4])];
+/// Steps, samples, symbols.
+const SEQUENCES: Sizes = &[(Medium, &[256, 16, 64])];
+/// Rows, features, classes.
+const LINEAR: Sizes = &[(Tiny, &[16, 32, 64]), (Medium, &[1024, 512, 8000]), (Large, &[2048, 1024, 32000])];
+
+/// A loss over regions with MONAI's conventions.
+macro_rules! monai {
+    ($loss:ident, $activation:ident) => {
+        $loss::new()
+            .activation(Activation::$activation)
+            .grouping(tch_losses::Grouping::SampleAndClass)
+            .smooth_nr(1e-5)
+            .smooth_dr(1e-5)
+            .eps(0.0)
+    };
+}
+
+/// All rows. A new loss is a new row: its name, the reference with its keyword arguments, the sizes, the arguments, the call.
+#[rustfmt::skip]
+fn rows() -> Vec<Row> {
+    let row = |name, reference, options, sizes, inputs, call| Row { name, reference, options, sizes, inputs, call };
+    vec![
+        row("MseLoss", "torch.nn.MSELoss", json!({}), POINTWISE, reals, |_| pair(MseLoss::new())),
+        row("L1Loss", "torch.nn.L1Loss", json!({}), POINTWISE, reals, |_| pair(L1Loss::new())),
+        row("SmoothL1Loss", "torch.nn.SmoothL1Loss", json!({}), POINTWISE, reals, |_| pair(SmoothL1Loss::new())),
+        row("HuberLoss", "torch.nn.HuberLoss", json!({}), POINTWISE, reals, |_| pair(HuberLoss::new())),
+        row("BceWithLogitsLoss", "torch.nn.BCEWithLogitsLoss", json!({}), POINTWISE,
+            |n| on_first([normal(n)?, unit(n)?]), |_| pair(BceWithLogitsLoss::new())),
+        row("BceLoss", "torch.nn.BCELoss", json!({}), POINTWISE,
+            |n| on_first([unit(n)?, unit(n)?]), |_| pair(BceLoss::new())),
+        row("KlDivLoss", "torch.nn.KLDivLoss", json!({}), POINTWISE,
+            |n| on_first([unit(n)?.f_log()?, unit(n)?]), |_| pair(KlDivLoss::new())),
+        row("PoissonNllLoss", "torch.nn.PoissonNLLLoss", json!({}), POINTWISE,
+            |n| on_first([normal(n)?, (unit(n)?.f_mul_scalar(5.0)?).f_floor()?]), |_| pair(PoissonNllLoss::new())),
+        row("GaussianNllLoss", "torch.nn.GaussianNLLLoss", json!({}), POINTWISE,
+            |n| on(&[0, 2], [normal(n)?, normal(n)?, unit(n)?]), |_| triple(GaussianNllLoss::new(),
+            |loss, mean, target, var| loss.f_forward(mean, target, var))),
+        row("SoftMarginLoss", "torch.nn.SoftMarginLoss", json!({}), POINTWISE, signed,
+            |_| pair(SoftMarginLoss::new())),
+        row("HingeEmbeddingLoss", "torch.nn.HingeEmbeddingLoss", json!({}), POINTWISE, signed,
+            |_| pair(HingeEmbeddingLoss::new())),
+        row("SigmoidFocalLoss", "torchvision.ops.sigmoid_focal_loss", json!({"reduction": "mean"}), POINTWISE,
+            |n| on_first([normal(n)?, bits(n)?]), |_| pair(SigmoidFocalLoss::new().alpha(0.25).gamma(2.0))),
+
+        row("CrossEntropyLoss", "torch.nn.CrossEntropyLoss", json!({}), LOGITS, indices,
+            |_| pair(CrossEntropyLoss::new())),
+        row("CrossEntropyLoss, smoothing and weight", "torch.nn.CrossEntropyLoss",
+            json!({"label_smoothing": 0.1, "weight": {"tensor": "weight"}}), LOGITS,
+            |n| Ok(Inputs { options: BTreeMap::from([("weight", unit(&n[1..2])?)]), ..indices(n)? }),
+            |inputs| pair(CrossEntropyLoss::new().label_smoothing(0.1).weight(inputs.options["weight"].shallow_clone()))),
+        row("CrossEntropyLoss, probabilities", "torch.nn.CrossEntropyLoss", json!({}), ROWS,
+            |n| on_first([normal(n)?, normal(n)?.f_softmax(1, None)?]), |_| pair(CrossEntropyLoss::new())),
+        row("NllLoss", "torch.nn.NLLLoss", json!({}), ROWS,
+            |n| on_first([normal(n)?.f_log_softmax(1, None)?, classes(n)?]), |_| pair(NllLoss::new())),
+        row("MultiMarginLoss", "torch.nn.MultiMarginLoss", json!({}), ROWS, indices, |_| pair(MultiMarginLoss::new())),
+        row("SoftmaxFocalLoss", "kornia.losses.FocalLoss",
+            json!({"alpha": 0.25, "gamma": 2.0, "reduction": "sum", "ignore_index": null}), LOGITS, indices,
+            |_| pair(SoftmaxFocalLoss::new().alpha(0.25).gamma(2.0).reduction(Reduction::Sum))),
+
+        row("CosineEmbeddingLoss", "torch.nn.CosineEmbeddingLoss", json!({}), VECTORS,
+            |n| on(&[0, 1], [normal(n)?, normal(n)?, signs(&n[..1])?]), |_| triple(CosineEmbeddingLoss::new(),
+            |loss, first, second, target| loss.f_forward(first, second, target))),
+        row("TripletMarginLoss", "torch.nn.TripletMarginLoss", json!({}), VECTORS,
+            |n| on(&[0, 1, 2], [normal(n)?, normal(n)?, normal(n)?]), |_| triple(TripletMarginLoss::new(),
+            |loss, anchor, positive, negative| loss.f_forward(anchor, positive, negative))),
+        row("CtcLoss", "torch.nn.CTCLoss", json!({}), SEQUENCES, sequences, |inputs| {
+            let lengths = inputs.lists.clone();
+            let loss = CtcLoss::new();
+            Ok(Box::new(move |of| loss.f_forward(&of[0], &of[1], &lengths[0], &lengths[1])))
+        }),
+
+        row("DiceLoss, softmax", "monai.losses.DiceLoss", json!({"softmax": true, "to_onehot_y": true}), REGIONS, labels,
+            |inputs| labelled(monai!(DiceLoss, Softmax), inputs)),
+        row("DiceLoss, sigmoid", "monai.losses.DiceLoss", json!({"sigmoid": true}), REGIONS, masks,
+            |_| pair(monai!(DiceLoss, Sigmoid))),
+        row("DiceCrossEntropyLoss", "monai.losses.DiceCELoss", json!({"softmax": true, "to_onehot_y": true}), REGIONS,
+            labels, |inputs| labelled(DiceCrossEntropyLoss::new().overlap(monai!(DiceLoss, Softmax)), inputs)),
+        row("TverskyLoss", "monai.losses.TverskyLoss",
+            json!({"softmax": true, "to_onehot_y": true, "alpha": 0.3, "beta": 0.7}), REGIONS, labels,
+            |inputs| labelled(monai!(TverskyLoss, Softmax).alpha(0.3).beta(0.7), inputs)),
+        row("JaccardLoss", "monai.losses.DiceLoss",
+            json!({"softmax": true, "to_onehot_y": true, "jaccard": true, "smooth_nr": 2e-5, "smooth_dr": 2e-5}), REGIONS,
+            labels, |inputs| labelled(monai!(JaccardLoss, Softmax), inputs)),
+        row("GeneralizedBoxIouLoss", "torchvision.ops.generalized_box_iou_loss", json!({"reduction": "mean"}), BOXES,
+            |n| on_first([boxes(n)?, boxes(n)?]), |_| pair(GeneralizedBoxIouLoss::new().reduction(Reduction::Mean))),
+
+        row("LinearCrossEntropy", "chains.linear_then_cross_entropy", json!({}), LINEAR, linear,
+            |_| triple(LinearCrossEntropy::new(), |loss, x, weight, target| loss.f_forward(x, weight, target, None))),
+        row("LinearCrossEntropy, PyTorch's own", "torch.nn.functional.linear_cross_entropy", json!({}), &LINEAR[..2],
+            linear, |_| triple(LinearCrossEntropy::new(), |loss, x, weight, target| loss.f_forward(x, weight, target, None))),
+    ]
+}
+
+/// A loss with its reference at one size.
+pub struct Workload {
+    /// The loss.
+    pub name: &'static str,
+    /// The class of the size.
+    pub size: Size,
+    /// The dimensions.
+    pub dims: &'static [i64],
+    row: Rc<Row>,
+}
+
+impl std::fmt::Debug for Workload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.id())
+    }
+}
+
+/// The workloads whose name or reference contains `filter`, regardless of case, at the sizes asked for.
+pub fn workloads(filter: Option<&str>, sizes: &[Size]) -> Vec<Workload> {
+    let filter = filter.unwrap_or_default().to_lowercase();
+    let contains = |text: &str| text.to_lowercase().contains(&filter);
+    let rows = rows().into_iter().filter(|row| contains(row.name) || contains(row.reference)).map(Rc::new);
+    let at_sizes = |row: Rc<Row>| {
+        let asked = row.sizes.iter().filter(|(size, _)| sizes.contains(size));
+        asked.map(|&(size, dims)| Workload { name: row.name, size, dims, row: row.clone() }).collect::<Vec<_>>()
+    };
+    rows.flat_map(at_sizes).collect()
+}
+
+impl Workload {
+    /// A unique name, which begins with the reference as that of a case does.
+    pub fn id(&self) -> String {
+        format!("{}/{}/{}", self.row.reference, self.name, self.shape())
+    }
+
+    /// The import path of the Python side.
+    pub fn reference(&self) -> &'static str {
+        self.row.reference
+    }
+
+    /// The dimensions as people write them; elements where there is one dimension.
+    pub fn shape(&self) -> String {
+        self.dims.iter().map(i64::to_string).collect::<Vec<_>>().join("×")
+    }
+
+    /// Whether every element stands for itself, so that memory traffic is the limit.
+    pub fn is_pointwise(&self) -> bool {
+        self.row.sizes == POINTWISE
+    }
+
+    /// The same tensors each time.
+    pub fn inputs(&self) -> Result<Inputs> {
+        tch::manual_seed(0);
+        (self.row.inputs)(self.dims)
+    }
+
+    /// The loss of the crate, ready to be called with the arguments.
+    pub fn call(&self, inputs: &Inputs) -> Result<Call> {
+        (self.row.call)(inputs)
+    }
+
+    /// The workload as a case of the parity format, for the Python side.
+    pub fn case_json(&self, inputs: &Inputs) -> Json {
+        let tensors = (0..inputs.arguments.len()).map(|position| json!({"tensor": argument_name(position)}));
+        let lists = inputs.lists.iter().map(|list| json!(list));
+        json!({
+            "id": self.id(),
+            "reference": self.row.reference,
+            "options": self.row.options,
+            "inputs": tensors.chain(lists).collect::<Vec<_>>(),
+            "grad": inputs.grad,
+        })
+    }
+
+    /// The same case for the comparer.
+    pub fn case(&self, inputs: &Inputs) -> Result<Case> {
+        let document = json!({"format": crate::case::FORMAT, "cases": [self.case_json(inputs)]});
+        Ok(parse_cases(&document.to_string())?.swap_remove(0))
+    }
+}
+
+fn argument_name(position: usize) -> String {
+    format!("argument/{position}")
+}
+
+impl Inputs {
+    /// All tensors by their names in the case.
+    pub fn tensors(&self) -> Tensors {
+        let arguments = self.arguments.iter().enumerate();
+        let arguments = arguments.map(|(position, tensor)| (argument_name(position), tensor.shallow_clone()));
+        let options = self.options.iter().map(|(name, tensor)| ((*name).to_owned(), tensor.shallow_clone()));
+        arguments.chain(options).collect()
+    }
+
+    /// The positional arguments, with leaves in place of those to differentiate with respect to.
+    pub fn with_leaves(&self) -> Result<Vec<Tensor>> {
+        let leaf = |(position, tensor): (usize, &Tensor)| {
+            let tensor = tensor.f_detach()?;
+            Ok(if self.grad.contains(&position) { tensor.f_set_requires_grad(true)? } else { tensor })
+        };
+        self.arguments.iter().enumerate().map(leaf).collect()
+    }
+
+    /// The bytes of all arguments, and of those to differentiate with respect to.
+    pub fn bytes(&self) -> (usize, usize) {
+        let of = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
+        let leaves = self.grad.iter().map(|&position| of(&self.arguments[position])).sum();
+        (self.arguments.iter().map(of).sum(), leaves)
+    }
+}
+
+// The calls.
+
+fn pair(loss: impl Loss + 'static) -> Result<Call> {
+    Ok(Box::new(move |of| loss.f_forward(&of[0], &of[1])))
+}
+
+fn triple<L: 'static>(loss: L, call: fn(&L, &Tensor, &Tensor, &Tensor) -> Result<Tensor, LossError>) -> Result<Call> {
+    Ok(Box::new(move |of| call(&loss, &of[0], &of[1], &of[2])))
+}
+
+/// MONAI's labels have a channel of their own, `[N, 1, …]`; the crate's have not.
+fn labelled(loss: impl Loss + 'static, inputs: &Inputs) -> Result<Call> {
+    let target = inputs.arguments[1].f_squeeze_dim(1)?;
+    Ok(Box::new(move |of| loss.f_forward(&of[0], &target)))
+}
+
+// The arguments.
+
+const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+fn on<const N: usize>(grad: &'static [usize], arguments: [Tensor; N]) -> Result<Inputs> {
+    Ok(Inputs { arguments: arguments.into(), grad, lists: Vec::new(), options: BTreeMap::new() })
+}
+
+fn on_first<const N: usize>(arguments: [Tensor; N]) -> Result<Inputs> {
+    on(&[0], arguments)
+}
+
+fn normal(dims: &[i64]) -> Result<Tensor> {
+    Ok(Tensor::f_randn(dims, FLOAT)?)
+}
+
+/// Numbers between 0.05 and 0.95.
+fn unit(dims: &[i64]) -> Result<Tensor> {
+    Ok(Tensor::f_rand(dims, FLOAT)?.f_mul_scalar(0.9)?.f_add_scalar(0.05)?)
+}
+
+/// Zeros and ones.
+fn bits(dims: &[i64]) -> Result<Tensor> {
+    Ok(Tensor::f_randint(2, dims, FLOAT)?)
+}
+
+/// Minus and plus one.
+fn signs(dims: &[i64]) -> Result<Tensor> {
+    Ok(bits(dims)?.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?)
+}
+
+/// An index of a class for `[N, C, …]`: `[N, …]`.
+fn classes(dims: &[i64]) -> Result<Tensor> {
+    let shape = [&dims[..1], &dims[2..]].concat();
+    Ok(Tensor::f_randint(dims[1], shape, (Kind::Int64, Device::Cpu))?)
+}
+
+/// Corners `x1, y1, x2, y2` of boxes of which many overlap.
+fn boxes(dims: &[i64]) -> Result<Tensor> {
+    let corner = unit(&[dims[0], 2])?;
+    let far = corner.f_add(&unit(&[dims[0], 2])?)?;
+    Ok(Tensor::f_cat(&[corner, far], 1)?)
+}
+
+fn reals(dims: &[i64]) -> Result<Inputs> {
+    on_first([normal(dims)?, normal(dims)?])
+}
+
+fn signed(dims: &[i64]) -> Result<Inputs> {
+    on_first([normal(dims)?, signs(dims)?])
+}
+
+fn indices(dims: &[i64]) -> Result<Inputs> {
+    on_first([normal(dims)?, classes(dims)?])
+}
+
+fn labels(dims: &[i64]) -> Result<Inputs> {
+    on_first([normal(dims)?, classes(dims)?.f_unsqueeze(1)?])
+}
+
+fn masks(dims: &[i64]) -> Result<Inputs> {
+    on_first([normal(dims)?, bits(dims)?])
+}
+
+fn sequences(dims: &[i64]) -> Result<Inputs> {
+    let &[steps, samples, symbols] = dims else { anyhow::bail!("a sequence has three dimensions") };
+    let labels = steps / 8;
+    let targets = Tensor::f_randint_low(1, symbols, [samples, labels], (Kind::Int64, Device::Cpu))?;
+    let lists = vec![vec![steps; samples as usize], vec![labels; samples as usize]];
+    Ok(Inputs { lists, ..on_first([normal(dims)?.f_log_softmax(2, None)?, targets])? })
+}
+
+fn linear(dims: &[i64]) -> Result<Inputs> {
+    let &[rows, features, classes] = dims else { anyhow::bail!("a linear layer has three dimensions") };
+    let weight = normal(&[classes, features])?.f_div_scalar((features as f64).sqrt())?;
+    let target = Tensor::f_randint(classes, [rows], (Kind::Int64, Device::Cpu))?;
+    on(&[0, 1], [normal(&[rows, features])?, weight, target])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapters;
+    use crate::bench::ours::Ours;
+    use crate::compare::{Sides, Verdict, compare_case};
+    use crate::eval::{evaluate, run_adapter};
+
+    #[test]
+    fn every_row_has_a_name_of_its_own() {
+        let all = workloads(None, Size::value_variants());
+        let ids: std::collections::HashSet<String> = all.iter().map(Workload::id).collect();
+        assert_eq!(ids.len(), all.len());
+    }
+
+    #[test]
+    fn a_filter_finds_names_and_references() {
+        assert!(workloads(Some("gaussiannll"), &[Tiny]).iter().all(|workload| workload.name == "GaussianNllLoss"));
+        assert!(workloads(Some("monai.losses.DiceCE"), &[Tiny]).len() == 1);
+        assert!(workloads(Some("no such loss"), Size::value_variants()).is_empty());
+    }
+
+    #[test]
+    fn the_calls_are_what_the_adapters_make_of_the_options() {
+        let mut compared = 0;
+        for workload in workloads(None, &[Tiny]).iter().filter(|w| adapters::find(w.reference()).is_some()) {
+            let inputs = workload.inputs().unwrap();
+            let case = workload.case(&inputs).unwrap();
+            let cases = std::slice::from_ref(&case);
+            let expected = evaluate(cases, &inputs.tensors(), Device::Cpu, &run_adapter, || ()).unwrap();
+            let actual = Ours::new(workload, &inputs).unwrap().results(&workload.id(), inputs.grad).unwrap();
+            let sides = Sides { expected: &expected, actual: &actual, truth: None, bitwise: false };
+            let verdict = compare_case(&case, sides);
+            assert!(matches!(verdict, Verdict::Equal(_)), "{workload:?}: {verdict:?}");
+            compared += 1;
+        }
+        assert!(compared > 20, "{compared}");
+    }
+}
