@@ -326,7 +326,8 @@ fn check_values(workload: &Workload, inputs: &Inputs, ours: &Ours, peer: &Peer, 
     let actual = ours.results(&id, inputs.grad)?;
     let expected = peer.values(&id, false, &dir.join("values.safetensors"))?;
     let compare = |truth| {
-        let sides = Sides { expected: &expected, actual: &actual, truth, bitwise: false };
+        let backend = tch_losses::Backend::Auto;
+        let sides = Sides { expected: &expected, actual: &actual, truth, bitwise: false, backend };
         compare_case(&case, sides)
     };
     // The result in double precision takes its time, so that it is asked for only where it decides.
