@@ -228,6 +228,11 @@ impl Validity {
         Err(LossError::Value { argument, expected: expected(), actual })
     }
 
+    /// Whether there is nothing left to look after.
+    pub(crate) fn is_checked(&self) -> bool {
+        self.valid.is_none()
+    }
+
     /// Where whole rows are valid: all of their elements, along the last dimension.
     pub(crate) fn f_rows(self) -> Result<Validity, LossError> {
         let valid = self.valid.map(|valid| valid.f_all_dim(-1, false)).transpose()?;

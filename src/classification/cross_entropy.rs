@@ -2,9 +2,10 @@ use tch::{Kind, Tensor};
 
 use super::mean_over::MeanOver;
 use crate::check::{self, ClassIndices};
+use crate::kernels::{Real, RowLoss, RowReduction, Rows, f_softmax};
 use crate::numeric::wide_kind;
 use crate::precomputed::{Precomputed, Replace};
-use crate::{InvalidValues, Loss, LossError, Reduction};
+use crate::{Backend, InvalidValues, Loss, LossError, Reduction, with_backend};
 
 /// Cross entropy of logits: how unlikely a softmax over the classes makes the target.
 ///
@@ -161,10 +162,38 @@ impl CrossEntropyLoss {
             return Ok((input, loss));
         }
         let target = self.f_class_indices(input, target, class_dim)?;
+        if logs.is_none()
+            && let Some(loss) = self.f_fused(input, class_dim, &target)?
+        {
+            return Ok((input.shallow_clone(), loss));
+        }
         // A row of nothing but -∞ has NaN log-probabilities, which spoil its gradient even where it is ignored.
         let input = f_logs(&target.f_mask_ignored(input, class_dim)?)?;
         let loss = self.f_indices(&input, &target, logs.is_some())?;
         Ok((input, loss))
+    }
+
+    /// The loss of class indices by the engine, where it takes the call.
+    fn f_fused(&self, input: &Tensor, class_dim: usize, target: &ClassIndices) -> Result<Option<Tensor>, LossError> {
+        if !target.validity.is_checked() {
+            return Ok(None);
+        }
+        let reduction = match (self.reduction, self.mean_over) {
+            (Reduction::Mean, MeanOver::All) => RowReduction::Mean,
+            (reduction, _) => reduction.into(),
+        };
+        let rows = Rows {
+            input,
+            class_dim,
+            target: &target.indices,
+            ignore_index: Some(self.ignore_index),
+            weight: self.weight.as_ref(),
+            smoothing: self.label_smoothing,
+        };
+        let own = self.map_tensors(&mut Tensor::shallow_clone);
+        f_softmax(LogLoss, &rows, reduction, move |input, target| {
+            with_backend(Backend::Composite, || own.f_forward(input, target))
+        })
     }
 
     /// A softmax of log-probabilities changes nothing, and so where all of them are needed one more may be taken.
@@ -224,6 +253,16 @@ impl Default for CrossEntropyLoss {
 impl Loss for CrossEntropyLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         Ok(self.f_of(input, target, None)?.1)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct LogLoss;
+
+impl RowLoss for LogLoss {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, log_p: R, _: R) -> (R, [R; 2]) {
+        (-log_p, [R::of(-1.0), R::of(0.0)])
     }
 }
 

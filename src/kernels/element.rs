@@ -23,7 +23,7 @@ pub(super) trait Element: Copy + Send + Sync + 'static {
     fn from_f64(value: f64) -> Self;
     fn to_f64(self) -> f64;
     /// The elements as wide numbers: themselves, or converted into `room`.
-    fn read<'a>(elements: &'a [Self], room: &'a mut Block<Self::Wide>) -> &'a [Self::Wide];
+    fn read<'a>(elements: &'a [Self], room: &'a mut [Self::Wide]) -> &'a [Self::Wide];
     /// Converts numbers into elements.
     fn write(numbers: &[Self::Wide], elements: &mut [MaybeUninit<Self>]);
 }
@@ -42,7 +42,7 @@ macro_rules! wide {
                 self.into()
             }
 
-            fn read<'a>(elements: &'a [Self], _: &'a mut Block<Self>) -> &'a [Self] {
+            fn read<'a>(elements: &'a [Self], _: &'a mut [Self]) -> &'a [Self] {
                 elements
             }
 
@@ -72,7 +72,7 @@ macro_rules! half {
                 <$number>::to_f64(self)
             }
 
-            fn read<'a>(elements: &'a [Self], room: &'a mut Block<f32>) -> &'a [f32] {
+            fn read<'a>(elements: &'a [Self], room: &'a mut [f32]) -> &'a [f32] {
                 let numbers = &mut room[..elements.len()];
                 elements.convert_to_f32_slice(numbers);
                 numbers
@@ -121,6 +121,17 @@ pub(super) fn elements<T: Element>(tensor: &Tensor) -> &[T] {
     }
     // SAFETY: a dense CPU tensor has its elements side by side from its data pointer on, of the type just checked. They
     // live as long as the tensor. That nobody writes to them meanwhile is what every operation of libtorch relies on.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), length) }
+}
+
+/// The elements of a contiguous CPU tensor of 64-bit integers.
+pub(super) fn integers(tensor: &Tensor) -> &[i64] {
+    assert!(is_plain(tensor, Kind::Int64) && tensor.is_contiguous());
+    let length = tensor.numel();
+    if length == 0 {
+        return &[];
+    }
+    // SAFETY: as in `elements`.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), length) }
 }
 
@@ -182,6 +193,11 @@ impl<T: Element> Output<T> {
         Self::f_new(memory::f_empty_like(like)?)
     }
 
+    /// A contiguous tensor.
+    pub(super) fn f_of_size(size: &[i64]) -> Result<Self, LossError> {
+        Self::f_new(Tensor::f_empty(size, (T::KIND, Device::Cpu))?)
+    }
+
     fn f_new(tensor: Tensor) -> Result<Self, LossError> {
         assert!(is_plain(&tensor, T::KIND) && is_dense(&tensor));
         Ok(Self { start: tensor.data_ptr().cast(), length: tensor.numel(), tensor })
@@ -209,7 +225,7 @@ impl<T: Element> Output<T> {
 
 /// A scalar tensor.
 pub(super) fn f_scalar<T: Element>(value: f64) -> Result<Tensor, LossError> {
-    let output = Output::<T>::f_new(Tensor::f_empty([0_i64; 0], (T::KIND, Device::Cpu))?)?;
+    let output = Output::<T>::f_of_size(&[])?;
     // SAFETY: nobody else has a part of it.
     let element = unsafe { output.range(0..1) };
     element[0].write(T::from_f64(value));

@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use super::element::{Block, Element, Output, elements, f_one_layout, f_plain, f_scalar, is_plain};
 use super::number::Real;
 use super::simd::{self, Kernel, LaneOf, Sum, Wide};
-use super::{BLOCK, backend, parallel};
+use super::{BLOCK, backend, f_scaled, parallel};
 use crate::autograd::{self, Context, Function};
 use crate::{LossError, Reduction};
 
@@ -119,7 +119,8 @@ where
         }
         let grad = f_plain(&grad)?;
         let gradients = if at_once {
-            f_scaled::<T>(context.take_saved().split_off(N), &grad, context.last())?
+            let gradients = context.take_saved().split_off(N).into_iter();
+            gradients.map(|gradient| f_scaled::<T>(gradient, &grad, context.last())).collect::<Result<_, _>>()?
         } else {
             let saved = context.saved();
             let pass = Pass::<T, N>::f_new(std::array::from_fn(|position| &saved[position]))?;
@@ -129,15 +130,6 @@ where
         Ok(needed.iter().map(|needed| if *needed { gradients.next() } else { None }).collect())
     };
     Ok(Function::new(&arguments).save(&saved).f_attach_own(vec![loss], backward)?.remove(0))
-}
-
-/// Gradients that were computed for a gradient of one, times `grad`.
-fn f_scaled<T: Element>(gradients: Vec<Tensor>, grad: &Tensor, last: bool) -> Result<Vec<Tensor>, LossError> {
-    if elements::<T>(grad)[0].to_f64() == 1.0 {
-        return Ok(gradients);
-    }
-    let scaled = |mut gradient: Tensor| if last { gradient.f_mul_(grad) } else { gradient.f_mul(grad) };
-    Ok(gradients.into_iter().map(scaled).collect::<Result<_, _>>()?)
 }
 
 /// What the derivatives are multiplied by.
