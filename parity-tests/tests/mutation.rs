@@ -143,3 +143,106 @@ fn a_single_bit_is_caught_where_bitwise_equality_is_promised() {
         assert!(caught, "{}: a changed bit was not noticed", adapter.name);
     }
 }
+
+/// With its arguments changed so, some case of the loss is computed and differs.
+fn assert_changed_arguments_are_caught(reference: &str, change: impl Fn(&mut Arguments) -> Result<(), EvalError>) {
+    let runner = |name: &str, arguments: &mut Arguments| {
+        if name == reference {
+            change(arguments)?;
+        }
+        run_adapter(name, arguments)
+    };
+    let golden = Golden::read();
+    let caught = golden.verdicts(&runner).iter().any(|(case, verdict)| case.reference == reference && differs(verdict));
+    assert!(caught, "{reference}: the mutation was not noticed");
+}
+
+/// A loss of this formula equals the reference in the case, and the broken one does not.
+fn assert_a_broken_formula_is_caught(id: &str, formula: impl Fn(&mut Arguments, bool) -> Result<Tensor, EvalError>) {
+    let golden = Golden::read();
+    let verdict = |broken| {
+        let runner = |_: &str, arguments: &mut Arguments| Ok(formula(arguments, broken)?.into());
+        golden.verdicts(&runner).into_iter().find(|(case, _)| case.id == id).expect("a golden case").1
+    };
+    assert!(matches!(verdict(false), Verdict::Equal(_)), "{id}: {:?}", verdict(false));
+    assert!(differs(&verdict(true)), "{id}: the mutation was not noticed");
+}
+
+/// A value or a gradient is another one; a call that was rejected shows nothing.
+fn differs(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Failed(reason) if ["output/", "grad/"].iter().any(|place| reason.starts_with(place)))
+}
+
+fn insert_number(arguments: &mut Arguments, name: &str, number: f64) {
+    arguments.insert(name, Argument::Plain(Value::Float(number)));
+}
+
+#[test]
+fn a_focal_loss_with_another_power_is_caught() {
+    for reference in ["torchvision.ops.sigmoid_focal_loss", "kornia.losses.FocalLoss", "monai.losses.FocalLoss"] {
+        assert_changed_arguments_are_caught(reference, |arguments| {
+            let gamma = arguments.number("gamma", 2.0)?;
+            insert_number(arguments, "gamma", gamma + 0.01);
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn a_focal_loss_that_swaps_its_balance_is_caught() {
+    assert_changed_arguments_are_caught("torchvision.ops.sigmoid_focal_loss", |arguments| {
+        let alpha = arguments.number("alpha", 0.25)?;
+        insert_number(arguments, "alpha", if alpha < 0.0 { alpha } else { 1.0 - alpha });
+        Ok(())
+    });
+}
+
+#[test]
+fn a_dice_loss_smoothed_in_the_wrong_place_is_caught() {
+    for (from, to) in [("smooth_nr", "smooth_dr"), ("smooth_dr", "smooth_nr")] {
+        assert_changed_arguments_are_caught("monai.losses.DiceLoss", |arguments| {
+            let (moved, other) = (arguments.number(from, 1e-5)?, arguments.number(to, 1e-5)?);
+            insert_number(arguments, from, 0.0);
+            insert_number(arguments, to, moved + other);
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn an_asymmetric_loss_without_its_clip_is_caught() {
+    assert_changed_arguments_are_caught("timm.loss.AsymmetricLossMultiLabel", |arguments| {
+        insert_number(arguments, "clip", 0.0);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_jaccard_index_over_the_sum_instead_of_the_union_is_caught() {
+    let id = "segmentation_models_pytorch.losses.JaccardLoss/binary_options/f64/0";
+    assert_a_broken_formula_is_caught(id, |arguments, broken| {
+        let (input, target) = (arguments.tensor("y_pred")?.sigmoid(), arguments.tensor("y_true")?);
+        let intersection = (&input * &target).sum(None);
+        let both = input.sum(None) + target.sum(None);
+        let union = if broken { both } else { both - &intersection };
+        Ok(1.0 - intersection / union)
+    });
+}
+
+#[test]
+fn a_generalized_iou_without_the_enclosing_box_is_caught() {
+    let id = "torchvision.ops.generalized_box_iou_loss/options/f64/0";
+    assert_a_broken_formula_is_caught(id, |arguments, broken| {
+        let (input, target) = (arguments.tensor("boxes1")?, arguments.tensor("boxes2")?);
+        let corners = |boxes: &Tensor| (boxes.narrow(-1, 0, 2), boxes.narrow(-1, 2, 2));
+        let ((input_low, input_high), (target_low, target_high)) = (corners(&input), corners(&target));
+        let area = |size: Tensor| size.prod_dim_int(-1, false, None);
+        let intersection = area((input_high.minimum(&target_high) - input_low.maximum(&target_low)).relu());
+        let union = area(&input_high - &input_low) + area(&target_high - &target_low) - &intersection;
+        let hull = area(input_high.maximum(&target_high) - input_low.minimum(&target_low));
+        let overlap = intersection / (&union + 1e-7);
+        let empty = (&hull - union) / (hull + 1e-7);
+        let losses = overlap.f_rsub_scalar(1)?;
+        Ok(if broken { losses } else { losses + empty }.mean(None))
+    });
+}

@@ -103,7 +103,10 @@ def logits(draw: Draw, shape: Shape) -> torch.Tensor:
 
 
 def huge(draw: Draw, shape: Shape) -> torch.Tensor:
-    """Saturated logits; in f16 such that their multiples, which the references form, do not overflow."""
+    """Saturated logits; in f16 such that their multiples, which the references form, do not overflow.
+
+    There `half_precision` has those of 1e4.
+    """
     most = 1e3 if draw.dtype == torch.float16 else 1e4
     return draw.choose(shape, (most, -most, 30.0, -30.0, 0.0))
 
@@ -592,6 +595,40 @@ def smp(suite: Suite) -> None:
         add_case(suite, reference, "better_classes", dtype, outside(3), (4, 3, 5), {"mode": "multiclass"})
 
 
+def half_precision(suite: Suite) -> None:
+    """Logits of ±1e4 in f16, of which γ times the loss is the greatest number that a reference forms.
+
+    The gradient is that of a mean, so that no factor is on top of that, and nothing is added up. MONAI computes in
+    f32.
+    """
+
+    def most(draw: Draw, shape: Shape) -> torch.Tensor:
+        return draw.choose(shape, (1e4, -1e4))
+
+    def masks(draw: Draw, shape: Shape) -> list:
+        return [most(draw, shape), draw.integers(shape, 2).to(draw.dtype)]
+
+    def classes_of(draw: Draw, shape: Shape) -> list:
+        return [most(draw, shape), indices(draw, shape)[1]]
+
+    smp_reference = "segmentation_models_pytorch.losses.FocalLoss"
+    families = (
+        ("torchvision.ops.sigmoid_focal_loss", masks, {}, 0.25, "extreme"),
+        ("kornia.losses.BinaryFocalLossWithLogits", masks, {}, 0.25, "extreme"),
+        ("kornia.losses.FocalLoss", classes_of, {}, 0.5, "extreme"),
+        (smp_reference, masks, {"mode": "binary"}, None, "binary_extreme"),
+        (smp_reference, classes_of, {"mode": "multiclass"}, None, "multiclass_extreme"),
+    )
+    for (reference, make, base, alpha, tag), gamma in product(families, (0.0, 1.0, 2.0, 5.0)):
+        for reduction, grad in (("none", ()), ("mean", (0,))):
+            options = {**base, "alpha": alpha, "gamma": gamma, "reduction": reduction}
+
+            def call(draw: Draw, make: Make = make, options: dict = options, grad: tuple = grad) -> Call:
+                return Call(make(draw, (4, 3, 5)), options, grad=grad)
+
+            suite.add(reference, tag, "f16", call, ones=True)
+
+
 def add_case(
     suite: Suite, reference: str, tag: str, dtype: str, make: Make, shape: Shape, options: dict, **more: Any
 ) -> None:
@@ -717,6 +754,7 @@ def add_all(suite: Suite) -> None:
     monai_saturated(suite)
     smp(suite)
     balances(suite)
+    half_precision(suite)
     papers_softmax(suite)
     papers_sigmoid(suite)
     papers_one_vs_rest(suite)
