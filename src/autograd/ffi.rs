@@ -28,6 +28,7 @@ type Backward = unsafe extern "C" fn(
 unsafe extern "C" {
     fn tch_losses_set_text(text: *mut Text, bytes: *const c_char, length: usize);
     fn tch_losses_grad_enabled() -> bool;
+    fn tch_losses_keep_graph() -> bool;
     fn tch_losses_attach(
         outputs: *mut *mut C_tensor,
         output_count: usize,
@@ -47,6 +48,12 @@ unsafe extern "C" {
 pub(super) fn grad_enabled() -> bool {
     // SAFETY: reads a thread-local flag of libtorch.
     unsafe { tch_losses_grad_enabled() }
+}
+
+/// Whether the backward pass that runs on this thread keeps its graph.
+pub(super) fn keep_graph() -> bool {
+    // SAFETY: reads a flag of the backward pass that this thread works on; libtorch answers true where there is none.
+    unsafe { tch_losses_keep_graph() }
 }
 
 /// Attaches `closure` to `outputs`, which have no graph.

@@ -60,12 +60,15 @@
 
 mod ffi;
 mod precomputed;
+mod stored;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tch::Tensor;
 
 pub use precomputed::f_precomputed;
+pub(crate) use precomputed::{f_aliases, f_gradients, spread};
+pub(crate) use stored::StoredGradients;
 
 use crate::{LossError, check};
 
@@ -104,6 +107,17 @@ impl Context {
     pub fn create_graph(&self) -> bool {
         ffi::grad_enabled()
     }
+
+    /// Whether another backward pass may follow through the same graph. Where none does, this is the last call of the closure.
+    pub fn keep_graph(&self) -> bool {
+        ffi::keep_graph()
+    }
+}
+
+/// Which of `inputs` a function has to give a gradient to.
+pub(crate) fn needed(inputs: &[&Tensor]) -> Vec<bool> {
+    let enabled = ffi::grad_enabled();
+    inputs.iter().map(|input| enabled && input.requires_grad()).collect()
 }
 
 impl<'a> Function<'a> {

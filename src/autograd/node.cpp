@@ -6,6 +6,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
 #include <memory>
@@ -126,6 +127,11 @@ void tch_losses_set_text(std::string* text, const char* bytes, size_t length) {
 
 bool tch_losses_grad_enabled() {
   return at::GradMode::is_enabled();
+}
+
+// Within a backward pass only.
+bool tch_losses_keep_graph() {
+  return torch::autograd::get_current_graph_task_keep_graph();
 }
 
 // Makes `outputs` the results of a node whose backward is `closure`. Takes the closure over in every case. Returns false

@@ -52,8 +52,9 @@ where
         let Some(grad) = context.grad(0) else { return Ok(needed.iter().map(|_| None).collect()) };
         let (inputs, gradients) = context.saved().split_at(count);
         if context.create_graph() {
-            let value = loss(inputs)?.f_mul(&grad)?;
-            let gradients = f_gradients(&value, inputs, &needed, true)?;
+            let inputs = f_aliases(inputs)?;
+            let value = loss(&inputs)?.f_mul(&grad)?;
+            let gradients = f_gradients(&value, &inputs, &needed, true)?;
             return Ok(spread(gradients, &needed));
         }
         let scaled = gradients.iter().map(|gradient| gradient.f_mul(&grad)).collect::<Result<_, _>>()?;
@@ -61,8 +62,19 @@ where
     })
 }
 
+/// The inputs under another name. The incoming gradient may depend on the inputs, too, and a gradient with respect to the
+/// aliases leaves that part to whoever computed it.
+pub(crate) fn f_aliases(inputs: &[Tensor]) -> Result<Vec<Tensor>, LossError> {
+    Ok(inputs.iter().map(|input| input.f_view_as(input)).collect::<Result<_, _>>()?)
+}
+
 /// The gradients of `value` with respect to those inputs that need one.
-fn f_gradients(value: &Tensor, inputs: &[Tensor], needed: &[bool], create: bool) -> Result<Vec<Tensor>, LossError> {
+pub(crate) fn f_gradients(
+    value: &Tensor,
+    inputs: &[Tensor],
+    needed: &[bool],
+    create: bool,
+) -> Result<Vec<Tensor>, LossError> {
     let inputs: Vec<&Tensor> =
         inputs.iter().zip(needed).filter(|(_, needed)| **needed).map(|(input, _)| input).collect();
     let compute = || Tensor::f_run_backward(&[value], &inputs, create, create);
@@ -74,7 +86,7 @@ fn f_gradients(value: &Tensor, inputs: &[Tensor], needed: &[bool], create: bool)
 }
 
 /// One entry per input again.
-fn spread(gradients: Vec<Tensor>, needed: &[bool]) -> Vec<Option<Tensor>> {
+pub(crate) fn spread(gradients: Vec<Tensor>, needed: &[bool]) -> Vec<Option<Tensor>> {
     let mut gradients = gradients.into_iter();
     needed.iter().map(|needed| if *needed { gradients.next() } else { None }).collect()
 }
