@@ -29,6 +29,14 @@ impl Reduction {
             Reduction::Sum => losses.f_sum(None)?,
         })
     }
+
+    /// Reduces losses that were multiplied by `weight`; their mean is over the sum of the weights.
+    pub(crate) fn f_apply_weighted(self, losses: &Tensor, weight: &Tensor) -> Result<Tensor, LossError> {
+        match self {
+            Reduction::Mean => Ok(losses.f_sum(None)?.f_div(&weight.f_sum(None)?)?),
+            _ => self.f_apply(losses),
+        }
+    }
 }
 
 impl From<Reduction> for tch::Reduction {

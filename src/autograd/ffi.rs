@@ -20,7 +20,6 @@ type Backward = unsafe extern "C" fn(
     usize,
     *mut *mut C_tensor,
     usize,
-    bool,
     *mut *mut C_tensor,
     usize,
     *mut Text,
@@ -29,6 +28,7 @@ type Backward = unsafe extern "C" fn(
 unsafe extern "C" {
     fn tch_losses_set_text(text: *mut Text, bytes: *const c_char, length: usize);
     fn tch_losses_grad_enabled() -> bool;
+    fn tch_losses_keep_graph() -> bool;
     fn tch_losses_attach(
         outputs: *mut *mut C_tensor,
         output_count: usize,
@@ -48,6 +48,12 @@ unsafe extern "C" {
 pub(crate) fn grad_enabled() -> bool {
     // SAFETY: reads a thread-local flag of libtorch.
     unsafe { tch_losses_grad_enabled() }
+}
+
+/// Whether the backward pass that runs on this thread keeps its graph.
+pub(super) fn keep_graph() -> bool {
+    // SAFETY: reads a flag of the backward pass that this thread works on; libtorch answers true where there is none.
+    unsafe { tch_losses_keep_graph() }
 }
 
 /// Attaches `closure` to `outputs`, which have no graph.
@@ -95,7 +101,6 @@ unsafe extern "C" fn run(
     grad_count: usize,
     saved: *mut *mut C_tensor,
     saved_count: usize,
-    last: bool,
     results: *mut *mut C_tensor,
     result_count: usize,
     error: *mut Text,
@@ -110,7 +115,7 @@ unsafe extern "C" fn run(
         let saved: Vec<Tensor> = (0..saved_count).filter_map(|position| take(saved, position)).collect();
         (&*closure.cast::<Box<Closure>>(), grads, saved)
     };
-    match call(closure, Context { grads, saved, last }, result_count) {
+    match call(closure, Context { grads, saved }, result_count) {
         Ok(gradients) => {
             for (position, gradient) in gradients.into_iter().enumerate() {
                 if let Some(mut gradient) = gradient.filter(Tensor::defined) {

@@ -60,6 +60,7 @@
 
 mod ffi;
 mod precomputed;
+mod stored;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -68,6 +69,8 @@ use tch::Tensor;
 pub(crate) use ffi::grad_enabled;
 pub(crate) use precomputed::f_gradients_of;
 pub use precomputed::f_precomputed;
+pub(crate) use precomputed::{f_aliases, f_gradients, spread};
+pub(crate) use stored::StoredGradients;
 
 use crate::{LossError, check};
 
@@ -89,7 +92,6 @@ pub struct Function<'a> {
 pub struct Context {
     grads: Vec<Option<Tensor>>,
     saved: Vec<Tensor>,
-    last: bool,
 }
 
 impl Context {
@@ -103,21 +105,21 @@ impl Context {
         &self.saved
     }
 
-    /// Takes the saved tensors out. Where this is the [last](Self::last) call, nothing else holds those of them that are
-    /// neither inputs nor outputs, and they may be written to.
-    pub fn take_saved(&mut self) -> Vec<Tensor> {
-        std::mem::take(&mut self.saved)
-    }
-
-    /// Whether the backward pass does not keep the graph, so that the closure is not called again.
-    pub fn last(&self) -> bool {
-        self.last
-    }
-
     /// Whether the gradients are to be differentiated themselves.
     pub fn create_graph(&self) -> bool {
         ffi::grad_enabled()
     }
+
+    /// Whether another backward pass may follow through the same graph. Where none does, this is the last call of the closure.
+    pub fn keep_graph(&self) -> bool {
+        ffi::keep_graph()
+    }
+}
+
+/// Which of `inputs` a function has to give a gradient to.
+pub(crate) fn needed(inputs: &[&Tensor]) -> Vec<bool> {
+    let enabled = ffi::grad_enabled();
+    inputs.iter().map(|input| enabled && input.requires_grad()).collect()
 }
 
 impl<'a> Function<'a> {

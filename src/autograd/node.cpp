@@ -6,6 +6,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
 #include <memory>
@@ -28,7 +29,6 @@ using Backward = bool (*)(
     size_t grad_count,
     Tensor** saved,
     size_t saved_count,
-    bool last,
     Tensor** results,
     size_t result_count,
     std::string* error);
@@ -43,8 +43,6 @@ struct RustNode : Node {
   Backward backward = nullptr;
   std::vector<SavedVariable> saved;
   size_t input_count = 0;
-  // Whether the running backward pass is the last one, since it does not keep the graph.
-  bool last = false;
   bool released = false;
 
   std::string name() const override {
@@ -55,7 +53,6 @@ struct RustNode : Node {
     std::vector<Tensor*> grad_pointers;
     std::vector<Tensor*> saved_pointers;
     std::shared_ptr<void> held;
-    bool last_now = false;
     {
       std::lock_guard<std::mutex> lock(mutex_);
       TORCH_CHECK(!released, torch::autograd::ERR_BACKWARD_TWICE);
@@ -63,9 +60,6 @@ struct RustNode : Node {
       // Unpacking throws where a saved tensor was changed in place; so it comes before anything is on the heap.
       variable_list unpacked;
       for (const auto& variable : saved) unpacked.push_back(variable.unpack());
-      // So that the closure's tensors are the only ones, and may be returned or written to.
-      last_now = last;
-      if (last) saved.clear();
       for (const auto& tensor : unpacked) saved_pointers.push_back(new Tensor(tensor));
       for (const auto& grad : grads) grad_pointers.push_back(to_heap(grad));
     }
@@ -78,7 +72,6 @@ struct RustNode : Node {
         grad_pointers.size(),
         saved_pointers.data(),
         saved_pointers.size(),
-        last_now,
         result_pointers.data(),
         result_pointers.size(),
         &error);
@@ -89,11 +82,6 @@ struct RustNode : Node {
     }
     TORCH_CHECK(done, error);
     return results;
-  }
-
-  void will_release_variables() override {
-    std::lock_guard<std::mutex> lock(mutex_);
-    last = true;
   }
 
   void release_variables() override {
@@ -139,6 +127,11 @@ void tch_losses_set_text(std::string* text, const char* bytes, size_t length) {
 
 bool tch_losses_grad_enabled() {
   return at::GradMode::is_enabled();
+}
+
+// Within a backward pass only.
+bool tch_losses_keep_graph() {
+  return torch::autograd::get_current_graph_task_keep_graph();
 }
 
 // Makes `outputs` the results of a node whose backward is `closure`. Takes the closure over in every case. Returns false

@@ -55,21 +55,38 @@ where
         let Some(grad) = context.grad(0) else { return Ok(needed.iter().map(|_| None).collect()) };
         let (inputs, gradients) = context.saved().split_at(count);
         if context.create_graph() {
-            return f_gradients_of(&loss(inputs)?, &grad, inputs, &needed);
+            return f_gradients_of(&loss, &grad, inputs, &needed);
         }
         let scaled = gradients.iter().map(|gradient| gradient.f_mul(&grad)).collect::<Result<_, _>>()?;
         Ok(spread(scaled, &needed))
     })
 }
 
-/// The gradients, with a graph of their own, of `value` with respect to those inputs that need one.
-pub(crate) fn f_gradients_of(value: &Tensor, grad: &Tensor, inputs: &[Tensor], needed: &[bool]) -> Gradients {
-    let value = value.f_mul(grad)?.f_sum(None)?;
-    Ok(spread(f_gradients(&value, inputs, needed, true)?, needed))
+/// The gradients, with a graph of their own, of `loss` with respect to those inputs that need one.
+pub(crate) fn f_gradients_of(
+    loss: impl Fn(&[Tensor]) -> Result<Tensor, LossError>,
+    grad: &Tensor,
+    inputs: &[Tensor],
+    needed: &[bool],
+) -> Gradients {
+    let inputs = f_aliases(inputs)?;
+    let value = loss(&inputs)?.f_mul(grad)?.f_sum(None)?;
+    Ok(spread(f_gradients(&value, &inputs, needed, true)?, needed))
+}
+
+/// The inputs under another name. The incoming gradient may depend on the inputs, too, and a gradient with respect to the
+/// aliases leaves that part to whoever computed it.
+pub(crate) fn f_aliases(inputs: &[Tensor]) -> Result<Vec<Tensor>, LossError> {
+    Ok(inputs.iter().map(|input| input.f_view_as(input)).collect::<Result<_, _>>()?)
 }
 
 /// The gradients of `value` with respect to those inputs that need one.
-fn f_gradients(value: &Tensor, inputs: &[Tensor], needed: &[bool], create: bool) -> Result<Vec<Tensor>, LossError> {
+pub(crate) fn f_gradients(
+    value: &Tensor,
+    inputs: &[Tensor],
+    needed: &[bool],
+    create: bool,
+) -> Result<Vec<Tensor>, LossError> {
     let inputs: Vec<&Tensor> =
         inputs.iter().zip(needed).filter(|(_, needed)| **needed).map(|(input, _)| input).collect();
     let compute = || Tensor::f_run_backward(&[value], &inputs, create, create);
@@ -81,7 +98,7 @@ fn f_gradients(value: &Tensor, inputs: &[Tensor], needed: &[bool], create: bool)
 }
 
 /// One entry per input again.
-fn spread(gradients: Vec<Tensor>, needed: &[bool]) -> Vec<Option<Tensor>> {
+pub(crate) fn spread(gradients: Vec<Tensor>, needed: &[bool]) -> Vec<Option<Tensor>> {
     let mut gradients = gradients.into_iter();
     needed.iter().map(|needed| if *needed { gradients.next() } else { None }).collect()
 }

@@ -172,8 +172,9 @@ fn a_precomputed_gradient_is_that_of_the_composition() {
     let random = || Tensor::rand([20], (Kind::Double, Device::Cpu)).set_requires_grad(true);
     let (x, y) = (random(), random());
     let direction = Tensor::rand([20], (Kind::Double, Device::Cpu));
+    // The square makes the incoming gradient depend on the inputs.
     let both = |value: Tensor| {
-        let first = Tensor::run_backward(&[value * 3.0], &[&x, &y], true, true);
+        let first = Tensor::run_backward(&[value.square() * 3.0], &[&x, &y], true, true);
         let second = Tensor::run_backward(&[(&first[0] * &direction).sum(None)], &[&x, &y], true, false);
         first.into_iter().chain(second).map(|tensor| tensor.detach().copy()).collect::<Vec<_>>()
     };

@@ -9,8 +9,8 @@ use tch::{Kind, Tensor};
 use super::element::{Block, Element, Output, elements, f_one_layout, f_plain, f_scalar, is_plain};
 use super::number::Real;
 use super::simd::{self, Kernel, LaneOf, Sum, Wide};
-use super::{BLOCK, backend, f_scaled, parallel};
-use crate::autograd::{self, Context, Function};
+use super::{BLOCK, backend, parallel};
+use crate::autograd::{self, Context, Function, StoredGradients};
 use crate::{LossError, Reduction};
 
 /// A loss of one element, given `N` numbers for it.
@@ -109,27 +109,26 @@ where
     if !needed.contains(&true) {
         return Ok(loss);
     }
-    let saved: Vec<&Tensor> = arguments.into_iter().chain(gradients.iter()).collect();
-    let backward = move |mut context: Context| -> autograd::Gradients {
+    let mut gradients = gradients.into_iter();
+    let stored = at_once.then(|| {
+        let each = needed.iter().map(|needed| if *needed { gradients.next() } else { None });
+        StoredGradients::new(each.collect())
+    });
+    let backward = move |context: Context| -> autograd::Gradients {
         let Some(grad) = context.grad(0) else { return Ok(needed.iter().map(|_| None).collect()) };
         if context.create_graph() {
-            let inputs = &context.saved()[..N];
-            let value = composite(std::array::from_fn(|position| &inputs[position]))?;
-            return autograd::f_gradients_of(&value, &grad, inputs, &needed);
+            let loss = |inputs: &[Tensor]| composite(std::array::from_fn(|position| &inputs[position]));
+            return autograd::f_gradients_of(loss, &grad, context.saved(), &needed);
         }
         let grad = f_plain(&grad)?;
-        let gradients = if at_once {
-            let gradients = context.take_saved().split_off(N).into_iter();
-            gradients.map(|gradient| f_scaled::<T>(gradient, &grad, context.last())).collect::<Result<_, _>>()?
-        } else {
-            let saved = context.saved();
-            let pass = Pass::<T, N>::f_new(std::array::from_fn(|position| &saved[position]))?;
-            pass.f_sum(formula, &Factor::f_new::<T>(&grad, scale, &pass.arguments[0])?, needed)?.1
-        };
-        let mut gradients = gradients.into_iter();
-        Ok(needed.iter().map(|needed| if *needed { gradients.next() } else { None }).collect())
+        if let Some(stored) = &stored {
+            return stored.f_scaled(&context, &grad);
+        }
+        let pass = Pass::<T, N>::f_new(std::array::from_fn(|position| &context.saved()[position]))?;
+        let factor = Factor::f_new::<T>(&grad, scale, &pass.arguments[0])?;
+        Ok(autograd::spread(pass.f_sum(formula, &factor, needed)?.1, &needed))
     };
-    Ok(Function::new(&arguments).save(&saved).f_attach_own(vec![loss], backward)?.remove(0))
+    Ok(Function::new(&arguments).save(&arguments).f_attach_own(vec![loss], backward)?.remove(0))
 }
 
 /// What the derivatives are multiplied by.

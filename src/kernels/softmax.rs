@@ -14,7 +14,7 @@ use super::element::{Element, Output, elements, f_plain, f_scalar, integers, is_
 use super::number::{Real, choose};
 use super::simd::{self, Kernel, LaneOf, Sum, Wide};
 use super::{BLOCK, backend, parallel};
-use crate::autograd::{self, Context, Function};
+use crate::autograd::{self, Context, Function, StoredGradients};
 use crate::{LossError, Reduction};
 
 /// A loss of one row.
@@ -116,21 +116,17 @@ where
         return Ok(loss);
     }
     let class_dim = rows.class_dim;
-    let saved: Vec<&Tensor> = [rows.input, rows.target].into_iter().chain(&gradient).collect();
-    let backward = move |mut context: Context| -> autograd::Gradients {
+    let stored = at_once.then(|| StoredGradients::new(vec![gradient]));
+    let backward = move |context: Context| -> autograd::Gradients {
         let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
-        let mut saved = context.take_saved();
+        let saved = context.saved();
         if context.create_graph() {
-            let value = composite(&saved[0], &saved[1])?;
-            return autograd::f_gradients_of(&value, &grad, &saved[..1], &[true]);
+            let loss = |inputs: &[Tensor]| composite(&inputs[0], &saved[1]);
+            return autograd::f_gradients_of(loss, &grad, &saved[..1], &[true]);
         }
         let grad = f_plain(&grad)?.f_contiguous()?;
-        if at_once {
-            return Ok(saved
-                .pop()
-                .map(|gradient| super::f_scaled::<T>(gradient, &grad, context.last()))
-                .transpose()?)
-            .map(|gradient| vec![gradient]);
+        if let Some(stored) = &stored {
+            return stored.f_scaled(&context, &grad);
         }
         let pass = Pass::<T>::f_new(&saved[0], class_dim, &saved[1])?;
         let gradient = Output::<T>::f_like(&pass.input)?;
@@ -141,7 +137,7 @@ where
         pass.run(&options, factors, None, Some(&gradient));
         Ok(vec![Some(gradient.into_tensor())])
     };
-    Ok(Function::new(&[rows.input]).save(&saved).f_attach_own(vec![loss], backward)?.remove(0))
+    Ok(Function::new(&[rows.input]).save(&[rows.input, rows.target]).f_attach_own(vec![loss], backward)?.remove(0))
 }
 
 /// The options of a call, in the kind that it is computed in.

@@ -1,0 +1,40 @@
+use crate::{LossError, check};
+
+/// How many rows [`LinearCrossEntropy`] takes at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[doc(alias = "LinearCrossEntropyOptions")]
+#[doc(alias = "chunking_method")]
+pub enum Chunking {
+    /// So many rows, ≥ 1.
+    #[doc(alias = "batch_chunk_size")]
+    Rows(i64),
+    /// As many rows as make the logits of a chunk about as large as the input, divided by the factor, ≥ 1:
+    /// 2^⌈log₂ ⌈N / ⌈C / D⌉⌉⌉ / factor for N rows of D features and C classes.
+    #[doc(alias = "aspect_ratio")]
+    AspectRatio(i64),
+}
+
+impl Chunking {
+    /// The number of rows per chunk, at least 1.
+    pub(super) fn f_rows(self, rows: i64, features: i64, classes: i64) -> Result<i64, LossError> {
+        match self {
+            Chunking::Rows(size) => {
+                check::option("chunking", format!("{self:?}"), size > 0, "a number of rows >= 1")?;
+                Ok(size)
+            }
+            Chunking::AspectRatio(factor) => {
+                check::option("chunking", format!("{self:?}"), factor > 0, "a factor >= 1")?;
+                let ceil_div = |a: i64, b: i64| (a.max(1) as u64).div_ceil(b.max(1) as u64);
+                let target = ceil_div(rows, ceil_div(classes, features) as i64);
+                Ok((target.next_power_of_two() as i64 / factor).max(1))
+            }
+        }
+    }
+}
+
+impl Default for Chunking {
+    /// [`Chunking::AspectRatio`] by 2, PyTorch's choice except for half precision on the CPU.
+    fn default() -> Self {
+        Chunking::AspectRatio(2)
+    }
+}

@@ -1,0 +1,305 @@
+//! Linear cross entropy in chunks of rows: the logits of one chunk at a time, with their gradient.
+
+use tch::{Kind, Tensor, no_grad};
+
+use super::row_loss::{PerRow, RowLoss, RowTarget};
+use super::{Arguments, LinearCrossEntropy};
+use crate::autograd::{Context, Function, Gradients, StoredGradients, f_aliases, f_gradients, needed, spread};
+use crate::numeric::f_ratio;
+use crate::{LossError, Reduction};
+
+/// The loss, `size` rows at a time, computed in `kind`. Class indices are 64-bit and valid.
+///
+/// A reduced loss computes its gradient at once. That of an unreduced one depends on the derivative of each row, so the
+/// backward pass computes the logits again.
+pub(super) fn f_loss(
+    criterion: &LinearCrossEntropy,
+    arguments: &Arguments,
+    size: i64,
+    kind: Kind,
+) -> Result<Tensor, LossError> {
+    let inputs = arguments.differentiable();
+    let needed = needed(&inputs);
+    let gradient = needed.contains(&true);
+    let reduced = criterion.reduction != Reduction::None;
+    let computed = no_grad(|| {
+        let chunks = Chunks::f_new(criterion, arguments, size, kind)?;
+        let reducer = chunks.f_reducer(criterion.reduction)?;
+        let derivatives = if gradient && reduced { Some(reducer.f_derivatives()?) } else { None };
+        let (losses, gradients) = chunks.f_run(derivatives.as_ref(), &needed)?;
+        Ok::<_, LossError>((reducer.f_reduce(&losses, arguments)?, gradients))
+    });
+    let (loss, gradients) = computed?;
+    if !gradient {
+        return Ok(loss);
+    }
+    let saved: Vec<&Tensor> = inputs.iter().copied().chain([arguments.target]).collect();
+    let criterion = criterion.shallow_clone();
+    let stored = reduced.then(|| StoredGradients::new(gradients));
+    let function = Function::new(&inputs).save(&saved);
+    function.f_attach_one(loss, move |context| {
+        let Some(grad) = context.grad(0) else { return Ok(needed.iter().map(|_| None).collect()) };
+        if context.create_graph() {
+            return f_differentiable(&criterion, &context, &grad, kind, &needed);
+        }
+        match &stored {
+            Some(stored) => stored.f_scaled(&context, &grad),
+            None => no_grad(|| f_recompute(&criterion, &context, &grad, size, kind, &needed)),
+        }
+    })
+}
+
+/// The gradients, computed with the graph of all logits.
+fn f_differentiable(
+    criterion: &LinearCrossEntropy,
+    context: &Context,
+    grad: &Tensor,
+    kind: Kind,
+    needed: &[bool],
+) -> Gradients {
+    let saved = f_aliases(context.saved())?;
+    let value = criterion.f_whole(&Arguments::of(&saved), kind)?.f_mul(grad)?.f_sum(None)?;
+    Ok(spread(f_gradients(&value, &saved[..needed.len()], needed, true)?, needed))
+}
+
+/// The gradients of an unreduced loss, chunk by chunk.
+fn f_recompute(
+    criterion: &LinearCrossEntropy,
+    context: &Context,
+    grad: &Tensor,
+    size: i64,
+    kind: Kind,
+    needed: &[bool],
+) -> Gradients {
+    let chunks = Chunks::f_new(criterion, &Arguments::of(context.saved()), size, kind)?;
+    let mut derivative = chunks.f_of_rows(&grad.f_to_kind(chunks.sums)?)?;
+    if let RowTarget::Indices { ignored: Some(ignored), .. } = &chunks.target {
+        derivative = derivative.f_masked_fill(ignored, 0)?;
+    }
+    let derivatives = PerRow { z: derivative.shallow_clone(), entropy: derivative };
+    Ok(chunks.f_run(Some(&derivatives), needed)?.1)
+}
+
+/// Everything that the chunks share. A problem of k-dimensional targets has K = d₁·…·dₖ problems side by side, called
+/// places; others have one.
+struct Chunks {
+    loss: RowLoss,
+    /// `[N, D]`
+    input: Tensor,
+    /// `[C, K, D]`, in the kind of the computation.
+    weight: Tensor,
+    /// `[C, K]`, in the kind of the computation.
+    bias: Option<Tensor>,
+    /// `[N, K]`, or `[N, C, K]` for class probabilities.
+    target: RowTarget,
+    /// The shapes and kinds that the gradients have in the end.
+    forms: Vec<(Vec<i64>, Kind)>,
+    size: i64,
+    kind: Kind,
+    /// The kind of losses and of what is added up, `Float` at least.
+    sums: Kind,
+}
+
+impl Chunks {
+    fn f_new(
+        criterion: &LinearCrossEntropy,
+        arguments: &Arguments,
+        size: i64,
+        kind: Kind,
+    ) -> Result<Chunks, LossError> {
+        let (weight, target) = (arguments.linear_weight, arguments.target);
+        let (classes, features) = (weight.size()[0], *weight.size().last().unwrap_or(&0));
+        let input = arguments.input.f_detach()?.f_reshape([-1, features])?;
+        let rows = input.size()[0];
+        let places = weight.size()[1..weight.dim() - 1].iter().product::<i64>();
+        let target = if target.is_floating_point() {
+            RowTarget::Probabilities(target.f_detach()?.f_reshape([rows, classes, places])?)
+        } else {
+            let indices = target.f_reshape([rows, places])?;
+            let ignored = indices.f_eq(criterion.ignored())?;
+            // On the CPU a look saves the work on rows that there are none of.
+            let none = !ignored.device().is_cuda() && ignored.f_any()?.f_int64_value(&[])? == 0;
+            let ignored = (!none).then_some(ignored);
+            let classes = match &ignored {
+                Some(ignored) => indices.f_masked_fill(ignored, 0)?,
+                None => indices,
+            };
+            RowTarget::Indices { classes, ignored }
+        };
+        let sums = if matches!(kind, Kind::Half | Kind::BFloat16) { Kind::Float } else { kind };
+        let bias = arguments.linear_bias;
+        let form = |tensor: &Tensor| Ok::<_, LossError>((tensor.size(), tensor.f_kind()?));
+        Ok(Chunks {
+            loss: criterion.f_row_loss(sums)?,
+            input,
+            weight: weight.f_detach()?.f_to_kind(kind)?.f_reshape([classes, places, features])?,
+            bias: bias.map(|bias| bias.f_detach()?.f_to_kind(kind)?.f_reshape([classes, places])).transpose()?,
+            target,
+            forms: arguments.differentiable().into_iter().map(form).collect::<Result<_, _>>()?,
+            size: size.min(rows),
+            kind,
+            sums,
+        })
+    }
+
+    /// One number per row and place, `[N, K]`, of a tensor that has one per target.
+    fn f_of_rows(&self, tensor: &Tensor) -> Result<Tensor, LossError> {
+        Ok(tensor.f_reshape([self.input.size()[0], self.weight.size()[1]])?)
+    }
+
+    fn f_reducer(&self, reduction: Reduction) -> Result<Reducer, LossError> {
+        let counted = match &self.target {
+            RowTarget::Indices { ignored: Some(ignored), .. } => ignored.f_logical_not()?.f_to_kind(self.sums)?,
+            _ => self.f_of_rows(&Tensor::f_ones(
+                self.input.size()[0] * self.weight.size()[1],
+                (self.sums, self.input.device()),
+            )?)?,
+        };
+        let one = Tensor::f_ones([], (self.sums, self.input.device()))?;
+        if reduction != Reduction::Mean {
+            return Ok(Reducer { reduction, counted, entropy: one.shallow_clone(), z: one });
+        }
+        let z = counted.f_sum(None)?;
+        let entropy = match (&self.target, &self.loss.weight) {
+            (RowTarget::Indices { classes, .. }, Some(weight)) => {
+                weight.f_index_select(0, &classes.f_flatten(0, -1)?)?.f_dot(&counted.f_flatten(0, -1)?)?
+            }
+            _ => z.shallow_clone(),
+        };
+        Ok(Reducer { reduction, counted, entropy, z })
+    }
+
+    /// The losses of the rows, `[N, K]`; with derivatives the gradients of those arguments that need one, too.
+    fn f_run(&self, derivatives: Option<&PerRow>, needed: &[bool]) -> Result<(PerRow, Vec<Option<Tensor>>), LossError> {
+        let ((classes, places, _), rows) = (self.weight.size3()?, self.input.size()[0]);
+        let device = self.input.device();
+        let mut sums = Sums::f_new(self, needed)?;
+        let buffer = Tensor::f_empty([self.size, classes], (self.kind, device))?;
+        let empty = || Tensor::f_empty([rows, places], (self.sums, device));
+        let losses = PerRow { entropy: empty()?, z: empty()? };
+        for start in (0..rows).step_by(self.size as usize) {
+            let length = self.size.min(rows - start);
+            let narrow = |tensor: &Tensor| Ok::<_, LossError>(tensor.f_narrow(0, start, length)?);
+            let input = narrow(&self.input)?.f_to_kind(self.kind)?;
+            let logits = buffer.f_narrow(0, 0, length)?;
+            let target = self.target.f_narrow(start, length)?;
+            for place in 0..places {
+                self.f_logits(&logits, &input, place)?;
+                let at = |tensor: &Tensor| Ok(narrow(tensor)?.f_select(1, place)?);
+                let target = target.f_map(|tensor| Ok(tensor.f_select(-1, place)?))?;
+                let here = derivatives.map(|derivatives| derivatives.f_map(at)).transpose()?;
+                let chunk = self.loss.f_chunk_loss_and_gradient(&logits, &target, here.as_ref())?;
+                at(&losses.entropy)?.f_copy_(&chunk.entropy)?;
+                at(&losses.z)?.f_copy_(&chunk.z)?;
+                if here.is_some() {
+                    sums.f_add(self, &logits, &input, start, place)?;
+                }
+            }
+        }
+        Ok((losses, if derivatives.is_some() { sums.f_finish(self)? } else { vec![] }))
+    }
+
+    /// Overwrites `logits` with those of `input`.
+    fn f_logits(&self, logits: &Tensor, input: &Tensor, place: i64) -> Result<(), LossError> {
+        let weight = self.weight.f_select(1, place)?.f_transpose(0, 1)?;
+        let _ = match &self.bias {
+            Some(bias) => bias.f_select(1, place)?.f_addmm_out(logits, input, &weight)?,
+            None => input.f_mm_out(logits, &weight)?,
+        };
+        Ok(())
+    }
+}
+
+/// The gradients, as far as the chunks have come.
+struct Sums {
+    input: Option<Tensor>,
+    weight: Option<Tensor>,
+    bias: Option<Tensor>,
+}
+
+impl Sums {
+    fn f_new(chunks: &Chunks, needed: &[bool]) -> Result<Sums, LossError> {
+        let like = |tensor: &Tensor, kind| Tensor::f_zeros(tensor.size(), (kind, tensor.device()));
+        let bias = chunks.bias.as_ref().filter(|_| needed.get(2) == Some(&true));
+        // That of the input gets each row once, unless there are several places, and so needs no wider kind.
+        let places = chunks.weight.size()[1];
+        let input_kind = if places == 1 { chunks.input.f_kind()? } else { chunks.sums };
+        Ok(Sums {
+            input: needed[0].then(|| like(&chunks.input, input_kind)).transpose()?,
+            weight: needed[1].then(|| like(&chunks.weight, chunks.sums)).transpose()?,
+            bias: bias.map(|bias| like(bias, chunks.sums)).transpose()?,
+        })
+    }
+
+    /// Adds what the gradient of a chunk's logits makes.
+    fn f_add(
+        &mut self,
+        chunks: &Chunks,
+        logits: &Tensor,
+        input: &Tensor,
+        start: i64,
+        place: i64,
+    ) -> Result<(), LossError> {
+        if let Some(sum) = &self.input {
+            let mut rows = sum.f_narrow(0, start, input.size()[0])?;
+            let weight = chunks.weight.f_select(1, place)?;
+            f_add_product(&mut rows, logits, &weight, place == 0)?;
+        }
+        if let Some(sum) = &self.weight {
+            f_add_product(&mut sum.f_select(1, place)?, &logits.f_transpose(0, 1)?, input, start == 0)?;
+        }
+        if let Some(sum) = &self.bias {
+            let _ = sum.f_select(1, place)?.f_add_(&logits.f_sum_dim_intlist(0, false, chunks.sums)?)?;
+        }
+        Ok(())
+    }
+
+    /// In the shapes and the kind of the arguments.
+    fn f_finish(self, chunks: &Chunks) -> Result<Vec<Option<Tensor>>, LossError> {
+        let finish = |(sum, (shape, kind)): (Option<Tensor>, &(Vec<i64>, Kind))| {
+            Ok(sum.map(|sum| sum.f_to_kind(*kind)?.f_reshape(shape)).transpose()?)
+        };
+        [self.input, self.weight, self.bias].into_iter().zip(&chunks.forms).map(finish).collect()
+    }
+}
+
+/// Adds a product of matrices to `sum`, which is 0 where it is the `first`.
+fn f_add_product(sum: &mut Tensor, left: &Tensor, right: &Tensor, first: bool) -> Result<(), LossError> {
+    if sum.f_kind()? != left.f_kind()? {
+        let _ = sum.f_add_(&left.f_mm(right)?)?;
+    } else if first {
+        let _ = left.f_mm_out(sum, right)?;
+    } else {
+        let _ = sum.f_addmm_(left, right)?;
+    }
+    Ok(())
+}
+
+/// From the losses of the rows to the result.
+struct Reducer {
+    reduction: Reduction,
+    /// 1 for each target that counts, 0 for the others, `[N, K]`.
+    counted: Tensor,
+    /// What the sum of the cross entropies is divided by.
+    entropy: Tensor,
+    /// What the sum of the z-losses is divided by.
+    z: Tensor,
+}
+
+impl Reducer {
+    /// The derivatives of the result with respect to the losses of the rows.
+    fn f_derivatives(&self) -> Result<PerRow, LossError> {
+        let of = |divisor: &Tensor| Ok::<_, LossError>(f_ratio(&self.counted, &divisor.f_expand_as(&self.counted)?)?);
+        Ok(PerRow { entropy: of(&self.entropy)?, z: of(&self.z)? })
+    }
+
+    fn f_reduce(&self, losses: &PerRow, arguments: &Arguments) -> Result<Tensor, LossError> {
+        let own = arguments.input.f_kind()?;
+        if self.reduction == Reduction::None {
+            let losses = losses.entropy.f_add(&losses.z)?;
+            return Ok(losses.f_reshape(arguments.unreduced())?.f_to_kind(own)?);
+        }
+        let entropy = losses.entropy.f_sum(None)?.f_div(&self.entropy)?;
+        Ok(entropy.f_add(&losses.z.f_sum(None)?.f_div(&self.z)?)?.f_to_kind(own)?)
+    }
+}

@@ -1,0 +1,434 @@
+//! Cross entropy of a linear layer.
+
+mod chunking;
+mod fused;
+mod module;
+mod row_loss;
+#[cfg(test)]
+mod tests;
+
+use tch::{Kind, Tensor};
+
+pub use chunking::Chunking;
+pub use module::{LinearCrossEntropyConfig, LinearCrossEntropyLoss};
+
+use crate::check::{self, ClassIndices};
+use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, Reduction, numeric};
+use row_loss::RowLoss;
+
+/// Cross entropy of the logits that a linear layer makes of the input: the function, for weights of your own.
+///
+/// For the last layer of a classifier or language model, above all where its weights are shared with an embedding.
+/// [`LinearCrossEntropyLoss`] is the same with weights inside. [`chunking`](Self::chunking) takes the rows in pieces,
+/// for vocabularies so large that the logits of a whole batch do not fit into memory.
+///
+/// # Formula
+///
+/// loss = [`CrossEntropyLoss`](W x + b, y)
+///
+/// where x is the input, W and b are the linear weight and bias, and y is the target.
+///
+/// # Shapes
+///
+/// * `input`: `[N, D]`, or `[D]` for a single row
+/// * `linear_weight`: `[C, D]`, or `[C, d₁, …, dₖ, D]` for k-dimensional targets, which need `[N, D]`
+/// * `linear_bias`: that of `linear_weight` without D
+/// * `target`: `[N, d₁, …, dₖ]`, without N for a single row, of any integer kind, for class indices; or
+///   `[N, C, d₁, …, dₖ]`, of a floating kind, for class probabilities
+/// * `weight`: `[C]`
+/// * result: scalar, or `[N, d₁, …, dₖ]` with [`Reduction::None`]
+///
+/// # Memory
+///
+/// With chunks of n rows, no more than n rows of logits exist at a time. What a backward pass needs is kept, though: the
+/// log-probabilities of all chunks, N · C numbers. So without gradients the peak falls from 2 N C numbers to 2 n C, and
+/// with gradients from 3 N C, in the backward pass, to N C + 2 n C. PyTorch's chunks save more, because they compute the
+/// gradient in the forward pass; these here can be differentiated repeatedly and twice in return.
+///
+/// Half precision is computed in single precision, chunk by chunk, which is as exact as it gets and takes a copy of the
+/// linear weight and twice the memory per number: [`acc_dtype`](Self::acc_dtype) of the input's kind saves that.
+///
+/// # Reference
+///
+/// `torch.nn.functional.linear_cross_entropy` of PyTorch 2.13. The chunking is that of
+/// `torch.nn.LinearCrossEntropyOptions`, without `acc_policy` and `allow_retain_graph`, which there is no need to choose.
+///
+/// # Differences from PyTorch
+///
+/// * Those of [`CrossEntropyLoss`].
+/// * With chunks, the mean over ignored targets alone has gradient 0; PyTorch's is NaN.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a smoothing outside \[0, 1\], a chunking of
+/// less than one row, an `acc_dtype` that does not fit, or an `ignore_index` with class probabilities.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Chunking, LinearCrossEntropy};
+///
+/// let input = Tensor::from_slice(&[1.0, 0.0, 0.0, 1.0]).view([2, 2]);
+/// let linear_weight = Tensor::from_slice(&[0.0, 0.0, 3_f64.ln(), 0.0]).view([2, 2]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[1_i64, 0]);
+///
+/// // The probabilities are (1/4, 3/4) and (1/2, 1/2).
+/// let criterion = LinearCrossEntropy::new().chunking(Chunking::Rows(1));
+/// let loss = criterion.f_forward(&input, &linear_weight, &target, None)?;
+/// loss.f_backward()?;
+///
+/// assert!((f64::try_from(&loss)? + (0.75_f64.ln() + 0.5_f64.ln()) / 2.0).abs() < 1e-12);
+/// assert_eq!(linear_weight.grad().size(), [2, 2]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Default)]
+#[doc(alias = "linear_cross_entropy")]
+pub struct LinearCrossEntropy {
+    weight: Option<Tensor>,
+    ignore_index: Option<i64>,
+    label_smoothing: f64,
+    invalid_values: InvalidValues,
+    chunking: Option<Chunking>,
+    acc_dtype: Option<Kind>,
+    z_loss: f64,
+    soft_cap: Option<f64>,
+    reduction: Reduction,
+}
+
+impl LinearCrossEntropy {
+    /// Linear cross entropy with PyTorch's defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets a weight for each class. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets the class index whose targets count nothing. None by default, which is −100 for class indices; with class
+    /// probabilities it must be none.
+    pub fn ignore_index(mut self, ignore_index: Option<i64>) -> Self {
+        self.ignore_index = ignore_index;
+        self
+    }
+
+    /// Sets the share of the target, in \[0, 1\], that is spread over all classes. 0 by default.
+    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
+        self.label_smoothing = label_smoothing;
+        self
+    }
+
+    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
+    /// Sets the factor λ of the z-loss, which keeps the logits small. 0 by default.
+    #[doc(alias = "lse_square_scale")]
+    pub fn z_loss(mut self, z_loss: f64) -> Self {
+        self.z_loss = z_loss;
+        self
+    }
+
+    /// Sets the number between whose negative and itself the logits are squeezed. None by default.
+    #[doc(alias = "softcap")]
+    #[doc(alias = "final_logit_softcapping")]
+    pub fn soft_cap(mut self, soft_cap: f64) -> Self {
+        self.soft_cap = Some(soft_cap);
+        self
+    }
+
+    /// Sets that the rows are taken in chunks. All at once by default.
+    ///
+    /// It is not done, with a warning in the log, where class probabilities or class weights require a gradient.
+    #[doc(alias = "options")]
+    pub fn chunking(mut self, chunking: Chunking) -> Self {
+        self.chunking = Some(chunking);
+        self
+    }
+
+    /// Sets the kind in which chunks are computed and added up: that of the input, or `Float` for one of half precision.
+    /// The wider one by default. Without chunking nothing but the kind of the input is used.
+    pub fn acc_dtype(mut self, acc_dtype: Kind) -> Self {
+        self.acc_dtype = Some(acc_dtype);
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// Computes the loss, with a graph where an argument requires a gradient.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward(
+        &self,
+        input: &Tensor,
+        linear_weight: &Tensor,
+        target: &Tensor,
+        linear_bias: Option<&Tensor>,
+    ) -> Result<Tensor, LossError> {
+        let arguments = Arguments { input, linear_weight, target, linear_bias };
+        let sizes = self.f_check(&arguments)?;
+        let own = input.f_kind()?;
+        let Some(chunking) = self.chunking else { return self.f_whole(&arguments, own) };
+        let rows = sizes.batch.first().copied().unwrap_or(1);
+        let size = chunking.f_rows(rows, sizes.features, sizes.classes)?;
+        let kind = self.f_chunk_kind(input)?;
+        if sizes.logits().contains(&0) {
+            return self.f_whole(&arguments, own);
+        }
+        if target.requires_grad() || self.weight.as_ref().is_some_and(Tensor::requires_grad) {
+            log::warn!(
+                "linear cross entropy is computed without chunking, which has no gradient of target or class weight"
+            );
+            return self.f_whole(&arguments, own);
+        }
+        self.f_chunks(&arguments, size, kind)
+    }
+
+    /// Computes the loss as [`f_forward`](Self::f_forward) does.
+    ///
+    /// # Panics
+    /// Where `f_forward` returns an error, with its message.
+    #[track_caller]
+    pub fn forward(
+        &self,
+        input: &Tensor,
+        linear_weight: &Tensor,
+        target: &Tensor,
+        linear_bias: Option<&Tensor>,
+    ) -> Tensor {
+        crate::loss::expect(self.f_forward(input, linear_weight, target, linear_bias))
+    }
+
+    /// Checks what can be checked without looking at values.
+    fn f_check(&self, arguments: &Arguments) -> Result<Sizes, LossError> {
+        let Arguments { input, linear_weight, target, linear_bias } = *arguments;
+        check::devices(&[("input", input), ("linear_weight", linear_weight), ("target", target)])?;
+        check::floating(("input", input))?;
+        let sizes = Sizes::f_new(input, linear_weight)?;
+        if let Some(bias) = linear_bias {
+            sizes.check_bias(bias, input)?;
+        }
+        if self.f_check_target(target, &sizes.logits(), sizes.batch.len())? {
+            check::floating(("target", target))?;
+        }
+        if let Some(weight) = &self.weight {
+            check::class_weight(weight, input, sizes.classes)?;
+        }
+        self.f_check_options()?;
+        Ok(sizes)
+    }
+
+    /// Checks the options that fit or do not whatever the arguments are.
+    fn f_check_options(&self) -> Result<(), LossError> {
+        let smoothing = self.label_smoothing;
+        check::option("label_smoothing", smoothing, (0.0..=1.0).contains(&smoothing), "a number in [0, 1]")?;
+        let z_loss = self.z_loss;
+        check::option("z_loss", z_loss, z_loss.is_finite() && z_loss >= 0.0, "a number >= 0")?;
+        let cap = self.soft_cap.unwrap_or(1.0);
+        check::option("soft_cap", cap, cap.is_finite() && cap > 0.0, "a number > 0")
+    }
+
+    fn ignored(&self) -> i64 {
+        self.ignore_index.unwrap_or(-100)
+    }
+
+    fn cross_entropy(&self, weight: Option<Tensor>, reduction: Reduction, mode: InvalidValues) -> CrossEntropyLoss {
+        let criterion = CrossEntropyLoss::new()
+            .ignore_index(self.ignored())
+            .label_smoothing(self.label_smoothing)
+            .invalid_values(mode)
+            .reduction(reduction);
+        match weight {
+            Some(weight) => criterion.weight(weight),
+            None => criterion,
+        }
+    }
+
+    /// The kind in which chunks are computed.
+    fn f_chunk_kind(&self, input: &Tensor) -> Result<Kind, LossError> {
+        let own = input.f_kind()?;
+        let wide = numeric::wide_kind(input)?;
+        let kind = self.acc_dtype.unwrap_or(wide);
+        let expected = format!("{own:?}, the kind of input, or Float for half precision");
+        check::option("acc_dtype", format!("{kind:?}"), kind == own || kind == wide, &expected)?;
+        Ok(kind)
+    }
+
+    /// Whether the target holds class probabilities, once its shape is one of the two it may have.
+    fn f_check_target(&self, target: &Tensor, logits: &[i64], class_dim: usize) -> Result<bool, LossError> {
+        let shape = target.size();
+        if shape == logits {
+            let actual = self.ignore_index.map(|index| index.to_string()).unwrap_or_default();
+            let expected = "none with class probabilities as target";
+            check::option("ignore_index", actual, self.ignore_index.is_none(), expected)?;
+            return Ok(true);
+        }
+        if shape[..] != [&logits[..class_dim], &logits[class_dim + 1..]].concat() {
+            let mut indices = logits.to_vec();
+            indices.remove(class_dim);
+            let expected = format!("{indices:?} for class indices, or {logits:?} for class probabilities");
+            return Err(check::shape_error(("target", target), expected));
+        }
+        Ok(false)
+    }
+
+    /// The loss by its definition, with all logits at once. The layer and what comes after it is computed in `kind`.
+    fn f_whole(&self, arguments: &Arguments, kind: Kind) -> Result<Tensor, LossError> {
+        let Arguments { input, linear_weight, target, linear_bias } = *arguments;
+        let sizes = Sizes::f_new(input, linear_weight)?;
+        let own = input.f_kind()?;
+        // As in PyTorch: where half precision is widened, so is the layer, and else it must have the kind of the input.
+        let widen = |tensor: &Tensor| if kind == own { Ok(tensor.shallow_clone()) } else { tensor.f_to_kind(kind) };
+        let bias = linear_bias.map(widen).transpose()?;
+        let logits = sizes.f_apply(&widen(input)?, &widen(linear_weight)?, bias.as_ref())?;
+        let weight = self.weight.as_ref().map(widen).transpose()?;
+        if self.z_loss == 0.0 && self.soft_cap.is_none() {
+            let criterion = self.cross_entropy(weight, self.reduction, self.invalid_values);
+            return Ok(criterion.f_forward(&logits, target)?.f_to_kind(own)?);
+        }
+        let wide = numeric::wide_kind(&logits)?;
+        let weight = weight.map(|weight| weight.f_to_kind(wide)).transpose()?;
+        let logits = self.f_cap(&logits.f_to_kind(wide)?)?;
+        let loss = self.cross_entropy(weight, self.reduction, self.invalid_values).f_forward(&logits, target)?;
+        if self.z_loss == 0.0 {
+            return Ok(loss.f_to_kind(own)?);
+        }
+        Ok(loss.f_add(&self.f_z_loss(&logits, target, sizes.batch.len())?)?.f_to_kind(own)?)
+    }
+
+    fn f_cap(&self, logits: &Tensor) -> Result<Tensor, LossError> {
+        match self.soft_cap {
+            Some(cap) => Ok(logits.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?),
+            None => Ok(logits.shallow_clone()),
+        }
+    }
+
+    fn f_z_loss(&self, logits: &Tensor, target: &Tensor, class_dim: usize) -> Result<Tensor, LossError> {
+        let of = |logits: &Tensor| {
+            let log_sum_exp = logits.f_logsumexp(class_dim as i64, false)?;
+            Ok::<_, LossError>(log_sum_exp.f_square()?.f_mul_scalar(self.z_loss)?)
+        };
+        if target.size() == logits.size() {
+            return self.reduction.f_apply(&of(logits)?);
+        }
+        let target = ClassIndices::f_new(target, logits.size()[class_dim], Some(self.ignored()), self.invalid_values)?;
+        let ignored = target.indices.f_eq(self.ignored())?;
+        let losses = of(&target.f_mask_ignored(logits, class_dim)?)?.f_masked_fill(&ignored, 0)?;
+        let counted = ignored.f_logical_not()?.f_to_kind(losses.f_kind()?)?;
+        let loss = self.reduction.f_apply_weighted(&losses, &counted)?;
+        target.validity.f_poison(&loss, self.reduction == Reduction::None)
+    }
+
+    /// The loss `size` rows at a time, computed in `kind`.
+    fn f_chunks(&self, arguments: &Arguments, size: i64, kind: Kind) -> Result<Tensor, LossError> {
+        let Arguments { input, linear_weight, target, linear_bias } = *arguments;
+        if kind == input.f_kind()? {
+            check::same_kind(("linear_weight", linear_weight), ("input", input))?;
+            linear_bias.map_or(Ok(()), |bias| check::same_kind(("linear_bias", bias), ("input", input)))?;
+        }
+        if target.is_floating_point() {
+            return fused::f_loss(self, arguments, size, kind);
+        }
+        let classes = linear_weight.size()[0];
+        let target = ClassIndices::f_new(target, classes, Some(self.ignored()), self.invalid_values)?;
+        let loss = fused::f_loss(self, &Arguments { target: &target.indices, ..*arguments }, size, kind)?;
+        target.validity.f_poison(&loss, self.reduction == Reduction::None)
+    }
+
+    fn f_row_loss(&self, kind: Kind) -> Result<RowLoss, LossError> {
+        RowLoss::f_new(self.weight.as_ref(), self.label_smoothing, self.z_loss, self.soft_cap, kind)
+    }
+
+    fn shallow_clone(&self) -> Self {
+        Self { weight: self.weight.as_ref().map(Tensor::shallow_clone), ..*self }
+    }
+}
+
+/// The tensors of a call.
+#[derive(Clone, Copy)]
+struct Arguments<'a> {
+    input: &'a Tensor,
+    linear_weight: &'a Tensor,
+    target: &'a Tensor,
+    linear_bias: Option<&'a Tensor>,
+}
+
+impl<'a> Arguments<'a> {
+    /// Those of [`differentiable`](Self::differentiable), followed by the target.
+    fn of(saved: &'a [Tensor]) -> Self {
+        let (input, linear_weight, target) = (&saved[0], &saved[1], &saved[saved.len() - 1]);
+        Arguments { input, linear_weight, target, linear_bias: (saved.len() == 4).then(|| &saved[2]) }
+    }
+
+    fn differentiable(&self) -> Vec<&'a Tensor> {
+        [self.input, self.linear_weight].into_iter().chain(self.linear_bias).collect()
+    }
+
+    /// The shape of an unreduced loss: that of class indices.
+    fn unreduced(&self) -> Vec<i64> {
+        let (batch, weight) = (self.input.size(), self.linear_weight.size());
+        [&batch[..batch.len() - 1], &weight[1..weight.len() - 1]].concat()
+    }
+}
+
+/// The sizes of a call, once those of its input and its linear weight fit together.
+struct Sizes {
+    /// `[N]`, or nothing for a single row.
+    batch: Vec<i64>,
+    classes: i64,
+    out_features: Vec<i64>,
+    features: i64,
+}
+
+impl Sizes {
+    fn f_new(input: &Tensor, linear_weight: &Tensor) -> Result<Sizes, LossError> {
+        let [classes, ref out_features @ .., features] = linear_weight.size()[..] else {
+            let expected = "[C, D] or [C, d1, ..., dk, D]";
+            return Err(check::shape_error(("linear_weight", linear_weight), expected));
+        };
+        let batch = match input.size()[..] {
+            [d] if d == features && out_features.is_empty() => vec![],
+            [n, d] if d == features => vec![n],
+            _ => {
+                let single = if out_features.is_empty() { format!(" or [{features}]") } else { String::new() };
+                let expected = format!("[N, {features}]{single}, for the {features} features of linear_weight");
+                return Err(check::shape_error(("input", input), expected));
+            }
+        };
+        Ok(Sizes { batch, classes, out_features: out_features.to_vec(), features })
+    }
+
+    fn logits(&self) -> Vec<i64> {
+        [&self.batch[..], &[self.classes], &self.out_features].concat()
+    }
+
+    fn check_bias(&self, bias: &Tensor, input: &Tensor) -> Result<(), LossError> {
+        check::devices(&[("input", input), ("linear_bias", bias)])?;
+        let expected = [&[self.classes], &self.out_features[..]].concat();
+        if bias.size() == expected {
+            return Ok(());
+        }
+        let expected = format!("{expected:?}, that of linear_weight without its features");
+        Err(check::shape_error(("linear_bias", bias), expected))
+    }
+
+    /// The logits of all rows.
+    fn f_apply(&self, input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, LossError> {
+        if self.out_features.is_empty() {
+            return Ok(input.f_linear(weight, bias)?);
+        }
+        let bias = bias.map(|bias| bias.f_flatten(0, -1)).transpose()?;
+        Ok(input.f_linear(&weight.f_flatten(0, -2)?, bias)?.f_reshape(self.logits())?)
+    }
+}

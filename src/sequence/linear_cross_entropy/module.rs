@@ -1,0 +1,168 @@
+use std::borrow::Borrow;
+
+use tch::{Tensor, nn};
+
+use super::LinearCrossEntropy;
+use crate::sequence::Linear;
+use crate::{Loss, LossError, check};
+
+/// The options of [`LinearCrossEntropyLoss`].
+#[derive(Debug, Default)]
+pub struct LinearCrossEntropyConfig {
+    out_features: Vec<i64>,
+    bias: bool,
+    cross_entropy: LinearCrossEntropy,
+}
+
+impl LinearCrossEntropyConfig {
+    /// PyTorch's defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the dimensions d₁, …, dₖ of k-dimensional targets. None by default.
+    pub fn out_features(mut self, out_features: &[i64]) -> Self {
+        self.out_features = out_features.to_vec();
+        self
+    }
+
+    /// Sets whether the linear layer has a bias. False by default.
+    pub fn bias(mut self, bias: bool) -> Self {
+        self.bias = bias;
+        self
+    }
+
+    /// Sets the options of the cross entropy. Those of [`LinearCrossEntropy::new`] by default.
+    pub fn cross_entropy(mut self, cross_entropy: LinearCrossEntropy) -> Self {
+        self.cross_entropy = cross_entropy;
+        self
+    }
+}
+
+/// A linear layer and the cross entropy of its logits in one.
+///
+/// For the last layer of a classifier or language model. Where the layer's weights are shared with another layer choose
+/// [`LinearCrossEntropy`]; where there are so many classes that a full softmax is too slow,
+/// [`AdaptiveLogSoftmaxWithLoss`](crate::AdaptiveLogSoftmaxWithLoss).
+///
+/// # Formula
+///
+/// loss = [`CrossEntropyLoss`](W x + b, y)
+///
+/// where x is the input, y the target, and W and b are the weight and bias of the layer.
+///
+/// # Shapes
+///
+/// * `input`: `[N, D]`, or `[D]` for a single row without d₁, …, dₖ
+/// * `target`: `[N, d₁, …, dₖ]`, without N for a single row, of any integer kind, for class indices; or
+///   `[N, C, d₁, …, dₖ]`, of a floating kind, for class probabilities
+/// * result: scalar, or `[N, d₁, …, dₖ]` with [`Reduction::None`]
+///
+/// The variables on the path are `linear.weight`, `[C·d₁·…·dₖ, D]`, and `linear.bias`, `[C·d₁·…·dₖ]`: the names of
+/// PyTorch's state dict. Their initial values are those of `torch.nn.Linear`.
+///
+/// # Reference
+///
+/// `torch.nn.LinearCrossEntropyLoss` of PyTorch 2.13.
+///
+/// # Differences from PyTorch
+///
+/// Those of [`CrossEntropyLoss`].
+///
+/// # Errors
+///
+/// Those of [`LinearCrossEntropy`].
+///
+/// # Example
+///
+/// ```
+/// use tch::{Device, Kind, Tensor, nn};
+/// use tch_losses::{LinearCrossEntropy, LinearCrossEntropyConfig, LinearCrossEntropyLoss, Loss};
+///
+/// let vs = nn::VarStore::new(Device::Cpu);
+/// let cross_entropy = LinearCrossEntropy::new().label_smoothing(0.1);
+/// let config = LinearCrossEntropyConfig::new().bias(true).cross_entropy(cross_entropy);
+/// let criterion = LinearCrossEntropyLoss::f_new(vs.root() / "head", 16, 5, config)?;
+/// assert!(vs.variables().contains_key("head.linear.weight"));
+///
+/// let input = Tensor::randn([3, 16], (Kind::Float, Device::Cpu));
+/// let loss = criterion.f_forward(&input, &Tensor::from_slice(&[4_i64, 0, -100]))?;
+/// loss.f_backward()?;
+///
+/// let logits = input.linear(criterion.linear_weight(), criterion.linear_bias());
+/// assert_eq!(logits.size(), [3, 5]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "nn.LinearCrossEntropyLoss")]
+pub struct LinearCrossEntropyLoss {
+    linear: Linear,
+    /// Without the features.
+    bias_shape: Vec<i64>,
+    cross_entropy: LinearCrossEntropy,
+}
+
+impl LinearCrossEntropyLoss {
+    /// Creates the variables on `path`.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the option at fault.
+    pub fn f_new<'a>(
+        path: impl Borrow<nn::Path<'a>>,
+        in_features: i64,
+        num_classes: i64,
+        config: LinearCrossEntropyConfig,
+    ) -> Result<Self, LossError> {
+        let LinearCrossEntropyConfig { out_features, bias, cross_entropy } = config;
+        check::option("in_features", in_features, in_features >= 0, "a number >= 0")?;
+        check::option("num_classes", num_classes, num_classes >= 0, "a number >= 0")?;
+        cross_entropy.f_check_options()?;
+        if let Some(weight) = &cross_entropy.weight {
+            check::class_weight(weight, weight, num_classes)?;
+        }
+        let multiply = |outputs: i64, &size: &i64| outputs.checked_mul(size).filter(|_| size >= 0);
+        let Some(outputs) = out_features.iter().try_fold(num_classes, multiply) else {
+            let (expected, actual) = ("numbers >= 0".into(), format!("{out_features:?}"));
+            return Err(LossError::Option { option: "out_features", expected, actual });
+        };
+        let linear = Linear::f_new(&(path.borrow() / "linear"), in_features, outputs, bias)?;
+        let bias_shape = [&[num_classes], &out_features[..]].concat();
+        Ok(Self { linear, bias_shape, cross_entropy })
+    }
+
+    /// Creates the variables on `path` as [`f_new`](Self::f_new) does.
+    ///
+    /// # Panics
+    /// Where `f_new` returns an error, with its message.
+    #[track_caller]
+    pub fn new<'a>(
+        path: impl Borrow<nn::Path<'a>>,
+        in_features: i64,
+        num_classes: i64,
+        config: LinearCrossEntropyConfig,
+    ) -> Self {
+        crate::loss::expect(Self::f_new(path, in_features, num_classes, config))
+    }
+
+    /// The weight of the layer, for logits without a loss.
+    pub fn linear_weight(&self) -> &Tensor {
+        &self.linear.weight
+    }
+
+    /// The bias of the layer.
+    pub fn linear_bias(&self) -> Option<&Tensor> {
+        self.linear.bias.as_ref()
+    }
+}
+
+impl Loss for LinearCrossEntropyLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let Linear { weight, bias } = &self.linear;
+        let [_] = self.bias_shape[..] else {
+            let weight_shape = [&self.bias_shape[..], &weight.size()[1..]].concat();
+            let bias = bias.as_ref().map(|bias| bias.f_reshape(&self.bias_shape)).transpose()?;
+            return self.cross_entropy.f_forward(input, &weight.f_reshape(weight_shape)?, target, bias.as_ref());
+        };
+        self.cross_entropy.f_forward(input, weight, target, bias.as_ref())
+    }
+}

@@ -1,0 +1,238 @@
+//! The loss of rows of logits and its gradient, computed in place.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::LossError;
+use crate::numeric::wide_kind;
+
+/// How many logits are taken at once on the CPU: as many as stay in its second-level cache over several operations.
+const BLOCK: i64 = 1 << 18;
+
+/// The loss of a row of logits z with the target t: Σ_c t\[c\] (lse − z\[c\]) and λ lse², where lse = log Σ_c exp z\[c\].
+#[derive(Debug)]
+pub(super) struct RowLoss {
+    /// One number per class, in single precision at least.
+    pub(super) weight: Option<Tensor>,
+    pub(super) label_smoothing: f64,
+    pub(super) z_loss: f64,
+    pub(super) soft_cap: Option<f64>,
+}
+
+/// What rows of logits are compared with.
+#[derive(Debug)]
+pub(super) enum RowTarget {
+    /// A class each, any class where it is ignored.
+    Indices { classes: Tensor, ignored: Option<Tensor> },
+    /// A probability for each class.
+    Probabilities(Tensor),
+}
+
+impl RowTarget {
+    pub(super) fn f_narrow(&self, start: i64, length: i64) -> Result<RowTarget, LossError> {
+        self.f_map(|tensor| Ok(tensor.f_narrow(0, start, length)?))
+    }
+
+    /// The target as another view of its tensors.
+    pub(super) fn f_map(&self, view: impl Fn(&Tensor) -> Result<Tensor, LossError>) -> Result<RowTarget, LossError> {
+        Ok(match self {
+            RowTarget::Indices { classes, ignored } => {
+                RowTarget::Indices { classes: view(classes)?, ignored: ignored.as_ref().map(view).transpose()? }
+            }
+            RowTarget::Probabilities(probabilities) => RowTarget::Probabilities(view(probabilities)?),
+        })
+    }
+
+    fn ignored(&self) -> Option<&Tensor> {
+        match self {
+            RowTarget::Indices { ignored, .. } => ignored.as_ref(),
+            RowTarget::Probabilities(_) => None,
+        }
+    }
+}
+
+/// Two numbers per row: what belongs to its cross entropy, and to its z-loss.
+#[derive(Debug)]
+pub(super) struct PerRow {
+    pub(super) entropy: Tensor,
+    pub(super) z: Tensor,
+}
+
+impl PerRow {
+    pub(super) fn f_map(&self, view: impl Fn(&Tensor) -> Result<Tensor, LossError>) -> Result<PerRow, LossError> {
+        Ok(PerRow { entropy: view(&self.entropy)?, z: view(&self.z)? })
+    }
+}
+
+/// The target t of some rows, as far as it is needed twice.
+struct Distribution {
+    /// Σ_c t\[c\]
+    total: Tensor,
+    /// Σ_c t\[c\] x\[c\] for the shifted logits x.
+    product: Tensor,
+    form: Form,
+}
+
+enum Form {
+    /// `own` at `class`, and ε/C times the class weight everywhere.
+    Spike {
+        class: Tensor,
+        own: Tensor,
+    },
+    Dense(Tensor),
+}
+
+impl RowLoss {
+    /// The losses of the rows `[n, C]` of logits. With the derivatives of the result with respect to these losses the logits
+    /// become its gradient, and without them they are lost.
+    pub(super) fn f_chunk_loss_and_gradient(
+        &self,
+        logits: &Tensor,
+        target: &RowTarget,
+        derivatives: Option<&PerRow>,
+    ) -> Result<PerRow, LossError> {
+        let (rows, classes) = logits.size2()?;
+        let kind = wide_kind(logits)?;
+        let step = if logits.device() == Device::Cpu { (BLOCK / classes).max(1) } else { rows };
+        let (mut entropy, mut z) = (vec![], vec![]);
+        for start in (0..rows).step_by(step.max(1) as usize) {
+            let length = step.min(rows - start);
+            let narrow = |tensor: &Tensor| Ok::<_, LossError>(tensor.f_narrow(0, start, length)?);
+            let mut rows = narrow(logits)?;
+            let mut block = rows.f_to_kind(kind)?;
+            let derivatives = derivatives.map(|derivatives| derivatives.f_map(narrow)).transpose()?;
+            let losses = self.f_block(&mut block, &target.f_narrow(start, length)?, derivatives.as_ref())?;
+            if derivatives.is_some() && rows.f_kind()? != kind {
+                rows.f_copy_(&block)?;
+            }
+            entropy.push(losses.entropy);
+            z.push(losses.z);
+        }
+        Ok(PerRow { entropy: Tensor::f_cat(&entropy, 0)?, z: Tensor::f_cat(&z, 0)? })
+    }
+
+    fn f_block(
+        &self,
+        logits: &mut Tensor,
+        target: &RowTarget,
+        derivatives: Option<&PerRow>,
+    ) -> Result<PerRow, LossError> {
+        if let Some(ignored) = target.ignored() {
+            // Whatever such a row holds stays out of the gradient.
+            let _ = logits.f_masked_fill_(&ignored.f_unsqueeze(1)?, 0)?;
+        }
+        let slope = self.f_cap(logits, derivatives.is_some())?;
+        let peak = logits.f_amax(1, true)?;
+        let _ = logits.f_sub_(&peak)?;
+        let distribution = self.f_distribution(logits, target)?;
+        let _ = logits.f_exp_()?;
+        let sum = logits.f_sum_dim_intlist(1, false, None)?;
+        let log_sum = sum.f_log()?;
+        let log_sum_exp = log_sum.f_add(&peak.f_squeeze_dim(1)?)?;
+        let losses = PerRow {
+            entropy: log_sum.f_mul(&distribution.total)?.f_sub(&distribution.product)?,
+            z: log_sum_exp.f_square()?.f_mul_scalar(self.z_loss)?,
+        };
+        if let Some(derivatives) = derivatives {
+            let z = log_sum_exp.f_mul(&derivatives.z)?.f_mul_scalar(2.0 * self.z_loss)?;
+            let factor = distribution.total.f_mul(&derivatives.entropy)?.f_add(&z)?.f_div(&sum)?;
+            let _ = logits.f_mul_(&factor.f_unsqueeze(1)?)?;
+            self.f_subtract(logits, &distribution.form, &derivatives.entropy)?;
+            if let Some(slope) = slope {
+                let _ = logits.f_mul_(&slope)?;
+            }
+        }
+        match target.ignored() {
+            Some(ignored) => losses.f_map(|losses| Ok(losses.f_masked_fill(ignored, 0)?)),
+            None => Ok(losses),
+        }
+    }
+
+    /// Caps the logits, and returns the slope of the cap where the gradient needs it.
+    fn f_cap(&self, logits: &mut Tensor, gradient: bool) -> Result<Option<Tensor>, LossError> {
+        let Some(cap) = self.soft_cap else { return Ok(None) };
+        let _ = logits.f_div_scalar_(cap)?.f_tanh_()?;
+        let slope = gradient.then(|| logits.f_square()?.f_neg_()?.f_add_scalar_(1)).transpose()?;
+        let _ = logits.f_mul_scalar_(cap)?;
+        Ok(slope)
+    }
+
+    fn f_distribution(&self, shifted: &Tensor, target: &RowTarget) -> Result<Distribution, LossError> {
+        match target {
+            RowTarget::Indices { classes, .. } => self.f_spike(shifted, classes),
+            RowTarget::Probabilities(probabilities) => self.f_dense(shifted, probabilities),
+        }
+    }
+
+    fn f_spike(&self, shifted: &Tensor, classes: &Tensor) -> Result<Distribution, LossError> {
+        let class = classes.f_unsqueeze(1)?;
+        let own = match &self.weight {
+            Some(weight) => weight.f_index_select(0, classes)?,
+            None => classes.f_ones_like()?.f_to_kind(shifted.f_kind()?)?,
+        };
+        let own = own.f_mul_scalar(1.0 - self.label_smoothing)?;
+        let mut product = shifted.f_gather(1, &class, false)?.f_squeeze_dim(1)?.f_mul(&own)?;
+        let mut total = own.shallow_clone();
+        if self.label_smoothing != 0.0 {
+            let spread = self.f_spread(shifted)?;
+            product = product.f_add(&shifted.f_mv(&spread)?)?;
+            total = total.f_add(&spread.f_sum(None)?)?;
+        }
+        Ok(Distribution { total, product, form: Form::Spike { class, own } })
+    }
+
+    /// What the smoothing gives to each class, `[C]`.
+    fn f_spread(&self, logits: &Tensor) -> Result<Tensor, LossError> {
+        let classes = logits.size2()?.1;
+        let share = self.label_smoothing / classes as f64;
+        Ok(match &self.weight {
+            Some(weight) => weight.f_mul_scalar(share)?,
+            None => Tensor::f_full(classes, share, (logits.f_kind()?, logits.device()))?,
+        })
+    }
+
+    fn f_dense(&self, shifted: &Tensor, probabilities: &Tensor) -> Result<Distribution, LossError> {
+        let mut target = probabilities.f_to_kind(shifted.f_kind()?)?;
+        if self.label_smoothing != 0.0 {
+            let share = self.label_smoothing / shifted.size2()?.1 as f64;
+            target = target.f_mul_scalar(1.0 - self.label_smoothing)?.f_add_scalar(share)?;
+        }
+        if let Some(weight) = &self.weight {
+            target = target.f_mul(weight)?;
+        }
+        let total = target.f_sum_dim_intlist(1, false, None)?;
+        let product = shifted.f_mul(&target)?.f_sum_dim_intlist(1, false, None)?;
+        Ok(Distribution { total, product, form: Form::Dense(target) })
+    }
+
+    /// Subtracts the target, times the derivative of its row.
+    fn f_subtract(&self, logits: &mut Tensor, target: &Form, derivative: &Tensor) -> Result<(), LossError> {
+        let negative = derivative.f_neg()?;
+        match target {
+            Form::Dense(target) => {
+                let _ = logits.f_addcmul_(&negative.f_unsqueeze(1)?, target)?;
+            }
+            Form::Spike { class, own } => {
+                let _ = logits.f_scatter_add_(1, class, &negative.f_mul(own)?.f_unsqueeze(1)?)?;
+                if self.label_smoothing != 0.0 {
+                    let spread = self.f_spread(logits)?;
+                    let _ = logits.f_addcmul_(&negative.f_unsqueeze(1)?, &spread)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A row loss in the kind that rows of `kind` are computed in.
+impl RowLoss {
+    pub(super) fn f_new(
+        weight: Option<&Tensor>,
+        label_smoothing: f64,
+        z_loss: f64,
+        soft_cap: Option<f64>,
+        kind: Kind,
+    ) -> Result<RowLoss, LossError> {
+        let weight = weight.map(|weight| weight.f_detach()?.f_to_kind(kind)).transpose()?;
+        Ok(RowLoss { weight, label_smoothing, z_loss, soft_cap })
+    }
+}
