@@ -173,8 +173,8 @@ impl<'a> Bench<'a> {
         let workloads = workloads(options.filter.as_deref(), sizes);
         ensure!(!workloads.is_empty(), "no loss of that name has such a size");
         let plan = match options.quick {
-            true => Plan { rounds: options.rounds.unwrap_or(5), batch_seconds: 0.01, budget_seconds: 0.4 },
-            false => Plan { rounds: options.rounds.unwrap_or(11), batch_seconds: 0.02, budget_seconds: 1.5 },
+            true => Plan { rounds: options.rounds.unwrap_or(5), batch_seconds: 0.01, budget_seconds: 0.25 },
+            false => Plan { rounds: options.rounds.unwrap_or(11), batch_seconds: 0.02, budget_seconds: 1.0 },
         };
         let python = Python::find(&options.python)?;
         std::fs::create_dir_all(&options.work).with_context(|| format!("cannot create {}", options.work.display()))?;

@@ -49,7 +49,7 @@ impl Machine {
         let backend = self.backend.as_ref().map(|backend| format!("; TCH_LOSSES_BACKEND={backend}"));
         let compiler = python.compiler.as_ref().map(|compiler| format!(", {compiler}"));
         let mut lines = vec![
-            format!("{cpu}, {cores} cores; {threads} threads on both sides{}", backend.unwrap_or_default()),
+            format!("{cpu}, {cores} cores; threads on both sides: {threads}{}", backend.unwrap_or_default()),
             format!("PyTorch {}, Python {}{}", python.torch, python.python, compiler.unwrap_or_default()),
             format!("copy of 64 MiB: {:.1} GB/s read and written", self.bandwidth / 1e9),
         ];
