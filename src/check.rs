@@ -8,7 +8,8 @@ use tch::{Kind, Tensor};
 
 use crate::LossError;
 
-/// What happens to values that have no loss: a class index out of range, a probability that is none, a negative variance.
+/// What happens to values that have no loss: a class index out of range, a probability that is none, a negative
+/// variance.
 ///
 /// On the CPU finding them costs nothing worth mentioning. On CUDA it needs a look at the result on the host, which
 /// waits for all work queued before it. Left unfound they would stop the whole CUDA context with a device-side

@@ -219,3 +219,106 @@ fn describe(tensor: &Tensor) -> String {
     let layout = if tensor.is_sparse() { ", sparse" } else { "" };
     format!("{:?}{:?}{layout}", tensor.kind(), tensor.size())
 }
+
+/// Every option that is a number, set to `x`, and the shape of the target that its loss takes.
+fn with_number(x: f64) -> Vec<(&'static str, bool, Box<dyn Loss>)> {
+    let softmax = || DiceLoss::new().activation(Activation::Softmax);
+    macro_rules! options {
+        ($indices:literal, $($name:ident: $loss:expr),+ $(,)?) => {
+            vec![$((
+                concat!(stringify!($loss), ".", stringify!($name)),
+                $indices,
+                Box::new($loss.$name(x)) as Box<dyn Loss>,
+            )),+]
+        };
+    }
+    let mut losses = options![
+        false,
+        alpha: SigmoidFocalLoss::new(),
+        gamma: SigmoidFocalLoss::new(),
+        gamma: SigmoidFocalLoss::new().soft_targets(FocalSoftTargets::Terms),
+        gamma: SigmoidFocalLoss::new().normalization(FocalNormalization::All),
+        gamma: SigmoidFocalLoss::new().reduced_threshold(0.5),
+        reduced_threshold: SigmoidFocalLoss::new(),
+        gamma_neg: AsymmetricMultiLabelLoss::new(),
+        gamma_pos: AsymmetricMultiLabelLoss::new(),
+        gamma_pos: AsymmetricMultiLabelLoss::new().gamma_neg(0.5),
+        clip: AsymmetricMultiLabelLoss::new(),
+        eps: AsymmetricMultiLabelLoss::new(),
+        eps: AsymmetricMultiLabelLoss::new().clip(0.0),
+        label_smoothing: AsymmetricMultiLabelLoss::new(),
+        epsilon: PolyBceWithLogitsLoss::new(),
+        gamma: PolyBceWithLogitsLoss::new(),
+        alpha: PolyBceWithLogitsLoss::new(),
+        label_smoothing: SoftBceWithLogitsLoss::new(),
+        target_threshold: SoftBceWithLogitsLoss::new(),
+        margin: HingeLoss::new(),
+        margin: HingeLoss::new().p(2),
+        beta: QualityFocalLoss::new(),
+        alpha: VarifocalLoss::new(),
+        gamma: VarifocalLoss::new(),
+        eps: MccLoss::new(),
+        alpha: HausdorffDtLoss::new(),
+        smooth: SoftClDiceLoss::new(),
+        smooth_nr: SoftClDiceLoss::new(),
+        smooth_dr: SoftClDiceLoss::new(),
+        alpha: SoftDiceClDiceLoss::new(),
+        smooth_nr: SoftDiceClDiceLoss::new(),
+        smooth_nr: DiceLoss::new(),
+        smooth_dr: DiceLoss::new(),
+        eps: DiceLoss::new(),
+        eps: DiceLoss::new().log_loss(true),
+        smooth_nr: GeneralizedDiceLoss::new(),
+        smooth_dr: GeneralizedDiceLoss::new(),
+        alpha: TverskyLoss::new(),
+        beta: TverskyLoss::new(),
+        gamma: FocalTverskyLoss::new(),
+        gamma: FocalTverskyLoss::new().power(FocalPower::Reduced),
+        lambda_dice: DiceFocalLoss::new().focal(SigmoidFocalLoss::new()),
+        eps: GeneralizedBoxIouLoss::new(),
+        eps: DistanceBoxIouLoss::new(),
+        eps: CompleteBoxIouLoss::new(),
+        alpha_eps: CompleteBoxIouLoss::new(),
+    ];
+    losses.extend(options![
+        true,
+        alpha: SoftmaxFocalLoss::new(),
+        gamma: SoftmaxFocalLoss::new(),
+        label_smoothing: SoftmaxFocalLoss::new(),
+        gamma: OneVsRestFocalLoss::new(),
+        reduced_threshold: OneVsRestFocalLoss::new(),
+        gamma_neg: AsymmetricSingleLabelLoss::new(),
+        gamma_pos: AsymmetricSingleLabelLoss::new(),
+        label_smoothing: AsymmetricSingleLabelLoss::new(),
+        epsilon: PolyCrossEntropyLoss::new(),
+        epsilon: PolyCrossEntropyLoss::new().label_smoothing(0.1),
+        alpha: JsdCrossEntropyLoss::new().num_splits(2),
+        margin: CategoricalHingeLoss::new(),
+        target_threshold: SoftBceWithLogitsLoss::new(),
+        smooth_nr: softmax(),
+        lambda_ce: DiceCrossEntropyLoss::new(),
+        lambda_focal: DiceFocalLoss::new(),
+    ]);
+    losses
+}
+
+#[test]
+fn no_number_as_an_option_panics() {
+    std::panic::set_hook(Box::new(|_| {}));
+    let numbers = [0.0, 1.0, -1.0, 1e-300, 1e39, -1e39, f64::MAX, f64::MIN, f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+    let mut panics = Vec::new();
+    for (number, kind) in numbers.into_iter().flat_map(|number| [Kind::Float, Kind::Half].map(|kind| (number, kind))) {
+        let input = Tensor::rand([2, 2, 3, 4], (Kind::Float, Device::Cpu)).to_kind(kind);
+        let (masks, indices) = (input.round(), Tensor::ones([2, 3, 4], (Kind::Int64, Device::Cpu)));
+        for (name, of_indices, loss) in with_number(number) {
+            let input = input.copy().set_requires_grad(true);
+            let target = if of_indices { &indices } else { &masks };
+            let call = || loss.f_forward(&input, target).and_then(|loss| Ok(loss.f_sum(Kind::Double)?.f_backward()?));
+            match catch_unwind(AssertUnwindSafe(call)) {
+                Ok(result) => assert!(result.is_ok() || number != 1.0, "{name}(1): {result:?}"),
+                Err(_) => panics.push(format!("{name}({number:e}) in {kind:?}")),
+            }
+        }
+    }
+    assert!(panics.is_empty(), "{} calls panic:\n{}", panics.len(), panics.join("\n"));
+}

@@ -7,15 +7,17 @@ use crate::{Loss, LossError, check};
 /// Asymmetric loss of several labels: a focal loss that plays down easy negatives more than easy positives.
 ///
 /// For images with a few labels out of many, where nearly all of the binary cross entropy comes from labels that are
-/// plainly absent. Where the labels are balanced choose [`BceWithLogitsLoss`](crate::BceWithLogitsLoss), where exactly one
-/// is right [`AsymmetricSingleLabelLoss`](crate::AsymmetricSingleLabelLoss).
+/// plainly absent. Where the labels are balanced choose [`BceWithLogitsLoss`](crate::BceWithLogitsLoss), where exactly
+/// one is right [`AsymmetricSingleLabelLoss`](crate::AsymmetricSingleLabelLoss).
 ///
 /// # Formula
 ///
-/// ℓ = −w (r y log max(p, ε) + (1 − y) log max(1 − pₘ, ε)) (y (1 − p) + (1 − y) pₘ)^(γ₊ y + γ₋ (1 − y)), pₘ = max(p − m, 0)
+/// ℓ = −w (r y log max(p, ε) + (1 − y) log max(1 − pₘ, ε)) (y (1 − p) + (1 − y) pₘ)^(γ₊ y + γ₋ (1 − y))
 ///
-/// where p = σ(x) is the sigmoid of the input, y the target in \[0, 1\], m the clip, γ₊ and γ₋ are the focusing exponents, w
-/// is the weight and r the positive weight, 1 where there is none.
+/// pₘ = max(p − m, 0)
+///
+/// where p = σ(x) is the sigmoid of the input, y the target in \[0, 1\], m the clip, γ₊ and γ₋ are the focusing
+/// exponents, w is the weight and r the positive weight, 1 where there is none.
 ///
 /// # Shapes
 ///
@@ -34,8 +36,8 @@ use crate::{Loss, LossError, check};
 /// * `f64` is computed in `f64`, and the result has the input's kind; timm computes and returns `f32`.
 /// * Without a clip and an ε the logarithms are those of the logits, so that no probability underflows.
 /// * Exponents below 1 have finite gradients; timm's are NaN where a probability is below the clip or rounds to 0 or 1.
-/// * The paper sums the losses: [`MultiLabelReduction::Sum`]. timm's default, which is the default here, divides the sum
-///   by the batch.
+/// * The paper sums the losses: [`MultiLabelReduction::Sum`]. timm's default, which is the default here, divides the
+///   sum by the batch.
 ///
 /// # Errors
 ///

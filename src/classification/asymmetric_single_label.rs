@@ -7,15 +7,15 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 
 /// Asymmetric loss of one label: a focal cross entropy whose smoothed labels are focused by an exponent of their own.
 ///
-/// For classes of which some are rare, where [`CrossEntropyLoss`](crate::CrossEntropyLoss) is ruled by the easy samples.
-/// Where several labels may be right choose [`AsymmetricMultiLabelLoss`](crate::AsymmetricMultiLabelLoss).
+/// For classes of which some are rare, where [`CrossEntropyLoss`](crate::CrossEntropyLoss) is ruled by the easy
+/// samples. Where several labels may be right choose [`AsymmetricMultiLabelLoss`](crate::AsymmetricMultiLabelLoss).
 ///
 /// # Formula
 ///
 /// ℓₙ = −(1 − ε + ε/C) (1 − p_y)^γ₊ log p_y − ε/C · Σ_{c ≠ y} p_c^γ₋ log p_c
 ///
-/// where p = softmax(x) over the classes, y is the target, ε the label smoothing, C the number of classes, and γ₊ and γ₋ are
-/// the focusing exponents. Without smoothing only the first term is left.
+/// where p = softmax(x) over the classes, y is the target, ε the label smoothing, C the number of classes, and γ₊ and
+/// γ₋ are the focusing exponents. Without smoothing only the first term is left.
 ///
 /// # Shapes
 ///

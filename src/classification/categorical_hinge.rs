@@ -20,7 +20,8 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 /// # Shapes
 ///
 /// * `input`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`
-/// * `target`: the same without C, of any integer kind, for class indices; or that of `input`, of any kind of real numbers
+/// * `target`: the same without C, of any integer kind, for class indices; or that of `input`, of any kind of real
+///   numbers
 /// * result: scalar, or the input's shape without C with [`Reduction::None`]
 ///
 /// # Reference
@@ -29,7 +30,8 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 ///
 /// # Differences from Keras
 ///
-/// The classes are the second dimension, as in PyTorch; in Keras they are the last. Class indices need no one-hot vectors.
+/// The classes are the second dimension, as in PyTorch; in Keras they are the last. Class indices need no one-hot
+/// vectors.
 ///
 /// # Errors
 ///

@@ -40,8 +40,8 @@ use crate::{Backend, InvalidValues, Loss, LossError, Reduction, with_backend};
 /// # Reference
 ///
 /// `torch.nn.CrossEntropyLoss` and `torch.nn.functional.cross_entropy` of PyTorch 2.13. It also is
-/// `timm.loss.SoftTargetCrossEntropy` and `timm.loss.LabelSmoothingCrossEntropy` of timm 1.0.31, whose classes are the last
-/// dimension, and with [`MeanOver::All`] `segmentation_models_pytorch.losses.SoftCrossEntropyLoss` of
+/// `timm.loss.SoftTargetCrossEntropy` and `timm.loss.LabelSmoothingCrossEntropy` of timm 1.0.31, whose classes are the
+/// last dimension, and with [`MeanOver::All`] `segmentation_models_pytorch.losses.SoftCrossEntropyLoss` of
 /// segmentation-models-pytorch 0.6.0.
 ///
 /// # Differences from PyTorch
@@ -74,6 +74,9 @@ use crate::{Backend, InvalidValues, Loss, LossError, Reduction, with_backend};
 #[derive(Debug)]
 #[doc(alias = "nn.CrossEntropyLoss")]
 #[doc(alias = "cross_entropy")]
+#[doc(alias = "SoftTargetCrossEntropy")]
+#[doc(alias = "LabelSmoothingCrossEntropy")]
+#[doc(alias = "SoftCrossEntropyLoss")]
 pub struct CrossEntropyLoss {
     weight: Option<Tensor>,
     ignore_index: i64,

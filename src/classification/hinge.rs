@@ -5,8 +5,8 @@ use crate::{Loss, LossError, Reduction, check};
 
 /// The hinge loss of yes or no: a score shall be on the right side of 0 by a margin.
 ///
-/// The loss of a support vector machine with two classes, and of the discriminators of many GANs. Choose it where
-/// only the decision matters; for probabilities choose [`BceWithLogitsLoss`](crate::BceWithLogitsLoss), for several classes
+/// The loss of a support vector machine with two classes, and of the discriminators of many GANs. Choose it where only
+/// the decision matters; for probabilities choose [`BceWithLogitsLoss`](crate::BceWithLogitsLoss), for several classes
 /// [`MultiMarginLoss`](crate::MultiMarginLoss) or [`CategoricalHingeLoss`](crate::CategoricalHingeLoss).
 ///
 /// # Formula

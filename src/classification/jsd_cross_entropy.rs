@@ -14,8 +14,8 @@ use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, check};
 ///
 /// ℓ = CE(x⁽¹⁾, y) + α/K · Σₖ KL(p⁽ᵏ⁾ ‖ m), m = min(max(1/K · Σₖ p⁽ᵏ⁾, 10⁻⁷), 1)
 ///
-/// where x⁽¹⁾, …, x⁽ᴷ⁾ are the K splits of the input, p⁽ᵏ⁾ = softmax(x⁽ᵏ⁾), y is the target and α the weight of the divergence,
-/// which is summed over the classes and averaged over the samples.
+/// where x⁽¹⁾, …, x⁽ᴷ⁾ are the K splits of the input, p⁽ᵏ⁾ = softmax(x⁽ᵏ⁾), y is the target and α the weight of the
+/// divergence, which is summed over the classes and averaged over the samples.
 ///
 /// # Shapes
 ///

@@ -14,8 +14,8 @@ pub enum MultiLabelReduction {
     /// Their mean over samples and labels.
     #[default]
     Mean,
-    /// Their sum divided by the size of the input's first dimension: a sum over the labels, a mean over the samples. For
-    /// an input without dimensions it is the sum.
+    /// Their sum divided by the size of the input's first dimension: a sum over the labels, a mean over the samples.
+    /// For an input without dimensions it is the sum.
     BatchMean,
     /// Their sum.
     Sum,

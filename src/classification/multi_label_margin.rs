@@ -14,8 +14,8 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 /// ℓₙ = 1/C · Σ_{j ∈ Yₙ} Σ_{c ∉ Yₙ} max(0, 1 − x\[n, j\] + x\[n, c\])
 ///
 /// where x is the input, C the number of classes and Yₙ the entries of row n of the target before its first −1; a label
-/// listed twice counts twice. The mean divides by the number of rows. As in PyTorch a term in which a score is NaN is 0,
-/// with gradient 0, so that NaN scores make no NaN loss.
+/// listed twice counts twice. The mean divides by the number of rows. As in PyTorch a term in which a score is NaN is
+/// 0, with gradient 0, so that NaN scores make no NaN loss.
 ///
 /// # Shapes
 ///

@@ -12,8 +12,8 @@ use crate::{Loss, LossError, Reduction, check};
 ///
 /// ℓₙ = −1/C · Σ_c w\[n, c\] · (y\[n, c\] log σ(x\[n, c\]) + (1 − y\[n, c\]) log σ(−x\[n, c\]))
 ///
-/// where x is the input, y the target, w the weight (1 where there is none) and C the number of classes, the size of the
-/// last dimension. The mean divides by the number of samples.
+/// where x is the input, y the target, w the weight (1 where there is none) and C the number of classes, the size of
+/// the last dimension. The mean divides by the number of samples.
 ///
 /// # Shapes
 ///

@@ -13,8 +13,8 @@ use crate::{InvalidValues, Loss, LossError, Reduction, numeric};
 ///
 /// ℓₙ = w\[yₙ\] / C · Σ_{c ≠ yₙ} max(0, m − x\[n, yₙ\] + x\[n, c\])ᵖ
 ///
-/// where x is the input, y the target, m the margin, p the power (1 or 2), w the weight (1 where there is none) and C the
-/// number of classes. The mean divides by the number of targets, whatever the weights.
+/// where x is the input, y the target, m the margin, p the power (1 or 2), w the weight (1 where there is none) and C
+/// the number of classes. The mean divides by the number of targets, whatever the weights.
 ///
 /// # Shapes
 ///

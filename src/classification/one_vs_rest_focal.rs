@@ -17,8 +17,8 @@ use crate::{InvalidValues, Loss, LossError, MeanOver, Reduction, numeric};
 /// ℓ\[n, c\] = −w\[c\] α (1 − p)^γ log p for c = yₙ, and −w\[c\] (1 − α) p^γ log(1 − p) for every other class
 ///
 /// where p = σ(x\[n, c\]) of the input x, y is the target and w the weight; α, 1 − α and w are 1 where there is none.
-/// With a reduced threshold t the factor of a probability pₜ is ((1 − pₜ) / t)^γ, and 1 where pₜ < t. An ignored target has
-/// losses of 0. The mean is over the values, classes included, whose target is not ignored, whatever the weights.
+/// With a reduced threshold t the factor of a probability pₜ is ((1 − pₜ) / t)^γ, and 1 where pₜ < t. An ignored target
+/// has losses of 0. The mean is over the values, classes included, whose target is not ignored, whatever the weights.
 ///
 /// # Shapes
 ///

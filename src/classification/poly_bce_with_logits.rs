@@ -6,17 +6,17 @@ use crate::{Loss, LossError, check};
 
 /// Binary cross entropy or focal loss of logits with another weight for the first term of its expansion: Poly-1.
 ///
-/// For several labels at once, and with γ and α for detection: a positive ε makes predictions more confident, a negative
-/// one less. With ε = 0 and γ = 0 it is [`BceWithLogitsLoss`](crate::BceWithLogitsLoss), with ε = 0 and hard labels
-/// [`SigmoidFocalLoss`](crate::SigmoidFocalLoss). For one label out of many choose
+/// For several labels at once, and with γ and α for detection: a positive ε makes predictions more confident, a
+/// negative one less. With ε = 0 and γ = 0 it is [`BceWithLogitsLoss`](crate::BceWithLogitsLoss), with ε = 0 and hard
+/// labels [`SigmoidFocalLoss`](crate::SigmoidFocalLoss). For one label out of many choose
 /// [`PolyCrossEntropyLoss`](crate::PolyCrossEntropyLoss).
 ///
 /// # Formula
 ///
 /// ℓᵢ = aᵢ (uᵢ^γ · BCE(xᵢ, yᵢ) + ε uᵢ^(γ + 1)), uᵢ = yᵢ (1 − pᵢ) + (1 − yᵢ) pᵢ
 ///
-/// where p = σ(x) is the sigmoid of the input, y the target in \[0, 1\], γ the focusing exponent, ε what is added to the
-/// weight of the first term, and a = α y + (1 − α)(1 − y), or 1 without an α.
+/// where p = σ(x) is the sigmoid of the input, y the target in \[0, 1\], γ the focusing exponent, ε what is added to
+/// the weight of the first term, and a = α y + (1 − α)(1 − y), or 1 without an α.
 ///
 /// # Shapes
 ///

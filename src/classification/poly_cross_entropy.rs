@@ -7,16 +7,16 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 
 /// Cross entropy with another weight for the first term of its expansion: Poly-1.
 ///
-/// As a series in the probability that the model misses, cross entropy is Σⱼ (1 − p)ʲ / j; this loss adds ε to the weight of
-/// the first term. A positive ε makes predictions more confident, which helps on balanced data sets; with ε = 0 it is
-/// [`CrossEntropyLoss`](crate::CrossEntropyLoss).
+/// As a series in the probability that the model misses, cross entropy is Σⱼ (1 − p)ʲ / j; this loss adds ε to the
+/// weight of the first term. A positive ε makes predictions more confident, which helps on balanced data sets; with ε =
+/// 0 it is [`CrossEntropyLoss`](crate::CrossEntropyLoss).
 ///
 /// # Formula
 ///
 /// ℓₙ = −Σ_c t\[n, c\] log p\[n, c\] + ε (1 − Σ_c t\[n, c\] p\[n, c\])
 ///
-/// where p = softmax(x) over the classes and t is the target: class probabilities, or 1 for the class of an index and 0 for
-/// the others, in either case smoothed to (1 − s) t + s/C with the label smoothing s and the number of classes C.
+/// where p = softmax(x) over the classes and t is the target: class probabilities, or 1 for the class of an index and 0
+/// for the others, in either case smoothed to (1 − s) t + s/C with the label smoothing s and the number of classes C.
 ///
 /// # Shapes
 ///
@@ -38,8 +38,8 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a smoothing outside \[0, 1\] or an ε that is
-/// not finite.
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a smoothing outside \[0, 1\] or an ε that
+/// is not finite.
 ///
 /// # Example
 ///

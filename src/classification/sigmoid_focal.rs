@@ -95,6 +95,7 @@ pub enum FocalSoftTargets {
 #[derive(Debug)]
 #[doc(alias = "sigmoid_focal_loss")]
 #[doc(alias = "BinaryFocalLossWithLogits")]
+#[doc(alias = "binary_focal_loss_with_logits")]
 #[doc(alias = "FocalLoss")]
 pub struct SigmoidFocalLoss {
     alpha: FocalAlpha,

@@ -16,15 +16,15 @@ use crate::{InvalidValues, Loss, LossError};
 ///
 /// ℓᵢ = −wᵢ (rᵢ tᵢ log σ(xᵢ) + (1 − tᵢ) log(1 − σ(xᵢ))), t = (1 − s) y + s/2
 ///
-/// where x is the input, y the target, s the label smoothing, w the weight and r the positive weight, each 1 where there is
-/// none. For class indices t is 1 − s + s/C for the class and s/C for the C − 1 others. With a threshold t is then replaced
-/// by 1 where it is above it and by 0 elsewhere. An ignored target has ℓᵢ = 0.
+/// where x is the input, y the target, s the label smoothing, w the weight and r the positive weight, each 1 where
+/// there is none. For class indices t is 1 − s + s/C for the class and s/C for the C − 1 others. With a threshold t is
+/// then replaced by 1 where it is above it and by 0 elsewhere. An ignored target has ℓᵢ = 0.
 ///
 /// # Shapes
 ///
 /// * `input`: any, `[*]`, of logits
-/// * `target`: that of `input`, of any kind of real numbers; or for `[N, C]` or `[N, C, d₁, …, dₖ]` the same without C, of
-///   any integer kind, for class indices
+/// * `target`: that of `input`, of any kind of real numbers; or for `[N, C]` or `[N, C, d₁, …, dₖ]` the same without C,
+///   of any integer kind, for class indices
 /// * `weight`, `pos_weight`: any that broadcasts to that of `input`
 /// * result: scalar, or `[*]` with [`MultiLabelReduction::None`]
 ///
@@ -121,8 +121,8 @@ impl SoftBceWithLogitsLoss {
         self
     }
 
-    /// Sets the share of each label, in \[0, 1\], that is moved to ½, or of a class index that is spread over all classes.
-    /// 0 by default.
+    /// Sets the share of each label, in \[0, 1\], that is moved to ½, or of a class index that is spread over all
+    /// classes. 0 by default.
     pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
         self.label_smoothing = label_smoothing;
         self

@@ -23,8 +23,8 @@ use crate::{InvalidValues, Loss, LossError, MeanOver, Reduction, numeric};
 /// ℓₙ = (1 − ε) · f\[n, yₙ\] + ε/C · Σ_c f\[n, c\]
 ///
 /// where x is the input, y the target, w the weight and α the balance (1 where there is none), ε the label smoothing
-/// and C the number of classes. An ignored target has ℓₙ = 0. The mean is Σ ℓₙ / Σ w\[yₙ\] over the targets that are not
-/// ignored: as in cross entropy the weight divides, and α does not.
+/// and C the number of classes. An ignored target has ℓₙ = 0. The mean is Σ ℓₙ / Σ w\[yₙ\] over the targets that are
+/// not ignored: as in cross entropy the weight divides, and α does not.
 ///
 /// For class probabilities q, first smoothed to (1 − ε) q + ε/C,
 ///

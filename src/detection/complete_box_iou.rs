@@ -11,11 +11,13 @@ use crate::{Loss, LossError, Reduction};
 ///
 /// # Formula
 ///
-/// ℓ = 1 − I / (U + ε) + ρ² / (c² + ε) + α v, v = 4/π² (arctan(w'/h') − arctan(w/h))², α = v / (1 − I / (U + ε) + v + ε')
+/// ℓ = 1 − I / (U + ε) + ρ² / (c² + ε) + α v
 ///
-/// where I and U are the areas of the intersection and the union of both boxes, ρ is the distance of their centres, c the
-/// diagonal of the smallest box that contains them, and w, h and w', h' are the widths and heights of the boxes. The
-/// weight α is a constant: no gradient goes through it.
+/// v = 4/π² (arctan(w'/h') − arctan(w/h))², α = v / (1 − I / (U + ε) + v + ε')
+///
+/// where I and U are the areas of the intersection and the union of both boxes, ρ is the distance of their centres, c
+/// the diagonal of the smallest box that contains them, and w, h and w', h' are the widths and heights of the boxes.
+/// The weight α is a constant: no gradient goes through it.
 ///
 /// # Shapes
 ///
@@ -31,7 +33,8 @@ use crate::{Loss, LossError, Reduction};
 /// # Differences from torchvision
 ///
 /// * Half precision is computed in `f32` and returned in the input's kind; torchvision returns `f32`.
-/// * A divisor that is 0, as `eps(0.0)` makes it for boxes without an area, gives a quotient of 0; torchvision's is NaN.
+/// * A divisor that is 0, as `eps(0.0)` makes it for boxes without an area, gives a quotient of 0; torchvision's is
+///   NaN.
 /// * torchvision's `eps` is the ε' of α alone, and its ε is always 10⁻⁷. Here both are options, `eps` and `alpha_eps`.
 /// * A box without a height has the angle π/2, and the aspect of a box that is a single point counts nothing;
 ///   torchvision's gradient is NaN for the first and its value for the second.

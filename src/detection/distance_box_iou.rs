@@ -13,8 +13,8 @@ use crate::{Loss, LossError, Reduction};
 ///
 /// ℓ = 1 − I / (U + ε) + ρ² / (c² + ε)
 ///
-/// where I and U are the areas of the intersection and the union of both boxes, ρ is the distance of their centres and c
-/// the diagonal of the smallest box that contains them. It is 0 for equal boxes and less than 2.
+/// where I and U are the areas of the intersection and the union of both boxes, ρ is the distance of their centres and
+/// c the diagonal of the smallest box that contains them. It is 0 for equal boxes and less than 2.
 ///
 /// # Shapes
 ///
@@ -30,7 +30,8 @@ use crate::{Loss, LossError, Reduction};
 /// # Differences from torchvision
 ///
 /// * Half precision is computed in `f32` and returned in the input's kind; torchvision returns `f32`.
-/// * A divisor that is 0, as `eps(0.0)` makes it for boxes without an area, gives a quotient of 0; torchvision's is NaN.
+/// * A divisor that is 0, as `eps(0.0)` makes it for boxes without an area, gives a quotient of 0; torchvision's is
+///   NaN.
 ///
 /// # Errors
 ///

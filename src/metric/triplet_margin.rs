@@ -26,8 +26,8 @@ use crate::{LossError, Reduction};
 ///
 /// # Reference
 ///
-/// `torch.nn.TripletMarginLoss` and `torch.nn.functional.triplet_margin_loss` of PyTorch 2.13; Balntas et al., *Learning
-/// shallow convolutional feature descriptors with triplet losses*, 2016, for the swap.
+/// `torch.nn.TripletMarginLoss` and `torch.nn.functional.triplet_margin_loss` of PyTorch 2.13; Balntas et al.,
+/// *Learning shallow convolutional feature descriptors with triplet losses*, 2016, for the swap.
 ///
 /// # Differences from PyTorch
 ///
@@ -93,7 +93,8 @@ impl TripletMarginLoss {
         self
     }
 
-    /// Sets whether the distance from the positive to the negative counts where it is the smaller one. False by default.
+    /// Sets whether the distance from the positive to the negative counts where it is the smaller one. False by
+    /// default.
     pub fn swap(mut self, swap: bool) -> Self {
         self.swap = swap;
         self

@@ -27,7 +27,8 @@ type Distance = dyn Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send;
 ///
 /// # Reference
 ///
-/// `torch.nn.TripletMarginWithDistanceLoss` and `torch.nn.functional.triplet_margin_with_distance_loss` of PyTorch 2.13.
+/// `torch.nn.TripletMarginWithDistanceLoss` and `torch.nn.functional.triplet_margin_with_distance_loss` of PyTorch
+/// 2.13.
 ///
 /// # Differences from PyTorch
 ///
@@ -78,8 +79,8 @@ impl TripletMarginWithDistanceLoss {
         Self { distance_function: None, margin: 1.0, swap: false, broadcast: false, reduction: Reduction::Mean }
     }
 
-    /// Sets the distance of two tensors. That of `torch.nn.PairwiseDistance` by default: the Euclidean distance over the
-    /// last dimension, with 10⁻⁶ added to each difference.
+    /// Sets the distance of two tensors. That of `torch.nn.PairwiseDistance` by default: the Euclidean distance over
+    /// the last dimension, with 10⁻⁶ added to each difference.
     pub fn distance_function<F>(mut self, distance_function: F) -> Self
     where
         F: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
@@ -94,14 +95,15 @@ impl TripletMarginWithDistanceLoss {
         self
     }
 
-    /// Sets whether the distance from the positive to the negative counts where it is the smaller one. False by default.
+    /// Sets whether the distance from the positive to the negative counts where it is the smaller one. False by
+    /// default.
     pub fn swap(mut self, swap: bool) -> Self {
         self.swap = swap;
         self
     }
 
-    /// Sets whether the arguments may differ in shape and are broadcast against each other, and their distances too; the
-    /// arguments still need the same number of dimensions. False by default.
+    /// Sets whether the arguments may differ in shape and are broadcast against each other, and their distances too;
+    /// the arguments still need the same number of dimensions. False by default.
     pub fn broadcast(mut self, broadcast: bool) -> Self {
         self.broadcast = broadcast;
         self

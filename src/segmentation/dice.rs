@@ -21,8 +21,8 @@ use crate::{Loss, LossError};
 ///
 /// where p is the input after its activation, t the target (1 where the pixel is of the class, else 0), the sums are
 /// over the pixels of the region that are not ignored, sₙ is `smooth_nr`, s_d is `smooth_dr`, ε is `eps` and w the
-/// weight of the region's class (1 where there is none). [`measure`](Self::measure) can replace Σp + Σt by Σp² + Σt², or
-/// p·t by min(p, t). 0 / 0 is 0.
+/// weight of the region's class (1 where there is none). [`measure`](Self::measure) can replace Σp + Σt by Σp² + Σt²,
+/// or p·t by min(p, t). 0 / 0 is 0.
 ///
 /// # Shapes
 ///
@@ -67,7 +67,8 @@ use crate::{Loss, LossError};
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
 /// [`LossError::Value`] for a class index out of range or a weight below 0, [`LossError::Option`] for a class that the
-/// input does not have, for no class at all, for a smoothing or an `eps` below 0, and for an `eps` of 0 with `log_loss`.
+/// input does not have, for no class at all, for a smoothing or an `eps` below 0, and for an `eps` of 0 with
+/// `log_loss`.
 ///
 /// # Example
 ///

@@ -41,13 +41,13 @@ variants!(CrossEntropyPart: Softmax(CrossEntropyLoss), Sigmoid(BceWithLogitsLoss
 ///
 /// # Reference
 ///
-/// `monai.losses.DiceCELoss` 1.6. Saeid Asgari Taghanaki et al.: *Combo Loss*, Computerized Medical Imaging and Graphics
-/// 2019; Fabian Isensee et al.: *nnU-Net*, Nature Methods 2021.
+/// `monai.losses.DiceCELoss` 1.6. Saeid Asgari Taghanaki et al.: *Combo Loss*, Computerized Medical Imaging and
+/// Graphics 2019; Fabian Isensee et al.: *nnU-Net*, Nature Methods 2021.
 ///
 /// # Differences from MONAI
 ///
-/// * The softmax is the default of the Dice part too; MONAI's default is no activation, and its cross entropy always has
-///   a softmax.
+/// * The softmax is the default of the Dice part too; MONAI's default is no activation, and its cross entropy always
+///   has a softmax.
 /// * A single class needs [`BceWithLogitsLoss`](crate::BceWithLogitsLoss) to be named; MONAI takes it by itself.
 /// * MONAI's `weight` is the weight of both parts, with one class the `pos_weight`.
 /// * `f16` and `bf16` are computed in `f32`.

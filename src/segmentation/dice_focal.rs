@@ -23,8 +23,8 @@ variants!(FocalPart: Softmax(SoftmaxFocalLoss), Sigmoid(SigmoidFocalLoss), OneVs
 
 /// Dice loss and focal loss, added up: the overlap of regions and the hard ones among the pixels.
 ///
-/// Choose it over [`DiceCrossEntropyLoss`](crate::DiceCrossEntropyLoss) where most pixels are easy background. Where both
-/// parts take a softmax it is computed once.
+/// Choose it over [`DiceCrossEntropyLoss`](crate::DiceCrossEntropyLoss) where most pixels are easy background. Where
+/// both parts take a softmax it is computed once.
 ///
 /// # Formula
 ///
@@ -32,8 +32,8 @@ variants!(FocalPart: Softmax(SoftmaxFocalLoss), Sigmoid(SigmoidFocalLoss), OneVs
 ///
 /// where Dice is the [`DiceLoss`](crate::DiceLoss) of softmax(x), or another [`Overlap`] with its own activation and
 /// options, and FL is the [`SoftmaxFocalLoss`](crate::SoftmaxFocalLoss) of the logits x, or the
-/// [`SigmoidFocalLoss`](crate::SigmoidFocalLoss) or [`OneVsRestFocalLoss`](crate::OneVsRestFocalLoss). Each part has its
-/// own reduction, weights and ignored index.
+/// [`SigmoidFocalLoss`](crate::SigmoidFocalLoss) or [`OneVsRestFocalLoss`](crate::OneVsRestFocalLoss). Each part has
+/// its own reduction, weights and ignored index.
 ///
 /// # Shapes
 ///

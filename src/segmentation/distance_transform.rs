@@ -1,6 +1,7 @@
 //! The exact Euclidean distance transform, on the host.
 
-/// The squared distance of every pixel of a mask to the nearest pixel of the other side; 0 where there is no other side.
+/// The squared distance of every pixel of a mask to the nearest pixel of the other side; 0 where there is no other
+/// side.
 ///
 /// The mask lies in row-major order. Takes time linear in the number of pixels.
 pub(super) fn squared_distances(mask: &[bool], shape: &[usize]) -> Vec<f64> {

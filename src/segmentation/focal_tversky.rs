@@ -39,8 +39,8 @@ pub enum FocalPower {
 ///
 /// # Reference
 ///
-/// `segmentation_models_pytorch.losses.TverskyLoss` of segmentation-models-pytorch 0.6 with `gamma`. Abraham and Khan, A
-/// novel focal Tversky loss function with improved attention U-Net for lesion segmentation, 2018.
+/// `segmentation_models_pytorch.losses.TverskyLoss` of segmentation-models-pytorch 0.6 with `gamma`. Abraham and Khan,
+/// A novel focal Tversky loss function with improved attention U-Net for lesion segmentation, 2018.
 ///
 /// # Differences between the references
 ///

@@ -40,8 +40,8 @@ pub enum VolumeWeight {
 ///
 /// # Reference
 ///
-/// `monai.losses.GeneralizedDiceLoss` of MONAI 1.6. Sudre et al., Generalised Dice overlap as a deep learning loss function
-/// for highly unbalanced segmentations, 2017.
+/// `monai.losses.GeneralizedDiceLoss` of MONAI 1.6. Sudre et al., Generalised Dice overlap as a deep learning loss
+/// function for highly unbalanced segmentations, 2017.
 ///
 /// # Differences from MONAI
 ///

@@ -9,8 +9,9 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 
 /// The Hausdorff loss by distance transforms: errors count the more, the farther they are from the boundaries.
 ///
-/// A smooth stand-in for the Hausdorff distance, the largest distance between two boundaries. Choose it, added to a loss
-/// of overlap such as [`DiceLoss`](crate::DiceLoss), where a few pixels far off are worse than many near the boundary.
+/// A smooth stand-in for the Hausdorff distance, the largest distance between two boundaries. Choose it, added to a
+/// loss of overlap such as [`DiceLoss`](crate::DiceLoss), where a few pixels far off are worse than many near the
+/// boundary.
 ///
 /// # Formula
 ///
@@ -31,8 +32,8 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 /// # Reference
 ///
 /// `monai.losses.HausdorffDTLoss` and `monai.losses.LogHausdorffDTLoss` 1.6. Davood Karimi, Septimiu E. Salcudean:
-/// *Reducing the Hausdorff Distance in Medical Image Segmentation with Convolutional Neural Networks*, IEEE Transactions
-/// on Medical Imaging 2019.
+/// *Reducing the Hausdorff Distance in Medical Image Segmentation with Convolutional Neural Networks*, IEEE
+/// Transactions on Medical Imaging 2019.
 ///
 /// # Differences from MONAI
 ///
@@ -40,8 +41,8 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 /// * An image may have any number of dimensions; MONAI takes two and three.
 /// * MONAI rounds the distances to `f32` for `f64` too.
 /// * MONAI returns `f32` for `f16` and `bf16`; here the loss has the kind of the input, and is computed in `f32`.
-/// * The background counts by default, as in the other losses; MONAI's default leaves it out. Leaving out the background
-///   of a single class is an error, where MONAI warns and keeps it.
+/// * The background counts by default, as in the other losses; MONAI's default leaves it out. Leaving out the
+///   background of a single class is an error, where MONAI warns and keeps it.
 ///
 /// The distances are computed on the CPU, in time linear in the number of pixels; for tensors on other devices that
 /// means a copy of the masks there and one of the distances back.

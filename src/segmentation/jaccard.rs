@@ -30,15 +30,15 @@ use crate::{Loss, LossError};
 ///
 /// # Reference
 ///
-/// `segmentation_models_pytorch.losses.JaccardLoss` of segmentation-models-pytorch 0.6, `monai.losses.DiceLoss` of MONAI
-/// 1.6 with `jaccard`. Rahman and Wang, Optimizing intersection-over-union in deep neural networks for image
+/// `segmentation_models_pytorch.losses.JaccardLoss` of segmentation-models-pytorch 0.6, `monai.losses.DiceLoss` of
+/// MONAI 1.6 with `jaccard`. Rahman and Wang, Optimizing intersection-over-union in deep neural networks for image
 /// segmentation, 2016; Wang et al., Jaccard metric losses, 2023.
 ///
 /// # Differences between the references
 ///
-/// The defaults are those of [`DiceLoss`](crate::DiceLoss), whose page lists the options of segmentation-models-pytorch;
-/// its `smooth` is both `smooth_nr` and `smooth_dr` here. MONAI writes J with twice the sums, so that its smoothing is
-/// twice that of the same loss here.
+/// The defaults are those of [`DiceLoss`](crate::DiceLoss), whose page lists the options of
+/// segmentation-models-pytorch; its `smooth` is both `smooth_nr` and `smooth_dr` here. MONAI writes J with twice the
+/// sums, so that its smoothing is twice that of the same loss here.
 ///
 /// # Errors
 ///

@@ -29,10 +29,10 @@ pub enum LovaszClasses {
 ///
 /// ℓ_c = Σₖ m\[πₖ\] · (Δₖ − Δₖ₋₁), where m = 1 − p_c in the pixels of class c and p_c in the others
 ///
-/// where p = softmax(x) over the classes, π sorts the errors m of the class in descending order, and Δₖ = 1 − IoU is the
-/// Jaccard loss of a prediction that is wrong in exactly the pixels π₁ … πₖ, Δ₀ = 0. For a class without pixels ℓ_c is
-/// its largest probability. The loss is the mean over the classes of w_c ℓ_c, where w is the weight (1 where there is
-/// none), which does not change what the mean divides by. It is computed over the whole batch at once, or per image.
+/// where p = softmax(x) over the classes, π sorts the errors m of the class in descending order, and Δₖ = 1 − IoU is
+/// the Jaccard loss of a prediction that is wrong in exactly the pixels π₁ … πₖ, Δ₀ = 0. For a class without pixels ℓ_c
+/// is its largest probability. The loss is the mean over the classes of w_c ℓ_c, where w is the weight (1 where there
+/// is none), which does not change what the mean divides by. It is computed over the whole batch at once, or per image.
 ///
 /// # Shapes
 ///

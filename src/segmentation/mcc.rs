@@ -14,8 +14,8 @@ use crate::{Loss, LossError, check};
 ///
 /// ℓ = 1 − (TP · TN − FP · FN) / √((TP + FP) (TP + FN) (TN + FP) (TN + FN))
 ///
-/// where TP = Σ p t + ε, TN = Σ (1 − p)(1 − t) + ε, FP = Σ p (1 − t) + ε, FN = Σ (1 − p) t + ε over all elements, with p
-/// the probability and t the target. It is 0 for a perfect prediction, 1 for a constant one and 2 for the opposite of
+/// where TP = Σ p t + ε, TN = Σ (1 − p)(1 − t) + ε, FP = Σ p (1 − t) + ε, FN = Σ (1 − p) t + ε over all elements, with
+/// p the probability and t the target. It is 0 for a perfect prediction, 1 for a constant one and 2 for the opposite of
 /// the target.
 ///
 /// # Shapes
@@ -33,7 +33,8 @@ use crate::{Loss, LossError, check};
 /// # Differences from smp
 ///
 /// * The target may be of Booleans, which smp cannot subtract.
-/// * `f16` and `bf16` are computed in `f32`; in `f16` smp's product of four counts overflows from a few dozen pixels on.
+/// * `f16` and `bf16` are computed in `f32`; in `f16` smp's product of four counts overflows from a few dozen pixels
+///   on.
 /// * The root is taken of two products of two counts, so that it does not overflow in `f32` either.
 ///
 /// In both, a mask without any foreground or any background is never met better than by a loss of 1/2: of the four

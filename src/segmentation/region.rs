@@ -217,7 +217,8 @@ impl Regions {
         classes.iter().copied().filter(|&class| self.include_background || class != 0).collect()
     }
 
-    /// The sizes `[N, C]` of the intersections, the input's and the target's regions, for a target of the input's shape.
+    /// The sizes `[N, C]` of the intersections, the input's and the target's regions, for a target of the input's
+    /// shape.
     fn f_of_masks(&self, input: &Tensor, target: &Tensor, activation: Activation) -> Result<[Tensor; 3], LossError> {
         let Some(ignore_index) = self.ignore_index else {
             return self.f_sums(&f_activate(input, activation, None)?, target);
@@ -521,7 +522,8 @@ macro_rules! region_options {
 /// The options of the losses with one score for each region.
 macro_rules! score_options {
     ($region:ident) => {
-        /// Sets which pixels make up a region. [`Grouping::SampleAndClass`](crate::Grouping::SampleAndClass) by default.
+        /// Sets which pixels make up a region. [`Grouping::SampleAndClass`](crate::Grouping::SampleAndClass) by
+        /// default.
         pub fn grouping(mut self, grouping: crate::Grouping) -> Self {
             self.$region.grouping = grouping;
             self

@@ -14,10 +14,13 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 ///
 /// # Formula
 ///
-/// ℓ = 1 − 2 P S / (P + S + s), with P = (Σ skel(p) t + sₙ) / (Σ skel(p) + s_d) and S = (Σ skel(t) p + sₙ) / (Σ skel(t) + s_d)
+/// ℓ = 1 − 2 P S / (P + S + s)
+///
+/// P = (Σ skel(p) t + sₙ) / (Σ skel(p) + s_d), S = (Σ skel(t) p + sₙ) / (Σ skel(t) + s_d)
 ///
 /// where p is the probability, t the target, P the topological precision and S the topological sensitivity, summed over
-/// the pixels and classes of a sample. With erosion by a cross, opening by erosion and dilation by a square, and p⁰ = p,
+/// the pixels and classes of a sample. With erosion by a cross, opening by erosion and dilation by a square, and p⁰ =
+/// p,
 ///
 /// pⁱ⁺¹ = erode(pⁱ), δⁱ = max(0, pⁱ − open(pⁱ)), skel⁰ = δ⁰, skelⁱ = skelⁱ⁻¹ + max(0, δⁱ − skelⁱ⁻¹ δⁱ)
 ///

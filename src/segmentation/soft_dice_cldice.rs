@@ -5,8 +5,8 @@ use crate::{InvalidValues, Loss, LossError, Reduction, check};
 
 /// The Dice loss and the soft clDice loss, added up: overlap and connection.
 ///
-/// The usual way to use [`SoftClDiceLoss`]: the Dice loss finds the region, clDice keeps thin structures connected. Both
-/// share one activation.
+/// The usual way to use [`SoftClDiceLoss`]: the Dice loss finds the region, clDice keeps thin structures connected.
+/// Both share one activation.
 ///
 /// # Formula
 ///
@@ -24,8 +24,8 @@ use crate::{InvalidValues, Loss, LossError, Reduction, check};
 ///
 /// # Reference
 ///
-/// `monai.losses.SoftDiceclDiceLoss` 1.6. Suprosanna Shit et al.: *clDice – a Novel Topology-Preserving Loss Function for
-/// Tubular Structure Segmentation*, CVPR 2021.
+/// `monai.losses.SoftDiceclDiceLoss` 1.6. Suprosanna Shit et al.: *clDice – a Novel Topology-Preserving Loss Function
+/// for Tubular Structure Segmentation*, CVPR 2021.
 ///
 /// # Differences from MONAI
 ///
