@@ -52,6 +52,14 @@ pub enum FocalNormalization {
 const SMALLEST_NORM: f64 = 1e-6;
 
 impl FocalAlpha {
+    /// The balance, where it is one for all classes.
+    pub(super) fn number(&self) -> Option<f64> {
+        match self {
+            FocalAlpha::Balance(alpha) => Some(*alpha),
+            _ => None,
+        }
+    }
+
     /// The same with the tensor replaced.
     pub(super) fn map_tensors(&self, replace: &mut Replace) -> Self {
         match self {

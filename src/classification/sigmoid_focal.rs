@@ -1,6 +1,7 @@
 use tch::{Kind, Tensor};
 
 use super::focal::{self, Counted, FocalAlpha, FocalNormalization, Modulation};
+use crate::kernels::{Pointwise, Real, Weighted, choose, f_pointwise, sigmoids};
 use crate::precomputed::{Precomputed, Replace};
 use crate::{Loss, LossError, MeanOver, Reduction, check, numeric};
 
@@ -305,6 +306,45 @@ impl Default for SigmoidFocalLoss {
 impl Loss for SigmoidFocalLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_check(input, target)?;
+        if !self.is_plain() {
+            return self.f_composite(input, target);
+        }
+        let target = numeric::f_reals(("target", target), input.f_kind()?)?;
+        match self.modulation.gamma == 2.0 {
+            true => self.f_fused::<true>(input, &target),
+            false => self.f_fused::<false>(input, &target),
+        }
+    }
+}
+
+impl SigmoidFocalLoss {
+    /// Whether the options are those that the engine takes.
+    fn is_plain(&self) -> bool {
+        self.soft_targets == FocalSoftTargets::Expectation
+            && self.normalization == FocalNormalization::None
+            && !matches!(self.alpha, FocalAlpha::Classes(_))
+            && self.modulation.reduced_threshold.is_none()
+            && self.pos_weight.is_none()
+            && self.ignore_index.is_none()
+            && self.mask.is_none()
+    }
+
+    /// The loss by the engine, where it takes the arguments.
+    fn f_fused<const SQUARE: bool>(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let own = self.map_tensors(&mut Tensor::shallow_clone);
+        let f_composite = move |input: &Tensor, target: &Tensor, weight: Option<&Tensor>| {
+            let weight = weight.map(Tensor::shallow_clone);
+            Self { weight, ..own.map_tensors(&mut Tensor::shallow_clone) }.f_composite(input, target)
+        };
+        let formula = Formula::<SQUARE> { gamma: self.modulation.gamma, alpha: self.alpha.number() };
+        let Some(weight) = &self.weight else {
+            return f_pointwise(formula, [input, target], self.reduction, move |[x, y]| f_composite(x, y, None));
+        };
+        let arguments = [input, target, &weight.f_expand_as(input)?];
+        f_pointwise(Weighted(formula), arguments, self.reduction, move |[x, y, weight]| f_composite(x, y, Some(weight)))
+    }
+
+    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let wide = input.f_to_kind(numeric::wide_kind(input)?)?;
         Ok(self.f_precomputed(&wide, target, Self::f_compute)?.f_to_kind(input.f_kind()?)?)
     }
@@ -323,6 +363,38 @@ impl Precomputed for SigmoidFocalLoss {
             mask: self.mask.as_ref().map(replace),
             ..*self
         }
+    }
+}
+
+/// The loss without options; for γ = 2 (`SQUARE`) without a power.
+#[derive(Clone, Copy)]
+struct Formula<const SQUARE: bool> {
+    gamma: f64,
+    alpha: Option<f64>,
+}
+
+impl<const SQUARE: bool> Pointwise<2> for Formula<SQUARE> {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (zero, one, two) = (R::of(0.0), R::of(1.0), R::of(2.0));
+        let (p, q, log) = sigmoids(x);
+        let entropy = x.at_least(zero) - x * y + log;
+        let rest = p * (one - y) + q * y;
+        let (factor, slope) = if SQUARE {
+            (rest * rest, two * rest)
+        } else {
+            let factor = rest.power(R::of(self.gamma));
+            // A power below 1 has a vertical tangent at 0, where the sigmoid is flat.
+            let flat = rest < R::of(f32::MIN_POSITIVE.into());
+            (factor, choose(flat, zero, R::of(self.gamma) * factor / rest))
+        };
+        let (balance, of_balance) = match self.alpha {
+            Some(alpha) => (R::of(alpha) * y + R::of(1.0 - alpha) * (one - y), R::of(2.0 * alpha - 1.0)),
+            None => (one, zero),
+        };
+        let of_x = balance * (slope * p * q * (one - two * y) * entropy + factor * (p - y));
+        let of_y = of_balance * factor * entropy + balance * (slope * (q - p) * entropy - factor * x);
+        (balance * factor * entropy, [of_x, of_y])
     }
 }
 

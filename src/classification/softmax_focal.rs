@@ -1,9 +1,10 @@
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::focal::{self, FocalAlpha, Modulation};
 use crate::check::{self, ClassIndices};
+use crate::kernels::{self, Real, RowLoss, RowReduction, Rows, choose, f_softmax};
 use crate::precomputed::{Precomputed, Replace};
-use crate::{InvalidValues, Loss, LossError, MeanOver, Reduction, numeric};
+use crate::{Backend, InvalidValues, Loss, LossError, MeanOver, Reduction, numeric, with_backend};
 
 /// The focal loss of a softmax: cross entropy in which what is easy counts little.
 ///
@@ -174,8 +175,7 @@ impl SoftmaxFocalLoss {
     }
 
     /// w\[c\] · α\[c\], `[C]`, in the kind and on the device of `like`.
-    fn f_factors(&self, classes: i64, like: &Tensor) -> Result<Option<Tensor>, LossError> {
-        let (kind, device) = (like.f_kind()?, like.device());
+    fn f_factors(&self, classes: i64, kind: Kind, device: Device) -> Result<Option<Tensor>, LossError> {
         let alpha = match &self.alpha {
             FocalAlpha::None => None,
             FocalAlpha::Balance(alpha) => {
@@ -206,6 +206,42 @@ impl SoftmaxFocalLoss {
         })
     }
 
+    /// The loss of class indices by the engine, where it takes the call.
+    fn f_fused(&self, input: &Tensor, target: &Tensor) -> Result<Option<Tensor>, LossError> {
+        let reduction = match (self.reduction, self.mean_over, &self.alpha, &self.weight) {
+            (Reduction::None, ..) => RowReduction::None,
+            (Reduction::Sum, ..) => RowReduction::Sum,
+            (Reduction::Mean, MeanOver::All, ..) => RowReduction::Mean,
+            (_, _, _, None) => RowReduction::CountedMean,
+            (_, _, FocalAlpha::None, _) => RowReduction::WeightedMean,
+            // The mean is over the weights without α.
+            _ => return Ok(None),
+        };
+        if !kernels::takes(input) || target.size() == input.size() || self.label_smoothing != 0.0 {
+            return Ok(None);
+        }
+        let class_dim = check::class_dim(input)?;
+        let (classes, target) =
+            check::class_target(target, input, class_dim, ", or that of input for class probabilities")?;
+        let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
+        if !target.validity.is_checked() || self.modulation.reduced_threshold.is_some() {
+            return Ok(None);
+        }
+        let factors = self.f_factors(classes, numeric::wide_kind(input)?, input.device())?;
+        let rows = Rows {
+            input,
+            class_dim,
+            target: &target.indices,
+            ignore_index: self.ignore_index,
+            weight: factors.as_ref(),
+            smoothing: 0.0,
+        };
+        let own = self.map_tensors(&mut Tensor::shallow_clone);
+        f_softmax(Formula { gamma: self.modulation.gamma }, &rows, reduction, move |input, target| {
+            with_backend(Backend::Composite, || own.f_forward(input, target))
+        })
+    }
+
     /// The log-probabilities of `input`, in single precision at least, and their loss: for a loss that needs both.
     pub(crate) fn f_with_log_probabilities(
         &self,
@@ -232,7 +268,7 @@ impl SoftmaxFocalLoss {
         let dim = check::class_dim(input)?;
         let classes = input.size()[dim];
         let log_p = input.f_log_softmax(dim as i64, kind)?;
-        let factors = self.f_factors(classes, &log_p)?;
+        let factors = self.f_factors(classes, kind, log_p.device())?;
         let (target, smoothing) = (target.f_to_kind(kind)?, self.label_smoothing);
         let target = match smoothing {
             0.0 => target,
@@ -268,7 +304,7 @@ impl SoftmaxFocalLoss {
     /// The losses of the targets `own`, all of them in \[0, C).
     fn f_index_losses(&self, log_p: &Tensor, own: &Tensor, dim: i64) -> Result<Tensor, LossError> {
         let classes = log_p.size()[dim as usize];
-        let factors = self.f_factors(classes, log_p)?;
+        let factors = self.f_factors(classes, log_p.f_kind()?, log_p.device())?;
         let chosen = log_p.f_gather(dim, &own.f_unsqueeze(dim)?, false)?.f_squeeze_dim(dim)?;
         let mut terms = self.f_modulated(&chosen)?;
         if let Some(factors) = &factors {
@@ -306,6 +342,9 @@ impl Default for SoftmaxFocalLoss {
 impl Loss for SoftmaxFocalLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_check(input, target)?;
+        if let Some(loss) = self.f_fused(input, target)? {
+            return Ok(loss);
+        }
         let wide = input.f_to_kind(numeric::wide_kind(input)?)?;
         Ok(self.f_precomputed(&wide, target, Self::f_compute)?.f_to_kind(input.f_kind()?)?)
     }
@@ -319,6 +358,24 @@ impl Precomputed for SoftmaxFocalLoss {
     fn map_tensors(&self, replace: &mut Replace) -> Self {
         let alpha = self.alpha.map_tensors(replace);
         Self { alpha, weight: self.weight.as_ref().map(replace), ..*self }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula {
+    gamma: f64,
+}
+
+impl RowLoss for Formula {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, log_p: R, _: R) -> (R, [R; 2]) {
+        let (gamma, rest) = (R::of(self.gamma), -log_p.exp_m1());
+        let factor = rest.power(gamma);
+        let (zero, one) = (R::of(0.0), R::of(1.0));
+        // p log p / (1 − p), which is −1 at p = 1 and 0 at p = 0.
+        let ratio = choose(rest == zero, -one, choose(rest == one, zero, (one - rest) * log_p / rest));
+        let slope = factor * (gamma * ratio - one);
+        (-(factor * log_p), [slope, zero])
     }
 }
 

@@ -6,6 +6,8 @@
 // Engines read and write the memory of tensors.
 #![allow(unsafe_code)]
 
+use tch::{Device, Tensor};
+
 mod backend;
 mod element;
 mod memory;
@@ -23,3 +25,8 @@ pub(crate) use softmax::{RowLoss, RowReduction, Rows, f_softmax};
 
 /// How many elements are worked on at a time; a few arrays of so many numbers fit the first cache.
 const BLOCK: usize = 1024;
+
+/// Whether engines are used for this input.
+pub(crate) fn takes(input: &Tensor) -> bool {
+    backend::fused() && input.device() == Device::Cpu
+}

@@ -32,7 +32,7 @@ pub(crate) struct Rows<'a> {
     /// A class in range for each row, or the ignored index; 64-bit.
     pub(crate) target: &'a Tensor,
     pub(crate) ignore_index: Option<i64>,
-    /// A factor for each class, without a gradient.
+    /// A factor for each class, of any floating kind, without a gradient.
     pub(crate) weight: Option<&'a Tensor>,
     /// The share of the target that is spread over all classes.
     pub(crate) smoothing: f64,
@@ -77,7 +77,7 @@ where
     let taken = backend::fused()
         && is_plain(rows.input, kind)
         && is_plain(rows.target, Kind::Int64)
-        && rows.weight.is_none_or(|weight| is_plain(weight, kind) && !weight.requires_grad());
+        && rows.weight.is_none_or(|weight| !weight.requires_grad());
     if !taken || rows.input.numel() == 0 {
         return Ok(None);
     }
@@ -96,7 +96,7 @@ where
     F: RowLoss,
     C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
 {
-    let options = Options::f_new::<T, F>(formula, rows)?;
+    let options = Options::<T::Wide, F>::f_new(formula, rows)?;
     let pass = Pass::<T>::f_new(rows.input, rows.class_dim, rows.target)?;
     let needed = autograd::grad_enabled() && rows.input.requires_grad();
     let unreduced = reduction == RowReduction::None;
@@ -149,9 +149,10 @@ struct Options<W, F> {
 }
 
 impl<W: Wide, F: RowLoss> Options<W, F> {
-    fn f_new<T: Element<Wide = W>, G>(formula: F, rows: &Rows) -> Result<Self, LossError> {
-        let contiguous = rows.weight.map(Tensor::f_contiguous).transpose()?;
-        let weight = contiguous.map(|weight| elements::<T>(&weight).iter().map(|w| W::from_f64(w.to_f64())).collect());
+    fn f_new(formula: F, rows: &Rows) -> Result<Self, LossError> {
+        let wide = |weight: &Tensor| weight.f_to_kind(Kind::Double)?.f_contiguous();
+        let weight = rows.weight.map(wide).transpose()?;
+        let weight = weight.map(|weight| elements::<f64>(&weight).iter().map(|&weight| W::from_f64(weight)).collect());
         Ok(Self { formula, ignore_index: rows.ignore_index, weight, smoothing: rows.smoothing })
     }
 
