@@ -68,7 +68,7 @@ use tch::Tensor;
 
 pub use precomputed::f_precomputed;
 pub(crate) use precomputed::{f_aliases, f_gradients, spread};
-pub(crate) use stored::StoredGradients;
+pub(crate) use stored::{Stored, StoredGradients};
 
 use crate::{LossError, check};
 
