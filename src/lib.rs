@@ -56,7 +56,7 @@
 //!
 //! # Losses of other packages
 //!
-//! All of them take `input, target`.
+//! All of them take `input, target`, except [`LinearCrossEntropy`].
 //!
 //! | original | here |
 //! |---|---|
@@ -94,6 +94,8 @@
 //! | quality focal loss (GFL paper) | [`QualityFocalLoss`] |
 //! | distribution focal loss (GFL paper) | [`DistributionFocalLoss`] |
 //! | varifocal loss (VFNet paper) | [`VarifocalLoss`] |
+//! | **large vocabularies** | |
+//! | `liger_kernel.transformers.LigerFusedLinearCrossEntropyLoss` | [`LinearCrossEntropy`] |
 //!
 //! Those of `input, target` implement [`Loss`], so that they can be boxed and chosen at run time.
 //!

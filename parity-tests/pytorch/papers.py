@@ -357,3 +357,59 @@ def lovasz_softmax_loss(
         return torch.stack(each).mean() if each else rows.sum()
 
     return of_images(loss, input, target, per_image)
+
+
+# Cross entropy of large vocabularies, with what language models add to it.
+
+
+def linear_cross_entropy(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    target: torch.Tensor,
+    linear_bias: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    ignore_index: int = -100,
+    lse_square_scale: float = 0.0,
+    label_smoothing: float = 0.0,
+    softcap: float | None = None,
+    reduction: str = "mean",
+    chunk: int | None = None,
+) -> torch.Tensor:
+    """Row by row. The soft cap is that of Gemma 2 (https://arxiv.org/abs/2408.00118), the z-loss that of PaLM
+    (https://arxiv.org/abs/2204.02311), averaged over the targets that count. `chunk` says nothing about the value.
+    """
+    own = input.dtype
+    dtype = torch.float32 if own in (torch.float16, torch.bfloat16) else own
+    classes, *places, features = linear_weight.shape
+    rows = input.reshape(-1, features).to(dtype)
+    matrices = linear_weight.reshape(classes, -1, features).to(dtype)
+    biases = None if linear_bias is None else linear_bias.reshape(classes, -1).to(dtype)
+    class_weight = torch.ones(classes, dtype=dtype) if weight is None else weight.to(dtype)
+    soft = target.is_floating_point()
+    targets = target.reshape(len(rows), classes, -1) if soft else target.reshape(len(rows), -1)
+    entropies, squares, weights, counts = [], [], 0.0, 0
+    for n, x in enumerate(rows):
+        for k in range(matrices.shape[1]):
+            if not soft and int(targets[n, k]) == ignore_index:
+                entropies.append(torch.zeros((), dtype=dtype))
+                squares.append(torch.zeros((), dtype=dtype))
+                continue
+            z = matrices[:, k] @ x
+            z = z if biases is None else z + biases[:, k]
+            z = z if softcap is None else softcap * torch.tanh(z / softcap)
+            own_class = targets[n, :, k].to(dtype) if soft else torch.arange(classes) == targets[n, k]
+            mixed = (1 - label_smoothing) * own_class.to(dtype)
+            # For a class the weight of the target is that of its own class, which is the same.
+            mixed = class_weight * (mixed + label_smoothing / classes)
+            log_sum_exp = torch.logsumexp(z, 0)
+            entropies.append((mixed * (log_sum_exp - z)).sum())
+            squares.append(lse_square_scale * log_sum_exp**2)
+            weights = weights + (1.0 if soft else class_weight[targets[n, k]])
+            counts += 1
+    entropy, square = torch.stack(entropies), torch.stack(squares)
+    if reduction == "none":
+        shape = [*input.shape[:-1], *places]
+        return (entropy + square).reshape(shape).to(own)
+    if reduction == "sum":
+        return (entropy + square).sum().to(own)
+    return (entropy.sum() / weights + square.sum() / counts).to(own)

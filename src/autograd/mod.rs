@@ -70,7 +70,7 @@ pub(crate) use ffi::grad_enabled;
 pub(crate) use precomputed::f_gradients_of;
 pub use precomputed::f_precomputed;
 pub(crate) use precomputed::{f_aliases, f_gradients, spread};
-pub(crate) use stored::StoredGradients;
+pub(crate) use stored::{Stored, StoredGradients};
 
 use crate::{LossError, check};
 

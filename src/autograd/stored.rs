@@ -2,20 +2,28 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use tch::{Device, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use super::{Context, Gradients};
 use crate::LossError;
 
 /// The gradients of a scalar, kept from the forward pass to the backward pass.
 ///
-/// The last backward pass gets the tensors themselves, scaled in place: libtorch makes the gradient of a variable of a tensor
-/// that nobody else holds, and copies any other.
+/// They may be wider than the inputs, so that what is too small for half precision is still there to be scaled. The last
+/// backward pass gets the tensors themselves, scaled in place: libtorch makes the gradient of a variable of a tensor that
+/// nobody else holds, and copies any other.
 #[derive(Debug)]
-pub(crate) struct StoredGradients(Mutex<Option<Vec<Option<Tensor>>>>);
+pub(crate) struct StoredGradients(Mutex<Option<Vec<Option<Stored>>>>);
+
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) gradient: Tensor,
+    /// That of the input.
+    pub(crate) kind: Kind,
+}
 
 impl StoredGradients {
-    pub(crate) fn new(gradients: Vec<Option<Tensor>>) -> Self {
+    pub(crate) fn new(gradients: Vec<Option<Stored>>) -> Self {
         Self(Mutex::new(Some(gradients)))
     }
 
@@ -23,19 +31,23 @@ impl StoredGradients {
     pub(crate) fn f_scaled(&self, context: &Context, grad: &Tensor) -> Gradients {
         let mut stored = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if context.keep_graph() {
-            let gradients = stored.as_ref().ok_or_else(used_up)?;
-            let scale = |gradient: &Option<Tensor>| Ok(gradient.as_ref().map(|kept| kept.f_mul(grad)).transpose()?);
-            return gradients.iter().map(scale).collect();
+            let scale = |stored: &Option<Stored>| {
+                let product = |stored: &Stored| stored.gradient.f_mul(grad)?.f_to_kind(stored.kind);
+                Ok(stored.as_ref().map(product).transpose()?)
+            };
+            return stored.as_ref().ok_or_else(used_up)?.iter().map(scale).collect();
         }
-        let mut gradients = stored.take().ok_or_else(used_up)?;
+        let gradients = stored.take().ok_or_else(used_up)?;
         // On the CPU a look at the usual gradient of 1 is cheaper than a pass over all others.
-        if grad.device() == Device::Cpu && grad.f_double_value(&[])? == 1.0 {
-            return Ok(gradients);
-        }
-        for gradient in gradients.iter_mut().flatten() {
-            let _ = gradient.f_mul_(grad)?;
-        }
-        Ok(gradients)
+        let one = grad.device() == Device::Cpu && grad.f_double_value(&[])? == 1.0;
+        let scale = |stored: Stored| {
+            let Stored { mut gradient, kind } = stored;
+            if !one {
+                let _ = gradient.f_mul_(grad)?;
+            }
+            gradient.f_to_kind(kind)
+        };
+        gradients.into_iter().map(|stored| Ok(stored.map(scale).transpose()?)).collect()
     }
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from itertools import product
@@ -173,7 +174,10 @@ def linear_cross_entropy(suite: Suite) -> None:
         key = ("options", reduction if dtype == "f32" else dtype)
         for options, bias in product(plain, (False, True)):
             add("options", dtype, {**options, **mode}, key, bias=bias)
-        for options, bias in product(chunked, (False, True)):
+        # Half precision throughout rounds after every step, so that no two orders of the steps are equal.
+        acc_dtype = Object("torch.float64" if dtype == "f64" else "torch.float32")
+        possible = [*chunked, {"acc_dtype": acc_dtype}, {"acc_dtype": acc_dtype, "acc_policy": "accurate"}]
+        for options, bias in product(possible, (False, True)):
             chunk = {"options": Object(CHUNKED, options), **mode}
             add("chunked", dtype, chunk, second_order=False, bias=bias)
             add("chunked", dtype, {**chunk, **weight, "ignore_index": 1}, second_order=False, bias=bias)
@@ -307,6 +311,53 @@ def add_reject(
     suite.add(reference, "reject", dtype, lambda draw: call(arguments(draw), options), expect="error")
 
 
+FORMULA = "papers.linear_cross_entropy"
+LIGER = "liger.fused_linear_cross_entropy"
+
+
+def linear_cross_entropy_of_language_models(suite: Suite) -> None:
+    """Z-loss and soft cap: by the formula in every dtype, and by Liger's kernel, which computes in single precision."""
+    additions = [
+        {"lse_square_scale": 0.1},
+        {"softcap": 2.0},
+        {"lse_square_scale": 0.05, "softcap": 3.0},
+    ]
+    settings = [
+        {},
+        {"weight": True},
+        {"label_smoothing": 0.1},
+        {"ignore_index": 1},
+        {"weight": True, "label_smoothing": 0.3, "ignore_index": 1},
+    ]
+
+    def add(reference: str, tag: str, dtype: str, options: dict, more: dict, **sizes: Any) -> None:
+        def make(draw: Draw) -> Call:
+            call = linear_function(linear_arguments(draw, options, **sizes), options)
+            # A gradient of class probabilities would end the chunks.
+            grad = [position for position in call.grad if position != 2 or not more]
+            return dataclasses.replace(call, options=call.options | more, grad=grad)
+
+        suite.add(reference, tag, dtype, make, second_order=reference == FORMULA)
+
+    for reduction, added, setting, bias in product(REDUCTIONS, additions, settings, (False, True)):
+        options = {**added, **setting, "reduction": reduction}
+        for dtype in DTYPES:
+            add(FORMULA, "options", dtype, options, {}, bias=bias)
+            add(FORMULA, "chunked", dtype, options, {"chunk": 4}, bias=bias)
+        add(LIGER, "options", "f32", options, {}, bias=bias)
+    for reduction, smoothing, weight, chunk in product(REDUCTIONS, (0.0, 0.2), (False, True), ({}, {"chunk": 4})):
+        options = {"label_smoothing": smoothing, "weight": weight, "reduction": reduction}
+        for dtype, target, out in product(("f64", "f32"), ("indices", "probabilities"), ((), (3,), (2, 2))):
+            sizes = {"target": target, "out": out, "bias": True}
+            add(FORMULA, "places", dtype, {**options, **additions[2]}, chunk, **sizes)
+            add(FORMULA, "plain", dtype, options, chunk, **sizes)
+    for dtype, chunk in product(("f64", "f32"), ({}, {"chunk": 4})):
+        add(FORMULA, "single", dtype, additions[2], chunk, batch=None)
+        add(FORMULA, "extreme", dtype, {"softcap": 30.0, "lse_square_scale": 1e-4}, chunk, scale=100.0)
+        for layout in ("transposed", "expanded", "offset", "stepped"):
+            add(FORMULA, "layout", dtype, additions[2], chunk, layout=layout)
+
+
 ADAPTIVE = "torch.nn.AdaptiveLogSoftmaxWithLoss"
 
 
@@ -396,5 +447,5 @@ def adaptive_rejects(suite: Suite, sizes: dict) -> None:
 
 
 def add_all(suite: Suite) -> None:
-    for add in (ctc, linear_cross_entropy, adaptive_log_softmax):
+    for add in (ctc, linear_cross_entropy, linear_cross_entropy_of_language_models, adaptive_log_softmax):
         add(suite)

@@ -1,6 +1,7 @@
 //! From a reference's name and its own keyword arguments to a loss of the crate: one file per Python library.
 
 mod kornia;
+mod liger;
 mod monai;
 mod papers;
 mod smp;
@@ -97,10 +98,11 @@ fn pair(loss: &dyn Loss, arguments: &mut Arguments) -> Outcome {
     Ok(loss.f_forward(&input, &target)?.into())
 }
 
-const LIBRARIES: [&[Adapter]; 7] = [
+const LIBRARIES: [&[Adapter]; 8] = [
     torch_nn::ADAPTERS,
     torchvision::ADAPTERS,
     kornia::ADAPTERS,
+    liger::ADAPTERS,
     monai::ADAPTERS,
     smp::ADAPTERS,
     timm::ADAPTERS,

@@ -1,7 +1,7 @@
 //! Losses that no installable package has: `pytorch/papers.py` is an implementation of the papers' formulas.
 
 use tch::Tensor;
-use tch_losses::{CategoricalHingeLoss, HingeLoss, Loss, Reduction};
+use tch_losses::{CategoricalHingeLoss, Chunking, HingeLoss, LinearCrossEntropy, Loss, Reduction};
 use tch_losses::{
     DistributionFocalLoss, FocalAlpha, FocalNormalization, FocalSoftTargets, FocalTverskyLoss, OneVsRestFocalLoss,
     QualityFocalLoss, SigmoidFocalLoss, SoftmaxFocalLoss, VarifocalLoss,
@@ -38,7 +38,30 @@ pub(super) const ADAPTERS: &[Adapter] = &[
         &["input", "target"], Close, lovasz_hinge),
     adapter("LovaszSoftmaxLoss (formula)", &["papers.lovasz_softmax_loss"],
         &["input", "target"], Close, lovasz_softmax),
+    adapter("LinearCrossEntropy (formula)", &["papers.linear_cross_entropy"],
+        &["input", "linear_weight", "target"], Close, linear_cross_entropy),
 ];
+
+/// `chunk` is the formula's own word for rows per chunk.
+fn linear_cross_entropy(arguments: &mut Arguments) -> Outcome {
+    let chunking = arguments.optional_integer("chunk")?.map(Chunking::Rows);
+    language_model(arguments, chunking)
+}
+
+/// The options have Liger's names.
+pub(super) fn language_model(arguments: &mut Arguments, chunking: Option<Chunking>) -> Outcome {
+    let loss = LinearCrossEntropy::new()
+        .ignore_index(arguments.optional_integer("ignore_index")?)
+        .label_smoothing(arguments.number("label_smoothing", 0.0)?)
+        .z_loss(arguments.number("lse_square_scale", 0.0)?)
+        .reduction(arguments.reduction()?);
+    let loss = with(loss, arguments.optional_tensor("weight")?, LinearCrossEntropy::weight);
+    let loss = with(loss, arguments.number_or_none("softcap", None)?, LinearCrossEntropy::soft_cap);
+    let loss = with(loss, chunking, LinearCrossEntropy::chunking);
+    let (input, linear_weight) = (arguments.tensor("input")?, arguments.tensor("linear_weight")?);
+    let linear_bias = arguments.optional_tensor("linear_bias")?;
+    Ok(loss.f_forward(&input, &linear_weight, &arguments.tensor("target")?, linear_bias.as_ref())?.into())
+}
 
 fn quality_focal(arguments: &mut Arguments) -> Outcome {
     let loss = QualityFocalLoss::new().beta(arguments.number("beta", 2.0)?).reduction(arguments.reduction()?);

@@ -344,7 +344,8 @@ fn chunking(mut options: Arguments) -> Result<Chunking, EvalError> {
     options.finish()?;
     match (rows, method.as_deref()) {
         (Some(rows), _) => Ok(Chunking::Rows(rows)),
-        (None, None | Some("auto")) => Ok(Chunking::default()),
+        // PyTorch's choice, except for half precision on the CPU.
+        (None, None | Some("auto")) => Ok(Chunking::AspectRatio(2)),
         (None, Some("aspect_ratio")) => Ok(Chunking::AspectRatio(1)),
         (None, Some(method)) => match method.strip_prefix("aspect_ratio:").map(str::parse) {
             Some(Ok(factor)) => Ok(Chunking::AspectRatio(factor)),

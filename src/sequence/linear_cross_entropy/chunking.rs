@@ -1,15 +1,15 @@
 use crate::{LossError, check};
 
-/// How many rows [`LinearCrossEntropy`] takes at once.
+/// How many rows [`LinearCrossEntropy`](crate::LinearCrossEntropy) takes at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[doc(alias = "LinearCrossEntropyOptions")]
 #[doc(alias = "chunking_method")]
 pub enum Chunking {
-    /// So many rows, ≥ 1.
+    /// So many rows, ≥ 1. A chunk of few rows is slow, because each one goes through the whole gradient of the linear weight.
     #[doc(alias = "batch_chunk_size")]
     Rows(i64),
     /// As many rows as make the logits of a chunk about as large as the input, divided by the factor, ≥ 1:
-    /// 2^⌈log₂ ⌈N / ⌈C / D⌉⌉⌉ / factor for N rows of D features and C classes.
+    /// 2^⌈log₂ ⌈N / ⌈C / D⌉⌉⌉ / factor for N rows of D features and C classes. PyTorch's choice, by 2 for its default.
     #[doc(alias = "aspect_ratio")]
     AspectRatio(i64),
 }
@@ -33,8 +33,8 @@ impl Chunking {
 }
 
 impl Default for Chunking {
-    /// [`Chunking::AspectRatio`] by 2, PyTorch's choice except for half precision on the CPU.
+    /// 256 rows: enough for matrix products to run at full speed, however many rows there are.
     fn default() -> Self {
-        Chunking::AspectRatio(2)
+        Chunking::Rows(256)
     }
 }

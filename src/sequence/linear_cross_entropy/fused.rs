@@ -4,7 +4,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::row_loss::{PerRow, RowLoss, RowTarget};
 use super::{Arguments, LinearCrossEntropy};
-use crate::autograd::{Context, Function, Gradients, StoredGradients, f_aliases, f_gradients, needed, spread};
+use crate::autograd::{Context, Function, Gradients, Stored, StoredGradients, f_aliases, f_gradients, needed, spread};
 use crate::numeric::f_ratio;
 use crate::{LossError, Reduction};
 
@@ -77,7 +77,9 @@ fn f_recompute(
         derivative = derivative.f_masked_fill(ignored, 0)?;
     }
     let derivatives = PerRow { z: derivative.shallow_clone(), entropy: derivative };
-    Ok(chunks.f_run(Some(&derivatives), needed)?.1)
+    let gradients = chunks.f_run(Some(&derivatives), needed)?.1.into_iter();
+    let convert = |stored: Stored| stored.gradient.f_to_kind(stored.kind);
+    gradients.map(|stored| Ok(stored.map(convert).transpose()?)).collect()
 }
 
 /// Everything that the chunks share. A problem of k-dimensional targets has K = d₁·…·dₖ problems side by side, called
@@ -170,7 +172,7 @@ impl Chunks {
     }
 
     /// The losses of the rows, `[N, K]`; with derivatives the gradients of those arguments that need one, too.
-    fn f_run(&self, derivatives: Option<&PerRow>, needed: &[bool]) -> Result<(PerRow, Vec<Option<Tensor>>), LossError> {
+    fn f_run(&self, derivatives: Option<&PerRow>, needed: &[bool]) -> Result<(PerRow, Vec<Option<Stored>>), LossError> {
         let ((classes, places, _), rows) = (self.weight.size3()?, self.input.size()[0]);
         let device = self.input.device();
         let mut sums = Sums::f_new(self, needed)?;
@@ -221,11 +223,8 @@ impl Sums {
     fn f_new(chunks: &Chunks, needed: &[bool]) -> Result<Sums, LossError> {
         let like = |tensor: &Tensor, kind| Tensor::f_zeros(tensor.size(), (kind, tensor.device()));
         let bias = chunks.bias.as_ref().filter(|_| needed.get(2) == Some(&true));
-        // That of the input gets each row once, unless there are several places, and so needs no wider kind.
-        let places = chunks.weight.size()[1];
-        let input_kind = if places == 1 { chunks.input.f_kind()? } else { chunks.sums };
         Ok(Sums {
-            input: needed[0].then(|| like(&chunks.input, input_kind)).transpose()?,
+            input: needed[0].then(|| like(&chunks.input, chunks.sums)).transpose()?,
             weight: needed[1].then(|| like(&chunks.weight, chunks.sums)).transpose()?,
             bias: bias.map(|bias| like(bias, chunks.sums)).transpose()?,
         })
@@ -254,10 +253,11 @@ impl Sums {
         Ok(())
     }
 
-    /// In the shapes and the kind of the arguments.
-    fn f_finish(self, chunks: &Chunks) -> Result<Vec<Option<Tensor>>, LossError> {
+    /// In the shapes of the arguments, and to be of their kinds.
+    fn f_finish(self, chunks: &Chunks) -> Result<Vec<Option<Stored>>, LossError> {
         let finish = |(sum, (shape, kind)): (Option<Tensor>, &(Vec<i64>, Kind))| {
-            Ok(sum.map(|sum| sum.f_to_kind(*kind)?.f_reshape(shape)).transpose()?)
+            let store = |sum: Tensor| Ok(Stored { gradient: sum.f_reshape(shape)?, kind: *kind });
+            sum.map(store).transpose()
         };
         [self.input, self.weight, self.bias].into_iter().zip(&chunks.forms).map(finish).collect()
     }
@@ -289,7 +289,7 @@ struct Reducer {
 impl Reducer {
     /// The derivatives of the result with respect to the losses of the rows.
     fn f_derivatives(&self) -> Result<PerRow, LossError> {
-        let of = |divisor: &Tensor| Ok::<_, LossError>(f_ratio(&self.counted, &divisor.f_expand_as(&self.counted)?)?);
+        let of = |divisor: &Tensor| f_ratio(&self.counted, &divisor.f_expand_as(&self.counted)?);
         Ok(PerRow { entropy: of(&self.entropy)?, z: of(&self.z)? })
     }
 

@@ -24,9 +24,11 @@ use row_loss::RowLoss;
 ///
 /// # Formula
 ///
-/// loss = [`CrossEntropyLoss`](W x + b, y)
+/// loss = [`CrossEntropyLoss`](z, y) + λ · mean over n of (log Σ_c exp z\[n, c\])², z = s · tanh((W x + b) / s)
 ///
-/// where x is the input, W and b are the linear weight and bias, and y is the target.
+/// where x is the input, W and b are the linear weight and bias, y is the target, λ the z-loss and s the soft cap. By default
+/// λ is 0 and z = W x + b. The z-loss is reduced as the loss is, and 0 for ignored targets; its mean is over the targets
+/// that count, whatever the class weights.
 ///
 /// # Shapes
 ///
@@ -40,10 +42,10 @@ use row_loss::RowLoss;
 ///
 /// # Memory
 ///
-/// With chunks of n rows, no more than n rows of logits exist at a time. What a backward pass needs is kept, though: the
-/// log-probabilities of all chunks, N · C numbers. So without gradients the peak falls from 2 N C numbers to 2 n C, and
-/// with gradients from 3 N C, in the backward pass, to N C + 2 n C. PyTorch's chunks save more, because they compute the
-/// gradient in the forward pass; these here can be differentiated repeatedly and twice in return.
+/// With chunks of n rows, no more than n rows of logits exist at a time, n · C numbers instead of the 2 or 3 · N · C of a
+/// linear layer and a [`CrossEntropyLoss`]. A reduced loss computes its gradients in the forward pass, and keeps only these
+/// until the backward pass. An unreduced one computes the logits once more in the backward pass. Either can be
+/// differentiated twice, which takes the memory of all logits.
 ///
 /// Half precision is computed in single precision, chunk by chunk, which is as exact as it gets and takes a copy of the
 /// linear weight and twice the memory per number: [`acc_dtype`](Self::acc_dtype) of the input's kind saves that.
@@ -52,17 +54,20 @@ use row_loss::RowLoss;
 ///
 /// `torch.nn.functional.linear_cross_entropy` of PyTorch 2.13. The chunking is that of
 /// `torch.nn.LinearCrossEntropyOptions`, without `acc_policy` and `allow_retain_graph`, which there is no need to choose.
+/// Z-loss and soft cap are `lse_square_scale` and `softcap` of `LigerFusedLinearCrossEntropyLoss` of liger-kernel 0.8.5.
 ///
 /// # Differences from PyTorch
 ///
 /// * Those of [`CrossEntropyLoss`].
+/// * Class probabilities, label smoothing and several dimensions of targets are chunked, too.
 /// * With chunks, the mean over ignored targets alone has gradient 0; PyTorch's is NaN.
 ///
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a smoothing outside \[0, 1\], a chunking of
-/// less than one row, an `acc_dtype` that does not fit, or an `ignore_index` with class probabilities.
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a smoothing outside \[0, 1\], a z-loss below
+/// 0, a soft cap that is not above 0, a chunking of less than one row, an `acc_dtype` that does not fit, or an
+/// `ignore_index` with class probabilities.
 ///
 /// # Example
 ///
@@ -152,8 +157,9 @@ impl LinearCrossEntropy {
         self
     }
 
-    /// Sets the kind in which chunks are computed and added up: that of the input, or `Float` for one of half precision.
-    /// The wider one by default. Without chunking nothing but the kind of the input is used.
+    /// Sets the kind in which chunks are computed: that of the input, or `Float` for one of half precision. The wider one by
+    /// default. What chunks make is added up in `Float` at least. Without chunking it is that of the input,
+    /// except that z-loss and soft cap need `Float` at least.
     pub fn acc_dtype(mut self, acc_dtype: Kind) -> Self {
         self.acc_dtype = Some(acc_dtype);
         self
@@ -178,19 +184,18 @@ impl LinearCrossEntropy {
     ) -> Result<Tensor, LossError> {
         let arguments = Arguments { input, linear_weight, target, linear_bias };
         let sizes = self.f_check(&arguments)?;
-        let own = input.f_kind()?;
-        let Some(chunking) = self.chunking else { return self.f_whole(&arguments, own) };
+        let Some(chunking) = self.chunking else { return self.f_whole(&arguments, self.f_whole_kind(input)?) };
         let rows = sizes.batch.first().copied().unwrap_or(1);
         let size = chunking.f_rows(rows, sizes.features, sizes.classes)?;
         let kind = self.f_chunk_kind(input)?;
         if sizes.logits().contains(&0) {
-            return self.f_whole(&arguments, own);
+            return self.f_whole(&arguments, self.f_whole_kind(input)?);
         }
         if target.requires_grad() || self.weight.as_ref().is_some_and(Tensor::requires_grad) {
             log::warn!(
                 "linear cross entropy is computed without chunking, which has no gradient of target or class weight"
             );
-            return self.f_whole(&arguments, own);
+            return self.f_whole(&arguments, self.f_whole_kind(input)?);
         }
         self.f_chunks(&arguments, size, kind)
     }
@@ -253,6 +258,11 @@ impl LinearCrossEntropy {
             Some(weight) => criterion.weight(weight),
             None => criterion,
         }
+    }
+
+    /// The kind in which all is computed at once: PyTorch's for what it has, and `Float` at least for what it has not.
+    fn f_whole_kind(&self, input: &Tensor) -> Result<Kind, LossError> {
+        if self.z_loss == 0.0 && self.soft_cap.is_none() { Ok(input.f_kind()?) } else { numeric::wide_kind(input) }
     }
 
     /// The kind in which chunks are computed.

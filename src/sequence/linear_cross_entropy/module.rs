@@ -47,7 +47,7 @@ impl LinearCrossEntropyConfig {
 ///
 /// # Formula
 ///
-/// loss = [`CrossEntropyLoss`](W x + b, y)
+/// loss = [`LinearCrossEntropy`](x, W, y, b)
 ///
 /// where x is the input, y the target, and W and b are the weight and bias of the layer.
 ///
@@ -56,7 +56,7 @@ impl LinearCrossEntropyConfig {
 /// * `input`: `[N, D]`, or `[D]` for a single row without d₁, …, dₖ
 /// * `target`: `[N, d₁, …, dₖ]`, without N for a single row, of any integer kind, for class indices; or
 ///   `[N, C, d₁, …, dₖ]`, of a floating kind, for class probabilities
-/// * result: scalar, or `[N, d₁, …, dₖ]` with [`Reduction::None`]
+/// * result: scalar, or `[N, d₁, …, dₖ]` with [`Reduction::None`](crate::Reduction::None)
 ///
 /// The variables on the path are `linear.weight`, `[C·d₁·…·dₖ, D]`, and `linear.bias`, `[C·d₁·…·dₖ]`: the names of
 /// PyTorch's state dict. Their initial values are those of `torch.nn.Linear`.
@@ -67,7 +67,7 @@ impl LinearCrossEntropyConfig {
 ///
 /// # Differences from PyTorch
 ///
-/// Those of [`CrossEntropyLoss`].
+/// Those of [`CrossEntropyLoss`](crate::CrossEntropyLoss).
 ///
 /// # Errors
 ///

@@ -13,9 +13,9 @@ const BLOCK: i64 = 1 << 18;
 pub(super) struct RowLoss {
     /// One number per class, in single precision at least.
     pub(super) weight: Option<Tensor>,
-    pub(super) label_smoothing: f64,
-    pub(super) z_loss: f64,
-    pub(super) soft_cap: Option<f64>,
+    label_smoothing: f64,
+    z_loss: f64,
+    soft_cap: Option<f64>,
 }
 
 /// What rows of logits are compared with.
@@ -82,6 +82,18 @@ enum Form {
 }
 
 impl RowLoss {
+    /// For logits that are computed in `kind`.
+    pub(super) fn f_new(
+        weight: Option<&Tensor>,
+        label_smoothing: f64,
+        z_loss: f64,
+        soft_cap: Option<f64>,
+        kind: Kind,
+    ) -> Result<RowLoss, LossError> {
+        let weight = weight.map(|weight| weight.f_detach()?.f_to_kind(kind)).transpose()?;
+        Ok(RowLoss { weight, label_smoothing, z_loss, soft_cap })
+    }
+
     /// The losses of the rows `[n, C]` of logits. With the derivatives of the result with respect to these losses the logits
     /// become its gradient, and without them they are lost.
     pub(super) fn f_chunk_loss_and_gradient(
@@ -220,19 +232,5 @@ impl RowLoss {
             }
         }
         Ok(())
-    }
-}
-
-/// A row loss in the kind that rows of `kind` are computed in.
-impl RowLoss {
-    pub(super) fn f_new(
-        weight: Option<&Tensor>,
-        label_smoothing: f64,
-        z_loss: f64,
-        soft_cap: Option<f64>,
-        kind: Kind,
-    ) -> Result<RowLoss, LossError> {
-        let weight = weight.map(|weight| weight.f_detach()?.f_to_kind(kind)).transpose()?;
-        Ok(RowLoss { weight, label_smoothing, z_loss, soft_cap })
     }
 }

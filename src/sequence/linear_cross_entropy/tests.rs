@@ -192,6 +192,42 @@ fn chunks_of_half_precision_are_computed_in_single_precision() {
 }
 
 #[test]
+fn a_gradient_too_small_for_half_precision_can_be_scaled() {
+    let of = |kind: Kind, acc_dtype: Kind| {
+        let (input, weight) = (randn(&[3000, 2]).ones_like(), Tensor::from_slice(&[0.0, 0.0, 3.0, 3.0]).view([2, 2]));
+        let [input, weight] = [input, weight].map(|tensor| tensor.to_kind(kind).set_requires_grad(true));
+        let criterion = LinearCrossEntropy::new().chunking(Chunking::Rows(1000)).acc_dtype(acc_dtype);
+        // A class that is almost certain.
+        let loss = criterion.forward(&input, &weight, &ones(&[3000]), None).to_kind(Kind::Float) * 32_768.0;
+        Tensor::run_backward(&[loss], &[input], false, false).remove(0).to_kind(Kind::Double)
+    };
+    let expected = of(Kind::Double, Kind::Double);
+    assert!(of(Kind::Half, Kind::Float).allclose(&expected, 1e-3, 0.0, false));
+}
+
+#[test]
+fn chunks_can_be_computed_in_half_precision() {
+    let (input, weight) = (randn(&[7, 3]), randn(&[5, 3]));
+    let target = Tensor::from_slice(&[0_i64, 4, -100, 2, 3, 1, 1]);
+    for reduction in REDUCTIONS {
+        let of = |kind: Kind, acc_dtype: Kind| {
+            let [input, weight] = [&input, &weight].map(|tensor| tensor.copy().to_kind(kind).set_requires_grad(true));
+            let criterion = LinearCrossEntropy::new().chunking(Chunking::Rows(3)).acc_dtype(acc_dtype);
+            criterion.reduction(reduction).forward(&input, &weight, &target, None).sum(None).backward();
+            [input.grad(), weight.grad()]
+        };
+        let expected = of(Kind::Double, Kind::Double);
+        for kind in [Kind::Half, Kind::BFloat16] {
+            for (actual, expected) in of(kind, kind).iter().zip(&expected) {
+                assert_eq!(actual.kind(), kind);
+                // A few roundings of numbers around 1.
+                assert!(actual.to_kind(Kind::Double).allclose(expected, 0.0, 0.06, false), "{kind:?} {reduction:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn chunks_of_another_kind_than_the_layer_are_rejected() {
     let (input, weight) = (randn(&[2, 3]).to_kind(Kind::Float), randn(&[5, 3]));
     let criterion = LinearCrossEntropy::new().chunking(Chunking::Rows(1));
@@ -400,7 +436,7 @@ fn memory_grows_with_the_chunk() {
     for reduction in REDUCTIONS {
         let step = |rows: i64| {
             let (input, weight) = (randn([rows, features]), randn([classes, features]));
-            let criterion = LinearCrossEntropy::new().z_loss(1e-4).chunking(Chunking::default()).reduction(reduction);
+            let criterion = LinearCrossEntropy::new().z_loss(1e-4).chunking(Chunking::Rows(128)).reduction(reduction);
             criterion.forward(&input, &weight, &target.narrow(0, 0, rows), None).sum(None).backward();
         };
         step(8);
