@@ -27,6 +27,13 @@ impl StoredGradients {
         Self(Mutex::new(Some(gradients)))
     }
 
+    /// Gradients of the kind of their inputs.
+    pub(crate) fn f_of_own_kind(gradients: impl IntoIterator<Item = Option<Tensor>>) -> Result<Self, LossError> {
+        let store = |gradient: Tensor| Ok(Stored { kind: gradient.f_kind()?, gradient });
+        let stored = gradients.into_iter().map(|gradient| gradient.map(store).transpose());
+        Ok(Self::new(stored.collect::<Result<_, LossError>>()?))
+    }
+
     /// The gradients, times that of the scalar.
     pub(crate) fn f_scaled(&self, context: &Context, grad: &Tensor) -> Gradients {
         let mut stored = self.0.lock().unwrap_or_else(PoisonError::into_inner);

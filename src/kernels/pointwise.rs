@@ -110,10 +110,12 @@ where
         return Ok(loss);
     }
     let mut gradients = gradients.into_iter();
-    let stored = at_once.then(|| {
-        let each = needed.iter().map(|needed| if *needed { gradients.next() } else { None });
-        StoredGradients::new(each.collect())
-    });
+    let stored = at_once
+        .then(|| {
+            let each = needed.iter().map(|needed| if *needed { gradients.next() } else { None });
+            StoredGradients::f_of_own_kind(each)
+        })
+        .transpose()?;
     let backward = move |context: Context| -> autograd::Gradients {
         let Some(grad) = context.grad(0) else { return Ok(needed.iter().map(|_| None).collect()) };
         if context.create_graph() {

@@ -116,7 +116,7 @@ where
         return Ok(loss);
     }
     let class_dim = rows.class_dim;
-    let stored = at_once.then(|| StoredGradients::new(vec![gradient]));
+    let stored = at_once.then(|| StoredGradients::f_of_own_kind([gradient])).transpose()?;
     let backward = move |context: Context| -> autograd::Gradients {
         let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
         let saved = context.saved();
