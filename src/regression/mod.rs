@@ -7,7 +7,7 @@ mod mse;
 mod poisson_nll;
 mod smooth_l1;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::kernels::{Pointwise, Weighted, f_pointwise};
 use crate::{LossError, Reduction, check};
@@ -26,6 +26,11 @@ fn f_weighted<P: Pointwise<2>>(
     reduction: Reduction,
     losses: impl Fn([&Tensor; 3]) -> Result<Tensor, LossError> + Send + 'static,
 ) -> Result<Tensor, LossError> {
+    let wide = matches!(arguments[0].f_kind()?, Kind::Float | Kind::Double);
+    if reduction == Reduction::Mean && !wide {
+        // Two results would be rounded, and the sum may overflow.
+        return reduction.f_apply_weighted(&losses(arguments)?, arguments[2]);
+    }
     let operation = if reduction == Reduction::Mean { Reduction::Sum } else { reduction };
     let composite = move |arguments: [&Tensor; 3]| operation.f_apply(&losses(arguments)?);
     let reduced = f_pointwise(Weighted(formula), arguments, operation, composite)?;

@@ -1,0 +1,265 @@
+//! The fused engines against the tensor operations that define the losses.
+
+use tch::{Device, Kind, Tensor};
+use tch_losses::*;
+
+/// How the targets of a loss are made.
+#[derive(Clone, Copy)]
+enum Target {
+    Normal,
+    Uniform,
+    Signs,
+    Classes,
+}
+
+/// A loss, given a reduction, a weight for each element and one for each class.
+type Build = fn(Reduction, Tensor, Tensor) -> Box<dyn Loss>;
+
+const LOSSES: &[(&str, Target, Build)] = &[
+    ("MSE", Target::Normal, |r, _, _| Box::new(MseLoss::new().reduction(r))),
+    ("MSE, weighted", Target::Normal, |r, w, _| Box::new(MseLoss::new().weight(w).reduction(r))),
+    ("L1", Target::Normal, |r, _, _| Box::new(L1Loss::new().reduction(r))),
+    ("L1, weighted", Target::Normal, |r, w, _| Box::new(L1Loss::new().weight(w).reduction(r))),
+    ("smooth L1", Target::Normal, |r, _, _| Box::new(SmoothL1Loss::new().beta(0.7).reduction(r))),
+    ("Huber", Target::Normal, |r, _, _| Box::new(HuberLoss::new().delta(1.3).reduction(r))),
+    ("Huber, weighted", Target::Normal, |r, w, _| Box::new(HuberLoss::new().weight(w).reduction(r))),
+    ("Poisson", Target::Uniform, |r, _, _| Box::new(PoissonNllLoss::new().reduction(r))),
+    ("BCE with logits", Target::Uniform, |r, _, _| Box::new(BceWithLogitsLoss::new().reduction(r))),
+    ("BCE with logits, weighted", Target::Uniform, |r, w, _| Box::new(BceWithLogitsLoss::new().weight(w).reduction(r))),
+    ("BCE with logits, both weights", Target::Uniform, |r, w, _| {
+        Box::new(BceWithLogitsLoss::new().weight(&w + 0.5).pos_weight(w).reduction(r))
+    }),
+    ("soft margin", Target::Signs, |r, _, _| Box::new(SoftMarginLoss::new().reduction(r))),
+    ("hinge embedding", Target::Signs, |r, _, _| Box::new(HingeEmbeddingLoss::new().reduction(r))),
+    ("sigmoid focal", Target::Uniform, |r, _, _| Box::new(SigmoidFocalLoss::new().reduction(r))),
+    ("sigmoid focal, γ = 0.5, weighted", Target::Uniform, |r, w, _| {
+        Box::new(SigmoidFocalLoss::new().gamma(0.5).alpha(FocalAlpha::None).weight(w).reduction(r))
+    }),
+    ("cross entropy", Target::Classes, |r, _, _| Box::new(CrossEntropyLoss::new().ignore_index(1).reduction(r))),
+    ("cross entropy, smoothed, weighted", Target::Classes, |r, _, c| {
+        Box::new(CrossEntropyLoss::new().label_smoothing(0.2).weight(c).reduction(r))
+    }),
+    ("cross entropy, mean over all", Target::Classes, |r, _, _| {
+        Box::new(CrossEntropyLoss::new().ignore_index(0).mean_over(MeanOver::All).reduction(r))
+    }),
+    ("softmax focal", Target::Classes, |r, _, _| Box::new(SoftmaxFocalLoss::new().ignore_index(1).reduction(r))),
+    ("softmax focal, balanced", Target::Classes, |r, _, c| {
+        Box::new(SoftmaxFocalLoss::new().gamma(1.5).alpha(c / 3.0).reduction(r))
+    }),
+];
+
+const REDUCTIONS: [Reduction; 3] = [Reduction::None, Reduction::Mean, Reduction::Sum];
+
+/// One element, odd sizes, more than a block, more than a task, many classes.
+const SHAPES: [&[i64]; 8] =
+    [&[1, 1], &[7, 3], &[2, 5, 3, 2], &[3, 1500], &[1300, 3], &[2, 40, 700], &[1, 2, 41000], &[9, 4100]];
+
+/// The ways in which the same numbers lie in memory.
+const LAYOUTS: [fn(&Tensor) -> Tensor; 4] = [
+    |tensor| tensor.contiguous(),
+    // Classes last.
+    |tensor| tensor.movedim_int(1, -1).contiguous().movedim_int(-1, 1),
+    // With gaps.
+    |tensor| Tensor::stack(&[tensor, tensor], -1).select(-1, 0),
+    // Dimensions in reverse order.
+    |tensor| reversed(&reversed(tensor).contiguous()),
+];
+
+fn reversed(tensor: &Tensor) -> Tensor {
+    let dims: Vec<i64> = (0..tensor.dim() as i64).rev().collect();
+    tensor.permute(dims)
+}
+
+fn random(shape: &[i64]) -> Tensor {
+    Tensor::rand(shape, (Kind::Double, Device::Cpu))
+}
+
+fn normal(shape: &[i64]) -> Tensor {
+    Tensor::randn(shape, (Kind::Double, Device::Cpu)) * 2.0
+}
+
+fn target(kind: Target, shape: &[i64]) -> Tensor {
+    match kind {
+        Target::Normal => normal(shape),
+        Target::Uniform => random(shape),
+        Target::Signs => random(shape).gt(0.5).to_kind(Kind::Double) * 2.0 - 1.0,
+        Target::Classes => {
+            let mut rows = shape.to_vec();
+            let classes = rows.remove(1);
+            Tensor::randint(classes, rows, (Kind::Int64, Device::Cpu))
+        }
+    }
+}
+
+/// The value and the gradients of three times the loss, of the arguments that have one.
+fn results(backend: Backend, loss: &dyn Loss, input: &Tensor, target: &Tensor) -> Vec<Tensor> {
+    let leaves: Vec<Tensor> = [input, target].into_iter().filter(|t| t.is_floating_point()).map(leaf).collect();
+    let target = leaves.get(1).unwrap_or(target);
+    let value = with_backend(backend, || loss.forward(&leaves[0], target));
+    let weights = Tensor::linspace(1.0, 3.0, value.numel() as i64, (Kind::Double, Device::Cpu));
+    let weights = weights.view_as(&value).to_kind(value.kind());
+    let sum = (&value * weights * 3.0).sum(None);
+    let gradients = Tensor::run_backward(&[sum], &leaves, false, false);
+    // No gradient and a gradient of zeros say the same.
+    let gradients = gradients
+        .into_iter()
+        .zip(&leaves)
+        .map(|(gradient, leaf)| if gradient.defined() { gradient.detach() } else { leaf.detach().zeros_like() });
+    std::iter::once(value.detach()).chain(gradients).collect()
+}
+
+/// A leaf in the same layout.
+fn leaf(tensor: &Tensor) -> Tensor {
+    tensor.detach().set_requires_grad(true)
+}
+
+fn assert_close(actual: &[Tensor], expected: &[Tensor], tolerance: f64, what: &str) {
+    assert_eq!(actual.len(), expected.len(), "{what}");
+    for (position, (actual, expected)) in actual.iter().zip(expected).enumerate() {
+        assert_eq!((actual.size(), actual.kind()), (expected.size(), expected.kind()), "{what}, {position}");
+        let (actual, expected) = (actual.to_kind(Kind::Double), expected.to_kind(Kind::Double));
+        let scale = expected.abs().max().double_value(&[]);
+        let distance = (&actual - &expected).abs().max().double_value(&[]);
+        assert!(distance <= tolerance * scale + 1e-15, "{what}, {position}: {distance:e} of {scale:e}");
+    }
+}
+
+/// Calls `property` with every loss, its name, and arguments of every shape.
+fn for_all(kind: Kind, property: impl Fn(&str, &dyn Fn(Reduction) -> Box<dyn Loss>, &Tensor, &Tensor)) {
+    tch::manual_seed(0);
+    for (name, of_target, build) in LOSSES {
+        for shape in SHAPES {
+            let (input, target) = (normal(shape).to_kind(kind), target(*of_target, shape));
+            let target = if target.is_floating_point() { target.to_kind(kind) } else { target };
+            let weight = random(shape).to_kind(kind);
+            let classes = (random(&shape[1..2]) + 0.1).to_kind(kind);
+            let build = |reduction| build(reduction, weight.shallow_clone(), classes.shallow_clone());
+            property(&format!("{name} {shape:?}"), &build, &input, &target);
+        }
+    }
+}
+
+#[test]
+fn engines_compute_what_tensor_operations_do() {
+    for_all(Kind::Double, |name, build, input, target| {
+        for (layout, arrange) in LAYOUTS.iter().enumerate() {
+            let target = if target.is_floating_point() { arrange(target) } else { target.shallow_clone() };
+            for reduction in REDUCTIONS {
+                let results = |backend| results(backend, build(reduction).as_ref(), &arrange(input), &target);
+                let what = format!("{name}, layout {layout}, {reduction:?}");
+                assert_close(&results(Backend::Auto), &results(Backend::Composite), 1e-11, &what);
+            }
+        }
+    });
+}
+
+#[test]
+fn half_precision_is_computed_in_single_precision() {
+    for (kind, tolerance) in [(Kind::Half, 2e-3), (Kind::BFloat16, 2e-2)] {
+        for_all(kind, |name, build, input, target| {
+            // exp(x) is beyond half precision, and so is the sum over which PyTorch's weighted means are formed.
+            if ["Poisson", "MSE, weighted", "L1, weighted"].iter().any(|other| name.starts_with(other)) {
+                return;
+            }
+            let wide =
+                |tensor: &Tensor| if tensor.is_floating_point() { tensor.to_kind(Kind::Float) } else { tensor.copy() };
+            for reduction in [Reduction::None, Reduction::Mean] {
+                let loss = build(reduction);
+                let actual = results(Backend::Auto, loss.as_ref(), input, target);
+                let exact = results(Backend::Composite, loss.as_ref(), &wide(input), &wide(target));
+                let exact: Vec<Tensor> = exact.iter().map(|tensor| tensor.to_kind(kind)).collect();
+                assert_close(&actual, &exact, tolerance, &format!("{name}, {kind:?}, {reduction:?}"));
+            }
+        });
+    }
+}
+
+#[test]
+fn the_number_of_threads_does_not_change_a_bit() {
+    let before = tch::get_num_threads();
+    for_all(Kind::Float, |name, build, input, target| {
+        // The mean over the sum of the weights has that sum from libtorch.
+        let results = |threads| {
+            tch::set_num_threads(threads);
+            results(Backend::Auto, build(Reduction::Sum).as_ref(), input, target)
+        };
+        let one = results(1);
+        for threads in [2, 3, 8] {
+            assert_eq!(results(threads), one, "{name}, {threads} threads");
+        }
+    });
+    tch::set_num_threads(before);
+}
+
+#[test]
+fn second_derivatives_are_those_of_tensor_operations() {
+    tch::manual_seed(1);
+    for (name, kind, build) in LOSSES {
+        let shape = [4, 3];
+        let (input, target) = (normal(&shape), target(*kind, &shape));
+        let (weight, classes) = (random(&shape), random(&[3]) + 0.1);
+        for reduction in REDUCTIONS {
+            let loss = build(reduction, weight.shallow_clone(), classes.shallow_clone());
+            let results = |backend| {
+                let x = leaf(&input);
+                // A square, so that the gradient of the loss depends on the input itself.
+                let value = with_backend(backend, || loss.forward(&x, &target)).square().sum(None);
+                let first = Tensor::run_backward(&[value], &[&x], true, true).remove(0);
+                let second = Tensor::run_backward(&[first.square().sum(None)], &[&x], false, false).remove(0);
+                [first.detach(), if second.defined() { second.copy() } else { first.zeros_like() }]
+            };
+            let (actual, expected) = (results(Backend::Auto), results(Backend::Composite));
+            assert_close(&actual, &expected, 1e-10, &format!("{name}, {reduction:?}"));
+        }
+    }
+}
+
+#[test]
+fn a_graph_can_be_kept_and_is_used_up_otherwise() {
+    let (x, y) = (leaf(&normal(&[5, 3])), normal(&[5, 3]));
+    for reduction in REDUCTIONS {
+        let loss = with_backend(Backend::Auto, || MseLoss::new().reduction(reduction).forward(&x, &y)).sum(None);
+        let first = Tensor::run_backward(&[&loss], &[&x], true, false).remove(0);
+        let again = Tensor::run_backward(&[&loss], &[&x], false, false).remove(0);
+        assert_eq!(first, again);
+        assert!(Tensor::f_run_backward(&[&loss], &[&x], false, false).is_err());
+    }
+}
+
+#[test]
+fn a_change_in_place_is_noticed() {
+    let (x, mut y) = (leaf(&normal(&[5, 3])), normal(&[5, 3]));
+    let loss = with_backend(Backend::Auto, || MseLoss::new().forward(&x, &y));
+    let _ = y.g_add_scalar_(1.0);
+    let error = loss.f_backward().unwrap_err().to_string();
+    assert!(error.contains("modified by an inplace operation"), "{error}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn thousands_of_steps_do_not_grow_the_process() {
+    let resident = || {
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+        pages.split(' ').nth(1).unwrap().parse::<f64>().unwrap() * 4096.0
+    };
+    let (x, y) = (leaf(&normal(&[64, 32])), normal(&[64, 32]));
+    let classes = target(Target::Classes, &[64, 32]);
+    let step = || {
+        for reduction in REDUCTIONS {
+            let losses: [(Box<dyn Loss>, &Tensor); 2] = [
+                (Box::new(MseLoss::new().reduction(reduction)), &y),
+                (Box::new(CrossEntropyLoss::new().reduction(reduction)), &classes),
+            ];
+            for (loss, target) in losses {
+                let loss = with_backend(Backend::Auto, || loss.forward(&x, target)).sum(None);
+                let _ = Tensor::run_backward(&[loss], &[&x], false, false);
+            }
+        }
+    };
+    (0..1000).for_each(|_| step());
+    let before = resident();
+    (0..10_000).for_each(|_| step());
+    let growth = resident() - before;
+    // A leak of one gradient a step would be 160 MB; other tests of this process run beside this one.
+    assert!(growth < 6.4e7, "{growth} bytes");
+}
