@@ -12,12 +12,14 @@ mod memory;
 mod number;
 mod parallel;
 mod pointwise;
+mod region;
 mod simd;
 
 pub use backend::{Backend, with_backend};
 pub use memory::set_gradient_cache;
 pub(crate) use number::{Real, choose, sigmoids};
 pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise};
+pub(crate) use region::{Entropy, Regional, Sums, f_region, takes_region};
 
 /// How many elements are worked on at a time; a few arrays of so many numbers fit the first cache.
 const BLOCK: usize = 1024;
