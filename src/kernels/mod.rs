@@ -14,6 +14,7 @@ mod memory;
 mod number;
 mod parallel;
 mod pointwise;
+mod region;
 mod simd;
 mod softmax;
 
@@ -21,6 +22,7 @@ pub use backend::{Backend, with_backend};
 pub use memory::set_gradient_cache;
 pub(crate) use number::{Real, choose, sigmoids};
 pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise};
+pub(crate) use region::{Entropy, Regional, Sums, f_region, takes_region};
 pub(crate) use softmax::{RowLoss, RowReduction, Rows, f_softmax};
 
 /// How many elements are worked on at a time; a few arrays of so many numbers fit the first cache.

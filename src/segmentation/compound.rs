@@ -5,6 +5,8 @@ use tch::{Kind, Tensor};
 use super::mask::f_drop_background;
 use super::region::{Activation, Grouping, RegionLoss, not_negative};
 use super::{DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, JaccardLoss, TverskyLoss};
+use crate::classification::MeanOver;
+use crate::kernels::takes_region;
 use crate::numeric::{f_reals, wide_kind};
 use crate::precomputed::{Precomputed, Replace};
 use crate::{
@@ -84,6 +86,27 @@ impl Precomputed for Pixelwise {
     }
 }
 
+/// A cross entropy that is nothing but a sum of weighted logarithms, divided by a number afterwards.
+#[derive(Debug)]
+pub(super) struct PlainCrossEntropy {
+    pub(super) weight: Option<Vec<f64>>,
+    pub(super) ignore_index: i64,
+}
+
+impl PlainCrossEntropy {
+    /// The sum for `wide`, in single precision at least, by differentiable tensor operations.
+    pub(super) fn f_sum(&self, wide: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let mut loss = CrossEntropyLoss::new().ignore_index(self.ignore_index).reduction(Reduction::Sum);
+        if let Some(weight) = &self.weight {
+            loss = loss.weight(Tensor::f_from_slice(weight)?.f_to_kind(wide.f_kind()?)?);
+        }
+        if target.size() == wide.size() {
+            return loss.f_forward(wide, &target.f_to_kind(wide.f_kind()?)?);
+        }
+        loss.f_forward(wide, target)
+    }
+}
+
 /// A conversion of each of several losses to the enum that they are variants of.
 macro_rules! variants {
     ($enum:ident: $($variant:ident($loss:ident)),+) => {
@@ -123,13 +146,57 @@ impl Compound {
         let sigmoids = matches!(self.pixelwise, Pixelwise::SigmoidFocal(_));
         let (background, expected) = (self.focal_background, "true, but for a focal loss of sigmoids over masks");
         check::option("focal_background", background, background || sigmoids, expected)?;
+        if let Some(loss) = self.f_fused(input, target)? {
+            return Ok(loss);
+        }
         self.f_precomputed(input, target, Self::f_compute)
+    }
+
+    /// The loss of regions and cross entropy from one pass over a softmax; nothing where the engine does not take the call.
+    fn f_fused(&self, input: &Tensor, target: &Tensor) -> Result<Option<Tensor>, LossError> {
+        let Pixelwise::CrossEntropy(loss) = &self.pixelwise else { return Ok(None) };
+        let Some((weight, ignore_index, mean_over, reduction)) = loss.plain() else { return Ok(None) };
+        let overlap = self.overlap.loss();
+        let regions = overlap.regions();
+        if regions.activation != Activation::Softmax || !takes_region(input) {
+            return Ok(None);
+        }
+        let (kind, classes, masks) = (input.f_kind()?, input.size()[1], target.size() == input.size());
+        // Both count the same pixels, or the target is wrong for one of them.
+        let same_pixels = match (regions.ignore_index, masks) {
+            (None, true) => ignore_index < 0,
+            (None, false) => !(0..classes).contains(&ignore_index),
+            (Some(ignored), _) => !masks && ignored == ignore_index,
+        };
+        let plain = |weight: &Tensor| {
+            let same = weight.size() == [classes] && weight.device() == input.device() && !weight.requires_grad();
+            Ok::<_, LossError>(same && weight.f_kind()? == kind)
+        };
+        if !same_pixels || masks && target.f_kind()? != kind || !weight.map_or(Ok(true), plain)? {
+            return Ok(None);
+        }
+        let f_numbers = |weight: &Tensor| Ok::<_, LossError>(Vec::try_from(weight.f_to_kind(Kind::Double)?)?);
+        let entropy = PlainCrossEntropy { weight: weight.map(f_numbers).transpose()?, ignore_index };
+        let Some((sizes, sum, weights)) = regions.f_measure_with(&entropy, input, target)? else { return Ok(None) };
+        let divisor = match (reduction, mean_over) {
+            (Reduction::Mean, MeanOver::Counted) if !masks => weights,
+            (Reduction::Mean, _) => (input.numel() as i64 / classes) as f64,
+            _ => 1.0,
+        };
+        let pixelwise = sum.f_div_scalar(divisor)?;
+        Ok(Some(self.f_sum(&overlap.f_of_sizes(&sizes)?, &pixelwise, input)?))
     }
 
     /// The loss of options that were checked.
     fn f_compute(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let kind = wide_kind(input)?;
         let (overlap, pixelwise) = self.f_parts(input, target, kind)?;
+        self.f_sum(&overlap, &pixelwise, input)
+    }
+
+    /// The weighted sum of both losses, in the kind of the input.
+    fn f_sum(&self, overlap: &Tensor, pixelwise: &Tensor, input: &Tensor) -> Result<Tensor, LossError> {
+        let kind = wide_kind(input)?;
         let overlap = overlap.f_mul_scalar(self.lambda_overlap.1)?;
         let pixelwise = pixelwise.f_to_kind(kind)?.f_mul_scalar(self.lambda_pixelwise.1)?;
         Ok(self.f_to_pixels(&overlap, &pixelwise, input.dim())?.f_add(&pixelwise)?.f_to_kind(input.f_kind()?)?)

@@ -2,8 +2,9 @@
 
 use tch::{Kind, Tensor};
 
-use super::compound::Overlap;
+use super::compound::{Overlap, PlainCrossEntropy};
 use crate::check::{self, ClassIndices, Validity};
+use crate::kernels::{Entropy, Regional, Sums, f_region, takes_region};
 use crate::precomputed::{Precomputed, Replace};
 use crate::{InvalidValues, LossError, Reduction, numeric};
 
@@ -105,6 +106,9 @@ pub(super) struct Regions {
     pub(super) reduction: Reduction,
 }
 
+/// What else a target can be that does not have the shape of class indices.
+const OR_MASKS: &str = ", or that of input for masks";
+
 /// A loss that is a function of the sizes of regions.
 pub(super) trait RegionLoss {
     /// Its options.
@@ -170,18 +174,89 @@ impl Regions {
         check::floating(("input", input))?;
         self.f_check_options(input)?;
         let valid_weight = self.f_check_weight(input)?;
-        let (kind, wide_kind) = (input.f_kind()?, numeric::wide_kind(input)?);
-        let wide = input.f_to_kind(wide_kind)?;
-        let (sums, validity) = if target.size() == input.size() {
-            let target = numeric::f_reals(("target", target), wide_kind)?;
-            (self.f_of_masks(&wide, &target, activation)?, Validity::CHECKED)
-        } else {
-            self.f_of_indices(&wide, target, activation)?
-        };
+        if let Some(sums) = self.f_fused(input, target, activation, None)? {
+            return self.f_sizes(sums.regions, [Validity::CHECKED, valid_weight], input.f_kind()?);
+        }
+        let wide = input.f_to_kind(numeric::wide_kind(input)?)?;
+        let (sums, validity) = self.f_composite(&wide, target, activation)?;
+        self.f_sizes(sums, [validity, valid_weight], input.f_kind()?)
+    }
+
+    /// The sizes of all regions of a softmax, and the sums of a cross entropy of the same; nothing where the engine does not
+    /// take the call.
+    pub(super) fn f_measure_with(
+        &self,
+        entropy: &PlainCrossEntropy,
+        input: &Tensor,
+        target: &Tensor,
+    ) -> Result<Option<(Sizes, Tensor, f64)>, LossError> {
+        self.f_check_options(input)?;
+        let valid_weight = self.f_check_weight(input)?;
+        let sums = self.f_fused(input, target, Activation::Softmax, Some(entropy))?;
+        let Some(Sums { regions, entropy: Some(entropy), weight }) = sums else { return Ok(None) };
+        // The parts are added up before they are rounded to the input's kind.
+        let sizes = self.f_sizes(regions, [Validity::CHECKED, valid_weight], numeric::wide_kind(input)?)?;
+        Ok(Some((sizes, entropy, weight)))
+    }
+
+    fn f_sizes(&self, sums: [Tensor; 3], validity: [Validity; 2], kind: Kind) -> Result<Sizes, LossError> {
         let [intersection, input, target] = sums;
-        let group = |sums| self.f_group(sums, &wide);
-        let (intersection, input, target) = (group(intersection)?, group(input)?, group(target)?);
-        Ok(Sizes { intersection, input, target, validity: [validity, valid_weight], kind })
+        let (intersection, input) = (self.f_group(intersection)?, self.f_group(input)?);
+        Ok(Sizes { intersection, input, target: self.f_group(target)?, validity, kind })
+    }
+
+    /// The sums `[N, C]` by the engine; nothing where it does not take the call.
+    fn f_fused(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        activation: Activation,
+        entropy: Option<&PlainCrossEntropy>,
+    ) -> Result<Option<Sums>, LossError> {
+        let classes = input.size()[1];
+        let masks = target.size() == input.size();
+        let element_wise = self.ignore_scope == IgnoreScope::Element || classes == 1;
+        // The softmax of a single class takes its ignored elements out before, all others after it.
+        let ignores = if masks { element_wise && (classes > 1 || activation != Activation::Softmax) } else { true };
+        if !takes_region(input) || self.ignore_index.is_some() && !ignores {
+            return Ok(None);
+        }
+        if !masks && self.invalid_values == InvalidValues::Nan {
+            return Ok(None);
+        }
+        let target = if !masks {
+            check::integers(("target", &check::class_target(target, input, 1, OR_MASKS)?.1))?
+        } else if target.f_kind()? == input.f_kind()? {
+            target.shallow_clone()
+        } else {
+            numeric::f_reals(("target", target), numeric::wide_kind(input)?)?
+        };
+        let formula = Regional {
+            activation,
+            measure: self.measure,
+            ignored: self.ignore_index,
+            entropy: entropy.map(|entropy| Entropy { weight: entropy.weight.clone() }),
+        };
+        let ignore_scope = self.ignore_scope;
+        let composite = {
+            let formula = formula.clone();
+            move |input: &Tensor, target: &Tensor| f_differentiable_sums(&formula, ignore_scope, input, target)
+        };
+        f_region(formula, input, &target, composite)
+    }
+
+    /// The sums `[N, C]` of the intersections, the input's and the target's regions, by tensor operations.
+    fn f_composite(
+        &self,
+        wide: &Tensor,
+        target: &Tensor,
+        activation: Activation,
+    ) -> Result<([Tensor; 3], Validity), LossError> {
+        if target.size() != wide.size() {
+            return self.f_of_indices(wide, target, activation);
+        }
+        let target = numeric::f_reals(("target", target), wide.f_kind()?)?;
+        Ok((self.f_of_masks(wide, &target, activation)?, Validity::CHECKED))
     }
 
     fn f_check_options(&self, input: &Tensor) -> Result<(), LossError> {
@@ -260,7 +335,7 @@ impl Regions {
         target: &Tensor,
         activation: Activation,
     ) -> Result<([Tensor; 3], Validity), LossError> {
-        let (classes, target) = check::class_target(target, input, 1, ", or that of input for masks")?;
+        let (classes, target) = check::class_target(target, input, 1, OR_MASKS)?;
         let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
         let indices = target.indices.f_unsqueeze(1)?;
         let ignored = target.f_ignored()?.map(|ignored| ignored.f_unsqueeze(1)).transpose()?;
@@ -281,9 +356,9 @@ impl Regions {
     }
 
     /// The sizes of the regions, from those of each sample and class.
-    fn f_group(&self, sums: Tensor, input: &Tensor) -> Result<Tensor, LossError> {
+    fn f_group(&self, sums: Tensor) -> Result<Tensor, LossError> {
         let sums = self.f_select(&sums, 1)?;
-        let f_weighted = |sums: Tensor| match self.f_weight(input)? {
+        let f_weighted = |sums: Tensor| match self.f_weight(&sums)? {
             Some(weight) => Ok(sums.f_mul(&weight)?),
             None => Ok::<_, LossError>(sums),
         };
@@ -383,6 +458,25 @@ impl Precomputed for Regions {
     fn map_tensors(&self, replace: &mut Replace) -> Self {
         Self { classes: self.classes.clone(), weight: self.weight.as_ref().map(replace), ..*self }
     }
+}
+
+/// Those sums of the engine that have a gradient, by differentiable tensor operations.
+fn f_differentiable_sums(
+    formula: &Regional,
+    ignore_scope: IgnoreScope,
+    input: &Tensor,
+    target: &Tensor,
+) -> Result<Vec<Tensor>, LossError> {
+    let &Regional { measure, ignored: ignore_index, .. } = formula;
+    let regions = Regions { measure, ignore_index, ignore_scope, ..Regions::new() };
+    let wide = input.f_to_kind(numeric::wide_kind(input)?)?;
+    let ([intersection, size, _], _) = regions.f_composite(&wide, target, formula.activation)?;
+    let mut sums = vec![intersection, size];
+    if let Some(entropy) = &formula.entropy {
+        let entropy = PlainCrossEntropy { weight: entropy.weight.clone(), ignore_index: ignore_index.unwrap_or(-100) };
+        sums.push(entropy.f_sum(&wide, target)?);
+    }
+    Ok(sums)
 }
 
 /// The option is a number of at least 0, of which twice the value is still finite in single precision.
