@@ -1,4 +1,4 @@
-"""Liger's own Triton kernel of linear cross entropy, run on the CPU by Triton's interpreter: real, and slow.
+"""Liger's own Triton kernel of linear cross entropy; without a GPU it is run by Triton's interpreter: real, and slow.
 
 The interpreter hands numbers to a kernel as Python's, where a compiled kernel gets single precision, and it has no tanh; both
 are supplied here. Nothing of Liger is changed or written anew.
@@ -6,14 +6,12 @@ are supplied here. Nothing of Liger is changed or written anew.
 
 from __future__ import annotations
 
-import os
-
-# Read when Triton is first imported.
-os.environ["TRITON_INTERPRET"] = "1"
-
 import numpy as np
 import torch
+import triton
 import triton.language as tl
+from liger_kernel.ops import cross_entropy
+from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 from triton.runtime import interpreter
 
 plain_conversion = interpreter._implicit_cvt
@@ -29,12 +27,9 @@ def convert(argument: object) -> object:
     return plain_conversion(argument)
 
 
-interpreter._implicit_cvt = convert
-
-from liger_kernel.ops import cross_entropy
-from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
-
-cross_entropy.tanh = lambda x: tensor(np.tanh(x.handle.data), x.type)
+if triton.knobs.runtime.interpret:
+    interpreter._implicit_cvt = convert
+    cross_entropy.tanh = lambda x: tensor(np.tanh(x.handle.data), x.type)
 
 
 def fused_linear_cross_entropy(

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import json
 import multiprocessing
+import os
 import platform
 import sys
 import time
@@ -399,6 +400,9 @@ def main() -> int:
     options = parse()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
+    if options.device == "cpu":
+        # Without a GPU a Triton kernel needs the interpreter, which is chosen when Triton is first imported.
+        os.environ["TRITON_INTERPRET"] = "1"
     if options.upcast:
         # References that go to single precision of their own accord go to double precision instead.
         torch.Tensor.float = torch.Tensor.double

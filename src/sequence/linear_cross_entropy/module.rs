@@ -67,7 +67,7 @@ impl LinearCrossEntropyConfig {
 ///
 /// # Differences from PyTorch
 ///
-/// Those of [`CrossEntropyLoss`](crate::CrossEntropyLoss).
+/// Those of [`LinearCrossEntropy`].
 ///
 /// # Errors
 ///
