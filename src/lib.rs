@@ -99,6 +99,9 @@
 //!
 //! Those of `input, target` implement [`Loss`], so that they can be boxed and chosen at run time.
 //!
+//! On the CPU many of them are computed by a fused engine, value and gradient in one pass over memory. [`Backend`] says how to
+//! have PyTorch's tensor operations instead, and that a build without optimisation (`opt-level` 0 or 1) has them by default.
+//!
 //! [`autograd`] is for losses and layers of your own: functions with a backward written in Rust.
 //!
 //! [tch]: https://docs.rs/tch

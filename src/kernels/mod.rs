@@ -5,6 +5,8 @@
 
 // Engines read and write the memory of tensors.
 #![allow(unsafe_code)]
+// Several arrays with one index are what the compiler makes vector instructions of.
+#![allow(clippy::needless_range_loop)]
 
 use tch::{Device, Tensor};
 

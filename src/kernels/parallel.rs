@@ -135,7 +135,9 @@ mod tests {
 
     use super::*;
 
-    fn all(each: impl Fn(usize, &(dyn Fn(usize) + Sync))) {
+    type Task<'a> = &'a (dyn Fn(usize) + Sync);
+
+    fn all(each: impl Fn(usize, Task)) {
         let seen = Mutex::new(Vec::new());
         each(100, &|index| seen.lock().unwrap().push(index));
         let mut seen = seen.into_inner().unwrap();
@@ -152,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_panic_comes_out() {
-        let panics = |each: &dyn Fn(&(dyn Fn(usize) + Sync))| {
+        let panics = |each: &dyn Fn(Task)| {
             let work = || each(&|index| assert!(index != 7, "seven"));
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err()
         };

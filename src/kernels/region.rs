@@ -1109,7 +1109,7 @@ mod tests {
         for (position, sums) in regions.iter().enumerate() {
             let count = sums.numel() as i64;
             let factors = (Tensor::arange(count, (sums.kind(), Device::Cpu)) + (position + 1) as f64).sin();
-            value = value + (factors.view_as(sums) * *sums).sum(None);
+            value += (factors.view_as(sums) * *sums).sum(None);
         }
         if let Some(entropy) = entropy {
             value = value + entropy * 0.75;

@@ -13,7 +13,7 @@ pub use chunking::Chunking;
 pub use module::{LinearCrossEntropyConfig, LinearCrossEntropyLoss};
 
 use crate::check::{self, ClassIndices};
-use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, Reduction, numeric};
+use crate::{Backend, CrossEntropyLoss, InvalidValues, Loss, LossError, Reduction, numeric, with_backend};
 use row_loss::RowLoss;
 
 /// Cross entropy of the logits that a linear layer makes of the input: the function, for weights of your own.
@@ -305,7 +305,12 @@ impl LinearCrossEntropy {
         let weight = self.weight.as_ref().map(widen).transpose()?;
         if self.z_loss == 0.0 && self.soft_cap.is_none() {
             let criterion = self.cross_entropy(weight, self.reduction, self.invalid_values);
-            return Ok(criterion.f_forward(&logits, target)?.f_to_kind(own)?);
+            let f_loss = || criterion.f_forward(&logits, target);
+            // The gradient of half-precision logits is rounded before the layer sums it up; with PyTorch's operations it is
+            // rounded as PyTorch's.
+            let half = numeric::wide_kind(&logits)? != logits.f_kind()?;
+            let loss = if half { with_backend(Backend::Composite, f_loss)? } else { f_loss()? };
+            return Ok(loss.f_to_kind(own)?);
         }
         let wide = numeric::wide_kind(&logits)?;
         let weight = weight.map(|weight| weight.f_to_kind(wide)).transpose()?;
