@@ -1112,7 +1112,7 @@ mod tests {
             value += (factors.view_as(sums) * *sums).sum(None);
         }
         if let Some(entropy) = entropy {
-            value = value + entropy * 0.75;
+            value += entropy * 0.75;
         }
         Tensor::run_backward(&[value], &[input], false, false).remove(0)
     }

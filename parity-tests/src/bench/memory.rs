@@ -32,6 +32,8 @@ fn proc_bytes(file: &str, field: &str) -> Result<u64> {
 
 /// Measures a training step in this process.
 pub fn measure_here(ours: &Ours) -> Result<Memory> {
+    // What is kept for the next gradient is not kept by a loss.
+    tch_losses::set_gradient_cache(0);
     ours.step()?;
     let before = proc_bytes("/proc/self/smaps_rollup", "Rss")?;
     std::fs::write("/proc/self/clear_refs", "5").context("cannot reset the peak in /proc/self/clear_refs")?;

@@ -100,10 +100,10 @@ const BACKEND_VARIABLE: &str = "TCH_LOSSES_BACKEND";
 
 /// Measures and reports. Whether all could be measured.
 pub fn run(options: &BenchOptions) -> Result<bool> {
-    if let Some(backend) = options.backend.and_then(|backend| backend.to_possible_value()) {
-        if std::env::var(BACKEND_VARIABLE).as_deref() != Ok(backend.get_name()) {
-            return run_with_backend(backend.get_name());
-        }
+    if let Some(backend) = options.backend.and_then(|backend| backend.to_possible_value())
+        && std::env::var(BACKEND_VARIABLE).as_deref() != Ok(backend.get_name())
+    {
+        return run_with_backend(backend.get_name());
     }
     if options.overhead {
         let rounds = options.rounds.unwrap_or(200);
