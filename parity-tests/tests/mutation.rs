@@ -136,7 +136,8 @@ fn a_single_bit_is_caught_where_bitwise_equality_is_promised() {
     let expected = golden.evaluate(&run_adapter);
     let next = |loss: &Tensor| loss * (1.0 + f64::from(f32::EPSILON));
     let actual = golden.evaluate(&with_outputs(next));
-    let sides = Sides { expected: &expected, actual: &actual, truth: None, bitwise: true, backend: Backend::Auto };
+    let sides =
+        Sides { expected: &expected, actual: &actual, truth: None, bitwise: true, backend: tch_losses::Backend::Auto };
     for adapter in adapters::all().filter(|adapter| adapter.equality == adapters::Equality::Bitwise) {
         let mut cases = golden.cases.iter().filter(|case| adapter.references.contains(&case.reference.as_str()));
         let caught = cases.any(|case| matches!(compare_case(case, sides), Verdict::Failed(_)));

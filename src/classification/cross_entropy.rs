@@ -135,8 +135,8 @@ impl CrossEntropyLoss {
         self
     }
 
-    /// The weight, the ignored class, what the mean divides by, and the reduction, where these are all there is to a reduced
-    /// loss: for an engine that computes it along with another one.
+    /// The weight, the ignored class, what the mean divides by, and the reduction, where these are all there is to a
+    /// reduced loss: for an engine that computes it along with another one.
     pub(crate) fn plain(&self) -> Option<(Option<&Tensor>, i64, MeanOver, Reduction)> {
         let checked = self.label_smoothing == 0.0 && self.invalid_values == InvalidValues::Error;
         let plain = checked && self.reduction != Reduction::None;

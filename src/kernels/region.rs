@@ -63,11 +63,11 @@ pub(crate) fn takes_region(input: &Tensor) -> bool {
     backend::fused() && input.device() == Device::Cpu && enough
 }
 
-/// The sums of `input`, `[N, C, d1, ...]`, and `target`, which holds 64-bit class indices or masks. Nothing where the engine
-/// does not take the call, which includes class indices out of range.
+/// The sums of `input`, `[N, C, d1, ...]`, and `target`, which holds 64-bit class indices or masks. Nothing where the
+/// engine does not take the call, which includes class indices out of range.
 ///
-/// `composite` computes, with differentiable operations, those sums that have a gradient: the intersections, the input's
-/// regions, the cross entropy where there is one.
+/// `composite` computes, with differentiable operations, those sums that have a gradient: the intersections, the
+/// input's regions, the cross entropy where there is one.
 pub(crate) fn f_region<C>(
     formula: Regional,
     input: &Tensor,
@@ -163,10 +163,12 @@ struct Shape {
 }
 
 impl Shape {
-    fn new(size: &[i64]) -> Self {
+    fn new(size: &[i64], activation: Activation) -> Self {
         let (samples, classes) = (size[0] as usize, size[1] as usize);
         let pixels = size[2..].iter().product::<i64>() as usize;
-        let block = (BLOCK_ELEMENTS / classes).next_multiple_of(LEAST_PIXELS).clamp(LEAST_PIXELS, BLOCK);
+        // Only a softmax has all classes of a block at hand together.
+        let at_once = if activation == Activation::Softmax { classes } else { 1 };
+        let block = (BLOCK_ELEMENTS / at_once).next_multiple_of(LEAST_PIXELS).clamp(LEAST_PIXELS, BLOCK);
         let task = block * (TASK_ELEMENTS / (classes * block)).max(1);
         Self { samples, classes, pixels, block, task }
     }
@@ -215,7 +217,7 @@ macro_rules! by_type {
 impl<'a, T: Element> Pass<'a, T> {
     fn f_new(formula: &'a Regional, input: &Tensor, target: &Tensor) -> Result<Self, LossError> {
         let f_contiguous = |tensor: &Tensor| tensor.f_detach()?.f_contiguous();
-        let shape = Shape::new(&input.size());
+        let shape = Shape::new(&input.size(), formula.activation);
         Ok(Self { formula, input: f_contiguous(input)?, target: f_contiguous(target)?, shape, kind: PhantomData })
     }
 
@@ -473,7 +475,7 @@ impl<T: Element> Job<'_, T> {
         self.formula.ignored.is_some() && matches!(self.target, Target::Indices(_))
     }
 
-    /// The logits of a class, 0 where the pixel is ignored: what they are there must not matter, not even where it is NaN.
+    /// The logits of a class, 0 where the pixel is ignored: what they are there must not matter, not even a NaN.
     fn logits<'b>(
         &'b self,
         place: &Place,
@@ -529,8 +531,8 @@ impl<T: Element> Job<'_, T> {
     fn gradient<M: Measure, const HARD: bool>(&self, task: usize, factors: &Factors<T::Wide>, output: &Output<T>) {
         let mut room = self.room();
         for place in self.places(task) {
-            // They were in range in the forward pass.
-            self.read_classes(&place, &mut room.classes);
+            // They were in range in the forward pass, and have not changed since.
+            let _ = self.read_classes(&place, &mut room.classes);
             if self.formula.activation == Activation::Softmax {
                 self.softmax_gradient::<M, HARD>(&place, &mut room, factors, output);
                 continue;
@@ -782,15 +784,13 @@ impl<W: Wide> Kernel<W> for Classes<'_, W> {
 
     #[inline(always)]
     fn run<R: LaneOf<W>>(self) -> bool {
-        let length = self.classes.len();
-        let indices = &self.indices[..length];
+        let indices = &self.indices[..self.classes.len()];
         let (some, ignored) = (self.ignored.is_some(), self.ignored.unwrap_or(0));
         let mut wrong = false;
-        for i in 0..length {
-            let index = indices[i];
+        for (class, &index) in self.classes.iter_mut().zip(indices) {
             let skipped = some & (index == ignored);
             wrong |= !skipped & ((index < 0) | (index >= self.count));
-            self.classes[i] = choose(skipped, -R::of(1.0), R::of(f64::from(index as i32))).get();
+            *class = choose(skipped, -R::of(1.0), R::of(f64::from(index as i32))).get();
         }
         !wrong
     }
@@ -808,14 +808,13 @@ impl<W: Wide> Kernel<W> for Masked<'_, W> {
 
     #[inline(always)]
     fn run<R: LaneOf<W>>(self) {
-        let length = self.masked.len();
-        let classes = &self.classes[..length];
+        let classes = &self.classes[..self.masked.len()];
         let zero = R::of(0.0);
         if let Some(numbers) = self.numbers {
             self.masked.copy_from_slice(numbers);
         }
-        for i in 0..length {
-            self.masked[i] = choose(R::new(classes[i]) >= zero, R::new(self.masked[i]), zero).get();
+        for (masked, &class) in self.masked.iter_mut().zip(classes) {
+            *masked = choose(R::new(class) >= zero, R::new(*masked), zero).get();
         }
     }
 }
@@ -831,10 +830,9 @@ impl<W: Wide> Kernel<W> for Greatest<'_, W> {
 
     #[inline(always)]
     fn run<R: LaneOf<W>>(self) {
-        let length = self.greatest.len();
-        let logits = &self.logits[..length];
-        for i in 0..length {
-            self.greatest[i] = R::new(self.greatest[i]).at_least(R::new(logits[i])).get();
+        let logits = &self.logits[..self.greatest.len()];
+        for (greatest, &logit) in self.greatest.iter_mut().zip(logits) {
+            *greatest = R::new(*greatest).at_least(R::new(logit)).get();
         }
     }
 }
@@ -873,10 +871,9 @@ impl<W: Wide> Kernel<W> for Logarithms<'_, W> {
 
     #[inline(always)]
     fn run<R: LaneOf<W>>(self) {
-        let length = self.logarithms.len();
-        let sums = &self.sums[..length];
-        for i in 0..length {
-            self.logarithms[i] = R::new(sums[i]).ln().get();
+        let sums = &self.sums[..self.logarithms.len()];
+        for (logarithm, &sum) in self.logarithms.iter_mut().zip(sums) {
+            *logarithm = R::new(sum).ln().get();
         }
     }
 }
@@ -1198,7 +1195,7 @@ mod tests {
         for size in SHAPES {
             for (target, ignored) in targets(&size) {
                 for activation in ACTIVATIONS {
-                    // See `Regions::f_fused`: the gradient of ignored elements is that of masks before the softmax there.
+                    // `Regions::f_fused` leaves that to the composite.
                     let single = size[1] == 1 && activation == Activation::Softmax;
                     let input = input(&size, activation);
                     for measure in MEASURES.into_iter().filter(|_| !single || ignored.is_none()) {

@@ -152,7 +152,7 @@ impl Compound {
         self.f_precomputed(input, target, Self::f_compute)
     }
 
-    /// The loss of regions and cross entropy from one pass over a softmax; nothing where the engine does not take the call.
+    /// The loss of regions and cross entropy from one pass over a softmax; nothing where the engine does not take it.
     fn f_fused(&self, input: &Tensor, target: &Tensor) -> Result<Option<Tensor>, LossError> {
         let Pixelwise::CrossEntropy(loss) = &self.pixelwise else { return Ok(None) };
         let Some((weight, ignore_index, mean_over, reduction)) = loss.plain() else { return Ok(None) };

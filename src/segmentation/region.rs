@@ -182,8 +182,8 @@ impl Regions {
         self.f_sizes(sums, [validity, valid_weight], input.f_kind()?)
     }
 
-    /// The sizes of all regions of a softmax, and the sums of a cross entropy of the same; nothing where the engine does not
-    /// take the call.
+    /// The sizes of all regions of a softmax, and the sums of a cross entropy of the same; nothing where the engine does
+    /// not take the call.
     pub(super) fn f_measure_with(
         &self,
         entropy: &PlainCrossEntropy,

@@ -404,7 +404,13 @@ mod tests {
             let cases = std::slice::from_ref(&case);
             let expected = evaluate(cases, &inputs.tensors(), Device::Cpu, &run_adapter, || ()).unwrap();
             let actual = Ours::new(workload, &inputs).unwrap().results(&workload.id(), inputs.grad).unwrap();
-            let sides = Sides { expected: &expected, actual: &actual, truth: None, bitwise: false };
+            let sides = Sides {
+                expected: &expected,
+                actual: &actual,
+                truth: None,
+                bitwise: false,
+                backend: tch_losses::Backend::Auto,
+            };
             let verdict = compare_case(&case, sides);
             assert!(matches!(verdict, Verdict::Equal(_)), "{workload:?}: {verdict:?}");
             compared += 1;
