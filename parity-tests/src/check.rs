@@ -169,9 +169,10 @@ pub fn check(options: &CheckOptions) -> Result<bool> {
             .with_context(|| format!("cannot write {}", path.display()))?;
         println!("report: {}", path.display());
     }
-    // A row can only be called stale where every reference could run.
+    // A row can only be called stale where every reference and every backend could run.
     let complete = expected.cases.values().all(|result| result.status != Status::Unsupported);
-    let is_whole = complete && options.filter.is_none() && options.device.0 == Device::Cpu;
+    let every = complete && options.backend.is_none();
+    let is_whole = every && options.filter.is_none() && options.device.0 == Device::Cpu;
     let stale: Vec<&str> = match &summaries[..] {
         _ if !is_whole => Vec::new(),
         [(_, first), others @ ..] => {

@@ -6,21 +6,36 @@ use std::collections::BTreeSet;
 
 use common::Golden;
 use parity::adapters;
+use parity::case::Case;
 use parity::compare::Verdict;
 use parity::eval::run_adapter;
+use tch_losses::{Backend, with_backend};
+
+/// The cases that differ, with the reason.
+fn failed(golden: &Golden, backend: Backend) -> Vec<(&Case, String)> {
+    let verdicts = with_backend(backend, || golden.verdicts(&run_adapter));
+    let failed = verdicts.into_iter().filter_map(|(case, verdict)| match verdict {
+        Verdict::Failed(reason) => Some((case, reason)),
+        _ => None,
+    });
+    failed.collect()
+}
 
 #[test]
 fn the_crate_equals_the_golden_results() {
     let golden = Golden::read();
-    let failed: Vec<String> = golden
-        .verdicts(&run_adapter)
-        .into_iter()
-        .filter_map(|(case, verdict)| match verdict {
-            Verdict::Failed(reason) => Some(format!("{}: {reason}", case.id)),
-            _ => None,
-        })
-        .collect();
-    assert!(failed.is_empty(), "{} of {} cases differ:\n{}", failed.len(), golden.cases.len(), failed.join("\n"));
+    let failed = failed(&golden, Backend::Composite);
+    assert!(failed.is_empty(), "{} of {} cases differ: {failed:#?}", failed.len(), golden.cases.len());
+}
+
+/// In half precision an engine is closer to the result in double precision than PyTorch is, of which the golden files have
+/// none; the live check covers that.
+#[test]
+fn the_engines_equal_the_golden_results() {
+    let golden = Golden::read();
+    let mut failed = failed(&golden, Backend::Auto);
+    failed.retain(|(case, _)| !case.id.contains("/f16/") && !case.id.contains("/bf16/"));
+    assert!(failed.is_empty(), "{} of {} cases differ: {failed:#?}", failed.len(), golden.cases.len());
 }
 
 #[test]
