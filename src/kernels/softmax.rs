@@ -269,13 +269,17 @@ impl<T: Element, F: RowLoss> Job<'_, T, F> {
         })
     }
 
-    /// The loss of a row of this class and the coefficients of its gradient, given the logit of the target less the
+    /// How much the target of this class counts.
+    fn weight(&self, class: usize) -> T::Wide {
+        T::Wide::from_f64((1.0 - self.options.smoothing) * self.options.weight_of(class))
+    }
+
+    /// The loss of a row whose target has this weight and the coefficients of its gradient, given the logit of the target less the
     /// largest one, the largest one, the logarithm of the sum of the exponentials, and the sum of weighted distances of all
     /// logits from the largest one.
     #[inline(always)]
-    fn evaluate<R: LaneOf<T::Wide>>(&self, class: usize, factor: R, row: [R; 4]) -> (R, Coefficients<R>) {
+    fn evaluate<R: LaneOf<T::Wide>>(&self, weight: R, factor: R, row: [R; 4]) -> (R, Coefficients<R>) {
         let [x, max, log, distances] = row;
-        let weight = R::of((1.0 - self.options.smoothing) * self.options.weight_of(class));
         let (loss, [of_log_p, of_log_sum]) = self.options.formula.evaluate(x - log, max + log);
         let (spread, total) = (R::of(self.spread), R::of(self.total));
         let smooth = spread * (distances + total * log);
@@ -321,6 +325,10 @@ impl<T: Element, F: RowLoss> Job<'_, T, F> {
             max: zeros(),
             sums: zeros(),
             distances: zeros(),
+            targets: zeros(),
+            counted: zeros(),
+            weights: zeros(),
+            factors: zeros(),
             losses: zeros(),
             of_p: zeros(),
             of_target: zeros(),
@@ -362,7 +370,7 @@ impl<T: Element, F: RowLoss> Kernel<T::Wide> for Row<'_, T, F> {
         let log = R::of(sum).ln();
         let distances = self.distances(max);
         let row = [R::new(self.x[self.class]) - max, max, log, distances];
-        let (loss, of) = self.job.evaluate(self.class, R::new(self.factor), row);
+        let (loss, of) = self.job.evaluate(R::new(self.job.weight(self.class)), R::new(self.factor), row);
         if self.job.gradient.is_none() {
             return loss.get();
         }
@@ -437,6 +445,12 @@ struct Pixels<W> {
     max: Vec<W>,
     sums: Vec<W>,
     distances: Vec<W>,
+    /// The logit of the target.
+    targets: Vec<W>,
+    /// 1, or 0 where the target is ignored.
+    counted: Vec<W>,
+    weights: Vec<W>,
+    factors: Vec<W>,
     losses: Vec<W>,
     of_p: Vec<W>,
     of_target: Vec<W>,
@@ -492,22 +506,29 @@ impl<T: Element, F: RowLoss> Kernel<T::Wide> for PixelBlock<'_, T, F> {
             }
         }
 
-        let mut sum = 0.0;
         for i in 0..length {
-            let Some(class) = job.class(row + i) else {
-                room.losses[i] = T::Wide::default();
-                continue;
-            };
-            // The logit itself: its exponential may be 0.
-            let x = R::of(job.input[at(class) + i].to_f64()) - R::new(max[i]);
-            let pixel = [x, R::new(max[i]), R::new(sums[i]).ln(), R::new(distances[i])];
-            let (loss, of) = job.evaluate(class, R::new(job.factor(row + i)), pixel);
-            room.losses[i] = loss.get();
-            room.of_p[i] = (of.of_p / R::new(sums[i])).get();
-            room.of_target[i] = of.of_target.get();
-            room.of_weight[i] = of.of_weight.get();
-            sum += loss.get().into();
+            let class = job.class(row + i);
+            room.counted[i] = T::Wide::from_f64(f64::from(class.is_some()));
+            let class = class.unwrap_or(0);
+            room.targets[i] = T::Wide::from_f64(job.input[at(class) + i].to_f64());
+            room.weights[i] = job.weight(class);
+            room.factors[i] = job.factor(row + i);
         }
+        let (targets, counted) = (&room.targets[..length], &room.counted[..length]);
+        let (weights, factors) = (&room.weights[..length], &room.factors[..length]);
+        let (losses, of_p) = (&mut room.losses[..length], &mut room.of_p[..length]);
+        let (of_target, of_weight) = (&mut room.of_target[..length], &mut room.of_weight[..length]);
+        for i in 0..length {
+            let (max, sum, zero) = (R::new(max[i]), R::new(sums[i]), R::of(0.0));
+            let pixel = [R::new(targets[i]) - max, max, sum.ln(), R::new(distances[i])];
+            let (loss, of) = job.evaluate(R::new(weights[i]), R::new(factors[i]), pixel);
+            let counts = R::new(counted[i]) > zero;
+            losses[i] = choose(counts, loss, zero).get();
+            of_p[i] = choose(counts, of.of_p / sum, zero).get();
+            of_target[i] = of.of_target.get();
+            of_weight[i] = choose(counts, of.of_weight, zero).get();
+        }
+        let sum = Sum(&room.losses[..length]).run::<R>();
         job.store(job.losses, row, &room.losses[..length]);
         if job.gradient.is_none() {
             return sum;
