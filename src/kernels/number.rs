@@ -34,7 +34,7 @@ pub(crate) trait Real:
         let sum = one + self;
         // What the sum has lost is put back, divided by the derivative's denominator.
         let lost = self - (sum - one);
-        let exact = lost == Self::of(0.0) || sum == Self::of(f64::INFINITY);
+        let exact = (lost == Self::of(0.0)) | (sum == Self::of(f64::INFINITY));
         sum.ln() + choose(exact, Self::of(0.0), lost / sum)
     }
 
@@ -46,7 +46,7 @@ pub(crate) trait Real:
         let difference = power - one;
         // The error of the power is undone by taking its logarithm.
         let near = difference * self / power.ln();
-        choose(power == one, self, choose(difference == -one || power > Self::of(10.0), difference, near))
+        choose(power == one, self, choose((difference == -one) | (power > Self::of(10.0)), difference, near))
     }
 
     /// The larger one, NaN where `self` is.
