@@ -67,9 +67,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::Tensor;
 
 pub(crate) use ffi::grad_enabled;
-pub(crate) use precomputed::f_gradients_of;
 pub use precomputed::f_precomputed;
-pub(crate) use precomputed::{f_aliases, f_gradients, spread};
+pub(crate) use precomputed::{f_gradients_of, spread};
 pub(crate) use stored::{Stored, StoredGradients};
 
 use crate::{LossError, check};

@@ -2,7 +2,7 @@
 
 use tch::{Tensor, no_grad, with_grad};
 
-use super::{Function, Gradients, ffi};
+use super::{Function, Gradients, needed};
 use crate::LossError;
 
 /// Computes a scalar loss of `inputs`, given as a composition of tensor operations, and its gradient at once.
@@ -35,8 +35,8 @@ pub fn f_precomputed<F>(inputs: &[&Tensor], loss: F) -> Result<Tensor, LossError
 where
     F: Fn(&[Tensor]) -> Result<Tensor, LossError> + Send + 'static,
 {
-    let needed: Vec<bool> = inputs.iter().map(|input| input.requires_grad()).collect();
-    if !ffi::grad_enabled() || !needed.contains(&true) {
+    let needed = needed(inputs);
+    if !needed.contains(&true) {
         let inputs: Vec<Tensor> = inputs.iter().map(|input| input.shallow_clone()).collect();
         return loss(&inputs);
     }
@@ -52,7 +52,7 @@ where
     let count = inputs.len();
     let saved: Vec<&Tensor> = inputs.iter().copied().chain(&gradients).collect();
     Function::new(inputs).save(&saved).f_attach_one(value, move |context| {
-        let Some(grad) = context.grad(0) else { return Ok(needed.iter().map(|_| None).collect()) };
+        let Some(grad) = context.grad(0) else { return Ok(spread(vec![], &needed)) };
         let (inputs, gradients) = context.saved().split_at(count);
         if context.create_graph() {
             return f_gradients_of(&loss, &grad, inputs, &needed);
@@ -62,7 +62,8 @@ where
     })
 }
 
-/// The gradients, with a graph of their own, of `loss` with respect to those inputs that need one.
+/// The gradients, with a graph of their own, of `loss` with respect to those inputs that need one. `needed` may end before
+/// the inputs do.
 pub(crate) fn f_gradients_of(
     loss: impl Fn(&[Tensor]) -> Result<Tensor, LossError>,
     grad: &Tensor,
@@ -76,17 +77,12 @@ pub(crate) fn f_gradients_of(
 
 /// The inputs under another name. The incoming gradient may depend on the inputs, too, and a gradient with respect to the
 /// aliases leaves that part to whoever computed it.
-pub(crate) fn f_aliases(inputs: &[Tensor]) -> Result<Vec<Tensor>, LossError> {
+fn f_aliases(inputs: &[Tensor]) -> Result<Vec<Tensor>, LossError> {
     Ok(inputs.iter().map(|input| input.f_view_as(input)).collect::<Result<_, _>>()?)
 }
 
 /// The gradients of `value` with respect to those inputs that need one.
-pub(crate) fn f_gradients(
-    value: &Tensor,
-    inputs: &[Tensor],
-    needed: &[bool],
-    create: bool,
-) -> Result<Vec<Tensor>, LossError> {
+fn f_gradients(value: &Tensor, inputs: &[Tensor], needed: &[bool], create: bool) -> Result<Vec<Tensor>, LossError> {
     let inputs: Vec<&Tensor> =
         inputs.iter().zip(needed).filter(|(_, needed)| **needed).map(|(input, _)| input).collect();
     let compute = || Tensor::f_run_backward(&[value], &inputs, create, create);

@@ -1,7 +1,7 @@
 use tch::{Kind, Tensor};
 
 use super::focal::{self, Counted, FocalAlpha, FocalNormalization, Modulation};
-use crate::kernels::{Pointwise, Real, Weighted, choose, f_pointwise, sigmoids};
+use crate::kernels::{self, Pointwise, Real, Weighted, choose, f_pointwise, sigmoids};
 use crate::precomputed::{Precomputed, Replace};
 use crate::{Loss, LossError, MeanOver, Reduction, check, numeric};
 
@@ -288,45 +288,18 @@ impl SigmoidFocalLoss {
         counted.f_normalize(&losses, &factor, self.normalization)
     }
 
-    /// The positive term with its weight.
-    fn f_positive(&self, term: &Tensor) -> Result<Tensor, LossError> {
-        Ok(match &self.pos_weight {
-            Some(weight) => term.f_mul(&weight.f_to_kind(term.f_kind()?)?)?,
-            None => term.shallow_clone(),
-        })
-    }
-}
-
-impl Default for SigmoidFocalLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Loss for SigmoidFocalLoss {
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_check(input, target)?;
-        if !self.is_plain() {
-            return self.f_composite(input, target);
-        }
-        let target = numeric::f_reals(("target", target), input.f_kind()?)?;
-        match self.modulation.gamma == 2.0 {
-            true => self.f_fused::<true>(input, &target),
-            false => self.f_fused::<false>(input, &target),
-        }
-    }
-}
-
-impl SigmoidFocalLoss {
-    /// Whether the options are those that the engine takes.
-    fn is_plain(&self) -> bool {
-        self.soft_targets == FocalSoftTargets::Expectation
+    /// Whether the engine takes these options and kinds. A wider target keeps its digits in the composite.
+    fn is_fused(&self, input: &Tensor, target: &Tensor) -> Result<bool, LossError> {
+        let (kind, target_kind) = (input.f_kind()?, target.f_kind()?);
+        let narrowed = kind != numeric::wide_kind(input)? && target.is_floating_point() && target_kind != kind;
+        let plain = self.soft_targets == FocalSoftTargets::Expectation
             && self.normalization == FocalNormalization::None
             && !matches!(self.alpha, FocalAlpha::Classes(_))
             && self.modulation.reduced_threshold.is_none()
             && self.pos_weight.is_none()
             && self.ignore_index.is_none()
-            && self.mask.is_none()
+            && self.mask.is_none();
+        Ok(plain && !narrowed && kernels::takes(input))
     }
 
     /// The loss by the engine, where it takes the arguments.
@@ -347,6 +320,34 @@ impl SigmoidFocalLoss {
     fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let wide = input.f_to_kind(numeric::wide_kind(input)?)?;
         Ok(self.f_precomputed(&wide, target, Self::f_compute)?.f_to_kind(input.f_kind()?)?)
+    }
+
+    /// The positive term with its weight.
+    fn f_positive(&self, term: &Tensor) -> Result<Tensor, LossError> {
+        Ok(match &self.pos_weight {
+            Some(weight) => term.f_mul(&weight.f_to_kind(term.f_kind()?)?)?,
+            None => term.shallow_clone(),
+        })
+    }
+}
+
+impl Default for SigmoidFocalLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for SigmoidFocalLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_check(input, target)?;
+        if !self.is_fused(input, target)? {
+            return self.f_composite(input, target);
+        }
+        let target = numeric::f_reals(("target", target), input.f_kind()?)?;
+        match self.modulation.gamma == 2.0 {
+            true => self.f_fused::<true>(input, &target),
+            false => self.f_fused::<false>(input, &target),
+        }
     }
 }
 
@@ -401,6 +402,7 @@ impl<const SQUARE: bool> Pointwise<2> for Formula<SQUARE> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Backend, with_backend};
 
     const SOFT_TARGETS: [FocalSoftTargets; 4] = [
         FocalSoftTargets::Expectation,
@@ -415,6 +417,23 @@ mod tests {
 
     fn numbers(tensor: &Tensor) -> Vec<f64> {
         Vec::try_from(tensor.view(-1).to_kind(Kind::Double)).unwrap()
+    }
+
+    #[test]
+    fn a_soft_target_keeps_its_digits_beside_a_half_precision_input() {
+        let (input, target) = (Tensor::from_slice(&[0.5_f32, -2.0, 3.0]), Tensor::from_slice(&[0.3_f32, 0.101, 0.7]));
+        for kind in [Kind::Half, Kind::BFloat16] {
+            for backend in [Backend::Auto, Backend::Composite] {
+                let narrow = input.to_kind(kind).set_requires_grad(true);
+                let loss = with_backend(backend, || none().forward(&narrow, &target));
+                loss.sum(Kind::Float).backward();
+                let wide = input.detach().copy().set_requires_grad(true);
+                let expected = with_backend(Backend::Composite, || none().forward(&wide, &target));
+                expected.sum(Kind::Float).backward();
+                assert_eq!(loss, expected.to_kind(kind), "{kind:?}, {backend:?}");
+                assert_eq!(narrow.grad(), wide.grad().to_kind(kind), "{kind:?}, {backend:?}");
+            }
+        }
     }
 
     #[test]

@@ -217,16 +217,14 @@ impl SoftmaxFocalLoss {
             // The mean is over the weights without α.
             _ => return Ok(None),
         };
-        if !kernels::takes(input) || target.size() == input.size() || self.label_smoothing != 0.0 {
+        let checked = self.invalid_values == InvalidValues::Error;
+        if !kernels::takes(input) || !checked || target.size() == input.size() || self.label_smoothing != 0.0 {
             return Ok(None);
         }
         let class_dim = check::class_dim(input)?;
         let (classes, target) =
             check::class_target(target, input, class_dim, ", or that of input for class probabilities")?;
         let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
-        if !target.validity.is_checked() || self.modulation.reduced_threshold.is_some() {
-            return Ok(None);
-        }
         let factors = self.f_factors(classes, numeric::wide_kind(input)?, input.device())?;
         let rows = Rows {
             input,

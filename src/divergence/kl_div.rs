@@ -80,20 +80,12 @@ pub enum KlDivReduction {
 }
 
 impl KlDivReduction {
-    /// What libtorch's operation does of it.
-    fn of_engine(self) -> Reduction {
+    /// The reduction of the operation, before the sum is divided by the batch.
+    fn of_operation(self) -> Reduction {
         match self {
             KlDivReduction::None => Reduction::None,
             KlDivReduction::Mean => Reduction::Mean,
             KlDivReduction::Sum | KlDivReduction::BatchMean => Reduction::Sum,
-        }
-    }
-
-    fn of_operation(self) -> tch::Reduction {
-        match self {
-            KlDivReduction::None => tch::Reduction::None,
-            KlDivReduction::Mean => tch::Reduction::Mean,
-            KlDivReduction::Sum | KlDivReduction::BatchMean => tch::Reduction::Sum,
         }
     }
 }
@@ -130,12 +122,12 @@ impl Loss for KlDivLoss {
         check::floating(("target", target))?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
         let (log_target, reduction) = (self.log_target, self.reduction.of_operation());
-        let f_aten = move |[input, target]: [&Tensor; 2]| Ok(input.f_kl_div(target, reduction, log_target)?);
+        let f_aten = move |[input, target]: [&Tensor; 2]| Ok(input.f_kl_div(target, reduction.into(), log_target)?);
         // PyTorch's derivative for a target of 0 is that of its operations.
         let loss = if target.requires_grad() {
             f_aten([input, target])?
         } else {
-            f_pointwise(Formula { log_target }, [input, target], self.reduction.of_engine(), f_aten)?
+            f_pointwise(Formula { log_target }, [input, target], reduction, f_aten)?
         };
         match input.size().first() {
             Some(&batch) if self.reduction == KlDivReduction::BatchMean => Ok(loss.f_div_scalar(batch)?),

@@ -116,6 +116,15 @@ macro_rules! operators {
                 Lane(-self.0)
             }
         }
+
+        impl<const FMA: bool> Lane<$number, FMA> {
+            /// A polynomial with the first coefficient in front of the highest power.
+            #[inline(always)]
+            fn polynomial<const N: usize>(self, coefficients: [$number; N]) -> Self {
+                let rest = coefficients[1..].iter();
+                rest.fold(Lane(coefficients[0]), |sum, coefficient| sum.mul_add(self, Lane(*coefficient)))
+            }
+        }
     };
 }
 operators!(f32: Add add, Sub sub, Mul mul, Div div);
@@ -139,24 +148,6 @@ macro_rules! common {
             Lane(self.0.abs())
         }
     };
-}
-
-impl<const FMA: bool> Lane<f32, FMA> {
-    /// A polynomial with the first coefficient in front of the highest power.
-    #[inline(always)]
-    fn polynomial<const N: usize>(self, coefficients: [f32; N]) -> Self {
-        let rest = coefficients[1..].iter();
-        rest.fold(Lane(coefficients[0]), |sum, coefficient| sum.mul_add(self, Lane(*coefficient)))
-    }
-}
-
-impl<const FMA: bool> Lane<f64, FMA> {
-    /// A polynomial with the first coefficient in front of the highest power.
-    #[inline(always)]
-    fn polynomial<const N: usize>(self, coefficients: [f64; N]) -> Self {
-        let rest = coefficients[1..].iter();
-        rest.fold(Lane(coefficients[0]), |sum, coefficient| sum.mul_add(self, Lane(*coefficient)))
-    }
 }
 
 /// log 2 in two parts, of which the first has so few digits that its small multiples are exact.

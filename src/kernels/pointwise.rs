@@ -109,15 +109,10 @@ where
     if !needed.contains(&true) {
         return Ok(loss);
     }
-    let mut gradients = gradients.into_iter();
-    let stored = at_once
-        .then(|| {
-            let each = needed.iter().map(|needed| if *needed { gradients.next() } else { None });
-            StoredGradients::f_of_own_kind(each)
-        })
-        .transpose()?;
+    let store = || StoredGradients::f_of_own_kind(autograd::spread(gradients, &needed));
+    let stored = at_once.then(store).transpose()?;
     let backward = move |context: Context| -> autograd::Gradients {
-        let Some(grad) = context.grad(0) else { return Ok(needed.iter().map(|_| None).collect()) };
+        let Some(grad) = context.grad(0) else { return Ok(autograd::spread(vec![], &needed)) };
         if context.create_graph() {
             let loss = |inputs: &[Tensor]| composite(std::array::from_fn(|position| &inputs[position]));
             return autograd::f_gradients_of(loss, &grad, context.saved(), &needed);

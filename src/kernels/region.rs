@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 use super::element::{Block, Element, Output, elements, f_plain, integers, is_plain};
 use super::number::{Real, choose, sigmoids};
 use super::simd::{self, Kernel, LaneOf, Sum, Wide};
-use super::{BLOCK, backend, parallel};
+use super::{BLOCK, parallel, takes};
 use crate::autograd::{self, Context, Function};
 use crate::{Activation, LossError, OverlapMeasure};
 
@@ -60,7 +60,7 @@ pub(crate) struct Sums {
 pub(crate) fn takes_region(input: &Tensor) -> bool {
     let size = input.size();
     let enough = size.len() >= 3 && size[2..].iter().product::<i64>() >= FEW_PIXELS;
-    backend::fused() && input.device() == Device::Cpu && enough
+    enough && takes(input)
 }
 
 /// The sums of `input`, `[N, C, d1, ...]`, and `target`, which holds 64-bit class indices or masks. Nothing where the

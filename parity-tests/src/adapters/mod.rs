@@ -98,7 +98,7 @@ fn pair(loss: &dyn Loss, arguments: &mut Arguments) -> Outcome {
     Ok(loss.f_forward(&input, &target)?.into())
 }
 
-const LIBRARIES: [&[Adapter]; 8] = [
+const LIBRARIES: &[&[Adapter]] = &[
     torch_nn::ADAPTERS,
     torchvision::ADAPTERS,
     kornia::ADAPTERS,
@@ -111,7 +111,7 @@ const LIBRARIES: [&[Adapter]; 8] = [
 
 /// All adapters.
 pub fn all() -> impl Iterator<Item = &'static Adapter> {
-    LIBRARIES.into_iter().flatten()
+    LIBRARIES.iter().copied().flatten()
 }
 
 /// The adapter of a reference.

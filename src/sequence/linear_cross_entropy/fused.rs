@@ -4,7 +4,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::row_loss::{PerRow, RowLoss, RowTarget};
 use super::{Arguments, LinearCrossEntropy};
-use crate::autograd::{Context, Function, Gradients, Stored, StoredGradients, f_aliases, f_gradients, needed, spread};
+use crate::autograd::{Context, Function, Gradients, Stored, StoredGradients, f_gradients_of, needed, spread};
 use crate::numeric::f_ratio;
 use crate::{LossError, Reduction};
 
@@ -38,28 +38,16 @@ pub(super) fn f_loss(
     let stored = reduced.then(|| StoredGradients::new(gradients));
     let function = Function::new(&inputs).save(&saved);
     function.f_attach_one(loss, move |context| {
-        let Some(grad) = context.grad(0) else { return Ok(needed.iter().map(|_| None).collect()) };
+        let Some(grad) = context.grad(0) else { return Ok(spread(vec![], &needed)) };
         if context.create_graph() {
-            return f_differentiable(&criterion, &context, &grad, kind, &needed);
+            let whole = |saved: &[Tensor]| criterion.f_whole(&Arguments::of(saved), kind);
+            return f_gradients_of(whole, &grad, context.saved(), &needed);
         }
         match &stored {
             Some(stored) => stored.f_scaled(&context, &grad),
             None => no_grad(|| f_recompute(&criterion, &context, &grad, size, kind, &needed)),
         }
     })
-}
-
-/// The gradients, computed with the graph of all logits.
-fn f_differentiable(
-    criterion: &LinearCrossEntropy,
-    context: &Context,
-    grad: &Tensor,
-    kind: Kind,
-    needed: &[bool],
-) -> Gradients {
-    let saved = f_aliases(context.saved())?;
-    let value = criterion.f_whole(&Arguments::of(&saved), kind)?.f_mul(grad)?.f_sum(None)?;
-    Ok(spread(f_gradients(&value, &saved[..needed.len()], needed, true)?, needed))
 }
 
 /// The gradients of an unreduced loss, chunk by chunk.

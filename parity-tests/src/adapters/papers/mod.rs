@@ -1,4 +1,4 @@
-//! Losses that no installable package has: `pytorch/papers.py` is an implementation of the papers' formulas.
+//! Losses that no installable package has: `pytorch/papers/` is an implementation of the papers' formulas.
 
 use tch::Tensor;
 use tch_losses::{CategoricalHingeLoss, Chunking, HingeLoss, LinearCrossEntropy, Loss, Reduction};
