@@ -1,8 +1,9 @@
 use tch::Tensor;
 
 use crate::kernels::{Pointwise, Real, Weighted, f_pointwise, sigmoids};
+use crate::mean_parts::{f_wide, f_wide_option};
 use crate::precomputed::{Precomputed, Replace};
-use crate::{Loss, LossError, Reduction, check};
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// Binary cross entropy of logits: how unlikely a sigmoid of the input makes each yes or no of the target.
 ///
@@ -115,6 +116,17 @@ impl Loss for BceWithLogitsLoss {
                 })
             }
         }
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let sum = Self {
+            weight: f_wide_option(&self.weight)?,
+            pos_weight: f_wide_option(&self.pos_weight)?,
+            reduction: Reduction::Sum,
+            ..*self
+        };
+        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
+        MeanParts::f_of_elements(numerator, input, target, None)
     }
 }
 

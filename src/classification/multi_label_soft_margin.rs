@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use crate::{Loss, LossError, Reduction, check};
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// Binary cross entropy of logits, averaged over the classes of each sample.
 ///
@@ -110,6 +110,12 @@ impl Loss for MultiLabelSoftMarginLoss {
         let class_dim = shape.len() as i64 - 1;
         let losses = losses.f_sum_dim_intlist(class_dim, false, None)?.f_div_scalar(classes)?;
         self.reduction.f_apply(&losses)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced =
+            Self { weight: self.weight.as_ref().map(Tensor::shallow_clone), reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

@@ -2,8 +2,9 @@ use tch::Tensor;
 
 use super::focal::{self, Counted, FocalAlpha, FocalNormalization, Modulation};
 use crate::check::{self, ClassIndices};
+use crate::mean_parts::f_wide;
 use crate::precomputed::{Precomputed, Replace};
-use crate::{InvalidValues, Loss, LossError, MeanOver, Reduction, numeric};
+use crate::{InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduction, numeric};
 
 /// The focal loss of one sigmoid per class: the target's class against each other one.
 ///
@@ -222,6 +223,15 @@ impl Loss for OneVsRestFocalLoss {
         }
         let wide = input.f_to_kind(numeric::wide_kind(input)?)?;
         Ok(self.f_precomputed(&wide, target, Self::f_compute)?.f_to_kind(input.f_kind()?)?)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        focal::check_mean::<Self>(self.normalization)?;
+        let sum = Self { reduction: Reduction::Sum, ..self.map_tensors(&mut Tensor::shallow_clone) };
+        let numerator = sum.f_forward(&f_wide(input)?, target)?;
+        let (class_dim, ignored) = (check::class_dim(input)?, self.ignore_index);
+        let ignored = ignored.map(|ignored| target.f_eq(ignored)?.f_unsqueeze(class_dim as i64)).transpose()?;
+        Counted { ignored }.f_parts(numerator, input, self.mean_over)
     }
 }
 

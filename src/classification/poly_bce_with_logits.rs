@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::multi_label::{self, MultiLabelReduction};
 use crate::numeric::{f_power, f_reals, wide_kind};
-use crate::{Loss, LossError, check};
+use crate::{Loss, LossError, MeanParts, check};
 
 /// Binary cross entropy or focal loss of logits with another weight for the first term of its expansion: Poly-1.
 ///
@@ -138,6 +138,11 @@ impl Loss for PolyBceWithLogitsLoss {
         let target = multi_label::f_smooth(f_reals(("target", target), kind)?, self.label_smoothing)?;
         let losses = self.f_losses(&input.f_to_kind(kind)?, &target)?;
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: MultiLabelReduction::None, ..*self };
+        self.reduction.f_parts(&unreduced.f_forward(input, target)?)
     }
 }
 

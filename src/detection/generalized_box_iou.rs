@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::boxes::{self, Boxes};
 use crate::numeric::f_ratio;
-use crate::{Loss, LossError, Reduction};
+use crate::{Loss, LossError, MeanParts, Reduction};
 
 /// Generalised IoU loss of boxes: one minus their overlap, plus how empty the box around both is.
 ///
@@ -98,6 +98,11 @@ impl Loss for GeneralizedBoxIouLoss {
         let empty = f_ratio(&area.f_sub(&boxes.union)?, &area.f_add_scalar(self.eps)?)?;
         let losses = boxes.f_iou(self.eps)?.f_rsub_scalar(1)?.f_add(&empty)?;
         boxes::f_reduce(&losses, self.reduction, input)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::same_shape_or_broadcast_in_rank;
-use crate::{LossError, Reduction, check};
+use crate::{LossError, MeanParts, Reduction, check};
 
 /// The loss of the angle between two embeddings: small for pairs that belong together, wide for pairs that do not.
 ///
@@ -102,6 +102,15 @@ impl CosineEmbeddingLoss {
             return Err(check::shape_error(("target", target), format!("{pairs:?}, one value per pair")));
         }
         Ok(Tensor::f_cosine_embedding_loss(input1, input2, target, self.margin, self.reduction.into())?)
+    }
+
+    /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].
+    ///
+    /// # Errors
+    /// Those of [`f_forward`](Self::f_forward).
+    pub fn f_parts(&self, input1: &Tensor, input2: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input1, input2, target)?)
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.

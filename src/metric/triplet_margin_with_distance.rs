@@ -3,7 +3,7 @@ use std::fmt;
 use tch::Tensor;
 
 use super::triplet;
-use crate::{LossError, Reduction, check};
+use crate::{LossError, MeanParts, Reduction, check};
 
 type Distance = dyn Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send;
 
@@ -120,6 +120,28 @@ impl TripletMarginWithDistanceLoss {
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault, or that of the distance function.
     pub fn f_forward(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Result<Tensor, LossError> {
+        self.reduction.f_apply(&self.f_losses(anchor, positive, negative)?)
+    }
+
+    /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].
+    ///
+    /// # Errors
+    /// Those of [`f_forward`](Self::f_forward).
+    pub fn f_parts(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Result<MeanParts, LossError> {
+        MeanParts::f_of_losses(&self.f_losses(anchor, positive, negative)?)
+    }
+
+    /// Computes the loss as [`f_forward`](Self::f_forward) does.
+    ///
+    /// # Panics
+    /// Where `f_forward` returns an error, with its message.
+    #[track_caller]
+    pub fn forward(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Tensor {
+        crate::loss::expect(self.f_forward(anchor, positive, negative))
+    }
+
+    /// The unreduced losses.
+    fn f_losses(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Result<Tensor, LossError> {
         let named = [("anchor", anchor), ("positive", positive), ("negative", negative)];
         triplet(named, self.margin, self.broadcast)?;
         let to_positive = self.f_distance(anchor, positive)?;
@@ -131,17 +153,7 @@ impl TripletMarginWithDistanceLoss {
             self.check_distance(("distance_function(positive, negative)", &swapped), first)?;
             to_negative = to_negative.f_minimum(&swapped)?;
         }
-        let losses = to_positive.f_add_scalar(self.margin)?.f_sub(&to_negative)?.f_clamp_min(0)?;
-        self.reduction.f_apply(&losses)
-    }
-
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Tensor {
-        crate::loss::expect(self.f_forward(anchor, positive, negative))
+        Ok(to_positive.f_add_scalar(self.margin)?.f_sub(&to_negative)?.f_clamp_min(0)?)
     }
 
     fn f_distance(&self, a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {

@@ -3,7 +3,7 @@ use std::f64::consts::PI;
 use tch::{Tensor, no_grad_guard};
 
 use crate::check::{self, Validity};
-use crate::{InvalidValues, LossError, Reduction};
+use crate::{InvalidValues, LossError, MeanParts, Reduction};
 
 /// The negative log-likelihood of targets under Gaussian distributions.
 ///
@@ -163,6 +163,20 @@ impl GaussianNllLoss {
         };
         let loss = self.f_composite(input, target, &var)?;
         validity.f_poison(&loss, self.reduction == Reduction::None)
+    }
+
+    /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].
+    ///
+    /// # Errors
+    /// Those of [`f_forward`](Self::f_forward).
+    pub fn f_parts<'a>(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        var: impl Into<Variance<'a>>,
+    ) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target, var)?)
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.
