@@ -109,6 +109,7 @@
 pub mod autograd;
 mod check;
 mod classification;
+mod combine;
 mod detection;
 mod divergence;
 mod error;
@@ -125,6 +126,7 @@ mod sequence;
 
 pub use check::InvalidValues;
 pub use classification::*;
+pub use combine::*;
 pub use detection::*;
 pub use divergence::*;
 pub use error::LossError;
