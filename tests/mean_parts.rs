@@ -174,7 +174,7 @@ fn losses_of_input_and_target() {
                 let (loss, mean) = (read(&description, kind), read(&of_mean(&description), kind));
                 let target = if target.is_floating_point() { target.to_kind(kind) } else { target.shallow_clone() };
                 let input = input.to_kind(kind);
-                for backend in [Backend::Fused, Backend::Composite] {
+                for backend in [Backend::Auto, Backend::Composite] {
                     with_backend(backend, || {
                         check(
                             &format!("{description} in {kind:?}"),

@@ -9,7 +9,10 @@ use tch_losses::*;
 type Call = Box<dyn Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor, LossError>>;
 
 fn pair(loss: impl Loss + 'static) -> Call {
-    Box::new(move |a, b, _| loss.f_forward(a, b))
+    Box::new(move |a, b, _| {
+        let _ = loss.f_parts(a, b);
+        loss.f_forward(a, b)
+    })
 }
 
 /// Every loss; where an option switches to another computation, both.
@@ -90,6 +93,10 @@ fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> 
             pair(DiceFocalLoss::new().focal(SigmoidFocalLoss::new().weight(w())).focal_background(false))
         }),
         ("dice and one-vs-rest focal", pair(DiceFocalLoss::new().focal(OneVsRestFocalLoss::new()))),
+        ("weighted sum", {
+            let sum = WeightedSum::new().term("mse", -1.0, MseLoss::new()).term("focal", 0.5, SigmoidFocalLoss::new());
+            pair(sum.term("watched", 0.0, BceWithLogitsLoss::new().weight(w())))
+        }),
         ("gaussian", {
             let loss = GaussianNllLoss::new().full(true).invalid_values(invalid);
             Box::new(move |a, b, c| loss.f_forward(a, b, c))

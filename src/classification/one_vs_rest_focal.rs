@@ -1,4 +1,4 @@
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::focal::{self, Counted, FocalAlpha, FocalNormalization, Modulation};
 use crate::check::{self, ClassIndices};
@@ -229,8 +229,8 @@ impl Loss for OneVsRestFocalLoss {
         focal::check_mean::<Self>(self.normalization)?;
         let sum = Self { reduction: Reduction::Sum, ..self.map_tensors(&mut Tensor::shallow_clone) };
         let numerator = sum.f_forward(&f_wide(input)?, target)?;
-        let (class_dim, ignored) = (check::class_dim(input)?, self.ignore_index);
-        let ignored = ignored.map(|ignored| target.f_eq(ignored)?.f_unsqueeze(class_dim as i64)).transpose()?;
+        let (dim, target) = (check::class_dim(input)? as i64, target.f_to_kind(Kind::Int64)?);
+        let ignored = self.ignore_index.map(|ignored| target.f_eq(ignored)?.f_unsqueeze(dim)).transpose()?;
         Counted { ignored }.f_parts(numerator, input, self.mean_over)
     }
 }
@@ -248,8 +248,6 @@ impl Precomputed for OneVsRestFocalLoss {
 
 #[cfg(test)]
 mod tests {
-    use tch::Kind;
-
     use super::*;
 
     fn logits() -> Tensor {

@@ -355,7 +355,7 @@ impl Loss for SigmoidFocalLoss {
         focal::check_mean::<Self>(self.normalization)?;
         let sum = Self { reduction: Reduction::Sum, ..self.map_tensors(&mut Tensor::shallow_clone) };
         let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
-        self.f_counted(target)?.f_parts(numerator, input, self.mean_over)
+        self.f_counted(&target.f_to_kind(Kind::Double)?)?.f_parts(numerator, input, self.mean_over)
     }
 }
 

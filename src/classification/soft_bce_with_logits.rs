@@ -238,7 +238,7 @@ impl Loss for SoftBceWithLogitsLoss {
         }
         // Class indices leave out all the classes of a row.
         let labels = losses.numel().checked_div(target.numel()).unwrap_or(0) as f64;
-        let counted = target.f_ne(ignored)?.f_sum(Kind::Double)?.f_mul_scalar(labels)?;
+        let counted = target.f_to_kind(Kind::Double)?.f_ne(ignored)?.f_sum(Kind::Double)?.f_mul_scalar(labels)?;
         MeanParts::f_new(parts.numerator().shallow_clone(), counted)
     }
 }
