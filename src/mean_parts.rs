@@ -119,7 +119,8 @@ impl MeanParts {
         &self.denominator
     }
 
-    /// The mean, in the kind of the numerator; NaN where the denominator is 0.
+    /// The mean, in the kind of the numerator; NaN where the denominator is 0, also for the losses of boxes, whose own mean
+    /// over no boxes is 0.
     ///
     /// # Errors
     /// [`LossError::Torch`] where libtorch cannot divide them.

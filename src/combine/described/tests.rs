@@ -59,6 +59,7 @@ fn every_option_of_every_loss_can_be_set_and_refused() {
         json!("sum"),
         json!("nan"),
         json!("all"),
+        json!("counted"),
         json!("softmax"),
         json!("squared"),
         json!("pixel"),
@@ -209,10 +210,10 @@ fn a_described_loss_is_the_one_set_in_rust() {
     }
     let mask = json!({"loss": "sigmoid_focal", "mask": [[true], [false]]});
     let masked: AnyLoss = serde_json::from_value(mask).unwrap();
-    masked.f_to(Device::Cpu, Kind::Double).unwrap().forward(
-        &Tensor::zeros([2, 3], (Kind::Double, Device::Cpu)),
-        &Tensor::zeros([2, 3], (Kind::Double, Device::Cpu)),
-    );
+    let zeros = Tensor::zeros([2, 3], (Kind::Double, Device::Cpu));
+    let loss = masked.f_to(Device::Cpu, Kind::Double).unwrap().forward(&zeros, &zeros);
+    // Three of the six elements count, each with (1 − ½)² · 0.75 · log 2.
+    assert!((loss.double_value(&[]) - 0.25 * 0.75 * 2_f64.ln()).abs() < 1e-12);
 }
 
 #[test]
