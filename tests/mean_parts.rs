@@ -145,7 +145,9 @@ fn cases() -> Vec<(Vec<Value>, Tensor, Tensor)> {
         (vec![json!("multi_label_margin")], numbers(&[6, 4], 0.0), labels),
         (vec![json!("distribution_focal")], numbers(&[6, 4], 0.0), numbers(&[6], 1.0).abs()),
         (
-            vec![json!("generalized_box_iou"), json!("distance_box_iou"), json!("complete_box_iou")],
+            ["generalized_box_iou", "distance_box_iou", "complete_box_iou"]
+                .map(|name| json!({"loss": name, "reduction": "mean"}))
+                .to_vec(),
             boxes(0.0),
             boxes(1.0),
         ),
