@@ -1,14 +1,22 @@
 //! Losses of distances between embeddings, and of rankings.
 
+mod batch;
+mod contrastive;
 mod cosine_embedding;
+mod distance;
 mod hinge_embedding;
 mod margin_ranking;
+mod reducer;
 mod triplet_margin;
 mod triplet_margin_with_distance;
 
+pub use batch::EmbeddingLoss;
+pub use contrastive::ContrastiveLoss;
 pub use cosine_embedding::CosineEmbeddingLoss;
+pub use distance::EmbeddingDistance;
 pub use hinge_embedding::HingeEmbeddingLoss;
 pub use margin_ranking::MarginRankingLoss;
+pub use reducer::EmbeddingReduction;
 pub use triplet_margin::TripletMarginLoss;
 pub use triplet_margin_with_distance::TripletMarginWithDistanceLoss;
 
