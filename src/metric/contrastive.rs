@@ -8,8 +8,8 @@ use crate::{Loss, LossError};
 ///
 /// The oldest loss of pairs, and the one whose margins are easiest to read: they are the distances that embeddings should
 /// have. Each pair is judged by itself; where the order of distances counts, and not their size, choose
-/// `BatchTripletMarginLoss`, and for large batches
-/// `NtXentLoss`.
+/// [`BatchTripletMarginLoss`](crate::BatchTripletMarginLoss), and for large batches
+/// [`NtXentLoss`](crate::NtXentLoss).
 ///
 /// # Formula
 ///

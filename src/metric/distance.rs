@@ -1,4 +1,4 @@
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::autograd::{Context, Function, Gradients, needed};
 use crate::numeric::f_power;
@@ -276,7 +276,7 @@ fn f_slopes_with_graph(context: &Context, grad: &Tensor) -> Gradients {
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
+    use tch::{Device, Kind};
 
     use super::*;
     use crate::numeric::assert_gradient;
@@ -289,13 +289,15 @@ mod tests {
         let of = |distance: EmbeddingDistance| {
             [distance, distance.normalize_embeddings(false), distance.power(2.0), distance.p(1.0).power(3.0)]
         };
-        let measures = [EmbeddingDistance::lp(), EmbeddingDistance::dot_product(), EmbeddingDistance::signal_to_noise()];
+        let measures =
+            [EmbeddingDistance::lp(), EmbeddingDistance::dot_product(), EmbeddingDistance::signal_to_noise()];
         measures.into_iter().flat_map(of).collect()
     }
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
-        let (weights, reference) = (Tensor::rand([4, 4], (Kind::Double, Device::Cpu)), embeddings().flip([0]) * 1.3 + 0.37);
+        let (weights, reference) =
+            (Tensor::rand([4, 4], (Kind::Double, Device::Cpu)), embeddings().flip([0]) * 1.3 + 0.37);
         for distance in distances() {
             let matrix = |a: &Tensor, b: Option<&Tensor>| distance.f_matrix(a, b).unwrap();
             // The distance of an embedding to itself has no gradient.

@@ -43,22 +43,26 @@ impl EmbeddingReduction {
 
     /// Reduces `losses`, of which those count that `exists` names, or all. A loss that is NaN makes the result NaN.
     pub(crate) fn f_apply(self, losses: &Tensor, exists: Option<&Tensor>) -> Result<Tensor, LossError> {
-        let mut counted = match exists {
-            Some(exists) => exists.shallow_clone(),
-            None => losses.f_detach()?.f_ones_like()?.f_to_kind(Kind::Bool)?,
-        };
+        let all = || losses.f_detach()?.f_ones_like()?.f_to_kind(Kind::Bool);
+        let exists = exists.map_or_else(all, |exists| Ok(exists.shallow_clone()))?;
         if self == EmbeddingReduction::None {
-            return Ok(losses.f_masked_select(&counted)?);
+            return Ok(losses.f_masked_select(&exists)?);
         }
-        let (low, high) = self.bounds();
+        let (sum, count) = self.f_sum_and_count(losses, &exists)?;
+        Ok(self.f_of_sum(&sum, &count)?.f_to_kind(losses.f_kind()?)?)
+    }
+
+    /// The sum, in double precision, and the number of those of `losses` that exist and count.
+    pub(crate) fn f_sum_and_count(self, losses: &Tensor, exists: &Tensor) -> Result<(Tensor, Tensor), LossError> {
+        let (mut counted, (low, high)) = (exists.shallow_clone(), self.bounds());
         if let Some(low) = low {
             counted = counted.f_logical_and(&losses.f_le(low)?.f_logical_not()?)?;
         }
         if let Some(high) = high {
             counted = counted.f_logical_and(&losses.f_ge(high)?.f_logical_not()?)?;
         }
-        let sum = losses.f_masked_fill(&counted.f_logical_not()?, 0)?.f_sum(None)?;
-        self.f_of_sum(&sum, &counted.f_sum(Kind::Int64)?)
+        let sum = losses.f_masked_fill(&counted.f_logical_not()?, 0)?.f_sum(Kind::Double)?;
+        Ok((sum, counted.f_sum(Kind::Int64)?))
     }
 
     /// Reduces losses of which the sum and the number are known. Not for [`None`](Self::None).
