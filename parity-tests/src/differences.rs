@@ -218,6 +218,50 @@ pub const DIFFERENCES: &[Difference] = &[
         rule: Rule::Rejects,
         reason: "unreduced the two losses have different shapes, which MONAI broadcasts against each other",
     },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.ContrastiveLoss/better_labels/",
+            "pytorch_metric_learning.losses.NTXentLoss/better_labels/",
+            "pytorch_metric_learning.losses.SupConLoss/better_labels/",
+            "pytorch_metric_learning.losses.MultiSimilarityLoss/better_labels/",
+            "pytorch_metric_learning.losses.CircleLoss/better_labels/",
+            "pytorch_metric_learning.losses.NPairsLoss/better_labels/",
+            "pytorch_metric_learning.losses.LiftedStructureLoss/better_labels/",
+            "pytorch_metric_learning.losses.GeneralizedLiftedStructureLoss/better_labels/",
+        ],
+        rule: Rule::Rejects,
+        reason: "labels are integers",
+    },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.TripletMarginLoss/better_swap/",
+            "pytorch_metric_learning.losses.LiftedStructureLoss/better_references/",
+        ],
+        rule: Rule::Rejects,
+        reason: "a position among the references is taken for one in the batch",
+    },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.ContrastiveLoss/options/f16/",
+            "pytorch_metric_learning.losses.ContrastiveLoss/zero/f16/",
+            "pytorch_metric_learning.losses.NTXentLoss/options/f16/",
+            "pytorch_metric_learning.losses.NTXentLoss/zero/f16/",
+            "pytorch_metric_learning.losses.SupConLoss/options/f16/",
+            "pytorch_metric_learning.losses.SupConLoss/zero/f16/",
+            "pytorch_metric_learning.losses.MultiSimilarityLoss/options/f16/",
+            "pytorch_metric_learning.losses.MultiSimilarityLoss/zero/f16/",
+            "pytorch_metric_learning.losses.NPairsLoss/zero/f16/",
+            "pytorch_metric_learning.losses.LiftedStructureLoss/options/f16/",
+            "pytorch_metric_learning.losses.LiftedStructureLoss/zero/f16/",
+            "pytorch_metric_learning.losses.GeneralizedLiftedStructureLoss/options/f16/",
+            "pytorch_metric_learning.losses.GeneralizedLiftedStructureLoss/zero/f16/",
+            "pytorch_metric_learning.losses.TripletMarginLoss/options/f16/",
+            "pytorch_metric_learning.losses.TripletMarginLoss/zero/f16/",
+        ],
+        rule: Rule::Finite,
+        reason: "in f16 the least norm, 1e-12, is 0, and so is the square of an embedding's distance to itself; the \
+                 gradient divides by both",
+    },
 ];
 
 /// The difference that a case is about.

@@ -32,6 +32,10 @@ pub trait EmbeddingLoss: Loss {
     }
 }
 
+/// How many pairs of embeddings of single precision are compared in double precision. Gradients are sums over pairs that
+/// nearly cancel, of which single precision leaves few digits; up to here more digits cost next to nothing.
+const FEW_PAIRS: i64 = 1 << 20;
+
 /// The embeddings of a batch, in at least single precision, and which of their pairs belong together.
 pub(crate) struct Batch {
     pub(crate) embeddings: Tensor,
@@ -50,7 +54,8 @@ impl Batch {
     /// A batch whose embeddings are compared with each other.
     pub(crate) fn f_new(embeddings: &Tensor, labels: &Tensor) -> Result<Batch, LossError> {
         check::devices(&[("input", embeddings), ("target", labels)])?;
-        let (wide, labels) = f_labelled(("input", embeddings), ("target", labels))?;
+        let labels = f_labels(("input", embeddings), ("target", labels))?;
+        let wide = embeddings.f_to_kind(f_kind_of_pairs(embeddings, embeddings)?)?;
         let same = f_same(&labels, &labels)?;
         let mut positive = same.copy();
         let _ = positive.f_fill_diagonal_(0, false)?;
@@ -68,13 +73,14 @@ impl Batch {
         let names = ["embeddings", "labels", "ref_emb", "ref_labels"];
         let named = [(names[0], embeddings), (names[1], labels), (names[2], ref_emb), (names[3], ref_labels)];
         check::devices(&named)?;
-        let (wide, labels) = f_labelled(named[0], named[1])?;
-        let (reference, ref_labels) = f_labelled(named[2], named[3])?;
+        let (labels, ref_labels) = (f_labels(named[0], named[1])?, f_labels(named[2], named[3])?);
         check::same_kind(named[2], named[0])?;
         if ref_emb.size()[1] != embeddings.size()[1] {
             let expected = format!("[M, {}], the dimension of embeddings", embeddings.size()[1]);
             return Err(check::shape_error(named[2], expected));
         }
+        let wide = f_kind_of_pairs(embeddings, ref_emb)?;
+        let (wide, reference) = (embeddings.f_to_kind(wide)?, ref_emb.f_to_kind(wide)?);
         let positive = f_same(&labels, &ref_labels)?;
         let (negative, kind) = (positive.f_logical_not()?, embeddings.f_kind()?);
         Ok(Batch { embeddings: wide, reference: Some(reference), labels, positive, negative, kind })
@@ -91,8 +97,8 @@ impl Batch {
     }
 }
 
-/// Embeddings in at least single precision, and their labels.
-fn f_labelled(embeddings: check::Named, labels: check::Named) -> Result<(Tensor, Tensor), LossError> {
+/// The labels of embeddings as 64-bit integers.
+fn f_labels(embeddings: check::Named, labels: check::Named) -> Result<Tensor, LossError> {
     check::floating(embeddings)?;
     let size = embeddings.1.size();
     if size.len() != 2 || size[1] == 0 {
@@ -101,7 +107,13 @@ fn f_labelled(embeddings: check::Named, labels: check::Named) -> Result<(Tensor,
     if labels.1.size() != size[..1] {
         return Err(check::shape_error(labels, format!("[{}], one label for each of {}", size[0], embeddings.0)));
     }
-    Ok((embeddings.1.f_to_kind(wide_kind(embeddings.1)?)?, check::integers(labels)?))
+    check::integers(labels)
+}
+
+/// The kind in which embeddings are compared with others.
+fn f_kind_of_pairs(embeddings: &Tensor, others: &Tensor) -> Result<Kind, LossError> {
+    let few = embeddings.size()[0].saturating_mul(others.size()[0]) <= FEW_PAIRS;
+    if few { Ok(Kind::Double) } else { wide_kind(embeddings) }
 }
 
 /// Whether labels are equal, for each of the first with each of the second.

@@ -211,7 +211,7 @@ impl BatchTripletMarginLoss {
             TripletMining::Hard => (far.f_zeros_like()?.f_to_kind(Kind::Int64)?, strangers.f_up_to(far)?),
             _ => (far.f_zeros_like()?.f_to_kind(Kind::Int64)?, strangers.number.f_expand_as(far)?),
         };
-        let (low, high) = self.reduction.bounds();
+        let (low, high) = self.reduction.bounds()?;
         if let Some(low) = low.filter(|low| *low >= 0.0) {
             to = to.f_minimum(&strangers.f_below(&limit.f_sub_scalar(low)?)?)?;
         }

@@ -32,7 +32,8 @@ use crate::{LossError, check};
 ///
 /// * Distances are computed from differences, never from products, so that near embeddings keep the digits of their
 ///   distance, and equal ones have 0 with gradient 0.
-/// * Half precision is computed in single precision.
+/// * Half precision is computed in single precision, and up to 2²⁰ pairs of either in double precision, because their
+///   gradients are sums that nearly cancel.
 /// * Large embeddings do not overflow, except in a dot product, which may be that large itself.
 /// * The signal-to-noise ratio needs memory for the distances alone, not for the difference of each pair.
 ///

@@ -1,6 +1,6 @@
 use tch::{Kind, Tensor};
 
-use crate::LossError;
+use crate::{LossError, check};
 
 /// How the losses of the pairs, triplets or anchors of a batch become the result.
 ///
@@ -33,12 +33,17 @@ pub enum EmbeddingReduction {
 
 impl EmbeddingReduction {
     /// Which losses count: those above the first number and below the second.
-    pub(crate) fn bounds(self) -> (Option<f64>, Option<f64>) {
-        match self {
+    pub(crate) fn bounds(self) -> Result<(Option<f64>, Option<f64>), LossError> {
+        let (low, high) = match self {
             EmbeddingReduction::MeanNonZero => (Some(0.0), None),
             EmbeddingReduction::Threshold { low, high } => (low, high),
             _ => (None, None),
+        };
+        for (bound, value) in [("low", low), ("high", high)] {
+            let value = value.unwrap_or(0.0);
+            check::option(bound, value, value.abs() <= f64::from(f32::MAX), "a finite number of single precision")?;
         }
+        Ok((low, high))
     }
 
     /// Reduces `losses`, of which those count that `exists` names, or all. A loss that is NaN makes the result NaN.
@@ -54,7 +59,7 @@ impl EmbeddingReduction {
 
     /// The sum, in double precision, and the number of those of `losses` that exist and count.
     pub(crate) fn f_sum_and_count(self, losses: &Tensor, exists: &Tensor) -> Result<(Tensor, Tensor), LossError> {
-        let (mut counted, (low, high)) = (exists.shallow_clone(), self.bounds());
+        let (mut counted, (low, high)) = (exists.shallow_clone(), self.bounds()?);
         if let Some(low) = low {
             counted = counted.f_logical_and(&losses.f_le(low)?.f_logical_not()?)?;
         }

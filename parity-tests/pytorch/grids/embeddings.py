@@ -34,7 +34,7 @@ DISTANCES = [
     distance("LpDistance", power=2),
     distance("LpDistance", p=3, power=0.5, normalize_embeddings=False),
     distance("SNRDistance"),
-    distance("SNRDistance", normalize_embeddings=False, power=2),
+    distance("SNRDistance", normalize_embeddings=False, power=0.5),
     distance("CosineSimilarity"),
     distance("CosineSimilarity", power=3),
     distance("DotProductSimilarity", normalize_embeddings=False),
@@ -141,7 +141,7 @@ def loss(suite: Suite, name: str, settings: Sequence[dict], *, references: bool 
     last = settings[-1]
     options = [{}, *settings, *({**last, "reducer": reducer} for reducer in REDUCERS)]
     if not cosine:
-        options += [{"distance": distance} for distance in DISTANCES]
+        options += [{**last, "distance": distance} for distance in DISTANCES]
     check(suite, reference, batch, SHAPES, [*options, last], VALUES, REJECTS, grad=(0,), reductions=(), empty=((1, 4),))
     unreduced(suite, {"loss": name}, settings)
     if references:

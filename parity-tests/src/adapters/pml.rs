@@ -71,8 +71,8 @@ fn unreduced(arguments: &mut Arguments) -> Outcome {
 }
 
 fn criterion(name: &str, arguments: &mut Arguments) -> Result<Criterion, EvalError> {
-    use EmbeddingReduction::{Mean, MeanNonZero};
     use Criterion::{Any, OfBatches};
+    use EmbeddingReduction::{Mean, MeanNonZero};
     let reduction = |arguments: &mut Arguments, default| reduction(arguments, default);
     Ok(match name {
         "ContrastiveLoss" => Any(Box::new(
@@ -178,11 +178,7 @@ fn mining(
 }
 
 /// An object of pytorch-metric-learning: what follows `module` in its path, and its options.
-fn object(
-    arguments: &mut Arguments,
-    argument: &str,
-    module: &str,
-) -> Result<Option<(String, Arguments)>, EvalError> {
+fn object(arguments: &mut Arguments, argument: &str, module: &str) -> Result<Option<(String, Arguments)>, EvalError> {
     let (path, options) = match arguments.take(argument) {
         None => return Ok(None),
         Some(Argument::Plain(Value::Object(path, options))) => (path, options.unwrap_or_default()),
@@ -197,10 +193,7 @@ fn object(
 }
 
 /// The distance of a loss.
-pub(super) fn distance(
-    arguments: &mut Arguments,
-    default: EmbeddingDistance,
-) -> Result<EmbeddingDistance, EvalError> {
+pub(super) fn distance(arguments: &mut Arguments, default: EmbeddingDistance) -> Result<EmbeddingDistance, EvalError> {
     let Some((name, mut options)) = object(arguments, "distance", "pytorch_metric_learning.distances.")? else {
         return Ok(default);
     };
