@@ -6,11 +6,12 @@ use crate::{Loss, LossError, check};
 
 /// A loss over all pairs of a batch of embeddings, or of a batch and a set of reference embeddings.
 ///
-/// As a [`Loss`] its `input` are embeddings `[N, D]` and its `target` their labels `[N]`, of any integer kind: embeddings
-/// of one label belong together. References are for embeddings of another origin: a memory of former batches, of the
-/// other modality, or of a slowly moving copy of the model.
+/// As a [`Loss`] its `input` are embeddings `[N, D]` and its `target` their labels `[N]`, of any integer kind:
+/// embeddings of one label belong together. References are for embeddings of another origin: a memory of former
+/// batches, of the other modality, or of a slowly moving copy of the model.
 pub trait EmbeddingLoss: Loss {
-    /// Computes the loss of `embeddings` `[N, D]` that are compared with `ref_emb` `[M, D]` alone, and not with each other.
+    /// Computes the loss of `embeddings` `[N, D]` that are compared with `ref_emb` `[M, D]` alone, and not with each
+    /// other.
     ///
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault.
@@ -32,8 +33,8 @@ pub trait EmbeddingLoss: Loss {
     }
 }
 
-/// How many pairs of embeddings of single precision are compared in double precision. Gradients are sums over pairs that
-/// nearly cancel, of which single precision leaves few digits; up to here more digits cost next to nothing.
+/// How many pairs of embeddings of single precision are compared in double precision. Gradients are sums over pairs
+/// that nearly cancel, of which single precision leaves few digits; up to here more digits cost next to nothing.
 const FEW_PAIRS: i64 = 1 << 20;
 
 /// The embeddings of a batch, in at least single precision, and which of their pairs belong together.

@@ -7,18 +7,18 @@ use crate::{Loss, LossError, check};
 
 /// The triplet margin loss over the triplets of a batch, with a choice of those that are mined.
 ///
-/// An anchor should be nearer to each embedding of its own label than to any other, by a margin: the order counts, and not
-/// the size of distances. Hardest triplets ([`TripletMining::BatchHard`]) learn fast and may collapse at the start of a
-/// training; semi-hard ones do not; the mean over all that still cost something, the default, lies between them. For
-/// triplets that are made elsewhere choose [`TripletMarginLoss`](crate::TripletMarginLoss).
+/// An anchor should be nearer to each embedding of its own label than to any other, by a margin: the order counts,
+/// and not the size of distances. Hardest triplets ([`TripletMining::BatchHard`]) learn fast and may collapse at the
+/// start of a training; semi-hard ones do not; the mean over all that still cost something, the default, lies between
+/// them. For triplets that are made elsewhere choose [`TripletMarginLoss`](crate::TripletMarginLoss).
 ///
 /// # Formula
 ///
 /// ℓ(a, p, n) = max(0, d(a, p) − d(a, n) + m), or log(1 + exp(d(a, p) − d(a, n) + m)) with `smooth_loss`
 ///
-/// for each anchor a, another embedding p of its label and an embedding n of another label that mining takes, where d is
-/// the distance (or a similarity with the other sign) and m the margin. With `swap`, d(a, n) is the smaller one of d(a, n)
-/// and d(p, n).
+/// for each anchor a, another embedding p of its label and an embedding n of another label that mining takes, where d
+/// is the distance (or a similarity with the other sign) and m the margin. With `swap`, d(a, n) is the smaller one of
+/// d(a, n) and d(p, n).
 ///
 /// # Shapes
 ///
@@ -29,8 +29,8 @@ use crate::{Loss, LossError, check};
 ///
 /// # Reference
 ///
-/// `pytorch_metric_learning.losses.TripletMarginLoss` 2.9.0, behind `BatchHardMiner` or `TripletMarginMiner` of the same
-/// margin; Schroff et al., FaceNet, <https://arxiv.org/abs/1503.03832>, Hermans et al.,
+/// `pytorch_metric_learning.losses.TripletMarginLoss` 2.9.0, behind `BatchHardMiner` or `TripletMarginMiner` of the
+/// same margin; Schroff et al., FaceNet, <https://arxiv.org/abs/1503.03832>, Hermans et al.,
 /// <https://arxiv.org/abs/1703.07737>.
 ///
 /// # Differences from pytorch-metric-learning
@@ -174,11 +174,11 @@ impl BatchTripletMarginLoss {
     /// One triplet for each anchor.
     fn f_hardest(&self, far: &Tensor, batch: &Batch) -> Result<Tensor, LossError> {
         let mined = batch.positive.f_any_dim(1, false)?.f_logical_and(&batch.negative.f_any_dim(1, false)?)?;
-        let (others, partners) = (batch.negative.f_logical_not()?, batch.positive.f_logical_not()?);
-        let (farthest, partner) = far.f_masked_fill(&partners, f64::NEG_INFINITY)?.f_max_dim(1, false)?;
-        let (mut nearest, stranger) = far.f_masked_fill(&others, f64::INFINITY)?.f_min_dim(1, false)?;
+        let (not_negative, not_positive) = (batch.negative.f_logical_not()?, batch.positive.f_logical_not()?);
+        let (farthest, positive) = far.f_masked_fill(&not_positive, f64::NEG_INFINITY)?.f_max_dim(1, false)?;
+        let (mut nearest, negative) = far.f_masked_fill(&not_negative, f64::INFINITY)?.f_min_dim(1, false)?;
         if self.swap {
-            let across = far.f_index_select(0, &partner)?.f_gather(1, &stranger.f_unsqueeze(1)?, false)?;
+            let across = far.f_index_select(0, &positive)?.f_gather(1, &negative.f_unsqueeze(1)?, false)?;
             nearest = nearest.f_minimum(&across.f_squeeze_dim(1)?)?;
         }
         let missing = mined.f_logical_not()?;
@@ -186,45 +186,48 @@ impl BatchTripletMarginLoss {
         self.reduction.f_apply(&self.f_hinge(&difference)?, Some(&mined))
     }
 
-    /// The hinges of all mined triplets, from the sorted distances of each anchor to its strangers: for a pair (a, p) the
-    /// mined strangers are a range of them, and prefix sums tell what they add up to.
+    /// The hinges of all mined triplets, from the sorted distances of each anchor to its negatives: for a pair (a, p)
+    /// the mined negatives are a range of them, and prefix sums tell what they add up to.
     fn f_sorted(&self, far: &Tensor, batch: &Batch) -> Result<Tensor, LossError> {
         // A sum is a difference of two prefix sums, which takes more digits than single precision has.
         let far = far.f_to_kind(Kind::Double)?;
-        let strangers = Strangers::f_new(&far, &batch.negative)?;
+        let negatives = Negatives::f_new(&far, &batch.negative)?;
         let limit = far.f_add_scalar(self.margin)?;
-        let (from, to) = self.f_range(&strangers, &far.f_detach()?, &limit.f_detach()?)?;
+        let (from, to) = self.f_range(&negatives, &far.f_detach()?, &limit.f_detach()?)?;
         let count = to.f_sub(&from)?.f_clamp_min(0)?.f_masked_fill(&batch.positive.f_logical_not()?, 0)?;
         // From the limit on hinges are 0.
-        let costly = strangers.f_below(&limit.f_detach()?)?.f_minimum(&to)?.f_sub(&from)?.f_clamp_min(0)?;
-        let near = strangers.f_sum_of(&from, &from.f_add(&costly)?)?;
+        let costly = negatives.f_below(&limit.f_detach()?)?.f_minimum(&to)?.f_sub(&from)?.f_clamp_min(0)?;
+        let near = negatives.f_sum_of(&from, &from.f_add(&costly)?)?;
         let free = batch.positive.f_logical_not()?.f_logical_or(&costly.f_eq(0)?)?;
         let sum = limit.f_mul(&costly.f_to_kind(Kind::Double)?)?.f_sub(&near)?.f_masked_fill(&free, 0)?;
-        self.reduction.f_of_sum(&sum.f_sum(None)?, &count.f_sum(Kind::Int64)?)
+        // A distance that is NaN has no place in an order, but no hinge is satisfied by it.
+        let nan = far.f_isnan()?.f_logical_and(&batch.negative)?.f_any()?;
+        let sum = sum.f_sum(None)?.f_masked_fill(&nan, f64::NAN)?;
+        self.reduction.f_of_sum(&sum, &count.f_sum(Kind::Int64)?)
     }
 
-    /// For each pair (a, p) the range of sorted strangers that are mined and whose hinges count in the reduction, given
+    /// For each pair (a, p) the range of sorted negatives that are mined and whose hinges count in the reduction, given
     /// d(a, p) and d(a, p) + m. It is empty where it ends before it begins.
-    fn f_range(&self, strangers: &Strangers, far: &Tensor, limit: &Tensor) -> Result<(Tensor, Tensor), LossError> {
+    fn f_range(&self, negatives: &Negatives, far: &Tensor, limit: &Tensor) -> Result<(Tensor, Tensor), LossError> {
         let (mut from, mut to) = match self.mining {
-            TripletMining::SemiHard => (strangers.f_up_to(far)?, strangers.f_up_to(limit)?),
-            TripletMining::Hard => (far.f_zeros_like()?.f_to_kind(Kind::Int64)?, strangers.f_up_to(far)?),
-            _ => (far.f_zeros_like()?.f_to_kind(Kind::Int64)?, strangers.number.f_expand_as(far)?),
+            TripletMining::SemiHard => (negatives.f_up_to(far)?, negatives.f_up_to(limit)?),
+            TripletMining::Hard => (far.f_zeros_like()?.f_to_kind(Kind::Int64)?, negatives.f_up_to(far)?),
+            _ => (far.f_zeros_like()?.f_to_kind(Kind::Int64)?, negatives.number.f_expand_as(far)?),
         };
         let (low, high) = self.reduction.bounds()?;
         if let Some(low) = low.filter(|low| *low >= 0.0) {
-            to = to.f_minimum(&strangers.f_below(&limit.f_sub_scalar(low)?)?)?;
+            to = to.f_minimum(&negatives.f_below(&limit.f_sub_scalar(low)?)?)?;
         }
         match high {
-            Some(high) if high > 0.0 => from = from.f_maximum(&strangers.f_up_to(&limit.f_sub_scalar(high)?)?)?,
+            Some(high) if high > 0.0 => from = from.f_maximum(&negatives.f_up_to(&limit.f_sub_scalar(high)?)?)?,
             Some(_) => to = to.f_zeros_like()?,
             None => {}
         }
         Ok((from, to))
     }
 
-    /// All mined triplets, some pairs (a, p) at a time. The gradient of each chunk is computed with it, so that no graph
-    /// of all triplets is ever there.
+    /// All mined triplets, some pairs (a, p) at a time. The gradient of each chunk is computed with it, so that no
+    /// graph of all triplets is ever there.
     fn f_one_by_one(&self, far: &Tensor, batch: &Batch) -> Result<Tensor, LossError> {
         let pairs = batch.positive.f_nonzero()?;
         let (mut sum, mut count) = (Tensor::f_zeros([], (Kind::Double, far.device()))?, None::<Tensor>);
@@ -256,13 +259,13 @@ impl BatchTripletMarginLoss {
         self.reduction.f_of_sum(&sum, &count)
     }
 
-    /// The sum and the number of the losses of `pairs` `[P, 2]` of an anchor and a partner, with all strangers.
+    /// The sum and the number of the losses of `pairs` `[P, 2]` of an anchor and a positive, with all negatives.
     fn f_triplets(&self, far: &Tensor, pairs: &Tensor, negative: &Tensor) -> Result<(Tensor, Tensor), LossError> {
-        let (anchors, partners) = (pairs.f_select(1, 0)?, pairs.f_select(1, 1)?);
-        let strangers = far.f_index_select(0, &anchors)?;
-        let partner = strangers.f_gather(1, &partners.f_unsqueeze(1)?, false)?;
+        let (anchors, positives) = (pairs.f_select(1, 0)?, pairs.f_select(1, 1)?);
+        let to_negatives = far.f_index_select(0, &anchors)?;
+        let to_positive = to_negatives.f_gather(1, &positives.f_unsqueeze(1)?, false)?;
         let mut mined = negative.f_index_select(0, &anchors)?;
-        let nearer = |margin: f64| strangers.f_le_tensor(&partner.f_add_scalar(margin)?);
+        let nearer = |margin: f64| to_negatives.f_le_tensor(&to_positive.f_add_scalar(margin)?);
         match self.mining {
             TripletMining::SemiHard => {
                 mined = mined.f_logical_and(&nearer(self.margin)?)?.f_logical_and(&nearer(0.0)?.f_logical_not()?)?;
@@ -270,13 +273,14 @@ impl BatchTripletMarginLoss {
             TripletMining::Hard => mined = mined.f_logical_and(&nearer(0.0)?)?,
             _ => {}
         }
-        let nearest = if self.swap { strangers.f_minimum(&far.f_index_select(0, &partners)?)? } else { strangers };
-        self.reduction.f_sum_and_count(&self.f_hinge(&partner.f_sub(&nearest)?)?, &mined)
+        let nearest =
+            if self.swap { to_negatives.f_minimum(&far.f_index_select(0, &positives)?)? } else { to_negatives };
+        self.reduction.f_sum_and_count(&self.f_hinge(&to_positive.f_sub(&nearest)?)?, &mined)
     }
 }
 
-/// The strangers of each anchor in the order of their distances.
-struct Strangers {
+/// The negatives of each anchor in the order of their distances.
+struct Negatives {
     /// `[N, M]`, without a graph; infinite after the last.
     sorted: Tensor,
     /// `[N, M + 1]`: the sum of the first k.
@@ -285,15 +289,15 @@ struct Strangers {
     number: Tensor,
 }
 
-impl Strangers {
-    fn f_new(far: &Tensor, negative: &Tensor) -> Result<Strangers, LossError> {
+impl Negatives {
+    fn f_new(far: &Tensor, negative: &Tensor) -> Result<Negatives, LossError> {
         let others = negative.f_logical_not()?;
         let (sorted, order) = far.f_detach()?.f_masked_fill(&others, f64::INFINITY)?.f_sort(1, false)?;
         let own = far.f_masked_fill(&others, 0)?.f_gather(1, &order, false)?;
         let first = own.f_narrow(1, 0, 1)?.f_zeros_like()?;
         let prefix_sums = Tensor::f_cat(&[first, own.f_cumsum(1, None)?], 1)?;
         let number = negative.f_sum_dim_intlist([1_i64].as_slice(), true, Kind::Int64)?;
-        Ok(Strangers { sorted, prefix_sums, number })
+        Ok(Negatives { sorted, prefix_sums, number })
     }
 
     /// How many are below each value.
@@ -313,9 +317,9 @@ impl Strangers {
     }
 }
 
-/// `pairs` in parts of which each has about [`CHUNK`] triplets with `strangers`.
-fn f_chunks(pairs: &Tensor, strangers: i64) -> Result<Vec<Tensor>, TchError> {
-    let (count, rows) = (pairs.size()[0], (CHUNK / strangers).max(1));
+/// `pairs` in parts of which each has about [`CHUNK`] triplets with `negatives`.
+fn f_chunks(pairs: &Tensor, negatives: i64) -> Result<Vec<Tensor>, TchError> {
+    let (count, rows) = (pairs.size()[0], (CHUNK / negatives).max(1));
     (0..count).step_by(rows as usize).map(|start| pairs.f_narrow(0, start, rows.min(count - start))).collect()
 }
 
@@ -397,6 +401,19 @@ mod tests {
                 let loss = BatchTripletMarginLoss::new().margin(0.3).mining(mining).distance(distance());
                 let loss = loss.swap(swap).smooth_loss(smooth_loss).reduction(EmbeddingReduction::Mean);
                 assert_gradient(&embeddings, |embeddings| loss.forward(embeddings, &labels));
+            }
+        }
+    }
+
+    #[test]
+    fn nan_is_not_a_satisfied_hinge() {
+        let (embeddings, labels) = batch(4);
+        // One with positives, and one that is nothing but a negative of the others.
+        for label in [labels.int64_value(&[3]), 77] {
+            let _ = (embeddings.get(3).fill_(f64::NAN), labels.get(3).fill_(label));
+            for mining in MINING.into_iter().chain([TripletMining::BatchHard]) {
+                let loss = BatchTripletMarginLoss::new().mining(mining).forward(&embeddings, &labels);
+                assert!(loss.double_value(&[]).is_nan(), "{mining:?}");
             }
         }
     }

@@ -6,9 +6,9 @@ use crate::{Loss, LossError, check};
 
 /// The circle loss: pairs count the more, the farther their cosine is from where it should be.
 ///
-/// A triplet loss has the same slope for both of its pairs, also where one of them is good enough already; this one moves the
-/// pair that lags behind. With margin 0.25 and γ = 256 for faces, 0.25 and 128 for persons, 0.4 and 80 for fine-grained
-/// images, as the paper has it.
+/// A triplet loss has the same slope for both of its pairs, also where one of them is good enough already; this one
+/// moves the pair that lags behind. With margin 0.25 and γ = 256 for faces, 0.25 and 128 for persons, 0.4 and 80 for
+/// fine-grained images, as the paper has it.
 ///
 /// # Formula
 ///
@@ -16,8 +16,8 @@ use crate::{Loss, LossError, check};
 ///
 /// αₚ = max(0, 1 + m − s(a, p)) and αₙ = max(0, s(a, n) + m)
 ///
-/// where P(a) are the other embeddings of a's label and N(a) those of other labels, s is the cosine, m the margin, and the
-/// weights α are constants for the gradient. An embedding without a partner or without strangers has ℓₐ = 0.
+/// where P(a) are the other embeddings of a's label and N(a) those of other labels, s is the cosine, m the margin,
+/// and the weights α are constants for the gradient. An embedding without a positive or without negatives has ℓₐ = 0.
 ///
 /// # Shapes
 ///
@@ -92,11 +92,11 @@ impl CircleLoss {
         let constant = cosine.f_detach()?;
         let lag = constant.f_rsub_scalar(1.0 + m)?.f_relu()?;
         let lead = constant.f_add_scalar(m)?.f_relu()?;
-        let partners = cosine.f_sub_scalar(1.0 - m)?.f_mul(&lag)?.f_mul_scalar(-gamma)?;
-        let strangers = cosine.f_sub_scalar(m)?.f_mul(&lead)?.f_mul_scalar(gamma)?;
-        let partners = f_log_sum_exp(&partners, &batch.positive)?;
-        let strangers = f_log_sum_exp(&strangers, &batch.negative)?;
-        let losses = f_softplus(&partners.f_add(&strangers)?)?.f_flatten(0, -1)?;
+        let positives = cosine.f_sub_scalar(1.0 - m)?.f_mul(&lag)?.f_mul_scalar(-gamma)?;
+        let negatives = cosine.f_sub_scalar(m)?.f_mul(&lead)?.f_mul_scalar(gamma)?;
+        let positives = f_log_sum_exp(&positives, &batch.positive)?;
+        let negatives = f_log_sum_exp(&negatives, &batch.negative)?;
+        let losses = f_softplus(&positives.f_add(&negatives)?)?.f_flatten(0, -1)?;
         batch.f_narrow(&self.reduction.f_apply(&losses, None)?)
     }
 }

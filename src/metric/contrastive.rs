@@ -6,8 +6,8 @@ use crate::{Loss, LossError};
 
 /// The contrastive loss: pulls embeddings of one label together, and pushes others apart up to a margin.
 ///
-/// The oldest loss of pairs, and the one whose margins are easiest to read: they are the distances that embeddings should
-/// have. Each pair is judged by itself; where the order of distances counts, and not their size, choose
+/// The oldest loss of pairs, and the one whose margins are easiest to read: they are the distances that embeddings
+/// should have. Each pair is judged by itself; where the order of distances counts, and not their size, choose
 /// [`BatchTripletMarginLoss`](crate::BatchTripletMarginLoss), and for large batches
 /// [`NtXentLoss`](crate::NtXentLoss).
 ///
@@ -22,8 +22,8 @@ use crate::{Loss, LossError};
 ///
 /// * `input`: `[N, D]`
 /// * `target`: `[N]`, labels of any integer kind
-/// * result: scalar; with [`EmbeddingReduction::None`] the losses of the pairs of one label, row by row, and then those of
-///   the others
+/// * result: scalar; with [`EmbeddingReduction::None`] the losses of the pairs of one label, row by row, and then
+///   those of the others
 ///
 /// # Reference
 ///

@@ -201,7 +201,8 @@ impl EmbeddingDistance {
     }
 }
 
-/// What the elements of embeddings are divided by, so that their squares do not overflow: 1 as long as they are not large.
+/// What the elements of embeddings are divided by, so that their squares do not overflow: 1 as long as they are not
+/// large.
 fn f_scale(a: &Tensor, b: Option<&Tensor>) -> Result<Tensor, LossError> {
     let one = a.f_detach()?.f_new_ones([1], (a.f_kind()?, a.device()))?;
     let mut largest = one.shallow_clone();

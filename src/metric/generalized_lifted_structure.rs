@@ -4,18 +4,19 @@ use super::batch::{Batch, f_log_sum_exp};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
 use crate::{Loss, LossError};
 
-/// The generalised lifted structure loss: all partners of an embedding against all of its strangers.
+/// The generalised lifted structure loss: all positives of an embedding against all of its negatives.
 ///
-/// Where [`LiftedStructureLoss`](crate::LiftedStructureLoss) has a loss for each pair of one label, this has one for each
-/// embedding, whose partners are summed up as its strangers are: a smooth
+/// Where [`LiftedStructureLoss`](crate::LiftedStructureLoss) has a loss for each pair of one label, this has one for
+/// each embedding, whose positives are summed up as its negatives are: a smooth
 /// [`BatchTripletMarginLoss`](crate::BatchTripletMarginLoss) of hardest triplets.
 ///
 /// # Formula
 ///
 /// ℓₐ = max(0, log Σ_{p ∈ P(a)} exp(d(a, p) − m₊) + log Σ_{n ∈ N(a)} exp(m₋ − d(a, n)))
 ///
-/// where P(a) are the other embeddings of a's label and N(a) those of other labels, d is the distance (or a similarity with
-/// the other sign, and so the margins), m₊ and m₋ are the margins. The logarithm of a sum over nothing is taken as 0.
+/// where P(a) are the other embeddings of a's label and N(a) those of other labels, d is the distance (or a
+/// similarity with the other sign, and so the margins), m₊ and m₋ are the margins. The logarithm of a sum over
+/// nothing is taken as 0.
 ///
 /// # Shapes
 ///
@@ -47,7 +48,7 @@ use crate::{Loss, LossError};
 /// let embeddings = Tensor::from_slice(&[0.0, 2.0, 1.0]).view([3, 1]).set_requires_grad(true);
 /// let labels = Tensor::from_slice(&[0_i64, 0, 1]);
 ///
-/// // The third has no partner: its two strangers alone have log(2 exp(0)).
+/// // The third has no positive: its two negatives alone have log(2 exp(0)).
 /// let distance = EmbeddingDistance::lp().normalize_embeddings(false);
 /// let loss = GeneralizedLiftedStructureLoss::new().distance(distance).f_forward(&embeddings, &labels)?;
 /// loss.f_backward()?;
@@ -73,13 +74,15 @@ impl GeneralizedLiftedStructureLoss {
         }
     }
 
-    /// Sets what is taken from the distance of a pair of one label, or from which its similarity is taken. 0 by default.
+    /// Sets what is taken from the distance of a pair of one label, or from which its similarity is taken. 0 by
+    /// default.
     pub fn pos_margin(mut self, pos_margin: f64) -> Self {
         self.pos_margin = pos_margin;
         self
     }
 
-    /// Sets the distance that embeddings of two labels should have, or the similarity that they should not. 1 by default.
+    /// Sets the distance that embeddings of two labels should have, or the similarity that they should not. 1 by
+    /// default.
     pub fn neg_margin(mut self, neg_margin: f64) -> Self {
         self.neg_margin = neg_margin;
         self
@@ -103,9 +106,9 @@ impl GeneralizedLiftedStructureLoss {
             let none = mask.f_any_dim(1, true)?.f_logical_not()?;
             Ok::<_, LossError>(f_log_sum_exp(too_much, mask)?.f_masked_fill(&none, 0)?)
         };
-        let partners = sum(&self.distance.f_beyond(&matrix, self.pos_margin)?, &batch.positive)?;
-        let strangers = sum(&self.distance.f_beyond(&matrix, self.neg_margin)?.f_neg()?, &batch.negative)?;
-        let losses = partners.f_add(&strangers)?.f_relu()?.f_flatten(0, -1)?;
+        let positives = sum(&self.distance.f_beyond(&matrix, self.pos_margin)?, &batch.positive)?;
+        let negatives = sum(&self.distance.f_beyond(&matrix, self.neg_margin)?.f_neg()?, &batch.negative)?;
+        let losses = positives.f_add(&negatives)?.f_relu()?.f_flatten(0, -1)?;
         batch.f_narrow(&self.reduction.f_apply(&losses, None)?)
     }
 }

@@ -4,17 +4,17 @@ use super::batch::{Batch, f_log_sum_exp};
 use super::{EmbeddingDistance, EmbeddingReduction};
 use crate::{Loss, LossError};
 
-/// The lifted structure loss: each pair of one label against all strangers of both of its embeddings.
+/// The lifted structure loss: each pair of one label against all negatives of both of its embeddings.
 ///
-/// It was the first loss to use all pairs of a batch at once. Squares make its large losses larger, so that wrong labels
-/// weigh much; [`MultiSimilarityLoss`](crate::MultiSimilarityLoss) is its younger relative without them.
+/// It was the first loss to use all pairs of a batch at once. Squares make its large losses larger, so that wrong
+/// labels weigh much; [`MultiSimilarityLoss`](crate::MultiSimilarityLoss) is its younger relative without them.
 ///
 /// # Formula
 ///
 /// ℓ(a, p) = max(0, log(Σ_{n ∈ N(a)} exp(m₋ − d(a, n)) + Σ_{n ∈ N(p)} exp(m₋ − d(p, n))) + d(a, p) − m₊)² / 2
 ///
-/// for each ordered pair (a, p) of one label, where N are the embeddings of other labels, d is the distance (or a similarity
-/// with the other sign, and so the margins), m₊ and m₋ are the margins. Without strangers the loss is 0.
+/// for each ordered pair (a, p) of one label, where N are the embeddings of other labels, d is the distance (or a
+/// similarity with the other sign, and so the margins), m₊ and m₋ are the margins. Without negatives the loss is 0.
 ///
 /// # Shapes
 ///
@@ -29,7 +29,7 @@ use crate::{Loss, LossError};
 /// # Differences from pytorch-metric-learning
 ///
 /// * Those of [`EmbeddingDistance`].
-/// * There are no references, because the strangers of p are found by comparing p with the batch, and there p's
+/// * There are no references, because the negatives of p are found by comparing p with the batch, and there p's
 ///   position among the references is taken for one in the batch.
 /// * Memory grows with N², and not with the number of pairs of one label times that of other pairs.
 ///
@@ -47,7 +47,7 @@ use crate::{Loss, LossError};
 /// let embeddings = Tensor::from_slice(&[0.0, 2.0, 1.0]).view([3, 1]).set_requires_grad(true);
 /// let labels = Tensor::from_slice(&[0_i64, 0, 1]);
 ///
-/// // Both embeddings of label 0 are 1 away from the stranger: log(2 exp(0)) + 2.
+/// // Both embeddings of label 0 are 1 away from the negative: log(2 exp(0)) + 2.
 /// let distance = EmbeddingDistance::lp().normalize_embeddings(false);
 /// let loss = LiftedStructureLoss::new().distance(distance).f_forward(&embeddings, &labels)?;
 /// loss.f_backward()?;
@@ -73,13 +73,15 @@ impl LiftedStructureLoss {
         }
     }
 
-    /// Sets what is taken from the distance of a pair of one label, or from which its similarity is taken. 0 by default.
+    /// Sets what is taken from the distance of a pair of one label, or from which its similarity is taken. 0 by
+    /// default.
     pub fn pos_margin(mut self, pos_margin: f64) -> Self {
         self.pos_margin = pos_margin;
         self
     }
 
-    /// Sets the distance that embeddings of two labels should have, or the similarity that they should not. 1 by default.
+    /// Sets the distance that embeddings of two labels should have, or the similarity that they should not. 1 by
+    /// default.
     pub fn neg_margin(mut self, neg_margin: f64) -> Self {
         self.neg_margin = neg_margin;
         self
@@ -100,9 +102,9 @@ impl LiftedStructureLoss {
     fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
         let matrix = batch.f_matrix(self.distance)?;
         let too_near = self.distance.f_beyond(&matrix, self.neg_margin)?.f_neg()?;
-        // One sum over strangers serves all pairs of an embedding.
-        let strangers = f_log_sum_exp(&too_near, &batch.negative)?;
-        let of_both = strangers.f_logaddexp(&strangers.f_transpose(0, 1)?)?;
+        // One sum over negatives serves all pairs of an embedding.
+        let negatives = f_log_sum_exp(&too_near, &batch.negative)?;
+        let of_both = negatives.f_logaddexp(&negatives.f_transpose(0, 1)?)?;
         let losses = of_both.f_add(&self.distance.f_beyond(&matrix, self.pos_margin)?)?;
         let losses = losses.f_relu()?.f_square()?.f_div_scalar(2)?;
         batch.f_narrow(&self.reduction.f_apply(&losses, Some(&batch.positive))?)

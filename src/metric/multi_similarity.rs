@@ -4,8 +4,8 @@ use super::batch::{Batch, f_log_sum_exp, f_softplus};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
 use crate::{Loss, LossError, check};
 
-/// The multi-similarity loss: a soft maximum over the partners of an embedding that are too far, and over the strangers that
-/// are too near.
+/// The multi-similarity loss: a soft maximum over the positives of an embedding that are too far, and over the
+/// negatives that are too near.
 ///
 /// Each pair counts by its own similarity and by how it compares with the other pairs of the same anchor, so that no
 /// mining is needed; the paper adds it all the same. A strong default for image retrieval.
@@ -46,7 +46,7 @@ use crate::{Loss, LossError, check};
 /// let embeddings = Tensor::from_slice(&[1.0, 0.0, 2.0, 0.0]).view([2, 2]).set_requires_grad(true);
 /// let labels = Tensor::from_slice(&[0_i64, 0]);
 ///
-/// // Both have a partner of cosine 1, and no strangers.
+/// // Both have a positive of cosine 1, and no negatives.
 /// let loss = MultiSimilarityLoss::new().f_forward(&embeddings, &labels)?;
 /// loss.f_backward()?;
 /// assert!((f64::try_from(&loss)? - (1.0 + (-2.0 * 0.5_f64).exp()).ln() / 2.0).abs() < 1e-12);
@@ -73,19 +73,19 @@ impl MultiSimilarityLoss {
         }
     }
 
-    /// Sets how sharply the partners that are farthest stand out, α > 0. 2 by default.
+    /// Sets how sharply the positives that are farthest stand out, α > 0. 2 by default.
     pub fn alpha(mut self, alpha: f64) -> Self {
         self.alpha = alpha;
         self
     }
 
-    /// Sets how sharply the strangers that are nearest stand out, β > 0. 50 by default.
+    /// Sets how sharply the negatives that are nearest stand out, β > 0. 50 by default.
     pub fn beta(mut self, beta: f64) -> Self {
         self.beta = beta;
         self
     }
 
-    /// Sets the similarity, or distance, that partners should exceed and strangers should not. 0.5 by default.
+    /// Sets the similarity, or distance, that positives should exceed and negatives should not. 0.5 by default.
     pub fn base(mut self, base: f64) -> Self {
         self.base = base;
         self
@@ -112,9 +112,9 @@ impl MultiSimilarityLoss {
             let sum = f_log_sum_exp(&too_far.f_mul_scalar(scale)?, mask)?;
             Ok::<_, LossError>(f_softplus(&sum)?.f_div_scalar(sharpness)?)
         };
-        let partners = soft_maximum(self.alpha, self.alpha, &batch.positive)?;
-        let strangers = soft_maximum(-self.beta, self.beta, &batch.negative)?;
-        batch.f_narrow(&self.reduction.f_apply(&partners.f_add(&strangers)?.f_flatten(0, -1)?, None)?)
+        let positives = soft_maximum(self.alpha, self.alpha, &batch.positive)?;
+        let negatives = soft_maximum(-self.beta, self.beta, &batch.negative)?;
+        batch.f_narrow(&self.reduction.f_apply(&positives.f_add(&negatives)?.f_flatten(0, -1)?, None)?)
     }
 }
 

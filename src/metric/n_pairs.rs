@@ -6,11 +6,11 @@ use super::batch::Batch;
 use super::{EmbeddingDistance, EmbeddingReduction};
 use crate::{Loss, LossError, check};
 
-/// The N-pairs loss: one pair of each label, and each anchor picks its partner out of the partners of all labels.
+/// The N-pairs loss: one pair of each label, and each anchor picks its positive out of the positives of all labels.
 ///
-/// It makes N·(N − 1) comparisons of 2N embeddings, which is cheap; for batches that are made of pairs, one per class. It
-/// uses no more than two embeddings of a label. Its kin [`NtXentLoss`](crate::NtXentLoss) uses all of them, with a
-/// temperature.
+/// It makes N·(N − 1) comparisons of 2N embeddings, which is cheap; for batches that are made of pairs, one per
+/// class. It uses no more than two embeddings of a label. Its kin [`NtXentLoss`](crate::NtXentLoss) uses all of them,
+/// with a temperature.
 ///
 /// # Formula
 ///
@@ -23,7 +23,8 @@ use crate::{Loss, LossError, check};
 ///
 /// * `input`: `[N, D]`
 /// * `target`: `[N]`, labels of any integer kind
-/// * result: scalar; with [`EmbeddingReduction::None`] the losses of the labels that occur more than once, in ascending order
+/// * result: scalar; with [`EmbeddingReduction::None`] the losses of the labels that occur more than once, in
+///   ascending order
 ///
 /// # Reference
 ///
@@ -48,7 +49,7 @@ use crate::{Loss, LossError, check};
 /// let embeddings = Tensor::from_slice(&[1.0, 0.0, 0.0, 1.0, 3.0, 0.0, 0.0, 3.0]).view([4, 2]).set_requires_grad(true);
 /// let labels = Tensor::from_slice(&[0_i64, 1, 0, 1]);
 ///
-/// // Each anchor has product 3 with its partner and 0 with the other.
+/// // Each anchor has product 3 with its positive and 0 with the other.
 /// let product = EmbeddingDistance::dot_product().normalize_embeddings(false);
 /// let loss = NPairsLoss::new().distance(product).f_forward(&embeddings, &labels)?;
 /// loss.f_backward()?;
@@ -80,9 +81,9 @@ impl NPairsLoss {
     }
 
     fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
-        let (anchors, partners) = f_pairs(&batch.labels)?;
-        let [anchors, partners] = [anchors, partners].map(|indices| batch.embeddings.f_index_select(0, &indices));
-        let alike = self.distance.f_alike(&self.distance.f_matrix(&anchors?, Some(&partners?))?)?;
+        let (anchors, positives) = f_pairs(&batch.labels)?;
+        let [anchors, positives] = [anchors, positives].map(|indices| batch.embeddings.f_index_select(0, &indices));
+        let alike = self.distance.f_alike(&self.distance.f_matrix(&anchors?, Some(&positives?))?)?;
         let losses = alike.f_log_softmax(1, None)?.f_diagonal(0, 0, 1)?.f_neg()?;
         batch.f_narrow(&self.reduction.f_apply(&losses, None)?)
     }
@@ -106,13 +107,13 @@ fn f_pairs(labels: &Tensor) -> Result<(Tensor, Tensor), LossError> {
     for (label, position) in check::host_integers(labels)?.into_iter().zip(0..) {
         positions.entry(label).or_default().push(position);
     }
-    let (anchors, partners): (Vec<i64>, Vec<i64>) = positions
+    let (anchors, positives): (Vec<i64>, Vec<i64>) = positions
         .into_values()
         .filter_map(|positions| match positions[..] {
-            [anchor, partner, ..] => Some((anchor, partner)),
+            [anchor, positive, ..] => Some((anchor, positive)),
             _ => None,
         })
         .unzip();
     let on_device = |positions: &[i64]| Tensor::f_from_slice(positions)?.f_to_device(labels.device());
-    Ok((on_device(&anchors)?, on_device(&partners)?))
+    Ok((on_device(&anchors)?, on_device(&positives)?))
 }

@@ -4,12 +4,12 @@ use super::batch::{Batch, f_log_sum_exp, f_softplus};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
 use crate::{Loss, LossError, check};
 
-/// The normalised temperature-scaled cross entropy: each embedding picks its partner out of all strangers. InfoNCE.
+/// The normalised temperature-scaled cross entropy: each embedding picks its positive out of all negatives. InfoNCE.
 ///
-/// The loss of SimCLR, MoCo and CLIP's kin: for embeddings of two views of each sample, where the label is the number of
-/// the sample. A batch holds the strangers, so that large batches help, or references
-/// ([`EmbeddingLoss::f_forward_with`]). Where labels are classes with many members,
-/// [`SupConLoss`](crate::SupConLoss) weighs them better.
+/// The loss of SimCLR, MoCo and CLIP's kin: for embeddings of two views of each sample, where the label is the number
+/// of the sample. A batch holds the negatives, so that large batches help, or references
+/// ([`EmbeddingLoss::f_forward_with`]). Where labels are classes with many members, [`SupConLoss`](crate::SupConLoss)
+/// weighs them better.
 ///
 /// # Formula
 ///
@@ -51,7 +51,7 @@ use crate::{Loss, LossError, check};
 /// let views = Tensor::eye(3, (Kind::Double, Device::Cpu)).repeat([2, 1]).set_requires_grad(true);
 /// let labels = Tensor::arange(3, (Kind::Int64, Device::Cpu)).repeat([2]);
 ///
-/// // The partner has cosine 1, and each of the four strangers 0.
+/// // The positive has cosine 1, and each of the four negatives 0.
 /// let loss = NtXentLoss::new().temperature(1.0).f_forward(&views, &labels)?;
 /// loss.f_backward()?;
 /// assert!((f64::try_from(&loss)? - (1.0 + 4.0 * (-1_f64).exp()).ln()).abs() < 1e-12);
@@ -72,8 +72,8 @@ impl NtXentLoss {
         Self { temperature: 0.07, distance: EmbeddingDistance::cosine(), reduction: EmbeddingReduction::Mean }
     }
 
-    /// Sets the temperature > 0 that similarities are divided by: the lower, the more the nearest strangers count. 0.07 by
-    /// default.
+    /// Sets the temperature > 0 that similarities are divided by: the lower, the more the nearest negatives count.
+    /// 0.07 by default.
     pub fn temperature(mut self, temperature: f64) -> Self {
         self.temperature = temperature;
         self
@@ -94,8 +94,8 @@ impl NtXentLoss {
     fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
         check::option("temperature", self.temperature, self.temperature > 0.0, "a number > 0")?;
         let alike = self.distance.f_alike(&batch.f_matrix(self.distance)?)?.f_div_scalar(self.temperature)?;
-        let strangers = f_log_sum_exp(&alike, &batch.negative)?;
-        let losses = f_softplus(&strangers.f_sub(&alike)?)?;
+        let negatives = f_log_sum_exp(&alike, &batch.negative)?;
+        let losses = f_softplus(&negatives.f_sub(&alike)?)?;
         batch.f_narrow(&self.reduction.f_apply(&losses, Some(&batch.positive))?)
     }
 }

@@ -6,15 +6,16 @@ use crate::{Loss, LossError, check};
 
 /// The supervised contrastive loss: each embedding picks all of its class out of the batch.
 ///
-/// For classes with many members in a batch, where it trains encoders that beat those of cross entropy in the paper. For two
-/// views of each sample choose [`NtXentLoss`](crate::NtXentLoss), whose denominator holds no other positives.
+/// For classes with many members in a batch, where it trains encoders that beat those of cross entropy in the paper.
+/// For two views of each sample choose [`NtXentLoss`](crate::NtXentLoss), whose denominator holds no other positives.
 ///
 /// # Formula
 ///
 /// ℓₐ = −1/|P(a)| Σ_{p ∈ P(a)} log( exp(s(a, p) / τ) / Σ_{i ≠ a} exp(s(a, i) / τ) )
 ///
-/// where P(a) are the other embeddings of a's label, i are all others, s is the similarity (or a distance with the other
-/// sign) and τ the temperature. An embedding without a partner has ℓₐ = 0, and so has all of a batch of one label.
+/// where P(a) are the other embeddings of a's label, i are all others, s is the similarity (or a distance with the
+/// other sign) and τ the temperature. An embedding without a positive has ℓₐ = 0, and so has all of a batch of one
+/// label.
 ///
 /// # Shapes
 ///
@@ -45,7 +46,7 @@ use crate::{Loss, LossError, check};
 /// let embeddings = Tensor::from_slice(&[1.0, 0.0, 2.0, 0.0, 0.0, 1.0]).view([3, 2]).set_requires_grad(true);
 /// let labels = Tensor::from_slice(&[0_i64, 0, 1]);
 ///
-/// // The two of label 0 have cosine 1 with each other and 0 with the third, which has no partner and does not count.
+/// // The two of label 0 have cosine 1 with each other and 0 with the third, which has no positive and does not count.
 /// let loss = SupConLoss::new().temperature(1.0).f_forward(&embeddings, &labels)?;
 /// loss.f_backward()?;
 /// assert!((f64::try_from(&loss)? - (1.0 + (-1_f64).exp()).ln()).abs() < 1e-12);
@@ -65,8 +66,8 @@ impl SupConLoss {
         Self { temperature: 0.1, distance: EmbeddingDistance::cosine(), reduction: EmbeddingReduction::MeanNonZero }
     }
 
-    /// Sets the temperature > 0 that similarities are divided by: the lower, the more the nearest embeddings count. 0.1 by
-    /// default.
+    /// Sets the temperature > 0 that similarities are divided by: the lower, the more the nearest embeddings count.
+    /// 0.1 by default.
     pub fn temperature(mut self, temperature: f64) -> Self {
         self.temperature = temperature;
         self
@@ -90,8 +91,8 @@ impl SupConLoss {
         let others = batch.positive.f_logical_or(&batch.negative)?;
         let log_p =
             alike.f_sub(&f_log_sum_exp(&alike, &others)?)?.f_masked_fill(&batch.positive.f_logical_not()?, 0)?;
-        let partners = batch.positive.f_sum_dim_intlist([1_i64].as_slice(), false, log_p.f_kind()?)?.f_clamp_min(1)?;
-        let losses = log_p.f_sum_dim_intlist([1_i64].as_slice(), false, None)?.f_neg()?.f_div(&partners)?;
+        let positives = batch.positive.f_sum_dim_intlist([1_i64].as_slice(), false, log_p.f_kind()?)?.f_clamp_min(1)?;
+        let losses = log_p.f_sum_dim_intlist([1_i64].as_slice(), false, None)?.f_neg()?.f_div(&positives)?;
         let of_one_label = batch.negative.f_any()?.f_logical_not()?;
         batch.f_narrow(&self.reduction.f_apply(&losses.f_masked_fill(&of_one_label, 0)?, None)?)
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import torch
@@ -34,7 +34,7 @@ DISTANCES = [
     distance("LpDistance", power=2),
     distance("LpDistance", p=3, power=0.5, normalize_embeddings=False),
     distance("SNRDistance"),
-    distance("SNRDistance", normalize_embeddings=False, power=0.5),
+    distance("SNRDistance", normalize_embeddings=False),
     distance("CosineSimilarity"),
     distance("CosineSimilarity", power=3),
     distance("DotProductSimilarity", normalize_embeddings=False),
@@ -119,7 +119,6 @@ VALUES = {
     "one_label": one_label,
     "repeated": repeated,
     "all_equal": all_equal,
-    "zero": zero,
     "huge": huge,
     "tiny": tiny,
     "uint8": of_kind(torch.uint8),
@@ -142,8 +141,15 @@ def loss(suite: Suite, name: str, settings: Sequence[dict], *, references: bool 
     options = [{}, *settings, *({**last, "reducer": reducer} for reducer in REDUCERS)]
     if not cosine:
         options += [{**last, "distance": distance} for distance in DISTANCES]
-    check(suite, reference, batch, SHAPES, [*options, last], VALUES, REJECTS, grad=(0,), reductions=(), empty=((1, 4),))
+    options.append(last)
+    check(suite, reference, batch, SHAPES, options, VALUES, REJECTS, grad=(0,), reductions=(), empty=((1, 4),))
     unreduced(suite, {"loss": name}, settings)
+    if cosine:
+        of_distances = lambda draw: Call(batch(draw, (6, 3)), {"distance": DISTANCES[0]})  # noqa: E731
+        suite.add(reference, "reject", "f32", of_distances, expect="error")
+    else:
+        roots(suite, reference, last)
+    zero_lengths(suite, reference, last)
     if references:
         with_references(suite, reference, [{}, *settings, *([] if cosine else [{"distance": DISTANCES[5]}])])
     for dtype in FULL:
@@ -152,6 +158,26 @@ def loss(suite: Suite, name: str, settings: Sequence[dict], *, references: bool 
             "better_labels",
             dtype,
             lambda draw: Call([draw.normal((6, 3)), labels(draw, 6).to(draw.dtype)]),
+        )
+
+
+def roots(suite: Suite, reference: str, options: dict) -> None:
+    """A root of a distance that is 0, that of an embedding to itself, has no gradient."""
+    for dtype in FULL:
+        of_roots = {**options, "distance": distance("SNRDistance", power=0.5)}
+        suite.add(
+            reference, "better_root", dtype, lambda draw: Call(batch(draw, (9, 5)), of_roots, grad=(0,)), second_order=False
+        )
+
+
+def zero_lengths(suite: Suite, reference: str, options: dict) -> None:
+    """An embedding without a length; its gradient, over 1e-12, is out of the range of f16."""
+    for dtype in DTYPES:
+        suite.add(
+            reference,
+            "zero",
+            dtype,
+            lambda draw, dtype=dtype: Call(zero(draw, (9, 5)), options, grad=() if dtype == "f16" else (0,)),
         )
 
 
@@ -177,47 +203,53 @@ def with_references(suite: Suite, reference: str, settings: Sequence[dict], tag:
 
 
 def triplets(suite: Suite) -> None:
-    name = "TripletMarginLoss"
     settings = [{"margin": 0.3, "swap": True}, {"margin": 0.3, "smooth_loss": True}]
     settings += [{"margin": -0.1}, {"swap": True, "smooth_loss": True}, {"margin": 0.4}]
-    reference = f"{LOSSES}.{name}"
+    reference = f"{LOSSES}.TripletMarginLoss"
     options = [{}, *settings, *({"margin": 0.5, "reducer": reducer} for reducer in REDUCERS)]
     options += [{"margin": 0.5, "smooth_loss": True, "reducer": reducer} for reducer in REDUCERS]
     options += [{"margin": 0.2, "distance": distance} for distance in DISTANCES]
-    check(suite, reference, batch, SHAPES, [*options, settings[-1]], VALUES, REJECTS, grad=(0,), reductions=(), empty=((1, 4),))
+    options += settings[-1:]
+    check(suite, reference, batch, SHAPES, options, VALUES, REJECTS, grad=(0,), reductions=(), empty=((1, 4),))
     with_references(suite, reference, [{}, {"margin": 0.3, "smooth_loss": True}, {"distance": DISTANCES[7]}])
+    zero_lengths(suite, reference, settings[-1])
     for dtype in FULL:
-        swapped = lambda draw: Call(  # noqa: E731
-            batch(draw, (7, 5)), {"swap": True}, {"ref_emb": draw.normal((7, 5)), "ref_labels": labels(draw, 7)}
-        )
-        suite.add(reference, "better_swap", dtype, swapped)
+        suite.add(reference, "better_swap", dtype, lambda draw: Call(*referring(draw, {"swap": True})))
     mined(suite)
+
+
+def referring(draw: Draw, options: dict) -> tuple[list, dict, dict]:
+    """A batch, options, and as many references."""
+    return batch(draw, (7, 5)), options, {"ref_emb": draw.normal((7, 5)), "ref_labels": labels(draw, 7)}
 
 
 def mined(suite: Suite) -> None:
     """The loss behind a miner of the same margin and distance."""
-    reference, margin = "pml.mined_triplet_margin_loss", 0.3
-    chosen = [DISTANCES[0], DISTANCES[1], DISTANCES[7]]
-    for options in [{}, {"swap": True}, {"smooth_loss": True}, *({"reducer": reducer} for reducer in REDUCERS)]:
-        for name, triplets in (("BatchHardMiner", None), ("TripletMarginMiner", "semihard"), ("TripletMarginMiner", "hard")):
-            for compared in chosen:
-                of_miner = {"distance": compared}
-                if triplets:
-                    of_miner |= {"margin": margin, "type_of_triplets": triplets}
-                settings = {**options, "margin": margin, "distance": compared, "miner": miner(name, **of_miner)}
-                mined_cases(suite, reference, triplets or "batch_hard", settings)
+    options = [{}, {"swap": True}, {"smooth_loss": True}, *({"reducer": reducer} for reducer in REDUCERS)]
+    miners = (("BatchHardMiner", None), ("TripletMarginMiner", "semihard"), ("TripletMarginMiner", "hard"))
+    compared = [DISTANCES[0], DISTANCES[1], DISTANCES[7]]
+    for chosen, (name, triplets), distance in product(options, miners, compared):
+        of_miner = {"margin": 0.3, "type_of_triplets": triplets} if triplets else {}
+        of_miner["distance"] = distance
+        settings = {**chosen, "margin": 0.3, "distance": distance, "miner": miner(name, **of_miner)}
+        mined_cases(suite, triplets or "batch_hard", settings)
     hardest = {"loss": "TripletMarginLoss", "miner": miner("BatchHardMiner")}
     unreduced(suite, hardest, [{}, {"margin": 0.6, "swap": True}])
 
 
-def mined_cases(suite: Suite, reference: str, tag: str, settings: dict) -> None:
-    values = {"clusters": clusters, "singletons": singletons, "one_label": one_label, "repeated": repeated}
-    for dtype, (shape, make) in product(DTYPES, [((9, 5), batch), ((40, 8), batch), *(((9, 5), v) for v in values.values())]):
+def mined_cases(suite: Suite, tag: str, settings: dict) -> None:
+    cases = [(dtype, shape, batch) for dtype, shape in product(DTYPES, ((9, 5), (40, 8)))]
+    if "reducer" not in settings:
+        values = [clusters, singletons, one_label]
+        # The distances of equal embeddings are equal; their cosines only nearly, and rounding picks the triplets.
+        values += [repeated] if settings["distance"] is not DISTANCES[7] else []
+        cases += [(dtype, (9, 5), make) for dtype, make in product(FULL, values)]
+    for dtype, shape, make in cases:
 
-        def call(draw: Draw, shape: Shape = shape, make=make) -> Call:
+        def call(draw: Draw, shape: Shape = shape, make: Callable = make) -> Call:
             return Call(make(draw, shape), settings, grad=(0,))
 
-        suite.add(reference, tag, dtype, call)
+        suite.add("pml.mined_triplet_margin_loss", tag, dtype, call)
 
 
 def add_all(suite: Suite) -> None:
@@ -231,14 +263,11 @@ def add_all(suite: Suite) -> None:
     loss(suite, "LiftedStructureLoss", margins, references=False)
     loss(suite, "GeneralizedLiftedStructureLoss", margins)
     triplets(suite)
-    for dtype in FULL:
-        for name in ("NPairsLoss", "LiftedStructureLoss"):
-            suite.add(
-                f"{LOSSES}.{name}",
-                "better_references",
-                dtype,
-                lambda draw: Call(
-                    batch(draw, (7, 5)), {}, {"ref_emb": draw.normal((7, 5)), "ref_labels": labels(draw, 7)}
-                ),
-                expect="error" if name == "NPairsLoss" else "ok",
-            )
+    for dtype, (name, expect) in product(FULL, (("NPairsLoss", "error"), ("LiftedStructureLoss", "ok"))):
+        suite.add(
+            f"{LOSSES}.{name}",
+            "better_references",
+            dtype,
+            lambda draw: Call(*referring(draw, {})),
+            expect=expect,
+        )

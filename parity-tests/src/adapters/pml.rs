@@ -38,7 +38,8 @@ pub(super) const ADAPTERS: &[Adapter] = &[
         |arguments| call("TripletMarginLoss", arguments)),
     adapter("BatchTripletMarginLoss (mined)", &["pml.mined_triplet_margin_loss"], &["embeddings", "labels"], Close,
         |arguments| call("TripletMarginLoss", arguments)),
-    adapter("unreduced losses (pytorch-metric-learning)", &["pml.unreduced"], &["embeddings", "labels"], Close, unreduced),
+    adapter("unreduced losses (pytorch-metric-learning)", &["pml.unreduced"], &["embeddings", "labels"], Close,
+        unreduced),
 ];
 
 /// A loss that takes references, or one that does not.
