@@ -56,7 +56,8 @@
 //!
 //! # Losses of other packages
 //!
-//! All of them take `input, target`, except [`LinearCrossEntropy`].
+//! All of them take `input, target`, except [`LinearCrossEntropy`]. pml is pytorch-metric-learning; its losses share
+//! [`EmbeddingLoss`], too, and take an [`EmbeddingDistance`] and an [`EmbeddingReduction`].
 //!
 //! | original | here |
 //! |---|---|
@@ -96,6 +97,16 @@
 //! | varifocal loss (VFNet paper) | [`VarifocalLoss`] |
 //! | **large vocabularies** | |
 //! | `liger_kernel.transformers.LigerFusedLinearCrossEntropyLoss` | [`LinearCrossEntropy`] |
+//! | **embeddings of a batch, by their labels** | |
+//! | pml `ContrastiveLoss` | [`ContrastiveLoss`] |
+//! | pml `NTXentLoss` | [`NtXentLoss`] |
+//! | pml `SupConLoss` | [`SupConLoss`] |
+//! | pml `MultiSimilarityLoss` | [`MultiSimilarityLoss`] |
+//! | pml `CircleLoss` | [`CircleLoss`] |
+//! | pml `NPairsLoss` | [`NPairsLoss`] |
+//! | pml `LiftedStructureLoss` | [`LiftedStructureLoss`] |
+//! | pml `GeneralizedLiftedStructureLoss` | [`GeneralizedLiftedStructureLoss`] |
+//! | pml `TripletMarginLoss`, `BatchHardMiner`, `TripletMarginMiner` | [`BatchTripletMarginLoss`] |
 //!
 //! Those of `input, target` implement [`Loss`], so that they can be boxed and chosen at run time. [`WeightedSum`] adds several
 //! up. With the feature `serde`, `AnyLoss` is one that is described in data such as TOML or JSON. The losses that are means

@@ -15,6 +15,11 @@ fn pair(loss: impl Loss + 'static) -> Call {
     })
 }
 
+/// The third tensor is the references, of the labels of the batch.
+fn with_references(loss: impl EmbeddingLoss + 'static) -> Call {
+    Box::new(move |a, b, c| loss.f_forward_with(a, b, c, b))
+}
+
 /// Every loss; where an option switches to another computation, both.
 fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> {
     let w = || weight.shallow_clone();
@@ -105,6 +110,24 @@ fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> 
         ("cosine embedding", Box::new(|a, b, c| CosineEmbeddingLoss::new().f_forward(a, b, c))),
         ("margin ranking", Box::new(|a, b, c| MarginRankingLoss::new().broadcast(true).f_forward(a, b, c))),
         ("triplet", Box::new(|a, b, c| TripletMarginLoss::new().swap(true).broadcast(true).f_forward(a, b, c))),
+        ("contrastive", pair(ContrastiveLoss::new())),
+        ("contrastive with references", with_references(ContrastiveLoss::new())),
+        ("nt-xent", pair(NtXentLoss::new().distance(EmbeddingDistance::signal_to_noise()))),
+        ("nt-xent with references", with_references(NtXentLoss::new())),
+        ("supervised contrastive", pair(SupConLoss::new().distance(EmbeddingDistance::lp().p(3.0)))),
+        ("supervised contrastive with references", with_references(SupConLoss::new())),
+        ("multi-similarity", pair(MultiSimilarityLoss::new().reduction(EmbeddingReduction::None))),
+        ("multi-similarity with references", with_references(MultiSimilarityLoss::new())),
+        ("circle", pair(CircleLoss::new())),
+        ("circle with references", with_references(CircleLoss::new())),
+        ("n-pairs", pair(NPairsLoss::new().distance(EmbeddingDistance::lp().normalize_embeddings(false)))),
+        ("lifted structure", pair(LiftedStructureLoss::new().reduction(EmbeddingReduction::None))),
+        ("generalized lifted structure", pair(GeneralizedLiftedStructureLoss::new())),
+        ("generalized lifted structure with references", with_references(GeneralizedLiftedStructureLoss::new())),
+        ("all triplets", pair(BatchTripletMarginLoss::new())),
+        ("all triplets with references", with_references(BatchTripletMarginLoss::new())),
+        ("hardest triplets", pair(BatchTripletMarginLoss::new().swap(true).mining(TripletMining::BatchHard))),
+        ("smooth triplets", pair(BatchTripletMarginLoss::new().smooth_loss(true).mining(TripletMining::SemiHard))),
         ("triplet with distance", Box::new(|a, b, c| TripletMarginWithDistanceLoss::new().f_forward(a, b, c))),
         ("triplet with a distance of its own", {
             let loss =
@@ -320,12 +343,61 @@ fn no_number_as_an_option_panics() {
         for (name, of_indices, loss) in with_number(number) {
             let input = input.copy().set_requires_grad(true);
             let target = if of_indices { &indices } else { &masks };
-            let call = || loss.f_forward(&input, target).and_then(|loss| Ok(loss.f_sum(Kind::Double)?.f_backward()?));
-            match catch_unwind(AssertUnwindSafe(call)) {
-                Ok(result) => assert!(result.is_ok() || number != 1.0, "{name}(1): {result:?}"),
-                Err(_) => panics.push(format!("{name}({number:e}) in {kind:?}")),
-            }
+            panics.extend(attempt(name, number, &*loss, &input, target));
+        }
+        let (input, labels) = (input.view([6, 8]), Tensor::from_slice(&[0_i64, 0, 1, 1, 2, 2]));
+        for (name, loss) in embedding_losses_with_number(number) {
+            let input = input.copy().set_requires_grad(true);
+            panics.extend(attempt(name, number, &*loss, &input, &labels));
         }
     }
     assert!(panics.is_empty(), "{} calls panic:\n{}", panics.len(), panics.join("\n"));
+}
+
+/// The loss and its gradient, of which a panic is remembered.
+fn attempt(name: &str, number: f64, loss: &dyn Loss, input: &Tensor, target: &Tensor) -> Option<String> {
+    let call = || loss.f_forward(input, target).and_then(|loss| Ok(loss.f_sum(Kind::Double)?.f_backward()?));
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => assert!(result.is_ok() || number != 1.0, "{name}(1): {result:?}"),
+        Err(_) => return Some(format!("{name}({number:e}) in {:?}", input.kind())),
+    }
+    None
+}
+
+/// The same for losses of embeddings and labels.
+fn embedding_losses_with_number(x: f64) -> Vec<(&'static str, Box<dyn Loss>)> {
+    let distances = || [EmbeddingDistance::lp(), EmbeddingDistance::cosine(), EmbeddingDistance::signal_to_noise()];
+    let of_distance = |distance: EmbeddingDistance| -> Box<dyn Loss> {
+        Box::new(ContrastiveLoss::new().distance(distance.normalize_embeddings(false)))
+    };
+    let threshold = |low, high| {
+        let reduction = EmbeddingReduction::Threshold { low, high };
+        (ContrastiveLoss::new().reduction(reduction), BatchTripletMarginLoss::new().reduction(reduction))
+    };
+    let (low, high) = (threshold(Some(x), None), threshold(None, Some(x)));
+    let triplets = |mining| BatchTripletMarginLoss::new().mining(mining).margin(x);
+    let mut losses: Vec<(&'static str, Box<dyn Loss>)> = vec![
+        ("low", Box::new(low.0)),
+        ("low of triplets", Box::new(low.1)),
+        ("high", Box::new(high.0)),
+        ("high of triplets", Box::new(high.1)),
+        ("pos_margin", Box::new(ContrastiveLoss::new().pos_margin(x))),
+        ("neg_margin", Box::new(ContrastiveLoss::new().neg_margin(x))),
+        ("temperature of NT-Xent", Box::new(NtXentLoss::new().temperature(x))),
+        ("temperature", Box::new(SupConLoss::new().temperature(x))),
+        ("alpha", Box::new(MultiSimilarityLoss::new().alpha(x))),
+        ("beta", Box::new(MultiSimilarityLoss::new().beta(x))),
+        ("base", Box::new(MultiSimilarityLoss::new().base(x))),
+        ("margin of circles", Box::new(CircleLoss::new().margin(x))),
+        ("gamma", Box::new(CircleLoss::new().gamma(x))),
+        ("neg_margin of lifted structure", Box::new(LiftedStructureLoss::new().neg_margin(x).pos_margin(x))),
+        ("neg_margin, generalized", Box::new(GeneralizedLiftedStructureLoss::new().neg_margin(x).pos_margin(x))),
+        ("margin", Box::new(triplets(TripletMining::All))),
+        ("margin of semi-hard triplets", Box::new(triplets(TripletMining::SemiHard))),
+        ("margin of hardest triplets", Box::new(triplets(TripletMining::BatchHard))),
+        ("margin of smooth triplets", Box::new(triplets(TripletMining::SemiHard).smooth_loss(true))),
+    ];
+    losses.extend(distances().map(|distance| ("p", of_distance(distance.p(x)))));
+    losses.extend(distances().map(|distance| ("power", of_distance(distance.power(x)))));
+    losses
 }

@@ -218,6 +218,54 @@ pub const DIFFERENCES: &[Difference] = &[
         rule: Rule::Rejects,
         reason: "unreduced the two losses have different shapes, which MONAI broadcasts against each other",
     },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.ContrastiveLoss/better_labels/",
+            "pytorch_metric_learning.losses.NTXentLoss/better_labels/",
+            "pytorch_metric_learning.losses.SupConLoss/better_labels/",
+            "pytorch_metric_learning.losses.MultiSimilarityLoss/better_labels/",
+            "pytorch_metric_learning.losses.CircleLoss/better_labels/",
+            "pytorch_metric_learning.losses.NPairsLoss/better_labels/",
+            "pytorch_metric_learning.losses.LiftedStructureLoss/better_labels/",
+            "pytorch_metric_learning.losses.GeneralizedLiftedStructureLoss/better_labels/",
+        ],
+        rule: Rule::Rejects,
+        reason: "labels are integers",
+    },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.TripletMarginLoss/better_swap/",
+            "pytorch_metric_learning.losses.LiftedStructureLoss/better_references/",
+        ],
+        rule: Rule::Rejects,
+        reason: "a position among the references is taken for one in the batch",
+    },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.ContrastiveLoss/options/f16/",
+            "pytorch_metric_learning.losses.NTXentLoss/options/f16/",
+            "pytorch_metric_learning.losses.SupConLoss/options/f16/",
+            "pytorch_metric_learning.losses.MultiSimilarityLoss/options/f16/",
+            "pytorch_metric_learning.losses.LiftedStructureLoss/options/f16/",
+            "pytorch_metric_learning.losses.GeneralizedLiftedStructureLoss/options/f16/",
+            "pytorch_metric_learning.losses.TripletMarginLoss/options/f16/",
+        ],
+        rule: Rule::Finite,
+        reason: "in f16 the square of an embedding's distance to itself is 0, and the gradient of a p-norm divides by it",
+    },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.ContrastiveLoss/better_root/",
+            "pytorch_metric_learning.losses.NTXentLoss/better_root/",
+            "pytorch_metric_learning.losses.SupConLoss/better_root/",
+            "pytorch_metric_learning.losses.MultiSimilarityLoss/better_root/",
+            "pytorch_metric_learning.losses.NPairsLoss/better_root/",
+            "pytorch_metric_learning.losses.LiftedStructureLoss/better_root/",
+            "pytorch_metric_learning.losses.GeneralizedLiftedStructureLoss/better_root/",
+        ],
+        rule: Rule::Finite,
+        reason: "the root of an embedding's distance to itself, 0, has a vertical tangent; here its gradient is 0",
+    },
 ];
 
 /// The difference that a case is about.

@@ -1,14 +1,38 @@
 //! Losses of distances between embeddings, and of rankings.
 
+mod batch;
+mod batch_triplet_margin;
+mod circle;
+mod contrastive;
 mod cosine_embedding;
+mod distance;
+mod generalized_lifted_structure;
 mod hinge_embedding;
+mod lifted_structure;
 mod margin_ranking;
+mod multi_similarity;
+mod n_pairs;
+mod nt_xent;
+mod reducer;
+mod sup_con;
 mod triplet_margin;
 mod triplet_margin_with_distance;
 
+pub use batch::EmbeddingLoss;
+pub use batch_triplet_margin::{BatchTripletMarginLoss, TripletMining};
+pub use circle::CircleLoss;
+pub use contrastive::ContrastiveLoss;
 pub use cosine_embedding::CosineEmbeddingLoss;
+pub use distance::EmbeddingDistance;
+pub use generalized_lifted_structure::GeneralizedLiftedStructureLoss;
 pub use hinge_embedding::HingeEmbeddingLoss;
+pub use lifted_structure::LiftedStructureLoss;
 pub use margin_ranking::MarginRankingLoss;
+pub use multi_similarity::MultiSimilarityLoss;
+pub use n_pairs::NPairsLoss;
+pub use nt_xent::NtXentLoss;
+pub use reducer::EmbeddingReduction;
+pub use sup_con::SupConLoss;
 pub use triplet_margin::TripletMarginLoss;
 pub use triplet_margin_with_distance::TripletMarginWithDistanceLoss;
 

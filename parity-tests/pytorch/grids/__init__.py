@@ -155,6 +155,7 @@ FAMILIES = (
     "boundary",
     "detection",
     "multilabel",
+    "embeddings",
 )
 
 

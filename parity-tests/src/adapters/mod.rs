@@ -4,6 +4,7 @@ mod kornia;
 mod liger;
 mod monai;
 mod papers;
+mod pml;
 mod smp;
 mod timm;
 mod torch_nn;
@@ -107,6 +108,7 @@ const LIBRARIES: &[&[Adapter]] = &[
     smp::ADAPTERS,
     timm::ADAPTERS,
     papers::ADAPTERS,
+    pml::ADAPTERS,
 ];
 
 /// All adapters.
