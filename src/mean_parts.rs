@@ -6,9 +6,10 @@ use crate::LossError;
 
 /// The numerator and the denominator of a loss that is a mean, for means over several calls.
 ///
-/// A mean of means is wrong wherever the parts of a batch count differently: micro-batches with other numbers of ignored
-/// targets, sequences of other lengths, classes of other weights, workers with a shorter last batch. Right is the sum of the
-/// numerators divided by the sum of the denominators, which is what one call with the whole batch returns.
+/// A mean of means is wrong wherever the parts of a batch count differently: micro-batches with other numbers of
+/// ignored targets, sequences of other lengths, classes of other weights, workers with a shorter last batch. Right is
+/// the sum of the numerators divided by the sum of the denominators, which is what one call with the whole batch
+/// returns.
 ///
 /// The losses that are means have a method `f_parts` which returns them, whatever their option `reduction`:
 ///
@@ -24,8 +25,8 @@ use crate::LossError;
 ///
 /// A loss that is no mean, such as Dice, has no parts: [`LossError::NoMean`].
 ///
-/// The numerator has the graph; it is a scalar in the kind of the input, and in `Float` for half precision, because a sum
-/// in `f16` overflows at 65504. The denominator is a `Double` scalar on the same device.
+/// The numerator has the graph; it is a scalar in the kind of the input, and in `Float` for half precision, because a
+/// sum in `f16` overflows at 65504. The denominator is a `Double` scalar on the same device.
 ///
 /// # Example: gradient accumulation, with a denominator that is known before
 ///
@@ -65,7 +66,8 @@ use crate::LossError;
 /// let mut optimizer = nn::Sgd::default().build(&store, 0.1)?;
 /// let criterion = CrossEntropyLoss::new().weight(Tensor::from_slice(&[0.5_f32, 1.0, 2.0]));
 ///
-/// let batches = [3, 1].map(|n| (Tensor::randn([n, 5], (Kind::Float, Device::Cpu)), Tensor::ones(n, (Kind::Int64, Device::Cpu))));
+/// let batches = [3, 1].map(|n| (Tensor::randn([n, 5], (Kind::Float, Device::Cpu)), Tensor::ones(n, (Kind::Int64,
+/// Device::Cpu))));
 ///
 /// optimizer.zero_grad();
 /// let mut sum: Option<MeanParts> = None;
@@ -119,8 +121,8 @@ impl MeanParts {
         &self.denominator
     }
 
-    /// The mean, in the kind of the numerator; NaN where the denominator is 0, also for the losses of boxes, whose own mean
-    /// over no boxes is 0.
+    /// The mean, in the kind of the numerator; NaN where the denominator is 0, also for the losses of boxes, whose
+    /// own mean over no boxes is 0.
     ///
     /// # Errors
     /// [`LossError::Torch`] where libtorch cannot divide them.

@@ -1,5 +1,5 @@
-//! Σ numerators / Σ denominators of parts of a batch is the mean of the batch, in value and gradient, for every loss that is a
-//! mean.
+//! Σ numerators / Σ denominators of parts of a batch is the mean of the batch, in value and gradient, for every loss
+//! that is a mean.
 
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};

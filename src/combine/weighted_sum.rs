@@ -7,17 +7,17 @@ use crate::{Loss, LossError, MeanParts, check};
 /// A weighted sum of losses of the same input and target, such as 0.5 · Dice + 0.5 · focal.
 ///
 /// The sum is a [`Loss`] itself, and so can be a term of another one. For logging,
-/// [`f_forward_terms`](Self::f_forward_terms) returns the value of each term with the sum; each is computed once. Dice with cross
-/// entropy or a focal loss is faster as [`DiceCrossEntropyLoss`](crate::DiceCrossEntropyLoss) or
+/// [`f_forward_terms`](Self::f_forward_terms) returns the value of each term with the sum; each is computed once.
+/// Dice with cross entropy or a focal loss is faster as [`DiceCrossEntropyLoss`](crate::DiceCrossEntropyLoss) or
 /// [`DiceFocalLoss`](crate::DiceFocalLoss), which share a softmax.
 ///
 /// # Formula
 ///
 /// ℓ = Σᵢ λᵢ ℓᵢ
 ///
-/// where λᵢ is the factor of a term and ℓᵢ its loss, reduced by its own reduction. A factor below 0 is allowed and makes its
-/// term large instead of small, such as the entropy of a prediction. A term with factor 0 is watched alone: it is computed
-/// for the log without a graph, and not even its NaN comes into the sum.
+/// where λᵢ is the factor of a term and ℓᵢ its loss, reduced by its own reduction. A factor below 0 is allowed and
+/// makes its term large instead of small, such as the entropy of a prediction. A term with factor 0 is watched alone:
+/// it is computed for the log without a graph, and not even its NaN comes into the sum.
 ///
 /// # Shapes
 ///
@@ -27,8 +27,9 @@ use crate::{Loss, LossError, MeanParts, check};
 /// # Numerator and denominator
 ///
 /// The sum of means over different denominators (class weights, ignored targets) is no mean, so that
-/// [`f_parts`](Loss::f_parts) of the sum is a [`LossError::NoMean`]. [`f_term_parts`](Self::f_term_parts) returns those of each
-/// term: add them up term by term, and the right sum over several calls is Σᵢ λᵢ · Σ numerators / Σ denominators.
+/// [`f_parts`](Loss::f_parts) of the sum is a [`LossError::NoMean`]. [`f_term_parts`](Self::f_term_parts) returns
+/// those of each term: add them up term by term, and the right sum over several calls is Σᵢ λᵢ · Σ numerators / Σ
+/// denominators.
 ///
 /// # Errors
 ///

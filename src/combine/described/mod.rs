@@ -19,11 +19,12 @@ use crate::{Loss, LossError, MeanParts};
 
 /// A loss that data describe: a training program reads it from JSON, TOML or another format of [serde].
 ///
-/// A description has a field `loss` with the name of the loss, in snake case without the word "loss", and a field for each
-/// option that is not the default. All losses of `(input, target)` of this crate can be described, but for those that have
-/// parameters; [`names`](Self::names) and [`options`](Self::options) list them. PyTorch's class names are names, too: `nn.MSELoss`
-/// is `mse`. Enums are written in snake case, tensors as lists of numbers (or of booleans, for a mask), with lists inside
-/// for more dimensions. `null` stands for an option that is none by default. A loss alone, with all defaults, may be a string.
+/// A description has a field `loss` with the name of the loss, in snake case without the word "loss", and a field for
+/// each option that is not the default. All losses of `(input, target)` of this crate can be described, but for those
+/// that have parameters; [`names`](Self::names) and [`options`](Self::options) list them. PyTorch's class names are
+/// names, too: `nn.MSELoss` is `mse`. Enums are written in snake case, tensors as lists of numbers (or of booleans,
+/// for a mask), with lists inside for more dimensions. `null` stands for an option that is none by default. A loss
+/// alone, with all defaults, may be a string.
 ///
 /// | TOML | Rust |
 /// |---|---|
@@ -32,22 +33,22 @@ use crate::{Loss, LossError, MeanParts};
 /// | `loss = "softmax_focal"`, `alpha = 0.25`, `ignore_index = "none"` | `SoftmaxFocalLoss::new().alpha(0.25).ignore_index(None)` |
 /// | `loss = "dice_cross_entropy"`, `overlap = { loss = "jaccard" }` | `DiceCrossEntropyLoss::new().overlap(JaccardLoss::new())` |
 ///
-/// A [`WeightedSum`] is `sum`, with a list `terms` of losses; each may have a `factor`, which is 1 by default, and a `name`, which
-/// is that of the loss.
+/// A [`WeightedSum`] is `sum`, with a list `terms` of losses; each may have a `factor`, which is 1 by default, and a
+/// `name`, which is that of the loss.
 ///
 /// Each single loss can be read without the field `loss`, too, where a program knows which one it wants:
 /// `serde_json::from_str::<DiceLoss>(r#"{"activation": "sigmoid"}"#)`.
 ///
 /// # Tensors
 ///
-/// The weights of classes and the like are `Float` on the CPU. Where a loss wants them in another kind, or on the device of
-/// its input, [`f_to`](Self::f_to) makes them so.
+/// The weights of classes and the like are `Float` on the CPU. Where a loss wants them in another kind, or on the
+/// device of its input, [`f_to`](Self::f_to) makes them so.
 ///
 /// # Errors
 ///
-/// Reading fails for an unknown loss or option and for a value of the wrong type, with a message that names the loss, the option
-/// and what is allowed. Whether a value is in its range is looked at when the loss is computed, as for options that are set in
-/// Rust: a label smoothing of 2 is a [`LossError::Option`] at the first call.
+/// Reading fails for an unknown loss or option and for a value of the wrong type, with a message that names the loss,
+/// the option and what is allowed. Whether a value is in its range is looked at when the loss is computed, as for
+/// options that are set in Rust: a label smoothing of 2 is a [`LossError::Option`] at the first call.
 ///
 /// # Example
 ///
@@ -131,10 +132,12 @@ impl AnyLoss {
         self.name
     }
 
-    /// The same loss with its tensors on `device` and in `kind`, such as those of the logits. Boolean ones stay Boolean.
+    /// The same loss with its tensors on `device` and in `kind`, such as those of the logits. Boolean ones stay
+    /// Boolean.
     ///
     /// # Errors
-    /// [`LossError::Kind`] for a kind that is not floating, [`LossError::Torch`] where libtorch cannot make the tensors.
+    /// [`LossError::Kind`] for a kind that is not floating, [`LossError::Torch`] where libtorch cannot make the
+    /// tensors.
     pub fn f_to(&self, device: Device, kind: Kind) -> Result<AnyLoss, LossError> {
         if !matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16) {
             return Err(LossError::Kind { argument: "kind", expected: "a floating kind".into(), actual: kind });

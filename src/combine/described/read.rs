@@ -5,11 +5,11 @@ use tch::{Device, Kind, Tensor};
 use super::registry::{Described, f_one_of};
 use super::value::Value;
 use crate::{
-    Activation, BceWithLogitsLoss, CrossEntropyLoss, CrossEntropyPart, DiceLoss, EmptyMask, FocalAlpha,
-    FocalNormalization, FocalPart, FocalPower, FocalSoftTargets, FocalTverskyLoss, GeneralizedDiceLoss, Grouping,
-    HingeTargets, IgnoreScope, InvalidValues, JaccardLoss, KlDivReduction, LovaszClasses, MeanOver,
-    MultiLabelReduction, OneVsRestFocalLoss, Overlap, OverlapMeasure, Reduction, SigmoidFocalLoss, SoftmaxFocalLoss,
-    TverskyLoss, VolumeWeight, WeightedMean,
+    Activation, BceWithLogitsLoss, CrossEntropyLoss, CrossEntropyPart, DiceLoss, EmbeddingDistance, EmbeddingReduction,
+    EmptyMask, FocalAlpha, FocalNormalization, FocalPart, FocalPower, FocalSoftTargets, FocalTverskyLoss,
+    GeneralizedDiceLoss, Grouping, HingeTargets, IgnoreScope, InvalidValues, JaccardLoss, KlDivReduction,
+    LovaszClasses, MeanOver, MultiLabelReduction, OneVsRestFocalLoss, Overlap, OverlapMeasure, Reduction,
+    SigmoidFocalLoss, SoftmaxFocalLoss, TripletMining, TverskyLoss, VolumeWeight, WeightedMean,
 };
 
 /// Why data describe no loss: one sentence.
@@ -167,6 +167,62 @@ impl Read for LovaszClasses {
     }
 }
 
+impl Read for EmbeddingDistance {
+    fn read(value: &Value, place: Place) -> Result<Self, Mismatch> {
+        const EXPECTED: &str = "one of \"lp\", \"cosine\", \"dot_product\", \"signal_to_noise\", or fields with one as \
+                                measure, and normalize_embeddings, p, power";
+        let (measure, fields) = match value {
+            Value::Map(fields) => (fields.iter().find(|(field, _)| field == "measure").map(|(_, of)| of), &fields[..]),
+            _ => (Some(value), &[][..]),
+        };
+        let Some(Value::Text(measure)) = measure else { return expected(EXPECTED) };
+        let mut distance = match measure.as_str() {
+            "lp" => EmbeddingDistance::lp(),
+            "cosine" => EmbeddingDistance::cosine(),
+            "dot_product" => EmbeddingDistance::dot_product(),
+            "signal_to_noise" => EmbeddingDistance::signal_to_noise(),
+            _ => return expected(EXPECTED),
+        };
+        for (field, value) in fields {
+            let wrong = |_| Mismatch::Expected(EXPECTED.to_owned());
+            distance = match field.as_str() {
+                "measure" => distance,
+                "normalize_embeddings" => distance.normalize_embeddings(bool::read(value, place).map_err(wrong)?),
+                "p" => distance.p(f64::read(value, place).map_err(wrong)?),
+                "power" => distance.power(f64::read(value, place).map_err(wrong)?),
+                _ => return expected(EXPECTED),
+            };
+        }
+        Ok(distance)
+    }
+}
+
+impl Read for EmbeddingReduction {
+    fn read(value: &Value, place: Place) -> Result<Self, Mismatch> {
+        const EXPECTED: &str =
+            "one of \"none\", \"mean\", \"mean_non_zero\", \"sum\", or the fields low and high of a threshold";
+        const NO_THRESHOLD: [(&str, EmbeddingReduction); 4] = [
+            ("none", EmbeddingReduction::None),
+            ("mean", EmbeddingReduction::Mean),
+            ("mean_non_zero", EmbeddingReduction::MeanNonZero),
+            ("sum", EmbeddingReduction::Sum),
+        ];
+        let Value::Map(fields) = value else {
+            return one_word(value, &NO_THRESHOLD).or_else(|_| expected(EXPECTED));
+        };
+        let (mut low, mut high) = (None, None);
+        for (field, value) in fields {
+            let bound = match field.as_str() {
+                "low" => &mut low,
+                "high" => &mut high,
+                _ => return expected(EXPECTED),
+            };
+            *bound = Some(f64::read(value, place).or_else(|_| expected(EXPECTED))?);
+        }
+        Ok(EmbeddingReduction::Threshold { low, high })
+    }
+}
+
 /// The option is one of several words.
 fn one_word<T: Copy>(value: &Value, words: &[(&str, T)]) -> Result<T, Mismatch> {
     if let Value::Text(text) = value
@@ -212,6 +268,7 @@ words! {
     WeightedMean { "count" => Count, "weight" => Weight }
     IgnoreScope { "element" => Element, "pixel" => Pixel }
     FocalPower { "region" => Region, "reduced" => Reduced }
+    TripletMining { "all" => All, "semi_hard" => SemiHard, "hard" => Hard, "batch_hard" => BatchHard }
     VolumeWeight { "square" => Square, "simple" => Simple, "uniform" => Uniform }
 }
 

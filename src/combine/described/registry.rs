@@ -39,7 +39,8 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The name of the loss that `value` describes, which is one of several with their aliases, and the fields of its options.
+/// The name of the loss that `value` describes, which is one of several with their aliases, and the fields of its
+/// options.
 pub(super) fn f_one_of<'a>(
     value: &'a Value,
     losses: &[&[&'static str]],
@@ -87,8 +88,8 @@ pub(super) struct Entry {
     pub(super) debug: fn(Fields) -> Result<[String; 2], Problem>,
 }
 
-/// The options of a loss are called as methods. An option that is none by default is marked with `or none`, so that null
-/// stands for that; one whose method is generic has the type that is read.
+/// The options of a loss are called as methods. An option that is none by default is marked with `or none`, so that
+/// null stands for that; one whose method is generic has the type that is read.
 macro_rules! described {
     ($($name:literal $(| $alias:literal)* => $loss:ident {
         $($option:ident $(or $none:ident)? $(: $type:ty)?),+ $(,)?
@@ -147,40 +148,98 @@ described! {
     "mse" | "MSELoss" => MseLoss { weight or none, broadcast, reduction }
     "poisson_nll" | "PoissonNLLLoss" => PoissonNllLoss { log_input, full, eps, broadcast, reduction }
     "smooth_l1" => SmoothL1Loss { beta, broadcast, reduction }
-    "asymmetric_multi_label" => AsymmetricMultiLabelLoss { gamma_neg, gamma_pos, clip, eps, detach_focus, label_smoothing, weight or none, pos_weight or none, reduction }
-    "asymmetric_single_label" => AsymmetricSingleLabelLoss { gamma_pos, gamma_neg, label_smoothing, invalid_values, reduction }
+    "asymmetric_multi_label" => AsymmetricMultiLabelLoss {
+        gamma_neg, gamma_pos, clip, eps, detach_focus, label_smoothing, weight or none, pos_weight or none,
+        reduction,
+    }
+    "asymmetric_single_label" => AsymmetricSingleLabelLoss {
+        gamma_pos, gamma_neg, label_smoothing, invalid_values, reduction,
+    }
     "bce" | "BCELoss" => BceLoss { weight or none, invalid_values, reduction }
     "bce_with_logits" | "BCEWithLogitsLoss" => BceWithLogitsLoss { weight or none, pos_weight or none, reduction }
     "categorical_hinge" => CategoricalHingeLoss { margin, invalid_values, reduction }
-    "cross_entropy" => CrossEntropyLoss { weight or none, ignore_index, label_smoothing, invalid_values, mean_over, reduction }
+    "cross_entropy" => CrossEntropyLoss {
+        weight or none, ignore_index, label_smoothing, invalid_values, mean_over, reduction,
+    }
     "hinge" => HingeLoss { p, margin, targets, reduction }
     "jsd_cross_entropy" => JsdCrossEntropyLoss { num_splits, alpha, label_smoothing, invalid_values }
     "multi_label_margin" => MultiLabelMarginLoss { invalid_values, reduction }
     "multi_label_soft_margin" => MultiLabelSoftMarginLoss { weight or none, broadcast, reduction }
     "multi_margin" => MultiMarginLoss { p, margin, weight or none, invalid_values, reduction }
     "nll" | "NLLLoss" => NllLoss { weight or none, ignore_index, invalid_values, reduction }
-    "one_vs_rest_focal" => OneVsRestFocalLoss { alpha: FocalAlpha, gamma, reduced_threshold or none, normalization, weight or none, ignore_index: Option<i64>, invalid_values, mean_over, reduction }
+    "one_vs_rest_focal" => OneVsRestFocalLoss {
+        alpha: FocalAlpha, gamma, reduced_threshold or none, normalization, weight or none,
+        ignore_index: Option<i64>, invalid_values, mean_over, reduction,
+    }
     "poly_bce_with_logits" => PolyBceWithLogitsLoss { epsilon, gamma, alpha or none, label_smoothing, reduction }
     "poly_cross_entropy" => PolyCrossEntropyLoss { epsilon, label_smoothing, invalid_values, reduction }
-    "sigmoid_focal" => SigmoidFocalLoss { alpha: FocalAlpha, gamma, soft_targets, reduced_threshold or none, normalization, weight or none, pos_weight or none, ignore_index or none, mask or none, mean_over, reduction }
-    "soft_bce_with_logits" => SoftBceWithLogitsLoss { weight or none, pos_weight or none, ignore_index: Option<i64>, label_smoothing, target_threshold or none, invalid_values, mean_over, reduction }
+    "sigmoid_focal" => SigmoidFocalLoss {
+        alpha: FocalAlpha, gamma, soft_targets, reduced_threshold or none, normalization, weight or none,
+        pos_weight or none, ignore_index or none, mask or none, mean_over, reduction,
+    }
+    "soft_bce_with_logits" => SoftBceWithLogitsLoss {
+        weight or none, pos_weight or none, ignore_index: Option<i64>, label_smoothing, target_threshold or none,
+        invalid_values, mean_over, reduction,
+    }
     "soft_margin" => SoftMarginLoss { broadcast, reduction }
-    "softmax_focal" => SoftmaxFocalLoss { alpha: FocalAlpha, gamma, weight or none, ignore_index: Option<i64>, label_smoothing, invalid_values, mean_over, reduction }
+    "softmax_focal" => SoftmaxFocalLoss {
+        alpha: FocalAlpha, gamma, weight or none, ignore_index: Option<i64>, label_smoothing, invalid_values,
+        mean_over, reduction,
+    }
     "kl_div" | "KLDivLoss" => KlDivLoss { log_target, broadcast, reduction }
     "hinge_embedding" => HingeEmbeddingLoss { margin, broadcast, reduction }
-    "dice" => DiceLoss { activation, measure, include_background, classes or none: Vec<i64>, ignore_index or none, ignore_scope, smooth_nr, smooth_dr, invalid_values, reduction, grouping, weight or none, weighted_mean, empty_mask, eps, log_loss }
-    "dice_cross_entropy" => DiceCrossEntropyLoss { overlap: Overlap, cross_entropy: CrossEntropyPart, lambda_dice, lambda_ce }
+    "contrastive" => ContrastiveLoss { pos_margin, neg_margin, distance, reduction }
+    "batch_triplet_margin" => BatchTripletMarginLoss { margin, swap, smooth_loss, mining, distance, reduction }
+    "lifted_structure" => LiftedStructureLoss { pos_margin, neg_margin, distance, reduction }
+    "generalized_lifted_structure" => GeneralizedLiftedStructureLoss { pos_margin, neg_margin, distance, reduction }
+    "multi_similarity" => MultiSimilarityLoss { alpha, beta, base, distance, reduction }
+    "nt_xent" => NtXentLoss { temperature, distance, reduction }
+    "sup_con" => SupConLoss { temperature, distance, reduction }
+    "circle" => CircleLoss { margin, gamma, reduction }
+    "n_pairs" => NPairsLoss { distance, reduction }
+    "dice" => DiceLoss {
+        activation, measure, include_background, classes or none: Vec<i64>, ignore_index or none, ignore_scope,
+        smooth_nr, smooth_dr, invalid_values, reduction, grouping, weight or none, weighted_mean, empty_mask, eps,
+        log_loss,
+    }
+    "dice_cross_entropy" => DiceCrossEntropyLoss {
+        overlap: Overlap, cross_entropy: CrossEntropyPart, lambda_dice, lambda_ce,
+    }
     "dice_focal" => DiceFocalLoss { overlap: Overlap, focal: FocalPart, lambda_dice, focal_background, lambda_focal }
-    "focal_tversky" => FocalTverskyLoss { alpha, beta, gamma, power, activation, measure, include_background, classes or none: Vec<i64>, ignore_index or none, ignore_scope, smooth_nr, smooth_dr, invalid_values, reduction, grouping, weight or none, weighted_mean, empty_mask, eps, log_loss }
-    "generalized_dice" => GeneralizedDiceLoss { weighting, batch, activation, measure, include_background, classes or none: Vec<i64>, ignore_index or none, ignore_scope, smooth_nr, smooth_dr, invalid_values, reduction }
-    "hausdorff_dt" => HausdorffDtLoss { alpha, activation, include_background, grouping, log, invalid_values, reduction }
-    "jaccard" => JaccardLoss { activation, measure, include_background, classes or none: Vec<i64>, ignore_index or none, ignore_scope, smooth_nr, smooth_dr, invalid_values, reduction, grouping, weight or none, weighted_mean, empty_mask, eps, log_loss }
+    "focal_tversky" => FocalTverskyLoss {
+        alpha, beta, gamma, power, activation, measure, include_background, classes or none: Vec<i64>,
+        ignore_index or none, ignore_scope, smooth_nr, smooth_dr, invalid_values, reduction, grouping,
+        weight or none, weighted_mean, empty_mask, eps, log_loss,
+    }
+    "generalized_dice" => GeneralizedDiceLoss {
+        weighting, batch, activation, measure, include_background, classes or none: Vec<i64>, ignore_index or none,
+        ignore_scope, smooth_nr, smooth_dr, invalid_values, reduction,
+    }
+    "hausdorff_dt" => HausdorffDtLoss {
+        alpha, activation, include_background, grouping, log, invalid_values, reduction,
+    }
+    "jaccard" => JaccardLoss {
+        activation, measure, include_background, classes or none: Vec<i64>, ignore_index or none, ignore_scope,
+        smooth_nr, smooth_dr, invalid_values, reduction, grouping, weight or none, weighted_mean, empty_mask, eps,
+        log_loss,
+    }
     "lovasz_hinge" => LovaszHingeLoss { per_image, ignore_index or none, invalid_values, reduction }
-    "lovasz_softmax" => LovaszSoftmaxLoss { activation, per_image, classes, weight or none, ignore_index or none, invalid_values, reduction }
+    "lovasz_softmax" => LovaszSoftmaxLoss {
+        activation, per_image, classes, weight or none, ignore_index or none, invalid_values, reduction,
+    }
     "mcc" => MccLoss { activation, eps }
-    "soft_cldice" => SoftClDiceLoss { iterations, smooth_nr, smooth_dr, smooth, activation, include_background, grouping, invalid_values, reduction }
-    "soft_dice_cldice" => SoftDiceClDiceLoss { alpha, iterations, smooth_nr, smooth_dr, smooth, activation, include_background, invalid_values, reduction }
-    "tversky" => TverskyLoss { alpha, beta, activation, measure, include_background, classes or none: Vec<i64>, ignore_index or none, ignore_scope, smooth_nr, smooth_dr, invalid_values, reduction, grouping, weight or none, weighted_mean, empty_mask, eps, log_loss }
+    "soft_cldice" => SoftClDiceLoss {
+        iterations, smooth_nr, smooth_dr, smooth, activation, include_background, grouping, invalid_values,
+        reduction,
+    }
+    "soft_dice_cldice" => SoftDiceClDiceLoss {
+        alpha, iterations, smooth_nr, smooth_dr, smooth, activation, include_background, invalid_values, reduction,
+    }
+    "tversky" => TverskyLoss {
+        alpha, beta, activation, measure, include_background, classes or none: Vec<i64>, ignore_index or none,
+        ignore_scope, smooth_nr, smooth_dr, invalid_values, reduction, grouping, weight or none, weighted_mean,
+        empty_mask, eps, log_loss,
+    }
     "complete_box_iou" => CompleteBoxIouLoss { eps, alpha_eps, reduction }
     "distance_box_iou" => DistanceBoxIouLoss { eps, reduction }
     "distribution_focal" => DistributionFocalLoss { invalid_values, reduction }
