@@ -108,9 +108,9 @@
 //! | pml `GeneralizedLiftedStructureLoss` | [`GeneralizedLiftedStructureLoss`] |
 //! | pml `TripletMarginLoss`, `BatchHardMiner`, `TripletMarginMiner` | [`BatchTripletMarginLoss`] |
 //!
-//! Those of `input, target` implement [`Loss`], so that they can be boxed and chosen at run time. [`WeightedSum`] adds several
-//! up. With the feature `serde`, `AnyLoss` is one that is described in data such as TOML or JSON. The losses that are means
-//! have a method `f_parts`, which gives numerator and denominator apart: [`MeanParts`].
+//! Those of `input, target` implement [`Loss`], so that they can be boxed and chosen at run time. [`WeightedSum`]
+//! adds several up. With the feature `serde`, `AnyLoss` is one that is described in data such as TOML or JSON. The
+//! losses that are means have a method `f_parts`, which gives numerator and denominator apart: [`MeanParts`].
 //!
 //! On the CPU many of them are computed by a fused engine, value and gradient in one pass over memory. [`Backend`] says how to
 //! have PyTorch's tensor operations instead, and that a build without optimisation (`opt-level` 0 or 1) has them by default.

@@ -123,7 +123,6 @@ impl Loss for BceWithLogitsLoss {
             weight: f_wide_option(&self.weight)?,
             pos_weight: f_wide_option(&self.pos_weight)?,
             reduction: Reduction::Sum,
-            ..*self
         };
         let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
         MeanParts::f_of_elements(numerator, input, target, None)
