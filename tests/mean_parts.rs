@@ -213,7 +213,8 @@ fn every_loss_is_tested_or_is_no_mean() {
 #[test]
 fn losses_with_a_weight_for_each_element() {
     let (input, target, weight) = (numbers(&[6, 4], 0.0), numbers(&[6, 4], 9.0), numbers(&[6, 4], 4.0).abs());
-    let losses: [(&str, fn(Tensor) -> Box<dyn Loss>); 3] = [
+    type WithWeight = fn(Tensor) -> Box<dyn Loss>;
+    let losses: [(&str, WithWeight); 3] = [
         ("mse", |weight| Box::new(MseLoss::new().weight(weight))),
         ("l1", |weight| Box::new(L1Loss::new().weight(weight))),
         ("huber", |weight| Box::new(HuberLoss::new().weight(weight))),
