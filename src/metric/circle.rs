@@ -31,7 +31,8 @@ use crate::{Loss, LossError, check};
 ///
 /// # Differences from pytorch-metric-learning
 ///
-/// Those of [`EmbeddingDistance`].
+/// * Those of [`EmbeddingDistance`].
+/// * A single pair with a single other pair, as of one embedding and two references, has its loss; there it is 0.
 ///
 /// # Errors
 ///
