@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::sequence_log_probs::f_logits_means;
+use super::sequence_log_probs::{NAMES, f_logits_means};
 use super::{KtoLoss, ReferenceModel, SequenceLogProbs, TokenReduction};
 use crate::{LinearHead, LossError, check};
 
@@ -109,7 +109,7 @@ impl LinearKto {
         kl: Option<&Tensor>,
     ) -> Result<LinearKtoOutput, LossError> {
         let default = TokenReduction::Sum;
-        let scores = self.log_probs.f_scores(policy, ["input", "weight", "bias"], target, default)?;
+        let scores = self.log_probs.f_scores(policy, NAMES, target, default)?;
         check::devices(&[("input", policy.input), ("labels", labels)])?;
         let reference = reference.map(|model| self.log_probs.f_reference(model, target, default)).transpose()?;
         let loss = self.kto.f_forward(&scores.sequences, reference.as_ref(), labels, kl)?;

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::sequence_log_probs::{Scores, f_logits_means};
+use super::sequence_log_probs::{NAMES, Scores, f_logits_means};
 use super::{PairLogProbs, PreferenceLoss, ReferenceModel, SequenceLogProbs, TokenReduction};
 use crate::numeric::f_ratio;
 use crate::{LinearHead, LossError, check};
@@ -174,7 +174,10 @@ impl<L: PreferenceLoss> LinearPreference<L> {
         let default = self.preference.token_reduction();
         let alpha = self.alpha.unwrap_or_else(|| self.preference.nll_weight());
         check::option("alpha", alpha, alpha.is_finite(), "a finite number")?;
-        let scores = self.log_probs.f_scores(policy, ["input", "weight", "bias"], target, default)?;
+        policy.f_vocabulary(NAMES, &["B", "T"])?;
+        let policy = policy.f_widen()?;
+        let policy = policy.view();
+        let scores = self.log_probs.f_scores(policy, NAMES, target, default)?;
         let pairs = f_pairs(policy.input)?;
         let reference = reference.map(|model| self.log_probs.f_reference(model, target, default)).transpose()?;
         let policy_halves = f_halves(&scores.sequences, pairs)?;
@@ -222,7 +225,7 @@ impl<L: PreferenceLoss> LinearPreference<L> {
             return Err(check::shape_error(("nll_target", nll_target), expected));
         }
         let chosen = LinearHead { input: &chosen, ..policy };
-        self.log_probs.f_scores(chosen, ["input", "weight", "bias"], nll_target, TokenReduction::Sum)
+        self.log_probs.f_scores(chosen, NAMES, nll_target, TokenReduction::Sum)
     }
 }
 

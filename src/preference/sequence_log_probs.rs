@@ -82,6 +82,9 @@ pub enum ReferenceModel<'a> {
     LogProbs(&'a Tensor),
 }
 
+/// The names of the policy's tensors.
+pub(super) const NAMES: HeadNames = ["input", "weight", "bias"];
+
 /// What is known of a batch of sequences.
 pub(super) struct Scores {
     /// One per token, 0 where it is ignored, `[B, T]`.
@@ -143,7 +146,7 @@ impl SequenceLogProbs {
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault.
     pub fn f_forward(&self, head: LinearHead, target: &Tensor) -> Result<Tensor, LossError> {
-        Ok(self.f_scores(head, ["input", "weight", "bias"], target, TokenReduction::Sum)?.sequences)
+        Ok(self.f_scores(head, NAMES, target, TokenReduction::Sum)?.sequences)
     }
 
     /// Computes the log-probabilities as [`f_forward`](Self::f_forward) does.
@@ -212,8 +215,8 @@ impl SequenceLogProbs {
     /// The negative log-probabilities of the tokens. Half precision becomes single precision before, because a sum over many
     /// tokens has no digits left in half.
     fn f_tokens(&self, head: LinearHead, target: &Tensor) -> Result<Tensor, LossError> {
-        let kind = head.f_wide_kind()?;
-        let wide = |tensor: &Tensor| tensor.f_to_kind(kind);
+        let wide = head.f_widen()?;
+        let head = wide.view();
         let features = head.weight.size()[1];
         let rows = target.numel() as i64;
         let mut criterion = LinearCrossEntropy::new()
@@ -224,9 +227,8 @@ impl SequenceLogProbs {
         if let Some(cap) = self.soft_cap {
             criterion = criterion.soft_cap(cap);
         }
-        let bias = head.bias.map(wide).transpose()?;
-        let input = wide(head.input)?.f_reshape([rows, features])?;
-        criterion.f_forward(&input, &wide(head.weight)?, &target.f_reshape([rows])?, bias.as_ref())
+        let input = head.input.f_reshape([rows, features])?;
+        criterion.f_forward(&input, head.weight, &target.f_reshape([rows])?, head.bias)
     }
 }
 

@@ -66,4 +66,24 @@ impl<'a> LinearHead<'a> {
     pub(crate) fn f_wide_kind(&self) -> Result<Kind, LossError> {
         wide_kind(self.input)
     }
+
+    /// The same in that kind: gradients of several uses are added up before they are rounded.
+    pub(crate) fn f_widen(&self) -> Result<WideHead, LossError> {
+        let kind = self.f_wide_kind()?;
+        let bias = self.bias.map(|bias| bias.f_to_kind(kind)).transpose()?;
+        Ok(WideHead { input: self.input.f_to_kind(kind)?, weight: self.weight.f_to_kind(kind)?, bias })
+    }
+}
+
+/// A [`LinearHead`] of its own tensors, in single precision at least.
+pub(crate) struct WideHead {
+    input: Tensor,
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl WideHead {
+    pub(crate) fn view(&self) -> LinearHead<'_> {
+        LinearHead { input: &self.input, weight: &self.weight, bias: self.bias.as_ref() }
+    }
 }

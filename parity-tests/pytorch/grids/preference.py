@@ -75,8 +75,9 @@ def pair_losses(suite: Suite) -> None:
             add("options", dtype, {**options, "reduction": reduction, "beta": beta})
         for dtype, options in product(DTYPES, settings):
             add("alone", dtype, options, reference=False)
-            add("huge", dtype, options, values=huge)
-            add("huge", dtype, {**options, "beta": 1.0}, values=huge)
+            # The formula has no second derivative where the sigmoid is 0.
+            add("huge", dtype, options, values=huge, second_order=False)
+            add("huge", dtype, {**options, "beta": 1.0}, values=huge, second_order=False)
             add("ones", dtype, options, ones=True)
         for dtype, reduction in product(FULL, REDUCTIONS):
             options = {**settings[-1], "reduction": reduction}
@@ -129,7 +130,7 @@ def kto_loss(suite: Suite) -> None:
         for kl, reference in product((None, (), (6,)), (False, True)):
             options = {**options, "reduction": reduction, "beta": beta}
             add("options", dtype, options, kl=kl, reference=reference)
-        add("huge", dtype, options, values=huge)
+        add("huge", dtype, options, values=huge, second_order=False)
     for dtype, shape in product(FULL, ((1,), (), (2, 3), (0,))):
         add("shape", dtype, {}, shape=shape)
     for dtype in FULL:
@@ -158,7 +159,7 @@ def answers(
         target[number, : number % max(tokens - 1, 1)] = ignore_index
         target[number, tokens - 1 :] = ignore_index if number % 2 and tokens > 1 else target[number, tokens - 1 :]
         if tokens:
-            target[number, tokens // 2] = (3 * number + 1) % vocabulary
+            target[number, tokens // 2] = number % 3
     if empty is not None:
         target[empty] = ignore_index
     return {
@@ -245,18 +246,22 @@ def liger_pairs(suite: Suite) -> None:
             add("one_pair", dtype, options, count=2)
             add("one_token", dtype, options, tokens=1)
             add("long", dtype, options, tokens=40, vocabulary=33, features=8)
-            add("better_empty" if averaged else "empty", dtype, options, empty=1)
-            add("better_empty" if averaged else "empty", dtype, options, empty=4)
+            empty = "better_empty" if averaged or options.get("average_log_prob") else "empty"
+            add(empty, dtype, options, empty=1)
+            add(empty, dtype, options, empty=4)
             add("huge", dtype, options, scale=30.0)
         for layout in ("transposed", "expanded", "offset", "stepped"):
             add("layout", "f32", settings[0], layout=layout)
         for change in (
             lambda tensors: {**tensors, "target": torch.full_like(tensors["target"], 7)},
-            lambda tensors: {**tensors, "target": tensors["target"][:, :4]},
             lambda tensors: {**tensors, "weight": tensors["weight"][:, :3]},
             lambda tensors: {**tensors, "bias": tensors["bias"][:6]},
         ):
             add("reject", "f32", {}, change=change, expect="error")
+        # Without the negative log-likelihood nothing in Liger looks at the end of an answer.
+        short = "better_target" if name == "LigerFusedLinearDPOLoss" else "reject"
+        expect = "ok" if short == "better_target" else "error"
+        add(short, "f32", {}, change=lambda tensors: {**tensors, "target": tensors["target"][:, :4]}, expect=expect)
         add("better_odd", "f32", {}, count=5)
         add("better_beta", "f32", {"beta": -0.1})
     for dtype, beta in product(LIGER_DTYPES, (0.1, 1.0)):
@@ -269,6 +274,28 @@ def liger_pairs(suite: Suite) -> None:
             return Call([*call.args, tokens], call.options, grad=call.grad)
 
         suite.add(f"{LIGER}.LigerFusedLinearORPOLoss", "nll_target", dtype, make, second_order=False)
+    for dtype, rejected in product(LIGER_DTYPES, (False, True)):
+
+        def certain(draw: Draw) -> Call:
+            """The first chosen, or rejected, answer is certain: its logits are 40 apart."""
+            tensors = answers(draw, bias=False)
+            number = 3 if rejected else 0
+            tensors["weight"][:, 0] = 0
+            tensors["weight"][2, 0] = 1
+            tensors["input"][number] = 0
+            tensors["input"][number, :, 0] = 40
+            tensors["target"][number] = 2
+            return of_liger(POLICY, tensors, {})
+
+        suite.add(f"{LIGER}.LigerFusedLinearORPOLoss", "better_certain", dtype, certain, second_order=False)
+        overflow = {"loss_type": "discopop", "beta": 20.0}
+        suite.add(
+            f"{LIGER}.LigerFusedLinearDPOLoss",
+            "better_overflow",
+            dtype,
+            lambda draw: of_liger((*POLICY, *REFERENCE), answers(draw, scale=30.0), overflow),
+            second_order=False,
+        )
     options = {"loss_type": "ipo", "compiled": False}
     suite.add(f"{LIGER}.LigerFusedLinearDPOLoss", "reject", "f32", lambda draw: Call([], options), expect="error")
 
@@ -302,7 +329,6 @@ def liger_kto(suite: Suite) -> None:
         add("ignore", dtype, {**model, "ignore_index": 3}, ignore_index=3)
     for change in (
         lambda tensors: {**tensors, "target": torch.full_like(tensors["target"], 7)},
-        lambda tensors: {**tensors, "labels": tensors["labels"][:4]},
         lambda tensors: {**tensors, "labels": None},
         lambda tensors: {**tensors, "labels": tensors["labels"].float()},
     ):
@@ -337,8 +363,9 @@ def formulas(suite: Suite) -> None:
     for dtype, options, more in product(DTYPES, losses, ({}, {"softcap": 3.0}, {"chunk": 100})):
         add("options", dtype, options | more, options["loss"] in ("dpo", "ipo"), bias="softcap" not in more)
     for dtype, options in product(FULL, losses):
-        add("empty", dtype, options, empty=1)
-        add("empty", dtype, options, empty=5)
+        if options["loss"] != "orpo":  # The odds of an answer without tokens are infinite.
+            add("empty", dtype, options, empty=1)
+            add("empty", dtype, options, empty=5)
         add("one_pair", dtype, options, count=2)
         add("unreduced", dtype, {**options, "reduction": "none"})
         add("ignore", dtype, {**options, "ignore_index": 3}, ignore_index=3)

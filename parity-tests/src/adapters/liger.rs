@@ -79,9 +79,8 @@ fn preference<L: PreferenceLoss>(
 ) -> Result<Vec<Tensor>, EvalError> {
     let with_nll = arguments.boolean("compute_nll_loss", loss.nll_weight() != 0.0)?;
     let alpha = arguments.number("alpha", 1.0)?;
-    let loss = LinearPreference::new(loss)
-        .log_probs(log_probs(arguments, average)?)
-        .alpha(if with_nll { alpha } else { 0.0 });
+    let loss =
+        LinearPreference::new(loss).log_probs(log_probs(arguments, average)?).alpha(if with_nll { alpha } else { 0.0 });
     let policy = Head::take(["_input", "lin_weight", "bias"], arguments)?;
     let (target, nll_target) = (arguments.tensor("target")?, arguments.optional_tensor("nll_target")?);
     let model = reference.as_ref().map(Head::model);
@@ -119,8 +118,7 @@ fn dpo(arguments: &mut Arguments) -> Outcome {
 }
 
 fn orpo(arguments: &mut Arguments) -> Outcome {
-    let mut outputs =
-        preference(OrpoLoss::new().beta(arguments.number("beta", 0.1)?), arguments, true, None)?;
+    let mut outputs = preference(OrpoLoss::new().beta(arguments.number("beta", 0.1)?), arguments, true, None)?;
     let log_odds = OrpoLoss::f_log_odds_ratio(PairLogProbs::new(&outputs[1], &outputs[2]))?;
     outputs.extend([log_odds.f_log_sigmoid()?.f_mean(None)?, log_odds.f_mean(None)?]);
     Ok(tensors(outputs))
@@ -144,8 +142,8 @@ fn cpo(arguments: &mut Arguments) -> Outcome {
 /// Liger has the sums of the metrics over the desirable and over the undesirable answers.
 fn kto(arguments: &mut Arguments) -> Outcome {
     let average = arguments.boolean("average_log_prob", false)?;
-    let loss = LinearKto::new(KtoLoss::new().beta(arguments.number("beta", 0.1)?))
-        .log_probs(log_probs(arguments, average)?);
+    let loss =
+        LinearKto::new(KtoLoss::new().beta(arguments.number("beta", 0.1)?)).log_probs(log_probs(arguments, average)?);
     let reference = reference(arguments, false)?;
     let policy = Head::take(["_input", "lin_weight", "bias"], arguments)?;
     let (target, labels) = (arguments.tensor("target")?, arguments.tensor("preference_labels")?);
