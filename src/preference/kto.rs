@@ -114,7 +114,8 @@ impl KtoLoss {
         let gain = gain.f_mul_scalar(self.beta)?;
         // 1 − σ(x) is σ(−x), which keeps its digits.
         let argument = gain.f_neg()?.f_where_self(labels, &gain)?;
-        let weight = |weight: f64| Tensor::f_full([], weight, (kind, policy.device()));
+        // Converted, because libtorch does not fill a tensor with a number that its kind has not.
+        let weight = |weight: f64| Tensor::from(weight).f_to_device(policy.device())?.f_to_kind(kind);
         let weights = weight(self.desirable_weight)?.f_where_self(labels, &weight(self.undesirable_weight)?)?;
         let losses = argument.f_sigmoid()?.f_mul(&weights)?;
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(policy.f_kind()?)?)
