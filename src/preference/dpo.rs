@@ -47,7 +47,7 @@ use crate::{LossError, Reduction, check};
 ///
 /// let chosen = Tensor::from_slice(&[-10.0, -12.0]).set_requires_grad(true);
 /// let rejected = Tensor::from_slice(&[-11.0, -12.0]);
-/// let (reference_chosen, reference_rejected) = (Tensor::from_slice(&[-11.0, -9.0]), Tensor::from_slice(&[-12.0, -9.0]));
+/// let (reference_chosen, reference_rejected) = (&chosen.detach() - 1.0, &rejected.detach() - 1.0);
 ///
 /// // Both pairs are as far apart as they were.
 /// let policy = PairLogProbs::new(&chosen, &rejected);
