@@ -58,6 +58,7 @@
 //!
 //! All of them take `input, target`, except [`LinearCrossEntropy`]. pml is pytorch-metric-learning; its losses share
 //! [`EmbeddingLoss`], too, and take an [`EmbeddingDistance`] and an [`EmbeddingReduction`].
+//! All of them take `input, target`, except [`LinearCrossEntropy`] and those of language models.
 //!
 //! | original | here |
 //! |---|---|
@@ -107,6 +108,14 @@
 //! | pml `LiftedStructureLoss` | [`LiftedStructureLoss`] |
 //! | pml `GeneralizedLiftedStructureLoss` | [`GeneralizedLiftedStructureLoss`] |
 //! | pml `TripletMarginLoss`, `BatchHardMiner`, `TripletMarginMiner` | [`BatchTripletMarginLoss`] |
+//! | **preferences and distillation of language models** | |
+//! | `liger_kernel.chunked_loss.LigerFusedLinearDPOLoss` | [`DpoLoss`], [`LinearPreference`] |
+//! | IPO (paper) | [`IpoLoss`], [`LinearPreference`] |
+//! | `liger_kernel.chunked_loss.LigerFusedLinearORPOLoss` | [`OrpoLoss`], [`LinearPreference`] |
+//! | `liger_kernel.chunked_loss.LigerFusedLinearSimPOLoss` | [`SimpoLoss`], [`LinearPreference`] |
+//! | `liger_kernel.chunked_loss.LigerFusedLinearCPOLoss` | [`CpoLoss`], [`LinearPreference`] |
+//! | `liger_kernel.chunked_loss.LigerFusedLinearKTOLoss` | [`KtoLoss`], [`LinearKto`] |
+//! | `liger_kernel.chunked_loss.LigerFusedLinearJSDLoss`, `LigerFusedLinearCosineSimilarityLoss`, knowledge distillation | [`DistillationLoss`], [`LinearDistillation`] |
 //!
 //! Those of `input, target` implement [`Loss`], so that they can be boxed and chosen at run time. [`WeightedSum`]
 //! adds several up. With the feature `serde`, `AnyLoss` is one that is described in data such as TOML or JSON. The
@@ -132,6 +141,7 @@ mod mean_parts;
 mod metric;
 mod numeric;
 mod precomputed;
+mod preference;
 mod reduction;
 mod regression;
 mod segmentation;
@@ -147,6 +157,7 @@ pub use kernels::{Backend, set_gradient_cache, with_backend};
 pub use loss::Loss;
 pub use mean_parts::MeanParts;
 pub use metric::*;
+pub use preference::*;
 pub use reduction::Reduction;
 pub use regression::*;
 pub use segmentation::*;

@@ -181,6 +181,55 @@ fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> 
             let loss = LinearCrossEntropy::new().chunking(Chunking::Rows(1)).weight(w());
             Box::new(move |a, b, c| loss.f_forward(a, b, c, Some(c)))
         }),
+        ("dpo", Box::new(|a, b, c| DpoLoss::new().f_forward(PairLogProbs::new(a, b), Some(PairLogProbs::new(c, b))))),
+        ("dpo of a variant", {
+            let loss = DpoLoss::new().variant(DpoVariant::DiscoPop(0.05));
+            Box::new(move |a, b, _| loss.f_forward(PairLogProbs::new(a, b), None))
+        }),
+        ("ipo", Box::new(|a, b, _| IpoLoss::new().f_forward(PairLogProbs::new(a, b), None))),
+        ("orpo", Box::new(|a, b, _| OrpoLoss::new().f_forward(PairLogProbs::new(a, b), None))),
+        ("simpo", Box::new(|a, b, _| SimpoLoss::new().f_forward(PairLogProbs::new(a, b), None))),
+        ("cpo", Box::new(|a, b, _| CpoLoss::new().f_forward(PairLogProbs::new(a, b), None))),
+        ("kto", Box::new(|a, b, c| KtoLoss::new().f_forward(a, Some(a), b, Some(c)))),
+        ("sequence log-probs", {
+            let of = SequenceLogProbs::new().invalid_values(invalid).chunking(Chunking::Rows(1));
+            Box::new(move |a, b, c| of.f_forward(LinearHead::new(a, b), c))
+        }),
+        ("linear preference", {
+            let loss =
+                LinearPreference::new(OrpoLoss::new()).log_probs(SequenceLogProbs::new().invalid_values(invalid));
+            Box::new(move |a, b, c| Ok(loss.f_forward_with_nll_target(LinearHead::new(a, b), c, c, None)?.loss))
+        }),
+        ("linear preference with a reference", {
+            let loss = LinearPreference::new(DpoLoss::new());
+            Box::new(move |a, b, c| {
+                let policy = LinearHead::new(a, b).bias(c);
+                Ok(loss.f_forward(policy, c, Some(ReferenceModel::LogProbs(c)))?.loss)
+            })
+        }),
+        ("linear kto", {
+            let loss = LinearKto::new(KtoLoss::new());
+            Box::new(move |a, b, c| {
+                let policy = LinearHead::new(a, b);
+                Ok(loss.f_forward(policy, c, c, Some(ReferenceModel::Head(policy)), Some(b))?.loss)
+            })
+        }),
+        ("distillation", {
+            let loss = DistillationLoss::new().invalid_values(invalid);
+            Box::new(move |a, b, c| loss.f_forward(a, b, Some(c)))
+        }),
+        ("distillation without labels", {
+            let loss = DistillationLoss::new().soft_loss(SoftLoss::Cosine).hard_weight(0.0).reduction(Reduction::None);
+            Box::new(move |a, b, _| loss.f_forward(a, b, None))
+        }),
+        ("linear distillation", {
+            let loss = LinearDistillation::new(DistillationLoss::new().invalid_values(invalid));
+            let loss = loss.chunking(Chunking::Rows(1));
+            Box::new(move |a, b, c| {
+                let head = LinearHead::new(a, b);
+                Ok(loss.f_forward(head, head.bias(c), Some(c))?.loss)
+            })
+        }),
         ("adaptive log softmax", {
             let store = tch::nn::VarStore::new(Device::Cpu);
             let config = AdaptiveLogSoftmaxConfig::new();
@@ -400,4 +449,51 @@ fn embedding_losses_with_number(x: f64) -> Vec<(&'static str, Box<dyn Loss>)> {
     losses.extend(distances().map(|distance| ("p", of_distance(distance.p(x)))));
     losses.extend(distances().map(|distance| ("power", of_distance(distance.power(x)))));
     losses
+/// Every option of a loss of language models that is a number, set to `x`.
+fn of_language_models(x: f64, log_probs: &Tensor) -> Vec<Result<Tensor, LossError>> {
+    let pair = PairLogProbs::new(log_probs, log_probs);
+    let preferences: Vec<Box<dyn PreferenceLoss>> = vec![
+        Box::new(DpoLoss::new().beta(x)),
+        Box::new(DpoLoss::new().beta(x).variant(DpoVariant::SppoHard)),
+        Box::new(DpoLoss::new().label_smoothing(x)),
+        Box::new(DpoLoss::new().variant(DpoVariant::Robust).label_smoothing(x)),
+        Box::new(DpoLoss::new().variant(DpoVariant::ExoPair).label_smoothing(x)),
+        Box::new(DpoLoss::new().variant(DpoVariant::DiscoPop(x))),
+        Box::new(IpoLoss::new().beta(x)),
+        Box::new(OrpoLoss::new().beta(x)),
+        Box::new(SimpoLoss::new().beta(x)),
+        Box::new(SimpoLoss::new().gamma(x)),
+        Box::new(CpoLoss::new().beta(x)),
+        Box::new(CpoLoss::new().label_smoothing(x)),
+    ];
+    let labels = Tensor::from_slice(&[true, false]);
+    let kto = |loss: KtoLoss| loss.f_forward(log_probs, None, &labels, None);
+    let distillation = |loss: DistillationLoss| loss.f_forward(log_probs, log_probs, Some(&Tensor::from(1_i64)));
+    let mut results: Vec<_> = preferences.iter().map(|loss| loss.f_forward(pair, None)).collect();
+    results.extend([
+        kto(KtoLoss::new().beta(x)),
+        kto(KtoLoss::new().desirable_weight(x)),
+        kto(KtoLoss::new().undesirable_weight(x)),
+        distillation(DistillationLoss::new().temperature(x).temperature_squared(true)),
+        distillation(DistillationLoss::new().soft_loss(SoftLoss::JensenShannon(x))),
+        distillation(DistillationLoss::new().soft_weight(x)),
+        distillation(DistillationLoss::new().hard_weight(x)),
+    ]);
+    let (head, target) = (log_probs.view([2, 1, 1]), Tensor::from_slice(&[0_i64, 1]).view([2, 1]));
+    let (weight, log_probs) = (log_probs.view([2, 1]), SequenceLogProbs::new());
+    let policy = LinearHead::new(&head, &weight);
+    let alpha = LinearPreference::new(DpoLoss::new()).alpha(x).f_forward(policy, &target, None);
+    results.extend([alpha.map(|output| output.loss), log_probs.soft_cap(x).f_forward(policy, &target)]);
+    results
+}
+
+#[test]
+fn no_number_as_an_option_of_language_models_panics() {
+    let numbers = [0.0, 1.0, -1.0, 1e-300, 1e39, -1e39, f64::MAX, f64::MIN, f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+    for (number, kind) in numbers.into_iter().flat_map(|number| [Kind::Float, Kind::Half].map(|kind| (number, kind))) {
+        let log_probs = Tensor::from_slice(&[-1.0, -2.0]).to_kind(kind).set_requires_grad(true);
+        for loss in of_language_models(number, &log_probs).into_iter().flatten() {
+            loss.f_sum(Kind::Double).unwrap().f_backward().unwrap();
+        }
+    }
 }

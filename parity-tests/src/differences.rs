@@ -265,6 +265,66 @@ pub const DIFFERENCES: &[Difference] = &[
         ],
         rule: Rule::Finite,
         reason: "the root of an embedding's distance to itself, 0, has a vertical tangent; here its gradient is 0",
+            "liger_kernel.chunked_loss.LigerFusedLinearDPOLoss/better_empty/",
+            "liger_kernel.chunked_loss.LigerFusedLinearORPOLoss/better_empty/",
+            "liger_kernel.chunked_loss.LigerFusedLinearSimPOLoss/better_empty/",
+            "liger_kernel.chunked_loss.LigerFusedLinearCPOLoss/better_empty/",
+            "liger_kernel.chunked_loss.LigerFusedLinearKTOLoss/better_empty/",
+        ],
+        rule: Rule::Finite,
+        reason: "the mean over an answer without tokens is 0 and not 0 / 0, which would make all gradients of the batch NaN",
+    },
+    Difference {
+        cases: &["liger_kernel.chunked_loss.LigerFusedLinearORPOLoss/better_certain/"],
+        rule: Rule::Finite,
+        reason: "an answer that is certain in single precision has finite odds",
+    },
+    Difference {
+        cases: &["liger_kernel.chunked_loss.LigerFusedLinearDPOLoss/better_overflow/"],
+        rule: Rule::Finite,
+        reason: "exp(-z) overflows where its factor underflows; here they are one power",
+    },
+    Difference {
+        cases: &[
+            "liger_kernel.chunked_loss.LigerFusedLinearDPOLoss/better_odd/",
+            "liger_kernel.chunked_loss.LigerFusedLinearORPOLoss/better_odd/",
+            "liger_kernel.chunked_loss.LigerFusedLinearSimPOLoss/better_odd/",
+            "liger_kernel.chunked_loss.LigerFusedLinearCPOLoss/better_odd/",
+        ],
+        rule: Rule::Rejects,
+        reason: "an odd number of answers makes no pairs; Liger broadcasts the chosen against the rejected ones",
+    },
+    Difference {
+        cases: &["liger_kernel.chunked_loss.LigerFusedLinearDPOLoss/better_target/"],
+        rule: Rule::Rejects,
+        reason: "each token has a target; Liger drops those at the end that have none",
+    },
+    Difference {
+        cases: &[
+            "liger_kernel.chunked_loss.LigerFusedLinearDPOLoss/better_beta/",
+            "liger_kernel.chunked_loss.LigerFusedLinearORPOLoss/better_beta/",
+            "liger_kernel.chunked_loss.LigerFusedLinearSimPOLoss/better_beta/",
+            "liger_kernel.chunked_loss.LigerFusedLinearCPOLoss/better_beta/",
+            "liger_kernel.chunked_loss.LigerFusedLinearKTOLoss/better_beta/",
+        ],
+        rule: Rule::Rejects,
+        reason: "a beta below 0 prefers the rejected answers",
+    },
+    Difference {
+        cases: &[
+            "liger_kernel.chunked_loss.LigerFusedLinearJSDLoss/better_vocabulary/",
+            "liger_kernel.chunked_loss.LigerFusedLinearCosineSimilarityLoss/better_vocabulary/",
+        ],
+        rule: Rule::Rejects,
+        reason: "classes that the student does not have are no classes of logit 0",
+    },
+    Difference {
+        cases: &[
+            "liger_kernel.chunked_loss.LigerFusedLinearJSDLoss/better_temperature/",
+            "liger_kernel.chunked_loss.LigerFusedLinearCosineSimilarityLoss/better_temperature/",
+        ],
+        rule: Rule::Rejects,
+        reason: "a temperature below 0 makes the unlikely likely",
     },
 ];
 

@@ -109,6 +109,7 @@ const LIBRARIES: &[&[Adapter]] = &[
     timm::ADAPTERS,
     papers::ADAPTERS,
     pml::ADAPTERS,
+    papers::preference::ADAPTERS,
 ];
 
 /// All adapters.
