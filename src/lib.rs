@@ -58,6 +58,7 @@
 //!
 //! All of them take `input, target`, except [`LinearCrossEntropy`]. pml is pytorch-metric-learning; its losses share
 //! [`EmbeddingLoss`], too, and take an [`EmbeddingDistance`] and an [`EmbeddingReduction`].
+//! All of them take `input, target`, except [`LinearCrossEntropy`] and where the table says so.
 //!
 //! | original | here |
 //! |---|---|
@@ -107,6 +108,13 @@
 //! | pml `LiftedStructureLoss` | [`LiftedStructureLoss`] |
 //! | pml `GeneralizedLiftedStructureLoss` | [`GeneralizedLiftedStructureLoss`] |
 //! | pml `TripletMarginLoss`, `BatchHardMiner`, `TripletMarginMiner` | [`BatchTripletMarginLoss`] |
+//! | **self-supervised, images and texts** | |
+//! | `lightly.loss.BarlowTwinsLoss` | [`BarlowTwinsLoss`] |
+//! | `lightly.loss.VICRegLoss` | [`VicRegLoss`] |
+//! | `lightly.loss.NegativeCosineSimilarity` | [`NegativeCosineSimilarity`] |
+//! | `lightly.loss.DINOLoss` | [`DinoLoss`], of lists of views |
+//! | CLIP paper | [`ClipLoss`], of `image, text, logit_scale` |
+//! | SigLIP paper | [`SigLipLoss`], of `image, text, logit_scale, logit_bias` |
 //!
 //! Those of `input, target` implement [`Loss`], so that they can be boxed and chosen at run time. [`WeightedSum`] adds several
 //! up. With the feature `serde`, `AnyLoss` is one that is described in data such as TOML or JSON. The losses that are means
@@ -135,6 +143,7 @@ mod precomputed;
 mod reduction;
 mod regression;
 mod segmentation;
+mod self_supervised;
 mod sequence;
 
 pub use check::InvalidValues;
@@ -150,6 +159,7 @@ pub use metric::*;
 pub use reduction::Reduction;
 pub use regression::*;
 pub use segmentation::*;
+pub use self_supervised::*;
 pub use sequence::*;
 
 /// Every code block of the README is compiled, and run where it can be.

@@ -156,6 +156,7 @@ FAMILIES = (
     "detection",
     "multilabel",
     "embeddings",
+    "self_supervised",
 )
 
 

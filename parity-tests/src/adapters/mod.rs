@@ -2,6 +2,7 @@
 
 mod kornia;
 mod liger;
+mod lightly;
 mod monai;
 mod papers;
 mod pml;
@@ -104,11 +105,13 @@ const LIBRARIES: &[&[Adapter]] = &[
     torchvision::ADAPTERS,
     kornia::ADAPTERS,
     liger::ADAPTERS,
+    lightly::ADAPTERS,
     monai::ADAPTERS,
     smp::ADAPTERS,
     timm::ADAPTERS,
     papers::ADAPTERS,
     pml::ADAPTERS,
+    papers::contrastive::ADAPTERS,
 ];
 
 /// All adapters.
