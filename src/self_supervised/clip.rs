@@ -142,13 +142,21 @@ mod tests {
         let scale = LogitParameter::from(&scale);
         let shape = "text has shape [2, 4], expected [3, 4], the shape of image";
         assert_eq!(message(&x, &randn(&[2, 4]), scale), shape);
-        assert_eq!(message(&randn(&[4]), &randn(&[4]), scale), "image has shape [4], expected [N, D]");
+        assert_eq!(message(&randn(&[4]), &randn(&[4]), scale), "image has shape [4], expected [N, D] with D > 0");
         let scale = "logit_scale has shape [3, 4], expected one element";
         assert_eq!(message(&x, &x, LogitParameter::Tensor(&x)), scale);
         let scale = "option logit_scale is NaN, expected a finite number";
         assert_eq!(message(&x, &x, LogitParameter::Number(f64::NAN)), scale);
         let error = ClipLoss::new().label_smoothing(2.0).f_forward(&x, &x, 1.0).unwrap_err();
         assert_eq!(error.to_string(), "option label_smoothing is 2, expected a number in [0, 1]");
+    }
+
+    #[test]
+    fn no_embedding_overflows() {
+        let (image, text) = (randn(&[3, 4]), randn(&[3, 4]));
+        let expected = ClipLoss::new().forward(&image, &text, 10.0);
+        let loss = ClipLoss::new().forward(&(image * 1e200), &(text * 1e-200), 10.0);
+        assert!((f64::try_from(loss - expected).unwrap()).abs() < 1e-12);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use crate::LossError;
 use crate::check;
-use crate::numeric::wide_kind;
+use crate::numeric::{f_ratio, wide_kind};
 
 /// A scale or bias of logits, made from a tensor of one element, which may be learnt, or from a number.
 #[derive(Debug, Clone, Copy)]
@@ -51,8 +51,8 @@ impl LogitParameter<'_> {
 pub(super) fn pairs(image: &Tensor, text: &Tensor) -> Result<(), LossError> {
     let (image, text) = (("image", image), ("text", text));
     super::views(image, text)?;
-    if image.1.dim() != 2 {
-        return Err(check::shape_error(image, "[N, D]"));
+    if !matches!(image.1.size()[..], [_, features] if features > 0) {
+        return Err(check::shape_error(image, "[N, D] with D > 0"));
     }
     Ok(())
 }
@@ -67,8 +67,10 @@ pub(super) fn f_similarities(image: &Tensor, text: &Tensor, normalize: bool) -> 
     Ok(rows(image)?.f_matmul(&rows(text)?.f_transpose(0, 1)?)?)
 }
 
-/// The rows divided by their norms, as `torch.nn.functional.normalize` does.
+/// The rows divided by their norms; rows of zeros stay what they are, with gradient 0.
 fn f_unit_rows(rows: &Tensor) -> Result<Tensor, LossError> {
-    let norms = rows.f_norm_scalaropt_dim(2, [1_i64].as_slice(), true)?;
-    Ok(rows.f_div(&norms.f_clamp_min(1e-12)?)?)
+    // Scaling changes no direction, and keeps squares from overflowing and underflowing.
+    let largest = rows.f_detach()?.f_abs()?.f_amax([1_i64].as_slice(), true)?;
+    let scaled = f_ratio(rows, &largest)?;
+    f_ratio(&scaled, &scaled.f_norm_scalaropt_dim(2, [1_i64].as_slice(), true)?)
 }

@@ -222,9 +222,10 @@ def images_and_texts(suite: Suite) -> None:
         for dtype, shape, reduction in product(DTYPES, ((1, 3), (2, 1), (17, 4), (33, 40)), ("mean", "none")):
             add(reference, "shape", dtype, {"reduction": reduction}, shape)
         tags = {**VALUES, "zeros": zeros}
-        for dtype, (tag, pair), fixed in product(DTYPES, tags.items(), (False, True)):
+        # Where gradients cancel, single precision has too few digits left to compare.
+        for (tag, pair), fixed in product(tags.items(), (False, True)):
             # The gradient of a norm of 0 has no derivative.
-            add(reference, tag, dtype, {}, pair=pair, fixed=fixed, second_order=tag != "zeros")
+            add(reference, tag, "f64", {}, pair=pair, fixed=fixed, second_order=tag != "zeros")
         for dtype, layout, reduction in product(FULL, LAYOUTS, ("mean", "none")):
             add(reference, "layout", dtype, {"reduction": reduction}, layout=layout)
         for dtype, scale in product(FULL, (100.0, 1e4)):

@@ -53,7 +53,8 @@ fn dino(arguments: &mut Arguments) -> Outcome {
     let store = nn::VarStore::new(arguments.device.unwrap_or(Device::Cpu));
     let mut loss = DinoLoss::f_new(store.root(), center.size()[2], config)?;
     let mut variable = store.variables().remove("center").expect("the centre is on the path");
-    variable.f_set_data(&center)?;
+    // A copy, since the update is in place.
+    variable.f_set_data(&center.copy())?;
     if let Some(epoch) = arguments.optional_integer("epoch")? {
         loss.set_epoch(epoch);
     }
