@@ -279,6 +279,40 @@ pub const DIFFERENCES: &[Difference] = &[
         rule: Rule::Rejects,
         reason: "without an epsilon the gradient of a constant feature is NaN",
     },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.ArcFaceLoss/better_saturated/",
+            "pytorch_metric_learning.losses.SubCenterArcFaceLoss/better_saturated/",
+        ],
+        rule: Rule::Finite,
+        reason: "the arc cosine has an infinite gradient at 1 and -1, but the angle of two vectors has none there; here it is \
+                 computed from their difference and sum",
+    },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.ArcFaceLoss/better_integers/",
+            "pytorch_metric_learning.losses.SubCenterArcFaceLoss/better_integers/",
+            "pytorch_metric_learning.losses.CosFaceLoss/better_integers/",
+            "pytorch_metric_learning.losses.ProxyAnchorLoss/better_integers/",
+        ],
+        rule: Rule::Accepts,
+        reason: "classes may be of any integer kind",
+    },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.ArcFaceLoss/better_empty/",
+            "pytorch_metric_learning.losses.SubCenterArcFaceLoss/better_empty/",
+            "pytorch_metric_learning.losses.CosFaceLoss/better_empty/",
+            "pytorch_metric_learning.losses.ProxyNCALoss/better_empty/",
+        ],
+        rule: Rule::Finite,
+        reason: "an empty batch of embeddings costs nothing, as in the losses of their pairs",
+    },
+    Difference {
+        cases: &["pytorch_metric_learning.losses.ProxyNCALoss/better_classes/"],
+        rule: Rule::Rejects,
+        reason: "a class without a proxy is a mistake, not an embedding that does not count",
+    },
 ];
 
 /// The difference that a case is about.

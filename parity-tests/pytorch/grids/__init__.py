@@ -155,6 +155,8 @@ FAMILIES = (
     "boundary",
     "detection",
     "multilabel",
+    "self_supervised",
+    "class_vectors",
     "embeddings",
     "self_supervised",
 )

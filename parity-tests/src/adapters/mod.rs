@@ -6,6 +6,7 @@ mod lightly;
 mod monai;
 mod papers;
 mod pml;
+mod pml_modules;
 mod smp;
 mod timm;
 mod torch_nn;
@@ -112,6 +113,7 @@ const LIBRARIES: &[&[Adapter]] = &[
     papers::ADAPTERS,
     pml::ADAPTERS,
     papers::contrastive::ADAPTERS,
+    pml_modules::ADAPTERS,
 ];
 
 /// All adapters.
