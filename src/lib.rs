@@ -115,6 +115,11 @@
 //! | `lightly.loss.DINOLoss` | [`DinoLoss`], of lists of views |
 //! | CLIP paper | [`ClipLoss`], of `image, text, logit_scale` |
 //! | SigLIP paper | [`SigLipLoss`], of `image, text, logit_scale, logit_bias` |
+//! | **metric, with a vector for each class** | |
+//! | `pytorch_metric_learning.losses.ArcFaceLoss`, `SubCenterArcFaceLoss` | [`ArcFaceLoss`], or [`ArcFace`] of `input, weight, target` |
+//! | `pytorch_metric_learning.losses.CosFaceLoss` | [`CosFaceLoss`], or [`CosFace`] of `input, weight, target` |
+//! | `pytorch_metric_learning.losses.ProxyAnchorLoss` | [`ProxyAnchorLoss`], or [`ProxyAnchor`] of `input, proxies, target` |
+//! | `pytorch_metric_learning.losses.ProxyNCALoss` | [`ProxyNcaLoss`], or [`ProxyNca`] of `input, proxies, target` |
 //!
 //! Those of `input, target` implement [`Loss`], so that they can be boxed and chosen at run time. [`WeightedSum`] adds several
 //! up. With the feature `serde`, `AnyLoss` is one that is described in data such as TOML or JSON. The losses that are means

@@ -221,12 +221,7 @@ impl ArcFaceLoss {
     /// # Panics
     /// Where `f_new` returns an error, with its message.
     #[track_caller]
-    pub fn new<'a>(
-        path: impl Borrow<nn::Path<'a>>,
-        num_classes: i64,
-        embedding_size: i64,
-        arc_face: ArcFace,
-    ) -> Self {
+    pub fn new<'a>(path: impl Borrow<nn::Path<'a>>, num_classes: i64, embedding_size: i64, arc_face: ArcFace) -> Self {
         crate::loss::expect(Self::f_new(path, num_classes, embedding_size, arc_face))
     }
 

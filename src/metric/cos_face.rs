@@ -194,12 +194,7 @@ impl CosFaceLoss {
     /// # Panics
     /// Where `f_new` returns an error, with its message.
     #[track_caller]
-    pub fn new<'a>(
-        path: impl Borrow<nn::Path<'a>>,
-        num_classes: i64,
-        embedding_size: i64,
-        cos_face: CosFace,
-    ) -> Self {
+    pub fn new<'a>(path: impl Borrow<nn::Path<'a>>, num_classes: i64, embedding_size: i64, cos_face: CosFace) -> Self {
         crate::loss::expect(Self::f_new(path, num_classes, embedding_size, cos_face))
     }
 

@@ -245,8 +245,7 @@ mod tests {
     fn a_probability_that_underflows_has_its_loss() {
         let embeddings = Tensor::from_slice(&[1.0_f32, 0.0]).view([1, 2]).set_requires_grad(true);
         let proxies = Tensor::from_slice(&[1.0_f32, 0.0, -1.0, 0.0]).view([2, 2]);
-        let loss =
-            ProxyNca::new().softmax_scale(100.0).forward(&embeddings, &proxies, &Tensor::from_slice(&[1_i64]));
+        let loss = ProxyNca::new().softmax_scale(100.0).forward(&embeddings, &proxies, &Tensor::from_slice(&[1_i64]));
         loss.backward();
         assert_eq!(f64::try_from(loss).unwrap(), 400.0);
         assert!(bool::try_from(embeddings.grad().isfinite().all()).unwrap());

@@ -160,11 +160,7 @@ impl DinoLoss {
     ///
     /// # Errors
     /// A [`LossError`] that names the option at fault.
-    pub fn f_new<'a>(
-        path: impl Borrow<nn::Path<'a>>,
-        output_dim: i64,
-        config: DinoConfig,
-    ) -> Result<Self, LossError> {
+    pub fn f_new<'a>(path: impl Borrow<nn::Path<'a>>, output_dim: i64, config: DinoConfig) -> Result<Self, LossError> {
         check::option("output_dim", output_dim, output_dim >= 0, "a number >= 0")?;
         for (option, temperature) in [
             ("warmup_teacher_temp", config.warmup_teacher_temp),

@@ -107,7 +107,8 @@ impl VicRegLoss {
         // The positions first, so that the rest is a product of matrices.
         let centred = view.f_sub(&view.f_mean_dim(0, true, None)?)?.f_movedim_int(0, -2)?;
         let covariance = centred.f_transpose(-2, -1)?.f_matmul(&centred)?.f_div_scalar(shape[0] - 1)?;
-        let squares = f_without_diagonal(&covariance)?.f_square()?.f_sum_dim_intlist([-2_i64, -1].as_slice(), false, None)?;
+        let squares =
+            f_without_diagonal(&covariance)?.f_square()?.f_sum_dim_intlist([-2_i64, -1].as_slice(), false, None)?;
         Ok([variance, squares.f_div_scalar(features)?.f_mean(None)?])
     }
 }

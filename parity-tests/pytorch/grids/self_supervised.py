@@ -222,14 +222,14 @@ def images_and_texts(suite: Suite) -> None:
         for dtype, shape, reduction in product(DTYPES, ((1, 3), (2, 1), (17, 4), (33, 40)), ("mean", "none")):
             add(reference, "shape", dtype, {"reduction": reduction}, shape)
         tags = {**VALUES, "zeros": zeros}
-        # Where gradients cancel, single precision has too few digits left to compare.
+        # Where gradients cancel or logits are large, single precision has too few digits left to compare.
         for (tag, pair), fixed in product(tags.items(), (False, True)):
             # The gradient of a norm of 0 has no derivative.
             add(reference, tag, "f64", {}, pair=pair, fixed=fixed, second_order=tag != "zeros")
         for dtype, layout, reduction in product(FULL, LAYOUTS, ("mean", "none")):
             add(reference, "layout", dtype, {"reduction": reduction}, layout=layout)
-        for dtype, scale in product(FULL, (100.0, 1e4)):
-            add(reference, "extreme", dtype, {"logit_scale": scale, "reduction": "none"}, pair=unrelated)
+        for scale in (100.0, 1e4):
+            add(reference, "extreme", "f64", {"logit_scale": scale, "reduction": "none"}, pair=unrelated)
         for dtype in DTYPES:
             add(reference, "ones", dtype, {}, ones=True)
             for reduction in REDUCTIONS:

@@ -36,8 +36,7 @@ fn vicreg(arguments: &mut Arguments) -> Outcome {
 }
 
 fn negative_cosine_similarity(arguments: &mut Arguments) -> Outcome {
-    let loss =
-        NegativeCosineSimilarity::new().dim(arguments.integer("dim", 1)?).eps(arguments.number("eps", 1e-8)?);
+    let loss = NegativeCosineSimilarity::new().dim(arguments.integer("dim", 1)?).eps(arguments.number("eps", 1e-8)?);
     views(&loss, arguments, ["x0", "x1"])
 }
 

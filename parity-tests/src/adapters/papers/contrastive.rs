@@ -37,8 +37,7 @@ fn clip(arguments: &mut Arguments) -> Outcome {
 }
 
 fn siglip(arguments: &mut Arguments) -> Outcome {
-    let loss =
-        SigLipLoss::new().normalize(arguments.boolean("normalize", true)?).reduction(arguments.reduction()?);
+    let loss = SigLipLoss::new().normalize(arguments.boolean("normalize", true)?).reduction(arguments.reduction()?);
     let (scale, bias) = (parameter(arguments, "logit_scale")?, parameter(arguments, "logit_bias")?);
     let (image, text) = (arguments.tensor("image")?, arguments.tensor("text")?);
     Ok(loss.f_forward(&image, &text, borrowed(&scale)?, borrowed(&bias)?)?.into())
