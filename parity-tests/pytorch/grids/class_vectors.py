@@ -12,8 +12,11 @@ from cases import DTYPES, LAYOUTS, Call, Draw, Shape, Suite, lay_out
 from grids.embeddings import DISTANCES, LOSSES, distance, reducer
 
 FULL = ("f64", "f32")
+HALF = ("bf16", "f16")
 # Embeddings, features and classes.
-SIZES = ((1, 3, 2), (17, 2, 5), (30, 12, 3), (4, 1, 3), (3, 5, 40))
+SIZES = ((1, 3, 2), (17, 2, 5), (30, 12, 3), (3, 5, 40))
+# All angles between vectors of one feature are 0 or π.
+ON_A_LINE = (4, 1, 3)
 REDUCERS = [
     reducer("MeanReducer"),
     reducer("SumReducer"),
@@ -103,7 +106,8 @@ class Module:
 
 
 def angles(suite: Suite) -> None:
-    values = {"near": near, "opposite": opposite, "long": long, "short": short}
+    values = {"long": long, "short": short}
+    saturated = {"near": near, "opposite": opposite}
     reducers = [{"scale": 4, "reducer": reducer} for reducer in REDUCERS]
     arc = [{"margin": 10}, {"margin": 0}, {"margin": 90, "scale": 2}, {"scale": 1}, *reducers]
     for cls, settings in (
@@ -111,17 +115,22 @@ def angles(suite: Suite) -> None:
         ("SubCenterArcFaceLoss", [*arc, {"sub_centers": 1}, {"sub_centers": 2, "margin": 45.0, "scale": 8.0}]),
         ("CosFaceLoss", [{"margin": 0.1}, {"margin": 0}, {"scale": 1}, *reducers, {"margin": 0.5, "scale": 8.0}]),
     ):
-        module = Module(suite, cls, "W")
+        module, rounded = Module(suite, cls, "W"), cls != "CosFaceLoss"
         module.sweep(settings, values)
+        for dtype, options, (tag, vectors) in product(DTYPES, ({}, settings[-1]), saturated.items()):
+            # In half precision the cosines are rounded to 1 and -1.
+            tag = "better_saturated" if rounded and dtype in HALF else tag
+            module.add(tag, dtype, options, vectors=vectors)
         for dtype in FULL:
             for outside in (4, -1):
                 labels = lambda draw, outside=outside: torch.tensor([0, 1, outside, 2, 3, 0, 1])  # noqa: E731
                 module.add("reject", dtype, {}, labels=labels, expect="error")
             module.add("better_integers", dtype, {}, kind=torch.int32, expect="error")
             module.add("better_empty", dtype, {}, (0, 5, 4))
-        for dtype in DTYPES:
-            tag = "equal" if cls == "CosFaceLoss" else "better_saturated"
-            module.add(tag, dtype, {"scale": 2}, vectors=equal, second_order=cls == "CosFaceLoss")
+            # In half precision nothing would tell which rounding is better: double precision is NaN, too.
+            tag = "better_saturated" if rounded else "equal"
+            module.add(tag, dtype, {"scale": 2}, vectors=equal, second_order=not rounded)
+            module.add(tag, dtype, {}, ON_A_LINE, second_order=not rounded)
 
 
 def proxies(suite: Suite) -> None:
@@ -144,6 +153,8 @@ def proxies(suite: Suite) -> None:
             anchor.add("better_integers", dtype, {}, kind=kind, expect="error")
         anchor.add("empty", dtype, {}, (0, 5, 4))
         nca.add("better_empty", dtype, {}, (0, 5, 4))
+        for module in (anchor, nca):
+            module.add("line", dtype, {}, ON_A_LINE)
     for dtype in DTYPES:
         nca.add("equal", dtype, {}, vectors=equal, second_order=False)
         anchor.add("equal", dtype, {}, vectors=equal, second_order=False)
