@@ -56,9 +56,9 @@
 //!
 //! # Losses of other packages
 //!
-//! All of them take `input, target`, except [`LinearCrossEntropy`]. pml is pytorch-metric-learning; its losses share
-//! [`EmbeddingLoss`], too, and take an [`EmbeddingDistance`] and an [`EmbeddingReduction`].
-//! All of them take `input, target`, except [`LinearCrossEntropy`] and where the table says so.
+//! All of them take `input, target`, except [`LinearCrossEntropy`] and where the table says so. pml is
+//! pytorch-metric-learning; its losses of pairs share [`EmbeddingLoss`], too, and take an [`EmbeddingDistance`] and an
+//! [`EmbeddingReduction`].
 //!
 //! | original | here |
 //! |---|---|
@@ -116,10 +116,10 @@
 //! | CLIP paper | [`ClipLoss`], of `image, text, logit_scale` |
 //! | SigLIP paper | [`SigLipLoss`], of `image, text, logit_scale, logit_bias` |
 //! | **metric, with a vector for each class** | |
-//! | `pytorch_metric_learning.losses.ArcFaceLoss`, `SubCenterArcFaceLoss` | [`ArcFaceLoss`], or [`ArcFace`] of `input, weight, target` |
-//! | `pytorch_metric_learning.losses.CosFaceLoss` | [`CosFaceLoss`], or [`CosFace`] of `input, weight, target` |
-//! | `pytorch_metric_learning.losses.ProxyAnchorLoss` | [`ProxyAnchorLoss`], or [`ProxyAnchor`] of `input, proxies, target` |
-//! | `pytorch_metric_learning.losses.ProxyNCALoss` | [`ProxyNcaLoss`], or [`ProxyNca`] of `input, proxies, target` |
+//! | pml `ArcFaceLoss`, `SubCenterArcFaceLoss` | [`ArcFaceLoss`], or [`ArcFace`] of `input, weight, target` |
+//! | pml `CosFaceLoss` | [`CosFaceLoss`], or [`CosFace`] of `input, weight, target` |
+//! | pml `ProxyAnchorLoss` | [`ProxyAnchorLoss`], or [`ProxyAnchor`] of `input, proxies, target` |
+//! | pml `ProxyNCALoss` | [`ProxyNcaLoss`], or [`ProxyNca`] of `input, proxies, target` |
 //!
 //! Those of `input, target` implement [`Loss`], so that they can be boxed and chosen at run time. [`WeightedSum`] adds several
 //! up. With the feature `serde`, `AnyLoss` is one that is described in data such as TOML or JSON. The losses that are means

@@ -18,6 +18,8 @@ fn pair(loss: impl Loss + 'static) -> Call {
 /// The third tensor is the references, of the labels of the batch.
 fn with_references(loss: impl EmbeddingLoss + 'static) -> Call {
     Box::new(move |a, b, c| loss.f_forward_with(a, b, c, b))
+}
+
 fn store() -> tch::nn::VarStore {
     tch::nn::VarStore::new(Device::Cpu)
 }
@@ -377,23 +379,25 @@ fn no_number_as_an_option_panics() {
         for (name, of_indices, loss) in with_number(number) {
             let input = input.copy().set_requires_grad(true);
             let target = if of_indices { &indices } else { &masks };
-            panics.extend(attempt(name, number, &*loss, &input, target));
+            panics.extend(attempt(name, number, kind, &|| loss.f_forward(&input, target)));
         }
         let (input, labels) = (input.view([6, 8]), Tensor::from_slice(&[0_i64, 0, 1, 1, 2, 2]));
         for (name, loss) in embedding_losses_with_number(number) {
             let input = input.copy().set_requires_grad(true);
-            panics.extend(attempt(name, number, &*loss, &input, &labels));
+            panics.extend(attempt(name, number, kind, &|| loss.f_forward(&input, &labels)));
         }
     }
     assert!(panics.is_empty(), "{} calls panic:\n{}", panics.len(), panics.join("\n"));
 }
 
+type Attempt<'a> = &'a dyn Fn() -> Result<Tensor, LossError>;
+
 /// The loss and its gradient, of which a panic is remembered.
-fn attempt(name: &str, number: f64, loss: &dyn Loss, input: &Tensor, target: &Tensor) -> Option<String> {
-    let call = || loss.f_forward(input, target).and_then(|loss| Ok(loss.f_sum(Kind::Double)?.f_backward()?));
+fn attempt(name: &str, number: f64, kind: Kind, loss: Attempt) -> Option<String> {
+    let call = || loss().and_then(|loss| Ok(loss.f_sum(Kind::Double)?.f_backward()?));
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => assert!(result.is_ok() || number != 1.0, "{name}(1): {result:?}"),
-        Err(_) => return Some(format!("{name}({number:e}) in {:?}", input.kind())),
+        Err(_) => return Some(format!("{name}({number:e}) in {kind:?}")),
     }
     None
 }
@@ -434,6 +438,8 @@ fn embedding_losses_with_number(x: f64) -> Vec<(&'static str, Box<dyn Loss>)> {
     losses.extend(distances().map(|distance| ("p", of_distance(distance.p(x)))));
     losses.extend(distances().map(|distance| ("power", of_distance(distance.power(x)))));
     losses
+}
+
 /// The same of losses whose arguments are embeddings `[N, D]`, with a vector for each of N classes or texts.
 #[test]
 fn no_number_as_an_option_of_embeddings_panics() {
@@ -443,7 +449,7 @@ fn no_number_as_an_option_of_embeddings_panics() {
     for (number, kind) in NUMBERS.into_iter().flat_map(|number| [Kind::Float, Kind::Half].map(|kind| (number, kind))) {
         let embeddings = Tensor::rand([3, 3], (Kind::Float, Device::Cpu)).to_kind(kind).set_requires_grad(true);
         let (x, y, v) = (&embeddings, &classes, &embeddings.detach().flip([0]));
-        let calls: [(_, &dyn Fn() -> Result<Tensor, LossError>); 12] = [
+        let calls: [(_, Attempt); 12] = [
             ("barlow twins, lambda_param", &|| BarlowTwinsLoss::new().lambda_param(number).f_forward(x, v)),
             ("clip, logit_scale", &|| ClipLoss::new().f_forward(x, v, number)),
             ("clip, label_smoothing", &|| ClipLoss::new().label_smoothing(number).f_forward(x, v, 1.0)),
@@ -458,12 +464,7 @@ fn no_number_as_an_option_of_embeddings_panics() {
             ("proxy nca, softmax_scale", &|| ProxyNca::new().softmax_scale(number).f_forward(x, v, y)),
         ];
         for (name, call) in calls {
-            match catch_unwind(AssertUnwindSafe(|| {
-                call().and_then(|loss| Ok(loss.f_sum(Kind::Double)?.f_backward()?))
-            })) {
-                Ok(result) => assert!(result.is_ok() || number != 1.0, "{name}(1): {result:?}"),
-                Err(_) => panics.push(format!("{name}({number:e}) in {kind:?}")),
-            }
+            panics.extend(attempt(name, number, kind, call));
         }
     }
     assert!(panics.is_empty(), "{} calls panic:\n{}", panics.len(), panics.join("\n"));

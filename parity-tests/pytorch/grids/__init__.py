@@ -155,9 +155,8 @@ FAMILIES = (
     "boundary",
     "detection",
     "multilabel",
-    "self_supervised",
-    "class_vectors",
     "embeddings",
+    "class_vectors",
     "self_supervised",
 )
 
