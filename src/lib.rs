@@ -59,6 +59,9 @@
 //! All of them take `input, target`, except [`LinearCrossEntropy`]. pml is pytorch-metric-learning; its losses share
 //! [`EmbeddingLoss`], too, and take an [`EmbeddingDistance`] and an [`EmbeddingReduction`].
 //! All of them take `input, target`, except [`LinearCrossEntropy`] and those of language models.
+//! All of them take `input, target`, except [`LinearCrossEntropy`] and where the table says so. pml is
+//! pytorch-metric-learning; its losses of pairs share [`EmbeddingLoss`], too, and take an [`EmbeddingDistance`] and an
+//! [`EmbeddingReduction`].
 //!
 //! | original | here |
 //! |---|---|
@@ -116,6 +119,18 @@
 //! | `liger_kernel.chunked_loss.LigerFusedLinearCPOLoss` | [`CpoLoss`], [`LinearPreference`] |
 //! | `liger_kernel.chunked_loss.LigerFusedLinearKTOLoss` | [`KtoLoss`], [`LinearKto`] |
 //! | `liger_kernel.chunked_loss.LigerFusedLinearJSDLoss`, `LigerFusedLinearCosineSimilarityLoss`, knowledge distillation | [`DistillationLoss`], [`LinearDistillation`] |
+//! | **self-supervised, images and texts** | |
+//! | `lightly.loss.BarlowTwinsLoss` | [`BarlowTwinsLoss`] |
+//! | `lightly.loss.VICRegLoss` | [`VicRegLoss`] |
+//! | `lightly.loss.NegativeCosineSimilarity` | [`NegativeCosineSimilarity`] |
+//! | `lightly.loss.DINOLoss` | [`DinoLoss`], of lists of views |
+//! | CLIP paper | [`ClipLoss`], of `image, text, logit_scale` |
+//! | SigLIP paper | [`SigLipLoss`], of `image, text, logit_scale, logit_bias` |
+//! | **metric, with a vector for each class** | |
+//! | pml `ArcFaceLoss`, `SubCenterArcFaceLoss` | [`ArcFaceLoss`], or [`ArcFace`] of `input, weight, target` |
+//! | pml `CosFaceLoss` | [`CosFaceLoss`], or [`CosFace`] of `input, weight, target` |
+//! | pml `ProxyAnchorLoss` | [`ProxyAnchorLoss`], or [`ProxyAnchor`] of `input, proxies, target` |
+//! | pml `ProxyNCALoss` | [`ProxyNcaLoss`], or [`ProxyNca`] of `input, proxies, target` |
 //!
 //! Those of `input, target` implement [`Loss`], so that they can be boxed and chosen at run time. [`WeightedSum`]
 //! adds several up. With the feature `serde`, `AnyLoss` is one that is described in data such as TOML or JSON. The
@@ -145,6 +160,7 @@ mod preference;
 mod reduction;
 mod regression;
 mod segmentation;
+mod self_supervised;
 mod sequence;
 
 pub use check::InvalidValues;
@@ -161,6 +177,7 @@ pub use preference::*;
 pub use reduction::Reduction;
 pub use regression::*;
 pub use segmentation::*;
+pub use self_supervised::*;
 pub use sequence::*;
 
 /// Every code block of the README is compiled, and run where it can be.

@@ -20,6 +20,10 @@ fn with_references(loss: impl EmbeddingLoss + 'static) -> Call {
     Box::new(move |a, b, c| loss.f_forward_with(a, b, c, b))
 }
 
+fn store() -> tch::nn::VarStore {
+    tch::nn::VarStore::new(Device::Cpu)
+}
+
 /// Every loss; where an option switches to another computation, both.
 fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> {
     let w = || weight.shallow_clone();
@@ -236,6 +240,31 @@ fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> 
             let loss = AdaptiveLogSoftmaxWithLoss::new(store.root(), 3, 7, &[2, 4], config);
             Box::new(move |a, b, _| Ok(loss.f_forward(a, b)?.loss))
         }),
+        ("barlow twins", pair(BarlowTwinsLoss::new())),
+        ("vicreg", pair(VicRegLoss::new())),
+        ("negative cosine similarity", pair(NegativeCosineSimilarity::new())),
+        ("negative cosine similarity of the last dimension", {
+            pair(NegativeCosineSimilarity::new().dim(-1).reduction(Reduction::None))
+        }),
+        ("dino", {
+            let loss = std::cell::RefCell::new(DinoLoss::new(store().root(), 3, DinoConfig::new()));
+            Box::new(move |a, b, c| {
+                let updated = loss.borrow_mut().f_update_center(&[a, b]);
+                updated.and(loss.borrow().f_forward(&[a, b], &[b, c]))
+            })
+        }),
+        ("clip", Box::new(|a, b, c| ClipLoss::new().f_forward(a, b, c))),
+        ("clip of a number", Box::new(|a, b, _| ClipLoss::new().label_smoothing(0.1).f_forward(a, b, 5.0))),
+        ("siglip", Box::new(|a, b, c| SigLipLoss::new().f_forward(a, b, c, c))),
+        ("siglip of numbers", Box::new(|a, b, _| SigLipLoss::new().normalize(false).f_forward(a, b, 5.0, -3.0))),
+        ("arcface", Box::new(|a, b, c| ArcFace::new().f_forward(a, c, b))),
+        ("arcface of sub-centres", pair(ArcFaceLoss::new(store().root(), 4, 3, ArcFace::new().sub_centers(2)))),
+        ("cosface", Box::new(|a, b, c| CosFace::new().f_forward(a, c, b))),
+        ("cosface's module", pair(CosFaceLoss::new(store().root(), 4, 3, CosFace::new()))),
+        ("proxy anchor", Box::new(|a, b, c| ProxyAnchor::new().f_forward(a, c, b))),
+        ("proxy anchor's module", pair(ProxyAnchorLoss::new(store().root(), 4, 3, ProxyAnchor::new()))),
+        ("proxy nca", Box::new(|a, b, c| ProxyNca::new().f_forward(a, c, b))),
+        ("proxy nca's module", pair(ProxyNcaLoss::new(store().root(), 4, 3, ProxyNca::new()))),
         ("adaptive log softmax's prediction", {
             let store = tch::nn::VarStore::new(Device::Cpu);
             let config = AdaptiveLogSoftmaxConfig::new();
@@ -343,6 +372,11 @@ fn with_number(x: f64) -> Vec<(&'static str, bool, Box<dyn Loss>)> {
         smooth_dr: SoftClDiceLoss::new(),
         alpha: SoftDiceClDiceLoss::new(),
         smooth_nr: SoftDiceClDiceLoss::new(),
+        eps: NegativeCosineSimilarity::new(),
+        lambda_param: VicRegLoss::new(),
+        mu_param: VicRegLoss::new(),
+        nu_param: VicRegLoss::new(),
+        eps: VicRegLoss::new(),
         smooth_nr: DiceLoss::new(),
         smooth_dr: DiceLoss::new(),
         eps: DiceLoss::new(),
@@ -381,34 +415,38 @@ fn with_number(x: f64) -> Vec<(&'static str, bool, Box<dyn Loss>)> {
     losses
 }
 
+const NUMBERS: [f64; 11] =
+    [0.0, 1.0, -1.0, 1e-300, 1e39, -1e39, f64::MAX, f64::MIN, f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+
 #[test]
 fn no_number_as_an_option_panics() {
     std::panic::set_hook(Box::new(|_| {}));
-    let numbers = [0.0, 1.0, -1.0, 1e-300, 1e39, -1e39, f64::MAX, f64::MIN, f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
     let mut panics = Vec::new();
-    for (number, kind) in numbers.into_iter().flat_map(|number| [Kind::Float, Kind::Half].map(|kind| (number, kind))) {
+    for (number, kind) in NUMBERS.into_iter().flat_map(|number| [Kind::Float, Kind::Half].map(|kind| (number, kind))) {
         let input = Tensor::rand([2, 2, 3, 4], (Kind::Float, Device::Cpu)).to_kind(kind);
         let (masks, indices) = (input.round(), Tensor::ones([2, 3, 4], (Kind::Int64, Device::Cpu)));
         for (name, of_indices, loss) in with_number(number) {
             let input = input.copy().set_requires_grad(true);
             let target = if of_indices { &indices } else { &masks };
-            panics.extend(attempt(name, number, &*loss, &input, target));
+            panics.extend(attempt(name, number, kind, &|| loss.f_forward(&input, target)));
         }
         let (input, labels) = (input.view([6, 8]), Tensor::from_slice(&[0_i64, 0, 1, 1, 2, 2]));
         for (name, loss) in embedding_losses_with_number(number) {
             let input = input.copy().set_requires_grad(true);
-            panics.extend(attempt(name, number, &*loss, &input, &labels));
+            panics.extend(attempt(name, number, kind, &|| loss.f_forward(&input, &labels)));
         }
     }
     assert!(panics.is_empty(), "{} calls panic:\n{}", panics.len(), panics.join("\n"));
 }
 
+type Attempt<'a> = &'a dyn Fn() -> Result<Tensor, LossError>;
+
 /// The loss and its gradient, of which a panic is remembered.
-fn attempt(name: &str, number: f64, loss: &dyn Loss, input: &Tensor, target: &Tensor) -> Option<String> {
-    let call = || loss.f_forward(input, target).and_then(|loss| Ok(loss.f_sum(Kind::Double)?.f_backward()?));
+fn attempt(name: &str, number: f64, kind: Kind, loss: Attempt) -> Option<String> {
+    let call = || loss().and_then(|loss| Ok(loss.f_sum(Kind::Double)?.f_backward()?));
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => assert!(result.is_ok() || number != 1.0, "{name}(1): {result:?}"),
-        Err(_) => return Some(format!("{name}({number:e}) in {:?}", input.kind())),
+        Err(_) => return Some(format!("{name}({number:e}) in {kind:?}")),
     }
     None
 }
@@ -496,4 +534,34 @@ fn no_number_as_an_option_of_language_models_panics() {
             loss.f_sum(Kind::Double).unwrap().f_backward().unwrap();
         }
     }
+}
+
+/// The same of losses whose arguments are embeddings `[N, D]`, with a vector for each of N classes or texts.
+#[test]
+fn no_number_as_an_option_of_embeddings_panics() {
+    std::panic::set_hook(Box::new(|_| {}));
+    let classes = Tensor::from_slice(&[0_i64, 2, 1]);
+    let mut panics = Vec::new();
+    for (number, kind) in NUMBERS.into_iter().flat_map(|number| [Kind::Float, Kind::Half].map(|kind| (number, kind))) {
+        let embeddings = Tensor::rand([3, 3], (Kind::Float, Device::Cpu)).to_kind(kind).set_requires_grad(true);
+        let (x, y, v) = (&embeddings, &classes, &embeddings.detach().flip([0]));
+        let calls: [(_, Attempt); 12] = [
+            ("barlow twins, lambda_param", &|| BarlowTwinsLoss::new().lambda_param(number).f_forward(x, v)),
+            ("clip, logit_scale", &|| ClipLoss::new().f_forward(x, v, number)),
+            ("clip, label_smoothing", &|| ClipLoss::new().label_smoothing(number).f_forward(x, v, 1.0)),
+            ("siglip, logit_scale", &|| SigLipLoss::new().f_forward(x, v, number, 0.0)),
+            ("siglip, logit_bias", &|| SigLipLoss::new().f_forward(x, v, 1.0, number)),
+            ("arcface, margin", &|| ArcFace::new().margin(number).f_forward(x, v, y)),
+            ("arcface, scale", &|| ArcFace::new().scale(number).f_forward(x, v, y)),
+            ("cosface, margin", &|| CosFace::new().margin(number).f_forward(x, v, y)),
+            ("cosface, scale", &|| CosFace::new().scale(number).f_forward(x, v, y)),
+            ("proxy anchor, margin", &|| ProxyAnchor::new().margin(number).f_forward(x, v, y)),
+            ("proxy anchor, alpha", &|| ProxyAnchor::new().alpha(number).f_forward(x, v, y)),
+            ("proxy nca, softmax_scale", &|| ProxyNca::new().softmax_scale(number).f_forward(x, v, y)),
+        ];
+        for (name, call) in calls {
+            panics.extend(attempt(name, number, kind, call));
+        }
+    }
+    assert!(panics.is_empty(), "{} calls panic:\n{}", panics.len(), panics.join("\n"));
 }

@@ -326,6 +326,63 @@ pub const DIFFERENCES: &[Difference] = &[
         rule: Rule::Rejects,
         reason: "a temperature below 0 makes the unlikely likely",
     },
+    Difference {
+        cases: &["lightly.loss.BarlowTwinsLoss/better_empty/"],
+        rule: Rule::Rejects,
+        reason: "an empty batch has no statistics, as one of a single row has none",
+    },
+    Difference {
+        cases: &["lightly.loss.VICRegLoss/large/f16/"],
+        rule: Rule::Finite,
+        reason: "squares of covariances overflow in f16; here they are computed in f32",
+    },
+    Difference {
+        cases: &["lightly.loss.VICRegLoss/better_eps/"],
+        rule: Rule::Rejects,
+        reason: "without an epsilon the gradient of a constant feature is NaN",
+    },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.ArcFaceLoss/better_saturated/",
+            "pytorch_metric_learning.losses.SubCenterArcFaceLoss/better_saturated/",
+        ],
+        rule: Rule::Finite,
+        reason: "the arc cosine has an infinite gradient at 1 and -1, but the angle of two vectors has none there; here it is \
+                 computed from their difference and sum",
+    },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.ArcFaceLoss/better_integers/",
+            "pytorch_metric_learning.losses.SubCenterArcFaceLoss/better_integers/",
+            "pytorch_metric_learning.losses.CosFaceLoss/better_integers/",
+            "pytorch_metric_learning.losses.ProxyAnchorLoss/better_integers/",
+        ],
+        rule: Rule::Accepts,
+        reason: "classes may be of any integer kind",
+    },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.ArcFaceLoss/better_empty/",
+            "pytorch_metric_learning.losses.SubCenterArcFaceLoss/better_empty/",
+            "pytorch_metric_learning.losses.CosFaceLoss/better_empty/",
+            "pytorch_metric_learning.losses.ProxyNCALoss/better_empty/",
+        ],
+        rule: Rule::Finite,
+        reason: "an empty batch of embeddings costs nothing, as in the losses of their pairs",
+    },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.ProxyNCALoss/shape/f16/",
+            "pytorch_metric_learning.losses.ProxyNCALoss/opposite/f16/",
+        ],
+        rule: Rule::Finite,
+        reason: "in f16 the square of a small distance is 0, and the gradient of a p-norm divides by it",
+    },
+    Difference {
+        cases: &["pytorch_metric_learning.losses.ProxyNCALoss/better_classes/"],
+        rule: Rule::Rejects,
+        reason: "a class without a proxy is a mistake, not an embedding that does not count",
+    },
 ];
 
 /// The difference that a case is about.

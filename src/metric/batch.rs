@@ -99,7 +99,7 @@ impl Batch {
 }
 
 /// The labels of embeddings as 64-bit integers.
-fn f_labels(embeddings: check::Named, labels: check::Named) -> Result<Tensor, LossError> {
+pub(super) fn f_labels(embeddings: check::Named, labels: check::Named) -> Result<Tensor, LossError> {
     check::floating(embeddings)?;
     let size = embeddings.1.size();
     if size.len() != 2 || size[1] == 0 {
@@ -112,7 +112,7 @@ fn f_labels(embeddings: check::Named, labels: check::Named) -> Result<Tensor, Lo
 }
 
 /// The kind in which embeddings are compared with others.
-fn f_kind_of_pairs(embeddings: &Tensor, others: &Tensor) -> Result<Kind, LossError> {
+pub(super) fn f_kind_of_pairs(embeddings: &Tensor, others: &Tensor) -> Result<Kind, LossError> {
     let few = embeddings.size()[0].saturating_mul(others.size()[0]) <= FEW_PAIRS;
     if few { Ok(Kind::Double) } else { wide_kind(embeddings) }
 }

@@ -165,7 +165,7 @@ impl EmbeddingDistance {
     }
 
     /// Embeddings of length 1, or as they are.
-    fn f_prepared(self, embeddings: &Tensor) -> Result<Tensor, LossError> {
+    pub(super) fn f_prepared(self, embeddings: &Tensor) -> Result<Tensor, LossError> {
         if !self.normalize_embeddings {
             return Ok(embeddings.shallow_clone());
         }

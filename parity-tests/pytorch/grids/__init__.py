@@ -157,6 +157,8 @@ FAMILIES = (
     "multilabel",
     "embeddings",
     "preference",
+    "class_vectors",
+    "self_supervised",
 )
 
 
