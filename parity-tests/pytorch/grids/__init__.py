@@ -155,6 +155,8 @@ FAMILIES = (
     "boundary",
     "detection",
     "multilabel",
+    "robust",
+    "images",
 )
 
 

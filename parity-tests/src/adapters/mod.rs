@@ -107,6 +107,7 @@ const LIBRARIES: &[&[Adapter]] = &[
     smp::ADAPTERS,
     timm::ADAPTERS,
     papers::ADAPTERS,
+    papers::robust::ADAPTERS,
 ];
 
 /// All adapters.
