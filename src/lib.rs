@@ -56,7 +56,7 @@
 //!
 //! # Losses of other packages
 //!
-//! All of them take `input, target`, except [`LinearCrossEntropy`].
+//! All of them take `input, target`, except [`LinearCrossEntropy`] and [`TotalVariationLoss`], which takes `input`.
 //!
 //! | original | here |
 //! |---|---|
@@ -96,6 +96,20 @@
 //! | varifocal loss (VFNet paper) | [`VarifocalLoss`] |
 //! | **large vocabularies** | |
 //! | `liger_kernel.transformers.LigerFusedLinearCrossEntropyLoss` | [`LinearCrossEntropy`] |
+//! | **robust regression** | |
+//! | kornia `CharbonnierLoss` | [`CharbonnierLoss`] |
+//! | kornia `CauchyLoss` | [`CauchyLoss`] |
+//! | kornia `GemanMcclureLoss` | [`GemanMcClureLoss`] |
+//! | kornia `WelschLoss` | [`WelschLoss`] |
+//! | Keras `LogCosh` | [`LogCoshLoss`] |
+//! | Keras `MeanSquaredLogarithmicError` | [`MsleLoss`] |
+//! | Keras `MeanAbsolutePercentageError` | [`MapeLoss`] |
+//! | quantile or pinball loss (Koenker and Bassett) | [`QuantileLoss`] |
+//! | **images** | |
+//! | `monai.losses.SSIMLoss`, kornia `SSIMLoss`, `SSIM3DLoss` | [`SsimLoss`] |
+//! | kornia `MS_SSIMLoss` | [`MsSsimL1Loss`] |
+//! | kornia `PSNRLoss` | [`PsnrLoss`] |
+//! | kornia `TotalVariation` | [`TotalVariationLoss`] |
 //!
 //! Those of `input, target` implement [`Loss`], so that they can be boxed and chosen at run time.
 //!

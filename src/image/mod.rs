@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use tch::Tensor;
 
-use crate::LossError;
 use crate::kernels::f_slide;
+use crate::{LossError, check};
 
 pub use ms_ssim_l1::MsSsimL1Loss;
 pub use psnr::{PsnrLoss, PsnrScope};
@@ -23,9 +23,27 @@ type Taps = Arc<[f64]>;
 /// A Gaussian about the middle of the window.
 fn gaussian(size: i64, sigma: f64) -> Taps {
     let middle = (size - 1) as f64 / 2.0;
-    let heights: Vec<f64> = (0..size).map(|at| (-0.5 * ((at as f64 - middle) / sigma).powi(2)).exp()).collect();
+    // Relative to the nearest pixel, so that not all of a narrow one is 0 where no pixel is in the middle.
+    let nearest = middle.fract().powi(2);
+    let height = |at: i64| (-0.5 * ((at as f64 - middle).powi(2) - nearest) / sigma / sigma).exp();
+    let heights: Vec<f64> = (0..size).map(height).collect();
     let sum: f64 = heights.iter().sum();
     heights.into_iter().map(|height| height / sum).collect()
+}
+
+/// The range of the pixels and the two constants that stabilise SSIM.
+fn check_range(data_range: f64, k1: f64, k2: f64) -> Result<(), LossError> {
+    check::positive("data_range", data_range)?;
+    for (option, k) in [("k1", k1), ("k2", k2)] {
+        check::not_negative(option, k)?;
+        check::option(
+            option,
+            k,
+            (k * data_range).powi(2) <= 1e37,
+            "a number whose product with data_range has a square",
+        )?;
+    }
+    Ok(())
 }
 
 /// The means under a window, which has taps for each of the last dimensions.

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::{Moments, Taps, f_means, gaussian};
+use super::{Moments, Taps, check_range, f_means, gaussian};
 use crate::numeric::{f_reals, wide_kind};
 use crate::{Loss, LossError, Reduction, check};
 
@@ -127,25 +127,16 @@ impl MsSsimL1Loss {
         self
     }
 
+    /// Returns the last of the standard deviations.
     fn check_options(&self) -> Result<f64, LossError> {
         for &sigma in &self.sigmas {
             check::option("sigmas", sigma, sigma > 0.0 && sigma <= WIDEST, "numbers in (0, 10000]")?;
         }
-        let positive = self.data_range > 0.0 && self.data_range.is_finite();
-        check::option("data_range", self.data_range, positive, "a finite number > 0")?;
-        for (option, value) in [("k1", self.k1), ("k2", self.k2)] {
-            check::option(option, value, value >= 0.0 && value.is_finite(), "a finite number ≥ 0")?;
-        }
+        check_range(self.data_range, self.k1, self.k2)?;
         check::option("alpha", self.alpha, (0.0..=1.0).contains(&self.alpha), "a number in [0, 1]")?;
-        check::option("compensation", self.compensation, self.compensation.is_finite(), "a finite number")?;
-        match self.sigmas.last() {
-            Some(widest) => Ok(*widest),
-            None => Err(LossError::Option {
-                option: "sigmas",
-                expected: "at least one number".into(),
-                actual: "empty".into(),
-            }),
-        }
+        check::not_negative("compensation", self.compensation)?;
+        check::option("sigmas", "empty", !self.sigmas.is_empty(), "at least one number")?;
+        Ok(self.sigmas.last().copied().unwrap_or_default())
     }
 
     fn f_losses(&self, x: &Tensor, y: &Tensor, widest: f64) -> Result<Tensor, LossError> {
@@ -227,7 +218,7 @@ mod tests {
             (message(new().sigmas(&[]), &image), "option sigmas is empty, expected at least one number"),
             (message(new().sigmas(&[-1.0]), &image), "option sigmas is -1, expected numbers in (0, 10000]"),
             (message(new().alpha(2.0), &image), "option alpha is 2, expected a number in [0, 1]"),
-            (message(new().data_range(0.0), &image), "option data_range is 0, expected a finite number > 0"),
+            (message(new().data_range(0.0), &image), "option data_range is 0, expected a number in [1e-37, 1e37]"),
         ];
         for (actual, expected) in cases {
             assert_eq!(actual, expected);

@@ -128,9 +128,8 @@ impl Loss for PsnrLoss {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
         check::same_shape(("target", target), ("input", input))?;
-        let positive = self.data_range > 0.0 && self.data_range.is_finite();
-        check::option("data_range", self.data_range, positive, "a finite number > 0")?;
-        check::option("eps", self.eps, self.eps >= 0.0 && self.eps.is_finite(), "a finite number ≥ 0")?;
+        check::positive("data_range", self.data_range)?;
+        check::not_negative("eps", self.eps)?;
         let (kind, wide) = (input.f_kind()?, wide_kind(input)?);
         let errors = self.f_errors(&input.f_to_kind(wide)?, &f_reals(("target", target), wide)?)?;
         let errors = errors.f_add_scalar(self.eps)?;
@@ -150,9 +149,9 @@ mod tests {
     fn wrong_options_are_named() {
         let x = Tensor::from_slice(&[1.0]);
         let error = PsnrLoss::new().data_range(0.0).f_forward(&x, &x).unwrap_err();
-        assert_eq!(error.to_string(), "option data_range is 0, expected a finite number > 0");
+        assert_eq!(error.to_string(), "option data_range is 0, expected a number in [1e-37, 1e37]");
         let error = PsnrLoss::new().eps(-1.0).f_forward(&x, &x).unwrap_err();
-        assert_eq!(error.to_string(), "option eps is -1, expected a finite number ≥ 0");
+        assert_eq!(error.to_string(), "option eps is -1, expected a number in [0, 1e37]");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::{Moments, Taps, gaussian};
+use super::{Moments, Taps, check_range, gaussian};
 use crate::numeric::{f_reals, wide_kind};
 use crate::{Loss, LossError, Reduction, check};
 
@@ -204,38 +204,43 @@ impl SsimLoss {
     }
 
     fn check_options(&self) -> Result<(), LossError> {
-        let positive = |x: f64| x > 0.0 && x.is_finite();
-        let not_negative = |x: f64| x >= 0.0 && x.is_finite();
-        check::option("data_range", self.data_range, positive(self.data_range), "a finite number > 0")?;
-        for (option, value) in [("k1", self.k1), ("k2", self.k2), ("eps", self.eps)] {
-            check::option(option, value, not_negative(value), "a finite number ≥ 0")?;
-        }
+        check_range(self.data_range, self.k1, self.k2)?;
+        check::not_negative("eps", self.eps)?;
         for &size in &self.window_size {
             let odd = self.padding == SsimPadding::Valid || size % 2 == 1;
             let expected = if odd { "numbers ≥ 1" } else { "odd numbers, for a reflected border" };
             check::option("window_size", size, odd && size >= 1, expected)?;
         }
-        self.sigma.iter().try_for_each(|&sigma| check::option("sigma", sigma, positive(sigma), "finite numbers > 0"))
+        self.sigma.iter().try_for_each(|&sigma| check::positive("sigma", sigma))
     }
 
-    /// The window along each dimension of the image.
-    fn window_of(&self, dims: usize) -> Result<Vec<(i64, Taps)>, LossError> {
-        let sizes = of_each("window_size", &self.window_size, dims)?;
-        let sigmas = of_each("sigma", &self.sigma, dims)?;
+    /// The window along each dimension of the image, which is large enough for it.
+    fn window_of(&self, input: &Tensor) -> Result<Vec<Taps>, LossError> {
+        let image = &input.size()[2..];
+        let sizes = of_each("window_size", &self.window_size, image.len())?;
+        let sigmas = of_each("sigma", &self.sigma, image.len())?;
+        let room = |size: &i64| if self.padding == SsimPadding::Valid { *size } else { size / 2 + 1 };
+        let least: Vec<i64> = sizes.iter().map(room).collect();
+        if image.iter().zip(&least).any(|(pixels, least)| pixels < least) {
+            return Err(check::shape_error(
+                ("input", input),
+                format!("an image of at least {least:?}, for the window"),
+            ));
+        }
         let taps = |(size, sigma): (i64, f64)| match self.window {
-            SsimWindow::Gaussian => (size, gaussian(size, sigma)),
-            SsimWindow::Uniform => (size, vec![1.0 / size as f64; size as usize].into()),
+            SsimWindow::Gaussian => gaussian(size, sigma),
+            SsimWindow::Uniform => vec![1.0 / size as f64; size as usize].into(),
         };
         Ok(sizes.into_iter().zip(sigmas).map(taps).collect())
     }
 
     /// The image with a mirrored border, where it is to have one.
-    fn f_padded(&self, image: &Tensor, window: &[(i64, Taps)]) -> Result<Tensor, LossError> {
+    fn f_padded(&self, image: &Tensor, window: &[Taps]) -> Result<Tensor, LossError> {
         if self.padding == SsimPadding::Valid {
             return Ok(image.shallow_clone());
         }
         // libtorch wants the last dimension first.
-        let padding: Vec<i64> = window.iter().rev().flat_map(|(size, _)| [size / 2; 2]).collect();
+        let padding: Vec<i64> = window.iter().rev().flat_map(|taps| [taps.len() as i64 / 2; 2]).collect();
         Ok(match window.len() {
             1 => image.f_reflection_pad1d(padding)?,
             2 => image.f_reflection_pad2d(padding)?,
@@ -243,10 +248,9 @@ impl SsimLoss {
         })
     }
 
-    fn f_losses(&self, x: &Tensor, y: &Tensor, window: &[(i64, Taps)]) -> Result<Tensor, LossError> {
+    fn f_losses(&self, x: &Tensor, y: &Tensor, window: &[Taps]) -> Result<Tensor, LossError> {
         let (x, y) = (self.f_padded(x, window)?, self.f_padded(y, window)?);
-        let taps: Vec<Taps> = window.iter().map(|(_, taps)| taps.clone()).collect();
-        let moments = Moments::f_new(&x.f_add(&y)?, &x.f_sub(&y)?, &taps)?;
+        let moments = Moments::f_new(&x.f_add(&y)?, &x.f_sub(&y)?, window)?;
         let [luminance, dark] = moments.f_luminance((self.k1 * self.data_range).powi(2))?;
         let [structure, loose] = moments.f_structure((self.k2 * self.data_range).powi(2))?;
         if self.eps == 0.0 {
@@ -280,22 +284,13 @@ impl Loss for SsimLoss {
         check::floating(("input", input))?;
         check::same_shape(("target", target), ("input", input))?;
         self.check_options()?;
-        let size = input.size();
-        if !(3..=5).contains(&size.len()) {
+        if !(3..=5).contains(&input.dim()) {
             return Err(check::shape_error(
                 ("input", input),
                 "[N, C, d1, ...] with one to three dimensions of the image",
             ));
         }
-        let window = self.window_of(size.len() - 2)?;
-        let room = |size: i64| if self.padding == SsimPadding::Valid { size } else { size / 2 + 1 };
-        if size[2..].iter().zip(&window).any(|(pixels, (size, _))| *pixels < room(*size)) {
-            let least: Vec<i64> = window.iter().map(|(size, _)| room(*size)).collect();
-            return Err(check::shape_error(
-                ("input", input),
-                format!("an image of at least {least:?}, for the window"),
-            ));
-        }
+        let window = self.window_of(input)?;
         let (kind, wide) = (input.f_kind()?, wide_kind(input)?);
         let losses = self.f_losses(&input.f_to_kind(wide)?, &f_reals(("target", target), wide)?, &window)?;
         let losses = match self.form {
@@ -335,9 +330,12 @@ mod tests {
                 message(new(), &image(&[4, 4]), &image(&[4, 4])),
                 "input has shape [4, 4], expected [N, C, d1, ...] with one to three dimensions of the image",
             ),
-            (message(new().data_range(0.0), &small, &small), "option data_range is 0, expected a finite number > 0"),
-            (message(new().k2(-1.0), &small, &small), "option k2 is -1, expected a finite number ≥ 0"),
-            (message(new().sigma(&[0.0]), &small, &small), "option sigma is 0, expected finite numbers > 0"),
+            (
+                message(new().data_range(0.0), &small, &small),
+                "option data_range is 0, expected a number in [1e-37, 1e37]",
+            ),
+            (message(new().k2(-1.0), &small, &small), "option k2 is -1, expected a number in [0, 1e37]"),
+            (message(new().sigma(&[0.0]), &small, &small), "option sigma is 0, expected a number in [1e-37, 1e37]"),
             (message(new().window_size(&[0]), &small, &small), "option window_size is 0, expected numbers ≥ 1"),
             (
                 message(new().window_size(&[2]).padding(SsimPadding::Reflect), &small, &small),

@@ -2,9 +2,9 @@ use std::f64::consts::LN_2;
 
 use tch::Tensor;
 
-use super::{Elementwise, check_scale};
+use super::Elementwise;
 use crate::kernels::{Pointwise, Real, choose};
-use crate::{Loss, LossError, Reduction};
+use crate::{Loss, LossError, Reduction, check};
 
 /// The Cauchy loss, or Lorentzian: the negative log-likelihood of errors of the Cauchy distribution.
 ///
@@ -105,7 +105,7 @@ impl Default for CauchyLoss {
 
 impl Loss for CauchyLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check_scale("scale", self.scale)?;
+        check::positive("scale", self.scale)?;
         let formula = Cauchy { scale: self.scale };
         let elements =
             Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
@@ -153,7 +153,7 @@ mod tests {
         let x = Tensor::from_slice(&[1.0]);
         for (scale, actual) in [(0.0, "0"), (-1.0, "-1"), (f64::NAN, "NaN")] {
             let error = CauchyLoss::new().scale(scale).f_forward(&x, &x).unwrap_err();
-            let expected = format!("option scale is {actual}, expected a positive number within single precision");
+            let expected = format!("option scale is {actual}, expected a number in [1e-37, 1e37]");
             assert_eq!(error.to_string(), expected);
         }
     }

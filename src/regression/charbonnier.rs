@@ -1,8 +1,8 @@
 use tch::Tensor;
 
-use super::{Elementwise, check_scale};
+use super::Elementwise;
 use crate::kernels::{Pointwise, Real, choose};
-use crate::{Loss, LossError, Reduction};
+use crate::{Loss, LossError, Reduction, check};
 
 /// The Charbonnier loss, or pseudo-Huber: a smooth distance of each element to its target.
 ///
@@ -123,7 +123,7 @@ impl Default for CharbonnierLoss {
 
 impl Loss for CharbonnierLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check_scale("eps", self.eps)?;
+        check::positive("eps", self.eps)?;
         let formula = Charbonnier { eps: self.eps, minimum: self.minimum };
         let elements =
             Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
@@ -179,7 +179,7 @@ mod tests {
         let x = Tensor::from_slice(&[1.0]);
         for (eps, actual) in [(0.0, "0"), (-1.0, "-1"), (f64::NAN, "NaN")] {
             let error = CharbonnierLoss::new().eps(eps).f_forward(&x, &x).unwrap_err();
-            let expected = format!("option eps is {actual}, expected a positive number within single precision");
+            let expected = format!("option eps is {actual}, expected a number in [1e-37, 1e37]");
             assert_eq!(error.to_string(), expected);
         }
     }

@@ -1,8 +1,8 @@
 use tch::Tensor;
 
-use super::{Elementwise, check_scale};
+use super::Elementwise;
 use crate::kernels::{Pointwise, Real, choose};
-use crate::{Loss, LossError, Reduction};
+use crate::{Loss, LossError, Reduction, check};
 
 /// The Geman-McClure loss: a squared error that levels off at 2.
 ///
@@ -102,7 +102,7 @@ impl Default for GemanMcClureLoss {
 
 impl Loss for GemanMcClureLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check_scale("scale", self.scale)?;
+        check::positive("scale", self.scale)?;
         let formula = GemanMcClure { scale: self.scale };
         let elements =
             Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
@@ -152,7 +152,7 @@ mod tests {
         let x = Tensor::from_slice(&[1.0]);
         for (scale, actual) in [(0.0, "0"), (-1.0, "-1"), (f64::NAN, "NaN")] {
             let error = GemanMcClureLoss::new().scale(scale).f_forward(&x, &x).unwrap_err();
-            let expected = format!("option scale is {actual}, expected a positive number within single precision");
+            let expected = format!("option scale is {actual}, expected a number in [1e-37, 1e37]");
             assert_eq!(error.to_string(), expected);
         }
     }

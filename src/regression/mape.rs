@@ -1,8 +1,8 @@
 use tch::Tensor;
 
-use super::{Elementwise, check_scale};
+use super::Elementwise;
 use crate::kernels::{Pointwise, Real, choose};
-use crate::{Loss, LossError, Reduction};
+use crate::{Loss, LossError, Reduction, check};
 
 /// The mean absolute percentage error: the distance of each element to its target, as a percentage of the target.
 ///
@@ -98,7 +98,7 @@ impl Default for MapeLoss {
 
 impl Loss for MapeLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check_scale("eps", self.eps)?;
+        check::positive("eps", self.eps)?;
         let formula = PercentageError { eps: self.eps };
         let elements =
             Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
@@ -136,7 +136,7 @@ mod tests {
     fn eps_is_positive() {
         let x = Tensor::from_slice(&[1.0]);
         let error = MapeLoss::new().eps(0.0).f_forward(&x, &x).unwrap_err();
-        assert_eq!(error.to_string(), "option eps is 0, expected a positive number within single precision");
+        assert_eq!(error.to_string(), "option eps is 0, expected a number in [1e-37, 1e37]");
     }
 
     #[test]

@@ -116,9 +116,3 @@ impl Elementwise<'_> {
         })
     }
 }
-
-/// A scale is a positive number, in single precision too.
-fn check_scale(option: &'static str, scale: f64) -> Result<(), LossError> {
-    let range = f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX);
-    check::option(option, scale, range.contains(&scale), "a positive number within single precision")
-}

@@ -64,7 +64,8 @@ def kornia(suite: Suite) -> None:
         check(suite, reference, near, ((3, 4), (5,)), [{}], {}, [], reductions=(), kind="unreduced")
         check(suite, reference, mixed, ((3, 4), (5,)), [{}], {}, [], dtypes=("f32", "f16"), kind="mixed")
         kind = "huge" if "elsch" in name else "better_huge"
-        check(suite, reference, huge, ((3, 4), (5,)), [{}], {}, [], kind=kind, second_order=False)
+        # In double precision there is nothing that would tell how far off the overflow is.
+        check(suite, reference, huge, ((3, 4), (5,)), [{}], {}, [], dtypes=("f32", "bf16", "f16"), kind=kind)
 
 
 def mixed(draw: Draw, shape: Shape) -> list:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from papers import in_single, matching, reduced
@@ -25,8 +27,8 @@ def log_cosh_loss(input, target, weight=None, reduction: str = "mean") -> torch.
     """keras.losses.LogCosh."""
     matching(input, target)
     difference = input - target
-    logarithm = torch.logaddexp(difference, -difference) - torch.tensor(2.0, dtype=input.dtype).log()
-    return of_rows(logarithm, weight, reduction)
+    losses = difference + torch.nn.functional.softplus(-2 * difference) - math.log(2)
+    return of_rows(losses, weight, reduction)
 
 
 @in_single
