@@ -53,11 +53,12 @@ fn f_means(input: &Tensor, window: &[Taps]) -> Result<Tensor, LossError> {
     window.iter().enumerate().try_fold(input.shallow_clone(), along)
 }
 
-/// What two images x and y have in common and what not, under a window: of their sum and of their difference the square of
-/// the mean, and the variance.
+/// What two images x and y have in common and what not, under a window: of their sum and of their difference the
+/// square of the mean, and the variance.
 ///
-/// SSIM and one minus it are both functions of these four, without a difference of numbers that are nearly equal where the
-/// images are. μ_x² + μ_y² is half the sum of the squares of the means, 2 μ_x μ_y half their difference, and so on.
+/// SSIM and one minus it are both functions of these four, without a difference of numbers that are nearly equal where
+/// the images are. μ_x² + μ_y² is half the sum of the squares of the means, 2 μ_x μ_y half their difference, and so
+/// on.
 struct Moments {
     mean_of_sum: Tensor,
     mean_of_difference: Tensor,

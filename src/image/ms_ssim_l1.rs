@@ -6,9 +6,9 @@ use crate::{Loss, LossError, Reduction, check};
 
 /// Structural similarity at several scales, and the absolute difference of two images.
 ///
-/// For restoring images: the similarity keeps contrast and structure from the finest details to the largest window, the
-/// absolute difference keeps brightness and colour, which [`SsimLoss`](crate::SsimLoss) alone lets drift. The scales are
-/// Gaussians of different widths over the full image, so that no pixel is left out.
+/// For restoring images: the similarity keeps contrast and structure from the finest details to the largest window,
+/// the absolute difference keeps brightness and colour, which [`SsimLoss`](crate::SsimLoss) alone lets drift. The
+/// scales are Gaussians of different widths over the full image, so that no pixel is left out.
 ///
 /// # Formula
 ///

@@ -149,7 +149,8 @@ impl SsimLoss {
         self
     }
 
-    /// Sets the standard deviation of the Gaussian: one for all dimensions of the image, or one for each. 1.5 by default.
+    /// Sets the standard deviation of the Gaussian: one for all dimensions of the image, or one for each. 1.5 by
+    /// default.
     pub fn sigma(mut self, sigma: &[f64]) -> Self {
         self.sigma = sigma.into();
         self

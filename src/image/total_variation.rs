@@ -12,8 +12,8 @@ use crate::{LossError, Reduction, check};
 ///
 /// ℓ = Σᵢⱼ |xᵢ₊₁,ⱼ − xᵢⱼ| + Σᵢⱼ |xᵢ,ⱼ₊₁ − xᵢⱼ|
 ///
-/// where x is the input, an image for each of its leading dimensions. With [`PixelReduction::Mean`] each of the two sums
-/// is divided by the number of its terms.
+/// where x is the input, an image for each of its leading dimensions. With [`PixelReduction::Mean`] each of the two
+/// sums is divided by the number of its terms.
 ///
 /// # Shapes
 ///
@@ -22,8 +22,8 @@ use crate::{LossError, Reduction, check};
 ///
 /// # Reference
 ///
-/// `kornia.losses.TotalVariation` and `total_variation` of kornia 0.9.0, which keep the leading dimensions; Rudin, Osher
-/// and Fatemi, *Nonlinear Total Variation Based Noise Removal Algorithms*, 1992.
+/// `kornia.losses.TotalVariation` and `total_variation` of kornia 0.9.0, which keep the leading dimensions; Rudin,
+/// Osher and Fatemi, *Nonlinear Total Variation Based Noise Removal Algorithms*, 1992.
 ///
 /// # Errors
 ///

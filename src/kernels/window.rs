@@ -11,8 +11,8 @@ use super::{BLOCK, parallel, takes};
 use crate::LossError;
 use crate::autograd::{self, Context, Function};
 
-/// The sums under a window at each place where it fits: `out[i] = Σₜ taps[t] · input[i + t]` along `dim`, which is at least
-/// as long as the window. It has all derivatives.
+/// The sums under a window at each place where it fits: `out[i] = Σₜ taps[t] · input[i + t]` along `dim`, which is at
+/// least as long as the window. It has all derivatives.
 pub(crate) fn f_slide(input: &Tensor, dim: usize, taps: &Arc<[f64]>) -> Result<Tensor, LossError> {
     if takes(input) && matches!(input.f_kind()?, Kind::Float | Kind::Double) {
         return f_engine(input, dim, taps, Extent::Inside);

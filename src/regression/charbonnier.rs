@@ -27,8 +27,8 @@ use crate::{Loss, LossError, Reduction, check};
 /// # Reference
 ///
 /// `kornia.losses.CharbonnierLoss` and `charbonnier_loss` of kornia 0.9.0, for ε = 1; there losses are not reduced by
-/// default. Charbonnier et al., *Two Deterministic Half-Quadratic Regularization Algorithms for Computed Imaging*, 1994;
-/// with ε = 10⁻³ and the minimum ε it is the loss of LapSRN, <https://arxiv.org/abs/1704.03915>.
+/// default. Charbonnier et al., *Two Deterministic Half-Quadratic Regularization Algorithms for Computed Imaging*,
+/// 1994; with ε = 10⁻³ and the minimum ε it is the loss of LapSRN, <https://arxiv.org/abs/1704.03915>.
 ///
 /// # Differences from kornia
 ///

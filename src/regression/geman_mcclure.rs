@@ -25,8 +25,8 @@ use crate::{Loss, LossError, Reduction, check};
 ///
 /// # Reference
 ///
-/// `kornia.losses.GemanMcclureLoss` and `geman_mcclure_loss` of kornia 0.9.0, for c = 1; there losses are not reduced by
-/// default. Geman and McClure, *Bayesian Image Analysis*, 1985; Barron, <https://arxiv.org/abs/1701.03077>.
+/// `kornia.losses.GemanMcclureLoss` and `geman_mcclure_loss` of kornia 0.9.0, for c = 1; there losses are not reduced
+/// by default. Geman and McClure, *Bayesian Image Analysis*, 1985; Barron, <https://arxiv.org/abs/1701.03077>.
 ///
 /// # Differences from kornia
 ///

@@ -27,8 +27,8 @@ use crate::{Loss, LossError, Reduction};
 ///
 /// # Reference
 ///
-/// `keras.losses.LogCosh`. Keras takes the mean over the last dimension before it reduces: its mean is the same, its sum
-/// is that of these means.
+/// `keras.losses.LogCosh`. Keras takes the mean over the last dimension before it reduces: its mean is the same, its
+/// sum is that of these means.
 ///
 /// # Errors
 ///

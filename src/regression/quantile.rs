@@ -7,9 +7,9 @@ use crate::{Loss, LossError, Reduction, check};
 
 /// The quantile loss, or pinball: the distance of each element to its target, weighed by the side on which it lies.
 ///
-/// For predictions that are to be exceeded in a given share of cases: stocks, loads, arrival times. A model that minimises
-/// it predicts the quantile q of the target's distribution; several quantiles make an interval. With q = ½ it is half of
-/// [`L1Loss`](crate::L1Loss).
+/// For predictions that are to be exceeded in a given share of cases: stocks, loads, arrival times. A model that
+/// minimises it predicts the quantile q of the target's distribution; several quantiles make an interval. With q = ½
+/// it is half of [`L1Loss`](crate::L1Loss).
 ///
 /// # Formula
 ///

@@ -78,16 +78,9 @@ def barron(suite: Suite) -> None:
     for alpha in (0, -2, -1000):
         settings = [{"scale": 0.5}, {"scale": 3.0, "weight": weights}]
         settings = [{"alpha": alpha, **setting} for setting in settings]
-        check(
-            suite,
-            "papers.robust.barron_loss",
-            near,
-            SHAPES,
-            settings,
-            VALUES,
-            [*((make, {**setting, "alpha": alpha}) for make, setting in REJECTS), (near, {"alpha": alpha, "scale": 0.0})],
-            kind=f"alpha{abs(alpha)}",
-        )
+        rejects = [(make, {**setting, "alpha": alpha}) for make, setting in [*REJECTS, (near, {"scale": 0.0})]]
+        kind = f"alpha{abs(alpha)}"
+        check(suite, "papers.robust.barron_loss", near, SHAPES, settings, VALUES, rejects, kind=kind)
     settings = [{"eps": 0.5}, {"minimum": "eps", "eps": 1e-3}, {"eps": 3.0, "weight": weights}]
     rejects = [*REJECTS, (near, {"eps": 0.0}), (near, {"eps": -1.0})]
     check(suite, "papers.robust.charbonnier_loss", near, SHAPES, settings, VALUES, rejects, empty=EMPTY)
