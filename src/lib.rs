@@ -62,6 +62,7 @@
 //! All of them take `input, target`, except [`LinearCrossEntropy`] and where the table says so. pml is
 //! pytorch-metric-learning; its losses of pairs share [`EmbeddingLoss`], too, and take an [`EmbeddingDistance`] and an
 //! [`EmbeddingReduction`].
+//! All of them take `input, target`, except [`LinearCrossEntropy`] and [`TotalVariationLoss`], which takes `input`.
 //!
 //! | original | here |
 //! |---|---|
@@ -131,6 +132,20 @@
 //! | pml `CosFaceLoss` | [`CosFaceLoss`], or [`CosFace`] of `input, weight, target` |
 //! | pml `ProxyAnchorLoss` | [`ProxyAnchorLoss`], or [`ProxyAnchor`] of `input, proxies, target` |
 //! | pml `ProxyNCALoss` | [`ProxyNcaLoss`], or [`ProxyNca`] of `input, proxies, target` |
+//! | **robust regression** | |
+//! | kornia `CharbonnierLoss` | [`CharbonnierLoss`] |
+//! | kornia `CauchyLoss` | [`CauchyLoss`] |
+//! | kornia `GemanMcclureLoss` | [`GemanMcClureLoss`] |
+//! | kornia `WelschLoss` | [`WelschLoss`] |
+//! | Keras `LogCosh` | [`LogCoshLoss`] |
+//! | Keras `MeanSquaredLogarithmicError` | [`MsleLoss`] |
+//! | Keras `MeanAbsolutePercentageError` | [`MapeLoss`] |
+//! | quantile or pinball loss (Koenker and Bassett) | [`QuantileLoss`] |
+//! | **images** | |
+//! | `monai.losses.SSIMLoss`, kornia `SSIMLoss`, `SSIM3DLoss` | [`SsimLoss`] |
+//! | kornia `MS_SSIMLoss` | [`MsSsimL1Loss`] |
+//! | kornia `PSNRLoss` | [`PsnrLoss`] |
+//! | kornia `TotalVariation` | [`TotalVariationLoss`] |
 //!
 //! Those of `input, target` implement [`Loss`], so that they can be boxed and chosen at run time. [`WeightedSum`]
 //! adds several up. With the feature `serde`, `AnyLoss` is one that is described in data such as TOML or JSON. The
@@ -150,6 +165,7 @@ mod combine;
 mod detection;
 mod divergence;
 mod error;
+mod image;
 mod kernels;
 mod loss;
 mod mean_parts;
@@ -169,6 +185,7 @@ pub use combine::*;
 pub use detection::*;
 pub use divergence::*;
 pub use error::LossError;
+pub use image::*;
 pub use kernels::{Backend, set_gradient_cache, with_backend};
 pub use loss::Loss;
 pub use mean_parts::MeanParts;

@@ -159,6 +159,8 @@ FAMILIES = (
     "preference",
     "class_vectors",
     "self_supervised",
+    "robust",
+    "images",
 )
 
 

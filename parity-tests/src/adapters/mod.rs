@@ -115,6 +115,7 @@ const LIBRARIES: &[&[Adapter]] = &[
     papers::preference::ADAPTERS,
     papers::contrastive::ADAPTERS,
     pml_modules::ADAPTERS,
+    papers::robust::ADAPTERS,
 ];
 
 /// All adapters.

@@ -2,6 +2,7 @@
 
 pub(super) mod preference;
 pub(super) mod contrastive;
+pub(super) mod robust;
 
 use tch::Tensor;
 use tch_losses::{CategoricalHingeLoss, Chunking, HingeLoss, LinearCrossEntropy, Loss, Reduction};
