@@ -56,13 +56,9 @@
 //!
 //! # Losses of other packages
 //!
-//! All of them take `input, target`, except [`LinearCrossEntropy`]. pml is pytorch-metric-learning; its losses share
+//! All of them take `input, target`, except [`LinearCrossEntropy`], the losses of language models, [`TotalVariationLoss`],
+//! which takes `input`, and where the table says so. pml is pytorch-metric-learning; its losses of pairs share
 //! [`EmbeddingLoss`], too, and take an [`EmbeddingDistance`] and an [`EmbeddingReduction`].
-//! All of them take `input, target`, except [`LinearCrossEntropy`] and those of language models.
-//! All of them take `input, target`, except [`LinearCrossEntropy`] and where the table says so. pml is
-//! pytorch-metric-learning; its losses of pairs share [`EmbeddingLoss`], too, and take an [`EmbeddingDistance`] and an
-//! [`EmbeddingReduction`].
-//! All of them take `input, target`, except [`LinearCrossEntropy`] and [`TotalVariationLoss`], which takes `input`.
 //!
 //! | original | here |
 //! |---|---|

@@ -529,6 +529,8 @@ fn embedding_losses_with_number(x: f64) -> Vec<(&'static str, Box<dyn Loss>)> {
     losses.extend(distances().map(|distance| ("p", of_distance(distance.p(x)))));
     losses.extend(distances().map(|distance| ("power", of_distance(distance.power(x)))));
     losses
+}
+
 /// Every option of a loss of language models that is a number, set to `x`.
 fn of_language_models(x: f64, log_probs: &Tensor) -> Vec<Result<Tensor, LossError>> {
     let pair = PairLogProbs::new(log_probs, log_probs);

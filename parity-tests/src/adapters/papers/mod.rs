@@ -1,7 +1,7 @@
 //! Losses that no installable package has: `pytorch/papers/` is an implementation of the papers' formulas.
 
-pub(super) mod preference;
 pub(super) mod contrastive;
+pub(super) mod preference;
 pub(super) mod robust;
 
 use tch::Tensor;
