@@ -4,23 +4,23 @@ use crate::check::{self, ClassIndices};
 use crate::numeric::wide_kind;
 use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, Reduction, autograd};
 
-/// The loss of knowledge distillation: how far a student's predictions are from a teacher's, plus the cross entropy of the
-/// labels.
+/// The loss of knowledge distillation: how far a student's predictions are from a teacher's, plus the cross entropy of
+/// the labels.
 ///
 /// For a small model that is to learn what a large one predicts, with or without labels. Of the soft losses
 /// [`SoftLoss::ForwardKl`] is the classic; a small student that cannot follow the teacher everywhere does better with
-/// [`SoftLoss::ReverseKl`] or [`SoftLoss::JensenShannon`] between them. For hidden states with a large vocabulary choose
-/// [`LinearDistillation`](crate::LinearDistillation), for distributions instead of logits
+/// [`SoftLoss::ReverseKl`] or [`SoftLoss::JensenShannon`] between them. For hidden states with a large vocabulary
+/// choose [`LinearDistillation`](crate::LinearDistillation), for distributions instead of logits
 /// [`KlDivLoss`](crate::KlDivLoss).
 ///
 /// # Formula
 ///
 /// ℓₙ = w_soft · D(softmax(zₙ/τ), softmax(xₙ/τ)) + w_hard · CE(xₙ, yₙ)
 ///
-/// where x are the student's logits, z the teacher's, y is the target, D the [`SoftLoss`], τ the temperature, and w_soft and
-/// w_hard are the weights. With [`temperature_squared`](DistillationLoss::temperature_squared) D is multiplied by τ², so that
-/// its gradient is of the same size at any temperature. Ignored targets have ℓₙ = 0 and do not count in the mean; over none
-/// the mean is 0.
+/// where x are the student's logits, z the teacher's, y is the target, D the [`SoftLoss`], τ the temperature, and
+/// w_soft and w_hard are the weights. With [`temperature_squared`](DistillationLoss::temperature_squared) D is
+/// multiplied by τ², so that its gradient is of the same size at any temperature. Ignored targets have ℓₙ = 0 and do
+/// not count in the mean; over none the mean is 0.
 ///
 /// # Shapes
 ///
@@ -30,21 +30,21 @@ use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, Reduction, autogra
 ///
 /// # Reference
 ///
-/// `liger_kernel.chunked_loss.LigerFusedLinearJSDLoss` and `LigerFusedLinearCosineSimilarityLoss` of liger-kernel 0.8.5, by
-/// [`LinearDistillation`](crate::LinearDistillation); Hinton et al., <https://arxiv.org/abs/1503.02531>, for τ²; Agarwal et
-/// al., <https://arxiv.org/abs/2306.13649>, for the generalised Jensen-Shannon divergence.
+/// `liger_kernel.chunked_loss.LigerFusedLinearJSDLoss` and `LigerFusedLinearCosineSimilarityLoss` of liger-kernel
+/// 0.8.5, by [`LinearDistillation`](crate::LinearDistillation); Hinton et al., <https://arxiv.org/abs/1503.02531>, for
+/// τ²; Agarwal et al., <https://arxiv.org/abs/2306.13649>, for the generalised Jensen-Shannon divergence.
 ///
 /// # Differences from Liger
 ///
-/// * Classes of logit −∞ in both models have no part in the loss, and those of the one alone only where their divergence is
-///   finite; Liger's is NaN.
+/// * Classes of logit −∞ in both models have no part in the loss, and those of the one alone only where their
+///   divergence is finite; Liger's is NaN.
 /// * Half precision is computed in single precision.
 ///
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a temperature that is not above 0, a mixture
-/// outside \[0, 1\], a weight that is not finite, or labels that are wanted and not there.
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a temperature that is not above 0, a
+/// mixture outside \[0, 1\], a weight that is not finite, or labels that are wanted and not there.
 ///
 /// # Example
 ///
@@ -86,8 +86,9 @@ pub enum SoftLoss {
     ForwardKl,
     /// KL(q ‖ p): the student is to do nothing that the teacher finds impossible.
     ReverseKl,
-    /// β KL(p ‖ m) + (1 − β) KL(q ‖ m), m = β p + (1 − β) q, for β in \[0, 1\]: symmetric and bounded for ½. As in Liger and
-    /// the paper, 0 is the forward and 1 the reverse divergence, which are the limits of the loss divided by β and by 1 − β.
+    /// β KL(p ‖ m) + (1 − β) KL(q ‖ m), m = β p + (1 − β) q, for β in \[0, 1\]: symmetric and bounded for ½. As in
+    /// Liger and the paper, 0 is the forward and 1 the reverse divergence, which are the limits of the loss divided by
+    /// β and by 1 − β.
     #[doc(alias = "JSD")]
     JensenShannon(f64),
     /// 1 − cos(z, x) of the logits themselves.

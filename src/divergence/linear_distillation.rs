@@ -5,18 +5,18 @@ use crate::autograd::{Function, Stored, StoredGradients, f_gradients_of, needed,
 use crate::check::{self, ClassIndices};
 use crate::{Chunking, LinearHead, LossError, Reduction};
 
-/// Knowledge distillation of hidden states: the last layers of student and teacher and a [`DistillationLoss`] of their logits
-/// in one.
+/// Knowledge distillation of hidden states: the last layers of student and teacher and a [`DistillationLoss`] of their
+/// logits in one.
 ///
-/// For language models whose vocabulary is so large that two sets of logits of a batch do not fit into memory: the memory it
-/// takes grows with the chunk. Where they fit, [`DistillationLoss`] is the same.
+/// For language models whose vocabulary is so large that two sets of logits of a batch do not fit into memory: the
+/// memory it takes grows with the chunk. Where they fit, [`DistillationLoss`] is the same.
 ///
 /// # Formula
 ///
 /// loss = [`DistillationLoss`](W x + b, V z + c, y)
 ///
-/// where x are the student's hidden states, W and b the weight and bias of its last layer, z, V and c those of the teacher,
-/// and y is the target.
+/// where x are the student's hidden states, W and b the weight and bias of its last layer, z, V and c those of the
+/// teacher, and y is the target.
 ///
 /// # Shapes
 ///
@@ -32,13 +32,14 @@ use crate::{Chunking, LinearHead, LossError, Reduction};
 ///
 /// # Reference
 ///
-/// `liger_kernel.chunked_loss.LigerFusedLinearJSDLoss` and `LigerFusedLinearCosineSimilarityLoss` of liger-kernel 0.8.5.
+/// `liger_kernel.chunked_loss.LigerFusedLinearJSDLoss` and `LigerFusedLinearCosineSimilarityLoss` of liger-kernel
+/// 0.8.5.
 ///
 /// # Differences from Liger
 ///
 /// * Those of [`DistillationLoss`].
-/// * Student and teacher have the same vocabulary; Liger gives a student of a smaller one logits of 0 for the rest, which are
-///   as likely as any other.
+/// * Student and teacher have the same vocabulary; Liger gives a student of a smaller one logits of 0 for the rest,
+///   which are as likely as any other.
 /// * Double precision is computed in double precision; Liger's sums are in single precision.
 ///
 /// # Errors

@@ -5,17 +5,17 @@ use crate::{LossError, Reduction};
 
 /// Contrastive preference optimisation: DPO with a uniform reference model, that is, without one.
 ///
-/// For pairs of answers of about the same length, of translations for example, where a reference model does not fit into
-/// memory; the negative log-likelihood of the chosen answers, which
-/// [`LinearPreference`](crate::LinearPreference) adds, keeps the policy in place. For answers of different
-/// lengths choose [`SimpoLoss`](crate::SimpoLoss), with a reference model [`DpoLoss`](crate::DpoLoss).
+/// For pairs of answers of about the same length, of translations for example, where a reference model does not fit
+/// into memory; the negative log-likelihood of the chosen answers, which [`LinearPreference`](crate::LinearPreference)
+/// adds, keeps the policy in place. For answers of different lengths choose [`SimpoLoss`](crate::SimpoLoss), with a
+/// reference model [`DpoLoss`](crate::DpoLoss).
 ///
 /// # Formula
 ///
 /// ℓ = −(1 − ε) log σ(z) − ε log σ(−z), z = β (log π(y⁺|x) − log π(y⁻|x))
 ///
-/// where π is the policy, y⁺ and y⁻ are the chosen and the rejected answer to the prompt x, σ is the sigmoid and ε the label
-/// smoothing.
+/// where π is the policy, y⁺ and y⁻ are the chosen and the rejected answer to the prompt x, σ is the sigmoid and ε the
+/// label smoothing.
 ///
 /// # Shapes
 ///
@@ -31,7 +31,8 @@ use crate::{LossError, Reduction};
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Option`] for a β that is not above 0, a label smoothing outside \[0, 1\], or where a reference is given.
+/// [`LossError::Option`] for a β that is not above 0, a label smoothing outside \[0, 1\], or where a reference is
+/// given.
 ///
 /// # Example
 ///

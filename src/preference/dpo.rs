@@ -5,19 +5,20 @@ use crate::{LossError, Reduction, check};
 
 /// Direct preference optimisation: the chosen answer is to gain on the rejected one, measured by a reference model.
 ///
-/// The usual way to align a language model with pairs of answers without a reward model: the reference model is the policy
-/// as it was before, and β says how far the policy may move away from it. Where the preferences are nearly certain and the
-/// policy runs away choose [`IpoLoss`](crate::IpoLoss), without memory for a reference model
-/// [`SimpoLoss`](crate::SimpoLoss), [`OrpoLoss`](crate::OrpoLoss) or [`CpoLoss`](crate::CpoLoss), and for answers that are
-/// good or bad without a partner [`KtoLoss`](crate::KtoLoss). [`LinearPreference`](crate::LinearPreference) takes it to
-/// hidden states.
+/// The usual way to align a language model with pairs of answers without a reward model: the reference model is the
+/// policy as it was before, and β says how far the policy may move away from it. Where the preferences are nearly
+/// certain and the policy runs away choose [`IpoLoss`](crate::IpoLoss), without memory for a reference model
+/// [`SimpoLoss`](crate::SimpoLoss), [`OrpoLoss`](crate::OrpoLoss) or [`CpoLoss`](crate::CpoLoss), and for answers that
+/// are good or bad without a partner [`KtoLoss`](crate::KtoLoss). [`LinearPreference`](crate::LinearPreference) takes
+/// it to hidden states.
 ///
 /// # Formula
 ///
 /// ℓ = −(1 − ε) log σ(z) − ε log σ(−z), z = r⁺ − r⁻, r = β (log π(y|x) − log π₀(y|x))
 ///
-/// where π is the policy, π₀ the reference model (1 without one), r⁺ and r⁻ are the rewards of the chosen and the rejected
-/// answer y to the prompt x, σ is the sigmoid and ε the label smoothing. [`DpoVariant`] has the other losses of the family.
+/// where π is the policy, π₀ the reference model (1 without one), r⁺ and r⁻ are the rewards of the chosen and the
+/// rejected answer y to the prompt x, σ is the sigmoid and ε the label smoothing. [`DpoVariant`] has the other losses
+/// of the family.
 ///
 /// # Shapes
 ///
@@ -26,12 +27,14 @@ use crate::{LossError, Reduction, check};
 ///
 /// # Reference
 ///
-/// `liger_kernel.chunked_loss.LigerFusedLinearDPOLoss` of liger-kernel 0.8.5, by [`LinearPreference`](crate::LinearPreference);
-/// Rafailov et al., <https://arxiv.org/abs/2305.18290>; Mitchell, *A note on DPO with noisy preferences*, for ε.
+/// `liger_kernel.chunked_loss.LigerFusedLinearDPOLoss` of liger-kernel 0.8.5, by
+/// [`LinearPreference`](crate::LinearPreference); Rafailov et al., <https://arxiv.org/abs/2305.18290>; Mitchell, *A
+/// note on DPO with noisy preferences*, for ε.
 ///
 /// # Differences from Liger
 ///
-/// * The label smoothing counts for [`DpoVariant::Sigmoid`], too, and is an error for a variant without one; Liger ignores it.
+/// * The label smoothing counts for [`DpoVariant::Sigmoid`], too, and is an error for a variant without one; Liger
+///   ignores it.
 /// * [`DpoVariant::DiscoPop`] is finite for wide negative margins; Liger's is NaN.
 ///
 /// # Errors
@@ -81,7 +84,8 @@ pub enum DpoVariant {
     Hinge,
     /// KL of (σ(z), σ(−z)) from (1 − ε, ε), for 0 < ε < 1. <https://arxiv.org/abs/2402.00856>
     ExoPair,
-    /// −log σ(r⁺) − ½ log σ(−r⁺) − ½ log σ(−r⁻), which keeps the chosen answer likely. <https://arxiv.org/abs/2402.05369>
+    /// −log σ(r⁺) − ½ log σ(−r⁺) − ½ log σ(−r⁻), which keeps the chosen answer likely.
+    /// <https://arxiv.org/abs/2402.05369>
     NcaPair,
     /// (−(1 − ε) log σ(z) + ε log σ(−z)) / (1 − 2ε), for ε < ½: unbiased where the share ε of the preferences is wrong.
     /// <https://arxiv.org/abs/2403.00409>
@@ -94,7 +98,8 @@ pub enum DpoVariant {
     ApoZero,
     /// σ(r⁺) + 1 − σ(z), for chosen answers that are worse than the policy's own. <https://arxiv.org/abs/2408.06266>
     ApoDown,
-    /// −(1 − m) log σ(z) + m exp(−z), m = σ(z/τ), for the temperature τ > 0, usually 0.05. <https://arxiv.org/abs/2406.08414>
+    /// −(1 − m) log σ(z) + m exp(−z), m = σ(z/τ), for the temperature τ > 0, usually 0.05.
+    /// <https://arxiv.org/abs/2406.08414>
     DiscoPop(f64),
 }
 

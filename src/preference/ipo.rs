@@ -5,15 +5,15 @@ use crate::{LossError, Reduction};
 
 /// Identity preference optimisation: the chosen answer is to gain on the rejected one by a fixed margin, and no more.
 ///
-/// For preferences that are nearly certain, with which [`DpoLoss`](crate::DpoLoss) moves the policy further and further from
-/// the reference model. [`LinearPreference`](crate::LinearPreference) takes it to hidden states.
+/// For preferences that are nearly certain, with which [`DpoLoss`](crate::DpoLoss) moves the policy further and further
+/// from the reference model. [`LinearPreference`](crate::LinearPreference) takes it to hidden states.
 ///
 /// # Formula
 ///
 /// ℓ = (h − 1/(2β))², h = log (π(y⁺|x) / π₀(y⁺|x)) − log (π(y⁻|x) / π₀(y⁻|x))
 ///
-/// where π is the policy, π₀ the reference model (1 without one), y⁺ and y⁻ are the chosen and the rejected answer to the
-/// prompt x, and β is the paper's τ.
+/// where π is the policy, π₀ the reference model (1 without one), y⁺ and y⁻ are the chosen and the rejected answer to
+/// the prompt x, and β is the paper's τ.
 ///
 /// # Shapes
 ///
@@ -22,8 +22,8 @@ use crate::{LossError, Reduction};
 ///
 /// # Reference
 ///
-/// Azar et al., <https://arxiv.org/abs/2310.12036>, equation 17. As in the usual implementations, the log-probability of an
-/// answer is by default the mean over its tokens in [`LinearPreference`](crate::LinearPreference).
+/// Azar et al., <https://arxiv.org/abs/2310.12036>, equation 17. As in the usual implementations, the log-probability
+/// of an answer is by default the mean over its tokens in [`LinearPreference`](crate::LinearPreference).
 ///
 /// # Errors
 ///

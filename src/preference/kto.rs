@@ -4,18 +4,20 @@ use super::check_beta;
 use crate::numeric::wide_kind;
 use crate::{LossError, Reduction, check};
 
-/// Kahneman-Tversky optimisation: good answers are to become likelier than a reference model makes them, bad ones less likely.
+/// Kahneman-Tversky optimisation: good answers are to become likelier than a reference model makes them, bad ones less
+/// likely.
 ///
 /// For answers that are good or bad by themselves, thumbs up or down, without pairs. For pairs choose
 /// [`DpoLoss`](crate::DpoLoss). [`LinearKto`](crate::LinearKto) takes it to hidden states.
 ///
 /// # Formula
 ///
-/// ℓ = λ⁺ (1 − σ(β (r − z))) for a desirable answer, λ⁻ (1 − σ(β (z − r))) for an undesirable one, r = log π(y|x) − log π₀(y|x)
+/// ℓ = λ⁺ (1 − σ(β (r − z))) for a desirable answer, λ⁻ (1 − σ(β (z − r))) for an undesirable one, r = log π(y|x) − log
+/// π₀(y|x)
 ///
-/// where π is the policy, π₀ the reference model (1 without one), z the divergence of the policy from the reference model, σ
-/// is the sigmoid, and λ⁺ and λ⁻ are the weights. z is a constant for the gradient, usually estimated from answers
-/// to other prompts of the batch: max(0, mean of r over them).
+/// where π is the policy, π₀ the reference model (1 without one), z the divergence of the policy from the reference
+/// model, σ is the sigmoid, and λ⁺ and λ⁻ are the weights. z is a constant for the gradient, usually estimated from
+/// answers to other prompts of the batch: max(0, mean of r over them).
 ///
 /// # Shapes
 ///
@@ -25,8 +27,8 @@ use crate::{LossError, Reduction, check};
 ///
 /// # Reference
 ///
-/// `liger_kernel.chunked_loss.LigerFusedLinearKTOLoss` of liger-kernel 0.8.5, by [`LinearKto`](crate::LinearKto), which has no
-/// weights; Ethayarajh et al., <https://arxiv.org/abs/2402.01306>.
+/// `liger_kernel.chunked_loss.LigerFusedLinearKTOLoss` of liger-kernel 0.8.5, by [`LinearKto`](crate::LinearKto), which
+/// has no weights; Ethayarajh et al., <https://arxiv.org/abs/2402.01306>.
 ///
 /// # Errors
 ///
@@ -89,8 +91,8 @@ impl KtoLoss {
         self
     }
 
-    /// Computes the loss of the log-probabilities of answers, `labels` being true for the desirable ones, with a graph where
-    /// one of them requires a gradient. `kl` is z, 0 where it is none.
+    /// Computes the loss of the log-probabilities of answers, `labels` being true for the desirable ones, with a graph
+    /// where one of them requires a gradient. `kl` is z, 0 where it is none.
     ///
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault.

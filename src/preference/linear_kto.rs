@@ -4,18 +4,19 @@ use super::sequence_log_probs::{NAMES, f_logits_means};
 use super::{KtoLoss, ReferenceModel, SequenceLogProbs, TokenReduction};
 use crate::{LinearHead, LossError, check};
 
-/// Kahneman-Tversky optimisation of hidden states: the last layer of a language model, the log-probabilities of its answers
-/// and [`KtoLoss`] in one.
+/// Kahneman-Tversky optimisation of hidden states: the last layer of a language model, the log-probabilities of its
+/// answers and [`KtoLoss`] in one.
 ///
-/// For answers that are good or bad by themselves, with a vocabulary so large that the logits of a batch do not fit into
-/// memory: the memory it takes grows with the chunk. For pairs of answers choose
+/// For answers that are good or bad by themselves, with a vocabulary so large that the logits of a batch do not fit
+/// into memory: the memory it takes grows with the chunk. For pairs of answers choose
 /// [`LinearPreference`](crate::LinearPreference).
 ///
 /// # Formula
 ///
 /// loss = [`KtoLoss`](log π, log π₀, labels, z)
 ///
-/// where log π and log π₀ are what [`SequenceLogProbs`] computes for policy and reference model, and z is the divergence.
+/// where log π and log π₀ are what [`SequenceLogProbs`] computes for policy and reference model, and z is the
+/// divergence.
 ///
 /// # Shapes
 ///
@@ -95,8 +96,8 @@ impl LinearKto {
         self
     }
 
-    /// Computes the loss, with a graph where an argument of the policy requires a gradient, and its metrics. `kl` is z, 0
-    /// where it is none.
+    /// Computes the loss, with a graph where an argument of the policy requires a gradient, and its metrics. `kl` is z,
+    /// 0 where it is none.
     ///
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault.

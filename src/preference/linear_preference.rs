@@ -5,29 +5,30 @@ use super::{PairLogProbs, PreferenceLoss, ReferenceModel, SequenceLogProbs, Toke
 use crate::numeric::f_ratio;
 use crate::{LinearHead, LossError, check};
 
-/// A preference loss of hidden states: the last layer of a language model, the log-probabilities of its answers and a loss
-/// of them in one.
+/// A preference loss of hidden states: the last layer of a language model, the log-probabilities of its answers and a
+/// loss of them in one.
 ///
-/// For alignment with a vocabulary so large that the logits of a batch do not fit into memory: the memory it takes grows with
-/// the chunk. The loss is a [`DpoLoss`](crate::DpoLoss), [`IpoLoss`](crate::IpoLoss), [`OrpoLoss`](crate::OrpoLoss),
-/// [`SimpoLoss`](crate::SimpoLoss), [`CpoLoss`](crate::CpoLoss) or one of your own. Where answers have no partner choose
-/// [`LinearKto`](crate::LinearKto).
+/// For alignment with a vocabulary so large that the logits of a batch do not fit into memory: the memory it takes
+/// grows with the chunk. The loss is a [`DpoLoss`](crate::DpoLoss), [`IpoLoss`](crate::IpoLoss),
+/// [`OrpoLoss`](crate::OrpoLoss), [`SimpoLoss`](crate::SimpoLoss), [`CpoLoss`](crate::CpoLoss) or one of your own.
+/// Where answers have no partner choose [`LinearKto`](crate::LinearKto).
 ///
 /// # Formula
 ///
 /// loss = ℓ(log π, log π₀) + α · NLL, NLL = −Σ log π(token) / n over the n tokens of the chosen answers that count
 ///
-/// where ℓ is the preference loss of the log-probabilities that [`SequenceLogProbs`] computes for policy and reference model,
-/// and α is the weight of the negative log-likelihood.
+/// where ℓ is the preference loss of the log-probabilities that [`SequenceLogProbs`] computes for policy and reference
+/// model, and α is the weight of the negative log-likelihood.
 ///
 /// # Shapes
 ///
-/// * `policy`: an input `[2·P, T, D]`, the chosen answers of P pairs and then the rejected ones in the same order, a weight
-///   `[V, D]` and a bias `[V]`
+/// * `policy`: an input `[2·P, T, D]`, the chosen answers of P pairs and then the rejected ones in the same order, a
+///   weight `[V, D]` and a bias `[V]`
 /// * `target`: `[2·P, T]`, of any integer kind
 /// * `reference`: an input `[2·P, T, D′]`, a weight `[V′, D′]` and a bias `[V′]`; or log-probabilities `[2·P]`
 /// * `nll_target`: `[P, T]`, of any integer kind
-/// * result: scalar for `loss`, or `[P]` with [`Reduction::None`](crate::Reduction::None), where the α · NLL is added to each
+/// * result: scalar for `loss`, or `[P]` with [`Reduction::None`](crate::Reduction::None), where the α · NLL is added
+///   to each
 ///
 /// # Reference
 ///
@@ -149,8 +150,8 @@ impl<L: PreferenceLoss> LinearPreference<L> {
         crate::loss::expect(self.f_forward(policy, target, reference))
     }
 
-    /// The same with other tokens for the negative log-likelihood: those of the prompt as well, for example. The logits of
-    /// the chosen answers are computed a second time.
+    /// The same with other tokens for the negative log-likelihood: those of the prompt as well, for example. The logits
+    /// of the chosen answers are computed a second time.
     ///
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault.

@@ -25,8 +25,8 @@ pub use simpo::SimpoLoss;
 use crate::numeric::wide_kind;
 use crate::{LossError, Reduction, check};
 
-/// The log-probabilities that a model gives to pairs of answers: log π(y|x) of the answers that were chosen, and of those
-/// that were rejected.
+/// The log-probabilities that a model gives to pairs of answers: log π(y|x) of the answers that were chosen, and of
+/// those that were rejected.
 ///
 /// [`SequenceLogProbs`] computes them.
 #[derive(Debug, Clone, Copy)]
@@ -69,8 +69,8 @@ impl<'a> PairLogProbs<'a> {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait PreferenceLoss {
-    /// Computes the loss of what the policy gives to the pairs, the model that is trained, compared with what the reference
-    /// model gives to them where the loss has one.
+    /// Computes the loss of what the policy gives to the pairs, the model that is trained, compared with what the
+    /// reference model gives to them where the loss has one.
     ///
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault.

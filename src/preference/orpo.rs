@@ -13,8 +13,8 @@ use crate::{LossError, Reduction};
 ///
 /// ℓ = −β log σ(log (o⁺ / o⁻)), o = P / (1 − P), log P = log π(y|x) / |y|
 ///
-/// where π is the policy, o⁺ and o⁻ are the odds of the chosen and the rejected answer y to the prompt x, σ is the sigmoid,
-/// and β is the paper's λ.
+/// where π is the policy, o⁺ and o⁻ are the odds of the chosen and the rejected answer y to the prompt x, σ is the
+/// sigmoid, and β is the paper's λ.
 ///
 /// # Shapes
 ///

@@ -17,16 +17,17 @@ pub enum TokenReduction {
 
 /// The log-probabilities of sequences of tokens, from the hidden states of a model.
 ///
-/// Not a loss, but what the preference losses are losses of: for the log-probabilities of a reference model, computed once
-/// before training (in `tch::no_grad`), and for training steps of your own. It is differentiable, and the memory that it
-/// takes grows with the chunk, not with tokens times vocabulary.
+/// Not a loss, but what the preference losses are losses of: for the log-probabilities of a reference model, computed
+/// once before training (in `tch::no_grad`), and for training steps of your own. It is differentiable, and the memory
+/// that it takes grows with the chunk, not with tokens times vocabulary.
 ///
 /// # Formula
 ///
 /// log π(y|x) = Σₜ log softmax(z\[t\])\[yₜ\], z = s · tanh((W h + b) / s)
 ///
-/// where h are the hidden states, W and b are the weight and bias of the last layer, y is the target, and s the soft cap; by
-/// default z = W h + b. Tokens of the ignored index have no part in it. The target is not shifted: h\[t\] predicts yₜ.
+/// where h are the hidden states, W and b are the weight and bias of the last layer, y is the target, and s the soft
+/// cap; by default z = W h + b. Tokens of the ignored index have no part in it. The target is not shifted: h\[t\]
+/// predicts yₜ.
 ///
 /// # Shapes
 ///
@@ -46,8 +47,8 @@ pub enum TokenReduction {
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Value`] for a token out of range, [`LossError::Option`] for a chunking of less than one row or a soft cap that
-/// is not above 0.
+/// [`LossError::Value`] for a token out of range, [`LossError::Option`] for a chunking of less than one row or a soft
+/// cap that is not above 0.
 ///
 /// # Example
 ///
@@ -114,7 +115,8 @@ impl SequenceLogProbs {
     }
 
     /// Sets whether tokens are summed up or averaged. By default they are summed up, and inside a
-    /// [`LinearPreference`](crate::LinearPreference) it is what the [loss](crate::PreferenceLoss::token_reduction) says.
+    /// [`LinearPreference`](crate::LinearPreference) it is what the [loss](crate::PreferenceLoss::token_reduction)
+    /// says.
     #[doc(alias = "average_log_prob")]
     pub fn token_reduction(mut self, token_reduction: TokenReduction) -> Self {
         self.token_reduction = Some(token_reduction);
@@ -212,8 +214,8 @@ impl SequenceLogProbs {
         }
     }
 
-    /// The negative log-probabilities of the tokens. Half precision becomes single precision before, because a sum over many
-    /// tokens has no digits left in half.
+    /// The negative log-probabilities of the tokens. Half precision becomes single precision before, because a sum over
+    /// many tokens has no digits left in half.
     fn f_tokens(&self, head: LinearHead, target: &Tensor) -> Result<Tensor, LossError> {
         let wide = head.f_widen()?;
         let head = wide.view();

@@ -5,16 +5,17 @@ use crate::{LossError, Reduction, check};
 
 /// Simple preference optimisation: the chosen answer is to be likelier per token than the rejected one, by a margin.
 ///
-/// For pairs of answers of different lengths, and where a reference model does not fit into memory: it needs none. With one
-/// choose [`DpoLoss`](crate::DpoLoss). [`LinearPreference`](crate::LinearPreference) takes it to hidden states, and
-/// by default averages over the tokens of an answer, as the paper does, and adds their negative log-likelihood, as Liger does.
+/// For pairs of answers of different lengths, and where a reference model does not fit into memory: it needs none. With
+/// one choose [`DpoLoss`](crate::DpoLoss). [`LinearPreference`](crate::LinearPreference) takes it to hidden states, and
+/// by default averages over the tokens of an answer, as the paper does, and adds their negative log-likelihood, as
+/// Liger does.
 ///
 /// # Formula
 ///
 /// ℓ = −(1 − ε) log σ(z) − ε log σ(−z), z = β (log π(y⁺|x) / |y⁺| − log π(y⁻|x) / |y⁻|) − γ
 ///
-/// where π is the policy, y⁺ and y⁻ are the chosen and the rejected answer to the prompt x, σ is the sigmoid, γ the margin
-/// and ε the label smoothing.
+/// where π is the policy, y⁺ and y⁻ are the chosen and the rejected answer to the prompt x, σ is the sigmoid, γ the
+/// margin and ε the label smoothing.
 ///
 /// # Shapes
 ///
@@ -30,8 +31,8 @@ use crate::{LossError, Reduction, check};
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Option`] for a β that is not above 0, a γ that is not finite, a label smoothing outside \[0, 1\], or where a
-/// reference is given.
+/// [`LossError::Option`] for a β that is not above 0, a γ that is not finite, a label smoothing outside \[0, 1\], or
+/// where a reference is given.
 ///
 /// # Example
 ///

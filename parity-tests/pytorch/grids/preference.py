@@ -447,7 +447,15 @@ def distillation(suite: Suite) -> None:
         add("reject", dtype, {}, change=lambda args: [*args[:2], args[2] * 0 + 5], expect="error", ignored=False)
 
 
-STUDENT = ("student_input", "student_weight", "teacher_input", "teacher_weight", "target", "student_bias", "teacher_bias")
+STUDENT = (
+    "student_input",
+    "student_weight",
+    "teacher_input",
+    "teacher_weight",
+    "target",
+    "student_bias",
+    "teacher_bias",
+)
 
 
 def students(

@@ -31,7 +31,8 @@ pub(in super::super) const ADAPTERS: &[Adapter] = &[
     adapter("DistillationLoss", &["papers.preference.distillation_loss"],
         &["input", "teacher", "target"], Close, distillation),
     adapter("LinearDistillation", &["papers.preference.linear_distillation"],
-        &["student_input", "student_weight", "teacher_input", "teacher_weight", "target", "student_bias", "teacher_bias"],
+        &["student_input", "student_weight", "teacher_input", "teacher_weight", "target", "student_bias",
+            "teacher_bias"],
         Close, linear_distillation),
 ];
 
