@@ -5,11 +5,12 @@ use tch::{Device, Kind, Tensor};
 use super::registry::{Described, f_one_of};
 use super::value::Value;
 use crate::{
-    Activation, BceWithLogitsLoss, CrossEntropyLoss, CrossEntropyPart, DiceLoss, EmbeddingDistance, EmbeddingReduction,
-    EmptyMask, FocalAlpha, FocalNormalization, FocalPart, FocalPower, FocalSoftTargets, FocalTverskyLoss,
-    GeneralizedDiceLoss, Grouping, HingeTargets, IgnoreScope, InvalidValues, JaccardLoss, KlDivReduction,
-    LovaszClasses, MeanOver, MultiLabelReduction, OneVsRestFocalLoss, Overlap, OverlapMeasure, Reduction,
-    SigmoidFocalLoss, SoftmaxFocalLoss, TripletMining, TverskyLoss, VolumeWeight, WeightedMean,
+    Activation, BceWithLogitsLoss, CharbonnierMinimum, CrossEntropyLoss, CrossEntropyPart, DiceLoss, EmbeddingDistance,
+    EmbeddingReduction, EmptyMask, FocalAlpha, FocalNormalization, FocalPart, FocalPower, FocalSoftTargets,
+    FocalTverskyLoss, GeneralizedDiceLoss, Grouping, HingeTargets, IgnoreScope, InvalidValues, JaccardLoss,
+    KlDivReduction, LovaszClasses, MeanOver, MultiLabelReduction, OneVsRestFocalLoss, Overlap, OverlapMeasure,
+    PsnrScope, Quantiles, Reduction, SigmoidFocalLoss, SoftmaxFocalLoss, SsimForm, SsimPadding, SsimScope, SsimWindow,
+    TripletMining, TverskyLoss, VolumeWeight, WeightedMean,
 };
 
 /// Why data describe no loss: one sentence.
@@ -138,6 +139,23 @@ fn flatten(value: &Value, depth: usize, shape: &mut Vec<i64>, numbers: &mut Vec<
     };
     numbers.push(number);
     depth == shape.len()
+}
+
+impl Read for Vec<f64> {
+    fn read(value: &Value, place: Place) -> Result<Self, Mismatch> {
+        let Value::List(values) = value else { return expected("a list of numbers") };
+        let numbers = values.iter().map(|value| f64::read(value, place));
+        numbers.collect::<Result<_, _>>().or_else(|_| expected("a list of numbers"))
+    }
+}
+
+impl Read for Quantiles {
+    fn read(value: &Value, place: Place) -> Result<Self, Mismatch> {
+        match value {
+            Value::List(_) => Vec::read(value, place).map(Quantiles::Many),
+            _ => f64::read(value, place).map(Quantiles::One).or_else(|_| expected("a number or a list of numbers")),
+        }
+    }
 }
 
 impl Read for FocalAlpha {
@@ -269,6 +287,12 @@ words! {
     IgnoreScope { "element" => Element, "pixel" => Pixel }
     FocalPower { "region" => Region, "reduced" => Reduced }
     TripletMining { "all" => All, "semi_hard" => SemiHard, "hard" => Hard, "batch_hard" => BatchHard }
+    CharbonnierMinimum { "zero" => Zero, "eps" => Eps }
+    PsnrScope { "batch" => Batch, "sample" => Sample }
+    SsimWindow { "gaussian" => Gaussian, "uniform" => Uniform }
+    SsimPadding { "valid" => Valid, "reflect" => Reflect }
+    SsimForm { "complement" => Complement, "dissimilarity" => Dissimilarity }
+    SsimScope { "pixel" => Pixel, "sample" => Sample }
     VolumeWeight { "square" => Square, "simple" => Simple, "uniform" => Uniform }
 }
 

@@ -92,7 +92,7 @@ pub(super) struct Entry {
 /// null stands for that; one whose method is generic has the type that is read.
 macro_rules! described {
     ($($name:literal $(| $alias:literal)* => $loss:ident {
-        $($option:ident $(or $none:ident)? $(: $type:ty)?),+ $(,)?
+        $($option:ident $(or $none:ident)? $(: $type:ty $(=> $borrow:ident)?)?),+ $(,)?
     })+) => {
         $(
             impl Described for $loss {
@@ -105,7 +105,7 @@ macro_rules! described {
                         let value = fields.f_option(stringify!($option), none, place)?;
                         if let Some(value) = value {
                             $(let value: $type = value;)?
-                            loss = loss.$option(value);
+                            loss = loss.$option(value$($(.$borrow())?)?);
                         }
                     )+
                     fields.f_end(&[$(stringify!($option)),+])?;
@@ -148,6 +148,14 @@ described! {
     "mse" | "MSELoss" => MseLoss { weight or none, broadcast, reduction }
     "poisson_nll" | "PoissonNLLLoss" => PoissonNllLoss { log_input, full, eps, broadcast, reduction }
     "smooth_l1" => SmoothL1Loss { beta, broadcast, reduction }
+    "cauchy" => CauchyLoss { scale, weight or none, broadcast, reduction }
+    "charbonnier" => CharbonnierLoss { eps, minimum, weight or none, broadcast, reduction }
+    "geman_mcclure" => GemanMcClureLoss { scale, weight or none, broadcast, reduction }
+    "log_cosh" => LogCoshLoss { weight or none, broadcast, reduction }
+    "mape" => MapeLoss { eps, weight or none, broadcast, reduction }
+    "msle" => MsleLoss { eps, weight or none, broadcast, reduction }
+    "quantile" => QuantileLoss { quantiles: Quantiles, weight or none, broadcast, reduction }
+    "welsch" => WelschLoss { scale, weight or none, broadcast, reduction }
     "asymmetric_multi_label" => AsymmetricMultiLabelLoss {
         gamma_neg, gamma_pos, clip, eps, detach_focus, label_smoothing, weight or none, pos_weight or none,
         reduction,
@@ -198,7 +206,8 @@ described! {
     "circle" => CircleLoss { margin, gamma, reduction }
     "n_pairs" => NPairsLoss { distance, reduction }
     "dice" => DiceLoss {
-        activation, measure, include_background, classes or none: Vec<i64>, ignore_index or none, ignore_scope,
+        activation, measure, include_background,
+        classes or none: Vec<i64> => as_slice, ignore_index or none, ignore_scope,
         smooth_nr, smooth_dr, invalid_values, reduction, grouping, weight or none, weighted_mean, empty_mask, eps,
         log_loss,
     }
@@ -207,19 +216,21 @@ described! {
     }
     "dice_focal" => DiceFocalLoss { overlap: Overlap, focal: FocalPart, lambda_dice, focal_background, lambda_focal }
     "focal_tversky" => FocalTverskyLoss {
-        alpha, beta, gamma, power, activation, measure, include_background, classes or none: Vec<i64>,
+        alpha, beta, gamma, power, activation, measure, include_background, classes or none: Vec<i64> => as_slice,
         ignore_index or none, ignore_scope, smooth_nr, smooth_dr, invalid_values, reduction, grouping,
         weight or none, weighted_mean, empty_mask, eps, log_loss,
     }
     "generalized_dice" => GeneralizedDiceLoss {
-        weighting, batch, activation, measure, include_background, classes or none: Vec<i64>, ignore_index or none,
+        weighting, batch, activation, measure, include_background,
+        classes or none: Vec<i64> => as_slice, ignore_index or none,
         ignore_scope, smooth_nr, smooth_dr, invalid_values, reduction,
     }
     "hausdorff_dt" => HausdorffDtLoss {
         alpha, activation, include_background, grouping, log, invalid_values, reduction,
     }
     "jaccard" => JaccardLoss {
-        activation, measure, include_background, classes or none: Vec<i64>, ignore_index or none, ignore_scope,
+        activation, measure, include_background,
+        classes or none: Vec<i64> => as_slice, ignore_index or none, ignore_scope,
         smooth_nr, smooth_dr, invalid_values, reduction, grouping, weight or none, weighted_mean, empty_mask, eps,
         log_loss,
     }
@@ -236,10 +247,20 @@ described! {
         alpha, iterations, smooth_nr, smooth_dr, smooth, activation, include_background, invalid_values, reduction,
     }
     "tversky" => TverskyLoss {
-        alpha, beta, activation, measure, include_background, classes or none: Vec<i64>, ignore_index or none,
+        alpha, beta, activation, measure, include_background,
+        classes or none: Vec<i64> => as_slice, ignore_index or none,
         ignore_scope, smooth_nr, smooth_dr, invalid_values, reduction, grouping, weight or none, weighted_mean,
         empty_mask, eps, log_loss,
     }
+    "barlow_twins" => BarlowTwinsLoss { lambda_param }
+    "negative_cosine_similarity" => NegativeCosineSimilarity { dim, eps, reduction }
+    "vicreg" => VicRegLoss { lambda_param, mu_param, nu_param, eps }
+    "ssim" => SsimLoss {
+        window, window_size: Vec<i64> => as_slice, sigma: Vec<f64> => as_slice, data_range, k1, k2, eps, padding,
+        form, scope, reduction,
+    }
+"ms_ssim_l1" => MsSsimL1Loss { sigmas: Vec<f64> => as_slice, data_range, k1, k2, alpha, compensation, reduction }
+    "psnr" => PsnrLoss { data_range, eps, scope, reduction }
     "complete_box_iou" => CompleteBoxIouLoss { eps, alpha_eps, reduction }
     "distance_box_iou" => DistanceBoxIouLoss { eps, reduction }
     "distribution_focal" => DistributionFocalLoss { invalid_values, reduction }
