@@ -118,8 +118,9 @@ impl Loss for BceWithLogitsLoss {
     }
 }
 
+/// Without a weight, or with that of the positive part as a third argument.
 #[derive(Clone, Copy)]
-struct Formula;
+pub(super) struct Formula;
 
 impl Pointwise<2> for Formula {
     #[inline(always)]
@@ -129,7 +130,6 @@ impl Pointwise<2> for Formula {
     }
 }
 
-/// The third argument is the weight of the positive part.
 impl Pointwise<3> for Formula {
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y, pos_weight]: [R; 3]) -> (R, [R; 3]) {

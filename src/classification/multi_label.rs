@@ -2,6 +2,7 @@
 
 use tch::{Kind, Tensor};
 
+use crate::kernels::{Real, Reduce};
 use crate::numeric::f_reals;
 use crate::{LossError, check};
 
@@ -22,6 +23,16 @@ pub enum MultiLabelReduction {
 }
 
 impl MultiLabelReduction {
+    /// The same for an engine, given the input.
+    pub(super) fn for_engine(self, input: &Tensor) -> Reduce {
+        match self {
+            MultiLabelReduction::None => Reduce::No,
+            MultiLabelReduction::Mean => Reduce::Mean,
+            MultiLabelReduction::BatchMean => Reduce::Sum(1.0 / input.size().first().copied().unwrap_or(1) as f64),
+            MultiLabelReduction::Sum => Reduce::Sum(1.0),
+        }
+    }
+
     /// Reduces the losses of the single labels.
     pub(super) fn f_apply(self, losses: &Tensor) -> Result<Tensor, LossError> {
         let samples = losses.size().first().copied().unwrap_or(1);
@@ -62,4 +73,11 @@ pub(super) fn check_smoothing(smoothing: f64) -> Result<(), LossError> {
 /// An exponent of a probability.
 pub(super) fn check_exponent(option: &'static str, exponent: f64) -> Result<(), LossError> {
     check::option(option, exponent, exponent.is_finite() && exponent >= 0.0, "a finite number of at least 0")
+}
+
+/// [`f_smooth`] for a formula: the smoothed label and its derivative.
+#[inline(always)]
+pub(super) fn smooth<R: Real>(label: R, smoothing: f64) -> (R, R) {
+    let kept = R::of(1.0 - smoothing);
+    (kept * label + R::of(0.5 * smoothing), kept)
 }

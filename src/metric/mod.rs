@@ -3,6 +3,7 @@
 mod cosine_embedding;
 mod hinge_embedding;
 mod margin_ranking;
+mod triplet;
 mod triplet_margin;
 mod triplet_margin_with_distance;
 
@@ -23,12 +24,4 @@ fn same_shape_or_broadcast_in_rank(tensor: Named, other: Named, broadcast: bool)
         return Err(check::shape_error(tensor, expected));
     }
     check::same_shape_or_broadcast(tensor, other, broadcast)
-}
-
-/// A triplet has one shape, or shapes that are broadcast where that is allowed, and a positive margin.
-fn triplet([anchor, positive, negative]: [Named; 3], margin: f64, broadcast: bool) -> Result<(), LossError> {
-    check::option("margin", margin, margin > 0.0, "a number > 0")?;
-    check::devices(&[anchor, positive, negative])?;
-    same_shape_or_broadcast_in_rank(positive, anchor, broadcast)?;
-    same_shape_or_broadcast_in_rank(negative, anchor, broadcast)
 }
