@@ -1,6 +1,7 @@
 use tch::Tensor;
 
-use super::multi_label::{self, MultiLabelReduction};
+use super::multi_label::{self, MultiLabelReduction, f_weighted};
+use crate::kernels::{self, Pointwise, Real, choose, sigmoids};
 use crate::numeric::{f_power, f_powers, f_reals, wide_kind};
 use crate::{Loss, LossError, check};
 
@@ -215,6 +216,54 @@ impl Loss for AsymmetricMultiLabelLoss {
         check::floating(("input", input))?;
         check::same_shape(("target", target), ("input", input))?;
         self.check_options()?;
+        multi_label::check_weight(("weight", &self.weight), input)?;
+        multi_label::check_weight(("pos_weight", &self.pos_weight), input)?;
+        if self.gamma_neg == 0.0 && self.gamma_pos == 0.0 {
+            self.f_by_engine::<false>(input, target)
+        } else {
+            self.f_by_engine::<true>(input, target)
+        }
+    }
+}
+
+impl AsymmetricMultiLabelLoss {
+    fn f_by_engine<const FOCUS: bool>(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let f_beside = |weight: Option<&Tensor>| weight.map(|weight| kernels::f_beside(input, weight)).transpose();
+        let labels = kernels::f_beside(input, target)?;
+        let (weight, pos_weight) = (f_beside(self.weight.as_ref())?, f_beside(self.pos_weight.as_ref())?);
+        let (Some(labels), false) = (labels, [&weight, &pos_weight].iter().any(|weight| matches!(weight, Some(None))))
+        else {
+            return self.f_composite(input, target);
+        };
+        let (weight, pos_weight) = (weight.flatten(), pos_weight.flatten());
+        let bare = self.with_weights(None, None);
+        f_weighted(
+            self.formula::<FOCUS>(),
+            [input, &labels],
+            weight.as_ref(),
+            pos_weight.as_ref(),
+            self.reduction.for_engine(input),
+            move |[input, target], weight, pos_weight| bare.with_weights(weight, pos_weight).f_composite(input, target),
+        )
+    }
+
+    fn with_weights(&self, weight: Option<&Tensor>, pos_weight: Option<&Tensor>) -> Self {
+        let clone = |weight: Option<&Tensor>| weight.map(Tensor::shallow_clone);
+        Self { weight: clone(weight), pos_weight: clone(pos_weight), ..*self }
+    }
+
+    fn formula<const FOCUS: bool>(&self) -> Formula<FOCUS> {
+        Formula {
+            gamma_neg: self.gamma_neg,
+            gamma_pos: self.gamma_pos,
+            clip: self.clip,
+            eps: self.eps,
+            detach_focus: self.detach_focus,
+            label_smoothing: self.label_smoothing,
+        }
+    }
+
+    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let kind = wide_kind(input)?;
         let weight = multi_label::f_weight(("weight", &self.weight), input, kind)?;
         let pos_weight = multi_label::f_weight(("pos_weight", &self.pos_weight), input, kind)?;
@@ -224,6 +273,87 @@ impl Loss for AsymmetricMultiLabelLoss {
             losses = losses.f_mul(&weight)?;
         }
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula<const FOCUS: bool> {
+    gamma_neg: f64,
+    gamma_pos: f64,
+    clip: f64,
+    eps: f64,
+    detach_focus: bool,
+    label_smoothing: f64,
+}
+
+impl<const FOCUS: bool> Formula<FOCUS> {
+    /// The cross entropy and its derivatives, given the sigmoids.
+    #[inline(always)]
+    fn entropy<R: Real>(self, [x, y, pos_weight]: [R; 3], (p, q, log): (R, R, R)) -> (R, [R; 3]) {
+        let (zero, one, least) = (R::of(0.0), R::of(1.0), R::of(self.eps.ln()));
+        let log_p = x.at_most(zero) - log;
+        let (log_p, log_p_of_x) = (log_p.at_least(least), choose(log_p < least, zero, q));
+        let (log_n, log_n_of_x) = if self.clip == 0.0 {
+            let log_q = (-x).at_most(zero) - log;
+            (log_q.at_least(least), choose(log_q < least, zero, -p))
+        } else {
+            let shifted = q + R::of(self.clip);
+            let outside = (shifted > one) | (shifted < R::of(self.eps));
+            let clamped = shifted.at_least(R::of(self.eps)).at_most(one);
+            (clamped.ln(), choose(outside, zero, -(p * q) / clamped))
+        };
+        let positive = y * pos_weight;
+        let of_x = -(positive * log_p_of_x) - (one - y) * log_n_of_x;
+        (-(positive * log_p) - (one - y) * log_n, [of_x, log_n - pos_weight * log_p, -(y * log_p)])
+    }
+
+    /// The focus and its derivatives.
+    #[inline(always)]
+    fn focus<R: Real>(self, y: R, (p, q, _): (R, R, R)) -> (R, [R; 2]) {
+        let (zero, one) = (R::of(0.0), R::of(1.0));
+        let surplus = p - R::of(self.clip);
+        let open = surplus > zero;
+        let surplus = surplus.at_least(zero);
+        let missing = y * q + (one - y) * surplus;
+        let difference = R::of(self.gamma_pos - self.gamma_neg);
+        let exponent = y * difference + R::of(self.gamma_neg);
+        let flat = (exponent > zero) & (exponent < one) & (missing < R::of(f32::MIN_POSITIVE.into()));
+        let focus = choose(flat, zero, missing.power(exponent));
+        let slope = choose(flat, zero, exponent * missing.power(exponent - one));
+        let slope = choose(exponent == zero, zero, slope);
+        let of_exponent = choose(missing == zero, zero, focus * missing.ln());
+        let missing_of_x = p * q * (choose(open, one - y, zero) - y);
+        (focus, [slope * missing_of_x, slope * (q - surplus) + of_exponent * difference])
+    }
+}
+
+impl<const FOCUS: bool> Pointwise<2> for Formula<FOCUS> {
+    const PARTIAL: bool = <Self as Pointwise<3>>::PARTIAL;
+
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (loss, [of_x, of_y, _]) = self.evaluate([x, y, R::of(1.0)]);
+        (loss, [of_x, of_y])
+    }
+}
+
+/// With the weight of the positive part.
+impl<const FOCUS: bool> Pointwise<3> for Formula<FOCUS> {
+    /// A target outside of [0, 1] may have a negative number to be raised to a power.
+    const PARTIAL: bool = true;
+
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y, pos_weight]: [R; 3]) -> (R, [R; 3]) {
+        let (y, of_label) = multi_label::smooth(y, self.label_smoothing);
+        let sigmoids = sigmoids(x);
+        let (entropy, [of_x, of_y, of_weight]) = self.entropy([x, y, pos_weight], sigmoids);
+        if !FOCUS {
+            return (entropy, [of_x, of_label * of_y, of_weight]);
+        }
+        let (focus, [focus_of_x, focus_of_y]) = self.focus(y, sigmoids);
+        let kept = choose(self.detach_focus, R::of(0.0), entropy);
+        let of_y = of_label * (focus * of_y + kept * focus_of_y);
+        (entropy * focus, [focus * of_x + kept * focus_of_x, of_y, focus * of_weight])
     }
 }
 

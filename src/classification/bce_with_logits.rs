@@ -1,6 +1,7 @@
 use tch::Tensor;
 
-use crate::kernels::{Pointwise, Real, Weighted, f_pointwise, sigmoids};
+use super::multi_label::{self, f_weighted};
+use crate::kernels::{Pointwise, Real, sigmoids};
 use crate::precomputed::{Precomputed, Replace};
 use crate::{Loss, LossError, Reduction, check};
 
@@ -90,31 +91,14 @@ impl Loss for BceWithLogitsLoss {
         check::floating(("input", input))?;
         check::floating(("target", target))?;
         check::same_shape(("target", target), ("input", input))?;
-        for (name, weight) in [("weight", &self.weight), ("pos_weight", &self.pos_weight)] {
-            let Some(weight) = weight else { continue };
-            check::devices(&[("input", input), (name, weight)])?;
-            check::broadcasts_to((name, weight), ("input", input))?;
-        }
+        multi_label::check_weight(("weight", &self.weight), input)?;
+        multi_label::check_weight(("pos_weight", &self.pos_weight), input)?;
         let reduction = self.reduction;
-        let f_expanded = |weight: &Option<Tensor>| weight.as_ref().map(|weight| weight.f_expand_as(input)).transpose();
         let operation = tch::Reduction::from(reduction);
-        let f_aten = move |x: &Tensor, y: &Tensor, weight: Option<&Tensor>, pos_weight: Option<&Tensor>| {
+        let (weight, pos_weight) = (self.weight.as_ref(), self.pos_weight.as_ref());
+        f_weighted(Formula, [input, target], weight, pos_weight, reduction.into(), move |[x, y], weight, pos_weight| {
             Ok(x.f_binary_cross_entropy_with_logits(y, weight, pos_weight, operation)?)
-        };
-        match (f_expanded(&self.weight)?, f_expanded(&self.pos_weight)?) {
-            (None, None) => f_pointwise(Formula, [input, target], reduction, move |[x, y]| f_aten(x, y, None, None)),
-            (Some(w), None) => f_pointwise(Weighted(Formula), [input, target, &w], reduction, move |[x, y, w]| {
-                f_aten(x, y, Some(w), None)
-            }),
-            (None, Some(p)) => {
-                f_pointwise(Formula, [input, target, &p], reduction, move |[x, y, p]| f_aten(x, y, None, Some(p)))
-            }
-            (Some(w), Some(p)) => {
-                f_pointwise(Weighted(Formula), [input, target, &p, &w], reduction, move |[x, y, p, w]| {
-                    f_aten(x, y, Some(w), Some(p))
-                })
-            }
-        }
+        })
     }
 }
 

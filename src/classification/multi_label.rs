@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use crate::kernels::{Real, Reduce};
+use crate::kernels::{Pointwise, Real, Reduce, Weighted, f_pointwise};
 use crate::numeric::f_reals;
 use crate::{LossError, check};
 
@@ -51,10 +51,54 @@ pub(super) fn f_weight(
     input: &Tensor,
     kind: Kind,
 ) -> Result<Option<Tensor>, LossError> {
-    let Some(weight) = weight else { return Ok(None) };
+    check_weight((name, weight), input)?;
+    weight.as_ref().map(|weight| f_reals((name, weight), kind)).transpose()
+}
+
+/// A weight, where there is one, broadcasts to the input.
+pub(super) fn check_weight(
+    (name, weight): (&'static str, &Option<Tensor>),
+    input: &Tensor,
+) -> Result<(), LossError> {
+    let Some(weight) = weight else { return Ok(()) };
     check::devices(&[("input", input), (name, weight)])?;
-    check::broadcasts_to((name, weight), ("input", input))?;
-    Ok(Some(f_reals((name, weight), kind)?))
+    check::broadcasts_to((name, weight), ("input", input))
+}
+
+/// The reduced losses by `formula`, of input and target or of these and `pos_weight`, times `weight`. The weights broadcast to
+/// the input.
+pub(super) fn f_weighted<F, C>(
+    formula: F,
+    [input, target]: [&Tensor; 2],
+    weight: Option<&Tensor>,
+    pos_weight: Option<&Tensor>,
+    reduce: Reduce,
+    composite: C,
+) -> Result<Tensor, LossError>
+where
+    F: Pointwise<2> + Pointwise<3>,
+    C: Fn([&Tensor; 2], Option<&Tensor>, Option<&Tensor>) -> Result<Tensor, LossError> + Send + 'static,
+{
+    let f_expanded = |weight: Option<&Tensor>| weight.map(|weight| weight.f_expand_as(input)).transpose();
+    match (f_expanded(weight)?, f_expanded(pos_weight)?) {
+        (None, None) => f_pointwise(formula, [input, target], reduce, move |of| composite(of, None, None)),
+        (Some(weight), None) => {
+            f_pointwise(Weighted(formula), [input, target, &weight], reduce, move |[x, y, weight]| {
+                composite([x, y], Some(weight), None)
+            })
+        }
+        (None, Some(pos_weight)) => {
+            f_pointwise(formula, [input, target, &pos_weight], reduce, move |[x, y, pos_weight]| {
+                composite([x, y], None, Some(pos_weight))
+            })
+        }
+        (Some(weight), Some(pos_weight)) => {
+            let arguments = [input, target, &pos_weight, &weight];
+            f_pointwise(Weighted(formula), arguments, reduce, move |[x, y, pos_weight, weight]| {
+                composite([x, y], Some(weight), Some(pos_weight))
+            })
+        }
+    }
 }
 
 /// The share `smoothing` of each label moved to ½.
