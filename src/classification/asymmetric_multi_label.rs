@@ -218,16 +218,6 @@ impl Loss for AsymmetricMultiLabelLoss {
         self.check_options()?;
         multi_label::check_weight(("weight", &self.weight), input)?;
         multi_label::check_weight(("pos_weight", &self.pos_weight), input)?;
-        if self.gamma_neg == 0.0 && self.gamma_pos == 0.0 {
-            self.f_by_engine::<false>(input, target)
-        } else {
-            self.f_by_engine::<true>(input, target)
-        }
-    }
-}
-
-impl AsymmetricMultiLabelLoss {
-    fn f_by_engine<const FOCUS: bool>(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let f_beside = |weight: Option<&Tensor>| weight.map(|weight| kernels::f_beside(input, weight)).transpose();
         let labels = kernels::f_beside(input, target)?;
         let (weight, pos_weight) = (f_beside(self.weight.as_ref())?, f_beside(self.pos_weight.as_ref())?);
@@ -238,7 +228,7 @@ impl AsymmetricMultiLabelLoss {
         let (weight, pos_weight) = (weight.flatten(), pos_weight.flatten());
         let bare = self.with_weights(None, None);
         f_weighted(
-            self.formula::<FOCUS>(),
+            self.formula(),
             [input, &labels],
             weight.as_ref(),
             pos_weight.as_ref(),
@@ -246,13 +236,15 @@ impl AsymmetricMultiLabelLoss {
             move |[input, target], weight, pos_weight| bare.with_weights(weight, pos_weight).f_composite(input, target),
         )
     }
+}
 
+impl AsymmetricMultiLabelLoss {
     fn with_weights(&self, weight: Option<&Tensor>, pos_weight: Option<&Tensor>) -> Self {
         let clone = |weight: Option<&Tensor>| weight.map(Tensor::shallow_clone);
         Self { weight: clone(weight), pos_weight: clone(pos_weight), ..*self }
     }
 
-    fn formula<const FOCUS: bool>(&self) -> Formula<FOCUS> {
+    fn formula(&self) -> Formula {
         Formula {
             gamma_neg: self.gamma_neg,
             gamma_pos: self.gamma_pos,
@@ -277,7 +269,7 @@ impl AsymmetricMultiLabelLoss {
 }
 
 #[derive(Clone, Copy)]
-struct Formula<const FOCUS: bool> {
+struct Formula {
     gamma_neg: f64,
     gamma_pos: f64,
     clip: f64,
@@ -286,7 +278,7 @@ struct Formula<const FOCUS: bool> {
     label_smoothing: f64,
 }
 
-impl<const FOCUS: bool> Formula<FOCUS> {
+impl Formula {
     /// The cross entropy and its derivatives, given the sigmoids.
     #[inline(always)]
     fn entropy<R: Real>(self, [x, y, pos_weight]: [R; 3], (p, q, log): (R, R, R)) -> (R, [R; 3]) {
@@ -327,7 +319,7 @@ impl<const FOCUS: bool> Formula<FOCUS> {
     }
 }
 
-impl<const FOCUS: bool> Pointwise<2> for Formula<FOCUS> {
+impl Pointwise<2> for Formula {
     const PARTIAL: bool = <Self as Pointwise<3>>::PARTIAL;
 
     #[inline(always)]
@@ -338,7 +330,7 @@ impl<const FOCUS: bool> Pointwise<2> for Formula<FOCUS> {
 }
 
 /// With the weight of the positive part.
-impl<const FOCUS: bool> Pointwise<3> for Formula<FOCUS> {
+impl Pointwise<3> for Formula {
     /// A target outside of [0, 1] may have a negative number to be raised to a power.
     const PARTIAL: bool = true;
 
@@ -347,9 +339,6 @@ impl<const FOCUS: bool> Pointwise<3> for Formula<FOCUS> {
         let (y, of_label) = multi_label::smooth(y, self.label_smoothing);
         let sigmoids = sigmoids(x);
         let (entropy, [of_x, of_y, of_weight]) = self.entropy([x, y, pos_weight], sigmoids);
-        if !FOCUS {
-            return (entropy, [of_x, of_label * of_y, of_weight]);
-        }
         let (focus, [focus_of_x, focus_of_y]) = self.focus(y, sigmoids);
         let kept = choose(self.detach_focus, R::of(0.0), entropy);
         let of_y = of_label * (focus * of_y + kept * focus_of_y);
