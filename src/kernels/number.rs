@@ -231,26 +231,29 @@ impl<const FMA: bool> Real for Lane<f32, FMA> {
         choose(self.0 == f32::INFINITY, self, y)
     }
 
-    /// log(1 + x) = 2 artanh(s) with s = x / (2 + x) in [0, ⅓], the latter by a polynomial of least deviation in s².
+    /// log(1 + x) = 2 artanh(s) = x − s (x − r) with s = x / (2 + x) in [0, ⅓] and r = 2 (artanh(s) / s − 1), the latter by a
+    /// polynomial of least deviation in s².
     #[inline(always)]
     fn ln_1p_unit(self) -> Self {
         let s = self / (self + Lane(2.0));
         let z = s * s;
         let p = z.polynomial([0.116_121_65, 0.108_532_876, 0.142_961_78, 0.199_998_53, 0.333_333_34]);
-        let double = s + s;
-        (double * z).mul_add(p, double)
+        ((z + z) * p - self).mul_add(s, self)
     }
 
     /// atan(x) = θ + atan(f) with |f| ≤ tan(π/8), the latter by the polynomial of Cephes' `atanf`.
     #[inline(always)]
     fn atan(self) -> Self {
+        /// What π/2 has too much.
+        const REST: f32 = 4.371_139e-8;
         let (steep, middle) = (self.0 > 2.414_213_7, self.0 > 0.414_213_57);
         let one = Lane(1.0);
         let numerator = choose(steep, -one, choose(middle, self - one, self));
         let f = numerator / choose(steep, self, choose(middle, self + one, one));
         let z = f * f;
         let p = z.polynomial([8.053_744_5e-2, -0.138_776_86, 0.199_777_11, -0.333_329_5]);
-        let y = (p * z).mul_add(f, f);
+        let rest = choose(steep, Lane(-REST), choose(middle, Lane(-0.5 * REST), Lane(0.0)));
+        let y = f + (p * z).mul_add(f, rest);
         choose(steep, Lane(std::f32::consts::FRAC_PI_2), choose(middle, Lane(std::f32::consts::FRAC_PI_4), Lane(0.0))) + y
     }
 }
@@ -315,7 +318,8 @@ impl<const FMA: bool> Real for Lane<f64, FMA> {
         choose(self.0 == f64::INFINITY, self, y)
     }
 
-    /// log(1 + x) = 2 artanh(s) with s = x / (2 + x) in [0, ⅓], the latter by a polynomial of least deviation in s².
+    /// log(1 + x) = 2 artanh(s) = x − s (x − r) with s = x / (2 + x) in [0, ⅓] and r = 2 (artanh(s) / s − 1), the latter by a
+    /// polynomial of least deviation in s².
     #[inline(always)]
     fn ln_1p_unit(self) -> Self {
         let s = self / (self + Lane(2.0));
@@ -333,8 +337,7 @@ impl<const FMA: bool> Real for Lane<f64, FMA> {
             0.199_999_999_999_997_62,
             0.333_333_333_333_333_3,
         ]);
-        let double = s + s;
-        (double * z).mul_add(p, double)
+        ((z + z) * p - self).mul_add(s, self)
     }
 
     /// atan(x) = θ + atan(f) with |f| ≤ 0.66, the latter by the rational function of Cephes' `atan`.
