@@ -218,30 +218,19 @@ impl Loss for AsymmetricMultiLabelLoss {
         self.check_options()?;
         multi_label::check_weight(("weight", &self.weight), input)?;
         multi_label::check_weight(("pos_weight", &self.pos_weight), input)?;
-        let f_beside = |weight: Option<&Tensor>| weight.map(|weight| kernels::f_beside(input, weight)).transpose();
-        let labels = kernels::f_beside(input, target)?;
-        let (weight, pos_weight) = (f_beside(self.weight.as_ref())?, f_beside(self.pos_weight.as_ref())?);
-        let (Some(labels), false) = (labels, [&weight, &pos_weight].iter().any(|weight| matches!(weight, Some(None))))
-        else {
-            return self.f_composite(input, target);
-        };
-        let (weight, pos_weight) = (weight.flatten(), pos_weight.flatten());
-        let bare = self.with_weights(None, None);
-        f_weighted(
-            self.formula(),
-            [input, &labels],
-            weight.as_ref(),
-            pos_weight.as_ref(),
-            self.reduction.for_engine(input),
-            move |[input, target], weight, pos_weight| bare.with_weights(weight, pos_weight).f_composite(input, target),
-        )
+        let formula = self.formula();
+        let weights = [self.weight.as_ref(), self.pos_weight.as_ref()];
+        let (reduce, bare) = (self.reduction.for_engine(input), self.with_weights([None, None]));
+        f_weighted(formula, [input, target], weights, reduce, move |[input, target], weights| {
+            bare.with_weights(weights).f_composite(input, target)
+        })
     }
 }
 
 impl AsymmetricMultiLabelLoss {
-    fn with_weights(&self, weight: Option<&Tensor>, pos_weight: Option<&Tensor>) -> Self {
-        let clone = |weight: Option<&Tensor>| weight.map(Tensor::shallow_clone);
-        Self { weight: clone(weight), pos_weight: clone(pos_weight), ..*self }
+    fn with_weights(&self, weights: [Option<&Tensor>; 2]) -> Self {
+        let [weight, pos_weight] = weights.map(|weight| weight.map(Tensor::shallow_clone));
+        Self { weight, pos_weight, ..*self }
     }
 
     fn formula(&self) -> Formula {

@@ -95,8 +95,8 @@ impl Loss for BceWithLogitsLoss {
         multi_label::check_weight(("pos_weight", &self.pos_weight), input)?;
         let reduction = self.reduction;
         let operation = tch::Reduction::from(reduction);
-        let (weight, pos_weight) = (self.weight.as_ref(), self.pos_weight.as_ref());
-        f_weighted(Formula, [input, target], weight, pos_weight, reduction.into(), move |[x, y], weight, pos_weight| {
+        let weights = [self.weight.as_ref(), self.pos_weight.as_ref()];
+        f_weighted(Formula, [input, target], weights, reduction.into(), move |[x, y], [weight, pos_weight]| {
             Ok(x.f_binary_cross_entropy_with_logits(y, weight, pos_weight, operation)?)
         })
     }

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use crate::kernels::{Pointwise, Real, Reduce, Weighted, f_pointwise};
+use crate::kernels::{Pointwise, Real, Reduce, Weighted, f_beside, f_pointwise};
 use crate::numeric::f_reals;
 use crate::{LossError, check};
 
@@ -65,39 +65,39 @@ pub(super) fn check_weight(
     check::broadcasts_to((name, weight), ("input", input))
 }
 
-/// The reduced losses by `formula`, of input and target or of these and `pos_weight`, times `weight`. The weights broadcast to
-/// the input.
+/// The reduced losses by `formula`, of input and target or of these and `pos_weight`, times `weight`; by `composite` where no
+/// engine takes one of them. The weights broadcast to the input.
 pub(super) fn f_weighted<F, C>(
     formula: F,
     [input, target]: [&Tensor; 2],
-    weight: Option<&Tensor>,
-    pos_weight: Option<&Tensor>,
+    [weight, pos_weight]: [Option<&Tensor>; 2],
     reduce: Reduce,
     composite: C,
 ) -> Result<Tensor, LossError>
 where
     F: Pointwise<2> + Pointwise<3>,
-    C: Fn([&Tensor; 2], Option<&Tensor>, Option<&Tensor>) -> Result<Tensor, LossError> + Send + 'static,
+    C: Fn([&Tensor; 2], [Option<&Tensor>; 2]) -> Result<Tensor, LossError> + Send + 'static,
 {
-    let f_expanded = |weight: Option<&Tensor>| weight.map(|weight| weight.f_expand_as(input)).transpose();
-    match (f_expanded(weight)?, f_expanded(pos_weight)?) {
-        (None, None) => f_pointwise(formula, [input, target], reduce, move |of| composite(of, None, None)),
-        (Some(weight), None) => {
-            f_pointwise(Weighted(formula), [input, target, &weight], reduce, move |[x, y, weight]| {
-                composite([x, y], Some(weight), None)
-            })
+    let mut beside = [None, None, None];
+    for (tensor, beside) in [Some(target), pos_weight, weight].into_iter().zip(&mut beside) {
+        let Some(tensor) = tensor else { continue };
+        let Some(taken) = f_beside(input, tensor)? else {
+            return composite([input, target], [weight, pos_weight]);
+        };
+        *beside = Some(if taken.size() == input.size() { taken } else { taken.f_expand_as(input)? });
+    }
+    match beside.each_ref().map(Option::as_ref) {
+        [Some(y), None, None] => f_pointwise(formula, [input, y], reduce, move |of| composite(of, [None, None])),
+        [Some(y), None, Some(w)] => f_pointwise(Weighted(formula), [input, y, w], reduce, move |[x, y, w]| {
+            composite([x, y], [Some(w), None])
+        }),
+        [Some(y), Some(p), None] => {
+            f_pointwise(formula, [input, y, p], reduce, move |[x, y, p]| composite([x, y], [None, Some(p)]))
         }
-        (None, Some(pos_weight)) => {
-            f_pointwise(formula, [input, target, &pos_weight], reduce, move |[x, y, pos_weight]| {
-                composite([x, y], None, Some(pos_weight))
-            })
-        }
-        (Some(weight), Some(pos_weight)) => {
-            let arguments = [input, target, &pos_weight, &weight];
-            f_pointwise(Weighted(formula), arguments, reduce, move |[x, y, pos_weight, weight]| {
-                composite([x, y], Some(weight), Some(pos_weight))
-            })
-        }
+        [Some(y), Some(p), Some(w)] => f_pointwise(Weighted(formula), [input, y, p, w], reduce, move |[x, y, p, w]| {
+            composite([x, y], [Some(w), Some(p)])
+        }),
+        [None, _, _] => composite([input, target], [weight, pos_weight]),
     }
 }
 

@@ -209,31 +209,19 @@ impl Loss for SoftBceWithLogitsLoss {
         if !self.is_fused(input, target) {
             return self.f_composite(input, target);
         }
-        let f_beside = |weight: Option<&Tensor>| weight.map(|weight| kernels::f_beside(input, weight)).transpose();
-        let labels = kernels::f_beside(input, target)?;
-        let (weight, pos_weight) = (f_beside(self.weight.as_ref())?, f_beside(self.pos_weight.as_ref())?);
-        let (Some(labels), false) = (labels, [&weight, &pos_weight].iter().any(|weight| matches!(weight, Some(None))))
-        else {
-            return self.f_composite(input, target);
-        };
-        let (weight, pos_weight) = (weight.flatten(), pos_weight.flatten());
         let formula = Formula { label_smoothing: self.label_smoothing, ignored: self.ignore_index.map(|i| i as f64) };
-        let bare = self.with_weights(None, None);
-        f_weighted(
-            formula,
-            [input, &labels],
-            weight.as_ref(),
-            pos_weight.as_ref(),
-            self.reduction.for_engine(input),
-            move |[input, target], weight, pos_weight| bare.with_weights(weight, pos_weight).f_composite(input, target),
-        )
+        let weights = [self.weight.as_ref(), self.pos_weight.as_ref()];
+        let (reduce, bare) = (self.reduction.for_engine(input), self.with_weights([None, None]));
+        f_weighted(formula, [input, target], weights, reduce, move |[input, target], weights| {
+            bare.with_weights(weights).f_composite(input, target)
+        })
     }
 }
 
 impl SoftBceWithLogitsLoss {
-    fn with_weights(&self, weight: Option<&Tensor>, pos_weight: Option<&Tensor>) -> Self {
-        let clone = |weight: Option<&Tensor>| weight.map(Tensor::shallow_clone);
-        Self { weight: clone(weight), pos_weight: clone(pos_weight), ..*self }
+    fn with_weights(&self, weights: [Option<&Tensor>; 2]) -> Self {
+        let [weight, pos_weight] = weights.map(|weight| weight.map(Tensor::shallow_clone));
+        Self { weight, pos_weight, ..*self }
     }
 
     /// Whether each loss is a formula of its label alone.
