@@ -77,9 +77,7 @@ const LOSSES: &[(&str, Target, Build)] = &[
         })
     }),
     ("triplet with distance, all gradients", Target::Normal, |r, _, _| {
-        of(move |x, y| {
-            TripletMarginWithDistanceLoss::new().margin(9.0).reduction(r).f_forward(x, y, &(x * 0.4 - y))
-        })
+        of(move |x, y| TripletMarginWithDistanceLoss::new().margin(9.0).reduction(r).f_forward(x, y, &(x * 0.4 - y)))
     }),
     ("GIoU, all gradients", Target::Normal, |r, _, _| {
         of(move |x, y| of_boxes(&GeneralizedBoxIouLoss::new().reduction(r), x, y))

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::multi_label::{self, MultiLabelReduction, f_weighted};
-use crate::kernels::{self, Pointwise, Real, choose, sigmoids};
+use crate::kernels::{Pointwise, Real, choose, sigmoids};
 use crate::numeric::{f_power, f_powers, f_reals, wide_kind};
 use crate::{Loss, LossError, check};
 

@@ -56,10 +56,7 @@ pub(super) fn f_weight(
 }
 
 /// A weight, where there is one, broadcasts to the input.
-pub(super) fn check_weight(
-    (name, weight): (&'static str, &Option<Tensor>),
-    input: &Tensor,
-) -> Result<(), LossError> {
+pub(super) fn check_weight((name, weight): (&'static str, &Option<Tensor>), input: &Tensor) -> Result<(), LossError> {
     let Some(weight) = weight else { return Ok(()) };
     check::devices(&[("input", input), (name, weight)])?;
     check::broadcasts_to((name, weight), ("input", input))
@@ -88,9 +85,9 @@ where
     }
     match beside.each_ref().map(Option::as_ref) {
         [Some(y), None, None] => f_pointwise(formula, [input, y], reduce, move |of| composite(of, [None, None])),
-        [Some(y), None, Some(w)] => f_pointwise(Weighted(formula), [input, y, w], reduce, move |[x, y, w]| {
-            composite([x, y], [Some(w), None])
-        }),
+        [Some(y), None, Some(w)] => {
+            f_pointwise(Weighted(formula), [input, y, w], reduce, move |[x, y, w]| composite([x, y], [Some(w), None]))
+        }
         [Some(y), Some(p), None] => {
             f_pointwise(formula, [input, y, p], reduce, move |[x, y, p]| composite([x, y], [None, Some(p)]))
         }

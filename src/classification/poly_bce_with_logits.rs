@@ -176,8 +176,8 @@ impl<const GAMMA: usize> Pointwise<2> for Formula<GAMMA> {
             None => (one, R::of(0.0)),
         };
         let of_x = share * (focus * (p - y + epsilon * missing_of_x) + slope * missing_of_x * poly);
-        let of_y = share * (focus * (epsilon * missing_of_y - x) + slope * missing_of_y * poly)
-            + share_of_y * focus * poly;
+        let of_y =
+            share * (focus * (epsilon * missing_of_y - x) + slope * missing_of_y * poly) + share_of_y * focus * poly;
         (share * focus * poly, [of_x, of_label * of_y])
     }
 }

@@ -233,11 +233,7 @@ impl<R: Real> Overlap<R> {
 
 /// 1 − IoU + ρ² / c² and its derivatives with respect to the lengths, for the formulas of the engine.
 #[inline(always)]
-pub(super) fn distance_loss<R: Real>(
-    lengths: [Lengths<R>; 2],
-    overlap: Overlap<R>,
-    eps: f64,
-) -> (R, [Lengths<R>; 2]) {
+pub(super) fn distance_loss<R: Real>(lengths: [Lengths<R>; 2], overlap: Overlap<R>, eps: f64) -> (R, [Lengths<R>; 2]) {
     let [x, y] = lengths;
     let diagonal = x.enclosing * x.enclosing + y.enclosing * y.enclosing + R::of(eps);
     let distance = Quotient::new(x.distance * x.distance + y.distance * y.distance, diagonal);

@@ -26,10 +26,10 @@ mod simd;
 mod softmax;
 
 pub use backend::{Backend, with_backend};
-pub use memory::set_gradient_cache;
 pub(crate) use boxes::f_boxes;
 pub(crate) use embedding::{Embedding, f_embedding};
 pub(crate) use engine::Reduce;
+pub use memory::set_gradient_cache;
 pub(crate) use number::{ANY, Real, choose, powers, sigmoids};
 pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise};
 pub(crate) use region::{Entropy, Regional, Sums, f_region, takes_region};

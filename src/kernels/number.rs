@@ -254,7 +254,8 @@ impl<const FMA: bool> Real for Lane<f32, FMA> {
         let p = z.polynomial([8.053_744_5e-2, -0.138_776_86, 0.199_777_11, -0.333_329_5]);
         let rest = choose(steep, Lane(-REST), choose(middle, Lane(-0.5 * REST), Lane(0.0)));
         let y = f + (p * z).mul_add(f, rest);
-        choose(steep, Lane(std::f32::consts::FRAC_PI_2), choose(middle, Lane(std::f32::consts::FRAC_PI_4), Lane(0.0))) + y
+        choose(steep, Lane(std::f32::consts::FRAC_PI_2), choose(middle, Lane(std::f32::consts::FRAC_PI_4), Lane(0.0)))
+            + y
     }
 }
 
@@ -367,7 +368,8 @@ impl<const FMA: bool> Real for Lane<f64, FMA> {
         ]);
         let y = (z * p / q).mul_add(f, f);
         let y = y + choose(steep, Lane(REST), choose(middle, Lane(0.5 * REST), Lane(0.0)));
-        choose(steep, Lane(std::f64::consts::FRAC_PI_2), choose(middle, Lane(std::f64::consts::FRAC_PI_4), Lane(0.0))) + y
+        choose(steep, Lane(std::f64::consts::FRAC_PI_2), choose(middle, Lane(std::f64::consts::FRAC_PI_4), Lane(0.0)))
+            + y
     }
 }
 

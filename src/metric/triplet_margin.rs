@@ -121,9 +121,13 @@ impl TripletMarginLoss {
         let named = [("anchor", anchor), ("positive", positive), ("negative", negative)];
         triplet::check(named, self.margin, self.broadcast)?;
         let (margin, p, eps, swap, reduction) = (self.margin, self.p, self.eps, self.swap, self.reduction);
-        Triplet { margin, p, eps, swap }.f_loss([anchor, positive, negative], reduction, move |[anchor, positive, negative]| {
-            Ok(Tensor::f_triplet_margin_loss(anchor, positive, negative, margin, p, eps, swap, reduction.into())?)
-        })
+        Triplet { margin, p, eps, swap }.f_loss(
+            [anchor, positive, negative],
+            reduction,
+            move |[anchor, positive, negative]| {
+                Ok(Tensor::f_triplet_margin_loss(anchor, positive, negative, margin, p, eps, swap, reduction.into())?)
+            },
+        )
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.

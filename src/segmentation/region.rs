@@ -4,9 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::compound::{Overlap, PlainCrossEntropy};
 use crate::check::{self, ClassIndices, Validity};
-use crate::kernels::{
-    Entropy, Pointwise, Real, Regional, Sums, choose, f_pointwise, f_region, takes_region,
-};
+use crate::kernels::{Entropy, Pointwise, Real, Regional, Sums, choose, f_pointwise, f_region, takes_region};
 use crate::precomputed::{Precomputed, Replace};
 use crate::{InvalidValues, LossError, Reduction, numeric};
 
@@ -493,9 +491,7 @@ impl Score {
     fn f_losses(self, [intersection, input, target]: [&Tensor; 3], smoothing: Smoothing) -> Result<Tensor, LossError> {
         let eps = smoothing.eps;
         match self {
-            Self::Dice => {
-                smoothing.f_losses(&intersection.f_mul_scalar(2)?, &input.f_add(target)?, 2.0 * eps)
-            }
+            Self::Dice => smoothing.f_losses(&intersection.f_mul_scalar(2)?, &input.f_add(target)?, 2.0 * eps),
             Self::Jaccard => smoothing.f_losses(intersection, &input.f_add(target)?.f_sub(intersection)?, eps),
             Self::Tversky { alpha, beta } => {
                 let false_positives = input.f_sub(intersection)?.f_mul_scalar(alpha)?;
