@@ -5,6 +5,7 @@
 //! cargo run --release --example digits -- --loss label-smoothing --seed 7
 //! cargo run --release --example digits -- --loss mse,huber --epochs 10      # one after the other
 //! cargo run --release --example digits -- --all                             # every loss, as a table
+//! cargo run --release --example digits -- --loss-file examples/loss.toml    # a loss described in TOML or JSON
 //! cargo run --release --example digits -- --help
 //! ```
 //!
@@ -15,7 +16,7 @@
 //! Where to look: [`LossName::objective`] says what each loss wants as input and as target, and [`train`] is the loop.
 
 use std::{
-    fs::File,
+    fs::{File, read_to_string},
     io::Read,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -28,7 +29,7 @@ use flate2::read::MultiGzDecoder;
 use indicatif::{ProgressBar, ProgressStyle};
 use tch::{Device, Kind, Tensor, nn, nn::Module, nn::OptimizerConfig};
 use tch_losses::{
-    BceLoss, BceWithLogitsLoss, CrossEntropyLoss, HuberLoss, KlDivLoss, KlDivReduction, L1Loss, Loss, MseLoss,
+    AnyLoss, BceLoss, BceWithLogitsLoss, CrossEntropyLoss, HuberLoss, KlDivLoss, KlDivReduction, L1Loss, Loss, MseLoss,
     MultiLabelMarginLoss, MultiLabelSoftMarginLoss, MultiMarginLoss, NllLoss, PoissonNllLoss, SmoothL1Loss,
     SoftMarginLoss,
 };
@@ -62,9 +63,9 @@ fn run(args: &Args) -> Result<()> {
     let (training, held_out) = Digits::read(&args.data)?.to_device(device).split()?;
     println!("device {device:?}, {} images to learn from, {} held out", training.len(), held_out.len());
 
-    for &name in args.losses() {
+    for (name, objective) in args.objectives(device)? {
         let start = Instant::now();
-        let net = train(name, args, &training).with_context(|| format!("training with {name}"))?;
+        let net = train(&name, &objective, args, &training).with_context(|| format!("training with {name}"))?;
         let right = net.count_right(&held_out)?;
         let percent = 100.0 * right as f64 / held_out.len() as f64;
         let seconds = start.elapsed().as_secs_f64();
@@ -142,6 +143,19 @@ impl LossName {
             Self::PoissonNll => Objective::new(PoissonNllLoss::new(), logits, one_hot),
         }
     }
+}
+
+/// The loss that a file describes, with its weights on `device`.
+fn read_loss(path: &Path, device: Device) -> Result<AnyLoss> {
+    let read = || -> Result<AnyLoss> {
+        let text = read_to_string(path)?;
+        let loss: AnyLoss = match path.extension().is_some_and(|extension| extension == "json") {
+            true => serde_json::from_str(&text)?,
+            false => toml::from_str(&text)?,
+        };
+        Ok(loss.f_to(device, Kind::Float)?)
+    };
+    read().with_context(|| format!("the loss file {}", path.display()))
 }
 
 /// Makes what a loss wants from what there is: logits of shape `[n, 10]`, or classes of shape `[n]`.
@@ -237,15 +251,14 @@ impl Net {
     }
 }
 
-fn train(name: LossName, args: &Args, digits: &Digits) -> Result<Net> {
+fn train(name: &str, objective: &Objective, args: &Args, digits: &Digits) -> Result<Net> {
     tch::manual_seed(args.seed);
     let net = Net::new(digits.device());
     let mut optimizer = nn::Adam::default().build(&net.weights, args.lr)?;
-    let objective = name.objective();
     let progress = Progress::new(name, args.epochs, digits.batches(args.batch_size));
 
     for epoch in 1..=args.epochs {
-        let mean = train_epoch(&net, &mut optimizer, &objective, digits, args.batch_size, &progress)
+        let mean = train_epoch(&net, &mut optimizer, objective, digits, args.batch_size, &progress)
             .with_context(|| format!("epoch {epoch}"))?;
         ensure!(mean.is_finite(), "the loss of epoch {epoch} is {mean}; a smaller --lr than {:?} may help", args.lr);
         progress.end_epoch(epoch, mean);
@@ -278,17 +291,17 @@ fn train_epoch(
 /// A bar on a terminal, and a line per epoch elsewhere.
 struct Progress {
     bar: ProgressBar,
-    name: LossName,
+    name: String,
     epochs: u32,
 }
 
 impl Progress {
-    fn new(name: LossName, epochs: u32, batches: u64) -> Self {
+    fn new(name: &str, epochs: u32, batches: u64) -> Self {
         let style = ProgressStyle::with_template("{msg} {wide_bar} {elapsed}, {eta} to go")
             .expect("the template is a constant, and valid");
         let bar = ProgressBar::new(u64::from(epochs) * batches).with_style(style);
         bar.set_message(format!("{name}: epoch 1/{epochs}"));
-        Self { bar, name, epochs }
+        Self { bar, name: name.to_owned(), epochs }
     }
 
     fn end_step(&self) {
@@ -414,6 +427,10 @@ struct Args {
     #[arg(long, value_enum, value_delimiter = ',', default_value = "cross-entropy")]
     loss: Vec<LossName>,
 
+    /// A file that describes the loss, in TOML or, if it ends in .json, in JSON; it takes logits and class indices
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["loss", "all"])]
+    loss_file: Option<PathBuf>,
+
     /// Train with every loss, one after the other
     #[arg(long, conflicts_with = "loss")]
     all: bool,
@@ -448,11 +465,17 @@ Examples:
   cargo run --release --example digits
   cargo run --release --example digits -- --loss label-smoothing --seed 7
   cargo run --release --example digits -- --loss mse,huber --epochs 10
-  cargo run --release --example digits -- --all --device cuda";
+  cargo run --release --example digits -- --all --device cuda
+  cargo run --release --example digits -- --loss-file examples/loss.toml";
 
 impl Args {
-    fn losses(&self) -> &[LossName] {
-        if self.all { LossName::value_variants() } else { &self.loss }
+    /// The losses to train with, and their names.
+    fn objectives(&self, device: Device) -> Result<Vec<(String, Objective)>> {
+        if let Some(path) = &self.loss_file {
+            return Ok(vec![(path.display().to_string(), Objective::new(read_loss(path, device)?, logits, class))]);
+        }
+        let names = if self.all { LossName::value_variants() } else { &self.loss };
+        Ok(names.iter().map(|name| (name.to_string(), name.objective())).collect())
     }
 }
 

@@ -146,6 +146,16 @@ pub(crate) fn option(option: &'static str, value: impl Display, valid: bool, exp
     Err(LossError::Option { option, expected: expected.into(), actual: value.to_string() })
 }
 
+/// The option is a number > 0. Far from the bounds of single precision, in which libtorch has to take it.
+pub(crate) fn positive(name: &'static str, value: f64) -> Result<(), LossError> {
+    option(name, value, (1e-37..=1e37).contains(&value), "a number in [1e-37, 1e37]")
+}
+
+/// The option is a number ≥ 0, not near the bound of single precision.
+pub(crate) fn not_negative(name: &'static str, value: f64) -> Result<(), LossError> {
+    option(name, value, (0.0..=1e37).contains(&value), "a number in [0, 1e37]")
+}
+
 /// The dimension of the classes: the only one, or the second.
 pub(crate) fn class_dim(input: &Tensor) -> Result<usize, LossError> {
     match input.dim() {

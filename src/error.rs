@@ -83,6 +83,22 @@ pub enum LossError {
         /// The value it has.
         actual: String,
     },
+    /// The loss is no mean, so that it has no numerator and denominator.
+    #[error("{loss} has no numerator and denominator: {reason}")]
+    NoMean {
+        /// The loss.
+        loss: String,
+        /// Why it is none.
+        reason: &'static str,
+    },
+    /// A term of a sum of losses could not be computed.
+    #[error("term {term}: {source}")]
+    Term {
+        /// The name of the term.
+        term: String,
+        /// What is wrong with it.
+        source: Box<LossError>,
+    },
     /// libtorch rejected the call.
     #[error("libtorch: {message}")]
     Torch {
@@ -92,6 +108,20 @@ pub enum LossError {
         #[source]
         source: TchError,
     },
+}
+
+impl LossError {
+    /// The error for a loss of type `L` that is no mean.
+    pub(crate) fn no_mean<L: ?Sized>(reason: &'static str) -> Self {
+        let path = std::any::type_name::<L>().split('<').next().unwrap_or_default();
+        let loss = path.rsplit("::").next().unwrap_or_default().to_owned();
+        LossError::NoMean { loss, reason }
+    }
+
+    /// The error of the term `term` of a sum.
+    pub(crate) fn in_term(self, term: &str) -> Self {
+        LossError::Term { term: term.to_owned(), source: Box::new(self) }
+    }
 }
 
 impl From<TchError> for LossError {

@@ -56,7 +56,9 @@
 //!
 //! # Losses of other packages
 //!
-//! All of them take `input, target`, except [`LinearCrossEntropy`].
+//! All of them take `input, target`, except [`LinearCrossEntropy`], the losses of language models, [`TotalVariationLoss`],
+//! which takes `input`, and where the table says so. pml is pytorch-metric-learning; its losses of pairs share
+//! [`EmbeddingLoss`], too, and take an [`EmbeddingDistance`] and an [`EmbeddingReduction`].
 //!
 //! | original | here |
 //! |---|---|
@@ -96,8 +98,54 @@
 //! | varifocal loss (VFNet paper) | [`VarifocalLoss`] |
 //! | **large vocabularies** | |
 //! | `liger_kernel.transformers.LigerFusedLinearCrossEntropyLoss` | [`LinearCrossEntropy`] |
+//! | **embeddings of a batch, by their labels** | |
+//! | pml `ContrastiveLoss` | [`ContrastiveLoss`] |
+//! | pml `NTXentLoss` | [`NtXentLoss`] |
+//! | pml `SupConLoss` | [`SupConLoss`] |
+//! | pml `MultiSimilarityLoss` | [`MultiSimilarityLoss`] |
+//! | pml `CircleLoss` | [`CircleLoss`] |
+//! | pml `NPairsLoss` | [`NPairsLoss`] |
+//! | pml `LiftedStructureLoss` | [`LiftedStructureLoss`] |
+//! | pml `GeneralizedLiftedStructureLoss` | [`GeneralizedLiftedStructureLoss`] |
+//! | pml `TripletMarginLoss`, `BatchHardMiner`, `TripletMarginMiner` | [`BatchTripletMarginLoss`] |
+//! | **preferences and distillation of language models** | |
+//! | `liger_kernel.chunked_loss.LigerFusedLinearDPOLoss` | [`DpoLoss`], [`LinearPreference`] |
+//! | IPO (paper) | [`IpoLoss`], [`LinearPreference`] |
+//! | `liger_kernel.chunked_loss.LigerFusedLinearORPOLoss` | [`OrpoLoss`], [`LinearPreference`] |
+//! | `liger_kernel.chunked_loss.LigerFusedLinearSimPOLoss` | [`SimpoLoss`], [`LinearPreference`] |
+//! | `liger_kernel.chunked_loss.LigerFusedLinearCPOLoss` | [`CpoLoss`], [`LinearPreference`] |
+//! | `liger_kernel.chunked_loss.LigerFusedLinearKTOLoss` | [`KtoLoss`], [`LinearKto`] |
+//! | `liger_kernel.chunked_loss.LigerFusedLinearJSDLoss`, `LigerFusedLinearCosineSimilarityLoss`, knowledge distillation | [`DistillationLoss`], [`LinearDistillation`] |
+//! | **self-supervised, images and texts** | |
+//! | `lightly.loss.BarlowTwinsLoss` | [`BarlowTwinsLoss`] |
+//! | `lightly.loss.VICRegLoss` | [`VicRegLoss`] |
+//! | `lightly.loss.NegativeCosineSimilarity` | [`NegativeCosineSimilarity`] |
+//! | `lightly.loss.DINOLoss` | [`DinoLoss`], of lists of views |
+//! | CLIP paper | [`ClipLoss`], of `image, text, logit_scale` |
+//! | SigLIP paper | [`SigLipLoss`], of `image, text, logit_scale, logit_bias` |
+//! | **metric, with a vector for each class** | |
+//! | pml `ArcFaceLoss`, `SubCenterArcFaceLoss` | [`ArcFaceLoss`], or [`ArcFace`] of `input, weight, target` |
+//! | pml `CosFaceLoss` | [`CosFaceLoss`], or [`CosFace`] of `input, weight, target` |
+//! | pml `ProxyAnchorLoss` | [`ProxyAnchorLoss`], or [`ProxyAnchor`] of `input, proxies, target` |
+//! | pml `ProxyNCALoss` | [`ProxyNcaLoss`], or [`ProxyNca`] of `input, proxies, target` |
+//! | **robust regression** | |
+//! | kornia `CharbonnierLoss` | [`CharbonnierLoss`] |
+//! | kornia `CauchyLoss` | [`CauchyLoss`] |
+//! | kornia `GemanMcclureLoss` | [`GemanMcClureLoss`] |
+//! | kornia `WelschLoss` | [`WelschLoss`] |
+//! | Keras `LogCosh` | [`LogCoshLoss`] |
+//! | Keras `MeanSquaredLogarithmicError` | [`MsleLoss`] |
+//! | Keras `MeanAbsolutePercentageError` | [`MapeLoss`] |
+//! | quantile or pinball loss (Koenker and Bassett) | [`QuantileLoss`] |
+//! | **images** | |
+//! | `monai.losses.SSIMLoss`, kornia `SSIMLoss`, `SSIM3DLoss` | [`SsimLoss`] |
+//! | kornia `MS_SSIMLoss` | [`MsSsimL1Loss`] |
+//! | kornia `PSNRLoss` | [`PsnrLoss`] |
+//! | kornia `TotalVariation` | [`TotalVariationLoss`] |
 //!
-//! Those of `input, target` implement [`Loss`], so that they can be boxed and chosen at run time.
+//! Those of `input, target` implement [`Loss`], so that they can be boxed and chosen at run time. [`WeightedSum`]
+//! adds several up. With the feature `serde`, `AnyLoss` is one that is described in data such as TOML or JSON. The
+//! losses that are means have a method `f_parts`, which gives numerator and denominator apart: [`MeanParts`].
 //!
 //! On the CPU many of them are computed by a fused engine, value and gradient in one pass over memory. [`Backend`] says how to
 //! have PyTorch's tensor operations instead, and that a build without optimisation (`opt-level` 0 or 1) has them by default.
@@ -109,30 +157,40 @@
 pub mod autograd;
 mod check;
 mod classification;
+mod combine;
 mod detection;
 mod divergence;
 mod error;
+mod image;
 mod kernels;
 mod loss;
+mod mean_parts;
 mod metric;
 mod numeric;
 mod precomputed;
+mod preference;
 mod reduction;
 mod regression;
 mod segmentation;
+mod self_supervised;
 mod sequence;
 
 pub use check::InvalidValues;
 pub use classification::*;
+pub use combine::*;
 pub use detection::*;
 pub use divergence::*;
 pub use error::LossError;
+pub use image::*;
 pub use kernels::{Backend, set_gradient_cache, with_backend};
 pub use loss::Loss;
+pub use mean_parts::MeanParts;
 pub use metric::*;
+pub use preference::*;
 pub use reduction::Reduction;
 pub use regression::*;
 pub use segmentation::*;
+pub use self_supervised::*;
 pub use sequence::*;
 
 /// Every code block of the README is compiled, and run where it can be.

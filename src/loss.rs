@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use crate::LossError;
+use crate::{LossError, MeanParts};
 
 /// A loss of an input and a target.
 ///
@@ -36,6 +36,18 @@ pub trait Loss {
     /// A [`LossError`] that names the argument or option at fault.
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError>;
 
+    /// The numerator and the denominator of the mean, for means over several calls: gradient accumulation, sequences of
+    /// several lengths, data-parallel workers. [`MeanParts`] says what they are, and shows the two ways to use them.
+    ///
+    /// They are those of the mean also where the option `reduction` is another one.
+    ///
+    /// # Errors
+    /// Those of [`f_forward`](Loss::f_forward), and [`LossError::NoMean`] for a loss that is no mean, such as Dice.
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let _ = (input, target);
+        Err(LossError::no_mean::<Self>("it is no mean over samples or elements"))
+    }
+
     /// Computes the loss as [`f_forward`](Loss::f_forward) does.
     ///
     /// # Panics
@@ -43,6 +55,26 @@ pub trait Loss {
     #[track_caller]
     fn forward(&self, input: &Tensor, target: &Tensor) -> Tensor {
         expect(self.f_forward(input, target))
+    }
+}
+
+impl<L: Loss + ?Sized> Loss for &L {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        (**self).f_forward(input, target)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        (**self).f_parts(input, target)
+    }
+}
+
+impl<L: Loss + ?Sized> Loss for Box<L> {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        (**self).f_forward(input, target)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        (**self).f_parts(input, target)
     }
 }
 

@@ -9,7 +9,19 @@ use tch_losses::*;
 type Call = Box<dyn Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor, LossError>>;
 
 fn pair(loss: impl Loss + 'static) -> Call {
-    Box::new(move |a, b, _| loss.f_forward(a, b))
+    Box::new(move |a, b, _| {
+        let _ = loss.f_parts(a, b);
+        loss.f_forward(a, b)
+    })
+}
+
+/// The third tensor is the references, of the labels of the batch.
+fn with_references(loss: impl EmbeddingLoss + 'static) -> Call {
+    Box::new(move |a, b, c| loss.f_forward_with(a, b, c, b))
+}
+
+fn store() -> tch::nn::VarStore {
+    tch::nn::VarStore::new(Device::Cpu)
 }
 
 /// Every loss; where an option switches to another computation, both.
@@ -23,6 +35,31 @@ fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> 
         ("smooth l1", pair(SmoothL1Loss::new())),
         ("huber", pair(HuberLoss::new())),
         ("huber weighted", pair(HuberLoss::new().weight(w()).broadcast(true))),
+        ("log-cosh", pair(LogCoshLoss::new().broadcast(true))),
+        ("log-cosh weighted", pair(LogCoshLoss::new().weight(w()))),
+        ("quantile", pair(QuantileLoss::new().quantiles(0.9))),
+        ("quantiles", pair(QuantileLoss::new().quantiles([0.1, 0.5, 0.9]).weight(w()).broadcast(true))),
+        ("charbonnier", pair(CharbonnierLoss::new())),
+        ("charbonnier weighted", pair(CharbonnierLoss::new().minimum(CharbonnierMinimum::Eps).weight(w()))),
+        ("cauchy", pair(CauchyLoss::new().broadcast(true))),
+        ("geman-mcclure", pair(GemanMcClureLoss::new().weight(w()))),
+        ("welsch", pair(WelschLoss::new().weight(w()).reduction(Reduction::Sum))),
+        ("msle", pair(MsleLoss::new().broadcast(true))),
+        ("mape", pair(MapeLoss::new().weight(w()))),
+        ("ssim", pair(SsimLoss::new().window_size(&[1]))),
+        ("ssim over the border", {
+            let loss = SsimLoss::new().window_size(&[3]).padding(SsimPadding::Reflect).eps(1e-12);
+            pair(loss.scope(SsimScope::Sample).form(SsimForm::Dissimilarity).window(SsimWindow::Uniform))
+        }),
+        ("ssim of two dimensions", pair(SsimLoss::new().window_size(&[1, 2]).sigma(&[1.0, 2.0]))),
+        ("ms-ssim and l1", pair(MsSsimL1Loss::new().sigmas(&[0.5, 1.0]))),
+        ("psnr", pair(PsnrLoss::new())),
+        ("psnr of samples", pair(PsnrLoss::new().scope(PsnrScope::Sample).eps(1e-8))),
+        ("total variation", Box::new(|a, _, _| TotalVariationLoss::new().f_forward(a))),
+        ("total variation of means", {
+            let loss = TotalVariationLoss::new().pixels(PixelReduction::Mean).reduction(Reduction::None);
+            Box::new(move |a, _, _| loss.f_forward(a))
+        }),
         ("poisson", pair(PoissonNllLoss::new().full(true))),
         ("poisson of rates", pair(PoissonNllLoss::new().log_input(false).broadcast(true))),
         ("cross entropy", pair(CrossEntropyLoss::new().invalid_values(invalid))),
@@ -90,6 +127,10 @@ fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> 
             pair(DiceFocalLoss::new().focal(SigmoidFocalLoss::new().weight(w())).focal_background(false))
         }),
         ("dice and one-vs-rest focal", pair(DiceFocalLoss::new().focal(OneVsRestFocalLoss::new()))),
+        ("weighted sum", {
+            let sum = WeightedSum::new().term("mse", -1.0, MseLoss::new()).term("focal", 0.5, SigmoidFocalLoss::new());
+            pair(sum.term("watched", 0.0, BceWithLogitsLoss::new().weight(w())))
+        }),
         ("gaussian", {
             let loss = GaussianNllLoss::new().full(true).invalid_values(invalid);
             Box::new(move |a, b, c| loss.f_forward(a, b, c))
@@ -98,6 +139,24 @@ fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> 
         ("cosine embedding", Box::new(|a, b, c| CosineEmbeddingLoss::new().f_forward(a, b, c))),
         ("margin ranking", Box::new(|a, b, c| MarginRankingLoss::new().broadcast(true).f_forward(a, b, c))),
         ("triplet", Box::new(|a, b, c| TripletMarginLoss::new().swap(true).broadcast(true).f_forward(a, b, c))),
+        ("contrastive", pair(ContrastiveLoss::new())),
+        ("contrastive with references", with_references(ContrastiveLoss::new())),
+        ("nt-xent", pair(NtXentLoss::new().distance(EmbeddingDistance::signal_to_noise()))),
+        ("nt-xent with references", with_references(NtXentLoss::new())),
+        ("supervised contrastive", pair(SupConLoss::new().distance(EmbeddingDistance::lp().p(3.0)))),
+        ("supervised contrastive with references", with_references(SupConLoss::new())),
+        ("multi-similarity", pair(MultiSimilarityLoss::new().reduction(EmbeddingReduction::None))),
+        ("multi-similarity with references", with_references(MultiSimilarityLoss::new())),
+        ("circle", pair(CircleLoss::new())),
+        ("circle with references", with_references(CircleLoss::new())),
+        ("n-pairs", pair(NPairsLoss::new().distance(EmbeddingDistance::lp().normalize_embeddings(false)))),
+        ("lifted structure", pair(LiftedStructureLoss::new().reduction(EmbeddingReduction::None))),
+        ("generalized lifted structure", pair(GeneralizedLiftedStructureLoss::new())),
+        ("generalized lifted structure with references", with_references(GeneralizedLiftedStructureLoss::new())),
+        ("all triplets", pair(BatchTripletMarginLoss::new())),
+        ("all triplets with references", with_references(BatchTripletMarginLoss::new())),
+        ("hardest triplets", pair(BatchTripletMarginLoss::new().swap(true).mining(TripletMining::BatchHard))),
+        ("smooth triplets", pair(BatchTripletMarginLoss::new().smooth_loss(true).mining(TripletMining::SemiHard))),
         ("triplet with distance", Box::new(|a, b, c| TripletMarginWithDistanceLoss::new().f_forward(a, b, c))),
         ("triplet with a distance of its own", {
             let loss =
@@ -151,12 +210,86 @@ fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> 
             let loss = LinearCrossEntropy::new().chunking(Chunking::Rows(1)).weight(w());
             Box::new(move |a, b, c| loss.f_forward(a, b, c, Some(c)))
         }),
+        ("dpo", Box::new(|a, b, c| DpoLoss::new().f_forward(PairLogProbs::new(a, b), Some(PairLogProbs::new(c, b))))),
+        ("dpo of a variant", {
+            let loss = DpoLoss::new().variant(DpoVariant::DiscoPop(0.05));
+            Box::new(move |a, b, _| loss.f_forward(PairLogProbs::new(a, b), None))
+        }),
+        ("ipo", Box::new(|a, b, _| IpoLoss::new().f_forward(PairLogProbs::new(a, b), None))),
+        ("orpo", Box::new(|a, b, _| OrpoLoss::new().f_forward(PairLogProbs::new(a, b), None))),
+        ("simpo", Box::new(|a, b, _| SimpoLoss::new().f_forward(PairLogProbs::new(a, b), None))),
+        ("cpo", Box::new(|a, b, _| CpoLoss::new().f_forward(PairLogProbs::new(a, b), None))),
+        ("kto", Box::new(|a, b, c| KtoLoss::new().f_forward(a, Some(a), b, Some(c)))),
+        ("sequence log-probs", {
+            let of = SequenceLogProbs::new().invalid_values(invalid).chunking(Chunking::Rows(1));
+            Box::new(move |a, b, c| of.f_forward(LinearHead::new(a, b), c))
+        }),
+        ("linear preference", {
+            let loss =
+                LinearPreference::new(OrpoLoss::new()).log_probs(SequenceLogProbs::new().invalid_values(invalid));
+            Box::new(move |a, b, c| Ok(loss.f_forward_with_nll_target(LinearHead::new(a, b), c, c, None)?.loss))
+        }),
+        ("linear preference with a reference", {
+            let loss = LinearPreference::new(DpoLoss::new());
+            Box::new(move |a, b, c| {
+                let policy = LinearHead::new(a, b).bias(c);
+                Ok(loss.f_forward(policy, c, Some(ReferenceModel::LogProbs(c)))?.loss)
+            })
+        }),
+        ("linear kto", {
+            let loss = LinearKto::new(KtoLoss::new());
+            Box::new(move |a, b, c| {
+                let policy = LinearHead::new(a, b);
+                Ok(loss.f_forward(policy, c, c, Some(ReferenceModel::Head(policy)), Some(b))?.loss)
+            })
+        }),
+        ("distillation", {
+            let loss = DistillationLoss::new().invalid_values(invalid);
+            Box::new(move |a, b, c| loss.f_forward(a, b, Some(c)))
+        }),
+        ("distillation without labels", {
+            let loss = DistillationLoss::new().soft_loss(SoftLoss::Cosine).hard_weight(0.0).reduction(Reduction::None);
+            Box::new(move |a, b, _| loss.f_forward(a, b, None))
+        }),
+        ("linear distillation", {
+            let loss = LinearDistillation::new(DistillationLoss::new().invalid_values(invalid));
+            let loss = loss.chunking(Chunking::Rows(1));
+            Box::new(move |a, b, c| {
+                let head = LinearHead::new(a, b);
+                Ok(loss.f_forward(head, head.bias(c), Some(c))?.loss)
+            })
+        }),
         ("adaptive log softmax", {
             let store = tch::nn::VarStore::new(Device::Cpu);
             let config = AdaptiveLogSoftmaxConfig::new();
             let loss = AdaptiveLogSoftmaxWithLoss::new(store.root(), 3, 7, &[2, 4], config);
             Box::new(move |a, b, _| Ok(loss.f_forward(a, b)?.loss))
         }),
+        ("barlow twins", pair(BarlowTwinsLoss::new())),
+        ("vicreg", pair(VicRegLoss::new())),
+        ("negative cosine similarity", pair(NegativeCosineSimilarity::new())),
+        ("negative cosine similarity of the last dimension", {
+            pair(NegativeCosineSimilarity::new().dim(-1).reduction(Reduction::None))
+        }),
+        ("dino", {
+            let loss = std::cell::RefCell::new(DinoLoss::new(store().root(), 3, DinoConfig::new()));
+            Box::new(move |a, b, c| {
+                let updated = loss.borrow_mut().f_update_center(&[a, b]);
+                updated.and(loss.borrow().f_forward(&[a, b], &[b, c]))
+            })
+        }),
+        ("clip", Box::new(|a, b, c| ClipLoss::new().f_forward(a, b, c))),
+        ("clip of a number", Box::new(|a, b, _| ClipLoss::new().label_smoothing(0.1).f_forward(a, b, 5.0))),
+        ("siglip", Box::new(|a, b, c| SigLipLoss::new().f_forward(a, b, c, c))),
+        ("siglip of numbers", Box::new(|a, b, _| SigLipLoss::new().normalize(false).f_forward(a, b, 5.0, -3.0))),
+        ("arcface", Box::new(|a, b, c| ArcFace::new().f_forward(a, c, b))),
+        ("arcface of sub-centres", pair(ArcFaceLoss::new(store().root(), 4, 3, ArcFace::new().sub_centers(2)))),
+        ("cosface", Box::new(|a, b, c| CosFace::new().f_forward(a, c, b))),
+        ("cosface's module", pair(CosFaceLoss::new(store().root(), 4, 3, CosFace::new()))),
+        ("proxy anchor", Box::new(|a, b, c| ProxyAnchor::new().f_forward(a, c, b))),
+        ("proxy anchor's module", pair(ProxyAnchorLoss::new(store().root(), 4, 3, ProxyAnchor::new()))),
+        ("proxy nca", Box::new(|a, b, c| ProxyNca::new().f_forward(a, c, b))),
+        ("proxy nca's module", pair(ProxyNcaLoss::new(store().root(), 4, 3, ProxyNca::new()))),
         ("adaptive log softmax's prediction", {
             let store = tch::nn::VarStore::new(Device::Cpu);
             let config = AdaptiveLogSoftmaxConfig::new();
@@ -257,6 +390,23 @@ fn with_number(x: f64) -> Vec<(&'static str, bool, Box<dyn Loss>)> {
         beta: QualityFocalLoss::new(),
         alpha: VarifocalLoss::new(),
         gamma: VarifocalLoss::new(),
+        eps: CharbonnierLoss::new(),
+        scale: CauchyLoss::new(),
+        scale: GemanMcClureLoss::new(),
+        scale: WelschLoss::new(),
+        eps: MsleLoss::new(),
+        eps: MapeLoss::new(),
+        data_range: SsimLoss::new().window_size(&[3]),
+        k1: SsimLoss::new().window_size(&[3]),
+        k2: SsimLoss::new().window_size(&[3]),
+        eps: SsimLoss::new().window_size(&[3]),
+        data_range: MsSsimL1Loss::new(),
+        k1: MsSsimL1Loss::new(),
+        k2: MsSsimL1Loss::new(),
+        alpha: MsSsimL1Loss::new(),
+        compensation: MsSsimL1Loss::new(),
+        data_range: PsnrLoss::new(),
+        eps: PsnrLoss::new(),
         eps: MccLoss::new(),
         alpha: HausdorffDtLoss::new(),
         smooth: SoftClDiceLoss::new(),
@@ -264,6 +414,11 @@ fn with_number(x: f64) -> Vec<(&'static str, bool, Box<dyn Loss>)> {
         smooth_dr: SoftClDiceLoss::new(),
         alpha: SoftDiceClDiceLoss::new(),
         smooth_nr: SoftDiceClDiceLoss::new(),
+        eps: NegativeCosineSimilarity::new(),
+        lambda_param: VicRegLoss::new(),
+        mu_param: VicRegLoss::new(),
+        nu_param: VicRegLoss::new(),
+        eps: VicRegLoss::new(),
         smooth_nr: DiceLoss::new(),
         smooth_dr: DiceLoss::new(),
         eps: DiceLoss::new(),
@@ -302,22 +457,154 @@ fn with_number(x: f64) -> Vec<(&'static str, bool, Box<dyn Loss>)> {
     losses
 }
 
+const NUMBERS: [f64; 11] =
+    [0.0, 1.0, -1.0, 1e-300, 1e39, -1e39, f64::MAX, f64::MIN, f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+
 #[test]
 fn no_number_as_an_option_panics() {
     std::panic::set_hook(Box::new(|_| {}));
-    let numbers = [0.0, 1.0, -1.0, 1e-300, 1e39, -1e39, f64::MAX, f64::MIN, f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
     let mut panics = Vec::new();
-    for (number, kind) in numbers.into_iter().flat_map(|number| [Kind::Float, Kind::Half].map(|kind| (number, kind))) {
+    for (number, kind) in NUMBERS.into_iter().flat_map(|number| [Kind::Float, Kind::Half].map(|kind| (number, kind))) {
         let input = Tensor::rand([2, 2, 3, 4], (Kind::Float, Device::Cpu)).to_kind(kind);
         let (masks, indices) = (input.round(), Tensor::ones([2, 3, 4], (Kind::Int64, Device::Cpu)));
         for (name, of_indices, loss) in with_number(number) {
             let input = input.copy().set_requires_grad(true);
             let target = if of_indices { &indices } else { &masks };
-            let call = || loss.f_forward(&input, target).and_then(|loss| Ok(loss.f_sum(Kind::Double)?.f_backward()?));
-            match catch_unwind(AssertUnwindSafe(call)) {
-                Ok(result) => assert!(result.is_ok() || number != 1.0, "{name}(1): {result:?}"),
-                Err(_) => panics.push(format!("{name}({number:e}) in {kind:?}")),
-            }
+            panics.extend(attempt(name, number, kind, &|| loss.f_forward(&input, target)));
+        }
+        let (input, labels) = (input.view([6, 8]), Tensor::from_slice(&[0_i64, 0, 1, 1, 2, 2]));
+        for (name, loss) in embedding_losses_with_number(number) {
+            let input = input.copy().set_requires_grad(true);
+            panics.extend(attempt(name, number, kind, &|| loss.f_forward(&input, &labels)));
+        }
+    }
+    assert!(panics.is_empty(), "{} calls panic:\n{}", panics.len(), panics.join("\n"));
+}
+
+type Attempt<'a> = &'a dyn Fn() -> Result<Tensor, LossError>;
+
+/// The loss and its gradient, of which a panic is remembered.
+fn attempt(name: &str, number: f64, kind: Kind, loss: Attempt) -> Option<String> {
+    let call = || loss().and_then(|loss| Ok(loss.f_sum(Kind::Double)?.f_backward()?));
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => assert!(result.is_ok() || number != 1.0, "{name}(1): {result:?}"),
+        Err(_) => return Some(format!("{name}({number:e}) in {kind:?}")),
+    }
+    None
+}
+
+/// The same for losses of embeddings and labels.
+fn embedding_losses_with_number(x: f64) -> Vec<(&'static str, Box<dyn Loss>)> {
+    let distances = || [EmbeddingDistance::lp(), EmbeddingDistance::cosine(), EmbeddingDistance::signal_to_noise()];
+    let of_distance = |distance: EmbeddingDistance| -> Box<dyn Loss> {
+        Box::new(ContrastiveLoss::new().distance(distance.normalize_embeddings(false)))
+    };
+    let threshold = |low, high| {
+        let reduction = EmbeddingReduction::Threshold { low, high };
+        (ContrastiveLoss::new().reduction(reduction), BatchTripletMarginLoss::new().reduction(reduction))
+    };
+    let (low, high) = (threshold(Some(x), None), threshold(None, Some(x)));
+    let triplets = |mining| BatchTripletMarginLoss::new().mining(mining).margin(x);
+    let mut losses: Vec<(&'static str, Box<dyn Loss>)> = vec![
+        ("low", Box::new(low.0)),
+        ("low of triplets", Box::new(low.1)),
+        ("high", Box::new(high.0)),
+        ("high of triplets", Box::new(high.1)),
+        ("pos_margin", Box::new(ContrastiveLoss::new().pos_margin(x))),
+        ("neg_margin", Box::new(ContrastiveLoss::new().neg_margin(x))),
+        ("temperature of NT-Xent", Box::new(NtXentLoss::new().temperature(x))),
+        ("temperature", Box::new(SupConLoss::new().temperature(x))),
+        ("alpha", Box::new(MultiSimilarityLoss::new().alpha(x))),
+        ("beta", Box::new(MultiSimilarityLoss::new().beta(x))),
+        ("base", Box::new(MultiSimilarityLoss::new().base(x))),
+        ("margin of circles", Box::new(CircleLoss::new().margin(x))),
+        ("gamma", Box::new(CircleLoss::new().gamma(x))),
+        ("neg_margin of lifted structure", Box::new(LiftedStructureLoss::new().neg_margin(x).pos_margin(x))),
+        ("neg_margin, generalized", Box::new(GeneralizedLiftedStructureLoss::new().neg_margin(x).pos_margin(x))),
+        ("margin", Box::new(triplets(TripletMining::All))),
+        ("margin of semi-hard triplets", Box::new(triplets(TripletMining::SemiHard))),
+        ("margin of hardest triplets", Box::new(triplets(TripletMining::BatchHard))),
+        ("margin of smooth triplets", Box::new(triplets(TripletMining::SemiHard).smooth_loss(true))),
+    ];
+    losses.extend(distances().map(|distance| ("p", of_distance(distance.p(x)))));
+    losses.extend(distances().map(|distance| ("power", of_distance(distance.power(x)))));
+    losses
+}
+
+/// Every option of a loss of language models that is a number, set to `x`.
+fn of_language_models(x: f64, log_probs: &Tensor) -> Vec<Result<Tensor, LossError>> {
+    let pair = PairLogProbs::new(log_probs, log_probs);
+    let preferences: Vec<Box<dyn PreferenceLoss>> = vec![
+        Box::new(DpoLoss::new().beta(x)),
+        Box::new(DpoLoss::new().beta(x).variant(DpoVariant::SppoHard)),
+        Box::new(DpoLoss::new().label_smoothing(x)),
+        Box::new(DpoLoss::new().variant(DpoVariant::Robust).label_smoothing(x)),
+        Box::new(DpoLoss::new().variant(DpoVariant::ExoPair).label_smoothing(x)),
+        Box::new(DpoLoss::new().variant(DpoVariant::DiscoPop(x))),
+        Box::new(IpoLoss::new().beta(x)),
+        Box::new(OrpoLoss::new().beta(x)),
+        Box::new(SimpoLoss::new().beta(x)),
+        Box::new(SimpoLoss::new().gamma(x)),
+        Box::new(CpoLoss::new().beta(x)),
+        Box::new(CpoLoss::new().label_smoothing(x)),
+    ];
+    let labels = Tensor::from_slice(&[true, false]);
+    let kto = |loss: KtoLoss| loss.f_forward(log_probs, None, &labels, None);
+    let distillation = |loss: DistillationLoss| loss.f_forward(log_probs, log_probs, Some(&Tensor::from(1_i64)));
+    let mut results: Vec<_> = preferences.iter().map(|loss| loss.f_forward(pair, None)).collect();
+    results.extend([
+        kto(KtoLoss::new().beta(x)),
+        kto(KtoLoss::new().desirable_weight(x)),
+        kto(KtoLoss::new().undesirable_weight(x)),
+        distillation(DistillationLoss::new().temperature(x).temperature_squared(true)),
+        distillation(DistillationLoss::new().soft_loss(SoftLoss::JensenShannon(x))),
+        distillation(DistillationLoss::new().soft_weight(x)),
+        distillation(DistillationLoss::new().hard_weight(x)),
+    ]);
+    let (head, target) = (log_probs.view([2, 1, 1]), Tensor::from_slice(&[0_i64, 1]).view([2, 1]));
+    let (weight, log_probs) = (log_probs.view([2, 1]), SequenceLogProbs::new());
+    let policy = LinearHead::new(&head, &weight);
+    let alpha = LinearPreference::new(DpoLoss::new()).alpha(x).f_forward(policy, &target, None);
+    results.extend([alpha.map(|output| output.loss), log_probs.soft_cap(x).f_forward(policy, &target)]);
+    results
+}
+
+#[test]
+fn no_number_as_an_option_of_language_models_panics() {
+    let numbers = [0.0, 1.0, -1.0, 1e-300, 1e39, -1e39, f64::MAX, f64::MIN, f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+    for (number, kind) in numbers.into_iter().flat_map(|number| [Kind::Float, Kind::Half].map(|kind| (number, kind))) {
+        let log_probs = Tensor::from_slice(&[-1.0, -2.0]).to_kind(kind).set_requires_grad(true);
+        for loss in of_language_models(number, &log_probs).into_iter().flatten() {
+            loss.f_sum(Kind::Double).unwrap().f_backward().unwrap();
+        }
+    }
+}
+
+/// The same of losses whose arguments are embeddings `[N, D]`, with a vector for each of N classes or texts.
+#[test]
+fn no_number_as_an_option_of_embeddings_panics() {
+    std::panic::set_hook(Box::new(|_| {}));
+    let classes = Tensor::from_slice(&[0_i64, 2, 1]);
+    let mut panics = Vec::new();
+    for (number, kind) in NUMBERS.into_iter().flat_map(|number| [Kind::Float, Kind::Half].map(|kind| (number, kind))) {
+        let embeddings = Tensor::rand([3, 3], (Kind::Float, Device::Cpu)).to_kind(kind).set_requires_grad(true);
+        let (x, y, v) = (&embeddings, &classes, &embeddings.detach().flip([0]));
+        let calls: [(_, Attempt); 12] = [
+            ("barlow twins, lambda_param", &|| BarlowTwinsLoss::new().lambda_param(number).f_forward(x, v)),
+            ("clip, logit_scale", &|| ClipLoss::new().f_forward(x, v, number)),
+            ("clip, label_smoothing", &|| ClipLoss::new().label_smoothing(number).f_forward(x, v, 1.0)),
+            ("siglip, logit_scale", &|| SigLipLoss::new().f_forward(x, v, number, 0.0)),
+            ("siglip, logit_bias", &|| SigLipLoss::new().f_forward(x, v, 1.0, number)),
+            ("arcface, margin", &|| ArcFace::new().margin(number).f_forward(x, v, y)),
+            ("arcface, scale", &|| ArcFace::new().scale(number).f_forward(x, v, y)),
+            ("cosface, margin", &|| CosFace::new().margin(number).f_forward(x, v, y)),
+            ("cosface, scale", &|| CosFace::new().scale(number).f_forward(x, v, y)),
+            ("proxy anchor, margin", &|| ProxyAnchor::new().margin(number).f_forward(x, v, y)),
+            ("proxy anchor, alpha", &|| ProxyAnchor::new().alpha(number).f_forward(x, v, y)),
+            ("proxy nca, softmax_scale", &|| ProxyNca::new().softmax_scale(number).f_forward(x, v, y)),
+        ];
+        for (name, call) in calls {
+            panics.extend(attempt(name, number, kind, call));
         }
     }
     assert!(panics.is_empty(), "{} calls panic:\n{}", panics.len(), panics.join("\n"));

@@ -218,6 +218,203 @@ pub const DIFFERENCES: &[Difference] = &[
         rule: Rule::Rejects,
         reason: "unreduced the two losses have different shapes, which MONAI broadcasts against each other",
     },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.ContrastiveLoss/better_labels/",
+            "pytorch_metric_learning.losses.NTXentLoss/better_labels/",
+            "pytorch_metric_learning.losses.SupConLoss/better_labels/",
+            "pytorch_metric_learning.losses.MultiSimilarityLoss/better_labels/",
+            "pytorch_metric_learning.losses.CircleLoss/better_labels/",
+            "pytorch_metric_learning.losses.NPairsLoss/better_labels/",
+            "pytorch_metric_learning.losses.LiftedStructureLoss/better_labels/",
+            "pytorch_metric_learning.losses.GeneralizedLiftedStructureLoss/better_labels/",
+        ],
+        rule: Rule::Rejects,
+        reason: "labels are integers",
+    },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.TripletMarginLoss/better_swap/",
+            "pytorch_metric_learning.losses.LiftedStructureLoss/better_references/",
+        ],
+        rule: Rule::Rejects,
+        reason: "a position among the references is taken for one in the batch",
+    },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.ContrastiveLoss/options/f16/",
+            "pytorch_metric_learning.losses.NTXentLoss/options/f16/",
+            "pytorch_metric_learning.losses.SupConLoss/options/f16/",
+            "pytorch_metric_learning.losses.MultiSimilarityLoss/options/f16/",
+            "pytorch_metric_learning.losses.LiftedStructureLoss/options/f16/",
+            "pytorch_metric_learning.losses.GeneralizedLiftedStructureLoss/options/f16/",
+            "pytorch_metric_learning.losses.TripletMarginLoss/options/f16/",
+        ],
+        rule: Rule::Finite,
+        reason: "in f16 the square of an embedding's distance to itself is 0, and the gradient of a p-norm divides by it",
+    },
+    Difference {
+        cases: &[
+            "liger_kernel.chunked_loss.LigerFusedLinearDPOLoss/better_empty/",
+            "liger_kernel.chunked_loss.LigerFusedLinearORPOLoss/better_empty/",
+            "liger_kernel.chunked_loss.LigerFusedLinearSimPOLoss/better_empty/",
+            "liger_kernel.chunked_loss.LigerFusedLinearCPOLoss/better_empty/",
+            "liger_kernel.chunked_loss.LigerFusedLinearKTOLoss/better_empty/",
+        ],
+        rule: Rule::Finite,
+        reason: "the mean over an answer without tokens is 0 and not 0 / 0, which would make all gradients of the batch NaN",
+    },
+    Difference {
+        cases: &["liger_kernel.chunked_loss.LigerFusedLinearORPOLoss/better_certain/"],
+        rule: Rule::Finite,
+        reason: "an answer that is certain in single precision has finite odds",
+    },
+    Difference {
+        cases: &["liger_kernel.chunked_loss.LigerFusedLinearDPOLoss/better_overflow/"],
+        rule: Rule::Finite,
+        reason: "exp(-z) overflows where its factor underflows; here they are one power",
+    },
+    Difference {
+        cases: &[
+            "liger_kernel.chunked_loss.LigerFusedLinearDPOLoss/better_odd/",
+            "liger_kernel.chunked_loss.LigerFusedLinearORPOLoss/better_odd/",
+            "liger_kernel.chunked_loss.LigerFusedLinearSimPOLoss/better_odd/",
+            "liger_kernel.chunked_loss.LigerFusedLinearCPOLoss/better_odd/",
+        ],
+        rule: Rule::Rejects,
+        reason: "an odd number of answers makes no pairs; Liger broadcasts the chosen against the rejected ones",
+    },
+    Difference {
+        cases: &["liger_kernel.chunked_loss.LigerFusedLinearDPOLoss/better_target/"],
+        rule: Rule::Rejects,
+        reason: "each token has a target; Liger drops those at the end that have none",
+    },
+    Difference {
+        cases: &[
+            "liger_kernel.chunked_loss.LigerFusedLinearDPOLoss/better_beta/",
+            "liger_kernel.chunked_loss.LigerFusedLinearORPOLoss/better_beta/",
+            "liger_kernel.chunked_loss.LigerFusedLinearSimPOLoss/better_beta/",
+            "liger_kernel.chunked_loss.LigerFusedLinearCPOLoss/better_beta/",
+            "liger_kernel.chunked_loss.LigerFusedLinearKTOLoss/better_beta/",
+        ],
+        rule: Rule::Rejects,
+        reason: "a beta below 0 prefers the rejected answers",
+    },
+    Difference {
+        cases: &[
+            "liger_kernel.chunked_loss.LigerFusedLinearJSDLoss/better_vocabulary/",
+            "liger_kernel.chunked_loss.LigerFusedLinearCosineSimilarityLoss/better_vocabulary/",
+        ],
+        rule: Rule::Rejects,
+        reason: "classes that the student does not have are no classes of logit 0",
+    },
+    Difference {
+        cases: &[
+            "liger_kernel.chunked_loss.LigerFusedLinearJSDLoss/better_temperature/",
+            "liger_kernel.chunked_loss.LigerFusedLinearCosineSimilarityLoss/better_temperature/",
+        ],
+        rule: Rule::Rejects,
+        reason: "a temperature below 0 makes the unlikely likely",
+    },
+    Difference {
+        cases: &["lightly.loss.BarlowTwinsLoss/better_empty/"],
+        rule: Rule::Rejects,
+        reason: "an empty batch has no statistics, as one of a single row has none",
+    },
+    Difference {
+        cases: &["lightly.loss.VICRegLoss/large/f16/"],
+        rule: Rule::Finite,
+        reason: "squares of covariances overflow in f16; here they are computed in f32",
+    },
+    Difference {
+        cases: &["lightly.loss.VICRegLoss/better_eps/"],
+        rule: Rule::Rejects,
+        reason: "without an epsilon the gradient of a constant feature is NaN",
+    },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.ArcFaceLoss/better_saturated/",
+            "pytorch_metric_learning.losses.SubCenterArcFaceLoss/better_saturated/",
+            "pytorch_metric_learning.losses.SubCenterArcFaceLoss/shape/bf16/",
+            "pytorch_metric_learning.losses.SubCenterArcFaceLoss/shape/f16/",
+        ],
+        rule: Rule::Finite,
+        reason: "the arc cosine has an infinite gradient at 1 and -1, but the angle of two vectors has none there; here it is \
+                 computed from their difference and sum",
+    },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.ArcFaceLoss/better_integers/",
+            "pytorch_metric_learning.losses.SubCenterArcFaceLoss/better_integers/",
+            "pytorch_metric_learning.losses.CosFaceLoss/better_integers/",
+            "pytorch_metric_learning.losses.ProxyAnchorLoss/better_integers/",
+        ],
+        rule: Rule::Accepts,
+        reason: "classes may be of any integer kind",
+    },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.ArcFaceLoss/better_empty/",
+            "pytorch_metric_learning.losses.SubCenterArcFaceLoss/better_empty/",
+            "pytorch_metric_learning.losses.CosFaceLoss/better_empty/",
+            "pytorch_metric_learning.losses.ProxyNCALoss/better_empty/",
+        ],
+        rule: Rule::Finite,
+        reason: "an empty batch of embeddings costs nothing, as in the losses of their pairs",
+    },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.ProxyNCALoss/shape/f16/",
+            "pytorch_metric_learning.losses.ProxyNCALoss/opposite/f16/",
+        ],
+        rule: Rule::Finite,
+        reason: "in f16 the square of a small distance is 0, and the gradient of a p-norm divides by it",
+    },
+    Difference {
+        cases: &["pytorch_metric_learning.losses.ProxyNCALoss/better_classes/"],
+        rule: Rule::Rejects,
+        reason: "a class without a proxy is a mistake, not an embedding that does not count",
+    },
+    Difference {
+        cases: &[
+            "kornia.losses.CharbonnierLoss/better_huge_",
+            "kornia.losses.charbonnier_loss/better_huge_",
+            "kornia.losses.CauchyLoss/better_huge_",
+            "kornia.losses.cauchy_loss/better_huge_",
+            "kornia.losses.GemanMcclureLoss/better_huge_",
+            "kornia.losses.geman_mcclure_loss/better_huge_",
+        ],
+        rule: Rule::Finite,
+        reason: "the square of a huge difference overflows, though the loss does not",
+    },
+    Difference {
+        cases: &["kornia.losses.PSNRLoss/better_equal_", "kornia.losses.psnr_loss/better_equal_"],
+        rule: Rule::Finite,
+        reason: "equal images have no error to learn from: the gradient is 0, and not 0 / 0",
+    },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.ContrastiveLoss/better_root/",
+            "pytorch_metric_learning.losses.NTXentLoss/better_root/",
+            "pytorch_metric_learning.losses.SupConLoss/better_root/",
+            "pytorch_metric_learning.losses.MultiSimilarityLoss/better_root/",
+            "pytorch_metric_learning.losses.LiftedStructureLoss/better_root/",
+            "pytorch_metric_learning.losses.GeneralizedLiftedStructureLoss/better_root/",
+        ],
+        rule: Rule::Finite,
+        reason: "the root of an embedding's distance to itself, 0, has a vertical tangent; here its gradient is 0",
+    },
+    Difference {
+        cases: &[
+            "pytorch_metric_learning.losses.NTXentLoss/zero/f16/",
+            "pytorch_metric_learning.losses.MultiSimilarityLoss/zero/f16/",
+            "pytorch_metric_learning.losses.NPairsLoss/zero/f16/",
+            "pytorch_metric_learning.losses.LiftedStructureLoss/zero/f16/",
+            "pytorch_metric_learning.losses.GeneralizedLiftedStructureLoss/zero/f16/",
+        ],
+        rule: Rule::Finite,
+        reason: "in f16 the least norm of an embedding, 1e-12, is 0, and 0 / 0 is NaN",
+    },
 ];
 
 /// The difference that a case is about.

@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::multi_label::{self, MultiLabelReduction, f_weighted};
 use crate::kernels::{Pointwise, Real, choose, sigmoids};
 use crate::numeric::{f_power, f_powers, f_reals, wide_kind};
-use crate::{Loss, LossError, check};
+use crate::{Loss, LossError, MeanParts, check};
 
 /// Asymmetric loss of several labels: a focal loss that plays down easy negatives more than easy positives.
 ///
@@ -254,6 +254,16 @@ impl AsymmetricMultiLabelLoss {
             losses = losses.f_mul(&weight)?;
         }
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self {
+            weight: self.weight.as_ref().map(Tensor::shallow_clone),
+            pos_weight: self.pos_weight.as_ref().map(Tensor::shallow_clone),
+            reduction: MultiLabelReduction::None,
+            ..*self
+        };
+        self.reduction.f_parts(&unreduced.f_forward(input, target)?)
     }
 }
 

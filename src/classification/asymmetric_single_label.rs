@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::multi_label;
 use crate::check::{self, ClassIndices};
 use crate::numeric::{f_power, wide_kind};
-use crate::{InvalidValues, Loss, LossError, Reduction};
+use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
 /// Asymmetric loss of one label: a focal cross entropy whose smoothed labels are focused by an exponent of their own.
 ///
@@ -140,6 +140,11 @@ impl Loss for AsymmetricSingleLabelLoss {
         let losses = self.f_losses(&logits, &target.indices.f_unsqueeze(dim as i64)?, dim as i64)?;
         let loss = self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?;
         target.validity.f_poison(&loss, self.reduction == Reduction::None)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

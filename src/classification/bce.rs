@@ -2,7 +2,8 @@ use tch::Tensor;
 
 use crate::check::{self, Validity};
 use crate::kernels::{Pointwise, Real, Weighted, choose, f_pointwise};
-use crate::{InvalidValues, Loss, LossError, Reduction};
+use crate::mean_parts::{f_wide, f_wide_option};
+use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
 /// Binary cross entropy of probabilities: how unlikely the input makes each yes or no of the target.
 ///
@@ -117,6 +118,12 @@ impl Loss for BceLoss {
         let loss = input.f_binary_cross_entropy(&target, weight.as_ref(), reduction.into())?;
         let unreduced = reduction == Reduction::None;
         targets.f_poison(&inputs.f_poison(&loss, unreduced)?, unreduced)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
+        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
+        MeanParts::f_of_elements(numerator, input, target, None)
     }
 }
 

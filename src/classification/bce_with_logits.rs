@@ -2,8 +2,9 @@ use tch::Tensor;
 
 use super::multi_label::{self, f_weighted};
 use crate::kernels::{Pointwise, Real, sigmoids};
+use crate::mean_parts::{f_wide, f_wide_option};
 use crate::precomputed::{Precomputed, Replace};
-use crate::{Loss, LossError, Reduction, check};
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// Binary cross entropy of logits: how unlikely a sigmoid of the input makes each yes or no of the target.
 ///
@@ -99,6 +100,16 @@ impl Loss for BceWithLogitsLoss {
         f_weighted(Formula, [input, target], weights, reduction.into(), move |[x, y], [weight, pos_weight]| {
             Ok(x.f_binary_cross_entropy_with_logits(y, weight, pos_weight, operation)?)
         })
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let sum = Self {
+            weight: f_wide_option(&self.weight)?,
+            pos_weight: f_wide_option(&self.pos_weight)?,
+            reduction: Reduction::Sum,
+        };
+        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
+        MeanParts::f_of_elements(numerator, input, target, None)
     }
 }
 

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use crate::check::{self, ClassIndices};
 use crate::numeric::{f_reals, wide_kind};
-use crate::{InvalidValues, Loss, LossError, Reduction};
+use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
 /// The categorical hinge loss: the best of the other classes shall score less than the target by a margin.
 ///
@@ -130,6 +130,11 @@ impl Loss for CategoricalHingeLoss {
             self.f_indices(&scores, &target, dim as i64)?
         };
         Ok(loss.f_to_kind(input.f_kind()?)?)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

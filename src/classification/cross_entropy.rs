@@ -3,9 +3,10 @@ use tch::{Kind, Tensor};
 use super::mean_over::MeanOver;
 use crate::check::{self, ClassIndices};
 use crate::kernels::{Real, RowLoss, RowReduction, Rows, f_softmax};
+use crate::mean_parts::{self, f_wide, f_wide_option};
 use crate::numeric::wide_kind;
 use crate::precomputed::{Precomputed, Replace};
-use crate::{Backend, InvalidValues, Loss, LossError, Reduction, with_backend};
+use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_backend};
 
 /// Cross entropy of logits: how unlikely a softmax over the classes makes the target.
 ///
@@ -264,6 +265,22 @@ impl Default for CrossEntropyLoss {
 impl Loss for CrossEntropyLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         Ok(self.f_of(input, target, None)?.1)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
+        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
+        let class_dim = check::class_dim(input)?;
+        if self.mean_over == MeanOver::All || target.size() == input.size() {
+            return MeanParts::f_over(numerator, mean_parts::rows(input, class_dim));
+        }
+        MeanParts::f_of_counted(
+            numerator,
+            target,
+            input.size()[class_dim],
+            Some(self.ignore_index),
+            self.weight.as_ref(),
+        )
     }
 }
 

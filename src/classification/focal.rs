@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::precomputed::Replace;
-use crate::{LossError, MeanOver, Reduction, check};
+use crate::{LossError, MeanOver, MeanParts, Reduction, check};
 
 /// How much the classes count in a focal loss: the α of the paper.
 ///
@@ -46,6 +46,14 @@ pub enum FocalNormalization {
     All,
     /// Each class by the sum of its own modulating factors.
     PerClass,
+}
+
+/// A loss that is divided by a sum over the batch is no mean.
+pub(super) fn check_mean<L>(normalization: FocalNormalization) -> Result<(), LossError> {
+    match normalization {
+        FocalNormalization::None => Ok(()),
+        _ => Err(LossError::no_mean::<L>("with a normalization it is divided by a sum over the whole batch")),
+    }
 }
 
 /// What the sum of the factors is at least, where it divides.
@@ -214,6 +222,19 @@ impl Counted {
         };
         let count = ignored.f_expand_as(losses)?.f_logical_not()?.f_sum(None)?;
         f_mean(&losses.f_sum(None)?, &count)
+    }
+
+    /// The parts of the mean over the elements of `input`.
+    pub(super) fn f_parts(
+        &self,
+        numerator: Tensor,
+        input: &Tensor,
+        mean_over: MeanOver,
+    ) -> Result<MeanParts, LossError> {
+        let (Some(ignored), MeanOver::Counted) = (&self.ignored, mean_over) else {
+            return MeanParts::f_over(numerator, input.numel() as i64);
+        };
+        MeanParts::f_new(numerator, ignored.f_expand_as(input)?.f_logical_not()?.f_sum(Kind::Double)?)
     }
 }
 

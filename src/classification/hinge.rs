@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use crate::kernels::{self, Pointwise, Real, choose, f_pointwise};
 use crate::numeric::{f_reals, wide_kind};
-use crate::{Loss, LossError, Reduction, check};
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The hinge loss of yes or no: a score shall be on the right side of 0 by a margin.
 ///
@@ -149,6 +149,11 @@ impl HingeLoss {
         let hinges = input.f_to_kind(kind)?.f_mul(&signs)?.f_rsub_scalar(self.margin)?.f_relu()?;
         let losses = if self.p == 1 { hinges } else { hinges.f_square()? };
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

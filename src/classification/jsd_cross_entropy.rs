@@ -1,8 +1,9 @@
 use tch::Tensor;
 
 use super::multi_label;
+use crate::mean_parts::f_wide;
 use crate::numeric::wide_kind;
-use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, check};
+use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, MeanParts, check};
 
 /// Cross entropy of clean samples, plus how far the predictions of their augmentations lie apart.
 ///
@@ -138,6 +139,12 @@ impl Loss for JsdCrossEntropyLoss {
         let views = [&[splits, samples], &shape[1..]].concat();
         let divergence = self.f_divergence(&logits.f_log_softmax(1, None)?.f_reshape(&views)?)?;
         Ok(entropy.f_add(&divergence.f_mul_scalar(self.alpha)?)?.f_to_kind(input.f_kind()?)?)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let mean = self.f_forward(&f_wide(input)?, &f_wide(target)?)?;
+        let samples = input.size()[0] / self.num_splits;
+        MeanParts::f_over(mean.f_mul_scalar(samples)?, samples)
     }
 }
 

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use crate::kernels::{Pointwise, Real, Reduce, Weighted, f_beside, f_pointwise};
 use crate::numeric::f_reals;
-use crate::{LossError, check};
+use crate::{LossError, MeanParts, check};
 
 /// How the losses of the single labels become the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -42,6 +42,15 @@ impl MultiLabelReduction {
             MultiLabelReduction::BatchMean => losses.f_sum(None)?.f_div_scalar(samples)?,
             MultiLabelReduction::Sum => losses.f_sum(None)?,
         })
+    }
+
+    /// The parts of the mean: of the batch mean where it is that.
+    pub(super) fn f_parts(self, losses: &Tensor) -> Result<MeanParts, LossError> {
+        let parts = MeanParts::f_of_losses(losses)?;
+        match self {
+            MultiLabelReduction::BatchMean => parts.f_with_count(losses.size().first().copied().unwrap_or(1)),
+            _ => Ok(parts),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 use tch::{TchError, Tensor};
 
 use crate::check::{self, Validity};
-use crate::{InvalidValues, Loss, LossError, Reduction};
+use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
 /// The multi-label hinge loss: every class that is a label shall outscore every class that is none by a margin of 1.
 ///
@@ -115,6 +115,11 @@ impl Loss for MultiLabelMarginLoss {
         let entries = self.f_validity(&target, classes)?;
         let loss = self.f_aten(input, &entries.f_replace(&target, -1.0)?)?;
         entries.f_rows()?.f_poison(&loss, self.reduction == Reduction::None)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::bce_with_logits::Formula;
 use crate::kernels::{self, Reduce, Weighted, f_pointwise};
-use crate::{Loss, LossError, Reduction, check};
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// Binary cross entropy of logits, averaged over the classes of each sample.
 ///
@@ -117,6 +117,12 @@ impl Loss for MultiLabelSoftMarginLoss {
         }
         let arguments = [input, &labels, &weight.f_expand_as(input)?];
         f_pointwise(Weighted(Formula), arguments, reduce, move |[x, y, w]| f_composite(reduction, x, y, Some(w)))
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced =
+            Self { weight: self.weight.as_ref().map(Tensor::shallow_clone), reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use crate::check::{self, ClassIndices};
-use crate::{InvalidValues, Loss, LossError, Reduction, numeric};
+use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction, numeric};
 
 /// The multi-class hinge loss: every other class shall score less than the target by a margin.
 ///
@@ -144,6 +144,12 @@ impl Loss for MultiMarginLoss {
         let losses = self.f_losses(&input_rows, &indices, classes)?.f_reshape(&shape)?;
         let loss = self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?;
         target.validity.f_poison(&loss, self.reduction == Reduction::None)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced =
+            Self { weight: self.weight.as_ref().map(Tensor::shallow_clone), reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

@@ -1,7 +1,8 @@
 use tch::Tensor;
 
 use crate::check::{self, ClassIndices};
-use crate::{InvalidValues, Loss, LossError, Reduction};
+use crate::mean_parts::{f_wide, f_wide_option};
+use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
 /// The negative log likelihood of the target class, given log-probabilities.
 ///
@@ -116,6 +117,13 @@ impl Loss for NllLoss {
         let (weight, reduction) = (self.weight.as_ref(), self.reduction.into());
         let loss = input.f_nll_loss_nd(&target.indices, weight, reduction, self.ignore_index)?;
         target.validity.f_poison(&loss, self.reduction == Reduction::None)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
+        let numerator = sum.f_forward(&f_wide(input)?, target)?;
+        let classes = input.size()[check::class_dim(input)?];
+        MeanParts::f_of_counted(numerator, target, classes, Some(self.ignore_index), self.weight.as_ref())
     }
 }
 

@@ -1,11 +1,12 @@
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::focal::{self, Counted, FocalAlpha, FocalNormalization, Modulation};
 use super::sigmoid_focal::Formula;
 use crate::check::{self, ClassIndices};
 use crate::kernels::{self, f_pointwise};
+use crate::mean_parts::f_wide;
 use crate::precomputed::{Precomputed, Replace};
-use crate::{InvalidValues, Loss, LossError, MeanOver, Reduction, numeric};
+use crate::{InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduction, numeric};
 
 /// The focal loss of one sigmoid per class: the target's class against each other one.
 ///
@@ -263,6 +264,15 @@ impl OneVsRestFocalLoss {
         let wide = input.f_to_kind(numeric::wide_kind(input)?)?;
         Ok(self.f_precomputed(&wide, target, Self::f_compute)?.f_to_kind(input.f_kind()?)?)
     }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        focal::check_mean::<Self>(self.normalization)?;
+        let sum = Self { reduction: Reduction::Sum, ..self.map_tensors(&mut Tensor::shallow_clone) };
+        let numerator = sum.f_forward(&f_wide(input)?, target)?;
+        let (dim, target) = (check::class_dim(input)? as i64, target.f_to_kind(Kind::Int64)?);
+        let ignored = self.ignore_index.map(|ignored| target.f_eq(ignored)?.f_unsqueeze(dim)).transpose()?;
+        Counted { ignored }.f_parts(numerator, input, self.mean_over)
+    }
 }
 
 impl Precomputed for OneVsRestFocalLoss {
@@ -278,8 +288,6 @@ impl Precomputed for OneVsRestFocalLoss {
 
 #[cfg(test)]
 mod tests {
-    use tch::Kind;
-
     use super::*;
 
     fn logits() -> Tensor {

@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::multi_label::{self, MultiLabelReduction};
 use crate::kernels::{self, ANY, Pointwise, Real, f_pointwise, powers, sigmoids};
 use crate::numeric::{f_power, f_reals, wide_kind};
-use crate::{Loss, LossError, check};
+use crate::{Loss, LossError, MeanParts, check};
 
 /// Binary cross entropy or focal loss of logits with another weight for the first term of its expansion: Poly-1.
 ///
@@ -179,6 +179,11 @@ impl<const GAMMA: usize> Pointwise<2> for Formula<GAMMA> {
         let of_y =
             share * (focus * (epsilon * missing_of_y - x) + slope * missing_of_y * poly) + share_of_y * focus * poly;
         (share * focus * poly, [of_x, of_label * of_y])
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: MultiLabelReduction::None, ..*self };
+        self.reduction.f_parts(&unreduced.f_forward(input, target)?)
     }
 }
 

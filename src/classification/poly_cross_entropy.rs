@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::multi_label;
 use crate::check::{self, ClassIndices};
 use crate::numeric::{f_reals, wide_kind};
-use crate::{InvalidValues, Loss, LossError, Reduction};
+use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
 /// Cross entropy with another weight for the first term of its expansion: Poly-1.
 ///
@@ -148,6 +148,11 @@ impl Loss for PolyCrossEntropyLoss {
             self.f_indices(&log_p(input)?, &target, dim as i64)?
         };
         Ok(loss.f_to_kind(input.f_kind()?)?)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

@@ -2,8 +2,9 @@ use tch::{Kind, Tensor};
 
 use super::focal::{self, Counted, FocalAlpha, FocalNormalization, Modulation};
 use crate::kernels::{self, Pointwise, Real, Weighted, choose, f_pointwise, sigmoids};
+use crate::mean_parts::f_wide;
 use crate::precomputed::{Precomputed, Replace};
-use crate::{Loss, LossError, MeanOver, Reduction, check, numeric};
+use crate::{Loss, LossError, MeanOver, MeanParts, Reduction, check, numeric};
 
 /// What the modulating factor of a target between 0 and 1 is. For targets of 0 and 1 all are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -348,6 +349,13 @@ impl Loss for SigmoidFocalLoss {
             true => self.f_fused::<true>(input, &target),
             false => self.f_fused::<false>(input, &target),
         }
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        focal::check_mean::<Self>(self.normalization)?;
+        let sum = Self { reduction: Reduction::Sum, ..self.map_tensors(&mut Tensor::shallow_clone) };
+        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
+        self.f_counted(&target.f_to_kind(Kind::Double)?)?.f_parts(numerator, input, self.mean_over)
     }
 }
 

@@ -1,7 +1,8 @@
 use tch::Tensor;
 
 use crate::kernels::{Pointwise, Real, f_pointwise, sigmoids};
-use crate::{Loss, LossError, Reduction, check};
+use crate::mean_parts::f_wide;
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The logistic loss of a score whose label is 1 or −1.
 ///
@@ -91,6 +92,12 @@ impl Loss for SoftMarginLoss {
             // Not the negation, which makes -0 of a loss of 0.
             Ok(reduced.f_rsub_scalar(0)?)
         })
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let sum = Self { reduction: Reduction::Sum, ..*self };
+        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
+        MeanParts::f_of_elements(numerator, input, target, None)
     }
 }
 

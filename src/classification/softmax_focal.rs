@@ -3,8 +3,9 @@ use tch::{Device, Kind, Tensor};
 use super::focal::{self, FocalAlpha, Modulation};
 use crate::check::{self, ClassIndices};
 use crate::kernels::{self, Real, RowLoss, RowReduction, Rows, choose, f_softmax};
+use crate::mean_parts::{self, f_wide, f_wide_option};
 use crate::precomputed::{Precomputed, Replace};
-use crate::{Backend, InvalidValues, Loss, LossError, MeanOver, Reduction, numeric, with_backend};
+use crate::{Backend, InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduction, numeric, with_backend};
 
 /// The focal loss of a softmax: cross entropy in which what is easy counts little.
 ///
@@ -345,6 +346,17 @@ impl Loss for SoftmaxFocalLoss {
         }
         let wide = input.f_to_kind(numeric::wide_kind(input)?)?;
         Ok(self.f_precomputed(&wide, target, Self::f_compute)?.f_to_kind(input.f_kind()?)?)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let (alpha, weight) = (self.alpha.map_tensors(&mut Tensor::shallow_clone), f_wide_option(&self.weight)?);
+        let sum = Self { alpha, weight, reduction: Reduction::Sum, ..*self };
+        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
+        let class_dim = check::class_dim(input)?;
+        if self.mean_over == MeanOver::All || target.size() == input.size() {
+            return MeanParts::f_over(numerator, mean_parts::rows(input, class_dim));
+        }
+        MeanParts::f_of_counted(numerator, target, input.size()[class_dim], self.ignore_index, self.weight.as_ref())
     }
 }
 

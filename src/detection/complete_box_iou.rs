@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::boxes::{self, Axis, Boxes, Overlap, Quotient};
 use crate::kernels::{Pointwise, Real, choose, f_boxes};
 use crate::numeric::f_ratio;
-use crate::{Loss, LossError, Reduction};
+use crate::{Loss, LossError, MeanParts, Reduction};
 
 /// Complete IoU loss of boxes: one minus their overlap, plus the distance of their centres and of their aspect ratios.
 ///
@@ -123,6 +123,11 @@ impl CompleteBoxIouLoss {
         let alpha = f_ratio(&constant, &divisor)?;
         let losses = boxes.f_distance_loss(&iou, self.eps)?.f_addcmul(&alpha, &aspect)?;
         boxes::f_reduce(&losses, self.reduction, input)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

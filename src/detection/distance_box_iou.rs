@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::boxes::{self, Axis, Boxes, Overlap};
 use crate::kernels::{Pointwise, Real, f_boxes};
-use crate::{Loss, LossError, Reduction};
+use crate::{Loss, LossError, MeanParts, Reduction};
 
 /// Distance IoU loss of boxes: one minus their overlap, plus the distance of their centres.
 ///
@@ -106,6 +106,11 @@ impl DistanceBoxIouLoss {
         let boxes = Boxes::f_new(input, target)?;
         let losses = boxes.f_distance_loss(&boxes.f_iou(self.eps)?, self.eps)?;
         boxes::f_reduce(&losses, self.reduction, input)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

@@ -2,7 +2,7 @@ use tch::{Kind, Tensor};
 
 use crate::check::{self, Validity};
 use crate::numeric::{f_reals, wide_kind};
-use crate::{InvalidValues, Loss, LossError, Reduction};
+use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
 /// Distribution focal loss: cross entropy of the two bins beside a continuous target.
 ///
@@ -101,6 +101,11 @@ impl Loss for DistributionFocalLoss {
         let losses = log_probabilities.f_mul(&weights)?.f_sum_dim_intlist(-1, false, None)?.f_neg()?;
         let loss = self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?;
         validity.f_poison(&loss, self.reduction == Reduction::None)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::boxes::{self, Axis, Boxes, Lengths, Overlap, Quotient};
 use crate::kernels::{Pointwise, Real, f_boxes};
 use crate::numeric::f_ratio;
-use crate::{Loss, LossError, Reduction};
+use crate::{Loss, LossError, MeanParts, Reduction};
 
 /// Generalised IoU loss of boxes: one minus their overlap, plus how empty the box around both is.
 ///
@@ -109,6 +109,11 @@ impl GeneralizedBoxIouLoss {
         let empty = f_ratio(&area.f_sub(&boxes.union)?, &area.f_add_scalar(self.eps)?)?;
         let losses = boxes.f_iou(self.eps)?.f_rsub_scalar(1)?.f_add(&empty)?;
         boxes::f_reduce(&losses, self.reduction, input)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use crate::kernels::{self, ANY, Pointwise, Real, f_pointwise, powers, sigmoids};
 use crate::numeric::{f_power, f_reals, wide_kind};
-use crate::{Loss, LossError, Reduction, check};
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// Quality focal loss of logits: focal loss whose targets are qualities between 0 and 1 instead of labels.
 ///
@@ -118,6 +118,11 @@ impl QualityFocalLoss {
         let superfluous = target.f_rsub_scalar(1)?.f_mul(&logits.f_sigmoid()?)?;
         let focus = f_power(&missing.f_sub(&superfluous)?.f_abs()?, self.beta)?;
         Ok(self.reduction.f_apply(&focus.f_mul(&entropy)?)?.f_to_kind(input.f_kind()?)?)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use crate::kernels::{self, Pointwise, Real, choose, f_pointwise, sigmoids};
 use crate::numeric::{f_reals, wide_kind};
-use crate::{Loss, LossError, Reduction, check};
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// Varifocal loss of logits: positives weigh by their quality, negatives by how sure the model is of them.
 ///
@@ -118,6 +118,11 @@ impl VarifocalLoss {
         let focus = logits.f_log_sigmoid()?.f_mul_scalar(self.gamma)?.f_exp()?.f_mul_scalar(self.alpha)?;
         let weight = focus.f_where_self(&negative, &target)?;
         Ok(self.reduction.f_apply(&weight.f_mul(&entropy)?)?.f_to_kind(input.f_kind()?)?)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

@@ -1,7 +1,8 @@
 use tch::Tensor;
 
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
-use crate::{Loss, LossError, Reduction, check};
+use crate::mean_parts::f_wide;
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The Kullback-Leibler divergence of a target distribution from a predicted one.
 ///
@@ -132,6 +133,15 @@ impl Loss for KlDivLoss {
         match input.size().first() {
             Some(&batch) if self.reduction == KlDivReduction::BatchMean => Ok(loss.f_div_scalar(batch)?),
             _ => Ok(loss),
+        }
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let sum = Self { reduction: KlDivReduction::Sum, ..*self };
+        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
+        match self.reduction {
+            KlDivReduction::BatchMean => MeanParts::f_over(numerator, input.size().first().copied().unwrap_or(1)),
+            _ => MeanParts::f_of_elements(numerator, input, target, None),
         }
     }
 }

@@ -24,6 +24,7 @@ mod pointwise;
 mod region;
 mod simd;
 mod softmax;
+mod window;
 
 pub use backend::{Backend, with_backend};
 pub(crate) use boxes::f_boxes;
@@ -34,6 +35,7 @@ pub(crate) use number::{ANY, Real, choose, powers, sigmoids};
 pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise};
 pub(crate) use region::{Entropy, Regional, Sums, f_region, takes_region};
 pub(crate) use softmax::{RowLoss, RowReduction, Rows, f_softmax};
+pub(crate) use window::f_slide;
 
 /// How many elements are worked on at a time; a few arrays of so many numbers fit the first cache.
 const BLOCK: usize = 1024;

@@ -23,6 +23,7 @@ pub(crate) trait Real:
     /// `self · factor + summand`, rounded once where the hardware can.
     fn mul_add(self, factor: Self, summand: Self) -> Self;
     fn abs(self) -> Self;
+    fn sqrt(self) -> Self;
     fn exp(self) -> Self;
     /// The natural logarithm: −∞ of 0, NaN below.
     fn ln(self) -> Self;
@@ -172,6 +173,11 @@ macro_rules! common {
         #[inline(always)]
         fn abs(self) -> Self {
             Lane(self.0.abs())
+        }
+
+        #[inline(always)]
+        fn sqrt(self) -> Self {
+            Lane(self.0.sqrt())
         }
     };
 }

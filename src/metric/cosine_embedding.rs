@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::same_shape_or_broadcast_in_rank;
 use crate::kernels::{Embedding, Real, f_embedding};
-use crate::{LossError, Reduction, check};
+use crate::{LossError, MeanParts, Reduction, check};
 
 /// The loss of the angle between two embeddings: small for pairs that belong together, wide for pairs that do not.
 ///
@@ -106,6 +106,15 @@ impl CosineEmbeddingLoss {
         f_embedding(Formula { margin }, [input1, input2, target], reduction, move |[input1, input2, target]| {
             Ok(Tensor::f_cosine_embedding_loss(input1, input2, target, margin, reduction.into())?)
         })
+    }
+
+    /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].
+    ///
+    /// # Errors
+    /// Those of [`f_forward`](Self::f_forward).
+    pub fn f_parts(&self, input1: &Tensor, input2: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input1, input2, target)?)
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.

@@ -1,7 +1,8 @@
 use tch::Tensor;
 
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
-use crate::{Loss, LossError, Reduction, check};
+use crate::mean_parts::f_wide;
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The hinge loss of a distance: small for pairs that belong together, at least a margin for pairs that do not.
 ///
@@ -97,6 +98,12 @@ impl Loss for HingeEmbeddingLoss {
         f_pointwise(Formula { margin }, [input, target], reduction, move |[input, target]| {
             Ok(input.f_hinge_embedding_loss(target, margin, reduction.into())?)
         })
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let sum = Self { reduction: Reduction::Sum, ..*self };
+        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
+        MeanParts::f_of_elements(numerator, input, target, None)
     }
 }
 

@@ -2,7 +2,7 @@ use tch::{Kind, Tensor};
 
 use super::same_shape_or_broadcast_in_rank;
 use crate::kernels::{self, Pointwise, Real, choose, f_pointwise};
-use crate::{LossError, Reduction, check};
+use crate::{LossError, MeanParts, Reduction, check};
 
 /// The margin ranking loss: of two scores, the right one shall be higher by a margin.
 ///
@@ -100,6 +100,15 @@ impl MarginRankingLoss {
             return self.f_aten(input1, input2, &target.f_to_kind(Kind::Int16)?);
         }
         self.f_aten(input1, input2, target)
+    }
+
+    /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].
+    ///
+    /// # Errors
+    /// Those of [`f_forward`](Self::f_forward).
+    pub fn f_parts(&self, input1: &Tensor, input2: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input1, input2, target)?)
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::triplet::{self, Triplet};
-use crate::{LossError, Reduction};
+use crate::{LossError, MeanParts, Reduction};
 
 /// The triplet margin loss: an anchor shall be nearer to a positive than to a negative example, by a margin.
 ///
@@ -128,6 +128,15 @@ impl TripletMarginLoss {
                 Ok(Tensor::f_triplet_margin_loss(anchor, positive, negative, margin, p, eps, swap, reduction.into())?)
             },
         )
+    }
+
+    /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].
+    ///
+    /// # Errors
+    /// Those of [`f_forward`](Self::f_forward).
+    pub fn f_parts(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(anchor, positive, negative)?)
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.

@@ -3,7 +3,7 @@ use std::fmt;
 use tch::Tensor;
 
 use super::triplet::{self, Triplet};
-use crate::{LossError, Reduction, check};
+use crate::{LossError, MeanParts, Reduction, check};
 
 type Distance = dyn Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send;
 
@@ -120,10 +120,31 @@ impl TripletMarginWithDistanceLoss {
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault, or that of the distance function.
     pub fn f_forward(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Result<Tensor, LossError> {
+        self.f_reduced([anchor, positive, negative], self.reduction)
+    }
+
+    /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].
+    ///
+    /// # Errors
+    /// Those of [`f_forward`](Self::f_forward).
+    pub fn f_parts(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Result<MeanParts, LossError> {
+        MeanParts::f_of_losses(&self.f_reduced([anchor, positive, negative], Reduction::None)?)
+    }
+
+    /// Computes the loss as [`f_forward`](Self::f_forward) does.
+    ///
+    /// # Panics
+    /// Where `f_forward` returns an error, with its message.
+    #[track_caller]
+    pub fn forward(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Tensor {
+        crate::loss::expect(self.f_forward(anchor, positive, negative))
+    }
+
+    fn f_reduced(&self, arguments: [&Tensor; 3], reduction: Reduction) -> Result<Tensor, LossError> {
+        let [anchor, positive, negative] = arguments;
         let named = [("anchor", anchor), ("positive", positive), ("negative", negative)];
         triplet::check(named, self.margin, self.broadcast)?;
-        let (margin, swap, broadcast, reduction) = (self.margin, self.swap, self.broadcast, self.reduction);
-        let arguments = [anchor, positive, negative];
+        let (margin, swap, broadcast) = (self.margin, self.swap, self.broadcast);
         let Some(distance_function) = &self.distance_function else {
             let triplet = Triplet { margin, p: 2.0, eps: 1e-6, swap };
             return triplet.f_loss(arguments, reduction, move |arguments| {
@@ -136,15 +157,6 @@ impl TripletMarginWithDistanceLoss {
             check::same_shape_or_broadcast(distance, first, broadcast)
         };
         reduction.f_apply(&f_losses(distance_function, arguments, margin, swap, check)?)
-    }
-
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Tensor {
-        crate::loss::expect(self.f_forward(anchor, positive, negative))
     }
 }
 

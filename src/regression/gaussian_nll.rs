@@ -2,7 +2,7 @@ use tch::{Tensor, no_grad_guard};
 
 use crate::check::{self, Validity};
 use crate::kernels::{self, Pointwise, Real, choose, f_pointwise};
-use crate::{InvalidValues, LossError, Reduction};
+use crate::{InvalidValues, LossError, MeanParts, Reduction};
 
 /// The negative log-likelihood of targets under Gaussian distributions.
 ///
@@ -170,6 +170,20 @@ impl GaussianNllLoss {
                 })
             }
         }
+    }
+
+    /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].
+    ///
+    /// # Errors
+    /// Those of [`f_forward`](Self::f_forward).
+    pub fn f_parts<'a>(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        var: impl Into<Variance<'a>>,
+    ) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target, var)?)
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.

@@ -2,7 +2,8 @@ use tch::Tensor;
 
 use super::f_expanded;
 use crate::kernels::{Pointwise, Real, Weighted, choose, f_pointwise};
-use crate::{Loss, LossError, Reduction, check};
+use crate::mean_parts::{f_wide, f_wide_option};
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The Huber loss: squared where an element is near its target, linear where it is far.
 ///
@@ -117,6 +118,12 @@ impl Loss for HuberLoss {
                 reduction.f_apply(&x.f_huber_loss(y, tch::Reduction::None, delta)?.f_mul(weight)?)
             })
         })
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
+        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
+        MeanParts::f_of_elements(numerator, input, target, None)
     }
 }
 

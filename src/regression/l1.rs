@@ -2,7 +2,8 @@ use tch::Tensor;
 
 use super::{f_expanded, f_weighted};
 use crate::kernels::{Pointwise, Real, f_pointwise};
-use crate::{Loss, LossError, Reduction, check};
+use crate::mean_parts::{f_wide, f_wide_option};
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The mean absolute error: the distance of each element to its target.
 ///
@@ -100,6 +101,12 @@ impl Loss for L1Loss {
                 Ok(x.f_sub(y)?.f_abs()?.f_mul(weight)?)
             })
         })
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
+        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
+        MeanParts::f_of_elements(numerator, input, target, sum.weight.as_ref())
     }
 }
 

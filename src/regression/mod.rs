@@ -1,23 +1,40 @@
 //! Losses between real numbers.
 
+mod cauchy;
+mod charbonnier;
 mod gaussian_nll;
+mod geman_mcclure;
 mod huber;
 mod l1;
+mod log_cosh;
+mod mape;
 mod mse;
+mod msle;
 mod poisson_nll;
+mod quantile;
 mod smooth_l1;
+mod welsch;
 
 use tch::{Kind, Tensor};
 
 use crate::kernels::{Pointwise, Weighted, f_pointwise};
+use crate::numeric::{f_reals, real, wide_kind};
 use crate::{LossError, Reduction, check};
 
+pub use cauchy::CauchyLoss;
+pub use charbonnier::{CharbonnierLoss, CharbonnierMinimum};
 pub use gaussian_nll::{GaussianNllLoss, Variance};
+pub use geman_mcclure::GemanMcClureLoss;
 pub use huber::HuberLoss;
 pub use l1::L1Loss;
+pub use log_cosh::LogCoshLoss;
+pub use mape::MapeLoss;
 pub use mse::MseLoss;
+pub use msle::MsleLoss;
 pub use poisson_nll::PoissonNllLoss;
+pub use quantile::{QuantileLoss, Quantiles};
 pub use smooth_l1::SmoothL1Loss;
+pub use welsch::WelschLoss;
 
 /// The reduced losses of `formula` times a weight, the last argument; their mean is over the sum of the weights.
 fn f_weighted<P: Pointwise<2>>(
@@ -26,13 +43,15 @@ fn f_weighted<P: Pointwise<2>>(
     reduction: Reduction,
     losses: impl Fn([&Tensor; 3]) -> Result<Tensor, LossError> + Send + 'static,
 ) -> Result<Tensor, LossError> {
-    let wide = matches!(arguments[0].f_kind()?, Kind::Float | Kind::Double);
+    let kind = arguments[0].f_kind()?;
+    let wide = matches!(kind, Kind::Float | Kind::Double);
     if reduction == Reduction::Mean && !wide {
         // Two results would be rounded, and the sum may overflow.
-        return reduction.f_apply_weighted(&losses(arguments)?, arguments[2]);
+        let reduced = reduction.f_apply_weighted(&losses(arguments)?, arguments[2])?;
+        return Ok(reduced.f_to_kind(kind)?);
     }
     let operation = if reduction == Reduction::Mean { Reduction::Sum } else { reduction };
-    let composite = move |arguments: [&Tensor; 3]| operation.f_apply(&losses(arguments)?);
+    let composite = move |arguments: [&Tensor; 3]| Ok(operation.f_apply(&losses(arguments)?)?.f_to_kind(kind)?);
     let reduced = f_pointwise(Weighted(formula), arguments, operation, composite)?;
     if reduction != Reduction::Mean {
         return Ok(reduced);
@@ -58,4 +77,42 @@ fn f_expanded(
     check::same_shape_or_broadcast(("target", target), ("input", input), broadcast)?;
     let expanded = Tensor::f_broadcast_tensors(&[input, target])?;
     loss(&expanded[0], &expanded[1])
+}
+
+/// What becomes of the losses of single elements.
+struct Elementwise<'a> {
+    weight: Option<&'a Tensor>,
+    broadcast: bool,
+    reduction: Reduction,
+}
+
+impl Elementwise<'_> {
+    /// The reduced losses by `formula`, or by `f_losses`: the tensor operations that define it, on arguments of single
+    /// precision at least.
+    fn f_forward<P: Pointwise<2>>(
+        &self,
+        formula: P,
+        input: &Tensor,
+        target: &Tensor,
+        f_losses: fn(P, &Tensor, &Tensor) -> Result<Tensor, LossError>,
+    ) -> Result<Tensor, LossError> {
+        let reduction = self.reduction;
+        f_expanded(input, target, self.broadcast, |x, y| {
+            check::floating(("input", x))?;
+            real(("target", y))?;
+            let (kind, wide) = (x.f_kind()?, wide_kind(x)?);
+            let f_wide = move |x: &Tensor, y: &Tensor| f_losses(formula, &x.f_to_kind(wide)?, &y.f_to_kind(wide)?);
+            let Some(weight) = self.weight else {
+                return f_pointwise(formula, [x, y], reduction, move |[x, y]| {
+                    Ok(reduction.f_apply(&f_wide(x, y)?)?.f_to_kind(kind)?)
+                });
+            };
+            check::element_weight(weight, input)?;
+            // A sum of weights may be beyond half precision.
+            let weight = f_reals(("weight", weight), if reduction == Reduction::Mean { wide } else { kind })?;
+            f_weighted(formula, [x, y, &weight], reduction, move |[x, y, weight]| {
+                Ok(f_wide(x, y)?.f_mul(&weight.f_to_kind(wide)?)?)
+            })
+        })
+    }
 }

@@ -1,7 +1,8 @@
 use tch::Tensor;
 
 use crate::kernels::{Pointwise, Real, f_pointwise};
-use crate::{Loss, LossError, Reduction, check};
+use crate::mean_parts::{f_wide, f_wide_option};
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The mean squared error: the squared distance of each element to its target.
 ///
@@ -98,6 +99,12 @@ impl Loss for MseLoss {
                 Ok(input.f_sub(target)?.f_pow_tensor_scalar(2)?.f_mul(weight)?)
             })
         })
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
+        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
+        MeanParts::f_of_elements(numerator, input, target, sum.weight.as_ref())
     }
 }
 

@@ -3,7 +3,8 @@ use std::f64::consts::PI;
 use tch::Tensor;
 
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
-use crate::{Loss, LossError, Reduction, check};
+use crate::mean_parts::f_wide;
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The negative log-likelihood of counts under Poisson distributions.
 ///
@@ -120,6 +121,12 @@ impl Loss for PoissonNllLoss {
             return f_aten([input, target]);
         }
         f_pointwise(Formula { log_input, full, eps }, [input, target], reduction, f_aten)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let sum = Self { reduction: Reduction::Sum, ..*self };
+        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
+        MeanParts::f_of_elements(numerator, input, target, None)
     }
 }
 

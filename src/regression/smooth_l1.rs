@@ -2,7 +2,8 @@ use tch::Tensor;
 
 use super::f_expanded;
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
-use crate::{Loss, LossError, Reduction, check};
+use crate::mean_parts::f_wide;
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The smooth L1 loss: squared where an element is near its target, its distance where it is far.
 ///
@@ -104,6 +105,12 @@ impl Loss for SmoothL1Loss {
                 Ok(x.f_smooth_l1_loss(y, reduction, beta)?)
             })
         })
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let sum = Self { reduction: Reduction::Sum, ..*self };
+        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
+        MeanParts::f_of_elements(numerator, input, target, None)
     }
 }
 

@@ -683,8 +683,8 @@ macro_rules! region_options {
         }
 
         /// Sets the classes that count. All by default.
-        pub fn classes(mut self, classes: &[i64]) -> Self {
-            self.$region.classes = Some(classes.to_vec());
+        pub fn classes(mut self, classes: impl AsRef<[i64]>) -> Self {
+            self.$region.classes = Some(classes.as_ref().to_vec());
             self
         }
 

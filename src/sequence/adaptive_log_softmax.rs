@@ -4,7 +4,7 @@ use tch::{Tensor, nn};
 
 use super::Linear;
 use crate::check::{self, ClassIndices};
-use crate::{InvalidValues, LossError};
+use crate::{InvalidValues, LossError, MeanParts};
 
 /// The options of [`AdaptiveLogSoftmaxWithLoss`].
 #[derive(Debug, Clone, Copy)]
@@ -212,6 +212,14 @@ impl AdaptiveLogSoftmaxWithLoss {
         let AdaptiveLogSoftmaxOutput { output, loss } =
             self.f_batch(&input.f_unsqueeze(0)?, &target.f_unsqueeze(0)?)?;
         Ok(AdaptiveLogSoftmaxOutput { output: output.f_squeeze_dim(0)?, loss })
+    }
+
+    /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].
+    ///
+    /// # Errors
+    /// Those of [`f_forward`](Self::f_forward).
+    pub fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        MeanParts::f_of_losses(&self.f_forward(input, target)?.output.f_neg()?)
     }
 
     /// Computes the log-probability of each target, and the loss, as [`f_forward`](Self::f_forward) does.

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use crate::{LossError, Reduction, check};
+use crate::{LossError, MeanParts, Reduction, check};
 
 /// Connectionist temporal classification: how unlikely a sequence of outputs makes a shorter sequence of labels.
 ///
@@ -110,6 +110,24 @@ impl CtcLoss {
         let targets = self.f_check(log_probs, targets, input_lengths, target_lengths)?;
         let (blank, reduction, zero_infinity) = (self.blank, self.reduction.into(), self.zero_infinity);
         Ok(Tensor::f_ctc_loss(log_probs, &targets, input_lengths, target_lengths, blank, reduction, zero_infinity)?)
+    }
+
+    /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].
+    ///
+    /// # Errors
+    /// Those of [`f_forward`](Self::f_forward).
+    pub fn f_parts(
+        &self,
+        log_probs: &Tensor,
+        targets: &Tensor,
+        input_lengths: impl AsRef<[i64]>,
+        target_lengths: impl AsRef<[i64]>,
+    ) -> Result<MeanParts, LossError> {
+        let target_lengths = target_lengths.as_ref();
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        let losses = unreduced.f_forward(log_probs, targets, input_lengths, target_lengths)?;
+        let lengths = Tensor::f_from_slice(target_lengths)?.f_clamp_min(1)?.f_to_device(losses.device())?;
+        MeanParts::f_of_losses(&losses.f_div(&lengths.f_reshape(losses.size())?)?)
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.

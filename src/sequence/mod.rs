@@ -3,10 +3,13 @@
 mod adaptive_log_softmax;
 mod ctc;
 mod linear_cross_entropy;
+mod linear_head;
 
 pub use adaptive_log_softmax::{AdaptiveLogSoftmaxConfig, AdaptiveLogSoftmaxOutput, AdaptiveLogSoftmaxWithLoss};
 pub use ctc::CtcLoss;
 pub use linear_cross_entropy::{Chunking, LinearCrossEntropy, LinearCrossEntropyConfig, LinearCrossEntropyLoss};
+pub(crate) use linear_head::HeadNames;
+pub use linear_head::LinearHead;
 
 use tch::{Tensor, nn};
 

@@ -155,6 +155,12 @@ FAMILIES = (
     "boundary",
     "detection",
     "multilabel",
+    "embeddings",
+    "preference",
+    "class_vectors",
+    "self_supervised",
+    "robust",
+    "images",
 )
 
 

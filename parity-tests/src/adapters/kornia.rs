@@ -6,11 +6,14 @@ use tch_losses::{
     SigmoidFocalLoss, SoftmaxFocalLoss, TverskyLoss, WeightedMean,
 };
 
-use tch_losses::{LovaszClasses, LovaszHingeLoss, LovaszSoftmaxLoss};
+use tch_losses::{
+    CauchyLoss, CharbonnierLoss, GemanMcClureLoss, LovaszClasses, LovaszHingeLoss, LovaszSoftmaxLoss, MsSsimL1Loss,
+    PixelReduction, PsnrLoss, SsimForm, SsimLoss, SsimPadding, TotalVariationLoss, WelschLoss,
+};
 
 use super::Equality::Close;
 use super::{Adapter, Outcome, adapter, with};
-use crate::arguments::{Arguments, EvalError};
+use crate::arguments::{Arguments, EvalError, Numbers};
 
 #[rustfmt::skip]
 pub(super) const ADAPTERS: &[Adapter] = &[
@@ -29,10 +32,31 @@ pub(super) const ADAPTERS: &[Adapter] = &[
         &["pred", "target"], Close, lovasz_hinge),
     adapter("LovaszSoftmaxLoss (kornia)", &["kornia.losses.LovaszSoftmaxLoss", "kornia.losses.lovasz_softmax_loss"],
         &["pred", "target", "weight"], Close, lovasz_softmax),
+    adapter("CharbonnierLoss (kornia)", &["kornia.losses.CharbonnierLoss", "kornia.losses.charbonnier_loss"],
+        &["img1", "img2", "reduction"], Close,
+        |arguments| robust(arguments, |reduction| Box::new(CharbonnierLoss::new().reduction(reduction)))),
+    adapter("CauchyLoss (kornia)", &["kornia.losses.CauchyLoss", "kornia.losses.cauchy_loss"],
+        &["img1", "img2", "reduction"], Close,
+        |arguments| robust(arguments, |reduction| Box::new(CauchyLoss::new().reduction(reduction)))),
+    adapter("GemanMcClureLoss (kornia)", &["kornia.losses.GemanMcclureLoss", "kornia.losses.geman_mcclure_loss"],
+        &["img1", "img2", "reduction"], Close,
+        |arguments| robust(arguments, |reduction| Box::new(GemanMcClureLoss::new().reduction(reduction)))),
+    adapter("WelschLoss (kornia)", &["kornia.losses.WelschLoss", "kornia.losses.welsch_loss"],
+        &["img1", "img2", "reduction"], Close,
+        |arguments| robust(arguments, |reduction| Box::new(WelschLoss::new().reduction(reduction)))),
+    adapter("SsimLoss (kornia)", &["kornia.losses.SSIMLoss", "kornia.losses.ssim_loss"],
+        &["img1", "img2", "window_size", "max_val", "eps", "reduction", "padding"], Close, |arguments| ssim(arguments, 2)),
+    adapter("SsimLoss (kornia, 3-D)", &["kornia.losses.SSIM3DLoss", "kornia.losses.ssim3d_loss"],
+        &["img1", "img2", "window_size", "max_val", "eps", "reduction", "padding"], Close, |arguments| ssim(arguments, 3)),
+    adapter("MsSsimL1Loss (kornia)", &["kornia.losses.MS_SSIMLoss"], &["img1", "img2"], Close, ms_ssim_l1),
+    adapter("PsnrLoss (kornia)", &["kornia.losses.PSNRLoss", "kornia.losses.psnr_loss"],
+        &["image", "target", "max_val"], Close, psnr),
+    adapter("TotalVariationLoss (kornia)", &["kornia.losses.TotalVariation", "kornia.losses.total_variation"],
+        &["img", "reduction"], Close, total_variation),
 ];
 
 /// The reduction, which is none by default.
-fn focal_reduction(arguments: &mut Arguments) -> Result<Reduction, EvalError> {
+fn unreduced_by_default(arguments: &mut Arguments) -> Result<Reduction, EvalError> {
     if arguments.contains("reduction") { arguments.reduction() } else { Ok(Reduction::None) }
 }
 
@@ -44,7 +68,7 @@ fn ignore_index(arguments: &mut Arguments) -> Result<Option<i64>, EvalError> {
 /// kornia has a value for each class, 0 but for the target's, and its mean is over all of them.
 fn softmax_focal(arguments: &mut Arguments) -> Outcome {
     let alpha = arguments.number_or_none("alpha", None)?.map_or(FocalAlpha::None, FocalAlpha::from);
-    let reduction = focal_reduction(arguments)?;
+    let reduction = unreduced_by_default(arguments)?;
     let ignored = ignore_index(arguments)?;
     let loss = SoftmaxFocalLoss::new()
         .alpha(alpha)
@@ -76,7 +100,7 @@ fn sigmoid_focal(arguments: &mut Arguments, default_alpha: Option<f64>) -> Outco
         .gamma(arguments.number("gamma", 2.0)?)
         .soft_targets(FocalSoftTargets::Terms)
         .mean_over(MeanOver::All)
-        .reduction(focal_reduction(arguments)?);
+        .reduction(unreduced_by_default(arguments)?);
     let loss = with(loss, ignore_index(arguments)?, SigmoidFocalLoss::ignore_index);
     let (pos_weight, weight) = (arguments.optional_tensor("pos_weight")?, arguments.optional_tensor("weight")?);
     let (pred, target) = (arguments.tensor("pred")?, arguments.tensor("target")?);
@@ -168,9 +192,83 @@ fn lovasz_softmax(arguments: &mut Arguments) -> Outcome {
     Ok(loss.weight(weight).f_forward(&input.f_to_kind(kind)?, &target)?.into())
 }
 
-/// The kind of a result with a weight: the wider of the two.
-fn promoted(input: &Tensor, weight: &Tensor) -> Result<Kind, EvalError> {
-    Ok(match (input.f_kind()?, weight.f_kind()?) {
+/// Two images in their common kind.
+fn image_pair(arguments: &mut Arguments) -> Result<[Tensor; 2], EvalError> {
+    let (first, second) = (arguments.tensor("img1")?, arguments.tensor("img2")?);
+    let kind = promoted(&first, &second)?;
+    Ok([first.f_to_kind(kind)?, second.f_to_kind(kind)?])
+}
+
+fn robust(arguments: &mut Arguments, loss: fn(Reduction) -> Box<dyn Loss>) -> Outcome {
+    let loss = loss(unreduced_by_default(arguments)?);
+    let [first, second] = image_pair(arguments)?;
+    Ok(loss.f_forward(&first, &second)?.into())
+}
+
+/// kornia's window reaches over a mirrored border, or it leaves the places out where it would.
+fn ssim(arguments: &mut Arguments, dims: usize) -> Outcome {
+    let padding = match arguments.text("padding")?.map(|text| text.to_lowercase()).as_deref() {
+        None | Some("same") => SsimPadding::Reflect,
+        Some("valid") => SsimPadding::Valid,
+        Some(other) => return Err(EvalError::Rejected(format!("there is no padding {other:?}"))),
+    };
+    let window = arguments.integer("window_size", 0)?;
+    if window % 2 == 0 {
+        return Err(EvalError::Rejected(format!("a window of {window} pixels has no middle")));
+    }
+    let loss = SsimLoss::new()
+        .window_size(&[window])
+        .data_range(arguments.number("max_val", 1.0)?)
+        .eps(arguments.number("eps", 1e-12)?)
+        .padding(padding)
+        .form(SsimForm::Dissimilarity)
+        .reduction(arguments.reduction()?);
+    let [first, second] = image_pair(arguments)?;
+    if first.dim() != dims + 2 {
+        return Err(EvalError::Rejected(format!("images of shape {:?}", first.size())));
+    }
+    Ok(loss.f_forward(&first, &second)?.into())
+}
+
+fn ms_ssim_l1(arguments: &mut Arguments) -> Outcome {
+    let mut numbers = |name| match arguments.numbers(name)? {
+        None => Ok(None),
+        Some(Numbers::Many(numbers)) => Ok(Some(numbers)),
+        Some(Numbers::One(_)) => Err(EvalError::Rejected(format!("{name} is no list"))),
+    };
+    let loss = MsSsimL1Loss::new();
+    let loss = with(loss, numbers("sigmas")?, |loss, sigmas| loss.sigmas(&sigmas));
+    let loss = with(loss, numbers("K")?, |loss, k| loss.k1(k[0]).k2(k[1]));
+    let loss = loss
+        .data_range(arguments.number("data_range", 1.0)?)
+        .alpha(arguments.number("alpha", 0.025)?)
+        .compensation(arguments.number("compensation", 200.0)?)
+        .reduction(arguments.reduction()?);
+    let [first, second] = image_pair(arguments)?;
+    Ok(loss.f_forward(&first, &second)?.into())
+}
+
+fn psnr(arguments: &mut Arguments) -> Outcome {
+    let loss = PsnrLoss::new().data_range(arguments.number("max_val", f64::NAN)?);
+    let (image, target) = (arguments.tensor("image")?, arguments.tensor("target")?);
+    let kind = promoted(&image, &target)?;
+    Ok(loss.f_forward(&image.f_to_kind(kind)?, &target.f_to_kind(kind)?)?.into())
+}
+
+/// kornia's reduction is that of the pixels; it keeps the images apart.
+fn total_variation(arguments: &mut Arguments) -> Outcome {
+    let pixels = match arguments.text("reduction")?.as_deref() {
+        None | Some("sum") => PixelReduction::Sum,
+        Some("mean") => PixelReduction::Mean,
+        Some(other) => return Err(EvalError::Rejected(format!("there is no reduction {other:?}"))),
+    };
+    let loss = TotalVariationLoss::new().pixels(pixels).reduction(Reduction::None);
+    Ok(loss.f_forward(&arguments.tensor("img")?)?.into())
+}
+
+/// The kind of a result of two tensors: the wider of the two.
+fn promoted(input: &Tensor, other: &Tensor) -> Result<Kind, EvalError> {
+    Ok(match (input.f_kind()?, other.f_kind()?) {
         (_, Kind::Double) => Kind::Double,
         (Kind::Half | Kind::BFloat16, Kind::Float) => Kind::Float,
         (kind, _) => kind,

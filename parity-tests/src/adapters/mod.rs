@@ -2,8 +2,11 @@
 
 mod kornia;
 mod liger;
+mod lightly;
 mod monai;
 mod papers;
+mod pml;
+mod pml_modules;
 mod smp;
 mod timm;
 mod torch_nn;
@@ -103,10 +106,16 @@ const LIBRARIES: &[&[Adapter]] = &[
     torchvision::ADAPTERS,
     kornia::ADAPTERS,
     liger::ADAPTERS,
+    lightly::ADAPTERS,
     monai::ADAPTERS,
     smp::ADAPTERS,
     timm::ADAPTERS,
     papers::ADAPTERS,
+    pml::ADAPTERS,
+    papers::preference::ADAPTERS,
+    papers::contrastive::ADAPTERS,
+    pml_modules::ADAPTERS,
+    papers::robust::ADAPTERS,
 ];
 
 /// All adapters.

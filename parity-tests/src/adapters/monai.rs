@@ -8,10 +8,11 @@ use tch_losses::{
 
 use tch_losses::{
     BceWithLogitsLoss, CrossEntropyLoss, DiceCrossEntropyLoss, DiceFocalLoss, HausdorffDtLoss, Overlap, SoftClDiceLoss,
-    SoftDiceClDiceLoss,
+    SoftDiceClDiceLoss, SsimScope,
 };
 
 use super::Equality::Close;
+use super::papers::robust::ssim_options;
 use super::{Adapter, Outcome, adapter, with};
 use crate::arguments::{Argument, Arguments, EvalError, Numbers};
 use crate::case::Value;
@@ -32,6 +33,7 @@ pub(super) const ADAPTERS: &[Adapter] = &[
     adapter("DiceFocalLoss", &["monai.losses.DiceFocalLoss"], &["input", "target"], Close, dice_focal),
     adapter("DiceFocalLoss (generalised)", &["monai.losses.GeneralizedDiceFocalLoss"], &["input", "target"],
         Close, generalized_dice_focal),
+    adapter("SsimLoss (MONAI)", &["monai.losses.SSIMLoss"], &["input", "target"], Close, ssim),
 ];
 
 /// MONAI's focal loss has a value for each class; it computes in f32 whatever comes.
@@ -557,4 +559,16 @@ fn generalized_dice_focal(arguments: &mut Arguments) -> Outcome {
         .lambda_dice(arguments.number("lambda_gdl", 1.0)?)
         .lambda_focal(arguments.number("lambda_focal", 1.0)? * factor);
     regions.run(&loss, 0)
+}
+
+/// MONAI computes in single precision and returns it; unreduced, the losses of the samples are a column.
+fn ssim(arguments: &mut Arguments) -> Outcome {
+    let dims = arguments.integer("spatial_dims", 0)?;
+    let loss = ssim_options(arguments)?.scope(SsimScope::Sample);
+    let (input, target) = (arguments.tensor("input")?, arguments.tensor("target")?);
+    if input.dim() as i64 != dims + 2 {
+        return Err(EvalError::Rejected(format!("images of shape {:?}", input.size())));
+    }
+    let losses = loss.f_forward(&input.f_to_kind(Kind::Float)?, &target.f_to_kind(Kind::Float)?)?;
+    Ok(if losses.dim() == 1 { losses.f_unsqueeze(1)? } else { losses }.into())
 }

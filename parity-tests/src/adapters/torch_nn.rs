@@ -271,7 +271,7 @@ fn ctc(arguments: &mut Arguments) -> Outcome {
 }
 
 /// A loss with parameters, made by `build` and loaded with the state of the case.
-fn module<M>(
+pub(super) fn module<M>(
     arguments: &mut Arguments,
     build: impl FnOnce(&nn::Path) -> Result<M, LossError>,
 ) -> Result<(M, Vec<(String, Tensor)>), EvalError> {

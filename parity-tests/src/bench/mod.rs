@@ -1,5 +1,6 @@
 //! The crate's losses against PyTorch: each workload is one call, timed here and in a Python process in turns.
 
+mod accuracy;
 mod load;
 mod measure;
 mod memory;
@@ -35,8 +36,10 @@ use crate::progress;
   parity bench --json b.json --svg b.svg --report b.md files besides the table
   parity bench --backend composite --no-compile        without the fused engines, against eager alone
   parity bench --overhead                              what a call costs over the bare tch operation
+  parity bench --accuracy                              how far both sides are from the result in double precision
 
-Status: 0 when all was measured, 1 when a loss differs from its reference or could not be measured, 2 for a wrong call.")]
+Status: 0 when all was measured, 1 when a loss differs from its reference or could not be measured, or is further from double
+precision than PyTorch, 2 for a wrong call.")]
 pub struct BenchOptions {
     /// Only losses whose name or Python reference contains this
     #[arg(long, value_name = "NAME")]
@@ -77,6 +80,9 @@ pub struct BenchOptions {
     /// Measure what a call costs over the bare tch operation instead, on one thread
     #[arg(long)]
     overhead: bool,
+    /// Measure how far the results are from those in double precision instead, the crate's and PyTorch's
+    #[arg(long, conflicts_with = "overhead")]
+    accuracy: bool,
     /// Calls per side and round of --overhead
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..), requires = "overhead")]
     calls: u32,
@@ -115,17 +121,24 @@ pub fn run(options: &BenchOptions) -> Result<bool> {
     if let Some(id) = &options.memory_of {
         return memory_of(id).map(|()| true);
     }
-    let report = Bench::new(options, threads)?.run()?;
-    println!("{}", report.to_text());
-    for (file, text) in [(&options.json, report.to_json()?), (&options.report, report.to_markdown())] {
-        if let Some(file) = file {
-            std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
-        }
+    let bench = Bench::new(options, threads)?;
+    if options.accuracy {
+        return accuracy::run(bench);
     }
+    let report = bench.run()?;
+    println!("{}", report.to_text());
+    write(options.json.as_deref(), report.to_json()?)?;
+    write(options.report.as_deref(), report.to_markdown())?;
     if let Some(file) = &options.svg {
         plot::draw(&report, file).with_context(|| format!("cannot write {}", file.display()))?;
     }
     Ok(report.failures.is_empty())
+}
+
+/// Writes a file that was asked for.
+fn write(file: Option<&Path>, text: String) -> Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// The crate reads the variable when it starts, so that this program starts once more.
@@ -225,12 +238,18 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    fn measure(&mut self, workload: &Workload) -> Result<()> {
-        let inputs = workload.inputs()?;
+    /// Gives the workload to the Python side, by way of the file that is returned.
+    fn load(&self, workload: &Workload, inputs: &Inputs) -> Result<PathBuf> {
         let tensors = self.dir.path().join("tensors.safetensors");
         let named: Vec<_> = inputs.tensors().into_iter().collect();
         tch::Tensor::write_safetensors(&named, &tensors)?;
-        self.peer.load(&workload.case_json(&inputs), &tensors)?;
+        self.peer.load(&workload.case_json(inputs), &tensors)?;
+        Ok(tensors)
+    }
+
+    fn measure(&mut self, workload: &Workload) -> Result<()> {
+        let inputs = workload.inputs()?;
+        let tensors = self.load(workload, &inputs)?;
         let ours = Ours::new(workload, &inputs)?;
         check_values(workload, &inputs, &ours, &self.peer, self.dir.path())?;
         self.time(workload, &inputs, &ours, Pass::Forward)?;

@@ -44,6 +44,11 @@ impl Machine {
         })
     }
 
+    /// The machine in a paragraph.
+    pub fn describe(&self) -> String {
+        self.lines().join("  \n")
+    }
+
     fn lines(&self) -> Vec<String> {
         let Machine { cpu, cores, threads, python, .. } = self;
         let backend = self.backend.as_ref().map(|backend| format!("; TCH_LOSSES_BACKEND={backend}"));
@@ -144,7 +149,7 @@ impl Report {
     }
 
     fn sections(&self, heading: impl Fn(&str) -> String) -> String {
-        let mut parts = vec![self.machine.lines().join("  \n")];
+        let mut parts = vec![self.machine.describe()];
         let mut section = |title: &str, body: String| parts.push(format!("{}\n\n{body}", heading(title)));
         if !self.records.is_empty() {
             section("Time of a call", format!("{}\n\n{LEGEND}", self.times()));
@@ -245,7 +250,7 @@ fn bullets(lines: &[String]) -> String {
 }
 
 /// A table whose first columns are words.
-fn table(header: &[&str], words: usize) -> Table {
+pub fn table(header: &[&str], words: usize) -> Table {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN).set_header(header.iter().copied());
     for column in table.column_iter_mut().skip(words) {

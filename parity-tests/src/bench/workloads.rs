@@ -9,13 +9,14 @@ use serde::Serialize;
 use serde_json::{Value as Json, json};
 use tch::{Device, Kind, Tensor};
 use tch_losses::{
-    Activation, AsymmetricMultiLabelLoss, BceLoss, BceWithLogitsLoss, CompleteBoxIouLoss, CosineEmbeddingLoss,
-    CrossEntropyLoss, CtcLoss, DiceCrossEntropyLoss, DiceLoss, DistanceBoxIouLoss, GaussianNllLoss,
-    GeneralizedBoxIouLoss, HingeEmbeddingLoss, HingeLoss, HuberLoss, JaccardLoss, KlDivLoss, L1Loss,
-    LinearCrossEntropy, Loss, LossError, MarginRankingLoss, MseLoss, MultiLabelSoftMarginLoss, MultiMarginLoss,
-    NllLoss, OneVsRestFocalLoss, PoissonNllLoss, PolyBceWithLogitsLoss, QualityFocalLoss, Reduction, SigmoidFocalLoss,
-    SmoothL1Loss, SoftBceWithLogitsLoss, SoftMarginLoss, SoftmaxFocalLoss, TripletMarginLoss,
-    TripletMarginWithDistanceLoss, TverskyLoss, VarifocalLoss,
+    Activation, AsymmetricMultiLabelLoss, BceLoss, BceWithLogitsLoss, CauchyLoss, CharbonnierLoss, CompleteBoxIouLoss,
+    CosineEmbeddingLoss, CrossEntropyLoss, CtcLoss, DiceCrossEntropyLoss, DiceLoss, DistanceBoxIouLoss,
+    GaussianNllLoss, GemanMcClureLoss, GeneralizedBoxIouLoss, HingeEmbeddingLoss, HingeLoss, HuberLoss, JaccardLoss,
+    KlDivLoss, L1Loss, LinearCrossEntropy, Loss, LossError, MarginRankingLoss, MsSsimL1Loss, MseLoss,
+    MultiLabelSoftMarginLoss, MultiMarginLoss, NllLoss, OneVsRestFocalLoss, PoissonNllLoss, PolyBceWithLogitsLoss,
+    PsnrLoss, QualityFocalLoss, Reduction, SigmoidFocalLoss, SmoothL1Loss, SoftBceWithLogitsLoss, SoftMarginLoss,
+    SoftmaxFocalLoss, SsimForm, SsimLoss, SsimPadding, TripletMarginLoss, TripletMarginWithDistanceLoss, TverskyLoss,
+    VarifocalLoss, WelschLoss,
 };
 
 use crate::case::{Case, Tensors, parse_cases};
@@ -77,6 +78,8 @@ const ROWS: Sizes = &[(Tiny, &[16, 16]), (Small, &[64, 64]), (Medium, &[1024, 10
 const LABELS: Sizes = &[(Tiny, &[16, 16]), (Small, &[64, 64]), (Medium, &[8192, 128]), (Large, &[65536, 256])];
 const REGIONS: Sizes =
     &[(Tiny, &[1, 4, 8, 8]), (Small, &[2, 4, 32, 16]), (Medium, &[8, 21, 256, 256]), (Large, &[4, 4, 96, 96, 96])];
+const IMAGES: Sizes =
+    &[(Tiny, &[1, 1, 16, 16]), (Small, &[2, 3, 64, 64]), (Medium, &[4, 3, 256, 256]), (Large, &[16, 3, 512, 512])];
 const VECTORS: Sizes = &[(Tiny, &[4, 64]), (Small, &[64, 64]), (Medium, &[4096, 256]), (Large, &[65536, 256])];
 const BOXES: Sizes = &[(Tiny, &[64, 4]), (Small, &[1024, 4]), (Medium, &[1 << 18, 4]), (Large, &[1 << 22, 4])];
 /// Steps, samples, symbols.
@@ -122,6 +125,14 @@ fn rows() -> Vec<Row> {
             |_| pair(HingeEmbeddingLoss::new())),
         row("SigmoidFocalLoss", "torchvision.ops.sigmoid_focal_loss", json!({"reduction": "mean"}), POINTWISE,
             |n| on_first([normal(n)?, bits(n)?]), |_| pair(SigmoidFocalLoss::new().alpha(0.25).gamma(2.0))),
+        row("CharbonnierLoss", "kornia.losses.CharbonnierLoss", json!({"reduction": "mean"}), POINTWISE, reals,
+            |_| pair(CharbonnierLoss::new())),
+        row("CauchyLoss", "kornia.losses.CauchyLoss", json!({"reduction": "mean"}), POINTWISE, reals,
+            |_| pair(CauchyLoss::new())),
+        row("GemanMcClureLoss", "kornia.losses.GemanMcclureLoss", json!({"reduction": "mean"}), POINTWISE, reals,
+            |_| pair(GemanMcClureLoss::new())),
+        row("WelschLoss", "kornia.losses.WelschLoss", json!({"reduction": "mean"}), POINTWISE, reals,
+            |_| pair(WelschLoss::new())),
 
         row("CrossEntropyLoss", "torch.nn.CrossEntropyLoss", json!({}), LOGITS, indices,
             |_| pair(CrossEntropyLoss::new())),
@@ -190,6 +201,15 @@ fn rows() -> Vec<Row> {
         row("VarifocalLoss", "papers.varifocal_loss", json!({}), LABELS,
             |n| on_first([normal(n)?, unit(n)?.f_mul(&bits(n)?)?]), |_| pair(VarifocalLoss::new())),
         row("HingeLoss", "papers.hinge_loss", json!({}), LABELS, masks, |_| pair(HingeLoss::new())),
+
+        row("SsimLoss", "kornia.losses.SSIMLoss", json!({"window_size": 11}), IMAGES, images, |_| {
+            let loss = SsimLoss::new().padding(SsimPadding::Reflect).eps(1e-12).form(SsimForm::Dissimilarity);
+            pair(loss)
+        }),
+        row("SsimLoss, MONAI's", "monai.losses.SSIMLoss", json!({"spatial_dims": 2}), IMAGES, images,
+            |_| pair(SsimLoss::new())),
+        row("MsSsimL1Loss", "kornia.losses.MS_SSIMLoss", json!({}), &IMAGES[..3], images, |_| pair(MsSsimL1Loss::new())),
+        row("PsnrLoss", "kornia.losses.PSNRLoss", json!({"max_val": 1.0}), IMAGES, images, |_| pair(PsnrLoss::new())),
 
         row("LinearCrossEntropy", "chains.linear_then_cross_entropy", json!({}), LINEAR, linear,
             |_| triple(LinearCrossEntropy::new(), |loss, x, weight, target| loss.f_forward(x, weight, target, None))),
@@ -371,6 +391,12 @@ fn boxes(dims: &[i64]) -> Result<Tensor> {
 
 fn reals(dims: &[i64]) -> Result<Inputs> {
     on_first([normal(dims)?, normal(dims)?])
+}
+
+/// Images of which one is the other with noise.
+fn images(dims: &[i64]) -> Result<Inputs> {
+    let target = unit(dims)?;
+    on_first([target.f_add(&normal(dims)?.f_mul_scalar(0.1)?)?, target])
 }
 
 fn signed(dims: &[i64]) -> Result<Inputs> {

@@ -16,7 +16,7 @@ pub enum Chunking {
 
 impl Chunking {
     /// The number of rows per chunk, at least 1.
-    pub(super) fn f_rows(self, rows: i64, features: i64, classes: i64) -> Result<i64, LossError> {
+    pub(crate) fn f_rows(self, rows: i64, features: i64, classes: i64) -> Result<i64, LossError> {
         match self {
             Chunking::Rows(size) => {
                 check::option("chunking", format!("{self:?}"), size > 0, "a number of rows >= 1")?;

@@ -13,7 +13,7 @@ pub use chunking::Chunking;
 pub use module::{LinearCrossEntropyConfig, LinearCrossEntropyLoss};
 
 use crate::check::{self, ClassIndices};
-use crate::{Backend, CrossEntropyLoss, InvalidValues, Loss, LossError, Reduction, numeric, with_backend};
+use crate::{Backend, CrossEntropyLoss, InvalidValues, Loss, LossError, MeanParts, Reduction, numeric, with_backend};
 use row_loss::RowLoss;
 
 /// Cross entropy of the logits that a linear layer makes of the input: the function, for weights of your own.
@@ -198,6 +198,45 @@ impl LinearCrossEntropy {
             return self.f_whole(&arguments, self.f_whole_kind(input)?);
         }
         self.f_chunks(&arguments, size, kind)
+    }
+
+    /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].
+    ///
+    /// # Errors
+    /// Those of [`f_forward`](Self::f_forward), and [`LossError::NoMean`] for class weights together with a z-loss, which
+    /// are two means.
+    pub fn f_parts(
+        &self,
+        input: &Tensor,
+        linear_weight: &Tensor,
+        target: &Tensor,
+        linear_bias: Option<&Tensor>,
+    ) -> Result<MeanParts, LossError> {
+        if self.z_loss != 0.0 && self.weight.is_some() && !target.is_floating_point() {
+            return Err(LossError::no_mean::<Self>("cross entropy is a mean over class weights, z-loss is not"));
+        }
+        let f_reduced =
+            |reduction| Self { reduction, ..self.shallow_clone() }.f_forward(input, linear_weight, target, linear_bias);
+        // The sum in half precision may overflow, and to widen the layer takes much memory: its mean is taken instead.
+        let half = matches!(input.f_kind(), Ok(Kind::Half | Kind::BFloat16));
+        let loss = f_reduced(if half { Reduction::Mean } else { Reduction::Sum })?;
+        let sizes = Sizes::f_new(input, linear_weight)?;
+        let parts = match target.size() == sizes.logits() {
+            true => MeanParts::f_over(loss, target.numel() as i64 / sizes.classes.max(1))?,
+            false => {
+                let weight = self.weight.as_ref();
+                MeanParts::f_of_counted(loss, target, sizes.classes, Some(self.ignored()), weight)?
+            }
+        };
+        if !half {
+            return Ok(parts);
+        }
+        let denominator = parts.denominator().shallow_clone();
+        let numerator = match denominator.f_double_value(&[])? {
+            0.0 => f_reduced(Reduction::Sum)?.f_to_kind(Kind::Float)?,
+            count => parts.numerator().f_to_kind(Kind::Float)?.f_mul_scalar(count)?,
+        };
+        MeanParts::f_new(numerator, denominator)
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.

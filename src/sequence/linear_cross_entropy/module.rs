@@ -4,7 +4,7 @@ use tch::{Tensor, nn};
 
 use super::LinearCrossEntropy;
 use crate::sequence::Linear;
-use crate::{Loss, LossError, check};
+use crate::{Loss, LossError, MeanParts, check};
 
 /// The options of [`LinearCrossEntropyLoss`].
 #[derive(Debug, Default)]
@@ -153,16 +153,27 @@ impl LinearCrossEntropyLoss {
     pub fn linear_bias(&self) -> Option<&Tensor> {
         self.linear.bias.as_ref()
     }
-}
 
-impl Loss for LinearCrossEntropyLoss {
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+    /// The variables in the shapes that the loss takes.
+    fn f_layer(&self) -> Result<(Tensor, Option<Tensor>), LossError> {
         let Linear { weight, bias } = &self.linear;
         let [_] = self.bias_shape[..] else {
             let weight_shape = [&self.bias_shape[..], &weight.size()[1..]].concat();
             let bias = bias.as_ref().map(|bias| bias.f_reshape(&self.bias_shape)).transpose()?;
-            return self.cross_entropy.f_forward(input, &weight.f_reshape(weight_shape)?, target, bias.as_ref());
+            return Ok((weight.f_reshape(weight_shape)?, bias));
         };
-        self.cross_entropy.f_forward(input, weight, target, bias.as_ref())
+        Ok((weight.shallow_clone(), bias.as_ref().map(Tensor::shallow_clone)))
+    }
+}
+
+impl Loss for LinearCrossEntropyLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let (weight, bias) = self.f_layer()?;
+        self.cross_entropy.f_forward(input, &weight, target, bias.as_ref())
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let (weight, bias) = self.f_layer()?;
+        self.cross_entropy.f_parts(input, &weight, target, bias.as_ref())
     }
 }

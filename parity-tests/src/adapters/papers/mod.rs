@@ -1,5 +1,9 @@
 //! Losses that no installable package has: `pytorch/papers/` is an implementation of the papers' formulas.
 
+pub(super) mod contrastive;
+pub(super) mod preference;
+pub(super) mod robust;
+
 use tch::Tensor;
 use tch_losses::{CategoricalHingeLoss, Chunking, HingeLoss, LinearCrossEntropy, Loss, Reduction};
 use tch_losses::{

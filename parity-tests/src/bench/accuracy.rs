@@ -1,0 +1,141 @@
+//! How far results in single precision are from those in double precision: the crate's, and PyTorch's.
+
+use anyhow::{Context, Result};
+use comfy_table::Table;
+use tch::{Kind, Tensor};
+
+use super::ours::Ours;
+use super::report::table;
+use super::workloads::{Inputs, Workload};
+use super::{Bench, write};
+use crate::progress;
+use crate::results::{Results, Status};
+
+/// What the first argument is multiplied by.
+const MAGNITUDES: [f64; 3] = [0.01, 1.0, 30.0];
+
+/// A relative distance of one unit in the last place: nearer than that single precision cannot tell who is right.
+const UNIT: f64 = f32::EPSILON as f64;
+/// So much more than PyTorch's distance is the luck of rounding.
+const LUCK: f64 = 1.1;
+
+const LEGEND: &str = "Relative distance from the same reference computed in double precision: that of the value, and that of all \
+gradients together (the norm of the difference over the norm). input ×: what the first argument is multiplied by. Marked \
+with ✗: more than one unit in the last place (1.2e-7) away, and a tenth further than PyTorch.";
+
+/// The relative distances of a result from the one in double precision.
+#[derive(Debug, Clone, Copy)]
+struct Distance {
+    value: f64,
+    gradient: f64,
+}
+
+/// Measures all workloads. Whether the crate is nowhere further away than PyTorch.
+pub fn run(mut bench: Bench) -> Result<bool> {
+    let workloads = std::mem::take(&mut bench.workloads);
+    let mut rows = table(&["loss", "shape", "input ×", "value ours", "eager", "gradient ours", "eager"], 2);
+    let (mut further, mut notes) = (0, Vec::new());
+    let bar = progress::bar("starting", Some(workloads.len()));
+    for workload in workloads {
+        bar.set_message(format!("{} {}", workload.name, workload.shape()));
+        for magnitude in MAGNITUDES {
+            match bench.distances(&workload, magnitude) {
+                Ok([ours, eager]) => further += usize::from(!add(&mut rows, &workload, magnitude, ours, eager)),
+                Err(error) => notes.push(format!("* {} {} × {magnitude}: {error:#}", workload.name, workload.shape())),
+            }
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let mut parts = vec![bench.report.machine.describe(), rows.to_string(), LEGEND.to_owned()];
+    if !notes.is_empty() {
+        parts.push(format!("Not compared:\n\n{}", notes.join("\n")));
+    }
+    parts.push(format!("{further} of {} further away than PyTorch", rows.row_count()));
+    let text = parts.join("\n\n");
+    println!("{text}");
+    write(bench.options.report.as_deref(), text + "\n")?;
+    Ok(further == 0)
+}
+
+/// Adds a row. Whether the crate is as near as PyTorch.
+fn add(rows: &mut Table, workload: &Workload, magnitude: f64, ours: Distance, eager: Distance) -> bool {
+    let is_near = |ours: f64, eager: f64| ours <= (eager * LUCK).max(UNIT);
+    let near = [is_near(ours.value, eager.value), is_near(ours.gradient, eager.gradient)];
+    let cell = |distance: f64, near: bool| format!("{}{distance:.1e}", if near { "" } else { "✗ " });
+    rows.add_row([
+        workload.name.to_owned(),
+        workload.shape(),
+        magnitude.to_string(),
+        cell(ours.value, near[0]),
+        cell(eager.value, true),
+        cell(ours.gradient, near[1]),
+        cell(eager.gradient, true),
+    ]);
+    near == [true, true]
+}
+
+impl Bench<'_> {
+    /// The distances of the crate's and of PyTorch's result.
+    fn distances(&self, workload: &Workload, magnitude: f64) -> Result<[Distance; 2]> {
+        let mut inputs = workload.inputs()?;
+        inputs.arguments[0] = inputs.arguments[0].f_mul_scalar(magnitude)?;
+        self.load(workload, &inputs)?;
+        let id = workload.id();
+        let values = |upcast, file: &str| self.peer.values(&id, upcast, &self.dir.path().join(file));
+        let (eager, truth) = (values(false, "values.safetensors")?, values(true, "truth.safetensors")?);
+        for side in [&eager, &truth] {
+            let result = &side.cases[&id];
+            let message = || result.message.clone().unwrap_or_default();
+            anyhow::ensure!(result.status == Status::Ok, "the reference rejects it: {}", message());
+        }
+        let ours = Ours::new(workload, &inputs)?.results(&id, inputs.grad)?;
+        Ok([distance(&ours, &truth, &id, &inputs)?, distance(&eager, &truth, &id, &inputs)?])
+    }
+}
+
+fn distance(side: &Results, truth: &Results, id: &str, inputs: &Inputs) -> Result<Distance> {
+    let gradients: Vec<String> = inputs.grad.iter().map(|position| format!("{id}:grad/{position}")).collect();
+    Ok(Distance {
+        value: relative(side, truth, &[format!("{id}:output/0")])?,
+        gradient: relative(side, truth, &gradients)?,
+    })
+}
+
+/// The norm of the difference of those tensors over the norm of the truth.
+fn relative(side: &Results, truth: &Results, names: &[String]) -> Result<f64> {
+    let of = |results: &Results, name: &String| -> Result<Tensor> {
+        let tensor = results.tensors.get(name).with_context(|| format!("there is no {name}"))?;
+        Ok(tensor.f_to_kind(Kind::Double)?.f_flatten(0, -1)?)
+    };
+    let square = |tensor: Tensor| -> Result<f64> { Ok(tensor.f_dot(&tensor)?.f_double_value(&[])?) };
+    let (mut difference, mut norm) = (0.0, 0.0);
+    for name in names {
+        let truth = of(truth, name)?;
+        difference += square(of(side, name)?.f_sub(&truth)?)?;
+        norm += square(truth)?;
+    }
+    anyhow::ensure!(norm.is_finite(), "not finite in double precision");
+    Ok(if difference == 0.0 { 0.0 } else { (difference / norm).sqrt() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn results(values: &[f64]) -> Results {
+        let mut results = Results::default();
+        results.tensors.insert("x".to_owned(), Tensor::from_slice(values));
+        results
+    }
+
+    #[test]
+    fn distances_are_relative() {
+        let of = |side: &[f64], truth: &[f64]| relative(&results(side), &results(truth), &["x".to_owned()]);
+        assert_eq!(of(&[3.0, 4.0], &[3.0, 4.0]).unwrap(), 0.0);
+        assert_eq!(of(&[0.0, 0.0], &[0.0, 0.0]).unwrap(), 0.0);
+        assert_eq!(of(&[3.0, 5.0], &[3.0, 4.0]).unwrap(), 0.2);
+        assert!(of(&[f64::NAN, 4.0], &[3.0, 4.0]).unwrap().is_nan());
+        assert!(of(&[3.0, 4.0], &[3.0, f64::INFINITY]).is_err());
+    }
+}

@@ -1,0 +1,249 @@
+//! The losses that can be described: one entry each, with the names of their options.
+
+use serde::de::{Deserialize, Deserializer, Error};
+
+use super::read::{Mismatch, Place, Problem, Read};
+use super::value::Value;
+use crate::*;
+
+/// The field that names the loss.
+const LOSS: &str = "loss";
+
+/// The fields of a description that are not read yet, and the loss that reads them.
+pub(super) struct Fields<'a> {
+    pub(super) loss: &'static str,
+    pub(super) fields: Vec<&'a (String, Value)>,
+}
+
+impl<'a> Fields<'a> {
+    /// The value of a field, where it is given.
+    pub(super) fn take(&mut self, name: &str) -> Option<&'a Value> {
+        let index = self.fields.iter().position(|(field, _)| field == name)?;
+        Some(&self.fields.remove(index).1)
+    }
+
+    /// The value of an option, where it is given. Where the option may be `none`, null stands for that, its default.
+    pub(super) fn f_option<T: Read>(&mut self, option: &str, none: bool, place: Place) -> Result<Option<T>, Problem> {
+        let loss = self.loss;
+        let Some(value) = self.take(option).filter(|value| !(none && **value == Value::Null)) else { return Ok(None) };
+        T::read(value, place).map(Some).map_err(|mismatch| match mismatch {
+            Mismatch::Expected(expected) => format!("loss {loss}: option {option} is {value}, expected {expected}"),
+            Mismatch::Inside(problem) => format!("loss {loss}: option {option}: {problem}"),
+        })
+    }
+
+    /// All fields have been read.
+    pub(super) fn f_end(&self, options: &[&str]) -> Result<(), Problem> {
+        let Some((name, _)) = self.fields.first() else { return Ok(()) };
+        Err(format!("loss {} has no option {name}, only {}", self.loss, options.join(", ")))
+    }
+}
+
+/// The name of the loss that `value` describes, which is one of several with their aliases, and the fields of its
+/// options.
+pub(super) fn f_one_of<'a>(
+    value: &'a Value,
+    losses: &[&[&'static str]],
+) -> Result<(&'static str, Fields<'a>), Problem> {
+    let every = || losses.iter().map(|names| names[0]).collect::<Vec<_>>().join(", ");
+    let (name, fields) = match value {
+        Value::Text(name) => (name, vec![]),
+        Value::Map(fields) => {
+            let rest = fields.iter().filter(|(field, _)| field != LOSS).collect();
+            match fields.iter().find(|(field, _)| field == LOSS) {
+                Some((_, Value::Text(name))) => (name, rest),
+                Some((_, other)) => return Err(format!("field {LOSS} is {other}, expected one of {}", every())),
+                None => return Err(format!("field {LOSS} is missing, expected one of {}", every())),
+            }
+        }
+        other => return Err(format!("{other} is no loss, expected one of {}, or fields with one as {LOSS}", every())),
+    };
+    let short = name.strip_prefix("torch.").unwrap_or(name);
+    let short = short.strip_prefix("nn.").unwrap_or(short);
+    match losses.iter().find(|names| names.contains(&short)) {
+        Some(names) => Ok((names[0], Fields { loss: names[0], fields })),
+        None => Err(format!("there is no loss {name:?}, only {}", every())),
+    }
+}
+
+/// A loss that can be described.
+pub(super) trait Described: Loss + Send + Sized + 'static {
+    /// Its name in data, and other ones.
+    const NAMES: &'static [&'static str];
+
+    /// Reads its options.
+    fn f_read(fields: Fields, place: Place) -> Result<Self, Problem>;
+}
+
+/// Reads one of the losses.
+pub(super) type Reader = fn(Fields, Place) -> Result<Box<dyn Loss + Send>, Problem>;
+
+/// A loss in the list of all.
+pub(super) struct Entry {
+    pub(super) names: &'static [&'static str],
+    pub(super) options: &'static [&'static str],
+    pub(super) read: Reader,
+    /// What `Debug` says of the described loss, and of `new()`.
+    #[cfg(test)]
+    pub(super) debug: fn(Fields) -> Result<[String; 2], Problem>,
+}
+
+/// The options of a loss are called as methods. An option that is none by default is marked with `or none`, so that
+/// null stands for that; one whose method is generic has the type that is read.
+macro_rules! described {
+    ($($name:literal $(| $alias:literal)* => $loss:ident {
+        $($option:ident $(or $none:ident)? $(: $type:ty)?),+ $(,)?
+    })+) => {
+        $(
+            impl Described for $loss {
+                const NAMES: &'static [&'static str] = &[$name, stringify!($loss) $(, $alias)*];
+
+                fn f_read(mut fields: Fields, place: Place) -> Result<Self, Problem> {
+                    let mut loss = <$loss>::new();
+                    $(
+                        let none = [$(stringify!($none))?].contains(&"none");
+                        let value = fields.f_option(stringify!($option), none, place)?;
+                        if let Some(value) = value {
+                            $(let value: $type = value;)?
+                            loss = loss.$option(value);
+                        }
+                    )+
+                    fields.f_end(&[$(stringify!($option)),+])?;
+                    Ok(loss)
+                }
+            }
+
+            /// From its options, each a field of its name.
+            impl<'de> Deserialize<'de> for $loss {
+                fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                    let value = Value::deserialize(deserializer)?;
+                    let Value::Map(fields) = &value else {
+                        return Err(D::Error::custom(format!("{value} is no loss {}, expected its options", $name)));
+                    };
+                    let fields = Fields { loss: $name, fields: fields.iter().collect() };
+                    <$loss>::f_read(fields, Place::DEFAULT).map_err(D::Error::custom)
+                }
+            }
+        )+
+
+        /// All losses that can be described.
+        pub(super) const LOSSES: &[Entry] = &[$(
+            Entry {
+                names: <$loss>::NAMES,
+                options: &[$(stringify!($option)),+],
+                read: |fields, place| Ok(Box::new(<$loss>::f_read(fields, place)?)),
+                #[cfg(test)]
+                debug: |fields| {
+                    let loss = <$loss>::f_read(fields, Place::DEFAULT)?;
+                    Ok([format!("{loss:?}"), format!("{:?}", <$loss>::new())])
+                },
+            },
+        )+];
+    };
+}
+
+described! {
+    "huber" => HuberLoss { delta, weight or none, broadcast, reduction }
+    "l1" => L1Loss { weight or none, broadcast, reduction }
+    "mse" | "MSELoss" => MseLoss { weight or none, broadcast, reduction }
+    "poisson_nll" | "PoissonNLLLoss" => PoissonNllLoss { log_input, full, eps, broadcast, reduction }
+    "smooth_l1" => SmoothL1Loss { beta, broadcast, reduction }
+    "asymmetric_multi_label" => AsymmetricMultiLabelLoss {
+        gamma_neg, gamma_pos, clip, eps, detach_focus, label_smoothing, weight or none, pos_weight or none,
+        reduction,
+    }
+    "asymmetric_single_label" => AsymmetricSingleLabelLoss {
+        gamma_pos, gamma_neg, label_smoothing, invalid_values, reduction,
+    }
+    "bce" | "BCELoss" => BceLoss { weight or none, invalid_values, reduction }
+    "bce_with_logits" | "BCEWithLogitsLoss" => BceWithLogitsLoss { weight or none, pos_weight or none, reduction }
+    "categorical_hinge" => CategoricalHingeLoss { margin, invalid_values, reduction }
+    "cross_entropy" => CrossEntropyLoss {
+        weight or none, ignore_index, label_smoothing, invalid_values, mean_over, reduction,
+    }
+    "hinge" => HingeLoss { p, margin, targets, reduction }
+    "jsd_cross_entropy" => JsdCrossEntropyLoss { num_splits, alpha, label_smoothing, invalid_values }
+    "multi_label_margin" => MultiLabelMarginLoss { invalid_values, reduction }
+    "multi_label_soft_margin" => MultiLabelSoftMarginLoss { weight or none, broadcast, reduction }
+    "multi_margin" => MultiMarginLoss { p, margin, weight or none, invalid_values, reduction }
+    "nll" | "NLLLoss" => NllLoss { weight or none, ignore_index, invalid_values, reduction }
+    "one_vs_rest_focal" => OneVsRestFocalLoss {
+        alpha: FocalAlpha, gamma, reduced_threshold or none, normalization, weight or none,
+        ignore_index: Option<i64>, invalid_values, mean_over, reduction,
+    }
+    "poly_bce_with_logits" => PolyBceWithLogitsLoss { epsilon, gamma, alpha or none, label_smoothing, reduction }
+    "poly_cross_entropy" => PolyCrossEntropyLoss { epsilon, label_smoothing, invalid_values, reduction }
+    "sigmoid_focal" => SigmoidFocalLoss {
+        alpha: FocalAlpha, gamma, soft_targets, reduced_threshold or none, normalization, weight or none,
+        pos_weight or none, ignore_index or none, mask or none, mean_over, reduction,
+    }
+    "soft_bce_with_logits" => SoftBceWithLogitsLoss {
+        weight or none, pos_weight or none, ignore_index: Option<i64>, label_smoothing, target_threshold or none,
+        invalid_values, mean_over, reduction,
+    }
+    "soft_margin" => SoftMarginLoss { broadcast, reduction }
+    "softmax_focal" => SoftmaxFocalLoss {
+        alpha: FocalAlpha, gamma, weight or none, ignore_index: Option<i64>, label_smoothing, invalid_values,
+        mean_over, reduction,
+    }
+    "kl_div" | "KLDivLoss" => KlDivLoss { log_target, broadcast, reduction }
+    "hinge_embedding" => HingeEmbeddingLoss { margin, broadcast, reduction }
+    "contrastive" => ContrastiveLoss { pos_margin, neg_margin, distance, reduction }
+    "batch_triplet_margin" => BatchTripletMarginLoss { margin, swap, smooth_loss, mining, distance, reduction }
+    "lifted_structure" => LiftedStructureLoss { pos_margin, neg_margin, distance, reduction }
+    "generalized_lifted_structure" => GeneralizedLiftedStructureLoss { pos_margin, neg_margin, distance, reduction }
+    "multi_similarity" => MultiSimilarityLoss { alpha, beta, base, distance, reduction }
+    "nt_xent" => NtXentLoss { temperature, distance, reduction }
+    "sup_con" => SupConLoss { temperature, distance, reduction }
+    "circle" => CircleLoss { margin, gamma, reduction }
+    "n_pairs" => NPairsLoss { distance, reduction }
+    "dice" => DiceLoss {
+        activation, measure, include_background, classes or none: Vec<i64>, ignore_index or none, ignore_scope,
+        smooth_nr, smooth_dr, invalid_values, reduction, grouping, weight or none, weighted_mean, empty_mask, eps,
+        log_loss,
+    }
+    "dice_cross_entropy" => DiceCrossEntropyLoss {
+        overlap: Overlap, cross_entropy: CrossEntropyPart, lambda_dice, lambda_ce,
+    }
+    "dice_focal" => DiceFocalLoss { overlap: Overlap, focal: FocalPart, lambda_dice, focal_background, lambda_focal }
+    "focal_tversky" => FocalTverskyLoss {
+        alpha, beta, gamma, power, activation, measure, include_background, classes or none: Vec<i64>,
+        ignore_index or none, ignore_scope, smooth_nr, smooth_dr, invalid_values, reduction, grouping,
+        weight or none, weighted_mean, empty_mask, eps, log_loss,
+    }
+    "generalized_dice" => GeneralizedDiceLoss {
+        weighting, batch, activation, measure, include_background, classes or none: Vec<i64>, ignore_index or none,
+        ignore_scope, smooth_nr, smooth_dr, invalid_values, reduction,
+    }
+    "hausdorff_dt" => HausdorffDtLoss {
+        alpha, activation, include_background, grouping, log, invalid_values, reduction,
+    }
+    "jaccard" => JaccardLoss {
+        activation, measure, include_background, classes or none: Vec<i64>, ignore_index or none, ignore_scope,
+        smooth_nr, smooth_dr, invalid_values, reduction, grouping, weight or none, weighted_mean, empty_mask, eps,
+        log_loss,
+    }
+    "lovasz_hinge" => LovaszHingeLoss { per_image, ignore_index or none, invalid_values, reduction }
+    "lovasz_softmax" => LovaszSoftmaxLoss {
+        activation, per_image, classes, weight or none, ignore_index or none, invalid_values, reduction,
+    }
+    "mcc" => MccLoss { activation, eps }
+    "soft_cldice" => SoftClDiceLoss {
+        iterations, smooth_nr, smooth_dr, smooth, activation, include_background, grouping, invalid_values,
+        reduction,
+    }
+    "soft_dice_cldice" => SoftDiceClDiceLoss {
+        alpha, iterations, smooth_nr, smooth_dr, smooth, activation, include_background, invalid_values, reduction,
+    }
+    "tversky" => TverskyLoss {
+        alpha, beta, activation, measure, include_background, classes or none: Vec<i64>, ignore_index or none,
+        ignore_scope, smooth_nr, smooth_dr, invalid_values, reduction, grouping, weight or none, weighted_mean,
+        empty_mask, eps, log_loss,
+    }
+    "complete_box_iou" => CompleteBoxIouLoss { eps, alpha_eps, reduction }
+    "distance_box_iou" => DistanceBoxIouLoss { eps, reduction }
+    "distribution_focal" => DistributionFocalLoss { invalid_values, reduction }
+    "generalized_box_iou" => GeneralizedBoxIouLoss { eps, reduction }
+    "quality_focal" => QualityFocalLoss { beta, reduction }
+    "varifocal" => VarifocalLoss { alpha, gamma, reduction }
+}

@@ -1,0 +1,318 @@
+//! Every loss and every option is described, read, and refused where it is wrong.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value as Json, json};
+use tch::{Device, Kind, Tensor};
+
+use super::read::WORDS;
+use super::registry::{Entry, Fields, LOSSES};
+use super::value::Value;
+use super::*;
+use crate::{Activation, CrossEntropyLoss, DiceLoss, MseLoss, SoftmaxFocalLoss, with_backend};
+
+fn snake_case(name: &str) -> String {
+    let mut text = String::new();
+    for letter in name.chars() {
+        if letter.is_uppercase() && !text.is_empty() {
+            text.push('_');
+        }
+        text.extend(letter.to_lowercase());
+    }
+    text
+}
+
+/// The Debug output of the described loss and of `new()`.
+fn debug(entry: &Entry, options: &Json) -> Result<[String; 2], String> {
+    let value: Value = serde_json::from_value(options.clone()).unwrap();
+    let Value::Map(fields) = &value else { panic!("options are fields") };
+    (entry.debug)(Fields { loss: entry.names[0], fields: fields.iter().collect() })
+}
+
+#[test]
+fn names_are_those_of_the_types_in_snake_case() {
+    for entry in LOSSES {
+        let type_name = entry.names[1];
+        let joined = |name: &str| name.replace('_', "");
+        let expected = snake_case(type_name.strip_suffix("Loss").unwrap());
+        assert_eq!(joined(entry.names[0]), joined(&expected), "{type_name}");
+    }
+    for (word, variant) in WORDS {
+        assert_eq!(*word, snake_case(variant));
+    }
+    let all: Vec<&str> = LOSSES.iter().flat_map(|entry| entry.names).copied().chain(SUM.iter().copied()).collect();
+    let unique: BTreeSet<&str> = all.iter().copied().collect();
+    let repeated = LOSSES.iter().filter(|entry| entry.names[2..].contains(&entry.names[1])).count();
+    assert_eq!(unique.len() + repeated, all.len(), "a name means one loss");
+}
+
+#[test]
+fn every_option_of_every_loss_can_be_set_and_refused() {
+    let candidates = [
+        json!(true),
+        json!(false),
+        json!(2),
+        json!(7),
+        json!(0.375),
+        json!("sum"),
+        json!("nan"),
+        json!("all"),
+        json!("counted"),
+        json!("softmax"),
+        json!("none"),
+        json!("semi_hard"),
+        json!({"measure": "lp", "p": 3, "normalize_embeddings": false, "power": 2}),
+        json!({"low": 0.5}),
+        json!("squared"),
+        json!("pixel"),
+        json!("weight"),
+        json!("zero"),
+        json!("simple"),
+        json!("reduced"),
+        json!("terms"),
+        json!("signs"),
+        json!([0.5, 2]),
+        json!([true, false]),
+        json!([0, 1]),
+        json!({"loss": "jaccard", "eps": 0.5}),
+        json!({"loss": "bce_with_logits", "weight": [1]}),
+        json!({"loss": "sigmoid_focal", "gamma": 3}),
+        json!({"x": 1}),
+        json!([[1], [1, 2]]),
+        json!([1, true]),
+        json!(null),
+    ];
+    for entry in LOSSES {
+        let name = entry.names[0];
+        let [described, new] = debug(entry, &json!({})).unwrap();
+        assert_eq!(described, new, "{name}: the defaults are those of new()");
+        let unknown = debug(entry, &json!({"no_such_option": 1})).unwrap_err();
+        assert_eq!(unknown, format!("loss {name} has no option no_such_option, only {}", entry.options.join(", ")));
+        for option in entry.options {
+            assert!(![FACTOR, NAME, TERMS, "loss"].contains(option), "{name}.{option} is a field of another meaning");
+            let (mut set, mut refused) = (0, 0);
+            for candidate in &candidates {
+                match debug(entry, &json!({ *option: candidate })) {
+                    Ok([described, _]) => set += usize::from(described != new),
+                    Err(message) => {
+                        refused += 1;
+                        let start = format!("loss {name}: option {option}");
+                        let says = message.contains("expected") || message.contains("only");
+                        assert!(message.starts_with(&start) && says, "{message}");
+                    }
+                }
+            }
+            assert!(set > 0, "{name}.{option} cannot be set");
+            assert!(refused > 2, "{name}.{option} takes anything");
+        }
+    }
+}
+
+fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            into.push(path);
+        }
+    }
+}
+
+/// The names of the methods `pub fn name(mut self, …)` of a piece of source.
+fn setters(source: &str) -> BTreeSet<String> {
+    let starts = source.split("pub fn ").skip(1);
+    starts
+        .filter_map(|start| start.split_once("(mut self,"))
+        .map(|(name, _)| name.trim().to_owned())
+        .filter(|name| name.chars().all(|c| c.is_alphanumeric() || c == '_'))
+        .collect()
+}
+
+/// The piece of source from `start` to the next line that is `}`.
+fn block<'a>(source: &'a str, start: &str) -> Option<&'a str> {
+    let from = source.find(start)?;
+    Some(&source[from..from + source[from..].find("\n}\n")?])
+}
+
+/// The losses of `(input, target)` and their setters, as the sources have them.
+fn losses_of_the_sources() -> BTreeMap<String, BTreeSet<String>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut paths = Vec::new();
+    sources(&root, &mut paths);
+    let region = fs::read_to_string(root.join("segmentation/region.rs")).unwrap();
+    let mut losses = BTreeMap::new();
+    for path in paths {
+        let source = fs::read_to_string(path).unwrap();
+        for start in source.split("\nimpl Loss for ").skip(1) {
+            let name = start.split(' ').next().unwrap();
+            // Those of this folder, and those with parameters.
+            if ["AnyLoss", "WeightedSum", "LinearCrossEntropyLoss"].contains(&name) {
+                continue;
+            }
+            let methods = block(&source, &format!("\nimpl {name} {{\n")).unwrap_or_default();
+            let mut options = setters(methods);
+            for shared in ["region_options", "score_options"] {
+                if methods.contains(&format!("{shared}!(")) {
+                    options.extend(setters(block(&region, &format!("macro_rules! {shared} ")).unwrap()));
+                }
+            }
+            losses.insert(name.to_owned(), options);
+        }
+    }
+    losses
+}
+
+#[test]
+fn no_loss_and_no_option_is_missing() {
+    let described: BTreeMap<String, BTreeSet<String>> = LOSSES
+        .iter()
+        .map(|entry| (entry.names[1].to_owned(), entry.options.iter().map(|option| (*option).to_owned()).collect()))
+        .collect();
+    let sources = losses_of_the_sources();
+    for (name, options) in &sources {
+        assert_eq!(described.get(name), Some(options), "{name} in the registry, and its setters");
+    }
+    assert_eq!(described.len(), sources.len(), "a loss of the registry is none of the sources");
+}
+
+#[test]
+fn a_described_loss_is_the_one_set_in_rust() {
+    let logits = (Tensor::arange(24, (Kind::Float, Device::Cpu)) * 1.7).sin().view([2, 3, 4]);
+    let target = Tensor::from_slice(&[0_i64, 1, 2, 1, 0, 0, 2, 1]).view([2, 4]);
+    let weight = || Tensor::from_slice(&[0.5_f32, 1.0, 2.0]);
+    let cases: [(Json, Box<dyn Loss>); 4] = [
+        (
+            json!({"loss": "nn.CrossEntropyLoss", "weight": [0.5, 1, 2], "label_smoothing": 0.1, "ignore_index": 1}),
+            Box::new(CrossEntropyLoss::new().weight(weight()).label_smoothing(0.1).ignore_index(1)),
+        ),
+        (
+            json!({"loss": "softmax_focal", "alpha": [0.5, 1, 2], "ignore_index": null}),
+            Box::new(SoftmaxFocalLoss::new().alpha(weight()).ignore_index(None)),
+        ),
+        (json!("dice_cross_entropy"), Box::new(crate::DiceCrossEntropyLoss::new())),
+        (
+            json!({"loss": "sum", "terms": [
+                {"factor": 0.5, "loss": "dice", "activation": "softmax", "classes": [1, 2]},
+                {"name": "ce", "loss": "cross_entropy", "weight": [0.5, 1, 2]},
+            ]}),
+            Box::new(
+                WeightedSum::new()
+                    .term("dice", 0.5, DiceLoss::new().activation(Activation::Softmax).classes([1, 2]))
+                    .term("ce", 1.0, CrossEntropyLoss::new().weight(weight())),
+            ),
+        ),
+    ];
+    for (description, loss) in cases {
+        let described: AnyLoss = serde_json::from_value(description).unwrap();
+        let value = with_backend(crate::Backend::Composite, || described.forward(&logits, &target));
+        assert_eq!(value, with_backend(crate::Backend::Composite, || loss.forward(&logits, &target)), "{described:?}");
+        let double = described.f_to(Device::Cpu, Kind::Double).unwrap();
+        let wide = double.forward(&logits.to_kind(Kind::Double), &target);
+        assert!((wide.double_value(&[]) - value.double_value(&[])).abs() < 1e-6);
+    }
+    let mask = json!({"loss": "sigmoid_focal", "mask": [[true], [false]]});
+    let masked: AnyLoss = serde_json::from_value(mask).unwrap();
+    let zeros = Tensor::zeros([2, 3], (Kind::Double, Device::Cpu));
+    let loss = masked.f_to(Device::Cpu, Kind::Double).unwrap().forward(&zeros, &zeros);
+    // Three of the six elements count, each with (1 − ½)² · 0.75 · log 2.
+    assert!((loss.double_value(&[]) - 0.25 * 0.75 * 2_f64.ln()).abs() < 1e-12);
+}
+
+#[test]
+fn terms_of_a_sum_can_be_logged_and_have_parts() {
+    let toml =
+        "loss = 'sum'\n[[terms]]\nloss = 'mse'\nfactor = 2\n[[terms]]\nloss = 'l1'\nname = 'absolute'\nfactor = 0";
+    let sum: AnyLoss = toml::from_str(toml).unwrap();
+    let (input, target) = (Tensor::from_slice(&[1_f32, 2.0]), Tensor::from_slice(&[0_f32, 4.0]));
+    let output = sum.f_forward_terms(&input, &target).unwrap();
+    let terms: Vec<_> =
+        output.terms.iter().map(|term| (&*term.name, term.factor, term.loss.double_value(&[]))).collect();
+    assert_eq!((output.total.double_value(&[]), &*terms), (5.0, &[("mse", 2.0, 2.5), ("absolute", 0.0, 1.5)][..]));
+    assert_eq!(sum.f_term_parts(&input, &target).unwrap()[0].parts.numerator().double_value(&[]), 5.0);
+    let one: AnyLoss = serde_json::from_str("\"mse\"").unwrap();
+    assert_eq!(one.f_forward_terms(&input, &target).unwrap().terms[0].name, "mse");
+    assert_eq!(one.f_parts(&input, &target).unwrap().f_value().unwrap().double_value(&[]), 2.5);
+}
+
+#[test]
+fn wrong_descriptions_say_what_is_wrong() {
+    let cases = [
+        (
+            json!({"loss": "mse", "reduction": "avg"}),
+            "loss mse: option reduction is \"avg\", expected one of \"none\", \"mean\", \"sum\"",
+        ),
+        (json!({"loss": "mse", "broadcast": "yes"}), "loss mse: option broadcast is \"yes\", expected true or false"),
+        (json!({"loss": "nn.MSELoss", "lr": 1}), "loss mse has no option lr, only weight, broadcast, reduction"),
+        (json!({"loss": "huber", "delta": "1.0"}), "loss huber: option delta is \"1.0\", expected a number"),
+        (json!({"loss": "huber", "delta": null}), "loss huber: option delta is null, expected a number"),
+        (json!({"loss": "nll", "ignore_index": 1.5}), "loss nll: option ignore_index is 1.5, expected an integer"),
+        (
+            json!({"loss": "nll", "weight": [[1, 2], [3]]}),
+            "loss nll: option weight is [[1, 2], [3]], expected a list of numbers, or such lists of one length nested in lists",
+        ),
+        (
+            json!({"loss": "dice_focal", "overlap": {"loss": "mse"}}),
+            "loss dice_focal: option overlap: there is no loss \"mse\", only dice, jaccard, tversky, focal_tversky, generalized_dice",
+        ),
+        (
+            json!({"loss": "dice_focal", "overlap": {"loss": "dice", "smooth_nr": []}}),
+            "loss dice_focal: option overlap: loss dice: option smooth_nr is [], expected a number",
+        ),
+        (
+            json!({"loss": "sum", "terms": [{"loss": "mse", "weight": 0.5}]}),
+            "term 0: option weight is 0.5, but what a term counts is its factor",
+        ),
+        (
+            json!({"loss": "sum", "terms": ["mse", {"loss": "l1", "factor": "1"}]}),
+            "term 1: factor is \"1\", expected a number",
+        ),
+        (
+            json!({"loss": "sum", "terms": []}),
+            "loss sum: option terms is [], expected a list of losses, each with a factor, which is 1 by default",
+        ),
+        (
+            json!({"loss": "sum"}),
+            "loss sum: option terms is missing, expected a list of losses, each with a factor, which is 1 by default",
+        ),
+    ];
+    for (description, expected) in cases {
+        let error = serde_json::from_value::<AnyLoss>(description.clone()).unwrap_err().to_string();
+        assert_eq!(error, expected);
+        // TOML has no null.
+        if let Ok(text) = toml::to_string(&description) {
+            let error = toml::from_str::<AnyLoss>(&text).unwrap_err().to_string();
+            assert!(error.trim().ends_with(expected), "{error}");
+        }
+    }
+    let starts = [
+        (json!({"loss": "dic"}), "there is no loss \"dic\", only huber, l1, mse, "),
+        (json!({"lose": "dice"}), "field loss is missing, expected one of huber, l1, mse, "),
+        (json!({"loss": 3}), "field loss is 3, expected one of huber, l1, mse, "),
+        (json!(3), "3 is no loss, expected one of huber, l1, mse, "),
+    ];
+    for (description, start) in starts {
+        let error = serde_json::from_value::<AnyLoss>(description).unwrap_err().to_string();
+        assert!(error.starts_with(start), "{error}");
+    }
+    let twice = serde_json::from_str::<AnyLoss>(r#"{"loss": "mse", "loss": "l1"}"#).unwrap_err().to_string();
+    assert!(twice.starts_with("field loss is given twice"), "{twice}");
+    let single = serde_json::from_str::<MseLoss>(r#"{"reduction": 1}"#).unwrap_err().to_string();
+    assert!(single.starts_with("loss mse: option reduction is 1, expected one of"), "{single}");
+    let single = serde_json::from_str::<MseLoss>("[]").unwrap_err().to_string();
+    assert!(single.starts_with("[] is no loss mse, expected its options"), "{single}");
+}
+
+#[test]
+fn ranges_are_looked_at_when_the_loss_is_computed() {
+    let loss: AnyLoss = serde_json::from_str(r#"{"loss": "huber", "delta": -1}"#).unwrap();
+    let one = Tensor::from_slice(&[1.0]);
+    assert_eq!(loss.f_forward(&one, &one).unwrap_err().to_string(), "option delta is -1, expected a number > 0");
+    let error = loss.f_to(Device::Cpu, Kind::Int64).unwrap_err().to_string();
+    assert_eq!(error, "kind has kind Int64, expected a floating kind");
+    assert_eq!(AnyLoss::options("nope"), None);
+    assert_eq!(AnyLoss::options("mse"), Some(&["weight", "broadcast", "reduction"][..]));
+    assert_eq!(AnyLoss::names().count(), LOSSES.len() + 1);
+}

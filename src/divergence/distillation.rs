@@ -1,0 +1,467 @@
+use tch::Tensor;
+
+use crate::check::{self, ClassIndices};
+use crate::numeric::wide_kind;
+use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, Reduction, autograd};
+
+/// The loss of knowledge distillation: how far a student's predictions are from a teacher's, plus the cross entropy of
+/// the labels.
+///
+/// For a small model that is to learn what a large one predicts, with or without labels. Of the soft losses
+/// [`SoftLoss::ForwardKl`] is the classic; a small student that cannot follow the teacher everywhere does better with
+/// [`SoftLoss::ReverseKl`] or [`SoftLoss::JensenShannon`] between them. For hidden states with a large vocabulary
+/// choose [`LinearDistillation`](crate::LinearDistillation), for distributions instead of logits
+/// [`KlDivLoss`](crate::KlDivLoss).
+///
+/// # Formula
+///
+/// ℓₙ = w_soft · D(softmax(zₙ/τ), softmax(xₙ/τ)) + w_hard · CE(xₙ, yₙ)
+///
+/// where x are the student's logits, z the teacher's, y is the target, D the [`SoftLoss`], τ the temperature, and
+/// w_soft and w_hard are the weights. With [`temperature_squared`](DistillationLoss::temperature_squared) D is
+/// multiplied by τ², so that its gradient is of the same size at any temperature. Ignored targets have ℓₙ = 0 and do
+/// not count in the mean; over none the mean is 0.
+///
+/// # Shapes
+///
+/// * `input`, `teacher`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`
+/// * `target`: the same without C, of any integer kind
+/// * result: scalar, or the target's shape with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `liger_kernel.chunked_loss.LigerFusedLinearJSDLoss` and `LigerFusedLinearCosineSimilarityLoss` of liger-kernel
+/// 0.8.5, by [`LinearDistillation`](crate::LinearDistillation); Hinton et al., <https://arxiv.org/abs/1503.02531>, for
+/// τ²; Agarwal et al., <https://arxiv.org/abs/2306.13649>, for the generalised Jensen-Shannon divergence.
+///
+/// # Differences from Liger
+///
+/// * Classes of logit −∞ in both models have no part in the loss, and those of the one alone only where their
+///   divergence is finite; Liger's is NaN.
+/// * Half precision is computed in single precision.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a temperature that is not above 0, a
+/// mixture outside \[0, 1\], a weight that is not finite, or labels that are wanted and not there.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{DistillationLoss, SoftLoss};
+///
+/// let student = Tensor::from_slice(&[0.0, 0.0]).view([1, 2]).set_requires_grad(true);
+/// let teacher = Tensor::from_slice(&[0.0, 3_f64.ln()]).view([1, 2]);
+///
+/// // KL((1/4, 3/4) ‖ (1/2, 1/2)), without labels.
+/// let criterion = DistillationLoss::new().soft_loss(SoftLoss::ForwardKl).soft_weight(1.0).hard_weight(0.0);
+/// let loss = criterion.f_forward(&student, &teacher, None)?;
+/// loss.f_backward()?;
+///
+/// let expected = 0.25 * 0.5_f64.ln() + 0.75 * 1.5_f64.ln();
+/// assert!((f64::try_from(&loss)? - expected).abs() < 1e-12);
+/// assert!((student.grad().double_value(&[0, 1]) + 0.25).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "LigerFusedLinearJSDLoss")]
+#[doc(alias = "knowledge distillation")]
+pub struct DistillationLoss {
+    soft_loss: SoftLoss,
+    temperature: f64,
+    temperature_squared: bool,
+    soft_weight: f64,
+    hard_weight: f64,
+    ignore_index: i64,
+    invalid_values: InvalidValues,
+    reduction: Reduction,
+}
+
+/// How far the student's distribution q is from the teacher's distribution p.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum SoftLoss {
+    /// KL(p ‖ q): the student is to cover all that the teacher finds possible.
+    ForwardKl,
+    /// KL(q ‖ p): the student is to do nothing that the teacher finds impossible.
+    ReverseKl,
+    /// β KL(p ‖ m) + (1 − β) KL(q ‖ m), m = β p + (1 − β) q, for β in \[0, 1\]: symmetric and bounded for ½. As in
+    /// Liger and the paper, 0 is the forward and 1 the reverse divergence, which are the limits of the loss divided by
+    /// β and by 1 − β.
+    #[doc(alias = "JSD")]
+    JensenShannon(f64),
+    /// 1 − cos(z, x) of the logits themselves.
+    #[doc(alias = "LigerFusedLinearCosineSimilarityLoss")]
+    Cosine,
+}
+
+/// The sums of the two losses over the rows that count, or one number for each row.
+pub(super) struct Terms {
+    /// Times τ² where that is asked for.
+    pub(super) soft: Tensor,
+    pub(super) hard: Option<Tensor>,
+}
+
+impl DistillationLoss {
+    /// The distillation loss with Liger's defaults.
+    pub fn new() -> Self {
+        Self {
+            soft_loss: SoftLoss::JensenShannon(0.5),
+            temperature: 1.0,
+            temperature_squared: false,
+            soft_weight: 0.5,
+            hard_weight: 0.5,
+            ignore_index: -100,
+            invalid_values: InvalidValues::Error,
+            reduction: Reduction::Mean,
+        }
+    }
+
+    /// Sets the loss of the two distributions. [`SoftLoss::JensenShannon`] of ½ by default.
+    pub fn soft_loss(mut self, soft_loss: SoftLoss) -> Self {
+        self.soft_loss = soft_loss;
+        self
+    }
+
+    /// Sets the temperature τ, which makes both distributions flatter where it is above 1. 1 by default.
+    pub fn temperature(mut self, temperature: f64) -> Self {
+        self.temperature = temperature;
+        self
+    }
+
+    /// Sets whether the soft loss is multiplied by τ², as Hinton et al. do. False by default.
+    pub fn temperature_squared(mut self, temperature_squared: bool) -> Self {
+        self.temperature_squared = temperature_squared;
+        self
+    }
+
+    /// Sets the weight of the soft loss. 0.5 by default.
+    #[doc(alias = "weight_soft_loss")]
+    pub fn soft_weight(mut self, soft_weight: f64) -> Self {
+        self.soft_weight = soft_weight;
+        self
+    }
+
+    /// Sets the weight of the cross entropy of the labels. 0.5 by default; it must be 0 where there are no labels.
+    #[doc(alias = "weight_hard_loss")]
+    pub fn hard_weight(mut self, hard_weight: f64) -> Self {
+        self.hard_weight = hard_weight;
+        self
+    }
+
+    /// Sets the class index whose targets count nothing, in the soft loss too. −100 by default.
+    pub fn ignore_index(mut self, ignore_index: i64) -> Self {
+        self.ignore_index = ignore_index;
+        self
+    }
+
+    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// Computes the loss, with a graph where student or teacher requires a gradient.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward(&self, input: &Tensor, teacher: &Tensor, target: Option<&Tensor>) -> Result<Tensor, LossError> {
+        check::devices(
+            &[&[("input", input), ("teacher", teacher)][..], target.map(|t| ("target", t)).as_slice()].concat(),
+        )?;
+        check::floating(("input", input))?;
+        check::floating(("teacher", teacher))?;
+        check::same_shape(("teacher", teacher), ("input", input))?;
+        self.f_check_options(target.is_some())?;
+        let class_dim = check::class_dim(input)?;
+        let classes = input.size()[class_dim];
+        let own = input.f_kind()?;
+        let Some(target) = target else {
+            return Ok(self.f_precomputed(input, teacher, None, class_dim)?.f_to_kind(own)?);
+        };
+        let (_, target) = check::class_target(target, input, class_dim, "")?;
+        let target = ClassIndices::f_new(&target, classes, Some(self.ignore_index), self.invalid_values)?;
+        let loss = self.f_precomputed(input, teacher, Some(&target.indices), class_dim)?;
+        Ok(target.validity.f_poison(&loss, self.reduction == Reduction::None)?.f_to_kind(own)?)
+    }
+
+    /// Computes the loss as [`f_forward`](Self::f_forward) does.
+    ///
+    /// # Panics
+    /// Where `f_forward` returns an error, with its message.
+    #[track_caller]
+    pub fn forward(&self, input: &Tensor, teacher: &Tensor, target: Option<&Tensor>) -> Tensor {
+        crate::loss::expect(self.f_forward(input, teacher, target))
+    }
+
+    /// The ignored class, and what a class out of range does.
+    pub(super) fn targets(&self) -> (i64, InvalidValues) {
+        (self.ignore_index, self.invalid_values)
+    }
+
+    /// How the rows are reduced.
+    pub(super) fn reduced(&self) -> Reduction {
+        self.reduction
+    }
+
+    pub(super) fn f_check_options(&self, labels: bool) -> Result<(), LossError> {
+        let temperature = self.temperature;
+        let valid = temperature.is_finite() && temperature > 0.0;
+        check::option("temperature", temperature, valid, "a number > 0")?;
+        if let SoftLoss::JensenShannon(beta) = self.soft_loss {
+            check::option("soft_loss", beta, (0.0..=1.0).contains(&beta), "a mixture in [0, 1]")?;
+        }
+        let (soft, hard) = (self.soft_weight, self.hard_weight);
+        check::option("soft_weight", soft, soft.is_finite(), "a finite number")?;
+        check::option("hard_weight", hard, hard.is_finite(), "a finite number")?;
+        check::option("hard_weight", hard, labels || hard == 0.0, "0, where there is no target")
+    }
+
+    /// The loss of valid arguments. Of a reduced one only the gradient is kept.
+    fn f_precomputed(
+        &self,
+        input: &Tensor,
+        teacher: &Tensor,
+        target: Option<&Tensor>,
+        class_dim: usize,
+    ) -> Result<Tensor, LossError> {
+        let (loss, labels) = (*self, target.is_some());
+        let tensors: Vec<Tensor> = [input, teacher].into_iter().chain(target).map(Tensor::shallow_clone).collect();
+        let compute = move |tensors: &[Tensor]| {
+            let kind = wide_kind(&tensors[0])?;
+            let target = labels.then(|| &tensors[2]);
+            let wide = |tensor: &Tensor| tensor.f_to_kind(kind);
+            let (input, teacher) = (wide(&tensors[0])?, wide(&tensors[1])?);
+            let total = loss.f_total(&loss.f_terms(&input, &teacher, target, class_dim)?)?;
+            if loss.reduction == Reduction::None {
+                return Ok(total);
+            }
+            let rows = input.numel() as i64 / input.size()[class_dim].max(1);
+            Ok(total.f_div(&loss.f_divisor(&input, target, rows)?)?)
+        };
+        // Gradients of half precision would be rounded before the backward pass scales them.
+        let half = wide_kind(input)? != input.f_kind()?;
+        if self.reduction == Reduction::None || half {
+            return compute(&tensors);
+        }
+        autograd::f_precomputed(&tensors.iter().collect::<Vec<_>>(), compute)
+    }
+
+    /// What the sum over the rows is divided by: in a mean the number of those that count, 1 for none.
+    pub(super) fn f_divisor(&self, input: &Tensor, target: Option<&Tensor>, rows: i64) -> Result<Tensor, LossError> {
+        let kind = wide_kind(input)?;
+        Ok(match (self.reduction, target) {
+            (Reduction::Mean, Some(target)) => target.f_ne(self.ignore_index)?.f_sum(kind)?.f_clamp_min(1)?,
+            (Reduction::Mean, None) => Tensor::f_full([], rows.max(1) as f64, (kind, input.device()))?,
+            _ => Tensor::f_ones([], (kind, input.device()))?,
+        })
+    }
+
+    /// w_soft · soft + w_hard · hard
+    pub(super) fn f_total(&self, terms: &Terms) -> Result<Tensor, LossError> {
+        let soft = terms.soft.f_mul_scalar(self.soft_weight)?;
+        match &terms.hard {
+            Some(hard) if self.hard_weight != 0.0 => Ok(soft.f_add(&hard.f_mul_scalar(self.hard_weight)?)?),
+            _ => Ok(soft),
+        }
+    }
+
+    /// The two losses of logits in single precision at least, with targets that are valid.
+    pub(super) fn f_terms(
+        &self,
+        input: &Tensor,
+        teacher: &Tensor,
+        target: Option<&Tensor>,
+        class_dim: usize,
+    ) -> Result<Terms, LossError> {
+        let reduction = if self.reduction == Reduction::None { Reduction::None } else { Reduction::Sum };
+        let Some(target) = target else {
+            let soft = reduction.f_apply(&self.f_soft(input, teacher, class_dim as i64)?)?;
+            return Ok(Terms { soft, hard: None });
+        };
+        let ignored = target.f_eq(self.ignore_index)?;
+        // Whatever such a row holds stays out of the gradient.
+        let rows = ignored.f_unsqueeze(class_dim as i64)?;
+        let (student, teacher) = (input.f_masked_fill(&rows, 0)?, teacher.f_masked_fill(&rows, 0)?);
+        let soft = self.f_soft(&student, &teacher, class_dim as i64)?.f_masked_fill(&ignored, 0)?;
+        let cross_entropy = CrossEntropyLoss::new().ignore_index(self.ignore_index).reduction(reduction);
+        Ok(Terms { soft: reduction.f_apply(&soft)?, hard: Some(cross_entropy.f_forward(&student, target)?) })
+    }
+
+    /// The soft loss of each row.
+    fn f_soft(&self, input: &Tensor, teacher: &Tensor, dim: i64) -> Result<Tensor, LossError> {
+        if self.soft_loss == SoftLoss::Cosine {
+            let cosine = Tensor::f_cosine_similarity(input, teacher, dim, 1e-8)?;
+            return Ok(cosine.f_neg()?.f_add_scalar(1)?.f_mul_scalar(self.scale())?);
+        }
+        let log_softmax = |logits: &Tensor| {
+            let scaled =
+                if self.temperature == 1.0 { logits.shallow_clone() } else { logits.f_div_scalar(self.temperature)? };
+            scaled.f_log_softmax(dim, None)
+        };
+        let (q, p) = (LogProbs::f_new(log_softmax(input)?)?, LogProbs::f_new(log_softmax(teacher)?)?);
+        let soft = match self.soft_loss {
+            SoftLoss::ReverseKl | SoftLoss::JensenShannon(1.0) => q.f_kl(&p.logs, dim)?,
+            SoftLoss::JensenShannon(beta) if beta != 0.0 => {
+                let mixture = f_log_mixture(&p.logs, &q.logs, beta)?;
+                let (of_p, of_q) = (p.f_kl(&mixture, dim)?, q.f_kl(&mixture, dim)?);
+                of_p.f_mul_scalar(beta)?.f_add(&of_q.f_mul_scalar(1.0 - beta)?)?
+            }
+            _ => p.f_kl(&q.logs, dim)?,
+        };
+        Ok(if self.scale() == 1.0 { soft } else { soft.f_mul_scalar(self.scale())? })
+    }
+
+    fn scale(&self) -> f64 {
+        if self.temperature_squared { self.temperature * self.temperature } else { 1.0 }
+    }
+}
+
+/// Log-probabilities, and where they are −∞.
+struct LogProbs {
+    logs: Tensor,
+    impossible: Tensor,
+}
+
+impl LogProbs {
+    fn f_new(logs: Tensor) -> Result<LogProbs, LossError> {
+        let impossible = logs.f_eq(f64::NEG_INFINITY)?;
+        Ok(LogProbs { logs, impossible })
+    }
+
+    /// KL from `other`, of each row. What is impossible here has no part in it, as 0 · log 0 = 0.
+    fn f_kl(&self, other: &Tensor, dim: i64) -> Result<Tensor, LossError> {
+        let mask = |logs: &Tensor| logs.f_masked_fill(&self.impossible, 0);
+        let difference = mask(&self.logs)?.f_sub(&mask(other)?)?;
+        Ok(self.logs.f_exp()?.f_mul(&difference)?.f_sum_dim_intlist(dim, false, None)?)
+    }
+}
+
+/// log (β p + (1 − β) q), of log p and log q.
+fn f_log_mixture(p: &Tensor, q: &Tensor, beta: f64) -> Result<Tensor, LossError> {
+    // The derivative of the logarithm of a sum is NaN where all terms are 0.
+    let none = p.f_maximum(q)?.f_eq(f64::NEG_INFINITY)?;
+    let part = |logs: &Tensor, share: f64| logs.f_masked_fill(&none, 0)?.f_add_scalar(share.ln());
+    Ok(part(p, beta)?.f_logaddexp(&part(q, 1.0 - beta)?)?)
+}
+
+impl Default for DistillationLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::numeric::assert_gradient;
+
+    const SOFT_LOSSES: [SoftLoss; 6] = [
+        SoftLoss::ForwardKl,
+        SoftLoss::ReverseKl,
+        SoftLoss::JensenShannon(0.0),
+        SoftLoss::JensenShannon(0.3),
+        SoftLoss::JensenShannon(1.0),
+        SoftLoss::Cosine,
+    ];
+
+    fn randn(shape: &[i64]) -> Tensor {
+        Tensor::randn(shape, (Kind::Double, Device::Cpu))
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        tch::manual_seed(4);
+        let (student, teacher, target) = (randn(&[3, 4]), randn(&[3, 4]), Tensor::from_slice(&[3_i64, -100, 0]));
+        for soft_loss in SOFT_LOSSES {
+            let loss = DistillationLoss::new().soft_loss(soft_loss).temperature(2.0).temperature_squared(true);
+            assert_gradient(&student, |student| loss.forward(student, &teacher, Some(&target)));
+            assert_gradient(&teacher, |teacher| loss.forward(&student, teacher, Some(&target)));
+        }
+    }
+
+    #[test]
+    fn impossible_classes_are_finite() {
+        let masked = |at: i64| {
+            let logits = randn(&[2, 4]);
+            let _ = logits.narrow(1, at, 1).fill_(f64::NEG_INFINITY);
+            logits.set_requires_grad(true)
+        };
+        for (soft_loss, student, teacher) in [
+            (SoftLoss::ForwardKl, masked(1), masked(1)),
+            (SoftLoss::ReverseKl, masked(1), masked(1)),
+            (SoftLoss::JensenShannon(0.5), masked(1), masked(1)),
+            (SoftLoss::JensenShannon(0.5), masked(1), masked(2)),
+        ] {
+            let loss = DistillationLoss::new().soft_loss(soft_loss).hard_weight(0.0).reduction(Reduction::Sum);
+            let loss = loss.forward(&student, &teacher, None);
+            let gradients = Tensor::run_backward(&[&loss], &[&student, &teacher], false, false);
+            assert!(f64::try_from(loss).unwrap().is_finite(), "{soft_loss:?}");
+            let finite = |gradient: &Tensor| bool::try_from(gradient.isfinite().all()).unwrap();
+            assert!(gradients.iter().all(finite), "{soft_loss:?}");
+        }
+    }
+
+    #[test]
+    fn ignored_rows_may_hold_anything() {
+        let student = Tensor::from_slice(&[1.0, f64::NAN]).view([2, 1]).expand([2, 3], false).contiguous();
+        let (student, teacher) = (student.set_requires_grad(true), randn(&[2, 3]));
+        let loss = DistillationLoss::new().forward(&student, &teacher, Some(&Tensor::from_slice(&[1_i64, -100])));
+        loss.backward();
+        assert!(f64::try_from(loss).unwrap().is_finite());
+        assert_eq!(student.grad().get(1), student.grad().get(1).zeros_like());
+        let none = DistillationLoss::new().forward(&student, &teacher, Some(&Tensor::from_slice(&[-100_i64, -100])));
+        assert_eq!(f64::try_from(none).unwrap(), 0.0);
+    }
+
+    #[test]
+    fn the_mixture_tends_to_the_divergences() {
+        tch::manual_seed(5);
+        let (student, teacher) = (randn(&[2, 5]), randn(&[2, 5]));
+        let of = |soft_loss| {
+            let loss = DistillationLoss::new().soft_loss(soft_loss).hard_weight(0.0).soft_weight(1.0);
+            f64::try_from(loss.forward(&student, &teacher, None)).unwrap()
+        };
+        let near = 1e-6;
+        assert!((of(SoftLoss::JensenShannon(near)) / near / of(SoftLoss::ForwardKl) - 1.0).abs() < 1e-4);
+        assert!((of(SoftLoss::JensenShannon(1.0 - near)) / near / of(SoftLoss::ReverseKl) - 1.0).abs() < 1e-4);
+        assert_eq!(of(SoftLoss::JensenShannon(0.0)), of(SoftLoss::ForwardKl));
+        assert_eq!(of(SoftLoss::JensenShannon(1.0)), of(SoftLoss::ReverseKl));
+    }
+
+    #[test]
+    fn wrong_calls_are_named() {
+        let (student, other, target) = (randn(&[2, 3]), randn(&[2, 4]), Tensor::from_slice(&[3_i64, 0]));
+        let loss = DistillationLoss::new();
+        for (result, message) in [
+            (loss.f_forward(&student, &other, None), "teacher has shape [2, 4], expected [2, 3], the shape of input"),
+            (
+                loss.f_forward(&student, &student, None),
+                "option hard_weight is 0.5, expected 0, where there is no target",
+            ),
+            (
+                loss.f_forward(&student, &student, Some(&target)),
+                "target holds 3, expected classes in [0, 3), or ignore_index -100",
+            ),
+            (
+                loss.temperature(0.0).f_forward(&student, &student, Some(&target)),
+                "option temperature is 0, expected a number > 0",
+            ),
+            (
+                loss.soft_loss(SoftLoss::JensenShannon(1.5)).f_forward(&student, &student, Some(&target)),
+                "option soft_loss is 1.5, expected a mixture in [0, 1]",
+            ),
+        ] {
+            assert_eq!(result.unwrap_err().to_string(), message);
+        }
+    }
+}

@@ -1,0 +1,237 @@
+use tch::Tensor;
+
+use super::{Moments, Taps, check_range, f_means, gaussian};
+use crate::numeric::{f_reals, wide_kind};
+use crate::{Loss, LossError, Reduction, check};
+
+/// Structural similarity at several scales, and the absolute difference of two images.
+///
+/// For restoring images: the similarity keeps contrast and structure from the finest details to the largest window,
+/// the absolute difference keeps brightness and colour, which [`SsimLoss`](crate::SsimLoss) alone lets drift. The
+/// scales are Gaussians of different widths over the full image, so that no pixel is left out.
+///
+/// # Formula
+///
+/// ℓᵢ = κ (α (1 − mean_c(l_M Πⱼ csⱼ)) + (1 − α) mean_c(G_M ∗ |x − y|) / L)
+///
+/// lⱼ = (2 μ_x μ_y + c₁) / (μ_x² + μ_y² + c₁), csⱼ = (2 σ_xy + c₂) / (σ_x² + σ_y² + c₂)
+///
+/// where x is the input, y the target, μ and σ are their means, variances and covariance at pixel i under the Gaussian
+/// Gⱼ, M is the last of the scales j, mean_c that over the channels, c₁ = (k₁ L)², c₂ = (k₂ L)², L the data range and κ
+/// the compensation. All windows have the size 2 ⌊2 σ_M⌋ + 1; beyond the border is 0.
+///
+/// # Shapes
+///
+/// * `input`: `[N, C, H, W]`
+/// * `target`: that of `input`
+/// * result: scalar, or `[N, H, W]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `kornia.losses.MS_SSIMLoss` of kornia 0.9.0; Zhao et al., *Loss Functions for Image Restoration with Neural
+/// Networks*, <https://arxiv.org/abs/1511.08861>.
+///
+/// # Differences from kornia
+///
+/// * The windows are as precise as the input; kornia's are in `f32`.
+/// * A single image is not broadcast over a batch.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes differ or do not fit, [`LossError::Device`] where devices differ,
+/// [`LossError::Kind`] for an input that is not floating, [`LossError::Option`] for an option out of its range.
+///
+/// # Example
+///
+/// ```
+/// use tch::{Device, Kind, Tensor};
+/// use tch_losses::{Loss, MsSsimL1Loss};
+///
+/// let image = Tensor::linspace(0.0, 1.0, 256, (Kind::Float, Device::Cpu)).view([1, 1, 16, 16]);
+/// let noisy = (&image + Tensor::randn_like(&image) * 0.1).set_requires_grad(true);
+///
+/// let criterion = MsSsimL1Loss::new().sigmas(&[0.5, 1.0, 2.0]);
+/// let loss = criterion.f_forward(&noisy, &image)?;
+/// loss.f_backward()?;
+///
+/// assert!(f64::try_from(&loss)? > 0.0);
+/// assert_eq!(f64::try_from(criterion.f_forward(&image, &image)?)?, 0.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+#[doc(alias = "MS_SSIMLoss")]
+#[doc(alias = "MS-SSIM")]
+pub struct MsSsimL1Loss {
+    sigmas: Vec<f64>,
+    data_range: f64,
+    k1: f64,
+    k2: f64,
+    alpha: f64,
+    compensation: f64,
+    reduction: Reduction,
+}
+
+impl MsSsimL1Loss {
+    /// The loss with kornia's defaults: five scales from 0.5 to 8.
+    pub fn new() -> Self {
+        Self {
+            sigmas: vec![0.5, 1.0, 2.0, 4.0, 8.0],
+            data_range: 1.0,
+            k1: 0.01,
+            k2: 0.03,
+            alpha: 0.025,
+            compensation: 200.0,
+            reduction: Reduction::Mean,
+        }
+    }
+
+    /// Sets the standard deviations of the windows in pixels, the widest last. 0.5, 1, 2, 4, 8 by default.
+    pub fn sigmas(mut self, sigmas: &[f64]) -> Self {
+        self.sigmas = sigmas.into();
+        self
+    }
+
+    /// Sets L > 0, the range of the pixels: 1 for those in \[0, 1\], 255 for bytes. 1 by default.
+    pub fn data_range(mut self, data_range: f64) -> Self {
+        self.data_range = data_range;
+        self
+    }
+
+    /// Sets k₁ ≥ 0, which keeps the luminance of black stable. 0.01 by default.
+    pub fn k1(mut self, k1: f64) -> Self {
+        self.k1 = k1;
+        self
+    }
+
+    /// Sets k₂ ≥ 0, which keeps the structure of plain areas stable. 0.03 by default.
+    pub fn k2(mut self, k2: f64) -> Self {
+        self.k2 = k2;
+        self
+    }
+
+    /// Sets the share of the similarity, in \[0, 1\]; the rest is that of the absolute difference. 0.025 by default.
+    pub fn alpha(mut self, alpha: f64) -> Self {
+        self.alpha = alpha;
+        self
+    }
+
+    /// Sets what the loss is multiplied by. 200 by default.
+    pub fn compensation(mut self, compensation: f64) -> Self {
+        self.compensation = compensation;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// Returns the last of the standard deviations.
+    fn check_options(&self) -> Result<f64, LossError> {
+        for &sigma in &self.sigmas {
+            check::option("sigmas", sigma, sigma > 0.0 && sigma <= WIDEST, "numbers in (0, 10000]")?;
+        }
+        check_range(self.data_range, self.k1, self.k2)?;
+        check::option("alpha", self.alpha, (0.0..=1.0).contains(&self.alpha), "a number in [0, 1]")?;
+        check::not_negative("compensation", self.compensation)?;
+        check::option("sigmas", "empty", !self.sigmas.is_empty(), "at least one number")?;
+        Ok(self.sigmas.last().copied().unwrap_or_default())
+    }
+
+    fn f_losses(&self, x: &Tensor, y: &Tensor, widest: f64) -> Result<Tensor, LossError> {
+        let radius = (2.0 * widest) as i64;
+        // A window reaches no further than the image: beyond it there are zeros alone.
+        let reach: Vec<i64> = x.size()[2..].iter().map(|pixels| radius.min(pixels - 1)).collect();
+        let window = |sigma: f64| -> Vec<Taps> {
+            let taps = gaussian(2 * radius + 1, sigma);
+            let within = |reach: &i64| taps[(radius - reach) as usize..=(radius + reach) as usize].into();
+            reach.iter().map(within).collect()
+        };
+        let border = [reach[1], reach[1], reach[0], reach[0]];
+        let (sum, difference) = (x.f_add(y)?.f_constant_pad_nd(border)?, x.f_sub(y)?.f_constant_pad_nd(border)?);
+        let mut lacking = None;
+        let mut last = None;
+        for &sigma in &self.sigmas {
+            let moments = Moments::f_new(&sum, &difference, &window(sigma))?;
+            lacking = Some(f_joined(lacking, moments.f_structure((self.k2 * self.data_range).powi(2))?)?);
+            last = Some(moments);
+        }
+        let luminance = last.map(|moments| moments.f_luminance((self.k1 * self.data_range).powi(2))).transpose()?;
+        let dissimilarity = match luminance {
+            Some(luminance) => f_joined(lacking, luminance)?,
+            None => difference.f_zeros_like()?,
+        };
+        let distance = f_means(&difference.f_abs()?, &window(widest))?;
+        let distance = distance.f_mul_scalar((1.0 - self.alpha) / self.data_range)?;
+        let both = dissimilarity.f_mul_scalar(self.alpha)?.f_add(&distance)?;
+        Ok(both.f_mean_dim(1, false, None)?.f_mul_scalar(self.compensation)?)
+    }
+}
+
+/// The largest standard deviation: windows of 40000 pixels are beyond any image.
+const WIDEST: f64 = 1e4;
+
+/// What one minus a product lacks of 1 with one more factor, given as its denominator and what its numerator lacks.
+fn f_joined(lacking: Option<Tensor>, [denominator, missing]: [Tensor; 2]) -> Result<Tensor, LossError> {
+    let share = missing.f_div(&denominator)?;
+    match lacking {
+        None => Ok(share),
+        Some(lacking) => Ok(share.f_add(&share.f_rsub_scalar(1)?.f_mul(&lacking)?)?),
+    }
+}
+
+impl Default for MsSsimL1Loss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for MsSsimL1Loss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        check::same_shape(("target", target), ("input", input))?;
+        let widest = self.check_options()?;
+        if input.dim() != 4 || input.size()[1..].contains(&0) {
+            return Err(check::shape_error(("input", input), "[N, C, H, W], with pixels"));
+        }
+        let (kind, wide) = (input.f_kind()?, wide_kind(input)?);
+        let losses = self.f_losses(&input.f_to_kind(wide)?, &f_reals(("target", target), wide)?, widest)?;
+        Ok(self.reduction.f_apply(&losses)?.f_to_kind(kind)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let image = Tensor::ones([1, 1, 4, 4], (Kind::Double, Device::Cpu));
+        let message = |loss: MsSsimL1Loss, image: &Tensor| loss.f_forward(image, image).unwrap_err().to_string();
+        let new = MsSsimL1Loss::new;
+        let cases = [
+            (message(new(), &image.view([4, 4])), "input has shape [4, 4], expected [N, C, H, W], with pixels"),
+            (message(new().sigmas(&[]), &image), "option sigmas is empty, expected at least one number"),
+            (message(new().sigmas(&[-1.0]), &image), "option sigmas is -1, expected numbers in (0, 10000]"),
+            (message(new().alpha(2.0), &image), "option alpha is 2, expected a number in [0, 1]"),
+            (message(new().data_range(0.0), &image), "option data_range is 0, expected a number in [1e-37, 1e37]"),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        tch::manual_seed(0);
+        let image = || Tensor::rand([1, 2, 4, 5], (Kind::Double, Device::Cpu));
+        let (input, target) = (image(), image());
+        let loss = MsSsimL1Loss::new().sigmas(&[0.5, 1.5]).alpha(0.4).compensation(3.0);
+        crate::numeric::assert_gradient(&input, |input| loss.forward(input, &target));
+        crate::numeric::assert_gradient(&target, |target| loss.forward(&input, target));
+    }
+}

@@ -1,0 +1,181 @@
+use std::f64::consts::LN_10;
+
+use tch::Tensor;
+
+use crate::numeric::{f_reals, wide_kind};
+use crate::{Loss, LossError, MseLoss, Reduction, check};
+
+/// The negative peak signal-to-noise ratio of two images, in decibels.
+///
+/// For restoring images, where the ratio is what is reported: a factor in the squared error counts the same whether the
+/// image is nearly right or far off. [`MseLoss`](crate::MseLoss) has the same minimum and calmer gradients;
+/// [`SsimLoss`](crate::SsimLoss) is nearer to what people see.
+///
+/// # Formula
+///
+/// ℓ = −10 log₁₀(L² / (MSE + ε))
+///
+/// where L is the data range and MSE the mean squared difference of input and target, over the batch or over each
+/// sample. ε is 0 by default: equal images have the loss −∞, and gradient 0.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`; `[N, *]` with [`PsnrScope::Sample`]
+/// * `target`: that of `input`
+/// * result: scalar, or `[N]` with [`PsnrScope::Sample`] and [`Reduction::None`]
+///
+/// # Reference
+///
+/// `kornia.losses.PSNRLoss` and `psnr_loss` of kornia 0.9.0.
+///
+/// # Differences from kornia
+///
+/// Equal images have the gradient 0, and not NaN.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for an input
+/// that is not floating, [`LossError::Option`] for a data range that is not positive or a negative ε.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, PsnrLoss};
+///
+/// let input = Tensor::from_slice(&[0.5, 0.7]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[0.4, 0.8]);
+///
+/// let loss = PsnrLoss::new().f_forward(&input, &target)?;
+/// loss.f_backward()?;
+///
+/// assert!((f64::try_from(&loss)? + 20.0).abs() < 1e-9);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "PSNRLoss")]
+#[doc(alias = "psnr_loss")]
+pub struct PsnrLoss {
+    data_range: f64,
+    eps: f64,
+    scope: PsnrScope,
+    reduction: Reduction,
+}
+
+/// What has a ratio of its own in a [`PsnrLoss`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum PsnrScope {
+    /// The whole batch, as in kornia. The default; there is nothing to reduce.
+    #[default]
+    Batch,
+    /// Each sample.
+    Sample,
+}
+
+impl PsnrLoss {
+    /// The negative ratio of the whole batch, of images in \[0, 1\].
+    pub fn new() -> Self {
+        Self { data_range: 1.0, eps: 0.0, scope: PsnrScope::Batch, reduction: Reduction::Mean }
+    }
+
+    /// Sets L > 0, the range of the pixels: 1 for those in \[0, 1\], 255 for bytes. 1 by default.
+    #[doc(alias = "max_val")]
+    pub fn data_range(mut self, data_range: f64) -> Self {
+        self.data_range = data_range;
+        self
+    }
+
+    /// Sets ε ≥ 0, which keeps the loss of equal images finite. 0 by default.
+    pub fn eps(mut self, eps: f64) -> Self {
+        self.eps = eps;
+        self
+    }
+
+    /// Sets what has a ratio of its own. [`PsnrScope::Batch`] by default.
+    pub fn scope(mut self, scope: PsnrScope) -> Self {
+        self.scope = scope;
+        self
+    }
+
+    /// Sets the reduction over the samples, for [`PsnrScope::Sample`]. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    fn f_errors(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        if self.scope == PsnrScope::Batch {
+            return MseLoss::new().f_forward(input, target);
+        }
+        if input.dim() == 0 {
+            return Err(check::shape_error(("input", input), "[N, ...], with a dimension of samples"));
+        }
+        let errors = MseLoss::new().reduction(Reduction::None).f_forward(input, target)?;
+        let samples = errors.size()[0];
+        let pixels: i64 = errors.size()[1..].iter().product();
+        Ok(errors.f_reshape([samples, pixels])?.f_mean_dim(1, false, None)?)
+    }
+}
+
+impl Default for PsnrLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for PsnrLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        check::same_shape(("target", target), ("input", input))?;
+        check::positive("data_range", self.data_range)?;
+        check::not_negative("eps", self.eps)?;
+        let (kind, wide) = (input.f_kind()?, wide_kind(input)?);
+        let errors = self.f_errors(&input.f_to_kind(wide)?, &f_reals(("target", target), wide)?)?;
+        let errors = errors.f_add_scalar(self.eps)?;
+        // At an error of 0 the logarithm has no slope that means anything.
+        let zero = errors.f_eq(0)?;
+        let logarithm = errors.f_masked_fill(&zero, 1)?.f_log()?.f_masked_fill(&zero, f64::NEG_INFINITY)?;
+        let losses = logarithm.f_mul_scalar(10.0 / LN_10)?.f_sub_scalar(20.0 * self.data_range.log10())?;
+        Ok(self.reduction.f_apply(&losses)?.f_to_kind(kind)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_options_are_named() {
+        let x = Tensor::from_slice(&[1.0]);
+        let error = PsnrLoss::new().data_range(0.0).f_forward(&x, &x).unwrap_err();
+        assert_eq!(error.to_string(), "option data_range is 0, expected a number in [1e-37, 1e37]");
+        let error = PsnrLoss::new().eps(-1.0).f_forward(&x, &x).unwrap_err();
+        assert_eq!(error.to_string(), "option eps is -1, expected a number in [0, 1e37]");
+    }
+
+    #[test]
+    fn equal_images_have_no_gradient() {
+        let x = Tensor::from_slice(&[1.0, 2.0]).set_requires_grad(true);
+        let loss = PsnrLoss::new().forward(&x, &x.detach());
+        loss.backward();
+        assert_eq!(loss.double_value(&[]), f64::NEG_INFINITY);
+        assert_eq!(Vec::<f64>::try_from(x.grad()).unwrap(), [0.0, 0.0]);
+        assert_eq!(PsnrLoss::new().eps(1e-4).forward(&x, &x).double_value(&[]).round(), -40.0);
+    }
+
+    #[test]
+    fn samples_have_ratios_of_their_own() {
+        let (x, y) =
+            (Tensor::from_slice(&[0.1, 0.0, 0.01, 0.0]).view([2, 2]), Tensor::from_slice(&[0.0; 4]).view([2, 2]));
+        let loss = PsnrLoss::new().scope(PsnrScope::Sample).reduction(Reduction::None);
+        let expected = Tensor::from_slice(&[-10.0 * 200_f64.log10(), -10.0 * 20000_f64.log10()]);
+        assert!(loss.forward(&x, &y).allclose(&expected, 1e-12, 0.0, false));
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let (x, y) = (Tensor::from_slice(&[0.3, 0.5, 0.9]), Tensor::from_slice(&[0.1, 0.6, 0.9]));
+        crate::numeric::assert_gradient(&x, |x| PsnrLoss::new().data_range(2.0).forward(x, &y));
+    }
+}

@@ -1,0 +1,375 @@
+use tch::Tensor;
+
+use super::{Moments, Taps, check_range, gaussian};
+use crate::numeric::{f_reals, wide_kind};
+use crate::{Loss, LossError, Reduction, check};
+
+/// One minus the structural similarity of two images: of their luminance, contrast and structure under a small window.
+///
+/// For restoring and generating images, where pixel losses such as [`MseLoss`](crate::MseLoss) make them blurred: it
+/// compares each neighbourhood as a whole. Often added to [`L1Loss`](crate::L1Loss), since it takes little notice of a
+/// shift of brightness or colour; [`MsSsimL1Loss`](crate::MsSsimL1Loss) is such a sum over several windows.
+///
+/// # Formula
+///
+/// ℓᵢ = 1 − SSIMᵢ, SSIM = (2 μ_x μ_y + c₁) (2 σ_xy + c₂) / ((μ_x² + μ_y² + c₁) (σ_x² + σ_y² + c₂) + ε)
+///
+/// where μ_x, μ_y, σ_x², σ_y² and σ_xy are the means, variances and covariance of input and target under the window at
+/// i, c₁ = (k₁ L)², c₂ = (k₂ L)² and L is the data range. ε is 0 by default, and added to numerator and denominator
+/// alike where the loss is computed, so that equal images have the loss ε / (… + ε). With
+/// [`SsimForm::Dissimilarity`] the loss is half of it.
+///
+/// # Shapes
+///
+/// * `input`: `[N, C, d₁, …, dₖ]` with k from 1 to 3
+/// * `target`: that of `input`
+/// * result: scalar; with [`Reduction::None`] `[N, C, …]` without the border that the window does not reach, or `[N]`
+///   with [`SsimScope::Sample`]
+///
+/// # Reference
+///
+/// `monai.losses.SSIMLoss` of MONAI 1.6.1, with [`SsimScope::Sample`]; `kornia.losses.SSIMLoss`, `ssim_loss`,
+/// `SSIM3DLoss` and `ssim3d_loss` of kornia 0.9.0, with [`SsimForm::Dissimilarity`], ε = 10⁻¹² and
+/// [`SsimPadding::Reflect`]. Wang et al., *Image Quality Assessment: From Error Visibility to Structural Similarity*,
+/// 2004.
+///
+/// # Differences from MONAI and kornia
+///
+/// * `f64` is computed in `f64`; MONAI computes in `f32`.
+/// * One minus SSIM is computed from the difference of the images, so that it keeps its digits where they are nearly
+///   equal. It is never clamped, as kornia's is.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes differ or an image is smaller than the window, [`LossError::Device`] where devices
+/// do, [`LossError::Kind`] for an input that is not floating, [`LossError::Option`] for an option out of its range.
+///
+/// # Example
+///
+/// ```
+/// use tch::{Device, Kind, Tensor};
+/// use tch_losses::{Loss, SsimLoss};
+///
+/// let image = Tensor::linspace(0.0, 1.0, 256, (Kind::Float, Device::Cpu)).view([1, 1, 16, 16]);
+/// let noisy = (&image + Tensor::randn_like(&image) * 0.1).set_requires_grad(true);
+///
+/// let criterion = SsimLoss::new().window_size(&[7]);
+/// let loss = criterion.f_forward(&noisy, &image)?;
+/// loss.f_backward()?;
+///
+/// assert!(f64::try_from(&loss)? > 0.0);
+/// assert_eq!(f64::try_from(criterion.f_forward(&image, &image)?)?, 0.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+#[doc(alias = "SSIM")]
+#[doc(alias = "DSSIM")]
+#[doc(alias = "ssim_loss")]
+pub struct SsimLoss {
+    window: SsimWindow,
+    window_size: Vec<i64>,
+    sigma: Vec<f64>,
+    data_range: f64,
+    k1: f64,
+    k2: f64,
+    eps: f64,
+    padding: SsimPadding,
+    form: SsimForm,
+    scope: SsimScope,
+    reduction: Reduction,
+}
+
+/// The weights under the window of an [`SsimLoss`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum SsimWindow {
+    /// Those of a Gaussian. The default.
+    #[default]
+    Gaussian,
+    /// All the same.
+    Uniform,
+}
+
+/// What is beyond the border of the images of an [`SsimLoss`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum SsimPadding {
+    /// Nothing: the window stays inside, as in the paper. The default.
+    #[default]
+    Valid,
+    /// The image, mirrored at the pixels of the border, so that each pixel has a loss.
+    Reflect,
+}
+
+/// What becomes of the similarity in an [`SsimLoss`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum SsimForm {
+    /// 1 − SSIM, between 0 and 2. The default.
+    #[default]
+    Complement,
+    /// (1 − SSIM) / 2, between 0 and 1, also known as DSSIM.
+    Dissimilarity,
+}
+
+/// What has a loss of its own in an [`SsimLoss`]; the mean over all is the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum SsimScope {
+    /// Each place of the window, in each channel. The default.
+    #[default]
+    Pixel,
+    /// Each sample of the batch: the mean over its channels and pixels.
+    Sample,
+}
+
+impl SsimLoss {
+    /// The loss with the paper's window: a Gaussian of 11 pixels with a standard deviation of 1.5.
+    pub fn new() -> Self {
+        Self {
+            window: SsimWindow::Gaussian,
+            window_size: vec![11],
+            sigma: vec![1.5],
+            data_range: 1.0,
+            k1: 0.01,
+            k2: 0.03,
+            eps: 0.0,
+            padding: SsimPadding::Valid,
+            form: SsimForm::Complement,
+            scope: SsimScope::Pixel,
+            reduction: Reduction::Mean,
+        }
+    }
+
+    /// Sets the weights under the window. [`SsimWindow::Gaussian`] by default.
+    pub fn window(mut self, window: SsimWindow) -> Self {
+        self.window = window;
+        self
+    }
+
+    /// Sets the pixels of the window: one number for all dimensions of the image, or one for each. 11 by default.
+    pub fn window_size(mut self, window_size: &[i64]) -> Self {
+        self.window_size = window_size.into();
+        self
+    }
+
+    /// Sets the standard deviation of the Gaussian: one for all dimensions of the image, or one for each. 1.5 by
+    /// default.
+    pub fn sigma(mut self, sigma: &[f64]) -> Self {
+        self.sigma = sigma.into();
+        self
+    }
+
+    /// Sets L > 0, the range of the pixels: 1 for those in \[0, 1\], 255 for bytes. 1 by default.
+    pub fn data_range(mut self, data_range: f64) -> Self {
+        self.data_range = data_range;
+        self
+    }
+
+    /// Sets k₁ ≥ 0, which keeps the luminance of black stable. 0.01 by default.
+    pub fn k1(mut self, k1: f64) -> Self {
+        self.k1 = k1;
+        self
+    }
+
+    /// Sets k₂ ≥ 0, which keeps the structure of plain areas stable. 0.03 by default.
+    pub fn k2(mut self, k2: f64) -> Self {
+        self.k2 = k2;
+        self
+    }
+
+    /// Sets ε ≥ 0, which is added to the denominator of the similarity. 0 by default, 1e-12 in kornia.
+    pub fn eps(mut self, eps: f64) -> Self {
+        self.eps = eps;
+        self
+    }
+
+    /// Sets what is beyond the border. [`SsimPadding::Valid`] by default.
+    pub fn padding(mut self, padding: SsimPadding) -> Self {
+        self.padding = padding;
+        self
+    }
+
+    /// Sets whether the loss is 1 − SSIM or half of it. [`SsimForm::Complement`] by default.
+    pub fn form(mut self, form: SsimForm) -> Self {
+        self.form = form;
+        self
+    }
+
+    /// Sets what has a loss of its own. [`SsimScope::Pixel`] by default.
+    pub fn scope(mut self, scope: SsimScope) -> Self {
+        self.scope = scope;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    fn check_options(&self) -> Result<(), LossError> {
+        check_range(self.data_range, self.k1, self.k2)?;
+        check::not_negative("eps", self.eps)?;
+        for &size in &self.window_size {
+            let odd = self.padding == SsimPadding::Valid || size % 2 == 1;
+            let expected = if odd { "numbers ≥ 1" } else { "odd numbers, for a reflected border" };
+            check::option("window_size", size, odd && size >= 1, expected)?;
+        }
+        self.sigma.iter().try_for_each(|&sigma| check::positive("sigma", sigma))
+    }
+
+    /// The window along each dimension of the image, which is large enough for it.
+    fn window_of(&self, input: &Tensor) -> Result<Vec<Taps>, LossError> {
+        let image = &input.size()[2..];
+        let sizes = of_each("window_size", &self.window_size, image.len())?;
+        let sigmas = of_each("sigma", &self.sigma, image.len())?;
+        let room = |size: &i64| if self.padding == SsimPadding::Valid { *size } else { size / 2 + 1 };
+        let least: Vec<i64> = sizes.iter().map(room).collect();
+        if image.iter().zip(&least).any(|(pixels, least)| pixels < least) {
+            return Err(check::shape_error(
+                ("input", input),
+                format!("an image of at least {least:?}, for the window"),
+            ));
+        }
+        let taps = |(size, sigma): (i64, f64)| match self.window {
+            SsimWindow::Gaussian => gaussian(size, sigma),
+            SsimWindow::Uniform => vec![1.0 / size as f64; size as usize].into(),
+        };
+        Ok(sizes.into_iter().zip(sigmas).map(taps).collect())
+    }
+
+    /// The image with a mirrored border, where it is to have one.
+    fn f_padded(&self, image: &Tensor, window: &[Taps]) -> Result<Tensor, LossError> {
+        if self.padding == SsimPadding::Valid {
+            return Ok(image.shallow_clone());
+        }
+        // libtorch wants the last dimension first.
+        let padding: Vec<i64> = window.iter().rev().flat_map(|taps| [taps.len() as i64 / 2; 2]).collect();
+        Ok(match window.len() {
+            1 => image.f_reflection_pad1d(padding)?,
+            2 => image.f_reflection_pad2d(padding)?,
+            _ => image.f_reflection_pad3d(padding)?,
+        })
+    }
+
+    fn f_losses(&self, x: &Tensor, y: &Tensor, window: &[Taps]) -> Result<Tensor, LossError> {
+        let (x, y) = (self.f_padded(x, window)?, self.f_padded(y, window)?);
+        let moments = Moments::f_new(&x.f_add(&y)?, &x.f_sub(&y)?, window)?;
+        let [luminance, dark] = moments.f_luminance((self.k1 * self.data_range).powi(2))?;
+        let [structure, loose] = moments.f_structure((self.k2 * self.data_range).powi(2))?;
+        if self.eps == 0.0 {
+            let (dark, loose) = (dark.f_div(&luminance)?, loose.f_div(&structure)?);
+            return Ok(dark.f_add(&dark.f_rsub_scalar(1)?.f_mul(&loose)?)?);
+        }
+        let both = luminance.f_mul(&loose)?.f_add(&dark.f_mul(&structure.f_sub(&loose)?)?)?;
+        Ok(both.f_add_scalar(self.eps)?.f_div(&luminance.f_mul(&structure)?.f_add_scalar(self.eps)?)?)
+    }
+}
+
+/// One value for each dimension.
+fn of_each<T: Copy + std::fmt::Debug>(option: &'static str, values: &[T], dims: usize) -> Result<Vec<T>, LossError> {
+    if let [value] = values {
+        return Ok(vec![*value; dims]);
+    }
+    let expected = format!("one number, or {dims} for the dimensions of the image");
+    check::option(option, format!("{values:?}"), values.len() == dims, &expected)?;
+    Ok(values.into())
+}
+
+impl Default for SsimLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for SsimLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        check::same_shape(("target", target), ("input", input))?;
+        self.check_options()?;
+        if !(3..=5).contains(&input.dim()) {
+            return Err(check::shape_error(
+                ("input", input),
+                "[N, C, d1, ...] with one to three dimensions of the image",
+            ));
+        }
+        let window = self.window_of(input)?;
+        let (kind, wide) = (input.f_kind()?, wide_kind(input)?);
+        let losses = self.f_losses(&input.f_to_kind(wide)?, &f_reals(("target", target), wide)?, &window)?;
+        let losses = match self.form {
+            SsimForm::Complement => losses,
+            SsimForm::Dissimilarity => losses.f_mul_scalar(0.5)?,
+        };
+        let losses = match self.scope {
+            SsimScope::Pixel => losses,
+            SsimScope::Sample => losses.f_flatten(1, -1)?.f_mean_dim(1, false, None)?,
+        };
+        Ok(self.reduction.f_apply(&losses)?.f_to_kind(kind)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn image(shape: &[i64]) -> Tensor {
+        Tensor::rand(shape, (Kind::Double, Device::Cpu))
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let small = image(&[1, 1, 4, 4]);
+        let new = || SsimLoss::new().window_size(&[3]);
+        let message =
+            |loss: SsimLoss, input: &Tensor, target: &Tensor| loss.f_forward(input, target).unwrap_err().to_string();
+        let cases = [
+            (
+                message(SsimLoss::new(), &small, &small),
+                "input has shape [1, 1, 4, 4], expected an image of at least [11, 11], for the window",
+            ),
+            (
+                message(new(), &image(&[4, 4]), &image(&[4, 4])),
+                "input has shape [4, 4], expected [N, C, d1, ...] with one to three dimensions of the image",
+            ),
+            (
+                message(new().data_range(0.0), &small, &small),
+                "option data_range is 0, expected a number in [1e-37, 1e37]",
+            ),
+            (message(new().k2(-1.0), &small, &small), "option k2 is -1, expected a number in [0, 1e37]"),
+            (message(new().sigma(&[0.0]), &small, &small), "option sigma is 0, expected a number in [1e-37, 1e37]"),
+            (message(new().window_size(&[0]), &small, &small), "option window_size is 0, expected numbers ≥ 1"),
+            (
+                message(new().window_size(&[2]).padding(SsimPadding::Reflect), &small, &small),
+                "option window_size is 2, expected odd numbers, for a reflected border",
+            ),
+            (
+                message(new().window_size(&[3, 3, 3]), &small, &small),
+                "option window_size is [3, 3, 3], expected one number, or 2 for the dimensions of the image",
+            ),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        tch::manual_seed(0);
+        let (input, target) = (image(&[2, 1, 4, 5]), image(&[2, 1, 4, 5]));
+        for padding in [SsimPadding::Valid, SsimPadding::Reflect] {
+            let loss = SsimLoss::new().window_size(&[3]).padding(padding);
+            crate::numeric::assert_gradient(&input, |input| loss.forward(input, &target));
+            crate::numeric::assert_gradient(&target, |target| loss.forward(&input, target));
+        }
+    }
+
+    #[test]
+    fn a_small_loss_keeps_its_digits() {
+        tch::manual_seed(1);
+        let target = image(&[1, 1, 12, 12]);
+        let input = &target + image(&[1, 1, 12, 12]) * 1e-4;
+        let exact = SsimLoss::new().forward(&input, &target).double_value(&[]);
+        let single = SsimLoss::new().forward(&input.to_kind(Kind::Float), &target.to_kind(Kind::Float));
+        assert!((single.double_value(&[]) / exact - 1.0).abs() < 1e-2, "{exact:e}");
+    }
+}

@@ -1,0 +1,146 @@
+use tch::Tensor;
+
+use crate::numeric::wide_kind;
+use crate::{LossError, Reduction, check};
+
+/// The total variation of an image: the sum of the differences between neighbouring pixels.
+///
+/// A penalty beside another loss, for images that are to be smooth within edges that stay sharp: denoising, style
+/// transfer, masks, displacement fields.
+///
+/// # Formula
+///
+/// ℓ = Σᵢⱼ |xᵢ₊₁,ⱼ − xᵢⱼ| + Σᵢⱼ |xᵢ,ⱼ₊₁ − xᵢⱼ|
+///
+/// where x is the input, an image for each of its leading dimensions. With [`PixelReduction::Mean`] each of the two
+/// sums is divided by the number of its terms.
+///
+/// # Shapes
+///
+/// * `input`: `[*, H, W]`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `kornia.losses.TotalVariation` and `total_variation` of kornia 0.9.0, which keep the leading dimensions; Rudin,
+/// Osher and Fatemi, *Nonlinear Total Variation Based Noise Removal Algorithms*, 1992.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] for an input of fewer than two dimensions, [`LossError::Kind`] for one that is not floating.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::TotalVariationLoss;
+///
+/// let image = Tensor::from_slice(&[0.0, 1.0, 0.0, 3.0]).view([1, 1, 2, 2]).set_requires_grad(true);
+///
+/// let loss = TotalVariationLoss::new().f_forward(&image)?;
+/// loss.f_backward()?;
+///
+/// assert_eq!(f64::try_from(&loss)?, 1.0 + 3.0 + 2.0);
+/// assert_eq!(Vec::<f64>::try_from(image.grad().view(-1))?, [-1.0, 0.0, -1.0, 2.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[doc(alias = "TotalVariation")]
+#[doc(alias = "total_variation")]
+pub struct TotalVariationLoss {
+    pixels: PixelReduction,
+    reduction: Reduction,
+}
+
+/// How the differences within an image become one number, in a [`TotalVariationLoss`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum PixelReduction {
+    /// Their sum. The default.
+    #[default]
+    Sum,
+    /// The mean of those along each dimension, so that the size of the image does not count.
+    Mean,
+}
+
+impl TotalVariationLoss {
+    /// The sum of the differences within each image, and the mean over the images.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets how the differences within an image become one number. [`PixelReduction::Sum`] by default.
+    pub fn pixels(mut self, pixels: PixelReduction) -> Self {
+        self.pixels = pixels;
+        self
+    }
+
+    /// Sets the reduction over the images. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// The differences along `dim`, one number for each image.
+    fn f_along(&self, image: &Tensor, dim: i64) -> Result<Tensor, LossError> {
+        let size = image.size();
+        let last = (size[(size.len() as i64 + dim) as usize] - 1).max(0);
+        let from = if last > 0 { 1 } else { 0 };
+        let sizes = image.f_narrow(dim, from, last)?.f_sub(&image.f_narrow(dim, 0, last)?)?.f_abs()?;
+        let pixels = size[size.len() - 2..].iter().product::<i64>();
+        // Without neighbours there is no difference, and not a mean of none.
+        if self.pixels == PixelReduction::Sum || last == 0 || pixels == 0 {
+            return Ok(sizes.f_sum_dim_intlist(&[-2, -1][..], false, None)?);
+        }
+        Ok(sizes.f_mean_dim(&[-2, -1][..], false, None)?)
+    }
+
+    /// Computes the loss, with a graph where the input requires a gradient.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument at fault.
+    pub fn f_forward(&self, input: &Tensor) -> Result<Tensor, LossError> {
+        check::dense(("input", input))?;
+        check::floating(("input", input))?;
+        if input.dim() < 2 {
+            return Err(check::shape_error(("input", input), "[*, H, W]"));
+        }
+        let image = input.f_to_kind(wide_kind(input)?)?;
+        let variations = self.f_along(&image, -2)?.f_add(&self.f_along(&image, -1)?)?;
+        Ok(self.reduction.f_apply(&variations)?.f_to_kind(input.f_kind()?)?)
+    }
+
+    /// Computes the loss as [`f_forward`](Self::f_forward) does.
+    ///
+    /// # Panics
+    /// Where `f_forward` returns an error, with its message.
+    #[track_caller]
+    pub fn forward(&self, input: &Tensor) -> Tensor {
+        crate::loss::expect(self.f_forward(input))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    #[test]
+    fn an_image_has_two_dimensions() {
+        let error = TotalVariationLoss::new().f_forward(&Tensor::from_slice(&[1.0])).unwrap_err();
+        assert_eq!(error.to_string(), "input has shape [1], expected [*, H, W]");
+        let error = TotalVariationLoss::new().f_forward(&Tensor::from_slice(&[1_i64]).view([1, 1])).unwrap_err();
+        assert_eq!(error.to_string(), "input has kind Int64, expected a floating kind");
+    }
+
+    #[test]
+    fn a_line_has_differences_along_one_dimension() {
+        let line = Tensor::arange(5, (Kind::Double, Device::Cpu));
+        for (pixels, expected) in [(PixelReduction::Sum, 4.0), (PixelReduction::Mean, 1.0)] {
+            let loss = TotalVariationLoss::new().pixels(pixels);
+            assert_eq!(loss.forward(&line.view([1, 5])).double_value(&[]), expected);
+            assert_eq!(loss.forward(&line.view([5, 1])).double_value(&[]), expected);
+            assert_eq!(loss.forward(&line.narrow(0, 0, 1).view([1, 1])).double_value(&[]), 0.0);
+        }
+    }
+}

@@ -1,0 +1,306 @@
+use std::borrow::Borrow;
+use std::f64::consts::PI;
+
+use tch::{Tensor, nn};
+
+use super::EmbeddingReduction;
+use super::class_vectors::{Angles, f_variable};
+use crate::{Loss, LossError, check};
+
+/// Additive angular margin with weights that are passed in: [`ArcFaceLoss`] without parameters of its own, and its options.
+///
+/// For weights that are shared, kept elsewhere or partly frozen. Where the loss may own them choose [`ArcFaceLoss`].
+///
+/// # Formula
+///
+/// ℓₙ = −log (exp(s f(θₙᵧ)) / (exp(s f(θₙᵧ)) + Σ_c≠y exp(s cos θₙ_c)))
+///
+/// f(θ) = cos(θ + m) where θ ≤ π − m, and cos θ − m sin m otherwise
+///
+/// where θₙ_c is the angle between the embedding n and the weight of the class c, the nearest one of several, y is the class
+/// of the embedding, m the margin and s the scale.
+///
+/// # Shapes
+///
+/// * `input`: embeddings `[N, D]`
+/// * `weight`: `[D, C]`, or `[D, C · K]` for K sub-centres, those of a class side by side
+/// * `target`: classes `[N]`, of any integer kind
+/// * result: scalar, or `[N]` with [`EmbeddingReduction::None`]
+///
+/// # Reference
+///
+/// `ArcFaceLoss` and `SubCenterArcFaceLoss` of `pytorch_metric_learning.losses` 2.9.0; Deng et al., ArcFace,
+/// <https://arxiv.org/abs/1801.07698>; Deng et al., Sub-center ArcFace, 2020.
+///
+/// # Differences from pytorch-metric-learning
+///
+/// * The gradient of an embedding that points where the weight of its class does, or away from it, is finite; there it is
+///   NaN. Angles near 0 and π keep the digits that their cosines have lost.
+/// * Half precision is computed in single precision.
+/// * Classes may be of any integer kind.
+/// * Over no embeddings at all the mean is 0; there it is NaN.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a margin outside \[0, 180\], a scale that is not
+/// finite or no sub-centres.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::ArcFace;
+///
+/// let embeddings = Tensor::from_slice(&[2.0, 0.0, 0.0, 3.0]).view([2, 2]).set_requires_grad(true);
+/// let weight = Tensor::from_slice(&[1.0, 0.0, 0.0, 1.0]).view([2, 2]);
+/// let classes = Tensor::from_slice(&[0_i64, 1]);
+///
+/// // Each embedding points where its class does: cos(0° + 60°) against cos 90°.
+/// let loss = ArcFace::new().margin(60.0).scale(1.0).f_forward(&embeddings, &weight, &classes)?;
+/// loss.f_backward()?;
+/// assert!((f64::try_from(&loss)? - (-0.5_f64).exp().ln_1p()).abs() < 1e-12);
+/// assert!(bool::try_from(embeddings.grad().isfinite().all())?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ArcFace {
+    margin: f64,
+    scale: f64,
+    sub_centers: i64,
+    reduction: EmbeddingReduction,
+}
+
+impl ArcFace {
+    /// The defaults of pytorch-metric-learning.
+    pub fn new() -> Self {
+        Self { margin: 28.6, scale: 64.0, sub_centers: 1, reduction: EmbeddingReduction::Mean }
+    }
+
+    /// Sets the margin in degrees, in \[0, 180\]. 28.6 by default, half a radian.
+    pub fn margin(mut self, margin: f64) -> Self {
+        self.margin = margin;
+        self
+    }
+
+    /// Sets the scale of the logits, the inverse of a temperature. 64 by default.
+    pub fn scale(mut self, scale: f64) -> Self {
+        self.scale = scale;
+        self
+    }
+
+    /// Sets how many weights a class has, of which the nearest counts: noisy labels and other modes of a class gather around
+    /// weights of their own. 1 by default; 3 is usual.
+    pub fn sub_centers(mut self, sub_centers: i64) -> Self {
+        self.sub_centers = sub_centers;
+        self
+    }
+
+    /// Sets the reduction. [`EmbeddingReduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// Computes the loss, with a graph where an argument requires a gradient.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward(&self, input: &Tensor, weight: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_check()?;
+        let angles = Angles::f_new(input, weight, target, self.sub_centers)?;
+        let (margin, own) = (self.margin.to_radians(), angles.f_own_angles()?);
+        let moved = own.f_add_scalar(margin)?.f_cos()?;
+        // Beyond π the cosine would rise again.
+        let lowered = own.f_cos()?.f_sub_scalar(margin * margin.sin())?;
+        let own = moved.f_where_self(&own.f_le(PI - margin)?, &lowered)?;
+        angles.f_loss(&own, self.scale, self.reduction)
+    }
+
+    /// Computes the loss as [`f_forward`](Self::f_forward) does.
+    ///
+    /// # Panics
+    /// Where `f_forward` returns an error, with its message.
+    #[track_caller]
+    pub fn forward(&self, input: &Tensor, weight: &Tensor, target: &Tensor) -> Tensor {
+        crate::loss::expect(self.f_forward(input, weight, target))
+    }
+
+    fn f_check(&self) -> Result<(), LossError> {
+        let (margin, sub_centers) = (self.margin, self.sub_centers);
+        check::option("margin", margin, (0.0..=180.0).contains(&margin), "a number in [0, 180]")?;
+        check::option("scale", self.scale, self.scale.is_finite(), "a finite number")?;
+        check::option("sub_centers", sub_centers, sub_centers > 0, "a number > 0")
+    }
+}
+
+impl Default for ArcFace {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// ArcFace: classification by angles, with a margin that each embedding must leave to the other classes.
+///
+/// For recognition of faces, products, landmarks: trained as a classifier, used without its weights, by the angles between
+/// embeddings. The margin is the same at all angles; that of [`CosFaceLoss`](crate::CosFaceLoss) is one of cosines. With
+/// noisy labels, or classes of several modes, set [`sub_centers`](ArcFace::sub_centers), which makes it the sub-centre
+/// ArcFace. Where there are too many classes for a weight each choose [`NtXentLoss`](crate::NtXentLoss) or another loss of
+/// pairs.
+///
+/// # Formula
+///
+/// loss = [`ArcFace`](x, W, y)
+///
+/// where x is the input, y the target and W the weights of the classes.
+///
+/// # Shapes
+///
+/// * `input`: embeddings `[N, D]`
+/// * `target`: classes `[N]`, of any integer kind
+/// * result: scalar, or `[N]` with [`EmbeddingReduction::None`]
+///
+/// The variable on the path is `W`, `[D, C · K]`, the name of the state dict of pytorch-metric-learning. Its initial values
+/// are normal.
+///
+/// # Reference
+///
+/// `ArcFaceLoss` and `SubCenterArcFaceLoss` of `pytorch_metric_learning.losses` 2.9.0.
+///
+/// # Differences from pytorch-metric-learning
+///
+/// Those of [`ArcFace`].
+///
+/// # Errors
+///
+/// Those of [`ArcFace`], and [`LossError::Option`] for a number of classes or features that is not positive.
+///
+/// # Example
+///
+/// ```
+/// use tch::{Device, Kind, Tensor, nn};
+/// use tch_losses::{ArcFace, ArcFaceLoss, Loss};
+///
+/// let vs = nn::VarStore::new(Device::Cpu);
+/// let criterion = ArcFaceLoss::f_new(vs.root() / "head", 10, 16, ArcFace::new().sub_centers(3))?;
+/// assert_eq!(vs.variables()["head.W"].size(), [16, 30]);
+///
+/// let embeddings = Tensor::randn([4, 16], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+/// let loss = criterion.f_forward(&embeddings, &Tensor::from_slice(&[0_i64, 9, 3, 3]))?;
+/// loss.f_backward()?;
+/// assert!(criterion.weight().grad().defined());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "SubCenterArcFaceLoss")]
+pub struct ArcFaceLoss {
+    weight: Tensor,
+    arc_face: ArcFace,
+}
+
+impl ArcFaceLoss {
+    /// Creates the variable on `path`.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the option at fault.
+    pub fn f_new<'a>(
+        path: impl Borrow<nn::Path<'a>>,
+        num_classes: i64,
+        embedding_size: i64,
+        arc_face: ArcFace,
+    ) -> Result<Self, LossError> {
+        arc_face.f_check()?;
+        let options = [("num_classes", num_classes), ("embedding_size", embedding_size)];
+        let shape = |[classes, features]: [i64; 2]| [features, classes.saturating_mul(arc_face.sub_centers)];
+        let weight = f_variable(path.borrow(), "W", options, shape, 1.0)?;
+        Ok(Self { weight, arc_face })
+    }
+
+    /// Creates the variable on `path` as [`f_new`](Self::f_new) does.
+    ///
+    /// # Panics
+    /// Where `f_new` returns an error, with its message.
+    #[track_caller]
+    pub fn new<'a>(path: impl Borrow<nn::Path<'a>>, num_classes: i64, embedding_size: i64, arc_face: ArcFace) -> Self {
+        crate::loss::expect(Self::f_new(path, num_classes, embedding_size, arc_face))
+    }
+
+    /// The weights of the classes.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+}
+
+impl Loss for ArcFaceLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.arc_face.f_forward(input, &self.weight, target)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn randn(shape: &[i64]) -> Tensor {
+        Tensor::randn(shape, (Kind::Double, Device::Cpu))
+    }
+
+    #[test]
+    fn wrong_calls_are_named() {
+        let (x, weight, classes) = (randn(&[3, 4]), randn(&[4, 6]), Tensor::from_slice(&[0_i64, 5, 6]));
+        let of_two = ArcFace::new().sub_centers(2);
+        for (loss, weight, target, message) in [
+            (ArcFace::new(), &weight, &classes, "target holds 6, expected classes in [0, 6)"),
+            (of_two, &weight, &classes, "target holds 5, expected classes in [0, 3)"),
+            (ArcFace::new(), &x, &classes, "weight has shape [3, 4], expected [4, C], one column for each class"),
+            (of_two.sub_centers(4), &weight, &classes, {
+                "weight has shape [4, 6], expected [4, 4 C], 4 columns for each class"
+            }),
+            (ArcFace::new(), &weight, &x, "target has shape [3, 4], expected [3], one label for each of input"),
+            (ArcFace::new().margin(-1.0), &weight, &classes, "option margin is -1, expected a number in [0, 180]"),
+            (ArcFace::new().sub_centers(0), &weight, &classes, "option sub_centers is 0, expected a number > 0"),
+        ] {
+            assert_eq!(loss.f_forward(&x, weight, target).unwrap_err().to_string(), message);
+        }
+    }
+
+    #[test]
+    fn saturated_angles_have_finite_gradients() {
+        let weight = randn(&[4, 3]);
+        for (sign, kind) in [1.0, -1.0].into_iter().flat_map(|sign| [Kind::Double, Kind::Float].map(|k| (sign, k))) {
+            let input = (weight.transpose(0, 1) * (2.0 * sign)).to_kind(kind).detach().set_requires_grad(true);
+            let weight = weight.to_kind(kind).detach().set_requires_grad(true);
+            let classes = Tensor::arange(3, (Kind::Int64, Device::Cpu));
+            let loss = ArcFace::new().reduction(EmbeddingReduction::None).forward(&input, &weight, &classes);
+            loss.sum(Kind::Double).backward();
+            for tensor in [&loss, &input.grad(), &weight.grad()] {
+                assert!(bool::try_from(tensor.isfinite().all()).unwrap(), "{sign}, {kind:?}: {tensor}");
+            }
+        }
+    }
+
+    #[test]
+    fn small_angles_keep_their_digits() {
+        // In single precision the cosine of 10⁻⁴ is off by more than half of its distance from 1.
+        let input = Tensor::from_slice(&[1.0_f32, 1e-4]).view([1, 2]);
+        let weight = Tensor::from_slice(&[1.0_f32, 0.0, 0.0, 1.0]).view([2, 2]);
+        let (single, double) = (ArcFace::new().scale(1.0), |tensor: &Tensor| tensor.to_kind(Kind::Double));
+        let classes = Tensor::from_slice(&[0_i64]);
+        let expected = single.forward(&double(&input), &double(&weight), &classes);
+        let loss = single.forward(&input, &weight, &classes);
+        assert!((f64::try_from(loss).unwrap() - f64::try_from(expected).unwrap()).abs() < 1e-7);
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        tch::manual_seed(1);
+        let (x, weight, classes) = (randn(&[4, 3]), randn(&[3, 6]), Tensor::from_slice(&[0_i64, 2, 1, 1]));
+        for sub_centers in [1, 2] {
+            let loss = ArcFace::new().scale(4.0).sub_centers(sub_centers);
+            crate::numeric::assert_gradient(&x, |x| loss.forward(x, &weight, &classes));
+            crate::numeric::assert_gradient(&weight, |weight| loss.forward(&x, weight, &classes));
+        }
+    }
+}

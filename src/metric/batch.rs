@@ -1,0 +1,135 @@
+use tch::{Kind, Tensor};
+
+use super::EmbeddingDistance;
+use crate::numeric::wide_kind;
+use crate::{Loss, LossError, check};
+
+/// A loss over all pairs of a batch of embeddings, or of a batch and a set of reference embeddings.
+///
+/// As a [`Loss`] its `input` are embeddings `[N, D]` and its `target` their labels `[N]`, of any integer kind:
+/// embeddings of one label belong together. References are for embeddings of another origin: a memory of former
+/// batches, of the other modality, or of a slowly moving copy of the model.
+pub trait EmbeddingLoss: Loss {
+    /// Computes the loss of `embeddings` `[N, D]` that are compared with `ref_emb` `[M, D]` alone, and not with each
+    /// other.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    fn f_forward_with(
+        &self,
+        embeddings: &Tensor,
+        labels: &Tensor,
+        ref_emb: &Tensor,
+        ref_labels: &Tensor,
+    ) -> Result<Tensor, LossError>;
+
+    /// Computes the loss as [`f_forward_with`](EmbeddingLoss::f_forward_with) does.
+    ///
+    /// # Panics
+    /// Where `f_forward_with` returns an error, with its message.
+    #[track_caller]
+    fn forward_with(&self, embeddings: &Tensor, labels: &Tensor, ref_emb: &Tensor, ref_labels: &Tensor) -> Tensor {
+        crate::loss::expect(self.f_forward_with(embeddings, labels, ref_emb, ref_labels))
+    }
+}
+
+/// How many pairs of embeddings of single precision are compared in double precision. Gradients are sums over pairs
+/// that nearly cancel, of which single precision leaves few digits; up to here more digits cost next to nothing.
+const FEW_PAIRS: i64 = 1 << 20;
+
+/// The embeddings of a batch, in at least single precision, and which of their pairs belong together.
+pub(crate) struct Batch {
+    pub(crate) embeddings: Tensor,
+    /// None where the embeddings are compared with each other.
+    pub(crate) reference: Option<Tensor>,
+    /// Labels as 64-bit integers.
+    pub(crate) labels: Tensor,
+    /// `[N, M]`: whether two embeddings belong together and are not one and the same.
+    pub(crate) positive: Tensor,
+    /// `[N, M]`: whether two embeddings do not belong together.
+    pub(crate) negative: Tensor,
+    kind: Kind,
+}
+
+impl Batch {
+    /// A batch whose embeddings are compared with each other.
+    pub(crate) fn f_new(embeddings: &Tensor, labels: &Tensor) -> Result<Batch, LossError> {
+        check::devices(&[("input", embeddings), ("target", labels)])?;
+        let labels = f_labels(("input", embeddings), ("target", labels))?;
+        let wide = embeddings.f_to_kind(f_kind_of_pairs(embeddings, embeddings)?)?;
+        let same = f_same(&labels, &labels)?;
+        let mut positive = same.copy();
+        let _ = positive.f_fill_diagonal_(0, false)?;
+        let (negative, kind) = (same.f_logical_not()?, embeddings.f_kind()?);
+        Ok(Batch { embeddings: wide, reference: None, labels, positive, negative, kind })
+    }
+
+    /// A batch whose embeddings are compared with references.
+    pub(crate) fn f_with_reference(
+        embeddings: &Tensor,
+        labels: &Tensor,
+        ref_emb: &Tensor,
+        ref_labels: &Tensor,
+    ) -> Result<Batch, LossError> {
+        let names = ["embeddings", "labels", "ref_emb", "ref_labels"];
+        let named = [(names[0], embeddings), (names[1], labels), (names[2], ref_emb), (names[3], ref_labels)];
+        check::devices(&named)?;
+        let (labels, ref_labels) = (f_labels(named[0], named[1])?, f_labels(named[2], named[3])?);
+        check::same_kind(named[2], named[0])?;
+        if ref_emb.size()[1] != embeddings.size()[1] {
+            let expected = format!("[M, {}], the dimension of embeddings", embeddings.size()[1]);
+            return Err(check::shape_error(named[2], expected));
+        }
+        let wide = f_kind_of_pairs(embeddings, ref_emb)?;
+        let (wide, reference) = (embeddings.f_to_kind(wide)?, ref_emb.f_to_kind(wide)?);
+        let positive = f_same(&labels, &ref_labels)?;
+        let (negative, kind) = (positive.f_logical_not()?, embeddings.f_kind()?);
+        Ok(Batch { embeddings: wide, reference: Some(reference), labels, positive, negative, kind })
+    }
+
+    /// The distances or similarities of all pairs.
+    pub(crate) fn f_matrix(&self, distance: EmbeddingDistance) -> Result<Tensor, LossError> {
+        distance.f_matrix(&self.embeddings, self.reference.as_ref())
+    }
+
+    /// The result in the kind of the embeddings.
+    pub(crate) fn f_narrow(&self, loss: &Tensor) -> Result<Tensor, LossError> {
+        Ok(loss.f_to_kind(self.kind)?)
+    }
+}
+
+/// The labels of embeddings as 64-bit integers.
+pub(super) fn f_labels(embeddings: check::Named, labels: check::Named) -> Result<Tensor, LossError> {
+    check::floating(embeddings)?;
+    let size = embeddings.1.size();
+    if size.len() != 2 || size[1] == 0 {
+        return Err(check::shape_error(embeddings, "[N, D] with D > 0"));
+    }
+    if labels.1.size() != size[..1] {
+        return Err(check::shape_error(labels, format!("[{}], one label for each of {}", size[0], embeddings.0)));
+    }
+    check::integers(labels)
+}
+
+/// The kind in which embeddings are compared with others.
+pub(super) fn f_kind_of_pairs(embeddings: &Tensor, others: &Tensor) -> Result<Kind, LossError> {
+    let few = embeddings.size()[0].saturating_mul(others.size()[0]) <= FEW_PAIRS;
+    if few { Ok(Kind::Double) } else { wide_kind(embeddings) }
+}
+
+/// Whether labels are equal, for each of the first with each of the second.
+fn f_same(labels: &Tensor, others: &Tensor) -> Result<Tensor, LossError> {
+    Ok(labels.f_unsqueeze(1)?.f_eq_tensor(&others.f_unsqueeze(0)?)?)
+}
+
+/// log Σ exp over the elements of each row that `mask` names. Without any it is so small that nothing comes of it.
+pub(crate) fn f_log_sum_exp(matrix: &Tensor, mask: &Tensor) -> Result<Tensor, LossError> {
+    // Not −∞, whose difference from itself is NaN.
+    let least = if matrix.f_kind()? == Kind::Double { f64::MIN } else { f64::from(f32::MIN) };
+    Ok(matrix.f_masked_fill(&mask.f_logical_not()?, least / 2.0)?.f_logsumexp([1_i64].as_slice(), true)?)
+}
+
+/// log(1 + exp(x)).
+pub(crate) fn f_softplus(x: &Tensor) -> Result<Tensor, LossError> {
+    Ok(x.f_neg()?.f_log_sigmoid()?.f_neg()?)
+}

@@ -1,0 +1,435 @@
+use tch::{Kind, TchError, Tensor};
+
+use super::batch::{Batch, f_softplus};
+use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
+use crate::autograd::{Function, f_gradients_of, needed, spread};
+use crate::{Loss, LossError, check};
+
+/// The triplet margin loss over the triplets of a batch, with a choice of those that are mined.
+///
+/// An anchor should be nearer to each embedding of its own label than to any other, by a margin: the order counts,
+/// and not the size of distances. Hardest triplets ([`TripletMining::BatchHard`]) learn fast and may collapse at the
+/// start of a training; semi-hard ones do not; the mean over all that still cost something, the default, lies between
+/// them. For triplets that are made elsewhere choose [`TripletMarginLoss`](crate::TripletMarginLoss).
+///
+/// # Formula
+///
+/// ℓ(a, p, n) = max(0, d(a, p) − d(a, n) + m), or log(1 + exp(d(a, p) − d(a, n) + m)) with `smooth_loss`
+///
+/// for each anchor a, another embedding p of its label and an embedding n of another label that mining takes, where d
+/// is the distance (or a similarity with the other sign) and m the margin. With `swap`, d(a, n) is the smaller one of
+/// d(a, n) and d(p, n).
+///
+/// # Shapes
+///
+/// * `input`: `[N, D]`
+/// * `target`: `[N]`, labels of any integer kind
+/// * result: scalar; with [`EmbeddingReduction::None`], which is for [`TripletMining::BatchHard`] alone, the losses of
+///   the anchors that have a triplet
+///
+/// # Reference
+///
+/// `pytorch_metric_learning.losses.TripletMarginLoss` 2.9.0, behind `BatchHardMiner` or `TripletMarginMiner` of the
+/// same margin; Schroff et al., FaceNet, <https://arxiv.org/abs/1503.03832>, Hermans et al.,
+/// <https://arxiv.org/abs/1703.07737>.
+///
+/// # Differences from pytorch-metric-learning
+///
+/// * Those of [`EmbeddingDistance`].
+/// * Triplets are not listed: without `swap` and `smooth_loss` their sum and number come from the sorted distances of
+///   each anchor. Memory grows with N², also with them.
+/// * `swap` is rejected with references: it compares p with n, which are both references, and there p's position
+///   among the references is taken for one in the batch.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for the margin or the distance out of range, and for options that exclude each other.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{BatchTripletMarginLoss, EmbeddingDistance, Loss, TripletMining};
+///
+/// let embeddings = Tensor::from_slice(&[0.0, 1.0, 3.0]).view([3, 1]).set_requires_grad(true);
+/// let labels = Tensor::from_slice(&[0_i64, 0, 1]);
+///
+/// // With anchor 0 the distances are 1 and 3, with anchor 1 they are 1 and 2.
+/// let loss = BatchTripletMarginLoss::new()
+///     .margin(1.5)
+///     .mining(TripletMining::BatchHard)
+///     .distance(EmbeddingDistance::lp().normalize_embeddings(false))
+///     .f_forward(&embeddings, &labels)?;
+/// loss.f_backward()?;
+/// assert_eq!(f64::try_from(&loss)?, 0.5);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "BatchHardTripletLoss")]
+pub struct BatchTripletMarginLoss {
+    margin: f64,
+    swap: bool,
+    smooth_loss: bool,
+    mining: TripletMining,
+    distance: EmbeddingDistance,
+    reduction: EmbeddingReduction,
+}
+
+/// Which triplets of a batch are mined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[doc(alias = "TripletMarginMiner")]
+#[doc(alias = "BatchHardMiner")]
+pub enum TripletMining {
+    /// All of them. The default.
+    #[default]
+    All,
+    /// Those whose n is farther from a than p is, by no more than the margin.
+    SemiHard,
+    /// Those whose n is at least as near to a as p is.
+    Hard,
+    /// One for each anchor: the farthest p with the nearest n.
+    BatchHard,
+}
+
+/// How many losses are computed at a time where each triplet has its own.
+const CHUNK: i64 = 1 << 22;
+
+impl BatchTripletMarginLoss {
+    /// The triplet margin loss with the defaults of pytorch-metric-learning.
+    pub fn new() -> Self {
+        Self {
+            margin: 0.05,
+            swap: false,
+            smooth_loss: false,
+            mining: TripletMining::All,
+            distance: EmbeddingDistance::lp(),
+            reduction: EmbeddingReduction::MeanNonZero,
+        }
+    }
+
+    /// Sets by how much n should be farther than p. 0.05 by default.
+    pub fn margin(mut self, margin: f64) -> Self {
+        self.margin = margin;
+        self
+    }
+
+    /// Sets whether n is compared with the nearer one of a and p. False by default.
+    pub fn swap(mut self, swap: bool) -> Self {
+        self.swap = swap;
+        self
+    }
+
+    /// Sets whether the hinge is a softplus, which no triplet satisfies once and for all. False by default.
+    pub fn smooth_loss(mut self, smooth_loss: bool) -> Self {
+        self.smooth_loss = smooth_loss;
+        self
+    }
+
+    /// Sets which triplets are mined; `swap` does not matter for that. [`TripletMining::All`] by default.
+    pub fn mining(mut self, mining: TripletMining) -> Self {
+        self.mining = mining;
+        self
+    }
+
+    /// Sets the distance. [`EmbeddingDistance::lp`] by default.
+    pub fn distance(mut self, distance: EmbeddingDistance) -> Self {
+        self.distance = distance;
+        self
+    }
+
+    /// Sets the reduction. [`EmbeddingReduction::MeanNonZero`] by default.
+    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    fn check(&self, batch: &Batch) -> Result<(), LossError> {
+        check::option("margin", self.margin, self.margin.is_finite(), "a finite number")?;
+        let swaps = self.swap && batch.reference.is_some();
+        check::option("swap", self.swap, !swaps, "false with references, which are not compared with each other")?;
+        let listed = self.reduction == EmbeddingReduction::None && self.mining != TripletMining::BatchHard;
+        check::option("reduction", "None", !listed, "a sum or a mean, since the triplets are too many to be listed")
+    }
+
+    fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
+        self.check(batch)?;
+        let far = self.distance.f_alike(&batch.f_matrix(self.distance)?)?.f_neg()?;
+        let losses = match self.mining {
+            _ if far.numel() == 0 && self.reduction == EmbeddingReduction::None => far.f_flatten(0, -1)?,
+            _ if far.numel() == 0 => far.f_sum(None)?,
+            TripletMining::BatchHard => self.f_hardest(&far, batch)?,
+            _ if self.swap || self.smooth_loss => self.f_one_by_one(&far, batch)?,
+            _ => self.f_sorted(&far, batch)?,
+        };
+        batch.f_narrow(&losses)
+    }
+
+    /// From d(a, p) − d(a, n) to the losses.
+    fn f_hinge(&self, difference: &Tensor) -> Result<Tensor, LossError> {
+        let violation = difference.f_add_scalar(self.margin)?;
+        if self.smooth_loss { f_softplus(&violation) } else { Ok(violation.f_relu()?) }
+    }
+
+    /// One triplet for each anchor.
+    fn f_hardest(&self, far: &Tensor, batch: &Batch) -> Result<Tensor, LossError> {
+        let mined = batch.positive.f_any_dim(1, false)?.f_logical_and(&batch.negative.f_any_dim(1, false)?)?;
+        let (not_negative, not_positive) = (batch.negative.f_logical_not()?, batch.positive.f_logical_not()?);
+        let (farthest, positive) = far.f_masked_fill(&not_positive, f64::NEG_INFINITY)?.f_max_dim(1, false)?;
+        let (mut nearest, negative) = far.f_masked_fill(&not_negative, f64::INFINITY)?.f_min_dim(1, false)?;
+        if self.swap {
+            let across = far.f_index_select(0, &positive)?.f_gather(1, &negative.f_unsqueeze(1)?, false)?;
+            nearest = nearest.f_minimum(&across.f_squeeze_dim(1)?)?;
+        }
+        let missing = mined.f_logical_not()?;
+        let difference = farthest.f_masked_fill(&missing, 0)?.f_sub(&nearest.f_masked_fill(&missing, 0)?)?;
+        self.reduction.f_apply(&self.f_hinge(&difference)?, Some(&mined))
+    }
+
+    /// The hinges of all mined triplets, from the sorted distances of each anchor to its negatives: for a pair (a, p)
+    /// the mined negatives are a range of them, and prefix sums tell what they add up to.
+    fn f_sorted(&self, far: &Tensor, batch: &Batch) -> Result<Tensor, LossError> {
+        // A sum is a difference of two prefix sums, which takes more digits than single precision has.
+        let far = far.f_to_kind(Kind::Double)?;
+        let negatives = Negatives::f_new(&far, &batch.negative)?;
+        let limit = far.f_add_scalar(self.margin)?;
+        let (from, to) = self.f_range(&negatives, &far.f_detach()?, &limit.f_detach()?)?;
+        let count = to.f_sub(&from)?.f_clamp_min(0)?.f_masked_fill(&batch.positive.f_logical_not()?, 0)?;
+        // From the limit on hinges are 0.
+        let costly = negatives.f_below(&limit.f_detach()?)?.f_minimum(&to)?.f_sub(&from)?.f_clamp_min(0)?;
+        let near = negatives.f_sum_of(&from, &from.f_add(&costly)?)?;
+        let free = batch.positive.f_logical_not()?.f_logical_or(&costly.f_eq(0)?)?;
+        let sum = limit.f_mul(&costly.f_to_kind(Kind::Double)?)?.f_sub(&near)?.f_masked_fill(&free, 0)?;
+        // A distance that is NaN has no place in an order, but no hinge is satisfied by it.
+        let nan = far.f_isnan()?.f_logical_and(&batch.negative)?.f_any()?;
+        let sum = sum.f_sum(None)?.f_masked_fill(&nan, f64::NAN)?;
+        self.reduction.f_of_sum(&sum, &count.f_sum(Kind::Int64)?)
+    }
+
+    /// For each pair (a, p) the range of sorted negatives that are mined and whose hinges count in the reduction, given
+    /// d(a, p) and d(a, p) + m. It is empty where it ends before it begins.
+    fn f_range(&self, negatives: &Negatives, far: &Tensor, limit: &Tensor) -> Result<(Tensor, Tensor), LossError> {
+        let (mut from, mut to) = match self.mining {
+            TripletMining::SemiHard => (negatives.f_up_to(far)?, negatives.f_up_to(limit)?),
+            TripletMining::Hard => (far.f_zeros_like()?.f_to_kind(Kind::Int64)?, negatives.f_up_to(far)?),
+            _ => (far.f_zeros_like()?.f_to_kind(Kind::Int64)?, negatives.number.f_expand_as(far)?),
+        };
+        let (low, high) = self.reduction.bounds()?;
+        if let Some(low) = low.filter(|low| *low >= 0.0) {
+            to = to.f_minimum(&negatives.f_below(&limit.f_sub_scalar(low)?)?)?;
+        }
+        match high {
+            Some(high) if high > 0.0 => from = from.f_maximum(&negatives.f_up_to(&limit.f_sub_scalar(high)?)?)?,
+            Some(_) => to = to.f_zeros_like()?,
+            None => {}
+        }
+        Ok((from, to))
+    }
+
+    /// All mined triplets, some pairs (a, p) at a time. The gradient of each chunk is computed with it, so that no
+    /// graph of all triplets is ever there.
+    fn f_one_by_one(&self, far: &Tensor, batch: &Batch) -> Result<Tensor, LossError> {
+        let pairs = batch.positive.f_nonzero()?;
+        let (mut sum, mut count) = (Tensor::f_zeros([], (Kind::Double, far.device()))?, None::<Tensor>);
+        let needed = needed(&[far]);
+        let bare = far.f_detach()?;
+        let mut gradient = bare.f_zeros_like()?;
+        for chunk in f_chunks(&pairs, far.size()[1])? {
+            let leaf = bare.f_detach()?.f_set_requires_grad(needed[0])?;
+            let (of_chunk, number) = self.f_triplets(&leaf, &chunk, &batch.negative)?;
+            if needed[0] {
+                let _ = gradient.f_add_(&Tensor::f_run_backward(&[&of_chunk], &[&leaf], false, false)?[0])?;
+            }
+            sum = sum.f_add(&of_chunk.f_detach()?)?;
+            count = Some(count.map_or(Ok(number.shallow_clone()), |count| count.f_add(&number))?);
+        }
+        let Some(count) = count else { return Ok(far.f_narrow(0, 0, 0)?.f_sum(None)?) };
+        let loss = *self;
+        let function = Function::new(&[far]).save(&[far, &gradient, &pairs, &batch.negative]);
+        let sum = function.f_attach_one(sum, move |context| {
+            let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
+            let [far, gradient, pairs, negative] = context.saved() else { return Ok(vec![None]) };
+            if context.create_graph() {
+                let (pairs, negative) = (pairs.shallow_clone(), negative.shallow_clone());
+                let again = move |far: &[Tensor]| Ok(loss.f_triplets(&far[0], &pairs, &negative)?.0);
+                return f_gradients_of(again, &grad, &[far.shallow_clone()], &[true]);
+            }
+            Ok(spread(vec![gradient.f_mul(&grad.f_to_kind(gradient.f_kind()?)?)?], &needed))
+        })?;
+        self.reduction.f_of_sum(&sum, &count)
+    }
+
+    /// The sum and the number of the losses of `pairs` `[P, 2]` of an anchor and a positive, with all negatives.
+    fn f_triplets(&self, far: &Tensor, pairs: &Tensor, negative: &Tensor) -> Result<(Tensor, Tensor), LossError> {
+        let (anchors, positives) = (pairs.f_select(1, 0)?, pairs.f_select(1, 1)?);
+        let to_negatives = far.f_index_select(0, &anchors)?;
+        let to_positive = to_negatives.f_gather(1, &positives.f_unsqueeze(1)?, false)?;
+        let mut mined = negative.f_index_select(0, &anchors)?;
+        let nearer = |margin: f64| to_negatives.f_le_tensor(&to_positive.f_add_scalar(margin)?);
+        match self.mining {
+            TripletMining::SemiHard => {
+                mined = mined.f_logical_and(&nearer(self.margin)?)?.f_logical_and(&nearer(0.0)?.f_logical_not()?)?;
+            }
+            TripletMining::Hard => mined = mined.f_logical_and(&nearer(0.0)?)?,
+            _ => {}
+        }
+        let nearest =
+            if self.swap { to_negatives.f_minimum(&far.f_index_select(0, &positives)?)? } else { to_negatives };
+        self.reduction.f_sum_and_count(&self.f_hinge(&to_positive.f_sub(&nearest)?)?, &mined)
+    }
+}
+
+/// The negatives of each anchor in the order of their distances.
+struct Negatives {
+    /// `[N, M]`, without a graph; infinite after the last.
+    sorted: Tensor,
+    /// `[N, M + 1]`: the sum of the first k.
+    prefix_sums: Tensor,
+    /// `[N, 1]`: how many there are.
+    number: Tensor,
+}
+
+impl Negatives {
+    fn f_new(far: &Tensor, negative: &Tensor) -> Result<Negatives, LossError> {
+        let others = negative.f_logical_not()?;
+        let (sorted, order) = far.f_detach()?.f_masked_fill(&others, f64::INFINITY)?.f_sort(1, false)?;
+        let own = far.f_masked_fill(&others, 0)?.f_gather(1, &order, false)?;
+        let first = own.f_narrow(1, 0, 1)?.f_zeros_like()?;
+        let prefix_sums = Tensor::f_cat(&[first, own.f_cumsum(1, None)?], 1)?;
+        let number = negative.f_sum_dim_intlist([1_i64].as_slice(), true, Kind::Int64)?;
+        Ok(Negatives { sorted, prefix_sums, number })
+    }
+
+    /// How many are below each value.
+    fn f_below(&self, values: &Tensor) -> Result<Tensor, TchError> {
+        values.f_searchsorted(&self.sorted, false, false, "left", None::<Tensor>)?.f_minimum(&self.number)
+    }
+
+    /// How many are not above each value.
+    fn f_up_to(&self, values: &Tensor) -> Result<Tensor, TchError> {
+        values.f_searchsorted(&self.sorted, false, true, "right", None::<Tensor>)?.f_minimum(&self.number)
+    }
+
+    /// The sum of those in each range.
+    fn f_sum_of(&self, from: &Tensor, to: &Tensor) -> Result<Tensor, TchError> {
+        let up_to = |end: &Tensor| self.prefix_sums.f_gather(1, end, false);
+        up_to(to)?.f_sub(&up_to(from)?)
+    }
+}
+
+/// `pairs` in parts of which each has about [`CHUNK`] triplets with `negatives`.
+fn f_chunks(pairs: &Tensor, negatives: i64) -> Result<Vec<Tensor>, TchError> {
+    let (count, rows) = (pairs.size()[0], (CHUNK / negatives).max(1));
+    (0..count).step_by(rows as usize).map(|start| pairs.f_narrow(0, start, rows.min(count - start))).collect()
+}
+
+impl Default for BatchTripletMarginLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for BatchTripletMarginLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_loss(&Batch::f_new(input, target)?)
+    }
+}
+
+impl EmbeddingLoss for BatchTripletMarginLoss {
+    fn f_forward_with(
+        &self,
+        embeddings: &Tensor,
+        labels: &Tensor,
+        ref_emb: &Tensor,
+        ref_labels: &Tensor,
+    ) -> Result<Tensor, LossError> {
+        self.f_loss(&Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::numeric::assert_gradient;
+
+    const MINING: [TripletMining; 3] = [TripletMining::All, TripletMining::SemiHard, TripletMining::Hard];
+
+    fn batch(seed: i64) -> (Tensor, Tensor) {
+        tch::manual_seed(seed);
+        let embeddings = Tensor::randn([14, 3], (Kind::Double, Device::Cpu));
+        (embeddings, Tensor::arange(14, (Kind::Int64, Device::Cpu)).remainder(4))
+    }
+
+    fn distance() -> EmbeddingDistance {
+        EmbeddingDistance::lp().normalize_embeddings(false)
+    }
+
+    #[test]
+    fn sorting_finds_what_a_list_of_triplets_does() {
+        let reductions = [
+            EmbeddingReduction::Mean,
+            EmbeddingReduction::MeanNonZero,
+            EmbeddingReduction::Sum,
+            EmbeddingReduction::Threshold { low: Some(0.3), high: Some(0.9) },
+            EmbeddingReduction::Threshold { low: Some(-1.0), high: Some(0.5) },
+            EmbeddingReduction::Threshold { low: None, high: Some(0.0) },
+        ];
+        let (embeddings, labels) = batch(1);
+        for (mining, reduction) in MINING.into_iter().flat_map(|mining| reductions.map(|reduction| (mining, reduction)))
+        {
+            let loss = BatchTripletMarginLoss::new().margin(0.4).mining(mining).reduction(reduction);
+            let value_and_slope = |sorted: bool| {
+                let leaf = embeddings.copy().set_requires_grad(true);
+                let batch = Batch::f_new(&leaf, &labels).unwrap();
+                let far = batch.f_matrix(distance()).unwrap();
+                let value = if sorted { loss.f_sorted(&far, &batch) } else { loss.f_one_by_one(&far, &batch) }.unwrap();
+                value.backward();
+                Tensor::cat(&[value.view(1), leaf.grad().flatten(0, -1)], 0)
+            };
+            let difference = (value_and_slope(true) - value_and_slope(false)).abs().max().double_value(&[]);
+            assert!(difference < 1e-12, "{mining:?}, {reduction:?}: {difference:e}");
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let (embeddings, labels) = batch(2);
+        for mining in MINING.into_iter().chain([TripletMining::BatchHard]) {
+            for (swap, smooth_loss) in [(false, false), (true, false), (false, true), (true, true)] {
+                let loss = BatchTripletMarginLoss::new().margin(0.3).mining(mining).distance(distance());
+                let loss = loss.swap(swap).smooth_loss(smooth_loss).reduction(EmbeddingReduction::Mean);
+                assert_gradient(&embeddings, |embeddings| loss.forward(embeddings, &labels));
+            }
+        }
+    }
+
+    #[test]
+    fn nan_is_not_a_satisfied_hinge() {
+        let (embeddings, labels) = batch(4);
+        // One with positives, and one that is nothing but a negative of the others.
+        for label in [labels.int64_value(&[3]), 77] {
+            let _ = (embeddings.get(3).fill_(f64::NAN), labels.get(3).fill_(label));
+            for mining in MINING.into_iter().chain([TripletMining::BatchHard]) {
+                let loss = BatchTripletMarginLoss::new().mining(mining).forward(&embeddings, &labels);
+                assert!(loss.double_value(&[]).is_nan(), "{mining:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn options_that_exclude_each_other_are_named() {
+        let (embeddings, labels) = batch(3);
+        let loss = BatchTripletMarginLoss::new().reduction(EmbeddingReduction::None);
+        assert_eq!(
+            loss.f_forward(&embeddings, &labels).unwrap_err().to_string(),
+            "option reduction is None, expected a sum or a mean, since the triplets are too many to be listed"
+        );
+        let loss = BatchTripletMarginLoss::new().swap(true);
+        assert_eq!(
+            loss.f_forward_with(&embeddings, &labels, &embeddings, &labels).unwrap_err().to_string(),
+            "option swap is true, expected false with references, which are not compared with each other"
+        );
+    }
+}

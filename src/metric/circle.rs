@@ -1,0 +1,127 @@
+use tch::Tensor;
+
+use super::batch::{Batch, f_log_sum_exp, f_softplus};
+use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
+use crate::{Loss, LossError, check};
+
+/// The circle loss: pairs count the more, the farther their cosine is from where it should be.
+///
+/// A triplet loss has the same slope for both of its pairs, also where one of them is good enough already; this one
+/// moves the pair that lags behind. With margin 0.25 and γ = 256 for faces, 0.25 and 128 for persons, 0.4 and 80 for
+/// fine-grained images, as the paper has it.
+///
+/// # Formula
+///
+/// ℓₐ = log(1 + Σ_{p ∈ P(a)} exp(−γ αₚ (s(a, p) − (1 − m))) · Σ_{n ∈ N(a)} exp(γ αₙ (s(a, n) − m)))
+///
+/// αₚ = max(0, 1 + m − s(a, p)) and αₙ = max(0, s(a, n) + m)
+///
+/// where P(a) are the other embeddings of a's label and N(a) those of other labels, s is the cosine, m the margin,
+/// and the weights α are constants for the gradient. An embedding without a positive or without negatives has ℓₐ = 0.
+///
+/// # Shapes
+///
+/// * `input`: `[N, D]`
+/// * `target`: `[N]`, labels of any integer kind
+/// * result: scalar; with [`EmbeddingReduction::None`] the losses `[N]` of the embeddings
+///
+/// # Reference
+///
+/// `pytorch_metric_learning.losses.CircleLoss` 2.9.0; Sun et al., <https://arxiv.org/abs/2002.10857>.
+///
+/// # Differences from pytorch-metric-learning
+///
+/// * Those of [`EmbeddingDistance`].
+/// * A single pair with a single other pair, as of one embedding and two references, has its loss; there it is 0.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for γ or the margin out of range.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{CircleLoss, Loss};
+///
+/// let embeddings = Tensor::from_slice(&[1.0, 0.0, 2.0, 0.0, 0.0, 1.0]).view([3, 2]).set_requires_grad(true);
+/// let labels = Tensor::from_slice(&[0_i64, 0, 1]);
+///
+/// // The cosine of the pair is 1 and its weight m; that of the other pairs is 0 and their weight m, too.
+/// let loss = CircleLoss::new().margin(0.25).gamma(8.0).f_forward(&embeddings, &labels)?;
+/// loss.f_backward()?;
+/// assert!((f64::try_from(&loss)? - (1.0 + (-2.0 * 8.0 * 0.25 * 0.25_f64).exp()).ln()).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CircleLoss {
+    margin: f64,
+    gamma: f64,
+    reduction: EmbeddingReduction,
+}
+
+impl CircleLoss {
+    /// The circle loss with the defaults of pytorch-metric-learning.
+    pub fn new() -> Self {
+        Self { margin: 0.4, gamma: 80.0, reduction: EmbeddingReduction::MeanNonZero }
+    }
+
+    /// Sets the margin m: pairs of one label should have a cosine above 1 − m, and others one below m. 0.4 by default.
+    pub fn margin(mut self, margin: f64) -> Self {
+        self.margin = margin;
+        self
+    }
+
+    /// Sets the scale γ > 0 of the cosines. 80 by default.
+    pub fn gamma(mut self, gamma: f64) -> Self {
+        self.gamma = gamma;
+        self
+    }
+
+    /// Sets the reduction. [`EmbeddingReduction::MeanNonZero`] by default.
+    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
+        let (m, gamma) = (self.margin, self.gamma);
+        check::option("margin", m, m.is_finite(), "a finite number")?;
+        check::option("gamma", gamma, gamma > 0.0 && gamma.is_finite(), "a finite number > 0")?;
+        let cosine = batch.f_matrix(EmbeddingDistance::cosine())?;
+        let constant = cosine.f_detach()?;
+        let lag = constant.f_rsub_scalar(1.0 + m)?.f_relu()?;
+        let lead = constant.f_add_scalar(m)?.f_relu()?;
+        let positives = cosine.f_sub_scalar(1.0 - m)?.f_mul(&lag)?.f_mul_scalar(-gamma)?;
+        let negatives = cosine.f_sub_scalar(m)?.f_mul(&lead)?.f_mul_scalar(gamma)?;
+        let positives = f_log_sum_exp(&positives, &batch.positive)?;
+        let negatives = f_log_sum_exp(&negatives, &batch.negative)?;
+        let losses = f_softplus(&positives.f_add(&negatives)?)?.f_flatten(0, -1)?;
+        batch.f_narrow(&self.reduction.f_apply(&losses, None)?)
+    }
+}
+
+impl Default for CircleLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for CircleLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_loss(&Batch::f_new(input, target)?)
+    }
+}
+
+impl EmbeddingLoss for CircleLoss {
+    fn f_forward_with(
+        &self,
+        embeddings: &Tensor,
+        labels: &Tensor,
+        ref_emb: &Tensor,
+        ref_labels: &Tensor,
+    ) -> Result<Tensor, LossError> {
+        self.f_loss(&Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+    }
+}

@@ -1,0 +1,139 @@
+use tch::Tensor;
+
+use super::batch::Batch;
+use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
+use crate::{Loss, LossError};
+
+/// The contrastive loss: pulls embeddings of one label together, and pushes others apart up to a margin.
+///
+/// The oldest loss of pairs, and the one whose margins are easiest to read: they are the distances that embeddings
+/// should have. Each pair is judged by itself; where the order of distances counts, and not their size, choose
+/// [`BatchTripletMarginLoss`](crate::BatchTripletMarginLoss), and for large batches
+/// [`NtXentLoss`](crate::NtXentLoss).
+///
+/// # Formula
+///
+/// L = R(max(0, d(a, b) − m₊) over pairs of one label) + R(max(0, m₋ − d(a, b)) over the other pairs)
+///
+/// where d is the distance, m₊ and m₋ are the margins and R is the reduction. With a similarity s the losses are
+/// max(0, m₊ − s(a, b)) and max(0, s(a, b) − m₋).
+///
+/// # Shapes
+///
+/// * `input`: `[N, D]`
+/// * `target`: `[N]`, labels of any integer kind
+/// * result: scalar; with [`EmbeddingReduction::None`] the losses of the pairs of one label, row by row, and then
+///   those of the others
+///
+/// # Reference
+///
+/// `pytorch_metric_learning.losses.ContrastiveLoss` 2.9.0; Hadsell et al., Dimensionality Reduction by Learning an
+/// Invariant Mapping, 2006, whose loss has squares of these terms.
+///
+/// # Differences from pytorch-metric-learning
+///
+/// * Those of [`EmbeddingDistance`].
+/// * A single pair with a single other pair, as of one embedding and two references, has its loss; there it is 0.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for a distance out of range.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{ContrastiveLoss, EmbeddingDistance, Loss};
+///
+/// let embeddings = Tensor::from_slice(&[0.0, 0.0, 3.0, 4.0, 0.0, 0.5]).view([3, 2]).set_requires_grad(true);
+/// let labels = Tensor::from_slice(&[0_i64, 0, 1]);
+///
+/// // The pair of label 0 is 5 apart, and of the others one is nearer than 1: at 0.5.
+/// let criterion = ContrastiveLoss::new().distance(EmbeddingDistance::lp().normalize_embeddings(false));
+/// let loss = criterion.f_forward(&embeddings, &labels)?;
+/// loss.f_backward()?;
+/// assert_eq!(f64::try_from(&loss)?, 5.0 + 0.5);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ContrastiveLoss {
+    pos_margin: f64,
+    neg_margin: f64,
+    distance: EmbeddingDistance,
+    reduction: EmbeddingReduction,
+}
+
+impl ContrastiveLoss {
+    /// The contrastive loss with the defaults of pytorch-metric-learning.
+    pub fn new() -> Self {
+        Self {
+            pos_margin: 0.0,
+            neg_margin: 1.0,
+            distance: EmbeddingDistance::lp(),
+            reduction: EmbeddingReduction::MeanNonZero,
+        }
+    }
+
+    /// Sets the distance up to which a pair of one label costs nothing, or the similarity from which on. 0 by default;
+    /// for a similarity 1 is usual.
+    pub fn pos_margin(mut self, pos_margin: f64) -> Self {
+        self.pos_margin = pos_margin;
+        self
+    }
+
+    /// Sets the distance from which on a pair of two labels costs nothing, or the similarity up to which. 1 by default;
+    /// for a similarity 0 is usual.
+    pub fn neg_margin(mut self, neg_margin: f64) -> Self {
+        self.neg_margin = neg_margin;
+        self
+    }
+
+    /// Sets the distance. [`EmbeddingDistance::lp`] by default.
+    pub fn distance(mut self, distance: EmbeddingDistance) -> Self {
+        self.distance = distance;
+        self
+    }
+
+    /// Sets the reduction. [`EmbeddingReduction::MeanNonZero`] by default.
+    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
+        let matrix = batch.f_matrix(self.distance)?;
+        let too_far = self.distance.f_beyond(&matrix, self.pos_margin)?.f_relu()?;
+        let too_near = self.distance.f_beyond(&matrix, self.neg_margin)?.f_neg()?.f_relu()?;
+        let of_one = self.reduction.f_apply(&too_far, Some(&batch.positive))?;
+        let of_two = self.reduction.f_apply(&too_near, Some(&batch.negative))?;
+        match self.reduction {
+            EmbeddingReduction::None => batch.f_narrow(&Tensor::f_cat(&[of_one, of_two], 0)?),
+            _ => batch.f_narrow(&of_one.f_add(&of_two)?),
+        }
+    }
+}
+
+impl Default for ContrastiveLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for ContrastiveLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_loss(&Batch::f_new(input, target)?)
+    }
+}
+
+impl EmbeddingLoss for ContrastiveLoss {
+    fn f_forward_with(
+        &self,
+        embeddings: &Tensor,
+        labels: &Tensor,
+        ref_emb: &Tensor,
+        ref_labels: &Tensor,
+    ) -> Result<Tensor, LossError> {
+        self.f_loss(&Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+    }
+}

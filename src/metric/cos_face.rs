@@ -1,0 +1,243 @@
+use std::borrow::Borrow;
+
+use tch::{Tensor, nn};
+
+use super::EmbeddingReduction;
+use super::class_vectors::{Angles, f_variable};
+use crate::{Loss, LossError, check};
+
+/// Large margin of cosines with weights that are passed in: [`CosFaceLoss`] without parameters of its own, and its options.
+///
+/// For weights that are shared, kept elsewhere or partly frozen. Where the loss may own them choose [`CosFaceLoss`].
+///
+/// # Formula
+///
+/// ℓₙ = −log (exp(s (cos θₙᵧ − m)) / (exp(s (cos θₙᵧ − m)) + Σ_c≠y exp(s cos θₙ_c)))
+///
+/// where θₙ_c is the angle between the embedding n and the weight of the class c, y is the class of the embedding, m the margin
+/// and s the scale.
+///
+/// # Shapes
+///
+/// * `input`: embeddings `[N, D]`
+/// * `weight`: `[D, C]`
+/// * `target`: classes `[N]`, of any integer kind
+/// * result: scalar, or `[N]` with [`EmbeddingReduction::None`]
+///
+/// # Reference
+///
+/// `pytorch_metric_learning.losses.CosFaceLoss` 2.9.0; Wang et al., CosFace, <https://arxiv.org/abs/1801.09414>.
+///
+/// # Differences from pytorch-metric-learning
+///
+/// * Half precision is computed in single precision.
+/// * Classes may be of any integer kind.
+/// * Over no embeddings at all the mean is 0; there it is NaN.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a margin or scale that is not finite.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::CosFace;
+///
+/// let embeddings = Tensor::from_slice(&[2.0, 0.0, 0.0, 3.0]).view([2, 2]).set_requires_grad(true);
+/// let weight = Tensor::from_slice(&[1.0, 0.0, 0.0, 1.0]).view([2, 2]);
+/// let classes = Tensor::from_slice(&[0_i64, 1]);
+///
+/// // Each embedding points where its class does: 1 − 0.35 against cos 90°.
+/// let loss = CosFace::new().scale(1.0).f_forward(&embeddings, &weight, &classes)?;
+/// loss.f_backward()?;
+/// assert!((f64::try_from(&loss)? - (-0.65_f64).exp().ln_1p()).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CosFace {
+    margin: f64,
+    scale: f64,
+    reduction: EmbeddingReduction,
+}
+
+impl CosFace {
+    /// The defaults of pytorch-metric-learning.
+    pub fn new() -> Self {
+        Self { margin: 0.35, scale: 64.0, reduction: EmbeddingReduction::Mean }
+    }
+
+    /// Sets by how much the cosine with the own class must be larger. 0.35 by default.
+    pub fn margin(mut self, margin: f64) -> Self {
+        self.margin = margin;
+        self
+    }
+
+    /// Sets the scale of the logits, the inverse of a temperature. 64 by default.
+    pub fn scale(mut self, scale: f64) -> Self {
+        self.scale = scale;
+        self
+    }
+
+    /// Sets the reduction. [`EmbeddingReduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// Computes the loss, with a graph where an argument requires a gradient.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward(&self, input: &Tensor, weight: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_check()?;
+        let angles = Angles::f_new(input, weight, target, 1)?;
+        let own = angles.f_own_cosines()?.f_sub_scalar(self.margin)?;
+        angles.f_loss(&own, self.scale, self.reduction)
+    }
+
+    /// Computes the loss as [`f_forward`](Self::f_forward) does.
+    ///
+    /// # Panics
+    /// Where `f_forward` returns an error, with its message.
+    #[track_caller]
+    pub fn forward(&self, input: &Tensor, weight: &Tensor, target: &Tensor) -> Tensor {
+        crate::loss::expect(self.f_forward(input, weight, target))
+    }
+
+    fn f_check(&self) -> Result<(), LossError> {
+        check::option("margin", self.margin, self.margin.is_finite(), "a finite number")?;
+        check::option("scale", self.scale, self.scale.is_finite(), "a finite number")
+    }
+}
+
+impl Default for CosFace {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// CosFace: classification by cosines, with a margin that each embedding must leave to the other classes.
+///
+/// For recognition of faces, products, landmarks, as [`ArcFaceLoss`](crate::ArcFaceLoss). A margin of cosines asks for less of
+/// an angle where it is small or near 180°, and is the one that is easier to train.
+///
+/// # Formula
+///
+/// loss = [`CosFace`](x, W, y)
+///
+/// where x is the input, y the target and W the weights of the classes.
+///
+/// # Shapes
+///
+/// * `input`: embeddings `[N, D]`
+/// * `target`: classes `[N]`, of any integer kind
+/// * result: scalar, or `[N]` with [`EmbeddingReduction::None`]
+///
+/// The variable on the path is `W`, `[D, C]`, the name of the state dict of pytorch-metric-learning. Its initial values are
+/// normal.
+///
+/// # Reference
+///
+/// `pytorch_metric_learning.losses.CosFaceLoss` 2.9.0.
+///
+/// # Differences from pytorch-metric-learning
+///
+/// Those of [`CosFace`].
+///
+/// # Errors
+///
+/// Those of [`CosFace`], and [`LossError::Option`] for a number of classes or features that is not positive.
+///
+/// # Example
+///
+/// ```
+/// use tch::{Device, Kind, Tensor, nn};
+/// use tch_losses::{CosFace, CosFaceLoss, Loss};
+///
+/// let vs = nn::VarStore::new(Device::Cpu);
+/// let criterion = CosFaceLoss::f_new(vs.root() / "head", 10, 16, CosFace::new().margin(0.2))?;
+/// assert_eq!(vs.variables()["head.W"].size(), [16, 10]);
+///
+/// let embeddings = Tensor::randn([4, 16], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+/// let loss = criterion.f_forward(&embeddings, &Tensor::from_slice(&[0_i64, 9, 3, 3]))?;
+/// loss.f_backward()?;
+/// assert!(criterion.weight().grad().defined());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct CosFaceLoss {
+    weight: Tensor,
+    cos_face: CosFace,
+}
+
+impl CosFaceLoss {
+    /// Creates the variable on `path`.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the option at fault.
+    pub fn f_new<'a>(
+        path: impl Borrow<nn::Path<'a>>,
+        num_classes: i64,
+        embedding_size: i64,
+        cos_face: CosFace,
+    ) -> Result<Self, LossError> {
+        cos_face.f_check()?;
+        let options = [("num_classes", num_classes), ("embedding_size", embedding_size)];
+        let weight = f_variable(path.borrow(), "W", options, |[classes, features]| [features, classes], 1.0)?;
+        Ok(Self { weight, cos_face })
+    }
+
+    /// Creates the variable on `path` as [`f_new`](Self::f_new) does.
+    ///
+    /// # Panics
+    /// Where `f_new` returns an error, with its message.
+    #[track_caller]
+    pub fn new<'a>(path: impl Borrow<nn::Path<'a>>, num_classes: i64, embedding_size: i64, cos_face: CosFace) -> Self {
+        crate::loss::expect(Self::f_new(path, num_classes, embedding_size, cos_face))
+    }
+
+    /// The weights of the classes.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+}
+
+impl Loss for CosFaceLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.cos_face.f_forward(input, &self.weight, target)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::ArcFace;
+
+    fn randn(shape: &[i64]) -> Tensor {
+        Tensor::randn(shape, (Kind::Double, Device::Cpu))
+    }
+
+    #[test]
+    fn wrong_calls_are_named() {
+        let (x, weight, classes) = (randn(&[2, 4]), randn(&[4, 6]), Tensor::from_slice(&[0_i64, -1]));
+        let error = CosFace::new().f_forward(&x, &weight, &classes).unwrap_err();
+        assert_eq!(error.to_string(), "target holds -1, expected classes in [0, 6)");
+        let error = CosFace::new().margin(f64::NAN).f_forward(&x, &weight, &classes).unwrap_err();
+        assert_eq!(error.to_string(), "option margin is NaN, expected a finite number");
+        let vs = nn::VarStore::new(Device::Cpu);
+        let error = CosFaceLoss::f_new(vs.root(), 0, 4, CosFace::new()).unwrap_err();
+        assert_eq!(error.to_string(), "option num_classes is 0, expected a number > 0");
+    }
+
+    #[test]
+    fn without_a_margin_it_is_arcface_without_one() {
+        let (x, weight, classes) = (randn(&[3, 4]), randn(&[4, 6]), Tensor::from_slice(&[0_i64, 5, 2]));
+        let cos = CosFace::new().margin(0.0).forward(&x, &weight, &classes);
+        let arc = ArcFace::new().margin(0.0).forward(&x, &weight, &classes);
+        assert!(f64::try_from(cos - arc).unwrap().abs() < 1e-12);
+    }
+}

@@ -1,0 +1,359 @@
+use tch::Tensor;
+
+use crate::autograd::{Context, Function, Gradients, needed};
+use crate::numeric::f_power;
+use crate::{LossError, check};
+
+/// How far apart, or how alike, two embeddings are.
+///
+/// Losses over a batch compare its embeddings by one of these: the distance of their difference ([`lp`](Self::lp)), the
+/// similarity of their directions ([`cosine`](Self::cosine)), their product
+/// ([`dot_product`](Self::dot_product)), or the share of noise that makes one of the other
+/// ([`signal_to_noise`](Self::signal_to_noise)). Embeddings are scaled to length 1 first, except where that is turned
+/// off: for unit vectors all but the last say the same in other words, since ‖a − b‖² = 2 − 2 cos(a, b).
+///
+/// # Formula
+///
+/// | | d(a, b) | |
+/// |---|---|---|
+/// | `lp` | ‖a − b‖ₚ | distance |
+/// | `cosine`, `dot_product` | a · b | similarity |
+/// | `signal_to_noise` | var(a − b) / var(a) | distance |
+///
+/// where a and b are the embeddings, divided by max(‖·‖ₚ, 10⁻¹²) with `normalize_embeddings`; and all of it to the
+/// power of `power`.
+///
+/// # Reference
+///
+/// `LpDistance`, `CosineSimilarity`, `DotProductSimilarity` and `SNRDistance` of `pytorch_metric_learning.distances`
+/// 2.9.0.
+///
+/// # Differences from pytorch-metric-learning
+///
+/// * Distances are computed from differences, never from products, so that near embeddings keep the digits of their
+///   distance, and equal ones have 0 with gradient 0.
+/// * Half precision is computed in single precision, and up to 2²⁰ pairs of either in double precision, because their
+///   gradients are sums that nearly cancel.
+/// * Large embeddings do not overflow, except in a dot product, which may be that large itself.
+/// * The signal-to-noise ratio needs memory for the distances alone, not for the difference of each pair.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{ContrastiveLoss, EmbeddingDistance, Loss};
+///
+/// let embeddings = Tensor::from_slice(&[0.0, 0.0, 3.0, 4.0]).view([2, 2]);
+/// let labels = Tensor::from_slice(&[7_i64, 7]);
+///
+/// // The distance is 5, and 25 when squared.
+/// let distance = EmbeddingDistance::lp().normalize_embeddings(false).power(2.0);
+/// let loss = ContrastiveLoss::new().distance(distance).f_forward(&embeddings, &labels)?;
+/// assert_eq!(f64::try_from(loss)?, 25.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "LpDistance")]
+#[doc(alias = "CosineSimilarity")]
+#[doc(alias = "DotProductSimilarity")]
+#[doc(alias = "SNRDistance")]
+pub struct EmbeddingDistance {
+    measure: Measure,
+    normalize_embeddings: bool,
+    p: f64,
+    power: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Measure {
+    Lp,
+    DotProduct,
+    SignalToNoise,
+}
+
+/// The `compute_mode` of `cdist` that takes differences and no matrix product.
+const OF_DIFFERENCES: i64 = 2;
+
+/// The least length that an embedding is divided by, as in `torch.nn.functional.normalize`.
+const LEAST_NORM: f64 = 1e-12;
+
+/// Embeddings with elements above it are scaled before their differences are squared, which might overflow.
+const LARGE: f64 = 1e10;
+
+impl EmbeddingDistance {
+    const fn new(measure: Measure) -> Self {
+        Self { measure, normalize_embeddings: true, p: 2.0, power: 1.0 }
+    }
+
+    /// The p-norm of the difference, the Euclidean distance by default.
+    pub const fn lp() -> Self {
+        Self::new(Measure::Lp)
+    }
+
+    /// The cosine of the angle, which is the dot product of embeddings of length 1.
+    pub const fn cosine() -> Self {
+        Self::new(Measure::DotProduct)
+    }
+
+    /// The dot product. Of embeddings as they are, it needs
+    /// [`normalize_embeddings(false)`](Self::normalize_embeddings); of unit vectors it is the cosine.
+    pub const fn dot_product() -> Self {
+        Self::new(Measure::DotProduct)
+    }
+
+    /// The variance of the difference over that of the first embedding, each over the dimensions of one embedding.
+    pub const fn signal_to_noise() -> Self {
+        Self::new(Measure::SignalToNoise)
+    }
+
+    /// Sets whether embeddings are scaled to length 1 before they are compared. True by default.
+    pub fn normalize_embeddings(mut self, normalize_embeddings: bool) -> Self {
+        self.normalize_embeddings = normalize_embeddings;
+        self
+    }
+
+    /// Sets the p ≥ 1 of the norm: that of differences, and that by which embeddings are scaled. 2 by default.
+    pub fn p(mut self, p: f64) -> Self {
+        self.p = p;
+        self
+    }
+
+    /// Sets the power > 0 to which distances or similarities are raised. 1 by default.
+    pub fn power(mut self, power: f64) -> Self {
+        self.power = power;
+        self
+    }
+
+    /// Whether it is larger for embeddings that are more alike.
+    pub fn is_similarity(self) -> bool {
+        self.measure == Measure::DotProduct
+    }
+
+    /// Whether the options are in range.
+    pub(crate) fn check(self) -> Result<(), LossError> {
+        check::option("p", self.p, self.p >= 1.0, "a number ≥ 1")?;
+        check::option("power", self.power, self.power > 0.0 && self.power.is_finite(), "a finite number > 0")
+    }
+
+    /// The distances or similarities of `embeddings` `[N, D]` to `reference` `[M, D]`, or among themselves, as a matrix
+    /// `[N, M]`. All are of one kind, single or double precision.
+    pub(crate) fn f_matrix(self, embeddings: &Tensor, reference: Option<&Tensor>) -> Result<Tensor, LossError> {
+        self.check()?;
+        let a = self.f_prepared(embeddings)?;
+        let b = reference.map(|reference| self.f_prepared(reference)).transpose()?;
+        let matrix = match self.measure {
+            Measure::DotProduct => a.f_matmul(&b.as_ref().unwrap_or(&a).f_transpose(0, 1)?)?,
+            Measure::Lp => self.f_lp(&a, b.as_ref())?,
+            Measure::SignalToNoise => self.f_signal_to_noise(&a, b.as_ref())?,
+        };
+        match (self.power == 1.0, self.measure) {
+            (true, _) => Ok(matrix),
+            (false, Measure::DotProduct) => Ok(matrix.f_pow_tensor_scalar(self.power)?),
+            (false, _) => f_power(&matrix, self.power),
+        }
+    }
+
+    /// By how much the embeddings of each pair are farther apart than `margin`, or less alike.
+    pub(crate) fn f_beyond(self, matrix: &Tensor, margin: f64) -> Result<Tensor, LossError> {
+        let farther = matrix.f_sub_scalar(margin)?;
+        if self.is_similarity() { Ok(farther.f_neg()?) } else { Ok(farther) }
+    }
+
+    /// A similarity as it is, and a distance with the other sign: the larger, the more alike.
+    pub(crate) fn f_alike(self, matrix: &Tensor) -> Result<Tensor, LossError> {
+        if self.is_similarity() { Ok(matrix.shallow_clone()) } else { Ok(matrix.f_neg()?) }
+    }
+
+    /// Embeddings of length 1, or as they are.
+    pub(super) fn f_prepared(self, embeddings: &Tensor) -> Result<Tensor, LossError> {
+        if !self.normalize_embeddings {
+            return Ok(embeddings.shallow_clone());
+        }
+        // Scaling changes no direction, and keeps squares from overflowing.
+        let largest = embeddings.f_detach()?.f_abs()?.f_amax([1_i64], true)?.f_clamp_min(1)?;
+        let scaled = embeddings.f_div(&largest)?;
+        Ok(scaled.f_div(&scaled.f_norm_scalaropt_dim(self.p, [1_i64], true)?.f_clamp_min(LEAST_NORM)?)?)
+    }
+
+    fn f_lp(self, a: &Tensor, b: Option<&Tensor>) -> Result<Tensor, LossError> {
+        if self.normalize_embeddings {
+            return f_norms(a, b, self.p);
+        }
+        let scale = f_scale(a, b)?;
+        let (a, b) = (a.f_div(&scale)?, b.map(|b| b.f_div(&scale)).transpose()?);
+        Ok(f_norms(&a, b.as_ref(), self.p)?.f_mul(&scale)?)
+    }
+
+    fn f_signal_to_noise(self, a: &Tensor, b: Option<&Tensor>) -> Result<Tensor, LossError> {
+        let scale = f_scale(a, b)?;
+        // The variance of a difference is the squared distance of what deviates from the means, over D − 1; and so is
+        // that of an embedding. In their quotient the D − 1 is gone.
+        let deviation = |x: &Tensor| {
+            let scaled = x.f_div(&scale)?;
+            scaled.f_sub(&scaled.f_mean_dim([1_i64].as_slice(), true, None)?)
+        };
+        let (a, b) = (deviation(a)?, b.map(deviation).transpose()?);
+        let noise = f_euclidean(&a, b.as_ref())?.f_square()?;
+        let signal = a.f_square()?.f_sum_dim_intlist([1_i64].as_slice(), true, None)?;
+        // Without a signal all is noise.
+        let silent = signal.f_eq(0)?;
+        Ok(noise.f_div(&signal.f_masked_fill(&silent, 1)?)?.f_masked_fill(&silent, f64::INFINITY)?)
+    }
+}
+
+/// What the elements of embeddings are divided by, so that their squares do not overflow: 1 as long as they are not
+/// large.
+fn f_scale(a: &Tensor, b: Option<&Tensor>) -> Result<Tensor, LossError> {
+    let one = a.f_detach()?.f_new_ones([1], (a.f_kind()?, a.device()))?;
+    let mut largest = one.shallow_clone();
+    for x in [Some(a), b].into_iter().flatten().filter(|x| x.numel() > 0) {
+        largest = largest.f_maximum(&x.f_detach()?.f_abs()?.f_max()?)?;
+    }
+    Ok(largest.f_where_self(&largest.f_gt(LARGE)?, &one)?)
+}
+
+/// ‖aᵢ − bⱼ‖ₚ for all i and j, or ‖aᵢ − aⱼ‖ₚ.
+fn f_norms(a: &Tensor, b: Option<&Tensor>, p: f64) -> Result<Tensor, LossError> {
+    if p == 2.0 {
+        return f_euclidean(a, b);
+    }
+    Ok(Tensor::f_cdist(a, b.unwrap_or(a), p, OF_DIFFERENCES)?)
+}
+
+/// The Euclidean distances, which can be differentiated more than once; those of `cdist` cannot.
+fn f_euclidean(a: &Tensor, b: Option<&Tensor>) -> Result<Tensor, LossError> {
+    let inputs: Vec<&Tensor> = [Some(a), b].into_iter().flatten().collect();
+    let needed = needed(&inputs);
+    let bare = inputs.iter().map(|input| input.f_detach()).collect::<Result<Vec<_>, _>>()?;
+    let distances = Tensor::f_cdist(&bare[0], &bare[inputs.len() - 1], 2.0, OF_DIFFERENCES)?;
+    let saved: Vec<&Tensor> = inputs.iter().copied().chain([&distances]).collect();
+    Function::new(&inputs).save(&saved).f_attach_one(distances.f_detach()?, move |context| {
+        let Some(grad) = context.grad(0) else { return Ok(needed.iter().map(|_| None).collect()) };
+        let gradients =
+            if context.create_graph() { f_slopes_with_graph(&context, &grad)? } else { f_slopes(&context, &grad)? };
+        Ok(gradients.into_iter().zip(&needed).map(|(gradient, needed)| gradient.filter(|_| *needed)).collect())
+    })
+}
+
+/// Σⱼ gᵢⱼ (aᵢ − bⱼ) / dᵢⱼ for each i, and the same for each j, as `cdist` computes them.
+fn f_slopes(context: &Context, grad: &Tensor) -> Gradients {
+    let slope = |grad: &Tensor, a: &Tensor, b: &Tensor, distances: &Tensor| {
+        let [grad, a, b, distances] = [grad, a, b, distances].map(Tensor::f_contiguous);
+        Tensor::f_internal_cdist_backward(&grad?, &a?, &b?, 2.0, &distances?)
+    };
+    match context.saved() {
+        // As each distance is there twice, its two gradients are taken together.
+        [a, distances] => Ok(vec![Some(slope(&grad.f_add(&grad.f_transpose(0, 1)?)?, a, a, distances)?)]),
+        [a, b, distances] => {
+            let (across, back) = (grad.f_transpose(0, 1)?, distances.f_transpose(0, 1)?);
+            Ok(vec![Some(slope(grad, a, b, distances)?), Some(slope(&across, b, a, &back)?)])
+        }
+        _ => Ok(vec![]),
+    }
+}
+
+/// The same of operations that can be differentiated again.
+fn f_slopes_with_graph(context: &Context, grad: &Tensor) -> Gradients {
+    let weights = |distances: Tensor| {
+        let equal = distances.f_eq(0)?;
+        Ok::<_, LossError>(grad.f_masked_fill(&equal, 0)?.f_div(&distances.f_masked_fill(&equal, 1)?)?)
+    };
+    // Σⱼ wᵢⱼ (aᵢ − bⱼ)
+    let slope = |weights: &Tensor, a: &Tensor, b: &Tensor| {
+        let own = a.f_mul(&weights.f_sum_dim_intlist([1_i64].as_slice(), true, None)?)?;
+        Ok::<_, LossError>(own.f_sub(&weights.f_matmul(b)?)?)
+    };
+    match context.saved() {
+        [a, _] => {
+            let weights = weights(f_euclidean(a, None)?)?;
+            Ok(vec![Some(slope(&weights.f_add(&weights.f_transpose(0, 1)?)?, a, a)?)])
+        }
+        [a, b, _] => {
+            let weights = weights(f_euclidean(a, Some(b))?)?;
+            Ok(vec![Some(slope(&weights, a, b)?), Some(slope(&weights.f_transpose(0, 1)?, b, a)?)])
+        }
+        _ => Ok(vec![]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::numeric::assert_gradient;
+
+    fn embeddings() -> Tensor {
+        Tensor::from_slice(&[0.5, -2.0, 1.5, -1.0, 3.0, 0.1, 0.7, 0.2, -0.4, 1.1, -0.6, 0.9]).view([4, 3])
+    }
+
+    fn distances() -> Vec<EmbeddingDistance> {
+        let of = |distance: EmbeddingDistance| {
+            [distance, distance.normalize_embeddings(false), distance.power(2.0), distance.p(1.0).power(3.0)]
+        };
+        let measures =
+            [EmbeddingDistance::lp(), EmbeddingDistance::dot_product(), EmbeddingDistance::signal_to_noise()];
+        measures.into_iter().flat_map(of).collect()
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let (weights, reference) =
+            (Tensor::rand([4, 4], (Kind::Double, Device::Cpu)), embeddings().flip([0]) * 1.3 + 0.37);
+        for distance in distances() {
+            let matrix = |a: &Tensor, b: Option<&Tensor>| distance.f_matrix(a, b).unwrap();
+            // The distance of an embedding to itself has no gradient.
+            let among = |a: &Tensor| (matrix(a, None) * &weights).triu(1).sum(Kind::Double);
+            assert_gradient(&embeddings(), among);
+            assert_gradient(&embeddings(), |a| (matrix(a, Some(&reference)) * &weights).sum(Kind::Double));
+            assert_gradient(&reference, |b| (matrix(&embeddings(), Some(b)) * &weights).sum(Kind::Double));
+        }
+    }
+
+    #[test]
+    fn second_derivatives_are_those_of_finite_differences() {
+        for distance in distances().into_iter().filter(|distance| distance.p == 2.0) {
+            let slope = |x: &Tensor, create: bool| {
+                let leaf = if x.requires_grad() { x.shallow_clone() } else { x.copy().set_requires_grad(true) };
+                let sum = distance.f_matrix(&leaf, None).unwrap().triu(1).sum(Kind::Double);
+                Tensor::run_backward(&[sum], &[&leaf], create, create).remove(0).square().sum(Kind::Double)
+            };
+            assert_gradient(&embeddings(), |x| slope(x, x.requires_grad()));
+        }
+    }
+
+    #[test]
+    fn near_and_equal_embeddings_keep_their_distance() {
+        let near = Tensor::from_slice(&[1.0_f32, 100.0, 1.0 + 1e-4, 100.0, 1.0, 100.0]).view([3, 2]);
+        let leaf = near.set_requires_grad(true);
+        let matrix = EmbeddingDistance::lp().normalize_embeddings(false).f_matrix(&leaf, None).unwrap();
+        assert!((matrix.double_value(&[0, 1]) - 1e-4).abs() < 1e-7);
+        assert_eq!(matrix.double_value(&[0, 2]), 0.0);
+        matrix.sum(Kind::Float).backward();
+        assert_eq!(Vec::<f32>::try_from(leaf.grad().view(-1)).unwrap(), [-2.0, 0.0, 4.0, 0.0, -2.0, 0.0]);
+    }
+
+    #[test]
+    fn large_embeddings_do_not_overflow() {
+        let large = (embeddings() * 1e30).to_kind(Kind::Float);
+        for distance in [EmbeddingDistance::lp(), EmbeddingDistance::cosine(), EmbeddingDistance::signal_to_noise()] {
+            for normalize in [true, distance.is_similarity()] {
+                let distance = distance.normalize_embeddings(normalize);
+                let leaf = large.copy().set_requires_grad(true);
+                let matrix = distance.f_matrix(&leaf, None).unwrap();
+                let factor = if distance == EmbeddingDistance::lp().normalize_embeddings(false) { 1e30 } else { 1.0 };
+                let expected = distance.f_matrix(&embeddings(), None).unwrap();
+                assert!((&matrix / factor - expected).abs().max().double_value(&[]) < 1e-5, "{distance:?}");
+                matrix.sum(Kind::Float).backward();
+                assert!(bool::try_from(leaf.grad().isfinite().all()).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn options_out_of_range_are_named() {
+        let message = |distance: EmbeddingDistance| distance.check().unwrap_err().to_string();
+        assert_eq!(message(EmbeddingDistance::lp().p(0.5)), "option p is 0.5, expected a number ≥ 1");
+        assert_eq!(message(EmbeddingDistance::cosine().power(0.0)), "option power is 0, expected a finite number > 0");
+    }
+}

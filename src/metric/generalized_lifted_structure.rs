@@ -1,0 +1,138 @@
+use tch::Tensor;
+
+use super::batch::{Batch, f_log_sum_exp};
+use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
+use crate::{Loss, LossError};
+
+/// The generalised lifted structure loss: all positives of an embedding against all of its negatives.
+///
+/// Where [`LiftedStructureLoss`](crate::LiftedStructureLoss) has a loss for each pair of one label, this has one for
+/// each embedding, whose positives are summed up as its negatives are: a smooth
+/// [`BatchTripletMarginLoss`](crate::BatchTripletMarginLoss) of hardest triplets.
+///
+/// # Formula
+///
+/// ℓₐ = max(0, log Σ_{p ∈ P(a)} exp(d(a, p) − m₊) + log Σ_{n ∈ N(a)} exp(m₋ − d(a, n)))
+///
+/// where P(a) are the other embeddings of a's label and N(a) those of other labels, d is the distance (or a
+/// similarity with the other sign, and so the margins), m₊ and m₋ are the margins. The logarithm of a sum over
+/// nothing is taken as 0.
+///
+/// # Shapes
+///
+/// * `input`: `[N, D]`
+/// * `target`: `[N]`, labels of any integer kind
+/// * result: scalar; with [`EmbeddingReduction::None`] the losses `[N]` of the embeddings
+///
+/// # Reference
+///
+/// `pytorch_metric_learning.losses.GeneralizedLiftedStructureLoss` 2.9.0; Hermans et al.,
+/// <https://arxiv.org/abs/1703.07737>, equation 8.
+///
+/// # Differences from pytorch-metric-learning
+///
+/// * Those of [`EmbeddingDistance`].
+/// * A single pair with a single other pair, as of one embedding and two references, has its loss; there it is 0.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for a distance out of range.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{EmbeddingDistance, GeneralizedLiftedStructureLoss, Loss};
+///
+/// let embeddings = Tensor::from_slice(&[0.0, 2.0, 1.0]).view([3, 1]).set_requires_grad(true);
+/// let labels = Tensor::from_slice(&[0_i64, 0, 1]);
+///
+/// // The third has no positive: its two negatives alone have log(2 exp(0)).
+/// let distance = EmbeddingDistance::lp().normalize_embeddings(false);
+/// let loss = GeneralizedLiftedStructureLoss::new().distance(distance).f_forward(&embeddings, &labels)?;
+/// loss.f_backward()?;
+/// assert!((f64::try_from(&loss)? - (2.0 + 2.0 + 2_f64.ln()) / 3.0).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GeneralizedLiftedStructureLoss {
+    pos_margin: f64,
+    neg_margin: f64,
+    distance: EmbeddingDistance,
+    reduction: EmbeddingReduction,
+}
+
+impl GeneralizedLiftedStructureLoss {
+    /// The generalised lifted structure loss with the defaults of pytorch-metric-learning.
+    pub fn new() -> Self {
+        Self {
+            pos_margin: 0.0,
+            neg_margin: 1.0,
+            distance: EmbeddingDistance::lp(),
+            reduction: EmbeddingReduction::Mean,
+        }
+    }
+
+    /// Sets what is taken from the distance of a pair of one label, or from which its similarity is taken. 0 by
+    /// default.
+    pub fn pos_margin(mut self, pos_margin: f64) -> Self {
+        self.pos_margin = pos_margin;
+        self
+    }
+
+    /// Sets the distance that embeddings of two labels should have, or the similarity that they should not. 1 by
+    /// default.
+    pub fn neg_margin(mut self, neg_margin: f64) -> Self {
+        self.neg_margin = neg_margin;
+        self
+    }
+
+    /// Sets the distance. [`EmbeddingDistance::lp`] by default.
+    pub fn distance(mut self, distance: EmbeddingDistance) -> Self {
+        self.distance = distance;
+        self
+    }
+
+    /// Sets the reduction. [`EmbeddingReduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
+        let matrix = batch.f_matrix(self.distance)?;
+        let sum = |too_much: &Tensor, mask: &Tensor| {
+            let none = mask.f_any_dim(1, true)?.f_logical_not()?;
+            Ok::<_, LossError>(f_log_sum_exp(too_much, mask)?.f_masked_fill(&none, 0)?)
+        };
+        let positives = sum(&self.distance.f_beyond(&matrix, self.pos_margin)?, &batch.positive)?;
+        let negatives = sum(&self.distance.f_beyond(&matrix, self.neg_margin)?.f_neg()?, &batch.negative)?;
+        let losses = positives.f_add(&negatives)?.f_relu()?.f_flatten(0, -1)?;
+        batch.f_narrow(&self.reduction.f_apply(&losses, None)?)
+    }
+}
+
+impl Default for GeneralizedLiftedStructureLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for GeneralizedLiftedStructureLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_loss(&Batch::f_new(input, target)?)
+    }
+}
+
+impl EmbeddingLoss for GeneralizedLiftedStructureLoss {
+    fn f_forward_with(
+        &self,
+        embeddings: &Tensor,
+        labels: &Tensor,
+        ref_emb: &Tensor,
+        ref_labels: &Tensor,
+    ) -> Result<Tensor, LossError> {
+        self.f_loss(&Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+    }
+}

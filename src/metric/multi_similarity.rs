@@ -1,0 +1,143 @@
+use tch::Tensor;
+
+use super::batch::{Batch, f_log_sum_exp, f_softplus};
+use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
+use crate::{Loss, LossError, check};
+
+/// The multi-similarity loss: a soft maximum over the positives of an embedding that are too far, and over the
+/// negatives that are too near.
+///
+/// Each pair counts by its own similarity and by how it compares with the other pairs of the same anchor, so that no
+/// mining is needed; the paper adds it all the same. A strong default for image retrieval.
+///
+/// # Formula
+///
+/// ℓₐ = 1/α log(1 + Σ_{p ∈ P(a)} exp(−α (s(a, p) − λ))) + 1/β log(1 + Σ_{n ∈ N(a)} exp(β (s(a, n) − λ)))
+///
+/// where P(a) are the other embeddings of a's label and N(a) those of other labels, s is the similarity (or a distance
+/// with the other sign, and so λ), λ is the base.
+///
+/// # Shapes
+///
+/// * `input`: `[N, D]`
+/// * `target`: `[N]`, labels of any integer kind
+/// * result: scalar; with [`EmbeddingReduction::None`] the losses `[N]` of the embeddings
+///
+/// # Reference
+///
+/// `pytorch_metric_learning.losses.MultiSimilarityLoss` 2.9.0; Wang et al., <https://arxiv.org/abs/1904.06627>.
+///
+/// # Differences from pytorch-metric-learning
+///
+/// * Those of [`EmbeddingDistance`].
+/// * A single pair with a single other pair, as of one embedding and two references, has its loss; there it is 0.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for α, β or the distance out of range.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, MultiSimilarityLoss};
+///
+/// let embeddings = Tensor::from_slice(&[1.0, 0.0, 2.0, 0.0]).view([2, 2]).set_requires_grad(true);
+/// let labels = Tensor::from_slice(&[0_i64, 0]);
+///
+/// // Both have a positive of cosine 1, and no negatives.
+/// let loss = MultiSimilarityLoss::new().f_forward(&embeddings, &labels)?;
+/// loss.f_backward()?;
+/// assert!((f64::try_from(&loss)? - (1.0 + (-2.0 * 0.5_f64).exp()).ln() / 2.0).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MultiSimilarityLoss {
+    alpha: f64,
+    beta: f64,
+    base: f64,
+    distance: EmbeddingDistance,
+    reduction: EmbeddingReduction,
+}
+
+impl MultiSimilarityLoss {
+    /// The multi-similarity loss with the defaults of pytorch-metric-learning.
+    pub fn new() -> Self {
+        Self {
+            alpha: 2.0,
+            beta: 50.0,
+            base: 0.5,
+            distance: EmbeddingDistance::cosine(),
+            reduction: EmbeddingReduction::Mean,
+        }
+    }
+
+    /// Sets how sharply the positives that are farthest stand out, α > 0. 2 by default.
+    pub fn alpha(mut self, alpha: f64) -> Self {
+        self.alpha = alpha;
+        self
+    }
+
+    /// Sets how sharply the negatives that are nearest stand out, β > 0. 50 by default.
+    pub fn beta(mut self, beta: f64) -> Self {
+        self.beta = beta;
+        self
+    }
+
+    /// Sets the similarity, or distance, that positives should exceed and negatives should not. 0.5 by default.
+    pub fn base(mut self, base: f64) -> Self {
+        self.base = base;
+        self
+    }
+
+    /// Sets the distance. [`EmbeddingDistance::cosine`] by default.
+    pub fn distance(mut self, distance: EmbeddingDistance) -> Self {
+        self.distance = distance;
+        self
+    }
+
+    /// Sets the reduction. [`EmbeddingReduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
+        let finite = |x: f64| x > 0.0 && x.is_finite();
+        check::option("alpha", self.alpha, finite(self.alpha), "a finite number > 0")?;
+        check::option("beta", self.beta, finite(self.beta), "a finite number > 0")?;
+        let too_far = self.distance.f_beyond(&batch.f_matrix(self.distance)?, self.base)?;
+        let soft_maximum = |scale: f64, sharpness: f64, mask: &Tensor| {
+            let sum = f_log_sum_exp(&too_far.f_mul_scalar(scale)?, mask)?;
+            Ok::<_, LossError>(f_softplus(&sum)?.f_div_scalar(sharpness)?)
+        };
+        let positives = soft_maximum(self.alpha, self.alpha, &batch.positive)?;
+        let negatives = soft_maximum(-self.beta, self.beta, &batch.negative)?;
+        batch.f_narrow(&self.reduction.f_apply(&positives.f_add(&negatives)?.f_flatten(0, -1)?, None)?)
+    }
+}
+
+impl Default for MultiSimilarityLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for MultiSimilarityLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_loss(&Batch::f_new(input, target)?)
+    }
+}
+
+impl EmbeddingLoss for MultiSimilarityLoss {
+    fn f_forward_with(
+        &self,
+        embeddings: &Tensor,
+        labels: &Tensor,
+        ref_emb: &Tensor,
+        ref_labels: &Tensor,
+    ) -> Result<Tensor, LossError> {
+        self.f_loss(&Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+    }
+}

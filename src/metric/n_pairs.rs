@@ -1,0 +1,119 @@
+use std::collections::BTreeMap;
+
+use tch::Tensor;
+
+use super::batch::Batch;
+use super::{EmbeddingDistance, EmbeddingReduction};
+use crate::{Loss, LossError, check};
+
+/// The N-pairs loss: one pair of each label, and each anchor picks its positive out of the positives of all labels.
+///
+/// It makes N·(N − 1) comparisons of 2N embeddings, which is cheap; for batches that are made of pairs, one per
+/// class. It uses no more than two embeddings of a label. Its kin [`NtXentLoss`](crate::NtXentLoss) uses all of them,
+/// with a temperature.
+///
+/// # Formula
+///
+/// ℓᵢ = log Σⱼ exp(s(aᵢ, pⱼ)) − s(aᵢ, pᵢ)
+///
+/// for each label i that occurs more than once, where aᵢ is the first embedding of it and pᵢ the second, and s is the
+/// similarity (or a distance with the other sign).
+///
+/// # Shapes
+///
+/// * `input`: `[N, D]`
+/// * `target`: `[N]`, labels of any integer kind
+/// * result: scalar; with [`EmbeddingReduction::None`] the losses of the labels that occur more than once, in
+///   ascending order
+///
+/// # Reference
+///
+/// `pytorch_metric_learning.losses.NPairsLoss` 2.9.0; Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss
+/// Objective, 2016.
+///
+/// # Differences from pytorch-metric-learning
+///
+/// Those of [`EmbeddingDistance`].
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for a distance out of range.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{EmbeddingDistance, Loss, NPairsLoss};
+///
+/// let embeddings = Tensor::from_slice(&[1.0, 0.0, 0.0, 1.0, 3.0, 0.0, 0.0, 3.0]).view([4, 2]).set_requires_grad(true);
+/// let labels = Tensor::from_slice(&[0_i64, 1, 0, 1]);
+///
+/// // Each anchor has product 3 with its positive and 0 with the other.
+/// let product = EmbeddingDistance::dot_product().normalize_embeddings(false);
+/// let loss = NPairsLoss::new().distance(product).f_forward(&embeddings, &labels)?;
+/// loss.f_backward()?;
+/// assert!((f64::try_from(&loss)? - (1.0 + (-3_f64).exp()).ln()).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NPairsLoss {
+    distance: EmbeddingDistance,
+    reduction: EmbeddingReduction,
+}
+
+impl NPairsLoss {
+    /// The N-pairs loss with the defaults of pytorch-metric-learning.
+    pub fn new() -> Self {
+        Self { distance: EmbeddingDistance::dot_product(), reduction: EmbeddingReduction::Mean }
+    }
+
+    /// Sets the distance. [`EmbeddingDistance::dot_product`] by default.
+    pub fn distance(mut self, distance: EmbeddingDistance) -> Self {
+        self.distance = distance;
+        self
+    }
+
+    /// Sets the reduction. [`EmbeddingReduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
+        let (anchors, positives) = f_pairs(&batch.labels)?;
+        let [anchors, positives] = [anchors, positives].map(|indices| batch.embeddings.f_index_select(0, &indices));
+        let alike = self.distance.f_alike(&self.distance.f_matrix(&anchors?, Some(&positives?))?)?;
+        let losses = alike.f_log_softmax(1, None)?.f_diagonal(0, 0, 1)?.f_neg()?;
+        batch.f_narrow(&self.reduction.f_apply(&losses, None)?)
+    }
+}
+
+impl Default for NPairsLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for NPairsLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_loss(&Batch::f_new(input, target)?)
+    }
+}
+
+/// The positions of the first and of the second embedding of each label that occurs more than once.
+fn f_pairs(labels: &Tensor) -> Result<(Tensor, Tensor), LossError> {
+    let mut positions = BTreeMap::<i64, Vec<i64>>::new();
+    for (label, position) in check::host_integers(labels)?.into_iter().zip(0..) {
+        positions.entry(label).or_default().push(position);
+    }
+    let (anchors, positives): (Vec<i64>, Vec<i64>) = positions
+        .into_values()
+        .filter_map(|positions| match positions[..] {
+            [anchor, positive, ..] => Some((anchor, positive)),
+            _ => None,
+        })
+        .unzip();
+    let on_device = |positions: &[i64]| Tensor::f_from_slice(positions)?.f_to_device(labels.device());
+    Ok((on_device(&anchors)?, on_device(&positives)?))
+}

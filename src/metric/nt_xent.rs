@@ -1,0 +1,125 @@
+use tch::Tensor;
+
+use super::batch::{Batch, f_log_sum_exp, f_softplus};
+use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
+use crate::{Loss, LossError, check};
+
+/// The normalised temperature-scaled cross entropy: each embedding picks its positive out of all negatives. InfoNCE.
+///
+/// The loss of SimCLR, MoCo and CLIP's kin: for embeddings of two views of each sample, where the label is the number
+/// of the sample. A batch holds the negatives, so that large batches help, or references
+/// ([`EmbeddingLoss::f_forward_with`]). Where labels are classes with many members, [`SupConLoss`](crate::SupConLoss)
+/// weighs them better.
+///
+/// # Formula
+///
+/// ℓ(a, p) = −log( exp(s(a, p) / τ) / (exp(s(a, p) / τ) + Σₙ exp(s(a, n) / τ)) )
+///
+/// for each ordered pair (a, p) of one label, where n are the embeddings of other labels than a's, s is the similarity
+/// (or a distance with the other sign) and τ the temperature. It is computed as the softplus of the difference
+/// log Σₙ exp(s(a, n) / τ) − s(a, p) / τ.
+///
+/// # Shapes
+///
+/// * `input`: `[N, D]`
+/// * `target`: `[N]`, labels of any integer kind
+/// * result: scalar; with [`EmbeddingReduction::None`] the losses of the pairs of one label, row by row
+///
+/// # Reference
+///
+/// `pytorch_metric_learning.losses.NTXentLoss` 2.9.0; van den Oord et al., <https://arxiv.org/abs/1807.03748>, Chen et
+/// al., SimCLR, <https://arxiv.org/abs/2002.05709>.
+///
+/// # Differences from pytorch-metric-learning
+///
+/// * Those of [`EmbeddingDistance`].
+/// * A pair whose share underflows has its loss and gradient; there the logarithm ends at that of the smallest number.
+/// * A single pair with a single other pair, as of one embedding and two references, has its loss; there it is 0.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for the temperature or the distance out of range.
+///
+/// # Example
+///
+/// ```
+/// use tch::{Device, Kind, Tensor};
+/// use tch_losses::{Loss, NtXentLoss};
+///
+/// // Two views of each of three samples.
+/// let views = Tensor::eye(3, (Kind::Double, Device::Cpu)).repeat([2, 1]).set_requires_grad(true);
+/// let labels = Tensor::arange(3, (Kind::Int64, Device::Cpu)).repeat([2]);
+///
+/// // The positive has cosine 1, and each of the four negatives 0.
+/// let loss = NtXentLoss::new().temperature(1.0).f_forward(&views, &labels)?;
+/// loss.f_backward()?;
+/// assert!((f64::try_from(&loss)? - (1.0 + 4.0 * (-1_f64).exp()).ln()).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "NTXentLoss")]
+#[doc(alias = "InfoNCE")]
+pub struct NtXentLoss {
+    temperature: f64,
+    distance: EmbeddingDistance,
+    reduction: EmbeddingReduction,
+}
+
+impl NtXentLoss {
+    /// NT-Xent with the defaults of pytorch-metric-learning.
+    pub fn new() -> Self {
+        Self { temperature: 0.07, distance: EmbeddingDistance::cosine(), reduction: EmbeddingReduction::Mean }
+    }
+
+    /// Sets the temperature > 0 that similarities are divided by: the lower, the more the nearest negatives count.
+    /// 0.07 by default.
+    pub fn temperature(mut self, temperature: f64) -> Self {
+        self.temperature = temperature;
+        self
+    }
+
+    /// Sets the distance. [`EmbeddingDistance::cosine`] by default.
+    pub fn distance(mut self, distance: EmbeddingDistance) -> Self {
+        self.distance = distance;
+        self
+    }
+
+    /// Sets the reduction. [`EmbeddingReduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
+        check::option("temperature", self.temperature, self.temperature > 0.0, "a number > 0")?;
+        let alike = self.distance.f_alike(&batch.f_matrix(self.distance)?)?.f_div_scalar(self.temperature)?;
+        let negatives = f_log_sum_exp(&alike, &batch.negative)?;
+        let losses = f_softplus(&negatives.f_sub(&alike)?)?;
+        batch.f_narrow(&self.reduction.f_apply(&losses, Some(&batch.positive))?)
+    }
+}
+
+impl Default for NtXentLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for NtXentLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_loss(&Batch::f_new(input, target)?)
+    }
+}
+
+impl EmbeddingLoss for NtXentLoss {
+    fn f_forward_with(
+        &self,
+        embeddings: &Tensor,
+        labels: &Tensor,
+        ref_emb: &Tensor,
+        ref_labels: &Tensor,
+    ) -> Result<Tensor, LossError> {
+        self.f_loss(&Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+    }
+}

@@ -1,0 +1,263 @@
+use std::borrow::Borrow;
+
+use tch::{Tensor, nn};
+
+use super::class_vectors::{Classified, check_proxies, f_variable};
+use super::{EmbeddingDistance, EmbeddingReduction};
+use crate::{Loss, LossError, check};
+
+/// Proxy NCA with proxies that are passed in: [`ProxyNcaLoss`] without parameters of its own, and its options.
+///
+/// For proxies that are shared, kept elsewhere or partly frozen. Where the loss may own them choose [`ProxyNcaLoss`].
+///
+/// # Formula
+///
+/// ℓₙ = −log (exp(−s d(xₙ, pᵧ)) / Σ_c exp(−s d(xₙ, p_c)))
+///
+/// where x are the embeddings, p_c is the proxy of the class c, y the class of the embedding, d the distance, squared and of
+/// unit vectors by default, and s the scale. A similarity counts as −d.
+///
+/// # Shapes
+///
+/// * `input`: embeddings `[N, D]`
+/// * `proxies`: `[C, D]`
+/// * `target`: classes `[N]`, of any integer kind
+/// * result: scalar, or `[N]` with [`EmbeddingReduction::None`]
+///
+/// # Reference
+///
+/// `pytorch_metric_learning.losses.ProxyNCALoss` 2.9.0; Movshovitz-Attias et al., No Fuss Distance Metric Learning using
+/// Proxies, <https://arxiv.org/abs/1703.07464>, whose sum is over the other classes alone.
+///
+/// # Differences from pytorch-metric-learning
+///
+/// * Those of [`EmbeddingDistance`].
+/// * An embedding that is so far from its proxy that its probability underflows has its large loss; there it is left out.
+/// * Classes are in \[0, C), of any integer kind; there an embedding of another class is left out.
+/// * Over no embeddings at all the mean is 0; there it is NaN.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a scale that is not finite or a distance out of
+/// range.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::ProxyNca;
+///
+/// let embeddings = Tensor::from_slice(&[2.0, 0.0]).view([1, 2]).set_requires_grad(true);
+/// let proxies = Tensor::from_slice(&[1.0, 0.0, 0.0, 1.0]).view([2, 2]).set_requires_grad(true);
+/// let classes = Tensor::from_slice(&[1_i64]);
+///
+/// // The squared distances are 0 from the other proxy, and 2 from its own.
+/// let loss = ProxyNca::new().f_forward(&embeddings, &proxies, &classes)?;
+/// loss.f_backward()?;
+/// assert!((f64::try_from(&loss)? - 2_f64.exp().ln_1p()).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ProxyNca {
+    softmax_scale: f64,
+    distance: EmbeddingDistance,
+    reduction: EmbeddingReduction,
+}
+
+impl ProxyNca {
+    /// The defaults of pytorch-metric-learning.
+    pub fn new() -> Self {
+        let (distance, reduction) = (EmbeddingDistance::lp().power(2.0), EmbeddingReduction::Mean);
+        Self { softmax_scale: 1.0, distance, reduction }
+    }
+
+    /// Sets the scale of the logits, the inverse of a temperature. 1 by default.
+    pub fn softmax_scale(mut self, softmax_scale: f64) -> Self {
+        self.softmax_scale = softmax_scale;
+        self
+    }
+
+    /// Sets the distance. [`EmbeddingDistance::lp`] with power 2 by default.
+    pub fn distance(mut self, distance: EmbeddingDistance) -> Self {
+        self.distance = distance;
+        self
+    }
+
+    /// Sets the reduction. [`EmbeddingReduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// Computes the loss, with a graph where an argument requires a gradient.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward(&self, input: &Tensor, proxies: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_check()?;
+        check_proxies(input, proxies, target)?;
+        let batch = Classified::f_new(input, ("proxies", proxies), target, 1)?;
+        let matrix = self.distance.f_matrix(&batch.embeddings, Some(&batch.vectors))?;
+        let logits = self.distance.f_alike(&matrix)?.f_mul_scalar(self.softmax_scale)?;
+        let losses = batch.f_own(&logits.f_log_softmax(1, None)?)?.f_neg()?;
+        batch.f_narrow(&self.reduction.f_apply(&losses, None)?)
+    }
+
+    /// Computes the loss as [`f_forward`](Self::f_forward) does.
+    ///
+    /// # Panics
+    /// Where `f_forward` returns an error, with its message.
+    #[track_caller]
+    pub fn forward(&self, input: &Tensor, proxies: &Tensor, target: &Tensor) -> Tensor {
+        crate::loss::expect(self.f_forward(input, proxies, target))
+    }
+
+    fn f_check(&self) -> Result<(), LossError> {
+        check::option("softmax_scale", self.softmax_scale, self.softmax_scale.is_finite(), "a finite number")?;
+        self.distance.check()
+    }
+}
+
+impl Default for ProxyNca {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Proxy NCA: each class has a proxy, and each embedding is classified by its distances from them.
+///
+/// For metric learning with labels where losses of pairs converge slowly, and the simplest of the losses with proxies.
+/// [`ProxyAnchorLoss`](crate::ProxyAnchorLoss) weighs the embeddings of a batch against each other and mostly does better.
+///
+/// # Formula
+///
+/// loss = [`ProxyNca`](x, P, y)
+///
+/// where x is the input, y the target and P the proxies.
+///
+/// # Shapes
+///
+/// * `input`: embeddings `[N, D]`
+/// * `target`: classes `[N]`, of any integer kind
+/// * result: scalar, or `[N]` with [`EmbeddingReduction::None`]
+///
+/// The variable on the path is `proxies`, `[C, D]`, the name of the state dict of pytorch-metric-learning. Its initial values
+/// are normal.
+///
+/// # Reference
+///
+/// `pytorch_metric_learning.losses.ProxyNCALoss` 2.9.0.
+///
+/// # Differences from pytorch-metric-learning
+///
+/// Those of [`ProxyNca`].
+///
+/// # Errors
+///
+/// Those of [`ProxyNca`], and [`LossError::Option`] for a number of classes or features that is not positive.
+///
+/// # Example
+///
+/// ```
+/// use tch::{Device, Kind, Tensor, nn};
+/// use tch_losses::{Loss, ProxyNca, ProxyNcaLoss};
+///
+/// let vs = nn::VarStore::new(Device::Cpu);
+/// let criterion = ProxyNcaLoss::f_new(vs.root() / "head", 10, 16, ProxyNca::new().softmax_scale(8.0))?;
+/// assert_eq!(vs.variables()["head.proxies"].size(), [10, 16]);
+///
+/// let embeddings = Tensor::randn([4, 16], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+/// let loss = criterion.f_forward(&embeddings, &Tensor::from_slice(&[0_i64, 9, 3, 3]))?;
+/// loss.f_backward()?;
+/// assert!(criterion.proxies().grad().defined());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct ProxyNcaLoss {
+    proxies: Tensor,
+    proxy_nca: ProxyNca,
+}
+
+impl ProxyNcaLoss {
+    /// Creates the variable on `path`.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the option at fault.
+    pub fn f_new<'a>(
+        path: impl Borrow<nn::Path<'a>>,
+        num_classes: i64,
+        embedding_size: i64,
+        proxy_nca: ProxyNca,
+    ) -> Result<Self, LossError> {
+        proxy_nca.f_check()?;
+        let options = [("num_classes", num_classes), ("embedding_size", embedding_size)];
+        let proxies = f_variable(path.borrow(), "proxies", options, |shape| shape, 1.0)?;
+        Ok(Self { proxies, proxy_nca })
+    }
+
+    /// Creates the variable on `path` as [`f_new`](Self::f_new) does.
+    ///
+    /// # Panics
+    /// Where `f_new` returns an error, with its message.
+    #[track_caller]
+    pub fn new<'a>(
+        path: impl Borrow<nn::Path<'a>>,
+        num_classes: i64,
+        embedding_size: i64,
+        proxy_nca: ProxyNca,
+    ) -> Self {
+        crate::loss::expect(Self::f_new(path, num_classes, embedding_size, proxy_nca))
+    }
+
+    /// The proxies of the classes.
+    pub fn proxies(&self) -> &Tensor {
+        &self.proxies
+    }
+}
+
+impl Loss for ProxyNcaLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.proxy_nca.f_forward(input, &self.proxies, target)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn randn(shape: &[i64]) -> Tensor {
+        Tensor::randn(shape, (Kind::Double, Device::Cpu))
+    }
+
+    #[test]
+    fn wrong_calls_are_named() {
+        let (x, proxies, classes) = (randn(&[2, 4]), randn(&[6, 4]), Tensor::from_slice(&[0_i64, 6]));
+        let error = ProxyNca::new().f_forward(&x, &proxies, &classes).unwrap_err();
+        assert_eq!(error.to_string(), "target holds 6, expected classes in [0, 6)");
+        let error = ProxyNca::new().softmax_scale(f64::INFINITY).f_forward(&x, &proxies, &classes).unwrap_err();
+        assert_eq!(error.to_string(), "option softmax_scale is inf, expected a finite number");
+    }
+
+    #[test]
+    fn a_probability_that_underflows_has_its_loss() {
+        let embeddings = Tensor::from_slice(&[1.0_f32, 0.0]).view([1, 2]).set_requires_grad(true);
+        let proxies = Tensor::from_slice(&[1.0_f32, 0.0, -1.0, 0.0]).view([2, 2]);
+        let loss = ProxyNca::new().softmax_scale(100.0).forward(&embeddings, &proxies, &Tensor::from_slice(&[1_i64]));
+        loss.backward();
+        assert_eq!(f64::try_from(loss).unwrap(), 400.0);
+        assert!(bool::try_from(embeddings.grad().isfinite().all()).unwrap());
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let (x, proxies, classes) = (randn(&[4, 3]), randn(&[5, 3]), Tensor::from_slice(&[0_i64, 2, 2, 4]));
+        for distance in [EmbeddingDistance::lp().power(2.0), EmbeddingDistance::cosine(), EmbeddingDistance::lp()] {
+            let loss = ProxyNca::new().softmax_scale(3.0).distance(distance);
+            crate::numeric::assert_gradient(&x, |x| loss.forward(x, &proxies, &classes));
+            crate::numeric::assert_gradient(&proxies, |proxies| loss.forward(&x, proxies, &classes));
+        }
+    }
+}

@@ -1,0 +1,123 @@
+use tch::Tensor;
+
+use super::batch::{Batch, f_log_sum_exp};
+use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
+use crate::{Loss, LossError, check};
+
+/// The supervised contrastive loss: each embedding picks all of its class out of the batch.
+///
+/// For classes with many members in a batch, where it trains encoders that beat those of cross entropy in the paper.
+/// For two views of each sample choose [`NtXentLoss`](crate::NtXentLoss), whose denominator holds no other positives.
+///
+/// # Formula
+///
+/// ℓₐ = −1/|P(a)| Σ_{p ∈ P(a)} log( exp(s(a, p) / τ) / Σ_{i ≠ a} exp(s(a, i) / τ) )
+///
+/// where P(a) are the other embeddings of a's label, i are all others, s is the similarity (or a distance with the
+/// other sign) and τ the temperature. An embedding without a positive has ℓₐ = 0, and so has all of a batch of one
+/// label.
+///
+/// # Shapes
+///
+/// * `input`: `[N, D]`
+/// * `target`: `[N]`, labels of any integer kind
+/// * result: scalar; with [`EmbeddingReduction::None`] the losses `[N]` of the embeddings
+///
+/// # Reference
+///
+/// `pytorch_metric_learning.losses.SupConLoss` 2.9.0; Khosla et al., <https://arxiv.org/abs/2004.11362>, L_out.
+///
+/// # Differences from pytorch-metric-learning
+///
+/// * Those of [`EmbeddingDistance`].
+/// * A single pair with a single other pair, as of one embedding and two references, has its loss; there it is 0.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for the temperature or the distance out of range.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, SupConLoss};
+///
+/// let embeddings = Tensor::from_slice(&[1.0, 0.0, 2.0, 0.0, 0.0, 1.0]).view([3, 2]).set_requires_grad(true);
+/// let labels = Tensor::from_slice(&[0_i64, 0, 1]);
+///
+/// // The two of label 0 have cosine 1 with each other and 0 with the third, which has no positive and does not count.
+/// let loss = SupConLoss::new().temperature(1.0).f_forward(&embeddings, &labels)?;
+/// loss.f_backward()?;
+/// assert!((f64::try_from(&loss)? - (1.0 + (-1_f64).exp()).ln()).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "SupervisedContrastiveLoss")]
+pub struct SupConLoss {
+    temperature: f64,
+    distance: EmbeddingDistance,
+    reduction: EmbeddingReduction,
+}
+
+impl SupConLoss {
+    /// The supervised contrastive loss with the defaults of pytorch-metric-learning.
+    pub fn new() -> Self {
+        Self { temperature: 0.1, distance: EmbeddingDistance::cosine(), reduction: EmbeddingReduction::MeanNonZero }
+    }
+
+    /// Sets the temperature > 0 that similarities are divided by: the lower, the more the nearest embeddings count.
+    /// 0.1 by default.
+    pub fn temperature(mut self, temperature: f64) -> Self {
+        self.temperature = temperature;
+        self
+    }
+
+    /// Sets the distance. [`EmbeddingDistance::cosine`] by default.
+    pub fn distance(mut self, distance: EmbeddingDistance) -> Self {
+        self.distance = distance;
+        self
+    }
+
+    /// Sets the reduction. [`EmbeddingReduction::MeanNonZero`] by default.
+    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
+        check::option("temperature", self.temperature, self.temperature > 0.0, "a number > 0")?;
+        let alike = self.distance.f_alike(&batch.f_matrix(self.distance)?)?.f_div_scalar(self.temperature)?;
+        let others = batch.positive.f_logical_or(&batch.negative)?;
+        let log_p =
+            alike.f_sub(&f_log_sum_exp(&alike, &others)?)?.f_masked_fill(&batch.positive.f_logical_not()?, 0)?;
+        let positives = batch.positive.f_sum_dim_intlist([1_i64].as_slice(), false, log_p.f_kind()?)?.f_clamp_min(1)?;
+        let losses = log_p.f_sum_dim_intlist([1_i64].as_slice(), false, None)?.f_neg()?.f_div(&positives)?;
+        let of_one_label = batch.negative.f_any()?.f_logical_not()?;
+        batch.f_narrow(&self.reduction.f_apply(&losses.f_masked_fill(&of_one_label, 0)?, None)?)
+    }
+}
+
+impl Default for SupConLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for SupConLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_loss(&Batch::f_new(input, target)?)
+    }
+}
+
+impl EmbeddingLoss for SupConLoss {
+    fn f_forward_with(
+        &self,
+        embeddings: &Tensor,
+        labels: &Tensor,
+        ref_emb: &Tensor,
+        ref_labels: &Tensor,
+    ) -> Result<Tensor, LossError> {
+        self.f_loss(&Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+    }
+}

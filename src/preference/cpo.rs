@@ -1,0 +1,129 @@
+use tch::Tensor;
+
+use super::{LogRatios, PairLogProbs, PreferenceLoss, check_beta, check_smoothing, f_smoothed};
+use crate::{LossError, Reduction};
+
+/// Contrastive preference optimisation: DPO with a uniform reference model, that is, without one.
+///
+/// For pairs of answers of about the same length, of translations for example, where a reference model does not fit
+/// into memory; the negative log-likelihood of the chosen answers, which [`LinearPreference`](crate::LinearPreference)
+/// adds, keeps the policy in place. For answers of different lengths choose [`SimpoLoss`](crate::SimpoLoss), with a
+/// reference model [`DpoLoss`](crate::DpoLoss).
+///
+/// # Formula
+///
+/// ℓ = −(1 − ε) log σ(z) − ε log σ(−z), z = β (log π(y⁺|x) − log π(y⁻|x))
+///
+/// where π is the policy, y⁺ and y⁻ are the chosen and the rejected answer to the prompt x, σ is the sigmoid and ε the
+/// label smoothing.
+///
+/// # Shapes
+///
+/// * `policy`: any, `[*]`, twice the same
+/// * `reference`: none
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `liger_kernel.chunked_loss.LigerFusedLinearCPOLoss` of liger-kernel 0.8.5, by
+/// [`LinearPreference`](crate::LinearPreference); Xu et al., <https://arxiv.org/abs/2401.08417>.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for a β that is not above 0, a label smoothing outside \[0, 1\], or where a reference is
+/// given.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{CpoLoss, PairLogProbs, PreferenceLoss};
+///
+/// let chosen = Tensor::from_slice(&[-7.0]).set_requires_grad(true);
+/// let rejected = Tensor::from_slice(&[-7.0]);
+///
+/// let loss = CpoLoss::new().f_forward(PairLogProbs::new(&chosen, &rejected), None)?;
+/// loss.f_backward()?;
+///
+/// assert!((f64::try_from(&loss)? - 2_f64.ln()).abs() < 1e-12);
+/// assert_eq!(f64::try_from(chosen.grad())?, -0.05);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "LigerFusedLinearCPOLoss")]
+pub struct CpoLoss {
+    beta: f64,
+    label_smoothing: f64,
+    reduction: Reduction,
+}
+
+impl CpoLoss {
+    /// Contrastive preference optimisation with Liger's defaults.
+    pub fn new() -> Self {
+        Self { beta: 0.1, label_smoothing: 0.0, reduction: Reduction::Mean }
+    }
+
+    /// Sets the factor β of the log-probabilities. 0.1 by default.
+    pub fn beta(mut self, beta: f64) -> Self {
+        self.beta = beta;
+        self
+    }
+
+    /// Sets the share ε of the preferences that is taken to be wrong. 0 by default.
+    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
+        self.label_smoothing = label_smoothing;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Default for CpoLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl PreferenceLoss for CpoLoss {
+    fn f_forward(&self, policy: PairLogProbs, reference: Option<PairLogProbs>) -> Result<Tensor, LossError> {
+        let ratios = LogRatios::f_of_policy(policy, reference)?;
+        check_beta(self.beta)?;
+        check_smoothing(self.label_smoothing)?;
+        let margin = ratios.f_margin()?.f_mul_scalar(self.beta)?;
+        ratios.f_reduce(&f_smoothed(&margin, self.label_smoothing)?, self.reduction)
+    }
+
+    fn reward_scale(&self) -> f64 {
+        self.beta
+    }
+
+    fn nll_weight(&self) -> f64 {
+        1.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::numeric::assert_gradient;
+
+    #[test]
+    fn the_gradient_is_that_of_differences() {
+        let chosen = Tensor::from_slice(&[-1.0, -2.0]);
+        let loss = CpoLoss::new().label_smoothing(0.2);
+        let of = |rejected: &Tensor| loss.forward(PairLogProbs::new(&chosen, rejected), None);
+        assert_gradient(&Tensor::from_slice(&[-3.0, -0.5]), of);
+    }
+
+    #[test]
+    fn without_a_margin_simpo_is_the_same() {
+        let (chosen, rejected) = (Tensor::from_slice(&[-1.0, -2.0]), Tensor::from_slice(&[-3.0, -0.5]));
+        let pair = PairLogProbs::new(&chosen, &rejected);
+        assert_eq!(CpoLoss::new().forward(pair, None), crate::SimpoLoss::new().gamma(0.0).forward(pair, None));
+    }
+}

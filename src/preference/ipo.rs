@@ -1,0 +1,117 @@
+use tch::Tensor;
+
+use super::{LogRatios, PairLogProbs, PreferenceLoss, TokenReduction, check_beta};
+use crate::{LossError, Reduction};
+
+/// Identity preference optimisation: the chosen answer is to gain on the rejected one by a fixed margin, and no more.
+///
+/// For preferences that are nearly certain, with which [`DpoLoss`](crate::DpoLoss) moves the policy further and further
+/// from the reference model. [`LinearPreference`](crate::LinearPreference) takes it to hidden states.
+///
+/// # Formula
+///
+/// ℓ = (h − 1/(2β))², h = log (π(y⁺|x) / π₀(y⁺|x)) − log (π(y⁻|x) / π₀(y⁻|x))
+///
+/// where π is the policy, π₀ the reference model (1 without one), y⁺ and y⁻ are the chosen and the rejected answer to
+/// the prompt x, and β is the paper's τ.
+///
+/// # Shapes
+///
+/// * `policy`, `reference`: any, `[*]`, four times the same
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// Azar et al., <https://arxiv.org/abs/2310.12036>, equation 17. As in the usual implementations, the log-probability
+/// of an answer is by default the mean over its tokens in [`LinearPreference`](crate::LinearPreference).
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for a β that is not above 0.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{IpoLoss, PairLogProbs, PreferenceLoss};
+///
+/// let chosen = Tensor::from_slice(&[-1.0]).set_requires_grad(true);
+/// let rejected = Tensor::from_slice(&[-3.0]);
+///
+/// // The answers are 2 apart, where 1 / (2 · 0.5) = 1 was asked for.
+/// let loss = IpoLoss::new().beta(0.5).f_forward(PairLogProbs::new(&chosen, &rejected), None)?;
+/// loss.f_backward()?;
+///
+/// assert_eq!(f64::try_from(&loss)?, 1.0);
+/// assert_eq!(f64::try_from(chosen.grad())?, 2.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "ipo")]
+pub struct IpoLoss {
+    beta: f64,
+    reduction: Reduction,
+}
+
+impl IpoLoss {
+    /// Identity preference optimisation with β = 0.1.
+    pub fn new() -> Self {
+        Self { beta: 0.1, reduction: Reduction::Mean }
+    }
+
+    /// Sets β: the margin that is asked for is 1/(2β). 0.1 by default.
+    pub fn beta(mut self, beta: f64) -> Self {
+        self.beta = beta;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Default for IpoLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl PreferenceLoss for IpoLoss {
+    fn f_forward(&self, policy: PairLogProbs, reference: Option<PairLogProbs>) -> Result<Tensor, LossError> {
+        let ratios = LogRatios::f_new(policy, reference)?;
+        check_beta(self.beta)?;
+        let losses = ratios.f_margin()?.f_sub_scalar(0.5 / self.beta)?.f_square()?;
+        ratios.f_reduce(&losses, self.reduction)
+    }
+
+    fn reward_scale(&self) -> f64 {
+        self.beta
+    }
+
+    fn token_reduction(&self) -> TokenReduction {
+        TokenReduction::Mean
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::numeric::assert_gradient;
+
+    #[test]
+    fn the_gradient_is_that_of_differences() {
+        let chosen = Tensor::from_slice(&[-1.0, -2.0]);
+        let of = |rejected: &Tensor| IpoLoss::new().forward(PairLogProbs::new(&chosen, rejected), None);
+        assert_gradient(&Tensor::from_slice(&[-3.0, -0.5]), of);
+    }
+
+    #[test]
+    fn a_wrong_beta_is_named() {
+        let log_probs = Tensor::from_slice(&[-1.0]);
+        let error = IpoLoss::new().beta(-1.0).f_forward(PairLogProbs::new(&log_probs, &log_probs), None).unwrap_err();
+        assert_eq!(error.to_string(), "option beta is -1, expected a number > 0");
+    }
+}

@@ -1,0 +1,178 @@
+use tch::Tensor;
+
+use super::sequence_log_probs::{NAMES, f_logits_means};
+use super::{KtoLoss, ReferenceModel, SequenceLogProbs, TokenReduction};
+use crate::{LinearHead, LossError, check};
+
+/// Kahneman-Tversky optimisation of hidden states: the last layer of a language model, the log-probabilities of its
+/// answers and [`KtoLoss`] in one.
+///
+/// For answers that are good or bad by themselves, with a vocabulary so large that the logits of a batch do not fit
+/// into memory: the memory it takes grows with the chunk. For pairs of answers choose
+/// [`LinearPreference`](crate::LinearPreference).
+///
+/// # Formula
+///
+/// loss = [`KtoLoss`](log π, log π₀, labels, z)
+///
+/// where log π and log π₀ are what [`SequenceLogProbs`] computes for policy and reference model, and z is the
+/// divergence.
+///
+/// # Shapes
+///
+/// * `policy`: an input `[B, T, D]` of B answers of T tokens, a weight `[V, D]` and a bias `[V]`
+/// * `target`: `[B, T]`, of any integer kind
+/// * `labels`: `[B]`, Booleans, true for desirable answers
+/// * `reference`: an input `[B, T, D′]`, a weight `[V′, D′]` and a bias `[V′]`; or log-probabilities `[B]`
+/// * `kl`: scalar, or `[B]`
+/// * result: scalar for `loss`, or `[B]` with [`Reduction::None`](crate::Reduction::None)
+///
+/// # Reference
+///
+/// `liger_kernel.chunked_loss.LigerFusedLinearKTOLoss` of liger-kernel 0.8.5.
+///
+/// # Differences from Liger
+///
+/// * Those of [`SequenceLogProbs`].
+/// * The metrics are per answer; Liger's are their sums over the desirable and over the undesirable ones.
+/// * A divergence for each answer belongs to that answer; Liger takes all of them for each chunk.
+///
+/// # Errors
+///
+/// Those of [`KtoLoss`] and [`SequenceLogProbs`].
+///
+/// # Example
+///
+/// ```
+/// use tch::{Device, Kind, Tensor};
+/// use tch_losses::{KtoLoss, LinearHead, LinearKto, ReferenceModel, SequenceLogProbs};
+///
+/// let hidden = Tensor::randn([2, 3, 8], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+/// let weight = Tensor::randn([16, 8], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[3_i64, 1, 4, 1, 5, -100]).view([2, 3]);
+/// let labels = Tensor::from_slice(&[true, false]);
+///
+/// // What a reference model says can be computed before training: here it is the policy itself.
+/// let policy = LinearHead::new(&hidden, &weight);
+/// let log_probs = tch::no_grad(|| SequenceLogProbs::new().f_forward(policy, &target))?;
+///
+/// let criterion = LinearKto::new(KtoLoss::new());
+/// let output = criterion.f_forward(policy, &target, &labels, Some(ReferenceModel::LogProbs(&log_probs)), None)?;
+/// output.loss.f_backward()?;
+///
+/// assert_eq!(f64::try_from(&output.loss)?, 0.5);
+/// assert_eq!(Vec::<f64>::try_from(output.rewards)?, [0.0, 0.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "LigerFusedLinearKTOLoss")]
+pub struct LinearKto {
+    kto: KtoLoss,
+    log_probs: SequenceLogProbs,
+}
+
+/// What [`LinearKto`] computes. All but the loss is without a graph, of single precision at least.
+#[derive(Debug)]
+pub struct LinearKtoOutput {
+    /// The loss.
+    pub loss: Tensor,
+    /// The log-probabilities of the answers, `[B]`.
+    pub log_probs: Tensor,
+    /// The means of the logits of all tokens of an answer, before a soft cap, `[B]`.
+    pub logits_means: Tensor,
+    /// β (log π − log π₀) of the answers, `[B]`.
+    pub rewards: Tensor,
+}
+
+impl LinearKto {
+    /// The loss of hidden states.
+    pub fn new(kto: KtoLoss) -> Self {
+        Self { kto, log_probs: SequenceLogProbs::new() }
+    }
+
+    /// Sets how the log-probabilities of the answers are computed. [`SequenceLogProbs::new`] by default.
+    pub fn log_probs(mut self, log_probs: SequenceLogProbs) -> Self {
+        self.log_probs = log_probs;
+        self
+    }
+
+    /// Computes the loss, with a graph where an argument of the policy requires a gradient, and its metrics. `kl` is z,
+    /// 0 where it is none.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward(
+        &self,
+        policy: LinearHead,
+        target: &Tensor,
+        labels: &Tensor,
+        reference: Option<ReferenceModel>,
+        kl: Option<&Tensor>,
+    ) -> Result<LinearKtoOutput, LossError> {
+        let default = TokenReduction::Sum;
+        let scores = self.log_probs.f_scores(policy, NAMES, target, default)?;
+        check::devices(&[("input", policy.input), ("labels", labels)])?;
+        let reference = reference.map(|model| self.log_probs.f_reference(model, target, default)).transpose()?;
+        let loss = self.kto.f_forward(&scores.sequences, reference.as_ref(), labels, kl)?;
+        let log_probs = scores.sequences.f_detach()?;
+        let ratios = match &reference {
+            Some(reference) => log_probs.f_sub(reference)?,
+            None => log_probs.shallow_clone(),
+        };
+        let rewards = ratios.f_mul_scalar(self.kto.reward_scale())?;
+        Ok(LinearKtoOutput { loss, log_probs, logits_means: f_logits_means(policy)?, rewards })
+    }
+
+    /// Computes the loss as [`f_forward`](Self::f_forward) does.
+    ///
+    /// # Panics
+    /// Where `f_forward` returns an error, with its message.
+    #[track_caller]
+    pub fn forward(
+        &self,
+        policy: LinearHead,
+        target: &Tensor,
+        labels: &Tensor,
+        reference: Option<ReferenceModel>,
+        kl: Option<&Tensor>,
+    ) -> LinearKtoOutput {
+        crate::loss::expect(self.f_forward(policy, target, labels, reference, kl))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::Chunking;
+    use crate::numeric::assert_gradient;
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        tch::manual_seed(3);
+        let randn = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu));
+        let (hidden, weight, bias) = (randn(&[3, 2, 2]), randn(&[4, 2]), randn(&[4]));
+        let target = Tensor::from_slice(&[0_i64, 1, 3, -100, -100, -100]).view([3, 2]);
+        let (labels, reference) = (Tensor::from_slice(&[true, false, true]), randn(&[3]));
+        let log_probs = SequenceLogProbs::new().chunking(Chunking::Rows(4)).token_reduction(TokenReduction::Mean);
+        let loss = LinearKto::new(KtoLoss::new()).log_probs(log_probs);
+        let reference = Some(ReferenceModel::LogProbs(&reference));
+        let of = |head: LinearHead| loss.forward(head, &target, &labels, reference, Some(&Tensor::from(0.2))).loss;
+        assert_gradient(&hidden, |hidden| of(LinearHead::new(hidden, &weight).bias(&bias)));
+        assert_gradient(&weight, |weight| of(LinearHead::new(&hidden, weight).bias(&bias)));
+        assert_gradient(&bias, |bias| of(LinearHead::new(&hidden, &weight).bias(bias)));
+    }
+
+    #[test]
+    fn wrong_labels_are_named() {
+        let (hidden, weight) =
+            (Tensor::zeros([2, 3, 4], (Kind::Float, Device::Cpu)), Tensor::zeros([5, 4], (Kind::Float, Device::Cpu)));
+        let target = Tensor::zeros([2, 3], (Kind::Int64, Device::Cpu));
+        let labels = Tensor::from_slice(&[true, false, true]);
+        let error = LinearKto::new(KtoLoss::new())
+            .f_forward(LinearHead::new(&hidden, &weight), &target, &labels, None, None)
+            .unwrap_err();
+        assert_eq!(error.to_string(), "labels has shape [3], expected [2], the shape of policy");
+    }
+}

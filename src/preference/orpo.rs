@@ -1,0 +1,167 @@
+use tch::{Kind, Tensor};
+
+use super::{LogRatios, PairLogProbs, PreferenceLoss, TokenReduction, check_beta};
+use crate::{LossError, Reduction};
+
+/// Odds-ratio preference optimisation: the chosen answer is to have the higher odds.
+///
+/// For fine-tuning and alignment in one: to the negative log-likelihood of the chosen answers, which
+/// [`LinearPreference`](crate::LinearPreference) adds, comes a mild penalty of the rejected ones. It needs no
+/// reference model. For a policy that is fine-tuned already choose [`DpoLoss`](crate::DpoLoss).
+///
+/// # Formula
+///
+/// ℓ = −β log σ(log (o⁺ / o⁻)), o = P / (1 − P), log P = log π(y|x) / |y|
+///
+/// where π is the policy, o⁺ and o⁻ are the odds of the chosen and the rejected answer y to the prompt x, σ is the
+/// sigmoid, and β is the paper's λ.
+///
+/// # Shapes
+///
+/// * `policy`: any, `[*]`, twice the same, the means of the log-probabilities over the tokens of an answer
+/// * `reference`: none
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `liger_kernel.chunked_loss.LigerFusedLinearORPOLoss` of liger-kernel 0.8.5, by
+/// [`LinearPreference`](crate::LinearPreference); Hong et al., <https://arxiv.org/abs/2403.07691>.
+///
+/// # Differences from Liger
+///
+/// An answer that is certain has finite odds, and a finite gradient; Liger's are infinite or NaN.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for a β that is not above 0, or where a reference is given.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{OrpoLoss, PairLogProbs, PreferenceLoss};
+///
+/// // Odds of 3 to 1 and of 1 to 1.
+/// let chosen = Tensor::from_slice(&[0.75]).log().set_requires_grad(true);
+/// let rejected = Tensor::from_slice(&[0.5]).log();
+///
+/// let loss = OrpoLoss::new().beta(1.0).f_forward(PairLogProbs::new(&chosen, &rejected), None)?;
+/// loss.f_backward()?;
+///
+/// assert!((f64::try_from(&loss)? + 0.75_f64.ln()).abs() < 1e-12);
+/// assert!((f64::try_from(chosen.grad())? + 1.0).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "LigerFusedLinearORPOLoss")]
+pub struct OrpoLoss {
+    beta: f64,
+    reduction: Reduction,
+}
+
+impl OrpoLoss {
+    /// Odds-ratio preference optimisation with Liger's defaults.
+    pub fn new() -> Self {
+        Self { beta: 0.1, reduction: Reduction::Mean }
+    }
+
+    /// Sets the weight β of the loss. 0.1 by default.
+    pub fn beta(mut self, beta: f64) -> Self {
+        self.beta = beta;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// log (o⁺ / o⁻), a metric of its own.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument at fault.
+    #[doc(alias = "log_odds_chosen")]
+    pub fn f_log_odds_ratio(policy: PairLogProbs) -> Result<Tensor, LossError> {
+        let ratios = LogRatios::f_new(policy, None)?;
+        Ok(f_log_odds_ratio(&ratios)?.f_to_kind(ratios.own)?)
+    }
+}
+
+fn f_log_odds_ratio(policy: &LogRatios) -> Result<Tensor, LossError> {
+    let rest = f_log_rest(&policy.chosen)?.f_sub(&f_log_rest(&policy.rejected)?)?;
+    Ok(policy.f_margin()?.f_sub(&rest)?)
+}
+
+/// log (1 − exp x) for x ≤ 0, with all of its digits.
+fn f_log_rest(x: &Tensor) -> Result<Tensor, LossError> {
+    // An answer that is certain is as likely as a number below 1 can be.
+    let tiny = if x.f_kind()? == Kind::Double { f64::MIN_POSITIVE } else { f64::from(f32::MIN_POSITIVE) };
+    let x = x.f_clamp_max(-tiny)?;
+    let near = x.f_gt(-std::f64::consts::LN_2)?;
+    // Each half gets a harmless number where the other one counts, because 0 · ∞ would get into the gradient.
+    let likely = x.f_masked_fill(&near.f_logical_not()?, -1)?.f_expm1()?.f_neg()?.f_log()?;
+    let unlikely = x.f_masked_fill(&near, -1)?.f_exp()?.f_neg()?.f_log1p()?;
+    Ok(likely.f_where_self(&near, &unlikely)?)
+}
+
+impl Default for OrpoLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl PreferenceLoss for OrpoLoss {
+    fn f_forward(&self, policy: PairLogProbs, reference: Option<PairLogProbs>) -> Result<Tensor, LossError> {
+        let policy = LogRatios::f_of_policy(policy, reference)?;
+        check_beta(self.beta)?;
+        let losses = f_log_odds_ratio(&policy)?.f_log_sigmoid()?.f_mul_scalar(-self.beta)?;
+        policy.f_reduce(&losses, self.reduction)
+    }
+
+    fn reward_scale(&self) -> f64 {
+        self.beta
+    }
+
+    fn token_reduction(&self) -> TokenReduction {
+        TokenReduction::Mean
+    }
+
+    fn nll_weight(&self) -> f64 {
+        1.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::numeric::assert_gradient;
+
+    #[test]
+    fn the_gradient_is_that_of_differences() {
+        let chosen = Tensor::from_slice(&[-0.1, -2.0, -0.9]);
+        let of = |rejected: &Tensor| OrpoLoss::new().forward(PairLogProbs::new(&chosen, rejected), None);
+        assert_gradient(&Tensor::from_slice(&[-3.0, -0.5, -0.01]), of);
+    }
+
+    #[test]
+    fn certain_answers_are_finite() {
+        let certain = Tensor::from_slice(&[0.0_f32, -1e-3, 0.0]).set_requires_grad(true);
+        let other = Tensor::from_slice(&[-1.0_f32, 0.0, 0.0]).set_requires_grad(true);
+        for pair in [PairLogProbs::new(&certain, &other), PairLogProbs::new(&other, &certain)] {
+            let loss = OrpoLoss::new().forward(pair, None);
+            let gradients = Tensor::run_backward(&[&loss], &[&certain, &other], false, false);
+            assert!(f64::try_from(loss).unwrap().is_finite());
+            assert!(gradients.iter().all(|gradient| bool::try_from(gradient.isfinite().all()).unwrap()));
+        }
+    }
+
+    #[test]
+    fn a_likely_answer_keeps_its_digits() {
+        let (likely, half) = (Tensor::from_slice(&[-1e-6_f32]), Tensor::from_slice(&[0.5_f32]).log());
+        let log_odds = OrpoLoss::f_log_odds_ratio(PairLogProbs::new(&likely, &half)).unwrap();
+        let expected = -1e-6 - (-f64::exp_m1(-1e-6)).ln();
+        assert!((log_odds.double_value(&[0]) - expected).abs() < 1e-5);
+    }
+}

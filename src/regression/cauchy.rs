@@ -1,0 +1,181 @@
+use std::f64::consts::LN_2;
+
+use tch::Tensor;
+
+use super::Elementwise;
+use crate::kernels::{Pointwise, Real, choose};
+use crate::{Loss, LossError, Reduction, check};
+
+/// The Cauchy loss, or Lorentzian: the negative log-likelihood of errors of the Cauchy distribution.
+///
+/// For regression with gross outliers: it grows with the logarithm of the distance, so that the pull of a target fades
+/// with its distance and never ends. [`GemanMcClureLoss`](crate::GemanMcClureLoss) and
+/// [`WelschLoss`](crate::WelschLoss) let go of outliers altogether; [`CharbonnierLoss`](crate::CharbonnierLoss) is
+/// convex and holds on to them.
+///
+/// # Formula
+///
+/// ℓᵢ = wᵢ log(1 + (xᵢ − yᵢ)² / 2c²)
+///
+/// where x is the input, y the target, c the scale and w the weight, 1 where there is none. The mean is Σ ℓᵢ / Σ wᵢ. It
+/// is Barron's loss with α = 0.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`
+/// * `target`, `weight`: that of `input`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `kornia.losses.CauchyLoss` and `cauchy_loss` of kornia 0.9.0, for c = 1; there losses are not reduced by default.
+/// Black and Anandan, *The Robust Estimation of Multiple Motions*, 1996; Barron, <https://arxiv.org/abs/1701.03077>.
+///
+/// # Differences from kornia
+///
+/// A difference whose square overflows has a finite loss.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for an input
+/// that is not floating, [`LossError::Option`] for a scale that is not positive.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{CauchyLoss, Loss};
+///
+/// let input = Tensor::from_slice(&[1.0, 4.0]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[1.0, 0.0]);
+///
+/// let loss = CauchyLoss::new().scale(2.0).f_forward(&input, &target)?;
+/// loss.f_backward()?;
+///
+/// assert!((f64::try_from(&loss)? - 3_f64.ln() / 2.0).abs() < 1e-12);
+/// assert!((input.grad().double_value(&[1]) - 1.0 / 6.0).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "cauchy_loss")]
+#[doc(alias = "LorentzianLoss")]
+pub struct CauchyLoss {
+    scale: f64,
+    weight: Option<Tensor>,
+    broadcast: bool,
+    reduction: Reduction,
+}
+
+impl CauchyLoss {
+    /// The Cauchy loss with kornia's scale.
+    pub fn new() -> Self {
+        Self { scale: 1.0, weight: None, broadcast: false, reduction: Reduction::Mean }
+    }
+
+    /// Sets c > 0, the scale of the differences: from about there on they count as outliers. 1 by default.
+    pub fn scale(mut self, scale: f64) -> Self {
+        self.scale = scale;
+        self
+    }
+
+    /// Sets a weight for each element, of the input's shape. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Default for CauchyLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for CauchyLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::positive("scale", self.scale)?;
+        let formula = Cauchy { scale: self.scale };
+        let elements =
+            Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
+        elements.f_forward(formula, input, target, f_losses)
+    }
+}
+
+/// The distance from which on the 1 has no part in the logarithm's digits. Its square is within single precision.
+const FAR: f64 = 1e16;
+
+#[derive(Clone, Copy)]
+struct Cauchy {
+    scale: f64,
+}
+
+impl Pointwise<2> for Cauchy {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (one, two, half, scale) = (R::of(1.0), R::of(2.0), R::of(0.5), R::of(self.scale));
+        let difference = (x - y) / scale;
+        let size = difference.abs();
+        let far = size > R::of(FAR);
+        let square = half * size * size;
+        let log = choose(far, size, square).ln_1p();
+        let loss = choose(far, two * log - R::of(LN_2), log);
+        let slope = choose(far, two / difference, difference / (one + square)) / scale;
+        (loss, [slope, -slope])
+    }
+}
+
+fn f_losses(Cauchy { scale }: Cauchy, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
+    let size = x.f_sub(y)?.f_div_scalar(scale)?;
+    let far = size.f_abs()?.f_clamp_min(FAR)?.f_log()?.f_mul_scalar(2)?.f_sub_scalar(LN_2)?;
+    let near = size.f_clamp(-FAR, FAR)?.f_square()?.f_mul_scalar(0.5)?.f_log1p()?;
+    Ok(far.f_where_self(&size.f_abs()?.f_gt(FAR)?, &near)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Backend;
+
+    #[test]
+    fn the_scale_is_positive() {
+        let x = Tensor::from_slice(&[1.0]);
+        for (scale, actual) in [(0.0, "0"), (-1.0, "-1"), (f64::NAN, "NaN")] {
+            let error = CauchyLoss::new().scale(scale).f_forward(&x, &x).unwrap_err();
+            let expected = format!("option scale is {actual}, expected a number in [1e-37, 1e37]");
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn huge_differences_do_not_overflow() {
+        let target = Tensor::from_slice(&[0_f32, 0.0]);
+        for backend in [Backend::Auto, Backend::Composite] {
+            let input = Tensor::from_slice(&[1e25_f32, -1e25]).set_requires_grad(true);
+            let loss = crate::with_backend(backend, || CauchyLoss::new().forward(&input, &target));
+            loss.backward();
+            assert!((loss.double_value(&[]) - (50.0 * 10_f64.ln() - LN_2)).abs() < 1e-4);
+            assert_eq!(Vec::<f32>::try_from(input.grad() * 1e25).unwrap(), [1.0, -1.0]);
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let (input, target) = (Tensor::from_slice(&[0.5, -2.0, 3.0, 9.0]), Tensor::from_slice(&[0.4, -2.0, 1.0, -1.0]));
+        let weight = Tensor::from_slice(&[1.0, 2.0, 0.5, 0.1]);
+        let loss = CauchyLoss::new().scale(0.7).weight(weight);
+        crate::numeric::assert_gradient(&input, |input| loss.forward(input, &target));
+        crate::numeric::assert_gradient(&target, |target| loss.forward(&input, target));
+    }
+}

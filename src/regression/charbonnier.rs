@@ -1,0 +1,217 @@
+use tch::Tensor;
+
+use super::Elementwise;
+use crate::kernels::{Pointwise, Real, choose};
+use crate::{Loss, LossError, Reduction, check};
+
+/// The Charbonnier loss, or pseudo-Huber: a smooth distance of each element to its target.
+///
+/// For regression with outliers and for restoring images, where it gives sharper results than
+/// [`MseLoss`](crate::MseLoss): near the target it is squared, and from about ε on it grows with the distance. It is
+/// convex, as [`HuberLoss`](crate::HuberLoss) is, and all of its derivatives are continuous.
+///
+/// # Formula
+///
+/// ℓᵢ = wᵢ (√((xᵢ − yᵢ)² + ε²) − ε)
+///
+/// where x is the input, y the target and w the weight, 1 where there is none. The mean is Σ ℓᵢ / Σ wᵢ. With
+/// [`CharbonnierMinimum::Eps`] the last ε is left out; the gradient is the same. Divided by ε it is Barron's loss with
+/// α = 1 and the scale ε.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`
+/// * `target`, `weight`: that of `input`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `kornia.losses.CharbonnierLoss` and `charbonnier_loss` of kornia 0.9.0, for ε = 1; there losses are not reduced by
+/// default. Charbonnier et al., *Two Deterministic Half-Quadratic Regularization Algorithms for Computed Imaging*,
+/// 1994; with ε = 10⁻³ and the minimum ε it is the loss of LapSRN, <https://arxiv.org/abs/1704.03915>.
+///
+/// # Differences from kornia
+///
+/// A difference whose square overflows has a finite loss.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for an input
+/// that is not floating, [`LossError::Option`] for an ε that is not positive.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{CharbonnierLoss, CharbonnierMinimum, Loss};
+///
+/// let input = Tensor::from_slice(&[4.0, 1.0]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[0.0, 1.0]);
+///
+/// let loss = CharbonnierLoss::new().eps(3.0).f_forward(&input, &target)?;
+/// loss.f_backward()?;
+/// assert_eq!(f64::try_from(&loss)?, (5.0 - 3.0) / 2.0);
+/// assert_eq!(Vec::<f64>::try_from(input.grad())?, [0.4, 0.0]);
+///
+/// let of_the_paper = CharbonnierLoss::new().eps(3.0).minimum(CharbonnierMinimum::Eps);
+/// assert_eq!(f64::try_from(of_the_paper.f_forward(&input, &target)?)?, (5.0 + 3.0) / 2.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "charbonnier_loss")]
+#[doc(alias = "PseudoHuberLoss")]
+pub struct CharbonnierLoss {
+    eps: f64,
+    minimum: CharbonnierMinimum,
+    weight: Option<Tensor>,
+    broadcast: bool,
+    reduction: Reduction,
+}
+
+/// The loss of an element that equals its target, in a [`CharbonnierLoss`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum CharbonnierMinimum {
+    /// 0, as in kornia and of Barron's loss. The default.
+    #[default]
+    Zero,
+    /// ε, as in the papers of image restoration.
+    Eps,
+}
+
+impl CharbonnierLoss {
+    /// The Charbonnier loss with kornia's ε.
+    pub fn new() -> Self {
+        Self { eps: 1.0, minimum: CharbonnierMinimum::Zero, weight: None, broadcast: false, reduction: Reduction::Mean }
+    }
+
+    /// Sets ε > 0, the distance from which on the loss grows with the distance. 1 by default, as in kornia.
+    pub fn eps(mut self, eps: f64) -> Self {
+        self.eps = eps;
+        self
+    }
+
+    /// Sets the loss of an element that equals its target. [`CharbonnierMinimum::Zero`] by default.
+    pub fn minimum(mut self, minimum: CharbonnierMinimum) -> Self {
+        self.minimum = minimum;
+        self
+    }
+
+    /// Sets a weight for each element, of the input's shape. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Default for CharbonnierLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for CharbonnierLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::positive("eps", self.eps)?;
+        let formula = Charbonnier { eps: self.eps, minimum: self.minimum };
+        let elements =
+            Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
+        elements.f_forward(formula, input, target, f_losses)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Charbonnier {
+    eps: f64,
+    minimum: CharbonnierMinimum,
+}
+
+impl Pointwise<2> for Charbonnier {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (one, eps) = (R::of(1.0), R::of(self.eps));
+        let difference = x - y;
+        let size = difference.abs();
+        let far = size > eps;
+        // A ratio of at most 1, whose square does not overflow.
+        let ratio = choose(far, eps, size) / choose(far, size, eps);
+        let stretch = (one + ratio * ratio).sqrt();
+        let root = choose(far, size, eps) * stretch;
+        let steepness = choose(far, one, ratio) / stretch;
+        let loss = match self.minimum {
+            CharbonnierMinimum::Zero => size * steepness / (one + eps / root),
+            CharbonnierMinimum::Eps => root,
+        };
+        let slope = steepness * difference.sign();
+        (loss, [slope, -slope])
+    }
+}
+
+fn f_losses(Charbonnier { eps, minimum }: Charbonnier, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
+    let difference = x.f_sub(y)?;
+    let root = difference.f_hypot(&Tensor::f_full([], eps, (x.f_kind()?, x.device()))?)?;
+    if minimum == CharbonnierMinimum::Eps {
+        return Ok(root);
+    }
+    // Near the target the difference of root and ε would lose its digits.
+    let near = difference.f_clamp(-eps, eps)?.f_square()?.f_div(&root.f_add_scalar(eps)?)?;
+    Ok(near.f_where_self(&difference.f_abs()?.f_lt(eps)?, &root.f_sub_scalar(eps)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Backend;
+
+    #[test]
+    fn eps_is_positive() {
+        let x = Tensor::from_slice(&[1.0]);
+        for (eps, actual) in [(0.0, "0"), (-1.0, "-1"), (f64::NAN, "NaN")] {
+            let error = CharbonnierLoss::new().eps(eps).f_forward(&x, &x).unwrap_err();
+            let expected = format!("option eps is {actual}, expected a number in [1e-37, 1e37]");
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn huge_differences_do_not_overflow() {
+        let target = Tensor::from_slice(&[0_f32, 0.0]);
+        for backend in [Backend::Auto, Backend::Composite] {
+            let input = Tensor::from_slice(&[1e25_f32, -1e25]).set_requires_grad(true);
+            let loss = CharbonnierLoss::new().reduction(Reduction::None);
+            let losses = crate::with_backend(backend, || loss.forward(&input, &target));
+            losses.sum(None).backward();
+            assert_eq!(Vec::<f32>::try_from(losses).unwrap(), [1e25, 1e25]);
+            assert_eq!(Vec::<f32>::try_from(input.grad()).unwrap(), [1.0, -1.0]);
+        }
+    }
+
+    #[test]
+    fn small_differences_keep_their_digits() {
+        for backend in [Backend::Auto, Backend::Composite] {
+            let (x, y) = (Tensor::from_slice(&[1e-6_f32]), Tensor::from_slice(&[0_f32]));
+            let loss = crate::with_backend(backend, || CharbonnierLoss::new().forward(&x, &y)).double_value(&[]);
+            assert!((loss / 5e-13 - 1.0).abs() < 1e-6, "{loss:e}");
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let (input, target) = (Tensor::from_slice(&[0.5, -2.0, 3.0, 9.0]), Tensor::from_slice(&[0.4, -2.0, 1.0, -1.0]));
+        let weight = Tensor::from_slice(&[1.0, 2.0, 0.5, 0.1]);
+        let loss = CharbonnierLoss::new().eps(0.7).weight(weight);
+        crate::numeric::assert_gradient(&input, |input| loss.forward(input, &target));
+        crate::numeric::assert_gradient(&target, |target| loss.forward(&input, target));
+    }
+}

@@ -1,0 +1,181 @@
+use tch::Tensor;
+
+use super::Elementwise;
+use crate::kernels::{Pointwise, Real, choose};
+use crate::{Loss, LossError, Reduction, check};
+
+/// The Geman-McClure loss: a squared error that levels off at 2.
+///
+/// For regression where some targets are plainly wrong: the pull of a target fades with the cube of its distance.
+/// [`WelschLoss`](crate::WelschLoss) lets go of outliers sooner, [`CauchyLoss`](crate::CauchyLoss) later. None of the
+/// three is convex: start near the solution, or with a large scale.
+///
+/// # Formula
+///
+/// ℓᵢ = 2 wᵢ dᵢ² / (dᵢ² + 4), dᵢ = (xᵢ − yᵢ) / c
+///
+/// where x is the input, y the target, c the scale and w the weight, 1 where there is none. The mean is Σ ℓᵢ / Σ wᵢ. It
+/// is Barron's loss with α = −2.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`
+/// * `target`, `weight`: that of `input`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `kornia.losses.GemanMcclureLoss` and `geman_mcclure_loss` of kornia 0.9.0, for c = 1; there losses are not reduced
+/// by default. Geman and McClure, *Bayesian Image Analysis*, 1985; Barron, <https://arxiv.org/abs/1701.03077>.
+///
+/// # Differences from kornia
+///
+/// A difference whose square overflows has the loss 2, and not NaN.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for an input
+/// that is not floating, [`LossError::Option`] for a scale that is not positive.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{GemanMcClureLoss, Loss};
+///
+/// let input = Tensor::from_slice(&[2.0, 1e30]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[0.0, 0.0]);
+///
+/// let loss = GemanMcClureLoss::new().f_forward(&input, &target)?;
+/// loss.f_backward()?;
+///
+/// assert_eq!(f64::try_from(&loss)?, (1.0 + 2.0) / 2.0);
+/// assert_eq!(input.grad().double_value(&[0]), 0.25);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "GemanMcclureLoss")]
+#[doc(alias = "geman_mcclure_loss")]
+pub struct GemanMcClureLoss {
+    scale: f64,
+    weight: Option<Tensor>,
+    broadcast: bool,
+    reduction: Reduction,
+}
+
+impl GemanMcClureLoss {
+    /// The Geman-McClure loss with kornia's scale.
+    pub fn new() -> Self {
+        Self { scale: 1.0, weight: None, broadcast: false, reduction: Reduction::Mean }
+    }
+
+    /// Sets c > 0, the scale of the differences: from about there on they count as outliers. 1 by default.
+    pub fn scale(mut self, scale: f64) -> Self {
+        self.scale = scale;
+        self
+    }
+
+    /// Sets a weight for each element, of the input's shape. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Default for GemanMcClureLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for GemanMcClureLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::positive("scale", self.scale)?;
+        let formula = GemanMcClure { scale: self.scale };
+        let elements =
+            Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
+        elements.f_forward(formula, input, target, f_losses)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct GemanMcClure {
+    scale: f64,
+}
+
+impl Pointwise<2> for GemanMcClure {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (one, two, scale) = (R::of(1.0), R::of(2.0), R::of(2.0 * self.scale));
+        let difference = (x - y) / scale;
+        let size = difference.abs();
+        let far = size > one;
+        // A ratio of at most 1, whose square does not overflow.
+        let ratio = choose(far, one / size, size);
+        let square = ratio * ratio;
+        let share = one / (one + square);
+        let loss = two * share * choose(far, one, square);
+        let steepness = choose(far, square * ratio, ratio) * share * share;
+        let slope = (two + two) * steepness * difference.sign() / scale;
+        (loss, [slope, -slope])
+    }
+}
+
+fn f_losses(GemanMcClure { scale }: GemanMcClure, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
+    let size = x.f_sub(y)?.f_div_scalar(2.0 * scale)?;
+    let near = size.f_clamp(-1, 1)?.f_square()?;
+    let near = near.f_mul_scalar(2)?.f_div(&near.f_add_scalar(1)?)?;
+    let far =
+        size.f_abs()?.f_clamp_min(1)?.f_reciprocal()?.f_square()?.f_add_scalar(1)?.f_reciprocal()?.f_mul_scalar(2)?;
+    Ok(far.f_where_self(&size.f_abs()?.f_gt(1)?, &near)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Backend;
+
+    #[test]
+    fn the_scale_is_positive() {
+        let x = Tensor::from_slice(&[1.0]);
+        for (scale, actual) in [(0.0, "0"), (-1.0, "-1"), (f64::NAN, "NaN")] {
+            let error = GemanMcClureLoss::new().scale(scale).f_forward(&x, &x).unwrap_err();
+            let expected = format!("option scale is {actual}, expected a number in [1e-37, 1e37]");
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn huge_differences_do_not_overflow() {
+        let target = Tensor::from_slice(&[0_f32, 0.0]);
+        for backend in [Backend::Auto, Backend::Composite] {
+            let input = Tensor::from_slice(&[1e25_f32, -1e25]).set_requires_grad(true);
+            let loss = GemanMcClureLoss::new().reduction(Reduction::None);
+            let losses = crate::with_backend(backend, || loss.forward(&input, &target));
+            losses.sum(None).backward();
+            assert_eq!(Vec::<f32>::try_from(losses).unwrap(), [2.0, 2.0]);
+            assert_eq!(Vec::<f32>::try_from(input.grad()).unwrap(), [0.0, 0.0]);
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let (input, target) = (Tensor::from_slice(&[0.5, -2.0, 3.0, 9.0]), Tensor::from_slice(&[0.4, -2.0, 1.0, -1.0]));
+        let weight = Tensor::from_slice(&[1.0, 2.0, 0.5, 0.1]);
+        let loss = GemanMcClureLoss::new().scale(0.7).weight(weight);
+        crate::numeric::assert_gradient(&input, |input| loss.forward(input, &target));
+        crate::numeric::assert_gradient(&target, |target| loss.forward(&input, target));
+    }
+}

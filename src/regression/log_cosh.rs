@@ -1,0 +1,161 @@
+use std::f64::consts::LN_2;
+
+use tch::Tensor;
+
+use super::Elementwise;
+use crate::kernels::{Pointwise, Real, choose};
+use crate::{Loss, LossError, Reduction};
+
+/// The logarithm of the hyperbolic cosine of each element's distance to its target.
+///
+/// For regression with outliers: near the target it is half the squared error, far from it the distance less log 2, as
+/// [`HuberLoss`](crate::HuberLoss) with δ = 1 is, but with all its derivatives continuous, which second-order methods
+/// like.
+///
+/// # Formula
+///
+/// ℓᵢ = wᵢ log cosh(xᵢ − yᵢ)
+///
+/// where x is the input, y the target and w the weight, 1 where there is none. The mean is Σ ℓᵢ / Σ wᵢ. The slope is
+/// tanh(xᵢ − yᵢ).
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`
+/// * `target`, `weight`: that of `input`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `keras.losses.LogCosh`. Keras takes the mean over the last dimension before it reduces: its mean is the same, its
+/// sum is that of these means.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for an input
+/// that is not floating.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{LogCoshLoss, Loss};
+///
+/// let input = Tensor::from_slice(&[1.0, 1000.0]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[1.0, 0.0]);
+///
+/// let loss = LogCoshLoss::new().f_forward(&input, &target)?;
+/// loss.f_backward()?;
+///
+/// assert!((f64::try_from(&loss)? - (1000.0 - 2_f64.ln()) / 2.0).abs() < 1e-9);
+/// assert_eq!(Vec::<f64>::try_from(input.grad())?, [0.0, 0.5]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Default)]
+#[doc(alias = "LogCosh")]
+#[doc(alias = "log_cosh")]
+pub struct LogCoshLoss {
+    weight: Option<Tensor>,
+    broadcast: bool,
+    reduction: Reduction,
+}
+
+impl LogCoshLoss {
+    /// The log-cosh loss.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets a weight for each element, of the input's shape. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Loss for LogCoshLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let formula = LogCosh;
+        let elements =
+            Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
+        elements.f_forward(formula, input, target, f_losses)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct LogCosh;
+
+impl Pointwise<2> for LogCosh {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (one, two, half) = (R::of(1.0), R::of(2.0), R::of(0.5));
+        let difference = x - y;
+        let size = difference.abs();
+        let power = (-(size + size)).exp_m1();
+        let tanh = -power / (two + power);
+        // Near 0 log cosh is −½ log(1 − tanh²); far from it the difference of two logarithms loses nothing.
+        let near = size < one;
+        let log = choose(near, -tanh * tanh, half * power).ln_1p();
+        let loss = choose(near, -half * log, size + log);
+        let slope = tanh * difference.sign();
+        (loss, [slope, -slope])
+    }
+}
+
+fn f_losses(_: LogCosh, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
+    let difference = x.f_sub(y)?;
+    let size = difference.f_abs()?;
+    let far = size.f_clamp_min(1)?;
+    let far = far.f_add(&far.f_mul_scalar(-2)?.f_exp()?.f_log1p()?)?.f_sub_scalar(LN_2)?;
+    let near = difference.f_clamp(-1, 1)?.f_tanh()?.f_square()?.f_neg()?.f_log1p()?.f_mul_scalar(-0.5)?;
+    Ok(near.f_where_self(&size.f_lt(1)?, &far)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Backend;
+
+    #[test]
+    fn huge_differences_do_not_overflow() {
+        let target = Tensor::from_slice(&[0_f32, 0.0]);
+        for backend in [Backend::Auto, Backend::Composite] {
+            let input = Tensor::from_slice(&[1e30_f32, -1e30]).set_requires_grad(true);
+            let loss = LogCoshLoss::new().reduction(Reduction::None);
+            let losses = crate::with_backend(backend, || loss.forward(&input, &target));
+            losses.sum(None).backward();
+            assert_eq!(Vec::<f32>::try_from(losses).unwrap(), [1e30, 1e30]);
+            assert_eq!(Vec::<f32>::try_from(input.grad()).unwrap(), [1.0, -1.0]);
+        }
+    }
+
+    #[test]
+    fn small_differences_keep_their_digits() {
+        for backend in [Backend::Auto, Backend::Composite] {
+            let loss = || LogCoshLoss::new().forward(&Tensor::from_slice(&[1e-6_f32]), &Tensor::from_slice(&[0_f32]));
+            let loss = crate::with_backend(backend, loss).double_value(&[]);
+            assert!((loss / 5e-13 - 1.0).abs() < 1e-6, "{loss:e}");
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let (input, target) = (Tensor::from_slice(&[0.5, -2.0, 3.0, 9.0]), Tensor::from_slice(&[0.4, -2.0, 1.0, -1.0]));
+        let weight = Tensor::from_slice(&[1.0, 2.0, 0.5, 0.1]);
+        let loss = LogCoshLoss::new().weight(weight);
+        crate::numeric::assert_gradient(&input, |input| loss.forward(input, &target));
+        crate::numeric::assert_gradient(&target, |target| loss.forward(&input, target));
+    }
+}

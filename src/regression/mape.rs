@@ -1,0 +1,156 @@
+use tch::Tensor;
+
+use super::Elementwise;
+use crate::kernels::{Pointwise, Real, choose};
+use crate::{Loss, LossError, Reduction, check};
+
+/// The mean absolute percentage error: the distance of each element to its target, as a percentage of the target.
+///
+/// For regression of quantities whose relative error matters, and for reports that people read. Targets near 0 make it
+/// huge, and it prefers predictions that are too low; where that hurts, choose [`MsleLoss`](crate::MsleLoss), or
+/// [`L1Loss`](crate::L1Loss) of logarithms.
+///
+/// # Formula
+///
+/// ℓᵢ = 100 wᵢ |xᵢ − yᵢ| / max(|yᵢ|, ε)
+///
+/// where x is the input, y the target and w the weight, 1 where there is none. The mean is Σ ℓᵢ / Σ wᵢ. The gradient at
+/// xᵢ = yᵢ is 0.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`
+/// * `target`, `weight`: that of `input`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `keras.losses.MeanAbsolutePercentageError`, with ε = 10⁻⁷. Keras takes the mean over the last dimension before it
+/// reduces: its mean is the same, its sum is that of these means.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for an input
+/// that is not floating, [`LossError::Option`] for an ε that is not positive.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, MapeLoss};
+///
+/// let input = Tensor::from_slice(&[6.0, 90.0]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[5.0, 100.0]);
+///
+/// let loss = MapeLoss::new().f_forward(&input, &target)?;
+/// loss.f_backward()?;
+///
+/// assert_eq!(f64::try_from(&loss)?, (20.0 + 10.0) / 2.0);
+/// assert_eq!(Vec::<f64>::try_from(input.grad())?, [10.0, -0.5]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "MeanAbsolutePercentageError")]
+#[doc(alias = "mean_absolute_percentage_error")]
+pub struct MapeLoss {
+    eps: f64,
+    weight: Option<Tensor>,
+    broadcast: bool,
+    reduction: Reduction,
+}
+
+impl MapeLoss {
+    /// The mean absolute percentage error with Keras' ε.
+    pub fn new() -> Self {
+        Self { eps: 1e-7, weight: None, broadcast: false, reduction: Reduction::Mean }
+    }
+
+    /// Sets ε > 0, the least size that targets are taken for. 1e-7 by default.
+    pub fn eps(mut self, eps: f64) -> Self {
+        self.eps = eps;
+        self
+    }
+
+    /// Sets a weight for each element, of the input's shape. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Default for MapeLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for MapeLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::positive("eps", self.eps)?;
+        let formula = PercentageError { eps: self.eps };
+        let elements =
+            Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
+        elements.f_forward(formula, input, target, f_losses)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct PercentageError {
+    eps: f64,
+}
+
+impl Pointwise<2> for PercentageError {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (zero, hundred, eps) = (R::of(0.0), R::of(100.0), R::of(self.eps));
+        let difference = x - y;
+        let size = y.abs().at_least(eps);
+        let loss = hundred * (difference.abs() / size);
+        let slope = hundred * difference.sign() / size;
+        let of_size = choose(y.abs() < eps, zero, loss / size * y.sign());
+        (loss, [slope, -slope - of_size])
+    }
+}
+
+fn f_losses(PercentageError { eps }: PercentageError, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
+    Ok(x.f_sub(y)?.f_abs()?.f_div(&y.f_abs()?.f_clamp_min(eps)?)?.f_mul_scalar(100)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eps_is_positive() {
+        let x = Tensor::from_slice(&[1.0]);
+        let error = MapeLoss::new().eps(0.0).f_forward(&x, &x).unwrap_err();
+        assert_eq!(error.to_string(), "option eps is 0, expected a number in [1e-37, 1e37]");
+    }
+
+    #[test]
+    fn targets_of_zero_count_as_eps() {
+        let (x, y) = (Tensor::from_slice(&[1.0]), Tensor::from_slice(&[0.0]));
+        assert_eq!(MapeLoss::new().eps(0.5).forward(&x, &y).double_value(&[]), 200.0);
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let (input, target) = (Tensor::from_slice(&[0.5, -2.0, 3.0, 9.0]), Tensor::from_slice(&[0.4, -2.5, 1.0, -1.0]));
+        let weight = Tensor::from_slice(&[1.0, 2.0, 0.5, 0.1]);
+        let loss = MapeLoss::new().weight(weight);
+        crate::numeric::assert_gradient(&input, |input| loss.forward(input, &target));
+        crate::numeric::assert_gradient(&target, |target| loss.forward(&input, target));
+    }
+}

@@ -1,0 +1,161 @@
+use tch::Tensor;
+
+use super::Elementwise;
+use crate::kernels::{Pointwise, Real, choose};
+use crate::{Loss, LossError, Reduction, check};
+
+/// The mean squared logarithmic error: the squared difference of the logarithms of 1 + each element.
+///
+/// For regression of quantities that range over magnitudes (prices, counts, durations), where twice as much is as wrong
+/// for small ones as for large ones. Predictions below the target cost more than those as far above it. Targets and
+/// predictions are at least 0; a negative one counts as ε, and a prediction below ε has no gradient.
+///
+/// # Formula
+///
+/// ℓᵢ = wᵢ (log(1 + max(xᵢ, ε)) − log(1 + max(yᵢ, ε)))²
+///
+/// where x is the input, y the target and w the weight, 1 where there is none. The mean is Σ ℓᵢ / Σ wᵢ.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`
+/// * `target`, `weight`: that of `input`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `keras.losses.MeanSquaredLogarithmicError`, with ε = 10⁻⁷. Keras takes the mean over the last dimension before it
+/// reduces: its mean is the same, its sum is that of these means.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for an input
+/// that is not floating, [`LossError::Option`] for an ε that is not a number of at least 0.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, MsleLoss};
+///
+/// let input = Tensor::from_slice(&[3.0, 39.0]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[1.0, 19.0]);
+///
+/// let loss = MsleLoss::new().f_forward(&input, &target)?;
+/// loss.f_backward()?;
+///
+/// assert!((f64::try_from(&loss)? - 2_f64.ln().powi(2)).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "MeanSquaredLogarithmicError")]
+#[doc(alias = "mean_squared_logarithmic_error")]
+pub struct MsleLoss {
+    eps: f64,
+    weight: Option<Tensor>,
+    broadcast: bool,
+    reduction: Reduction,
+}
+
+impl MsleLoss {
+    /// The mean squared logarithmic error with Keras' ε.
+    pub fn new() -> Self {
+        Self { eps: 1e-7, weight: None, broadcast: false, reduction: Reduction::Mean }
+    }
+
+    /// Sets ε ≥ 0, the least value that inputs and targets are taken for. 1e-7 by default.
+    pub fn eps(mut self, eps: f64) -> Self {
+        self.eps = eps;
+        self
+    }
+
+    /// Sets a weight for each element, of the input's shape. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Default for MsleLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for MsleLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::not_negative("eps", self.eps)?;
+        let formula = SquaredLogError { eps: self.eps };
+        let elements =
+            Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
+        elements.f_forward(formula, input, target, f_losses)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct SquaredLogError {
+    eps: f64,
+}
+
+impl Pointwise<2> for SquaredLogError {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (zero, one, eps) = (R::of(0.0), R::of(1.0), R::of(self.eps));
+        let (a, b) = (x.at_least(eps), y.at_least(eps));
+        let difference = a.ln_1p() - b.ln_1p();
+        let slope = difference + difference;
+        let of_x = choose(x < eps, zero, slope / (one + a));
+        let of_y = choose(y < eps, zero, -slope / (one + b));
+        (difference * difference, [of_x, of_y])
+    }
+}
+
+fn f_losses(SquaredLogError { eps }: SquaredLogError, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
+    let log = |tensor: &Tensor| tensor.f_clamp_min(eps)?.f_log1p();
+    Ok(log(x)?.f_sub(&log(y)?)?.f_square()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eps_is_not_negative() {
+        let x = Tensor::from_slice(&[1.0]);
+        for (eps, actual) in [(-1.0, "-1"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")] {
+            let error = MsleLoss::new().eps(eps).f_forward(&x, &x).unwrap_err();
+            assert_eq!(error.to_string(), format!("option eps is {actual}, expected a number in [0, 1e37]"));
+        }
+    }
+
+    #[test]
+    fn negative_numbers_count_as_eps() {
+        let input = Tensor::from_slice(&[-3.0, 0.5]).set_requires_grad(true);
+        let loss = MsleLoss::new().eps(0.5).reduction(Reduction::Sum);
+        let loss = loss.forward(&input, &Tensor::from_slice(&[-1.0, -2.0]));
+        loss.backward();
+        assert_eq!(loss.double_value(&[]), 0.0);
+        assert_eq!(Vec::<f64>::try_from(input.grad()).unwrap(), [0.0, 0.0]);
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let (input, target) = (Tensor::from_slice(&[0.5, 2.0, 3.0, 9.0]), Tensor::from_slice(&[0.4, 2.0, 1.0, 70.0]));
+        let weight = Tensor::from_slice(&[1.0, 2.0, 0.5, 0.1]);
+        let loss = MsleLoss::new().weight(weight);
+        crate::numeric::assert_gradient(&input, |input| loss.forward(input, &target));
+        crate::numeric::assert_gradient(&target, |target| loss.forward(&input, target));
+    }
+}

@@ -1,0 +1,238 @@
+use tch::Tensor;
+
+use super::Elementwise;
+use crate::kernels::{Pointwise, Real, choose};
+use crate::numeric::{f_reals, wide_kind};
+use crate::{Loss, LossError, Reduction, check};
+
+/// The quantile loss, or pinball: the distance of each element to its target, weighed by the side on which it lies.
+///
+/// For predictions that are to be exceeded in a given share of cases: stocks, loads, arrival times. A model that
+/// minimises it predicts the quantile q of the target's distribution; several quantiles make an interval. With q = ½
+/// it is half of [`L1Loss`](crate::L1Loss).
+///
+/// # Formula
+///
+/// ℓᵢ = wᵢ max(q (yᵢ − xᵢ), (q − 1) (yᵢ − xᵢ))
+///
+/// where x is the input, y the target, q the quantile and w the weight, 1 where there is none. The mean is Σ ℓᵢ / Σ wᵢ;
+/// that of several quantiles is the mean of theirs. The gradient at xᵢ = yᵢ is ½ − q, half way between both sides.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`; `[*, Q]` for a list of Q quantiles
+/// * `target`, `weight`: `[*]`
+/// * result: scalar, or the input's shape with [`Reduction::None`]
+///
+/// # Reference
+///
+/// Koenker and Bassett, *Regression Quantiles*, 1978.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes do not fit, [`LossError::Device`] where devices differ, [`LossError::Kind`] for an
+/// input that is not floating, [`LossError::Option`] for a quantile outside (0, 1) or none at all.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, QuantileLoss};
+///
+/// let input = Tensor::from_slice(&[0.0, 0.0]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[10.0, -10.0]);
+///
+/// let loss = QuantileLoss::new().quantiles(0.75).f_forward(&input, &target)?;
+/// loss.f_backward()?;
+/// assert_eq!(f64::try_from(&loss)?, (7.5 + 2.5) / 2.0);
+/// assert_eq!(Vec::<f64>::try_from(input.grad())?, [-0.375, 0.125]);
+///
+/// let interval = Tensor::from_slice(&[-1.0, 0.0, 1.0, -1.0, 0.0, 1.0]).view([2, 3]);
+/// let loss = QuantileLoss::new().quantiles([0.1, 0.5, 0.9]).f_forward(&interval, &target)?;
+/// assert!((f64::try_from(&loss)? - 3.6).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "PinballLoss")]
+#[doc(alias = "mean_pinball_loss")]
+pub struct QuantileLoss {
+    quantiles: Quantiles,
+    weight: Option<Tensor>,
+    broadcast: bool,
+    reduction: Reduction,
+}
+
+/// What a [`QuantileLoss`] predicts.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Quantiles {
+    /// One quantile: the input has the target's shape.
+    One(f64),
+    /// Several quantiles: the last dimension of the input.
+    Many(Vec<f64>),
+}
+
+impl From<f64> for Quantiles {
+    fn from(quantile: f64) -> Self {
+        Self::One(quantile)
+    }
+}
+
+impl<const N: usize> From<[f64; N]> for Quantiles {
+    fn from(quantiles: [f64; N]) -> Self {
+        Self::Many(quantiles.into())
+    }
+}
+
+impl From<&[f64]> for Quantiles {
+    fn from(quantiles: &[f64]) -> Self {
+        Self::Many(quantiles.into())
+    }
+}
+
+impl From<Vec<f64>> for Quantiles {
+    fn from(quantiles: Vec<f64>) -> Self {
+        Self::Many(quantiles)
+    }
+}
+
+impl QuantileLoss {
+    /// The quantile loss of the median.
+    pub fn new() -> Self {
+        Self { quantiles: Quantiles::One(0.5), weight: None, broadcast: false, reduction: Reduction::Mean }
+    }
+
+    /// Sets the quantile, in (0, 1), or a list of them. ½ by default.
+    pub fn quantiles(mut self, quantiles: impl Into<Quantiles>) -> Self {
+        self.quantiles = quantiles.into();
+        self
+    }
+
+    /// Sets a weight for each target. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    fn f_one(&self, input: &Tensor, target: &Tensor, quantile: f64) -> Result<Tensor, LossError> {
+        let valid = quantile > 0.0 && quantile < 1.0;
+        check::option("quantiles", quantile, valid, "numbers between 0 and 1")?;
+        let elements =
+            Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
+        elements.f_forward(Pinball { quantile }, input, target, f_losses)
+    }
+
+    /// Each column of the input is one quantile.
+    fn f_many(&self, input: &Tensor, target: &Tensor, quantiles: &[f64]) -> Result<Tensor, LossError> {
+        check::option("quantiles", "empty", !quantiles.is_empty(), "at least one quantile")?;
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        let (size, count) = (input.size(), quantiles.len() as i64);
+        let fits = size.last() == Some(&count) && (self.broadcast || size[..size.len() - 1] == target.size());
+        if !fits {
+            let of = if self.broadcast { "a last dimension".into() } else { format!("{:?}", target.size()) };
+            let expected = format!("{of}, and {count} quantiles as the last dimension");
+            return Err(check::shape_error(("input", input), expected));
+        }
+        // Sums of rounded losses would be rounded twice.
+        let kind = input.f_kind()?;
+        let columns = input.f_to_kind(wide_kind(input)?)?.f_unbind(-1)?;
+        let target = f_reals(("target", target), wide_kind(input)?)?;
+        let losses = columns.iter().zip(quantiles).map(|(column, quantile)| self.f_one(column, &target, *quantile));
+        let losses = Tensor::f_stack(&losses.collect::<Result<Vec<_>, _>>()?, -1)?;
+        Ok(self.reduction.f_apply(&losses)?.f_to_kind(kind)?)
+    }
+}
+
+impl Default for QuantileLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for QuantileLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        match &self.quantiles {
+            Quantiles::One(quantile) => self.f_one(input, target, *quantile),
+            Quantiles::Many(quantiles) => self.f_many(input, target, quantiles),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Pinball {
+    quantile: f64,
+}
+
+impl Pointwise<2> for Pinball {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (zero, half) = (R::of(0.0), R::of(0.5));
+        let (below, above) = (R::of(self.quantile), R::of(self.quantile - 1.0));
+        let difference = y - x;
+        let loss = choose(difference < zero, above, below) * difference;
+        let slope = half * difference.sign() + (below - half);
+        (loss, [-slope, slope])
+    }
+}
+
+fn f_losses(Pinball { quantile }: Pinball, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
+    let difference = y.f_sub(x)?;
+    Ok(difference.f_mul_scalar(quantile)?.f_maximum(&difference.f_mul_scalar(quantile - 1.0)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+
+    #[test]
+    fn quantiles_are_between_0_and_1() {
+        let x = Tensor::from_slice(&[1.0]);
+        for (quantile, actual) in [(0.0, "0"), (1.0, "1"), (f64::NAN, "NaN")] {
+            let error = QuantileLoss::new().quantiles(quantile).f_forward(&x, &x).unwrap_err();
+            let expected = format!("option quantiles is {actual}, expected numbers between 0 and 1");
+            assert_eq!(error.to_string(), expected);
+        }
+        let error = QuantileLoss::new().quantiles([]).f_forward(&x, &x).unwrap_err();
+        assert_eq!(error.to_string(), "option quantiles is empty, expected at least one quantile");
+    }
+
+    #[test]
+    fn several_quantiles_are_the_last_dimension() {
+        let (input, target) = (Tensor::from_slice(&[1.0, 2.0]), Tensor::from_slice(&[1.0, 1.0]));
+        let error = QuantileLoss::new().quantiles([0.1, 0.9]).f_forward(&input, &target).unwrap_err();
+        let expected = "input has shape [2], expected [2], and 2 quantiles as the last dimension";
+        assert_eq!(error.to_string(), expected);
+        let loss = QuantileLoss::new().quantiles([0.1, 0.9]).broadcast(true).reduction(Reduction::None);
+        assert_eq!(loss.forward(&input, &target).size(), [2, 2]);
+    }
+
+    #[test]
+    fn half_kinds_are_computed_in_single_precision() {
+        let input = Tensor::from_slice(&[0.5, 3.0]).view([1, 2]).to_kind(Kind::Half);
+        let loss = QuantileLoss::new().quantiles([0.25, 0.5]).forward(&input, &Tensor::from_slice(&[2_i64]));
+        assert_eq!((loss.kind(), loss.double_value(&[])), (Kind::Half, 0.4375));
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let input = Tensor::from_slice(&[0.5, -2.0, 3.0, 9.0]).view([2, 2]);
+        let target = Tensor::from_slice(&[0.4, 5.0]);
+        let loss = QuantileLoss::new().quantiles([0.2, 0.7]).weight(Tensor::from_slice(&[1.0, 3.0]));
+        crate::numeric::assert_gradient(&input, |input| loss.forward(input, &target));
+        crate::numeric::assert_gradient(&target, |target| loss.forward(&input, target));
+    }
+}

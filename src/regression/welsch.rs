@@ -1,0 +1,174 @@
+use tch::Tensor;
+
+use super::Elementwise;
+use crate::kernels::{Pointwise, Real};
+use crate::{Loss, LossError, Reduction, check};
+
+/// The Welsch loss, or Leclerc: a squared error that levels off at 1 as fast as a Gaussian fades.
+///
+/// For regression where some targets are plainly wrong: a target a few scales away has no pull at all.
+/// [`GemanMcClureLoss`](crate::GemanMcClureLoss) and [`CauchyLoss`](crate::CauchyLoss) let go of outliers more slowly.
+/// None of the three is convex: start near the solution, or with a large scale.
+///
+/// # Formula
+///
+/// ℓᵢ = wᵢ (1 − exp(−(xᵢ − yᵢ)² / 2c²))
+///
+/// where x is the input, y the target, c the scale and w the weight, 1 where there is none. The mean is Σ ℓᵢ / Σ wᵢ. It
+/// is Barron's loss with α = −∞.
+///
+/// # Shapes
+///
+/// * `input`: any, `[*]`
+/// * `target`, `weight`: that of `input`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `kornia.losses.WelschLoss` and `welsch_loss` of kornia 0.9.0, for c = 1; there losses are not reduced by default.
+/// Dennis and Welsch, *Techniques for Nonlinear Least Squares and Robust Regression*, 1978; Barron,
+/// <https://arxiv.org/abs/1701.03077>.
+///
+/// # Differences from kornia
+///
+/// The gradient of an infinite difference is 0, and not NaN.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for an input
+/// that is not floating, [`LossError::Option`] for a scale that is not positive.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, WelschLoss};
+///
+/// let input = Tensor::from_slice(&[0.0, 1e30]).set_requires_grad(true);
+/// let target = Tensor::from_slice(&[0.0, 0.0]);
+///
+/// let loss = WelschLoss::new().f_forward(&input, &target)?;
+/// loss.f_backward()?;
+///
+/// assert_eq!(f64::try_from(&loss)?, 0.5);
+/// assert_eq!(Vec::<f64>::try_from(input.grad())?, [0.0, 0.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "welsch_loss")]
+#[doc(alias = "LeclercLoss")]
+pub struct WelschLoss {
+    scale: f64,
+    weight: Option<Tensor>,
+    broadcast: bool,
+    reduction: Reduction,
+}
+
+impl WelschLoss {
+    /// The Welsch loss with kornia's scale.
+    pub fn new() -> Self {
+        Self { scale: 1.0, weight: None, broadcast: false, reduction: Reduction::Mean }
+    }
+
+    /// Sets c > 0, the scale of the differences: from about there on they count as outliers. 1 by default.
+    pub fn scale(mut self, scale: f64) -> Self {
+        self.scale = scale;
+        self
+    }
+
+    /// Sets a weight for each element, of the input's shape. None by default.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Default for WelschLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for WelschLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::positive("scale", self.scale)?;
+        let formula = Welsch { scale: self.scale };
+        let elements =
+            Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
+        elements.f_forward(formula, input, target, f_losses)
+    }
+}
+
+/// A distance at which loss and slope are 1 and 0 to the last digit.
+const FAR: f64 = 100.0;
+
+#[derive(Clone, Copy)]
+struct Welsch {
+    scale: f64,
+}
+
+impl Pointwise<2> for Welsch {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (half, far, scale) = (R::of(0.5), R::of(FAR), R::of(self.scale));
+        let difference = ((x - y) / scale).at_least(-far).at_most(far);
+        let exponent = -half * difference * difference;
+        let slope = difference * exponent.exp() / scale;
+        (-exponent.exp_m1(), [slope, -slope])
+    }
+}
+
+fn f_losses(Welsch { scale }: Welsch, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
+    let difference = x.f_sub(y)?.f_div_scalar(scale)?.f_clamp(-FAR, FAR)?;
+    Ok(difference.f_square()?.f_mul_scalar(-0.5)?.f_expm1()?.f_neg()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Backend;
+
+    #[test]
+    fn the_scale_is_positive() {
+        let x = Tensor::from_slice(&[1.0]);
+        for (scale, actual) in [(0.0, "0"), (-1.0, "-1"), (f64::NAN, "NaN")] {
+            let error = WelschLoss::new().scale(scale).f_forward(&x, &x).unwrap_err();
+            let expected = format!("option scale is {actual}, expected a number in [1e-37, 1e37]");
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn huge_differences_do_not_overflow() {
+        let target = Tensor::from_slice(&[0_f32, 0.0]);
+        for backend in [Backend::Auto, Backend::Composite] {
+            let input = Tensor::from_slice(&[1e25_f32, -1e25]).set_requires_grad(true);
+            let loss = WelschLoss::new().reduction(Reduction::None);
+            let losses = crate::with_backend(backend, || loss.forward(&input, &target));
+            losses.sum(None).backward();
+            assert_eq!(Vec::<f32>::try_from(losses).unwrap(), [1.0, 1.0]);
+            assert_eq!(Vec::<f32>::try_from(input.grad()).unwrap(), [0.0, 0.0]);
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let (input, target) = (Tensor::from_slice(&[0.5, -2.0, 3.0, 9.0]), Tensor::from_slice(&[0.4, -2.0, 1.0, -1.0]));
+        let weight = Tensor::from_slice(&[1.0, 2.0, 0.5, 0.1]);
+        let loss = WelschLoss::new().scale(0.7).weight(weight);
+        crate::numeric::assert_gradient(&input, |input| loss.forward(input, &target));
+        crate::numeric::assert_gradient(&target, |target| loss.forward(&input, target));
+    }
+}

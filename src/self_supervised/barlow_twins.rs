@@ -1,0 +1,145 @@
+use tch::Tensor;
+
+use super::{f_without_diagonal, views};
+use crate::numeric::wide_kind;
+use crate::{Loss, LossError, check};
+
+/// Two views of a batch agree feature by feature, and no feature repeats another.
+///
+/// For self-supervised learning without negative examples, momentum encoders or stopped gradients: what keeps the
+/// representation from collapsing is that its features are decorrelated. It likes wide projections.
+/// [`VicRegLoss`](crate::VicRegLoss) asks the same of the views separately, without a batch normalisation.
+///
+/// # Formula
+///
+/// ℓ = Σᵢ (Cᵢᵢ − 1)² + λ Σᵢ Σⱼ≠ᵢ Cᵢⱼ², C = 1/N · Âᵀ B̂
+///
+/// where A and B are the views, Â and B̂ the same with each feature normalised over the batch,
+/// (a − mean a) / √(var a + 10⁻⁵), and λ is the weight of the redundancy. It makes no difference which view is the input.
+///
+/// # Shapes
+///
+/// * `input`: `[N, D]`, of at least two rows
+/// * `target`: that of `input`
+/// * result: scalar
+///
+/// # Reference
+///
+/// `lightly.loss.BarlowTwinsLoss` of lightly 1.6.0; Zbontar et al., Barlow Twins, <https://arxiv.org/abs/2103.03230>.
+///
+/// # Differences from lightly
+///
+/// * Half precision is computed in single precision.
+/// * An empty batch is an error, as one of a single row is; lightly's loss of it is NaN.
+/// * There is no gathering over processes.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for a λ that is not finite.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{BarlowTwinsLoss, Loss};
+///
+/// // Two features that are independent over the batch, seen alike in both views.
+/// let view = Tensor::from_slice(&[1.0, 1.0, 1.0, -1.0, -1.0, 1.0, -1.0, -1.0]).view([4, 2]);
+/// let same = BarlowTwinsLoss::new().f_forward(&view, &view)?;
+/// assert!(f64::try_from(same)? < 1e-9);
+///
+/// // With its features swapped, each is alike to the other one alone: 2 · (0 − 1)² + 2 · λ · 1².
+/// let swapped = view.flip([1]).set_requires_grad(true);
+/// let loss = BarlowTwinsLoss::new().lambda_param(0.5).f_forward(&view, &swapped)?;
+/// loss.f_backward()?;
+/// assert!((f64::try_from(&loss)? - 3.0).abs() < 1e-4);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "Barlow Twins")]
+pub struct BarlowTwinsLoss {
+    lambda_param: f64,
+}
+
+impl BarlowTwinsLoss {
+    /// The loss with lightly's defaults, which are the paper's.
+    pub fn new() -> Self {
+        Self { lambda_param: 5e-3 }
+    }
+
+    /// Sets λ, the weight of the redundancy. 0.005 by default.
+    pub fn lambda_param(mut self, lambda_param: f64) -> Self {
+        self.lambda_param = lambda_param;
+        self
+    }
+}
+
+impl Default for BarlowTwinsLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for BarlowTwinsLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        views(("input", input), ("target", target))?;
+        if !matches!(input.size()[..], [rows, _] if rows >= 2) {
+            return Err(check::shape_error(("input", input), "[N, D] with at least two rows"));
+        }
+        check::option("lambda_param", self.lambda_param, self.lambda_param.is_finite(), "a finite number")?;
+        let (a, b) = (f_normalized(input)?, f_normalized(target)?);
+        let correlation = a.f_transpose(0, 1)?.f_matmul(&b)?.f_div_scalar(input.size()[0])?;
+        let invariance = correlation.f_diagonal(0, 0, 1)?.f_sub_scalar(1)?.f_square()?.f_sum(None)?;
+        let redundancy = f_without_diagonal(&correlation)?.f_square()?.f_sum(None)?;
+        let loss = invariance.f_add(&redundancy.f_mul_scalar(self.lambda_param)?)?;
+        Ok(loss.f_to_kind(input.f_kind()?)?)
+    }
+}
+
+/// Each feature with mean 0 and variance 1 over the batch.
+fn f_normalized(view: &Tensor) -> Result<Tensor, LossError> {
+    const NONE: Option<&Tensor> = None;
+    let view = view.f_to_kind(wide_kind(view)?)?;
+    Ok(view.f_batch_norm(NONE, NONE, NONE, NONE, true, 0.1, 1e-5, true)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn ones(shape: &[i64]) -> Tensor {
+        Tensor::ones(shape, (Kind::Float, Device::Cpu))
+    }
+
+    #[test]
+    fn wrong_calls_are_named() {
+        let rows = "expected [N, D] with at least two rows";
+        for (input, target, message) in [
+            (ones(&[1, 3]), ones(&[1, 3]), format!("input has shape [1, 3], {rows}")),
+            (ones(&[4, 3, 2]), ones(&[4, 3, 2]), format!("input has shape [4, 3, 2], {rows}")),
+            (ones(&[4]), ones(&[4]), format!("input has shape [4], {rows}")),
+            (ones(&[4, 3]), ones(&[4, 2]), "target has shape [4, 2], expected [4, 3], the shape of input".into()),
+            (
+                ones(&[4, 3]),
+                ones(&[4, 3]).to_kind(Kind::Double),
+                "target has kind Double, expected Float, the kind of input".into(),
+            ),
+        ] {
+            assert_eq!(BarlowTwinsLoss::new().f_forward(&input, &target).unwrap_err().to_string(), message);
+        }
+        let error = BarlowTwinsLoss::new().lambda_param(f64::NAN).f_forward(&ones(&[4, 3]), &ones(&[4, 3]));
+        assert_eq!(error.unwrap_err().to_string(), "option lambda_param is NaN, expected a finite number");
+    }
+
+    #[test]
+    fn constant_features_have_a_finite_gradient() {
+        let input = ones(&[4, 3]).set_requires_grad(true);
+        let loss = BarlowTwinsLoss::new().forward(&input, &ones(&[4, 3]));
+        loss.backward();
+        assert_eq!(f64::try_from(loss).unwrap(), 3.0);
+        assert_eq!(f64::try_from(input.grad().abs().max()).unwrap(), 0.0);
+    }
+}

@@ -1,0 +1,394 @@
+use std::borrow::Borrow;
+
+use tch::{Tensor, nn, no_grad_guard};
+
+use super::f_without_diagonal;
+use crate::numeric::wide_kind;
+use crate::{LossError, check};
+
+/// The options of [`DinoLoss`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DinoConfig {
+    warmup_teacher_temp: f64,
+    teacher_temp: f64,
+    warmup_teacher_temp_epochs: i64,
+    student_temp: f64,
+    center_momentum: f64,
+}
+
+impl DinoConfig {
+    /// lightly's defaults.
+    pub fn new() -> Self {
+        Self {
+            warmup_teacher_temp: 0.04,
+            teacher_temp: 0.04,
+            warmup_teacher_temp_epochs: 30,
+            student_temp: 0.1,
+            center_momentum: 0.9,
+        }
+    }
+
+    /// Sets the temperature of the teacher, > 0, in the first epoch of the warm-up. 0.04 by default.
+    pub fn warmup_teacher_temp(mut self, warmup_teacher_temp: f64) -> Self {
+        self.warmup_teacher_temp = warmup_teacher_temp;
+        self
+    }
+
+    /// Sets the temperature of the teacher, > 0. 0.04 by default.
+    pub fn teacher_temp(mut self, teacher_temp: f64) -> Self {
+        self.teacher_temp = teacher_temp;
+        self
+    }
+
+    /// Sets the number of epochs in which the temperature of the teacher goes, in equal steps, from that of the warm-up to
+    /// the final one. 30 by default.
+    pub fn warmup_teacher_temp_epochs(mut self, warmup_teacher_temp_epochs: i64) -> Self {
+        self.warmup_teacher_temp_epochs = warmup_teacher_temp_epochs;
+        self
+    }
+
+    /// Sets the temperature of the student, > 0. 0.1 by default.
+    pub fn student_temp(mut self, student_temp: f64) -> Self {
+        self.student_temp = student_temp;
+        self
+    }
+
+    /// Sets the share of the centre, in \[0, 1\], that an update leaves. 0.9 by default.
+    pub fn center_momentum(mut self, center_momentum: f64) -> Self {
+        self.center_momentum = center_momentum;
+        self
+    }
+
+    /// The temperature of the teacher in an epoch.
+    fn temperature(&self, epoch: i64) -> f64 {
+        let (first, last) = (self.warmup_teacher_temp, self.teacher_temp);
+        let steps = self.warmup_teacher_temp_epochs - 1;
+        match epoch {
+            epoch if epoch > steps => last,
+            0 => first,
+            epoch => first + (last - first) * (epoch as f64 / steps as f64),
+        }
+    }
+}
+
+impl Default for DinoConfig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A student predicts, from each view of an image, what its teacher says of the other views.
+///
+/// For self-supervised learning by distillation, mostly of vision transformers: the teacher is a moving average of the student
+/// and sees the large crops alone, the student sees all. What keeps the two from collapsing is that the teacher's outputs are
+/// sharpened, by a low temperature, and centred. Without a teacher of its own kind choose
+/// [`BarlowTwinsLoss`](crate::BarlowTwinsLoss) or [`VicRegLoss`](crate::VicRegLoss).
+///
+/// # Formula
+///
+/// ℓ = 1/(K·B) Σₜ Σₛ≠ₜ Σₙ −⟨softmax((Tₜₙ − c) / τₜ), log softmax(Sₛₙ / τₛ)⟩
+///
+/// where Tₜ and Sₛ are the outputs of teacher and student for the views t and s, of B images each, K is the number of pairs of
+/// different views, τₜ and τₛ are the temperatures and c is the centre. An update makes it m c + (1 − m) mean T, over views and
+/// images, with the momentum m.
+///
+/// The centre is state, and a call of the loss does not change it: call [`update_center`](Self::update_center) once for each
+/// step of the training, after the loss.
+///
+/// # Shapes
+///
+/// * `teacher_out`: one `[B, D]` for each view of the teacher, the large crops
+/// * `student_out`: one `[B, D]` for each view of the student; the first ones are those of the teacher, in the same order
+/// * result: scalar
+///
+/// The one variable on the path is `center`, `[1, 1, D]`, the name of lightly's state dict; it is saved and loaded and not
+/// trained. It is 0 in the beginning.
+///
+/// # Reference
+///
+/// `lightly.loss.DINOLoss` of lightly 1.6.0; Caron et al., DINO, <https://arxiv.org/abs/2104.14294>.
+///
+/// # Differences from lightly
+///
+/// * Half precision is computed in single precision, and temperatures are in double precision; lightly rounds them to single.
+/// * A call leaves the centre alone. lightly's updates it, in an evaluation, too.
+/// * Outputs of an empty batch do not update the centre, but are an error; lightly's centre becomes NaN.
+/// * There is no gathering over processes.
+///
+/// As in lightly, a gradient flows to the teacher unless its outputs have no graph: compute them under `tch::no_grad`.
+///
+/// # Errors
+///
+/// [`LossError::Option`] for a temperature that is not positive or a momentum outside \[0, 1\], [`LossError::Shape`],
+/// [`LossError::Kind`] or [`LossError::Device`] for views that do not fit together or leave no pair of different ones.
+///
+/// # Example
+///
+/// ```
+/// use tch::{Device, Kind, Tensor, nn};
+/// use tch_losses::{DinoConfig, DinoLoss};
+///
+/// let vs = nn::VarStore::new(Device::Cpu);
+/// let config = DinoConfig::new().warmup_teacher_temp(0.04).teacher_temp(0.07);
+/// let mut criterion = DinoLoss::f_new(vs.root() / "dino", 16, config)?;
+/// assert!(vs.variables().contains_key("dino.center"));
+///
+/// for epoch in 0..2 {
+///     criterion.set_epoch(epoch);
+///     // Two large crops for both, and two small ones for the student.
+///     let crop = || Tensor::randn([8, 16], (Kind::Float, Device::Cpu));
+///     let teacher_out = [crop(), crop()];
+///     let student_out = [crop(), crop(), crop(), crop()].map(|output| output.set_requires_grad(true));
+///
+///     let loss = criterion.f_forward(&teacher_out, &student_out)?;
+///     loss.f_backward()?;
+///     criterion.f_update_center(&teacher_out)?;
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "DINO")]
+pub struct DinoLoss {
+    /// On the path, so that it is changed in place.
+    center: Tensor,
+    teacher_temp: f64,
+    config: DinoConfig,
+}
+
+impl DinoLoss {
+    /// Creates the centre on `path`, for outputs of `output_dim` features.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the option at fault.
+    pub fn f_new<'a>(path: impl Borrow<nn::Path<'a>>, output_dim: i64, config: DinoConfig) -> Result<Self, LossError> {
+        check::option("output_dim", output_dim, output_dim >= 0, "a number >= 0")?;
+        for (option, temperature) in [
+            ("warmup_teacher_temp", config.warmup_teacher_temp),
+            ("teacher_temp", config.teacher_temp),
+            ("student_temp", config.student_temp),
+        ] {
+            check_temperature(option, temperature)?;
+        }
+        let momentum = config.center_momentum;
+        check::option("center_momentum", momentum, (0.0..=1.0).contains(&momentum), "a number in [0, 1]")?;
+        let center = path.borrow().f_zeros_no_train("center", &[1, 1, output_dim])?;
+        Ok(Self { center, teacher_temp: config.teacher_temp, config })
+    }
+
+    /// Creates the centre on `path` as [`f_new`](Self::f_new) does.
+    ///
+    /// # Panics
+    /// Where `f_new` returns an error, with its message.
+    #[track_caller]
+    pub fn new<'a>(path: impl Borrow<nn::Path<'a>>, output_dim: i64, config: DinoConfig) -> Self {
+        crate::loss::expect(Self::f_new(path, output_dim, config))
+    }
+
+    /// The centre of the teacher's outputs, `[1, 1, D]`.
+    pub fn center(&self) -> &Tensor {
+        &self.center
+    }
+
+    /// Sets the temperature of the teacher to that of an epoch, the first of which is 0. Until then it is the final one.
+    pub fn set_epoch(&mut self, epoch: i64) {
+        self.teacher_temp = self.config.temperature(epoch.max(0));
+    }
+
+    /// Sets the temperature of the teacher, > 0, for a schedule of your own.
+    ///
+    /// # Errors
+    /// [`LossError::Option`] for one that is not positive.
+    pub fn f_set_teacher_temp(&mut self, teacher_temp: f64) -> Result<(), LossError> {
+        check_temperature("teacher_temp", teacher_temp)?;
+        self.teacher_temp = teacher_temp;
+        Ok(())
+    }
+
+    /// Sets the temperature of the teacher as [`f_set_teacher_temp`](Self::f_set_teacher_temp) does.
+    ///
+    /// # Panics
+    /// Where `f_set_teacher_temp` returns an error, with its message.
+    #[track_caller]
+    pub fn set_teacher_temp(&mut self, teacher_temp: f64) {
+        crate::loss::expect(self.f_set_teacher_temp(teacher_temp));
+    }
+
+    /// Computes the loss, with a graph where an argument requires a gradient. The centre stays what it is.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument at fault.
+    pub fn f_forward<T: Borrow<Tensor>, S: Borrow<Tensor>>(
+        &self,
+        teacher_out: &[T],
+        student_out: &[S],
+    ) -> Result<Tensor, LossError> {
+        let teacher = self.f_stack("teacher_out", teacher_out)?;
+        let student = self.f_stack("student_out", student_out)?;
+        check::devices(&[("teacher_out", &teacher), ("student_out", &student)])?;
+        check::same_kind(("student_out", &student), ("teacher_out", &teacher))?;
+        let (views, batch) = (teacher.size()[0], teacher.size()[1]);
+        if student.size()[1] != batch {
+            let expected = format!("{:?} for each view, the shape of teacher_out", &teacher.size()[1..]);
+            return Err(check::shape_error(("student_out", student_out[0].borrow()), expected));
+        }
+        let pairs = views * student.size()[0] - views.min(student.size()[0]);
+        if pairs == 0 {
+            let expected = "at least two views of teacher or student".into();
+            return Err(LossError::Shape { argument: "student_out", expected, actual: student.size() });
+        }
+        let kind = wide_kind(&teacher)?;
+        let centred = teacher.f_to_kind(kind)?.f_sub(&self.center.f_to_kind(kind)?)?;
+        let p = centred.f_div_scalar(self.teacher_temp)?.f_softmax(-1, None)?;
+        let log_q = student.f_to_kind(kind)?.f_div_scalar(self.config.student_temp)?.f_log_softmax(-1, None)?;
+        let by_view = |outputs: Tensor| outputs.f_flatten(1, 2);
+        let agreement = by_view(p)?.f_matmul(&by_view(log_q)?.f_transpose(0, 1)?)?;
+        let loss = f_without_diagonal(&agreement)?.f_sum(None)?.f_neg()?.f_div_scalar(pairs * batch)?;
+        Ok(loss.f_to_kind(teacher.f_kind()?)?)
+    }
+
+    /// Computes the loss as [`f_forward`](Self::f_forward) does.
+    ///
+    /// # Panics
+    /// Where `f_forward` returns an error, with its message.
+    #[track_caller]
+    pub fn forward<T: Borrow<Tensor>, S: Borrow<Tensor>>(&self, teacher_out: &[T], student_out: &[S]) -> Tensor {
+        crate::loss::expect(self.f_forward(teacher_out, student_out))
+    }
+
+    /// Moves the centre towards the mean of the teacher's outputs.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument at fault; then the centre stays what it is.
+    pub fn f_update_center<T: Borrow<Tensor>>(&mut self, teacher_out: &[T]) -> Result<(), LossError> {
+        let _guard = no_grad_guard();
+        let teacher = self.f_stack("teacher_out", teacher_out)?;
+        if teacher.size()[1] == 0 {
+            return Err(check::shape_error(("teacher_out", teacher_out[0].borrow()), "a batch that is not empty"));
+        }
+        let kind = wide_kind(&teacher)?;
+        let mean = teacher.f_mean_dim([0_i64, 1].as_slice(), true, kind)?;
+        let momentum = self.config.center_momentum;
+        let kept = self.center.f_to_kind(kind)?.f_mul_scalar(momentum)?;
+        let center = kept.f_add(&mean.f_mul_scalar(1.0 - momentum)?)?;
+        self.center.f_copy_(&center)?;
+        Ok(())
+    }
+
+    /// Moves the centre as [`f_update_center`](Self::f_update_center) does.
+    ///
+    /// # Panics
+    /// Where `f_update_center` returns an error, with its message.
+    #[track_caller]
+    pub fn update_center<T: Borrow<Tensor>>(&mut self, teacher_out: &[T]) {
+        crate::loss::expect(self.f_update_center(teacher_out));
+    }
+
+    /// The views, once they are checked, as one tensor `[views, B, D]`.
+    fn f_stack<T: Borrow<Tensor>>(&self, argument: &'static str, views: &[T]) -> Result<Tensor, LossError> {
+        let Some(first) = views.first() else {
+            let expected = "at least one view".into();
+            return Err(LossError::Shape { argument, expected, actual: vec![0] });
+        };
+        let (first, features) = (first.borrow(), self.center.size()[2]);
+        for view in views {
+            let view = (argument, view.borrow());
+            check::devices(&[("center", &self.center), view])?;
+            check::floating(view)?;
+            check::same_kind(view, (argument, first))?;
+            match view.1.size()[..] {
+                [rows, columns] if columns == features && rows == first.size()[0] => (),
+                _ => return Err(check::shape_error(view, format!("[B, {features}] with one B for all views"))),
+            }
+        }
+        Ok(Tensor::f_stack(views, 0)?)
+    }
+}
+
+fn check_temperature(option: &'static str, temperature: f64) -> Result<(), LossError> {
+    check::option(option, temperature, temperature > 0.0 && temperature.is_finite(), "a number > 0")
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn randn(shape: &[i64]) -> Tensor {
+        Tensor::randn(shape, (Kind::Double, Device::Cpu))
+    }
+
+    fn criterion(vs: &nn::VarStore) -> DinoLoss {
+        DinoLoss::new(vs.root(), 3, DinoConfig::new())
+    }
+
+    #[test]
+    fn wrong_calls_are_named() {
+        let vs = nn::VarStore::new(Device::Cpu);
+        let mut criterion = criterion(&vs);
+        let view = || randn(&[4, 3]);
+        let one = "[B, 3] with one B for all views";
+        for (teacher, student, message) in [
+            (vec![], vec![view()], "teacher_out has shape [0], expected at least one view".into()),
+            (vec![view()], vec![view()], {
+                "student_out has shape [1, 4, 3], expected at least two views of teacher or student".into()
+            }),
+            (vec![view(), randn(&[4, 2])], vec![view()], format!("teacher_out has shape [4, 2], expected {one}")),
+            (vec![view()], vec![view(), randn(&[5, 3])], format!("student_out has shape [5, 3], expected {one}")),
+            (vec![randn(&[3])], vec![view()], format!("teacher_out has shape [3], expected {one}")),
+            (vec![view()], vec![randn(&[5, 3])], {
+                "student_out has shape [5, 3], expected [4, 3] for each view, the shape of teacher_out".into()
+            }),
+            (vec![view()], vec![view().to_kind(Kind::Float)], {
+                "student_out has kind Float, expected Double, the kind of teacher_out".into()
+            }),
+        ] {
+            assert_eq!(criterion.f_forward(&teacher, &student).unwrap_err().to_string(), message);
+        }
+        let error = criterion.f_update_center(&[randn(&[0, 3])]).unwrap_err().to_string();
+        assert_eq!(error, "teacher_out has shape [0, 3], expected a batch that is not empty");
+        let error = criterion.f_set_teacher_temp(0.0).unwrap_err().to_string();
+        assert_eq!(error, "option teacher_temp is 0, expected a number > 0");
+        let error = DinoLoss::f_new(vs.root(), 3, DinoConfig::new().center_momentum(2.0)).unwrap_err().to_string();
+        assert_eq!(error, "option center_momentum is 2, expected a number in [0, 1]");
+    }
+
+    #[test]
+    fn the_temperature_warms_up() {
+        let config = DinoConfig::new().warmup_teacher_temp(0.25).teacher_temp(0.5).warmup_teacher_temp_epochs(5);
+        let temperatures = [0, 1, 2, 3, 4, 5, 100].map(|epoch| config.temperature(epoch));
+        assert_eq!(temperatures, [0.25, 0.3125, 0.375, 0.4375, 0.5, 0.5, 0.5]);
+        assert_eq!(config.warmup_teacher_temp_epochs(1).temperature(0), 0.25);
+        assert_eq!(config.warmup_teacher_temp_epochs(0).temperature(0), 0.5);
+    }
+
+    #[test]
+    fn an_update_before_the_backward_pass_does_no_harm() {
+        let vs = nn::VarStore::new(Device::Cpu);
+        let mut criterion = criterion(&vs);
+        let (teacher, student) = ([randn(&[4, 3])], [randn(&[4, 3]), randn(&[4, 3]).set_requires_grad(true)]);
+        let gradient = |criterion: &mut DinoLoss, update: bool| {
+            let loss = criterion.forward(&teacher, &student);
+            if update {
+                criterion.update_center(&teacher);
+            }
+            Tensor::run_backward(&[loss], &[&student[1]], false, false).remove(0)
+        };
+        let before = gradient(&mut criterion, false);
+        assert_eq!(gradient(&mut criterion, true), before);
+        assert_eq!(vs.variables()["center"], *criterion.center());
+        assert_ne!(f64::try_from(criterion.center().abs().max()).unwrap(), 0.0);
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let mut vs = nn::VarStore::new(Device::Cpu);
+        let config = DinoConfig::new().teacher_temp(0.5).student_temp(0.7);
+        let mut criterion = DinoLoss::new(vs.root(), 3, config);
+        vs.double();
+        criterion.update_center(&[randn(&[4, 3])]);
+        let (teacher, other) = (randn(&[4, 3]), randn(&[4, 3]));
+        crate::numeric::assert_gradient(&other, |view| criterion.forward(&[&teacher, &other], &[&teacher, view]));
+        crate::numeric::assert_gradient(&teacher, |view| criterion.forward(&[&other, view], &[&teacher, &other]));
+    }
+}

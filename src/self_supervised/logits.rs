@@ -1,0 +1,76 @@
+//! What the losses of images and texts share: the logits of all pairs of embeddings.
+
+use tch::Tensor;
+
+use crate::LossError;
+use crate::check;
+use crate::numeric::{f_ratio, wide_kind};
+
+/// A scale or bias of logits, made from a tensor of one element, which may be learnt, or from a number.
+#[derive(Debug, Clone, Copy)]
+pub enum LogitParameter<'a> {
+    /// A tensor of one element.
+    Tensor(&'a Tensor),
+    /// A number.
+    Number(f64),
+}
+
+impl<'a> From<&'a Tensor> for LogitParameter<'a> {
+    fn from(parameter: &'a Tensor) -> Self {
+        Self::Tensor(parameter)
+    }
+}
+
+impl From<f64> for LogitParameter<'_> {
+    fn from(parameter: f64) -> Self {
+        Self::Number(parameter)
+    }
+}
+
+impl LogitParameter<'_> {
+    /// A scalar of the kind and on the device of `logits`.
+    pub(super) fn f_like(self, name: &'static str, logits: &Tensor) -> Result<Tensor, LossError> {
+        let kind = logits.f_kind()?;
+        let parameter = match self {
+            LogitParameter::Tensor(parameter) => parameter,
+            LogitParameter::Number(number) => {
+                check::option(name, number, number.is_finite(), "a finite number")?;
+                return Ok(Tensor::from(number).f_to_device(logits.device())?.f_to_kind(kind)?);
+            }
+        };
+        check::devices(&[("image", logits), (name, parameter)])?;
+        check::floating((name, parameter))?;
+        if parameter.numel() != 1 {
+            return Err(check::shape_error((name, parameter), "one element"));
+        }
+        Ok(parameter.f_reshape([0_i64; 0])?.f_to_kind(kind)?)
+    }
+}
+
+/// The embeddings of images and of their texts are rows of one kind, one text for each image.
+pub(super) fn pairs(image: &Tensor, text: &Tensor) -> Result<(), LossError> {
+    let (image, text) = (("image", image), ("text", text));
+    super::views(image, text)?;
+    if !matches!(image.1.size()[..], [_, features] if features > 0) {
+        return Err(check::shape_error(image, "[N, D] with D > 0"));
+    }
+    Ok(())
+}
+
+/// The similarity of each image to each text, `[N, N]`, at least in single precision.
+pub(super) fn f_similarities(image: &Tensor, text: &Tensor, normalize: bool) -> Result<Tensor, LossError> {
+    let kind = wide_kind(image)?;
+    let rows = |embeddings: &Tensor| {
+        let embeddings = embeddings.f_to_kind(kind)?;
+        if normalize { f_unit_rows(&embeddings) } else { Ok(embeddings) }
+    };
+    Ok(rows(image)?.f_matmul(&rows(text)?.f_transpose(0, 1)?)?)
+}
+
+/// The rows divided by their norms; rows of zeros stay what they are, with gradient 0.
+fn f_unit_rows(rows: &Tensor) -> Result<Tensor, LossError> {
+    // Scaling changes no direction, and keeps squares from overflowing and underflowing.
+    let largest = rows.f_detach()?.f_abs()?.f_amax([1_i64].as_slice(), true)?;
+    let scaled = f_ratio(rows, &largest)?;
+    f_ratio(&scaled, &scaled.f_norm_scalaropt_dim(2, [1_i64].as_slice(), true)?)
+}

@@ -1,0 +1,133 @@
+use tch::Tensor;
+
+use super::views;
+use crate::{Loss, LossError, Reduction, check};
+
+/// The negative cosine of a prediction and what it is to predict: −1 where they point the same way.
+///
+/// For self-supervised learning by prediction of one view from the other, as in SimSiam and BYOL. What keeps these from
+/// collapsing is that no gradient flows through the target: pass it detached, and add the loss with the views swapped. For
+/// labelled pairs choose [`CosineEmbeddingLoss`](crate::CosineEmbeddingLoss).
+///
+/// # Formula
+///
+/// ℓₙ = −Σ aᵢbᵢ / (max(‖a‖, ε) · max(‖b‖, ε))
+///
+/// where a and b are the vectors of input and target along the given dimension.
+///
+/// # Shapes
+///
+/// * `input`: `[N, D]`, or of any shape with the given dimension
+/// * `target`: that of `input`
+/// * result: scalar, or the input's shape without that dimension with [`Reduction::None`]
+///
+/// # Reference
+///
+/// `lightly.loss.NegativeCosineSimilarity` of lightly 1.6.0; Chen and He, SimSiam, <https://arxiv.org/abs/2011.10566>.
+///
+/// # Differences from lightly
+///
+/// Arguments of different shapes are an error; lightly broadcasts silently.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for a dimension that the input does not have.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, NegativeCosineSimilarity};
+///
+/// let criterion = NegativeCosineSimilarity::new();
+/// let prediction = Tensor::from_slice(&[3.0, 4.0]).view([1, 2]).set_requires_grad(true);
+/// let projection = Tensor::from_slice(&[8.0, 6.0]).view([1, 2]).set_requires_grad(true);
+///
+/// let loss = criterion.f_forward(&prediction, &projection.detach())?;
+/// loss.f_backward()?;
+///
+/// assert!((f64::try_from(&loss)? + 0.96).abs() < 1e-12);
+/// assert!(prediction.grad().defined() && !projection.grad().defined());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "SimSiam")]
+#[doc(alias = "BYOL")]
+pub struct NegativeCosineSimilarity {
+    dim: i64,
+    eps: f64,
+    reduction: Reduction,
+}
+
+impl NegativeCosineSimilarity {
+    /// The loss with lightly's defaults.
+    pub fn new() -> Self {
+        Self { dim: 1, eps: 1e-8, reduction: Reduction::Mean }
+    }
+
+    /// Sets the dimension of the vectors; a negative one counts from the end. 1 by default.
+    pub fn dim(mut self, dim: i64) -> Self {
+        self.dim = dim;
+        self
+    }
+
+    /// Sets ε, the least norm; smaller ones are raised to it. 1e-8 by default.
+    pub fn eps(mut self, eps: f64) -> Self {
+        self.eps = eps;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+}
+
+impl Default for NegativeCosineSimilarity {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for NegativeCosineSimilarity {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        views(("input", input), ("target", target))?;
+        let rank = input.dim() as i64;
+        let expected = format!("a dimension of input, which has {rank}");
+        check::option("dim", self.dim, (-rank..rank).contains(&self.dim), &expected)?;
+        let similarity = Tensor::f_cosine_similarity(input, target, self.dim, self.eps)?;
+        Ok(self.reduction.f_apply(&similarity)?.f_neg()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn ones(shape: &[i64]) -> Tensor {
+        Tensor::ones(shape, (Kind::Float, Device::Cpu))
+    }
+
+    #[test]
+    fn wrong_calls_are_named() {
+        for (input, target, message) in [
+            (&[4][..], &[4][..], "option dim is 1, expected a dimension of input, which has 1"),
+            (&[4, 3], &[1, 3], "target has shape [1, 3], expected [4, 3], the shape of input"),
+        ] {
+            let error = NegativeCosineSimilarity::new().f_forward(&ones(input), &ones(target)).unwrap_err();
+            assert_eq!(error.to_string(), message);
+        }
+    }
+
+    #[test]
+    fn single_vectors_and_other_dimensions_work() {
+        let loss = NegativeCosineSimilarity::new().dim(-1);
+        assert!((f64::try_from(loss.forward(&ones(&[4]), &ones(&[4]))).unwrap() + 1.0).abs() < 1e-6);
+        let loss = NegativeCosineSimilarity::new().dim(0).reduction(Reduction::None);
+        assert_eq!(loss.forward(&ones(&[4, 3]), &ones(&[4, 3])).size(), [3]);
+    }
+}

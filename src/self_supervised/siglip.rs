@@ -1,0 +1,163 @@
+use tch::{Kind, Tensor};
+
+use super::logits::{LogitParameter, f_similarities, pairs};
+use crate::{LossError, Reduction};
+
+/// For each pair of an image and a text of the batch, whether they belong together.
+///
+/// For models that embed images and texts in one space, as [`ClipLoss`](crate::ClipLoss), but with a sigmoid for each pair
+/// in place of a softmax over the batch: better with small batches, and a batch may be cut into pieces. As almost all pairs do
+/// not belong together, it needs the bias, which begins far below 0.
+///
+/// # Formula
+///
+/// ℓₙ = −Σⱼ log σ(zₙⱼ (s · cos(xₙ, yⱼ) + b)), zₙⱼ = 1 for j = n, and −1 otherwise
+///
+/// where x are the embeddings of the images, y those of the texts, s is the scale of the logits, b their bias and
+/// σ(u) = 1 / (1 + e⁻ᵘ). The mean is over the images.
+///
+/// # Shapes
+///
+/// * `image`: `[N, D]`
+/// * `text`: that of `image`, row by row its texts
+/// * `logit_scale`, `logit_bias`: tensors of one element, or numbers
+/// * result: scalar, or `[N]` with [`Reduction::None`]
+///
+/// # Reference
+///
+/// Algorithm 1 of Zhai et al., SigLIP, <https://arxiv.org/abs/2303.15343>. There the parameter is the logarithm of the scale,
+/// from ln 10 on: pass its exponential. The bias begins at −10.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for a scale or bias that is not finite.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::SigLipLoss;
+///
+/// let image = Tensor::from_slice(&[2.0, 0.0, 0.0, 1.0]).view([2, 2]).set_requires_grad(true);
+/// let text = Tensor::from_slice(&[1.0, 0.0, 0.0, 3.0]).view([2, 2]).set_requires_grad(true);
+/// let log_scale = Tensor::from(10_f64.ln()).set_requires_grad(true);
+/// let bias = Tensor::from(-10.0).set_requires_grad(true);
+///
+/// let loss = SigLipLoss::new().f_forward(&image, &text, &log_scale.exp(), &bias)?;
+/// loss.f_backward()?;
+/// assert!(log_scale.grad().defined() && bias.grad().defined());
+///
+/// // The logit is 0 for the own text, and −10 for the other one.
+/// assert!((f64::try_from(&loss)? - (2_f64.ln() + (-10_f64).exp().ln_1p())).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "SigLIP")]
+pub struct SigLipLoss {
+    normalize: bool,
+    reduction: Reduction,
+}
+
+impl SigLipLoss {
+    /// The loss of the paper.
+    pub fn new() -> Self {
+        Self { normalize: true, reduction: Reduction::Mean }
+    }
+
+    /// Sets whether the embeddings are divided by their norms. True by default; false for those that have norm 1.
+    pub fn normalize(mut self, normalize: bool) -> Self {
+        self.normalize = normalize;
+        self
+    }
+
+    /// Sets the reduction of the losses of the images. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// Computes the loss, with a graph where an argument requires a gradient.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward<'a, 'b>(
+        &self,
+        image: &Tensor,
+        text: &Tensor,
+        logit_scale: impl Into<LogitParameter<'a>>,
+        logit_bias: impl Into<LogitParameter<'b>>,
+    ) -> Result<Tensor, LossError> {
+        pairs(image, text)?;
+        let similarities = f_similarities(image, text, self.normalize)?;
+        let logit_scale = logit_scale.into().f_like("logit_scale", &similarities)?;
+        let logit_bias = logit_bias.into().f_like("logit_bias", &similarities)?;
+        let logits = similarities.f_mul(&logit_scale)?.f_add(&logit_bias)?;
+        let together = Tensor::f_eye(image.size()[0], (Kind::Bool, image.device()))?;
+        let margins = logits.f_where_self(&together, &logits.f_neg()?)?;
+        let losses = margins.f_log_sigmoid()?.f_sum_dim_intlist(1, false, None)?.f_neg()?;
+        Ok(self.reduction.f_apply(&losses)?.f_to_kind(image.f_kind()?)?)
+    }
+
+    /// Computes the loss as [`f_forward`](Self::f_forward) does.
+    ///
+    /// # Panics
+    /// Where `f_forward` returns an error, with its message.
+    #[track_caller]
+    pub fn forward<'a, 'b>(
+        &self,
+        image: &Tensor,
+        text: &Tensor,
+        logit_scale: impl Into<LogitParameter<'a>>,
+        logit_bias: impl Into<LogitParameter<'b>>,
+    ) -> Tensor {
+        crate::loss::expect(self.f_forward(image, text, logit_scale, logit_bias))
+    }
+}
+
+impl Default for SigLipLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    fn randn(shape: &[i64]) -> Tensor {
+        Tensor::randn(shape, (Kind::Double, Device::Cpu))
+    }
+
+    #[test]
+    fn wrong_calls_are_named() {
+        let x = randn(&[3, 4]);
+        let error = SigLipLoss::new().f_forward(&x, &x, 1.0, &x).unwrap_err();
+        assert_eq!(error.to_string(), "logit_bias has shape [3, 4], expected one element");
+        let error = SigLipLoss::new().f_forward(&x, &x, &x.sum(None).to_kind(Kind::Int64), 0.0).unwrap_err();
+        assert_eq!(error.to_string(), "logit_scale has kind Int64, expected a floating kind");
+        let error = SigLipLoss::new().f_forward(&x, &x.to_kind(Kind::Float), 1.0, 0.0).unwrap_err();
+        assert_eq!(error.to_string(), "text has kind Float, expected Double, the kind of image");
+    }
+
+    #[test]
+    fn large_scales_stay_finite() {
+        let (image, text) = (randn(&[3, 4]).set_requires_grad(true), randn(&[3, 4]));
+        let loss = SigLipLoss::new().forward(&image, &text, 1e6, -10.0);
+        loss.backward();
+        assert!(bool::try_from(loss.isfinite()).unwrap() && bool::try_from(image.grad().isfinite().all()).unwrap());
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let (image, text, scale, bias) = (randn(&[3, 4]), randn(&[3, 4]), Tensor::from(3.0), Tensor::from(-2.0));
+        for loss in [SigLipLoss::new(), SigLipLoss::new().normalize(false)] {
+            crate::numeric::assert_gradient(&image, |image| loss.forward(image, &text, &scale, &bias));
+            crate::numeric::assert_gradient(&text, |text| loss.forward(&image, text, &scale, &bias));
+            crate::numeric::assert_gradient(&scale, |scale| loss.forward(&image, &text, scale, &bias));
+            crate::numeric::assert_gradient(&bias, |bias| loss.forward(&image, &text, &scale, bias));
+        }
+    }
+}

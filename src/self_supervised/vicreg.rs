@@ -1,0 +1,175 @@
+use tch::Tensor;
+
+use super::{f_without_diagonal, views};
+use crate::numeric::wide_kind;
+use crate::{Loss, LossError, check};
+
+/// Variance, invariance, covariance: two views agree, each feature of a view varies over the batch, and no feature follows
+/// another.
+///
+/// For self-supervised learning without negative examples. As the second and third term look at each view by itself, the two
+/// may come from different networks, or even modalities; [`BarlowTwinsLoss`](crate::BarlowTwinsLoss) needs features that
+/// correspond.
+///
+/// # Formula
+///
+/// ℓ = λ · 1/(ND) Σ (A − B)² + μ/2 · (v(A) + v(B)) + ν · (c(A) + c(B))
+///
+/// v(A) = 1/D Σᵢ max(0, 1 − √(Cov(A)ᵢᵢ + ε)), c(A) = 1/D Σᵢ Σⱼ≠ᵢ Cov(A)ᵢⱼ²
+///
+/// where A and B are the views, Cov is the covariance of the features over the batch, divided by N − 1, and λ, μ and ν are the
+/// weights of the terms. Views of more dimensions have a loss for each position between batch and features, and the mean
+/// counts. It makes no difference which view is the input.
+///
+/// # Shapes
+///
+/// * `input`: `[N, D]` or `[N, d₁, …, dₖ, D]`, of at least two samples
+/// * `target`: that of `input`
+/// * result: scalar
+///
+/// # Reference
+///
+/// `lightly.loss.VICRegLoss` of lightly 1.6.0; Bardes et al., VICReg, <https://arxiv.org/abs/2105.04906>.
+///
+/// # Differences from lightly
+///
+/// * Half precision is computed in single precision.
+/// * An ε of 0 is an error, because the gradient of a constant feature would be NaN.
+/// * There is no gathering over processes.
+///
+/// # Errors
+///
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for a weight that is not finite or an ε that is not positive.
+///
+/// # Example
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_losses::{Loss, VicRegLoss};
+///
+/// let varied = Tensor::from_slice(&[2.0, 2.0, 2.0, -2.0, -2.0, 2.0, -2.0, -2.0]).view([4, 2]);
+/// let collapsed = Tensor::ones_like(&varied).set_requires_grad(true);
+///
+/// // Views that agree, of features that vary and are uncorrelated, cost nothing.
+/// assert_eq!(f64::try_from(VicRegLoss::new().f_forward(&varied, &varied)?)?, 0.0);
+/// // Views that agree because all samples are the same cost μ · (1 − √ε).
+/// let loss = VicRegLoss::new().f_forward(&collapsed, &collapsed)?;
+/// loss.f_backward()?;
+/// assert!((f64::try_from(&loss)? - 25.0 * 0.99).abs() < 1e-9);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "VICReg")]
+pub struct VicRegLoss {
+    lambda_param: f64,
+    mu_param: f64,
+    nu_param: f64,
+    eps: f64,
+}
+
+impl VicRegLoss {
+    /// The loss with lightly's defaults, which are the paper's.
+    pub fn new() -> Self {
+        Self { lambda_param: 25.0, mu_param: 25.0, nu_param: 1.0, eps: 1e-4 }
+    }
+
+    /// Sets λ, the weight of the invariance. 25 by default.
+    pub fn lambda_param(mut self, lambda_param: f64) -> Self {
+        self.lambda_param = lambda_param;
+        self
+    }
+
+    /// Sets μ, the weight of the variance. 25 by default.
+    pub fn mu_param(mut self, mu_param: f64) -> Self {
+        self.mu_param = mu_param;
+        self
+    }
+
+    /// Sets ν, the weight of the covariance. 1 by default.
+    pub fn nu_param(mut self, nu_param: f64) -> Self {
+        self.nu_param = nu_param;
+        self
+    }
+
+    /// Sets ε, > 0, which is added to variances. 1e-4 by default.
+    pub fn eps(mut self, eps: f64) -> Self {
+        self.eps = eps;
+        self
+    }
+
+    /// The terms of the variance and of the covariance of one view.
+    fn f_spread(&self, view: &Tensor) -> Result<[Tensor; 2], LossError> {
+        let shape = view.size();
+        let features = shape[shape.len() - 1];
+        let deviation = view.f_var_dim(0, true, false)?.f_add_scalar(self.eps)?.f_sqrt()?;
+        let variance = deviation.f_rsub_scalar(1)?.f_relu()?.f_mean(None)?;
+        // The positions first, so that the rest is a product of matrices.
+        let centred = view.f_sub(&view.f_mean_dim(0, true, None)?)?.f_movedim_int(0, -2)?;
+        let covariance = centred.f_transpose(-2, -1)?.f_matmul(&centred)?.f_div_scalar(shape[0] - 1)?;
+        let squares =
+            f_without_diagonal(&covariance)?.f_square()?.f_sum_dim_intlist([-2_i64, -1].as_slice(), false, None)?;
+        Ok([variance, squares.f_div_scalar(features)?.f_mean(None)?])
+    }
+}
+
+impl Default for VicRegLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for VicRegLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        views(("input", input), ("target", target))?;
+        if !matches!(input.size()[..], [samples, .., _] if samples >= 2) {
+            return Err(check::shape_error(("input", input), "[N, D] or [N, d1, ..., D] with at least two samples"));
+        }
+        let (lambda, mu, nu) = (self.lambda_param, self.mu_param, self.nu_param);
+        for (option, value) in [("lambda_param", lambda), ("mu_param", mu), ("nu_param", nu)] {
+            check::option(option, value, value.is_finite(), "a finite number")?;
+        }
+        check::option("eps", self.eps, self.eps > 0.0 && self.eps.is_finite(), "a number > 0")?;
+        let kind = wide_kind(input)?;
+        let (a, b) = (input.f_to_kind(kind)?, target.f_to_kind(kind)?);
+        let invariance = a.f_mse_loss(&b, tch::Reduction::Mean)?;
+        let ([a_variance, a_covariance], [b_variance, b_covariance]) = (self.f_spread(&a)?, self.f_spread(&b)?);
+        let variance = a_variance.f_add(&b_variance)?.f_mul_scalar(0.5 * mu)?;
+        let covariance = a_covariance.f_add(&b_covariance)?.f_mul_scalar(nu)?;
+        let loss = invariance.f_mul_scalar(lambda)?.f_add(&variance)?.f_add(&covariance)?;
+        Ok(loss.f_to_kind(input.f_kind()?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn ones(shape: &[i64]) -> Tensor {
+        Tensor::ones(shape, (Kind::Float, Device::Cpu))
+    }
+
+    #[test]
+    fn wrong_calls_are_named() {
+        let (x, new) = (ones(&[4, 3]), VicRegLoss::new);
+        let rows = "expected [N, D] or [N, d1, ..., D] with at least two samples";
+        for (loss, input, target, message) in [
+            (new(), ones(&[1, 3]), ones(&[1, 3]), format!("input has shape [1, 3], {rows}")),
+            (new(), ones(&[4]), ones(&[4]), format!("input has shape [4], {rows}")),
+            (new(), x.copy(), ones(&[4]), "target has shape [4], expected [4, 3], the shape of input".into()),
+            (new().eps(0.0), x.copy(), x.copy(), "option eps is 0, expected a number > 0".into()),
+            (new().mu_param(f64::NAN), x.copy(), x.copy(), "option mu_param is NaN, expected a finite number".into()),
+        ] {
+            assert_eq!(loss.f_forward(&input, &target).unwrap_err().to_string(), message);
+        }
+    }
+
+    #[test]
+    fn constant_features_have_a_finite_gradient() {
+        let input = ones(&[4, 3]).set_requires_grad(true);
+        VicRegLoss::new().forward(&input, &ones(&[4, 3])).backward();
+        assert_eq!(f64::try_from(input.grad().abs().max()).unwrap(), 0.0);
+    }
+}
