@@ -48,6 +48,104 @@ const LOSSES: &[(&str, Target, Build)] = &[
     ("sigmoid focal, γ = 0.5, weighted", Target::Uniform, |r, w, _| {
         Box::new(SigmoidFocalLoss::new().gamma(0.5).alpha(FocalAlpha::None).weight(w).reduction(r))
     }),
+    ("Gaussian", Target::Normal, |r, w, _| {
+        of(move |x, y| GaussianNllLoss::new().reduction(r).f_forward(x, y, &(&w + 0.1).to_kind(x.kind())))
+    }),
+    ("Gaussian, full, one variance", Target::Normal, |r, _, _| {
+        of(move |x, y| GaussianNllLoss::new().full(true).reduction(r).f_forward(x, y, 0.3))
+    }),
+    ("Gaussian, broadcast", Target::Normal, |r, w, _| {
+        of(move |x, y| GaussianNllLoss::new().reduction(r).f_forward(x, y, &(&w + 0.1).select(-1, 0).to_kind(x.kind())))
+    }),
+    ("Gaussian, all gradients", Target::Normal, |r, _, _| {
+        of(move |x, y| GaussianNllLoss::new().eps(0.5).reduction(r).f_forward(x, y, &(x * y).square()))
+    }),
+    ("margin ranking", Target::Normal, |r, w, _| {
+        let labels = w.gt(0.5).to_kind(Kind::Int64) * 2 - 1;
+        of(move |x, y| MarginRankingLoss::new().margin(0.3).reduction(r).f_forward(x, y, &labels))
+    }),
+    ("margin ranking, all gradients", Target::Normal, |r, _, _| {
+        of(move |x, y| MarginRankingLoss::new().margin(0.3).reduction(r).f_forward(x, y, &(x + y)))
+    }),
+    ("cosine embedding", Target::Normal, |r, _, _| {
+        of(move |x, y| {
+            let rows = x.size()[0];
+            let labels = Tensor::arange(rows, (Kind::Int64, Device::Cpu)).remainder(3) - 1;
+            let [x, y] = [x, y].map(|embeddings| embeddings.reshape([rows, -1]));
+            CosineEmbeddingLoss::new().margin(0.1).reduction(r).f_forward(&x, &y, &labels)
+        })
+    }),
+    ("triplet", Target::Normal, |r, w, _| {
+        of(move |x, y| TripletMarginLoss::new().margin(2.0).reduction(r).f_forward(x, y, &w.to_kind(x.kind())))
+    }),
+    ("triplet, swap, all gradients", Target::Normal, |r, _, _| {
+        of(move |x, y| TripletMarginLoss::new().margin(9.0).swap(true).reduction(r).f_forward(x, y, &(x * 0.4 - y)))
+    }),
+    ("triplet, p = 1, all gradients", Target::Normal, |r, _, _| {
+        of(move |x, y| TripletMarginLoss::new().margin(50.0).p(1.0).reduction(r).f_forward(x, y, &(x * 0.4 - y)))
+    }),
+    ("triplet, p = 2.5, all gradients", Target::Normal, |r, _, _| {
+        of(move |x, y| {
+            TripletMarginLoss::new().margin(9.0).p(2.5).swap(true).reduction(r).f_forward(x, y, &(x * 0.4 - y))
+        })
+    }),
+    ("triplet with distance, all gradients", Target::Normal, |r, _, _| {
+        of(move |x, y| TripletMarginWithDistanceLoss::new().margin(9.0).reduction(r).f_forward(x, y, &(x * 0.4 - y)))
+    }),
+    ("GIoU, all gradients", Target::Normal, |r, _, _| {
+        of(move |x, y| of_boxes(&GeneralizedBoxIouLoss::new().reduction(r), x, y))
+    }),
+    ("DIoU, all gradients", Target::Normal, |r, _, _| {
+        of(move |x, y| of_boxes(&DistanceBoxIouLoss::new().reduction(r), x, y))
+    }),
+    ("CIoU, all gradients", Target::Normal, |r, _, _| {
+        of(move |x, y| of_boxes(&CompleteBoxIouLoss::new().reduction(r), x, y))
+    }),
+    ("poly BCE", Target::Uniform, |r, _, _| {
+        Box::new(PolyBceWithLogitsLoss::new().label_smoothing(0.1).reduction(multi_label(r)))
+    }),
+    ("poly BCE, focal", Target::Uniform, |r, _, _| {
+        Box::new(PolyBceWithLogitsLoss::new().gamma(1.7).alpha(0.3).reduction(multi_label(r)))
+    }),
+    ("soft BCE", Target::Uniform, |r, _, _| {
+        Box::new(SoftBceWithLogitsLoss::new().label_smoothing(0.1).reduction(multi_label(r)))
+    }),
+    ("soft BCE, both weights", Target::Uniform, |r, w, _| {
+        Box::new(SoftBceWithLogitsLoss::new().weight(&w + 0.5).pos_weight(w).reduction(multi_label(r)))
+    }),
+    ("soft BCE, some ignored", Target::Signs, |r, _, _| {
+        Box::new(SoftBceWithLogitsLoss::new().ignore_index(-1).reduction(multi_label(r)))
+    }),
+    ("asymmetric", Target::Uniform, |r, _, _| {
+        Box::new(AsymmetricMultiLabelLoss::new().label_smoothing(0.1).reduction(multi_label(r)))
+    }),
+    ("asymmetric, weighted, other options", Target::Uniform, |r, w, _| {
+        let loss = AsymmetricMultiLabelLoss::new().gamma_neg(1.5).gamma_pos(0.5).clip(0.0).eps(0.1);
+        Box::new(loss.weight(&w + 0.5).pos_weight(w).reduction(multi_label(r)))
+    }),
+    ("asymmetric, detached", Target::Uniform, |r, _, _| {
+        let reduction = if r == Reduction::Mean { MultiLabelReduction::BatchMean } else { multi_label(r) };
+        Box::new(AsymmetricMultiLabelLoss::new().detach_focus(true).reduction(reduction))
+    }),
+    ("asymmetric, without focus", Target::Uniform, |r, _, _| {
+        Box::new(AsymmetricMultiLabelLoss::new().gamma_neg(0.0).gamma_pos(0.0).reduction(multi_label(r)))
+    }),
+    ("multi-label soft margin", Target::Uniform, |r, _, _| Box::new(MultiLabelSoftMarginLoss::new().reduction(r))),
+    ("multi-label soft margin, weighted", Target::Uniform, |r, w, _| {
+        Box::new(MultiLabelSoftMarginLoss::new().weight(w).reduction(r))
+    }),
+    ("hinge", Target::Signs, |r, _, _| Box::new(HingeLoss::new().reduction(r))),
+    ("squared hinge", Target::Uniform, |r, _, _| {
+        Box::new(HingeLoss::new().p(2).margin(0.7).targets(HingeTargets::Binary).reduction(r))
+    }),
+    ("quality focal", Target::Uniform, |r, _, _| Box::new(QualityFocalLoss::new().reduction(r))),
+    ("quality focal, β = 0.5", Target::Uniform, |r, _, _| Box::new(QualityFocalLoss::new().beta(0.5).reduction(r))),
+    ("varifocal", Target::Uniform, |r, _, _| Box::new(VarifocalLoss::new().gamma(1.5).reduction(r))),
+    ("varifocal, negatives", Target::Signs, |r, _, _| Box::new(VarifocalLoss::new().reduction(r))),
+    ("one-vs-rest focal", Target::Classes, |r, _, _| Box::new(OneVsRestFocalLoss::new().reduction(r))),
+    ("one-vs-rest focal, balanced", Target::Classes, |r, _, _| {
+        Box::new(OneVsRestFocalLoss::new().alpha(0.3).gamma(1.5).reduction(r))
+    }),
     ("cross entropy", Target::Classes, |r, _, _| Box::new(CrossEntropyLoss::new().ignore_index(1).reduction(r))),
     ("cross entropy, smoothed, weighted", Target::Classes, |r, _, c| {
         Box::new(CrossEntropyLoss::new().label_smoothing(0.2).weight(c).reduction(r))
@@ -60,6 +158,33 @@ const LOSSES: &[(&str, Target, Build)] = &[
         Box::new(SoftmaxFocalLoss::new().gamma(1.5).alpha(c / 3.0).reduction(r))
     }),
 ];
+
+/// A loss of other arguments, which it makes of input and target.
+struct Of<F>(F);
+
+impl<F: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError>> Loss for Of<F> {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        (self.0)(input, target)
+    }
+}
+
+fn of(loss: impl Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + 'static) -> Box<dyn Loss> {
+    Box::new(Of(loss))
+}
+
+/// The loss of boxes of which many overlap and some are inverted.
+fn of_boxes(loss: &dyn Loss, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
+    let boxes = |x: &Tensor, y: &Tensor| Tensor::stack(&[x * 1.0, y * 0.5, x + 1.5, y + 0.7], -1);
+    loss.f_forward(&boxes(x, y), &boxes(y, &(x * 0.9)))
+}
+
+fn multi_label(reduction: Reduction) -> MultiLabelReduction {
+    match reduction {
+        Reduction::None => MultiLabelReduction::None,
+        Reduction::Mean => MultiLabelReduction::Mean,
+        Reduction::Sum => MultiLabelReduction::Sum,
+    }
+}
 
 const REDUCTIONS: [Reduction; 3] = [Reduction::None, Reduction::Mean, Reduction::Sum];
 
@@ -175,7 +300,8 @@ fn half_precision_is_computed_in_single_precision() {
             // exp(x) is beyond half precision, and so is the sum over which PyTorch's weighted means are formed; the weight of
             // a cross entropy has the kind of its input.
             let others = ["Poisson", "MSE, weighted", "L1, weighted", "cross entropy, smoothed"];
-            if others.iter().any(|other| name.starts_with(other)) {
+            // Other arguments are made of the input, and rounded.
+            if others.iter().any(|other| name.starts_with(other)) || name.contains("all gradients") {
                 return;
             }
             let wide =

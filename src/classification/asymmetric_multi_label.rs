@@ -1,6 +1,7 @@
 use tch::Tensor;
 
-use super::multi_label::{self, MultiLabelReduction};
+use super::multi_label::{self, MultiLabelReduction, f_weighted};
+use crate::kernels::{Pointwise, Real, choose, sigmoids};
 use crate::numeric::{f_power, f_powers, f_reals, wide_kind};
 use crate::{Loss, LossError, MeanParts, check};
 
@@ -215,6 +216,35 @@ impl Loss for AsymmetricMultiLabelLoss {
         check::floating(("input", input))?;
         check::same_shape(("target", target), ("input", input))?;
         self.check_options()?;
+        multi_label::check_weight(("weight", &self.weight), input)?;
+        multi_label::check_weight(("pos_weight", &self.pos_weight), input)?;
+        let formula = self.formula();
+        let weights = [self.weight.as_ref(), self.pos_weight.as_ref()];
+        let (reduce, bare) = (self.reduction.for_engine(input), self.with_weights([None, None]));
+        f_weighted(formula, [input, target], weights, reduce, move |[input, target], weights| {
+            bare.with_weights(weights).f_composite(input, target)
+        })
+    }
+}
+
+impl AsymmetricMultiLabelLoss {
+    fn with_weights(&self, weights: [Option<&Tensor>; 2]) -> Self {
+        let [weight, pos_weight] = weights.map(|weight| weight.map(Tensor::shallow_clone));
+        Self { weight, pos_weight, ..*self }
+    }
+
+    fn formula(&self) -> Formula {
+        Formula {
+            gamma_neg: self.gamma_neg,
+            gamma_pos: self.gamma_pos,
+            clip: self.clip,
+            eps: self.eps,
+            detach_focus: self.detach_focus,
+            label_smoothing: self.label_smoothing,
+        }
+    }
+
+    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let kind = wide_kind(input)?;
         let weight = multi_label::f_weight(("weight", &self.weight), input, kind)?;
         let pos_weight = multi_label::f_weight(("pos_weight", &self.pos_weight), input, kind)?;
@@ -234,6 +264,84 @@ impl Loss for AsymmetricMultiLabelLoss {
             ..*self
         };
         self.reduction.f_parts(&unreduced.f_forward(input, target)?)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula {
+    gamma_neg: f64,
+    gamma_pos: f64,
+    clip: f64,
+    eps: f64,
+    detach_focus: bool,
+    label_smoothing: f64,
+}
+
+impl Formula {
+    /// The cross entropy and its derivatives, given the sigmoids.
+    #[inline(always)]
+    fn entropy<R: Real>(self, [x, y, pos_weight]: [R; 3], (p, q, log): (R, R, R)) -> (R, [R; 3]) {
+        let (zero, one, least) = (R::of(0.0), R::of(1.0), R::of(self.eps.ln()));
+        let log_p = x.at_most(zero) - log;
+        let (log_p, log_p_of_x) = (log_p.at_least(least), choose(log_p < least, zero, q));
+        let (log_n, log_n_of_x) = if self.clip == 0.0 {
+            let log_q = (-x).at_most(zero) - log;
+            (log_q.at_least(least), choose(log_q < least, zero, -p))
+        } else {
+            let shifted = q + R::of(self.clip);
+            let outside = (shifted > one) | (shifted < R::of(self.eps));
+            let clamped = shifted.at_least(R::of(self.eps)).at_most(one);
+            (clamped.ln(), choose(outside, zero, -(p * q) / clamped))
+        };
+        let positive = y * pos_weight;
+        let of_x = -(positive * log_p_of_x) - (one - y) * log_n_of_x;
+        (-(positive * log_p) - (one - y) * log_n, [of_x, log_n - pos_weight * log_p, -(y * log_p)])
+    }
+
+    /// The focus and its derivatives.
+    #[inline(always)]
+    fn focus<R: Real>(self, y: R, (p, q, _): (R, R, R)) -> (R, [R; 2]) {
+        let (zero, one) = (R::of(0.0), R::of(1.0));
+        let surplus = p - R::of(self.clip);
+        let open = surplus > zero;
+        let surplus = surplus.at_least(zero);
+        let missing = y * q + (one - y) * surplus;
+        let difference = R::of(self.gamma_pos - self.gamma_neg);
+        let exponent = y * difference + R::of(self.gamma_neg);
+        let flat = (exponent > zero) & (exponent < one) & (missing < R::of(f32::MIN_POSITIVE.into()));
+        let focus = choose(flat, zero, missing.power(exponent));
+        let slope = choose(flat, zero, exponent * missing.power(exponent - one));
+        let slope = choose(exponent == zero, zero, slope);
+        let of_exponent = choose(missing == zero, zero, focus * missing.ln());
+        let missing_of_x = p * q * (choose(open, one - y, zero) - y);
+        (focus, [slope * missing_of_x, slope * (q - surplus) + of_exponent * difference])
+    }
+}
+
+impl Pointwise<2> for Formula {
+    const PARTIAL: bool = <Self as Pointwise<3>>::PARTIAL;
+
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (loss, [of_x, of_y, _]) = self.evaluate([x, y, R::of(1.0)]);
+        (loss, [of_x, of_y])
+    }
+}
+
+/// With the weight of the positive part.
+impl Pointwise<3> for Formula {
+    /// A target outside of [0, 1] may have a negative number to be raised to a power.
+    const PARTIAL: bool = true;
+
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y, pos_weight]: [R; 3]) -> (R, [R; 3]) {
+        let (y, of_label) = multi_label::smooth(y, self.label_smoothing);
+        let sigmoids = sigmoids(x);
+        let (entropy, [of_x, of_y, of_weight]) = self.entropy([x, y, pos_weight], sigmoids);
+        let (focus, [focus_of_x, focus_of_y]) = self.focus(y, sigmoids);
+        let kept = choose(self.detach_focus, R::of(0.0), entropy);
+        let of_y = of_label * (focus * of_y + kept * focus_of_y);
+        (entropy * focus, [focus * of_x + kept * focus_of_x, of_y, focus * of_weight])
     }
 }
 

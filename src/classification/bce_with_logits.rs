@@ -1,6 +1,7 @@
 use tch::Tensor;
 
-use crate::kernels::{Pointwise, Real, Weighted, f_pointwise, sigmoids};
+use super::multi_label::{self, f_weighted};
+use crate::kernels::{Pointwise, Real, sigmoids};
 use crate::mean_parts::{f_wide, f_wide_option};
 use crate::precomputed::{Precomputed, Replace};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
@@ -91,31 +92,14 @@ impl Loss for BceWithLogitsLoss {
         check::floating(("input", input))?;
         check::floating(("target", target))?;
         check::same_shape(("target", target), ("input", input))?;
-        for (name, weight) in [("weight", &self.weight), ("pos_weight", &self.pos_weight)] {
-            let Some(weight) = weight else { continue };
-            check::devices(&[("input", input), (name, weight)])?;
-            check::broadcasts_to((name, weight), ("input", input))?;
-        }
+        multi_label::check_weight(("weight", &self.weight), input)?;
+        multi_label::check_weight(("pos_weight", &self.pos_weight), input)?;
         let reduction = self.reduction;
-        let f_expanded = |weight: &Option<Tensor>| weight.as_ref().map(|weight| weight.f_expand_as(input)).transpose();
         let operation = tch::Reduction::from(reduction);
-        let f_aten = move |x: &Tensor, y: &Tensor, weight: Option<&Tensor>, pos_weight: Option<&Tensor>| {
+        let weights = [self.weight.as_ref(), self.pos_weight.as_ref()];
+        f_weighted(Formula, [input, target], weights, reduction.into(), move |[x, y], [weight, pos_weight]| {
             Ok(x.f_binary_cross_entropy_with_logits(y, weight, pos_weight, operation)?)
-        };
-        match (f_expanded(&self.weight)?, f_expanded(&self.pos_weight)?) {
-            (None, None) => f_pointwise(Formula, [input, target], reduction, move |[x, y]| f_aten(x, y, None, None)),
-            (Some(w), None) => f_pointwise(Weighted(Formula), [input, target, &w], reduction, move |[x, y, w]| {
-                f_aten(x, y, Some(w), None)
-            }),
-            (None, Some(p)) => {
-                f_pointwise(Formula, [input, target, &p], reduction, move |[x, y, p]| f_aten(x, y, None, Some(p)))
-            }
-            (Some(w), Some(p)) => {
-                f_pointwise(Weighted(Formula), [input, target, &p, &w], reduction, move |[x, y, p, w]| {
-                    f_aten(x, y, Some(w), Some(p))
-                })
-            }
-        }
+        })
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
@@ -129,8 +113,9 @@ impl Loss for BceWithLogitsLoss {
     }
 }
 
+/// Without a weight, or with that of the positive part as a third argument.
 #[derive(Clone, Copy)]
-struct Formula;
+pub(super) struct Formula;
 
 impl Pointwise<2> for Formula {
     #[inline(always)]
@@ -140,7 +125,6 @@ impl Pointwise<2> for Formula {
     }
 }
 
-/// The third argument is the weight of the positive part.
 impl Pointwise<3> for Formula {
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y, pos_weight]: [R; 3]) -> (R, [R; 3]) {

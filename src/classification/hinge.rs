@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use crate::kernels::{self, Pointwise, Real, choose, f_pointwise};
 use crate::numeric::{f_reals, wide_kind};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
@@ -128,6 +129,21 @@ impl Loss for HingeLoss {
         check::same_shape(("target", target), ("input", input))?;
         check::option("p", self.p, matches!(self.p, 1 | 2), "1 or 2")?;
         check::option("margin", self.margin, self.margin.is_finite(), "a finite number")?;
+        let loss = *self;
+        let composite = move |[input, target]: [&Tensor; 2]| loss.f_composite(input, target);
+        let Some(labels) = kernels::f_beside(input, target)? else { return composite([input, target]) };
+        let binary = match self.targets {
+            HingeTargets::Signs => false,
+            HingeTargets::Binary => true,
+            HingeTargets::Detect => f_is_binary(&labels)?,
+        };
+        let formula = Formula { square: self.p == 2, margin: self.margin, binary };
+        f_pointwise(formula, [input, &labels], self.reduction, composite)
+    }
+}
+
+impl HingeLoss {
+    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let kind = wide_kind(input)?;
         let signs = self.f_signs(f_reals(("target", target), kind)?)?;
         let hinges = input.f_to_kind(kind)?.f_mul(&signs)?.f_rsub_scalar(self.margin)?.f_relu()?;
@@ -138,6 +154,47 @@ impl Loss for HingeLoss {
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let unreduced = Self { reduction: Reduction::None, ..*self };
         MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula {
+    square: bool,
+    margin: f64,
+    binary: bool,
+}
+
+impl Pointwise<2> for Formula {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (zero, one, two) = (R::of(0.0), R::of(1.0), R::of(2.0));
+        let (scale, shift) = if self.binary { (two, one) } else { (one, zero) };
+        let sign = scale * y - shift;
+        let short = R::of(self.margin) - x * sign;
+        let hinge = short.at_least(zero);
+        let slope = choose(self.square, two * hinge, choose(short > zero, one, zero));
+        (choose(self.square, hinge * hinge, hinge), [-(slope * sign), -(slope * scale * x)])
+    }
+}
+
+/// Whether all labels are 0 or 1.
+fn f_is_binary(labels: &Tensor) -> Result<bool, LossError> {
+    let count = |[labels]: [&Tensor; 1]| {
+        let binary = labels.f_eq(0)?.f_logical_or(&labels.f_eq(1)?)?;
+        Ok(binary.f_logical_not()?.f_sum(labels.f_kind()?)?)
+    };
+    Ok(f_pointwise(NotBinary, [&labels.f_detach()?], Reduction::Sum, count)?.f_double_value(&[])? == 0.0)
+}
+
+/// Counts.
+#[derive(Clone, Copy)]
+struct NotBinary;
+
+impl Pointwise<1> for NotBinary {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [label]: [R; 1]) -> (R, [R; 1]) {
+        let (zero, one) = (R::of(0.0), R::of(1.0));
+        (choose((label == zero) | (label == one), zero, one), [zero])
     }
 }
 

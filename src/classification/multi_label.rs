@@ -2,6 +2,7 @@
 
 use tch::{Kind, Tensor};
 
+use crate::kernels::{Pointwise, Real, Reduce, Weighted, f_beside, f_pointwise};
 use crate::numeric::f_reals;
 use crate::{LossError, MeanParts, check};
 
@@ -22,6 +23,16 @@ pub enum MultiLabelReduction {
 }
 
 impl MultiLabelReduction {
+    /// The same for an engine, given the input.
+    pub(super) fn for_engine(self, input: &Tensor) -> Reduce {
+        match self {
+            MultiLabelReduction::None => Reduce::No,
+            MultiLabelReduction::Mean => Reduce::Mean,
+            MultiLabelReduction::BatchMean => Reduce::Sum(1.0 / input.size().first().copied().unwrap_or(1) as f64),
+            MultiLabelReduction::Sum => Reduce::Sum(1.0),
+        }
+    }
+
     /// Reduces the losses of the single labels.
     pub(super) fn f_apply(self, losses: &Tensor) -> Result<Tensor, LossError> {
         let samples = losses.size().first().copied().unwrap_or(1);
@@ -49,10 +60,51 @@ pub(super) fn f_weight(
     input: &Tensor,
     kind: Kind,
 ) -> Result<Option<Tensor>, LossError> {
-    let Some(weight) = weight else { return Ok(None) };
+    check_weight((name, weight), input)?;
+    weight.as_ref().map(|weight| f_reals((name, weight), kind)).transpose()
+}
+
+/// A weight, where there is one, broadcasts to the input.
+pub(super) fn check_weight((name, weight): (&'static str, &Option<Tensor>), input: &Tensor) -> Result<(), LossError> {
+    let Some(weight) = weight else { return Ok(()) };
     check::devices(&[("input", input), (name, weight)])?;
-    check::broadcasts_to((name, weight), ("input", input))?;
-    Ok(Some(f_reals((name, weight), kind)?))
+    check::broadcasts_to((name, weight), ("input", input))
+}
+
+/// The reduced losses by `formula`, of input and target or of these and `pos_weight`, times `weight`; by `composite` where no
+/// engine takes one of them. The weights broadcast to the input.
+pub(super) fn f_weighted<F, C>(
+    formula: F,
+    [input, target]: [&Tensor; 2],
+    [weight, pos_weight]: [Option<&Tensor>; 2],
+    reduce: Reduce,
+    composite: C,
+) -> Result<Tensor, LossError>
+where
+    F: Pointwise<2> + Pointwise<3>,
+    C: Fn([&Tensor; 2], [Option<&Tensor>; 2]) -> Result<Tensor, LossError> + Send + 'static,
+{
+    let mut beside = [None, None, None];
+    for (tensor, beside) in [Some(target), pos_weight, weight].into_iter().zip(&mut beside) {
+        let Some(tensor) = tensor else { continue };
+        let Some(taken) = f_beside(input, tensor)? else {
+            return composite([input, target], [weight, pos_weight]);
+        };
+        *beside = Some(if taken.size() == input.size() { taken } else { taken.f_expand_as(input)? });
+    }
+    match beside.each_ref().map(Option::as_ref) {
+        [Some(y), None, None] => f_pointwise(formula, [input, y], reduce, move |of| composite(of, [None, None])),
+        [Some(y), None, Some(w)] => {
+            f_pointwise(Weighted(formula), [input, y, w], reduce, move |[x, y, w]| composite([x, y], [Some(w), None]))
+        }
+        [Some(y), Some(p), None] => {
+            f_pointwise(formula, [input, y, p], reduce, move |[x, y, p]| composite([x, y], [None, Some(p)]))
+        }
+        [Some(y), Some(p), Some(w)] => f_pointwise(Weighted(formula), [input, y, p, w], reduce, move |[x, y, p, w]| {
+            composite([x, y], [Some(w), Some(p)])
+        }),
+        [None, _, _] => composite([input, target], [weight, pos_weight]),
+    }
 }
 
 /// The share `smoothing` of each label moved to ½.
@@ -71,4 +123,11 @@ pub(super) fn check_smoothing(smoothing: f64) -> Result<(), LossError> {
 /// An exponent of a probability.
 pub(super) fn check_exponent(option: &'static str, exponent: f64) -> Result<(), LossError> {
     check::option(option, exponent, exponent.is_finite() && exponent >= 0.0, "a finite number of at least 0")
+}
+
+/// [`f_smooth`] for a formula: the smoothed label and its derivative.
+#[inline(always)]
+pub(super) fn smooth<R: Real>(label: R, smoothing: f64) -> (R, R) {
+    let kept = R::of(1.0 - smoothing);
+    (kept * label + R::of(0.5 * smoothing), kept)
 }

@@ -1,5 +1,7 @@
 use tch::Tensor;
 
+use super::bce_with_logits::Formula;
+use crate::kernels::{self, Reduce, Weighted, f_pointwise};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// Binary cross entropy of logits, averaged over the classes of each sample.
@@ -92,24 +94,29 @@ impl Loss for MultiLabelSoftMarginLoss {
         check::floating(("input", input))?;
         check::not_boolean(("target", target))?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
-        let shape = input.size();
-        let Some(&classes) = shape.last() else {
+        let Some(&classes) = input.size().last() else {
             return Err(check::shape_error(("input", input), "[C] or [..., C]"));
         };
-        let positive = target.f_mul(&input.f_log_sigmoid()?)?;
-        let negative = target.f_rsub_scalar(1)?.f_mul(&input.f_neg()?.f_log_sigmoid()?)?;
-        let mut losses = positive.f_add(&negative)?.f_neg()?;
         if let Some(weight) = &self.weight {
             check::devices(&[("input", input), ("weight", weight)])?;
             if !self.broadcast {
                 check::broadcasts_to(("weight", weight), ("input", input))?;
             }
-            losses = losses.f_mul(weight)?;
         }
-        // PyTorch counts the class dimension from the front, which differs where broadcasting added dimensions.
-        let class_dim = shape.len() as i64 - 1;
-        let losses = losses.f_sum_dim_intlist(class_dim, false, None)?.f_div_scalar(classes)?;
-        self.reduction.f_apply(&losses)
+        let (reduction, weight) = (self.reduction, self.weight.as_ref());
+        let by_engine = reduction != Reduction::None && input.size() == target.size() && input.numel() > 0;
+        let labels = if by_engine { kernels::f_beside(input, target)? } else { None };
+        let Some(labels) = labels else { return f_composite(reduction, input, target, weight) };
+        // Each sample counts by its mean, so that the mean over the samples is that over all elements.
+        let reduce = if reduction == Reduction::Mean { Reduce::Mean } else { Reduce::Sum(1.0 / classes as f64) };
+        let Some(weight) = weight else {
+            return f_pointwise(Formula, [input, &labels], reduce, move |[x, y]| f_composite(reduction, x, y, None));
+        };
+        if check::broadcasts_to(("weight", weight), ("input", input)).is_err() {
+            return f_composite(reduction, input, target, Some(weight));
+        }
+        let arguments = [input, &labels, &weight.f_expand_as(input)?];
+        f_pointwise(Weighted(Formula), arguments, reduce, move |[x, y, w]| f_composite(reduction, x, y, Some(w)))
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
@@ -117,6 +124,25 @@ impl Loss for MultiLabelSoftMarginLoss {
             Self { weight: self.weight.as_ref().map(Tensor::shallow_clone), reduction: Reduction::None, ..*self };
         MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
+}
+
+fn f_composite(
+    reduction: Reduction,
+    input: &Tensor,
+    target: &Tensor,
+    weight: Option<&Tensor>,
+) -> Result<Tensor, LossError> {
+    let positive = target.f_mul(&input.f_log_sigmoid()?)?;
+    let negative = target.f_rsub_scalar(1)?.f_mul(&input.f_neg()?.f_log_sigmoid()?)?;
+    let mut losses = positive.f_add(&negative)?.f_neg()?;
+    if let Some(weight) = weight {
+        losses = losses.f_mul(weight)?;
+    }
+    // PyTorch counts the class dimension from the front, which differs where broadcasting added dimensions.
+    let shape = input.size();
+    let class_dim = shape.len() as i64 - 1;
+    let losses = losses.f_sum_dim_intlist(class_dim, false, None)?.f_div_scalar(shape[shape.len() - 1])?;
+    reduction.f_apply(&losses)
 }
 
 #[cfg(test)]

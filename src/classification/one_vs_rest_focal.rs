@@ -1,7 +1,9 @@
 use tch::{Kind, Tensor};
 
 use super::focal::{self, Counted, FocalAlpha, FocalNormalization, Modulation};
+use super::sigmoid_focal::Formula;
 use crate::check::{self, ClassIndices};
+use crate::kernels::{self, f_pointwise};
 use crate::mean_parts::f_wide;
 use crate::precomputed::{Precomputed, Replace};
 use crate::{InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduction, numeric};
@@ -221,6 +223,44 @@ impl Loss for OneVsRestFocalLoss {
         if let Some(weight) = &self.weight {
             focal::f_check_classes(("weight", weight), input)?;
         }
+        if !self.is_fused(input) {
+            return self.f_composite(input, target);
+        }
+        match self.modulation.gamma == 2.0 {
+            true => self.f_by_engine::<true>(input, target),
+            false => self.f_by_engine::<false>(input, target),
+        }
+    }
+}
+
+impl OneVsRestFocalLoss {
+    /// Whether each loss is a formula of its logit and whether its class is right.
+    fn is_fused(&self, input: &Tensor) -> bool {
+        self.normalization == FocalNormalization::None
+            && !matches!(self.alpha, FocalAlpha::Classes(_))
+            && self.modulation.reduced_threshold.is_none()
+            && self.weight.is_none()
+            && self.ignore_index.is_none()
+            && self.invalid_values == InvalidValues::Error
+            && input.numel() > 0
+            && kernels::takes(input)
+    }
+
+    fn f_by_engine<const SQUARE: bool>(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let class_dim = check::class_dim(input)?;
+        let (classes, target) = check::class_target(target, input, class_dim, "")?;
+        let target = ClassIndices::f_new(&target, classes, None, self.invalid_values)?;
+        let dim = class_dim as i64;
+        let mut labels = input.f_detach()?.f_zeros_like()?;
+        let _ = labels.f_scatter_value_(dim, &target.indices.f_unsqueeze(dim)?, 1.0)?;
+        let formula = Formula::<SQUARE> { gamma: self.modulation.gamma, alpha: self.alpha.number() };
+        let own = self.map_tensors(&mut Tensor::shallow_clone);
+        f_pointwise(formula, [input, &labels], self.reduction, move |[input, labels]| {
+            own.f_composite(input, &labels.f_argmax(dim, false)?)
+        })
+    }
+
+    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let wide = input.f_to_kind(numeric::wide_kind(input)?)?;
         Ok(self.f_precomputed(&wide, target, Self::f_compute)?.f_to_kind(input.f_kind()?)?)
     }

@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use super::multi_label::{self, MultiLabelReduction};
+use crate::kernels::{self, ANY, Pointwise, Real, f_pointwise, powers, sigmoids};
 use crate::numeric::{f_power, f_reals, wide_kind};
 use crate::{Loss, LossError, MeanParts, check};
 
@@ -107,6 +108,24 @@ impl PolyBceWithLogitsLoss {
         check::option("alpha", alpha, (0.0..=1.0).contains(&alpha), "a number in [0, 1]")
     }
 
+    fn f_by_engine<const GAMMA: usize>(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let loss = *self;
+        let composite = move |[input, target]: [&Tensor; 2]| loss.f_composite(input, target);
+        match kernels::f_beside(input, target)? {
+            Some(target) => {
+                f_pointwise(Formula::<GAMMA>(loss), [input, &target], loss.reduction.for_engine(input), composite)
+            }
+            None => composite([input, target]),
+        }
+    }
+
+    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let kind = wide_kind(input)?;
+        let target = multi_label::f_smooth(f_reals(("target", target), kind)?, self.label_smoothing)?;
+        let losses = self.f_losses(&input.f_to_kind(kind)?, &target)?;
+        Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
+    }
+
     fn f_losses(&self, logits: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let none = None::<&Tensor>;
         let entropy = logits.f_binary_cross_entropy_with_logits(target, none, none, tch::Reduction::None)?;
@@ -134,10 +153,32 @@ impl Loss for PolyBceWithLogitsLoss {
         check::floating(("input", input))?;
         check::same_shape(("target", target), ("input", input))?;
         self.check_options()?;
-        let kind = wide_kind(input)?;
-        let target = multi_label::f_smooth(f_reals(("target", target), kind)?, self.label_smoothing)?;
-        let losses = self.f_losses(&input.f_to_kind(kind)?, &target)?;
-        Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
+        if self.gamma == 0.0 { self.f_by_engine::<0>(input, target) } else { self.f_by_engine::<ANY>(input, target) }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula<const GAMMA: usize>(PolyBceWithLogitsLoss);
+
+impl<const GAMMA: usize> Pointwise<2> for Formula<GAMMA> {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (one, epsilon) = (R::of(1.0), R::of(self.0.epsilon));
+        let (y, of_label) = multi_label::smooth(y, self.0.label_smoothing);
+        let (p, q, log) = sigmoids(x);
+        let missing = y * q + (one - y) * p;
+        let missing_of_x = p * q * (one - y - y);
+        let missing_of_y = q - p;
+        let poly = x.at_least(R::of(0.0)) - x * y + log + epsilon * missing;
+        let (focus, slope) = powers::<R, GAMMA>(missing, self.0.gamma);
+        let (share, share_of_y) = match self.0.alpha {
+            Some(alpha) => (R::of(alpha) * y + R::of(1.0 - alpha) * (one - y), R::of(2.0 * alpha - 1.0)),
+            None => (one, R::of(0.0)),
+        };
+        let of_x = share * (focus * (p - y + epsilon * missing_of_x) + slope * missing_of_x * poly);
+        let of_y =
+            share * (focus * (epsilon * missing_of_y - x) + slope * missing_of_y * poly) + share_of_y * focus * poly;
+        (share * focus * poly, [of_x, of_label * of_y])
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {

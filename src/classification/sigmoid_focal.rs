@@ -377,9 +377,9 @@ impl Precomputed for SigmoidFocalLoss {
 
 /// The loss without options; for γ = 2 (`SQUARE`) without a power.
 #[derive(Clone, Copy)]
-struct Formula<const SQUARE: bool> {
-    gamma: f64,
-    alpha: Option<f64>,
+pub(super) struct Formula<const SQUARE: bool> {
+    pub(super) gamma: f64,
+    pub(super) alpha: Option<f64>,
 }
 
 impl<const SQUARE: bool> Pointwise<2> for Formula<SQUARE> {

@@ -1,8 +1,10 @@
 use tch::{Kind, Tensor};
 
+use super::bce_with_logits;
 use super::mean_over::MeanOver;
-use super::multi_label::{self, MultiLabelReduction};
+use super::multi_label::{self, MultiLabelReduction, f_weighted};
 use crate::check::{self, ClassIndices, Validity};
+use crate::kernels::{self, Pointwise, Real, choose};
 use crate::numeric::{f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts};
 
@@ -202,6 +204,36 @@ impl Loss for SoftBceWithLogitsLoss {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
         multi_label::check_smoothing(self.label_smoothing)?;
+        multi_label::check_weight(("weight", &self.weight), input)?;
+        multi_label::check_weight(("pos_weight", &self.pos_weight), input)?;
+        if !self.is_fused(input, target) {
+            return self.f_composite(input, target);
+        }
+        let formula = Formula { label_smoothing: self.label_smoothing, ignored: self.ignore_index.map(|i| i as f64) };
+        let weights = [self.weight.as_ref(), self.pos_weight.as_ref()];
+        let (reduce, bare) = (self.reduction.for_engine(input), self.with_weights([None, None]));
+        f_weighted(formula, [input, target], weights, reduce, move |[input, target], weights| {
+            bare.with_weights(weights).f_composite(input, target)
+        })
+    }
+}
+
+impl SoftBceWithLogitsLoss {
+    fn with_weights(&self, weights: [Option<&Tensor>; 2]) -> Self {
+        let [weight, pos_weight] = weights.map(|weight| weight.map(Tensor::shallow_clone));
+        Self { weight, pos_weight, ..*self }
+    }
+
+    /// Whether each loss is a formula of its label alone.
+    fn is_fused(&self, input: &Tensor, target: &Tensor) -> bool {
+        let counts = self.reduction == MultiLabelReduction::Mean && self.mean_over == MeanOver::Counted;
+        input.size() == target.size()
+            && self.target_threshold.is_none()
+            && !(counts && self.ignore_index.is_some())
+            && kernels::takes(input)
+    }
+
+    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let kind = wide_kind(input)?;
         let weight = multi_label::f_weight(("weight", &self.weight), input, kind)?;
         let pos_weight = multi_label::f_weight(("pos_weight", &self.pos_weight), input, kind)?;
@@ -240,6 +272,44 @@ impl Loss for SoftBceWithLogitsLoss {
         let labels = losses.numel().checked_div(target.numel()).unwrap_or(0) as f64;
         let counted = target.f_to_kind(Kind::Double)?.f_ne(ignored)?.f_sum(Kind::Double)?.f_mul_scalar(labels)?;
         MeanParts::f_new(parts.numerator().shallow_clone(), counted)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula {
+    label_smoothing: f64,
+    ignored: Option<f64>,
+}
+
+impl Formula {
+    /// The smoothed label, its derivative, and whether it counts.
+    #[inline(always)]
+    fn label<R: Real>(self, label: R) -> (R, R, bool) {
+        // Nothing equals NaN.
+        let counted = label != R::of(self.ignored.unwrap_or(f64::NAN));
+        let (label, of_label) = multi_label::smooth(choose(counted, label, R::of(0.0)), self.label_smoothing);
+        (label, of_label, counted)
+    }
+}
+
+impl Pointwise<2> for Formula {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (y, of_label, counted) = self.label(y);
+        let (loss, [of_x, of_y]) = bce_with_logits::Formula.evaluate([x, y]);
+        let count = |number: R| choose(counted, number, R::of(0.0));
+        (count(loss), [count(of_x), count(of_label * of_y)])
+    }
+}
+
+/// With the weight of the positive part.
+impl Pointwise<3> for Formula {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y, pos_weight]: [R; 3]) -> (R, [R; 3]) {
+        let (y, of_label, counted) = self.label(y);
+        let (loss, [of_x, of_y, of_weight]) = bce_with_logits::Formula.evaluate([x, y, pos_weight]);
+        let count = |number: R| choose(counted, number, R::of(0.0));
+        (count(loss), [count(of_x), count(of_label * of_y), count(of_weight)])
     }
 }
 

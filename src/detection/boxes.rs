@@ -2,8 +2,20 @@
 
 use tch::Tensor;
 
+use crate::kernels::{Real, choose};
 use crate::numeric::{f_ratio, f_reals, wide_kind};
 use crate::{LossError, Reduction, check};
+
+/// The arguments are boxes, as many.
+pub(super) fn check(input: &Tensor, target: &Tensor) -> Result<(), LossError> {
+    check::devices(&[("input", input), ("target", target)])?;
+    check::floating(("input", input))?;
+    check::not_boolean(("target", target))?;
+    if input.size().last() != Some(&4) {
+        return Err(check::shape_error(("input", input), "[*, 4], the corners x1, y1, x2, y2 of boxes"));
+    }
+    check::same_shape(("target", target), ("input", input))
+}
 
 /// Pairs of boxes `[*, 4]` as corners `(x1, y1, x2, y2)`, and what all losses compute of them.
 pub(super) struct Boxes {
@@ -20,14 +32,8 @@ pub(super) struct Boxes {
 }
 
 impl Boxes {
+    /// The boxes of checked arguments.
     pub(super) fn f_new(input: &Tensor, target: &Tensor) -> Result<Boxes, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
-        check::not_boolean(("target", target))?;
-        if input.size().last() != Some(&4) {
-            return Err(check::shape_error(("input", input), "[*, 4], the corners x1, y1, x2, y2 of boxes"));
-        }
-        check::same_shape(("target", target), ("input", input))?;
         let kind = wide_kind(input)?;
         let (input, target) = (input.f_to_kind(kind)?, f_reals(("target", target), kind)?);
         let (input_low, input_high) = (input.f_narrow(-1, 0, 2)?, input.f_narrow(-1, 2, 2)?);
@@ -78,6 +84,179 @@ impl Boxes {
         let factor = 4.0 / std::f64::consts::PI.powi(2);
         Ok(target_angle.f_sub(&input_angle)?.f_square()?.f_mul_scalar(factor)?)
     }
+}
+
+/// The numbers of a pair of boxes along one axis, the input's and the target's, for the formulas of the engine.
+#[derive(Clone, Copy)]
+pub(super) struct Axis<R> {
+    low: [R; 2],
+    high: [R; 2],
+}
+
+/// Lengths along one axis, or the derivatives with respect to them.
+#[derive(Clone, Copy)]
+pub(super) struct Lengths<R> {
+    /// That of the intersection.
+    pub(super) overlap: R,
+    /// That of the box around both.
+    pub(super) enclosing: R,
+    pub(super) input: R,
+    pub(super) target: R,
+    /// From the target's centre to that of the input.
+    pub(super) distance: R,
+}
+
+impl<R: Real> Axis<R> {
+    /// Both axes of the corners of the input and the target.
+    #[inline(always)]
+    pub(super) fn both([a, b, c, d, e, f, g, h]: [R; 8]) -> [Self; 2] {
+        [Self { low: [a, e], high: [c, g] }, Self { low: [b, f], high: [d, h] }]
+    }
+
+    #[inline(always)]
+    pub(super) fn lengths(self) -> Lengths<R> {
+        let Self { low: [a, b], high: [c, d] } = self;
+        let half = R::of(0.5);
+        Lengths {
+            overlap: (smaller(c, d) - larger(a, b)).at_least(R::of(0.0)),
+            enclosing: larger(c, d) - smaller(a, b),
+            input: c - a,
+            target: d - b,
+            distance: half * (c + a) - half * (d + b),
+        }
+    }
+
+    /// The derivatives with respect to the input's low and high number, then the target's, of those with respect to the
+    /// lengths.
+    #[inline(always)]
+    fn derive(self, of: Lengths<R>) -> [[R; 2]; 2] {
+        let Self { low: [a, b], high: [c, d] } = self;
+        let (zero, half, one) = (R::of(0.0), R::of(0.5), R::of(1.0));
+        let open = choose(smaller(c, d) > larger(a, b), of.overlap, zero);
+        let (low, high) = (share(a, b), share(c, d));
+        let (other_low, other_high) = (one - low, one - high);
+        let centre = half * of.distance;
+        [
+            [
+                centre - of.input - open * low - of.enclosing * other_low,
+                centre + of.input + open * other_high + of.enclosing * high,
+            ],
+            [
+                -centre - of.target - open * other_low - of.enclosing * low,
+                of.target - centre + open * high + of.enclosing * other_high,
+            ],
+        ]
+    }
+
+    /// The derivatives with respect to the corners of the input and the target.
+    #[inline(always)]
+    pub(super) fn derive_both([x, y]: [Self; 2], [of_x, of_y]: [Lengths<R>; 2]) -> [R; 8] {
+        let ([[a, c], [e, g]], [[b, d], [f, h]]) = (x.derive(of_x), y.derive(of_y));
+        [a, b, c, d, e, f, g, h]
+    }
+}
+
+/// NaN where either is.
+#[inline(always)]
+fn larger<R: Real>(a: R, b: R) -> R {
+    choose((a > b) | is_nan(a), a, b)
+}
+
+/// NaN where either is.
+#[inline(always)]
+fn smaller<R: Real>(a: R, b: R) -> R {
+    choose((a < b) | is_nan(a), a, b)
+}
+
+#[inline(always)]
+#[allow(clippy::eq_op)]
+fn is_nan<R: Real>(x: R) -> bool {
+    x != x
+}
+
+/// The share that `a` has in the larger one's gradient; equal numbers halve it.
+#[inline(always)]
+fn share<R: Real>(a: R, b: R) -> R {
+    choose(a > b, R::of(1.0), choose(a == b, R::of(0.5), R::of(0.0)))
+}
+
+/// A quotient with its derivatives, all 0 where the divisor is 0.
+#[derive(Clone, Copy)]
+pub(super) struct Quotient<R> {
+    pub(super) value: R,
+    pub(super) of_dividend: R,
+    pub(super) of_divisor: R,
+}
+
+impl<R: Real> Quotient<R> {
+    #[inline(always)]
+    pub(super) fn new(dividend: R, divisor: R) -> Self {
+        let (zero, one) = (R::of(0.0), R::of(1.0));
+        let none = divisor == zero;
+        let divisor = choose(none, one, divisor);
+        let of_dividend = choose(none, zero, one / divisor);
+        let value = choose(none, zero, dividend / divisor);
+        Self { value, of_dividend, of_divisor: -value * of_dividend }
+    }
+}
+
+/// Intersection over union for the formulas of the engine.
+#[derive(Clone, Copy)]
+pub(super) struct Overlap<R> {
+    pub(super) union: R,
+    pub(super) iou: Quotient<R>,
+}
+
+impl<R: Real> Overlap<R> {
+    #[inline(always)]
+    pub(super) fn new([x, y]: [Lengths<R>; 2], eps: f64) -> Self {
+        let intersection = x.overlap * y.overlap;
+        let union = x.input * y.input + x.target * y.target - intersection;
+        Self { union, iou: Quotient::new(intersection, union + R::of(eps)) }
+    }
+
+    /// The derivatives, with respect to the lengths, of minus the quotient and of `of_union` times the union.
+    #[inline(always)]
+    pub(super) fn derive(self, [x, y]: [Lengths<R>; 2], of_union: R) -> [Lengths<R>; 2] {
+        let of_union = of_union - self.iou.of_divisor;
+        let of_intersection = -self.iou.of_dividend - of_union;
+        let of = |other: Lengths<R>| Lengths {
+            overlap: of_intersection * other.overlap,
+            enclosing: R::of(0.0),
+            input: of_union * other.input,
+            target: of_union * other.target,
+            distance: R::of(0.0),
+        };
+        [of(y), of(x)]
+    }
+}
+
+/// 1 − IoU + ρ² / c² and its derivatives with respect to the lengths, for the formulas of the engine.
+#[inline(always)]
+pub(super) fn distance_loss<R: Real>(lengths: [Lengths<R>; 2], overlap: Overlap<R>, eps: f64) -> (R, [Lengths<R>; 2]) {
+    let [x, y] = lengths;
+    let diagonal = x.enclosing * x.enclosing + y.enclosing * y.enclosing + R::of(eps);
+    let distance = Quotient::new(x.distance * x.distance + y.distance * y.distance, diagonal);
+    let two = R::of(2.0);
+    let [of_x, of_y] = overlap.derive(lengths, R::of(0.0));
+    let with = |of: Lengths<R>, along: Lengths<R>| Lengths {
+        enclosing: two * distance.of_divisor * along.enclosing,
+        distance: two * distance.of_dividend * along.distance,
+        ..of
+    };
+    (R::of(1.0) - overlap.iou.value + distance.value, [with(of_x, x), with(of_y, y)])
+}
+
+/// arctan(width / height) of a box and its derivatives, 0 for a box that is a single point.
+#[inline(always)]
+pub(super) fn angle<R: Real>(width: R, height: R) -> (R, R, R) {
+    let zero = R::of(0.0);
+    let square = width * width + height * height;
+    let none = square == zero;
+    let inverse = choose(none, zero, R::of(1.0) / choose(none, R::of(1.0), square));
+    let size = (width.abs() / height.abs()).atan();
+    let left = (width < zero) ^ (height < zero);
+    (choose(left, -size, size), height * inverse, -width * inverse)
 }
 
 /// The area of widths and heights `[*, 2]`.

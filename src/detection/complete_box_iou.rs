@@ -1,6 +1,7 @@
 use tch::Tensor;
 
-use super::boxes::{self, Boxes};
+use super::boxes::{self, Axis, Boxes, Overlap, Quotient};
+use crate::kernels::{Pointwise, Real, choose, f_boxes};
 use crate::numeric::f_ratio;
 use crate::{Loss, LossError, MeanParts, Reduction};
 
@@ -106,6 +107,15 @@ impl Loss for CompleteBoxIouLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         boxes::check_eps("eps", self.eps)?;
         boxes::check_eps("alpha_eps", self.alpha_eps)?;
+        boxes::check(input, target)?;
+        let loss = *self;
+        let formula = Formula { eps: self.eps, alpha_eps: self.alpha_eps };
+        f_boxes(formula, [input, target], self.reduction, move |[input, target]| loss.f_composite(input, target))
+    }
+}
+
+impl CompleteBoxIouLoss {
+    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let boxes = Boxes::f_new(input, target)?;
         let (iou, aspect) = (boxes.f_iou(self.eps)?, boxes.f_aspect()?);
         let constant = aspect.f_detach()?;
@@ -118,6 +128,39 @@ impl Loss for CompleteBoxIouLoss {
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let unreduced = Self { reduction: Reduction::None, ..*self };
         MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula {
+    eps: f64,
+    alpha_eps: f64,
+}
+
+impl Pointwise<8> for Formula {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, corners: [R; 8]) -> (R, [R; 8]) {
+        let axes = Axis::both(corners);
+        let lengths = axes.map(Axis::lengths);
+        let [x, y] = lengths;
+        let overlap = Overlap::new(lengths, self.eps);
+        let (distance_loss, [mut of_x, mut of_y]) = boxes::distance_loss(lengths, overlap, self.eps);
+
+        let (zero, one) = (R::of(0.0), R::of(1.0));
+        let (input, input_of_width, input_of_height) = boxes::angle(x.input, y.input);
+        let (target, target_of_width, target_of_height) = boxes::angle(x.target, y.target);
+        let is_point = |width: R, height: R| (width == zero) & (height == zero);
+        let points = is_point(x.input, y.input) | is_point(x.target, y.target);
+        let turn = choose(points, zero, target - input);
+        let factor = R::of(4.0 / std::f64::consts::PI.powi(2));
+        let aspect = factor * turn * turn;
+        let alpha = Quotient::new(aspect, one - overlap.iou.value + aspect + R::of(self.alpha_eps)).value;
+        let slope = R::of(2.0) * alpha * factor * turn;
+        of_x.input = of_x.input - slope * input_of_width;
+        of_y.input = of_y.input - slope * input_of_height;
+        of_x.target = of_x.target + slope * target_of_width;
+        of_y.target = of_y.target + slope * target_of_height;
+        (distance_loss + alpha * aspect, Axis::derive_both(axes, [of_x, of_y]))
     }
 }
 

@@ -1,6 +1,7 @@
 use tch::Tensor;
 
-use super::boxes::{self, Boxes};
+use super::boxes::{self, Axis, Boxes, Overlap};
+use crate::kernels::{Pointwise, Real, f_boxes};
 use crate::{Loss, LossError, MeanParts, Reduction};
 
 /// Distance IoU loss of boxes: one minus their overlap, plus the distance of their centres.
@@ -92,6 +93,16 @@ impl Default for DistanceBoxIouLoss {
 impl Loss for DistanceBoxIouLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         boxes::check_eps("eps", self.eps)?;
+        boxes::check(input, target)?;
+        let loss = *self;
+        f_boxes(Formula { eps: self.eps }, [input, target], self.reduction, move |[input, target]| {
+            loss.f_composite(input, target)
+        })
+    }
+}
+
+impl DistanceBoxIouLoss {
+    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let boxes = Boxes::f_new(input, target)?;
         let losses = boxes.f_distance_loss(&boxes.f_iou(self.eps)?, self.eps)?;
         boxes::f_reduce(&losses, self.reduction, input)
@@ -100,6 +111,21 @@ impl Loss for DistanceBoxIouLoss {
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let unreduced = Self { reduction: Reduction::None, ..*self };
         MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula {
+    eps: f64,
+}
+
+impl Pointwise<8> for Formula {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, corners: [R; 8]) -> (R, [R; 8]) {
+        let axes = Axis::both(corners);
+        let lengths = axes.map(Axis::lengths);
+        let (loss, of_lengths) = boxes::distance_loss(lengths, Overlap::new(lengths, self.eps), self.eps);
+        (loss, Axis::derive_both(axes, of_lengths))
     }
 }
 

@@ -1,6 +1,7 @@
 use tch::Tensor;
 
-use super::boxes::{self, Boxes};
+use super::boxes::{self, Axis, Boxes, Lengths, Overlap, Quotient};
+use crate::kernels::{Pointwise, Real, f_boxes};
 use crate::numeric::f_ratio;
 use crate::{Loss, LossError, MeanParts, Reduction};
 
@@ -93,6 +94,16 @@ impl Default for GeneralizedBoxIouLoss {
 impl Loss for GeneralizedBoxIouLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         boxes::check_eps("eps", self.eps)?;
+        boxes::check(input, target)?;
+        let loss = *self;
+        f_boxes(Formula { eps: self.eps }, [input, target], self.reduction, move |[input, target]| {
+            loss.f_composite(input, target)
+        })
+    }
+}
+
+impl GeneralizedBoxIouLoss {
+    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let boxes = Boxes::f_new(input, target)?;
         let area = boxes.f_enclosing_area()?;
         let empty = f_ratio(&area.f_sub(&boxes.union)?, &area.f_add_scalar(self.eps)?)?;
@@ -103,6 +114,27 @@ impl Loss for GeneralizedBoxIouLoss {
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let unreduced = Self { reduction: Reduction::None, ..*self };
         MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula {
+    eps: f64,
+}
+
+impl Pointwise<8> for Formula {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, corners: [R; 8]) -> (R, [R; 8]) {
+        let axes = Axis::both(corners);
+        let [x, y] = axes.map(Axis::lengths);
+        let overlap = Overlap::new([x, y], self.eps);
+        let area = x.enclosing * y.enclosing;
+        let empty = Quotient::new(area - overlap.union, area + R::of(self.eps));
+        let of_area = empty.of_dividend + empty.of_divisor;
+        let [of_x, of_y] = overlap.derive([x, y], -empty.of_dividend);
+        let of_x = Lengths { enclosing: of_area * y.enclosing, ..of_x };
+        let of_y = Lengths { enclosing: of_area * x.enclosing, ..of_y };
+        (R::of(1.0) - overlap.iou.value + empty.value, Axis::derive_both(axes, [of_x, of_y]))
     }
 }
 

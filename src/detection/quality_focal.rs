@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use crate::kernels::{self, ANY, Pointwise, Real, f_pointwise, powers, sigmoids};
 use crate::numeric::{f_power, f_reals, wide_kind};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
@@ -90,6 +91,23 @@ impl Loss for QualityFocalLoss {
         check::same_shape(("target", target), ("input", input))?;
         let valid = self.beta.is_finite() && self.beta >= 0.0;
         check::option("beta", self.beta, valid, "a finite number of at least 0")?;
+        if self.beta == 2.0 { self.f_by_engine::<2>(input, target) } else { self.f_by_engine::<ANY>(input, target) }
+    }
+}
+
+impl QualityFocalLoss {
+    fn f_by_engine<const BETA: usize>(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let loss = *self;
+        let composite = move |[input, target]: [&Tensor; 2]| loss.f_composite(input, target);
+        match kernels::f_beside(input, target)? {
+            Some(target) => {
+                f_pointwise(Formula::<BETA> { beta: loss.beta }, [input, &target], loss.reduction, composite)
+            }
+            None => composite([input, target]),
+        }
+    }
+
+    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let kind = wide_kind(input)?;
         let (logits, target) = (input.f_to_kind(kind)?, f_reals(("target", target), kind)?);
 
@@ -105,6 +123,24 @@ impl Loss for QualityFocalLoss {
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let unreduced = Self { reduction: Reduction::None, ..*self };
         MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula<const BETA: usize> {
+    beta: f64,
+}
+
+impl<const BETA: usize> Pointwise<2> for Formula<BETA> {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (p, q, log) = sigmoids(x);
+        let entropy = x.at_least(R::of(0.0)) - x * y + log;
+        // y − σ(x), as the composite has it.
+        let missing = y * q - (R::of(1.0) - y) * p;
+        let (focus, slope) = powers::<R, BETA>(missing.abs(), self.beta);
+        let of_missing = slope * missing.sign() * entropy;
+        (focus * entropy, [-(focus * missing) - of_missing * p * q, of_missing - focus * x])
     }
 }
 

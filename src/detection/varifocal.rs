@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use crate::kernels::{self, Pointwise, Real, choose, f_pointwise, sigmoids};
 use crate::numeric::{f_reals, wide_kind};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
@@ -94,6 +95,17 @@ impl Loss for VarifocalLoss {
         check::option("alpha", self.alpha, self.alpha.is_finite(), "a finite number")?;
         let valid = self.gamma.is_finite() && self.gamma >= 0.0;
         check::option("gamma", self.gamma, valid, "a finite number of at least 0")?;
+        let loss = *self;
+        let composite = move |[input, target]: [&Tensor; 2]| loss.f_composite(input, target);
+        match kernels::f_beside(input, target)? {
+            Some(target) => f_pointwise(Formula(loss), [input, &target], self.reduction, composite),
+            None => composite([input, target]),
+        }
+    }
+}
+
+impl VarifocalLoss {
+    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let kind = wide_kind(input)?;
         let (logits, target) = (input.f_to_kind(kind)?, f_reals(("target", target), kind)?);
 
@@ -111,6 +123,26 @@ impl Loss for VarifocalLoss {
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let unreduced = Self { reduction: Reduction::None, ..*self };
         MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula(VarifocalLoss);
+
+impl Pointwise<2> for Formula {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (zero, gamma) = (R::of(0.0), R::of(self.0.gamma));
+        let (p, q, log) = sigmoids(x);
+        let negative = y <= zero;
+        let y = choose(negative, zero, y);
+        let entropy = x.at_least(zero) - x * y + log;
+        // p^γ by its logarithm.
+        let focus = R::of(self.0.alpha) * (gamma * (x.at_most(zero) - log)).exp();
+        let weight = choose(negative, focus, y);
+        let of_weight = choose(negative, gamma * focus * q * entropy, zero);
+        let of_y = choose(negative, zero, entropy - y * x);
+        (weight * entropy, [of_weight + weight * (p - y), of_y])
     }
 }
 

@@ -24,6 +24,8 @@ pub(super) trait Element: Copy + Send + Sync + 'static {
     fn to_f64(self) -> f64;
     /// The elements as wide numbers: themselves, or converted into `room`.
     fn read<'a>(elements: &'a [Self], room: &'a mut [Self::Wide]) -> &'a [Self::Wide];
+    /// Writes the elements to `numbers`, as many.
+    fn copy(elements: &[Self], numbers: &mut [Self::Wide]);
     /// Converts numbers into elements.
     fn write(numbers: &[Self::Wide], elements: &mut [MaybeUninit<Self>]);
 }
@@ -44,6 +46,10 @@ macro_rules! wide {
 
             fn read<'a>(elements: &'a [Self], _: &'a mut [Self]) -> &'a [Self] {
                 elements
+            }
+
+            fn copy(elements: &[Self], numbers: &mut [Self]) {
+                numbers.copy_from_slice(elements);
             }
 
             fn write(numbers: &[Self], elements: &mut [MaybeUninit<Self>]) {
@@ -76,6 +82,10 @@ macro_rules! half {
                 let numbers = &mut room[..elements.len()];
                 elements.convert_to_f32_slice(numbers);
                 numbers
+            }
+
+            fn copy(elements: &[Self], numbers: &mut [f32]) {
+                elements.convert_to_f32_slice(numbers);
             }
 
             fn write(numbers: &[f32], elements: &mut [MaybeUninit<Self>]) {
@@ -133,6 +143,15 @@ pub(super) fn integers(tensor: &Tensor) -> &[i64] {
     }
     // SAFETY: as in `elements`.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), length) }
+}
+
+/// The elements of a CPU tensor of real numbers of any kind.
+pub(super) fn f_numbers(tensor: &Tensor) -> Result<Vec<f64>, LossError> {
+    Ok(match tensor.f_kind()? {
+        Kind::Float if tensor.is_contiguous() => elements::<f32>(tensor).iter().map(|number| number.to_f64()).collect(),
+        Kind::Int64 if tensor.is_contiguous() => integers(tensor).iter().map(|number| *number as f64).collect(),
+        _ => elements::<f64>(&tensor.f_detach()?.f_to_kind(Kind::Double)?.f_contiguous()?).to_vec(),
+    })
 }
 
 /// The strides that a tensor without gaps and overlaps has are a permutation of those of a contiguous one.

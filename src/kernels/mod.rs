@@ -8,10 +8,15 @@
 // Several arrays with one index are what the compiler makes vector instructions of.
 #![allow(clippy::needless_range_loop)]
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
+
+use crate::LossError;
 
 mod backend;
+mod boxes;
 mod element;
+mod embedding;
+mod engine;
 mod memory;
 mod number;
 mod parallel;
@@ -22,8 +27,11 @@ mod softmax;
 mod window;
 
 pub use backend::{Backend, with_backend};
+pub(crate) use boxes::f_boxes;
+pub(crate) use embedding::{Embedding, f_embedding};
+pub(crate) use engine::Reduce;
 pub use memory::set_gradient_cache;
-pub(crate) use number::{Real, choose, sigmoids};
+pub(crate) use number::{ANY, Real, choose, powers, sigmoids};
 pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise};
 pub(crate) use region::{Entropy, Regional, Sums, f_region, takes_region};
 pub(crate) use softmax::{RowLoss, RowReduction, Rows, f_softmax};
@@ -35,4 +43,22 @@ const BLOCK: usize = 1024;
 /// Whether engines are used for this input.
 pub(crate) fn takes(input: &Tensor) -> bool {
     backend::fused() && input.device() == Device::Cpu
+}
+
+/// `tensor` in the kind of `input`, to be read by an engine beside it; none where no engine takes both, or where that kind
+/// cannot hold its numbers.
+pub(crate) fn f_beside(input: &Tensor, tensor: &Tensor) -> Result<Option<Tensor>, LossError> {
+    let (kind, own) = (input.f_kind()?, tensor.f_kind()?);
+    if !takes(input) || tensor.device() != Device::Cpu {
+        return Ok(None);
+    }
+    let small = matches!(own, Kind::Bool | Kind::Uint8 | Kind::Int8);
+    let integers = small || matches!(own, Kind::Int16 | Kind::Int | Kind::Int64);
+    let kept = match kind {
+        _ if own == kind => return Ok(Some(tensor.shallow_clone())),
+        Kind::Float | Kind::Double => integers,
+        Kind::Half | Kind::BFloat16 => small,
+        _ => false,
+    };
+    Ok(kept.then(|| tensor.f_to_kind(kind)).transpose()?)
 }

@@ -8,7 +8,7 @@ use std::ops::{Add, Div, Mul, Neg, Sub};
 
 /// A number as a formula sees it: `f32` or `f64`.
 ///
-/// `exp`, `ln` and `ln_1p` are within 2 units in the last place of the exact result.
+/// `exp`, `ln`, `ln_1p`, `ln_1p_unit` and `atan` are within 2 units in the last place of the exact result.
 pub(crate) trait Real:
     Copy
     + PartialOrd
@@ -27,6 +27,10 @@ pub(crate) trait Real:
     fn exp(self) -> Self;
     /// The natural logarithm: −∞ of 0, NaN below.
     fn ln(self) -> Self;
+    /// log(1 + `self`) of a number in [0, 1], faster than `ln_1p`.
+    fn ln_1p_unit(self) -> Self;
+    /// The angle of a tangent of at least 0.
+    fn atan(self) -> Self;
 
     /// log(1 + `self`), exact to the last places for `self` near 0 too.
     #[inline(always)]
@@ -91,8 +95,30 @@ pub(crate) fn sigmoids<R: Real>(x: R) -> (R, R, R) {
     let large = one / (one + e);
     let small = e * large;
     let positive = x >= R::of(0.0);
-    (choose(positive, large, small), choose(positive, small, large), e.ln_1p())
+    (choose(positive, large, small), choose(positive, small, large), e.ln_1p_unit())
 }
+
+/// `base` to the power of an exponent, both at least 0, and its derivative. The exponent is `WHOLE`, or `exponent` where that is
+/// [`ANY`].
+#[inline(always)]
+pub(crate) fn powers<R: Real, const WHOLE: usize>(base: R, exponent: f64) -> (R, R) {
+    let (zero, one, two) = (R::of(0.0), R::of(1.0), R::of(2.0));
+    match WHOLE {
+        0 => (one, zero),
+        1 => (base, one),
+        2 => (base * base, two * base),
+        _ => {
+            let power = base.power(R::of(exponent));
+            let slope = R::of(exponent) * base.power(R::of(exponent - 1.0));
+            // A power below 1 has a vertical tangent at 0.
+            let vertical = (R::of(exponent) < one) & (base < R::of(f32::MIN_POSITIVE.into()));
+            (power, choose(vertical, zero, slope))
+        }
+    }
+}
+
+/// Stands for an exponent that is known at run time only.
+pub(crate) const ANY: usize = usize::MAX;
 
 /// An `f32` or `f64` on hardware with (`FMA`) or without a fused multiply-add.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
@@ -210,6 +236,33 @@ impl<const FMA: bool> Real for Lane<f32, FMA> {
         let y = choose(self.0 > 0.0, y, choose(self.0 == 0.0, Lane(f32::NEG_INFINITY), Lane(f32::NAN)));
         choose(self.0 == f32::INFINITY, self, y)
     }
+
+    /// log(1 + x) = 2 artanh(s) = x − s (x − r) with s = x / (2 + x) in [0, ⅓] and r = 2 (artanh(s) / s − 1), the latter by a
+    /// polynomial of least deviation in s².
+    #[inline(always)]
+    fn ln_1p_unit(self) -> Self {
+        let s = self / (self + Lane(2.0));
+        let z = s * s;
+        let p = z.polynomial([0.116_121_65, 0.108_532_876, 0.142_961_78, 0.199_998_53, 0.333_333_34]);
+        ((z + z) * p - self).mul_add(s, self)
+    }
+
+    /// atan(x) = θ + atan(f) with |f| ≤ tan(π/8), the latter by the polynomial of Cephes' `atanf`.
+    #[inline(always)]
+    fn atan(self) -> Self {
+        /// What π/2 has too much.
+        const REST: f32 = 4.371_139e-8;
+        let (steep, middle) = (self.0 > 2.414_213_7, self.0 > 0.414_213_57);
+        let one = Lane(1.0);
+        let numerator = choose(steep, -one, choose(middle, self - one, self));
+        let f = numerator / choose(steep, self, choose(middle, self + one, one));
+        let z = f * f;
+        let p = z.polynomial([8.053_744_5e-2, -0.138_776_86, 0.199_777_11, -0.333_329_5]);
+        let rest = choose(steep, Lane(-REST), choose(middle, Lane(-0.5 * REST), Lane(0.0)));
+        let y = f + (p * z).mul_add(f, rest);
+        choose(steep, Lane(std::f32::consts::FRAC_PI_2), choose(middle, Lane(std::f32::consts::FRAC_PI_4), Lane(0.0)))
+            + y
+    }
 }
 
 impl<const FMA: bool> Real for Lane<f64, FMA> {
@@ -271,6 +324,59 @@ impl<const FMA: bool> Real for Lane<f64, FMA> {
         let y = choose(self.0 > 0.0, y, choose(self.0 == 0.0, Lane(f64::NEG_INFINITY), Lane(f64::NAN)));
         choose(self.0 == f64::INFINITY, self, y)
     }
+
+    /// log(1 + x) = 2 artanh(s) = x − s (x − r) with s = x / (2 + x) in [0, ⅓] and r = 2 (artanh(s) / s − 1), the latter by a
+    /// polynomial of least deviation in s².
+    #[inline(always)]
+    fn ln_1p_unit(self) -> Self {
+        let s = self / (self + Lane(2.0));
+        let z = s * s;
+        let p = z.polynomial([
+            0.078_152_889_004_614_26,
+            0.037_460_718_977_753_83,
+            0.054_225_891_974_400_07,
+            0.058_671_395_306_515_99,
+            0.066_675_893_157_246_29,
+            0.076_922_719_824_302_75,
+            0.090_909_099_489_813_57,
+            0.111_111_110_991_183_86,
+            0.142_857_142_858_000_5,
+            0.199_999_999_999_997_62,
+            0.333_333_333_333_333_3,
+        ]);
+        ((z + z) * p - self).mul_add(s, self)
+    }
+
+    /// atan(x) = θ + atan(f) with |f| ≤ 0.66, the latter by the rational function of Cephes' `atan`.
+    #[inline(always)]
+    fn atan(self) -> Self {
+        /// What π/2 lacks.
+        const REST: f64 = 6.123_233_995_736_766e-17;
+        let (steep, middle) = (self.0 > 2.414_213_562_373_095, self.0 > 0.66);
+        let one = Lane(1.0);
+        let numerator = choose(steep, -one, choose(middle, self - one, self));
+        let f = numerator / choose(steep, self, choose(middle, self + one, one));
+        let z = f * f;
+        let p = z.polynomial([
+            -0.875_060_860_003_190_4,
+            -16.157_537_187_333_652,
+            -75.008_557_923_147_05,
+            -122.886_668_449_013_62,
+            -64.850_219_049_420_25,
+        ]);
+        let q = z.polynomial([
+            1.0,
+            24.858_464_901_423_062,
+            165.027_009_831_698_85,
+            432.881_060_491_290_27,
+            485.390_399_635_913_7,
+            194.550_657_148_261_4,
+        ]);
+        let y = (z * p / q).mul_add(f, f);
+        let y = y + choose(steep, Lane(REST), choose(middle, Lane(0.5 * REST), Lane(0.0)));
+        choose(steep, Lane(std::f64::consts::FRAC_PI_2), choose(middle, Lane(std::f64::consts::FRAC_PI_4), Lane(0.0)))
+            + y
+    }
 }
 
 #[cfg(test)]
@@ -306,6 +412,10 @@ mod tests {
             let wide = f64::from(x);
             assert!(ulps_f32(lane(x).ln().0, wide.ln()) <= 2.0, "ln {x}");
             assert!(ulps_f32(lane(x).ln_1p().0, wide.ln_1p()) <= 2.0, "ln_1p {x}");
+            if x <= 1.0 {
+                assert!(ulps_f32(lane(x).ln_1p_unit().0, wide.ln_1p()) <= 2.0, "ln_1p_unit {x}");
+            }
+            assert!(ulps_f32(lane(x).atan().0, wide.atan()) <= 2.0, "atan {x}");
             assert!(ulps_f32(lane(-x).exp_m1().0, (-wide).exp_m1()) <= 4.0, "exp_m1 {x}");
             for x in [x, -x] {
                 let expected = f64::from(x).exp();
@@ -324,6 +434,10 @@ mod tests {
             for x in [x, x * x] {
                 assert!(ulps_f64(lane(x).ln().0, x.ln()) <= 2.0, "ln {x}");
                 assert!(ulps_f64(lane(x).ln_1p().0, x.ln_1p()) <= 2.0, "ln_1p {x}");
+                if x <= 1.0 {
+                    assert!(ulps_f64(lane(x).ln_1p_unit().0, x.ln_1p()) <= 2.0, "ln_1p_unit {x}");
+                }
+                assert!(ulps_f64(lane(x).atan().0, x.atan()) <= 2.0, "atan {x}");
                 for x in [x, -x] {
                     if x.exp() < f64::MAX {
                         assert!(ulps_f64(lane(x).exp().0, x.exp()) <= 2.0, "exp {x}: {}", lane(x).exp().0);
@@ -351,6 +465,8 @@ mod tests {
             assert_eq!((inf.ln(), zero.ln(), one.ln()), (inf, -inf, zero));
             assert_eq!((inf.ln_1p(), (-one).ln_1p(), zero.ln_1p()), (inf, -inf, zero));
             assert!([nan.exp(), nan.ln(), nan.ln_1p(), nan.exp_m1(), (-one).ln()].into_iter().all(is_nan));
+            assert_eq!((inf.atan(), zero.atan()), (R::of(std::f64::consts::FRAC_PI_2), zero));
+            assert!(is_nan(nan.atan()));
             assert_eq!((R::of(-3.0).sign(), zero.sign(), R::of(3.0).sign(), nan.sign()), (-one, zero, one, zero));
             assert!(is_nan(nan.at_least(zero)) && is_nan(nan.at_most(zero)));
             assert_eq!((zero.power(R::of(0.5)), zero.power(zero)), (zero, one));

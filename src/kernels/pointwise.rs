@@ -1,17 +1,15 @@
 //! The engine of losses that are a function of each element.
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
-use half::{bf16, f16};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use super::element::{Block, Element, Output, elements, f_one_layout, f_plain, f_scalar, is_plain};
+use super::element::{Block, Element, Output, elements, f_one_layout, is_plain};
+use super::engine::{Engine, Factor, Reduce, f_dispatch};
 use super::number::Real;
 use super::simd::{self, Kernel, LaneOf, Sum, Wide};
 use super::{BLOCK, backend, parallel};
-use crate::autograd::{self, Context, Function, StoredGradients};
-use crate::{LossError, Reduction};
+use crate::LossError;
 
 /// A loss of one element, given `N` numbers for it.
 pub(crate) trait Pointwise<const N: usize>: Copy + Send + Sync + 'static {
@@ -46,12 +44,12 @@ impl<P: Pointwise<3>> Pointwise<4> for Weighted<P> {
     }
 }
 
-/// The reduced loss of `arguments`, by `formula`, or by the `composite` of tensor operations where
-/// the engine does not take the call.
+/// The reduced losses of `arguments`, by `formula`, or by the `composite` of tensor operations where the engine does not take
+/// the call.
 pub(crate) fn f_pointwise<const N: usize, P, C>(
     formula: P,
     arguments: [&Tensor; N],
-    reduction: Reduction,
+    reduce: impl Into<Reduce>,
     composite: C,
 ) -> Result<Tensor, LossError>
 where
@@ -66,135 +64,67 @@ where
     if !arguments.iter().all(|argument| is_plain(argument, kind) && argument.size() == size) {
         return composite(arguments);
     }
-    match kind {
-        Kind::Float => f_run::<f32, N, P, C>(formula, arguments, reduction, composite),
-        Kind::Double => f_run::<f64, N, P, C>(formula, arguments, reduction, composite),
-        Kind::Half => f_run::<f16, N, P, C>(formula, arguments, reduction, composite),
-        Kind::BFloat16 => f_run::<bf16, N, P, C>(formula, arguments, reduction, composite),
-        _ => composite(arguments),
-    }
+    f_dispatch(Elements(formula), arguments, reduce.into(), composite)
 }
 
-fn f_run<T, const N: usize, P, C>(
-    formula: P,
-    arguments: [&Tensor; N],
-    reduction: Reduction,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    T: Element,
-    P: Pointwise<N>,
-    C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
-{
-    let graph = autograd::grad_enabled();
-    let needed = arguments.map(|argument| graph && argument.requires_grad());
-    let pass = Pass::<T, N>::f_new(arguments)?;
-    let scale = if reduction == Reduction::Mean { 1.0 / arguments[0].numel() as f64 } else { 1.0 };
-    // The gradients of half precision would lose digits by being scaled twice, and are computed in the backward pass.
-    let at_once = reduction != Reduction::None && size_of::<T>() >= size_of::<f32>();
-    let wanted = needed.map(|needed| needed && at_once);
-    let (sum, loss, gradients) = match reduction {
-        Reduction::None => {
-            let (sum, losses) = pass.f_losses(formula)?;
-            (sum, losses, Vec::new())
-        }
-        _ => {
-            let (sum, gradients) = pass.f_sum(formula, &Factor::Number(scale), wanted)?;
-            (sum, f_scalar::<T>(sum * scale)?, gradients)
-        }
-    };
-    if P::PARTIAL && sum.is_nan() {
-        return composite(arguments);
-    }
-    if !needed.contains(&true) {
-        return Ok(loss);
-    }
-    let store = || StoredGradients::f_of_own_kind(autograd::spread(gradients, &needed));
-    let stored = at_once.then(store).transpose()?;
-    let backward = move |context: Context| -> autograd::Gradients {
-        let Some(grad) = context.grad(0) else { return Ok(autograd::spread(vec![], &needed)) };
-        if context.create_graph() {
-            let loss = |inputs: &[Tensor]| composite(std::array::from_fn(|position| &inputs[position]));
-            return autograd::f_gradients_of(loss, &grad, context.saved(), &needed);
-        }
-        let grad = f_plain(&grad)?;
-        if let Some(stored) = &stored {
-            return stored.f_scaled(&context, &grad);
-        }
-        let pass = Pass::<T, N>::f_new(std::array::from_fn(|position| &context.saved()[position]))?;
-        let factor = Factor::f_new::<T>(&grad, scale, &pass.arguments[0])?;
-        Ok(autograd::spread(pass.f_sum(formula, &factor, needed)?.1, &needed))
-    };
-    Ok(Function::new(&arguments).save(&arguments).f_attach_own(vec![loss], backward)?.remove(0))
-}
+/// The engine with a formula.
+#[derive(Clone, Copy)]
+struct Elements<P>(P);
 
-/// What the derivatives are multiplied by.
-enum Factor {
-    /// The same number for all elements.
-    Number(f64),
-    /// A number for each element.
-    Tensor(Tensor),
-}
+impl<P: Pointwise<N>, const N: usize> Engine<N> for Elements<P> {
+    const PARTIAL: bool = P::PARTIAL;
 
-impl Factor {
-    /// The gradient of a loss that is `scale` times the sum, or of unreduced losses.
-    fn f_new<T: Element>(grad: &Tensor, scale: f64, like: &Tensor) -> Result<Self, LossError> {
-        if grad.dim() == 0 {
-            return Ok(Factor::Number(elements::<T>(grad)[0].to_f64() * scale));
-        }
-        let [_, grad] = f_one_layout([like, grad])?;
-        Ok(Factor::Tensor(grad))
-    }
-}
-
-/// Arguments in one layout.
-struct Pass<T, const N: usize> {
-    arguments: [Tensor; N],
-    kind: PhantomData<T>,
-}
-
-impl<T: Element, const N: usize> Pass<T, N> {
-    fn f_new(arguments: [&Tensor; N]) -> Result<Self, LossError> {
-        Ok(Self { arguments: f_one_layout(arguments)?, kind: PhantomData })
+    fn count(self, arguments: [&Tensor; N]) -> usize {
+        arguments[0].numel()
     }
 
-    /// The loss of each element, and their sum.
-    fn f_losses<P: Pointwise<N>>(&self, formula: P) -> Result<(f64, Tensor), LossError> {
-        let losses = Output::<T>::f_like(&self.arguments[0])?;
-        let sum = self.run(formula, &Factor::Number(1.0), Some(&losses), &[const { None }; N]);
+    fn f_losses<T: Element>(self, arguments: [&Tensor; N]) -> Result<(f64, Tensor), LossError> {
+        let arguments = f_one_layout(arguments)?;
+        let losses = Output::<T>::f_like(&arguments[0])?;
+        let sum = self.run(&arguments, Factors::Number(T::Wide::default()), Some(&losses), &[const { None }; N]);
         Ok((sum, losses.into_tensor()))
     }
 
-    /// The sum of the losses, and those derivatives that are wanted, times `factor`.
-    fn f_sum<P: Pointwise<N>>(
-        &self,
-        formula: P,
-        factor: &Factor,
+    fn f_sum<T: Element>(
+        self,
+        arguments: [&Tensor; N],
+        factor: Factor,
         wanted: [bool; N],
     ) -> Result<(f64, Vec<Tensor>), LossError> {
+        let arguments = f_one_layout(arguments)?;
         let mut gradients = [const { None }; N];
         for (gradient, _) in gradients.iter_mut().zip(wanted).filter(|(_, wanted)| *wanted) {
-            *gradient = Some(Output::<T>::f_like(&self.arguments[0])?);
+            *gradient = Some(Output::<T>::f_like(&arguments[0])?);
         }
-        let sum = self.run(formula, factor, None, &gradients);
+        let sum = match factor {
+            Factor::Number(number) => {
+                self.run(&arguments, Factors::Number(T::Wide::from_f64(number)), None, &gradients)
+            }
+            Factor::Tensor(factors) => {
+                let [_, factors] = f_one_layout([&arguments[0], factors])?;
+                self.run(&arguments, Factors::Elements(elements(&factors)), None, &gradients)
+            }
+        };
         Ok((sum, gradients.into_iter().flatten().map(Output::into_tensor).collect()))
     }
+}
 
-    /// Runs over all elements. Returns the sum of the losses.
-    fn run<P: Pointwise<N>>(
-        &self,
-        formula: P,
-        factor: &Factor,
+impl<P> Elements<P> {
+    /// Runs over all elements of arguments in one layout. Returns the sum of the losses.
+    fn run<T: Element, const N: usize>(
+        self,
+        arguments: &[Tensor; N],
+        factor: Factors<T>,
         losses: Option<&Output<T>>,
         gradients: &[Option<Output<T>>; N],
-    ) -> f64 {
-        let factor = match factor {
-            Factor::Number(number) => Factors::Number(T::Wide::from_f64(*number)),
-            Factor::Tensor(tensor) => Factors::Elements(elements(tensor)),
-        };
-        let arguments = std::array::from_fn(|position| elements(&self.arguments[position]));
-        let job = Job { formula, arguments, factor, losses, gradients };
-        parallel::sum(self.arguments[0].numel(), BLOCK, |range| job.task(range))
+    ) -> f64
+    where
+        P: Pointwise<N>,
+    {
+        let length = arguments[0].numel();
+        let arguments = std::array::from_fn(|position| elements(&arguments[position]));
+        let job = Job { formula: self.0, arguments, factor, losses, gradients };
+        parallel::sum(length, BLOCK, |range| job.task(range))
     }
 }
 

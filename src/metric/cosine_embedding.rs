@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use super::same_shape_or_broadcast_in_rank;
+use crate::kernels::{Embedding, Real, f_embedding};
 use crate::{LossError, MeanParts, Reduction, check};
 
 /// The loss of the angle between two embeddings: small for pairs that belong together, wide for pairs that do not.
@@ -101,7 +102,10 @@ impl CosineEmbeddingLoss {
         if actual.len() != pairs.len() || (!self.broadcast && actual != pairs) {
             return Err(check::shape_error(("target", target), format!("{pairs:?}, one value per pair")));
         }
-        Ok(Tensor::f_cosine_embedding_loss(input1, input2, target, self.margin, self.reduction.into())?)
+        let (margin, reduction) = (self.margin, self.reduction);
+        f_embedding(Formula { margin }, [input1, input2, target], reduction, move |[input1, input2, target]| {
+            Ok(Tensor::f_cosine_embedding_loss(input1, input2, target, margin, reduction.into())?)
+        })
     }
 
     /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].
@@ -122,6 +126,43 @@ impl CosineEmbeddingLoss {
         crate::loss::expect(self.f_forward(input1, input2, target))
     }
 }
+
+#[derive(Clone, Copy)]
+struct Formula {
+    margin: f64,
+}
+
+/// The sums are Σ aᵢbᵢ, Σ aᵢ² and Σ bᵢ².
+impl Embedding<2, 3> for Formula {
+    #[inline(always)]
+    fn add<R: Real>(self, [a, b]: [R; 2], [product, square_a, square_b]: [R; 3]) -> [R; 3] {
+        [a.mul_add(b, product), a.mul_add(a, square_a), b.mul_add(b, square_b)]
+    }
+
+    fn loss(self, [product, square_a, square_b]: [f64; 3], label: f64) -> (f64, [f64; 3]) {
+        let (square_a, square_b) = (square_a + EPSILON, square_b + EPSILON);
+        let length = (square_a * square_b).sqrt();
+        let cosine = product / length;
+        let above = cosine - self.margin;
+        let (loss, slope) = match label {
+            1.0 => (1.0 - cosine, -1.0),
+            -1.0 if above < 0.0 => (0.0, 0.0),
+            -1.0 => (above, 1.0),
+            _ => (0.0, 0.0),
+        };
+        let of_square = -0.5 * slope * cosine;
+        (loss, [slope / length, of_square / square_a, of_square / square_b])
+    }
+
+    #[inline(always)]
+    fn derive<R: Real>(self, [a, b]: [R; 2], [of_product, of_square_a, of_square_b]: [R; 3]) -> [R; 2] {
+        let two = R::of(2.0);
+        [of_product * b + two * of_square_a * a, of_product * a + two * of_square_b * b]
+    }
+}
+
+/// What PyTorch adds to the squares.
+const EPSILON: f64 = 1e-12;
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,7 @@
 use tch::{Kind, Tensor};
 
 use super::same_shape_or_broadcast_in_rank;
+use crate::kernels::{self, Pointwise, Real, choose, f_pointwise};
 use crate::{LossError, MeanParts, Reduction, check};
 
 /// The margin ranking loss: of two scores, the right one shall be higher by a margin.
@@ -120,7 +121,31 @@ impl MarginRankingLoss {
     }
 
     fn f_aten(&self, input1: &Tensor, input2: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        Ok(Tensor::f_margin_ranking_loss(input1, input2, target, self.margin, self.reduction.into())?)
+        let (margin, reduction) = (self.margin, self.reduction);
+        let composite = move |[input1, input2, target]: [&Tensor; 3]| {
+            Ok(Tensor::f_margin_ranking_loss(input1, input2, target, margin, reduction.into())?)
+        };
+        match kernels::f_beside(input1, target)? {
+            Some(target) => f_pointwise(Formula { margin }, [input1, input2, &target], reduction, composite),
+            None => composite([input1, input2, target]),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula {
+    margin: f64,
+}
+
+impl Pointwise<3> for Formula {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [a, b, y]: [R; 3]) -> (R, [R; 3]) {
+        let zero = R::of(0.0);
+        let difference = a - b;
+        let short = R::of(self.margin) - y * difference;
+        let open = short >= zero;
+        let slope = choose(open, y, zero);
+        (short.at_least(zero), [-slope, slope, choose(open, -difference, zero)])
     }
 }
 

@@ -20,6 +20,7 @@ mod proxy_anchor;
 mod proxy_nca;
 mod reducer;
 mod sup_con;
+mod triplet;
 mod triplet_margin;
 mod triplet_margin_with_distance;
 
@@ -56,12 +57,4 @@ fn same_shape_or_broadcast_in_rank(tensor: Named, other: Named, broadcast: bool)
         return Err(check::shape_error(tensor, expected));
     }
     check::same_shape_or_broadcast(tensor, other, broadcast)
-}
-
-/// A triplet has one shape, or shapes that are broadcast where that is allowed, and a positive margin.
-fn triplet([anchor, positive, negative]: [Named; 3], margin: f64, broadcast: bool) -> Result<(), LossError> {
-    check::option("margin", margin, margin > 0.0, "a number > 0")?;
-    check::devices(&[anchor, positive, negative])?;
-    same_shape_or_broadcast_in_rank(positive, anchor, broadcast)?;
-    same_shape_or_broadcast_in_rank(negative, anchor, broadcast)
 }

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::triplet;
+use super::triplet::{self, Triplet};
 use crate::{LossError, MeanParts, Reduction};
 
 /// The triplet margin loss: an anchor shall be nearer to a positive than to a negative example, by a margin.
@@ -119,9 +119,15 @@ impl TripletMarginLoss {
     /// A [`LossError`] that names the argument or option at fault.
     pub fn f_forward(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Result<Tensor, LossError> {
         let named = [("anchor", anchor), ("positive", positive), ("negative", negative)];
-        triplet(named, self.margin, self.broadcast)?;
-        let (margin, p, eps, swap, reduction) = (self.margin, self.p, self.eps, self.swap, self.reduction.into());
-        Ok(Tensor::f_triplet_margin_loss(anchor, positive, negative, margin, p, eps, swap, reduction)?)
+        triplet::check(named, self.margin, self.broadcast)?;
+        let (margin, p, eps, swap, reduction) = (self.margin, self.p, self.eps, self.swap, self.reduction);
+        Triplet { margin, p, eps, swap }.f_loss(
+            [anchor, positive, negative],
+            reduction,
+            move |[anchor, positive, negative]| {
+                Ok(Tensor::f_triplet_margin_loss(anchor, positive, negative, margin, p, eps, swap, reduction.into())?)
+            },
+        )
     }
 
     /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].

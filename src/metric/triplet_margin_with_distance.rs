@@ -2,7 +2,7 @@ use std::fmt;
 
 use tch::Tensor;
 
-use super::triplet;
+use super::triplet::{self, Triplet};
 use crate::{LossError, MeanParts, Reduction, check};
 
 type Distance = dyn Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send;
@@ -120,7 +120,7 @@ impl TripletMarginWithDistanceLoss {
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault, or that of the distance function.
     pub fn f_forward(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Result<Tensor, LossError> {
-        self.reduction.f_apply(&self.f_losses(anchor, positive, negative)?)
+        self.f_reduced([anchor, positive, negative], self.reduction)
     }
 
     /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].
@@ -128,7 +128,7 @@ impl TripletMarginWithDistanceLoss {
     /// # Errors
     /// Those of [`f_forward`](Self::f_forward).
     pub fn f_parts(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Result<MeanParts, LossError> {
-        MeanParts::f_of_losses(&self.f_losses(anchor, positive, negative)?)
+        MeanParts::f_of_losses(&self.f_reduced([anchor, positive, negative], Reduction::None)?)
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.
@@ -140,36 +140,48 @@ impl TripletMarginWithDistanceLoss {
         crate::loss::expect(self.f_forward(anchor, positive, negative))
     }
 
-    /// The unreduced losses.
-    fn f_losses(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Result<Tensor, LossError> {
+    fn f_reduced(&self, arguments: [&Tensor; 3], reduction: Reduction) -> Result<Tensor, LossError> {
+        let [anchor, positive, negative] = arguments;
         let named = [("anchor", anchor), ("positive", positive), ("negative", negative)];
-        triplet(named, self.margin, self.broadcast)?;
-        let to_positive = self.f_distance(anchor, positive)?;
-        let mut to_negative = self.f_distance(anchor, negative)?;
-        let first = ("distance_function(anchor, positive)", &to_positive);
-        self.check_distance(("distance_function(anchor, negative)", &to_negative), first)?;
-        if self.swap {
-            let swapped = self.f_distance(positive, negative)?;
-            self.check_distance(("distance_function(positive, negative)", &swapped), first)?;
-            to_negative = to_negative.f_minimum(&swapped)?;
-        }
-        Ok(to_positive.f_add_scalar(self.margin)?.f_sub(&to_negative)?.f_clamp_min(0)?)
+        triplet::check(named, self.margin, self.broadcast)?;
+        let (margin, swap, broadcast) = (self.margin, self.swap, self.broadcast);
+        let Some(distance_function) = &self.distance_function else {
+            let triplet = Triplet { margin, p: 2.0, eps: 1e-6, swap };
+            return triplet.f_loss(arguments, reduction, move |arguments| {
+                let losses = f_losses(&f_euclidean, arguments, margin, swap, |_, _| Ok(()))?;
+                reduction.f_apply(&losses)
+            });
+        };
+        let check = |distance: check::Named, first: check::Named| {
+            check::devices(&[first, distance])?;
+            check::same_shape_or_broadcast(distance, first, broadcast)
+        };
+        reduction.f_apply(&f_losses(distance_function, arguments, margin, swap, check)?)
     }
+}
 
-    fn f_distance(&self, a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {
-        match &self.distance_function {
-            Some(distance_function) => distance_function(a, b),
-            None => Ok(Tensor::f_pairwise_distance(a, b, 2.0, 1e-6, false)?),
-        }
+/// The losses of the distances, which are held against the first one by `check`.
+fn f_losses(
+    distance_function: &Distance,
+    [anchor, positive, negative]: [&Tensor; 3],
+    margin: f64,
+    swap: bool,
+    check: impl Fn(check::Named, check::Named) -> Result<(), LossError>,
+) -> Result<Tensor, LossError> {
+    let to_positive = distance_function(anchor, positive)?;
+    let mut to_negative = distance_function(anchor, negative)?;
+    let first = ("distance_function(anchor, positive)", &to_positive);
+    check(("distance_function(anchor, negative)", &to_negative), first)?;
+    if swap {
+        let swapped = distance_function(positive, negative)?;
+        check(("distance_function(positive, negative)", &swapped), first)?;
+        to_negative = to_negative.f_minimum(&swapped)?;
     }
+    Ok(to_positive.f_add_scalar(margin)?.f_sub(&to_negative)?.f_clamp_min(0)?)
+}
 
-    fn check_distance(&self, distance: check::Named, first: check::Named) -> Result<(), LossError> {
-        if self.distance_function.is_none() {
-            return Ok(());
-        }
-        check::devices(&[first, distance])?;
-        check::same_shape_or_broadcast(distance, first, self.broadcast)
-    }
+fn f_euclidean(a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {
+    Ok(Tensor::f_pairwise_distance(a, b, 2.0, 1e-6, false)?)
 }
 
 impl Default for TripletMarginWithDistanceLoss {

@@ -1,8 +1,7 @@
-use std::f64::consts::PI;
-
 use tch::{Tensor, no_grad_guard};
 
 use crate::check::{self, Validity};
+use crate::kernels::{self, Pointwise, Real, choose, f_pointwise};
 use crate::{InvalidValues, LossError, MeanParts, Reduction};
 
 /// The negative log-likelihood of targets under Gaussian distributions.
@@ -64,7 +63,7 @@ use crate::{InvalidValues, LossError, MeanParts, Reduction};
 /// assert_eq!(f64::try_from(&loss)?, 1.0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 #[doc(alias = "nn.GaussianNLLLoss")]
 #[doc(alias = "gaussian_nll_loss")]
 pub struct GaussianNllLoss {
@@ -151,18 +150,26 @@ impl GaussianNllLoss {
     ) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
-        let (var, validity) = match var.into() {
+        let (loss, reduction) = (*self, self.reduction);
+        match var.into() {
             Variance::Tensor(var) => {
                 check::devices(&[("input", input), ("var", var)])?;
                 check::floating(("var", var))?;
                 let var = f_shaped(var, input)?;
-                let validity = f_not_negative(&var, self.invalid_values)?;
-                (validity.f_replace(&var, 1.0)?, validity)
+                let composite = move |[input, target, var]: [&Tensor; 3]| loss.f_of_tensor(input, target, var);
+                if !kernels::takes(input) {
+                    return composite([input, target, &var]);
+                }
+                let var = if var.size() == input.size() { var } else { var.f_expand_as(input)? };
+                f_pointwise(self.formula(), [input, target, &var], reduction, composite)
             }
-            Variance::Number(var) => (f_filled(var, input)?, Validity::CHECKED),
-        };
-        let loss = self.f_composite(input, target, &var)?;
-        validity.f_poison(&loss, self.reduction == Reduction::None)
+            Variance::Number(var) => {
+                check_number(var)?;
+                f_pointwise(OfNumber(self.formula(), var), [input, target], reduction, move |[input, target]| {
+                    loss.f_composite(input, target, &f_filled(var, input)?)
+                })
+            }
+        }
     }
 
     /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].
@@ -188,12 +195,22 @@ impl GaussianNllLoss {
         crate::loss::expect(self.f_forward(input, target, var))
     }
 
+    fn formula(&self) -> Formula {
+        Formula { eps: self.eps, constant: if self.full { HALF_LOG_2_PI } else { 0.0 } }
+    }
+
+    fn f_of_tensor(&self, input: &Tensor, target: &Tensor, var: &Tensor) -> Result<Tensor, LossError> {
+        let validity = f_not_negative(var, self.invalid_values)?;
+        let loss = self.f_composite(input, target, &validity.f_replace(var, 1.0)?)?;
+        validity.f_poison(&loss, self.reduction == Reduction::None)
+    }
+
     fn f_composite(&self, input: &Tensor, target: &Tensor, var: &Tensor) -> Result<Tensor, LossError> {
         let var = self.f_raised(var)?;
         let squares = input.f_sub(target)?.f_pow_tensor_scalar(2)?;
         let mut losses = var.f_log()?.f_add(&squares.f_div(&var)?)?.f_mul_scalar(0.5)?;
         if self.full {
-            let _ = losses.f_add_scalar_(0.5 * (2.0 * PI).ln())?;
+            let _ = losses.f_add_scalar_(HALF_LOG_2_PI)?;
         }
         self.reduction.f_apply(&losses)
     }
@@ -213,14 +230,56 @@ impl Default for GaussianNllLoss {
     }
 }
 
+#[derive(Clone, Copy)]
+struct Formula {
+    eps: f64,
+    constant: f64,
+}
+
+impl Pointwise<3> for Formula {
+    /// A negative variance.
+    const PARTIAL: bool = true;
+
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y, var]: [R; 3]) -> (R, [R; 3]) {
+        let (half, one) = (R::of(0.5), R::of(1.0));
+        let raised = choose(var < R::of(0.0), R::of(f64::NAN), var).at_least(R::of(self.eps));
+        let difference = x - y;
+        let slope = difference / raised;
+        let loss = half * (raised.ln() + difference * slope) + R::of(self.constant);
+        // The maximum is passed unchanged.
+        let of_var = half * (one / raised - slope * slope);
+        (loss, [slope, -slope, of_var])
+    }
+}
+
+/// With one variance for all.
+#[derive(Clone, Copy)]
+struct OfNumber(Formula, f64);
+
+impl Pointwise<2> for OfNumber {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (loss, [of_x, of_y, _]) = self.0.evaluate([x, y, R::of(self.1)]);
+        (loss, [of_x, of_y])
+    }
+}
+
+/// ½ log 2π
+const HALF_LOG_2_PI: f64 = 0.918_938_533_204_672_8;
+
 const NOT_NEGATIVE: &str = "variances ≥ 0";
 
-/// `var` for each element of the input.
-fn f_filled(var: f64, input: &Tensor) -> Result<Tensor, LossError> {
+fn check_number(var: f64) -> Result<(), LossError> {
     if var < 0.0 {
         let actual = var.to_string();
         return Err(LossError::Value { argument: "var", expected: NOT_NEGATIVE.into(), actual });
     }
+    Ok(())
+}
+
+/// `var` for each element of the input.
+fn f_filled(var: f64, input: &Tensor) -> Result<Tensor, LossError> {
     let var = input.f_ones_like()?.f_mul_scalar(var)?;
     check::floating(("var", &var))?;
     Ok(var)

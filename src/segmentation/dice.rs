@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::compound::Overlap;
-use super::region::{RegionLoss, Regions, Sizes, region_options, score_options};
+use super::region::{RegionLoss, Regions, Score, Sizes, region_options, score_options};
 use crate::{Loss, LossError};
 
 /// The Dice loss: how little the predicted region and the target's region overlap, relative to their sizes.
@@ -114,9 +114,7 @@ impl RegionLoss for DiceLoss {
     }
 
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
-        let (intersections, both) = (sizes.intersection.f_mul_scalar(2)?, sizes.input.f_add(&sizes.target)?);
-        let losses = self.regions.f_losses(&intersections, &both, 2.0 * self.regions.eps)?;
-        self.regions.f_finish(&self.regions.f_reduce(&losses, sizes)?, sizes)
+        self.regions.f_finish(&self.regions.f_loss_of(sizes, Score::Dice)?, sizes)
     }
 }
 

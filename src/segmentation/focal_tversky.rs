@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::compound::Overlap;
-use super::region::{RegionLoss, Regions, Sizes, region_options, score_options};
+use super::region::{RegionLoss, Regions, Score, Sizes, region_options, score_options};
 use crate::{Loss, LossError, check, numeric};
 
 /// What [`FocalTverskyLoss`] raises to a power.
@@ -141,7 +141,7 @@ impl RegionLoss for FocalTverskyLoss {
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
         let gamma = self.gamma;
         check::option("gamma", gamma, gamma > 0.0 && gamma <= f64::from(f32::MAX), "a finite number above 0")?;
-        let losses = self.regions.f_tversky_losses(sizes, self.alpha, self.beta)?;
+        let losses = self.regions.f_losses_of(sizes, Score::f_tversky(self.alpha, self.beta)?)?;
         let loss = match self.power {
             FocalPower::Region => self.regions.f_reduce(&self.f_power(&losses)?, sizes)?,
             FocalPower::Reduced => self.f_power(&self.regions.f_reduce(&losses, sizes)?)?,

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::compound::Overlap;
-use super::region::{RegionLoss, Regions, Sizes, region_options, score_options};
+use super::region::{RegionLoss, Regions, Score, Sizes, region_options, score_options};
 use crate::{Loss, LossError};
 
 /// The Jaccard loss: 1 − IoU, the intersection of the predicted and the target's region over their union.
@@ -94,9 +94,7 @@ impl RegionLoss for JaccardLoss {
     }
 
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
-        let union = sizes.input.f_add(&sizes.target)?.f_sub(&sizes.intersection)?;
-        let losses = self.regions.f_losses(&sizes.intersection, &union, self.regions.eps)?;
-        self.regions.f_finish(&self.regions.f_reduce(&losses, sizes)?, sizes)
+        self.regions.f_finish(&self.regions.f_loss_of(sizes, Score::Jaccard)?, sizes)
     }
 }
 

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::compound::{Overlap, PlainCrossEntropy};
 use crate::check::{self, ClassIndices, Validity};
-use crate::kernels::{Entropy, Regional, Sums, f_region, takes_region};
+use crate::kernels::{Entropy, Pointwise, Real, Regional, Sums, choose, f_pointwise, f_region, takes_region};
 use crate::precomputed::{Precomputed, Replace};
 use crate::{InvalidValues, LossError, Reduction, numeric};
 
@@ -393,22 +393,32 @@ impl Regions {
     /// The loss of each region, of which the score is `numerator / denominator` with smoothing; the denominator is kept
     /// at `least` or more.
     pub(super) fn f_losses(&self, numerator: &Tensor, denominator: &Tensor, least: f64) -> Result<Tensor, LossError> {
-        let numerator = numerator.f_add_scalar(self.smooth_nr)?;
-        let score = f_ratio(&numerator, &denominator.f_add_scalar(self.smooth_dr)?, least)?;
-        if !self.log_loss {
-            return Ok(score.f_rsub_scalar(1)?);
-        }
-        Ok(score.f_clamp_min(self.eps)?.f_log()?.f_neg()?)
+        self.smoothing().f_losses(numerator, denominator, least)
     }
 
-    /// The losses of Tversky's score, with the weights `alpha` of false positives and `beta` of false negatives.
-    pub(super) fn f_tversky_losses(&self, sizes: &Sizes, alpha: f64, beta: f64) -> Result<Tensor, LossError> {
-        not_negative("alpha", alpha)?;
-        not_negative("beta", beta)?;
-        let false_positives = sizes.input.f_sub(&sizes.intersection)?.f_mul_scalar(alpha)?;
-        let false_negatives = sizes.target.f_sub(&sizes.intersection)?.f_mul_scalar(beta)?;
-        let denominator = sizes.intersection.f_add(&false_positives)?.f_add(&false_negatives)?;
-        self.f_losses(&sizes.intersection, &denominator, self.eps)
+    fn smoothing(&self) -> Smoothing {
+        Smoothing { numerator: self.smooth_nr, denominator: self.smooth_dr, eps: self.eps, log_loss: self.log_loss }
+    }
+
+    /// The loss of each region with this score.
+    pub(super) fn f_losses_of(&self, sizes: &Sizes, score: Score) -> Result<Tensor, LossError> {
+        self.f_reduced_losses_of(sizes, score, Reduction::None)
+    }
+
+    /// The loss of regions with this score.
+    pub(super) fn f_loss_of(&self, sizes: &Sizes, score: Score) -> Result<Tensor, LossError> {
+        if self.empty_mask == EmptyMask::Formula && self.weight.is_none() {
+            return self.f_reduced_losses_of(sizes, score, self.reduction);
+        }
+        self.f_reduce(&self.f_losses_of(sizes, score)?, sizes)
+    }
+
+    fn f_reduced_losses_of(&self, sizes: &Sizes, score: Score, reduction: Reduction) -> Result<Tensor, LossError> {
+        let smoothing = self.smoothing();
+        let arguments = [&sizes.intersection, &sizes.input, &sizes.target];
+        f_pointwise(Scored { score, smoothing }, arguments, reduction, move |arguments| {
+            reduction.f_apply(&score.f_losses(arguments, smoothing)?)
+        })
     }
 
     /// From the losses of the regions to the loss: empty masks, weights and reduction.
@@ -457,6 +467,110 @@ impl Precomputed for Regions {
 
     fn map_tensors(&self, replace: &mut Replace) -> Self {
         Self { classes: self.classes.clone(), weight: self.weight.as_ref().map(replace), ..*self }
+    }
+}
+
+/// What score a region has, given the sizes of the intersection, of the input's region and of the target's.
+#[derive(Clone, Copy)]
+pub(super) enum Score {
+    /// Twice the intersection over both sizes.
+    Dice,
+    /// Intersection over union.
+    Jaccard,
+    /// With weights of false positives and false negatives.
+    Tversky { alpha: f64, beta: f64 },
+}
+
+impl Score {
+    pub(super) fn f_tversky(alpha: f64, beta: f64) -> Result<Self, LossError> {
+        not_negative("alpha", alpha)?;
+        not_negative("beta", beta)?;
+        Ok(Self::Tversky { alpha, beta })
+    }
+
+    fn f_losses(self, [intersection, input, target]: [&Tensor; 3], smoothing: Smoothing) -> Result<Tensor, LossError> {
+        let eps = smoothing.eps;
+        match self {
+            Self::Dice => smoothing.f_losses(&intersection.f_mul_scalar(2)?, &input.f_add(target)?, 2.0 * eps),
+            Self::Jaccard => smoothing.f_losses(intersection, &input.f_add(target)?.f_sub(intersection)?, eps),
+            Self::Tversky { alpha, beta } => {
+                let false_positives = input.f_sub(intersection)?.f_mul_scalar(alpha)?;
+                let false_negatives = target.f_sub(intersection)?.f_mul_scalar(beta)?;
+                let denominator = intersection.f_add(&false_positives)?.f_add(&false_negatives)?;
+                smoothing.f_losses(intersection, &denominator, eps)
+            }
+        }
+    }
+}
+
+/// What keeps a score finite, and what becomes of it.
+#[derive(Clone, Copy)]
+struct Smoothing {
+    numerator: f64,
+    denominator: f64,
+    eps: f64,
+    log_loss: bool,
+}
+
+impl Smoothing {
+    fn f_losses(self, numerator: &Tensor, denominator: &Tensor, least: f64) -> Result<Tensor, LossError> {
+        let numerator = numerator.f_add_scalar(self.numerator)?;
+        let score = f_ratio(&numerator, &denominator.f_add_scalar(self.denominator)?, least)?;
+        if !self.log_loss {
+            return Ok(score.f_rsub_scalar(1)?);
+        }
+        Ok(score.f_clamp_min(self.eps)?.f_log()?.f_neg()?)
+    }
+
+    /// The loss of a score, and its derivatives with respect to numerator and denominator.
+    #[inline(always)]
+    fn loss<R: Real>(self, numerator: R, denominator: R, least: f64) -> (R, R, R) {
+        let (zero, one) = (R::of(0.0), R::of(1.0));
+        let (numerator, sum) = (numerator + R::of(self.numerator), denominator + R::of(self.denominator));
+        let small = (least > 0.0) & (sum < R::of(least));
+        let denominator = choose(small, R::of(least), sum);
+        // 0 / 0 is 0.
+        let nothing = denominator == zero;
+        let denominator = choose(nothing, one, denominator);
+        let score = choose(nothing, zero, numerator / denominator);
+        let of_numerator = choose(nothing, zero, one / denominator);
+        let of_denominator = choose(small, zero, -(score * of_numerator));
+        if !self.log_loss {
+            return (one - score, -of_numerator, -of_denominator);
+        }
+        let slope = choose(score < R::of(self.eps), zero, -(one / score));
+        (-score.at_least(R::of(self.eps)).ln(), slope * of_numerator, slope * of_denominator)
+    }
+}
+
+/// The formula of the loss of a region.
+#[derive(Clone, Copy)]
+struct Scored {
+    score: Score,
+    smoothing: Smoothing,
+}
+
+impl Pointwise<3> for Scored {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [intersection, input, target]: [R; 3]) -> (R, [R; 3]) {
+        let (one, two, eps) = (R::of(1.0), R::of(2.0), self.smoothing.eps);
+        match self.score {
+            Score::Dice => {
+                let (loss, of_numerator, of_sum) = self.smoothing.loss(two * intersection, input + target, 2.0 * eps);
+                (loss, [two * of_numerator, of_sum, of_sum])
+            }
+            Score::Jaccard => {
+                let union = input + target - intersection;
+                let (loss, of_intersection, of_union) = self.smoothing.loss(intersection, union, eps);
+                (loss, [of_intersection - of_union, of_union, of_union])
+            }
+            Score::Tversky { alpha, beta } => {
+                let (alpha, beta) = (R::of(alpha), R::of(beta));
+                let sum = intersection + (input - intersection) * alpha + (target - intersection) * beta;
+                let (loss, of_intersection, of_sum) = self.smoothing.loss(intersection, sum, eps);
+                (loss, [of_intersection + (one - alpha - beta) * of_sum, alpha * of_sum, beta * of_sum])
+            }
+        }
     }
 }
 

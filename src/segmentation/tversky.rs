@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::compound::Overlap;
-use super::region::{RegionLoss, Regions, Sizes, region_options, score_options};
+use super::region::{RegionLoss, Regions, Score, Sizes, region_options, score_options};
 use crate::{Loss, LossError};
 
 /// The Tversky loss: a Dice loss that weighs false positives and false negatives differently.
@@ -111,8 +111,8 @@ impl RegionLoss for TverskyLoss {
     }
 
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
-        let losses = self.regions.f_tversky_losses(sizes, self.alpha, self.beta)?;
-        self.regions.f_finish(&self.regions.f_reduce(&losses, sizes)?, sizes)
+        let score = Score::f_tversky(self.alpha, self.beta)?;
+        self.regions.f_finish(&self.regions.f_loss_of(sizes, score)?, sizes)
     }
 }
 

@@ -9,11 +9,14 @@ use serde::Serialize;
 use serde_json::{Value as Json, json};
 use tch::{Device, Kind, Tensor};
 use tch_losses::{
-    Activation, BceLoss, BceWithLogitsLoss, CauchyLoss, CharbonnierLoss, CosineEmbeddingLoss, CrossEntropyLoss,
-    CtcLoss, DiceCrossEntropyLoss, DiceLoss, GaussianNllLoss, GemanMcClureLoss, GeneralizedBoxIouLoss,
-    HingeEmbeddingLoss, HuberLoss, JaccardLoss, KlDivLoss, L1Loss, LinearCrossEntropy, Loss, LossError, MsSsimL1Loss,
-    MseLoss, MultiMarginLoss, NllLoss, PoissonNllLoss, PsnrLoss, Reduction, SigmoidFocalLoss, SmoothL1Loss,
-    SoftMarginLoss, SoftmaxFocalLoss, SsimForm, SsimLoss, SsimPadding, TripletMarginLoss, TverskyLoss, WelschLoss,
+    Activation, AsymmetricMultiLabelLoss, BceLoss, BceWithLogitsLoss, CauchyLoss, CharbonnierLoss, CompleteBoxIouLoss,
+    CosineEmbeddingLoss, CrossEntropyLoss, CtcLoss, DiceCrossEntropyLoss, DiceLoss, DistanceBoxIouLoss,
+    GaussianNllLoss, GemanMcClureLoss, GeneralizedBoxIouLoss, HingeEmbeddingLoss, HingeLoss, HuberLoss, JaccardLoss,
+    KlDivLoss, L1Loss, LinearCrossEntropy, Loss, LossError, MarginRankingLoss, MsSsimL1Loss, MseLoss,
+    MultiLabelSoftMarginLoss, MultiMarginLoss, NllLoss, OneVsRestFocalLoss, PoissonNllLoss, PolyBceWithLogitsLoss,
+    PsnrLoss, QualityFocalLoss, Reduction, SigmoidFocalLoss, SmoothL1Loss, SoftBceWithLogitsLoss, SoftMarginLoss,
+    SoftmaxFocalLoss, SsimForm, SsimLoss, SsimPadding, TripletMarginLoss, TripletMarginWithDistanceLoss, TverskyLoss,
+    VarifocalLoss, WelschLoss,
 };
 
 use crate::case::{Case, Tensors, parse_cases};
@@ -71,6 +74,8 @@ const LOGITS: Sizes = &[
     (Large, &[512, 32000]),
 ];
 const ROWS: Sizes = &[(Tiny, &[16, 16]), (Small, &[64, 64]), (Medium, &[1024, 1000]), (Large, &[8192, 1000])];
+/// Samples, labels.
+const LABELS: Sizes = &[(Tiny, &[16, 16]), (Small, &[64, 64]), (Medium, &[8192, 128]), (Large, &[65536, 256])];
 const REGIONS: Sizes =
     &[(Tiny, &[1, 4, 8, 8]), (Small, &[2, 4, 32, 16]), (Medium, &[8, 21, 256, 256]), (Large, &[4, 4, 96, 96, 96])];
 const IMAGES: Sizes =
@@ -150,6 +155,12 @@ fn rows() -> Vec<Row> {
         row("TripletMarginLoss", "torch.nn.TripletMarginLoss", json!({}), VECTORS,
             |n| on(&[0, 1, 2], [normal(n)?, normal(n)?, normal(n)?]), |_| triple(TripletMarginLoss::new(),
             |loss, anchor, positive, negative| loss.f_forward(anchor, positive, negative))),
+        row("TripletMarginWithDistanceLoss", "torch.nn.TripletMarginWithDistanceLoss", json!({}), VECTORS,
+            |n| on(&[0, 1, 2], [normal(n)?, normal(n)?, normal(n)?]), |_| triple(TripletMarginWithDistanceLoss::new(),
+            |loss, anchor, positive, negative| loss.f_forward(anchor, positive, negative))),
+        row("MarginRankingLoss", "torch.nn.MarginRankingLoss", json!({}), POINTWISE,
+            |n| on(&[0, 1], [normal(n)?, normal(n)?, signs(n)?]), |_| triple(MarginRankingLoss::new(),
+            |loss, first, second, target| loss.f_forward(first, second, target))),
         row("CtcLoss", "torch.nn.CTCLoss", json!({}), SEQUENCES, sequences, |inputs| {
             let lengths = inputs.lists.clone();
             let loss = CtcLoss::new();
@@ -170,6 +181,26 @@ fn rows() -> Vec<Row> {
             labels, |inputs| labelled(monai!(JaccardLoss, Softmax), inputs)),
         row("GeneralizedBoxIouLoss", "torchvision.ops.generalized_box_iou_loss", json!({"reduction": "mean"}), BOXES,
             |n| on_first([boxes(n)?, boxes(n)?]), |_| pair(GeneralizedBoxIouLoss::new().reduction(Reduction::Mean))),
+        row("DistanceBoxIouLoss", "torchvision.ops.distance_box_iou_loss", json!({"reduction": "mean"}), BOXES,
+            |n| on_first([boxes(n)?, boxes(n)?]), |_| pair(DistanceBoxIouLoss::new().reduction(Reduction::Mean))),
+        row("CompleteBoxIouLoss", "torchvision.ops.complete_box_iou_loss", json!({"reduction": "mean"}), BOXES,
+            |n| on_first([boxes(n)?, boxes(n)?]), |_| pair(CompleteBoxIouLoss::new().reduction(Reduction::Mean))),
+
+        row("MultiLabelSoftMarginLoss", "torch.nn.MultiLabelSoftMarginLoss", json!({}), LABELS, masks,
+            |_| pair(MultiLabelSoftMarginLoss::new())),
+        row("AsymmetricMultiLabelLoss", "timm.loss.AsymmetricLossMultiLabel", json!({}), LABELS, masks,
+            |_| pair(AsymmetricMultiLabelLoss::new())),
+        row("PolyBceWithLogitsLoss", "timm.loss.PolyBinaryCrossEntropy", json!({}), LABELS, masks,
+            |_| pair(PolyBceWithLogitsLoss::new())),
+        row("SoftBceWithLogitsLoss", "segmentation_models_pytorch.losses.SoftBCEWithLogitsLoss", json!({}), LABELS, masks,
+            |_| pair(SoftBceWithLogitsLoss::new())),
+        row("OneVsRestFocalLoss", "segmentation_models_pytorch.losses.FocalLoss", json!({"mode": "multiclass"}), REGIONS,
+            indices, |_| pair(OneVsRestFocalLoss::new())),
+        row("QualityFocalLoss", "papers.quality_focal_loss", json!({}), LABELS,
+            |n| on_first([normal(n)?, unit(n)?]), |_| pair(QualityFocalLoss::new())),
+        row("VarifocalLoss", "papers.varifocal_loss", json!({}), LABELS,
+            |n| on_first([normal(n)?, unit(n)?.f_mul(&bits(n)?)?]), |_| pair(VarifocalLoss::new())),
+        row("HingeLoss", "papers.hinge_loss", json!({}), LABELS, masks, |_| pair(HingeLoss::new())),
 
         row("SsimLoss", "kornia.losses.SSIMLoss", json!({"window_size": 11}), IMAGES, images, |_| {
             let loss = SsimLoss::new().padding(SsimPadding::Reflect).eps(1e-12).form(SsimForm::Dissimilarity);

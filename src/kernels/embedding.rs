@@ -1,0 +1,271 @@
+//! The engine of losses of rows of embeddings: a few sums over the numbers of a row, and a formula of these.
+//!
+//! A row is read twice, once for its sums and once for its gradients; the second time it is in the first cache.
+
+use std::ops::Range;
+
+use tch::{Kind, Tensor};
+
+use super::element::{Block, Element, Output, elements, f_numbers, is_plain};
+use super::engine::{Engine, Factor, Reduce, f_dispatch};
+use super::number::Real;
+use super::simd::{self, Kernel, LaneOf, Wide};
+use super::{BLOCK, backend, parallel};
+use crate::LossError;
+
+/// A loss of `N` embeddings and a label, by `S` sums over their numbers.
+pub(crate) trait Embedding<const N: usize, const S: usize>: Copy + Send + Sync + 'static {
+    /// The sums with the terms of one place of the embeddings added. To be `#[inline(always)]`.
+    fn add<R: Real>(self, numbers: [R; N], sums: [R; S]) -> [R; S];
+
+    /// The loss of the sums, and its derivatives with respect to them.
+    fn loss(self, sums: [f64; S], label: f64) -> (f64, [f64; S]);
+
+    /// The derivatives with respect to the numbers of one place, given those with respect to the sums. To be
+    /// `#[inline(always)]`.
+    fn derive<R: Real>(self, numbers: [R; N], of_sums: [R; S]) -> [R; N];
+}
+
+/// The reduced losses of embeddings `[*, D]`, all but the last of the `arguments`, and of labels `[*]`, the last, by `formula`, or by
+/// the `composite` of tensor operations where the engine does not take the call. Losses without labels give any argument in
+/// their place.
+pub(crate) fn f_embedding<const N: usize, const S: usize, const M: usize, E, C>(
+    formula: E,
+    arguments: [&Tensor; M],
+    reduce: impl Into<Reduce>,
+    composite: C,
+) -> Result<Tensor, LossError>
+where
+    E: Embedding<N, S>,
+    C: Fn([&Tensor; M]) -> Result<Tensor, LossError> + Send + 'static,
+{
+    if !backend::fused() || !takes::<N, M>(arguments)? {
+        return composite(arguments);
+    }
+    f_dispatch(Rows::<E, N, S>(formula), arguments, reduce.into(), composite)
+}
+
+fn takes<const N: usize, const M: usize>(arguments: [&Tensor; M]) -> Result<bool, LossError> {
+    let (kind, size) = (arguments[0].f_kind()?, arguments[0].size());
+    if !arguments[..N].iter().all(|argument| is_plain(argument, kind) && argument.size() == size) {
+        return Ok(false);
+    }
+    let Some((columns, rows)) = size.split_last() else { return Ok(false) };
+    let signed = [Kind::Float, Kind::Double, Kind::Half, Kind::BFloat16, Kind::Int64, Kind::Int];
+    let is_labels = |labels: &&Tensor| {
+        labels.size() == rows && labels.f_kind().is_ok_and(|kind| signed.contains(&kind) && is_plain(labels, kind))
+    };
+    Ok(*columns > 0 && arguments[0].numel() > 0 && arguments[N..].iter().all(is_labels))
+}
+
+/// The engine with a formula.
+#[derive(Clone, Copy)]
+struct Rows<E, const N: usize, const S: usize>(E);
+
+impl<E: Embedding<N, S>, const N: usize, const S: usize, const M: usize> Engine<M> for Rows<E, N, S> {
+    const DIFFERENTIABLE: usize = N;
+
+    fn count(self, arguments: [&Tensor; M]) -> usize {
+        arguments[0].numel() / columns(arguments[0])
+    }
+
+    fn f_losses<T: Element>(self, arguments: [&Tensor; M]) -> Result<(f64, Tensor), LossError> {
+        let size = arguments[0].size();
+        let losses = Output::<T>::f_of_size(&size[..size.len() - 1])?;
+        let sum = self.f_run(arguments, Factors::Number(0.0), Some(&losses), &[const { None }; N])?;
+        Ok((sum, losses.into_tensor()))
+    }
+
+    fn f_sum<T: Element>(
+        self,
+        arguments: [&Tensor; M],
+        factor: Factor,
+        wanted: [bool; M],
+    ) -> Result<(f64, Vec<Tensor>), LossError> {
+        let mut gradients = [const { None }; N];
+        for (gradient, _) in gradients.iter_mut().zip(wanted).filter(|(_, wanted)| *wanted) {
+            *gradient = Some(Output::<T>::f_of_size(&arguments[0].size())?);
+        }
+        let sum = match factor {
+            Factor::Number(number) => self.f_run(arguments, Factors::Number(number), None, &gradients)?,
+            Factor::Tensor(factors) => {
+                let factors = factors.f_detach()?.f_contiguous()?;
+                self.f_run(arguments, Factors::Rows(elements(&factors)), None, &gradients)?
+            }
+        };
+        Ok((sum, gradients.into_iter().flatten().map(Output::into_tensor).collect()))
+    }
+}
+
+impl<E, const N: usize, const S: usize> Rows<E, N, S> {
+    /// Runs over all rows. Returns the sum of the losses.
+    fn f_run<T: Element, const M: usize>(
+        self,
+        arguments: [&Tensor; M],
+        factors: Factors<T>,
+        losses: Option<&Output<T>>,
+        gradients: &[Option<Output<T>>; N],
+    ) -> Result<f64, LossError>
+    where
+        E: Embedding<N, S>,
+    {
+        let labels = arguments.get(N).map(|labels| f_numbers(labels)).transpose()?;
+        let mut embeddings = [const { None }; N];
+        for (embedding, argument) in embeddings.iter_mut().zip(arguments) {
+            *embedding = Some(argument.f_detach()?.f_contiguous()?);
+        }
+        let embeddings = embeddings.each_ref().map(|embedding| embedding.as_ref().map_or(&[][..], elements));
+        let columns = columns(arguments[0]);
+        let job = Job { formula: self.0, embeddings, columns, labels, factors, losses, gradients };
+        Ok(parallel::sum(arguments[0].numel(), columns, |range| {
+            simd::run(Task { job: &job, rows: range.start / columns..range.end / columns })
+        }))
+    }
+}
+
+fn columns(embeddings: &Tensor) -> usize {
+    embeddings.size().last().map_or(1, |columns| *columns as usize)
+}
+
+/// What all threads work on.
+struct Job<'a, T: Element, E, const N: usize> {
+    formula: E,
+    embeddings: [&'a [T]; N],
+    columns: usize,
+    labels: Option<Vec<f64>>,
+    factors: Factors<'a, T>,
+    losses: Option<&'a Output<T>>,
+    gradients: &'a [Option<Output<T>>; N],
+}
+
+enum Factors<'a, T> {
+    Number(f64),
+    Rows(&'a [T]),
+}
+
+/// Rows that no other thread has.
+struct Task<'a, 'b, T: Element, E, const N: usize, const S: usize> {
+    job: &'a Job<'b, T, E, N>,
+    rows: Range<usize>,
+}
+
+/// Room for one block of each argument and gradient.
+struct Room<W, const N: usize> {
+    numbers: [Block<W>; N],
+    gradients: [Block<W>; N],
+}
+
+impl<T: Element, E: Embedding<N, S>, const N: usize, const S: usize> Kernel<T::Wide> for Task<'_, '_, T, E, N, S> {
+    type Result = f64;
+
+    #[inline(always)]
+    fn run<R: LaneOf<T::Wide>>(self) -> f64 {
+        let job = self.job;
+        let zeros = [T::Wide::default(); BLOCK];
+        let mut room = Room { numbers: [zeros; N], gradients: [zeros; N] };
+        let mut total = 0.0;
+        for row in self.rows {
+            let blocks = || {
+                let range = row * job.columns..(row + 1) * job.columns;
+                range.clone().step_by(BLOCK).map(move |start| start..range.end.min(start + BLOCK))
+            };
+            let mut sums = [0.0; S];
+            for block in blocks() {
+                let of_block = add::<R, T::Wide, E, N, S>(job.formula, job.read(block, &mut room.numbers));
+                sums = std::array::from_fn(|k| sums[k] + of_block[k]);
+            }
+            let label = job.labels.as_ref().map_or(0.0, |labels| labels[row]);
+            let (loss, of_sums) = job.formula.loss(sums, label);
+            total += loss;
+            if let Some(losses) = job.losses {
+                // SAFETY: this task alone has this row.
+                let place = unsafe { losses.range(row..row + 1) };
+                place[0].write(T::from_f64(loss));
+            }
+            if job.gradients.iter().all(Option::is_none) {
+                continue;
+            }
+            let factor = match job.factors {
+                Factors::Number(number) => number,
+                Factors::Rows(factors) => factors[row].to_f64(),
+            };
+            let of_sums = of_sums.map(|of_sum| R::of(of_sum * factor));
+            for block in blocks() {
+                let length = block.len();
+                let numbers = job.read(block.clone(), &mut room.numbers);
+                let gradients = room.gradients.each_mut().map(|gradient| &mut gradient[..length]);
+                derive::<R, T::Wide, E, N, S>(job.formula, numbers, of_sums, gradients);
+                for (output, gradient) in job.gradients.iter().zip(&room.gradients) {
+                    let Some(output) = output else { continue };
+                    // SAFETY: as above; blocks are written one after another.
+                    T::write(&gradient[..length], unsafe { output.range(block.clone()) });
+                }
+            }
+        }
+        total
+    }
+}
+
+impl<T: Element, E, const N: usize> Job<'_, T, E, N> {
+    #[inline(always)]
+    fn read<'a>(&'a self, range: Range<usize>, room: &'a mut [Block<T::Wide>; N]) -> [&'a [T::Wide]; N] {
+        let mut read = self.embeddings.iter().zip(room).map(|(numbers, room)| T::read(&numbers[range.clone()], room));
+        std::array::from_fn(|_| read.next().unwrap_or_default())
+    }
+}
+
+/// The sums over a block, in a fixed order.
+#[inline(always)]
+fn add<R: LaneOf<W>, W: Wide, E: Embedding<N, S>, const N: usize, const S: usize>(
+    formula: E,
+    numbers: [&[W]; N],
+) -> [f64; S] {
+    const LANES: usize = 32;
+    let length = numbers[0].len();
+    let numbers = numbers.map(|numbers| &numbers[..length]);
+    let mut sums = [[R::of(0.0); LANES]; S];
+    let whole = length - length % LANES;
+    for start in (0..whole).step_by(LANES) {
+        for lane in 0..LANES {
+            let added = formula.add(numbers.map(|numbers| R::new(numbers[start + lane])), sums.map(|sum| sum[lane]));
+            for k in 0..S {
+                sums[k][lane] = added[k];
+            }
+        }
+    }
+    for i in whole..length {
+        let added = formula.add(numbers.map(|numbers| R::new(numbers[i])), sums.map(|sum| sum[i - whole]));
+        for k in 0..S {
+            sums[k][i - whole] = added[k];
+        }
+    }
+    sums.map(|mut sums| {
+        let mut width = LANES;
+        while width > 1 {
+            width /= 2;
+            for lane in 0..width {
+                sums[lane] = sums[lane] + sums[lane + width];
+            }
+        }
+        sums[0].get().into()
+    })
+}
+
+/// The gradients of a block.
+#[inline(always)]
+fn derive<R: LaneOf<W>, W: Wide, E: Embedding<N, S>, const N: usize, const S: usize>(
+    formula: E,
+    numbers: [&[W]; N],
+    of_sums: [R; S],
+    gradients: [&mut [W]; N],
+) {
+    let length = numbers[0].len();
+    let numbers = numbers.map(|numbers| &numbers[..length]);
+    let gradients = gradients.map(|gradient| &mut gradient[..length]);
+    for i in 0..length {
+        let derivatives = formula.derive(numbers.map(|numbers| R::new(numbers[i])), of_sums);
+        for k in 0..N {
+            gradients[k][i] = derivatives[k].get();
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! What the triplet losses share: their checks, and their formula for the engine of embeddings.
+
+use tch::Tensor;
+
+use super::same_shape_or_broadcast_in_rank;
+use crate::check::{self, Named};
+use crate::kernels::{Embedding, Real, f_embedding};
+use crate::{LossError, Reduction};
+
+/// A triplet has one shape, or shapes that are broadcast where that is allowed, and a positive margin.
+pub(super) fn check([anchor, positive, negative]: [Named; 3], margin: f64, broadcast: bool) -> Result<(), LossError> {
+    check::option("margin", margin, margin > 0.0, "a number > 0")?;
+    check::devices(&[anchor, positive, negative])?;
+    same_shape_or_broadcast_in_rank(positive, anchor, broadcast)?;
+    same_shape_or_broadcast_in_rank(negative, anchor, broadcast)
+}
+
+/// The options of a triplet loss of a p-norm distance.
+#[derive(Clone, Copy)]
+pub(super) struct Triplet {
+    pub(super) margin: f64,
+    pub(super) p: f64,
+    pub(super) eps: f64,
+    pub(super) swap: bool,
+}
+
+impl Triplet {
+    /// The reduced losses of anchor, positive and negative, by an engine where there is one for the norm, else by `composite`.
+    pub(super) fn f_loss<C>(self, of: [&Tensor; 3], reduction: Reduction, composite: C) -> Result<Tensor, LossError>
+    where
+        C: Fn([&Tensor; 3]) -> Result<Tensor, LossError> + Send + 'static,
+    {
+        if self.p == 2.0 {
+            self.f_of_norm(Euclidean, of, reduction, composite)
+        } else if self.p == 1.0 {
+            self.f_of_norm(Manhattan, of, reduction, composite)
+        } else if self.p > 1.0 && self.p.is_finite() {
+            self.f_of_norm(Minkowski { p: self.p }, of, reduction, composite)
+        } else {
+            // The number of differences, the largest one, and norms with a vertical tangent.
+            composite(of)
+        }
+    }
+
+    fn f_of_norm<N: Norm, C>(
+        self,
+        norm: N,
+        of: [&Tensor; 3],
+        reduction: Reduction,
+        composite: C,
+    ) -> Result<Tensor, LossError>
+    where
+        C: Fn([&Tensor; 3]) -> Result<Tensor, LossError> + Send + 'static,
+    {
+        let formula = Formula { norm, margin: self.margin, eps: self.eps };
+        if self.swap {
+            return f_embedding::<3, 3, _, _, _>(formula, of, reduction, composite);
+        }
+        f_embedding::<3, 2, _, _, _>(formula, of, reduction, composite)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula<N> {
+    norm: N,
+    margin: f64,
+    eps: f64,
+}
+
+impl<N: Norm> Formula<N> {
+    #[inline(always)]
+    fn difference<R: Real>(self, u: R, v: R) -> R {
+        u - v + R::of(self.eps)
+    }
+
+    /// The loss of two distances and its slope, that of the first; PyTorch's maximum has one at 0 too.
+    fn hinge(self, to_positive: f64, to_negative: f64) -> (f64, f64) {
+        let short = self.margin + to_positive - to_negative;
+        if short < 0.0 { (0.0, 0.0) } else { (short, f64::from(short >= 0.0)) }
+    }
+}
+
+/// The sums are those of the distances from the anchor to the positive and the negative.
+impl<N: Norm> Embedding<3, 2> for Formula<N> {
+    #[inline(always)]
+    fn add<R: Real>(self, [anchor, positive, negative]: [R; 3], [to_positive, to_negative]: [R; 2]) -> [R; 2] {
+        [
+            self.norm.add(self.difference(anchor, positive), to_positive),
+            self.norm.add(self.difference(anchor, negative), to_negative),
+        ]
+    }
+
+    fn loss(self, sums: [f64; 2], _: f64) -> (f64, [f64; 2]) {
+        let [(to_positive, of_positive), (to_negative, of_negative)] = sums.map(|sum| self.norm.root(sum));
+        let (loss, slope) = self.hinge(to_positive, to_negative);
+        (loss, [slope * of_positive, -slope * of_negative])
+    }
+
+    #[inline(always)]
+    fn derive<R: Real>(self, [anchor, positive, negative]: [R; 3], [of_positive, of_negative]: [R; 2]) -> [R; 3] {
+        let of_positive = of_positive * self.norm.slope(self.difference(anchor, positive));
+        let of_negative = of_negative * self.norm.slope(self.difference(anchor, negative));
+        [of_positive + of_negative, -of_positive, -of_negative]
+    }
+}
+
+/// With a swap, the third sum is that of the distance from the positive to the negative.
+impl<N: Norm> Embedding<3, 3> for Formula<N> {
+    #[inline(always)]
+    fn add<R: Real>(self, numbers: [R; 3], [to_positive, to_negative, swapped]: [R; 3]) -> [R; 3] {
+        let [to_positive, to_negative] = self.add(numbers, [to_positive, to_negative]);
+        [to_positive, to_negative, self.norm.add(self.difference(numbers[1], numbers[2]), swapped)]
+    }
+
+    fn loss(self, sums: [f64; 3], _: f64) -> (f64, [f64; 3]) {
+        let [(to_positive, of_positive), (to_negative, of_negative), (swapped, of_swapped)] =
+            sums.map(|sum| self.norm.root(sum));
+        let (loss, slope) = self.hinge(to_positive, if to_negative < swapped { to_negative } else { swapped });
+        // Equal distances share the gradient.
+        let share = if to_negative == swapped { 0.5 } else { f64::from(to_negative < swapped) };
+        (loss, [slope * of_positive, -slope * share * of_negative, -slope * (1.0 - share) * of_swapped])
+    }
+
+    #[inline(always)]
+    fn derive<R: Real>(self, numbers: [R; 3], [of_positive, of_negative, of_swapped]: [R; 3]) -> [R; 3] {
+        let [anchor, positive, negative] = self.derive(numbers, [of_positive, of_negative]);
+        let of_swapped = of_swapped * self.norm.slope(self.difference(numbers[1], numbers[2]));
+        [anchor, positive + of_swapped, negative - of_swapped]
+    }
+}
+
+/// A root of a sum of powers.
+trait Norm: Copy + Send + Sync + 'static {
+    /// The sum with the power of `difference` added.
+    fn add<R: Real>(self, difference: R, sum: R) -> R;
+    /// The derivative of the power.
+    fn slope<R: Real>(self, difference: R) -> R;
+    /// The root of the sum and its derivative, which counts for nothing where the sum is 0.
+    fn root(self, sum: f64) -> (f64, f64);
+}
+
+#[derive(Clone, Copy)]
+struct Euclidean;
+
+impl Norm for Euclidean {
+    #[inline(always)]
+    fn add<R: Real>(self, difference: R, sum: R) -> R {
+        difference.mul_add(difference, sum)
+    }
+
+    #[inline(always)]
+    fn slope<R: Real>(self, difference: R) -> R {
+        R::of(2.0) * difference
+    }
+
+    fn root(self, sum: f64) -> (f64, f64) {
+        let root = sum.sqrt();
+        (root, if root == 0.0 { 0.0 } else { 0.5 / root })
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Manhattan;
+
+impl Norm for Manhattan {
+    #[inline(always)]
+    fn add<R: Real>(self, difference: R, sum: R) -> R {
+        sum + difference.abs()
+    }
+
+    #[inline(always)]
+    fn slope<R: Real>(self, difference: R) -> R {
+        difference.sign()
+    }
+
+    fn root(self, sum: f64) -> (f64, f64) {
+        (sum, 1.0)
+    }
+}
+
+/// p > 1
+#[derive(Clone, Copy)]
+struct Minkowski {
+    p: f64,
+}
+
+impl Norm for Minkowski {
+    #[inline(always)]
+    fn add<R: Real>(self, difference: R, sum: R) -> R {
+        sum + difference.abs().power(R::of(self.p))
+    }
+
+    #[inline(always)]
+    fn slope<R: Real>(self, difference: R) -> R {
+        R::of(self.p) * difference.abs().power(R::of(self.p - 1.0)) * difference.sign()
+    }
+
+    fn root(self, sum: f64) -> (f64, f64) {
+        let root = sum.powf(1.0 / self.p);
+        (root, if sum == 0.0 { 0.0 } else { root / (self.p * sum) })
+    }
+}
