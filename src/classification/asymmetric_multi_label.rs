@@ -225,6 +225,16 @@ impl Loss for AsymmetricMultiLabelLoss {
             bare.with_weights(weights).f_composite(input, target)
         })
     }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self {
+            weight: self.weight.as_ref().map(Tensor::shallow_clone),
+            pos_weight: self.pos_weight.as_ref().map(Tensor::shallow_clone),
+            reduction: MultiLabelReduction::None,
+            ..*self
+        };
+        self.reduction.f_parts(&unreduced.f_forward(input, target)?)
+    }
 }
 
 impl AsymmetricMultiLabelLoss {
@@ -254,16 +264,6 @@ impl AsymmetricMultiLabelLoss {
             losses = losses.f_mul(&weight)?;
         }
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self {
-            weight: self.weight.as_ref().map(Tensor::shallow_clone),
-            pos_weight: self.pos_weight.as_ref().map(Tensor::shallow_clone),
-            reduction: MultiLabelReduction::None,
-            ..*self
-        };
-        self.reduction.f_parts(&unreduced.f_forward(input, target)?)
     }
 }
 

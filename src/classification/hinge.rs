@@ -140,6 +140,11 @@ impl Loss for HingeLoss {
         let formula = Formula { square: self.p == 2, margin: self.margin, binary };
         f_pointwise(formula, [input, &labels], self.reduction, composite)
     }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+    }
 }
 
 impl HingeLoss {
@@ -149,11 +154,6 @@ impl HingeLoss {
         let hinges = input.f_to_kind(kind)?.f_mul(&signs)?.f_rsub_scalar(self.margin)?.f_relu()?;
         let losses = if self.p == 1 { hinges } else { hinges.f_square()? };
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

@@ -231,6 +231,15 @@ impl Loss for OneVsRestFocalLoss {
             false => self.f_by_engine::<false>(input, target),
         }
     }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        focal::check_mean::<Self>(self.normalization)?;
+        let sum = Self { reduction: Reduction::Sum, ..self.map_tensors(&mut Tensor::shallow_clone) };
+        let numerator = sum.f_forward(&f_wide(input)?, target)?;
+        let (dim, target) = (check::class_dim(input)? as i64, target.f_to_kind(Kind::Int64)?);
+        let ignored = self.ignore_index.map(|ignored| target.f_eq(ignored)?.f_unsqueeze(dim)).transpose()?;
+        Counted { ignored }.f_parts(numerator, input, self.mean_over)
+    }
 }
 
 impl OneVsRestFocalLoss {
@@ -263,15 +272,6 @@ impl OneVsRestFocalLoss {
     fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let wide = input.f_to_kind(numeric::wide_kind(input)?)?;
         Ok(self.f_precomputed(&wide, target, Self::f_compute)?.f_to_kind(input.f_kind()?)?)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        focal::check_mean::<Self>(self.normalization)?;
-        let sum = Self { reduction: Reduction::Sum, ..self.map_tensors(&mut Tensor::shallow_clone) };
-        let numerator = sum.f_forward(&f_wide(input)?, target)?;
-        let (dim, target) = (check::class_dim(input)? as i64, target.f_to_kind(Kind::Int64)?);
-        let ignored = self.ignore_index.map(|ignored| target.f_eq(ignored)?.f_unsqueeze(dim)).transpose()?;
-        Counted { ignored }.f_parts(numerator, input, self.mean_over)
     }
 }
 

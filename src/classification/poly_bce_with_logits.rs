@@ -155,6 +155,11 @@ impl Loss for PolyBceWithLogitsLoss {
         self.check_options()?;
         if self.gamma == 0.0 { self.f_by_engine::<0>(input, target) } else { self.f_by_engine::<ANY>(input, target) }
     }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: MultiLabelReduction::None, ..*self };
+        self.reduction.f_parts(&unreduced.f_forward(input, target)?)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -179,11 +184,6 @@ impl<const GAMMA: usize> Pointwise<2> for Formula<GAMMA> {
         let of_y =
             share * (focus * (epsilon * missing_of_y - x) + slope * missing_of_y * poly) + share_of_y * focus * poly;
         (share * focus * poly, [of_x, of_label * of_y])
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: MultiLabelReduction::None, ..*self };
-        self.reduction.f_parts(&unreduced.f_forward(input, target)?)
     }
 }
 

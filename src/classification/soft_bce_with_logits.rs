@@ -216,6 +216,26 @@ impl Loss for SoftBceWithLogitsLoss {
             bare.with_weights(weights).f_composite(input, target)
         })
     }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let (weight, pos_weight) = (&self.weight, &self.pos_weight);
+        let unreduced = Self {
+            weight: weight.as_ref().map(Tensor::shallow_clone),
+            pos_weight: pos_weight.as_ref().map(Tensor::shallow_clone),
+            reduction: MultiLabelReduction::None,
+            ..*self
+        };
+        let losses = unreduced.f_forward(input, target)?;
+        let parts = self.reduction.f_parts(&losses)?;
+        let (Some(ignored), MeanOver::Counted) = (self.ignore_index, self.mean_over) else { return Ok(parts) };
+        if self.reduction == MultiLabelReduction::BatchMean {
+            return Ok(parts);
+        }
+        // Class indices leave out all the classes of a row.
+        let labels = losses.numel().checked_div(target.numel()).unwrap_or(0) as f64;
+        let counted = target.f_to_kind(Kind::Double)?.f_ne(ignored)?.f_sum(Kind::Double)?.f_mul_scalar(labels)?;
+        MeanParts::f_new(parts.numerator().shallow_clone(), counted)
+    }
 }
 
 impl SoftBceWithLogitsLoss {
@@ -252,26 +272,6 @@ impl SoftBceWithLogitsLoss {
         }
         let loss = self.f_reduce(&losses, ignored.as_ref())?.f_to_kind(input.f_kind()?)?;
         validity.f_poison(&loss, false)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let (weight, pos_weight) = (&self.weight, &self.pos_weight);
-        let unreduced = Self {
-            weight: weight.as_ref().map(Tensor::shallow_clone),
-            pos_weight: pos_weight.as_ref().map(Tensor::shallow_clone),
-            reduction: MultiLabelReduction::None,
-            ..*self
-        };
-        let losses = unreduced.f_forward(input, target)?;
-        let parts = self.reduction.f_parts(&losses)?;
-        let (Some(ignored), MeanOver::Counted) = (self.ignore_index, self.mean_over) else { return Ok(parts) };
-        if self.reduction == MultiLabelReduction::BatchMean {
-            return Ok(parts);
-        }
-        // Class indices leave out all the classes of a row.
-        let labels = losses.numel().checked_div(target.numel()).unwrap_or(0) as f64;
-        let counted = target.f_to_kind(Kind::Double)?.f_ne(ignored)?.f_sum(Kind::Double)?.f_mul_scalar(labels)?;
-        MeanParts::f_new(parts.numerator().shallow_clone(), counted)
     }
 }
 

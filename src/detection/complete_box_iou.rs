@@ -112,6 +112,11 @@ impl Loss for CompleteBoxIouLoss {
         let formula = Formula { eps: self.eps, alpha_eps: self.alpha_eps };
         f_boxes(formula, [input, target], self.reduction, move |[input, target]| loss.f_composite(input, target))
     }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+    }
 }
 
 impl CompleteBoxIouLoss {
@@ -123,11 +128,6 @@ impl CompleteBoxIouLoss {
         let alpha = f_ratio(&constant, &divisor)?;
         let losses = boxes.f_distance_loss(&iou, self.eps)?.f_addcmul(&alpha, &aspect)?;
         boxes::f_reduce(&losses, self.reduction, input)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

@@ -99,6 +99,11 @@ impl Loss for DistanceBoxIouLoss {
             loss.f_composite(input, target)
         })
     }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+    }
 }
 
 impl DistanceBoxIouLoss {
@@ -106,11 +111,6 @@ impl DistanceBoxIouLoss {
         let boxes = Boxes::f_new(input, target)?;
         let losses = boxes.f_distance_loss(&boxes.f_iou(self.eps)?, self.eps)?;
         boxes::f_reduce(&losses, self.reduction, input)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

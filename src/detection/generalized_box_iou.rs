@@ -100,6 +100,11 @@ impl Loss for GeneralizedBoxIouLoss {
             loss.f_composite(input, target)
         })
     }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+    }
 }
 
 impl GeneralizedBoxIouLoss {
@@ -109,11 +114,6 @@ impl GeneralizedBoxIouLoss {
         let empty = f_ratio(&area.f_sub(&boxes.union)?, &area.f_add_scalar(self.eps)?)?;
         let losses = boxes.f_iou(self.eps)?.f_rsub_scalar(1)?.f_add(&empty)?;
         boxes::f_reduce(&losses, self.reduction, input)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

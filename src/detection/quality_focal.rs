@@ -93,6 +93,11 @@ impl Loss for QualityFocalLoss {
         check::option("beta", self.beta, valid, "a finite number of at least 0")?;
         if self.beta == 2.0 { self.f_by_engine::<2>(input, target) } else { self.f_by_engine::<ANY>(input, target) }
     }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+    }
 }
 
 impl QualityFocalLoss {
@@ -118,11 +123,6 @@ impl QualityFocalLoss {
         let superfluous = target.f_rsub_scalar(1)?.f_mul(&logits.f_sigmoid()?)?;
         let focus = f_power(&missing.f_sub(&superfluous)?.f_abs()?, self.beta)?;
         Ok(self.reduction.f_apply(&focus.f_mul(&entropy)?)?.f_to_kind(input.f_kind()?)?)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

@@ -102,6 +102,11 @@ impl Loss for VarifocalLoss {
             None => composite([input, target]),
         }
     }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+    }
 }
 
 impl VarifocalLoss {
@@ -118,11 +123,6 @@ impl VarifocalLoss {
         let focus = logits.f_log_sigmoid()?.f_mul_scalar(self.gamma)?.f_exp()?.f_mul_scalar(self.alpha)?;
         let weight = focus.f_where_self(&negative, &target)?;
         Ok(self.reduction.f_apply(&weight.f_mul(&entropy)?)?.f_to_kind(input.f_kind()?)?)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 
