@@ -6,8 +6,8 @@ use tch::{Device, Kind, Tensor};
 use tch_losses::{
     AdaptiveLogSoftmaxConfig, AdaptiveLogSoftmaxWithLoss, AnyLoss, Backend, Chunking, CosineEmbeddingLoss,
     CrossEntropyLoss, CtcLoss, GaussianNllLoss, HuberLoss, L1Loss, LinearCrossEntropy, LinearCrossEntropyConfig,
-    LinearCrossEntropyLoss, Loss, LossError, MarginRankingLoss, MeanParts, MseLoss, Reduction, TripletMarginLoss,
-    TripletMarginWithDistanceLoss, with_backend,
+    LinearCrossEntropyLoss, LogCoshLoss, Loss, LossError, MarginRankingLoss, MeanParts, MseLoss, QuantileLoss,
+    Reduction, TripletMarginLoss, TripletMarginWithDistanceLoss, with_backend,
 };
 
 /// The sizes of the parts of a batch of six.
@@ -78,6 +78,14 @@ fn cases() -> Vec<(Vec<Value>, Tensor, Tensor)> {
         json!({"loss": "smooth_l1", "beta": 0}),
         json!("huber"),
         json!("poisson_nll"),
+        json!("log_cosh"),
+        json!("quantile"),
+        json!({"loss": "charbonnier", "reduction": "mean"}),
+        json!({"loss": "cauchy", "reduction": "mean"}),
+        json!({"loss": "geman_mcclure", "reduction": "mean"}),
+        json!({"loss": "welsch", "reduction": "mean"}),
+        json!("msle"),
+        json!("mape"),
     ];
     let binary = vec![
         json!("bce_with_logits"),
@@ -214,10 +222,12 @@ fn every_loss_is_tested_or_is_no_mean() {
 fn losses_with_a_weight_for_each_element() {
     let (input, target, weight) = (numbers(&[6, 4], 0.0), numbers(&[6, 4], 9.0), numbers(&[6, 4], 4.0).abs());
     type WithWeight = fn(Tensor) -> Box<dyn Loss>;
-    let losses: [(&str, WithWeight); 3] = [
+    let losses: [(&str, WithWeight); 5] = [
         ("mse", |weight| Box::new(MseLoss::new().weight(weight))),
         ("l1", |weight| Box::new(L1Loss::new().weight(weight))),
         ("huber", |weight| Box::new(HuberLoss::new().weight(weight))),
+        ("log-cosh", |weight| Box::new(LogCoshLoss::new().weight(weight))),
+        ("quantile", |weight| Box::new(QuantileLoss::new().weight(weight))),
     ];
     for (name, with_weight) in losses {
         check(

@@ -2,7 +2,8 @@ use tch::Tensor;
 
 use super::Elementwise;
 use crate::kernels::{Pointwise, Real, choose};
-use crate::{Loss, LossError, Reduction, check};
+use crate::mean_parts::{f_wide, f_wide_option};
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The mean squared logarithmic error: the squared difference of the logarithms of 1 + each element.
 ///
@@ -101,6 +102,12 @@ impl Loss for MsleLoss {
         let elements =
             Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
         elements.f_forward(formula, input, target, f_losses)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
+        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
+        MeanParts::f_of_elements(numerator, input, target, sum.weight.as_ref())
     }
 }
 

@@ -1,9 +1,10 @@
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::Elementwise;
 use crate::kernels::{Pointwise, Real, choose};
+use crate::mean_parts::{f_wide, f_wide_option};
 use crate::numeric::{f_reals, wide_kind};
-use crate::{Loss, LossError, Reduction, check};
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The quantile loss, or pinball: the distance of each element to its target, weighed by the side on which it lies.
 ///
@@ -166,6 +167,17 @@ impl Loss for QuantileLoss {
         match &self.quantiles {
             Quantiles::One(quantile) => self.f_one(input, target, *quantile),
             Quantiles::Many(quantiles) => self.f_many(input, target, quantiles),
+        }
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let reduction = if self.weight.is_some() { Reduction::Sum } else { Reduction::None };
+        let weight = f_wide_option(&self.weight)?;
+        let wide = Self { quantiles: self.quantiles.clone(), weight, broadcast: self.broadcast, reduction };
+        let losses = wide.f_forward(&f_wide(input)?, &f_wide(target)?)?;
+        match &wide.weight {
+            Some(weight) => MeanParts::f_new(losses, weight.f_sum(Kind::Double)?),
+            None => MeanParts::f_of_losses(&losses),
         }
     }
 }
