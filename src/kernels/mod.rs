@@ -22,6 +22,7 @@ mod number;
 mod parallel;
 mod pointwise;
 mod region;
+mod rows;
 mod simd;
 mod softmax;
 mod window;
@@ -36,6 +37,8 @@ pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise};
 pub(crate) use region::{Entropy, Regional, Sums, f_region, takes_region};
 pub(crate) use softmax::{RowLoss, RowReduction, Rows, f_softmax};
 pub(crate) use window::f_slide;
+pub(crate) use rows::{RowReduction, Rows};
+pub(crate) use softmax::{RowLoss, f_softmax, f_softmax_of_shares};
 
 /// How many elements are worked on at a time; a few arrays of so many numbers fit the first cache.
 const BLOCK: usize = 1024;
