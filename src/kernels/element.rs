@@ -263,6 +263,11 @@ impl<T: Element> Output<T> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
 
+    /// Where the elements are, to have their memory fetched.
+    pub(super) fn address(&self) -> *const T {
+        self.start.cast_const().cast()
+    }
+
     /// The tensor, filled.
     pub(super) fn into_tensor(self) -> Tensor {
         self.tensor
@@ -298,12 +303,6 @@ impl<'a, T: Element> InPlace<'a, T> {
         // SAFETY: the range is within the memory of the tensor, which is borrowed.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
-}
-
-/// Elements that have a value as elements that may have none, to be written.
-pub(super) fn to_write<T: Copy>(elements: &mut [T]) -> &mut [MaybeUninit<T>] {
-    // SAFETY: of the same layout; what is written into it through the functions of this file has a value.
-    unsafe { &mut *(std::ptr::from_mut(elements) as *mut [MaybeUninit<T>]) }
 }
 
 /// A scalar tensor.

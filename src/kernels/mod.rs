@@ -17,6 +17,8 @@ mod boxes;
 mod element;
 mod embedding;
 mod engine;
+mod logits;
+mod margin;
 mod memory;
 mod number;
 mod parallel;
@@ -31,6 +33,8 @@ pub use backend::{Backend, with_backend};
 pub(crate) use boxes::f_boxes;
 pub(crate) use embedding::{Embedding, f_embedding};
 pub(crate) use engine::Reduce;
+pub(crate) use logits::{LogitRows, f_logits};
+pub(crate) use margin::{Margin, f_margin};
 pub use memory::set_gradient_cache;
 pub(crate) use number::{ANY, Real, choose, powers, sigmoids};
 pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise};
@@ -38,6 +42,7 @@ pub(crate) use region::{Entropy, Regional, Sums, f_region, takes_region};
 pub(crate) use softmax::{RowLoss, RowReduction, Rows, f_softmax};
 pub(crate) use window::f_slide;
 pub(crate) use rows::{RowReduction, Rows};
+pub(crate) use rows::{RowReduction, Rows, scan_classes};
 pub(crate) use softmax::{RowLoss, f_softmax, f_softmax_of_shares};
 
 /// How many elements are worked on at a time; a few arrays of so many numbers fit the first cache.

@@ -47,6 +47,14 @@ pub(crate) trait Real:
         sum.ln() + choose(exact, Self::of(0.0), lost / sum)
     }
 
+    /// The hyperbolic tangent.
+    #[inline(always)]
+    fn tanh(self) -> Self {
+        let rest = (Self::of(-2.0) * self.abs()).exp_m1();
+        let tanh = -rest / (rest + Self::of(2.0));
+        choose(self < Self::of(0.0), -tanh, tanh)
+    }
+
     /// The larger one, NaN where `self` is.
     #[inline(always)]
     fn at_least(self, other: Self) -> Self {
@@ -481,6 +489,7 @@ mod tests {
             }
             let expected = if wide < 87.3 { (-wide).exp() } else { lane(-x).exp_of_negative().0.into() };
             assert!(ulps_f32(lane(-x).exp_of_negative().0, expected) <= 2.0, "exp -{x}");
+            assert!(ulps_f32(lane(-x).tanh().0, (-wide).tanh()) <= 4.0, "tanh -{x}");
             assert!(lane(-x).exp_of_negative().0 <= 1.0 && (wide < 88.0 || lane(-x).exp_of_negative().0 == 0.0));
         }
     }
@@ -529,7 +538,9 @@ mod tests {
             assert_eq!((inf.ln_1p(), (-one).ln_1p(), zero.ln_1p()), (inf, -inf, zero));
             assert_eq!(((-inf).exp_of_negative(), zero.exp_of_negative()), (zero, one));
             assert_eq!((inf.exp_m1(), (-inf).exp_m1(), zero.exp_m1()), (inf, -one, zero));
-            let of_nan = [nan.exp(), nan.exp_of_negative(), nan.exp_m1(), nan.ln(), nan.ln_1p(), (-one).ln()];
+            assert_eq!((inf.tanh(), (-inf).tanh(), zero.tanh()), (one, -one, zero));
+            let of_nan =
+                [nan.tanh(), nan.exp(), nan.exp_of_negative(), nan.exp_m1(), nan.ln(), nan.ln_1p(), (-one).ln()];
             assert!(of_nan.into_iter().all(is_nan));
             assert_eq!((inf.atan(), zero.atan()), (R::of(std::f64::consts::FRAC_PI_2), zero));
             assert!(is_nan(nan.atan()));

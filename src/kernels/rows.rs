@@ -1,12 +1,13 @@
 //! What the engines of losses over rows of classes share: layouts, reductions, kinds, the graph.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::{bf16, f16};
 use tch::{Kind, Tensor};
 
 use super::element::{Element, Output, elements, f_one_layout, f_plain, f_scalar, integers, is_dense, is_plain};
-use super::{backend, parallel};
+use super::{backend, parallel, simd};
 use crate::autograd::{self, Context, Function, StoredGradients};
 use crate::{LossError, Reduction};
 
@@ -165,6 +166,27 @@ pub(super) fn f_numbers<W: Element>(tensor: &Tensor) -> Result<Vec<W>, LossError
     Ok(elements::<f64>(&wide).iter().map(|&number| W::from_f64(number)).collect())
 }
 
+/// Whether all `indices`, 64-bit, are classes or the ignored one, and whether any is the latter; `None` where their memory cannot
+/// be looked at.
+pub(crate) fn scan_classes(indices: &Tensor, classes: i64, ignored: Option<i64>) -> Option<(bool, bool)> {
+    if !is_plain(indices, Kind::Int64) || !indices.is_contiguous() {
+        return None;
+    }
+    let indices = integers(indices);
+    let any_ignored = AtomicBool::new(false);
+    let invalid = parallel::sum(indices.len(), 1, |range| {
+        let (mut ignores, mut invalid) = (false, false);
+        for &class in &indices[range] {
+            let ignore = Some(class) == ignored;
+            ignores |= ignore;
+            invalid |= !ignore & ((class as u64) >= classes as u64);
+        }
+        any_ignored.fetch_or(ignores, Ordering::Relaxed);
+        f64::from(u8::from(invalid))
+    });
+    Some((invalid == 0.0, any_ignored.into_inner()))
+}
+
 /// Numbers `[outer, classes, inner]` in memory, and their target.
 struct Pass {
     input: Tensor,
@@ -197,14 +219,20 @@ impl Pass {
 
     /// What the sum of the losses is multiplied by.
     fn scale<W: Element>(&self, options: &Options<W>, reduction: RowReduction) -> f64 {
-        let counted = || integers(&self.target).iter().filter(|class| **class != options.ignored);
         let divisor = match reduction {
             RowReduction::None | RowReduction::Sum => 1.0,
             RowReduction::Mean => (self.input.numel() / self.classes) as f64,
-            RowReduction::WeightedMean if options.weight.is_some() => {
-                counted().map(|class| options.weight_of(*class as usize)).sum()
+            RowReduction::WeightedMean | RowReduction::CountedMean => {
+                let target = integers(&self.target);
+                let weighted = reduction == RowReduction::WeightedMean && options.weight.is_some();
+                parallel::sum(target.len(), 1, |range| {
+                    let counted = target[range].iter().filter(|class| **class != options.ignored);
+                    match weighted {
+                        true => counted.map(|class| options.weight_of(*class as usize)).sum(),
+                        false => counted.count() as f64,
+                    }
+                })
             }
-            RowReduction::WeightedMean | RowReduction::CountedMean => counted().count() as f64,
         };
         1.0 / divisor
     }
@@ -302,6 +330,38 @@ impl<T: Element> Job<'_, T> {
         };
         let count = self.input.len() / (classes * inner) * blocks;
         parallel::sum(count * unit, unit, |range| pixels(&mut (range.start / unit..range.end / unit).map(&at)))
+    }
+
+    /// The sum of what `work` returns for ranges of rows, of classes that are the last dimension.
+    pub(super) fn sum_rows(&self, work: impl Fn(Range<usize>) -> f64 + Sync) -> f64 {
+        self.sum(1, work, |_| 0.0)
+    }
+
+    /// Has the memory fetched that is needed soon after the exponentials of these classes of a row: where their gradient goes, and
+    /// the same classes of the next row.
+    #[inline(always)]
+    pub(super) fn fetch_row(&self, row: usize, classes: Range<usize>) {
+        let range = row * self.classes + classes.start..row * self.classes + classes.end;
+        self.fetch(range, self.classes);
+    }
+
+    /// Has the memory fetched that is needed soon after the exponentials of this class of pixels: where their gradient goes, and
+    /// the same class of the next pixels.
+    #[inline(always)]
+    pub(super) fn fetch_pixels(&self, pixels: Pixels, class: usize) {
+        self.fetch(pixels.of(class), pixels.length);
+    }
+
+    #[inline(always)]
+    fn fetch(&self, range: Range<usize>, to_next: usize) {
+        if let Some(output) = self.gradient {
+            simd::fetch(output.address(), range.clone());
+        }
+        let next = range.start + to_next..(range.end + to_next).min(self.input.len());
+        simd::fetch(self.input.as_ptr(), next.clone());
+        if !self.shares.is_empty() {
+            simd::fetch(self.shares.as_ptr(), next);
+        }
     }
 
     /// The class of a row that is not ignored.

@@ -121,8 +121,37 @@ impl<T: Element, F: RowLoss> Classes<'_, T, F> {
 
     /// Rows of classes side by side in memory.
     fn rows(&self, rows: Range<usize>) -> f64 {
-        let (job, classes) = (self.job, self.job.classes);
-        let (mut room, mut exponentials) = (room::<T>(classes), vec![T::Wide::default(); classes]);
+        let classes = self.job.classes;
+        simd::run(ClassRows {
+            call: self,
+            rows,
+            room: &mut room::<T>(classes),
+            exponentials: &mut vec![T::Wide::default(); classes],
+        })
+    }
+
+    /// Blocks of pixels; a class has its pixels side by side in memory.
+    fn pixels(&self, blocks: &mut dyn Iterator<Item = Pixels>) -> f64 {
+        let mut room = Room::new(self.job.classes);
+        blocks.map(|pixels| simd::run(ClassPixels { call: self, pixels, room: &mut room })).sum()
+    }
+}
+
+/// Rows of classes: stores their gradients and losses, returns the sum of the losses.
+struct ClassRows<'a, T: Element, F> {
+    call: &'a Classes<'a, T, F>,
+    rows: Range<usize>,
+    room: &'a mut [T::Wide],
+    exponentials: &'a mut [T::Wide],
+}
+
+impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassRows<'_, T, F> {
+    type Result = f64;
+
+    #[inline(always)]
+    fn run<R: LaneOf<T::Wide>>(self) -> f64 {
+        let Self { call, rows, room, exponentials } = self;
+        let (job, classes) = (call.job, call.job.classes);
         let mut sum = 0.0;
         for row in rows {
             let start = row * classes;
@@ -131,18 +160,12 @@ impl<T: Element, F: RowLoss> Classes<'_, T, F> {
                 job.store_losses(row, &[T::Wide::default()]);
                 continue;
             };
-            let x = T::read(&job.input[start..start + classes], &mut room);
-            let loss = simd::run(ClassRow { call: self, row, class, x, exponentials: &mut exponentials });
+            let x = T::read(&job.input[start..start + classes], room);
+            let loss = ClassRow { call, row, class, x, exponentials: &mut *exponentials }.run::<R>();
             job.store_losses(row, &[loss]);
             sum += loss.to_f64();
         }
         sum
-    }
-
-    /// Blocks of pixels; a class has its pixels side by side in memory.
-    fn pixels(&self, blocks: &mut dyn Iterator<Item = Pixels>) -> f64 {
-        let mut room = Room::new(self.job.classes);
-        blocks.map(|pixels| simd::run(ClassPixels { call: self, pixels, room: &mut room })).sum()
     }
 }
 
@@ -163,9 +186,10 @@ impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassRow<'_, T, F> {
         let Self { call, row, class, x, exponentials } = self;
         let (job, start) = (call.job, row * call.job.classes);
         let max = largest::<T::Wide, R>(x);
-        let sum = R::of(self::exponentials::<T::Wide, R>(x, max, exponentials));
         let weights = job.options.weight.as_deref();
-        let distances = if call.spread == 0.0 { R::of(0.0) } else { distances::<T::Wide, R>(x, max, weights) };
+        let distances =
+            if call.spread == 0.0 { R::of(0.0) } else { distances::<T::Wide, R>(x, max, weights, exponentials) };
+        let sum = R::of(self::exponentials::<T::Wide, R>(x, max, exponentials, |range| job.fetch_row(row, range)));
         let numbers = [R::new(x[class]) - max, max, sum.ln(), distances];
         let (loss, of) = call.evaluate(R::new(call.weight(class)), R::new(job.factor(row)), numbers);
         if !job.needs_gradient() {
@@ -189,11 +213,18 @@ impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassRow<'_, T, F> {
     }
 }
 
-/// The exponentials of the distances from the largest number, and their sum in a fixed order.
+/// The exponentials of the distances from the largest number, and their sum in a fixed order. `ahead` is told the ranges that
+/// are computed, to have memory fetched meanwhile.
 #[inline(always)]
-fn exponentials<W: Wide, R: LaneOf<W>>(x: &[W], max: R, exponentials: &mut [W]) -> f64 {
+pub(super) fn exponentials<W: Wide, R: LaneOf<W>>(
+    x: &[W],
+    max: R,
+    exponentials: &mut [W],
+    ahead: impl Fn(Range<usize>),
+) -> f64 {
     let mut sum = 0.0;
-    for (x, exponentials) in x.chunks(BLOCK).zip(exponentials.chunks_mut(BLOCK)) {
+    for (index, (x, exponentials)) in x.chunks(BLOCK).zip(exponentials.chunks_mut(BLOCK)).enumerate() {
+        ahead(index * BLOCK..index * BLOCK + x.len());
         for (x, exponential) in x.iter().zip(exponentials.iter_mut()) {
             *exponential = (R::new(*x) - max).exp_of_negative().get();
         }
@@ -202,29 +233,23 @@ fn exponentials<W: Wide, R: LaneOf<W>>(x: &[W], max: R, exponentials: &mut [W]) 
     sum
 }
 
-/// Σ w (max − x) over the classes, for a smoothed target.
+/// Σ w (max − x) over the classes, for a smoothed target, and room for as many numbers.
 #[inline(always)]
-fn distances<W: Wide, R: LaneOf<W>>(x: &[W], max: R, weights: Option<&[W]>) -> R {
-    let mut room = [W::default(); BLOCK];
-    let mut sum = 0.0;
-    for (index, x) in x.chunks(BLOCK).enumerate() {
-        let room = &mut room[..x.len()];
-        for (x, distance) in x.iter().zip(room.iter_mut()) {
-            *distance = (max - R::new(*x)).get();
-        }
-        if let Some(weights) = weights {
-            for (distance, weight) in room.iter_mut().zip(&weights[index * BLOCK..]) {
-                *distance = (R::new(*distance) * R::new(*weight)).get();
-            }
-        }
-        sum += Sum(room).run::<R>();
+pub(super) fn distances<W: Wide, R: LaneOf<W>>(x: &[W], max: R, weights: Option<&[W]>, room: &mut [W]) -> R {
+    for (x, distance) in x.iter().zip(room.iter_mut()) {
+        *distance = (max - R::new(*x)).get();
     }
-    R::of(sum)
+    if let Some(weights) = weights {
+        for (distance, weight) in room.iter_mut().zip(weights) {
+            *distance = (R::new(*distance) * R::new(*weight)).get();
+        }
+    }
+    R::of(room.chunks(BLOCK).map(|room| Sum(room).run::<R>()).sum())
 }
 
 /// The largest number; NaNs are left out.
 #[inline(always)]
-fn largest<W: Wide, R: LaneOf<W>>(numbers: &[W]) -> R {
+pub(super) fn largest<W: Wide, R: LaneOf<W>>(numbers: &[W]) -> R {
     const LANES: usize = 32;
     let mut lanes = [W::from_f64(f64::NEG_INFINITY); LANES];
     let groups = numbers.chunks_exact(LANES);
@@ -336,6 +361,7 @@ impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
             let x = &T::read(&job.input[pixels.of(class)], &mut room.x)[..length];
             let exponentials = &mut room.exponentials[class * length..][..length];
             let index = R::of(class as f64);
+            job.fetch_pixels(pixels, class);
             for i in 0..length {
                 let exponential = (R::new(x[i]) - R::new(max[i])).exp_of_negative();
                 exponentials[i] = exponential.get();
@@ -489,9 +515,10 @@ impl<T: Element> Kernel<T::Wide> for ShareRow<'_, T> {
             }
         }
         let max = largest::<T::Wide, R>(x);
-        let sum = R::of(self::exponentials::<T::Wide, R>(x, max, exponentials));
         let total = R::of(target.chunks(BLOCK).map(|block| Sum(block).run::<R>()).sum());
-        let loss = distances::<T::Wide, R>(x, max, Some(target)) + total * sum.ln();
+        let distances = distances::<T::Wide, R>(x, max, Some(target), exponentials);
+        let sum = R::of(self::exponentials::<T::Wide, R>(x, max, exponentials, |range| job.fetch_row(row, range)));
+        let loss = distances + total * sum.ln();
         if job.needs_gradient() {
             let factor = R::new(job.factor(row));
             let of_p = factor * total / sum;
@@ -530,6 +557,7 @@ impl<T: Element> Kernel<T::Wide> for SharePixels<'_, T> {
             let shares = &T::read(&job.shares[pixels.of(class)], &mut room.targets)[..length];
             let exponentials = &mut room.exponentials[class * length..][..length];
             let weight = R::of(job.options.weight_of(class));
+            job.fetch_pixels(pixels, class);
             for i in 0..length {
                 let distance = R::new(max[i]) - R::new(x[i]);
                 let exponential = (-distance).exp_of_negative();

@@ -17,6 +17,11 @@ use tch_losses::{
     PsnrLoss, QualityFocalLoss, Reduction, SigmoidFocalLoss, SmoothL1Loss, SoftBceWithLogitsLoss, SoftMarginLoss,
     SoftmaxFocalLoss, SsimForm, SsimLoss, SsimPadding, TripletMarginLoss, TripletMarginWithDistanceLoss, TverskyLoss,
     VarifocalLoss, WelschLoss,
+    Activation, AsymmetricSingleLabelLoss, BceLoss, BceWithLogitsLoss, Chunking, CosineEmbeddingLoss, CrossEntropyLoss,
+    CtcLoss, DiceCrossEntropyLoss, DiceLoss, GaussianNllLoss, GeneralizedBoxIouLoss, HingeEmbeddingLoss, HuberLoss,
+    JaccardLoss, JsdCrossEntropyLoss, KlDivLoss, L1Loss, LinearCrossEntropy, Loss, LossError, MseLoss, MultiMarginLoss,
+    NllLoss, PoissonNllLoss, PolyCrossEntropyLoss, Reduction, SigmoidFocalLoss, SmoothL1Loss, SoftMarginLoss,
+    SoftmaxFocalLoss, TripletMarginLoss, TverskyLoss,
 };
 
 use crate::case::{Case, Tensors, parse_cases};
@@ -149,6 +154,13 @@ fn rows() -> Vec<Row> {
             json!({"alpha": 0.25, "gamma": 2.0, "reduction": "sum", "ignore_index": null}), LOGITS, indices,
             |_| pair(SoftmaxFocalLoss::new().alpha(0.25).gamma(2.0).reduction(Reduction::Sum))),
 
+        row("PolyCrossEntropyLoss", "timm.loss.PolyCrossEntropy", json!({}), ROWS, indices,
+            |_| pair(PolyCrossEntropyLoss::new())),
+        row("AsymmetricSingleLabelLoss", "timm.loss.AsymmetricLossSingleLabel", json!({}), ROWS, indices,
+            |_| pair(AsymmetricSingleLabelLoss::new())),
+        row("JsdCrossEntropyLoss", "timm.loss.JsdCrossEntropy", json!({"num_splits": 2}), ROWS, indices,
+            |_| pair(JsdCrossEntropyLoss::new().num_splits(2))),
+
         row("CosineEmbeddingLoss", "torch.nn.CosineEmbeddingLoss", json!({}), VECTORS,
             |n| on(&[0, 1], [normal(n)?, normal(n)?, signs(&n[..1])?]), |_| triple(CosineEmbeddingLoss::new(),
             |loss, first, second, target| loss.f_forward(first, second, target))),
@@ -212,7 +224,8 @@ fn rows() -> Vec<Row> {
         row("PsnrLoss", "kornia.losses.PSNRLoss", json!({"max_val": 1.0}), IMAGES, images, |_| pair(PsnrLoss::new())),
 
         row("LinearCrossEntropy", "chains.linear_then_cross_entropy", json!({}), LINEAR, linear,
-            |_| triple(LinearCrossEntropy::new(), |loss, x, weight, target| loss.f_forward(x, weight, target, None))),
+            |_| triple(LinearCrossEntropy::new().chunking(Chunking::default()),
+            |loss, x, weight, target| loss.f_forward(x, weight, target, None))),
         row("LinearCrossEntropy, PyTorch's own", "torch.nn.functional.linear_cross_entropy", json!({}), &LINEAR[..2],
             linear, |_| triple(LinearCrossEntropy::new(), |loss, x, weight, target| loss.f_forward(x, weight, target, None))),
     ]
