@@ -39,11 +39,9 @@ pub use memory::set_gradient_cache;
 pub(crate) use number::{ANY, Real, choose, powers, sigmoids};
 pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise};
 pub(crate) use region::{Entropy, Regional, Sums, f_region, takes_region};
-pub(crate) use softmax::{RowLoss, RowReduction, Rows, f_softmax};
-pub(crate) use window::f_slide;
-pub(crate) use rows::{RowReduction, Rows};
 pub(crate) use rows::{RowReduction, Rows, scan_classes};
 pub(crate) use softmax::{RowLoss, f_softmax, f_softmax_of_shares};
+pub(crate) use window::f_slide;
 
 /// How many elements are worked on at a time; a few arrays of so many numbers fit the first cache.
 const BLOCK: usize = 1024;

@@ -9,19 +9,14 @@ use serde::Serialize;
 use serde_json::{Value as Json, json};
 use tch::{Device, Kind, Tensor};
 use tch_losses::{
-    Activation, AsymmetricMultiLabelLoss, BceLoss, BceWithLogitsLoss, CauchyLoss, CharbonnierLoss, CompleteBoxIouLoss,
-    CosineEmbeddingLoss, CrossEntropyLoss, CtcLoss, DiceCrossEntropyLoss, DiceLoss, DistanceBoxIouLoss,
-    GaussianNllLoss, GemanMcClureLoss, GeneralizedBoxIouLoss, HingeEmbeddingLoss, HingeLoss, HuberLoss, JaccardLoss,
-    KlDivLoss, L1Loss, LinearCrossEntropy, Loss, LossError, MarginRankingLoss, MsSsimL1Loss, MseLoss,
-    MultiLabelSoftMarginLoss, MultiMarginLoss, NllLoss, OneVsRestFocalLoss, PoissonNllLoss, PolyBceWithLogitsLoss,
-    PsnrLoss, QualityFocalLoss, Reduction, SigmoidFocalLoss, SmoothL1Loss, SoftBceWithLogitsLoss, SoftMarginLoss,
-    SoftmaxFocalLoss, SsimForm, SsimLoss, SsimPadding, TripletMarginLoss, TripletMarginWithDistanceLoss, TverskyLoss,
-    VarifocalLoss, WelschLoss,
-    Activation, AsymmetricSingleLabelLoss, BceLoss, BceWithLogitsLoss, Chunking, CosineEmbeddingLoss, CrossEntropyLoss,
-    CtcLoss, DiceCrossEntropyLoss, DiceLoss, GaussianNllLoss, GeneralizedBoxIouLoss, HingeEmbeddingLoss, HuberLoss,
-    JaccardLoss, JsdCrossEntropyLoss, KlDivLoss, L1Loss, LinearCrossEntropy, Loss, LossError, MseLoss, MultiMarginLoss,
-    NllLoss, PoissonNllLoss, PolyCrossEntropyLoss, Reduction, SigmoidFocalLoss, SmoothL1Loss, SoftMarginLoss,
-    SoftmaxFocalLoss, TripletMarginLoss, TverskyLoss,
+    Activation, AsymmetricMultiLabelLoss, AsymmetricSingleLabelLoss, BceLoss, BceWithLogitsLoss, CauchyLoss,
+    CharbonnierLoss, Chunking, CompleteBoxIouLoss, CosineEmbeddingLoss, CrossEntropyLoss, CtcLoss,
+    DiceCrossEntropyLoss, DiceLoss, DistanceBoxIouLoss, GaussianNllLoss, GemanMcClureLoss, GeneralizedBoxIouLoss,
+    HingeEmbeddingLoss, HingeLoss, HuberLoss, JaccardLoss, JsdCrossEntropyLoss, KlDivLoss, L1Loss, LinearCrossEntropy,
+    Loss, LossError, MarginRankingLoss, MsSsimL1Loss, MseLoss, MultiLabelSoftMarginLoss, MultiMarginLoss, NllLoss,
+    OneVsRestFocalLoss, PoissonNllLoss, PolyBceWithLogitsLoss, PolyCrossEntropyLoss, PsnrLoss, QualityFocalLoss,
+    Reduction, SigmoidFocalLoss, SmoothL1Loss, SoftBceWithLogitsLoss, SoftMarginLoss, SoftmaxFocalLoss, SsimForm,
+    SsimLoss, SsimPadding, TripletMarginLoss, TripletMarginWithDistanceLoss, TverskyLoss, VarifocalLoss, WelschLoss,
 };
 
 use crate::case::{Case, Tensors, parse_cases};
