@@ -102,7 +102,18 @@ impl<W: Wide> Kernel<W> for Sum<'_, W> {
                 *sum = (R::new(*sum) + R::new(*number)).get();
             }
         }
-        // The few sums of a block are added up in double precision.
-        sums.iter().chain(rest).map(|&number| number.into()).sum()
+        for (sum, number) in sums.iter_mut().zip(rest) {
+            *sum = (R::new(*sum) + R::new(*number)).get();
+        }
+        // The few sums of a block are added up in double precision, in pairs, so that none waits for all before it.
+        let mut sums: [f64; LANES] = sums.map(Into::into);
+        let mut width = LANES;
+        while width > 1 {
+            width /= 2;
+            for lane in 0..width {
+                sums[lane] += sums[lane + width];
+            }
+        }
+        sums[0]
     }
 }

@@ -259,8 +259,18 @@ pub(super) fn largest<W: Wide, R: LaneOf<W>>(numbers: &[W]) -> R {
             *lane = R::new(*lane).at_least(R::new(*number)).get();
         }
     }
-    let all = lanes.iter().chain(rest);
-    all.fold(R::of(f64::NEG_INFINITY), |max, number| max.at_least(R::new(*number)))
+    for (lane, number) in lanes.iter_mut().zip(rest) {
+        *lane = R::new(*lane).at_least(R::new(*number)).get();
+    }
+    // In pairs, so that none waits for all before it.
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            lanes[lane] = R::new(lanes[lane]).at_least(R::new(lanes[lane + width])).get();
+        }
+    }
+    R::new(lanes[0])
 }
 
 /// Numbers of pixels.
