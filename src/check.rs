@@ -6,7 +6,7 @@ use std::fmt::Display;
 
 use tch::{Kind, Tensor};
 
-use crate::LossError;
+use crate::{LossError, kernels};
 
 /// What happens to values that have no loss: a class index out of range, a probability that is none, a negative
 /// variance.
@@ -309,6 +309,10 @@ impl ClassIndices {
 
     /// One pass over the values beats four tensor operations on the CPU.
     fn f_on_host(indices: Tensor, classes: i64, ignore_index: Option<i64>) -> Result<ClassIndices, LossError> {
+        if let Some((true, any_ignored)) = kernels::scan_classes(&indices, classes, ignore_index) {
+            let ignored = ignore_index.filter(|_| any_ignored);
+            return Ok(ClassIndices { indices, ignored, validity: Validity::CHECKED });
+        }
         let values = host_integers(&indices)?;
         let mut ignored = None;
         for class in values {

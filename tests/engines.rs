@@ -10,6 +10,8 @@ enum Target {
     Uniform,
     Signs,
     Classes,
+    /// Class probabilities without a gradient.
+    Shares,
 }
 
 /// A loss, given a reduction, a weight for each element and one for each class.
@@ -153,7 +155,16 @@ const LOSSES: &[(&str, Target, Build)] = &[
     ("cross entropy, mean over all", Target::Classes, |r, _, _| {
         Box::new(CrossEntropyLoss::new().ignore_index(0).mean_over(MeanOver::All).reduction(r))
     }),
+    ("class probabilities", Target::Shares, |r, _, _| constant(CrossEntropyLoss::new().reduction(r))),
+    ("class probabilities, smoothed, weighted", Target::Shares, |r, _, c| {
+        constant(CrossEntropyLoss::new().label_smoothing(0.2).weight(c).reduction(r))
+    }),
+    ("poly cross entropy", Target::Classes, |r, _, _| Box::new(PolyCrossEntropyLoss::new().reduction(r))),
+    ("poly cross entropy, smoothed", Target::Classes, |r, _, _| {
+        Box::new(PolyCrossEntropyLoss::new().epsilon(-0.7).label_smoothing(0.3).reduction(r))
+    }),
     ("softmax focal", Target::Classes, |r, _, _| Box::new(SoftmaxFocalLoss::new().ignore_index(1).reduction(r))),
+    ("softmax focal, γ = 0", Target::Classes, |r, _, _| Box::new(SoftmaxFocalLoss::new().gamma(0.0).reduction(r))),
     ("softmax focal, balanced", Target::Classes, |r, _, c| {
         Box::new(SoftmaxFocalLoss::new().gamma(1.5).alpha(c / 3.0).reduction(r))
     }),
@@ -184,6 +195,11 @@ fn multi_label(reduction: Reduction) -> MultiLabelReduction {
         Reduction::Mean => MultiLabelReduction::Mean,
         Reduction::Sum => MultiLabelReduction::Sum,
     }
+}
+
+/// The loss without a gradient of its target.
+fn constant(loss: impl Loss + 'static) -> Box<dyn Loss> {
+    of(move |input, target| loss.f_forward(input, &target.f_detach()?))
 }
 
 const REDUCTIONS: [Reduction; 3] = [Reduction::None, Reduction::Mean, Reduction::Sum];
@@ -221,6 +237,7 @@ fn target(kind: Target, shape: &[i64]) -> Tensor {
         Target::Normal => normal(shape),
         Target::Uniform => random(shape),
         Target::Signs => random(shape).gt(0.5).to_kind(Kind::Double) * 2.0 - 1.0,
+        Target::Shares => normal(shape).softmax(1, Kind::Double),
         Target::Classes => {
             let mut rows = shape.to_vec();
             let classes = rows.remove(1);
@@ -255,8 +272,8 @@ fn assert_close(actual: &[Tensor], expected: &[Tensor], tolerance: f64, what: &s
     assert_eq!(actual.len(), expected.len(), "{what}");
     for (position, (actual, expected)) in actual.iter().zip(expected).enumerate() {
         assert_eq!((actual.size(), actual.kind()), (expected.size(), expected.kind()), "{what}, {position}");
-        // The smallest numbers of half precision have this distance from each other.
-        let step = if expected.kind() == Kind::Half { 2_f64.powi(-24) } else { 1e-15 };
+        // Half precision is computed in single precision, which is how exact a difference is that cancels.
+        let step = if expected.kind() == Kind::Double { 1e-15 } else { 1e-6 };
         let (actual, expected) = (actual.to_kind(Kind::Double), expected.to_kind(Kind::Double));
         let scale = expected.abs().max().double_value(&[]);
         let distance = (&actual - &expected).abs().max().double_value(&[]);
@@ -291,6 +308,60 @@ fn engines_compute_what_tensor_operations_do() {
             }
         }
     });
+}
+
+#[test]
+fn hinges_are_those_of_tensor_operations() {
+    tch::manual_seed(2);
+    for shape in SHAPES.iter().filter(|shape| shape.len() == 2) {
+        let (input, target) = (normal(shape), target(Target::Classes, shape));
+        for (p, reduction) in REDUCTIONS.into_iter().flat_map(|reduction| [(1, reduction), (2, reduction)]) {
+            let weight = random(&shape[1..]);
+            for loss in [MultiMarginLoss::new(), MultiMarginLoss::new().weight(weight).margin(0.3)] {
+                let loss = loss.p(p).reduction(reduction);
+                for (layout, arrange) in LAYOUTS.iter().enumerate() {
+                    let results = |backend| results(backend, &loss, &arrange(&input), &target);
+                    let what = format!("{shape:?}, p = {p}, layout {layout}, {reduction:?}");
+                    assert_close(&results(Backend::Auto), &results(Backend::Composite), 1e-11, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn chunks_of_logits_are_those_of_tensor_operations() {
+    tch::manual_seed(3);
+    let (rows, features, classes) = (37, 5, 2100);
+    let target = Tensor::randint(classes, [rows], (Kind::Int64, Device::Cpu));
+    let _ = target.get(3).fill_(7);
+    let arguments = [normal(&[rows, features]), normal(&[classes, features]), normal(&[classes])];
+    let weight = random(&[classes]) + 0.1;
+    let new = || LinearCrossEntropy::new().chunking(Chunking::Rows(16)).ignore_index(Some(7));
+    let losses: [&dyn Fn() -> LinearCrossEntropy; 5] = [
+        &new,
+        &|| new().label_smoothing(0.2),
+        &|| new().label_smoothing(0.2).z_loss(0.1),
+        &|| new().soft_cap(2.5).z_loss(1e-3),
+        &|| new().soft_cap(1.5),
+    ];
+    for (position, build) in losses.iter().enumerate() {
+        for (kind, tolerance) in [(Kind::Double, 1e-11), (Kind::Float, 1e-5)] {
+            for reduction in REDUCTIONS {
+                let results = |backend| {
+                    let leaves = arguments.each_ref().map(|argument| leaf(&argument.to_kind(kind)));
+                    let loss = build().reduction(reduction);
+                    let loss = if position == 2 || position == 4 { loss.weight(weight.to_kind(kind)) } else { loss };
+                    let forward = || loss.forward(&leaves[0], &leaves[1], &target, Some(&leaves[2]));
+                    let value = with_backend(backend, forward);
+                    let gradients = Tensor::run_backward(&[(&value * 3.0).sum(None)], &leaves, false, false);
+                    std::iter::once(value.detach()).chain(gradients).collect::<Vec<_>>()
+                };
+                let what = format!("{position}, {kind:?}, {reduction:?}");
+                assert_close(&results(Backend::Auto), &results(Backend::Composite), tolerance, &what);
+            }
+        }
+    }
 }
 
 #[test]

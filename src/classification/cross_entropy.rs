@@ -2,7 +2,7 @@ use tch::{Kind, Tensor};
 
 use super::mean_over::MeanOver;
 use crate::check::{self, ClassIndices};
-use crate::kernels::{Real, RowLoss, RowReduction, Rows, f_softmax};
+use crate::kernels::{Real, RowLoss, RowReduction, Rows, f_softmax, f_softmax_of_shares};
 use crate::mean_parts::{self, f_wide, f_wide_option};
 use crate::numeric::wide_kind;
 use crate::precomputed::{Precomputed, Replace};
@@ -169,8 +169,14 @@ impl CrossEntropyLoss {
             None => Ok(input.shallow_clone()),
         };
         if target.size() == shape {
+            self.f_check_probabilities(target)?;
+            if logs.is_none()
+                && let Some(loss) = self.f_fused_probabilities(input, class_dim, target)?
+            {
+                return Ok((input.shallow_clone(), loss));
+            }
             let input = f_logs(input)?;
-            let loss = self.f_probabilities(&input, target)?;
+            let loss = self.f_aten(&input, target, false, self.reduction)?;
             return Ok((input, loss));
         }
         let target = self.f_class_indices(input, target, class_dim)?;
@@ -200,12 +206,14 @@ impl CrossEntropyLoss {
             target: &target.indices,
             ignore_index: Some(self.ignore_index),
             weight: self.weight.as_ref(),
-            smoothing: self.label_smoothing,
         };
+        f_softmax(LogLoss, self.label_smoothing, &rows, reduction, self.composite())
+    }
+
+    /// The loss by tensor operations.
+    fn composite(&self) -> impl Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + use<> {
         let own = self.map_tensors(&mut Tensor::shallow_clone);
-        f_softmax(LogLoss, &rows, reduction, move |input, target| {
-            with_backend(Backend::Composite, || own.f_forward(input, target))
-        })
+        move |input, target| with_backend(Backend::Composite, || own.f_forward(input, target))
     }
 
     /// A softmax of log-probabilities changes nothing, and so where all of them are needed one more may be taken.
@@ -218,11 +226,25 @@ impl CrossEntropyLoss {
         Ok(input.f_cross_entropy_loss(target, weight.as_ref(), reduction.into(), ignore_index, smoothing)?)
     }
 
-    fn f_probabilities(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+    fn f_check_probabilities(&self, target: &Tensor) -> Result<(), LossError> {
         check::floating(("target", target))?;
         let expected = "negative with class probabilities as target";
-        check::option("ignore_index", self.ignore_index, self.ignore_index < 0, expected)?;
-        self.f_aten(input, target, false, self.reduction)
+        check::option("ignore_index", self.ignore_index, self.ignore_index < 0, expected)
+    }
+
+    /// The loss of class probabilities by the engine, where it takes the call.
+    fn f_fused_probabilities(
+        &self,
+        input: &Tensor,
+        class_dim: usize,
+        target: &Tensor,
+    ) -> Result<Option<Tensor>, LossError> {
+        let reduction = match self.reduction {
+            Reduction::Mean => RowReduction::Mean,
+            reduction => reduction.into(),
+        };
+        let rows = Rows { input, class_dim, target, ignore_index: None, weight: self.weight.as_ref() };
+        f_softmax_of_shares(self.label_smoothing, &rows, reduction, self.composite())
     }
 
     fn f_class_indices(&self, input: &Tensor, target: &Tensor, class_dim: usize) -> Result<ClassIndices, LossError> {

@@ -1,7 +1,8 @@
 use tch::Tensor;
 
 use crate::check::{self, ClassIndices};
-use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction, numeric};
+use crate::kernels::{Margin, RowReduction, Rows, f_margin};
+use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, numeric, with_backend};
 
 /// The multi-class hinge loss: every other class shall score less than the target by a margin.
 ///
@@ -29,7 +30,7 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction, numeric};
 ///
 /// # Differences from PyTorch
 ///
-/// * It is composed of tensor operations, and so has a second derivative and a gradient for the weight.
+/// * It has a second derivative and a gradient for the weight.
 /// * A NaN in the input makes the loss NaN; PyTorch's kernel takes it for a hinge that is satisfied.
 /// * The mean over an empty batch is NaN and the sum 0; PyTorch returns uninitialised memory.
 /// * Class indices may be of any integer kind; PyTorch takes `int64`.
@@ -119,6 +120,21 @@ impl MultiMarginLoss {
     }
 }
 
+impl MultiMarginLoss {
+    /// The loss of an input `[N, C]` with a target `[N]` by the engine, where it takes the call.
+    fn f_fused(&self, input: &Tensor, target: &Tensor) -> Result<Option<Tensor>, LossError> {
+        let reduction = match self.reduction {
+            Reduction::Mean => RowReduction::Mean,
+            reduction => reduction.into(),
+        };
+        let rows = Rows { input, class_dim: 1, target, ignore_index: None, weight: self.weight.as_ref() };
+        let own = Self { weight: self.weight.as_ref().map(Tensor::shallow_clone), ..*self };
+        f_margin(Margin { margin: self.margin, squared: self.p == 2 }, &rows, reduction, move |input, target| {
+            with_backend(Backend::Composite, || own.f_forward(input, target))
+        })
+    }
+}
+
 impl Default for MultiMarginLoss {
     fn default() -> Self {
         Self::new()
@@ -141,6 +157,11 @@ impl Loss for MultiMarginLoss {
         }
         let target = ClassIndices::f_new(target, classes, None, self.invalid_values)?;
         let (input_rows, indices) = (input.f_reshape([rows, classes])?, target.indices.f_reshape([rows])?);
+        if target.validity.is_checked()
+            && let Some(loss) = self.f_fused(&input_rows, &indices)?
+        {
+            return Ok(if self.reduction == Reduction::None { loss.f_reshape(&shape)? } else { loss });
+        }
         let losses = self.f_losses(&input_rows, &indices, classes)?.f_reshape(&shape)?;
         let loss = self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?;
         target.validity.f_poison(&loss, self.reduction == Reduction::None)

@@ -2,8 +2,9 @@ use tch::Tensor;
 
 use super::multi_label;
 use crate::check::{self, ClassIndices};
+use crate::kernels::{Real, RowLoss, RowReduction, Rows, f_softmax};
 use crate::numeric::{f_reals, wide_kind};
-use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
+use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_backend};
 
 /// Cross entropy with another weight for the first term of its expansion: Poly-1.
 ///
@@ -117,12 +118,46 @@ impl PolyCrossEntropyLoss {
         self.reduction.f_apply(&self.f_losses(log_p, dim, &entropy, &missing)?)
     }
 
-    fn f_indices(&self, log_p: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
-        let classes = log_p.size()[dim as usize];
-        let target = ClassIndices::f_new(target, classes, None, self.invalid_values)?;
+    fn f_indices(&self, log_p: &Tensor, target: &ClassIndices, dim: i64) -> Result<Tensor, LossError> {
         let own = log_p.f_gather(dim, &target.indices.f_unsqueeze(dim)?, false)?.f_squeeze_dim(dim)?;
         let losses = self.f_losses(log_p, dim, &own.f_neg()?, &own.f_expm1()?.f_neg()?)?;
         target.validity.f_poison(&self.reduction.f_apply(&losses)?, self.reduction == Reduction::None)
+    }
+
+    /// The loss of class indices by the engine, where it takes the call.
+    fn f_fused(&self, input: &Tensor, class_dim: usize, target: &ClassIndices) -> Result<Option<Tensor>, LossError> {
+        let (smoothing, epsilon) = (self.label_smoothing, self.epsilon);
+        if smoothing == 1.0 || !target.validity.is_checked() {
+            return Ok(None);
+        }
+        let reduction = match self.reduction {
+            Reduction::Mean => RowReduction::Mean,
+            reduction => reduction.into(),
+        };
+        let rows = Rows { input, class_dim, target: &target.indices, ignore_index: None, weight: None };
+        // The engine multiplies it by what is not spread.
+        let missing = smoothing / (1.0 - smoothing) * (1.0 - 1.0 / input.size()[class_dim] as f64);
+        let own = *self;
+        f_softmax(Poly { epsilon, missing }, smoothing, &rows, reduction, move |input, target| {
+            with_backend(Backend::Composite, || own.f_forward(input, target))
+        })
+    }
+}
+
+/// The loss of the engine.
+#[derive(Clone, Copy)]
+struct Poly {
+    epsilon: f64,
+    /// What the smoothing always misses.
+    missing: f64,
+}
+
+impl RowLoss for Poly {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, log_p: R, _: R) -> (R, [R; 2]) {
+        let (epsilon, missing) = (R::of(self.epsilon), -log_p.exp_m1());
+        let loss = epsilon * (missing + R::of(self.missing)) - log_p;
+        (loss, [epsilon * (missing - R::of(1.0)) - R::of(1.0), R::of(0.0)])
     }
 }
 
@@ -144,7 +179,11 @@ impl Loss for PolyCrossEntropyLoss {
             self.f_probabilities(&log_p(input)?, target, dim as i64)?
         } else {
             let or = ", or that of input for class probabilities";
-            let (_, target) = check::class_target(target, input, dim, or)?;
+            let (classes, target) = check::class_target(target, input, dim, or)?;
+            let target = ClassIndices::f_new(&target, classes, None, self.invalid_values)?;
+            if let Some(loss) = self.f_fused(input, dim, &target)? {
+                return Ok(loss);
+            }
             self.f_indices(&log_p(input)?, &target, dim as i64)?
         };
         Ok(loss.f_to_kind(input.f_kind()?)?)

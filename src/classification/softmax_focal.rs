@@ -233,12 +233,14 @@ impl SoftmaxFocalLoss {
             target: &target.indices,
             ignore_index: self.ignore_index,
             weight: factors.as_ref(),
-            smoothing: 0.0,
         };
         let own = self.map_tensors(&mut Tensor::shallow_clone);
-        f_softmax(Formula { gamma: self.modulation.gamma }, &rows, reduction, move |input, target| {
-            with_backend(Backend::Composite, || own.f_forward(input, target))
-        })
+        let composite =
+            move |input: &Tensor, target: &Tensor| with_backend(Backend::Composite, || own.f_forward(input, target));
+        if self.modulation.gamma == 2.0 {
+            return f_softmax(Formula(Square), 0.0, &rows, reduction, composite);
+        }
+        f_softmax(Formula(Power { gamma: self.modulation.gamma }), 0.0, &rows, reduction, composite)
     }
 
     /// The log-probabilities of `input`, in single precision at least, and their loss: for a loss that needs both.
@@ -371,16 +373,45 @@ impl Precomputed for SoftmaxFocalLoss {
     }
 }
 
+/// The loss of the engine.
 #[derive(Clone, Copy)]
-struct Formula {
+struct Formula<M>(M);
+
+/// A modulation of the engine.
+trait Modulate: Copy + Send + Sync + 'static {
+    /// γ, and `rest` to the power of γ.
+    fn power<R: Real>(self, rest: R) -> (R, R);
+}
+
+/// γ = 2, the usual one, without logarithm and exponential.
+#[derive(Clone, Copy)]
+struct Square;
+
+impl Modulate for Square {
+    #[inline(always)]
+    fn power<R: Real>(self, rest: R) -> (R, R) {
+        (R::of(2.0), rest * rest)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Power {
     gamma: f64,
 }
 
-impl RowLoss for Formula {
+impl Modulate for Power {
+    #[inline(always)]
+    fn power<R: Real>(self, rest: R) -> (R, R) {
+        let gamma = R::of(self.gamma);
+        (gamma, rest.power(gamma))
+    }
+}
+
+impl<M: Modulate> RowLoss for Formula<M> {
     #[inline(always)]
     fn evaluate<R: Real>(self, log_p: R, _: R) -> (R, [R; 2]) {
-        let (gamma, rest) = (R::of(self.gamma), -log_p.exp_m1());
-        let factor = rest.power(gamma);
+        let rest = -log_p.exp_m1();
+        let (gamma, factor) = self.0.power(rest);
         let (zero, one) = (R::of(0.0), R::of(1.0));
         // p log p / (1 − p), which is −1 at p = 1 and 0 at p = 0.
         let ratio = choose(rest == zero, -one, choose(rest == one, zero, (one - rest) * log_p / rest));

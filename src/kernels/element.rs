@@ -1,5 +1,6 @@
 //! The elements of CPU tensors as slices.
 
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -28,6 +29,12 @@ pub(super) trait Element: Copy + Send + Sync + 'static {
     fn copy(elements: &[Self], numbers: &mut [Self::Wide]);
     /// Converts numbers into elements.
     fn write(numbers: &[Self::Wide], elements: &mut [MaybeUninit<Self>]);
+    /// Converts what `map` makes of each number, given its position, into elements. The numbers may be lost.
+    fn write_mapped(
+        numbers: &mut [Self::Wide],
+        elements: &mut [MaybeUninit<Self>],
+        map: impl Fn(usize, Self::Wide) -> Self::Wide,
+    );
 }
 
 macro_rules! wide {
@@ -56,6 +63,18 @@ macro_rules! wide {
                 assert_eq!(numbers.len(), elements.len());
                 // SAFETY: both are of this length, and apart, since one of them is borrowed for writing.
                 unsafe { std::ptr::copy_nonoverlapping(numbers.as_ptr(), elements.as_mut_ptr().cast(), numbers.len()) };
+            }
+
+            #[inline(always)]
+            fn write_mapped(
+                numbers: &mut [Self],
+                elements: &mut [MaybeUninit<Self>],
+                map: impl Fn(usize, Self) -> Self,
+            ) {
+                assert_eq!(numbers.len(), elements.len());
+                for (position, (number, element)) in numbers.iter().zip(elements).enumerate() {
+                    element.write(map(position, *number));
+                }
             }
         }
     };
@@ -93,6 +112,14 @@ macro_rules! half {
                 // SAFETY: all of them have just been written.
                 let elements = unsafe { &mut *(std::ptr::from_mut(elements) as *mut [Self]) };
                 elements.convert_from_f32_slice(numbers);
+            }
+
+            #[inline(always)]
+            fn write_mapped(numbers: &mut [f32], elements: &mut [MaybeUninit<Self>], map: impl Fn(usize, f32) -> f32) {
+                for (position, number) in numbers.iter_mut().enumerate() {
+                    *number = map(position, *number);
+                }
+                Self::write(numbers, elements);
             }
         }
     };
@@ -236,9 +263,45 @@ impl<T: Element> Output<T> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
 
+    /// Where the elements are, to have their memory fetched.
+    pub(super) fn address(&self) -> *const T {
+        self.start.cast_const().cast()
+    }
+
     /// The tensor, filled.
     pub(super) fn into_tensor(self) -> Tensor {
         self.tensor
+    }
+}
+
+/// The elements of a contiguous tensor that an engine overwrites, from several threads.
+pub(super) struct InPlace<'a, T> {
+    start: *mut T,
+    length: usize,
+    tensor: PhantomData<&'a Tensor>,
+}
+
+// SAFETY: the elements are used through `range` alone, which demands that no two threads ask for the same ones.
+unsafe impl<T: Send> Sync for InPlace<'_, T> {}
+
+impl<'a, T: Element> InPlace<'a, T> {
+    pub(super) fn new(tensor: &'a Tensor) -> Self {
+        assert!(is_plain(tensor, T::KIND) && tensor.is_contiguous());
+        Self { start: tensor.data_ptr().cast(), length: tensor.numel(), tensor: PhantomData }
+    }
+
+    /// The elements in `range`.
+    ///
+    /// # Safety
+    /// No other call has a part of it at the same time, and nobody else uses the tensor's memory.
+    #[allow(clippy::mut_from_ref)]
+    pub(super) unsafe fn range(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.length);
+        if range.is_empty() {
+            return &mut [];
+        }
+        // SAFETY: the range is within the memory of the tensor, which is borrowed.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
 }
 

@@ -8,7 +8,7 @@ use std::ops::{Add, Div, Mul, Neg, Sub};
 
 /// A number as a formula sees it: `f32` or `f64`.
 ///
-/// `exp`, `ln`, `ln_1p`, `ln_1p_unit` and `atan` are within 2 units in the last place of the exact result.
+/// `exp`, `exp_m1`, `ln`, `ln_1p`, `ln_1p_unit` and `atan` are within 2 units in the last place of the exact result.
 pub(crate) trait Real:
     Copy
     + PartialOrd
@@ -25,6 +25,10 @@ pub(crate) trait Real:
     fn abs(self) -> Self;
     fn sqrt(self) -> Self;
     fn exp(self) -> Self;
+    /// exp(`self`) of a number ≤ 0, at less cost: 0 where the result is not a normal number.
+    fn exp_of_negative(self) -> Self;
+    /// exp(`self`) − 1, exact to the last places for `self` near 0 too.
+    fn exp_m1(self) -> Self;
     /// The natural logarithm: −∞ of 0, NaN below.
     fn ln(self) -> Self;
     /// log(1 + `self`) of a number in [0, 1], faster than `ln_1p`.
@@ -43,15 +47,12 @@ pub(crate) trait Real:
         sum.ln() + choose(exact, Self::of(0.0), lost / sum)
     }
 
-    /// exp(`self`) − 1, exact to the last places for `self` near 0 too.
+    /// The hyperbolic tangent.
     #[inline(always)]
-    fn exp_m1(self) -> Self {
-        let one = Self::of(1.0);
-        let power = self.exp();
-        let difference = power - one;
-        // The error of the power is undone by taking its logarithm.
-        let near = difference * self / power.ln();
-        choose(power == one, self, choose((difference == -one) | (power > Self::of(10.0)), difference, near))
+    fn tanh(self) -> Self {
+        let rest = (Self::of(-2.0) * self.abs()).exp_m1();
+        let tanh = -rest / (rest + Self::of(2.0));
+        choose(self < Self::of(0.0), -tanh, tanh)
     }
 
     /// The larger one, NaN where `self` is.
@@ -186,27 +187,58 @@ macro_rules! common {
 const LN_2_F32: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
 const LN_2_F64: [f64; 2] = [6.931_471_803_691_238e-1, 1.908_214_929_270_587_7e-10];
 
+impl<const FMA: bool> Lane<f32, FMA> {
+    /// n and exp(r) − 1 of x = n log 2 + r with |r| ≤ log(2)/2, the latter by a polynomial with an error of 1e-8.
+    #[inline(always)]
+    fn exp_parts(self) -> (i32, Self) {
+        /// Added to a small number, it leaves that number rounded to an integer in the last bits.
+        const ROUND: f32 = 12_582_912.0;
+        let rounded = self.mul_add(Lane(std::f32::consts::LOG2_E), Lane(ROUND));
+        let n = rounded - Lane(ROUND);
+        let r = n.mul_add(Lane(-LN_2_F32[0]), self);
+        let r = n.mul_add(Lane(-LN_2_F32[1]), r);
+        let p = r.polynomial([1.393_368_8e-3, 8.363_205e-3, 4.166_646_5e-2, 0.166_665_77, 0.5]);
+        ((rounded.0.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32), (p * r).mul_add(r, r))
+    }
+
+    /// 2ⁿ for n in [−126, 127], and 0 for −127.
+    #[inline(always)]
+    fn power_of_two(n: i32) -> Self {
+        Lane(f32::from_bits((n.wrapping_add(127) << 23) as u32))
+    }
+
+    /// 2ⁿ as a product, since it may be out of range itself.
+    #[inline(always)]
+    fn powers_of_two(n: i32) -> [Self; 2] {
+        let half = n >> 1;
+        [Self::power_of_two(half), Self::power_of_two(n.wrapping_sub(half))]
+    }
+}
+
 impl<const FMA: bool> Real for Lane<f32, FMA> {
     common!(f32);
 
-    /// exp(x) = 2ⁿ exp(r) with |r| ≤ log(2)/2, the latter by the polynomial of Cephes' `expf`.
     #[inline(always)]
     fn exp(self) -> Self {
-        /// Added to a small number, it leaves that number rounded to an integer in the last bits.
-        const ROUND: f32 = 12_582_912.0;
         // Beyond these bounds the result is 0 or ∞; NaN stays NaN.
-        let x = Lane(self.0.clamp(-104.0, 89.0));
-        let rounded = x.mul_add(Lane(std::f32::consts::LOG2_E), Lane(ROUND));
-        let n = rounded - Lane(ROUND);
-        let r = n.mul_add(Lane(-LN_2_F32[0]), x);
-        let r = n.mul_add(Lane(-LN_2_F32[1]), r);
-        let p = r.polynomial([1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5]);
-        let y = (p * r).mul_add(r, r) + Lane(1.0);
-        // In two steps, since 2ⁿ itself may be out of range.
-        let n = (rounded.0.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
-        let half = n >> 1;
-        let power = |n: i32| Lane(f32::from_bits((n.wrapping_add(127) << 23) as u32));
-        y * power(half) * power(n.wrapping_sub(half))
+        let (n, rest) = Lane(self.0.clamp(-104.0, 89.0)).exp_parts();
+        let [low, high] = Self::powers_of_two(n);
+        (rest + Lane(1.0)) * low * high
+    }
+
+    #[inline(always)]
+    fn exp_of_negative(self) -> Self {
+        // At the bound 2ⁿ is 0.
+        let (n, rest) = self.at_least(Lane(-88.0)).exp_parts();
+        (rest + Lane(1.0)) * Self::power_of_two(n)
+    }
+
+    #[inline(always)]
+    fn exp_m1(self) -> Self {
+        let (n, rest) = Lane(self.0.clamp(-30.0, 89.0)).exp_parts();
+        let [low, high] = Self::powers_of_two(n);
+        let (one, power) = (Lane(1.0), low * high);
+        choose(n > 1, (rest + one) * low * high - one, rest.mul_add(power, power - one))
     }
 
     /// log(x) = n log 2 + log(1 + f) with 1 + f in [√½, √2), the latter by the polynomial of Cephes' `logf`.
@@ -265,18 +297,15 @@ impl<const FMA: bool> Real for Lane<f32, FMA> {
     }
 }
 
-impl<const FMA: bool> Real for Lane<f64, FMA> {
-    common!(f64);
-
-    /// exp(x) = 2ⁿ exp(r) with |r| ≤ log(2)/2, the latter by the rational function of FreeBSD's `e_exp.c`.
+impl<const FMA: bool> Lane<f64, FMA> {
+    /// n and exp(r) − 1 of x = n log 2 + r with |r| ≤ log(2)/2, the latter by the rational function of FreeBSD's `e_exp.c`.
     #[inline(always)]
-    fn exp(self) -> Self {
+    fn exp_parts(self) -> (i64, Self) {
         /// Added to a small number, it leaves that number rounded to an integer in the last bits.
         const ROUND: f64 = 6_755_399_441_055_744.0;
-        let x = Lane(self.0.clamp(-746.0, 710.0));
-        let rounded = x.mul_add(Lane(std::f64::consts::LOG2_E), Lane(ROUND));
+        let rounded = self.mul_add(Lane(std::f64::consts::LOG2_E), Lane(ROUND));
         let n = rounded - Lane(ROUND);
-        let high = n.mul_add(Lane(-LN_2_F64[0]), x);
+        let high = n.mul_add(Lane(-LN_2_F64[0]), self);
         let low = n * Lane(LN_2_F64[1]);
         let r = high - low;
         let square = r * r;
@@ -288,11 +317,46 @@ impl<const FMA: bool> Real for Lane<f64, FMA> {
             1.666_666_666_666_660_2e-1,
         ]);
         let c = r - square * p;
-        let y = Lane(1.0) - ((low - (r * c) / (Lane(2.0) - c)) - high);
-        let n = (rounded.0.to_bits() as i64).wrapping_sub(ROUND.to_bits() as i64);
+        let rest = high - (low - (r * c) / (Lane(2.0) - c));
+        ((rounded.0.to_bits() as i64).wrapping_sub(ROUND.to_bits() as i64), rest)
+    }
+
+    /// 2ⁿ for n in [−1022, 1023], and 0 for −1023.
+    #[inline(always)]
+    fn power_of_two(n: i64) -> Self {
+        Lane(f64::from_bits((n.wrapping_add(1023) << 52) as u64))
+    }
+
+    /// 2ⁿ as a product, since it may be out of range itself.
+    #[inline(always)]
+    fn powers_of_two(n: i64) -> [Self; 2] {
         let half = n >> 1;
-        let power = |n: i64| Lane(f64::from_bits((n.wrapping_add(1023) << 52) as u64));
-        y * power(half) * power(n.wrapping_sub(half))
+        [Self::power_of_two(half), Self::power_of_two(n.wrapping_sub(half))]
+    }
+}
+
+impl<const FMA: bool> Real for Lane<f64, FMA> {
+    common!(f64);
+
+    #[inline(always)]
+    fn exp(self) -> Self {
+        let (n, rest) = Lane(self.0.clamp(-746.0, 710.0)).exp_parts();
+        let [low, high] = Self::powers_of_two(n);
+        (rest + Lane(1.0)) * low * high
+    }
+
+    #[inline(always)]
+    fn exp_of_negative(self) -> Self {
+        let (n, rest) = self.at_least(Lane(-709.0)).exp_parts();
+        (rest + Lane(1.0)) * Self::power_of_two(n)
+    }
+
+    #[inline(always)]
+    fn exp_m1(self) -> Self {
+        let (n, rest) = Lane(self.0.clamp(-50.0, 710.0)).exp_parts();
+        let [low, high] = Self::powers_of_two(n);
+        let (one, power) = (Lane(1.0), low * high);
+        choose(n > 1, (rest + one) * low * high - one, rest.mul_add(power, power - one))
     }
 
     /// log(x) = n log 2 + log(1 + f) with 1 + f in [√½, √2), the latter by the series of FreeBSD's `e_log.c`.
@@ -416,13 +480,17 @@ mod tests {
                 assert!(ulps_f32(lane(x).ln_1p_unit().0, wide.ln_1p()) <= 2.0, "ln_1p_unit {x}");
             }
             assert!(ulps_f32(lane(x).atan().0, wide.atan()) <= 2.0, "atan {x}");
-            assert!(ulps_f32(lane(-x).exp_m1().0, (-wide).exp_m1()) <= 4.0, "exp_m1 {x}");
             for x in [x, -x] {
                 let expected = f64::from(x).exp();
                 if expected < f64::from(f32::MAX) {
                     assert!(ulps_f32(lane(x).exp().0, expected) <= 2.0, "exp {x}");
+                    assert!(ulps_f32(lane(x).exp_m1().0, f64::from(x).exp_m1()) <= 2.0, "exp_m1 {x}");
                 }
             }
+            let expected = if wide < 87.3 { (-wide).exp() } else { lane(-x).exp_of_negative().0.into() };
+            assert!(ulps_f32(lane(-x).exp_of_negative().0, expected) <= 2.0, "exp -{x}");
+            assert!(ulps_f32(lane(-x).tanh().0, (-wide).tanh()) <= 4.0, "tanh -{x}");
+            assert!(lane(-x).exp_of_negative().0 <= 1.0 && (wide < 88.0 || lane(-x).exp_of_negative().0 == 0.0));
         }
     }
 
@@ -441,8 +509,12 @@ mod tests {
                 for x in [x, -x] {
                     if x.exp() < f64::MAX {
                         assert!(ulps_f64(lane(x).exp().0, x.exp()) <= 2.0, "exp {x}: {}", lane(x).exp().0);
+                        assert!(ulps_f64(lane(x).exp_m1().0, x.exp_m1()) <= 2.0, "exp_m1 {x}");
                     }
                 }
+                let fast = lane(-x).exp_of_negative().0;
+                let expected = if x < 708.0 { (-x).exp() } else { fast };
+                assert!(ulps_f64(fast, expected) <= 2.0 && fast <= 1.0 && (x < 709.0 || fast == 0.0), "exp -{x}");
             }
         }
     }
@@ -464,7 +536,12 @@ mod tests {
             assert_eq!((inf.exp(), (-inf).exp(), zero.exp()), (inf, zero, one));
             assert_eq!((inf.ln(), zero.ln(), one.ln()), (inf, -inf, zero));
             assert_eq!((inf.ln_1p(), (-one).ln_1p(), zero.ln_1p()), (inf, -inf, zero));
-            assert!([nan.exp(), nan.ln(), nan.ln_1p(), nan.exp_m1(), (-one).ln()].into_iter().all(is_nan));
+            assert_eq!(((-inf).exp_of_negative(), zero.exp_of_negative()), (zero, one));
+            assert_eq!((inf.exp_m1(), (-inf).exp_m1(), zero.exp_m1()), (inf, -one, zero));
+            assert_eq!((inf.tanh(), (-inf).tanh(), zero.tanh()), (one, -one, zero));
+            let of_nan =
+                [nan.tanh(), nan.exp(), nan.exp_of_negative(), nan.exp_m1(), nan.ln(), nan.ln_1p(), (-one).ln()];
+            assert!(of_nan.into_iter().all(is_nan));
             assert_eq!((inf.atan(), zero.atan()), (R::of(std::f64::consts::FRAC_PI_2), zero));
             assert!(is_nan(nan.atan()));
             assert_eq!((R::of(-3.0).sign(), zero.sign(), R::of(3.0).sign(), nan.sign()), (-one, zero, one, zero));

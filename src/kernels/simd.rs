@@ -1,5 +1,6 @@
 //! Loops compiled once for each instruction set, of which the best that the processor has is chosen at run time.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use pulp::{Arch, Simd, WithSimd};
@@ -67,6 +68,23 @@ impl<W: Wide, K: Kernel<W>> WithSimd for Dispatched<K, W> {
     }
 }
 
+/// Asks the processor to fetch memory that is needed soon: the elements `range` from `start` on.
+#[inline(always)]
+pub(super) fn fetch<T>(start: *const T, range: Range<usize>) {
+    #[cfg(target_arch = "x86_64")]
+    for index in range.step_by(LINE / size_of::<T>()) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint, which may be given for any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(index).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (start, range);
+}
+
+/// The bytes that are fetched at a time.
+#[cfg(target_arch = "x86_64")]
+const LINE: usize = 64;
+
 /// The sum of numbers, in a fixed order.
 pub(super) struct Sum<'a, W>(pub(super) &'a [W]);
 
@@ -84,7 +102,18 @@ impl<W: Wide> Kernel<W> for Sum<'_, W> {
                 *sum = (R::new(*sum) + R::new(*number)).get();
             }
         }
-        // The few sums of a block are added up in double precision.
-        sums.iter().chain(rest).map(|&number| number.into()).sum()
+        for (sum, number) in sums.iter_mut().zip(rest) {
+            *sum = (R::new(*sum) + R::new(*number)).get();
+        }
+        // The few sums of a block are added up in double precision, in pairs, so that none waits for all before it.
+        let mut sums: [f64; LANES] = sums.map(Into::into);
+        let mut width = LANES;
+        while width > 1 {
+            width /= 2;
+            for lane in 0..width {
+                sums[lane] += sums[lane + width];
+            }
+        }
+        sums[0]
     }
 }

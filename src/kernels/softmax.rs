@@ -1,21 +1,19 @@
-//! The engine of losses of a softmax over classes, with a class index for each row.
+//! The engine of losses of a softmax over classes, with a class or a share for each class as the target of a row.
 //!
-//! With p = softmax(x) of a row and its target t, such a loss is a function of log p[t] and of log Σ exp(x). Its gradient is a
-//! multiple of p and a number more at t, so that the logits are read once, the gradient is written once, and no
-//! log-probabilities are kept.
+//! With p = softmax(x) of a row and its target t, such a loss is a function of log p[t] and of log Σ exp(x), or the cross entropy
+//! of shares. Its gradient is a multiple of p and numbers more for the target, so that the logits are read once, the gradient is
+//! written once, and no log-probabilities are kept.
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
-use half::{bf16, f16};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use super::element::{Element, Output, elements, f_plain, f_scalar, integers, is_dense, is_plain};
+use super::BLOCK;
+use super::element::Element;
 use super::number::{Real, choose};
+use super::rows::{Job, Pixels, RowFormula, RowReduction, Rows, f_rows};
 use super::simd::{self, Kernel, LaneOf, Sum, Wide};
-use super::{BLOCK, backend, parallel};
-use crate::autograd::{self, Context, Function, StoredGradients};
-use crate::{LossError, Reduction};
+use crate::LossError;
 
 /// A loss of one row.
 pub(crate) trait RowLoss: Copy + Send + Sync + 'static {
@@ -23,48 +21,11 @@ pub(crate) trait RowLoss: Copy + Send + Sync + 'static {
     fn evaluate<R: Real>(self, log_p: R, log_sum: R) -> (R, [R; 2]);
 }
 
-/// The rows of a call.
-pub(crate) struct Rows<'a> {
-    /// Logits, with a graph.
-    pub(crate) input: &'a Tensor,
-    /// Where the classes are.
-    pub(crate) class_dim: usize,
-    /// A class in range for each row, or the ignored index; 64-bit.
-    pub(crate) target: &'a Tensor,
-    pub(crate) ignore_index: Option<i64>,
-    /// A factor for each class, of any floating kind, without a gradient.
-    pub(crate) weight: Option<&'a Tensor>,
-    /// The share of the target that is spread over all classes.
-    pub(crate) smoothing: f64,
-}
-
-/// What the losses of rows are reduced to.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum RowReduction {
-    None,
-    Sum,
-    /// Divided by the sum of the weights of the targets that are not ignored.
-    WeightedMean,
-    /// Divided by the number of those targets.
-    CountedMean,
-    /// Divided by the number of all targets.
-    Mean,
-}
-
-impl From<Reduction> for RowReduction {
-    fn from(reduction: Reduction) -> Self {
-        match reduction {
-            Reduction::None => RowReduction::None,
-            Reduction::Mean => RowReduction::WeightedMean,
-            Reduction::Sum => RowReduction::Sum,
-        }
-    }
-}
-
-/// The reduced loss of `rows`; `None` where the engine does not take the call. Second derivatives are those of the
-/// `composite` of input and target.
+/// The reduced loss of `rows` with classes as targets, of which the share `smoothing` is spread over all classes; `None` where
+/// the engine does not take the call. Second derivatives are those of the `composite` of input and target.
 pub(crate) fn f_softmax<F, C>(
     formula: F,
+    smoothing: f64,
     rows: &Rows,
     reduction: RowReduction,
     composite: C,
@@ -73,178 +34,61 @@ where
     F: RowLoss,
     C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
 {
-    let kind = rows.input.f_kind()?;
-    let taken = backend::fused()
-        && is_plain(rows.input, kind)
-        && is_plain(rows.target, Kind::Int64)
-        && rows.weight.is_none_or(|weight| !weight.requires_grad());
-    if !taken || rows.input.numel() == 0 {
-        return Ok(None);
-    }
-    Ok(Some(match kind {
-        Kind::Float => f_run::<f32, F, C>(formula, rows, reduction, composite)?,
-        Kind::Double => f_run::<f64, F, C>(formula, rows, reduction, composite)?,
-        Kind::Half => f_run::<f16, F, C>(formula, rows, reduction, composite)?,
-        Kind::BFloat16 => f_run::<bf16, F, C>(formula, rows, reduction, composite)?,
-        _ => return Ok(None),
-    }))
+    f_rows(OfClasses { formula, smoothing }, rows, reduction, composite)
 }
 
-fn f_run<T, F, C>(formula: F, rows: &Rows, reduction: RowReduction, composite: C) -> Result<Tensor, LossError>
+/// Does the same for the cross entropy of targets that hold a share for each class.
+pub(crate) fn f_softmax_of_shares<C>(
+    smoothing: f64,
+    rows: &Rows,
+    reduction: RowReduction,
+    composite: C,
+) -> Result<Option<Tensor>, LossError>
 where
-    T: Element,
-    F: RowLoss,
     C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
 {
-    let options = Options::<T::Wide, F>::f_new(formula, rows)?;
-    let pass = Pass::<T>::f_new(rows.input, rows.class_dim, rows.target)?;
-    let needed = autograd::grad_enabled() && rows.input.requires_grad();
-    let unreduced = reduction == RowReduction::None;
-    // The gradients of half precision would lose digits by being scaled twice, and are computed in the backward pass.
-    let at_once = !unreduced && size_of::<T>() >= size_of::<f32>();
-    let scale = options.scale(integers(&pass.target), reduction);
-    let (loss, gradient) = if unreduced {
-        let losses = Output::<T>::f_of_size(&rows.target.size())?;
-        pass.run(&options, Factors::Number(1.0), Some(&losses), None);
-        (losses.into_tensor(), None)
-    } else {
-        let gradient = (needed && at_once).then(|| Output::<T>::f_like(&pass.input)).transpose()?;
-        let sum = pass.run(&options, Factors::Number(scale), None, gradient.as_ref());
-        (f_scalar::<T>(sum * scale)?, gradient.map(Output::into_tensor))
-    };
-    if !needed {
-        return Ok(loss);
-    }
-    let class_dim = rows.class_dim;
-    let stored = at_once.then(|| StoredGradients::f_of_own_kind([gradient])).transpose()?;
-    let backward = move |context: Context| -> autograd::Gradients {
-        let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
-        let saved = context.saved();
-        if context.create_graph() {
-            let loss = |inputs: &[Tensor]| composite(&inputs[0], &saved[1]);
-            return autograd::f_gradients_of(loss, &grad, &saved[..1], &[true]);
-        }
-        let grad = f_plain(&grad)?.f_contiguous()?;
-        if let Some(stored) = &stored {
-            return stored.f_scaled(&context, &grad);
-        }
-        let pass = Pass::<T>::f_new(&saved[0], class_dim, &saved[1])?;
-        let gradient = Output::<T>::f_like(&pass.input)?;
-        let factors = match unreduced {
-            true => Factors::Rows(elements::<T>(&grad)),
-            false => Factors::Number(elements::<T>(&grad)[0].to_f64() * scale),
-        };
-        pass.run(&options, factors, None, Some(&gradient));
-        Ok(vec![Some(gradient.into_tensor())])
-    };
-    Ok(Function::new(&[rows.input]).save(&[rows.input, rows.target]).f_attach_own(vec![loss], backward)?.remove(0))
+    f_rows(OfShares { smoothing }, rows, reduction, composite)
 }
 
-/// The options of a call, in the kind that it is computed in.
-struct Options<W, F> {
+/// How many pixels are worked on at a time, at most.
+const PIXELS: usize = 512;
+
+/// How many, so that they fit the second cache with all their classes.
+fn block(classes: usize) -> usize {
+    ((1 << 15) / classes / 16 * 16).clamp(32, PIXELS)
+}
+
+/// Room for the numbers of a row or block, where its elements are converted to be read.
+fn room<T: Element>(length: usize) -> Vec<T::Wide> {
+    vec![T::Wide::default(); if size_of::<T>() == size_of::<T::Wide>() { 0 } else { length }]
+}
+
+/// Losses of a class for each row.
+#[derive(Clone, Copy)]
+struct OfClasses<F> {
     formula: F,
-    ignore_index: Option<i64>,
-    weight: Option<Vec<W>>,
     smoothing: f64,
 }
 
-impl<W: Wide, F: RowLoss> Options<W, F> {
-    fn f_new(formula: F, rows: &Rows) -> Result<Self, LossError> {
-        let wide = |weight: &Tensor| weight.f_to_kind(Kind::Double)?.f_contiguous();
-        let weight = rows.weight.map(wide).transpose()?;
-        let weight = weight.map(|weight| elements::<f64>(&weight).iter().map(|&weight| W::from_f64(weight)).collect());
-        Ok(Self { formula, ignore_index: rows.ignore_index, weight, smoothing: rows.smoothing })
-    }
-
-    fn weight_of(&self, class: usize) -> f64 {
-        self.weight.as_ref().map_or(1.0, |weight| weight[class].into())
-    }
-
-    /// What the sum of the losses is multiplied by.
-    fn scale(&self, target: &[i64], reduction: RowReduction) -> f64 {
-        let counted = || target.iter().filter(|class| Some(**class) != self.ignore_index);
-        let divisor = match reduction {
-            RowReduction::None | RowReduction::Sum => 1.0,
-            RowReduction::Mean => target.len() as f64,
-            RowReduction::WeightedMean if self.weight.is_some() => {
-                counted().map(|class| self.weight_of(*class as usize)).sum()
-            }
-            RowReduction::WeightedMean | RowReduction::CountedMean => counted().count() as f64,
-        };
-        1.0 / divisor
+impl<F: RowLoss> RowFormula for OfClasses<F> {
+    fn run<T: Element>(self, job: &Job<T>) -> f64 {
+        let weight = job.options.weight.as_ref();
+        let total = weight.map_or(job.classes as f64, |weight| weight.iter().map(|&w| w.to_f64()).sum());
+        let spread = self.smoothing / job.classes as f64;
+        let call = Classes { job, formula: self.formula, own: 1.0 - self.smoothing, total, spread };
+        job.sum(block(job.classes), |rows| call.rows(rows), |pixels| call.pixels(pixels))
     }
 }
 
-/// Logits `[outer, classes, inner]` in memory, with a target for each row of classes.
-struct Pass<T> {
-    input: Tensor,
-    target: Tensor,
-    classes: usize,
-    inner: usize,
-    kind: PhantomData<T>,
-}
-
-/// What the gradients of the rows are multiplied by.
-#[derive(Clone, Copy)]
-enum Factors<'a, T> {
-    Number(f64),
-    Rows(&'a [T]),
-}
-
-impl<T: Element> Pass<T> {
-    fn f_new(input: &Tensor, class_dim: usize, target: &Tensor) -> Result<Self, LossError> {
-        let size = input.size();
-        let classes = size[class_dim] as usize;
-        let inner: i64 = size[class_dim + 1..].iter().product();
-        let last = || input.f_movedim_int(class_dim as i64, -1);
-        let (input, inner) = if !input.is_contiguous() && is_dense(input) && last()?.is_contiguous() {
-            // Channels last.
-            (input.f_detach()?, 1)
-        } else {
-            (input.f_detach()?.f_contiguous()?, inner as usize)
-        };
-        Ok(Self { input, target: target.f_contiguous()?, classes, inner, kind: PhantomData })
-    }
-
-    /// Runs over all rows. Returns the sum of the losses.
-    fn run<F: RowLoss>(
-        &self,
-        options: &Options<T::Wide, F>,
-        factors: Factors<T>,
-        losses: Option<&Output<T>>,
-        gradient: Option<&Output<T>>,
-    ) -> f64 {
-        let (classes, inner) = (self.classes, self.inner);
-        let total = options.weight.as_ref().map_or(classes as f64, |weight| weight.iter().map(|&w| w.into()).sum());
-        let spread = options.smoothing / classes as f64;
-        let (input, target) = (elements::<T>(&self.input), integers(&self.target));
-        let job = Job { options, total, spread, input, target, classes, inner, factors, losses, gradient };
-        if inner == 1 {
-            return parallel::sum(input.len(), classes, |range| job.rows(range.start / classes..range.end / classes));
-        }
-        // A block of pixels with all their classes fits the second cache.
-        let block = ((1 << 16) / classes).clamp(16, BLOCK).min(inner);
-        let blocks = inner.div_ceil(block);
-        let unit = block * classes;
-        let count = target.len() / inner * blocks;
-        parallel::sum(count * unit, unit, |range| job.pixels(range.start / unit..range.end / unit, block, blocks))
-    }
-}
-
-/// What all threads work on.
-struct Job<'a, T: Element, F> {
-    options: &'a Options<T::Wide, F>,
+struct Classes<'a, T: Element, F> {
+    job: &'a Job<'a, T>,
+    formula: F,
+    /// The share of the target's class that is not spread.
+    own: f64,
     /// The sum of the weights of all classes.
     total: f64,
     /// The share of each class in a smoothed target.
     spread: f64,
-    input: &'a [T],
-    target: &'a [i64],
-    classes: usize,
-    inner: usize,
-    factors: Factors<'a, T>,
-    losses: Option<&'a Output<T>>,
-    gradient: Option<&'a Output<T>>,
 }
 
 /// The gradient of a row: `of_p` p\[c\] − `of_weight` w\[c\], and `of_target` less at the target.
@@ -255,32 +99,14 @@ struct Coefficients<R> {
     of_weight: R,
 }
 
-impl<T: Element, F: RowLoss> Job<'_, T, F> {
-    /// The class of a row that is not ignored.
-    fn class(&self, row: usize) -> Option<usize> {
-        let class = self.target[row];
-        (Some(class) != self.options.ignore_index).then_some(class as usize)
-    }
-
-    fn factor(&self, row: usize) -> T::Wide {
-        T::Wide::from_f64(match self.factors {
-            Factors::Number(number) => number,
-            Factors::Rows(factors) => factors[row].to_f64(),
-        })
-    }
-
-    /// How much the target of this class counts.
-    fn weight(&self, class: usize) -> T::Wide {
-        T::Wide::from_f64((1.0 - self.options.smoothing) * self.options.weight_of(class))
-    }
-
+impl<T: Element, F: RowLoss> Classes<'_, T, F> {
     /// The loss of a row whose target has this weight and the coefficients of its gradient, given the logit of the target less the
     /// largest one, the largest one, the logarithm of the sum of the exponentials, and the sum of weighted distances of all
     /// logits from the largest one.
     #[inline(always)]
     fn evaluate<R: LaneOf<T::Wide>>(&self, weight: R, factor: R, row: [R; 4]) -> (R, Coefficients<R>) {
         let [x, max, log, distances] = row;
-        let (loss, [of_log_p, of_log_sum]) = self.options.formula.evaluate(x - log, max + log);
+        let (loss, [of_log_p, of_log_sum]) = self.formula.evaluate(x - log, max + log);
         let (spread, total) = (R::of(self.spread), R::of(self.total));
         let smooth = spread * (distances + total * log);
         let loss = weight * loss + choose(self.spread == 0.0, R::of(0.0), smooth);
@@ -288,144 +114,142 @@ impl<T: Element, F: RowLoss> Job<'_, T, F> {
         (loss, Coefficients { of_p, of_target: -(factor * weight * of_log_p), of_weight: factor * spread })
     }
 
-    /// Stores results from `position` on.
-    fn store(&self, output: Option<&Output<T>>, position: usize, numbers: &[T::Wide]) {
-        let Some(output) = output else { return };
-        // SAFETY: tasks have rows of their own, and write them one after another.
-        T::write(numbers, unsafe { output.range(position..position + numbers.len()) });
+    /// How much the target of this class counts.
+    fn weight(&self, class: usize) -> T::Wide {
+        T::Wide::from_f64(self.own * self.job.options.weight_of(class))
     }
 
     /// Rows of classes side by side in memory.
     fn rows(&self, rows: Range<usize>) -> f64 {
-        let zeros = vec![T::Wide::default(); self.classes];
-        let (mut room, mut exponentials) = (zeros.clone(), zeros.clone());
-        let mut sum = 0.0;
-        for row in rows {
-            let start = row * self.classes;
-            let Some(class) = self.class(row) else {
-                self.store(self.gradient, start, &zeros);
-                self.store(self.losses, row, &zeros[..1]);
-                continue;
-            };
-            let x = T::read(&self.input[start..start + self.classes], &mut room);
-            let factor = self.factor(row);
-            let loss = simd::run(Row { job: self, class, factor, x, exponentials: &mut exponentials });
-            self.store(self.gradient, start, &exponentials);
-            self.store(self.losses, row, &[loss]);
-            sum += loss.into();
-        }
-        sum
+        let classes = self.job.classes;
+        simd::run(ClassRows {
+            call: self,
+            rows,
+            room: &mut room::<T>(classes),
+            exponentials: &mut vec![T::Wide::default(); classes],
+        })
     }
 
-    /// Blocks of pixels, of which `blocks` make up one sample; a class has its pixels side by side in memory.
-    fn pixels(&self, range: Range<usize>, block: usize, blocks: usize) -> f64 {
-        let zeros = || vec![T::Wide::default(); block];
-        let mut room = Pixels {
-            x: zeros(),
-            max: zeros(),
-            sums: zeros(),
-            distances: zeros(),
-            targets: zeros(),
-            counted: zeros(),
-            weights: zeros(),
-            factors: zeros(),
-            losses: zeros(),
-            of_p: zeros(),
-            of_target: zeros(),
-            of_weight: zeros(),
-            exponentials: vec![T::Wide::default(); block * self.classes],
-        };
-        range
-            .map(|index| {
-                let (sample, start) = (index / blocks, index % blocks * block);
-                let length = block.min(self.inner - start);
-                simd::run(PixelBlock { job: self, sample, start, length, room: &mut room })
-            })
-            .sum()
+    /// Blocks of pixels; a class has its pixels side by side in memory.
+    fn pixels(&self, blocks: &mut dyn Iterator<Item = Pixels>) -> f64 {
+        let mut room = Room::new(self.job.classes);
+        blocks.map(|pixels| simd::run(ClassPixels { call: self, pixels, room: &mut room })).sum()
     }
 }
 
-/// One row of classes: leaves the gradient in `exponentials`, returns the loss.
-struct Row<'a, T: Element, F> {
-    job: &'a Job<'a, T, F>,
+/// Rows of classes: stores their gradients and losses, returns the sum of the losses.
+struct ClassRows<'a, T: Element, F> {
+    call: &'a Classes<'a, T, F>,
+    rows: Range<usize>,
+    room: &'a mut [T::Wide],
+    exponentials: &'a mut [T::Wide],
+}
+
+impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassRows<'_, T, F> {
+    type Result = f64;
+
+    #[inline(always)]
+    fn run<R: LaneOf<T::Wide>>(self) -> f64 {
+        let Self { call, rows, room, exponentials } = self;
+        let (job, classes) = (call.job, call.job.classes);
+        let mut sum = 0.0;
+        for row in rows {
+            let start = row * classes;
+            let Some(class) = job.class(row) else {
+                job.store_zeros(start, classes);
+                job.store_losses(row, &[T::Wide::default()]);
+                continue;
+            };
+            let x = T::read(&job.input[start..start + classes], room);
+            let loss = ClassRow { call, row, class, x, exponentials: &mut *exponentials }.run::<R>();
+            job.store_losses(row, &[loss]);
+            sum += loss.to_f64();
+        }
+        sum
+    }
+}
+
+/// One row of classes: stores its gradient, returns the loss.
+struct ClassRow<'a, T: Element, F> {
+    call: &'a Classes<'a, T, F>,
+    row: usize,
     class: usize,
-    factor: T::Wide,
     x: &'a [T::Wide],
     exponentials: &'a mut [T::Wide],
 }
 
-impl<T: Element, F: RowLoss> Kernel<T::Wide> for Row<'_, T, F> {
+impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassRow<'_, T, F> {
     type Result = T::Wide;
 
     #[inline(always)]
     fn run<R: LaneOf<T::Wide>>(self) -> T::Wide {
-        let max = largest::<T::Wide, R>(self.x);
-        let mut sum = 0.0;
-        for (x, exponentials) in self.x.chunks(BLOCK).zip(self.exponentials.chunks_mut(BLOCK)) {
-            for (x, exponential) in x.iter().zip(exponentials.iter_mut()) {
-                *exponential = (R::new(*x) - max).exp().get();
-            }
-            sum += Sum(exponentials).run::<R>();
-        }
-        let log = R::of(sum).ln();
-        let distances = self.distances(max);
-        let row = [R::new(self.x[self.class]) - max, max, log, distances];
-        let (loss, of) = self.job.evaluate(R::new(self.job.weight(self.class)), R::new(self.factor), row);
-        if self.job.gradient.is_none() {
+        let Self { call, row, class, x, exponentials } = self;
+        let (job, start) = (call.job, row * call.job.classes);
+        let max = largest::<T::Wide, R>(x);
+        let weights = job.options.weight.as_deref();
+        let distances =
+            if call.spread == 0.0 { R::of(0.0) } else { distances::<T::Wide, R>(x, max, weights, exponentials) };
+        let sum = R::of(self::exponentials::<T::Wide, R>(x, max, exponentials, |range| job.fetch_row(row, range)));
+        let numbers = [R::new(x[class]) - max, max, sum.ln(), distances];
+        let (loss, of) = call.evaluate(R::new(call.weight(class)), R::new(job.factor(row)), numbers);
+        if !job.needs_gradient() {
             return loss.get();
         }
-        let of_p = of.of_p / R::of(sum);
-        match &self.job.options.weight {
-            _ if self.job.spread == 0.0 => {
-                for exponential in self.exponentials.iter_mut() {
-                    *exponential = (R::new(*exponential) * of_p).get();
-                }
-            }
-            None => {
-                for exponential in self.exponentials.iter_mut() {
-                    *exponential = (R::new(*exponential) * of_p - of.of_weight).get();
-                }
-            }
-            Some(weight) => {
-                for (exponential, weight) in self.exponentials.iter_mut().zip(weight) {
-                    *exponential = (R::new(*exponential) * of_p - of.of_weight * R::new(*weight)).get();
-                }
+        let of_p = of.of_p / sum;
+        let smooth = of.of_weight * R::of(job.options.weight_of(class));
+        let own = R::new(exponentials[class]) * of_p - smooth - of.of_target;
+        match weights {
+            _ if call.spread == 0.0 => job.store_gradient(start, exponentials, |_, e| (R::new(e) * of_p).get()),
+            None => job.store_gradient(start, exponentials, |_, e| R::new(e).mul_add(of_p, -of.of_weight).get()),
+            Some(weights) => {
+                let weights = &weights[..exponentials.len()];
+                job.store_gradient(start, exponentials, |i, e| {
+                    (R::new(e) * of_p - of.of_weight * R::new(weights[i])).get()
+                });
             }
         }
-        let target = &mut self.exponentials[self.class];
-        *target = (R::new(*target) - of.of_target).get();
+        job.store_number(start + class, own.get());
         loss.get()
     }
 }
 
-impl<T: Element, F: RowLoss> Row<'_, T, F> {
-    /// Σ w (max − x) over the classes, for a smoothed target.
-    #[inline(always)]
-    fn distances<R: LaneOf<T::Wide>>(&self, max: R) -> R {
-        if self.job.spread == 0.0 {
-            return R::of(0.0);
+/// The exponentials of the distances from the largest number, and their sum in a fixed order. `ahead` is told the ranges that
+/// are computed, to have memory fetched meanwhile.
+#[inline(always)]
+pub(super) fn exponentials<W: Wide, R: LaneOf<W>>(
+    x: &[W],
+    max: R,
+    exponentials: &mut [W],
+    ahead: impl Fn(Range<usize>),
+) -> f64 {
+    let mut sum = 0.0;
+    for (index, (x, exponentials)) in x.chunks(BLOCK).zip(exponentials.chunks_mut(BLOCK)).enumerate() {
+        ahead(index * BLOCK..index * BLOCK + x.len());
+        for (x, exponential) in x.iter().zip(exponentials.iter_mut()) {
+            *exponential = (R::new(*x) - max).exp_of_negative().get();
         }
-        let mut room = [T::Wide::default(); BLOCK];
-        let mut sum = 0.0;
-        for (index, x) in self.x.chunks(BLOCK).enumerate() {
-            let room = &mut room[..x.len()];
-            for (x, distance) in x.iter().zip(room.iter_mut()) {
-                *distance = (max - R::new(*x)).get();
-            }
-            if let Some(weight) = &self.job.options.weight {
-                for (distance, weight) in room.iter_mut().zip(&weight[index * BLOCK..]) {
-                    *distance = (R::new(*distance) * R::new(*weight)).get();
-                }
-            }
-            sum += Sum(room).run::<R>();
-        }
-        R::of(sum)
+        sum += Sum(exponentials).run::<R>();
     }
+    sum
+}
+
+/// Σ w (max − x) over the classes, for a smoothed target, and room for as many numbers.
+#[inline(always)]
+pub(super) fn distances<W: Wide, R: LaneOf<W>>(x: &[W], max: R, weights: Option<&[W]>, room: &mut [W]) -> R {
+    for (x, distance) in x.iter().zip(room.iter_mut()) {
+        *distance = (max - R::new(*x)).get();
+    }
+    if let Some(weights) = weights {
+        for (distance, weight) in room.iter_mut().zip(weights) {
+            *distance = (R::new(*distance) * R::new(*weight)).get();
+        }
+    }
+    R::of(room.chunks(BLOCK).map(|room| Sum(room).run::<R>()).sum())
 }
 
 /// The largest number; NaNs are left out.
 #[inline(always)]
-fn largest<W: Wide, R: LaneOf<W>>(numbers: &[W]) -> R {
+pub(super) fn largest<W: Wide, R: LaneOf<W>>(numbers: &[W]) -> R {
     const LANES: usize = 32;
     let mut lanes = [W::from_f64(f64::NEG_INFINITY); LANES];
     let groups = numbers.chunks_exact(LANES);
@@ -435,69 +259,126 @@ fn largest<W: Wide, R: LaneOf<W>>(numbers: &[W]) -> R {
             *lane = R::new(*lane).at_least(R::new(*number)).get();
         }
     }
-    let all = lanes.iter().chain(rest);
-    all.fold(R::of(f64::NEG_INFINITY), |max, number| max.at_least(R::new(*number)))
+    for (lane, number) in lanes.iter_mut().zip(rest) {
+        *lane = R::new(*lane).at_least(R::new(*number)).get();
+    }
+    // In pairs, so that none waits for all before it.
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            lanes[lane] = R::new(lanes[lane]).at_least(R::new(lanes[lane + width])).get();
+        }
+    }
+    R::new(lanes[0])
 }
 
+/// Numbers of pixels.
+type Line<W> = [W; PIXELS];
+
 /// Room for a block of pixels.
-struct Pixels<W> {
-    x: Vec<W>,
-    max: Vec<W>,
-    sums: Vec<W>,
-    distances: Vec<W>,
+struct Room<W> {
+    x: Line<W>,
+    max: Line<W>,
+    sums: Line<W>,
+    distances: Line<W>,
+    /// The class of the target, −1 where it is ignored.
+    classes: Line<W>,
     /// The logit of the target.
-    targets: Vec<W>,
-    /// 1, or 0 where the target is ignored.
-    counted: Vec<W>,
-    weights: Vec<W>,
-    factors: Vec<W>,
-    losses: Vec<W>,
-    of_p: Vec<W>,
-    of_target: Vec<W>,
-    of_weight: Vec<W>,
+    targets: Line<W>,
+    weights: Line<W>,
+    factors: Line<W>,
+    losses: Line<W>,
+    of_p: Line<W>,
+    of_target: Line<W>,
+    of_weight: Line<W>,
     exponentials: Vec<W>,
 }
 
-/// One block of pixels: writes its gradient and losses, returns the sum of the losses.
-struct PixelBlock<'a, T: Element, F> {
-    job: &'a Job<'a, T, F>,
-    sample: usize,
-    start: usize,
-    length: usize,
-    room: &'a mut Pixels<T::Wide>,
-}
+impl<W: Wide> Room<W> {
+    fn new(classes: usize) -> Self {
+        let zeros = [W::default(); PIXELS];
+        Self {
+            x: zeros,
+            max: zeros,
+            sums: zeros,
+            distances: zeros,
+            classes: zeros,
+            targets: zeros,
+            weights: zeros,
+            factors: zeros,
+            losses: zeros,
+            of_p: zeros,
+            of_target: zeros,
+            of_weight: zeros,
+            exponentials: vec![W::default(); block(classes) * classes],
+        }
+    }
 
-impl<T: Element, F: RowLoss> Kernel<T::Wide> for PixelBlock<'_, T, F> {
-    type Result = f64;
-
+    /// Finds the largest number of each pixel.
     #[inline(always)]
-    fn run<R: LaneOf<T::Wide>>(self) -> f64 {
-        let Self { job, sample, start, length, room } = self;
-        let (classes, inner) = (job.classes, job.inner);
-        let at = |class: usize| (sample * classes + class) * inner + start;
-        let row = sample * inner + start;
-
-        let max = &mut room.max[..length];
-        max.fill(T::Wide::from_f64(f64::NEG_INFINITY));
-        for class in 0..classes {
-            let x = T::read(&job.input[at(class)..at(class) + length], &mut room.x);
+    fn find_max<T: Element<Wide = W>, R: LaneOf<W>>(&mut self, job: &Job<T>, pixels: Pixels) {
+        let max = &mut self.max[..pixels.length];
+        max.fill(W::from_f64(f64::NEG_INFINITY));
+        for class in 0..job.classes {
+            let x = T::read(&job.input[pixels.of(class)], &mut self.x);
             for (max, x) in max.iter_mut().zip(x) {
                 *max = R::new(*max).at_least(R::new(*x)).get();
             }
         }
+    }
+}
 
-        let (sums, distances) = (&mut room.sums[..length], &mut room.distances[..length]);
-        sums.fill(T::Wide::default());
-        distances.fill(T::Wide::default());
-        for class in 0..classes {
-            let x = T::read(&job.input[at(class)..at(class) + length], &mut room.x);
+/// One block of pixels: stores its gradient and losses, returns the sum of the losses.
+struct ClassPixels<'a, T: Element, F> {
+    call: &'a Classes<'a, T, F>,
+    pixels: Pixels,
+    room: &'a mut Room<T::Wide>,
+}
+
+impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassPixels<'_, T, F> {
+    type Result = f64;
+
+    #[inline(always)]
+    fn run<R: LaneOf<T::Wide>>(mut self) -> f64 {
+        let (job, pixels) = (self.call.job, self.pixels);
+        job.class_numbers(pixels, &mut self.room.classes);
+        self.room.find_max::<T, R>(job, pixels);
+        self.exponentials::<R>();
+        self.evaluate::<R>();
+        if job.needs_gradient() {
+            self.gradient::<R>();
+        }
+        let losses = &self.room.losses[..pixels.length];
+        job.store_losses(pixels.row, losses);
+        Sum(losses).run::<R>()
+    }
+}
+
+impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
+    /// The exponentials, their sums, the logits of the targets, and for a smoothed target the distances from the maximum.
+    #[inline(always)]
+    fn exponentials<R: LaneOf<T::Wide>>(&mut self) {
+        let (job, pixels, room) = (self.call.job, self.pixels, &mut *self.room);
+        let length = pixels.length;
+        let (max, classes) = (&room.max[..length], &room.classes[..length]);
+        let (sums, targets) = (&mut room.sums[..length], &mut room.targets[..length]);
+        let distances = &mut room.distances[..length];
+        for numbers in [&mut *sums, &mut *targets, &mut *distances] {
+            numbers.fill(T::Wide::default());
+        }
+        for class in 0..job.classes {
+            let x = &T::read(&job.input[pixels.of(class)], &mut room.x)[..length];
             let exponentials = &mut room.exponentials[class * length..][..length];
+            let index = R::of(class as f64);
+            job.fetch_pixels(pixels, class);
             for i in 0..length {
-                let exponential = (R::new(x[i]) - R::new(max[i])).exp();
+                let exponential = (R::new(x[i]) - R::new(max[i])).exp_of_negative();
                 exponentials[i] = exponential.get();
                 sums[i] = (R::new(sums[i]) + exponential).get();
+                targets[i] = choose(R::new(classes[i]) == index, x[i], targets[i]);
             }
-            if job.spread != 0.0 {
+            if self.call.spread != 0.0 {
                 let weight = R::of(job.options.weight_of(class));
                 for i in 0..length {
                     let distance = R::new(max[i]) - R::new(x[i]);
@@ -505,55 +386,219 @@ impl<T: Element, F: RowLoss> Kernel<T::Wide> for PixelBlock<'_, T, F> {
                 }
             }
         }
+    }
 
-        for i in 0..length {
-            let class = job.class(row + i);
-            room.counted[i] = T::Wide::from_f64(f64::from(class.is_some()));
-            let class = class.unwrap_or(0);
-            room.targets[i] = T::Wide::from_f64(job.input[at(class) + i].to_f64());
-            room.weights[i] = job.weight(class);
-            room.factors[i] = job.factor(row + i);
+    /// The losses and the coefficients of the gradient.
+    #[inline(always)]
+    fn evaluate<R: LaneOf<T::Wide>>(&mut self) {
+        let (call, job, pixels, room) = (self.call, self.call.job, self.pixels, &mut *self.room);
+        let length = pixels.length;
+        match job.options.weight {
+            None => room.weights[..length].fill(T::Wide::from_f64(call.own)),
+            Some(_) => {
+                for (i, weight) in room.weights[..length].iter_mut().enumerate() {
+                    *weight = call.weight(job.class(pixels.row + i).unwrap_or(0));
+                }
+            }
         }
-        let (targets, counted) = (&room.targets[..length], &room.counted[..length]);
-        let (weights, factors) = (&room.weights[..length], &room.factors[..length]);
+        let factors = &job.read_factors(pixels, &mut room.factors)[..length];
+        let (max, sums) = (&room.max[..length], &room.sums[..length]);
+        let (classes, targets) = (&room.classes[..length], &room.targets[..length]);
+        let (distances, weights) = (&room.distances[..length], &room.weights[..length]);
         let (losses, of_p) = (&mut room.losses[..length], &mut room.of_p[..length]);
         let (of_target, of_weight) = (&mut room.of_target[..length], &mut room.of_weight[..length]);
         for i in 0..length {
             let (max, sum, zero) = (R::new(max[i]), R::new(sums[i]), R::of(0.0));
             let pixel = [R::new(targets[i]) - max, max, sum.ln(), R::new(distances[i])];
-            let (loss, of) = job.evaluate(R::new(weights[i]), R::new(factors[i]), pixel);
-            let counts = R::new(counted[i]) > zero;
-            losses[i] = choose(counts, loss, zero).get();
-            of_p[i] = choose(counts, of.of_p / sum, zero).get();
+            let (loss, of) = call.evaluate(R::new(weights[i]), R::new(factors[i]), pixel);
+            losses[i] = choose(R::new(classes[i]) >= zero, loss, zero).get();
+            of_p[i] = (of.of_p / sum).get();
             of_target[i] = of.of_target.get();
-            of_weight[i] = choose(counts, of.of_weight, zero).get();
+            of_weight[i] = of.of_weight.get();
         }
-        let sum = Sum(&room.losses[..length]).run::<R>();
-        job.store(job.losses, row, &room.losses[..length]);
-        if job.gradient.is_none() {
-            return sum;
-        }
+    }
 
-        let (of_p, of_weight) = (&room.of_p[..length], &room.of_weight[..length]);
-        for class in 0..classes {
+    #[inline(always)]
+    fn gradient<R: LaneOf<T::Wide>>(&mut self) {
+        let (job, pixels, room) = (self.call.job, self.pixels, &mut *self.room);
+        let length = pixels.length;
+        let (of_p, classes) = (&room.of_p[..length], &room.classes[..length]);
+        let (of_target, of_weight) = (&room.of_target[..length], &room.of_weight[..length]);
+        let zero = R::of(0.0);
+        for class in 0..job.classes {
+            let exponentials = &mut room.exponentials[class * length..][..length];
+            let (index, weight) = (R::of(class as f64), R::of(job.options.weight_of(class)));
+            let position = pixels.of(class).start;
+            // Whatever an ignored pixel holds stays out of the gradient.
+            let gradient = |i: usize, exponential: T::Wide, spread: R| {
+                let own = choose(R::new(classes[i]) == index, R::new(of_target[i]), zero);
+                let gradient = R::new(exponential).mul_add(R::new(of_p[i]), -(own + spread));
+                choose(R::new(classes[i]) >= zero, gradient, zero).get()
+            };
+            if self.call.spread == 0.0 {
+                job.store_gradient(position, exponentials, |i, e| gradient(i, e, zero));
+            } else {
+                job.store_gradient(position, exponentials, |i, e| gradient(i, e, R::new(of_weight[i]) * weight));
+            }
+        }
+    }
+}
+
+/// The cross entropy of a share for each class.
+#[derive(Clone, Copy)]
+struct OfShares {
+    smoothing: f64,
+}
+
+impl RowFormula for OfShares {
+    fn run<T: Element>(self, job: &Job<T>) -> f64 {
+        let call = Shares { job, own: 1.0 - self.smoothing, spread: self.smoothing / job.classes as f64 };
+        job.sum(block(job.classes), |rows| call.rows(rows), |pixels| call.pixels(pixels))
+    }
+}
+
+struct Shares<'a, T: Element> {
+    job: &'a Job<'a, T>,
+    /// What a share is multiplied by, and what is added to it, before the weight of its class.
+    own: f64,
+    spread: f64,
+}
+
+impl<T: Element> Shares<'_, T> {
+    /// Rows of classes side by side in memory.
+    fn rows(&self, rows: Range<usize>) -> f64 {
+        let (job, classes) = (self.job, self.job.classes);
+        let (mut room, mut of_shares) = (room::<T>(classes), room::<T>(classes));
+        let (mut exponentials, mut target) = (vec![T::Wide::default(); classes], vec![T::Wide::default(); classes]);
+        rows.map(|row| {
+            let range = row * classes..(row + 1) * classes;
+            let x = T::read(&job.input[range.clone()], &mut room);
+            let shares = T::read(&job.shares[range], &mut of_shares);
+            let (exponentials, target) = (&mut exponentials[..], &mut target[..]);
+            let loss = simd::run(ShareRow { call: self, row, x, shares, exponentials, target });
+            job.store_losses(row, &[loss]);
+            loss.to_f64()
+        })
+        .sum()
+    }
+
+    /// Blocks of pixels; a class has its pixels side by side in memory.
+    fn pixels(&self, blocks: &mut dyn Iterator<Item = Pixels>) -> f64 {
+        let mut room = Room::new(self.job.classes);
+        blocks.map(|pixels| simd::run(SharePixels { call: self, pixels, room: &mut room })).sum()
+    }
+
+    /// The target of a class with this share, given its weight.
+    #[inline(always)]
+    fn target<R: LaneOf<T::Wide>>(&self, share: T::Wide, weight: R) -> R {
+        R::new(share).mul_add(R::of(self.own), R::of(self.spread)) * weight
+    }
+}
+
+/// One row of classes and its shares: stores its gradient, returns the loss.
+struct ShareRow<'a, T: Element> {
+    call: &'a Shares<'a, T>,
+    row: usize,
+    x: &'a [T::Wide],
+    shares: &'a [T::Wide],
+    exponentials: &'a mut [T::Wide],
+    target: &'a mut [T::Wide],
+}
+
+impl<T: Element> Kernel<T::Wide> for ShareRow<'_, T> {
+    type Result = T::Wide;
+
+    #[inline(always)]
+    fn run<R: LaneOf<T::Wide>>(self) -> T::Wide {
+        let Self { call, row, x, shares, exponentials, target } = self;
+        let job = call.job;
+        match &job.options.weight {
+            None => {
+                for (target, share) in target.iter_mut().zip(shares) {
+                    *target = call.target(*share, R::of(1.0)).get();
+                }
+            }
+            Some(weights) => {
+                for ((target, share), weight) in target.iter_mut().zip(shares).zip(weights) {
+                    *target = call.target(*share, R::new(*weight)).get();
+                }
+            }
+        }
+        let max = largest::<T::Wide, R>(x);
+        let total = R::of(target.chunks(BLOCK).map(|block| Sum(block).run::<R>()).sum());
+        let distances = distances::<T::Wide, R>(x, max, Some(target), exponentials);
+        let sum = R::of(self::exponentials::<T::Wide, R>(x, max, exponentials, |range| job.fetch_row(row, range)));
+        let loss = distances + total * sum.ln();
+        if job.needs_gradient() {
+            let factor = R::new(job.factor(row));
+            let of_p = factor * total / sum;
+            let target = &target[..exponentials.len()];
+            job.store_gradient(row * job.classes, exponentials, |i, e| {
+                (R::new(e) * of_p - factor * R::new(target[i])).get()
+            });
+        }
+        loss.get()
+    }
+}
+
+/// One block of pixels and their shares: stores its gradient and losses, returns the sum of the losses.
+struct SharePixels<'a, T: Element> {
+    call: &'a Shares<'a, T>,
+    pixels: Pixels,
+    room: &'a mut Room<T::Wide>,
+}
+
+impl<T: Element> Kernel<T::Wide> for SharePixels<'_, T> {
+    type Result = f64;
+
+    #[inline(always)]
+    fn run<R: LaneOf<T::Wide>>(self) -> f64 {
+        let (call, job, pixels, room) = (self.call, self.call.job, self.pixels, self.room);
+        let length = pixels.length;
+        room.find_max::<T, R>(job, pixels);
+        let max = &room.max[..length];
+        let (sums, totals) = (&mut room.sums[..length], &mut room.weights[..length]);
+        let distances = &mut room.distances[..length];
+        for numbers in [&mut *sums, &mut *totals, &mut *distances] {
+            numbers.fill(T::Wide::default());
+        }
+        for class in 0..job.classes {
+            let x = &T::read(&job.input[pixels.of(class)], &mut room.x)[..length];
+            let shares = &T::read(&job.shares[pixels.of(class)], &mut room.targets)[..length];
             let exponentials = &mut room.exponentials[class * length..][..length];
             let weight = R::of(job.options.weight_of(class));
+            job.fetch_pixels(pixels, class);
             for i in 0..length {
-                let smooth = R::new(of_weight[i]) * weight;
-                exponentials[i] = (R::new(exponentials[i]) * R::new(of_p[i]) - smooth).get();
+                let distance = R::new(max[i]) - R::new(x[i]);
+                let exponential = (-distance).exp_of_negative();
+                let target = call.target(shares[i], weight);
+                exponentials[i] = exponential.get();
+                sums[i] = (R::new(sums[i]) + exponential).get();
+                totals[i] = (R::new(totals[i]) + target).get();
+                distances[i] = target.mul_add(distance, R::new(distances[i])).get();
             }
         }
+        let factors = &job.read_factors(pixels, &mut room.factors)[..length];
+        let (losses, of_p) = (&mut room.losses[..length], &mut room.of_p[..length]);
         for i in 0..length {
-            match job.class(row + i) {
-                Some(class) => {
-                    let target = &mut room.exponentials[class * length + i];
-                    *target = (R::new(*target) - R::new(room.of_target[i])).get();
-                }
-                None => (0..classes).for_each(|class| room.exponentials[class * length + i] = T::Wide::default()),
-            }
+            let (sum, total) = (R::new(sums[i]), R::new(totals[i]));
+            losses[i] = (R::new(distances[i]) + total * sum.ln()).get();
+            of_p[i] = (R::new(factors[i]) * total / sum).get();
         }
-        for class in 0..classes {
-            job.store(job.gradient, at(class), &room.exponentials[class * length..][..length]);
+        job.store_losses(pixels.row, losses);
+        let sum = Sum(losses).run::<R>();
+        if !job.needs_gradient() {
+            return sum;
+        }
+        let of_p = &room.of_p[..length];
+        for class in 0..job.classes {
+            let shares = &T::read(&job.shares[pixels.of(class)], &mut room.targets)[..length];
+            let weight = R::of(job.options.weight_of(class));
+            let exponentials = &mut room.exponentials[class * length..][..length];
+            job.store_gradient(pixels.of(class).start, exponentials, |i, e| {
+                let target = R::new(factors[i]) * call.target(shares[i], weight);
+                (R::new(e) * R::new(of_p[i]) - target).get()
+            });
         }
         sum
     }

@@ -9,14 +9,14 @@ use serde::Serialize;
 use serde_json::{Value as Json, json};
 use tch::{Device, Kind, Tensor};
 use tch_losses::{
-    Activation, AsymmetricMultiLabelLoss, BceLoss, BceWithLogitsLoss, CauchyLoss, CharbonnierLoss, CompleteBoxIouLoss,
-    CosineEmbeddingLoss, CrossEntropyLoss, CtcLoss, DiceCrossEntropyLoss, DiceLoss, DistanceBoxIouLoss,
-    GaussianNllLoss, GemanMcClureLoss, GeneralizedBoxIouLoss, HingeEmbeddingLoss, HingeLoss, HuberLoss, JaccardLoss,
-    KlDivLoss, L1Loss, LinearCrossEntropy, Loss, LossError, MarginRankingLoss, MsSsimL1Loss, MseLoss,
-    MultiLabelSoftMarginLoss, MultiMarginLoss, NllLoss, OneVsRestFocalLoss, PoissonNllLoss, PolyBceWithLogitsLoss,
-    PsnrLoss, QualityFocalLoss, Reduction, SigmoidFocalLoss, SmoothL1Loss, SoftBceWithLogitsLoss, SoftMarginLoss,
-    SoftmaxFocalLoss, SsimForm, SsimLoss, SsimPadding, TripletMarginLoss, TripletMarginWithDistanceLoss, TverskyLoss,
-    VarifocalLoss, WelschLoss,
+    Activation, AsymmetricMultiLabelLoss, AsymmetricSingleLabelLoss, BceLoss, BceWithLogitsLoss, CauchyLoss,
+    CharbonnierLoss, Chunking, CompleteBoxIouLoss, CosineEmbeddingLoss, CrossEntropyLoss, CtcLoss,
+    DiceCrossEntropyLoss, DiceLoss, DistanceBoxIouLoss, GaussianNllLoss, GemanMcClureLoss, GeneralizedBoxIouLoss,
+    HingeEmbeddingLoss, HingeLoss, HuberLoss, JaccardLoss, JsdCrossEntropyLoss, KlDivLoss, L1Loss, LinearCrossEntropy,
+    Loss, LossError, MarginRankingLoss, MsSsimL1Loss, MseLoss, MultiLabelSoftMarginLoss, MultiMarginLoss, NllLoss,
+    OneVsRestFocalLoss, PoissonNllLoss, PolyBceWithLogitsLoss, PolyCrossEntropyLoss, PsnrLoss, QualityFocalLoss,
+    Reduction, SigmoidFocalLoss, SmoothL1Loss, SoftBceWithLogitsLoss, SoftMarginLoss, SoftmaxFocalLoss, SsimForm,
+    SsimLoss, SsimPadding, TripletMarginLoss, TripletMarginWithDistanceLoss, TverskyLoss, VarifocalLoss, WelschLoss,
 };
 
 use crate::case::{Case, Tensors, parse_cases};
@@ -149,6 +149,13 @@ fn rows() -> Vec<Row> {
             json!({"alpha": 0.25, "gamma": 2.0, "reduction": "sum", "ignore_index": null}), LOGITS, indices,
             |_| pair(SoftmaxFocalLoss::new().alpha(0.25).gamma(2.0).reduction(Reduction::Sum))),
 
+        row("PolyCrossEntropyLoss", "timm.loss.PolyCrossEntropy", json!({}), ROWS, indices,
+            |_| pair(PolyCrossEntropyLoss::new())),
+        row("AsymmetricSingleLabelLoss", "timm.loss.AsymmetricLossSingleLabel", json!({}), ROWS, indices,
+            |_| pair(AsymmetricSingleLabelLoss::new())),
+        row("JsdCrossEntropyLoss", "timm.loss.JsdCrossEntropy", json!({"num_splits": 2}), ROWS, indices,
+            |_| pair(JsdCrossEntropyLoss::new().num_splits(2))),
+
         row("CosineEmbeddingLoss", "torch.nn.CosineEmbeddingLoss", json!({}), VECTORS,
             |n| on(&[0, 1], [normal(n)?, normal(n)?, signs(&n[..1])?]), |_| triple(CosineEmbeddingLoss::new(),
             |loss, first, second, target| loss.f_forward(first, second, target))),
@@ -212,7 +219,8 @@ fn rows() -> Vec<Row> {
         row("PsnrLoss", "kornia.losses.PSNRLoss", json!({"max_val": 1.0}), IMAGES, images, |_| pair(PsnrLoss::new())),
 
         row("LinearCrossEntropy", "chains.linear_then_cross_entropy", json!({}), LINEAR, linear,
-            |_| triple(LinearCrossEntropy::new(), |loss, x, weight, target| loss.f_forward(x, weight, target, None))),
+            |_| triple(LinearCrossEntropy::new().chunking(Chunking::default()),
+            |loss, x, weight, target| loss.f_forward(x, weight, target, None))),
         row("LinearCrossEntropy, PyTorch's own", "torch.nn.functional.linear_cross_entropy", json!({}), &LINEAR[..2],
             linear, |_| triple(LinearCrossEntropy::new(), |loss, x, weight, target| loss.f_forward(x, weight, target, None))),
     ]

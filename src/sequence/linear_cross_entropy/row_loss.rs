@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::LossError;
+use crate::kernels::{self, LogitRows, f_logits};
 use crate::numeric::wide_kind;
 
 /// How many logits are taken at once on the CPU: as many as stay in its second-level cache over several operations.
@@ -102,6 +103,9 @@ impl RowLoss {
         target: &RowTarget,
         derivatives: Option<&PerRow>,
     ) -> Result<PerRow, LossError> {
+        if let Some(losses) = self.f_fused(logits, target, derivatives)? {
+            return Ok(losses);
+        }
         let (rows, classes) = logits.size2()?;
         let kind = wide_kind(logits)?;
         let step = if logits.device() == Device::Cpu { (BLOCK / classes).max(1) } else { rows };
@@ -120,6 +124,34 @@ impl RowLoss {
             z.push(losses.z);
         }
         Ok(PerRow { entropy: Tensor::f_cat(&entropy, 0)?, z: Tensor::f_cat(&z, 0)? })
+    }
+
+    /// The same by the engine, where it takes the call.
+    fn f_fused(
+        &self,
+        logits: &Tensor,
+        target: &RowTarget,
+        derivatives: Option<&PerRow>,
+    ) -> Result<Option<PerRow>, LossError> {
+        let RowTarget::Indices { classes, ignored } = target else { return Ok(None) };
+        if !kernels::takes(logits) {
+            return Ok(None);
+        }
+        let target = match ignored {
+            Some(ignored) => classes.f_masked_fill(ignored, -1)?,
+            None => classes.shallow_clone(),
+        };
+        let derivatives = derivatives.map(|of| of.f_map(|of| Ok(of.f_contiguous()?))).transpose()?;
+        let losses = f_logits(&LogitRows {
+            logits,
+            target: &target.f_contiguous()?,
+            weight: self.weight.as_ref(),
+            smoothing: self.label_smoothing,
+            z_loss: self.z_loss,
+            soft_cap: self.soft_cap,
+            derivatives: derivatives.as_ref().map(|of| [&of.entropy, &of.z]),
+        })?;
+        Ok(losses.map(|[entropy, z]| PerRow { entropy, z }))
     }
 
     fn f_block(

@@ -1,0 +1,437 @@
+//! What the engines of losses over rows of classes share: layouts, reductions, kinds, the graph.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use half::{bf16, f16};
+use tch::{Kind, Tensor};
+
+use super::element::{Element, Output, elements, f_one_layout, f_plain, f_scalar, integers, is_dense, is_plain};
+use super::{backend, parallel, simd};
+use crate::autograd::{self, Context, Function, StoredGradients};
+use crate::{LossError, Reduction};
+
+/// What the losses of rows are reduced to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum RowReduction {
+    None,
+    Sum,
+    /// Divided by the sum of the weights of the targets that are not ignored.
+    WeightedMean,
+    /// Divided by the number of those targets.
+    CountedMean,
+    /// Divided by the number of all targets.
+    Mean,
+}
+
+impl From<Reduction> for RowReduction {
+    fn from(reduction: Reduction) -> Self {
+        match reduction {
+            Reduction::None => RowReduction::None,
+            Reduction::Mean => RowReduction::WeightedMean,
+            Reduction::Sum => RowReduction::Sum,
+        }
+    }
+}
+
+/// The arguments of a call.
+pub(crate) struct Rows<'a> {
+    /// With a graph.
+    pub(crate) input: &'a Tensor,
+    /// Where the classes are.
+    pub(crate) class_dim: usize,
+    /// A class in range for each row, or the ignored index, 64-bit; or a number for each element of the input, of its kind and
+    /// without a gradient.
+    pub(crate) target: &'a Tensor,
+    pub(crate) ignore_index: Option<i64>,
+    /// A factor for each class, of any floating kind, without a gradient.
+    pub(crate) weight: Option<&'a Tensor>,
+}
+
+/// Losses of rows of classes.
+pub(super) trait RowFormula: Copy + Send + Sync + 'static {
+    /// Runs over all rows of the job, stores what it has outputs for, returns the sum of the losses.
+    fn run<T: Element>(self, job: &Job<T>) -> f64;
+}
+
+/// The reduced loss of `rows`; `None` where the engine does not take the call. Second derivatives are those of the
+/// `composite` of input and target.
+pub(super) fn f_rows<F, C>(
+    formula: F,
+    rows: &Rows,
+    reduction: RowReduction,
+    composite: C,
+) -> Result<Option<Tensor>, LossError>
+where
+    F: RowFormula,
+    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
+{
+    let kind = rows.input.f_kind()?;
+    let target = rows.target.f_kind()?;
+    let taken = backend::fused()
+        && rows.input.numel() != 0
+        && rows.input.size()[rows.class_dim] < CLASSES
+        && is_plain(rows.input, kind)
+        && (target == Kind::Int64 || target == kind)
+        && is_plain(rows.target, target)
+        && !rows.target.requires_grad()
+        && rows.weight.is_none_or(|weight| !weight.requires_grad());
+    if !taken {
+        return Ok(None);
+    }
+    Ok(Some(match kind {
+        Kind::Float => f_run::<f32, F, C>(formula, rows, reduction, composite)?,
+        Kind::Double => f_run::<f64, F, C>(formula, rows, reduction, composite)?,
+        Kind::Half => f_run::<f16, F, C>(formula, rows, reduction, composite)?,
+        Kind::BFloat16 => f_run::<bf16, F, C>(formula, rows, reduction, composite)?,
+        _ => return Ok(None),
+    }))
+}
+
+/// More classes are not exact numbers in `f32`.
+const CLASSES: i64 = 1 << 24;
+
+fn f_run<T, F, C>(formula: F, rows: &Rows, reduction: RowReduction, composite: C) -> Result<Tensor, LossError>
+where
+    T: Element,
+    F: RowFormula,
+    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
+{
+    let options = Options::<T::Wide>::f_new(rows)?;
+    let pass = Pass::f_new(rows.input, rows.class_dim, rows.target)?;
+    let needed = autograd::grad_enabled() && rows.input.requires_grad();
+    let unreduced = reduction == RowReduction::None;
+    // The gradients of half precision would lose digits by being scaled twice, and are computed in the backward pass.
+    let at_once = !unreduced && size_of::<T>() >= size_of::<f32>();
+    let scale = pass.scale(&options, reduction);
+    let (loss, gradient) = if unreduced {
+        let mut size = rows.input.size();
+        size.remove(rows.class_dim);
+        let losses = Output::<T>::f_of_size(&size)?;
+        formula.run(&pass.job(&options, Factors::Number(1.0), Some(&losses), None));
+        (losses.into_tensor(), None)
+    } else {
+        let gradient = (needed && at_once).then(|| Output::<T>::f_like(&pass.input)).transpose()?;
+        let sum = formula.run(&pass.job(&options, Factors::Number(scale), None, gradient.as_ref()));
+        (f_scalar::<T>(sum * scale)?, gradient.map(Output::into_tensor))
+    };
+    if !needed {
+        return Ok(loss);
+    }
+    let class_dim = rows.class_dim;
+    let stored = at_once.then(|| StoredGradients::f_of_own_kind([gradient])).transpose()?;
+    let backward = move |context: Context| -> autograd::Gradients {
+        let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
+        let saved = context.saved();
+        if context.create_graph() {
+            let loss = |inputs: &[Tensor]| composite(&inputs[0], &saved[1]);
+            return autograd::f_gradients_of(loss, &grad, &saved[..1], &[true]);
+        }
+        let grad = f_plain(&grad)?.f_contiguous()?;
+        if let Some(stored) = &stored {
+            return stored.f_scaled(&context, &grad);
+        }
+        let pass = Pass::f_new(&saved[0], class_dim, &saved[1])?;
+        let gradient = Output::<T>::f_like(&pass.input)?;
+        let factors = match unreduced {
+            true => Factors::Rows(elements::<T>(&grad)),
+            false => Factors::Number(elements::<T>(&grad)[0].to_f64() * scale),
+        };
+        formula.run(&pass.job(&options, factors, None, Some(&gradient)));
+        Ok(vec![Some(gradient.into_tensor())])
+    };
+    Ok(Function::new(&[rows.input]).save(&[rows.input, rows.target]).f_attach_own(vec![loss], backward)?.remove(0))
+}
+
+/// The options of a call, in the kind that it is computed in.
+pub(super) struct Options<W> {
+    /// What no class is where nothing is ignored.
+    ignored: i64,
+    pub(super) weight: Option<Vec<W>>,
+}
+
+impl<W: Element> Options<W> {
+    fn f_new(rows: &Rows) -> Result<Self, LossError> {
+        Ok(Self { ignored: rows.ignore_index.unwrap_or(-1), weight: rows.weight.map(f_numbers).transpose()? })
+    }
+
+    pub(super) fn weight_of(&self, class: usize) -> f64 {
+        self.weight.as_ref().map_or(1.0, |weight| weight[class].to_f64())
+    }
+}
+
+/// The elements of a tensor of any floating kind.
+pub(super) fn f_numbers<W: Element>(tensor: &Tensor) -> Result<Vec<W>, LossError> {
+    let wide = tensor.f_detach()?.f_to_kind(Kind::Double)?.f_contiguous()?;
+    Ok(elements::<f64>(&wide).iter().map(|&number| W::from_f64(number)).collect())
+}
+
+/// Whether all `indices`, 64-bit, are classes or the ignored one, and whether any is the latter; `None` where their memory cannot
+/// be looked at.
+pub(crate) fn scan_classes(indices: &Tensor, classes: i64, ignored: Option<i64>) -> Option<(bool, bool)> {
+    if !is_plain(indices, Kind::Int64) || !indices.is_contiguous() {
+        return None;
+    }
+    let indices = integers(indices);
+    let any_ignored = AtomicBool::new(false);
+    let invalid = parallel::sum(indices.len(), 1, |range| {
+        let (mut ignores, mut invalid) = (false, false);
+        for &class in &indices[range] {
+            let ignore = Some(class) == ignored;
+            ignores |= ignore;
+            invalid |= !ignore & ((class as u64) >= classes as u64);
+        }
+        any_ignored.fetch_or(ignores, Ordering::Relaxed);
+        f64::from(u8::from(invalid))
+    });
+    Some((invalid == 0.0, any_ignored.into_inner()))
+}
+
+/// Numbers `[outer, classes, inner]` in memory, and their target.
+struct Pass {
+    input: Tensor,
+    target: Tensor,
+    classes: usize,
+    inner: usize,
+}
+
+impl Pass {
+    fn f_new(input: &Tensor, class_dim: usize, target: &Tensor) -> Result<Self, LossError> {
+        let size = input.size();
+        let classes = size[class_dim] as usize;
+        let inner: i64 = size[class_dim + 1..].iter().product();
+        let last = || input.f_movedim_int(class_dim as i64, -1);
+        let (input, inner) = if !input.is_contiguous() && is_dense(input) && last()?.is_contiguous() {
+            // Channels last.
+            (input.f_detach()?, 1)
+        } else {
+            (input.f_detach()?.f_contiguous()?, inner as usize)
+        };
+        let target = match target.f_kind()? {
+            Kind::Int64 => target.f_contiguous()?,
+            _ => {
+                let [_, target] = f_one_layout([&input, target])?;
+                target
+            }
+        };
+        Ok(Self { input, target, classes, inner })
+    }
+
+    /// What the sum of the losses is multiplied by.
+    fn scale<W: Element>(&self, options: &Options<W>, reduction: RowReduction) -> f64 {
+        let divisor = match reduction {
+            RowReduction::None | RowReduction::Sum => 1.0,
+            RowReduction::Mean => (self.input.numel() / self.classes) as f64,
+            RowReduction::WeightedMean | RowReduction::CountedMean => {
+                let target = integers(&self.target);
+                let weighted = reduction == RowReduction::WeightedMean && options.weight.is_some();
+                parallel::sum(target.len(), 1, |range| {
+                    let counted = target[range].iter().filter(|class| **class != options.ignored);
+                    match weighted {
+                        true => counted.map(|class| options.weight_of(*class as usize)).sum(),
+                        false => counted.count() as f64,
+                    }
+                })
+            }
+        };
+        1.0 / divisor
+    }
+
+    fn job<'a, T: Element>(
+        &'a self,
+        options: &'a Options<T::Wide>,
+        factors: Factors<'a, T>,
+        losses: Option<&'a Output<T>>,
+        gradient: Option<&'a Output<T>>,
+    ) -> Job<'a, T> {
+        let (classes, shares) = match self.target.f_kind() {
+            Ok(Kind::Int64) => (integers(&self.target), &[][..]),
+            _ => (&[][..], elements::<T>(&self.target)),
+        };
+        let input = elements::<T>(&self.input);
+        Job {
+            options,
+            input,
+            target: classes,
+            shares,
+            classes: self.classes,
+            inner: self.inner,
+            factors,
+            losses,
+            gradient,
+        }
+    }
+}
+
+/// What the gradients of the rows are multiplied by.
+#[derive(Clone, Copy)]
+enum Factors<'a, T> {
+    Number(f64),
+    Rows(&'a [T]),
+}
+
+/// What all threads work on.
+pub(super) struct Job<'a, T: Element> {
+    pub(super) options: &'a Options<T::Wide>,
+    pub(super) input: &'a [T],
+    /// The class of each row, where there is one.
+    pub(super) target: &'a [i64],
+    /// A number for each element of the input, where there is no class.
+    pub(super) shares: &'a [T],
+    pub(super) classes: usize,
+    /// How many rows lie beside each other: the distance of the classes of a row.
+    inner: usize,
+    factors: Factors<'a, T>,
+    losses: Option<&'a Output<T>>,
+    gradient: Option<&'a Output<T>>,
+}
+
+/// Pixels of one sample beside each other.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pixels {
+    /// The position of the first one's number of class 0.
+    start: usize,
+    /// From one class to the next.
+    inner: usize,
+    /// The row of the first one.
+    pub(super) row: usize,
+    /// How many there are.
+    pub(super) length: usize,
+}
+
+impl Pixels {
+    /// Where the numbers of a class are.
+    pub(super) fn of(self, class: usize) -> Range<usize> {
+        let start = self.start + class * self.inner;
+        start..start + self.length
+    }
+}
+
+impl<T: Element> Job<'_, T> {
+    /// The sum of what `rows` returns for ranges of rows with their classes side by side, or where these are apart, `pixels`
+    /// for blocks of at most `block` pixels.
+    pub(super) fn sum(
+        &self,
+        block: usize,
+        rows: impl Fn(Range<usize>) -> f64 + Sync,
+        pixels: impl Fn(&mut dyn Iterator<Item = Pixels>) -> f64 + Sync,
+    ) -> f64 {
+        let (classes, inner) = (self.classes, self.inner);
+        if inner == 1 {
+            return parallel::sum(self.input.len(), classes, |range| rows(range.start / classes..range.end / classes));
+        }
+        let block = block.min(inner);
+        let blocks = inner.div_ceil(block);
+        let unit = block * classes;
+        let at = |index: usize| {
+            let (sample, first) = (index / blocks, index % blocks * block);
+            let (start, row) = (sample * classes * inner + first, sample * inner + first);
+            Pixels { start, inner, row, length: block.min(inner - first) }
+        };
+        let count = self.input.len() / (classes * inner) * blocks;
+        parallel::sum(count * unit, unit, |range| pixels(&mut (range.start / unit..range.end / unit).map(&at)))
+    }
+
+    /// The sum of what `work` returns for ranges of rows, of classes that are the last dimension.
+    pub(super) fn sum_rows(&self, work: impl Fn(Range<usize>) -> f64 + Sync) -> f64 {
+        self.sum(1, work, |_| 0.0)
+    }
+
+    /// Has the memory fetched that is needed soon after the exponentials of these classes of a row: where their gradient goes, and
+    /// the same classes of the next row.
+    #[inline(always)]
+    pub(super) fn fetch_row(&self, row: usize, classes: Range<usize>) {
+        let range = row * self.classes + classes.start..row * self.classes + classes.end;
+        self.fetch(range, self.classes);
+    }
+
+    /// Has the memory fetched that is needed soon after the exponentials of this class of pixels: where their gradient goes, and
+    /// the same class of the next pixels.
+    #[inline(always)]
+    pub(super) fn fetch_pixels(&self, pixels: Pixels, class: usize) {
+        self.fetch(pixels.of(class), pixels.length);
+    }
+
+    #[inline(always)]
+    fn fetch(&self, range: Range<usize>, to_next: usize) {
+        if let Some(output) = self.gradient {
+            simd::fetch(output.address(), range.clone());
+        }
+        let next = range.start + to_next..(range.end + to_next).min(self.input.len());
+        simd::fetch(self.input.as_ptr(), next.clone());
+        if !self.shares.is_empty() {
+            simd::fetch(self.shares.as_ptr(), next);
+        }
+    }
+
+    /// The class of a row that is not ignored.
+    pub(super) fn class(&self, row: usize) -> Option<usize> {
+        let class = self.target[row];
+        (class != self.options.ignored).then_some(class as usize)
+    }
+
+    /// The classes of pixels as numbers; −1 where they are ignored.
+    #[inline(always)]
+    pub(super) fn class_numbers(&self, pixels: Pixels, numbers: &mut [T::Wide]) {
+        let ignored = self.options.ignored;
+        for (number, &class) in numbers[..pixels.length].iter_mut().zip(&self.target[pixels.row..]) {
+            let class = if class == ignored { -1 } else { class as i32 };
+            *number = T::Wide::from_f64(f64::from(class));
+        }
+    }
+
+    pub(super) fn factor(&self, row: usize) -> T::Wide {
+        match self.factors {
+            Factors::Number(number) => T::Wide::from_f64(number),
+            Factors::Rows(factors) => T::Wide::from_f64(factors[row].to_f64()),
+        }
+    }
+
+    /// The factors of pixels, converted into `room` where they have to be.
+    pub(super) fn read_factors<'a>(&'a self, pixels: Pixels, room: &'a mut [T::Wide]) -> &'a [T::Wide] {
+        match self.factors {
+            Factors::Number(number) => {
+                room[..pixels.length].fill(T::Wide::from_f64(number));
+                &room[..pixels.length]
+            }
+            Factors::Rows(factors) => T::read(&factors[pixels.row..pixels.row + pixels.length], room),
+        }
+    }
+
+    pub(super) fn needs_gradient(&self) -> bool {
+        self.gradient.is_some()
+    }
+
+    /// Stores the losses of rows from `row` on.
+    pub(super) fn store_losses(&self, row: usize, losses: &[T::Wide]) {
+        let Some(output) = self.losses else { return };
+        // SAFETY: tasks have rows of their own, and write them one after another.
+        T::write(losses, unsafe { output.range(row..row + losses.len()) });
+    }
+
+    /// Stores what `map` makes of numbers as the gradient from `position` on. The numbers may be lost.
+    #[inline(always)]
+    pub(super) fn store_gradient(
+        &self,
+        position: usize,
+        numbers: &mut [T::Wide],
+        map: impl Fn(usize, T::Wide) -> T::Wide,
+    ) {
+        let Some(output) = self.gradient else { return };
+        // SAFETY: tasks have rows of their own, and write them one after another.
+        T::write_mapped(numbers, unsafe { output.range(position..position + numbers.len()) }, map);
+    }
+
+    /// Stores zeros as the gradient of `length` numbers from `position` on.
+    pub(super) fn store_zeros(&self, position: usize, length: usize) {
+        let Some(output) = self.gradient else { return };
+        // SAFETY: tasks have rows of their own, and write them one after another.
+        let elements = unsafe { output.range(position..position + length) };
+        elements.fill(std::mem::MaybeUninit::new(T::from_f64(0.0)));
+    }
+
+    /// Stores one number as the gradient at `position`.
+    pub(super) fn store_number(&self, position: usize, number: T::Wide) {
+        self.store_gradient(position, &mut [number], |_, number| number);
+    }
+}
