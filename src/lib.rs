@@ -108,6 +108,11 @@
 //! | pml `LiftedStructureLoss` | [`LiftedStructureLoss`] |
 //! | pml `GeneralizedLiftedStructureLoss` | [`GeneralizedLiftedStructureLoss`] |
 //! | pml `TripletMarginLoss`, `BatchHardMiner`, `TripletMarginMiner` | [`BatchTripletMarginLoss`] |
+//! | **embeddings, with a vector for each class** | |
+//! | pml `ArcFaceLoss`, `SubCenterArcFaceLoss` | [`ArcFaceLoss`], or [`ArcFace`] of `input, weight, target` |
+//! | pml `CosFaceLoss` | [`CosFaceLoss`], or [`CosFace`] of `input, weight, target` |
+//! | pml `ProxyAnchorLoss` | [`ProxyAnchorLoss`], or [`ProxyAnchor`] of `input, proxies, target` |
+//! | pml `ProxyNCALoss` | [`ProxyNcaLoss`], or [`ProxyNca`] of `input, proxies, target` |
 //! | **preferences and distillation of language models** | |
 //! | `liger_kernel.chunked_loss.LigerFusedLinearDPOLoss` | [`DpoLoss`], [`LinearPreference`] |
 //! | IPO (paper) | [`IpoLoss`], [`LinearPreference`] |
@@ -123,11 +128,6 @@
 //! | `lightly.loss.DINOLoss` | [`DinoLoss`], of lists of views |
 //! | CLIP paper | [`ClipLoss`], of `image, text, logit_scale` |
 //! | SigLIP paper | [`SigLipLoss`], of `image, text, logit_scale, logit_bias` |
-//! | **metric, with a vector for each class** | |
-//! | pml `ArcFaceLoss`, `SubCenterArcFaceLoss` | [`ArcFaceLoss`], or [`ArcFace`] of `input, weight, target` |
-//! | pml `CosFaceLoss` | [`CosFaceLoss`], or [`CosFace`] of `input, weight, target` |
-//! | pml `ProxyAnchorLoss` | [`ProxyAnchorLoss`], or [`ProxyAnchor`] of `input, proxies, target` |
-//! | pml `ProxyNCALoss` | [`ProxyNcaLoss`], or [`ProxyNca`] of `input, proxies, target` |
 //! | **robust regression** | |
 //! | kornia `CharbonnierLoss` | [`CharbonnierLoss`] |
 //! | kornia `CauchyLoss` | [`CauchyLoss`] |
