@@ -72,8 +72,9 @@ macro_rules! wide {
                 map: impl Fn(usize, Self) -> Self,
             ) {
                 assert_eq!(numbers.len(), elements.len());
-                for (position, (number, element)) in numbers.iter().zip(elements).enumerate() {
-                    element.write(map(position, *number));
+                let numbers = &numbers[..elements.len()];
+                for position in 0..elements.len() {
+                    elements[position] = MaybeUninit::new(map(position, numbers[position]));
                 }
             }
         }
@@ -116,8 +117,8 @@ macro_rules! half {
 
             #[inline(always)]
             fn write_mapped(numbers: &mut [f32], elements: &mut [MaybeUninit<Self>], map: impl Fn(usize, f32) -> f32) {
-                for (position, number) in numbers.iter_mut().enumerate() {
-                    *number = map(position, *number);
+                for position in 0..numbers.len() {
+                    numbers[position] = map(position, numbers[position]);
                 }
                 Self::write(numbers, elements);
             }

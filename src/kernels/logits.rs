@@ -5,7 +5,7 @@ use std::ops::Range;
 use tch::{Kind, Tensor};
 
 use super::element::{InPlace, Output, elements, integers, is_plain};
-use super::rows::f_numbers;
+use super::rows::f_wide_numbers;
 use super::simd::{self, Kernel, LaneOf, Wide};
 use super::softmax::{distances, exponentials, largest};
 use super::{backend, parallel};
@@ -50,7 +50,7 @@ pub(crate) fn f_logits(rows: &LogitRows) -> Result<Option<[Tensor; 2]>, LossErro
 fn f_run<W: Wide>(rows: &LogitRows) -> Result<[Tensor; 2], LossError> {
     let target = integers(rows.target);
     let classes = rows.logits.numel() / target.len();
-    let weight = rows.weight.map(f_numbers::<W>).transpose()?;
+    let weight = rows.weight.map(f_wide_numbers::<W>).transpose()?;
     let total = weight.as_ref().map_or(classes as f64, |weight| weight.iter().map(|&weight| weight.to_f64()).sum());
     let output = || Output::<W>::f_of_size(&[target.len() as i64]);
     let job = Job {

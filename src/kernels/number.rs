@@ -55,6 +55,10 @@ pub(crate) trait Real:
         choose(self < Self::of(0.0), -tanh, tanh)
     }
 
+    /// The larger one, the other one where one is NaN. Kept in an array this is written always; what `choose` keeps there
+    /// is written under a mask, which is slow.
+    fn max(self, other: Self) -> Self;
+
     /// The larger one, NaN where `self` is.
     #[inline(always)]
     fn at_least(self, other: Self) -> Self {
@@ -174,6 +178,11 @@ macro_rules! common {
         #[inline(always)]
         fn abs(self) -> Self {
             Lane(self.0.abs())
+        }
+
+        #[inline(always)]
+        fn max(self, other: Self) -> Self {
+            Lane(self.0.max(other.0))
         }
 
         #[inline(always)]
@@ -545,6 +554,7 @@ mod tests {
             assert_eq!((inf.atan(), zero.atan()), (R::of(std::f64::consts::FRAC_PI_2), zero));
             assert!(is_nan(nan.atan()));
             assert_eq!((R::of(-3.0).sign(), zero.sign(), R::of(3.0).sign(), nan.sign()), (-one, zero, one, zero));
+            assert_eq!((nan.max(zero), zero.max(nan), one.max(zero)), (zero, zero, one));
             assert!(is_nan(nan.at_least(zero)) && is_nan(nan.at_most(zero)));
             assert_eq!((zero.power(R::of(0.5)), zero.power(zero)), (zero, one));
             for x in [1e4, 1e30, f64::INFINITY] {

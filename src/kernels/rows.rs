@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use half::{bf16, f16};
 use tch::{Kind, Tensor};
 
-use super::element::{Element, Output, elements, f_one_layout, f_plain, f_scalar, integers, is_dense, is_plain};
+use super::element::{
+    Element, Output, elements, f_numbers, f_one_layout, f_plain, f_scalar, integers, is_dense, is_plain,
+};
 use super::{backend, parallel, simd};
 use crate::autograd::{self, Context, Function, StoredGradients};
 use crate::{LossError, Reduction};
@@ -152,7 +154,7 @@ pub(super) struct Options<W> {
 
 impl<W: Element> Options<W> {
     fn f_new(rows: &Rows) -> Result<Self, LossError> {
-        Ok(Self { ignored: rows.ignore_index.unwrap_or(-1), weight: rows.weight.map(f_numbers).transpose()? })
+        Ok(Self { ignored: rows.ignore_index.unwrap_or(-1), weight: rows.weight.map(f_wide_numbers).transpose()? })
     }
 
     pub(super) fn weight_of(&self, class: usize) -> f64 {
@@ -160,10 +162,9 @@ impl<W: Element> Options<W> {
     }
 }
 
-/// The elements of a tensor of any floating kind.
-pub(super) fn f_numbers<W: Element>(tensor: &Tensor) -> Result<Vec<W>, LossError> {
-    let wide = tensor.f_detach()?.f_to_kind(Kind::Double)?.f_contiguous()?;
-    Ok(elements::<f64>(&wide).iter().map(|&number| W::from_f64(number)).collect())
+/// The elements of a tensor, in the kind that a call is computed in.
+pub(super) fn f_wide_numbers<W: Element>(tensor: &Tensor) -> Result<Vec<W>, LossError> {
+    Ok(f_numbers(tensor)?.into_iter().map(W::from_f64).collect())
 }
 
 /// Whether all `indices`, 64-bit, are classes or the ignored one, and whether any is the latter; `None` where their memory cannot

@@ -256,18 +256,18 @@ pub(super) fn largest<W: Wide, R: LaneOf<W>>(numbers: &[W]) -> R {
     let rest = groups.remainder();
     for group in groups {
         for (lane, number) in lanes.iter_mut().zip(group) {
-            *lane = R::new(*lane).at_least(R::new(*number)).get();
+            *lane = R::new(*lane).max(R::new(*number)).get();
         }
     }
     for (lane, number) in lanes.iter_mut().zip(rest) {
-        *lane = R::new(*lane).at_least(R::new(*number)).get();
+        *lane = R::new(*lane).max(R::new(*number)).get();
     }
     // In pairs, so that none waits for all before it.
     let mut width = LANES;
     while width > 1 {
         width /= 2;
         for lane in 0..width {
-            lanes[lane] = R::new(lanes[lane]).at_least(R::new(lanes[lane + width])).get();
+            lanes[lane] = R::new(lanes[lane]).max(R::new(lanes[lane + width])).get();
         }
     }
     R::new(lanes[0])
@@ -323,7 +323,7 @@ impl<W: Wide> Room<W> {
         for class in 0..job.classes {
             let x = T::read(&job.input[pixels.of(class)], &mut self.x);
             for (max, x) in max.iter_mut().zip(x) {
-                *max = R::new(*max).at_least(R::new(*x)).get();
+                *max = R::new(*max).max(R::new(*x)).get();
             }
         }
     }
@@ -376,7 +376,8 @@ impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
                 let exponential = (R::new(x[i]) - R::new(max[i])).exp_of_negative();
                 exponentials[i] = exponential.get();
                 sums[i] = (R::new(sums[i]) + exponential).get();
-                targets[i] = choose(R::new(classes[i]) == index, x[i], targets[i]);
+                let target = choose(R::new(classes[i]) == index, R::new(x[i]), R::of(0.0));
+                targets[i] = (R::new(targets[i]) + target).get();
             }
             if self.call.spread != 0.0 {
                 let weight = R::of(job.options.weight_of(class));
