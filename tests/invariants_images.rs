@@ -77,7 +77,7 @@ fn the_range_of_the_pixels_does_not_count() {
 fn a_volume_of_equal_slices_is_as_similar_as_the_slices() {
     for_images(|a, b| {
         let loss = SsimLoss::new().window_size(&[5]);
-        let volume = |image: &Tensor| Tensor::stack(&vec![image; 7], 2);
+        let volume = |image: &Tensor| Tensor::stack(&[image; 7], 2);
         assert!(close(&loss.forward(&volume(a), &volume(b)), &loss.forward(a, b)));
     });
 }

@@ -2,6 +2,7 @@ use tch::{Kind, Tensor};
 
 use super::focal::{self, Counted, FocalAlpha, FocalNormalization, Modulation};
 use super::sigmoid_focal::Formula;
+use crate::autograd::grad_enabled;
 use crate::check::{self, ClassIndices};
 use crate::kernels::{self, f_pointwise};
 use crate::mean_parts::f_wide;
@@ -243,7 +244,8 @@ impl Loss for OneVsRestFocalLoss {
 }
 
 impl OneVsRestFocalLoss {
-    /// Whether each loss is a formula of its logit and whether its class is right.
+    /// Whether each loss is a formula of its logit and whether its class is right. Where there is a gradient the engine would
+    /// keep the labels of all classes for it, as much memory as the gradient itself.
     fn is_fused(&self, input: &Tensor) -> bool {
         self.normalization == FocalNormalization::None
             && !matches!(self.alpha, FocalAlpha::Classes(_))
@@ -252,6 +254,7 @@ impl OneVsRestFocalLoss {
             && self.ignore_index.is_none()
             && self.invalid_values == InvalidValues::Error
             && input.numel() > 0
+            && !(input.requires_grad() && grad_enabled())
             && kernels::takes(input)
     }
 

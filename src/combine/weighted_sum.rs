@@ -250,7 +250,8 @@ mod tests {
         assert_eq!(terms, [("mse", 2.5), ("inner", -3.0)]);
         assert!(output.terms.iter().all(|term| !term.loss.requires_grad()));
         assert_eq!(Vec::<f64>::try_from(input.grad()).unwrap(), [0.5 - 1.0, -1.0 + 1.0]);
-        assert_eq!((&sum).forward(&input, &target), output.total);
+        let borrowed: &dyn Loss = &&sum;
+        assert_eq!(borrowed.forward(&input, &target), output.total);
     }
 
     #[test]

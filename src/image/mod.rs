@@ -7,9 +7,10 @@ mod total_variation;
 
 use std::sync::Arc;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::kernels::f_slide;
+use crate::numeric::wide_kind;
 use crate::{LossError, check};
 
 pub use ms_ssim_l1::MsSsimL1Loss;
@@ -92,4 +93,10 @@ impl Moments {
 fn f_fraction(of_sum: &Tensor, of_difference: &Tensor, c: f64) -> Result<[Tensor; 2], LossError> {
     let denominator = of_sum.f_add(of_difference)?.f_mul_scalar(0.5)?.f_add_scalar(c)?;
     Ok([denominator, of_difference.shallow_clone()])
+}
+
+/// The kind in which local variances are computed: they are differences of nearly equal numbers, which single precision leaves
+/// few digits of. A GPU has no time for double precision.
+fn exact_kind(image: &Tensor) -> Result<Kind, LossError> {
+    if image.device().is_cuda() { wide_kind(image) } else { Ok(Kind::Double) }
 }

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
-use super::{Moments, Taps, check_range, f_means, gaussian};
-use crate::numeric::{f_reals, wide_kind};
+use super::{Moments, Taps, check_range, exact_kind, f_means, gaussian};
+use crate::numeric::f_reals;
 use crate::{Loss, LossError, Reduction, check};
 
 /// Structural similarity at several scales, and the absolute difference of two images.
@@ -33,7 +33,7 @@ use crate::{Loss, LossError, Reduction, check};
 ///
 /// # Differences from kornia
 ///
-/// * The windows are as precise as the input; kornia's are in `f32`.
+/// * It is computed in `f64` on the CPU; kornia's windows are in `f32`.
 /// * A single image is not broadcast over a batch.
 ///
 /// # Errors
@@ -196,7 +196,7 @@ impl Loss for MsSsimL1Loss {
         if input.dim() != 4 || input.size()[1..].contains(&0) {
             return Err(check::shape_error(("input", input), "[N, C, H, W], with pixels"));
         }
-        let (kind, wide) = (input.f_kind()?, wide_kind(input)?);
+        let (kind, wide) = (input.f_kind()?, exact_kind(input)?);
         let losses = self.f_losses(&input.f_to_kind(wide)?, &f_reals(("target", target), wide)?, widest)?;
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(kind)?)
     }

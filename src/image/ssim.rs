@@ -1,7 +1,7 @@
 use tch::Tensor;
 
-use super::{Moments, Taps, check_range, gaussian};
-use crate::numeric::{f_reals, wide_kind};
+use super::{Moments, Taps, check_range, exact_kind, gaussian};
+use crate::numeric::f_reals;
 use crate::{Loss, LossError, Reduction, check};
 
 /// One minus the structural similarity of two images: of their luminance, contrast and structure under a small window.
@@ -35,7 +35,8 @@ use crate::{Loss, LossError, Reduction, check};
 ///
 /// # Differences from MONAI and kornia
 ///
-/// * `f64` is computed in `f64`; MONAI computes in `f32`.
+/// * It is computed in `f64` on the CPU, since variances of nearly even images lose the digits of `f32`; MONAI computes
+///   in `f32`.
 /// * One minus SSIM is computed from the difference of the images, so that it keeps its digits where they are nearly
 ///   equal. It is never clamped, as kornia's is.
 ///
@@ -292,7 +293,7 @@ impl Loss for SsimLoss {
             ));
         }
         let window = self.window_of(input)?;
-        let (kind, wide) = (input.f_kind()?, wide_kind(input)?);
+        let (kind, wide) = (input.f_kind()?, exact_kind(input)?);
         let losses = self.f_losses(&input.f_to_kind(wide)?, &f_reals(("target", target), wide)?, &window)?;
         let losses = match self.form {
             SsimForm::Complement => losses,

@@ -2,7 +2,7 @@ use tch::{Tensor, no_grad_guard};
 
 use crate::check::{self, Validity};
 use crate::kernels::{self, Pointwise, Real, choose, f_pointwise};
-use crate::{InvalidValues, LossError, MeanParts, Reduction};
+use crate::{InvalidValues, LossError, MeanParts, Reduction, numeric};
 
 /// The negative log-likelihood of targets under Gaussian distributions.
 ///
@@ -157,7 +157,9 @@ impl GaussianNllLoss {
                 check::floating(("var", var))?;
                 let var = f_shaped(var, input)?;
                 let composite = move |[input, target, var]: [&Tensor; 3]| loss.f_of_tensor(input, target, var);
-                if !kernels::takes(input) {
+                let shared = var.size() != input.size();
+                // The gradient of a variance of many elements is a sum, of which half precision would round each part.
+                if !kernels::takes(input) || (shared && input.f_kind()? != numeric::wide_kind(input)?) {
                     return composite([input, target, &var]);
                 }
                 let var = if var.size() == input.size() { var } else { var.f_expand_as(input)? };
@@ -266,7 +268,7 @@ impl Pointwise<2> for OfNumber {
 }
 
 /// ½ log 2π
-const HALF_LOG_2_PI: f64 = 0.918_938_533_204_672_8;
+const HALF_LOG_2_PI: f64 = 0.918_938_533_204_672_7;
 
 const NOT_NEGATIVE: &str = "variances ≥ 0";
 

@@ -50,7 +50,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 ///
 /// let interval = Tensor::from_slice(&[-1.0, 0.0, 1.0, -1.0, 0.0, 1.0]).view([2, 3]);
 /// let loss = QuantileLoss::new().quantiles([0.1, 0.5, 0.9]).f_forward(&interval, &target)?;
-/// assert!((f64::try_from(&loss)? - 3.6).abs() < 1e-12);
+/// // For either target 0.1 · 11 + 0.5 · 10 + 0.9 · 9 or the same with 0.9 · 9 + 0.5 · 10 + 0.1 · 11.
+/// assert!((f64::try_from(&loss)? - 14.2 / 3.0).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
@@ -176,7 +177,10 @@ impl Loss for QuantileLoss {
         let wide = Self { quantiles: self.quantiles.clone(), weight, broadcast: self.broadcast, reduction };
         let losses = wide.f_forward(&f_wide(input)?, &f_wide(target)?)?;
         match &wide.weight {
-            Some(weight) => MeanParts::f_new(losses, weight.f_sum(Kind::Double)?),
+            Some(weight) => {
+                let count = if let Quantiles::Many(quantiles) = &self.quantiles { quantiles.len() } else { 1 };
+                MeanParts::f_new(losses, weight.f_sum(Kind::Double)?.f_mul_scalar(count as i64)?)
+            }
             None => MeanParts::f_of_losses(&losses),
         }
     }

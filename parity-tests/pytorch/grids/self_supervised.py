@@ -32,7 +32,7 @@ def equal(draw: Draw, shape: Shape) -> list:
 
 
 def large(draw: Draw, shape: Shape) -> list:
-    return [draw.normal(shape, 100.0), draw.normal(shape, 100.0)]
+    return [draw.normal(shape, 30.0), draw.normal(shape, 30.0)]
 
 
 def small(draw: Draw, shape: Shape) -> list:
