@@ -50,11 +50,6 @@ pub const DIFFERENCES: &[Difference] = &[
         reason: "the least denominator of the gradient, 1e-12, is 0 in f16; the engine computes in f32",
     },
     Difference {
-        cases: &["torch.nn.CosineEmbeddingLoss/zeros/f16/", "torch.nn.CosineEmbeddingLoss/extreme/f16/"],
-        rule: Rule::Finite,
-        reason: "in f16 the 1e-12 beside the squares is 0, and they overflow; the engine computes in f32",
-    },
-    Difference {
         cases: &["torch.nn.CrossEntropyLoss/better_ignored/"],
         rule: Rule::Finite,
         reason: "an ignored row of logits that are all -inf has no part in the loss, so its gradient is 0",
@@ -325,11 +320,6 @@ pub const DIFFERENCES: &[Difference] = &[
         cases: &["lightly.loss.BarlowTwinsLoss/better_empty/"],
         rule: Rule::Rejects,
         reason: "an empty batch has no statistics, as one of a single row has none",
-    },
-    Difference {
-        cases: &["lightly.loss.VICRegLoss/large/f16/"],
-        rule: Rule::Finite,
-        reason: "squares of covariances overflow in f16; here they are computed in f32",
     },
     Difference {
         cases: &["lightly.loss.VICRegLoss/better_eps/"],

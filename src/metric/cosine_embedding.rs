@@ -2,6 +2,7 @@ use tch::Tensor;
 
 use super::same_shape_or_broadcast_in_rank;
 use crate::kernels::{Embedding, Real, f_embedding};
+use crate::numeric::wide_kind;
 use crate::{LossError, MeanParts, Reduction, check};
 
 /// The loss of the angle between two embeddings: small for pairs that belong together, wide for pairs that do not.
@@ -103,9 +104,14 @@ impl CosineEmbeddingLoss {
             return Err(check::shape_error(("target", target), format!("{pairs:?}, one value per pair")));
         }
         let (margin, reduction) = (self.margin, self.reduction);
-        f_embedding(Formula { margin }, [input1, input2, target], reduction, move |[input1, input2, target]| {
+        let composite = move |[input1, input2, target]: [&Tensor; 3]| {
             Ok(Tensor::f_cosine_embedding_loss(input1, input2, target, margin, reduction.into())?)
-        })
+        };
+        // In half precision PyTorch's result is that of its rounding: the 1e-12 beside the squares is 0.
+        if input1.f_kind()? != wide_kind(input1)? {
+            return composite([input1, input2, target]);
+        }
+        f_embedding(Formula { margin }, [input1, input2, target], reduction, composite)
     }
 
     /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].
