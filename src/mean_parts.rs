@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use crate::LossError;
+use crate::{Loss, LossError};
 
 /// The numerator and the denominator of a loss that is a mean, for means over several calls.
 ///
@@ -175,6 +175,17 @@ impl MeanParts {
             Some(weight) => Self::f_new(numerator, weight.f_sum(Kind::Double)?),
             None => Self::f_over(numerator, broadcast_shape(input, target).iter().product()),
         }
+    }
+
+    /// The same of a loss that is the sum, computed in single precision at least.
+    pub(crate) fn f_of_sum(
+        sum: &impl Loss,
+        input: &Tensor,
+        target: &Tensor,
+        weight: Option<&Tensor>,
+    ) -> Result<Self, LossError> {
+        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
+        Self::f_of_elements(numerator, input, target, weight)
     }
 
     /// The parts of a mean over rows of `classes`, of which the ignored ones do not count, each with the weight of its

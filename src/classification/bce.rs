@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use crate::check::{self, Validity};
 use crate::kernels::{Pointwise, Real, Weighted, choose, f_pointwise};
-use crate::mean_parts::{f_wide, f_wide_option};
+use crate::mean_parts::f_wide_option;
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
 /// Binary cross entropy of probabilities: how unlikely the input makes each yes or no of the target.
@@ -122,8 +122,7 @@ impl Loss for BceLoss {
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
-        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
-        MeanParts::f_of_elements(numerator, input, target, None)
+        MeanParts::f_of_sum(&sum, input, target, None)
     }
 }
 

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::multi_label::{self, f_weighted};
 use crate::kernels::{Pointwise, Real, sigmoids};
-use crate::mean_parts::{f_wide, f_wide_option};
+use crate::mean_parts::f_wide_option;
 use crate::precomputed::{Precomputed, Replace};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
@@ -108,8 +108,7 @@ impl Loss for BceWithLogitsLoss {
             pos_weight: f_wide_option(&self.pos_weight)?,
             reduction: Reduction::Sum,
         };
-        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
-        MeanParts::f_of_elements(numerator, input, target, None)
+        MeanParts::f_of_sum(&sum, input, target, None)
     }
 }
 

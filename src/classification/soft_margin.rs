@@ -1,7 +1,6 @@
 use tch::Tensor;
 
 use crate::kernels::{Pointwise, Real, f_pointwise, sigmoids};
-use crate::mean_parts::f_wide;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The logistic loss of a score whose label is 1 or −1.
@@ -96,8 +95,7 @@ impl Loss for SoftMarginLoss {
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let sum = Self { reduction: Reduction::Sum, ..*self };
-        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
-        MeanParts::f_of_elements(numerator, input, target, None)
+        MeanParts::f_of_sum(&sum, input, target, None)
     }
 }
 

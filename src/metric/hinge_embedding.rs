@@ -1,7 +1,6 @@
 use tch::Tensor;
 
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
-use crate::mean_parts::f_wide;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The hinge loss of a distance: small for pairs that belong together, at least a margin for pairs that do not.
@@ -102,8 +101,7 @@ impl Loss for HingeEmbeddingLoss {
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let sum = Self { reduction: Reduction::Sum, ..*self };
-        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
-        MeanParts::f_of_elements(numerator, input, target, None)
+        MeanParts::f_of_sum(&sum, input, target, None)
     }
 }
 

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::f_expanded;
 use crate::kernels::{Pointwise, Real, Weighted, choose, f_pointwise};
-use crate::mean_parts::{f_wide, f_wide_option};
+use crate::mean_parts::f_wide_option;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The Huber loss: squared where an element is near its target, linear where it is far.
@@ -122,8 +122,7 @@ impl Loss for HuberLoss {
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
-        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
-        MeanParts::f_of_elements(numerator, input, target, None)
+        MeanParts::f_of_sum(&sum, input, target, None)
     }
 }
 

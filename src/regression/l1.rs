@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::{f_expanded, f_weighted};
 use crate::kernels::{Pointwise, Real, f_pointwise};
-use crate::mean_parts::{f_wide, f_wide_option};
+use crate::mean_parts::f_wide_option;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The mean absolute error: the distance of each element to its target.
@@ -105,8 +105,7 @@ impl Loss for L1Loss {
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
-        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
-        MeanParts::f_of_elements(numerator, input, target, sum.weight.as_ref())
+        MeanParts::f_of_sum(&sum, input, target, sum.weight.as_ref())
     }
 }
 

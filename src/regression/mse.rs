@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use crate::kernels::{Pointwise, Real, f_pointwise};
-use crate::mean_parts::{f_wide, f_wide_option};
+use crate::mean_parts::f_wide_option;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The mean squared error: the squared distance of each element to its target.
@@ -103,8 +103,7 @@ impl Loss for MseLoss {
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
-        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
-        MeanParts::f_of_elements(numerator, input, target, sum.weight.as_ref())
+        MeanParts::f_of_sum(&sum, input, target, sum.weight.as_ref())
     }
 }
 

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::Elementwise;
 use crate::kernels::{Pointwise, Real, choose};
-use crate::mean_parts::{f_wide, f_wide_option};
+use crate::mean_parts::f_wide_option;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The mean squared logarithmic error: the squared difference of the logarithms of 1 + each element.
@@ -106,8 +106,7 @@ impl Loss for MsleLoss {
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
-        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
-        MeanParts::f_of_elements(numerator, input, target, sum.weight.as_ref())
+        MeanParts::f_of_sum(&sum, input, target, sum.weight.as_ref())
     }
 }
 

@@ -3,7 +3,6 @@ use std::f64::consts::PI;
 use tch::Tensor;
 
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
-use crate::mean_parts::f_wide;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The negative log-likelihood of counts under Poisson distributions.
@@ -125,8 +124,7 @@ impl Loss for PoissonNllLoss {
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let sum = Self { reduction: Reduction::Sum, ..*self };
-        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
-        MeanParts::f_of_elements(numerator, input, target, None)
+        MeanParts::f_of_sum(&sum, input, target, None)
     }
 }
 

@@ -2,7 +2,6 @@ use tch::Tensor;
 
 use super::f_expanded;
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
-use crate::mean_parts::f_wide;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The smooth L1 loss: squared where an element is near its target, its distance where it is far.
@@ -109,8 +108,7 @@ impl Loss for SmoothL1Loss {
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let sum = Self { reduction: Reduction::Sum, ..*self };
-        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
-        MeanParts::f_of_elements(numerator, input, target, None)
+        MeanParts::f_of_sum(&sum, input, target, None)
     }
 }
 

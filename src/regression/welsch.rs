@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::Elementwise;
 use crate::kernels::{Pointwise, Real};
-use crate::mean_parts::{f_wide, f_wide_option};
+use crate::mean_parts::f_wide_option;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The Welsch loss, or Leclerc: a squared error that levels off at 1 as fast as a Gaussian fades.
@@ -113,8 +113,7 @@ impl Loss for WelschLoss {
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
-        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
-        MeanParts::f_of_elements(numerator, input, target, sum.weight.as_ref())
+        MeanParts::f_of_sum(&sum, input, target, sum.weight.as_ref())
     }
 }
 
