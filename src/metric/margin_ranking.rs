@@ -2,7 +2,6 @@ use tch::{Kind, Tensor};
 
 use super::same_shape_or_broadcast_in_rank;
 use crate::kernels::{self, Pointwise, Real, choose, f_pointwise};
-use crate::numeric::wide_kind;
 use crate::{LossError, MeanParts, Reduction, check};
 
 /// The margin ranking loss: of two scores, the right one shall be higher by a margin.
@@ -126,10 +125,6 @@ impl MarginRankingLoss {
         let composite = move |[input1, input2, target]: [&Tensor; 3]| {
             Ok(Tensor::f_margin_ranking_loss(input1, input2, target, margin, reduction.into())?)
         };
-        // In half precision the rounding of PyTorch's operations tells which pairs are far enough apart.
-        if input1.f_kind()? != wide_kind(input1)? {
-            return composite([input1, input2, target]);
-        }
         match kernels::f_beside(input1, target)? {
             Some(target) => f_pointwise(Formula { margin }, [input1, input2, &target], reduction, composite),
             None => composite([input1, input2, target]),
