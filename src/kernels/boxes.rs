@@ -157,7 +157,9 @@ fn block<R: LaneOf<T::Wide>, T: Element, P: Pointwise<8>, const GRADIENTS: bool>
     let mut losses = [zero; PAIRS];
     let mut derivatives = [[zero; PAIRS]; 2 * CORNERS];
     for i in 0..PAIRS {
-        let (loss, of_numbers) = job.formula.evaluate(columns.map(|column| R::new(column[i])));
+        // By index: `map` would copy all columns each time.
+        let numbers = std::array::from_fn(|k| R::new(columns[k][i]));
+        let (loss, of_numbers) = job.formula.evaluate(numbers);
         losses[i] = loss.get();
         if GRADIENTS {
             for k in 0..2 * CORNERS {
@@ -174,7 +176,7 @@ fn block<R: LaneOf<T::Wide>, T: Element, P: Pointwise<8>, const GRADIENTS: bool>
             }
         }
         // SAFETY: tasks have pairs of their own, and the blocks of a task are computed one after another.
-        T::write(&room[..corners.len()], unsafe { output.range(corners.clone()) });
+        unsafe { output.write(corners.clone(), &room[..corners.len()]) };
     }
     if let Some(output) = job.losses {
         // SAFETY: as above.

@@ -8,7 +8,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use tch::{Device, Kind, Tensor};
 
-use super::simd::Wide;
+use super::simd::{self, Wide};
 use super::{BLOCK, memory};
 use crate::LossError;
 
@@ -29,6 +29,10 @@ pub(super) trait Element: Copy + Send + Sync + 'static {
     fn copy(elements: &[Self], numbers: &mut [Self::Wide]);
     /// Converts numbers into elements.
     fn write(numbers: &[Self::Wide], elements: &mut [MaybeUninit<Self>]);
+    /// Does so past the caches, where there is a way: other threads see it after [`simd::fence`](super::simd::fence).
+    fn stream(numbers: &[Self::Wide], elements: &mut [MaybeUninit<Self>]) {
+        Self::write(numbers, elements);
+    }
     /// Converts what `map` makes of each number, given its position, into elements. The numbers may be lost.
     fn write_mapped(
         numbers: &mut [Self::Wide],
@@ -63,6 +67,10 @@ macro_rules! wide {
                 assert_eq!(numbers.len(), elements.len());
                 // SAFETY: both are of this length, and apart, since one of them is borrowed for writing.
                 unsafe { std::ptr::copy_nonoverlapping(numbers.as_ptr(), elements.as_mut_ptr().cast(), numbers.len()) };
+            }
+
+            fn stream(numbers: &[Self], elements: &mut [MaybeUninit<Self>]) {
+                simd::stream(numbers, elements);
             }
 
             #[inline(always)]
@@ -222,11 +230,16 @@ pub(super) fn f_one_layout<const N: usize>(tensors: [&Tensor; N]) -> Result<[Ten
     Ok(std::array::from_fn(|_| all.next().unwrap_or_default()))
 }
 
+/// From how many bytes on an output is written past the caches, which would not keep it for who reads it next.
+const STREAMED: usize = 32 << 20;
+
 /// A new tensor that an engine fills, all of it, from several threads.
 pub(super) struct Output<T> {
     tensor: Tensor,
     start: *mut MaybeUninit<T>,
     length: usize,
+    /// Whether it is written past the caches.
+    streamed: bool,
 }
 
 // SAFETY: the pointer is that of memory which the tensor keeps, and is used through `range` alone.
@@ -242,12 +255,28 @@ impl<T: Element> Output<T> {
 
     /// A contiguous tensor.
     pub(super) fn f_of_size(size: &[i64]) -> Result<Self, LossError> {
-        Self::f_new(Tensor::f_empty(size, (T::KIND, Device::Cpu))?)
+        Self::f_new(memory::f_empty(size, T::KIND)?)
     }
 
     fn f_new(tensor: Tensor) -> Result<Self, LossError> {
         assert!(is_plain(&tensor, T::KIND) && is_dense(&tensor));
-        Ok(Self { start: tensor.data_ptr().cast(), length: tensor.numel(), tensor })
+        let length = tensor.numel();
+        let streamed = length * size_of::<T>() >= STREAMED;
+        Ok(Self { start: tensor.data_ptr().cast(), length, streamed, tensor })
+    }
+
+    /// Converts numbers into the elements in `range`, as many. To be called in a task of [`parallel`](super::parallel), after
+    /// which other threads see them.
+    ///
+    /// # Safety
+    /// As for [`range`](Self::range).
+    pub(super) unsafe fn write(&self, range: Range<usize>, numbers: &[T::Wide]) {
+        // SAFETY: the caller's promise.
+        let elements = unsafe { self.range(range) };
+        match self.streamed {
+            true => T::stream(numbers, elements),
+            false => T::write(numbers, elements),
+        }
     }
 
     /// The elements in `range`.
@@ -264,9 +293,41 @@ impl<T: Element> Output<T> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
 
-    /// Where the elements are, to have their memory fetched.
-    pub(super) fn address(&self) -> *const T {
-        self.start.cast_const().cast()
+    /// Where the elements are, to have their memory fetched; nowhere where they are written past the caches.
+    pub(super) fn address(&self) -> Option<*const T> {
+        (!self.streamed).then_some(self.start.cast_const().cast())
+    }
+
+    /// Converts what `map` makes of each number, given its position, into the elements in `range`; see [`write`](Self::write).
+    /// The numbers may be lost. `other` is a position and what is written there instead.
+    ///
+    /// # Safety
+    /// As for [`range`](Self::range).
+    #[inline(always)]
+    pub(super) unsafe fn write_mapped(
+        &self,
+        range: Range<usize>,
+        numbers: &mut [T::Wide],
+        map: impl Fn(usize, T::Wide) -> T::Wide,
+        other: Option<(usize, T::Wide)>,
+    ) {
+        if !self.streamed {
+            // SAFETY: the caller's promise.
+            let elements = unsafe { self.range(range) };
+            T::write_mapped(numbers, elements, map);
+            if let Some((position, number)) = other {
+                T::write(&[number], &mut elements[position..=position]);
+            }
+            return;
+        }
+        for position in 0..numbers.len() {
+            numbers[position] = map(position, numbers[position]);
+        }
+        if let Some((position, number)) = other {
+            numbers[position] = number;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.write(range, numbers) };
     }
 
     /// The tensor, filled.

@@ -198,7 +198,7 @@ impl<T: Element, E: Embedding<N, S>, const N: usize, const S: usize> Kernel<T::W
                 for (output, gradient) in job.gradients.iter().zip(&room.gradients) {
                     let Some(output) = output else { continue };
                     // SAFETY: as above; blocks are written one after another.
-                    T::write(&gradient[..length], unsafe { output.range(block.clone()) });
+                    unsafe { output.write(block.clone(), &gradient[..length]) };
                 }
             }
         }
@@ -227,14 +227,17 @@ fn add<R: LaneOf<W>, W: Wide, E: Embedding<N, S>, const N: usize, const S: usize
     let whole = length - length % LANES;
     for start in (0..whole).step_by(LANES) {
         for lane in 0..LANES {
-            let added = formula.add(numbers.map(|numbers| R::new(numbers[start + lane])), sums.map(|sum| sum[lane]));
+            // By index: `map` would copy the sums of all lanes each time.
+            let so_far = std::array::from_fn(|k| sums[k][lane]);
+            let added = formula.add(numbers.map(|numbers| R::new(numbers[start + lane])), so_far);
             for k in 0..S {
                 sums[k][lane] = added[k];
             }
         }
     }
     for i in whole..length {
-        let added = formula.add(numbers.map(|numbers| R::new(numbers[i])), sums.map(|sum| sum[i - whole]));
+        let so_far = std::array::from_fn(|k| sums[k][i - whole]);
+        let added = formula.add(numbers.map(|numbers| R::new(numbers[i])), so_far);
         for k in 0..S {
             sums[k][i - whole] = added[k];
         }

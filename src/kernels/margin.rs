@@ -88,8 +88,7 @@ impl<T: Element> Kernel<T::Wide> for MarginRow<'_, T> {
             *hinge = choose(R::new(*hinge) <= zero, zero, slope).get();
         }
         let sum: f64 = hinges.chunks(BLOCK).map(|slopes| Sum(slopes).run::<R>()).sum();
-        job.store_gradient(row * job.classes, hinges, |_, slope| slope);
-        job.store_number(row * job.classes + class, R::of(-sum).get());
+        job.store_gradient(row * job.classes, hinges, |_, slope| slope, Some((class, R::of(-sum).get())));
         loss
     }
 }

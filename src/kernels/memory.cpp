@@ -69,12 +69,15 @@ Cache& cache() {
 
 extern "C" {
 
-// A new tensor of the size, strides and kind of `like`, which has neither gaps nor overlaps; null where there is no memory.
-at::Tensor* tch_losses_empty_like(const at::Tensor* like) {
+// A new tensor of the kind of `like` with these sizes and strides, which leave neither gaps nor overlaps; null where there is no
+// memory.
+at::Tensor* tch_losses_empty(const at::Tensor* like, const int64_t* sizes, const int64_t* strides, size_t dims) {
   try {
-    const Block block{cache().take(like->nbytes()), like->nbytes()};
+    const at::IntArrayRef size(sizes, dims);
+    const size_t bytes = c10::multiply_integers(size) * like->element_size();
+    const Block block{cache().take(bytes), bytes};
     auto give_back = [block](void*) { cache().give_back(block); };
-    return new at::Tensor(at::from_blob(block.start, like->sizes(), like->strides(), give_back, like->options()));
+    return new at::Tensor(at::from_blob(block.start, size, {strides, dims}, give_back, like->options()));
   } catch (const std::exception&) {
     return nullptr;
   }

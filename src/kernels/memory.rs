@@ -1,25 +1,25 @@
-//! New tensors for gradients, in memory that a gradient before them had.
+//! New tensors for losses and gradients, in memory that others had before them.
 //!
-//! The allocator of the C library gives blocks of 32 MiB and more back to the system at once. Getting them anew, page by
-//! page, takes longer than to compute a gradient into them.
+//! The allocator of the C library gives large blocks back to the system. Getting them anew, page by page, takes as long as to
+//! compute a gradient into them.
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
 use crate::LossError;
 
-/// From this size on the allocator of the C library keeps nothing.
-const LARGE: usize = 32 << 20;
+/// From this size on the allocator of the C library may give memory back.
+const LARGE: usize = 1 << 20;
 
 unsafe extern "C" {
-    fn tch_losses_empty_like(like: *const C_tensor) -> *mut C_tensor;
+    fn tch_losses_empty(like: *const C_tensor, sizes: *const i64, strides: *const i64, dims: usize) -> *mut C_tensor;
     fn tch_losses_set_cache_limit(bytes: usize);
 }
 
 /// Sets how much memory of freed gradients is kept on the CPU for the next ones, in bytes. 256 MiB by default; 0 keeps none
 /// and frees what is kept.
 ///
-/// Only gradients of 32 MiB and more are kept, of losses computed by a fused engine.
+/// Only tensors of 1 MiB and more are kept, of losses computed by a fused engine.
 pub fn set_gradient_cache(bytes: usize) {
     // SAFETY: takes a number.
     unsafe { tch_losses_set_cache_limit(bytes) }
@@ -27,15 +27,40 @@ pub fn set_gradient_cache(bytes: usize) {
 
 /// A new tensor like `tensor`, which is on the CPU and has neither gaps nor overlaps.
 pub(super) fn f_empty_like(tensor: &Tensor) -> Result<Tensor, LossError> {
-    let bytes = tensor.numel() * tensor.f_kind()?.elt_size_in_bytes();
-    if bytes >= LARGE {
-        // SAFETY: the tensor is borrowed for the call; what comes back is owned by nobody else.
-        unsafe {
-            let pointer = tch_losses_empty_like(tensor.as_ptr());
-            if !pointer.is_null() {
-                return Ok(Tensor::from_ptr(pointer));
-            }
+    if is_large(tensor.numel(), tensor.f_kind()?) {
+        if let Some(empty) = kept(tensor, &tensor.size(), &tensor.stride()) {
+            return Ok(empty);
         }
     }
     Ok(tensor.f_empty_like()?)
+}
+
+/// A new contiguous tensor.
+pub(super) fn f_empty(size: &[i64], kind: Kind) -> Result<Tensor, LossError> {
+    let options = (kind, Device::Cpu);
+    let count: i64 = size.iter().product();
+    if is_large(count as usize, kind) {
+        let mut step = count;
+        let strides = size.iter().map(|size| {
+            step /= size;
+            step
+        });
+        if let Some(empty) = kept(&Tensor::f_empty(0, options)?, size, &strides.collect::<Vec<_>>()) {
+            return Ok(empty);
+        }
+    }
+    Ok(Tensor::f_empty(size, options)?)
+}
+
+fn is_large(count: usize, kind: Kind) -> bool {
+    count * kind.elt_size_in_bytes() >= LARGE
+}
+
+/// A tensor of the kind of `like`, in kept memory where there is some; none where there is no memory at all.
+fn kept(like: &Tensor, size: &[i64], strides: &[i64]) -> Option<Tensor> {
+    assert_eq!(size.len(), strides.len());
+    // SAFETY: all is borrowed for the call, both slices are of that length; what comes back is owned by nobody else.
+    let pointer = unsafe { tch_losses_empty(like.as_ptr(), size.as_ptr(), strides.as_ptr(), size.len()) };
+    // SAFETY: see above.
+    (!pointer.is_null()).then(|| unsafe { Tensor::from_ptr(pointer) })
 }

@@ -97,8 +97,12 @@ pub(crate) fn choose<T>(condition: bool, yes: T, no: T) -> T {
 pub(crate) fn sigmoids<R: Real>(x: R) -> (R, R, R) {
     let one = R::of(1.0);
     let e = (-x.abs()).exp();
-    let large = one / (one + e);
-    let small = e * large;
+    let sum = one + e;
+    let rounded = one / sum;
+    // What the sum and the quotient have lost is put back: losses have powers of these, which multiply their error.
+    let lost = (-rounded).mul_add(e - (sum - one), (-rounded).mul_add(sum, one));
+    let large = rounded.mul_add(lost, rounded);
+    let small = choose(e > R::of(0.5), one - large, e * large);
     let positive = x >= R::of(0.0);
     (choose(positive, large, small), choose(positive, small, large), e.ln_1p_unit())
 }

@@ -6,6 +6,8 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::simd;
+
 /// How many elements one task has. Small work stays on the calling thread, and results do not depend on the number of
 /// threads, since the tasks do not.
 const TASK: usize = 1 << 15;
@@ -26,6 +28,10 @@ pub(super) fn sum(length: usize, unit: usize, work: impl Fn(Range<usize>) -> f64
 
 /// Calls `task` for each of `0..count`, on as many threads as libtorch uses.
 pub(super) fn each(count: usize, task: &(dyn Fn(usize) + Sync)) {
+    let task = &|index| {
+        task(index);
+        simd::fence();
+    };
     let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).min(count);
     if threads < 2 {
         (0..count).for_each(task);

@@ -189,7 +189,7 @@ impl<T: Element, P: Pointwise<N>, const N: usize> Job<'_, T, P, N> {
     fn store(&self, output: Option<&Output<T>>, range: &Range<usize>, numbers: &[T::Wide]) {
         let Some(output) = output else { return };
         // SAFETY: tasks have ranges of their own, and the blocks of a task are computed one after another.
-        T::write(numbers, unsafe { output.range(range.clone()) });
+        unsafe { output.write(range.clone(), numbers) };
     }
 }
 

@@ -588,7 +588,7 @@ impl<T: Element> Job<'_, T> {
 
     fn store(&self, place: &Place, class: usize, numbers: &[T::Wide], output: &Output<T>) {
         // SAFETY: tasks have pixels of their own, and the rows of a task are computed one after another.
-        T::write(numbers, unsafe { output.range(self.shape.row(place, class)) });
+        unsafe { output.write(self.shape.row(place, class), numbers) };
     }
 }
 
@@ -832,7 +832,7 @@ impl<W: Wide> Kernel<W> for Greatest<'_, W> {
     fn run<R: LaneOf<W>>(self) {
         let logits = &self.logits[..self.greatest.len()];
         for (greatest, &logit) in self.greatest.iter_mut().zip(logits) {
-            *greatest = R::new(*greatest).at_least(R::new(logit)).get();
+            *greatest = R::new(*greatest).max(R::new(logit)).get();
         }
     }
 }
@@ -854,7 +854,7 @@ impl<W: Wide> Kernel<W> for Exponentials<'_, W> {
         let (logits, greatest) = (&self.logits[..length], &self.greatest[..length]);
         let exponentials = &mut self.exponentials[..length];
         for i in 0..length {
-            let exponential = (R::new(logits[i]) - R::new(greatest[i])).exp();
+            let exponential = (R::new(logits[i]) - R::new(greatest[i])).exp_of_negative();
             exponentials[i] = exponential.get();
             self.sums[i] = (R::new(self.sums[i]) + exponential).get();
         }

@@ -355,8 +355,8 @@ impl<T: Element> Job<'_, T> {
 
     #[inline(always)]
     fn fetch(&self, range: Range<usize>, to_next: usize) {
-        if let Some(output) = self.gradient {
-            simd::fetch(output.address(), range.clone());
+        if let Some(address) = self.gradient.and_then(Output::address) {
+            simd::fetch(address, range.clone());
         }
         let next = range.start + to_next..(range.end + to_next).min(self.input.len());
         simd::fetch(self.input.as_ptr(), next.clone());
@@ -410,17 +410,19 @@ impl<T: Element> Job<'_, T> {
         T::write(losses, unsafe { output.range(row..row + losses.len()) });
     }
 
-    /// Stores what `map` makes of numbers as the gradient from `position` on. The numbers may be lost.
+    /// Stores what `map` makes of numbers as the gradient from `position` on, but `other` at a place among them. The numbers may
+    /// be lost.
     #[inline(always)]
     pub(super) fn store_gradient(
         &self,
         position: usize,
         numbers: &mut [T::Wide],
         map: impl Fn(usize, T::Wide) -> T::Wide,
+        other: Option<(usize, T::Wide)>,
     ) {
         let Some(output) = self.gradient else { return };
         // SAFETY: tasks have rows of their own, and write them one after another.
-        T::write_mapped(numbers, unsafe { output.range(position..position + numbers.len()) }, map);
+        unsafe { output.write_mapped(position..position + numbers.len(), numbers, map, other) };
     }
 
     /// Stores zeros as the gradient of `length` numbers from `position` on.
@@ -429,10 +431,5 @@ impl<T: Element> Job<'_, T> {
         // SAFETY: tasks have rows of their own, and write them one after another.
         let elements = unsafe { output.range(position..position + length) };
         elements.fill(std::mem::MaybeUninit::new(T::from_f64(0.0)));
-    }
-
-    /// Stores one number as the gradient at `position`.
-    pub(super) fn store_number(&self, position: usize, number: T::Wide) {
-        self.store_gradient(position, &mut [number], |_, number| number);
     }
 }

@@ -1,5 +1,6 @@
 //! Loops compiled once for each instruction set, of which the best that the processor has is chosen at run time.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -79,6 +80,38 @@ pub(super) fn fetch<T>(start: *const T, range: Range<usize>) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (start, range);
+}
+
+/// Copies numbers past the caches where the processor can. Other threads see them after [`fence`].
+pub(super) fn stream<W: Wide>(numbers: &[W], elements: &mut [MaybeUninit<W>]) {
+    assert_eq!(numbers.len(), elements.len());
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+        // SAFETY: every bit pattern is one of both types.
+        let (start, groups, end) = unsafe { elements.align_to_mut::<MaybeUninit<__m128i>>() };
+        let (first, rest) = numbers.split_at(start.len());
+        let lanes = size_of::<__m128i>() / size_of::<W>();
+        W::write(first, start);
+        let whole = rest.chunks_exact(lanes);
+        W::write(whole.remainder(), end);
+        for (group, numbers) in groups.iter_mut().zip(whole) {
+            // SAFETY: reads as many bytes as the chunk has, and writes an aligned place of as many.
+            unsafe { _mm_stream_si128(group.as_mut_ptr(), _mm_loadu_si128(numbers.as_ptr().cast())) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    W::write(numbers, elements);
+}
+
+/// Makes what [`stream`] has written in this thread visible to those that synchronise with it.
+#[inline]
+pub(super) fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every processor of this architecture has it.
+    unsafe {
+        std::arch::x86_64::_mm_sfence()
+    };
 }
 
 /// The bytes that are fetched at a time.

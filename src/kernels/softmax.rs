@@ -198,17 +198,16 @@ impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassRow<'_, T, F> {
         let of_p = of.of_p / sum;
         let smooth = of.of_weight * R::of(job.options.weight_of(class));
         let own = R::new(exponentials[class]) * of_p - smooth - of.of_target;
+        let own = Some((class, own.get()));
         match weights {
-            _ if call.spread == 0.0 => job.store_gradient(start, exponentials, |_, e| (R::new(e) * of_p).get()),
-            None => job.store_gradient(start, exponentials, |_, e| R::new(e).mul_add(of_p, -of.of_weight).get()),
+            _ if call.spread == 0.0 => job.store_gradient(start, exponentials, |_, e| (R::new(e) * of_p).get(), own),
+            None => job.store_gradient(start, exponentials, |_, e| R::new(e).mul_add(of_p, -of.of_weight).get(), own),
             Some(weights) => {
                 let weights = &weights[..exponentials.len()];
-                job.store_gradient(start, exponentials, |i, e| {
-                    (R::new(e) * of_p - of.of_weight * R::new(weights[i])).get()
-                });
+                let gradient = |i: usize, e| (R::new(e) * of_p - of.of_weight * R::new(weights[i])).get();
+                job.store_gradient(start, exponentials, gradient, own);
             }
         }
-        job.store_number(start + class, own.get());
         loss.get()
     }
 }
@@ -437,9 +436,10 @@ impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
                 choose(R::new(classes[i]) >= zero, gradient, zero).get()
             };
             if self.call.spread == 0.0 {
-                job.store_gradient(position, exponentials, |i, e| gradient(i, e, zero));
+                job.store_gradient(position, exponentials, |i, e| gradient(i, e, zero), None);
             } else {
-                job.store_gradient(position, exponentials, |i, e| gradient(i, e, R::new(of_weight[i]) * weight));
+                let gradient = |i: usize, e| gradient(i, e, R::new(of_weight[i]) * weight);
+                job.store_gradient(position, exponentials, gradient, None);
             }
         }
     }
@@ -534,9 +534,8 @@ impl<T: Element> Kernel<T::Wide> for ShareRow<'_, T> {
             let factor = R::new(job.factor(row));
             let of_p = factor * total / sum;
             let target = &target[..exponentials.len()];
-            job.store_gradient(row * job.classes, exponentials, |i, e| {
-                (R::new(e) * of_p - factor * R::new(target[i])).get()
-            });
+            let gradient = |i: usize, e| (R::new(e) * of_p - factor * R::new(target[i])).get();
+            job.store_gradient(row * job.classes, exponentials, gradient, None);
         }
         loss.get()
     }
@@ -596,10 +595,11 @@ impl<T: Element> Kernel<T::Wide> for SharePixels<'_, T> {
             let shares = &T::read(&job.shares[pixels.of(class)], &mut room.targets)[..length];
             let weight = R::of(job.options.weight_of(class));
             let exponentials = &mut room.exponentials[class * length..][..length];
-            job.store_gradient(pixels.of(class).start, exponentials, |i, e| {
+            let gradient = |i: usize, e| {
                 let target = R::new(factors[i]) * call.target(shares[i], weight);
                 (R::new(e) * R::new(of_p[i]) - target).get()
-            });
+            };
+            job.store_gradient(pixels.of(class).start, exponentials, gradient, None);
         }
         sum
     }

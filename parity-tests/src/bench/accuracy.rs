@@ -21,13 +21,34 @@ const LUCK: f64 = 1.1;
 
 const LEGEND: &str = "Relative distance from the same reference computed in double precision: that of the value, and that of all \
 gradients together (the norm of the difference over the norm). input ×: what the first argument is multiplied by. Marked \
-with ✗: more than one unit in the last place (1.2e-7) away, and a tenth further than PyTorch.";
+with ✗: more than one unit in the last place (1.2e-7) away, and a tenth further than PyTorch, in the median of three draws of \
+the arguments.";
+
+/// How often a result that is further than PyTorch's is looked at: once is the luck of a sum, or of a number at a step.
+const DRAWS: i64 = 3;
 
 /// The relative distances of a result from the one in double precision.
 #[derive(Debug, Clone, Copy)]
 struct Distance {
     value: f64,
     gradient: f64,
+}
+
+/// The crate's and PyTorch's.
+#[derive(Debug, Clone, Copy)]
+struct Distances {
+    ours: Distance,
+    eager: Distance,
+}
+
+impl Distances {
+    /// Whether the crate's value and gradient are as near as PyTorch's.
+    fn near(&self) -> [bool; 2] {
+        // PyTorch's may be NaN.
+        let is_near =
+            |ours: f64, eager: f64| ours <= UNIT || ours <= eager * LUCK || (eager.is_nan() && !ours.is_nan());
+        [is_near(self.ours.value, self.eager.value), is_near(self.ours.gradient, self.eager.gradient)]
+    }
 }
 
 /// Measures all workloads. Whether the crate is nowhere further away than PyTorch.
@@ -40,7 +61,7 @@ pub fn run(mut bench: Bench) -> Result<bool> {
         bar.set_message(format!("{} {}", workload.name, workload.shape()));
         for magnitude in MAGNITUDES {
             match bench.distances(&workload, magnitude) {
-                Ok([ours, eager]) => further += usize::from(!add(&mut rows, &workload, magnitude, ours, eager)),
+                Ok(distances) => further += usize::from(!add(&mut rows, &workload, magnitude, distances)),
                 Err(error) => notes.push(format!("* {} {} × {magnitude}: {error:#}", workload.name, workload.shape())),
             }
         }
@@ -59,9 +80,8 @@ pub fn run(mut bench: Bench) -> Result<bool> {
 }
 
 /// Adds a row. Whether the crate is as near as PyTorch.
-fn add(rows: &mut Table, workload: &Workload, magnitude: f64, ours: Distance, eager: Distance) -> bool {
-    let is_near = |ours: f64, eager: f64| ours <= (eager * LUCK).max(UNIT);
-    let near = [is_near(ours.value, eager.value), is_near(ours.gradient, eager.gradient)];
+fn add(rows: &mut Table, workload: &Workload, magnitude: f64, distances: Distances) -> bool {
+    let (near, Distances { ours, eager }) = (distances.near(), distances);
     let cell = |distance: f64, near: bool| format!("{}{distance:.1e}", if near { "" } else { "✗ " });
     rows.add_row([
         workload.name.to_owned(),
@@ -77,8 +97,22 @@ fn add(rows: &mut Table, workload: &Workload, magnitude: f64, ours: Distance, ea
 
 impl Bench<'_> {
     /// The distances of the crate's and of PyTorch's result.
-    fn distances(&self, workload: &Workload, magnitude: f64) -> Result<[Distance; 2]> {
-        let mut inputs = workload.inputs()?;
+    fn distances(&self, workload: &Workload, magnitude: f64) -> Result<Distances> {
+        let first = self.drawn_distances(workload, magnitude, 0)?;
+        if first.near() == [true, true] {
+            return Ok(first);
+        }
+        let others = (1..DRAWS).map(|seed| self.drawn_distances(workload, magnitude, seed));
+        let all: Vec<Distances> = std::iter::once(Ok(first)).chain(others).collect::<Result<_>>()?;
+        let middle = |of: fn(&Distances) -> f64| median(all.iter().map(of).collect());
+        Ok(Distances {
+            ours: Distance { value: middle(|d| d.ours.value), gradient: middle(|d| d.ours.gradient) },
+            eager: Distance { value: middle(|d| d.eager.value), gradient: middle(|d| d.eager.gradient) },
+        })
+    }
+
+    fn drawn_distances(&self, workload: &Workload, magnitude: f64, seed: i64) -> Result<Distances> {
+        let mut inputs = workload.drawn_inputs(seed)?;
         inputs.arguments[0] = inputs.arguments[0].f_mul_scalar(magnitude)?;
         self.load(workload, &inputs)?;
         let id = workload.id();
@@ -89,9 +123,17 @@ impl Bench<'_> {
             let message = || result.message.clone().unwrap_or_default();
             anyhow::ensure!(result.status == Status::Ok, "the reference rejects it: {}", message());
         }
+        let kind = truth.tensors.get(&format!("{id}:output/0")).map(Tensor::kind);
+        anyhow::ensure!(kind == Some(Kind::Double), "the reference computes all precisions in a lower one: {kind:?}");
         let ours = Ours::new(workload, &inputs)?.results(&id, inputs.grad)?;
-        Ok([distance(&ours, &truth, &id, &inputs)?, distance(&eager, &truth, &id, &inputs)?])
+        Ok(Distances { ours: distance(&ours, &truth, &id, &inputs)?, eager: distance(&eager, &truth, &id, &inputs)? })
     }
+}
+
+/// The middle one of an odd number of numbers.
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
 }
 
 fn distance(side: &Results, truth: &Results, id: &str, inputs: &Inputs) -> Result<Distance> {
@@ -122,6 +164,20 @@ fn relative(side: &Results, truth: &Results, names: &[String]) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn further_is_more_than_a_unit_and_more_than_pytorch() {
+        let near = |ours, eager| {
+            let of = |distance| Distance { value: distance, gradient: distance };
+            Distances { ours: of(ours), eager: of(eager) }.near()
+        };
+        assert_eq!(near(1e-7, 0.0), [true; 2]);
+        assert_eq!(near(2e-7, 1e-7), [false; 2]);
+        assert_eq!(near(2e-7, 1.9e-7), [true; 2]);
+        assert_eq!(near(2e-7, f64::NAN), [true; 2]);
+        assert_eq!(near(f64::NAN, f64::NAN), [false; 2]);
+        assert_eq!(median(vec![3.0, 1.0, f64::NAN]), 3.0);
+    }
 
     fn results(values: &[f64]) -> Results {
         let mut results = Results::default();

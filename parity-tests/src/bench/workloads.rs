@@ -278,7 +278,12 @@ impl Workload {
 
     /// The same tensors each time.
     pub fn inputs(&self) -> Result<Inputs> {
-        tch::manual_seed(0);
+        self.drawn_inputs(0)
+    }
+
+    /// Others of the same kind for each `seed`.
+    pub fn drawn_inputs(&self, seed: i64) -> Result<Inputs> {
+        tch::manual_seed(seed);
         (self.row.inputs)(self.dims)
     }
 
