@@ -156,11 +156,17 @@ impl Loss for MultiMarginLoss {
             check::same_kind(("weight", weight), ("input", input))?;
         }
         let target = ClassIndices::f_new(target, classes, None, self.invalid_values)?;
-        let (input_rows, indices) = (input.f_reshape([rows, classes])?, target.indices.f_reshape([rows])?);
+        // Each view of an argument with a gradient is a node of its own in the graph.
+        let input_rows = if input.dim() == 2 { input.shallow_clone() } else { input.f_reshape([rows, classes])? };
+        let indices = target.indices.f_reshape([rows])?;
         if target.validity.is_checked()
             && let Some(loss) = self.f_fused(&input_rows, &indices)?
         {
-            return Ok(if self.reduction == Reduction::None { loss.f_reshape(&shape)? } else { loss });
+            return Ok(if loss.dim() == shape.len() || self.reduction != Reduction::None {
+                loss
+            } else {
+                loss.f_reshape(&shape)?
+            });
         }
         let losses = self.f_losses(&input_rows, &indices, classes)?.f_reshape(&shape)?;
         let loss = self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?;

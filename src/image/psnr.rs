@@ -2,6 +2,7 @@ use std::f64::consts::LN_10;
 
 use tch::Tensor;
 
+use crate::kernels::{Pointwise, Real, choose, f_pointwise};
 use crate::numeric::{f_reals, wide_kind};
 use crate::{Loss, LossError, MseLoss, Reduction, check};
 
@@ -132,12 +133,41 @@ impl Loss for PsnrLoss {
         check::not_negative("eps", self.eps)?;
         let (kind, wide) = (input.f_kind()?, wide_kind(input)?);
         let errors = self.f_errors(&input.f_to_kind(wide)?, &f_reals(("target", target), wide)?)?;
+        let formula = Decibels { eps: self.eps, data_range: self.data_range };
+        let reduction = self.reduction;
+        let composite = move |[errors]: [&Tensor; 1]| reduction.f_apply(&formula.f_losses(errors)?);
+        Ok(f_pointwise(formula, [&errors], reduction, composite)?.f_to_kind(kind)?)
+    }
+}
+
+/// From the mean squared error to the loss.
+#[derive(Clone, Copy)]
+struct Decibels {
+    eps: f64,
+    data_range: f64,
+}
+
+impl Decibels {
+    /// The loss of an error of 1.
+    fn offset(self) -> f64 {
+        -20.0 * self.data_range.log10()
+    }
+
+    fn f_losses(self, errors: &Tensor) -> Result<Tensor, LossError> {
         let errors = errors.f_add_scalar(self.eps)?;
         // At an error of 0 the logarithm has no slope that means anything.
         let zero = errors.f_eq(0)?;
         let logarithm = errors.f_masked_fill(&zero, 1)?.f_log()?.f_masked_fill(&zero, f64::NEG_INFINITY)?;
-        let losses = logarithm.f_mul_scalar(10.0 / LN_10)?.f_sub_scalar(20.0 * self.data_range.log10())?;
-        Ok(self.reduction.f_apply(&losses)?.f_to_kind(kind)?)
+        Ok(logarithm.f_mul_scalar(10.0 / LN_10)?.f_add_scalar(self.offset())?)
+    }
+}
+
+impl Pointwise<1> for Decibels {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [error]: [R; 1]) -> (R, [R; 1]) {
+        let (factor, error) = (R::of(10.0 / LN_10), error + R::of(self.eps));
+        let slope = choose(error == R::of(0.0), R::of(0.0), factor / error);
+        (factor * error.ln() + R::of(self.offset()), [slope])
     }
 }
 

@@ -33,8 +33,8 @@ impl Chunking {
 }
 
 impl Default for Chunking {
-    /// 256 rows: enough for matrix products to run at full speed, however many rows there are.
+    /// 512 rows: enough for matrix products to run at full speed, however many rows there are.
     fn default() -> Self {
-        Chunking::Rows(256)
+        Chunking::Rows(512)
     }
 }

@@ -102,6 +102,9 @@ pub struct LinearCrossEntropy {
     reduction: Reduction,
 }
 
+/// So many logits in a single chunk are computed without chunking, which takes fewer operations.
+const SMALL: i64 = 1 << 16;
+
 impl LinearCrossEntropy {
     /// Linear cross entropy with PyTorch's defaults.
     pub fn new() -> Self {
@@ -196,6 +199,12 @@ impl LinearCrossEntropy {
                 "linear cross entropy is computed without chunking, which has no gradient of target or class weight"
             );
             return self.f_whole(&arguments, self.f_whole_kind(input)?);
+        }
+        self.f_check_kinds(&arguments, kind)?;
+        // Chunks are for the sake of memory.
+        let small = sizes.logits().iter().product::<i64>() <= SMALL && self.z_loss == 0.0 && self.soft_cap.is_none();
+        if small && size >= rows && kind == input.f_kind()? {
+            return self.f_whole(&arguments, kind);
         }
         self.f_chunks(&arguments, size, kind)
     }
@@ -384,13 +393,19 @@ impl LinearCrossEntropy {
         target.validity.f_poison(&loss, self.reduction == Reduction::None)
     }
 
+    /// Checks that a layer that is not converted to `kind` has it.
+    fn f_check_kinds(&self, arguments: &Arguments, kind: Kind) -> Result<(), LossError> {
+        let Arguments { input, linear_weight, linear_bias, .. } = *arguments;
+        if kind != input.f_kind()? {
+            return Ok(());
+        }
+        check::same_kind(("linear_weight", linear_weight), ("input", input))?;
+        linear_bias.map_or(Ok(()), |bias| check::same_kind(("linear_bias", bias), ("input", input)))
+    }
+
     /// The loss `size` rows at a time, computed in `kind`.
     fn f_chunks(&self, arguments: &Arguments, size: i64, kind: Kind) -> Result<Tensor, LossError> {
-        let Arguments { input, linear_weight, target, linear_bias } = *arguments;
-        if kind == input.f_kind()? {
-            check::same_kind(("linear_weight", linear_weight), ("input", input))?;
-            linear_bias.map_or(Ok(()), |bias| check::same_kind(("linear_bias", bias), ("input", input)))?;
-        }
+        let Arguments { linear_weight, target, .. } = *arguments;
         if target.is_floating_point() {
             return fused::f_loss(self, arguments, size, kind);
         }
