@@ -433,6 +433,27 @@ fn the_number_of_threads_does_not_change_a_bit() {
 }
 
 #[test]
+fn gradients_written_past_the_caches_are_those_of_tensor_operations() {
+    // Gradients of 32 MiB and more, in rows of an odd length, and in pixels.
+    let (rows, pixels): (&[i64], &[i64]) = (&[1501, 2801], &[2, 3, 840, 841]);
+    let losses: [(Target, &[i64], Box<dyn Loss>); 8] = [
+        (Target::Normal, rows, Box::new(MseLoss::new())),
+        (Target::Normal, rows, of(|x, y| TripletMarginLoss::new().margin(90.0).f_forward(x, y, &(x * 0.4 - y)))),
+        (Target::Normal, &[1049, 1001], of(|x, y| of_boxes(&GeneralizedBoxIouLoss::new(), x, y))),
+        (Target::Classes, rows, Box::new(CrossEntropyLoss::new().ignore_index(1).label_smoothing(0.1))),
+        (Target::Classes, rows, Box::new(MultiMarginLoss::new())),
+        (Target::Shares, rows, constant(CrossEntropyLoss::new())),
+        (Target::Classes, pixels, Box::new(CrossEntropyLoss::new())),
+        (Target::Classes, pixels, Box::new(DiceLoss::new().activation(Activation::Softmax))),
+    ];
+    for (position, (kind, shape, loss)) in losses.iter().enumerate() {
+        let (input, target) = seeded(position, || (normal(shape), target(*kind, shape)));
+        let results = |backend| results(backend, loss.as_ref(), &input, &target);
+        assert_close(&results(Backend::Auto), &results(Backend::Composite), 1e-11, &format!("{position}"));
+    }
+}
+
+#[test]
 fn second_derivatives_are_those_of_tensor_operations() {
     for (position, (name, kind, build)) in LOSSES.iter().enumerate() {
         let shape = [4, 3];
