@@ -139,6 +139,7 @@
 //! | quantile or pinball loss (Koenker and Bassett) | [`QuantileLoss`] |
 //! | **images** | |
 //! | `monai.losses.SSIMLoss`, kornia `SSIMLoss`, `SSIM3DLoss` | [`SsimLoss`] |
+//! | `monai.metrics.MultiScaleSSIMMetric` | [`MsSsimLoss`] |
 //! | kornia `MS_SSIMLoss` | [`MsSsimL1Loss`] |
 //! | kornia `PSNRLoss` | [`PsnrLoss`] |
 //! | kornia `TotalVariation` | [`TotalVariationLoss`] |

@@ -52,6 +52,7 @@ fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> 
             pair(loss.scope(SsimScope::Sample).form(SsimForm::Dissimilarity).window(SsimWindow::Uniform))
         }),
         ("ssim of two dimensions", pair(SsimLoss::new().window_size(&[1, 2]).sigma(&[1.0, 2.0]))),
+        ("ms-ssim", pair(MsSsimLoss::new().weights(&[0.5, 0.5]).window_size(&[1]).scope(MsSsimScope::Channel))),
         ("ms-ssim and l1", pair(MsSsimL1Loss::new().sigmas(&[0.5, 1.0]))),
         ("psnr", pair(PsnrLoss::new())),
         ("psnr of samples", pair(PsnrLoss::new().scope(PsnrScope::Sample).eps(1e-8))),
@@ -400,6 +401,9 @@ fn with_number(x: f64) -> Vec<(&'static str, bool, Box<dyn Loss>)> {
         k1: SsimLoss::new().window_size(&[3]),
         k2: SsimLoss::new().window_size(&[3]),
         eps: SsimLoss::new().window_size(&[3]),
+        data_range: MsSsimLoss::new().weights(&[1.0]).window_size(&[3]),
+        k1: MsSsimLoss::new().weights(&[1.0]).window_size(&[3]),
+        k2: MsSsimLoss::new().weights(&[1.0]).window_size(&[3]),
         data_range: MsSsimL1Loss::new(),
         k1: MsSsimL1Loss::new(),
         k2: MsSsimL1Loss::new(),

@@ -1,4 +1,4 @@
-"""Chains of PyTorch's operations that a user writes where torch.nn has no loss of that name; the benchmark calls them."""
+"""Losses that a user makes of what PyTorch or another library has, where that is none by itself."""
 
 from __future__ import annotations
 
@@ -11,3 +11,11 @@ def linear_then_cross_entropy(
 ) -> torch.Tensor:
     """The last layer of a language model and its loss, with all logits in memory."""
     return functional.cross_entropy(functional.linear(input, linear_weight), target)
+
+
+def one_minus_ms_ssim(input: torch.Tensor, target: torch.Tensor, reduction: str = "mean", **options) -> torch.Tensor:
+    """The loss of MONAI's metric."""
+    from monai.metrics.regression import compute_ms_ssim
+
+    losses = 1 - compute_ms_ssim(input, target, **options).flatten()
+    return {"mean": torch.mean, "sum": torch.sum, "none": lambda losses: losses}[reduction](losses)

@@ -1,5 +1,6 @@
 //! Losses between images, and of an image alone.
 
+mod ms_ssim;
 mod ms_ssim_l1;
 mod psnr;
 mod ssim;
@@ -13,6 +14,7 @@ use crate::kernels::f_slide;
 use crate::numeric::wide_kind;
 use crate::{LossError, check};
 
+pub use ms_ssim::{MsSsimLoss, MsSsimScope};
 pub use ms_ssim_l1::MsSsimL1Loss;
 pub use psnr::{PsnrLoss, PsnrScope};
 pub use ssim::{SsimForm, SsimLoss, SsimPadding, SsimScope, SsimWindow};
@@ -93,6 +95,15 @@ impl Moments {
 fn f_fraction(of_sum: &Tensor, of_difference: &Tensor, c: f64) -> Result<[Tensor; 2], LossError> {
     let denominator = of_sum.f_add(of_difference)?.f_mul_scalar(0.5)?.f_add_scalar(c)?;
     Ok([denominator, of_difference.shallow_clone()])
+}
+
+/// What one minus a product lacks of 1 with one more factor, given as its denominator and what its numerator lacks.
+fn f_joined(lacking: Option<Tensor>, [denominator, missing]: [Tensor; 2]) -> Result<Tensor, LossError> {
+    let share = missing.f_div(&denominator)?;
+    match lacking {
+        None => Ok(share),
+        Some(lacking) => Ok(share.f_add(&share.f_rsub_scalar(1)?.f_mul(&lacking)?)?),
+    }
 }
 
 /// The kind in which local variances are computed: they are differences of nearly equal numbers, which single precision leaves

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::{Moments, Taps, check_range, exact_kind, f_means, gaussian};
+use super::{Moments, Taps, check_range, exact_kind, f_joined, f_means, gaussian};
 use crate::numeric::f_reals;
 use crate::{Loss, LossError, Reduction, check};
 
@@ -171,15 +171,6 @@ impl MsSsimL1Loss {
 
 /// The largest standard deviation: windows of 40000 pixels are beyond any image.
 const WIDEST: f64 = 1e4;
-
-/// What one minus a product lacks of 1 with one more factor, given as its denominator and what its numerator lacks.
-fn f_joined(lacking: Option<Tensor>, [denominator, missing]: [Tensor; 2]) -> Result<Tensor, LossError> {
-    let share = missing.f_div(&denominator)?;
-    match lacking {
-        None => Ok(share),
-        Some(lacking) => Ok(share.f_add(&share.f_rsub_scalar(1)?.f_mul(&lacking)?)?),
-    }
-}
 
 impl Default for MsSsimL1Loss {
     fn default() -> Self {

@@ -9,6 +9,7 @@ use crate::{Loss, LossError, Reduction, check};
 /// For restoring and generating images, where pixel losses such as [`MseLoss`](crate::MseLoss) make them blurred: it
 /// compares each neighbourhood as a whole. Often added to [`L1Loss`](crate::L1Loss), since it takes little notice of a
 /// shift of brightness or colour; [`MsSsimL1Loss`](crate::MsSsimL1Loss) is such a sum over several windows.
+/// [`MsSsimLoss`](crate::MsSsimLoss) compares smaller copies of the images as well.
 ///
 /// # Formula
 ///
@@ -205,7 +206,12 @@ impl SsimLoss {
         self
     }
 
-    fn check_options(&self) -> Result<(), LossError> {
+    /// c₁ and c₂.
+    pub(super) fn constants(&self) -> [f64; 2] {
+        [self.k1, self.k2].map(|k| (k * self.data_range).powi(2))
+    }
+
+    pub(super) fn check_options(&self) -> Result<(), LossError> {
         check_range(self.data_range, self.k1, self.k2)?;
         check::not_negative("eps", self.eps)?;
         for &size in &self.window_size {
@@ -216,18 +222,23 @@ impl SsimLoss {
         self.sigma.iter().try_for_each(|&sigma| check::positive("sigma", sigma))
     }
 
-    /// The window along each dimension of the image, which is large enough for it.
-    fn window_of(&self, input: &Tensor) -> Result<Vec<Taps>, LossError> {
+    /// The window along each dimension of the image, which is large enough for it after it has been `halved` so often.
+    pub(super) fn f_window(&self, input: &Tensor, halved: u32) -> Result<Vec<Taps>, LossError> {
+        if !(3..=5).contains(&input.dim()) {
+            return Err(check::shape_error(
+                ("input", input),
+                "[N, C, d1, ...] with one to three dimensions of the image",
+            ));
+        }
         let image = &input.size()[2..];
         let sizes = of_each("window_size", &self.window_size, image.len())?;
         let sigmas = of_each("sigma", &self.sigma, image.len())?;
         let room = |size: &i64| if self.padding == SsimPadding::Valid { *size } else { size / 2 + 1 };
-        let least: Vec<i64> = sizes.iter().map(room).collect();
+        let least: Vec<i64> = sizes.iter().map(|size| room(size).saturating_mul(1 << halved)).collect();
         if image.iter().zip(&least).any(|(pixels, least)| pixels < least) {
-            return Err(check::shape_error(
-                ("input", input),
-                format!("an image of at least {least:?}, for the window"),
-            ));
+            let scale = if halved == 0 { String::new() } else { format!(" at the last of {} scales", halved + 1) };
+            let expected = format!("an image of at least {least:?}, for the window{scale}");
+            return Err(check::shape_error(("input", input), expected));
         }
         let taps = |(size, sigma): (i64, f64)| match self.window {
             SsimWindow::Gaussian => gaussian(size, sigma),
@@ -253,8 +264,9 @@ impl SsimLoss {
     fn f_losses(&self, x: &Tensor, y: &Tensor, window: &[Taps]) -> Result<Tensor, LossError> {
         let (x, y) = (self.f_padded(x, window)?, self.f_padded(y, window)?);
         let moments = Moments::f_new(&x.f_add(&y)?, &x.f_sub(&y)?, window)?;
-        let [luminance, dark] = moments.f_luminance((self.k1 * self.data_range).powi(2))?;
-        let [structure, loose] = moments.f_structure((self.k2 * self.data_range).powi(2))?;
+        let [c1, c2] = self.constants();
+        let [luminance, dark] = moments.f_luminance(c1)?;
+        let [structure, loose] = moments.f_structure(c2)?;
         if self.eps == 0.0 {
             let (dark, loose) = (dark.f_div(&luminance)?, loose.f_div(&structure)?);
             return Ok(dark.f_add(&dark.f_rsub_scalar(1)?.f_mul(&loose)?)?);
@@ -286,13 +298,7 @@ impl Loss for SsimLoss {
         check::floating(("input", input))?;
         check::same_shape(("target", target), ("input", input))?;
         self.check_options()?;
-        if !(3..=5).contains(&input.dim()) {
-            return Err(check::shape_error(
-                ("input", input),
-                "[N, C, d1, ...] with one to three dimensions of the image",
-            ));
-        }
-        let window = self.window_of(input)?;
+        let window = self.f_window(input, 0)?;
         let (kind, wide) = (input.f_kind()?, exact_kind(input)?);
         let losses = self.f_losses(&input.f_to_kind(wide)?, &f_reals(("target", target), wide)?, &window)?;
         let losses = match self.form {

@@ -1,9 +1,10 @@
-"""SSIM, MS-SSIM with L1, PSNR and total variation of images."""
+"""SSIM, MS-SSIM alone and with L1, PSNR and total variation of images."""
 
 from __future__ import annotations
 
 from itertools import product
 
+import torch
 from cases import DTYPES, LAYOUTS, Call, Draw, Shape, Suite, lay_out
 from grids.pairs import Pair, check
 
@@ -122,6 +123,64 @@ def ssim_formula(suite: Suite) -> None:
     check(suite, reference, restored, ((1, 2, 14, 12), (2, 1, 11, 16)), [{}], {}, [], kind="default")
 
 
+PYRAMIDS: tuple[Shape, ...] = ((2, 3, 16, 18), (1, 1, 13, 15), (2, 1, 24, 12))
+
+
+def near(draw: Draw, shape: Shape) -> list:
+    """Images that have something in common at all scales: fine noise and a wave."""
+    wave = 0.25 * draw.uniform(shape)
+    for dim, size in enumerate(shape[2:], 2):
+        along = [size if at == dim else 1 for at in range(len(shape))]
+        wave = wave + 0.25 * torch.cos(torch.arange(size, dtype=wave.dtype) * (4.0 / size) + dim).reshape(along)
+    return [wave + draw.normal(shape, 0.05), wave]
+
+
+def ms_ssim_monai(suite: Suite) -> None:
+    """MONAI computes in single precision, whatever comes."""
+    reference = "chains.one_minus_ms_ssim"
+    for dims, shapes in ((2, PYRAMIDS), (3, ((1, 2, 13, 12, 14), (2, 1, 12, 16, 12)))):
+        base = {"spatial_dims": dims, "kernel_size": 3, "weights": [0.3, 0.3, 0.4]}
+        settings = [
+            base,
+            {**base, "kernel_type": "uniform", "weights": [0.5, 0.2, 0.2]},
+            {**base, "kernel_sigma": 0.7, "k1": 0.02, "k2": 0.1, "data_range": 2.0},
+            {**base, "weights": [1.0]},
+        ]
+        values = {"equal": equal}
+        rejects = [
+            rejected((2, 8, 8), **base),
+            rejected(shapes[0], **{**base, "kernel_size": 9}),
+            (SHAPES_DIFFER[0], base),
+        ]
+        check(suite, reference, near, shapes, settings, values, rejects, dtypes=("f32",), kind=f"{dims}d")
+    large: tuple[Shape, ...] = ((1, 1, 176, 180), (1, 2, 176, 177))
+    check(suite, reference, near, large, [{"spatial_dims": 2}], {}, [], dtypes=("f32",), kind="default")
+
+
+def ms_ssim_formula(suite: Suite) -> None:
+    reference = "papers.images.ms_ssim_loss"
+    base = {"win_size": 3, "weights": [0.3, 0.3, 0.4]}
+    settings = [
+        base,
+        {**base, "win_size": 2, "kernel_type": "uniform", "per_channel": True},
+        {**base, "kernel_sigma": 0.8, "k1": 0.0, "k2": 0.2, "data_range": 3.0, "weights": [0.2, 0.0, 0.9]},
+        {**base, "weights": [0.7]},
+    ]
+    rejects = [
+        SHAPES_DIFFER,
+        rejected((8, 8), **base),
+        rejected(PYRAMIDS[0], **{**base, "win_size": 5}),
+        rejected(PYRAMIDS[0], **base, data_range=0.0),
+        rejected(PYRAMIDS[0], **{**base, "weights": [0.5, -0.5]}),
+    ]
+    lines: tuple[Shape, ...] = ((2, 3, 40), (1, 1, 52))
+    check(suite, reference, near, PYRAMIDS, settings, {"black": black}, rejects)
+    check(suite, reference, near, ((1, 2, 13, 12, 14), (2, 1, 12, 16, 12)), settings, {}, [], kind="volume")
+    check(suite, reference, near, lines, settings, {}, [], kind="line")
+    large: tuple[Shape, ...] = ((1, 2, 176, 177), (1, 1, 176, 180))
+    check(suite, reference, near, large, [{}], {}, [], dtypes=("f64", "f32"), kind="default", second_order=False)
+
+
 def ms_ssim_l1(suite: Suite) -> None:
     few = [
         {"sigmas": [0.5, 1.5]},
@@ -188,5 +247,14 @@ def total_variation(suite: Suite) -> None:
 
 
 def add_all(suite: Suite) -> None:
-    for add in (ssim_kornia, ssim_monai, ssim_formula, ms_ssim_l1, psnr, total_variation):
+    for add in (
+        ssim_kornia,
+        ssim_monai,
+        ssim_formula,
+        ms_ssim_monai,
+        ms_ssim_formula,
+        ms_ssim_l1,
+        psnr,
+        total_variation,
+    ):
         add(suite)

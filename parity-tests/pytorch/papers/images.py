@@ -83,6 +83,41 @@ def ssim_loss(
 
 
 @in_single
+def ms_ssim_loss(
+    input,
+    target,
+    weights: list[float] = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333),
+    win_size=11,
+    kernel_sigma=1.5,
+    kernel_type: str = "gaussian",
+    data_range: float = 1.0,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    per_channel: bool = False,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """Equation 7 of Wang et al., Multiscale Structural Similarity for Image Quality Assessment, 2003."""
+    matching(input, target)
+    dims = input.dim() - 2
+    if not 1 <= dims <= 3 or not data_range > 0 or min(k1, k2, *weights) < 0:
+        raise ValueError("no such similarity")
+    sizes = win_size if isinstance(win_size, list) else [win_size] * dims
+    sigmas = kernel_sigma if isinstance(kernel_sigma, list) else [kernel_sigma] * dims
+    profiles = [profile(n, s if kernel_type == "gaussian" else None, input.dtype) for n, s in zip(sizes, sigmas)]
+    halve = {1: torch.nn.functional.avg_pool1d, 2: torch.nn.functional.avg_pool2d, 3: torch.nn.functional.avg_pool3d}
+    similarity = 1
+    for scale, weight in enumerate(weights):
+        if scale > 0:
+            input, target = halve[dims](input, 2), halve[dims](target, 2)
+        luminance, structure = terms(input, target, window(profiles), (k1 * data_range) ** 2, (k2 * data_range) ** 2)
+        map = structure[0] / structure[1]
+        if scale == len(weights) - 1:
+            map = map * luminance[0] / luminance[1]
+        similarity = similarity * torch.relu(map.flatten(2 if per_channel else 1).mean(-1)) ** weight
+    return reduced(1 - similarity, reduction)
+
+
+@in_single
 def ms_ssim_l1_loss(
     input,
     target,

@@ -12,7 +12,7 @@ use tch_losses::{
 };
 
 use super::Equality::Close;
-use super::papers::robust::ssim_options;
+use super::papers::robust::{ms_ssim_options, ssim_options};
 use super::{Adapter, Outcome, adapter, with};
 use crate::arguments::{Argument, Arguments, EvalError, Numbers};
 use crate::case::Value;
@@ -33,6 +33,7 @@ pub(super) const ADAPTERS: &[Adapter] = &[
     adapter("DiceFocalLoss", &["monai.losses.DiceFocalLoss"], &["input", "target"], Close, dice_focal),
     adapter("DiceFocalLoss (generalised)", &["monai.losses.GeneralizedDiceFocalLoss"], &["input", "target"],
         Close, generalized_dice_focal),
+    adapter("MsSsimLoss (MONAI)", &["chains.one_minus_ms_ssim"], &["input", "target"], Close, ms_ssim),
     adapter("SsimLoss (MONAI)", &["monai.losses.SSIMLoss"], &["input", "target"], Close, ssim),
 ];
 
@@ -559,6 +560,16 @@ fn generalized_dice_focal(arguments: &mut Arguments) -> Outcome {
         .lambda_dice(arguments.number("lambda_gdl", 1.0)?)
         .lambda_focal(arguments.number("lambda_focal", 1.0)? * factor);
     regions.run(&loss, 0)
+}
+
+fn ms_ssim(arguments: &mut Arguments) -> Outcome {
+    let dims = arguments.integer("spatial_dims", 0)?;
+    let loss = ms_ssim_options(arguments, "kernel_size")?;
+    let (input, target) = (arguments.tensor("input")?, arguments.tensor("target")?);
+    if input.dim() as i64 != dims + 2 {
+        return Err(EvalError::Rejected(format!("images of shape {:?}", input.size())));
+    }
+    Ok(loss.f_forward(&input, &target)?.into())
 }
 
 /// MONAI computes in single precision and returns it; unreduced, the losses of the samples are a column.

@@ -8,9 +8,9 @@ use crate::{
     Activation, BceWithLogitsLoss, CharbonnierMinimum, CrossEntropyLoss, CrossEntropyPart, DiceLoss, EmbeddingDistance,
     EmbeddingReduction, EmptyMask, FocalAlpha, FocalNormalization, FocalPart, FocalPower, FocalSoftTargets,
     FocalTverskyLoss, GeneralizedDiceLoss, Grouping, HingeTargets, IgnoreScope, InvalidValues, JaccardLoss,
-    KlDivReduction, LovaszClasses, MeanOver, MultiLabelReduction, OneVsRestFocalLoss, Overlap, OverlapMeasure,
-    PsnrScope, Quantiles, Reduction, SigmoidFocalLoss, SoftmaxFocalLoss, SsimForm, SsimPadding, SsimScope, SsimWindow,
-    TripletMining, TverskyLoss, VolumeWeight, WeightedMean,
+    KlDivReduction, LovaszClasses, MeanOver, MsSsimScope, MultiLabelReduction, OneVsRestFocalLoss, Overlap,
+    OverlapMeasure, PsnrScope, Quantiles, Reduction, SigmoidFocalLoss, SoftmaxFocalLoss, SsimForm, SsimPadding,
+    SsimScope, SsimWindow, TripletMining, TverskyLoss, VolumeWeight, WeightedMean,
 };
 
 /// Why data describe no loss: one sentence.
@@ -292,6 +292,7 @@ words! {
     SsimWindow { "gaussian" => Gaussian, "uniform" => Uniform }
     SsimPadding { "valid" => Valid, "reflect" => Reflect }
     SsimForm { "complement" => Complement, "dissimilarity" => Dissimilarity }
+    MsSsimScope { "sample" => Sample, "channel" => Channel }
     SsimScope { "pixel" => Pixel, "sample" => Sample }
     VolumeWeight { "square" => Square, "simple" => Simple, "uniform" => Uniform }
 }

@@ -259,7 +259,11 @@ described! {
         window, window_size: Vec<i64> => as_slice, sigma: Vec<f64> => as_slice, data_range, k1, k2, eps, padding,
         form, scope, reduction,
     }
-"ms_ssim_l1" => MsSsimL1Loss { sigmas: Vec<f64> => as_slice, data_range, k1, k2, alpha, compensation, reduction }
+    "ms_ssim" => MsSsimLoss {
+        weights: Vec<f64> => as_slice, window, window_size: Vec<i64> => as_slice, sigma: Vec<f64> => as_slice,
+        data_range, k1, k2, scope, reduction,
+    }
+    "ms_ssim_l1" => MsSsimL1Loss { sigmas: Vec<f64> => as_slice, data_range, k1, k2, alpha, compensation, reduction }
     "psnr" => PsnrLoss { data_range, eps, scope, reduction }
     "complete_box_iou" => CompleteBoxIouLoss { eps, alpha_eps, reduction }
     "distance_box_iou" => DistanceBoxIouLoss { eps, reduction }

@@ -65,6 +65,7 @@ fn every_option_of_every_loss_can_be_set_and_refused() {
         json!("semi_hard"),
         json!("eps"),
         json!("sample"),
+        json!("channel"),
         json!("uniform"),
         json!("reflect"),
         json!("dissimilarity"),

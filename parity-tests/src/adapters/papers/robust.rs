@@ -2,7 +2,8 @@
 
 use tch_losses::{
     CauchyLoss, CharbonnierLoss, CharbonnierMinimum, GemanMcClureLoss, LogCoshLoss, Loss, MapeLoss, MsSsimL1Loss,
-    MsleLoss, QuantileLoss, Reduction, SsimForm, SsimLoss, SsimPadding, SsimScope, SsimWindow, WelschLoss,
+    MsSsimLoss, MsSsimScope, MsleLoss, QuantileLoss, Reduction, SsimForm, SsimLoss, SsimPadding, SsimScope, SsimWindow,
+    WelschLoss,
 };
 
 use crate::adapters::Equality::Close;
@@ -19,6 +20,7 @@ pub(in crate::adapters) const ADAPTERS: &[Adapter] = &[
         &["input", "target"], Close, barron),
     adapter("CharbonnierLoss (formula)", &["papers.robust.charbonnier_loss"], &["input", "target"], Close, charbonnier),
     adapter("SsimLoss (formula)", &["papers.images.ssim_loss"], &["input", "target"], Close, ssim),
+    adapter("MsSsimLoss (formula)", &["papers.images.ms_ssim_loss"], &["input", "target"], Close, ms_ssim),
     adapter("MsSsimL1Loss (formula)", &["papers.images.ms_ssim_l1_loss"], &["input", "target"], Close, ms_ssim_l1),
 ];
 
@@ -105,15 +107,18 @@ pub(in crate::adapters) fn list(arguments: &mut Arguments, name: &str) -> Result
     }))
 }
 
+fn window(arguments: &mut Arguments) -> Result<SsimWindow, EvalError> {
+    match arguments.text("kernel_type")?.as_deref() {
+        None | Some("gaussian") => Ok(SsimWindow::Gaussian),
+        Some("uniform") => Ok(SsimWindow::Uniform),
+        Some(other) => Err(EvalError::Rejected(format!("there is no window {other:?}"))),
+    }
+}
+
 /// The options that MONAI's loss and the formula have in common.
 pub(in crate::adapters) fn ssim_options(arguments: &mut Arguments) -> Result<SsimLoss, EvalError> {
-    let window = match arguments.text("kernel_type")?.as_deref() {
-        None | Some("gaussian") => SsimWindow::Gaussian,
-        Some("uniform") => SsimWindow::Uniform,
-        Some(other) => return Err(EvalError::Rejected(format!("there is no window {other:?}"))),
-    };
     let loss = SsimLoss::new()
-        .window(window)
+        .window(window(arguments)?)
         .data_range(arguments.number("data_range", 1.0)?)
         .k1(arguments.number("k1", 0.01)?)
         .k2(arguments.number("k2", 0.03)?)
@@ -129,6 +134,27 @@ fn ssim(arguments: &mut Arguments) -> Outcome {
     let loss = if arguments.boolean("reflect", false)? { loss.padding(SsimPadding::Reflect) } else { loss };
     let loss = if arguments.boolean("half", false)? { loss.form(SsimForm::Dissimilarity) } else { loss };
     let loss = if arguments.boolean("per_sample", false)? { loss.scope(SsimScope::Sample) } else { loss };
+    pair(&loss, arguments)
+}
+
+/// The options that MONAI's metric and the formula have in common; `size` is the name of the window's.
+pub(in crate::adapters) fn ms_ssim_options(arguments: &mut Arguments, size: &str) -> Result<MsSsimLoss, EvalError> {
+    let loss = MsSsimLoss::new()
+        .window(window(arguments)?)
+        .data_range(arguments.number("data_range", 1.0)?)
+        .k1(arguments.number("k1", 0.01)?)
+        .k2(arguments.number("k2", 0.03)?)
+        .reduction(arguments.reduction()?);
+    let loss = with(loss, list(arguments, "weights")?, |loss, weights| loss.weights(&weights));
+    let loss = with(loss, list(arguments, size)?, |loss, sizes| {
+        loss.window_size(&sizes.iter().map(|size| *size as i64).collect::<Vec<_>>())
+    });
+    Ok(with(loss, list(arguments, "kernel_sigma")?, |loss, sigma| loss.sigma(&sigma)))
+}
+
+fn ms_ssim(arguments: &mut Arguments) -> Outcome {
+    let loss = ms_ssim_options(arguments, "win_size")?;
+    let loss = if arguments.boolean("per_channel", false)? { loss.scope(MsSsimScope::Channel) } else { loss };
     pair(&loss, arguments)
 }
 

@@ -1,0 +1,291 @@
+use tch::Tensor;
+
+use super::{Moments, SsimLoss, SsimWindow, Taps, exact_kind, f_joined};
+use crate::numeric::f_reals;
+use crate::{Loss, LossError, Reduction, check};
+
+/// One minus the structural similarity of two images at several scales: under a small window, in the image and in smaller
+/// and smaller copies of it.
+///
+/// For restoring, compressing and generating images that are looked at from various distances: it weighs fine and coarse
+/// structure as eyes do, where [`SsimLoss`] sees a single scale. The images must be large: 176 pixels
+/// wide and high with the defaults. [`MsSsimL1Loss`](crate::MsSsimL1Loss) has windows of several sizes over one image instead, and
+/// adds the absolute difference.
+///
+/// # Formula
+///
+/// ℓ = 1 − max(0, l_M c_M)^{w_M} Π_{i<M} max(0, c_i)^{w_i}
+///
+/// where the scales i = 1, …, M are the images, halved i − 1 times by the mean of neighbours, c_i is the mean of
+/// contrast and structure (2 σ_xy + c₂) / (σ_x² + σ_y² + c₂) under the window, and l_M c_M that of the similarity, with
+/// the luminance, at the last scale; see [`SsimLoss`]. w are the weights of the scales.
+///
+/// # Shapes
+///
+/// * `input`: `[N, C, d₁, …, dₖ]` with k from 1 to 3; the last scale holds the window
+/// * `target`: that of `input`
+/// * result: scalar; with [`Reduction::None`] `[N]`, or `[N, C]` with [`MsSsimScope::Channel`]
+///
+/// # Reference
+///
+/// One minus `monai.metrics.regression.compute_ms_ssim` (`MultiScaleSSIMMetric`) of MONAI 1.6.1. Wang, Simoncelli and Bovik,
+/// *Multiscale Structural Similarity for Image Quality Assessment*, 2003.
+///
+/// # Differences from MONAI
+///
+/// * Where a mean is 0 or less the loss is 1 with gradient 0; MONAI's gradient is NaN.
+/// * It is computed in `f64` on the CPU, as [`SsimLoss`] is, and from the difference of the images.
+/// * The image need only be so large that the last scale holds the window; MONAI divides by the squared number of
+///   halvings instead of the power of two.
+///
+/// # Errors
+///
+/// [`LossError::Shape`] where shapes differ or the last scale is smaller than the window, [`LossError::Device`] where
+/// devices do, [`LossError::Kind`] for an input that is not floating, [`LossError::Option`] for an option out of its
+/// range.
+///
+/// # Example
+///
+/// ```
+/// use tch::{Device, Kind, Tensor};
+/// use tch_losses::{Loss, MsSsimLoss};
+///
+/// let image = Tensor::linspace(0.0, 1.0, 32 * 32, (Kind::Float, Device::Cpu)).view([1, 1, 32, 32]);
+/// let noisy = (&image + Tensor::randn_like(&image) * 0.1).set_requires_grad(true);
+///
+/// let criterion = MsSsimLoss::new().weights(&[0.3, 0.4, 0.3]).window_size(&[7]);
+/// let loss = criterion.f_forward(&noisy, &image)?;
+/// loss.f_backward()?;
+///
+/// assert!(f64::try_from(&loss)? > 0.0);
+/// assert_eq!(f64::try_from(criterion.f_forward(&image, &image)?)?, 0.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+#[doc(alias = "MS_SSIM")]
+#[doc(alias = "MultiScaleSSIMMetric")]
+#[doc(alias = "compute_ms_ssim")]
+pub struct MsSsimLoss {
+    /// The options that it has in common with the loss of a single scale.
+    single: SsimLoss,
+    weights: Vec<f64>,
+    scope: MsSsimScope,
+    reduction: Reduction,
+}
+
+/// What has a loss of its own in an [`MsSsimLoss`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum MsSsimScope {
+    /// Each sample: the means are over its channels and pixels. The default, as in MONAI.
+    #[default]
+    Sample,
+    /// Each channel of each sample.
+    Channel,
+}
+
+impl MsSsimLoss {
+    /// The loss with the paper's five scales and window.
+    pub fn new() -> Self {
+        Self {
+            single: SsimLoss::new(),
+            weights: vec![0.0448, 0.2856, 0.3001, 0.2363, 0.1333],
+            scope: MsSsimScope::Sample,
+            reduction: Reduction::Mean,
+        }
+    }
+
+    /// Sets the weights of the scales, the exponents w ≥ 0, from the image itself to its smallest copy. 0.0448, 0.2856, 0.3001,
+    /// 0.2363 and 0.1333 by default.
+    pub fn weights(mut self, weights: &[f64]) -> Self {
+        self.weights = weights.into();
+        self
+    }
+
+    /// Sets the weights under the window. [`SsimWindow::Gaussian`] by default.
+    pub fn window(mut self, window: SsimWindow) -> Self {
+        self.single = self.single.window(window);
+        self
+    }
+
+    /// Sets the pixels of the window: one number for all dimensions of the image, or one for each. 11 by default.
+    pub fn window_size(mut self, window_size: &[i64]) -> Self {
+        self.single = self.single.window_size(window_size);
+        self
+    }
+
+    /// Sets the standard deviation of the Gaussian: one for all dimensions of the image, or one for each. 1.5 by
+    /// default.
+    pub fn sigma(mut self, sigma: &[f64]) -> Self {
+        self.single = self.single.sigma(sigma);
+        self
+    }
+
+    /// Sets L > 0, the range of the pixels: 1 for those in \[0, 1\], 255 for bytes. 1 by default.
+    pub fn data_range(mut self, data_range: f64) -> Self {
+        self.single = self.single.data_range(data_range);
+        self
+    }
+
+    /// Sets k₁ ≥ 0, which keeps the luminance of black stable. 0.01 by default.
+    pub fn k1(mut self, k1: f64) -> Self {
+        self.single = self.single.k1(k1);
+        self
+    }
+
+    /// Sets k₂ ≥ 0, which keeps the structure of plain areas stable. 0.03 by default.
+    pub fn k2(mut self, k2: f64) -> Self {
+        self.single = self.single.k2(k2);
+        self
+    }
+
+    /// Sets what has a loss of its own. [`MsSsimScope::Sample`] by default.
+    pub fn scope(mut self, scope: MsSsimScope) -> Self {
+        self.scope = scope;
+        self
+    }
+
+    /// Sets the reduction. [`Reduction::Mean`] by default.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    fn check_options(&self) -> Result<(), LossError> {
+        self.single.check_options()?;
+        let count = self.weights.len();
+        check::option("weights", format!("{count} numbers"), (1..=32).contains(&count), "1 to 32 numbers")?;
+        self.weights.iter().try_for_each(|&weight| check::not_negative("weights", weight))
+    }
+
+    /// The losses of images in double precision.
+    fn f_losses(&self, x: &Tensor, y: &Tensor, window: &[Taps]) -> Result<Tensor, LossError> {
+        let [c1, c2] = self.single.constants();
+        let (mut sum, mut difference) = (x.f_add(y)?, x.f_sub(y)?);
+        let mut logarithm = self.f_means(&difference)?.f_zeros_like()?;
+        let mut opposed = logarithm.f_zeros_like()?.f_to_kind(tch::Kind::Bool)?;
+        for (scale, &weight) in self.weights.iter().enumerate() {
+            if scale > 0 {
+                (sum, difference) = (f_halved(&sum)?, f_halved(&difference)?);
+            }
+            // What is raised to the power of 0 is 1.
+            if weight == 0.0 {
+                continue;
+            }
+            let moments = Moments::f_new(&sum, &difference, window)?;
+            let mut lacking = f_joined(None, moments.f_structure(c2)?)?;
+            if scale + 1 == self.weights.len() {
+                lacking = f_joined(Some(lacking), moments.f_luminance(c1)?)?;
+            }
+            let lacking = self.f_means(&lacking)?;
+            let none_left = lacking.f_ge(1)?;
+            let term = lacking.f_masked_fill(&none_left, 0)?.f_neg()?.f_log1p()?.f_mul_scalar(weight)?;
+            logarithm = logarithm.f_add(&term)?;
+            opposed = opposed.f_logical_or(&none_left)?;
+        }
+        Ok(logarithm.f_expm1()?.f_neg()?.f_masked_fill(&opposed, 1)?)
+    }
+
+    /// The means over what has a loss together.
+    fn f_means(&self, map: &Tensor) -> Result<Tensor, LossError> {
+        let first = match self.scope {
+            MsSsimScope::Sample => 1,
+            MsSsimScope::Channel => 2,
+        };
+        Ok(map.f_flatten(first, -1)?.f_mean_dim(first, false, None)?)
+    }
+}
+
+/// The image of half the size: the means of neighbours, without a rest of one pixel.
+fn f_halved(image: &Tensor) -> Result<Tensor, LossError> {
+    let dims = image.dim() - 2;
+    let (two, zero) = (vec![2; dims], vec![0; dims]);
+    Ok(match dims {
+        1 => image.f_avg_pool1d(&two, &two, &zero, false, true)?,
+        2 => image.f_avg_pool2d(&two, &two, &zero, false, true, None)?,
+        _ => image.f_avg_pool3d(&two, &two, &zero, false, true, None)?,
+    })
+}
+
+impl Default for MsSsimLoss {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loss for MsSsimLoss {
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        check::same_shape(("target", target), ("input", input))?;
+        self.check_options()?;
+        let window = self.single.f_window(input, self.weights.len() as u32 - 1)?;
+        let (kind, wide) = (input.f_kind()?, exact_kind(input)?);
+        let losses = self.f_losses(&input.f_to_kind(wide)?, &f_reals(("target", target), wide)?, &window)?;
+        Ok(self.reduction.f_apply(&losses)?.f_to_kind(kind)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn image(shape: &[i64]) -> Tensor {
+        Tensor::rand(shape, (Kind::Double, Device::Cpu))
+    }
+
+    #[test]
+    fn wrong_calls_name_the_argument() {
+        let message = |loss: MsSsimLoss, image: &Tensor| loss.f_forward(image, image).unwrap_err().to_string();
+        let (small, new) = (image(&[1, 1, 8, 8]), MsSsimLoss::new);
+        let cases = [
+            (
+                message(new(), &image(&[1, 1, 175, 176])),
+                "input has shape [1, 1, 175, 176], expected an image of at least [176, 176], for the window at the last \
+                 of 5 scales",
+            ),
+            (
+                message(new(), &small.view([8, 8])),
+                "input has shape [8, 8], expected [N, C, d1, ...] with one to three dimensions of the image",
+            ),
+            (message(new().weights(&[]), &small), "option weights is 0 numbers, expected 1 to 32 numbers"),
+            (message(new().weights(&[-1.0]), &small), "option weights is -1, expected a number in [0, 1e37]"),
+            (message(new().data_range(0.0), &small), "option data_range is 0, expected a number in [1e-37, 1e37]"),
+        ];
+        for (actual, expected) in cases {
+            assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn a_single_scale_is_the_loss_of_one() {
+        let x = image(&[2, 3, 8, 9]);
+        let y = &x + image(&[2, 3, 8, 9]) * 0.1;
+        let several = MsSsimLoss::new().weights(&[1.0]).window_size(&[3]).forward(&x, &y);
+        let single = SsimLoss::new().window_size(&[3]).forward(&x, &y);
+        assert!((several - single).double_value(&[]).abs() < 1e-14);
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        tch::manual_seed(0);
+        let target = image(&[2, 2, 6, 7]);
+        let input = &target + image(&[2, 2, 6, 7]) * 0.3;
+        for scope in [MsSsimScope::Sample, MsSsimScope::Channel] {
+            let loss = MsSsimLoss::new().weights(&[0.4, 0.6]).window_size(&[3]).scope(scope);
+            crate::numeric::assert_gradient(&input, |input| loss.forward(input, &target));
+            crate::numeric::assert_gradient(&target, |target| loss.forward(&input, target));
+        }
+    }
+
+    #[test]
+    fn opposed_images_have_a_loss_of_one_and_no_gradient() {
+        let image = image(&[1, 1, 8, 8]);
+        let input = (image.neg() + 1.0).set_requires_grad(true);
+        let loss = MsSsimLoss::new().weights(&[0.5, 0.5]).window_size(&[3]).forward(&input, &image);
+        loss.backward();
+        assert_eq!(loss.double_value(&[]), 1.0);
+        assert_eq!(input.grad(), image.zeros_like());
+    }
+}
