@@ -367,6 +367,16 @@ impl<'a, T: Element> InPlace<'a, T> {
     }
 }
 
+/// A scalar tensor of a floating kind.
+pub(super) fn f_scalar_of(kind: Kind, value: f64) -> Result<Tensor, LossError> {
+    match kind {
+        Kind::Float => f_scalar::<f32>(value),
+        Kind::Half => f_scalar::<f16>(value),
+        Kind::BFloat16 => f_scalar::<bf16>(value),
+        _ => f_scalar::<f64>(value),
+    }
+}
+
 /// A scalar tensor.
 pub(super) fn f_scalar<T: Element>(value: f64) -> Result<Tensor, LossError> {
     let output = Output::<T>::f_of_size(&[])?;

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use tch::{Kind, Tensor};
 
-use super::element::{Element, f_plain, f_scalar};
+use super::element::{Element, f_plain, f_scalar_of};
 use crate::autograd::{self, Context, Function, StoredGradients};
 use crate::{LossError, Reduction};
 
@@ -71,16 +71,33 @@ where
     E: Engine<N>,
     C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
 {
+    let kind = arguments[0].f_kind()?;
+    f_dispatch_to(kind, engine, arguments, reduce, composite)
+}
+
+/// The same, of which a reduced loss has this floating `kind`, as that of the `composite` has.
+pub(super) fn f_dispatch_to<const N: usize, E, C>(
+    kind: Kind,
+    engine: E,
+    arguments: [&Tensor; N],
+    reduce: Reduce,
+    composite: C,
+) -> Result<Tensor, LossError>
+where
+    E: Engine<N>,
+    C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
+{
     match arguments[0].f_kind()? {
-        Kind::Float => f_run::<f32, N, E, C>(engine, arguments, reduce, composite),
-        Kind::Double => f_run::<f64, N, E, C>(engine, arguments, reduce, composite),
-        Kind::Half => f_run::<f16, N, E, C>(engine, arguments, reduce, composite),
-        Kind::BFloat16 => f_run::<bf16, N, E, C>(engine, arguments, reduce, composite),
+        Kind::Float => f_run::<f32, N, E, C>(kind, engine, arguments, reduce, composite),
+        Kind::Double => f_run::<f64, N, E, C>(kind, engine, arguments, reduce, composite),
+        Kind::Half => f_run::<f16, N, E, C>(kind, engine, arguments, reduce, composite),
+        Kind::BFloat16 => f_run::<bf16, N, E, C>(kind, engine, arguments, reduce, composite),
         _ => composite(arguments),
     }
 }
 
 fn f_run<T, const N: usize, E, C>(
+    kind: Kind,
     engine: E,
     arguments: [&Tensor; N],
     reduce: Reduce,
@@ -109,7 +126,7 @@ where
         }
         _ => {
             let (sum, gradients) = engine.f_sum::<T>(arguments, Factor::Number(scale), wanted)?;
-            (sum, f_scalar::<T>(sum * scale)?, gradients)
+            (sum, f_scalar_of(kind, sum * scale)?, gradients)
         }
     };
     if E::PARTIAL && sum.is_nan() {

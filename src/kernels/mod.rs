@@ -37,7 +37,7 @@ pub(crate) use logits::{LogitRows, f_logits};
 pub(crate) use margin::{Margin, f_margin};
 pub use memory::set_gradient_cache;
 pub(crate) use number::{ANY, Real, choose, powers, sigmoids};
-pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise};
+pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise, f_pointwise_to};
 pub(crate) use region::{Entropy, Regional, Sums, f_region, takes_region};
 pub(crate) use rows::{RowReduction, Rows, scan_classes};
 pub(crate) use softmax::{RowLoss, f_softmax, f_softmax_of_shares};

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::element::{Block, Element, Output, elements, f_one_layout, is_plain};
-use super::engine::{Engine, Factor, Reduce, f_dispatch};
+use super::engine::{Engine, Factor, Reduce, f_dispatch_to};
 use super::number::Real;
 use super::simd::{self, Kernel, LaneOf, Sum, Wide};
 use super::{BLOCK, backend, parallel};
@@ -56,6 +56,21 @@ where
     P: Pointwise<N>,
     C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
 {
+    f_pointwise_to(arguments[0].f_kind()?, formula, arguments, reduce, composite)
+}
+
+/// The same, of which a reduced loss has this floating kind, `result`, as that of the `composite` has.
+pub(crate) fn f_pointwise_to<const N: usize, P, C>(
+    result: Kind,
+    formula: P,
+    arguments: [&Tensor; N],
+    reduce: impl Into<Reduce>,
+    composite: C,
+) -> Result<Tensor, LossError>
+where
+    P: Pointwise<N>,
+    C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
+{
     if !backend::fused() {
         return composite(arguments);
     }
@@ -64,7 +79,7 @@ where
     if !arguments.iter().all(|argument| is_plain(argument, kind) && argument.size() == size) {
         return composite(arguments);
     }
-    f_dispatch(Elements(formula), arguments, reduce.into(), composite)
+    f_dispatch_to(result, Elements(formula), arguments, reduce.into(), composite)
 }
 
 /// The engine with a formula.

@@ -46,7 +46,7 @@ pub(crate) struct Entropy {
     pub(crate) weight: Option<Vec<f64>>,
 }
 
-/// The sums, in single precision at least.
+/// The sums, in double precision.
 pub(crate) struct Sums {
     /// `[N, C]` each: those of the intersections, of the input's regions and of the target's.
     pub(crate) regions: [Tensor; 3],
@@ -112,7 +112,7 @@ where
             (0..2 + usize::from(with_entropy)).map(|output| context.grad(output)).collect();
         if context.create_graph() {
             let loss = |inputs: &[Tensor]| f_weighted(&composite(&inputs[0], target)?, &grads);
-            let one = Tensor::f_ones([], (T::Wide::KIND, Device::Cpu))?;
+            let one = Tensor::f_ones([], (Kind::Double, Device::Cpu))?;
             return autograd::f_gradients_of(loss, &one, std::slice::from_ref(input), &[true]);
         }
         let gradient = Pass::<T>::f_new(&formula, input, target)?.f_gradient(&grads)?;
@@ -126,7 +126,7 @@ where
 
 /// The sums times their gradients, added up.
 fn f_weighted(sums: &[Tensor], grads: &[Option<Tensor>]) -> Result<Tensor, LossError> {
-    let mut value = Tensor::f_zeros([0_i64; 0], (sums[0].f_kind()?, Device::Cpu))?;
+    let mut value = Tensor::f_zeros([0_i64; 0], (Kind::Double, Device::Cpu))?;
     for (sum, grad) in sums.iter().zip(grads) {
         let Some(grad) = grad else { continue };
         value = value.f_add(&sum.f_mul(grad)?.f_sum(None)?)?;
@@ -249,8 +249,7 @@ impl<'a, T: Element> Pass<'a, T> {
             entropy += part.entropy;
             weight += part.weight;
         }
-        let f_tensor =
-            |sums: &[f64], size: &[i64]| Tensor::f_from_slice(sums)?.f_reshape(size)?.f_to_kind(T::Wide::KIND);
+        let f_tensor = |sums: &[f64], size: &[i64]| Tensor::f_from_slice(sums)?.f_reshape(size);
         let size = [shape.samples as i64, shape.classes as i64];
         let [intersection, of_input, of_target] = &regions;
         Ok(Some(Totals {
@@ -267,7 +266,8 @@ impl<'a, T: Element> Pass<'a, T> {
             let Some(grad) = grads.get(position).and_then(Option::as_ref) else {
                 return Ok(vec![T::Wide::default(); count]);
             };
-            Ok::<_, LossError>(elements(&f_plain(&grad.f_detach()?.f_contiguous()?)?).to_vec())
+            let grad = grad.f_detach()?.f_to_kind(T::Wide::KIND)?;
+            Ok::<_, LossError>(elements(&f_plain(&grad.f_contiguous()?)?).to_vec())
         };
         let factors = Factors {
             intersection: f_numbers(0, regions)?,

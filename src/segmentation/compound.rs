@@ -197,8 +197,8 @@ impl Compound {
     /// The weighted sum of both losses, in the kind of the input.
     fn f_sum(&self, overlap: &Tensor, pixelwise: &Tensor, input: &Tensor) -> Result<Tensor, LossError> {
         let kind = wide_kind(input)?;
-        let overlap = overlap.f_mul_scalar(self.lambda_overlap.1)?;
-        let pixelwise = pixelwise.f_to_kind(kind)?.f_mul_scalar(self.lambda_pixelwise.1)?;
+        let overlap = f_times(overlap, self.lambda_overlap.1)?;
+        let pixelwise = f_times(&pixelwise.f_to_kind(kind)?, self.lambda_pixelwise.1)?;
         Ok(self.f_to_pixels(&overlap, &pixelwise, input.dim())?.f_add(&pixelwise)?.f_to_kind(input.f_kind()?)?)
     }
 
@@ -247,6 +247,11 @@ impl Compound {
         shape.resize(pixels.len(), 1);
         Ok(overlap.f_reshape(&shape)?)
     }
+}
+
+/// The product, which for a small loss costs as much as the loss itself.
+fn f_times(loss: &Tensor, factor: f64) -> Result<Tensor, LossError> {
+    Ok(if factor == 1.0 { loss.shallow_clone() } else { loss.f_mul_scalar(factor)? })
 }
 
 impl Precomputed for Compound {

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::compound::{Overlap, PlainCrossEntropy};
 use crate::check::{self, ClassIndices, Validity};
-use crate::kernels::{Entropy, Pointwise, Real, Regional, Sums, choose, f_pointwise, f_region, takes_region};
+use crate::kernels::{Entropy, Pointwise, Real, Regional, Sums, choose, f_pointwise_to, f_region, takes_region};
 use crate::precomputed::{Precomputed, Replace};
 use crate::{InvalidValues, LossError, Reduction, numeric};
 
@@ -416,8 +416,10 @@ impl Regions {
     fn f_reduced_losses_of(&self, sizes: &Sizes, score: Score, reduction: Reduction) -> Result<Tensor, LossError> {
         let smoothing = self.smoothing();
         let arguments = [&sizes.intersection, &sizes.input, &sizes.target];
-        f_pointwise(Scored { score, smoothing }, arguments, reduction, move |arguments| {
-            reduction.f_apply(&score.f_losses(arguments, smoothing)?)
+        // A conversion afterwards would be a node in the graph.
+        let kind = if reduction == Reduction::None { sizes.intersection.f_kind()? } else { sizes.kind };
+        f_pointwise_to(kind, Scored { score, smoothing }, arguments, reduction, move |arguments| {
+            Ok(reduction.f_apply(&score.f_losses(arguments, smoothing)?)?.f_to_kind(kind)?)
         })
     }
 
