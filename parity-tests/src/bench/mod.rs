@@ -33,6 +33,7 @@ use crate::progress;
   parity bench                                         every loss and size
   parity bench --quick                                 tiny and medium sizes, few rounds
   parity bench --filter CrossEntropy --sizes large     some losses, one class of sizes
+  parity bench --filter Dice,Jaccard,Tversky           several
   parity bench --json b.json --svg b.svg --report b.md files besides the table
   parity bench --backend composite --no-compile        without the fused engines, against eager alone
   parity bench --overhead                              what a call costs over the bare tch operation
@@ -41,8 +42,8 @@ use crate::progress;
 Status: 0 when all was measured, 1 when a loss differs from its reference or could not be measured, or is further from double
 precision than PyTorch, 2 for a wrong call.")]
 pub struct BenchOptions {
-    /// Only losses whose name or Python reference contains this
-    #[arg(long, value_name = "NAME")]
+    /// Only losses whose name or Python reference contains this, or one of these with commas between
+    #[arg(long, value_name = "NAMES")]
     filter: Option<String>,
     /// Classes of sizes [default: all; tiny and medium with --quick]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "SIZES")]

@@ -243,10 +243,11 @@ impl std::fmt::Debug for Workload {
     }
 }
 
-/// The workloads whose name or reference contains `filter`, regardless of case, at the sizes asked for.
+/// The workloads whose name or reference contains a text of `filter`, a list with commas, regardless of case, at the sizes asked
+/// for.
 pub fn workloads(filter: Option<&str>, sizes: &[Size]) -> Vec<Workload> {
     let filter = filter.unwrap_or_default().to_lowercase();
-    let contains = |text: &str| text.to_lowercase().contains(&filter);
+    let contains = |text: &str| filter.split(',').any(|part| text.to_lowercase().contains(part));
     let rows = rows().into_iter().filter(|row| contains(row.name) || contains(row.reference)).map(Rc::new);
     let at_sizes = |row: Rc<Row>| {
         let asked = row.sizes.iter().filter(|(size, _)| sizes.contains(size));
@@ -462,6 +463,7 @@ mod tests {
     fn a_filter_finds_names_and_references() {
         assert!(workloads(Some("gaussiannll"), &[Tiny]).iter().all(|workload| workload.name == "GaussianNllLoss"));
         assert!(workloads(Some("monai.losses.DiceCE"), &[Tiny]).len() == 1);
+        assert!(workloads(Some("monai.losses.DiceCE,psnr"), &[Tiny]).len() == 2);
         assert!(workloads(Some("no such loss"), Size::value_variants()).is_empty());
     }
 
