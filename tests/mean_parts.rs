@@ -136,6 +136,15 @@ fn cases() -> Vec<(Vec<Value>, Tensor, Tensor)> {
     ];
     let divergences = vec![json!("kl_div"), json!({"loss": "kl_div", "reduction": "batch_mean"})];
     let margins = vec![json!("multi_margin"), json!({"loss": "multi_margin", "weight": [1, 2, 3, 4], "p": 2})];
+    let images = vec![
+        json!({"loss": "ssim", "window_size": [3]}),
+        json!({"loss": "ssim", "window_size": [3], "padding": "reflect", "form": "dissimilarity", "scope": "sample"}),
+        json!({"loss": "ms_ssim", "window_size": [3], "weights": [0.4, 0.6]}),
+        json!({"loss": "ms_ssim", "window_size": [3], "weights": [0.4, 0.6], "scope": "channel"}),
+        json!({"loss": "ms_ssim_l1", "sigmas": [0.5, 1.0], "compensation": 1}),
+        json!({"loss": "psnr", "scope": "sample"}),
+    ];
+    let pixels = || numbers(&[6, 2, 6, 7], 0.0);
     let spoiled = masks().masked_fill(&integers(&[6, 1], &[0, 0, 0, 1, 1, 0]).gt(0), 255.0);
     let signs = masks() * 2 - 1;
     let labels = integers(&[6, 4], &[0, -1, 0, 0, 1, 2, -1, 0, 3, 0, 1, -1, -1, 0, 0, 0, 2, -1, 0, 0, 0, 1, 2, 3]);
@@ -151,6 +160,8 @@ fn cases() -> Vec<(Vec<Value>, Tensor, Tensor)> {
         (vec![json!("soft_margin"), json!("hinge_embedding")], numbers(&[6, 4], 0.0), signs),
         (margins, numbers(&[6, 4], 0.0), integers(&[6], &[0, 1, 3, 2, 1, 0])),
         (vec![json!("multi_label_margin")], numbers(&[6, 4], 0.0), labels),
+        (images, pixels() * 0.9 + numbers(&[6, 2, 6, 7], 7.0) * 0.1, pixels()),
+        (vec![json!("negative_cosine_similarity")], numbers(&[6, 4], 0.0), numbers(&[6, 4], 3.0)),
         (vec![json!("distribution_focal")], numbers(&[6, 4], 0.0), numbers(&[6], 1.0).abs()),
         (
             ["generalized_box_iou", "distance_box_iou", "complete_box_iou"]

@@ -162,11 +162,8 @@ impl Loss for MultiMarginLoss {
         if target.validity.is_checked()
             && let Some(loss) = self.f_fused(&input_rows, &indices)?
         {
-            return Ok(if loss.dim() == shape.len() || self.reduction != Reduction::None {
-                loss
-            } else {
-                loss.f_reshape(&shape)?
-            });
+            let other_shape = self.reduction == Reduction::None && loss.dim() != shape.len();
+            return Ok(if other_shape { loss.f_reshape(&shape)? } else { loss });
         }
         let losses = self.f_losses(&input_rows, &indices, classes)?.f_reshape(&shape)?;
         let loss = self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?;

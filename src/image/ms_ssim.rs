@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::{Moments, SsimLoss, SsimWindow, Taps, exact_kind, f_joined};
 use crate::numeric::f_reals;
-use crate::{Loss, LossError, Reduction, check};
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// One minus the structural similarity of two images at several scales: under a small window, in the image and in smaller
 /// and smaller copies of it.
@@ -222,6 +222,11 @@ impl Loss for MsSsimLoss {
         let (kind, wide) = (input.f_kind()?, exact_kind(input)?);
         let losses = self.f_losses(&input.f_to_kind(wide)?, &f_reals(("target", target), wide)?, &window)?;
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(kind)?)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..self.clone() };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::{Moments, Taps, check_range, exact_kind, f_joined, f_means, gaussian};
 use crate::numeric::f_reals;
-use crate::{Loss, LossError, Reduction, check};
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// Structural similarity at several scales, and the absolute difference of two images.
 ///
@@ -190,6 +190,11 @@ impl Loss for MsSsimL1Loss {
         let (kind, wide) = (input.f_kind()?, exact_kind(input)?);
         let losses = self.f_losses(&input.f_to_kind(wide)?, &f_reals(("target", target), wide)?, widest)?;
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(kind)?)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..self.clone() };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

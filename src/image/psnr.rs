@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
 use crate::numeric::{f_reals, wide_kind};
-use crate::{Loss, LossError, MseLoss, Reduction, check};
+use crate::{Loss, LossError, MeanParts, MseLoss, Reduction, check};
 
 /// The negative peak signal-to-noise ratio of two images, in decibels.
 ///
@@ -137,6 +137,14 @@ impl Loss for PsnrLoss {
         let reduction = self.reduction;
         let composite = move |[errors]: [&Tensor; 1]| reduction.f_apply(&formula.f_losses(errors)?);
         Ok(f_pointwise(formula, [&errors], reduction, composite)?.f_to_kind(kind)?)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        if self.scope == PsnrScope::Batch {
+            return Err(LossError::no_mean::<Self>("it is the logarithm of a mean over the batch"));
+        }
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::{Moments, Taps, check_range, exact_kind, gaussian};
 use crate::numeric::f_reals;
-use crate::{Loss, LossError, Reduction, check};
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// One minus the structural similarity of two images: of their luminance, contrast and structure under a small window.
 ///
@@ -310,6 +310,11 @@ impl Loss for SsimLoss {
             SsimScope::Sample => losses.f_flatten(1, -1)?.f_mean_dim(1, false, None)?,
         };
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(kind)?)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..self.clone() };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 

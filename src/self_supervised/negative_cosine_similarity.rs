@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::views;
-use crate::{Loss, LossError, Reduction, check};
+use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The negative cosine of a prediction and what it is to predict: −1 where they point the same way.
 ///
@@ -99,6 +99,11 @@ impl Loss for NegativeCosineSimilarity {
         check::option("dim", self.dim, (-rank..rank).contains(&self.dim), &expected)?;
         let similarity = Tensor::f_cosine_similarity(input, target, self.dim, self.eps)?;
         Ok(self.reduction.f_apply(&similarity)?.f_neg()?)
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
     }
 }
 
