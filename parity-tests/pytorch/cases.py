@@ -24,7 +24,11 @@ SMALL_ELEMENTS = 220
 # precision: those are compositions, and whose rounding is the better one takes the oracle in double precision to tell.
 SMALL_ACCEPTED, SMALL_REJECTED, SMALL_ELEMENTS_BEYOND = 3, 1, 160
 # References that have no call of so few elements; one call of each is stored.
-SMALL_ELEMENTS_OF = {"kornia.losses.SSIM3DLoss": 6000, "papers.preference.linear_kto": 6000}
+SMALL_ELEMENTS_OF = {
+    "kornia.losses.SSIM3DLoss": 6000,
+    "papers.preference.linear_kto": 6000,
+    "chains.one_minus_ms_ssim": 700,
+}
 # Whose rounding is the better one here, too, takes double precision to tell.
 NOT_STORED = ("SubCenterArcFaceLoss/options/f32/",)
 NOT_SMALL = ("ones", "legacy", "large")
