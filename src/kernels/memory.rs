@@ -27,10 +27,10 @@ pub fn set_gradient_cache(bytes: usize) {
 
 /// A new tensor like `tensor`, which is on the CPU and has neither gaps nor overlaps.
 pub(super) fn f_empty_like(tensor: &Tensor) -> Result<Tensor, LossError> {
-    if is_large(tensor.numel(), tensor.f_kind()?) {
-        if let Some(empty) = kept(tensor, &tensor.size(), &tensor.stride()) {
-            return Ok(empty);
-        }
+    if is_large(tensor.numel(), tensor.f_kind()?)
+        && let Some(empty) = kept(tensor, &tensor.size(), &tensor.stride())
+    {
+        return Ok(empty);
     }
     Ok(tensor.f_empty_like()?)
 }
