@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from papers import reduced
+
 
 def linear_then_cross_entropy(
     input: torch.Tensor, linear_weight: torch.Tensor, target: torch.Tensor
@@ -17,5 +19,4 @@ def one_minus_ms_ssim(input: torch.Tensor, target: torch.Tensor, reduction: str 
     """The loss of MONAI's metric."""
     from monai.metrics.regression import compute_ms_ssim
 
-    losses = 1 - compute_ms_ssim(input, target, **options).flatten()
-    return {"mean": torch.mean, "sum": torch.sum, "none": lambda losses: losses}[reduction](losses)
+    return reduced(1 - compute_ms_ssim(input, target, **options).flatten(), reduction)

@@ -25,6 +25,16 @@ def window(profiles: list[torch.Tensor]) -> torch.Tensor:
     return whole
 
 
+def sized_window(dims: int, win_size, kernel_sigma, kernel_type: str, dtype: torch.dtype) -> tuple:
+    """The sizes of a window, given as one for all dimensions or as a list, and its weights."""
+    sizes = win_size if isinstance(win_size, list) else [win_size] * dims
+    sigmas = kernel_sigma if isinstance(kernel_sigma, list) else [kernel_sigma] * dims
+    if len(sizes) != dims or len(sigmas) != dims or min(sizes) < 1 or min(sigmas) <= 0:
+        raise ValueError("no such window")
+    gaussian = kernel_type == "gaussian"
+    return sizes, window([profile(n, s if gaussian else None, dtype) for n, s in zip(sizes, sigmas)])
+
+
 def means(image: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """The weighted means of all places where the window fits, channel by channel."""
     convolution = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}[weights.dim()]
@@ -65,12 +75,7 @@ def ssim_loss(
     dims = input.dim() - 2
     if not 1 <= dims <= 3 or not data_range > 0 or min(k1, k2, eps) < 0:
         raise ValueError("no such similarity")
-    sizes = win_size if isinstance(win_size, list) else [win_size] * dims
-    sigmas = kernel_sigma if isinstance(kernel_sigma, list) else [kernel_sigma] * dims
-    if len(sizes) != dims or len(sigmas) != dims or min(sizes) < 1 or min(sigmas) <= 0:
-        raise ValueError("no such window")
-    gaussian = kernel_type == "gaussian"
-    weights = window([profile(n, s if gaussian else None, input.dtype) for n, s in zip(sizes, sigmas)])
+    sizes, weights = sized_window(dims, win_size, kernel_sigma, kernel_type, input.dtype)
     if reflect:
         border = [n // 2 for n in reversed(sizes) for _ in range(2)]
         input, target = (torch.nn.functional.pad(image, border, mode="reflect") for image in (input, target))
@@ -101,15 +106,13 @@ def ms_ssim_loss(
     dims = input.dim() - 2
     if not 1 <= dims <= 3 or not data_range > 0 or min(k1, k2, *weights) < 0:
         raise ValueError("no such similarity")
-    sizes = win_size if isinstance(win_size, list) else [win_size] * dims
-    sigmas = kernel_sigma if isinstance(kernel_sigma, list) else [kernel_sigma] * dims
-    profiles = [profile(n, s if kernel_type == "gaussian" else None, input.dtype) for n, s in zip(sizes, sigmas)]
+    _, taps = sized_window(dims, win_size, kernel_sigma, kernel_type, input.dtype)
     halve = {1: torch.nn.functional.avg_pool1d, 2: torch.nn.functional.avg_pool2d, 3: torch.nn.functional.avg_pool3d}
     similarity = 1
     for scale, weight in enumerate(weights):
         if scale > 0:
             input, target = halve[dims](input, 2), halve[dims](target, 2)
-        luminance, structure = terms(input, target, window(profiles), (k1 * data_range) ** 2, (k2 * data_range) ** 2)
+        luminance, structure = terms(input, target, taps, (k1 * data_range) ** 2, (k2 * data_range) ** 2)
         map = structure[0] / structure[1]
         if scale == len(weights) - 1:
             map = map * luminance[0] / luminance[1]
