@@ -33,7 +33,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 ///
 /// # Differences from MONAI
 ///
-/// * Where a mean is 0 or less the loss is 1 with gradient 0; MONAI's gradient is NaN.
+/// * Where a mean is 0 or less the loss is 1 and its gradient 0, as in MONAI; second derivatives are 0 as well, for which the
+///   plain formula can give NaN.
 /// * It is computed in `f64` on the CPU, as [`SsimLoss`] is, and from the difference of the images.
 /// * The image need only be so large that the last scale holds the window; MONAI divides by the squared number of
 ///   halvings instead of the power of two.

@@ -135,6 +135,12 @@ def near(draw: Draw, shape: Shape) -> list:
     return [wave + draw.normal(shape, 0.05), wave]
 
 
+def opposed(draw: Draw, shape: Shape) -> list:
+    """An image and its negative, whose structures are contrary."""
+    image = draw.uniform(shape)
+    return [1 - image, image]
+
+
 def ms_ssim_monai(suite: Suite) -> None:
     """MONAI computes in single precision, whatever comes."""
     reference = "chains.one_minus_ms_ssim"
@@ -146,7 +152,7 @@ def ms_ssim_monai(suite: Suite) -> None:
             {**base, "kernel_sigma": 0.7, "k1": 0.02, "k2": 0.1, "data_range": 2.0},
             {**base, "weights": [1.0]},
         ]
-        values = {"equal": equal}
+        values = {"equal": equal, "opposed": opposed}
         rejects = [
             rejected((2, 8, 8), **base),
             rejected(shapes[0], **{**base, "kernel_size": 9}),
