@@ -169,6 +169,13 @@ const LOSSES: &[(&str, Target, Build)] = &[
     ("poly cross entropy, smoothed", Target::Classes, |r, _, _| {
         Box::new(PolyCrossEntropyLoss::new().epsilon(-0.7).label_smoothing(0.3).reduction(r))
     }),
+    ("JSD", Target::Classes, |_, _, _| {
+        of(|x, y| JsdCrossEntropyLoss::new().num_splits(2).f_forward(&Tensor::cat(&[x, &(x * 0.5)], 0), y))
+    }),
+    ("JSD, three views, none smoothed, some ignored", Target::Classes, |_, _, _| {
+        let loss = JsdCrossEntropyLoss::new().label_smoothing(0.0).alpha(2.0);
+        of(move |x, y| loss.f_forward(&Tensor::cat(&[x, &(x * 0.5), &(x * -2.0)], 0), &y.masked_fill(&y.eq(1), -100)))
+    }),
     ("softmax focal", Target::Classes, |r, _, _| Box::new(SoftmaxFocalLoss::new().ignore_index(1).reduction(r))),
     ("softmax focal, γ = 0", Target::Classes, |r, _, _| Box::new(SoftmaxFocalLoss::new().gamma(0.0).reduction(r))),
     ("softmax focal, balanced", Target::Classes, |r, _, c| {
@@ -454,6 +461,52 @@ fn gradients_written_past_the_caches_are_those_of_tensor_operations() {
 }
 
 #[test]
+fn losses_of_images_are_those_of_tensor_operations() {
+    let ssim = || SsimLoss::new().window_size(&[5]);
+    let losses: [(&str, &[&[i64]], &dyn Fn(Reduction) -> Box<dyn Loss>); 6] = [
+        ("SSIM", &[&[2, 3, 9], &[2, 3, 12, 17], &[1, 2, 40, 71], &[1, 1, 7, 6, 8]], &|r| Box::new(ssim().reduction(r))),
+        ("SSIM, reflected, with ε", &[&[2, 3, 12, 17]], &|r| {
+            Box::new(ssim().padding(SsimPadding::Reflect).eps(0.01).form(SsimForm::Dissimilarity).reduction(r))
+        }),
+        ("SSIM of samples", &[&[2, 3, 12, 17]], &|r| Box::new(ssim().scope(SsimScope::Sample).reduction(r))),
+        ("MS-SSIM", &[&[2, 2, 24, 23]], &|r| {
+            Box::new(MsSsimLoss::new().weights(&[0.3, 0.7]).window_size(&[5]).reduction(r))
+        }),
+        ("MS-SSIM and L1", &[&[2, 3, 12, 17], &[1, 1, 50, 40]], &|r| Box::new(MsSsimL1Loss::new().reduction(r))),
+        ("MS-SSIM and L1, one scale", &[&[1, 2, 3, 4]], &|r| {
+            Box::new(MsSsimL1Loss::new().sigmas(&[1.5]).alpha(0.6).reduction(r))
+        }),
+    ];
+    for (position, (name, shapes, build)) in losses.iter().enumerate() {
+        for (shape, reduction) in shapes.iter().flat_map(|shape| REDUCTIONS.map(|reduction| (*shape, reduction))) {
+            let (x, y) = seeded(position, || (random(shape), random(shape)));
+            let loss = build(reduction);
+            for ((layout, arrange), kind) in
+                LAYOUTS.iter().enumerate().flat_map(|layout| [Kind::Double, Kind::Float].map(|kind| (layout, kind)))
+            {
+                let (x, y) = (arrange(&x.to_kind(kind)), arrange(&y.to_kind(kind)));
+                let results = |backend| results(backend, loss.as_ref(), &x, &y);
+                let tolerance = if kind == Kind::Double { 1e-11 } else { 1e-6 };
+                let what = format!("{name} {shape:?}, layout {layout}, {kind:?}, {reduction:?}");
+                assert_close(&results(Backend::Auto), &results(Backend::Composite), tolerance, &what);
+            }
+            let derivatives = |backend| derivatives(backend, loss.as_ref(), &x, &y);
+            let (actual, expected) = (derivatives(Backend::Auto), derivatives(Backend::Composite));
+            assert_close(&actual, &expected, 1e-10, &format!("{name} {shape:?}, {reduction:?}"));
+        }
+    }
+}
+
+/// The first and the second derivative of the square of the loss, so that the first one depends on the input itself.
+fn derivatives(backend: Backend, loss: &dyn Loss, input: &Tensor, target: &Tensor) -> [Tensor; 2] {
+    let x = leaf(input);
+    let value = with_backend(backend, || loss.forward(&x, target)).square().sum(None);
+    let first = Tensor::run_backward(&[value], &[&x], true, true).remove(0);
+    let second = Tensor::run_backward(&[first.square().sum(None)], &[&x], false, false).remove(0);
+    [first.detach(), if second.defined() { second.copy() } else { first.zeros_like() }]
+}
+
+#[test]
 fn second_derivatives_are_those_of_tensor_operations() {
     for (position, (name, kind, build)) in LOSSES.iter().enumerate() {
         let shape = [4, 3];
@@ -461,15 +514,8 @@ fn second_derivatives_are_those_of_tensor_operations() {
         let (input, target, weight, classes) = seeded(position, draw);
         for reduction in REDUCTIONS {
             let loss = build(reduction, weight.shallow_clone(), classes.shallow_clone());
-            let results = |backend| {
-                let x = leaf(&input);
-                // A square, so that the gradient of the loss depends on the input itself.
-                let value = with_backend(backend, || loss.forward(&x, &target)).square().sum(None);
-                let first = Tensor::run_backward(&[value], &[&x], true, true).remove(0);
-                let second = Tensor::run_backward(&[first.square().sum(None)], &[&x], false, false).remove(0);
-                [first.detach(), if second.defined() { second.copy() } else { first.zeros_like() }]
-            };
-            let (actual, expected) = (results(Backend::Auto), results(Backend::Composite));
+            let derivatives = |backend| derivatives(backend, loss.as_ref(), &input, &target);
+            let (actual, expected) = (derivatives(Backend::Auto), derivatives(Backend::Composite));
             assert_close(&actual, &expected, 1e-10, &format!("{name}, {reduction:?}"));
         }
     }

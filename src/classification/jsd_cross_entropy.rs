@@ -1,6 +1,8 @@
 use tch::Tensor;
 
 use super::multi_label;
+use crate::check::ClassIndices;
+use crate::kernels::{self, Backend, Rows, Views, f_views, with_backend};
 use crate::mean_parts::f_wide;
 use crate::numeric::wide_kind;
 use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, MeanParts, check};
@@ -101,11 +103,43 @@ impl JsdCrossEntropyLoss {
     /// The divergence of the splits from their mixture, for log-probabilities `[K, N, C, …]`.
     fn f_divergence(&self, log_p: &Tensor) -> Result<Tensor, LossError> {
         let p = log_p.f_exp()?;
-        let mixture = p.f_mean_dim(0, false, None)?.f_clamp(1e-7, 1.0)?.f_log()?;
+        let mixture = p.f_mean_dim(0, false, None)?.f_clamp(FLOOR, 1.0)?.f_log()?;
         let samples = log_p.size()[1] * self.num_splits;
         Ok(p.f_mul(&log_p.f_sub(&mixture)?)?.f_sum(None)?.f_div_scalar(samples)?)
     }
+
+    /// The loss of class indices by the engine, where it takes the call. `target` is that of the clean samples.
+    fn f_fused(&self, input: &Tensor, target: &Tensor) -> Result<Option<Tensor>, LossError> {
+        let shape = input.size();
+        let (classes, pixels) = (shape[1], shape[2..].iter().product::<i64>());
+        if !kernels::takes(input) || target.size() != [&[shape[0] / self.num_splits], &shape[2..]].concat() {
+            return Ok(None);
+        }
+        let target = ClassIndices::f_new(&target.f_flatten(0, -1)?, classes, Some(IGNORED), self.invalid_values)?;
+        if !target.validity.is_checked() {
+            return Ok(None);
+        }
+        // The divergence is averaged over the samples, not over their pixels.
+        let of_rows = Self { alpha: self.alpha * pixels as f64, ..*self };
+        let views = Views {
+            count: self.num_splits as usize,
+            smoothing: self.label_smoothing,
+            weight: of_rows.alpha,
+            floor: FLOOR,
+        };
+        let input = &input.f_movedim_int(1, -1)?.f_reshape([-1, classes])?;
+        let rows = Rows { input, class_dim: 1, target: &target.indices, ignore_index: Some(IGNORED), weight: None };
+        f_views(views, &rows, move |input, target| {
+            with_backend(Backend::Composite, || of_rows.f_forward(input, target))
+        })
+    }
 }
+
+/// The least probability in a mixture.
+const FLOOR: f64 = 1e-7;
+
+/// The class that is ignored.
+const IGNORED: i64 = -100;
 
 impl Default for JsdCrossEntropyLoss {
     fn default() -> Self {
@@ -132,8 +166,12 @@ impl Loss for JsdCrossEntropyLoss {
             let expected = format!("{samples} or {} rows, those of the clean samples or of all", shape[0]);
             return Err(check::shape_error(("target", target), expected));
         }
+        let target = target.f_narrow(0, 0, samples)?;
+        if let Some(loss) = self.f_fused(input, &target)? {
+            return Ok(loss);
+        }
         let logits = input.f_to_kind(wide_kind(input)?)?;
-        let (clean, target) = (logits.f_narrow(0, 0, samples)?, target.f_narrow(0, 0, samples)?);
+        let clean = logits.f_narrow(0, 0, samples)?;
         let entropy = CrossEntropyLoss::new().label_smoothing(self.label_smoothing).invalid_values(self.invalid_values);
         let entropy = entropy.f_forward(&clean, &target)?;
         let views = [&[splits, samples], &shape[1..]].concat();

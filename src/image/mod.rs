@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use tch::{Kind, Tensor};
 
-use crate::kernels::f_slide;
-use crate::numeric::wide_kind;
-use crate::{LossError, check};
+use crate::kernels::{Beyond, Map, Pointwise, Real, f_map, f_pointwise_of_planes, f_slide};
+use crate::numeric::{f_reals, wide_kind};
+use crate::{LossError, Reduction, check};
 
 pub use ms_ssim::{MsSsimLoss, MsSsimScope};
 pub use ms_ssim_l1::MsSsimL1Loss;
@@ -50,59 +50,170 @@ fn check_range(data_range: f64, k1: f64, k2: f64) -> Result<(), LossError> {
 }
 
 /// The means under a window, which has taps for each of the last dimensions.
-fn f_means(input: &Tensor, window: &[Taps]) -> Result<Tensor, LossError> {
+fn f_means(input: &Tensor, window: &[Taps], beyond: Beyond) -> Result<Tensor, LossError> {
     let first = input.dim() - window.len();
-    let along = |input: Tensor, (dim, taps): (usize, &Taps)| f_slide(&input, first + dim, taps);
+    let along = |input: Tensor, (dim, taps): (usize, &Taps)| f_slide(&input, first + dim, taps, beyond);
     window.iter().enumerate().try_fold(input.shallow_clone(), along)
 }
 
-/// What two images x and y have in common and what not, under a window: of their sum and of their difference the
-/// square of the mean, and the variance.
+/// The checks that the losses of two images begin with.
+fn f_check_pair(input: &Tensor, target: &Tensor) -> Result<(), LossError> {
+    check::devices(&[("input", input), ("target", target)])?;
+    check::floating(("input", input))?;
+    check::same_shape(("target", target), ("input", input))
+}
+
+/// Input and target as [`f_products`] takes them: in single precision, which it converts itself, or in the exact kind.
+fn f_pair(input: &Tensor, target: &Tensor) -> Result<[Tensor; 2], LossError> {
+    let single = input.f_kind()? == Kind::Float && target.f_kind()? == Kind::Float;
+    let kind = if single { Kind::Float } else { exact_kind(input)? };
+    Ok([input.f_to_kind(kind)?, f_reals(("target", target), kind)?])
+}
+
+/// Of the sum and the difference of two images the number and its square.
+#[derive(Clone, Copy)]
+struct OfImages;
+
+impl Map<2, 4> for OfImages {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> [R; 4] {
+        OfSums.evaluate([x + y, x - y])
+    }
+
+    #[inline(always)]
+    fn derive<R: Real>(self, [x, y]: [R; 2], of_numbers: [R; 4]) -> [R; 2] {
+        let [of_sum, of_difference] = OfSums.derive([x + y, x - y], of_numbers);
+        [of_sum + of_difference, of_sum - of_difference]
+    }
+}
+
+/// The same of their sum and difference.
+#[derive(Clone, Copy)]
+struct OfSums;
+
+impl Map<2, 4> for OfSums {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [sum, difference]: [R; 2]) -> [R; 4] {
+        [sum, sum * sum, difference, difference * difference]
+    }
+
+    #[inline(always)]
+    fn derive<R: Real>(self, [sum, difference]: [R; 2], of: [R; 4]) -> [R; 2] {
+        let two = R::of(2.0);
+        [(two * sum).mul_add(of[1], of[0]), (two * difference).mul_add(of[3], of[2])]
+    }
+}
+
+/// The sum of two images, its square, their difference and its square, in the exact kind: `[4, N, C, …]`. Their means under a
+/// window are the moments of the images.
+fn f_products(x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
+    f_map(OfImages, [x, y], |[x, y]| {
+        let kind = exact_kind(x)?;
+        let (x, y) = (x.f_to_kind(kind)?, y.f_to_kind(kind)?);
+        f_squares(&x.f_add(&y)?, &x.f_sub(&y)?)
+    })
+}
+
+/// The same, given sum and difference.
+fn f_products_of_sums(sum: &Tensor, difference: &Tensor) -> Result<Tensor, LossError> {
+    f_map(OfSums, [sum, difference], |[sum, difference]| f_squares(sum, difference))
+}
+
+fn f_squares(sum: &Tensor, difference: &Tensor) -> Result<Tensor, LossError> {
+    Ok(Tensor::f_stack(&[sum, &sum.f_square()?, difference, &difference.f_square()?], 0)?)
+}
+
+/// How unlike two images are under a window: what their similarity lacks of 1, made of their moments, the means of their [products](f_products).
 ///
-/// SSIM and one minus it are both functions of these four, without a difference of numbers that are nearly equal where
-/// the images are. μ_x² + μ_y² is half the sum of the squares of the means, 2 μ_x μ_y half their difference, and so
-/// on.
-struct Moments {
-    mean_of_sum: Tensor,
-    mean_of_difference: Tensor,
-    variance_of_sum: Tensor,
-    variance_of_difference: Tensor,
+/// With s and d the sum and the difference of x and y, μ_x² + μ_y² is half the sum of μ_s² and μ_d², 2 μ_x μ_y half their
+/// difference, and so on. So the similarity and what it lacks are functions of the moments of s and d, and the latter has no
+/// difference of numbers that are nearly equal where the images are.
+#[derive(Debug, Clone, Copy)]
+struct Unlikeness {
+    /// c₁, where the luminance counts beside contrast and structure.
+    luminance: Option<f64>,
+    /// c₂.
+    structure: f64,
+    eps: f64,
 }
 
-impl Moments {
-    fn f_new(sum: &Tensor, difference: &Tensor, window: &[Taps]) -> Result<Self, LossError> {
-        let moments = |image: &Tensor| {
-            let mean = f_means(image, window)?.f_square()?;
-            let variance = f_means(&image.f_square()?, window)?.f_sub(&mean)?;
-            Ok::<_, LossError>((mean, variance))
+impl Unlikeness {
+    /// The losses of the moments, reduced; where `so_far` is given, what the product of the similarity with 1 − `so_far`
+    /// lacks of 1.
+    fn f_of(&self, moments: &Tensor, so_far: Option<&Tensor>, reduction: Reduction) -> Result<Tensor, LossError> {
+        let own = *self;
+        match so_far {
+            None => f_pointwise_of_planes::<1, 4, _, _>(own, [moments], reduction, move |[moments]| {
+                reduction.f_apply(&own.f_composite(moments, None)?)
+            }),
+            Some(so_far) => {
+                f_pointwise_of_planes::<2, 5, _, _>(own, [moments, so_far], reduction, move |[moments, so_far]| {
+                    reduction.f_apply(&own.f_composite(moments, Some(so_far))?)
+                })
+            }
+        }
+    }
+
+    fn f_composite(&self, moments: &Tensor, so_far: Option<&Tensor>) -> Result<Tensor, LossError> {
+        let square_and_variance = |first: i64| {
+            let square = moments.f_select(0, first)?.f_square()?;
+            let variance = moments.f_select(0, first + 1)?.f_sub(&square)?;
+            Ok::<_, LossError>((square, variance))
         };
-        let (mean_of_sum, variance_of_sum) = moments(sum)?;
-        let (mean_of_difference, variance_of_difference) = moments(difference)?;
-        Ok(Self { mean_of_sum, mean_of_difference, variance_of_sum, variance_of_difference })
-    }
-
-    /// The denominator of the luminance, μ_x² + μ_y² + c, and what its numerator lacks of it.
-    fn f_luminance(&self, c: f64) -> Result<[Tensor; 2], LossError> {
-        f_fraction(&self.mean_of_sum, &self.mean_of_difference, c)
-    }
-
-    /// The denominator of contrast and structure, σ_x² + σ_y² + c, and what its numerator lacks of it.
-    fn f_structure(&self, c: f64) -> Result<[Tensor; 2], LossError> {
-        f_fraction(&self.variance_of_sum, &self.variance_of_difference, c)
+        let (bright, varied) = square_and_variance(0)?;
+        let (dark, loose) = square_and_variance(2)?;
+        let denominator = |a: &Tensor, b: &Tensor, c: f64| a.f_add(b)?.f_mul_scalar(0.5)?.f_add_scalar(c);
+        let structure = denominator(&varied, &loose, self.structure)?;
+        let luminance = self.luminance.map(|c| denominator(&bright, &dark, c)).transpose()?;
+        let own = match luminance {
+            None => loose.f_add_scalar(self.eps)?.f_div(&structure.f_add_scalar(self.eps)?)?,
+            Some(luminance) if self.eps == 0.0 => f_joined(&loose.f_div(&structure)?, &dark.f_div(&luminance)?)?,
+            Some(luminance) => {
+                let both = luminance.f_mul(&loose)?.f_add(&dark.f_mul(&structure.f_sub(&loose)?)?)?;
+                both.f_add_scalar(self.eps)?.f_div(&luminance.f_mul(&structure)?.f_add_scalar(self.eps)?)?
+            }
+        };
+        so_far.map_or(Ok(own.shallow_clone()), |so_far| f_joined(so_far, &own))
     }
 }
 
-fn f_fraction(of_sum: &Tensor, of_difference: &Tensor, c: f64) -> Result<[Tensor; 2], LossError> {
-    let denominator = of_sum.f_add(of_difference)?.f_mul_scalar(0.5)?.f_add_scalar(c)?;
-    Ok([denominator, of_difference.shallow_clone()])
+/// What (1 − a) (1 − b) lacks of 1.
+fn f_joined(a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {
+    Ok(b.f_add(&b.f_rsub_scalar(1)?.f_mul(a)?)?)
 }
 
-/// What one minus a product lacks of 1 with one more factor, given as its denominator and what its numerator lacks.
-fn f_joined(lacking: Option<Tensor>, [denominator, missing]: [Tensor; 2]) -> Result<Tensor, LossError> {
-    let share = missing.f_div(&denominator)?;
-    match lacking {
-        None => Ok(share),
-        Some(lacking) => Ok(share.f_add(&share.f_rsub_scalar(1)?.f_mul(&lacking)?)?),
+impl Pointwise<4> for Unlikeness {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, moments: [R; 4]) -> (R, [R; 4]) {
+        let [mean_of_sum, square_of_sum, mean_of_difference, square_of_difference] = moments;
+        let (half, two, eps) = (R::of(0.5), R::of(2.0), R::of(self.eps));
+        // No luminance is the fraction 0 / 1, so that the loop has no branch.
+        let (on, c1) = self.luminance.map_or((R::of(0.0), R::of(1.0)), |c| (R::of(1.0), R::of(c)));
+        let (bright, apart) = (mean_of_sum * mean_of_sum, mean_of_difference * mean_of_difference);
+        let (varied, loose) = (square_of_sum - bright, square_of_difference - apart);
+        let dark = on * apart;
+        let luminance = (half * on).mul_add(bright + apart, c1);
+        let structure = half.mul_add(varied + loose, R::of(self.structure));
+        let denominator = luminance.mul_add(structure, eps);
+        let loss = (luminance.mul_add(loose, dark * (structure - loose)) + eps) / denominator;
+        let share = R::of(1.0) / denominator;
+        let of_luminance = half * on * share * (loose - loss * structure);
+        let of_structure = half * share * (dark - loss * luminance);
+        let of_dark = on * share * (structure - loose);
+        let of_loose = share * (luminance - dark) + of_structure;
+        let of_bright = of_luminance - of_structure;
+        let of_apart = of_dark + of_luminance - of_loose;
+        (loss, [two * mean_of_sum * of_bright, of_structure, two * mean_of_difference * of_apart, of_loose])
+    }
+}
+
+/// The last argument is what the other similarities lack.
+impl Pointwise<5> for Unlikeness {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [a, b, c, d, so_far]: [R; 5]) -> (R, [R; 5]) {
+        let (own, [of_a, of_b, of_c, of_d]) = Pointwise::<4>::evaluate(self, [a, b, c, d]);
+        let (rest, others) = (R::of(1.0) - own, R::of(1.0) - so_far);
+        (own + rest * so_far, [of_a * others, of_b * others, of_c * others, of_d * others, rest])
     }
 }
 

@@ -1,6 +1,7 @@
 use tch::Tensor;
 
-use super::{Moments, SsimLoss, SsimWindow, Taps, exact_kind, f_joined};
+use super::{SsimLoss, SsimWindow, Taps, Unlikeness, exact_kind, f_check_pair, f_means, f_products_of_sums};
+use crate::kernels::Beyond;
 use crate::numeric::f_reals;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
@@ -172,12 +173,10 @@ impl MsSsimLoss {
             if weight == 0.0 {
                 continue;
             }
-            let moments = Moments::f_new(&sum, &difference, window)?;
-            let mut lacking = f_joined(None, moments.f_structure(c2)?)?;
-            if scale + 1 == self.weights.len() {
-                lacking = f_joined(Some(lacking), moments.f_luminance(c1)?)?;
-            }
-            let lacking = self.f_means(&lacking)?;
+            let luminance = (scale + 1 == self.weights.len()).then_some(c1);
+            let moments = f_means(&f_products_of_sums(&sum, &difference)?, window, Beyond::Nothing)?;
+            let unlikeness = Unlikeness { luminance, structure: c2, eps: 0.0 };
+            let lacking = self.f_means(&unlikeness.f_of(&moments, None, Reduction::None)?)?;
             let none_left = lacking.f_ge(1)?;
             let term = lacking.f_masked_fill(&none_left, 0)?.f_neg()?.f_log1p()?.f_mul_scalar(weight)?;
             logarithm = logarithm.f_add(&term)?;
@@ -215,9 +214,7 @@ impl Default for MsSsimLoss {
 
 impl Loss for MsSsimLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
-        check::same_shape(("target", target), ("input", input))?;
+        f_check_pair(input, target)?;
         self.check_options()?;
         let window = self.single.f_window(input, self.weights.len() as u32 - 1)?;
         let (kind, wide) = (input.f_kind()?, exact_kind(input)?);

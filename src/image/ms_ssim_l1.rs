@@ -1,7 +1,7 @@
 use tch::Tensor;
 
-use super::{Moments, Taps, check_range, exact_kind, f_joined, f_means, gaussian};
-use crate::numeric::f_reals;
+use super::{Taps, Unlikeness, check_range, exact_kind, f_check_pair, f_means, f_pair, f_products, gaussian};
+use crate::kernels::{Beyond, Map, Pointwise, Real, Reduce, f_map, f_pointwise};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// Structural similarity at several scales, and the absolute difference of two images.
@@ -139,7 +139,8 @@ impl MsSsimL1Loss {
         Ok(self.sigmas.last().copied().unwrap_or_default())
     }
 
-    fn f_losses(&self, x: &Tensor, y: &Tensor, widest: f64) -> Result<Tensor, LossError> {
+    /// The loss of two images, in the exact kind.
+    fn f_loss(&self, x: &Tensor, y: &Tensor, widest: f64) -> Result<Tensor, LossError> {
         let radius = (2.0 * widest) as i64;
         // A window reaches no further than the image: beyond it there are zeros alone.
         let reach: Vec<i64> = x.size()[2..].iter().map(|pixels| radius.min(pixels - 1)).collect();
@@ -148,24 +149,80 @@ impl MsSsimL1Loss {
             let within = |reach: &i64| taps[(radius - reach) as usize..=(radius + reach) as usize].into();
             reach.iter().map(within).collect()
         };
-        let border = [reach[1], reach[1], reach[0], reach[0]];
-        let (sum, difference) = (x.f_add(y)?.f_constant_pad_nd(border)?, x.f_sub(y)?.f_constant_pad_nd(border)?);
+        let [c1, c2] = [self.k1, self.k2].map(|k| (k * self.data_range).powi(2));
+        let products = f_products(x, y)?;
         let mut lacking = None;
-        let mut last = None;
-        for &sigma in &self.sigmas {
-            let moments = Moments::f_new(&sum, &difference, &window(sigma))?;
-            lacking = Some(f_joined(lacking, moments.f_structure((self.k2 * self.data_range).powi(2))?)?);
-            last = Some(moments);
+        for (scale, &sigma) in self.sigmas.iter().enumerate() {
+            let luminance = (scale + 1 == self.sigmas.len()).then_some(c1);
+            let unlikeness = Unlikeness { luminance, structure: c2, eps: 0.0 };
+            let moments = f_means(&products, &window(sigma), Beyond::Zeros)?;
+            lacking = Some(unlikeness.f_of(&moments, lacking.as_ref(), Reduction::None)?);
         }
-        let luminance = last.map(|moments| moments.f_luminance((self.k1 * self.data_range).powi(2))).transpose()?;
-        let dissimilarity = match luminance {
-            Some(luminance) => f_joined(lacking, luminance)?,
-            None => difference.f_zeros_like()?,
+        let distance = f_map(Distance, [x, y], f_distance)?;
+        let distance = f_means(&distance, &window(widest), Beyond::Zeros)?.f_squeeze_dim(0)?;
+        let lacking = lacking.map_or_else(|| distance.f_zeros_like(), Ok)?;
+        self.f_sum(&lacking, &distance)
+    }
+
+    /// The weighted sum of what the similarity lacks of 1 and of the distance, of each channel; its reduced mean over the channels.
+    fn f_sum(&self, lacking: &Tensor, distance: &Tensor) -> Result<Tensor, LossError> {
+        let reduction = self.reduction;
+        let sum = Sum {
+            of_lacking: self.compensation * self.alpha,
+            of_distance: self.compensation * (1.0 - self.alpha) / self.data_range,
         };
-        let distance = f_means(&difference.f_abs()?, &window(widest))?;
-        let distance = distance.f_mul_scalar((1.0 - self.alpha) / self.data_range)?;
-        let both = dissimilarity.f_mul_scalar(self.alpha)?.f_add(&distance)?;
-        Ok(both.f_mean_dim(1, false, None)?.f_mul_scalar(self.compensation)?)
+        let reduce = match reduction {
+            Reduction::Sum => Reduce::Sum(1.0 / lacking.size()[1] as f64),
+            reduction => reduction.into(),
+        };
+        let channels = f_pointwise(sum, [lacking, distance], reduce, move |[lacking, distance]| {
+            let channels = lacking.f_mul_scalar(sum.of_lacking)?.f_add(&distance.f_mul_scalar(sum.of_distance)?)?;
+            match reduction {
+                Reduction::None => Ok(channels),
+                _ => reduction.f_apply(&channels.f_mean_dim(1, false, None)?),
+            }
+        })?;
+        match reduction {
+            Reduction::None => Ok(channels.f_mean_dim(1, false, None)?),
+            _ => Ok(channels),
+        }
+    }
+}
+
+/// |x − y|
+#[derive(Clone, Copy)]
+struct Distance;
+
+impl Map<2, 1> for Distance {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> [R; 1] {
+        [(x - y).abs()]
+    }
+
+    #[inline(always)]
+    fn derive<R: Real>(self, [x, y]: [R; 2], [of_distance]: [R; 1]) -> [R; 2] {
+        let slope = (x - y).sign() * of_distance;
+        [slope, -slope]
+    }
+}
+
+fn f_distance([x, y]: [&Tensor; 2]) -> Result<Tensor, LossError> {
+    let kind = exact_kind(x)?;
+    Ok(x.f_to_kind(kind)?.f_sub(&y.f_to_kind(kind)?)?.f_abs()?.f_unsqueeze(0)?)
+}
+
+/// The weighted sum of both terms.
+#[derive(Clone, Copy)]
+struct Sum {
+    of_lacking: f64,
+    of_distance: f64,
+}
+
+impl Pointwise<2> for Sum {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [lacking, distance]: [R; 2]) -> (R, [R; 2]) {
+        let (of_lacking, of_distance) = (R::of(self.of_lacking), R::of(self.of_distance));
+        (of_lacking * lacking + of_distance * distance, [of_lacking, of_distance])
     }
 }
 
@@ -180,16 +237,13 @@ impl Default for MsSsimL1Loss {
 
 impl Loss for MsSsimL1Loss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
-        check::same_shape(("target", target), ("input", input))?;
+        f_check_pair(input, target)?;
         let widest = self.check_options()?;
         if input.dim() != 4 || input.size()[1..].contains(&0) {
             return Err(check::shape_error(("input", input), "[N, C, H, W], with pixels"));
         }
-        let (kind, wide) = (input.f_kind()?, exact_kind(input)?);
-        let losses = self.f_losses(&input.f_to_kind(wide)?, &f_reals(("target", target), wide)?, widest)?;
-        Ok(self.reduction.f_apply(&losses)?.f_to_kind(kind)?)
+        let [x, y] = f_pair(input, target)?;
+        Ok(self.f_loss(&x, &y, widest)?.f_to_kind(input.f_kind()?)?)
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
-use super::{Moments, Taps, check_range, exact_kind, gaussian};
-use crate::numeric::f_reals;
+use super::{Taps, Unlikeness, check_range, f_check_pair, f_means, f_pair, f_products, gaussian};
+use crate::kernels::Beyond;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// One minus the structural similarity of two images: of their luminance, contrast and structure under a small window.
@@ -260,20 +260,6 @@ impl SsimLoss {
             _ => image.f_reflection_pad3d(padding)?,
         })
     }
-
-    fn f_losses(&self, x: &Tensor, y: &Tensor, window: &[Taps]) -> Result<Tensor, LossError> {
-        let (x, y) = (self.f_padded(x, window)?, self.f_padded(y, window)?);
-        let moments = Moments::f_new(&x.f_add(&y)?, &x.f_sub(&y)?, window)?;
-        let [c1, c2] = self.constants();
-        let [luminance, dark] = moments.f_luminance(c1)?;
-        let [structure, loose] = moments.f_structure(c2)?;
-        if self.eps == 0.0 {
-            let (dark, loose) = (dark.f_div(&luminance)?, loose.f_div(&structure)?);
-            return Ok(dark.f_add(&dark.f_rsub_scalar(1)?.f_mul(&loose)?)?);
-        }
-        let both = luminance.f_mul(&loose)?.f_add(&dark.f_mul(&structure.f_sub(&loose)?)?)?;
-        Ok(both.f_add_scalar(self.eps)?.f_div(&luminance.f_mul(&structure)?.f_add_scalar(self.eps)?)?)
-    }
 }
 
 /// One value for each dimension.
@@ -294,22 +280,26 @@ impl Default for SsimLoss {
 
 impl Loss for SsimLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
-        check::same_shape(("target", target), ("input", input))?;
+        f_check_pair(input, target)?;
         self.check_options()?;
         let window = self.f_window(input, 0)?;
-        let (kind, wide) = (input.f_kind()?, exact_kind(input)?);
-        let losses = self.f_losses(&input.f_to_kind(wide)?, &f_reals(("target", target), wide)?, &window)?;
-        let losses = match self.form {
-            SsimForm::Complement => losses,
-            SsimForm::Dissimilarity => losses.f_mul_scalar(0.5)?,
+        let [x, y] = f_pair(input, target)?;
+        let products = f_products(&self.f_padded(&x, &window)?, &self.f_padded(&y, &window)?)?;
+        let moments = f_means(&products, &window, Beyond::Nothing)?;
+        let [c1, c2] = self.constants();
+        let unlikeness = Unlikeness { luminance: Some(c1), structure: c2, eps: self.eps };
+        let loss = match self.scope {
+            SsimScope::Pixel => unlikeness.f_of(&moments, None, self.reduction)?,
+            SsimScope::Sample => {
+                let pixels = unlikeness.f_of(&moments, None, Reduction::None)?;
+                self.reduction.f_apply(&pixels.f_flatten(1, -1)?.f_mean_dim(1, false, None)?)?
+            }
         };
-        let losses = match self.scope {
-            SsimScope::Pixel => losses,
-            SsimScope::Sample => losses.f_flatten(1, -1)?.f_mean_dim(1, false, None)?,
+        let loss = match self.form {
+            SsimForm::Complement => loss,
+            SsimForm::Dissimilarity => loss.f_mul_scalar(0.5)?,
         };
-        Ok(self.reduction.f_apply(&losses)?.f_to_kind(kind)?)
+        Ok(loss.f_to_kind(input.f_kind()?)?)
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {

@@ -265,6 +265,19 @@ impl<T: Element> Output<T> {
         Ok(Self { start: tensor.data_ptr().cast(), length, streamed, tensor })
     }
 
+    /// The parts of it, as many of the same length, one after the other in memory.
+    pub(super) fn parts(&self, count: usize) -> Vec<Self> {
+        let length = self.length / count;
+        let part = |index: usize| Self {
+            tensor: self.tensor.shallow_clone(),
+            // Stays within the tensor's memory, or at its end.
+            start: self.start.wrapping_add(index * length),
+            length,
+            streamed: self.streamed,
+        };
+        (0..count).map(part).collect()
+    }
+
     /// Converts numbers into the elements in `range`, as many. To be called in a task of [`parallel`](super::parallel), after
     /// which other threads see them.
     ///
@@ -282,7 +295,7 @@ impl<T: Element> Output<T> {
     /// The elements in `range`.
     ///
     /// # Safety
-    /// No other call has a part of it at the same time.
+    /// No other call has a part of it at the same time, neither of this nor of what `parts` has returned.
     #[allow(clippy::mut_from_ref)]
     pub(super) unsafe fn range(&self, range: Range<usize>) -> &mut [MaybeUninit<T>] {
         assert!(range.start <= range.end && range.end <= self.length);

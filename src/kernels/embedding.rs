@@ -222,24 +222,14 @@ fn add<R: LaneOf<W>, W: Wide, E: Embedding<N, S>, const N: usize, const S: usize
 ) -> [f64; S] {
     const LANES: usize = 32;
     let length = numbers[0].len();
-    let numbers = numbers.map(|numbers| &numbers[..length]);
     let mut sums = [[R::of(0.0); LANES]; S];
-    let whole = length - length % LANES;
-    for start in (0..whole).step_by(LANES) {
-        for lane in 0..LANES {
-            // By index: `map` would copy the sums of all lanes each time.
-            let so_far = std::array::from_fn(|k| sums[k][lane]);
-            let added = formula.add(numbers.map(|numbers| R::new(numbers[start + lane])), so_far);
-            for k in 0..S {
-                sums[k][lane] = added[k];
-            }
-        }
-    }
-    for i in whole..length {
-        let so_far = std::array::from_fn(|k| sums[k][i - whole]);
-        let added = formula.add(numbers.map(|numbers| R::new(numbers[i])), so_far);
-        for k in 0..S {
-            sums[k][i - whole] = added[k];
+    for start in (0..length).step_by(LANES) {
+        let group = start..length.min(start + LANES);
+        let numbers = numbers.map(|numbers| &numbers[group.clone()]);
+        match group.len() {
+            // So many are a loop without a rest.
+            LANES => add_group(formula, numbers.map(|numbers| &numbers[..LANES]), &mut sums, LANES),
+            length => add_group(formula, numbers, &mut sums, length),
         }
     }
     sums.map(|mut sums| {
@@ -252,6 +242,24 @@ fn add<R: LaneOf<W>, W: Wide, E: Embedding<N, S>, const N: usize, const S: usize
         }
         sums[0].get().into()
     })
+}
+
+/// Adds the numbers of `length` places, one to each of the first sums.
+#[inline(always)]
+fn add_group<R: LaneOf<W>, W: Wide, E: Embedding<N, S>, const N: usize, const S: usize, const LANES: usize>(
+    formula: E,
+    numbers: [&[W]; N],
+    sums: &mut [[R; LANES]; S],
+    length: usize,
+) {
+    for lane in 0..length {
+        // By index: `map` would copy the sums of all lanes each time.
+        let so_far = std::array::from_fn(|k| sums[k][lane]);
+        let added = formula.add(numbers.map(|numbers| R::new(numbers[lane])), so_far);
+        for k in 0..S {
+            sums[k][lane] = added[k];
+        }
+    }
 }
 
 /// The gradients of a block.

@@ -18,6 +18,7 @@ mod element;
 mod embedding;
 mod engine;
 mod logits;
+mod map;
 mod margin;
 mod memory;
 mod number;
@@ -27,6 +28,7 @@ mod region;
 mod rows;
 mod simd;
 mod softmax;
+mod views;
 mod window;
 
 pub use backend::{Backend, with_backend};
@@ -34,14 +36,16 @@ pub(crate) use boxes::f_boxes;
 pub(crate) use embedding::{Embedding, f_embedding};
 pub(crate) use engine::Reduce;
 pub(crate) use logits::{LogitRows, f_logits};
+pub(crate) use map::{Map, f_map};
 pub(crate) use margin::{Margin, f_margin};
 pub use memory::set_gradient_cache;
 pub(crate) use number::{ANY, Real, choose, powers, sigmoids};
-pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise, f_pointwise_to};
+pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise, f_pointwise_of_planes, f_pointwise_to};
 pub(crate) use region::{Entropy, Regional, Sums, f_region, takes_region};
 pub(crate) use rows::{RowReduction, Rows, scan_classes};
 pub(crate) use softmax::{RowLoss, f_softmax, f_softmax_of_shares};
-pub(crate) use window::f_slide;
+pub(crate) use views::{Views, f_views};
+pub(crate) use window::{Beyond, f_slide};
 
 /// How many elements are worked on at a time; a few arrays of so many numbers fit the first cache.
 const BLOCK: usize = 1024;

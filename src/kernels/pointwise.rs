@@ -82,6 +82,91 @@ where
     f_dispatch_to(result, Elements(formula), arguments, reduce.into(), composite)
 }
 
+/// The reduced losses of elements `[*]` by a `formula` of their numbers in the planes `[planes, *]` of the first argument, and
+/// then in the other ones, `[*]`, or by the `composite` of tensor operations where the engine does not take the call.
+pub(crate) fn f_pointwise_of_planes<const A: usize, const N: usize, P, C>(
+    formula: P,
+    arguments: [&Tensor; A],
+    reduce: impl Into<Reduce>,
+    composite: C,
+) -> Result<Tensor, LossError>
+where
+    P: Pointwise<N>,
+    C: Fn([&Tensor; A]) -> Result<Tensor, LossError> + Send + 'static,
+{
+    let kind = arguments[0].f_kind()?;
+    let size = arguments[0].size();
+    let fits = |argument: &&Tensor| is_plain(argument, kind) && argument.size() == size[1..];
+    let planes = size.first().map(|planes| *planes as usize);
+    let taken = planes == Some(N + 1 - A) && is_plain(arguments[0], kind) && arguments[1..].iter().all(fits);
+    if !backend::fused() || !taken {
+        return composite(arguments);
+    }
+    f_dispatch_to(kind, Planes::<P, N>(formula), arguments, reduce.into(), composite)
+}
+
+/// The engine with a formula of planes.
+#[derive(Clone, Copy)]
+struct Planes<P, const N: usize>(P);
+
+impl<P: Pointwise<N>, const A: usize, const N: usize> Engine<A> for Planes<P, N> {
+    const PARTIAL: bool = P::PARTIAL;
+
+    fn count(self, arguments: [&Tensor; A]) -> usize {
+        arguments[0].numel() / (N + 1 - A)
+    }
+
+    fn f_losses<T: Element>(self, arguments: [&Tensor; A]) -> Result<(f64, Tensor), LossError> {
+        let losses = Output::<T>::f_of_size(&arguments[0].size()[1..])?;
+        let none = Factors::Number(T::Wide::default());
+        let sum = Elements(self.0).run(&f_planes::<A, N>(arguments)?, none, Some(&losses), &[const { None }; N]);
+        Ok((sum, losses.into_tensor()))
+    }
+
+    fn f_sum<T: Element>(
+        self,
+        arguments: [&Tensor; A],
+        factor: Factor,
+        wanted: [bool; A],
+    ) -> Result<(f64, Vec<Tensor>), LossError> {
+        let mut outputs = Vec::with_capacity(A);
+        let mut gradients = [const { None }; N];
+        for position in (0..A).filter(|position| wanted[*position]) {
+            let (first, count) = if position == 0 { (0, N + 1 - A) } else { (N - A + position, 1) };
+            let output = Output::<T>::f_of_size(&arguments[position].size())?;
+            for (gradient, part) in gradients[first..].iter_mut().zip(output.parts(count)) {
+                *gradient = Some(part);
+            }
+            outputs.push(output);
+        }
+        let planes = f_planes::<A, N>(arguments)?;
+        let sum = match factor {
+            Factor::Number(number) => {
+                Elements(self.0).run(&planes, Factors::Number(T::Wide::from_f64(number)), None, &gradients)
+            }
+            Factor::Tensor(factors) => {
+                let factors = factors.f_detach()?.f_contiguous()?;
+                Elements(self.0).run(&planes, Factors::Elements(elements(&factors)), None, &gradients)
+            }
+        };
+        Ok((sum, outputs.into_iter().map(Output::into_tensor).collect()))
+    }
+}
+
+/// The planes of the first argument, and the other arguments, contiguous.
+fn f_planes<const A: usize, const N: usize>(arguments: [&Tensor; A]) -> Result<[Tensor; N], LossError> {
+    let planes = arguments[0].f_detach()?.f_contiguous()?;
+    let mut all = Vec::with_capacity(N);
+    for plane in 0..planes.size()[0] {
+        all.push(planes.f_select(0, plane)?);
+    }
+    for argument in &arguments[1..] {
+        all.push(argument.f_detach()?.f_contiguous()?);
+    }
+    let mut all = all.into_iter();
+    Ok(std::array::from_fn(|_| all.next().unwrap_or_default()))
+}
+
 /// The engine with a formula.
 #[derive(Clone, Copy)]
 struct Elements<P>(P);

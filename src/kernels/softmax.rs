@@ -59,7 +59,7 @@ fn block(classes: usize) -> usize {
 }
 
 /// Room for the numbers of a row or block, where its elements are converted to be read.
-fn room<T: Element>(length: usize) -> Vec<T::Wide> {
+pub(super) fn room<T: Element>(length: usize) -> Vec<T::Wide> {
     vec![T::Wide::default(); if size_of::<T>() == size_of::<T::Wide>() { 0 } else { length }]
 }
 

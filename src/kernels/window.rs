@@ -11,55 +11,75 @@ use super::{BLOCK, parallel, takes};
 use crate::LossError;
 use crate::autograd::{self, Context, Function};
 
-/// The sums under a window at each place where it fits: `out[i] = Σₜ taps[t] · input[i + t]` along `dim`, which is at
-/// least as long as the window. It has all derivatives.
-pub(crate) fn f_slide(input: &Tensor, dim: usize, taps: &Arc<[f64]>) -> Result<Tensor, LossError> {
+/// What is beyond the border of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Beyond {
+    /// Nothing: the window is where all of it fits.
+    Nothing,
+    /// Zeros: the middle of the window, of an odd number of taps, is at each element.
+    Zeros,
+}
+
+/// The sums under a window at each of its places: `out[i] = Σₜ taps[t] · input[i + t − lead]` along `dim`, where `lead` is half the
+/// window in zeros and none otherwise; there `dim` is at least as long as the window. It has all derivatives.
+pub(crate) fn f_slide(input: &Tensor, dim: usize, taps: &Arc<[f64]>, beyond: Beyond) -> Result<Tensor, LossError> {
+    let (length, reach) = (input.size()[dim] as usize, taps.len() - 1);
+    let (lead, places) = match beyond {
+        Beyond::Nothing => (0, length - reach),
+        Beyond::Zeros => (reach / 2, length),
+    };
     if takes(input) && matches!(input.f_kind()?, Kind::Float | Kind::Double) {
-        return f_engine(input, dim, taps, Extent::Inside);
+        return f_engine(input, Slide { dim, taps: taps.clone(), lead, places });
     }
-    let places = input.size()[dim] - taps.len() as i64 + 1;
-    let term = |(at, tap): (usize, &f64)| input.f_narrow(dim as i64, at as i64, places)?.f_mul_scalar(*tap);
+    let mut padding = vec![0; 2 * (input.dim() - dim)];
+    padding[2 * (input.dim() - dim) - 2..].fill(lead as i64);
+    let padded = if lead == 0 { input.shallow_clone() } else { input.f_constant_pad_nd(padding)? };
+    let term = |(at, tap): (usize, &f64)| padded.f_narrow(dim as i64, at as i64, places as i64)?.f_mul_scalar(*tap);
     let mut terms = taps.iter().enumerate().map(term);
     let first = terms.next().ok_or_else(|| tch::TchError::Torch("a window without taps".into()))??;
     Ok(terms.try_fold(first, |sum, term| sum.f_add(&term?))?)
 }
 
-/// The places at which the window is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Extent {
-    /// All of it is inside of the input.
-    Inside,
-    /// Some of it is, with the window turned round: the transpose of the former.
-    Touching,
+/// A window along one dimension.
+#[derive(Debug, Clone)]
+struct Slide {
+    dim: usize,
+    taps: Arc<[f64]>,
+    /// How many of the taps are before the first element at the first place.
+    lead: usize,
+    /// At how many places the window is.
+    places: usize,
 }
 
-fn f_engine(input: &Tensor, dim: usize, taps: &Arc<[f64]>, extent: Extent) -> Result<Tensor, LossError> {
+impl Slide {
+    /// What takes the derivatives with respect to the sums to those with respect to the input, of this length.
+    fn transposed(&self, length: usize) -> Self {
+        let taps: Arc<[f64]> = self.taps.iter().rev().copied().collect();
+        Self { dim: self.dim, lead: taps.len() - 1 - self.lead, taps, places: length }
+    }
+}
+
+fn f_engine(input: &Tensor, slide: Slide) -> Result<Tensor, LossError> {
     let plain = f_plain(&input.f_detach()?)?.f_contiguous()?;
     let output = match plain.f_kind()? {
-        Kind::Float => f_run::<f32>(&plain, dim, taps, extent)?,
-        _ => f_run::<f64>(&plain, dim, taps, extent)?,
+        Kind::Float => f_run::<f32>(&plain, &slide)?,
+        _ => f_run::<f64>(&plain, &slide)?,
     };
-    let (taps, transposed) = (taps.clone(), if extent == Extent::Inside { Extent::Touching } else { Extent::Inside });
+    let length = input.size()[slide.dim] as usize;
     let backward = move |context: Context| -> autograd::Gradients {
         let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
-        Ok(vec![Some(f_engine(&grad, dim, &taps, transposed)?)])
+        Ok(vec![Some(f_engine(&grad, slide.transposed(length))?)])
     };
     Ok(Function::new(&[input]).f_attach_own(vec![output], backward)?.remove(0))
 }
 
-fn f_run<W: Wide>(input: &Tensor, dim: usize, taps: &[f64], extent: Extent) -> Result<Tensor, LossError> {
+fn f_run<W: Wide>(input: &Tensor, slide: &Slide) -> Result<Tensor, LossError> {
+    let Slide { dim, lead, places, .. } = *slide;
     let mut size = input.size();
     let step = size[dim + 1..].iter().product::<i64>() as usize;
-    let (length, reach) = (size[dim] as usize, taps.len() - 1);
-    let (places, lead) = match extent {
-        Extent::Inside => (length - reach, 0),
-        Extent::Touching => (length + reach, reach),
-    };
+    let length = size[dim] as usize;
     size[dim] = places as i64;
-    let mut taps: Vec<W> = taps.iter().map(|tap| W::from_f64(*tap)).collect();
-    if extent == Extent::Touching {
-        taps.reverse();
-    }
+    let taps: Vec<W> = slide.taps.iter().map(|tap| W::from_f64(*tap)).collect();
     let output = Output::<W>::f_of_size(&size)?;
     let job = Job {
         input: elements::<W>(input),
@@ -92,18 +112,36 @@ impl<W: Wide> Job<'_, W> {
     /// Computes the numbers in `range`, which no other thread has.
     fn task(&self, range: Range<usize>) -> f64 {
         let mut room = [W::default(); BLOCK];
+        let mut padded = [W::default(); 2 * BLOCK];
+        let reach = (self.taps.len() - 1) * self.step;
         let mut start = range.start;
         while start < range.end {
             let (line, first) = (start / self.written, start % self.written);
             let length = BLOCK.min(range.end - start).min(self.written - first);
             let line = &self.input[line * self.read..][..self.read];
             let sums = &mut room[..length];
-            simd::run(Sums { line, taps: self.taps, step: self.step, first, lead: self.lead, sums });
+            let inside = first >= self.lead && first + length + reach <= line.len() + self.lead;
+            let (line, first, lead) = if inside || length + reach > padded.len() {
+                (line, first, self.lead)
+            } else {
+                (self.padded(line, first, &mut padded[..length + reach]), 0, 0)
+            };
+            simd::run(Sums { line, taps: self.taps, step: self.step, first, lead, sums });
             // SAFETY: tasks have ranges of their own, and the blocks of a task are computed one after another.
             W::write(&room[..length], unsafe { self.output.range(start..start + length) });
             start += length;
         }
         0.0
+    }
+
+    /// The numbers that the sums from `first` on read, with zeros for those beyond the line.
+    fn padded<'a>(&self, line: &[W], first: usize, room: &'a mut [W]) -> &'a [W] {
+        let low = self.lead.saturating_sub(first).min(room.len());
+        let high = (line.len() + self.lead).saturating_sub(first).clamp(low, room.len());
+        room[..low].fill(W::default());
+        room[low..high].copy_from_slice(&line[low + first - self.lead..high + first - self.lead]);
+        room[high..].fill(W::default());
+        room
     }
 }
 
@@ -120,6 +158,9 @@ struct Sums<'a, W> {
 /// How many sums are kept in registers.
 const LANES: usize = 32;
 
+/// How many at the end of a line.
+const FEW: usize = 8;
+
 impl<W: Wide> Kernel<W> for Sums<'_, W> {
     type Result = ();
 
@@ -130,7 +171,7 @@ impl<W: Wide> Kernel<W> for Sums<'_, W> {
         // Those sums all of whose numbers are in the line.
         let begin = lead.saturating_sub(first).min(sums.len());
         let end = (line.len() + lead).saturating_sub(reach + first).clamp(begin, sums.len());
-        for edge in [0..begin, end..sums.len()] {
+        for edge in [0..begin, end..sums.len()].into_iter().filter(|edge| !edge.is_empty()) {
             sums[edge.clone()].fill(W::default());
             for (t, tap) in taps.iter().enumerate() {
                 // The sum `i` reads at i + from − lead.
@@ -146,30 +187,40 @@ impl<W: Wide> Kernel<W> for Sums<'_, W> {
                 }
             }
         }
-        let mut groups = sums[begin..end].chunks_exact_mut(LANES);
-        let mut at = begin + first - lead.min(begin + first);
-        for group in &mut groups {
-            let mut lanes = [R::of(0.0); LANES];
-            for (t, tap) in taps.iter().enumerate() {
-                let numbers = &line[at + t * step..][..LANES];
-                for i in 0..LANES {
-                    lanes[i] = R::new(numbers[i]).mul_add(R::new(*tap), lanes[i]);
-                }
-            }
-            for i in 0..LANES {
-                group[i] = lanes[i].get();
-            }
-            at += LANES;
-        }
-        for sum in groups.into_remainder() {
-            let mut lane = R::of(0.0);
-            for (t, tap) in taps.iter().enumerate() {
-                lane = R::new(line[at + t * step]).mul_add(R::new(*tap), lane);
-            }
-            *sum = lane.get();
-            at += 1;
-        }
+        // The sum `i` reads from i + first − lead on.
+        let mut sums = &mut sums[begin..end];
+        let mut numbers = &line[begin + first - lead.min(begin + first)..];
+        (sums, numbers) = groups::<W, R, LANES>(sums, numbers, taps, step);
+        (sums, numbers) = groups::<W, R, FEW>(sums, numbers, taps, step);
+        groups::<W, R, 1>(sums, numbers, taps, step);
     }
+}
+
+/// Computes so many sums at a time. Returns those that are left, and their numbers.
+#[inline(always)]
+fn groups<'a, W: Wide, R: LaneOf<W>, const LANES: usize>(
+    sums: &'a mut [W],
+    numbers: &'a [W],
+    taps: &[W],
+    step: usize,
+) -> (&'a mut [W], &'a [W]) {
+    let whole = sums.len() - sums.len() % LANES;
+    let (whole, rest) = sums.split_at_mut(whole);
+    let mut at = 0;
+    for group in whole.chunks_exact_mut(LANES) {
+        let mut lanes = [R::of(0.0); LANES];
+        for (t, tap) in taps.iter().enumerate() {
+            let numbers = &numbers[at + t * step..][..LANES];
+            for i in 0..LANES {
+                lanes[i] = R::new(numbers[i]).mul_add(R::new(*tap), lanes[i]);
+            }
+        }
+        for i in 0..LANES {
+            group[i] = lanes[i].get();
+        }
+        at += LANES;
+    }
+    (rest, &numbers[at..])
 }
 
 #[cfg(test)]
@@ -179,9 +230,9 @@ mod tests {
     use super::*;
     use crate::{Backend, with_backend};
 
-    fn gradients(backend: Backend, input: &Tensor, dim: usize, taps: &Arc<[f64]>) -> [Tensor; 3] {
+    fn gradients(backend: Backend, input: &Tensor, dim: usize, taps: &Arc<[f64]>, beyond: Beyond) -> [Tensor; 3] {
         let leaf = input.detach().set_requires_grad(true);
-        let output = with_backend(backend, || f_slide(&leaf, dim, taps).unwrap());
+        let output = with_backend(backend, || f_slide(&leaf, dim, taps, beyond).unwrap());
         let value = (&output * output.square()).sum(None);
         let first = Tensor::run_backward(&[value], &[&leaf], true, true).remove(0);
         let second = Tensor::run_backward(&[first.square().sum(None)], &[&leaf], false, false).remove(0);
@@ -194,13 +245,15 @@ mod tests {
         let options = (Kind::Double, Device::Cpu);
         for shape in [&[5, 7, 11][..], &[1, 40, 3], &[3, 2, 90], &[2, 3000, 1], &[1, 3, 41000], &[0, 4, 5]] {
             for (dim, size) in shape.iter().enumerate() {
-                for count in [1, 2, 5, 11].into_iter().filter(|count| count <= size) {
+                let inside = [1, 2, 5, 11].into_iter().filter(|count| count <= size);
+                let inside = inside.map(|count| (count, Beyond::Nothing));
+                for (count, beyond) in inside.chain([1, 3, 11, 33].map(|count| (count, Beyond::Zeros))) {
                     let taps: Arc<[f64]> = (0..count).map(|tap| 0.1 + tap as f64).collect();
                     let input = Tensor::randn(shape, options);
-                    let results = |backend| gradients(backend, &input, dim, &taps);
+                    let results = |backend| gradients(backend, &input, dim, &taps, beyond);
                     for (actual, expected) in results(Backend::Auto).iter().zip(results(Backend::Composite)) {
                         assert_eq!(actual.size(), expected.size());
-                        assert!(actual.allclose(&expected, 1e-9, 1e-9, false), "{shape:?}, {dim}, {count}");
+                        assert!(actual.allclose(&expected, 1e-9, 1e-9, false), "{shape:?}, {dim}, {count}, {beyond:?}");
                     }
                 }
             }

@@ -50,6 +50,7 @@ pub fn measure_in_child(workload: &Workload, threads: i32) -> Result<Memory> {
     let program = std::env::current_exe().context("this program has no path")?;
     let mut command = Command::new(program);
     command.args(["bench", "--memory-of", &workload.id(), "--threads", &threads.to_string()]).envs(MALLOC);
+    command.args(["--dtype", workload.dtype.name()]);
     let output = command.stdin(Stdio::null()).output().context("cannot run this program again")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "measuring memory: {}", said.trim());

@@ -22,7 +22,7 @@ use self::measure::{Pass, Plan, Quartiles, Side, measure};
 use self::ours::{Copy, Ours};
 use self::peer::{Peer, PeerSide};
 use self::report::{Machine, MemoryRecord, Record, Report};
-use self::workloads::{Inputs, Size, Workload, workloads};
+use self::workloads::{Dtype, Inputs, Size, Workload, workloads};
 use crate::compare::{Sides, Verdict, compare_case};
 use crate::oracle::{Python, PythonOptions};
 use crate::progress;
@@ -34,6 +34,7 @@ use crate::progress;
   parity bench --quick                                 tiny and medium sizes, few rounds
   parity bench --filter CrossEntropy --sizes large     some losses, one class of sizes
   parity bench --filter Dice,Jaccard,Tversky           several
+  parity bench --dtype bf16 --no-compile               in another precision
   parity bench --json b.json --svg b.svg --report b.md files besides the table
   parity bench --backend composite --no-compile        without the fused engines, against eager alone
   parity bench --overhead                              what a call costs over the bare tch operation
@@ -48,6 +49,9 @@ pub struct BenchOptions {
     /// Classes of sizes [default: all; tiny and medium with --quick]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "SIZES")]
     sizes: Vec<Size>,
+    /// The kind of the floating arguments
+    #[arg(long, value_enum, default_value_t, conflicts_with_all = ["accuracy", "overhead"])]
+    dtype: Dtype,
     /// Rounds at most; in each the sides alternate [default: 11, 5 with --quick, 200 with --overhead]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
@@ -120,7 +124,7 @@ pub fn run(options: &BenchOptions) -> Result<bool> {
     let threads = options.threads.unwrap_or(cores as i32);
     tch::set_num_threads(threads);
     if let Some(id) = &options.memory_of {
-        return memory_of(id).map(|()| true);
+        return memory_of(id, options.dtype).map(|()| true);
     }
     let bench = Bench::new(options, threads)?;
     if options.accuracy {
@@ -153,8 +157,8 @@ fn run_with_backend(backend: &str) -> Result<bool> {
     }
 }
 
-fn memory_of(id: &str) -> Result<()> {
-    let all = workloads(None, Size::value_variants());
+fn memory_of(id: &str, dtype: Dtype) -> Result<()> {
+    let all = workloads(None, Size::value_variants(), dtype);
     let workload = all.iter().find(|workload| workload.id() == id).with_context(|| format!("no workload {id}"))?;
     let ours = Ours::new(workload, &workload.inputs()?)?;
     println!("{}", serde_json::to_string(&memory::measure_here(&ours)?)?);
@@ -184,7 +188,7 @@ impl<'a> Bench<'a> {
             ([], false) => Size::value_variants(),
             (sizes, _) => sizes,
         };
-        let workloads = workloads(options.filter.as_deref(), sizes);
+        let workloads = workloads(options.filter.as_deref(), sizes, options.dtype);
         ensure!(!workloads.is_empty(), "no loss of that name has such a size");
         let plan = match options.quick {
             true => Plan { rounds: options.rounds.unwrap_or(5), batch_seconds: 0.01, budget_seconds: 0.25 },
@@ -197,7 +201,7 @@ impl<'a> Bench<'a> {
         let peer = Peer::start(&python, threads, &cache(&work), &[])?;
         let hello = peer.hello()?;
         ensure!(hello.threads == threads, "PyTorch takes {} threads, not {threads}", hello.threads);
-        let mut report = Report::new(Machine::new(hello, threads)?, !options.no_compile);
+        let mut report = Report::new(Machine::new(hello, threads, options.dtype)?, !options.no_compile);
         let copy = Copy::new()?;
         let seconds = measure(&[&copy], Pass::Forward, Plan { rounds: 15, ..plan })?.swap_remove(0);
         report.machine.bandwidth = Copy::BYTES as f64 / Quartiles::of(seconds).median;

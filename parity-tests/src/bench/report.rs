@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::measure::{Pass, Quartiles, geometric_mean};
 use super::memory::Memory;
 use super::peer::Hello;
-use super::workloads::Size;
+use super::workloads::{Dtype, Size};
 
 /// What it was measured on.
 #[derive(Debug, Serialize)]
@@ -18,6 +18,8 @@ pub struct Machine {
     pub cores: usize,
     /// The threads of both sides.
     pub threads: i32,
+    /// The kind of the floating arguments.
+    pub dtype: Dtype,
     /// The value of `TCH_LOSSES_BACKEND`.
     pub backend: Option<String>,
     /// Bytes per second of a copy, read and written.
@@ -30,13 +32,14 @@ pub struct Machine {
 
 impl Machine {
     /// This machine.
-    pub fn new(python: Hello, threads: i32) -> Result<Machine> {
+    pub fn new(python: Hello, threads: i32, dtype: Dtype) -> Result<Machine> {
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
         Ok(Machine {
             cpu: model.map_or(std::env::consts::ARCH, |(_, name)| name.trim()).to_owned(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             threads,
+            dtype,
             backend: std::env::var("TCH_LOSSES_BACKEND").ok(),
             bandwidth: 0.0,
             others: None,
@@ -54,7 +57,11 @@ impl Machine {
         let backend = self.backend.as_ref().map(|backend| format!("; TCH_LOSSES_BACKEND={backend}"));
         let compiler = python.compiler.as_ref().map(|compiler| format!(", {compiler}"));
         let mut lines = vec![
-            format!("{cpu}, {cores} cores; threads on both sides: {threads}{}", backend.unwrap_or_default()),
+            format!(
+                "{cpu}, {cores} cores; threads on both sides: {threads}; arguments: {}{}",
+                self.dtype.name(),
+                backend.unwrap_or_default()
+            ),
             format!("PyTorch {}, Python {}{}", python.torch, python.python, compiler.unwrap_or_default()),
             format!("copy of 64 MiB: {:.1} GB/s read and written", self.bandwidth / 1e9),
         ];

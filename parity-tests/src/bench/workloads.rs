@@ -37,6 +37,46 @@ pub enum Size {
 
 use Size::{Large, Medium, Small, Tiny};
 
+/// The kind of the floating arguments.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// Single precision
+    #[default]
+    F32,
+    /// Double precision
+    F64,
+    /// Half precision with the range of single precision
+    Bf16,
+    /// Half precision
+    F16,
+}
+
+impl Dtype {
+    fn kind(self) -> Kind {
+        match self {
+            Dtype::F32 => Kind::Float,
+            Dtype::F64 => Kind::Double,
+            Dtype::Bf16 => Kind::BFloat16,
+            Dtype::F16 => Kind::Half,
+        }
+    }
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::F32 => "f32",
+            Dtype::F64 => "f64",
+            Dtype::Bf16 => "bf16",
+            Dtype::F16 => "f16",
+        }
+    }
+
+    fn f_convert(self, tensor: &Tensor) -> Result<Tensor> {
+        Ok(if tensor.is_floating_point() { tensor.f_to_kind(self.kind())? } else { tensor.shallow_clone() })
+    }
+}
+
 /// What is called and timed: the loss is built, the arguments come.
 pub type Call = Box<dyn Fn(&[Tensor]) -> Result<Tensor, LossError>>;
 
@@ -234,6 +274,8 @@ pub struct Workload {
     pub size: Size,
     /// The dimensions.
     pub dims: &'static [i64],
+    /// The kind of the floating arguments.
+    pub dtype: Dtype,
     row: Rc<Row>,
 }
 
@@ -243,15 +285,15 @@ impl std::fmt::Debug for Workload {
     }
 }
 
-/// The workloads whose name or reference contains a text of `filter`, a list with commas, regardless of case, at the sizes asked
-/// for.
-pub fn workloads(filter: Option<&str>, sizes: &[Size]) -> Vec<Workload> {
+/// The workloads whose name or reference contains a text of `filter`, a list with commas, regardless of case, at the sizes and of
+/// the kind asked for.
+pub fn workloads(filter: Option<&str>, sizes: &[Size], dtype: Dtype) -> Vec<Workload> {
     let filter = filter.unwrap_or_default().to_lowercase();
     let contains = |text: &str| filter.split(',').any(|part| text.to_lowercase().contains(part));
     let rows = rows().into_iter().filter(|row| contains(row.name) || contains(row.reference)).map(Rc::new);
     let at_sizes = |row: Rc<Row>| {
         let asked = row.sizes.iter().filter(|(size, _)| sizes.contains(size));
-        asked.map(|&(size, dims)| Workload { name: row.name, size, dims, row: row.clone() }).collect::<Vec<_>>()
+        asked.map(|&(size, dims)| Workload { name: row.name, size, dims, dtype, row: row.clone() }).collect::<Vec<_>>()
     };
     rows.flat_map(at_sizes).collect()
 }
@@ -285,7 +327,11 @@ impl Workload {
     /// Others of the same kind for each `seed`.
     pub fn drawn_inputs(&self, seed: i64) -> Result<Inputs> {
         tch::manual_seed(seed);
-        (self.row.inputs)(self.dims)
+        let mut inputs = (self.row.inputs)(self.dims)?;
+        for tensor in inputs.arguments.iter_mut().chain(inputs.options.values_mut()) {
+            *tensor = self.dtype.f_convert(tensor)?;
+        }
+        Ok(inputs)
     }
 
     /// The loss of the crate, ready to be called with the arguments.
@@ -454,23 +500,28 @@ mod tests {
 
     #[test]
     fn every_row_has_a_name_of_its_own() {
-        let all = workloads(None, Size::value_variants());
+        let all = workloads(None, Size::value_variants(), Dtype::F32);
         let ids: std::collections::HashSet<String> = all.iter().map(Workload::id).collect();
         assert_eq!(ids.len(), all.len());
     }
 
     #[test]
     fn a_filter_finds_names_and_references() {
-        assert!(workloads(Some("gaussiannll"), &[Tiny]).iter().all(|workload| workload.name == "GaussianNllLoss"));
-        assert!(workloads(Some("monai.losses.DiceCE"), &[Tiny]).len() == 1);
-        assert!(workloads(Some("monai.losses.DiceCE,psnr"), &[Tiny]).len() == 2);
-        assert!(workloads(Some("no such loss"), Size::value_variants()).is_empty());
+        assert!(
+            workloads(Some("gaussiannll"), &[Tiny], Dtype::F32)
+                .iter()
+                .all(|workload| workload.name == "GaussianNllLoss")
+        );
+        assert!(workloads(Some("monai.losses.DiceCE"), &[Tiny], Dtype::F32).len() == 1);
+        assert!(workloads(Some("monai.losses.DiceCE,psnr"), &[Tiny], Dtype::F32).len() == 2);
+        assert!(workloads(Some("no such loss"), Size::value_variants(), Dtype::F32).is_empty());
     }
 
     #[test]
     fn the_calls_are_what_the_adapters_make_of_the_options() {
         let mut compared = 0;
-        for workload in workloads(None, &[Tiny]).iter().filter(|w| adapters::find(w.reference()).is_some()) {
+        for workload in workloads(None, &[Tiny], Dtype::F32).iter().filter(|w| adapters::find(w.reference()).is_some())
+        {
             let inputs = workload.inputs().unwrap();
             let case = workload.case(&inputs).unwrap();
             let cases = std::slice::from_ref(&case);

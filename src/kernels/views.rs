@@ -1,0 +1,231 @@
+//! The engine of several views of samples: the cross entropy of the first ones, and how far all of them lie apart.
+//!
+//! The rows of a sample are read twice, once for their sums and once for the mixture of their probabilities; the second time
+//! they are in the caches. Their gradients are written once.
+
+use std::ops::Range;
+
+use tch::Tensor;
+
+use super::element::Element;
+use super::number::choose;
+use super::rows::{Job, RowFormula, RowReduction, Rows, f_rows};
+use super::simd::{self, Kernel, LaneOf, Sum};
+use super::softmax::{distances, exponentials, largest, room};
+use super::{BLOCK, parallel};
+use crate::LossError;
+
+/// Views of samples.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Views {
+    /// How many a sample has.
+    pub(crate) count: usize,
+    /// The share of the target that is spread over all classes.
+    pub(crate) smoothing: f64,
+    /// What the divergence of a view from the mixture of all is multiplied by, before the mean over the views.
+    pub(crate) weight: f64,
+    /// The least probability in a mixture.
+    pub(crate) floor: f64,
+}
+
+/// The mean cross entropy of the first views, whose classes are the targets, plus the mean divergence of all views from their
+/// mixtures; `None` where the engine does not take the call. The rows are one view of all samples after the other, with the
+/// classes as the last dimension. Second derivatives are those of the `composite` of input and target.
+pub(crate) fn f_views<C>(views: Views, rows: &Rows, composite: C) -> Result<Option<Tensor>, LossError>
+where
+    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
+{
+    f_rows(views, rows, RowReduction::Sum, composite)
+}
+
+impl RowFormula for Views {
+    fn run<T: Element>(self, job: &Job<T>) -> f64 {
+        let samples = job.target.len();
+        let counted = (0..samples).filter(|sample| job.class(*sample).is_some()).count();
+        let call = Call {
+            job,
+            views: self,
+            samples,
+            of_entropy: 1.0 / counted as f64,
+            of_divergence: self.weight / (samples * self.count) as f64,
+        };
+        let unit = self.count * job.classes;
+        let sum = parallel::sum(job.input.len(), unit, |range| call.task(range.start / unit..range.end / unit));
+        if counted == 0 { f64::NAN } else { sum }
+    }
+}
+
+struct Call<'a, T: Element> {
+    job: &'a Job<'a, T>,
+    views: Views,
+    samples: usize,
+    /// What a cross entropy and a divergence are multiplied by.
+    of_entropy: f64,
+    of_divergence: f64,
+}
+
+impl<T: Element> Call<'_, T> {
+    fn task(&self, samples: Range<usize>) -> f64 {
+        let (count, classes) = (self.views.count, self.job.classes);
+        let mut room = Room {
+            x: room::<T>(classes),
+            p: vec![T::Wide::default(); count * classes],
+            terms: vec![T::Wide::default(); count * classes],
+            views: vec![View::default(); count],
+        };
+        simd::run(Samples { call: self, samples, room: &mut room })
+    }
+}
+
+/// Room for one sample.
+struct Room<W> {
+    x: Vec<W>,
+    /// The probabilities of the views.
+    p: Vec<W>,
+    /// The derivatives of the divergence with respect to the log-probabilities.
+    terms: Vec<W>,
+    views: Vec<View<W>>,
+}
+
+/// What is known of the softmax of a row.
+#[derive(Debug, Clone, Copy, Default)]
+struct View<W> {
+    max: W,
+    sum: W,
+    log_sum: W,
+    /// The sum of the derivatives of the divergence with respect to the log-probabilities.
+    terms: f64,
+}
+
+/// Samples that no other thread has: stores their gradients, returns the sum of their losses.
+struct Samples<'a, T: Element> {
+    call: &'a Call<'a, T>,
+    samples: Range<usize>,
+    room: &'a mut Room<T::Wide>,
+}
+
+impl<T: Element> Kernel<T::Wide> for Samples<'_, T> {
+    type Result = f64;
+
+    #[inline(always)]
+    fn run<R: LaneOf<T::Wide>>(self) -> f64 {
+        let Self { call, samples, room } = self;
+        let mut sum = 0.0;
+        for sample in samples {
+            sum += call.entropy::<R>(sample, room) + call.of_divergence * call.divergence::<R>(sample, room);
+            if call.job.needs_gradient() {
+                call.gradient::<R>(sample, room);
+            }
+        }
+        sum
+    }
+}
+
+impl<T: Element> Call<'_, T> {
+    fn row(&self, sample: usize, view: usize) -> usize {
+        view * self.samples + sample
+    }
+
+    fn numbers(&self, row: usize) -> &[T] {
+        &self.job.input[row * self.job.classes..(row + 1) * self.job.classes]
+    }
+
+    /// The share of each class in a smoothed target.
+    fn spread(&self) -> f64 {
+        self.views.smoothing / self.job.classes as f64
+    }
+
+    /// The exponentials of all views, and the weighted cross entropy of the first one.
+    #[inline(always)]
+    fn entropy<R: LaneOf<T::Wide>>(&self, sample: usize, room: &mut Room<T::Wide>) -> f64 {
+        let classes = self.job.classes;
+        let mut entropy = 0.0;
+        for (index, p) in room.p.chunks_exact_mut(classes).enumerate() {
+            let row = self.row(sample, index);
+            let x = T::read(self.numbers(row), &mut room.x);
+            let max = largest::<T::Wide, R>(x);
+            let class = if index == 0 { self.job.class(sample) } else { None };
+            let smoothed = class.is_some() && self.views.smoothing != 0.0;
+            // Takes the room of the exponentials.
+            let distances = if smoothed { distances::<T::Wide, R>(x, max, None, p) } else { R::of(0.0) };
+            let sum = R::of(exponentials::<T::Wide, R>(x, max, p, |range| self.job.fetch_row(row, range)));
+            let log_sum = sum.ln();
+            room.views[index] = View { max: max.get(), sum: sum.get(), log_sum: log_sum.get(), terms: 0.0 };
+            let Some(class) = class else { continue };
+            let own = R::of(1.0 - self.views.smoothing) * (log_sum - (R::new(x[class]) - max));
+            let others = R::of(self.spread()) * (distances + R::of(classes as f64) * log_sum);
+            entropy = (own + others).get().into() * self.of_entropy;
+        }
+        entropy
+    }
+
+    /// The sum of the divergences of the views from their mixture. Leaves their probabilities instead of the exponentials.
+    #[inline(always)]
+    fn divergence<R: LaneOf<T::Wide>>(&self, sample: usize, room: &mut Room<T::Wide>) -> f64 {
+        let classes = self.job.classes;
+        let mut sum = 0.0;
+        for start in (0..classes).step_by(BLOCK) {
+            let block = start..classes.min(start + BLOCK);
+            sum += self.block::<R>(sample, block, room);
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn block<R: LaneOf<T::Wide>>(&self, sample: usize, block: Range<usize>, room: &mut Room<T::Wide>) -> f64 {
+        let (classes, length) = (self.job.classes, block.len());
+        let mut room_of = [[T::Wide::default(); BLOCK]; 3];
+        let [mixture, below, losses] = room_of.each_mut().map(|numbers| &mut numbers[..length]);
+        for (view, p) in room.views.iter().zip(room.p.chunks_exact_mut(classes)) {
+            let (p, sum) = (&mut p[block.clone()], R::new(view.sum));
+            for i in 0..length {
+                let probability = R::new(p[i]) / sum;
+                p[i] = probability.get();
+                mixture[i] = (R::new(mixture[i]) + probability).get();
+            }
+        }
+        let (share, floor) = (R::of(1.0 / self.views.count as f64), R::of(self.views.floor));
+        for i in 0..length {
+            let mean = R::new(mixture[i]) * share;
+            // Where the floor is the mixture, it does not follow the views.
+            below[i] = choose(mean < floor, R::of(1.0), R::of(0.0)).get();
+            mixture[i] = mean.max(floor).ln().get();
+        }
+        let rows = room.p.chunks_exact(classes).zip(room.terms.chunks_exact_mut(classes));
+        for (index, (view, (p, terms))) in room.views.iter_mut().zip(rows).enumerate() {
+            let numbers = &self.numbers(self.row(sample, index))[block.clone()];
+            let x = &T::read(numbers, &mut room.x)[..length];
+            let (p, terms) = (&p[block.clone()], &mut terms[block.clone()]);
+            let (max, log_sum) = (R::new(view.max), R::new(view.log_sum));
+            for i in 0..length {
+                let difference = R::new(x[i]) - max - log_sum - R::new(mixture[i]);
+                let loss = R::new(p[i]) * difference;
+                losses[i] = (R::new(losses[i]) + loss).get();
+                terms[i] = R::new(p[i]).mul_add(R::new(below[i]), loss).get();
+            }
+            view.terms += Sum(terms).run::<R>();
+        }
+        Sum(losses).run::<R>()
+    }
+
+    #[inline(always)]
+    fn gradient<R: LaneOf<T::Wide>>(&self, sample: usize, room: &mut Room<T::Wide>) {
+        let classes = self.job.classes;
+        let rows = room.p.chunks_exact(classes).zip(room.terms.chunks_exact_mut(classes));
+        for (index, (view, (p, terms))) in room.views.iter().zip(rows).enumerate() {
+            let row = self.row(sample, index);
+            let class = if index == 0 { self.job.class(sample) } else { None };
+            let factor = self.job.factor(row).to_f64();
+            let of_divergence = factor * self.of_divergence;
+            let of_entropy = if class.is_some() { factor * self.of_entropy } else { 0.0 };
+            let of_p = R::of(of_entropy - of_divergence * view.terms);
+            let (of_term, spread) = (R::of(of_divergence), R::of(of_entropy * self.spread()));
+            let gradient = |i: usize, term| R::new(p[i]).mul_add(of_p, R::new(term).mul_add(of_term, -spread));
+            let own = class.map(|class| {
+                let own = R::of(of_entropy * (1.0 - self.views.smoothing));
+                (class, (gradient(class, terms[class]) - own).get())
+            });
+            self.job.store_gradient(row * classes, terms, |i, term| gradient(i, term).get(), own);
+        }
+    }
+}
