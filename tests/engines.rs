@@ -372,11 +372,12 @@ fn chunks_of_logits_are_those_of_tensor_operations() {
         &|| new().soft_cap(1.5),
     ];
     for (position, build) in losses.iter().enumerate() {
-        for (kind, tolerance) in [(Kind::Double, 1e-11), (Kind::Float, 1e-5)] {
+        let kinds = [(Kind::Double, 1e-11), (Kind::Float, 1e-5), (Kind::BFloat16, 1.6e-2), (Kind::Half, 2e-3)];
+        for (kind, tolerance) in kinds {
             for reduction in REDUCTIONS {
                 let results = |backend| {
                     let leaves = arguments.each_ref().map(|argument| leaf(&argument.to_kind(kind)));
-                    let loss = build().reduction(reduction);
+                    let loss = build().acc_dtype(kind).reduction(reduction);
                     let loss = if position == 2 || position == 4 { loss.weight(weight.to_kind(kind)) } else { loss };
                     let forward = || loss.forward(&leaves[0], &leaves[1], &target, Some(&leaves[2]));
                     let value = with_backend(backend, forward);
@@ -422,6 +423,36 @@ fn half_precision_is_computed_in_single_precision() {
     }
 }
 
+/// Whether the forward pass has computed them, for a loss whose gradient is a power of two, or the backward pass does.
+#[test]
+fn gradients_of_bf16_are_rounded_once() {
+    let (input, target) = seeded(0, || (normal(&[40, 300]), normal(&[40, 300])));
+    let (input, target) = (input.to_kind(Kind::BFloat16), target.to_kind(Kind::BFloat16));
+    let classes = target.abs().argmax(1, false);
+    let losses: [(Box<dyn Loss>, &Tensor); 2] =
+        [(Box::new(MseLoss::new()), &target), (Box::new(CrossEntropyLoss::new()), &classes)];
+    for (position, (loss, target)) in losses.iter().enumerate() {
+        for factor in [1.0, -0.25, 3.0, 0.699_218_75] {
+            let gradients = |kind: Kind, keep: bool| {
+                let input = leaf(&input.to_kind(kind));
+                let target = if target.is_floating_point() { target.to_kind(kind) } else { target.shallow_clone() };
+                let value = with_backend(Backend::Auto, || loss.forward(&input, &target));
+                let scaled = value * factor;
+                if keep {
+                    let _ = Tensor::run_backward(&[&scaled], &[&input], true, false);
+                }
+                Tensor::run_backward(&[&scaled], &[&input], false, false).remove(0).to_kind(Kind::Double)
+            };
+            let exact = gradients(Kind::Double, false);
+            for keep in [false, true] {
+                let bound = exact.abs() * (2_f64.powi(-8) + 2_f64.powi(-16));
+                let beyond = ((gradients(Kind::BFloat16, keep) - &exact).abs() - bound).max().double_value(&[]);
+                assert!(beyond <= 0.0, "{position}, times {factor}, kept: {keep}: {beyond:e} too far");
+            }
+        }
+    }
+}
+
 #[test]
 fn the_number_of_threads_does_not_change_a_bit() {
     let before = tch::get_num_threads();
@@ -460,10 +491,13 @@ fn gradients_written_past_the_caches_are_those_of_tensor_operations() {
     }
 }
 
+/// Makes a loss of a reduction.
+type OfReduction<'a> = &'a dyn Fn(Reduction) -> Box<dyn Loss>;
+
 #[test]
 fn losses_of_images_are_those_of_tensor_operations() {
     let ssim = || SsimLoss::new().window_size(&[5]);
-    let losses: [(&str, &[&[i64]], &dyn Fn(Reduction) -> Box<dyn Loss>); 6] = [
+    let losses: [(&str, &[&[i64]], OfReduction); 6] = [
         ("SSIM", &[&[2, 3, 9], &[2, 3, 12, 17], &[1, 2, 40, 71], &[1, 1, 7, 6, 8]], &|r| Box::new(ssim().reduction(r))),
         ("SSIM, reflected, with ε", &[&[2, 3, 12, 17]], &|r| {
             Box::new(ssim().padding(SsimPadding::Reflect).eps(0.01).form(SsimForm::Dissimilarity).reduction(r))

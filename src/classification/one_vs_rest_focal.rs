@@ -2,7 +2,6 @@ use tch::{Kind, Tensor};
 
 use super::focal::{self, Counted, FocalAlpha, FocalNormalization, Modulation};
 use super::sigmoid_focal::Formula;
-use crate::autograd::grad_enabled;
 use crate::check::{self, ClassIndices};
 use crate::kernels::{self, f_pointwise};
 use crate::mean_parts::f_wide;
@@ -224,7 +223,7 @@ impl Loss for OneVsRestFocalLoss {
         if let Some(weight) = &self.weight {
             focal::f_check_classes(("weight", weight), input)?;
         }
-        if !self.is_fused(input)? {
+        if !self.is_fused(input) {
             return self.f_composite(input, target);
         }
         // So the labels of all classes are gone once there is a gradient.
@@ -245,21 +244,16 @@ impl Loss for OneVsRestFocalLoss {
 }
 
 impl OneVsRestFocalLoss {
-    /// Whether each loss is a formula of its logit and whether its class is right. Where its gradient is not computed at once the
-    /// engine would keep the labels of all classes for it, as much memory as the gradient itself.
-    fn is_fused(&self, input: &Tensor) -> Result<bool, LossError> {
-        let kind = input.f_kind()?;
-        let at_once = self.reduction != Reduction::None && kind == numeric::wide_kind(input)?;
-        let keeps_labels = input.requires_grad() && grad_enabled() && !at_once;
-        Ok(self.normalization == FocalNormalization::None
+    /// Whether each loss is a formula of its logit and whether its class is right.
+    fn is_fused(&self, input: &Tensor) -> bool {
+        self.normalization == FocalNormalization::None
             && !matches!(self.alpha, FocalAlpha::Classes(_))
             && self.modulation.reduced_threshold.is_none()
             && self.weight.is_none()
             && self.ignore_index.is_none()
             && self.invalid_values == InvalidValues::Error
             && input.numel() > 0
-            && !keeps_labels
-            && kernels::takes(input))
+            && kernels::takes(input)
     }
 
     fn f_by_engine<const SQUARE: bool>(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {

@@ -1,9 +1,10 @@
 use std::f64::consts::LN_10;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use crate::kernels::{Pointwise, Real, choose, f_pointwise};
+use crate::kernels::{Pointwise, Real, choose, f_pointwise, f_pointwise_to};
 use crate::numeric::{f_reals, wide_kind};
+use crate::regression::SquaredError;
 use crate::{Loss, LossError, MeanParts, MseLoss, Reduction, check};
 
 /// The negative peak signal-to-noise ratio of two images, in decibels.
@@ -104,7 +105,18 @@ impl PsnrLoss {
         self
     }
 
-    fn f_errors(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+    /// The mean squared errors, computed in the kind `wide`.
+    fn f_errors(&self, input: &Tensor, target: &Tensor, wide: Kind) -> Result<Tensor, LossError> {
+        let f_widened = move |[input, target]: [&Tensor; 2]| {
+            Ok::<_, LossError>((input.f_to_kind(wide)?, f_reals(("target", target), wide)?))
+        };
+        if self.scope == PsnrScope::Batch && target.f_kind()? == input.f_kind()? {
+            return f_pointwise_to(wide, SquaredError, [input, target], Reduction::Mean, move |arguments| {
+                let (input, target) = f_widened(arguments)?;
+                Ok(input.f_mse_loss(&target, tch::Reduction::Mean)?)
+            });
+        }
+        let (input, target) = &f_widened([input, target])?;
         if self.scope == PsnrScope::Batch {
             return MseLoss::new().f_forward(input, target);
         }
@@ -132,7 +144,7 @@ impl Loss for PsnrLoss {
         check::positive("data_range", self.data_range)?;
         check::not_negative("eps", self.eps)?;
         let (kind, wide) = (input.f_kind()?, wide_kind(input)?);
-        let errors = self.f_errors(&input.f_to_kind(wide)?, &f_reals(("target", target), wide)?)?;
+        let errors = self.f_errors(input, target, wide)?;
         let formula = Decibels { eps: self.eps, data_range: self.data_range };
         let reduction = self.reduction;
         let composite = move |[errors]: [&Tensor; 1]| reduction.f_apply(&formula.f_losses(errors)?);

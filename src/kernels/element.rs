@@ -4,10 +4,10 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use tch::{Device, Kind, Tensor};
 
+use super::narrow::Narrow;
 use super::simd::{self, Wide};
 use super::{BLOCK, memory};
 use crate::LossError;
@@ -18,11 +18,15 @@ pub(super) type Block<W> = [W; BLOCK];
 /// A kind of elements that an engine reads and writes, a block at a time, and computes in [`Wide`] numbers.
 pub(super) trait Element: Copy + Send + Sync + 'static {
     const KIND: Kind;
+    /// Whether gradients are computed in the forward pass, to be multiplied by the one of the loss in the backward pass. In `f16`
+    /// they could underflow, where that one is a scale against it.
+    const STORED: bool;
     /// What it is computed in.
     type Wide: Wide;
 
     fn from_f64(value: f64) -> Self;
     fn to_f64(self) -> f64;
+    fn wide(self) -> Self::Wide;
     /// The elements as wide numbers: themselves, or converted into `room`.
     fn read<'a>(elements: &'a [Self], room: &'a mut [Self::Wide]) -> &'a [Self::Wide];
     /// Writes the elements to `numbers`, as many.
@@ -45,6 +49,7 @@ macro_rules! wide {
     ($number:ty, $kind:expr) => {
         impl Element for $number {
             const KIND: Kind = $kind;
+            const STORED: bool = true;
             type Wide = Self;
 
             fn from_f64(value: f64) -> Self {
@@ -53,6 +58,11 @@ macro_rules! wide {
 
             fn to_f64(self) -> f64 {
                 self.into()
+            }
+
+            #[inline(always)]
+            fn wide(self) -> Self {
+                self
             }
 
             fn read<'a>(elements: &'a [Self], _: &'a mut [Self]) -> &'a [Self] {
@@ -92,9 +102,10 @@ wide!(f32, Kind::Float);
 wide!(f64, Kind::Double);
 
 macro_rules! half {
-    ($number:ty, $kind:expr) => {
+    ($number:ty, $kind:expr, $stored:expr) => {
         impl Element for $number {
             const KIND: Kind = $kind;
+            const STORED: bool = $stored;
             type Wide = f32;
 
             fn from_f64(value: f64) -> Self {
@@ -106,21 +117,23 @@ macro_rules! half {
                 <$number>::to_f64(self)
             }
 
+            #[inline(always)]
+            fn wide(self) -> f32 {
+                self.widen()
+            }
+
             fn read<'a>(elements: &'a [Self], room: &'a mut [f32]) -> &'a [f32] {
                 let numbers = &mut room[..elements.len()];
-                elements.convert_to_f32_slice(numbers);
+                <$number>::widen_all(elements, numbers);
                 numbers
             }
 
             fn copy(elements: &[Self], numbers: &mut [f32]) {
-                elements.convert_to_f32_slice(numbers);
+                <$number>::widen_all(elements, numbers);
             }
 
             fn write(numbers: &[f32], elements: &mut [MaybeUninit<Self>]) {
-                elements.fill(MaybeUninit::new(<$number>::ZERO));
-                // SAFETY: all of them have just been written.
-                let elements = unsafe { &mut *(std::ptr::from_mut(elements) as *mut [Self]) };
-                elements.convert_from_f32_slice(numbers);
+                <$number>::narrow_all(numbers, elements);
             }
 
             #[inline(always)]
@@ -133,8 +146,19 @@ macro_rules! half {
         }
     };
 }
-half!(f16, Kind::Half);
-half!(bf16, Kind::BFloat16);
+half!(f16, Kind::Half, false);
+half!(bf16, Kind::BFloat16, true);
+
+/// Whether a stored gradient can be multiplied by `grad`, that of the loss. In half precision it loses digits unless this is a
+/// power of two, as the usual 1 is.
+pub(super) fn f_keeps_digits<T: Element>(grad: &Tensor) -> Result<bool, LossError> {
+    if size_of::<T>() >= size_of::<f32>() {
+        return Ok(true);
+    }
+    let factor = grad.f_double_value(&[])?;
+    let fraction = factor.to_bits() << (u64::BITS - (f64::MANTISSA_DIGITS - 1));
+    Ok(factor.is_normal() && fraction == 0)
+}
 
 /// Whether `tensor` is one whose elements [`elements`] gives.
 pub(super) fn is_plain(tensor: &Tensor, kind: Kind) -> bool {

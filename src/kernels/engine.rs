@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use tch::{Kind, Tensor};
 
-use super::element::{Element, f_plain, f_scalar_of};
+use super::element::{Element, f_keeps_digits, f_plain, f_scalar_of};
 use crate::autograd::{self, Context, Function, StoredGradients};
 use crate::{LossError, Reduction};
 
@@ -116,8 +116,7 @@ where
         Reduce::Mean => 1.0 / engine.count(arguments) as f64,
         Reduce::Sum(scale) => scale,
     };
-    // The gradients of half precision would lose digits by being scaled twice, and are computed in the backward pass.
-    let at_once = reduce != Reduce::No && size_of::<T>() >= size_of::<f32>();
+    let at_once = reduce != Reduce::No && T::STORED;
     let wanted = needed.map(|needed| needed && at_once);
     let (sum, loss, gradients) = match reduce {
         Reduce::No => {
@@ -144,7 +143,9 @@ where
             return autograd::f_gradients_of(loss, &grad, context.saved(), &needed);
         }
         let grad = f_plain(&grad)?;
-        if let Some(stored) = &stored {
+        if let Some(stored) = &stored
+            && f_keeps_digits::<T>(&grad)?
+        {
             return stored.f_scaled(&context, &grad);
         }
         let factor = match reduce {

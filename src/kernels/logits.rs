@@ -1,13 +1,15 @@
 //! The engine of cross entropy with z-loss of logits that nobody needs afterwards: the gradient takes their place.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use half::{bf16, f16};
 use tch::{Kind, Tensor};
 
-use super::element::{InPlace, Output, elements, integers, is_plain};
+use super::element::{Element, InPlace, Output, elements, integers, is_plain};
 use super::rows::f_wide_numbers;
-use super::simd::{self, Kernel, LaneOf, Wide};
-use super::softmax::{distances, exponentials, largest};
+use super::simd::{self, Kernel, LaneOf};
+use super::softmax::{self, distances, largest};
 use super::{backend, parallel};
 use crate::LossError;
 
@@ -25,36 +27,41 @@ pub(crate) struct LogitRows<'a> {
     pub(crate) z_loss: f64,
     /// The bound s of s tanh(x / s), which is what the losses are of.
     pub(crate) soft_cap: Option<f64>,
-    /// The derivatives of the result with respect to the cross entropy and to the z-loss of each row, `[n]`.
+    /// The derivatives of the result with respect to the cross entropy and to the z-loss of each row, `[n]`, in the kind that
+    /// the logits are computed in.
     pub(crate) derivatives: Option<[&'a Tensor; 2]>,
 }
 
-/// The cross entropy and the z-loss of each row, `[n]`; `None` where the engine does not take the call. With derivatives the
+/// The cross entropy and the z-loss of each row, `[n]`, in single precision for logits of half; `None` where the engine does not take the call. With derivatives the
 /// logits become the gradient.
 pub(crate) fn f_logits(rows: &LogitRows) -> Result<Option<[Tensor; 2]>, LossError> {
-    let kind = rows.logits.f_kind()?;
-    let fits = |tensor: &Tensor| is_plain(tensor, kind) && tensor.is_contiguous();
     let taken = backend::fused()
         && rows.logits.numel() != 0
-        && fits(rows.logits)
+        && rows.logits.is_contiguous()
         && is_plain(rows.target, Kind::Int64)
-        && rows.target.is_contiguous()
-        && rows.derivatives.is_none_or(|derivatives| derivatives.into_iter().all(fits));
-    match kind {
-        Kind::Float if taken => Ok(Some(f_run::<f32>(rows)?)),
-        Kind::Double if taken => Ok(Some(f_run::<f64>(rows)?)),
+        && rows.target.is_contiguous();
+    match rows.logits.f_kind()? {
+        Kind::Float if taken => f_run::<f32>(rows),
+        Kind::Double if taken => f_run::<f64>(rows),
+        Kind::Half if taken => f_run::<f16>(rows),
+        Kind::BFloat16 if taken => f_run::<bf16>(rows),
         _ => Ok(None),
     }
 }
 
-fn f_run<W: Wide>(rows: &LogitRows) -> Result<[Tensor; 2], LossError> {
+fn f_run<T: Element>(rows: &LogitRows) -> Result<Option<[Tensor; 2]>, LossError> {
+    let fits = |tensor: &Tensor| is_plain(tensor, T::Wide::KIND) && tensor.is_contiguous();
+    if !is_plain(rows.logits, T::KIND) || !rows.derivatives.is_none_or(|derivatives| derivatives.into_iter().all(fits))
+    {
+        return Ok(None);
+    }
     let target = integers(rows.target);
     let classes = rows.logits.numel() / target.len();
-    let weight = rows.weight.map(f_wide_numbers::<W>).transpose()?;
+    let weight = rows.weight.map(f_wide_numbers::<T::Wide>).transpose()?;
     let total = weight.as_ref().map_or(classes as f64, |weight| weight.iter().map(|&weight| weight.to_f64()).sum());
-    let output = || Output::<W>::f_of_size(&[target.len() as i64]);
+    let output = || Output::<T::Wide>::f_of_size(&[target.len() as i64]);
     let job = Job {
-        logits: InPlace::new(rows.logits),
+        logits: InPlace::<T>::new(rows.logits),
         target,
         classes,
         weight,
@@ -63,7 +70,7 @@ fn f_run<W: Wide>(rows: &LogitRows) -> Result<[Tensor; 2], LossError> {
         total,
         z_loss: rows.z_loss,
         soft_cap: rows.soft_cap,
-        derivatives: rows.derivatives.map(|derivatives| derivatives.map(elements::<W>)),
+        derivatives: rows.derivatives.map(|derivatives| derivatives.map(elements::<T::Wide>)),
         losses: [output()?, output()?],
     };
     let length = rows.logits.numel();
@@ -71,15 +78,15 @@ fn f_run<W: Wide>(rows: &LogitRows) -> Result<[Tensor; 2], LossError> {
         job.rows(range.start / classes..range.end / classes);
         0.0
     });
-    Ok(job.losses.map(Output::into_tensor))
+    Ok(Some(job.losses.map(Output::into_tensor)))
 }
 
 /// What all threads work on.
-struct Job<'a, W> {
-    logits: InPlace<'a, W>,
+struct Job<'a, T: Element> {
+    logits: InPlace<'a, T>,
     target: &'a [i64],
     classes: usize,
-    weight: Option<Vec<W>>,
+    weight: Option<Vec<T::Wide>>,
     /// The share of the target's class that is not spread.
     own: f64,
     /// The share of each class.
@@ -88,65 +95,77 @@ struct Job<'a, W> {
     total: f64,
     z_loss: f64,
     soft_cap: Option<f64>,
-    derivatives: Option<[&'a [W]; 2]>,
-    losses: [Output<W>; 2],
+    derivatives: Option<[&'a [T::Wide]; 2]>,
+    losses: [Output<T::Wide>; 2],
 }
 
-impl<W: Wide> Job<'_, W> {
+/// Room for the numbers of a row.
+struct Room<W> {
+    /// The logits, where they have to be converted.
+    logits: Vec<W>,
+    /// The capped logits, where there is a cap.
+    capped: Vec<W>,
+    exponentials: Vec<W>,
+}
+
+impl<T: Element> Job<'_, T> {
     fn rows(&self, rows: Range<usize>) {
-        let mut exponentials = vec![W::default(); self.classes];
-        let mut capped = vec![W::default(); if self.soft_cap.is_some() { self.classes } else { 0 }];
+        let zeros = |needed: bool| vec![T::Wide::default(); if needed { self.classes } else { 0 }];
+        let mut room = Room {
+            logits: softmax::room::<T>(self.classes),
+            capped: zeros(self.soft_cap.is_some()),
+            exponentials: zeros(true),
+        };
         for row in rows {
             // SAFETY: tasks have rows of their own, and the logits belong to this call.
             let x = unsafe { self.logits.range(row * self.classes..(row + 1) * self.classes) };
-            let (exponentials, capped) = (&mut exponentials[..], &mut capped[..]);
             let losses = if self.target[row] < 0 {
-                x.fill(W::default());
-                [W::default(); 2]
+                x.fill(T::from_f64(0.0));
+                [T::Wide::default(); 2]
             } else {
-                simd::run(LogitRow { job: self, row, x, exponentials, capped })
+                simd::run(LogitRow { job: self, row, x, room: &mut room })
             };
             for (output, loss) in self.losses.iter().zip(losses) {
                 // SAFETY: as above.
-                W::write(&[loss], unsafe { output.range(row..row + 1) });
+                T::Wide::write(&[loss], unsafe { output.range(row..row + 1) });
             }
         }
     }
 }
 
 /// One row: leaves its gradient in place of `x`, returns its losses.
-struct LogitRow<'a, W: Wide> {
-    job: &'a Job<'a, W>,
+struct LogitRow<'a, T: Element> {
+    job: &'a Job<'a, T>,
     row: usize,
-    x: &'a mut [W],
-    exponentials: &'a mut [W],
-    /// Room for the capped logits.
-    capped: &'a mut [W],
+    x: &'a mut [T],
+    room: &'a mut Room<T::Wide>,
 }
 
-impl<W: Wide> Kernel<W> for LogitRow<'_, W> {
-    type Result = [W; 2];
+impl<T: Element> Kernel<T::Wide> for LogitRow<'_, T> {
+    type Result = [T::Wide; 2];
 
     #[inline(always)]
-    fn run<R: LaneOf<W>>(self) -> [W; 2] {
-        let Self { job, row, x, exponentials, capped } = self;
+    fn run<R: LaneOf<T::Wide>>(self) -> [T::Wide; 2] {
+        let Self { job, row, x, room: Room { logits, capped, exponentials } } = self;
+        let numbers = T::read(x, logits);
         let cap = R::of(job.soft_cap.unwrap_or(1.0));
         let inverse = R::of(1.0) / cap;
-        for (capped, x) in capped.iter_mut().zip(x.iter()) {
+        for (capped, x) in capped.iter_mut().zip(numbers) {
             *capped = ((R::new(*x) * inverse).tanh() * cap).get();
         }
-        let logits = if job.soft_cap.is_some() { &*capped } else { &*x };
+        let logits = if job.soft_cap.is_some() { &*capped } else { numbers };
         let class = job.target[row] as usize;
-        let max = largest::<W, R>(logits);
+        let max = largest::<T::Wide, R>(logits);
         let distances = if job.spread == 0.0 {
             R::of(0.0)
         } else {
-            distances::<W, R>(logits, max, job.weight.as_deref(), exponentials)
+            distances::<T::Wide, R>(logits, max, job.weight.as_deref(), exponentials)
         };
-        let sum = R::of(self::exponentials::<W, R>(logits, max, exponentials, |_| ()));
+        let sum = R::of(softmax::exponentials::<T::Wide, R>(logits, max, exponentials, |_| ()));
         let log = sum.ln();
-        let weight_of = |class: usize| job.weight.as_ref().map_or(1.0, |weight| weight[class].to_f64());
-        let (weight, spread, total) = (R::of(job.own * weight_of(class)), R::of(job.spread), R::of(job.total));
+        let weight_of =
+            |class: usize| R::new(job.weight.as_ref().map_or(T::Wide::from_f64(1.0), |weight| weight[class]));
+        let (weight, spread, total) = (R::of(job.own) * weight_of(class), R::of(job.spread), R::of(job.total));
         let mut entropy = weight * (log - (R::new(logits[class]) - max));
         if job.spread != 0.0 {
             entropy = entropy + spread * (distances + total * log);
@@ -156,25 +175,30 @@ impl<W: Wide> Kernel<W> for LogitRow<'_, W> {
         let Some([of_entropy, of_z]) = job.derivatives.map(|of| of.map(|of| R::new(of[row]))) else { return losses };
         let of_p = of_entropy * (weight + spread * total) + R::of(2.0) * z_loss * log_sum * of_z;
         let (of_p, of_weight) = (of_p / sum, of_entropy * spread);
-        match &job.weight {
-            Some(weights) if job.spread != 0.0 => {
-                for ((exponential, x), weight) in exponentials.iter().zip(x.iter_mut()).zip(weights) {
-                    *x = (R::new(*exponential) * of_p - of_weight * R::new(*weight)).get();
-                }
-            }
-            _ => {
-                for (exponential, x) in exponentials.iter().zip(x.iter_mut()) {
-                    *x = R::new(*exponential).mul_add(of_p, -of_weight).get();
-                }
-            }
-        }
-        x[class] = (R::new(x[class]) - of_entropy * weight).get();
-        if job.soft_cap.is_some() {
-            for (x, capped) in x.iter_mut().zip(capped.iter()) {
-                let tanh = R::new(*capped) * inverse;
-                *x = (R::new(*x) * (R::of(1.0) - tanh * tanh)).get();
-            }
-        }
+        let slope = |position: usize| {
+            let tanh = R::new(capped[position]) * inverse;
+            R::of(1.0) - tanh * tanh
+        };
+        let of_classes = |position: usize, exponential| R::new(exponential) * of_p - of_weight * weight_of(position);
+        let own = of_classes(class, exponentials[class]) - of_entropy * weight;
+        let x = uninit(x);
+        let own = if job.soft_cap.is_some() {
+            T::write_mapped(exponentials, x, |position, e| (of_classes(position, e) * slope(position)).get());
+            own * slope(class)
+        } else if job.weight.is_some() && job.spread != 0.0 {
+            T::write_mapped(exponentials, x, |position, e| of_classes(position, e).get());
+            own
+        } else {
+            T::write_mapped(exponentials, x, |_, e| R::new(e).mul_add(of_p, -of_weight).get());
+            own
+        };
+        T::write(&[own.get()], &mut x[class..=class]);
         losses
     }
+}
+
+/// Elements that are to be overwritten.
+fn uninit<T: Element>(elements: &mut [T]) -> &mut [MaybeUninit<T>] {
+    // SAFETY: an engine writes whole elements only.
+    unsafe { &mut *(std::ptr::from_mut(elements) as *mut [MaybeUninit<T>]) }
 }

@@ -21,6 +21,7 @@ mod logits;
 mod map;
 mod margin;
 mod memory;
+mod narrow;
 mod number;
 mod parallel;
 mod pointwise;

@@ -11,8 +11,8 @@ use half::{bf16, f16};
 use tch::{Device, Kind, Tensor};
 
 use super::element::{Block, Element, Output, elements, f_plain, integers, is_plain};
-use super::number::{Real, choose, sigmoids};
-use super::simd::{self, Kernel, LaneOf, Sum, Wide};
+use super::number::{Real, choose};
+use super::simd::{self, Kernel, LANES, LaneOf, Sum, Wide, total};
 use super::{BLOCK, parallel, takes};
 use crate::autograd::{self, Context, Function};
 use crate::{Activation, LossError, OverlapMeasure};
@@ -163,11 +163,15 @@ struct Shape {
 }
 
 impl Shape {
-    fn new(size: &[i64], activation: Activation) -> Self {
-        let (samples, classes) = (size[0] as usize, size[1] as usize);
+    fn new(size: &[i64], masks: bool, softmax: bool) -> Self {
+        let (mut samples, mut classes) = (size[0] as usize, size[1] as usize);
         let pixels = size[2..].iter().product::<i64>() as usize;
+        // Classes that have nothing to do with each other are like samples, and their elements lie beside each other.
+        if masks && !softmax {
+            (samples, classes) = (samples * classes, 1);
+        }
         // Only a softmax has all classes of a block at hand together.
-        let at_once = if activation == Activation::Softmax { classes } else { 1 };
+        let at_once = if softmax { classes } else { 1 };
         let block = (BLOCK_ELEMENTS / at_once).next_multiple_of(LEAST_PIXELS).clamp(LEAST_PIXELS, BLOCK);
         let task = block * (TASK_ELEMENTS / (classes * block)).max(1);
         Self { samples, classes, pixels, block, task }
@@ -217,7 +221,8 @@ macro_rules! by_type {
 impl<'a, T: Element> Pass<'a, T> {
     fn f_new(formula: &'a Regional, input: &Tensor, target: &Tensor) -> Result<Self, LossError> {
         let f_contiguous = |tensor: &Tensor| tensor.f_detach()?.f_contiguous();
-        let shape = Shape::new(&input.size(), formula.activation);
+        let (masks, softmax) = (target.size() == input.size(), formula.activation == Activation::Softmax);
+        let shape = Shape::new(&input.size(), masks, softmax);
         Ok(Self { formula, input: f_contiguous(input)?, target: f_contiguous(target)?, shape, kind: PhantomData })
     }
 
@@ -250,10 +255,10 @@ impl<'a, T: Element> Pass<'a, T> {
             weight += part.weight;
         }
         let f_tensor = |sums: &[f64], size: &[i64]| Tensor::f_from_slice(sums)?.f_reshape(size);
-        let size = [shape.samples as i64, shape.classes as i64];
+        let size = &self.input.size()[..2];
         let [intersection, of_input, of_target] = &regions;
         Ok(Some(Totals {
-            regions: [f_tensor(intersection, &size)?, f_tensor(of_input, &size)?, f_tensor(of_target, &size)?],
+            regions: [f_tensor(intersection, size)?, f_tensor(of_input, size)?, f_tensor(of_target, size)?],
             entropy: Some(f_tensor(&[entropy], &[])?),
             weight,
         }))
@@ -328,7 +333,8 @@ struct Room<W> {
     picked: Block<W>,
     /// The sum of a pixel's shares times their weight.
     weights: Block<W>,
-    terms: [Block<W>; 3],
+    /// What is summed up, or a gradient.
+    term: Block<W>,
     rows: RowRoom<W>,
 }
 
@@ -351,7 +357,7 @@ impl<W: Wide> Room<W> {
             mean: zeros,
             picked: zeros,
             weights: zeros,
-            terms: [zeros; 3],
+            term: zeros,
             rows: RowRoom { input: zeros, masked: zeros, target: zeros },
         }
     }
@@ -398,26 +404,23 @@ impl<T: Element> Job<'_, T> {
         }
         for (class, totals) in part.regions.iter_mut().enumerate() {
             let share = self.share::<HARD>(place, class, &room.classes, &mut room.rows.target);
-            let terms = room.terms.each_mut().map(|term| &mut term[..length]);
             let measure = M::default();
-            match self.formula.activation {
+            let sums = match self.formula.activation {
                 Activation::Softmax => {
                     let start = class * self.shape.block;
                     let input = Softmax(&room.exponentials[start..start + length], &room.inverse[..length]);
-                    simd::run(Terms { input, share, terms, measure });
+                    simd::run(RegionSums { input, share, length, measure })
                 }
                 Activation::None => {
                     let input = Given(self.read(place, class, &mut room.rows.input));
-                    simd::run(Terms { input, share, terms, measure });
+                    simd::run(RegionSums { input, share, length, measure })
                 }
                 Activation::Sigmoid => {
                     let input = Sigmoid(self.read(place, class, &mut room.rows.input));
-                    simd::run(Terms { input, share, terms, measure });
+                    simd::run(RegionSums { input, share, length, measure })
                 }
-            }
-            for (total, term) in totals.iter_mut().zip(&room.terms) {
-                *total += simd::run(Sum(&term[..length]));
-            }
+            };
+            (0..3).for_each(|which| totals[which] += sums[which]);
         }
     }
 
@@ -433,7 +436,7 @@ impl<T: Element> Job<'_, T> {
             let weight = self.weight(class);
             simd::run(Picked { logits, greatest: &room.greatest[..length], share, weight, picked, weights });
         }
-        let (logarithm, term) = (&room.logarithm[..length], &mut room.terms[0][..length]);
+        let (logarithm, term) = (&room.logarithm[..length], &mut room.term[..length]);
         simd::run(Entropies { logarithm, picked, weights, term });
         part.entropy += simd::run(Sum(term));
         part.weight += simd::run(Sum(weights));
@@ -540,7 +543,7 @@ impl<T: Element> Job<'_, T> {
             for class in 0..self.shape.classes {
                 let share = self.share::<HARD>(&place, class, &room.classes, &mut room.rows.target);
                 let slopes = self.slopes::<M>(&place, class, factors);
-                let gradient = &mut room.terms[0][..place.pixels.len()];
+                let gradient = &mut room.term[..place.pixels.len()];
                 let input = self.read(&place, class, &mut room.rows.input);
                 if self.formula.activation == Activation::Sigmoid {
                     simd::run(Gradients { input: Sigmoid(input), share, slopes, gradient });
@@ -561,8 +564,8 @@ impl<T: Element> Job<'_, T> {
     ) {
         let length = place.pixels.len();
         self.softmax(place, room);
-        let Room { exponentials, classes, inverse, mean, terms, rows, .. } = room;
-        let (mean, gradient) = (&mut mean[..length], &mut terms[0][..length]);
+        let Room { exponentials, classes, inverse, mean, term, rows, .. } = room;
+        let (mean, gradient) = (&mut mean[..length], &mut term[..length]);
         mean.fill(T::Wide::default());
         for class in 0..self.shape.classes {
             let share = self.share::<HARD>(place, class, classes, &mut rows.target);
@@ -602,10 +605,10 @@ struct Share<'a, W, const HARD: bool> {
 }
 
 impl<W: Wide, const HARD: bool> Share<'_, W, HARD> {
-    /// The same, seen to have this length.
+    /// Those of some of the pixels.
     #[inline(always)]
-    fn of_length(self, length: usize) -> Self {
-        Self { numbers: &self.numbers[..length], ..self }
+    fn part(self, pixels: Range<usize>) -> Self {
+        Self { numbers: &self.numbers[pixels], ..self }
     }
 
     #[inline(always)]
@@ -699,8 +702,8 @@ impl Measure for Minimum {
 
 /// The probabilities of pixels in a class.
 trait Probabilities<W>: Copy {
-    /// The same, seen to have this length.
-    fn of_length(self, length: usize) -> Self;
+    /// Those of some of the pixels.
+    fn part(self, pixels: Range<usize>) -> Self;
     /// The probability of a pixel, and its derivative by the pixel's input where it depends on nothing else.
     fn at<R: LaneOf<W>>(self, pixel: usize) -> (R, R);
 }
@@ -715,8 +718,8 @@ struct Softmax<'a, W>(&'a [W], &'a [W]);
 
 impl<W: Wide> Probabilities<W> for Given<'_, W> {
     #[inline(always)]
-    fn of_length(self, length: usize) -> Self {
-        Self(&self.0[..length])
+    fn part(self, pixels: Range<usize>) -> Self {
+        Self(&self.0[pixels])
     }
 
     #[inline(always)]
@@ -727,21 +730,24 @@ impl<W: Wide> Probabilities<W> for Given<'_, W> {
 
 impl<W: Wide> Probabilities<W> for Sigmoid<'_, W> {
     #[inline(always)]
-    fn of_length(self, length: usize) -> Self {
-        Self(&self.0[..length])
+    fn part(self, pixels: Range<usize>) -> Self {
+        Self(&self.0[pixels])
     }
 
     #[inline(always)]
     fn at<R: LaneOf<W>>(self, pixel: usize) -> (R, R) {
-        let (p, rest, _) = sigmoids(R::new(self.0[pixel]));
-        (p, p * rest)
+        let x = R::new(self.0[pixel]);
+        let e = (-x.abs()).exp_of_negative();
+        let large = R::of(1.0) / (R::of(1.0) + e);
+        let small = e * large;
+        (choose(x >= R::of(0.0), large, small), large * small)
     }
 }
 
 impl<W: Wide> Probabilities<W> for Softmax<'_, W> {
     #[inline(always)]
-    fn of_length(self, length: usize) -> Self {
-        Self(&self.0[..length], &self.1[..length])
+    fn part(self, pixels: Range<usize>) -> Self {
+        Self(&self.0[pixels.clone()], &self.1[pixels])
     }
 
     #[inline(always)]
@@ -892,31 +898,53 @@ impl<W: Wide> Kernel<W> for Inverses<'_, W> {
     }
 }
 
-/// What each pixel contributes to the sums over regions.
-struct Terms<'a, W, P, M, const HARD: bool> {
+/// The sums over the regions of pixels: of the intersection, of the input's and of the target's.
+struct RegionSums<P, S, M> {
     input: P,
-    share: Share<'a, W, HARD>,
-    terms: [&'a mut [W]; 3],
+    share: S,
+    length: usize,
     #[allow(dead_code)]
     measure: M,
 }
 
-impl<W: Wide, P: Probabilities<W>, M: Measure, const HARD: bool> Kernel<W> for Terms<'_, W, P, M, HARD> {
-    type Result = ();
+impl<W, P, M, const HARD: bool> Kernel<W> for RegionSums<P, Share<'_, W, HARD>, M>
+where
+    W: Wide,
+    P: Probabilities<W>,
+    M: Measure,
+{
+    type Result = [f64; 3];
 
     #[inline(always)]
-    fn run<R: LaneOf<W>>(self) {
-        let [intersections, sizes, shares] = self.terms;
-        let length = intersections.len();
-        let (sizes, shares) = (&mut sizes[..length], &mut shares[..length]);
-        let (input, share) = (self.input.of_length(length), self.share.of_length(length));
-        for i in 0..length {
-            let share = share.at::<R>(i);
-            let p = choose(share.counts, input.at::<R>(i).0, R::of(0.0));
-            intersections[i] = M::intersection(p, share).0.get();
-            sizes[i] = M::size(p).0.get();
-            shares[i] = M::size(share.value).0.get();
+    fn run<R: LaneOf<W>>(self) -> [f64; 3] {
+        let mut sums = [[W::default(); LANES]; 3];
+        for start in (0..self.length).step_by(LANES) {
+            let group = start..self.length.min(start + LANES);
+            let (input, share) = (self.input.part(group.clone()), self.share.part(group.clone()));
+            match group.len() {
+                // So many are a loop without a rest.
+                LANES => add::<W, R, P, M, HARD>(input.part(0..LANES), share.part(0..LANES), LANES, &mut sums),
+                length => add::<W, R, P, M, HARD>(input, share, length, &mut sums),
+            }
         }
+        sums.map(total)
+    }
+}
+
+/// Adds what `length` pixels contribute to the first of the sums.
+#[inline(always)]
+fn add<W: Wide, R: LaneOf<W>, P: Probabilities<W>, M: Measure, const HARD: bool>(
+    input: P,
+    share: Share<W, HARD>,
+    length: usize,
+    sums: &mut [[W; LANES]; 3],
+) {
+    for i in 0..length {
+        let share = share.at::<R>(i);
+        let p = choose(share.counts, input.at::<R>(i).0, R::of(0.0));
+        sums[0][i] = (R::new(sums[0][i]) + M::intersection(p, share).0).get();
+        sums[1][i] = (R::new(sums[1][i]) + M::size(p).0).get();
+        sums[2][i] = (R::new(sums[2][i]) + M::size(share.value).0).get();
     }
 }
 
@@ -937,7 +965,7 @@ impl<W: Wide, const HARD: bool> Kernel<W> for Picked<'_, W, HARD> {
     fn run<R: LaneOf<W>>(self) {
         let length = self.picked.len();
         let (logits, greatest) = (&self.logits[..length], &self.greatest[..length]);
-        let (share, weights) = (self.share.of_length(length), &mut self.weights[..length]);
+        let (share, weights) = (self.share.part(0..length), &mut self.weights[..length]);
         let weight = R::new(self.weight);
         for i in 0..length {
             let share = share.at::<R>(i);
@@ -983,7 +1011,7 @@ impl<W: Wide, P: Probabilities<W>, M: Measure, const HARD: bool> Kernel<W> for G
     #[inline(always)]
     fn run<R: LaneOf<W>>(self) {
         let length = self.gradient.len();
-        let (input, share) = (self.input.of_length(length), self.share.of_length(length));
+        let (input, share) = (self.input.part(0..length), self.share.part(0..length));
         for i in 0..length {
             let (share, (p, slope)) = (share.at::<R>(i), input.at::<R>(i));
             let gradient = self.slopes.by_probability(p, share) * slope;
@@ -1008,7 +1036,7 @@ impl<W: Wide, M: Measure, const HARD: bool> Kernel<W> for Means<'_, W, M, HARD> 
     fn run<R: LaneOf<W>>(self) {
         let length = self.mean.len();
         let (probabilities, inverse) = (&mut self.probabilities[..length], &self.inverse[..length]);
-        let share = self.share.of_length(length);
+        let share = self.share.part(0..length);
         let entropy = R::new(self.slopes.entropy);
         for i in 0..length {
             let share = share.at::<R>(i);
@@ -1036,7 +1064,7 @@ impl<W: Wide, M: Measure, const HARD: bool> Kernel<W> for SoftmaxGradients<'_, W
     fn run<R: LaneOf<W>>(self) {
         let length = self.gradient.len();
         let (probabilities, mean) = (&self.probabilities[..length], &self.mean[..length]);
-        let share = self.share.of_length(length);
+        let share = self.share.part(0..length);
         let entropy = R::new(self.slopes.entropy);
         for i in 0..length {
             let (share, p) = (share.at::<R>(i), R::new(probabilities[i]));

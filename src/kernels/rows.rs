@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use tch::{Kind, Tensor};
 
 use super::element::{
-    Element, Output, elements, f_numbers, f_one_layout, f_plain, f_scalar, integers, is_dense, is_plain,
+    Element, Output, elements, f_keeps_digits, f_numbers, f_one_layout, f_plain, f_scalar, integers, is_dense, is_plain,
 };
 use super::{backend, parallel, simd};
 use crate::autograd::{self, Context, Function, StoredGradients};
@@ -103,8 +103,7 @@ where
     let pass = Pass::f_new(rows.input, rows.class_dim, rows.target)?;
     let needed = autograd::grad_enabled() && rows.input.requires_grad();
     let unreduced = reduction == RowReduction::None;
-    // The gradients of half precision would lose digits by being scaled twice, and are computed in the backward pass.
-    let at_once = !unreduced && size_of::<T>() >= size_of::<f32>();
+    let at_once = !unreduced && T::STORED;
     let scale = pass.scale(&options, reduction);
     let (loss, gradient) = if unreduced {
         let mut size = rows.input.size();
@@ -130,7 +129,9 @@ where
             return autograd::f_gradients_of(loss, &grad, &saved[..1], &[true]);
         }
         let grad = f_plain(&grad)?.f_contiguous()?;
-        if let Some(stored) = &stored {
+        if let Some(stored) = &stored
+            && f_keeps_digits::<T>(&grad)?
+        {
             return stored.f_scaled(&context, &grad);
         }
         let pass = Pass::f_new(&saved[0], class_dim, &saved[1])?;
@@ -388,14 +389,12 @@ impl<T: Element> Job<'_, T> {
         }
     }
 
-    /// The factors of pixels, converted into `room` where they have to be.
-    pub(super) fn read_factors<'a>(&'a self, pixels: Pixels, room: &'a mut [T::Wide]) -> &'a [T::Wide] {
+    /// Writes the factors of pixels into `room`.
+    pub(super) fn read_factors(&self, pixels: Pixels, room: &mut [T::Wide]) {
+        let room = &mut room[..pixels.length];
         match self.factors {
-            Factors::Number(number) => {
-                room[..pixels.length].fill(T::Wide::from_f64(number));
-                &room[..pixels.length]
-            }
-            Factors::Rows(factors) => T::read(&factors[pixels.row..pixels.row + pixels.length], room),
+            Factors::Number(number) => room.fill(T::Wide::from_f64(number)),
+            Factors::Rows(factors) => T::copy(&factors[pixels.row..pixels.row + pixels.length], room),
         }
     }
 

@@ -118,6 +118,9 @@ pub(super) fn fence() {
 #[cfg(target_arch = "x86_64")]
 const LINE: usize = 64;
 
+/// How many sums of numbers are kept beside each other.
+pub(super) const LANES: usize = 32;
+
 /// The sum of numbers, in a fixed order.
 pub(super) struct Sum<'a, W>(pub(super) &'a [W]);
 
@@ -126,7 +129,6 @@ impl<W: Wide> Kernel<W> for Sum<'_, W> {
 
     #[inline(always)]
     fn run<R: LaneOf<W>>(self) -> f64 {
-        const LANES: usize = 32;
         let mut sums = [W::default(); LANES];
         let groups = self.0.chunks_exact(LANES);
         let rest = groups.remainder();
@@ -138,15 +140,20 @@ impl<W: Wide> Kernel<W> for Sum<'_, W> {
         for (sum, number) in sums.iter_mut().zip(rest) {
             *sum = (R::new(*sum) + R::new(*number)).get();
         }
-        // The few sums of a block are added up in double precision, in pairs, so that none waits for all before it.
-        let mut sums: [f64; LANES] = sums.map(Into::into);
-        let mut width = LANES;
-        while width > 1 {
-            width /= 2;
-            for lane in 0..width {
-                sums[lane] += sums[lane + width];
-            }
-        }
-        sums[0]
+        total(sums)
     }
+}
+
+/// The sum of the few sums of a block, in double precision, in pairs, so that none waits for all before it.
+#[inline(always)]
+pub(super) fn total<W: Wide>(sums: [W; LANES]) -> f64 {
+    let mut sums: [f64; LANES] = sums.map(Into::into);
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            sums[lane] += sums[lane + width];
+        }
+    }
+    sums[0]
 }

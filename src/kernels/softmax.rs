@@ -53,6 +53,9 @@ where
 /// How many pixels are worked on at a time, at most.
 const PIXELS: usize = 512;
 
+/// How many losses of pixels are computed at a time; the last ones of a block may be of no pixel.
+const GROUP: usize = 64;
+
 /// How many, so that they fit the second cache with all their classes.
 fn block(classes: usize) -> usize {
     ((1 << 15) / classes / 16 * 16).clamp(32, PIXELS)
@@ -108,8 +111,7 @@ impl<T: Element, F: RowLoss> Classes<'_, T, F> {
         let [x, max, log, distances] = row;
         let (loss, [of_log_p, of_log_sum]) = self.formula.evaluate(x - log, max + log);
         let (spread, total) = (R::of(self.spread), R::of(self.total));
-        let smooth = spread * (distances + total * log);
-        let loss = weight * loss + choose(self.spread == 0.0, R::of(0.0), smooth);
+        let loss = weight * loss + spread * (distances + total * log);
         let of_p = factor * (weight * (of_log_sum - of_log_p) + spread * total);
         (loss, Coefficients { of_p, of_target: -(factor * weight * of_log_p), of_weight: factor * spread })
     }
@@ -344,6 +346,7 @@ impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassPixels<'_, T, F> {
         job.class_numbers(pixels, &mut self.room.classes);
         self.room.find_max::<T, R>(job, pixels);
         self.exponentials::<R>();
+        self.read_targets();
         self.evaluate::<R>();
         if job.needs_gradient() {
             self.gradient::<R>();
@@ -355,28 +358,23 @@ impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassPixels<'_, T, F> {
 }
 
 impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
-    /// The exponentials, their sums, the logits of the targets, and for a smoothed target the distances from the maximum.
+    /// The exponentials, their sums, and for a smoothed target the distances from the maximum.
     #[inline(always)]
     fn exponentials<R: LaneOf<T::Wide>>(&mut self) {
         let (job, pixels, room) = (self.call.job, self.pixels, &mut *self.room);
         let length = pixels.length;
-        let (max, classes) = (&room.max[..length], &room.classes[..length]);
-        let (sums, targets) = (&mut room.sums[..length], &mut room.targets[..length]);
-        let distances = &mut room.distances[..length];
-        for numbers in [&mut *sums, &mut *targets, &mut *distances] {
-            numbers.fill(T::Wide::default());
-        }
+        let max = &room.max[..length];
+        let (sums, distances) = (&mut room.sums[..length], &mut room.distances[..length]);
+        sums.fill(T::Wide::default());
+        distances.fill(T::Wide::default());
         for class in 0..job.classes {
             let x = &T::read(&job.input[pixels.of(class)], &mut room.x)[..length];
             let exponentials = &mut room.exponentials[class * length..][..length];
-            let index = R::of(class as f64);
             job.fetch_pixels(pixels, class);
             for i in 0..length {
                 let exponential = (R::new(x[i]) - R::new(max[i])).exp_of_negative();
                 exponentials[i] = exponential.get();
                 sums[i] = (R::new(sums[i]) + exponential).get();
-                let target = choose(R::new(classes[i]) == index, R::new(x[i]), R::of(0.0));
-                targets[i] = (R::new(targets[i]) + target).get();
             }
             if self.call.spread != 0.0 {
                 let weight = R::of(job.options.weight_of(class));
@@ -388,33 +386,49 @@ impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
         }
     }
 
-    /// The losses and the coefficients of the gradient.
+    /// What belongs to the target of each pixel: its logit, its weight, and the factor of the gradient.
     #[inline(always)]
-    fn evaluate<R: LaneOf<T::Wide>>(&mut self) {
+    fn read_targets(&mut self) {
         let (call, job, pixels, room) = (self.call, self.call.job, self.pixels, &mut *self.room);
-        let length = pixels.length;
+        for i in 0..pixels.length {
+            let class = job.class(pixels.row + i).unwrap_or(0);
+            room.targets[i] = job.input[pixels.of(class).start + i].wide();
+        }
         match job.options.weight {
-            None => room.weights[..length].fill(T::Wide::from_f64(call.own)),
+            None => room.weights.fill(T::Wide::from_f64(call.own)),
             Some(_) => {
-                for (i, weight) in room.weights[..length].iter_mut().enumerate() {
+                for (i, weight) in room.weights[..pixels.length].iter_mut().enumerate() {
                     *weight = call.weight(job.class(pixels.row + i).unwrap_or(0));
                 }
             }
         }
-        let factors = &job.read_factors(pixels, &mut room.factors)[..length];
-        let (max, sums) = (&room.max[..length], &room.sums[..length]);
-        let (classes, targets) = (&room.classes[..length], &room.targets[..length]);
-        let (distances, weights) = (&room.distances[..length], &room.weights[..length]);
-        let (losses, of_p) = (&mut room.losses[..length], &mut room.of_p[..length]);
-        let (of_target, of_weight) = (&mut room.of_target[..length], &mut room.of_weight[..length]);
-        for i in 0..length {
-            let (max, sum, zero) = (R::new(max[i]), R::new(sums[i]), R::of(0.0));
-            let pixel = [R::new(targets[i]) - max, max, sum.ln(), R::new(distances[i])];
-            let (loss, of) = call.evaluate(R::new(weights[i]), R::new(factors[i]), pixel);
-            losses[i] = choose(R::new(classes[i]) >= zero, loss, zero).get();
-            of_p[i] = (of.of_p / sum).get();
-            of_target[i] = of.of_target.get();
-            of_weight[i] = of.of_weight.get();
+        job.read_factors(pixels, &mut room.factors);
+    }
+
+    /// The losses and the coefficients of the gradient.
+    #[inline(always)]
+    fn evaluate<R: LaneOf<T::Wide>>(&mut self) {
+        let (call, room) = (self.call, &mut *self.room);
+        let zero = R::of(0.0);
+        for first in (0..self.pixels.length).step_by(GROUP) {
+            let group = |line: &Line<T::Wide>| -> [T::Wide; GROUP] { std::array::from_fn(|i| line[first + i]) };
+            let (max, sums, distances) = (group(&room.max), group(&room.sums), group(&room.distances));
+            let (classes, targets) = (group(&room.classes), group(&room.targets));
+            let (weights, factors) = (group(&room.weights), group(&room.factors));
+            let [mut losses, mut of_p, mut of_target, mut of_weight] = [[T::Wide::default(); GROUP]; 4];
+            for i in 0..GROUP {
+                let (max, sum) = (R::new(max[i]), R::new(sums[i]));
+                let pixel = [R::new(targets[i]) - max, max, sum.ln(), R::new(distances[i])];
+                let (loss, of) = call.evaluate(R::new(weights[i]), R::new(factors[i]), pixel);
+                losses[i] = choose(R::new(classes[i]) >= zero, loss, zero).get();
+                of_p[i] = (of.of_p / sum).get();
+                of_target[i] = of.of_target.get();
+                of_weight[i] = of.of_weight.get();
+            }
+            room.losses[first..first + GROUP].copy_from_slice(&losses);
+            room.of_p[first..first + GROUP].copy_from_slice(&of_p);
+            room.of_target[first..first + GROUP].copy_from_slice(&of_target);
+            room.of_weight[first..first + GROUP].copy_from_slice(&of_weight);
         }
     }
 
@@ -578,7 +592,8 @@ impl<T: Element> Kernel<T::Wide> for SharePixels<'_, T> {
                 distances[i] = target.mul_add(distance, R::new(distances[i])).get();
             }
         }
-        let factors = &job.read_factors(pixels, &mut room.factors)[..length];
+        job.read_factors(pixels, &mut room.factors);
+        let factors = &room.factors[..length];
         let (losses, of_p) = (&mut room.losses[..length], &mut room.of_p[..length]);
         for i in 0..length {
             let (sum, total) = (R::new(sums[i]), R::new(totals[i]));

@@ -30,6 +30,7 @@ pub use l1::L1Loss;
 pub use log_cosh::LogCoshLoss;
 pub use mape::MapeLoss;
 pub use mse::MseLoss;
+pub(crate) use mse::SquaredError;
 pub use msle::MsleLoss;
 pub use poisson_nll::PoissonNllLoss;
 pub use quantile::{QuantileLoss, Quantiles};

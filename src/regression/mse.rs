@@ -108,7 +108,7 @@ impl Loss for MseLoss {
 }
 
 #[derive(Clone, Copy)]
-struct SquaredError;
+pub(crate) struct SquaredError;
 
 impl Pointwise<2> for SquaredError {
     #[inline(always)]

@@ -104,9 +104,10 @@ impl VicRegLoss {
         let features = shape[shape.len() - 1];
         let deviation = view.f_var_dim(0, true, false)?.f_add_scalar(self.eps)?.f_sqrt()?;
         let variance = deviation.f_rsub_scalar(1)?.f_relu()?.f_mean(None)?;
-        // The positions first, so that the rest is a product of matrices.
-        let centred = view.f_sub(&view.f_mean_dim(0, true, None)?)?.f_movedim_int(0, -2)?;
-        let covariance = centred.f_transpose(-2, -1)?.f_matmul(&centred)?.f_div_scalar(shape[0] - 1)?;
+        let centred = view.f_sub(&view.f_mean_dim(0, true, None)?)?;
+        // lightly's product, whose rounding the gradients of large features show.
+        let covariance = Tensor::f_einsum("b...c,b...d->...cd", &[&centred, &centred], None::<&[i64]>)?;
+        let covariance = covariance.f_div_scalar(shape[0] - 1)?;
         let squares =
             f_without_diagonal(&covariance)?.f_square()?.f_sum_dim_intlist([-2_i64, -1].as_slice(), false, None)?;
         Ok([variance, squares.f_div_scalar(features)?.f_mean(None)?])

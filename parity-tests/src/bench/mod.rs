@@ -16,6 +16,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
+use tch::Kind;
 
 use self::load::Ticks;
 use self::measure::{Pass, Plan, Quartiles, Side, measure};
@@ -26,6 +27,7 @@ use self::workloads::{Dtype, Inputs, Size, Workload, workloads};
 use crate::compare::{Sides, Verdict, compare_case};
 use crate::oracle::{Python, PythonOptions};
 use crate::progress;
+use crate::results::Results;
 
 /// What to measure and where the results go.
 #[derive(Debug, Args)]
@@ -344,25 +346,48 @@ fn cache(work: &Path) -> PathBuf {
     work.join("inductor")
 }
 
-/// Proves by value and gradients that both sides do the same work.
+/// Proves by value and gradients that both sides do the same work. In half precision the reference may be off, or have a result
+/// of another kind; there the result in double precision counts as well.
 fn check_values(workload: &Workload, inputs: &Inputs, ours: &Ours, peer: &Peer, dir: &Path) -> Result<()> {
     let (case, id) = (workload.case(inputs)?, workload.id());
     let actual = ours.results(&id, inputs.grad)?;
-    let expected = peer.values(&id, false, &dir.join("values.safetensors"))?;
-    let compare = |truth| {
+    let half = actual.tensors.values().any(|tensor| matches!(tensor.kind(), Kind::Half | Kind::BFloat16));
+    let values = |upcast, file| -> Result<Results> {
+        let mut results = peer.values(&id, upcast, &dir.join(file))?;
+        if half && !upcast {
+            in_kinds_of(&actual, &mut results)?;
+        }
+        Ok(results)
+    };
+    let compare = |expected: &Results, truth: Option<&Results>| {
         let backend = tch_losses::Backend::Auto;
-        let sides = Sides { expected: &expected, actual: &actual, truth, bitwise: false, backend };
-        compare_case(&case, sides)
+        compare_case(&case, Sides { expected, actual: &actual, truth, bitwise: false, backend })
     };
+    let expected = values(false, "values.safetensors")?;
+    let mut verdict = compare(&expected, None);
     // The result in double precision takes its time, so that it is asked for only where it decides.
-    let verdict = match compare(None) {
-        Verdict::Failed(_) => compare(Some(&peer.values(&id, true, &dir.join("truth.safetensors"))?)),
-        verdict => verdict,
-    };
+    if let Verdict::Failed(_) = verdict {
+        let mut truth = values(true, "truth.safetensors")?;
+        verdict = compare(&expected, Some(&truth));
+        if half && let Verdict::Failed(_) = verdict {
+            in_kinds_of(&actual, &mut truth)?;
+            verdict = compare(&truth, None);
+        }
+    }
     match verdict {
         Verdict::Equal(_) => Ok(()),
         Verdict::Failed(reason) => bail!("not the reference's result: {reason}"),
         Verdict::NotChecked(reason) => bail!("the reference cannot run: {reason}"),
         other => bail!("not the reference's result: {other:?}"),
     }
+}
+
+/// Converts the tensors to the kinds that those of the same name have.
+fn in_kinds_of(model: &Results, results: &mut Results) -> Result<()> {
+    for (name, tensor) in &mut results.tensors {
+        if let Some(like) = model.tensors.get(name) {
+            *tensor = tensor.f_to_kind(like.kind())?;
+        }
+    }
+    Ok(())
 }

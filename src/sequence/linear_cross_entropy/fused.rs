@@ -209,12 +209,15 @@ struct Sums {
 
 impl Sums {
     fn f_new(chunks: &Chunks, needed: &[bool]) -> Result<Sums, LossError> {
-        let like = |tensor: &Tensor, kind| Tensor::f_zeros(tensor.size(), (kind, tensor.device()));
+        // The first product overwrites it.
+        let like = |tensor: &Tensor, kind| Tensor::f_empty(tensor.size(), (kind, tensor.device()));
+        // Rows of the input have one product for each place, which is not added to another where there is one place.
+        let of_input = if chunks.weight.size()[1] == 1 { chunks.kind } else { chunks.sums };
         let bias = chunks.bias.as_ref().filter(|_| needed.get(2) == Some(&true));
         Ok(Sums {
-            input: needed[0].then(|| like(&chunks.input, chunks.sums)).transpose()?,
+            input: needed[0].then(|| like(&chunks.input, of_input)).transpose()?,
             weight: needed[1].then(|| like(&chunks.weight, chunks.sums)).transpose()?,
-            bias: bias.map(|bias| like(bias, chunks.sums)).transpose()?,
+            bias: bias.map(|bias| Tensor::f_zeros(bias.size(), (chunks.sums, bias.device()))).transpose()?,
         })
     }
 
@@ -251,14 +254,13 @@ impl Sums {
     }
 }
 
-/// Adds a product of matrices to `sum`, which is 0 where it is the `first`.
+/// Adds a product of matrices to `sum`, which it overwrites where it is the `first`.
 fn f_add_product(sum: &mut Tensor, left: &Tensor, right: &Tensor, first: bool) -> Result<(), LossError> {
-    if sum.f_kind()? != left.f_kind()? {
-        let _ = sum.f_add_(&left.f_mm(right)?)?;
-    } else if first {
-        let _ = left.f_mm_out(sum, right)?;
-    } else {
-        let _ = sum.f_addmm_(left, right)?;
+    match (first, sum.f_kind()? == left.f_kind()?) {
+        (true, true) => drop(left.f_mm_out(sum, right)?),
+        (true, false) => sum.f_copy_(&left.f_mm(right)?)?,
+        (false, true) => drop(sum.f_addmm_(left, right)?),
+        (false, false) => drop(sum.f_add_(&left.f_mm(right)?)?),
     }
     Ok(())
 }
