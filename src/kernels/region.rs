@@ -453,17 +453,25 @@ impl<T: Element> Job<'_, T> {
         let length = place.pixels.len();
         let Room { exponentials, classes, greatest, inverse, logarithm, rows, .. } = room;
         let (greatest, inverse) = (&mut greatest[..length], &mut inverse[..length]);
-        greatest.fill(T::Wide::from_f64(f64::NEG_INFINITY));
-        inverse.fill(T::Wide::default());
-        for class in 0..self.shape.classes {
+        let rows_of = |class: usize| class * self.shape.block..class * self.shape.block + length;
+        let mut moderate = self.formula.entropy.is_none();
+        for class in 0..if moderate { self.shape.classes } else { 0 } {
             let logits = self.logits(place, class, classes, &mut rows.input, &mut rows.masked);
-            simd::run(Greatest { logits, greatest });
+            let exponentials = &mut exponentials[rows_of(class)];
+            moderate &= simd::run(Powers { logits, exponentials, sums: inverse, first: class == 0 });
         }
-        for class in 0..self.shape.classes {
-            let logits = self.logits(place, class, classes, &mut rows.input, &mut rows.masked);
-            let start = class * self.shape.block;
-            let exponentials = &mut exponentials[start..start + length];
-            simd::run(Exponentials { logits, greatest, exponentials, sums: inverse });
+        if !moderate {
+            greatest.fill(T::Wide::from_f64(f64::NEG_INFINITY));
+            inverse.fill(T::Wide::default());
+            for class in 0..self.shape.classes {
+                let logits = self.logits(place, class, classes, &mut rows.input, &mut rows.masked);
+                simd::run(Greatest { logits, greatest });
+            }
+            for class in 0..self.shape.classes {
+                let logits = self.logits(place, class, classes, &mut rows.input, &mut rows.masked);
+                let exponentials = &mut exponentials[rows_of(class)];
+                simd::run(Exponentials { logits, greatest, exponentials, sums: inverse });
+            }
         }
         if self.formula.entropy.is_some() {
             simd::run(Logarithms { sums: inverse, logarithms: &mut logarithm[..length] });
@@ -825,6 +833,42 @@ impl<W: Wide> Kernel<W> for Masked<'_, W> {
     }
 }
 
+/// Exponentials of logits up to here, as many as [`MOST_CLASSES`], have a finite sum whose inverse is a normal number.
+const MODERATE: f64 = 60.0;
+
+/// The exponentials of the logits themselves, and their sums so far. Returns whether all logits are [`MODERATE`]; if not, the rest
+/// is worthless.
+struct Powers<'a, W> {
+    logits: &'a [W],
+    exponentials: &'a mut [W],
+    sums: &'a mut [W],
+    /// Whether there are no sums yet.
+    first: bool,
+}
+
+impl<W: Wide> Kernel<W> for Powers<'_, W> {
+    type Result = bool;
+
+    #[inline(always)]
+    fn run<R: LaneOf<W>>(self) -> bool {
+        let Self { logits, exponentials, sums, first } = self;
+        if first {
+            sums.fill(W::default());
+        }
+        let length = sums.len();
+        let (logits, exponentials) = (&logits[..length], &mut exponentials[..length]);
+        let mut extreme = false;
+        for i in 0..length {
+            let logit = R::new(logits[i]);
+            extreme |= logit.abs() > R::of(MODERATE);
+            let exponential = logit.exp_of_negative();
+            exponentials[i] = exponential.get();
+            sums[i] = (R::new(sums[i]) + exponential).get();
+        }
+        !extreme
+    }
+}
+
 /// The greatest logit of each pixel so far.
 struct Greatest<'a, W> {
     logits: &'a [W],
@@ -927,7 +971,8 @@ where
                 length => add::<W, R, P, M, HARD>(input, share, length, &mut sums),
             }
         }
-        sums.map(total)
+        // Not `map`, which would not be compiled for the instruction set.
+        [total(sums[0]), total(sums[1]), total(sums[2])]
     }
 }
 

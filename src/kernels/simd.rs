@@ -147,7 +147,11 @@ impl<W: Wide> Kernel<W> for Sum<'_, W> {
 /// The sum of the few sums of a block, in double precision, in pairs, so that none waits for all before it.
 #[inline(always)]
 pub(super) fn total<W: Wide>(sums: [W; LANES]) -> f64 {
-    let mut sums: [f64; LANES] = sums.map(Into::into);
+    let mut doubles = [0.0; LANES];
+    for lane in 0..LANES {
+        doubles[lane] = sums[lane].into();
+    }
+    let mut sums = doubles;
     let mut width = LANES;
     while width > 1 {
         width /= 2;
