@@ -472,7 +472,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
 
 #[test]
 fn gradients_written_past_the_caches_are_those_of_tensor_operations() {
-    // Gradients of 32 MiB and more, in rows of an odd length, and in pixels.
+    // Gradients of 16 MiB and more, in rows of an odd length, and in pixels.
     let (rows, pixels): (&[i64], &[i64]) = (&[1501, 2801], &[2, 3, 840, 841]);
     let losses: [(Target, &[i64], Box<dyn Loss>); 8] = [
         (Target::Normal, rows, Box::new(MseLoss::new())),

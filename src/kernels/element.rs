@@ -254,8 +254,9 @@ pub(super) fn f_one_layout<const N: usize>(tensors: [&Tensor; N]) -> Result<[Ten
     Ok(std::array::from_fn(|_| all.next().unwrap_or_default()))
 }
 
-/// From how many bytes on an output is written past the caches, which would not keep it for who reads it next.
-const STREAMED: usize = 32 << 20;
+/// From how many bytes on an output is written past the caches, which would not keep it for who reads it next: it and an input of
+/// its size fill the 32 MiB that a third cache usually has.
+const STREAMED: usize = 16 << 20;
 
 /// A new tensor that an engine fills, all of it, from several threads.
 pub(super) struct Output<T> {

@@ -27,6 +27,12 @@ pub(crate) trait Real:
     fn exp(self) -> Self;
     /// exp(`self`) of a number ≤ 0, at less cost: 0 where the result is not a normal number.
     fn exp_of_negative(self) -> Self;
+    /// exp(`self`) of a number up to 80, at the same cost.
+    #[inline(always)]
+    fn exp_of_moderate(self) -> Self {
+        self.exp_of_negative()
+    }
+
     /// exp(`self`) − 1, exact to the last places for `self` near 0 too.
     fn exp_m1(self) -> Self;
     /// The natural logarithm: −∞ of 0, NaN below.

@@ -13,6 +13,7 @@ use tch::{Device, Kind, Tensor};
 use super::element::{Block, Element, Output, elements, f_plain, integers, is_plain};
 use super::number::{Real, choose};
 use super::simd::{self, Kernel, LANES, LaneOf, Sum, Wide, total};
+use super::softmax::MODERATE;
 use super::{BLOCK, parallel, takes};
 use crate::autograd::{self, Context, Function};
 use crate::{Activation, LossError, OverlapMeasure};
@@ -833,9 +834,6 @@ impl<W: Wide> Kernel<W> for Masked<'_, W> {
     }
 }
 
-/// Exponentials of logits up to here, as many as [`MOST_CLASSES`], have a finite sum whose inverse is a normal number.
-const MODERATE: f64 = 60.0;
-
 /// The exponentials of the logits themselves, and their sums so far. Returns whether all logits are [`MODERATE`]; if not, the rest
 /// is worthless.
 struct Powers<'a, W> {
@@ -861,7 +859,7 @@ impl<W: Wide> Kernel<W> for Powers<'_, W> {
         for i in 0..length {
             let logit = R::new(logits[i]);
             extreme |= logit.abs() > R::of(MODERATE);
-            let exponential = logit.exp_of_negative();
+            let exponential = logit.exp_of_moderate();
             exponentials[i] = exponential.get();
             sums[i] = (R::new(sums[i]) + exponential).get();
         }

@@ -102,16 +102,39 @@ struct Coefficients<R> {
     of_weight: R,
 }
 
-impl<T: Element, F: RowLoss> Classes<'_, T, F> {
-    /// The loss of a row whose target has this weight and the coefficients of its gradient, given the logit of the target less the
-    /// largest one, the largest one, the logarithm of the sum of the exponentials, and the sum of weighted distances of all
-    /// logits from the largest one.
+/// What a loss is made of.
+struct RowSums<R> {
+    /// log p\[t\]
+    log_p: R,
+    /// log Σ exp(x)
+    log_sum: R,
+    /// −Σ w log p over all classes; anything where the target is not smoothed.
+    smooth: R,
+}
+
+impl<R: Real> RowSums<R> {
+    /// From the logit of the target less the largest one, the largest one, the logarithm of the sum of the exponentials of all
+    /// less the largest one, and the sum of their weighted distances from it.
     #[inline(always)]
-    fn evaluate<R: LaneOf<T::Wide>>(&self, weight: R, factor: R, row: [R; 4]) -> (R, Coefficients<R>) {
-        let [x, max, log, distances] = row;
-        let (loss, [of_log_p, of_log_sum]) = self.formula.evaluate(x - log, max + log);
+    fn of_shifted([x, max, log, distances]: [R; 4], total: f64) -> Self {
+        Self { log_p: x - log, log_sum: max + log, smooth: distances + R::of(total) * log }
+    }
+
+    /// From the exponential of the target's logit, and the sum of all.
+    #[inline(always)]
+    fn of_moderate(exponential: R, sum: R) -> Self {
+        // Not x − log Σ exp(x), which loses digits where both are large.
+        Self { log_p: (exponential / sum).ln(), log_sum: sum.ln(), smooth: R::of(0.0) }
+    }
+}
+
+impl<T: Element, F: RowLoss> Classes<'_, T, F> {
+    /// The loss of a row whose target has this weight, and the coefficients of its gradient.
+    #[inline(always)]
+    fn evaluate<R: LaneOf<T::Wide>>(&self, weight: R, factor: R, row: RowSums<R>) -> (R, Coefficients<R>) {
+        let (loss, [of_log_p, of_log_sum]) = self.formula.evaluate(row.log_p, row.log_sum);
         let (spread, total) = (R::of(self.spread), R::of(self.total));
-        let loss = weight * loss + spread * (distances + total * log);
+        let loss = weight * loss + spread * row.smooth;
         let of_p = factor * (weight * (of_log_sum - of_log_p) + spread * total);
         (loss, Coefficients { of_p, of_target: -(factor * weight * of_log_p), of_weight: factor * spread })
     }
@@ -187,13 +210,20 @@ impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassRow<'_, T, F> {
     fn run<R: LaneOf<T::Wide>>(self) -> T::Wide {
         let Self { call, row, class, x, exponentials } = self;
         let (job, start) = (call.job, row * call.job.classes);
-        let max = largest::<T::Wide, R>(x);
         let weights = job.options.weight.as_deref();
-        let distances =
-            if call.spread == 0.0 { R::of(0.0) } else { distances::<T::Wide, R>(x, max, weights, exponentials) };
-        let sum = R::of(self::exponentials::<T::Wide, R>(x, max, exponentials, |range| job.fetch_row(row, range)));
-        let numbers = [R::new(x[class]) - max, max, sum.ln(), distances];
-        let (loss, of) = call.evaluate(R::new(call.weight(class)), R::new(job.factor(row)), numbers);
+        let ahead = |range| job.fetch_row(row, range);
+        let moderate = if call.spread == 0.0 { powers::<T::Wide, R>(x, exponentials, ahead) } else { None };
+        let (sum, sums) = if let Some(sum) = moderate {
+            let sum = R::of(sum);
+            (sum, RowSums::of_moderate(R::new(exponentials[class]), sum))
+        } else {
+            let max = largest::<T::Wide, R>(x);
+            let distances =
+                if call.spread == 0.0 { R::of(0.0) } else { distances::<T::Wide, R>(x, max, weights, exponentials) };
+            let sum = R::of(self::exponentials::<T::Wide, R>(x, max, exponentials, ahead));
+            (sum, RowSums::of_shifted([R::new(x[class]) - max, max, sum.ln(), distances], call.total))
+        };
+        let (loss, of) = call.evaluate(R::new(call.weight(class)), R::new(job.factor(row)), sums);
         if !job.needs_gradient() {
             return loss.get();
         }
@@ -212,6 +242,29 @@ impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassRow<'_, T, F> {
         }
         loss.get()
     }
+}
+
+/// Of numbers up to here the exponential of each, divided by the sum of as many as there may be classes, is a normal number.
+pub(super) const MODERATE: f64 = 30.0;
+
+/// The exponentials of the numbers themselves, and their sum in a fixed order; none where one is not [`MODERATE`], so that they
+/// are to be computed from the largest one on. `ahead` as for [`exponentials`].
+#[inline(always)]
+fn powers<W: Wide, R: LaneOf<W>>(x: &[W], exponentials: &mut [W], ahead: impl Fn(Range<usize>)) -> Option<f64> {
+    let mut sum = 0.0;
+    for (index, (x, exponentials)) in x.chunks(BLOCK).zip(exponentials.chunks_mut(BLOCK)).enumerate() {
+        ahead(index * BLOCK..index * BLOCK + x.len());
+        let mut extreme = false;
+        for (x, exponential) in x.iter().zip(exponentials.iter_mut()) {
+            extreme |= R::new(*x).abs() > R::of(MODERATE);
+            *exponential = R::new(*x).exp_of_moderate().get();
+        }
+        if extreme {
+            return None;
+        }
+        sum += Sum(exponentials).run::<R>();
+    }
+    Some(sum)
 }
 
 /// The exponentials of the distances from the largest number, and their sum in a fixed order. `ahead` is told the ranges that
@@ -344,10 +397,15 @@ impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassPixels<'_, T, F> {
     fn run<R: LaneOf<T::Wide>>(mut self) -> f64 {
         let (job, pixels) = (self.call.job, self.pixels);
         job.class_numbers(pixels, &mut self.room.classes);
-        self.room.find_max::<T, R>(job, pixels);
-        self.exponentials::<R>();
-        self.read_targets();
-        self.evaluate::<R>();
+        if self.call.spread == 0.0 && self.powers::<R>() {
+            self.read_targets(true);
+            self.evaluate::<R, true>();
+        } else {
+            self.room.find_max::<T, R>(job, pixels);
+            self.exponentials::<R>();
+            self.read_targets(false);
+            self.evaluate::<R, false>();
+        }
         if job.needs_gradient() {
             self.gradient::<R>();
         }
@@ -358,6 +416,30 @@ impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassPixels<'_, T, F> {
 }
 
 impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
+    /// The exponentials of the logits themselves, and their sums. Returns whether all logits are [`MODERATE`]; if not, what it has
+    /// computed is worthless.
+    #[inline(always)]
+    fn powers<R: LaneOf<T::Wide>>(&mut self) -> bool {
+        let (job, pixels, room) = (self.call.job, self.pixels, &mut *self.room);
+        let length = pixels.length;
+        let sums = &mut room.sums[..length];
+        sums.fill(T::Wide::default());
+        let mut extreme = false;
+        for class in 0..job.classes {
+            let x = &T::read(&job.input[pixels.of(class)], &mut room.x)[..length];
+            let exponentials = &mut room.exponentials[class * length..][..length];
+            job.fetch_pixels(pixels, class);
+            for i in 0..length {
+                let x = R::new(x[i]);
+                extreme |= x.abs() > R::of(MODERATE);
+                let exponential = x.exp_of_moderate();
+                exponentials[i] = exponential.get();
+                sums[i] = (R::new(sums[i]) + exponential).get();
+            }
+        }
+        !extreme
+    }
+
     /// The exponentials, their sums, and for a smoothed target the distances from the maximum.
     #[inline(always)]
     fn exponentials<R: LaneOf<T::Wide>>(&mut self) {
@@ -386,13 +468,16 @@ impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
         }
     }
 
-    /// What belongs to the target of each pixel: its logit, its weight, and the factor of the gradient.
+    /// What belongs to the target of each pixel: its logit, or the exponential of it, its weight, and the factor of the gradient.
     #[inline(always)]
-    fn read_targets(&mut self) {
+    fn read_targets(&mut self, exponential: bool) {
         let (call, job, pixels, room) = (self.call, self.call.job, self.pixels, &mut *self.room);
         for i in 0..pixels.length {
             let class = job.class(pixels.row + i).unwrap_or(0);
-            room.targets[i] = job.input[pixels.of(class).start + i].wide();
+            room.targets[i] = match exponential {
+                true => room.exponentials[class * pixels.length + i],
+                false => job.input[pixels.of(class).start + i].wide(),
+            };
         }
         match job.options.weight {
             None => room.weights.fill(T::Wide::from_f64(call.own)),
@@ -407,7 +492,7 @@ impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
 
     /// The losses and the coefficients of the gradient.
     #[inline(always)]
-    fn evaluate<R: LaneOf<T::Wide>>(&mut self) {
+    fn evaluate<R: LaneOf<T::Wide>, const UNSHIFTED: bool>(&mut self) {
         let (call, room) = (self.call, &mut *self.room);
         let zero = R::of(0.0);
         for first in (0..self.pixels.length).step_by(GROUP) {
@@ -417,8 +502,12 @@ impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
             let (weights, factors) = (group(&room.weights), group(&room.factors));
             let [mut losses, mut of_p, mut of_target, mut of_weight] = [[T::Wide::default(); GROUP]; 4];
             for i in 0..GROUP {
-                let (max, sum) = (R::new(max[i]), R::new(sums[i]));
-                let pixel = [R::new(targets[i]) - max, max, sum.ln(), R::new(distances[i])];
+                let (max, sum, target) = (R::new(max[i]), R::new(sums[i]), R::new(targets[i]));
+                let pixel = if UNSHIFTED {
+                    RowSums::of_moderate(target, sum)
+                } else {
+                    RowSums::of_shifted([target - max, max, sum.ln(), R::new(distances[i])], call.total)
+                };
                 let (loss, of) = call.evaluate(R::new(weights[i]), R::new(factors[i]), pixel);
                 losses[i] = choose(R::new(classes[i]) >= zero, loss, zero).get();
                 of_p[i] = (of.of_p / sum).get();
