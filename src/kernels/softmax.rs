@@ -227,9 +227,10 @@ impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassRow<'_, T, F> {
         if !job.needs_gradient() {
             return loss.get();
         }
-        let of_p = of.of_p / sum;
         let smooth = of.of_weight * R::of(job.options.weight_of(class));
-        let own = R::new(exponentials[class]) * of_p - smooth - of.of_target;
+        // A probability of 1 is exactly 1 by this, and leaves nothing of the gradient.
+        let own = R::new(exponentials[class]) / sum * of.of_p - smooth - of.of_target;
+        let of_p = of.of_p / sum;
         let own = Some((class, own.get()));
         match weights {
             _ if call.spread == 0.0 => job.store_gradient(start, exponentials, |_, e| (R::new(e) * of_p).get(), own),
@@ -344,6 +345,8 @@ struct Room<W> {
     factors: Line<W>,
     losses: Line<W>,
     of_p: Line<W>,
+    /// What the gradient is less at the target; where no maximum was subtracted, the gradient of the target itself, in which a
+    /// probability of 1 is exactly 1.
     of_target: Line<W>,
     of_weight: Line<W>,
     exponentials: Vec<W>,
@@ -400,14 +403,13 @@ impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassPixels<'_, T, F> {
         if self.call.spread == 0.0 && self.powers::<R>() {
             self.read_targets(true);
             self.evaluate::<R, true>();
+            self.gradient::<R, true>();
         } else {
             self.room.find_max::<T, R>(job, pixels);
             self.exponentials::<R>();
             self.read_targets(false);
             self.evaluate::<R, false>();
-        }
-        if job.needs_gradient() {
-            self.gradient::<R>();
+            self.gradient::<R, false>();
         }
         let losses = &self.room.losses[..pixels.length];
         job.store_losses(pixels.row, losses);
@@ -511,7 +513,8 @@ impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
                 let (loss, of) = call.evaluate(R::new(weights[i]), R::new(factors[i]), pixel);
                 losses[i] = choose(R::new(classes[i]) >= zero, loss, zero).get();
                 of_p[i] = (of.of_p / sum).get();
-                of_target[i] = of.of_target.get();
+                let own = target / sum * of.of_p - of.of_target;
+                of_target[i] = if UNSHIFTED { own.get() } else { of.of_target.get() };
                 of_weight[i] = of.of_weight.get();
             }
             room.losses[first..first + GROUP].copy_from_slice(&losses);
@@ -522,8 +525,11 @@ impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
     }
 
     #[inline(always)]
-    fn gradient<R: LaneOf<T::Wide>>(&mut self) {
+    fn gradient<R: LaneOf<T::Wide>, const UNSHIFTED: bool>(&mut self) {
         let (job, pixels, room) = (self.call.job, self.pixels, &mut *self.room);
+        if !job.needs_gradient() {
+            return;
+        }
         let length = pixels.length;
         let (of_p, classes) = (&room.of_p[..length], &room.classes[..length]);
         let (of_target, of_weight) = (&room.of_target[..length], &room.of_weight[..length]);
@@ -534,6 +540,11 @@ impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
             let position = pixels.of(class).start;
             // Whatever an ignored pixel holds stays out of the gradient.
             let gradient = |i: usize, exponential: T::Wide, spread: R| {
+                if UNSHIFTED {
+                    let others = R::new(exponential) * R::new(of_p[i]);
+                    let gradient = choose(R::new(classes[i]) == index, R::new(of_target[i]), others);
+                    return choose(R::new(classes[i]) >= zero, gradient, zero).get();
+                }
                 let own = choose(R::new(classes[i]) == index, R::new(of_target[i]), zero);
                 let gradient = R::new(exponential).mul_add(R::new(of_p[i]), -(own + spread));
                 choose(R::new(classes[i]) >= zero, gradient, zero).get()
