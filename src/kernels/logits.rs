@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use super::element::{Element, InPlace, Output, elements, integers, is_plain};
 use super::rows::f_wide_numbers;
 use super::simd::{self, Kernel, LaneOf};
-use super::softmax::{self, distances, largest};
+use super::softmax::{self, Distances, largest};
 use super::{backend, parallel};
 use crate::LossError;
 
@@ -156,12 +156,8 @@ impl<T: Element> Kernel<T::Wide> for LogitRow<'_, T> {
         let logits = if job.soft_cap.is_some() { &*capped } else { numbers };
         let class = job.target[row] as usize;
         let max = largest::<T::Wide, R>(logits);
-        let distances = if job.spread == 0.0 {
-            R::of(0.0)
-        } else {
-            distances::<T::Wide, R>(logits, max, job.weight.as_deref(), exponentials)
-        };
-        let sum = R::of(softmax::exponentials::<T::Wide, R>(logits, max, exponentials, |_| ()));
+        let distances = Distances::of_smoothed(job.spread != 0.0, job.weight.as_deref());
+        let [sum, distances] = softmax::exponentials(logits, max, distances, exponentials, |_| ());
         let log = sum.ln();
         let weight_of =
             |class: usize| R::new(job.weight.as_ref().map_or(T::Wide::from_f64(1.0), |weight| weight[class]));

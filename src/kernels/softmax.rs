@@ -12,7 +12,7 @@ use super::BLOCK;
 use super::element::Element;
 use super::number::{Real, choose};
 use super::rows::{Job, Pixels, RowFormula, RowReduction, Rows, f_rows};
-use super::simd::{self, Kernel, LaneOf, Sum, Wide};
+use super::simd::{self, Kernel, LANES, LaneOf, Sum, Wide};
 use crate::LossError;
 
 /// A loss of one row.
@@ -218,9 +218,8 @@ impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassRow<'_, T, F> {
             (sum, RowSums::of_moderate(R::new(exponentials[class]), sum))
         } else {
             let max = largest::<T::Wide, R>(x);
-            let distances =
-                if call.spread == 0.0 { R::of(0.0) } else { distances::<T::Wide, R>(x, max, weights, exponentials) };
-            let sum = R::of(self::exponentials::<T::Wide, R>(x, max, exponentials, ahead));
+            let distances = Distances::of_smoothed(call.spread != 0.0, weights);
+            let [sum, distances] = self::exponentials(x, max, distances, exponentials, ahead);
             (sum, RowSums::of_shifted([R::new(x[class]) - max, max, sum.ln(), distances], call.total))
         };
         let (loss, of) = call.evaluate(R::new(call.weight(class)), R::new(job.factor(row)), sums);
@@ -268,44 +267,94 @@ fn powers<W: Wide, R: LaneOf<W>>(x: &[W], exponentials: &mut [W], ahead: impl Fn
     Some(sum)
 }
 
-/// The exponentials of the distances from the largest number, and their sum in a fixed order. `ahead` is told the ranges that
-/// are computed, to have memory fetched meanwhile.
+/// What is summed up of the distances of numbers from the largest one.
+#[derive(Clone, Copy)]
+pub(super) enum Distances<'a, W> {
+    Nothing,
+    Equally,
+    /// Each times a weight.
+    Weighted(&'a [W]),
+}
+
+impl<'a, W> Distances<'a, W> {
+    /// The distances that a `smoothed` target needs.
+    pub(super) fn of_smoothed(smoothed: bool, weights: Option<&'a [W]>) -> Self {
+        match weights {
+            _ if !smoothed => Self::Nothing,
+            None => Self::Equally,
+            Some(weights) => Self::Weighted(weights),
+        }
+    }
+}
+
+/// The exponentials of `x` − `max`, of which `max` is the largest number; their sum, and that of the `distances` `max` − `x`, in a
+/// fixed order. `ahead` is told the ranges that are computed, to have memory fetched meanwhile.
 #[inline(always)]
 pub(super) fn exponentials<W: Wide, R: LaneOf<W>>(
     x: &[W],
     max: R,
+    distances: Distances<W>,
     exponentials: &mut [W],
     ahead: impl Fn(Range<usize>),
-) -> f64 {
-    let mut sum = 0.0;
+) -> [R; 2] {
+    let mut totals = [0.0; 2];
     for (index, (x, exponentials)) in x.chunks(BLOCK).zip(exponentials.chunks_mut(BLOCK)).enumerate() {
-        ahead(index * BLOCK..index * BLOCK + x.len());
-        for (x, exponential) in x.iter().zip(exponentials.iter_mut()) {
-            *exponential = (R::new(*x) - max).exp_of_negative().get();
+        let start = index * BLOCK;
+        ahead(start..start + x.len());
+        let mut sums = [[W::default(); LANES]; 2];
+        for (group, (x, exponentials)) in x.chunks(LANES).zip(exponentials.chunks_mut(LANES)).enumerate() {
+            let start = start + group * LANES;
+            let distances = match distances {
+                Distances::Weighted(weights) => Distances::Weighted(&weights[start..start + x.len()]),
+                plain => plain,
+            };
+            match x.len() {
+                // So many are a loop without a rest.
+                LANES => add_group(&x[..LANES], max, distances, &mut exponentials[..LANES], &mut sums),
+                _ => add_group(x, max, distances, exponentials, &mut sums),
+            }
         }
-        sum += Sum(exponentials).run::<R>();
+        for (total, sums) in totals.iter_mut().zip(sums) {
+            *total += simd::total(sums);
+        }
     }
-    sum
+    [R::of(totals[0]), R::of(totals[1])]
 }
 
-/// Σ w (max − x) over the classes, for a smoothed target, and room for as many numbers.
+/// Does so for as many numbers as there are sums, at most.
 #[inline(always)]
-pub(super) fn distances<W: Wide, R: LaneOf<W>>(x: &[W], max: R, weights: Option<&[W]>, room: &mut [W]) -> R {
-    for (x, distance) in x.iter().zip(room.iter_mut()) {
-        *distance = (max - R::new(*x)).get();
+fn add_group<W: Wide, R: LaneOf<W>>(
+    x: &[W],
+    max: R,
+    distances: Distances<W>,
+    exponentials: &mut [W],
+    sums: &mut [[W; LANES]; 2],
+) {
+    let (length, exponentials) = (x.len(), &mut exponentials[..x.len()]);
+    for i in 0..length {
+        let exponential = (R::new(x[i]) - max).exp_of_negative();
+        exponentials[i] = exponential.get();
+        sums[0][i] = (R::new(sums[0][i]) + exponential).get();
     }
-    if let Some(weights) = weights {
-        for (distance, weight) in room.iter_mut().zip(weights) {
-            *distance = (R::new(*distance) * R::new(*weight)).get();
+    match distances {
+        Distances::Nothing => (),
+        Distances::Equally => {
+            for i in 0..length {
+                sums[1][i] = (R::new(sums[1][i]) + (max - R::new(x[i]))).get();
+            }
+        }
+        Distances::Weighted(weights) => {
+            let weights = &weights[..length];
+            for i in 0..length {
+                sums[1][i] = (max - R::new(x[i])).mul_add(R::new(weights[i]), R::new(sums[1][i])).get();
+            }
         }
     }
-    R::of(room.chunks(BLOCK).map(|room| Sum(room).run::<R>()).sum())
 }
 
 /// The largest number; NaNs are left out.
 #[inline(always)]
 pub(super) fn largest<W: Wide, R: LaneOf<W>>(numbers: &[W]) -> R {
-    const LANES: usize = 32;
     let mut lanes = [W::from_f64(f64::NEG_INFINITY); LANES];
     let groups = numbers.chunks_exact(LANES);
     let rest = groups.remainder();
@@ -641,8 +690,8 @@ impl<T: Element> Kernel<T::Wide> for ShareRow<'_, T> {
         }
         let max = largest::<T::Wide, R>(x);
         let total = R::of(target.chunks(BLOCK).map(|block| Sum(block).run::<R>()).sum());
-        let distances = distances::<T::Wide, R>(x, max, Some(target), exponentials);
-        let sum = R::of(self::exponentials::<T::Wide, R>(x, max, exponentials, |range| job.fetch_row(row, range)));
+        let ahead = |range| job.fetch_row(row, range);
+        let [sum, distances] = self::exponentials(x, max, Distances::Weighted(target), exponentials, ahead);
         let loss = distances + total * sum.ln();
         if job.needs_gradient() {
             let factor = R::new(job.factor(row));

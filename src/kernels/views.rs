@@ -11,7 +11,7 @@ use super::element::Element;
 use super::number::choose;
 use super::rows::{Job, RowFormula, RowReduction, Rows, f_rows};
 use super::simd::{self, Kernel, LaneOf, Sum};
-use super::softmax::{distances, exponentials, largest, room};
+use super::softmax::{Distances, exponentials, largest, room};
 use super::{BLOCK, parallel};
 use crate::LossError;
 
@@ -146,9 +146,8 @@ impl<T: Element> Call<'_, T> {
             let max = largest::<T::Wide, R>(x);
             let class = if index == 0 { self.job.class(sample) } else { None };
             let smoothed = class.is_some() && self.views.smoothing != 0.0;
-            // Takes the room of the exponentials.
-            let distances = if smoothed { distances::<T::Wide, R>(x, max, None, p) } else { R::of(0.0) };
-            let sum = R::of(exponentials::<T::Wide, R>(x, max, p, |range| self.job.fetch_row(row, range)));
+            let distances = Distances::of_smoothed(smoothed, None);
+            let [sum, distances] = exponentials(x, max, distances, p, |range| self.job.fetch_row(row, range));
             let log_sum = sum.ln();
             room.views[index] = View { max: max.get(), sum: sum.get(), log_sum: log_sum.get(), terms: 0.0 };
             let Some(class) = class else { continue };

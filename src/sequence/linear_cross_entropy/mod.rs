@@ -203,7 +203,7 @@ impl LinearCrossEntropy {
         self.f_check_kinds(&arguments, kind)?;
         // Chunks are for the sake of memory.
         let small = sizes.logits().iter().product::<i64>() <= SMALL && self.z_loss == 0.0 && self.soft_cap.is_none();
-        if small && size >= rows && kind == input.f_kind()? {
+        if small && size >= rows {
             return self.f_whole(&arguments, kind);
         }
         self.f_chunks(&arguments, size, kind)
