@@ -169,6 +169,13 @@ const LOSSES: &[(&str, Target, Build)] = &[
     ("poly cross entropy, smoothed", Target::Classes, |r, _, _| {
         Box::new(PolyCrossEntropyLoss::new().epsilon(-0.7).label_smoothing(0.3).reduction(r))
     }),
+    ("asymmetric, one label", Target::Classes, |r, _, _| Box::new(AsymmetricSingleLabelLoss::new().reduction(r))),
+    ("asymmetric, one label, other options", Target::Classes, |r, _, _| {
+        Box::new(AsymmetricSingleLabelLoss::new().gamma_pos(0.5).gamma_neg(0.3).label_smoothing(0.4).reduction(r))
+    }),
+    ("asymmetric, one label, without focus", Target::Classes, |r, _, _| {
+        Box::new(AsymmetricSingleLabelLoss::new().gamma_pos(0.0).gamma_neg(0.0).label_smoothing(0.0).reduction(r))
+    }),
     ("JSD", Target::Classes, |_, _, _| {
         of(|x, y| JsdCrossEntropyLoss::new().num_splits(2).f_forward(&Tensor::cat(&[x, &(x * 0.5)], 0), y))
     }),

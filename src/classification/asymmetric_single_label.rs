@@ -2,6 +2,7 @@ use tch::Tensor;
 
 use super::multi_label;
 use crate::check::{self, ClassIndices};
+use crate::kernels::{self, ANY, ClassTerms, Real, RowReduction, Rows, f_class_terms, powers};
 use crate::numeric::{f_power, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
@@ -105,18 +106,70 @@ impl AsymmetricSingleLabelLoss {
         self
     }
 
+    /// The share of each class in a smoothed target.
+    fn spread(&self, classes: i64) -> f64 {
+        self.label_smoothing / classes.max(1) as f64
+    }
+
     /// The losses of `logits` with classes along `dim`; `target` has that dimension, of size 1.
     fn f_losses(&self, logits: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
         let log_p = logits.f_log_softmax(dim, None)?;
         let own = log_p.f_gather(dim, target, false)?.f_squeeze_dim(dim)?;
         let mut losses = own.f_mul(&f_power(&own.f_expm1()?.f_neg()?, self.gamma_pos)?)?;
-        let spread = self.label_smoothing / logits.size()[dim as usize].max(1) as f64;
+        let spread = self.spread(logits.size()[dim as usize]);
         losses = losses.f_mul_scalar(self.label_smoothing - 1.0 - spread)?;
         if self.label_smoothing == 0.0 {
             return Ok(losses);
         }
         let others = log_p.f_mul(&log_p.f_mul_scalar(self.gamma_neg)?.f_exp()?)?.f_scatter_value(dim, target, 0)?;
         Ok(losses.f_sub(&others.f_sum_dim_intlist(dim, false, None)?.f_mul_scalar(spread)?)?)
+    }
+
+    /// The reduced loss of `logits` with classes along `dim`, of classes in range.
+    fn f_composite(&self, input: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
+        let logits = input.f_to_kind(wide_kind(input)?)?;
+        let losses = self.f_losses(&logits, &target.f_unsqueeze(dim)?, dim)?;
+        Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
+    }
+
+    /// The same by the engine, where it takes the call.
+    fn f_fused(&self, input: &Tensor, target: &ClassIndices, dim: i64) -> Result<Option<Tensor>, LossError> {
+        if !kernels::takes(input) || !target.validity.is_checked() {
+            return Ok(None);
+        }
+        let last = input.dim() - 1;
+        let input = if dim as usize == last { input.shallow_clone() } else { input.f_movedim_int(dim, -1)? };
+        let spread = self.spread(input.size()[last]);
+        let own = 1.0 - self.label_smoothing + spread;
+        let formula = Formula { own, spread, gamma_pos: self.gamma_pos, gamma_neg: self.gamma_neg };
+        let rows = Rows { input: &input, class_dim: last, target: &target.indices, ignore_index: None, weight: None };
+        let (loss, reduction) = (*self, RowReduction::over_all(self.reduction));
+        f_class_terms(formula, &rows, reduction, move |input, target| loss.f_composite(input, target, last as i64))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula {
+    /// The shares of the target's class and of any other one.
+    own: f64,
+    spread: f64,
+    gamma_pos: f64,
+    gamma_neg: f64,
+}
+
+impl ClassTerms for Formula {
+    #[inline(always)]
+    fn of_target<R: Real>(self, log_p: R, p: R) -> (R, R) {
+        let (focus, slope) = powers::<R, ANY>(-log_p.exp_m1(), self.gamma_pos);
+        let own = R::of(-self.own);
+        (own * focus * log_p, own * (focus - slope * p * log_p))
+    }
+
+    #[inline(always)]
+    fn of_other<R: Real>(self, log_p: R) -> (R, R) {
+        let exponent = R::of(self.gamma_neg);
+        let share = R::of(-self.spread) * (exponent * log_p).exp_of_negative();
+        (share * log_p, share * exponent.mul_add(log_p, R::of(1.0)))
     }
 }
 
@@ -136,9 +189,10 @@ impl Loss for AsymmetricSingleLabelLoss {
         let dim = check::class_dim(input)?;
         let (classes, target) = check::class_target(target, input, dim, "")?;
         let target = ClassIndices::f_new(&target, classes, None, self.invalid_values)?;
-        let logits = input.f_to_kind(wide_kind(input)?)?;
-        let losses = self.f_losses(&logits, &target.indices.f_unsqueeze(dim as i64)?, dim as i64)?;
-        let loss = self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?;
+        let loss = match self.f_fused(input, &target, dim as i64)? {
+            Some(loss) => loss,
+            None => self.f_composite(input, &target.indices, dim as i64)?,
+        };
         target.validity.f_poison(&loss, self.reduction == Reduction::None)
     }
 

@@ -239,10 +239,7 @@ impl CrossEntropyLoss {
         class_dim: usize,
         target: &Tensor,
     ) -> Result<Option<Tensor>, LossError> {
-        let reduction = match self.reduction {
-            Reduction::Mean => RowReduction::Mean,
-            reduction => reduction.into(),
-        };
+        let reduction = RowReduction::over_all(self.reduction);
         let rows = Rows { input, class_dim, target, ignore_index: None, weight: self.weight.as_ref() };
         f_softmax_of_shares(self.label_smoothing, &rows, reduction, self.composite())
     }

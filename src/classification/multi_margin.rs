@@ -123,10 +123,7 @@ impl MultiMarginLoss {
 impl MultiMarginLoss {
     /// The loss of an input `[N, C]` with a target `[N]` by the engine, where it takes the call.
     fn f_fused(&self, input: &Tensor, target: &Tensor) -> Result<Option<Tensor>, LossError> {
-        let reduction = match self.reduction {
-            Reduction::Mean => RowReduction::Mean,
-            reduction => reduction.into(),
-        };
+        let reduction = RowReduction::over_all(self.reduction);
         let rows = Rows { input, class_dim: 1, target, ignore_index: None, weight: self.weight.as_ref() };
         let own = Self { weight: self.weight.as_ref().map(Tensor::shallow_clone), ..*self };
         f_margin(Margin { margin: self.margin, squared: self.p == 2 }, &rows, reduction, move |input, target| {

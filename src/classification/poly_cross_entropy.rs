@@ -130,10 +130,7 @@ impl PolyCrossEntropyLoss {
         if smoothing == 1.0 || !target.validity.is_checked() {
             return Ok(None);
         }
-        let reduction = match self.reduction {
-            Reduction::Mean => RowReduction::Mean,
-            reduction => reduction.into(),
-        };
+        let reduction = RowReduction::over_all(self.reduction);
         let rows = Rows { input, class_dim, target: &target.indices, ignore_index: None, weight: None };
         // The engine multiplies it by what is not spread.
         let missing = smoothing / (1.0 - smoothing) * (1.0 - 1.0 / input.size()[class_dim] as f64);

@@ -14,6 +14,7 @@ use crate::LossError;
 
 mod backend;
 mod boxes;
+mod class_terms;
 mod element;
 mod embedding;
 mod engine;
@@ -34,6 +35,7 @@ mod window;
 
 pub use backend::{Backend, with_backend};
 pub(crate) use boxes::f_boxes;
+pub(crate) use class_terms::{ClassTerms, f_class_terms};
 pub(crate) use embedding::{Embedding, f_embedding};
 pub(crate) use engine::Reduce;
 pub(crate) use logits::{LogitRows, f_logits};

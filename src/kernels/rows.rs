@@ -26,6 +26,16 @@ pub(crate) enum RowReduction {
     Mean,
 }
 
+impl RowReduction {
+    /// That of losses whose mean is over all targets.
+    pub(crate) fn over_all(reduction: Reduction) -> Self {
+        match reduction {
+            Reduction::Mean => Self::Mean,
+            reduction => reduction.into(),
+        }
+    }
+}
+
 impl From<Reduction> for RowReduction {
     fn from(reduction: Reduction) -> Self {
         match reduction {

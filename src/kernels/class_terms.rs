@@ -1,0 +1,121 @@
+//! The engine of losses with a term for every class of a softmax, not for the target alone.
+
+use std::ops::Range;
+
+use tch::Tensor;
+
+use super::BLOCK;
+use super::element::Element;
+use super::number::Real;
+use super::rows::{Job, RowFormula, RowReduction, Rows, f_rows};
+use super::simd::{self, Kernel, LaneOf, Sum};
+use super::softmax::{Distances, exponentials, largest, room};
+use crate::LossError;
+
+/// The terms of a loss, each of the probability p of one class, and their derivatives with respect to log p. To be
+/// `#[inline(always)]`.
+pub(crate) trait ClassTerms: Copy + Send + Sync + 'static {
+    /// The term of the target's class.
+    fn of_target<R: Real>(self, log_p: R, p: R) -> (R, R);
+    /// The term of any other class.
+    fn of_other<R: Real>(self, log_p: R) -> (R, R);
+}
+
+/// The reduced loss of `rows`, whose classes are the last dimension; `None` where the engine does not take the call. Second
+/// derivatives are those of the `composite` of input and target.
+pub(crate) fn f_class_terms<F, C>(
+    formula: F,
+    rows: &Rows,
+    reduction: RowReduction,
+    composite: C,
+) -> Result<Option<Tensor>, LossError>
+where
+    F: ClassTerms,
+    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
+{
+    f_rows(OfTerms(formula), rows, reduction, composite)
+}
+
+#[derive(Clone, Copy)]
+struct OfTerms<F>(F);
+
+impl<F: ClassTerms> RowFormula for OfTerms<F> {
+    fn run<T: Element>(self, job: &Job<T>) -> f64 {
+        job.sum_rows(|rows| self.rows(job, rows))
+    }
+}
+
+impl<F: ClassTerms> OfTerms<F> {
+    fn rows<T: Element>(self, job: &Job<T>, rows: Range<usize>) -> f64 {
+        let mut numbers = room::<T>(job.classes);
+        let zeros = vec![T::Wide::default(); job.classes];
+        let mut room = Room { p: zeros.clone(), terms: zeros.clone(), slopes: zeros };
+        let mut sum = 0.0;
+        for row in rows {
+            let Some(class) = job.class(row) else {
+                job.store_zeros(row * job.classes, job.classes);
+                job.store_losses(row, &[T::Wide::default()]);
+                continue;
+            };
+            let x = T::read(&job.input[row * job.classes..(row + 1) * job.classes], &mut numbers);
+            let loss = simd::run(TermsRow { job, formula: self.0, row, class, x, room: &mut room });
+            job.store_losses(row, &[loss]);
+            sum += loss.to_f64();
+        }
+        sum
+    }
+}
+
+/// Room for the numbers of a row.
+struct Room<W> {
+    /// The exponentials, then the probabilities.
+    p: Vec<W>,
+    terms: Vec<W>,
+    /// The derivatives of the terms with respect to log p.
+    slopes: Vec<W>,
+}
+
+/// One row: stores its gradient, returns the loss.
+struct TermsRow<'a, T: Element, F> {
+    job: &'a Job<'a, T>,
+    formula: F,
+    row: usize,
+    class: usize,
+    x: &'a [T::Wide],
+    room: &'a mut Room<T::Wide>,
+}
+
+impl<T: Element, F: ClassTerms> Kernel<T::Wide> for TermsRow<'_, T, F> {
+    type Result = T::Wide;
+
+    #[inline(always)]
+    fn run<R: LaneOf<T::Wide>>(self) -> T::Wide {
+        let Self { job, formula, row, class, x, room: Room { p, terms, slopes } } = self;
+        let max = largest::<T::Wide, R>(x);
+        let [sum, _] = exponentials(x, max, Distances::Nothing, p, |range| job.fetch_row(row, range));
+        let (length, log_sum, reciprocal) = (x.len(), sum.ln(), R::of(1.0) / sum);
+        let (p, terms, slopes) = (&mut p[..length], &mut terms[..length], &mut slopes[..length]);
+        for i in 0..length {
+            let (term, slope) = formula.of_other(R::new(x[i]) - max - log_sum);
+            p[i] = (R::new(p[i]) * reciprocal).get();
+            terms[i] = term.get();
+            slopes[i] = slope.get();
+        }
+        let (term, slope) = formula.of_target(R::new(x[class]) - max - log_sum, R::new(p[class]));
+        (terms[class], slopes[class]) = (term.get(), slope.get());
+        let loss = T::Wide::from_f64(total::<T, R>(terms));
+        if job.needs_gradient() {
+            let factor = R::new(job.factor(row));
+            let of_p = factor * R::of(total::<T, R>(slopes));
+            let gradient = |i: usize, slope| (R::new(slope) * factor - R::new(p[i]) * of_p).get();
+            job.store_gradient(row * job.classes, slopes, gradient, None);
+        }
+        loss
+    }
+}
+
+/// The sum of numbers, in a fixed order.
+#[inline(always)]
+fn total<T: Element, R: LaneOf<T::Wide>>(numbers: &[T::Wide]) -> f64 {
+    numbers.chunks(BLOCK).map(|numbers| Sum(numbers).run::<R>()).sum()
+}
