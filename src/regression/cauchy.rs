@@ -152,36 +152,24 @@ fn f_losses(Cauchy { scale }: Cauchy, x: &Tensor, y: &Tensor) -> Result<Tensor, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Backend;
+    use crate::regression::robust;
+
+    fn loss(scale: f64, weight: Option<Tensor>, reduction: Reduction) -> Box<dyn Loss> {
+        Box::new(CauchyLoss { weight, ..CauchyLoss::new().scale(scale).reduction(reduction) })
+    }
 
     #[test]
     fn the_scale_is_positive() {
-        let x = Tensor::from_slice(&[1.0]);
-        for (scale, actual) in [(0.0, "0"), (-1.0, "-1"), (f64::NAN, "NaN")] {
-            let error = CauchyLoss::new().scale(scale).f_forward(&x, &x).unwrap_err();
-            let expected = format!("option scale is {actual}, expected a number in [1e-37, 1e37]");
-            assert_eq!(error.to_string(), expected);
-        }
+        robust::assert_scale_is_positive("scale", loss);
     }
 
     #[test]
     fn huge_differences_do_not_overflow() {
-        let target = Tensor::from_slice(&[0_f32, 0.0]);
-        for backend in [Backend::Auto, Backend::Composite] {
-            let input = Tensor::from_slice(&[1e25_f32, -1e25]).set_requires_grad(true);
-            let loss = crate::with_backend(backend, || CauchyLoss::new().forward(&input, &target));
-            loss.backward();
-            assert!((loss.double_value(&[]) - (50.0 * 10_f64.ln() - LN_2)).abs() < 1e-4);
-            assert_eq!(Vec::<f32>::try_from(input.grad() * 1e25).unwrap(), [1.0, -1.0]);
-        }
+        robust::assert_of_huge_differences(loss, 50.0 * std::f32::consts::LN_10 - std::f32::consts::LN_2, 2e-25);
     }
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
-        let (input, target) = (Tensor::from_slice(&[0.5, -2.0, 3.0, 9.0]), Tensor::from_slice(&[0.4, -2.0, 1.0, -1.0]));
-        let weight = Tensor::from_slice(&[1.0, 2.0, 0.5, 0.1]);
-        let loss = CauchyLoss::new().scale(0.7).weight(weight);
-        crate::numeric::assert_gradient(&input, |input| loss.forward(input, &target));
-        crate::numeric::assert_gradient(&target, |target| loss.forward(&input, target));
+        robust::assert_gradients(loss);
     }
 }

@@ -179,28 +179,20 @@ fn f_losses(Charbonnier { eps, minimum }: Charbonnier, x: &Tensor, y: &Tensor) -
 mod tests {
     use super::*;
     use crate::Backend;
+    use crate::regression::robust;
+
+    fn loss(eps: f64, weight: Option<Tensor>, reduction: Reduction) -> Box<dyn Loss> {
+        Box::new(CharbonnierLoss { weight, ..CharbonnierLoss::new().eps(eps).reduction(reduction) })
+    }
 
     #[test]
     fn eps_is_positive() {
-        let x = Tensor::from_slice(&[1.0]);
-        for (eps, actual) in [(0.0, "0"), (-1.0, "-1"), (f64::NAN, "NaN")] {
-            let error = CharbonnierLoss::new().eps(eps).f_forward(&x, &x).unwrap_err();
-            let expected = format!("option eps is {actual}, expected a number in [1e-37, 1e37]");
-            assert_eq!(error.to_string(), expected);
-        }
+        robust::assert_scale_is_positive("eps", loss);
     }
 
     #[test]
     fn huge_differences_do_not_overflow() {
-        let target = Tensor::from_slice(&[0_f32, 0.0]);
-        for backend in [Backend::Auto, Backend::Composite] {
-            let input = Tensor::from_slice(&[1e25_f32, -1e25]).set_requires_grad(true);
-            let loss = CharbonnierLoss::new().reduction(Reduction::None);
-            let losses = crate::with_backend(backend, || loss.forward(&input, &target));
-            losses.sum(None).backward();
-            assert_eq!(Vec::<f32>::try_from(losses).unwrap(), [1e25, 1e25]);
-            assert_eq!(Vec::<f32>::try_from(input.grad()).unwrap(), [1.0, -1.0]);
-        }
+        robust::assert_of_huge_differences(loss, 1e25, 1.0);
     }
 
     #[test]
@@ -214,10 +206,6 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
-        let (input, target) = (Tensor::from_slice(&[0.5, -2.0, 3.0, 9.0]), Tensor::from_slice(&[0.4, -2.0, 1.0, -1.0]));
-        let weight = Tensor::from_slice(&[1.0, 2.0, 0.5, 0.1]);
-        let loss = CharbonnierLoss::new().eps(0.7).weight(weight);
-        crate::numeric::assert_gradient(&input, |input| loss.forward(input, &target));
-        crate::numeric::assert_gradient(&target, |target| loss.forward(&input, target));
+        robust::assert_gradients(loss);
     }
 }

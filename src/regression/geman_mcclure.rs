@@ -151,37 +151,24 @@ fn f_losses(GemanMcClure { scale }: GemanMcClure, x: &Tensor, y: &Tensor) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Backend;
+    use crate::regression::robust;
+
+    fn loss(scale: f64, weight: Option<Tensor>, reduction: Reduction) -> Box<dyn Loss> {
+        Box::new(GemanMcClureLoss { weight, ..GemanMcClureLoss::new().scale(scale).reduction(reduction) })
+    }
 
     #[test]
     fn the_scale_is_positive() {
-        let x = Tensor::from_slice(&[1.0]);
-        for (scale, actual) in [(0.0, "0"), (-1.0, "-1"), (f64::NAN, "NaN")] {
-            let error = GemanMcClureLoss::new().scale(scale).f_forward(&x, &x).unwrap_err();
-            let expected = format!("option scale is {actual}, expected a number in [1e-37, 1e37]");
-            assert_eq!(error.to_string(), expected);
-        }
+        robust::assert_scale_is_positive("scale", loss);
     }
 
     #[test]
     fn huge_differences_do_not_overflow() {
-        let target = Tensor::from_slice(&[0_f32, 0.0]);
-        for backend in [Backend::Auto, Backend::Composite] {
-            let input = Tensor::from_slice(&[1e25_f32, -1e25]).set_requires_grad(true);
-            let loss = GemanMcClureLoss::new().reduction(Reduction::None);
-            let losses = crate::with_backend(backend, || loss.forward(&input, &target));
-            losses.sum(None).backward();
-            assert_eq!(Vec::<f32>::try_from(losses).unwrap(), [2.0, 2.0]);
-            assert_eq!(Vec::<f32>::try_from(input.grad()).unwrap(), [0.0, 0.0]);
-        }
+        robust::assert_of_huge_differences(loss, 2.0, 0.0);
     }
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
-        let (input, target) = (Tensor::from_slice(&[0.5, -2.0, 3.0, 9.0]), Tensor::from_slice(&[0.4, -2.0, 1.0, -1.0]));
-        let weight = Tensor::from_slice(&[1.0, 2.0, 0.5, 0.1]);
-        let loss = GemanMcClureLoss::new().scale(0.7).weight(weight);
-        crate::numeric::assert_gradient(&input, |input| loss.forward(input, &target));
-        crate::numeric::assert_gradient(&target, |target| loss.forward(&input, target));
+        robust::assert_gradients(loss);
     }
 }

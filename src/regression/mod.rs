@@ -12,6 +12,8 @@ mod mse;
 mod msle;
 mod poisson_nll;
 mod quantile;
+#[cfg(test)]
+mod robust;
 mod smooth_l1;
 mod welsch;
 
