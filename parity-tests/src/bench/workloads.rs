@@ -9,14 +9,20 @@ use serde::Serialize;
 use serde_json::{Value as Json, json};
 use tch::{Device, Kind, Tensor};
 use tch_losses::{
-    Activation, AsymmetricMultiLabelLoss, AsymmetricSingleLabelLoss, BceLoss, BceWithLogitsLoss, CauchyLoss,
-    CharbonnierLoss, Chunking, CompleteBoxIouLoss, CosineEmbeddingLoss, CrossEntropyLoss, CtcLoss,
-    DiceCrossEntropyLoss, DiceLoss, DistanceBoxIouLoss, GaussianNllLoss, GemanMcClureLoss, GeneralizedBoxIouLoss,
-    HingeEmbeddingLoss, HingeLoss, HuberLoss, JaccardLoss, JsdCrossEntropyLoss, KlDivLoss, L1Loss, LinearCrossEntropy,
-    Loss, LossError, MarginRankingLoss, MsSsimL1Loss, MseLoss, MultiLabelSoftMarginLoss, MultiMarginLoss, NllLoss,
-    OneVsRestFocalLoss, PoissonNllLoss, PolyBceWithLogitsLoss, PolyCrossEntropyLoss, PsnrLoss, QualityFocalLoss,
-    Reduction, SigmoidFocalLoss, SmoothL1Loss, SoftBceWithLogitsLoss, SoftMarginLoss, SoftmaxFocalLoss, SsimForm,
-    SsimLoss, SsimPadding, TripletMarginLoss, TripletMarginWithDistanceLoss, TverskyLoss, VarifocalLoss, WelschLoss,
+    Activation, AsymmetricMultiLabelLoss, AsymmetricSingleLabelLoss, BarlowTwinsLoss, BatchTripletMarginLoss, BceLoss,
+    BceWithLogitsLoss, CategoricalHingeLoss, CauchyLoss, CharbonnierLoss, Chunking, CircleLoss, CompleteBoxIouLoss,
+    ContrastiveLoss, CosineEmbeddingLoss, CrossEntropyLoss, CtcLoss, DiceCrossEntropyLoss, DiceFocalLoss, DiceLoss,
+    DistanceBoxIouLoss, DistributionFocalLoss, EmptyMask, FocalAlpha, FocalPower, FocalSoftTargets, FocalTverskyLoss,
+    GaussianNllLoss, GemanMcClureLoss, GeneralizedBoxIouLoss, GeneralizedDiceLoss, GeneralizedLiftedStructureLoss,
+    Grouping, HausdorffDtLoss, HingeEmbeddingLoss, HingeLoss, HuberLoss, JaccardLoss, JsdCrossEntropyLoss, KlDivLoss,
+    L1Loss, LiftedStructureLoss, LinearCrossEntropy, LogCoshLoss, Loss, LossError, LovaszClasses, LovaszHingeLoss,
+    LovaszSoftmaxLoss, MapeLoss, MarginRankingLoss, MccLoss, MsSsimL1Loss, MsSsimLoss, MseLoss, MsleLoss,
+    MultiLabelMarginLoss, MultiLabelSoftMarginLoss, MultiMarginLoss, MultiSimilarityLoss, NPairsLoss,
+    NegativeCosineSimilarity, NllLoss, NtXentLoss, OneVsRestFocalLoss, OverlapMeasure, PixelReduction, PoissonNllLoss,
+    PolyBceWithLogitsLoss, PolyCrossEntropyLoss, PsnrLoss, QualityFocalLoss, QuantileLoss, Reduction, SigmoidFocalLoss,
+    SmoothL1Loss, SoftBceWithLogitsLoss, SoftClDiceLoss, SoftMarginLoss, SoftmaxFocalLoss, SsimForm, SsimLoss,
+    SsimPadding, SupConLoss, TotalVariationLoss, TripletMarginLoss, TripletMarginWithDistanceLoss, TverskyLoss,
+    VarifocalLoss, VicRegLoss, WeightedMean, WelschLoss,
 };
 
 use crate::case::{Case, Tensors, parse_cases};
@@ -122,6 +128,19 @@ const IMAGES: Sizes =
     &[(Tiny, &[1, 1, 16, 16]), (Small, &[2, 3, 64, 64]), (Medium, &[4, 3, 256, 256]), (Large, &[16, 3, 512, 512])];
 const VECTORS: Sizes = &[(Tiny, &[4, 64]), (Small, &[64, 64]), (Medium, &[4096, 256]), (Large, &[65536, 256])];
 const BOXES: Sizes = &[(Tiny, &[64, 4]), (Small, &[1024, 4]), (Medium, &[1 << 18, 4]), (Large, &[1 << 22, 4])];
+/// Samples, classes, height, width: losses whose reference sorts or erodes.
+const PLANES: Sizes = &[(Tiny, &[1, 4, 16, 16]), (Small, &[2, 4, 32, 32]), (Medium, &[4, 4, 256, 256])];
+/// One channel of one image, since the reference has a loss for each.
+const PICTURE: Sizes =
+    &[(Tiny, &[1, 1, 16, 16]), (Small, &[1, 1, 64, 64]), (Medium, &[1, 1, 1024, 1024]), (Large, &[1, 1, 4096, 4096])];
+/// Embeddings of a batch, of which all pairs are compared.
+const BATCHES: Sizes = &[(Tiny, &[16, 16]), (Small, &[64, 64]), (Medium, &[512, 128]), (Large, &[2048, 256])];
+/// The same where the reference compares all triplets.
+const TRIPLETS: Sizes = &[(Tiny, &[16, 16]), (Small, &[64, 64]), (Medium, &[128, 128])];
+/// Samples, features.
+const VIEWS: Sizes = &[(Tiny, &[16, 16]), (Small, &[64, 64]), (Medium, &[1024, 1024])];
+/// Sides of a box, bins.
+const BINS: Sizes = &[(Tiny, &[16, 17]), (Small, &[256, 17]), (Medium, &[65536, 17]), (Large, &[1 << 20, 17])];
 /// Steps, samples, symbols.
 const SEQUENCES: Sizes = &[(Medium, &[256, 16, 64])];
 /// Rows, features, classes.
@@ -132,7 +151,7 @@ macro_rules! monai {
     ($loss:ident, $activation:ident) => {
         $loss::new()
             .activation(Activation::$activation)
-            .grouping(tch_losses::Grouping::SampleAndClass)
+            .grouping(Grouping::SampleAndClass)
             .smooth_nr(1e-5)
             .smooth_dr(1e-5)
             .eps(0.0)
@@ -173,6 +192,13 @@ fn rows() -> Vec<Row> {
             |_| pair(GemanMcClureLoss::new())),
         row("WelschLoss", "kornia.losses.WelschLoss", json!({"reduction": "mean"}), POINTWISE, reals,
             |_| pair(WelschLoss::new())),
+        row("LogCoshLoss", "papers.robust.log_cosh_loss", json!({}), POINTWISE, reals, |_| pair(LogCoshLoss::new())),
+        row("QuantileLoss", "papers.robust.quantile_loss", json!({"quantiles": 0.9}), POINTWISE, reals,
+            |_| pair(QuantileLoss::new().quantiles(0.9))),
+        row("MsleLoss", "papers.robust.squared_logarithmic_error", json!({}), POINTWISE,
+            |n| on_first([unit(n)?, unit(n)?]), |_| pair(MsleLoss::new())),
+        row("MapeLoss", "papers.robust.percentage_error", json!({}), POINTWISE,
+            |n| on_first([unit(n)?, unit(n)?]), |_| pair(MapeLoss::new())),
 
         row("CrossEntropyLoss", "torch.nn.CrossEntropyLoss", json!({}), LOGITS, indices,
             |_| pair(CrossEntropyLoss::new())),
@@ -185,6 +211,13 @@ fn rows() -> Vec<Row> {
         row("NllLoss", "torch.nn.NLLLoss", json!({}), ROWS,
             |n| on_first([normal(n)?.f_log_softmax(1, None)?, classes(n)?]), |_| pair(NllLoss::new())),
         row("MultiMarginLoss", "torch.nn.MultiMarginLoss", json!({}), ROWS, indices, |_| pair(MultiMarginLoss::new())),
+        row("MultiLabelMarginLoss", "torch.nn.MultiLabelMarginLoss", json!({}), ROWS, lists_of_classes,
+            |_| pair(MultiLabelMarginLoss::new())),
+        row("CategoricalHingeLoss", "papers.categorical_hinge_loss", json!({}), ROWS, indices,
+            |_| pair(CategoricalHingeLoss::new())),
+        row("DistributionFocalLoss", "papers.distribution_focal_loss", json!({}), BINS,
+            |n| on_first([normal(n)?, unit(&n[..1])?.f_mul_scalar((n[1] - 1) as f64)?]),
+            |_| pair(DistributionFocalLoss::new())),
         row("SoftmaxFocalLoss", "kornia.losses.FocalLoss",
             json!({"alpha": 0.25, "gamma": 2.0, "reduction": "sum", "ignore_index": null}), LOGITS, indices,
             |_| pair(SoftmaxFocalLoss::new().alpha(0.25).gamma(2.0).reduction(Reduction::Sum))),
@@ -226,6 +259,32 @@ fn rows() -> Vec<Row> {
         row("JaccardLoss", "monai.losses.DiceLoss",
             json!({"softmax": true, "to_onehot_y": true, "jaccard": true, "smooth_nr": 2e-5, "smooth_dr": 2e-5}), REGIONS,
             labels, |inputs| labelled(monai!(JaccardLoss, Softmax), inputs)),
+        row("GeneralizedDiceLoss", "monai.losses.GeneralizedDiceLoss", json!({"softmax": true, "to_onehot_y": true}), REGIONS,
+            labels, |inputs| labelled(GeneralizedDiceLoss::new().activation(Activation::Softmax).smooth_nr(1e-5)
+            .smooth_dr(1e-5), inputs)),
+        row("DiceFocalLoss", "monai.losses.DiceFocalLoss", json!({"sigmoid": true}), REGIONS, masks, |_| {
+            let focal = SigmoidFocalLoss::new().alpha(FocalAlpha::None).soft_targets(FocalSoftTargets::Margin);
+            pair(DiceFocalLoss::new().overlap(monai!(DiceLoss, Sigmoid)).focal(focal))
+        }),
+        row("FocalTverskyLoss", "segmentation_models_pytorch.losses.TverskyLoss",
+            json!({"mode": "multiclass", "alpha": 0.3, "beta": 0.7, "gamma": 1.5}), PLANES, indices, |_| {
+            let loss = FocalTverskyLoss::new().activation(Activation::Softmax).grouping(Grouping::Class);
+            let loss = loss.measure(OverlapMeasure::Minimum).weighted_mean(WeightedMean::Weight);
+            let loss = loss.empty_mask(EmptyMask::Zero).smooth_nr(0.0).smooth_dr(0.0).eps(1e-7);
+            pair(loss.alpha(0.3).beta(0.7).gamma(1.5).power(FocalPower::Reduced))
+        }),
+        row("MccLoss", "segmentation_models_pytorch.losses.MCCLoss", json!({}), POINTWISE,
+            |n| on_first([unit(&[1, 1, 1, n[0]])?, bits(&[1, 1, 1, n[0]])?]), |_| pair(MccLoss::new())),
+        row("LovaszHingeLoss", "kornia.losses.LovaszHingeLoss", json!({}), PLANES,
+            |n| on_first([normal(&[n[0], 1, n[2], n[3]])?, Tensor::f_randint(2, [n[0], n[2], n[3]], INDEX)?]),
+            |_| pair(LovaszHingeLoss::new().per_image(true))),
+        row("LovaszSoftmaxLoss", "kornia.losses.LovaszSoftmaxLoss", json!({}), PLANES, indices,
+            |_| pair(LovaszSoftmaxLoss::new().per_image(true).classes(LovaszClasses::All))),
+        row("SoftClDiceLoss", "monai.losses.SoftclDiceLoss", json!({"smooth": 1.0}), PLANES,
+            |n| on_first([unit(n)?, bits(n)?]), |_| pair(SoftClDiceLoss::new().smooth(1.0))),
+        row("HausdorffDtLoss", "monai.losses.HausdorffDTLoss", json!({"sigmoid": true}), PLANES, masks,
+            |_| pair(HausdorffDtLoss::new().activation(Activation::Sigmoid).include_background(false)
+            .grouping(Grouping::SampleAndClass))),
         row("GeneralizedBoxIouLoss", "torchvision.ops.generalized_box_iou_loss", json!({"reduction": "mean"}), BOXES,
             |n| on_first([boxes(n)?, boxes(n)?]), |_| pair(GeneralizedBoxIouLoss::new().reduction(Reduction::Mean))),
         row("DistanceBoxIouLoss", "torchvision.ops.distance_box_iou_loss", json!({"reduction": "mean"}), BOXES,
@@ -256,7 +315,28 @@ fn rows() -> Vec<Row> {
         row("SsimLoss, MONAI's", "monai.losses.SSIMLoss", json!({"spatial_dims": 2}), IMAGES, images,
             |_| pair(SsimLoss::new())),
         row("MsSsimL1Loss", "kornia.losses.MS_SSIMLoss", json!({}), &IMAGES[..3], images, |_| pair(MsSsimL1Loss::new())),
+        row("MsSsimLoss", "chains.one_minus_ms_ssim", json!({"spatial_dims": 2}), &[(Medium, &[4, 3, 256, 256])], images,
+            |_| pair(MsSsimLoss::new())),
+        row("TotalVariationLoss", "kornia.losses.TotalVariation", json!({}), PICTURE, |n| on_first([unit(n)?]),
+            |_| {
+            let loss = TotalVariationLoss::new().pixels(PixelReduction::Sum).reduction(Reduction::None);
+            Ok(Box::new(move |of| loss.f_forward(&of[0])))
+        }),
         row("PsnrLoss", "kornia.losses.PSNRLoss", json!({"max_val": 1.0}), IMAGES, images, |_| pair(PsnrLoss::new())),
+
+        row("ContrastiveLoss", "pytorch_metric_learning.losses.ContrastiveLoss", json!({}), BATCHES, batch, |_| pair(ContrastiveLoss::new())),
+        row("NtXentLoss", "pytorch_metric_learning.losses.NTXentLoss", json!({}), TRIPLETS, batch, |_| pair(NtXentLoss::new())),
+        row("SupConLoss", "pytorch_metric_learning.losses.SupConLoss", json!({}), BATCHES, batch, |_| pair(SupConLoss::new())),
+        row("MultiSimilarityLoss", "pytorch_metric_learning.losses.MultiSimilarityLoss", json!({}), BATCHES, batch, |_| pair(MultiSimilarityLoss::new())),
+        row("CircleLoss", "pytorch_metric_learning.losses.CircleLoss", json!({}), BATCHES, batch, |_| pair(CircleLoss::new())),
+        row("NPairsLoss", "pytorch_metric_learning.losses.NPairsLoss", json!({}), BATCHES, batch, |_| pair(NPairsLoss::new())),
+        row("LiftedStructureLoss", "pytorch_metric_learning.losses.LiftedStructureLoss", json!({}), TRIPLETS, batch, |_| pair(LiftedStructureLoss::new())),
+        row("GeneralizedLiftedStructureLoss", "pytorch_metric_learning.losses.GeneralizedLiftedStructureLoss", json!({}), BATCHES, batch, |_| pair(GeneralizedLiftedStructureLoss::new())),
+        row("BatchTripletMarginLoss", "pytorch_metric_learning.losses.TripletMarginLoss", json!({}), TRIPLETS, batch, |_| pair(BatchTripletMarginLoss::new())),
+        row("BarlowTwinsLoss", "lightly.loss.BarlowTwinsLoss", json!({}), VIEWS, pair_of_views, |_| pair(BarlowTwinsLoss::new())),
+        row("VicRegLoss", "lightly.loss.VICRegLoss", json!({}), VIEWS, pair_of_views, |_| pair(VicRegLoss::new())),
+        row("NegativeCosineSimilarity", "lightly.loss.NegativeCosineSimilarity", json!({}), VECTORS, pair_of_views,
+            |_| pair(NegativeCosineSimilarity::new())),
 
         row("LinearCrossEntropy", "chains.linear_then_cross_entropy", json!({}), LINEAR, linear,
             |inputs| triple(in_chunks(inputs.arguments[0].kind()),
@@ -415,6 +495,7 @@ fn labelled(loss: impl Loss + 'static, inputs: &Inputs) -> Result<Call> {
 // The arguments.
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
+const INDEX: (Kind, Device) = (Kind::Int64, Device::Cpu);
 
 fn on<const N: usize>(grad: &'static [usize], arguments: [Tensor; N]) -> Result<Inputs> {
     Ok(Inputs { arguments: arguments.into(), grad, lists: Vec::new(), options: BTreeMap::new() })
@@ -446,7 +527,7 @@ fn signs(dims: &[i64]) -> Result<Tensor> {
 /// An index of a class for `[N, C, …]`: `[N, …]`.
 fn classes(dims: &[i64]) -> Result<Tensor> {
     let shape = [&dims[..1], &dims[2..]].concat();
-    Ok(Tensor::f_randint(dims[1], shape, (Kind::Int64, Device::Cpu))?)
+    Ok(Tensor::f_randint(dims[1], shape, INDEX)?)
 }
 
 /// Corners `x1, y1, x2, y2` of boxes of which many overlap.
@@ -482,10 +563,29 @@ fn masks(dims: &[i64]) -> Result<Inputs> {
     on_first([normal(dims)?, bits(dims)?])
 }
 
+/// Classes of samples, in no order, up to the first −1.
+fn lists_of_classes(dims: &[i64]) -> Result<Inputs> {
+    let order = normal(dims)?.f_argsort(1, false)?;
+    let outside = Tensor::f_arange(dims[1], INDEX)?.f_ge(dims[1] / 8)?;
+    on_first([normal(dims)?, order.f_masked_fill(&outside, -1)?])
+}
+
+/// Embeddings and their classes, of each of which there are some.
+fn batch(dims: &[i64]) -> Result<Inputs> {
+    on_first([normal(dims)?, Tensor::f_arange(dims[0], INDEX)?.f_remainder(dims[0] / 4)?])
+}
+
+/// Two views of samples that are alike.
+fn pair_of_views(dims: &[i64]) -> Result<Inputs> {
+    let view = normal(dims)?;
+    let other = view.f_add(&normal(dims)?)?;
+    on(&[0, 1], [view, other])
+}
+
 fn sequences(dims: &[i64]) -> Result<Inputs> {
     let &[steps, samples, symbols] = dims else { anyhow::bail!("a sequence has three dimensions") };
     let labels = steps / 8;
-    let targets = Tensor::f_randint_low(1, symbols, [samples, labels], (Kind::Int64, Device::Cpu))?;
+    let targets = Tensor::f_randint_low(1, symbols, [samples, labels], INDEX)?;
     let lists = vec![vec![steps; samples as usize], vec![labels; samples as usize]];
     Ok(Inputs { lists, ..on_first([normal(dims)?.f_log_softmax(2, None)?, targets])? })
 }
@@ -493,7 +593,7 @@ fn sequences(dims: &[i64]) -> Result<Inputs> {
 fn linear(dims: &[i64]) -> Result<Inputs> {
     let &[rows, features, classes] = dims else { anyhow::bail!("a linear layer has three dimensions") };
     let weight = normal(&[classes, features])?.f_div_scalar((features as f64).sqrt())?;
-    let target = Tensor::f_randint(classes, [rows], (Kind::Int64, Device::Cpu))?;
+    let target = Tensor::f_randint(classes, [rows], INDEX)?;
     on(&[0, 1], [normal(&[rows, features])?, weight, target])
 }
 
