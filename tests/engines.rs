@@ -52,6 +52,13 @@ const LOSSES: &[(&str, Target, Build)] = &[
     ("sigmoid focal, γ = 0.5, weighted", Target::Uniform, |r, w, _| {
         Box::new(SigmoidFocalLoss::new().gamma(0.5).alpha(FocalAlpha::None).weight(w).reduction(r))
     }),
+    ("sigmoid focal of margins", Target::Uniform, |r, _, _| {
+        Box::new(SigmoidFocalLoss::new().soft_targets(FocalSoftTargets::Margin).reduction(r))
+    }),
+    ("sigmoid focal of margins, γ = 0.5, weighted", Target::Uniform, |r, w, _| {
+        let loss = SigmoidFocalLoss::new().soft_targets(FocalSoftTargets::Margin).alpha(FocalAlpha::None);
+        Box::new(loss.gamma(0.5).weight(w).reduction(r))
+    }),
     ("Gaussian", Target::Normal, |r, w, _| {
         of(move |x, y| GaussianNllLoss::new().reduction(r).f_forward(x, y, &(&w + 0.1).to_kind(x.kind())))
     }),
@@ -105,6 +112,14 @@ const LOSSES: &[(&str, Target, Build)] = &[
     }),
     ("CIoU, all gradients", Target::Normal, |r, _, _| {
         of(move |x, y| of_boxes(&CompleteBoxIouLoss::new().reduction(r), x, y))
+    }),
+    ("MCC, all gradients", Target::Uniform, |_, _, _| of(|x, y| MccLoss::new().f_forward(&(x * 0.1 + 0.5), y))),
+    ("negative cosine similarity, all gradients", Target::Normal, |r, _, _| {
+        of(move |x, y| {
+            let rows = x.size()[0];
+            let [x, y] = [x, y].map(|x| Tensor::cat(&[x.reshape([rows, -1]), x.square().reshape([rows, -1])], 1));
+            NegativeCosineSimilarity::new().reduction(r).f_forward(&x, &y)
+        })
     }),
     ("poly BCE", Target::Uniform, |r, _, _| {
         Box::new(PolyBceWithLogitsLoss::new().label_smoothing(0.1).reduction(multi_label(r)))
@@ -187,6 +202,24 @@ const LOSSES: &[(&str, Target, Build)] = &[
     ("softmax focal, γ = 0", Target::Classes, |r, _, _| Box::new(SoftmaxFocalLoss::new().gamma(0.0).reduction(r))),
     ("softmax focal, balanced", Target::Classes, |r, _, c| {
         Box::new(SoftmaxFocalLoss::new().gamma(1.5).alpha(c / 3.0).reduction(r))
+    }),
+];
+
+/// Losses of which an engine computes a part, and operations of libtorch the rest: their sums may depend on the number of threads.
+const PARTLY: &[(&str, Target, Build)] = &[
+    ("Lovász hinge", Target::Signs, |r, _, _| {
+        of(move |x, y| LovaszHingeLoss::new().per_image(true).reduction(r).f_forward(x, &y.gt(0.0)))
+    }),
+    ("Lovász softmax", Target::Classes, |r, _, _| {
+        Box::new(LovaszSoftmaxLoss::new().ignore_index(1).per_image(true).reduction(r))
+    }),
+    ("contrastive, by distances", Target::Normal, |_, _, _| {
+        of(|x, _| {
+            let rows = x.reshape([x.size()[0], -1]);
+            let labels = Tensor::arange(rows.size()[0], (Kind::Int64, Device::Cpu)).remainder(2);
+            let distance = EmbeddingDistance::lp().normalize_embeddings(false);
+            ContrastiveLoss::new().distance(distance).neg_margin(50.0).f_forward(&rows, &labels)
+        })
     }),
 ];
 
@@ -316,9 +349,13 @@ fn assert_close(actual: &[Tensor], expected: &[Tensor], tolerance: f64, what: &s
     }
 }
 
-/// Calls `property` with every loss, its name, and arguments of every shape.
-fn for_all(kind: Kind, property: impl Fn(&str, &dyn Fn(Reduction) -> Box<dyn Loss>, &Tensor, &Tensor)) {
-    for (position, (name, of_target, build)) in LOSSES.iter().enumerate() {
+/// Calls `property` with every one of the `losses`, its name, and arguments of every shape.
+fn for_all(
+    losses: &[(&str, Target, Build)],
+    kind: Kind,
+    property: impl Fn(&str, &dyn Fn(Reduction) -> Box<dyn Loss>, &Tensor, &Tensor),
+) {
+    for (position, (name, of_target, build)) in losses.iter().enumerate() {
         for shape in SHAPES {
             let draw = || (normal(shape), target(*of_target, shape), random(shape), random(&shape[1..2]) + 0.1);
             let (input, target, weight, classes) = seeded(position, draw);
@@ -332,7 +369,7 @@ fn for_all(kind: Kind, property: impl Fn(&str, &dyn Fn(Reduction) -> Box<dyn Los
 
 #[test]
 fn engines_compute_what_tensor_operations_do() {
-    for_all(Kind::Double, |name, build, input, target| {
+    for_all(&[LOSSES, PARTLY].concat(), Kind::Double, |name, build, input, target| {
         for (layout, arrange) in LAYOUTS.iter().enumerate() {
             let target = if target.is_floating_point() { arrange(target) } else { target.shallow_clone() };
             for reduction in REDUCTIONS {
@@ -401,7 +438,7 @@ fn chunks_of_logits_are_those_of_tensor_operations() {
 #[test]
 fn half_precision_is_computed_in_single_precision() {
     for (kind, tolerance) in [(Kind::Half, 2e-3), (Kind::BFloat16, 2e-2)] {
-        for_all(kind, |name, build, input, target| {
+        for_all(LOSSES, kind, |name, build, input, target| {
             // What keeps PyTorch's operations in half precision, or overflows there: exp(x), the sum over which weighted means
             // are formed, the weight of a cross entropy, means of samples, the gradient of a variance of many elements.
             let others = [
@@ -463,7 +500,7 @@ fn gradients_of_bf16_are_rounded_once() {
 #[test]
 fn the_number_of_threads_does_not_change_a_bit() {
     let before = tch::get_num_threads();
-    for_all(Kind::Float, |name, build, input, target| {
+    for_all(LOSSES, Kind::Float, |name, build, input, target| {
         // The mean over the sum of the weights has that sum from libtorch.
         let results = |threads| {
             tch::set_num_threads(threads);

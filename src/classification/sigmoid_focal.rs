@@ -293,7 +293,8 @@ impl SigmoidFocalLoss {
     fn is_fused(&self, input: &Tensor, target: &Tensor) -> Result<bool, LossError> {
         let (kind, target_kind) = (input.f_kind()?, target.f_kind()?);
         let narrowed = kind != numeric::wide_kind(input)? && target.is_floating_point() && target_kind != kind;
-        let plain = self.soft_targets == FocalSoftTargets::Expectation
+        let taken = matches!(self.soft_targets, FocalSoftTargets::Expectation | FocalSoftTargets::Margin);
+        let plain = taken
             && self.normalization == FocalNormalization::None
             && !matches!(self.alpha, FocalAlpha::Classes(_))
             && self.modulation.reduced_threshold.is_none()
@@ -304,13 +305,12 @@ impl SigmoidFocalLoss {
     }
 
     /// The loss by the engine, where it takes the arguments.
-    fn f_fused<const SQUARE: bool>(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+    fn f_fused<P: Pointwise<2>>(&self, formula: P, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let own = self.map_tensors(&mut Tensor::shallow_clone);
         let f_composite = move |input: &Tensor, target: &Tensor, weight: Option<&Tensor>| {
             let weight = weight.map(Tensor::shallow_clone);
             Self { weight, ..own.map_tensors(&mut Tensor::shallow_clone) }.f_composite(input, target)
         };
-        let formula = Formula::<SQUARE> { gamma: self.modulation.gamma, alpha: self.alpha.number() };
         let Some(weight) = &self.weight else {
             return f_pointwise(formula, [input, target], self.reduction, move |[x, y]| f_composite(x, y, None));
         };
@@ -345,9 +345,12 @@ impl Loss for SigmoidFocalLoss {
             return self.f_composite(input, target);
         }
         let target = numeric::f_reals(("target", target), input.f_kind()?)?;
-        match self.modulation.gamma == 2.0 {
-            true => self.f_fused::<true>(input, &target),
-            false => self.f_fused::<false>(input, &target),
+        let (gamma, alpha) = (self.modulation.gamma, self.alpha.number());
+        match (self.soft_targets == FocalSoftTargets::Margin, gamma == 2.0) {
+            (false, true) => self.f_fused(Formula::<true> { gamma, alpha }, input, &target),
+            (false, false) => self.f_fused(Formula::<false> { gamma, alpha }, input, &target),
+            (true, true) => self.f_fused(MarginFormula::<true> { gamma, alpha }, input, &target),
+            (true, false) => self.f_fused(MarginFormula::<false> { gamma, alpha }, input, &target),
         }
     }
 
@@ -397,12 +400,42 @@ impl<const SQUARE: bool> Pointwise<2> for Formula<SQUARE> {
             let flat = rest < R::of(f32::MIN_POSITIVE.into());
             (factor, choose(flat, zero, R::of(self.gamma) * factor / rest))
         };
-        let (balance, of_balance) = match self.alpha {
-            Some(alpha) => (R::of(alpha) * y + R::of(1.0 - alpha) * (one - y), R::of(2.0 * alpha - 1.0)),
-            None => (one, zero),
-        };
+        let (balance, of_balance) = balance(self.alpha, y);
         let of_x = balance * (slope * p * q * (one - two * y) * entropy + factor * (p - y));
         let of_y = of_balance * factor * entropy + balance * (slope * (q - p) * entropy - factor * x);
+        (balance * factor * entropy, [of_x, of_y])
+    }
+}
+
+/// How much a target counts, and the derivative.
+#[inline(always)]
+fn balance<R: Real>(alpha: Option<f64>, y: R) -> (R, R) {
+    match alpha {
+        Some(alpha) => (R::of(alpha) * y + R::of(1.0 - alpha) * (R::of(1.0) - y), R::of(2.0 * alpha - 1.0)),
+        None => (R::of(1.0), R::of(0.0)),
+    }
+}
+
+/// The same where the sigmoid of the margin x (1 − 2y) is what is modulated by.
+#[derive(Clone, Copy)]
+struct MarginFormula<const SQUARE: bool> {
+    gamma: f64,
+    alpha: Option<f64>,
+}
+
+impl<const SQUARE: bool> Pointwise<2> for MarginFormula<SQUARE> {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (zero, one, two, gamma) = (R::of(0.0), R::of(1.0), R::of(2.0), R::of(self.gamma));
+        let sign = one - two * y;
+        let (p, _, log) = sigmoids(x);
+        let entropy = x.at_least(zero) - x * y + log;
+        let (rest, own, _) = sigmoids(x * sign);
+        let factor = if SQUARE { rest * rest } else { rest.power(gamma) };
+        let slope = gamma * factor * own;
+        let (balance, of_balance) = balance(self.alpha, y);
+        let of_x = balance * (slope * sign * entropy + factor * (p - y));
+        let of_y = of_balance * factor * entropy - balance * x * (two * slope * entropy + factor);
         (balance * factor * entropy, [of_x, of_y])
     }
 }

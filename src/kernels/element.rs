@@ -205,6 +205,17 @@ pub(super) fn integers(tensor: &Tensor) -> &[i64] {
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), length) }
 }
 
+/// The elements of a contiguous CPU tensor of booleans: bytes, of which all but 0 are true.
+pub(super) fn booleans(tensor: &Tensor) -> &[u8] {
+    assert!(is_plain(tensor, Kind::Bool) && tensor.is_contiguous());
+    let length = tensor.numel();
+    if length == 0 {
+        return &[];
+    }
+    // SAFETY: as in `elements`; a boolean is a byte, but not for certain one that Rust takes for a boolean.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), length) }
+}
+
 /// The elements of a CPU tensor of real numbers of any kind.
 pub(super) fn f_numbers(tensor: &Tensor) -> Result<Vec<f64>, LossError> {
     Ok(match tensor.f_kind()? {

@@ -35,7 +35,7 @@ pub trait EmbeddingLoss: Loss {
 
 /// How many pairs of embeddings of single precision are compared in double precision. Gradients are sums over pairs
 /// that nearly cancel, of which single precision leaves few digits; up to here more digits cost next to nothing.
-const FEW_PAIRS: i64 = 1 << 20;
+const FEW_PAIRS: i64 = 1 << 16;
 
 /// The embeddings of a batch, in at least single precision, and which of their pairs belong together.
 pub(crate) struct Batch {

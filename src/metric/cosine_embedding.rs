@@ -1,7 +1,8 @@
 use tch::Tensor;
 
+use super::angle::{Angle, AngleLoss};
 use super::same_shape_or_broadcast_in_rank;
-use crate::kernels::{Embedding, Real, f_embedding};
+use crate::kernels::f_embedding;
 use crate::numeric::wide_kind;
 use crate::{LossError, MeanParts, Reduction, check};
 
@@ -111,7 +112,7 @@ impl CosineEmbeddingLoss {
         if input1.f_kind()? != wide_kind(input1)? {
             return composite([input1, input2, target]);
         }
-        f_embedding(Formula { margin }, [input1, input2, target], reduction, composite)
+        f_embedding(Angle(Formula { margin }), [input1, input2, target], reduction, composite)
     }
 
     /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].
@@ -138,13 +139,7 @@ struct Formula {
     margin: f64,
 }
 
-/// The sums are Σ aᵢbᵢ, Σ aᵢ² and Σ bᵢ².
-impl Embedding<2, 3> for Formula {
-    #[inline(always)]
-    fn add<R: Real>(self, [a, b]: [R; 2], [product, square_a, square_b]: [R; 3]) -> [R; 3] {
-        [a.mul_add(b, product), a.mul_add(a, square_a), b.mul_add(b, square_b)]
-    }
-
+impl AngleLoss for Formula {
     fn loss(self, [product, square_a, square_b]: [f64; 3], label: f64) -> (f64, [f64; 3]) {
         let (square_a, square_b) = (square_a + EPSILON, square_b + EPSILON);
         let length = (square_a * square_b).sqrt();
@@ -158,12 +153,6 @@ impl Embedding<2, 3> for Formula {
         };
         let of_square = -0.5 * slope * cosine;
         (loss, [slope / length, of_square / square_a, of_square / square_b])
-    }
-
-    #[inline(always)]
-    fn derive<R: Real>(self, [a, b]: [R; 2], [of_product, of_square_a, of_square_b]: [R; 3]) -> [R; 2] {
-        let two = R::of(2.0);
-        [of_product * b + two * of_square_a * a, of_product * a + two * of_square_b * b]
     }
 }
 

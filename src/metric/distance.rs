@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use crate::autograd::{Context, Function, Gradients, needed};
+use crate::kernels::{f_distance_slopes, f_distances};
 use crate::numeric::f_power;
 use crate::{LossError, check};
 
@@ -32,7 +33,7 @@ use crate::{LossError, check};
 ///
 /// * Distances are computed from differences, never from products, so that near embeddings keep the digits of their
 ///   distance, and equal ones have 0 with gradient 0.
-/// * Half precision is computed in single precision, and up to 2²⁰ pairs of either in double precision, because their
+/// * Half precision is computed in single precision, and up to 2¹⁶ pairs of either in double precision, because their
 ///   gradients are sums that nearly cancel.
 /// * Large embeddings do not overflow, except in a dot product, which may be that large itself.
 /// * The signal-to-noise ratio needs memory for the distances alone, not for the difference of each pair.
@@ -225,7 +226,11 @@ fn f_euclidean(a: &Tensor, b: Option<&Tensor>) -> Result<Tensor, LossError> {
     let inputs: Vec<&Tensor> = [Some(a), b].into_iter().flatten().collect();
     let needed = needed(&inputs);
     let bare = inputs.iter().map(|input| input.f_detach()).collect::<Result<Vec<_>, _>>()?;
-    let distances = Tensor::f_cdist(&bare[0], &bare[inputs.len() - 1], 2.0, OF_DIFFERENCES)?;
+    let (first, last) = (&bare[0], &bare[inputs.len() - 1]);
+    let distances = match f_distances(first, last)? {
+        Some(distances) => distances,
+        None => Tensor::f_cdist(first, last, 2.0, OF_DIFFERENCES)?,
+    };
     let saved: Vec<&Tensor> = inputs.iter().copied().chain([&distances]).collect();
     Function::new(&inputs).save(&saved).f_attach_one(distances.f_detach()?, move |context| {
         let Some(grad) = context.grad(0) else { return Ok(needed.iter().map(|_| None).collect()) };
@@ -237,9 +242,13 @@ fn f_euclidean(a: &Tensor, b: Option<&Tensor>) -> Result<Tensor, LossError> {
 
 /// Σⱼ gᵢⱼ (aᵢ − bⱼ) / dᵢⱼ for each i, and the same for each j, as `cdist` computes them.
 fn f_slopes(context: &Context, grad: &Tensor) -> Gradients {
-    let slope = |grad: &Tensor, a: &Tensor, b: &Tensor, distances: &Tensor| {
+    let slope = |grad: &Tensor, a: &Tensor, b: &Tensor, distances: &Tensor| -> Result<Tensor, LossError> {
+        if let Some(slopes) = f_distance_slopes(grad, a, b, distances)? {
+            return Ok(slopes);
+        }
         let [grad, a, b, distances] = [grad, a, b, distances].map(Tensor::f_contiguous);
-        Tensor::f_internal_cdist_backward(&grad?, &a?, &b?, 2.0, &distances?)
+        let (grad, a, b, distances) = (grad?, a?, b?, distances?);
+        Ok(Tensor::f_internal_cdist_backward(&grad, &a, &b, 2.0, &distances)?)
     };
     match context.saved() {
         // As each distance is there twice, its two gradients are taken together.

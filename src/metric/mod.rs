@@ -1,5 +1,6 @@
 //! Losses of distances between embeddings, and of rankings.
 
+pub(crate) mod angle;
 mod arc_face;
 mod batch;
 mod batch_triplet_margin;

@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::LossError;
+use crate::kernels::f_by_rank;
 
 /// The weights of the errors `[R, P]` of R rows of P pixels, such that Σ weight · error is the extension of each row.
 ///
@@ -12,6 +13,28 @@ use crate::LossError;
 /// Each is what the Jaccard loss grows by when its pixel joins those of larger errors. It is computed in closed form,
 /// because the difference of two Jaccard losses cancels where there are many pixels.
 pub(super) fn f_weights(errors: &Tensor, foreground: &Tensor) -> Result<Tensor, LossError> {
+    match f_by_rank(errors, foreground, growths)? {
+        Some(weights) => Ok(weights),
+        None => f_composite(errors, foreground),
+    }
+}
+
+/// What the Jaccard loss grows by with one pixel after the other, given how many are foreground, and whether the pixel is.
+fn growths(total: usize) -> impl FnMut(bool) -> f64 {
+    let (mut rank, mut intersection) = (0, total);
+    move |foreground| {
+        rank += 1;
+        intersection -= usize::from(foreground);
+        let union = (intersection + rank) as f64;
+        let of_background = if foreground { 1.0 } else { intersection as f64 / (union - 1.0).max(1.0) };
+        // Without any foreground the first wrong pixel is the whole loss.
+        let first = if total == 0 && rank == 1 { 1.0 } else { 0.0 };
+        of_background / union + first
+    }
+}
+
+/// The same by tensor operations.
+fn f_composite(errors: &Tensor, foreground: &Tensor) -> Result<Tensor, LossError> {
     let (errors, pixels) = (errors.f_detach()?, errors.size()[1]);
     if errors.numel() == 0 {
         return Ok(errors);

@@ -1,8 +1,9 @@
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::lovasz;
 use super::region::{Activation, f_activate};
 use crate::check::{self, ClassIndices};
+use crate::kernels;
 use crate::numeric::wide_kind;
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
@@ -165,6 +166,9 @@ impl LovaszSoftmaxLoss {
     /// is −1 where it is ignored.
     fn f_class_losses(&self, input: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor), LossError> {
         let errors = self.f_errors(input, target)?;
+        if kernels::takes(input) {
+            return self.f_fused_class_losses(&errors, target);
+        }
         let (weights, mut present) = (errors.f_zeros_like()?, Vec::new());
         for class in 0..errors.size()[1] {
             let foreground = target.f_eq(class)?;
@@ -178,6 +182,17 @@ impl LovaszSoftmaxLoss {
         }
         let losses = errors.f_mul(&weights)?.f_sum_dim_intlist(2, false, None)?;
         Ok((losses, Tensor::f_stack(&present, 1)?))
+    }
+
+    /// The same of all classes at once, whose orders the engine keeps no longer than it needs them.
+    fn f_fused_class_losses(&self, errors: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor), LossError> {
+        let (rows, classes, pixels) = errors.size3()?;
+        let all = Tensor::f_arange(classes, (Kind::Int64, target.device()))?.f_reshape([1, classes, 1])?;
+        let foreground = target.f_unsqueeze(1)?.f_eq_tensor(&all)?;
+        let of_rows = |tensor: &Tensor| tensor.f_reshape([rows * classes, pixels]);
+        let weights = lovasz::f_weights(&of_rows(errors)?, &of_rows(&foreground)?)?.f_view_as(errors)?;
+        let losses = errors.f_mul(&weights)?.f_sum_dim_intlist(2, false, None)?;
+        Ok((losses, foreground.f_any_dim(2, false)?))
     }
 
     /// How far the probability of each class is from 1 in the pixels of the class, and from 0 in the others.

@@ -1,6 +1,9 @@
 use tch::Tensor;
 
 use super::views;
+use crate::kernels::f_embedding;
+use crate::metric::angle::{Angle, AngleLoss};
+use crate::numeric::wide_kind;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The negative cosine of a prediction and what it is to predict: −1 where they point the same way.
@@ -85,6 +88,13 @@ impl NegativeCosineSimilarity {
     }
 }
 
+impl NegativeCosineSimilarity {
+    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let similarity = Tensor::f_cosine_similarity(input, target, self.dim, self.eps)?;
+        Ok(self.reduction.f_apply(&similarity)?.f_neg()?)
+    }
+}
+
 impl Default for NegativeCosineSimilarity {
     fn default() -> Self {
         Self::new()
@@ -97,13 +107,36 @@ impl Loss for NegativeCosineSimilarity {
         let rank = input.dim() as i64;
         let expected = format!("a dimension of input, which has {rank}");
         check::option("dim", self.dim, (-rank..rank).contains(&self.dim), &expected)?;
-        let similarity = Tensor::f_cosine_similarity(input, target, self.dim, self.eps)?;
-        Ok(self.reduction.f_apply(&similarity)?.f_neg()?)
+        let loss = *self;
+        let composite = move |[input, target]: [&Tensor; 2]| loss.f_composite(input, target);
+        // In half precision PyTorch's result is that of its rounding.
+        let half = input.f_kind()? != wide_kind(input)?;
+        if half || self.dim.rem_euclid(rank) != rank - 1 {
+            return composite([input, target]);
+        }
+        f_embedding(Angle(Formula { eps: self.eps }), [input, target], self.reduction, composite)
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let unreduced = Self { reduction: Reduction::None, ..*self };
         MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula {
+    eps: f64,
+}
+
+impl AngleLoss for Formula {
+    /// A norm that is raised to ε has the slope of the norm all the same, as in PyTorch.
+    fn loss(self, [product, square_a, square_b]: [f64; 3], _: f64) -> (f64, [f64; 3]) {
+        let norms = [square_a, square_b].map(f64::sqrt);
+        let [raised_a, raised_b] = norms.map(|norm| norm.max(self.eps));
+        let cosine = product / (raised_a * raised_b);
+        let of_square = |norm: f64, raised: f64| if norm == 0.0 { 0.0 } else { 0.5 * cosine / (raised * norm) };
+        let slopes = [-1.0 / (raised_a * raised_b), of_square(norms[0], raised_a), of_square(norms[1], raised_b)];
+        (-cosine, slopes)
     }
 }
 

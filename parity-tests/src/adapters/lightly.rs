@@ -3,7 +3,7 @@
 use tch::{Device, nn};
 use tch_losses::{BarlowTwinsLoss, DinoConfig, DinoLoss, Loss, NegativeCosineSimilarity, VicRegLoss};
 
-use super::Equality::{Bitwise, Close};
+use super::Equality::{BitwiseComposite, Close};
 use super::{Adapter, Outcome, Outputs, adapter};
 use crate::arguments::{Arguments, EvalError};
 
@@ -11,7 +11,7 @@ use crate::arguments::{Arguments, EvalError};
 pub(super) const ADAPTERS: &[Adapter] = &[
     adapter("BarlowTwinsLoss", &["lightly.loss.BarlowTwinsLoss"], &["z_a", "z_b"], Close, barlow_twins),
     adapter("VicRegLoss", &["lightly.loss.VICRegLoss"], &["z_a", "z_b"], Close, vicreg),
-    adapter("NegativeCosineSimilarity", &["lightly.loss.NegativeCosineSimilarity"], &["x0", "x1"], Bitwise,
+    adapter("NegativeCosineSimilarity", &["lightly.loss.NegativeCosineSimilarity"], &["x0", "x1"], BitwiseComposite,
         negative_cosine_similarity),
     adapter("DinoLoss", &["dino.loss_and_center"], &["teacher_out", "student_out", "center"], Close, dino),
 ];

@@ -1,0 +1,30 @@
+//! What losses of the angle between two vectors give the engine of embeddings.
+
+use crate::kernels::{Embedding, Real};
+
+/// A loss of the cosine of an angle, by Σ aᵢbᵢ, Σ aᵢ² and Σ bᵢ².
+pub(crate) trait AngleLoss: Copy + Send + Sync + 'static {
+    /// The loss of the sums, and its derivatives with respect to them.
+    fn loss(self, sums: [f64; 3], label: f64) -> (f64, [f64; 3]);
+}
+
+/// Such a loss as one of two embeddings.
+#[derive(Clone, Copy)]
+pub(crate) struct Angle<L>(pub(crate) L);
+
+impl<L: AngleLoss> Embedding<2, 3> for Angle<L> {
+    #[inline(always)]
+    fn add<R: Real>(self, [a, b]: [R; 2], [product, square_a, square_b]: [R; 3]) -> [R; 3] {
+        [a.mul_add(b, product), a.mul_add(a, square_a), b.mul_add(b, square_b)]
+    }
+
+    fn loss(self, sums: [f64; 3], label: f64) -> (f64, [f64; 3]) {
+        self.0.loss(sums, label)
+    }
+
+    #[inline(always)]
+    fn derive<R: Real>(self, [a, b]: [R; 2], [of_product, of_square_a, of_square_b]: [R; 3]) -> [R; 2] {
+        let two = R::of(2.0);
+        [of_product * b + two * of_square_a * a, of_product * a + two * of_square_b * b]
+    }
+}
