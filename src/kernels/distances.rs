@@ -14,7 +14,7 @@ use crate::LossError;
 
 /// How many rows are worked on at a time.
 const ROWS: usize = 4;
-/// How many numbers of the result of each row are.
+/// How many numbers of the result of each row, since they are lanes of vectors.
 const LANES: usize = 16;
 /// How many terms are summed up by themselves, so that long sums lose few digits.
 const TERMS: usize = 32;
