@@ -82,9 +82,7 @@ const LOSSES: &[(&str, Target, Build)] = &[
         of(move |x, y| {
             let rows = x.size()[0];
             let labels = Tensor::arange(rows, (Kind::Int64, Device::Cpu)).remainder(3) - 1;
-            // The angle of vectors of one dimension is constant, and its gradient nothing but rounding.
-            let [x, y] = [x, y].map(|x| Tensor::cat(&[x.reshape([rows, -1]), x.square().reshape([rows, -1])], 1));
-            CosineEmbeddingLoss::new().margin(0.1).reduction(r).f_forward(&x, &y, &labels)
+            CosineEmbeddingLoss::new().margin(0.1).reduction(r).f_forward(&vectors(x), &vectors(y), &labels)
         })
     }),
     ("triplet", Target::Normal, |r, w, _| {
@@ -115,11 +113,7 @@ const LOSSES: &[(&str, Target, Build)] = &[
     }),
     ("MCC, all gradients", Target::Uniform, |_, _, _| of(|x, y| MccLoss::new().f_forward(&(x * 0.1 + 0.5), y))),
     ("negative cosine similarity, all gradients", Target::Normal, |r, _, _| {
-        of(move |x, y| {
-            let rows = x.size()[0];
-            let [x, y] = [x, y].map(|x| Tensor::cat(&[x.reshape([rows, -1]), x.square().reshape([rows, -1])], 1));
-            NegativeCosineSimilarity::new().reduction(r).f_forward(&x, &y)
-        })
+        of(move |x, y| NegativeCosineSimilarity::new().reduction(r).f_forward(&vectors(x), &vectors(y)))
     }),
     ("poly BCE", Target::Uniform, |r, _, _| {
         Box::new(PolyBceWithLogitsLoss::new().label_smoothing(0.1).reduction(multi_label(r)))
@@ -234,6 +228,12 @@ impl<F: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError>> Loss for Of<F> {
 
 fn of(loss: impl Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + 'static) -> Box<dyn Loss> {
     Box::new(Of(loss))
+}
+
+/// A vector of two dimensions at least for each row. The angle of those of one is constant, and its gradient nothing but rounding.
+fn vectors(x: &Tensor) -> Tensor {
+    let rows = x.size()[0];
+    Tensor::cat(&[x.reshape([rows, -1]), x.square().reshape([rows, -1])], 1)
 }
 
 /// The loss of boxes of which many overlap and some are inverted.

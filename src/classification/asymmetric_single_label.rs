@@ -148,31 +148,6 @@ impl AsymmetricSingleLabelLoss {
     }
 }
 
-#[derive(Clone, Copy)]
-struct Formula {
-    /// The shares of the target's class and of any other one.
-    own: f64,
-    spread: f64,
-    gamma_pos: f64,
-    gamma_neg: f64,
-}
-
-impl ClassTerms for Formula {
-    #[inline(always)]
-    fn of_target<R: Real>(self, log_p: R, p: R) -> (R, R) {
-        let (focus, slope) = powers::<R, ANY>(-log_p.exp_m1(), self.gamma_pos);
-        let own = R::of(-self.own);
-        (own * focus * log_p, own * (focus - slope * p * log_p))
-    }
-
-    #[inline(always)]
-    fn of_other<R: Real>(self, log_p: R) -> (R, R) {
-        let exponent = R::of(self.gamma_neg);
-        let share = R::of(-self.spread) * (exponent * log_p).exp_of_negative();
-        (share * log_p, share * exponent.mul_add(log_p, R::of(1.0)))
-    }
-}
-
 impl Default for AsymmetricSingleLabelLoss {
     fn default() -> Self {
         Self::new()
@@ -199,6 +174,31 @@ impl Loss for AsymmetricSingleLabelLoss {
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let unreduced = Self { reduction: Reduction::None, ..*self };
         MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula {
+    /// The shares of the target's class and of any other one.
+    own: f64,
+    spread: f64,
+    gamma_pos: f64,
+    gamma_neg: f64,
+}
+
+impl ClassTerms for Formula {
+    #[inline(always)]
+    fn of_target<R: Real>(self, log_p: R, p: R) -> (R, R) {
+        let (focus, slope) = powers::<R, ANY>(-log_p.exp_m1(), self.gamma_pos);
+        let own = R::of(-self.own);
+        (own * focus * log_p, own * (focus - slope * p * log_p))
+    }
+
+    #[inline(always)]
+    fn of_other<R: Real>(self, log_p: R) -> (R, R) {
+        let exponent = R::of(self.gamma_neg);
+        let share = R::of(-self.spread) * (exponent * log_p).exp_of_negative();
+        (share * log_p, share * exponent.mul_add(log_p, R::of(1.0)))
     }
 }
 

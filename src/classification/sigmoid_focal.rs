@@ -293,8 +293,7 @@ impl SigmoidFocalLoss {
     fn is_fused(&self, input: &Tensor, target: &Tensor) -> Result<bool, LossError> {
         let (kind, target_kind) = (input.f_kind()?, target.f_kind()?);
         let narrowed = kind != numeric::wide_kind(input)? && target.is_floating_point() && target_kind != kind;
-        let taken = matches!(self.soft_targets, FocalSoftTargets::Expectation | FocalSoftTargets::Margin);
-        let plain = taken
+        let plain = matches!(self.soft_targets, FocalSoftTargets::Expectation | FocalSoftTargets::Margin)
             && self.normalization == FocalNormalization::None
             && !matches!(self.alpha, FocalAlpha::Classes(_))
             && self.modulation.reduced_threshold.is_none()
@@ -416,7 +415,7 @@ fn balance<R: Real>(alpha: Option<f64>, y: R) -> (R, R) {
     }
 }
 
-/// The same where the sigmoid of the margin x (1 − 2y) is what is modulated by.
+/// The loss that is modulated by the sigmoid of the margin x (1 − 2y).
 #[derive(Clone, Copy)]
 struct MarginFormula<const SQUARE: bool> {
     gamma: f64,

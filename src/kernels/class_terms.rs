@@ -4,11 +4,10 @@ use std::ops::Range;
 
 use tch::Tensor;
 
-use super::BLOCK;
 use super::element::Element;
 use super::number::Real;
 use super::rows::{Job, RowFormula, RowReduction, Rows, f_rows};
-use super::simd::{self, Kernel, LaneOf, Sum};
+use super::simd::{self, Kernel, LaneOf};
 use super::softmax::{Distances, exponentials, largest, room};
 use crate::LossError;
 
@@ -50,19 +49,10 @@ impl<F: ClassTerms> OfTerms<F> {
         let mut numbers = room::<T>(job.classes);
         let zeros = vec![T::Wide::default(); job.classes];
         let mut room = Room { p: zeros.clone(), terms: zeros.clone(), slopes: zeros };
-        let mut sum = 0.0;
-        for row in rows {
-            let Some(class) = job.class(row) else {
-                job.store_zeros(row * job.classes, job.classes);
-                job.store_losses(row, &[T::Wide::default()]);
-                continue;
-            };
+        job.sum_classes(rows, |row, class| {
             let x = T::read(&job.input[row * job.classes..(row + 1) * job.classes], &mut numbers);
-            let loss = simd::run(TermsRow { job, formula: self.0, row, class, x, room: &mut room });
-            job.store_losses(row, &[loss]);
-            sum += loss.to_f64();
-        }
-        sum
+            simd::run(TermsRow { job, formula: self.0, row, class, x, room: &mut room })
+        })
     }
 }
 
@@ -103,19 +93,13 @@ impl<T: Element, F: ClassTerms> Kernel<T::Wide> for TermsRow<'_, T, F> {
         }
         let (term, slope) = formula.of_target(R::new(x[class]) - max - log_sum, R::new(p[class]));
         (terms[class], slopes[class]) = (term.get(), slope.get());
-        let loss = T::Wide::from_f64(total::<T, R>(terms));
+        let loss = T::Wide::from_f64(simd::sum::<T::Wide, R>(terms));
         if job.needs_gradient() {
             let factor = R::new(job.factor(row));
-            let of_p = factor * R::of(total::<T, R>(slopes));
+            let of_p = factor * R::of(simd::sum::<T::Wide, R>(slopes));
             let gradient = |i: usize, slope| (R::new(slope) * factor - R::new(p[i]) * of_p).get();
             job.store_gradient(row * job.classes, slopes, gradient, None);
         }
         loss
     }
-}
-
-/// The sum of numbers, in a fixed order.
-#[inline(always)]
-fn total<T: Element, R: LaneOf<T::Wide>>(numbers: &[T::Wide]) -> f64 {
-    numbers.chunks(BLOCK).map(|numbers| Sum(numbers).run::<R>()).sum()
 }

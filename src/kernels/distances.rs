@@ -3,6 +3,7 @@
 //! A few rows of the one meet a few numbers of the other at a time, which stay in registers until they are done.
 
 use std::array::from_fn;
+use std::ops::Range;
 
 use tch::{Kind, Tensor};
 
@@ -14,7 +15,7 @@ use crate::LossError;
 
 /// How many rows are worked on at a time.
 const ROWS: usize = 4;
-/// How many numbers of the result of each row, since they are lanes of vectors.
+/// How many numbers of each row's result are: the lanes of vectors.
 const LANES: usize = 16;
 /// How many terms are summed up by themselves, so that long sums lose few digits.
 const TERMS: usize = 32;
@@ -127,7 +128,7 @@ trait Formula<T>: Copy {
     /// What the terms of a row need of it.
     fn of_row<R: LaneOf<T>>(self, row: usize, term: usize) -> R;
     /// What all terms of a row and of some columns need.
-    fn of_columns<R: LaneOf<T>>(self, row: usize, columns: std::ops::Range<usize>) -> [R; LANES];
+    fn of_columns<R: LaneOf<T>>(self, row: usize, columns: Range<usize>) -> [R; LANES];
     /// The sum with a term added, given what was asked for above, and the number of the term.
     fn add<R: Real>(of_row: R, of_column: R, number: R, sum: R) -> R;
     fn finish<R: Real>(sum: R) -> R;
@@ -147,7 +148,7 @@ impl<T: Wide> Formula<T> for Squares<'_, T> {
     }
 
     #[inline(always)]
-    fn of_columns<R: LaneOf<T>>(self, _: usize, _: std::ops::Range<usize>) -> [R; LANES] {
+    fn of_columns<R: LaneOf<T>>(self, _: usize, _: Range<usize>) -> [R; LANES] {
         [R::of(0.0); LANES]
     }
 
@@ -201,7 +202,7 @@ impl<T: Wide> Formula<T> for Slopes<'_, T> {
     }
 
     #[inline(always)]
-    fn of_columns<R: LaneOf<T>>(self, row: usize, columns: std::ops::Range<usize>) -> [R; LANES] {
+    fn of_columns<R: LaneOf<T>>(self, row: usize, columns: Range<usize>) -> [R; LANES] {
         let mut numbers = [R::of(0.0); LANES];
         for (number, a) in numbers.iter_mut().zip(&self.a[row * self.columns..][columns]) {
             *number = R::new(*a);
@@ -286,10 +287,9 @@ mod tests {
     fn distances_and_slopes_are_those_of_libtorch() {
         for (kind, tolerance) in [(Kind::Double, 1e-13), (Kind::Float, 1e-5)] {
             for (rows, others, features) in [(1, 1, 1), (3, 17, 5), (4, 16, 16), (9, 70, 33), (130, 65, 40)] {
-                let (mut a, b) = (normal([rows, features], kind), normal([others, features], kind));
+                let (a, b) = (normal([rows, features], kind), normal([others, features], kind));
                 // One of distance 0.
                 a.get(0).copy_(&b.get(0));
-                let _ = a.requires_grad_(false);
                 let distances = Tensor::cdist(&a, &b, 2.0, 2);
                 let grad = normal([rows, others], kind);
                 let slopes = Tensor::internal_cdist_backward(&grad, &a, &b, 2.0, &distances);

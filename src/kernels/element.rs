@@ -185,34 +185,35 @@ pub(super) fn f_plain(tensor: &Tensor) -> Result<Tensor, LossError> {
 /// The elements of a tensor without gaps and overlaps, in the order of its memory.
 pub(super) fn elements<T: Element>(tensor: &Tensor) -> &[T] {
     assert!(is_plain(tensor, T::KIND) && is_dense(tensor));
-    let length = tensor.numel();
-    if length == 0 {
-        return &[];
-    }
-    // SAFETY: a dense CPU tensor has its elements side by side from its data pointer on, of the type just checked. They
-    // live as long as the tensor. That nobody writes to them meanwhile is what every operation of libtorch relies on.
-    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), length) }
+    // SAFETY: just checked.
+    unsafe { memory_of(tensor) }
 }
 
 /// The elements of a contiguous CPU tensor of 64-bit integers.
 pub(super) fn integers(tensor: &Tensor) -> &[i64] {
     assert!(is_plain(tensor, Kind::Int64) && tensor.is_contiguous());
-    let length = tensor.numel();
-    if length == 0 {
-        return &[];
-    }
-    // SAFETY: as in `elements`.
-    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), length) }
+    // SAFETY: just checked.
+    unsafe { memory_of(tensor) }
 }
 
 /// The elements of a contiguous CPU tensor of booleans: bytes, of which all but 0 are true.
 pub(super) fn booleans(tensor: &Tensor) -> &[u8] {
     assert!(is_plain(tensor, Kind::Bool) && tensor.is_contiguous());
+    // SAFETY: just checked; a boolean is a byte, but not for certain one that Rust takes for a boolean.
+    unsafe { memory_of(tensor) }
+}
+
+/// The elements of a tensor in the order of its memory.
+///
+/// # Safety
+/// It is plain and dense, and its elements are stored as this type.
+unsafe fn memory_of<E>(tensor: &Tensor) -> &[E] {
     let length = tensor.numel();
     if length == 0 {
         return &[];
     }
-    // SAFETY: as in `elements`; a boolean is a byte, but not for certain one that Rust takes for a boolean.
+    // SAFETY: a dense CPU tensor has its elements side by side from its data pointer on, of this type. They live as long as
+    // the tensor. That nobody writes to them meanwhile is what every operation of libtorch relies on.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), length) }
 }
 

@@ -42,15 +42,10 @@ impl Margin {
     fn rows<T: Element>(self, job: &Job<T>, rows: Range<usize>) -> f64 {
         let zeros = vec![T::Wide::default(); job.classes];
         let (mut room, mut hinges) = (zeros.clone(), zeros);
-        let mut sum = 0.0;
-        for row in rows {
-            let Some(class) = job.class(row) else { continue };
+        job.sum_classes(rows, |row, class| {
             let x = T::read(&job.input[row * job.classes..(row + 1) * job.classes], &mut room);
-            let loss = simd::run(MarginRow { job, margin: self, row, class, x, hinges: &mut hinges });
-            job.store_losses(row, &[loss]);
-            sum += loss.to_f64();
-        }
-        sum
+            simd::run(MarginRow { job, margin: self, row, class, x, hinges: &mut hinges })
+        })
     }
 }
 
@@ -87,7 +82,7 @@ impl<T: Element> Kernel<T::Wide> for MarginRow<'_, T> {
             let slope = if margin.squared { R::of(2.0) * R::new(*hinge) * factor } else { factor };
             *hinge = choose(R::new(*hinge) <= zero, zero, slope).get();
         }
-        let sum: f64 = hinges.chunks(BLOCK).map(|slopes| Sum(slopes).run::<R>()).sum();
+        let sum = simd::sum::<T::Wide, R>(hinges);
         job.store_gradient(row * job.classes, hinges, |_, slope| slope, Some((class, R::of(-sum).get())));
         loss
     }

@@ -382,6 +382,24 @@ impl<T: Element> Job<'_, T> {
         (class != self.options.ignored).then_some(class as usize)
     }
 
+    /// The sum of the losses of `rows`, which are stored, too: what `loss` returns for a row and its class, and 0 with gradient 0
+    /// where a row is ignored.
+    pub(super) fn sum_classes(&self, rows: Range<usize>, mut loss: impl FnMut(usize, usize) -> T::Wide) -> f64 {
+        let mut sum = 0.0;
+        for row in rows {
+            let loss = match self.class(row) {
+                Some(class) => loss(row, class),
+                None => {
+                    self.store_zeros(row * self.classes, self.classes);
+                    T::Wide::default()
+                }
+            };
+            self.store_losses(row, &[loss]);
+            sum += loss.to_f64();
+        }
+        sum
+    }
+
     /// The classes of pixels as numbers; −1 where they are ignored.
     #[inline(always)]
     pub(super) fn class_numbers(&self, pixels: Pixels, numbers: &mut [T::Wide]) {

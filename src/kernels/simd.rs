@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use pulp::{Arch, Simd, WithSimd};
 
+use super::BLOCK;
 use super::number::{Lane, Real};
 
 /// A loop over lanes of numbers.
@@ -142,6 +143,12 @@ impl<W: Wide> Kernel<W> for Sum<'_, W> {
         }
         total(sums)
     }
+}
+
+/// The sum of any number of numbers, in a fixed order.
+#[inline(always)]
+pub(super) fn sum<W: Wide, R: LaneOf<W>>(numbers: &[W]) -> f64 {
+    numbers.chunks(BLOCK).map(|block| Sum(block).run::<R>()).sum()
 }
 
 /// The sum of the few sums of a block, in double precision, in pairs, so that none waits for all before it.

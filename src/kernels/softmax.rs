@@ -689,7 +689,7 @@ impl<T: Element> Kernel<T::Wide> for ShareRow<'_, T> {
             }
         }
         let max = largest::<T::Wide, R>(x);
-        let total = R::of(target.chunks(BLOCK).map(|block| Sum(block).run::<R>()).sum());
+        let total = R::of(simd::sum::<T::Wide, R>(target));
         let ahead = |range| job.fetch_row(row, range);
         let [sum, distances] = self::exponentials(x, max, Distances::Weighted(target), exponentials, ahead);
         let loss = distances + total * sum.ln();

@@ -247,8 +247,7 @@ fn f_slopes(context: &Context, grad: &Tensor) -> Gradients {
             return Ok(slopes);
         }
         let [grad, a, b, distances] = [grad, a, b, distances].map(Tensor::f_contiguous);
-        let (grad, a, b, distances) = (grad?, a?, b?, distances?);
-        Ok(Tensor::f_internal_cdist_backward(&grad, &a, &b, 2.0, &distances)?)
+        Ok(Tensor::f_internal_cdist_backward(&grad?, &a?, &b?, 2.0, &distances?)?)
     };
     match context.saved() {
         // As each distance is there twice, its two gradients are taken together.

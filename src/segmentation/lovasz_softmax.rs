@@ -166,9 +166,17 @@ impl LovaszSoftmaxLoss {
     /// is −1 where it is ignored.
     fn f_class_losses(&self, input: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor), LossError> {
         let errors = self.f_errors(input, target)?;
-        if kernels::takes(input) {
-            return self.f_fused_class_losses(&errors, target);
-        }
+        let of_some = matches!(self.classes, LovaszClasses::Only(_));
+        let (weights, present) = match kernels::takes(input) && !of_some {
+            true => f_weights_at_once(&errors, target)?,
+            false => self.f_weights_one_by_one(&errors, target)?,
+        };
+        Ok((errors.f_mul(&weights)?.f_sum_dim_intlist(2, false, None)?, present))
+    }
+
+    /// The weights of the errors, and which classes are present. Sorting all classes at once would take several times the memory
+    /// of the input.
+    fn f_weights_one_by_one(&self, errors: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor), LossError> {
         let (weights, mut present) = (errors.f_zeros_like()?, Vec::new());
         for class in 0..errors.size()[1] {
             let foreground = target.f_eq(class)?;
@@ -176,23 +184,10 @@ impl LovaszSoftmaxLoss {
             if matches!(&self.classes, LovaszClasses::Only(listed) if !listed.contains(&class)) {
                 continue;
             }
-            // A class at a time: sorting all of them at once would take several times the memory of the input.
             let weight = lovasz::f_weights(&errors.f_select(1, class)?, &foreground)?;
             weights.f_select(1, class)?.f_copy_(&weight)?;
         }
-        let losses = errors.f_mul(&weights)?.f_sum_dim_intlist(2, false, None)?;
-        Ok((losses, Tensor::f_stack(&present, 1)?))
-    }
-
-    /// The same of all classes at once, whose orders the engine keeps no longer than it needs them.
-    fn f_fused_class_losses(&self, errors: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor), LossError> {
-        let (rows, classes, pixels) = errors.size3()?;
-        let all = Tensor::f_arange(classes, (Kind::Int64, target.device()))?.f_reshape([1, classes, 1])?;
-        let foreground = target.f_unsqueeze(1)?.f_eq_tensor(&all)?;
-        let of_rows = |tensor: &Tensor| tensor.f_reshape([rows * classes, pixels]);
-        let weights = lovasz::f_weights(&of_rows(errors)?, &of_rows(&foreground)?)?.f_view_as(errors)?;
-        let losses = errors.f_mul(&weights)?.f_sum_dim_intlist(2, false, None)?;
-        Ok((losses, foreground.f_any_dim(2, false)?))
+        Ok((weights, Tensor::f_stack(&present, 1)?))
     }
 
     /// How far the probability of each class is from 1 in the pixels of the class, and from 0 in the others.
@@ -272,6 +267,16 @@ impl Loss for LovaszSoftmaxLoss {
         let validity = if unreduced { target.validity.f_rows()? } else { target.validity };
         validity.f_poison(&loss.f_to_kind(input.f_kind()?)?, unreduced)
     }
+}
+
+/// The same of all classes, whose orders the engine keeps no longer than it needs them.
+fn f_weights_at_once(errors: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor), LossError> {
+    let (rows, classes, pixels) = errors.size3()?;
+    let all = Tensor::f_arange(classes, (Kind::Int64, target.device()))?.f_reshape([1, classes, 1])?;
+    let foreground = target.f_unsqueeze(1)?.f_eq_tensor(&all)?;
+    let of_rows = |tensor: &Tensor| tensor.f_reshape([rows * classes, pixels]);
+    let weights = lovasz::f_weights(&of_rows(errors)?, &of_rows(&foreground)?)?.f_view_as(errors)?;
+    Ok((weights, foreground.f_any_dim(2, false)?))
 }
 
 #[cfg(test)]

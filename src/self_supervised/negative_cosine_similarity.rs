@@ -88,13 +88,6 @@ impl NegativeCosineSimilarity {
     }
 }
 
-impl NegativeCosineSimilarity {
-    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        let similarity = Tensor::f_cosine_similarity(input, target, self.dim, self.eps)?;
-        Ok(self.reduction.f_apply(&similarity)?.f_neg()?)
-    }
-}
-
 impl Default for NegativeCosineSimilarity {
     fn default() -> Self {
         Self::new()
@@ -120,6 +113,13 @@ impl Loss for NegativeCosineSimilarity {
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let unreduced = Self { reduction: Reduction::None, ..*self };
         MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+    }
+}
+
+impl NegativeCosineSimilarity {
+    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let similarity = Tensor::f_cosine_similarity(input, target, self.dim, self.eps)?;
+        Ok(self.reduction.f_apply(&similarity)?.f_neg()?)
     }
 }
 
