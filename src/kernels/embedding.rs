@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use super::element::{Block, Element, Output, elements, f_numbers, is_plain};
 use super::engine::{Engine, Factor, Reduce, f_dispatch};
 use super::number::Real;
-use super::simd::{self, Kernel, LaneOf, Wide};
+use super::simd::{self, Kernel, LANES, LaneOf, Wide, fold};
 use super::{BLOCK, backend, parallel};
 use crate::LossError;
 
@@ -220,19 +220,8 @@ fn add<R: LaneOf<W>, W: Wide, E: Embedding<N, S>, const N: usize, const S: usize
     formula: E,
     numbers: [&[W]; N],
 ) -> [f64; S] {
-    const LANES: usize = 32;
-    let length = numbers[0].len();
-    let mut sums = [[R::of(0.0); LANES]; S];
-    for start in (0..length).step_by(LANES) {
-        let group = start..length.min(start + LANES);
-        let numbers = numbers.map(|numbers| &numbers[group.clone()]);
-        match group.len() {
-            // So many are a loop without a rest.
-            LANES => add_group(formula, numbers.map(|numbers| &numbers[..LANES]), &mut sums, LANES),
-            length => add_group(formula, numbers, &mut sums, length),
-        }
-    }
-    sums.map(|mut sums| {
+    let lanes = fold(numbers, [R::of(0.0); S], |numbers, sums| formula.add(numbers, sums));
+    lanes.map(|mut sums| {
         let mut width = LANES;
         while width > 1 {
             width /= 2;
@@ -242,24 +231,6 @@ fn add<R: LaneOf<W>, W: Wide, E: Embedding<N, S>, const N: usize, const S: usize
         }
         sums[0].get().into()
     })
-}
-
-/// Adds the numbers of `length` places, one to each of the first sums.
-#[inline(always)]
-fn add_group<R: LaneOf<W>, W: Wide, E: Embedding<N, S>, const N: usize, const S: usize, const LANES: usize>(
-    formula: E,
-    numbers: [&[W]; N],
-    sums: &mut [[R; LANES]; S],
-    length: usize,
-) {
-    for lane in 0..length {
-        // By index: `map` would copy the sums of all lanes each time.
-        let so_far = std::array::from_fn(|k| sums[k][lane]);
-        let added = formula.add(numbers.map(|numbers| R::new(numbers[lane])), so_far);
-        for k in 0..S {
-            sums[k][lane] = added[k];
-        }
-    }
 }
 
 /// The gradients of a block.

@@ -25,6 +25,7 @@ mod margin;
 mod memory;
 mod narrow;
 mod number;
+mod pairs;
 mod parallel;
 mod pointwise;
 mod ranks;
@@ -32,6 +33,8 @@ mod region;
 mod rows;
 mod simd;
 mod softmax;
+mod triplets;
+mod unit;
 mod views;
 mod window;
 
@@ -46,11 +49,16 @@ pub(crate) use map::{Map, f_map};
 pub(crate) use margin::{Margin, f_margin};
 pub use memory::set_gradient_cache;
 pub(crate) use number::{ANY, Real, choose, powers, sigmoids};
+pub(crate) use pairs::{
+    Counted, OTHER, PairLabels, PairSlopes, PairSums, PairTerms, SAME, SoftPairs, f_pairs, f_soft_pairs,
+};
 pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise, f_pointwise_of_planes, f_pointwise_to};
 pub(crate) use ranks::f_by_rank;
 pub(crate) use region::{Entropy, Regional, Sums, f_region, takes_region};
 pub(crate) use rows::{RowReduction, Rows, scan_classes};
 pub(crate) use softmax::{RowLoss, f_softmax, f_softmax_of_shares};
+pub(crate) use triplets::{Triplets, f_triplets};
+pub(crate) use unit::f_unit;
 pub(crate) use views::{Views, f_views};
 pub(crate) use window::{Beyond, f_slide};
 

@@ -151,6 +151,44 @@ pub(super) fn sum<W: Wide, R: LaneOf<W>>(numbers: &[W]) -> f64 {
     numbers.chunks(BLOCK).map(|block| Sum(block).run::<R>()).sum()
 }
 
+/// Folds places of arrays of one length into numbers for each lane, which begin as `start`.
+#[inline(always)]
+pub(super) fn fold<R: LaneOf<W>, W: Wide, const N: usize, const S: usize>(
+    arrays: [&[W]; N],
+    start: [R; S],
+    add: impl Fn([R; N], [R; S]) -> [R; S],
+) -> [[R; LANES]; S] {
+    let length = arrays[0].len();
+    let mut lanes = start.map(|start| [start; LANES]);
+    for start in (0..length).step_by(LANES) {
+        let group = arrays.map(|array| &array[start..length.min(start + LANES)]);
+        match length - start {
+            // So many are a loop without a rest.
+            LANES.. => fold_group(group.map(|array| &array[..LANES]), &mut lanes, LANES, &add),
+            length => fold_group(group, &mut lanes, length, &add),
+        }
+    }
+    lanes
+}
+
+/// Folds `length` places into as many of the first lanes.
+#[inline(always)]
+fn fold_group<R: LaneOf<W>, W: Wide, const N: usize, const S: usize>(
+    arrays: [&[W]; N],
+    lanes: &mut [[R; LANES]; S],
+    length: usize,
+    add: &impl Fn([R; N], [R; S]) -> [R; S],
+) {
+    for lane in 0..length {
+        // By index: `map` would copy the numbers of all lanes each time.
+        let so_far = std::array::from_fn(|k| lanes[k][lane]);
+        let added = add(arrays.map(|array| R::new(array[lane])), so_far);
+        for k in 0..S {
+            lanes[k][lane] = added[k];
+        }
+    }
+}
+
 /// The sum of the few sums of a block, in double precision, in pairs, so that none waits for all before it.
 #[inline(always)]
 pub(super) fn total<W: Wide>(sums: [W; LANES]) -> f64 {

@@ -1,6 +1,7 @@
 use tch::{Kind, Tensor};
 
-use super::EmbeddingDistance;
+use super::{EmbeddingDistance, EmbeddingReduction};
+use crate::kernels::{PairLabels, PairTerms, SoftPairs, f_pairs, f_soft_pairs};
 use crate::numeric::wide_kind;
 use crate::{Loss, LossError, check};
 
@@ -37,18 +38,24 @@ pub trait EmbeddingLoss: Loss {
 /// that nearly cancel, of which single precision leaves few digits; up to here more digits cost next to nothing.
 const FEW_PAIRS: i64 = 1 << 16;
 
-/// The embeddings of a batch, in at least single precision, and which of their pairs belong together.
+/// The embeddings of a batch, and which of their pairs belong together.
 pub(crate) struct Batch {
     pub(crate) embeddings: Tensor,
     /// None where the embeddings are compared with each other.
     pub(crate) reference: Option<Tensor>,
+    pub(crate) pairs: Pairs,
+}
+
+/// Which embeddings of a batch belong together.
+pub(crate) struct Pairs {
     /// Labels as 64-bit integers.
     pub(crate) labels: Tensor,
-    /// `[N, M]`: whether two embeddings belong together and are not one and the same.
-    pub(crate) positive: Tensor,
-    /// `[N, M]`: whether two embeddings do not belong together.
-    pub(crate) negative: Tensor,
-    kind: Kind,
+    /// Those of references.
+    ref_labels: Option<Tensor>,
+    /// The same as the engine of pairs takes them.
+    pub(crate) numbered: Option<PairLabels>,
+    /// That of the embeddings.
+    pub(crate) kind: Kind,
 }
 
 impl Batch {
@@ -56,12 +63,8 @@ impl Batch {
     pub(crate) fn f_new(embeddings: &Tensor, labels: &Tensor) -> Result<Batch, LossError> {
         check::devices(&[("input", embeddings), ("target", labels)])?;
         let labels = f_labels(("input", embeddings), ("target", labels))?;
-        let wide = embeddings.f_to_kind(f_kind_of_pairs(embeddings, embeddings)?)?;
-        let same = f_same(&labels, &labels)?;
-        let mut positive = same.copy();
-        let _ = positive.f_fill_diagonal_(0, false)?;
-        let (negative, kind) = (same.f_logical_not()?, embeddings.f_kind()?);
-        Ok(Batch { embeddings: wide, reference: None, labels, positive, negative, kind })
+        let pairs = Pairs::f_new(labels, None, embeddings.f_kind()?)?;
+        Ok(Batch { embeddings: embeddings.shallow_clone(), reference: None, pairs })
     }
 
     /// A batch whose embeddings are compared with references.
@@ -80,16 +83,79 @@ impl Batch {
             let expected = format!("[M, {}], the dimension of embeddings", embeddings.size()[1]);
             return Err(check::shape_error(named[2], expected));
         }
-        let wide = f_kind_of_pairs(embeddings, ref_emb)?;
-        let (wide, reference) = (embeddings.f_to_kind(wide)?, ref_emb.f_to_kind(wide)?);
-        let positive = f_same(&labels, &ref_labels)?;
-        let (negative, kind) = (positive.f_logical_not()?, embeddings.f_kind()?);
-        Ok(Batch { embeddings: wide, reference: Some(reference), labels, positive, negative, kind })
+        let pairs = Pairs::f_new(labels, Some(ref_labels), embeddings.f_kind()?)?;
+        Ok(Batch { embeddings: embeddings.shallow_clone(), reference: Some(ref_emb.shallow_clone()), pairs })
     }
 
-    /// The distances or similarities of all pairs.
+    /// The distances or similarities of all pairs, in the kind in which they are compared.
     pub(crate) fn f_matrix(&self, distance: EmbeddingDistance) -> Result<Tensor, LossError> {
-        distance.f_matrix(&self.embeddings, self.reference.as_ref())
+        let others = self.reference.as_ref().unwrap_or(&self.embeddings);
+        let kind = f_kind_of_pairs(&self.embeddings, others)?;
+        distance.f_matrix(&self.embeddings, self.reference.as_ref(), kind)
+    }
+}
+
+impl Pairs {
+    fn f_new(labels: Tensor, ref_labels: Option<Tensor>, kind: Kind) -> Result<Self, LossError> {
+        let numbered = PairLabels::f_new(&labels, ref_labels.as_ref())?;
+        Ok(Self { labels, ref_labels, numbered, kind })
+    }
+
+    /// `[N, M]`: whether two embeddings belong together and are not one and the same.
+    pub(crate) fn f_positive(&self) -> Result<Tensor, LossError> {
+        let mut same = self.f_same()?;
+        if self.ref_labels.is_none() {
+            let _ = same.f_fill_diagonal_(0, false)?;
+        }
+        Ok(same)
+    }
+
+    /// `[N, M]`: whether two embeddings do not belong together.
+    pub(crate) fn f_negative(&self) -> Result<Tensor, LossError> {
+        Ok(self.f_same()?.f_logical_not()?)
+    }
+
+    /// Whether labels are equal, for each of the first with each of the second.
+    fn f_same(&self) -> Result<Tensor, LossError> {
+        let others = self.ref_labels.as_ref().unwrap_or(&self.labels);
+        Ok(self.labels.f_unsqueeze(1)?.f_eq_tensor(&others.f_unsqueeze(0)?)?)
+    }
+
+    /// The losses of the rows of `matrix`, reduced, by the engine with `formula` or by the `composite`.
+    pub(crate) fn f_of_rows<F, C>(
+        self,
+        formula: F,
+        matrix: &Tensor,
+        reduction: EmbeddingReduction,
+        composite: C,
+    ) -> Result<Tensor, LossError>
+    where
+        F: SoftPairs,
+        C: Fn(&Tensor, &Pairs) -> Result<Tensor, LossError> + Send + 'static,
+    {
+        let (numbered, kind) = (self.numbered.clone(), self.kind);
+        let composite = move |matrix: &Tensor| {
+            let losses = composite(matrix, &self)?.f_flatten(0, -1)?;
+            self.f_narrow(&reduction.f_apply(&losses, None)?)
+        };
+        f_soft_pairs(formula, matrix, numbered.as_ref(), reduction.f_counted()?, kind, composite)
+    }
+
+    /// The terms of the pairs of one label, reduced, and those of two labels, by the engine with `formula` or by the `composite`.
+    pub(crate) fn f_of_both<F, C>(
+        self,
+        formula: F,
+        matrix: &Tensor,
+        reduction: EmbeddingReduction,
+        composite: C,
+    ) -> Result<Tensor, LossError>
+    where
+        F: PairTerms,
+        C: Fn(&Tensor, &Pairs) -> Result<Tensor, LossError> + Send + 'static,
+    {
+        let (numbered, kind) = (self.numbered.clone(), self.kind);
+        let composite = move |matrix: &Tensor| self.f_narrow(&composite(matrix, &self)?);
+        f_pairs(formula, matrix, numbered.as_ref(), reduction.f_counted()?, kind, composite)
     }
 
     /// The result in the kind of the embeddings.
@@ -117,11 +183,6 @@ pub(super) fn f_kind_of_pairs(embeddings: &Tensor, others: &Tensor) -> Result<Ki
     if few { Ok(Kind::Double) } else { wide_kind(embeddings) }
 }
 
-/// Whether labels are equal, for each of the first with each of the second.
-fn f_same(labels: &Tensor, others: &Tensor) -> Result<Tensor, LossError> {
-    Ok(labels.f_unsqueeze(1)?.f_eq_tensor(&others.f_unsqueeze(0)?)?)
-}
-
 /// log Σ exp over the elements of each row that `mask` names. Without any it is so small that nothing comes of it.
 pub(crate) fn f_log_sum_exp(matrix: &Tensor, mask: &Tensor) -> Result<Tensor, LossError> {
     // Not −∞, whose difference from itself is NaN.
@@ -132,4 +193,9 @@ pub(crate) fn f_log_sum_exp(matrix: &Tensor, mask: &Tensor) -> Result<Tensor, Lo
 /// log(1 + exp(x)).
 pub(crate) fn f_softplus(x: &Tensor) -> Result<Tensor, LossError> {
     Ok(x.f_neg()?.f_log_sigmoid()?.f_neg()?)
+}
+
+/// log(1 + exp(x)), and its derivative.
+pub(crate) fn softplus(x: f64) -> (f64, f64) {
+    (x.max(0.0) + (-x.abs()).exp().ln_1p(), 1.0 / (1.0 + (-x).exp()))
 }

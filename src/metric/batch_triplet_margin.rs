@@ -1,8 +1,9 @@
 use tch::{Kind, TchError, Tensor};
 
-use super::batch::{Batch, f_softplus};
+use super::batch::{Batch, Pairs, f_softplus};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
 use crate::autograd::{Function, f_gradients_of, needed, spread};
+use crate::kernels::{Triplets, f_triplets};
 use crate::{Loss, LossError, check};
 
 /// The triplet margin loss over the triplets of a batch, with a choice of those that are mined.
@@ -152,17 +153,32 @@ impl BatchTripletMarginLoss {
         check::option("reduction", "None", !listed, "a sum or a mean, since the triplets are too many to be listed")
     }
 
-    fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
-        self.check(batch)?;
-        let far = self.distance.f_alike(&batch.f_matrix(self.distance)?)?.f_neg()?;
+    fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
+        self.check(&batch)?;
+        let matrix = batch.f_matrix(self.distance)?;
+        let far = if self.distance.is_similarity() { matrix.f_neg()? } else { matrix };
         let losses = match self.mining {
             _ if far.numel() == 0 && self.reduction == EmbeddingReduction::None => far.f_flatten(0, -1)?,
             _ if far.numel() == 0 => far.f_sum(None)?,
-            TripletMining::BatchHard => self.f_hardest(&far, batch)?,
-            _ if self.swap || self.smooth_loss => self.f_one_by_one(&far, batch)?,
-            _ => self.f_sorted(&far, batch)?,
+            TripletMining::BatchHard => self.f_hardest(&far, &batch.pairs)?,
+            _ if self.swap || self.smooth_loss => self.f_one_by_one(&far, &batch.pairs)?,
+            _ => return self.f_all(&far, batch.pairs),
         };
-        batch.f_narrow(&losses)
+        batch.pairs.f_narrow(&losses)
+    }
+
+    /// All triplets that are mined, by the engine that sorts or by the tensor operations that do.
+    fn f_all(self, far: &Tensor, pairs: Pairs) -> Result<Tensor, LossError> {
+        let (numbered, kind) = (pairs.numbered.clone(), pairs.kind);
+        let composite = move |far: &Tensor| pairs.f_narrow(&self.f_sorted(far, &pairs)?);
+        let Some(counted) = self.reduction.f_counted()? else { return composite(far) };
+        let up_to = match self.mining {
+            TripletMining::SemiHard => Some(self.margin),
+            TripletMining::Hard => Some(0.0),
+            _ => None,
+        };
+        let farther = self.mining == TripletMining::SemiHard;
+        f_triplets(Triplets { margin: self.margin, farther, up_to, counted }, far, numbered.as_ref(), kind, composite)
     }
 
     /// From d(a, p) − d(a, n) to the losses.
@@ -172,9 +188,10 @@ impl BatchTripletMarginLoss {
     }
 
     /// One triplet for each anchor.
-    fn f_hardest(&self, far: &Tensor, batch: &Batch) -> Result<Tensor, LossError> {
-        let mined = batch.positive.f_any_dim(1, false)?.f_logical_and(&batch.negative.f_any_dim(1, false)?)?;
-        let (not_negative, not_positive) = (batch.negative.f_logical_not()?, batch.positive.f_logical_not()?);
+    fn f_hardest(&self, far: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
+        let (positive, negative) = (pairs.f_positive()?, pairs.f_negative()?);
+        let mined = positive.f_any_dim(1, false)?.f_logical_and(&negative.f_any_dim(1, false)?)?;
+        let (not_negative, not_positive) = (negative.f_logical_not()?, positive.f_logical_not()?);
         let (farthest, positive) = far.f_masked_fill(&not_positive, f64::NEG_INFINITY)?.f_max_dim(1, false)?;
         let (mut nearest, negative) = far.f_masked_fill(&not_negative, f64::INFINITY)?.f_min_dim(1, false)?;
         if self.swap {
@@ -188,20 +205,21 @@ impl BatchTripletMarginLoss {
 
     /// The hinges of all mined triplets, from the sorted distances of each anchor to its negatives: for a pair (a, p)
     /// the mined negatives are a range of them, and prefix sums tell what they add up to.
-    fn f_sorted(&self, far: &Tensor, batch: &Batch) -> Result<Tensor, LossError> {
+    fn f_sorted(&self, far: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
         // A sum is a difference of two prefix sums, which takes more digits than single precision has.
         let far = far.f_to_kind(Kind::Double)?;
-        let negatives = Negatives::f_new(&far, &batch.negative)?;
+        let (not_positive, negative) = (pairs.f_positive()?.f_logical_not()?, pairs.f_negative()?);
+        let negatives = Negatives::f_new(&far, &negative)?;
         let limit = far.f_add_scalar(self.margin)?;
         let (from, to) = self.f_range(&negatives, &far.f_detach()?, &limit.f_detach()?)?;
-        let count = to.f_sub(&from)?.f_clamp_min(0)?.f_masked_fill(&batch.positive.f_logical_not()?, 0)?;
+        let count = to.f_sub(&from)?.f_clamp_min(0)?.f_masked_fill(&not_positive, 0)?;
         // From the limit on hinges are 0.
         let costly = negatives.f_below(&limit.f_detach()?)?.f_minimum(&to)?.f_sub(&from)?.f_clamp_min(0)?;
         let near = negatives.f_sum_of(&from, &from.f_add(&costly)?)?;
-        let free = batch.positive.f_logical_not()?.f_logical_or(&costly.f_eq(0)?)?;
+        let free = not_positive.f_logical_or(&costly.f_eq(0)?)?;
         let sum = limit.f_mul(&costly.f_to_kind(Kind::Double)?)?.f_sub(&near)?.f_masked_fill(&free, 0)?;
         // A distance that is NaN has no place in an order, but no hinge is satisfied by it.
-        let nan = far.f_isnan()?.f_logical_and(&batch.negative)?.f_any()?;
+        let nan = far.f_isnan()?.f_logical_and(&negative)?.f_any()?;
         let sum = sum.f_sum(None)?.f_masked_fill(&nan, f64::NAN)?;
         self.reduction.f_of_sum(&sum, &count.f_sum(Kind::Int64)?)
     }
@@ -228,15 +246,15 @@ impl BatchTripletMarginLoss {
 
     /// All mined triplets, some pairs (a, p) at a time. The gradient of each chunk is computed with it, so that no
     /// graph of all triplets is ever there.
-    fn f_one_by_one(&self, far: &Tensor, batch: &Batch) -> Result<Tensor, LossError> {
-        let pairs = batch.positive.f_nonzero()?;
+    fn f_one_by_one(&self, far: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
+        let (pairs, negative) = (pairs.f_positive()?.f_nonzero()?, pairs.f_negative()?);
         let (mut sum, mut count) = (Tensor::f_zeros([], (Kind::Double, far.device()))?, None::<Tensor>);
         let needed = needed(&[far]);
         let bare = far.f_detach()?;
         let mut gradient = bare.f_zeros_like()?;
         for chunk in f_chunks(&pairs, far.size()[1])? {
             let leaf = bare.f_detach()?.f_set_requires_grad(needed[0])?;
-            let (of_chunk, number) = self.f_triplets(&leaf, &chunk, &batch.negative)?;
+            let (of_chunk, number) = self.f_triplets(&leaf, &chunk, &negative)?;
             if needed[0] {
                 let _ = gradient.f_add_(&Tensor::f_run_backward(&[&of_chunk], &[&leaf], false, false)?[0])?;
             }
@@ -245,7 +263,7 @@ impl BatchTripletMarginLoss {
         }
         let Some(count) = count else { return Ok(far.f_narrow(0, 0, 0)?.f_sum(None)?) };
         let loss = *self;
-        let function = Function::new(&[far]).save(&[far, &gradient, &pairs, &batch.negative]);
+        let function = Function::new(&[far]).save(&[far, &gradient, &pairs, &negative]);
         let sum = function.f_attach_one(sum, move |context| {
             let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
             let [far, gradient, pairs, negative] = context.saved() else { return Ok(vec![None]) };
@@ -331,7 +349,7 @@ impl Default for BatchTripletMarginLoss {
 
 impl Loss for BatchTripletMarginLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_loss(&Batch::f_new(input, target)?)
+        self.f_loss(Batch::f_new(input, target)?)
     }
 }
 
@@ -343,7 +361,7 @@ impl EmbeddingLoss for BatchTripletMarginLoss {
         ref_emb: &Tensor,
         ref_labels: &Tensor,
     ) -> Result<Tensor, LossError> {
-        self.f_loss(&Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+        self.f_loss(Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
     }
 }
 
@@ -353,6 +371,7 @@ mod tests {
 
     use super::*;
     use crate::numeric::assert_gradient;
+    use crate::{Backend, with_backend};
 
     const MINING: [TripletMining; 3] = [TripletMining::All, TripletMining::SemiHard, TripletMining::Hard];
 
@@ -380,16 +399,20 @@ mod tests {
         for (mining, reduction) in MINING.into_iter().flat_map(|mining| reductions.map(|reduction| (mining, reduction)))
         {
             let loss = BatchTripletMarginLoss::new().margin(0.4).mining(mining).reduction(reduction);
-            let value_and_slope = |sorted: bool| {
+            let value_and_slope = |way: fn(BatchTripletMarginLoss, &Tensor, Pairs) -> Result<Tensor, LossError>| {
                 let leaf = embeddings.copy().set_requires_grad(true);
-                let batch = Batch::f_new(&leaf, &labels).unwrap();
+                let batch = with_backend(Backend::Auto, || Batch::f_new(&leaf, &labels)).unwrap();
                 let far = batch.f_matrix(distance()).unwrap();
-                let value = if sorted { loss.f_sorted(&far, &batch) } else { loss.f_one_by_one(&far, &batch) }.unwrap();
+                let value = with_backend(Backend::Auto, || way(loss, &far, batch.pairs)).unwrap();
                 value.backward();
                 Tensor::cat(&[value.view(1), leaf.grad().flatten(0, -1)], 0)
             };
-            let difference = (value_and_slope(true) - value_and_slope(false)).abs().max().double_value(&[]);
-            assert!(difference < 1e-12, "{mining:?}, {reduction:?}: {difference:e}");
+            let listed = value_and_slope(|loss, far, pairs| loss.f_one_by_one(far, &pairs));
+            let sorted = value_and_slope(|loss, far, pairs| loss.f_sorted(far, &pairs));
+            for other in [sorted, value_and_slope(BatchTripletMarginLoss::f_all)] {
+                let difference = (other - &listed).abs().max().double_value(&[]);
+                assert!(difference < 1e-12, "{mining:?}, {reduction:?}: {difference:e}");
+            }
         }
     }
 

@@ -1,7 +1,8 @@
 use tch::Tensor;
 
-use super::batch::{Batch, f_log_sum_exp, f_softplus};
+use super::batch::{Batch, Pairs, f_log_sum_exp, f_softplus, softplus};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
+use crate::kernels::{PairSlopes, PairSums, PairTerms, Real, SoftPairs};
 use crate::{Loss, LossError, check};
 
 /// The circle loss: pairs count the more, the farther their cosine is from where it should be.
@@ -85,20 +86,54 @@ impl CircleLoss {
         self
     }
 
-    fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
+    fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         let (m, gamma) = (self.margin, self.gamma);
         check::option("margin", m, m.is_finite(), "a finite number")?;
         check::option("gamma", gamma, gamma > 0.0 && gamma.is_finite(), "a finite number > 0")?;
-        let cosine = batch.f_matrix(EmbeddingDistance::cosine())?;
+        let (loss, cosine) = (*self, batch.f_matrix(EmbeddingDistance::cosine())?);
+        let formula = Formula { margin: m, gamma };
+        batch.pairs.f_of_rows(formula, &cosine, self.reduction, move |cosine, pairs| loss.f_composite(cosine, pairs))
+    }
+
+    fn f_composite(&self, cosine: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
+        let (m, gamma) = (self.margin, self.gamma);
         let constant = cosine.f_detach()?;
         let lag = constant.f_rsub_scalar(1.0 + m)?.f_relu()?;
         let lead = constant.f_add_scalar(m)?.f_relu()?;
         let positives = cosine.f_sub_scalar(1.0 - m)?.f_mul(&lag)?.f_mul_scalar(-gamma)?;
         let negatives = cosine.f_sub_scalar(m)?.f_mul(&lead)?.f_mul_scalar(gamma)?;
-        let positives = f_log_sum_exp(&positives, &batch.positive)?;
-        let negatives = f_log_sum_exp(&negatives, &batch.negative)?;
-        let losses = f_softplus(&positives.f_add(&negatives)?)?.f_flatten(0, -1)?;
-        batch.f_narrow(&self.reduction.f_apply(&losses, None)?)
+        let positives = f_log_sum_exp(&positives, &pairs.f_positive()?)?;
+        let negatives = f_log_sum_exp(&negatives, &pairs.f_negative()?)?;
+        f_softplus(&positives.f_add(&negatives)?)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula {
+    margin: f64,
+    gamma: f64,
+}
+
+impl PairTerms for Formula {
+    #[inline(always)]
+    fn same<R: Real>(self, cosine: R) -> (R, R) {
+        let lag = (R::of(1.0 + self.margin) - cosine).at_least(R::of(0.0));
+        let slope = lag * R::of(-self.gamma);
+        ((cosine - R::of(1.0 - self.margin)) * slope, slope)
+    }
+
+    #[inline(always)]
+    fn other<R: Real>(self, cosine: R) -> (R, R) {
+        let lead = (cosine + R::of(self.margin)).at_least(R::of(0.0));
+        let slope = lead * R::of(self.gamma);
+        ((cosine - R::of(self.margin)) * slope, slope)
+    }
+}
+
+impl SoftPairs for Formula {
+    fn loss(self, sums: &PairSums) -> (f64, PairSlopes) {
+        let (loss, slope) = softplus(sums.log_sum_exp().iter().sum());
+        (loss, PairSlopes { log_sum_exp: [slope; 2], ..PairSlopes::default() })
     }
 }
 
@@ -110,7 +145,7 @@ impl Default for CircleLoss {
 
 impl Loss for CircleLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_loss(&Batch::f_new(input, target)?)
+        self.f_loss(Batch::f_new(input, target)?)
     }
 }
 
@@ -122,6 +157,6 @@ impl EmbeddingLoss for CircleLoss {
         ref_emb: &Tensor,
         ref_labels: &Tensor,
     ) -> Result<Tensor, LossError> {
-        self.f_loss(&Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+        self.f_loss(Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
     }
 }

@@ -34,12 +34,12 @@ pub(super) fn check_proxies(input: &Tensor, proxies: &Tensor, target: &Tensor) -
 
 /// Embeddings `[N, D]`, a vector for each class, `[C, D]`, and the classes `[N]` of the embeddings.
 pub(super) struct Classified {
-    /// At least in single precision.
     pub(super) embeddings: Tensor,
-    /// Of the kind of the embeddings.
     pub(super) vectors: Tensor,
     /// As 64-bit integers.
     pub(super) classes: Tensor,
+    /// In which they are compared.
+    wide: Kind,
     kind: Kind,
 }
 
@@ -55,8 +55,13 @@ impl Classified {
         check::floating((name, vectors))?;
         let classes = ClassIndices::f_new(&classes, vectors.size()[0] / per_class, None, InvalidValues::Error)?;
         let wide = f_kind_of_pairs(input, vectors)?;
-        let (embeddings, vectors) = (input.f_to_kind(wide)?, vectors.f_to_kind(wide)?);
-        Ok(Classified { embeddings, vectors, classes: classes.indices, kind: input.f_kind()? })
+        let (embeddings, vectors) = (input.shallow_clone(), vectors.shallow_clone());
+        Ok(Classified { embeddings, vectors, classes: classes.indices, wide, kind: input.f_kind()? })
+    }
+
+    /// The distances or similarities of the embeddings to the vectors, `[N, C]`.
+    pub(super) fn f_matrix(&self, distance: EmbeddingDistance) -> Result<Tensor, LossError> {
+        distance.f_matrix(&self.embeddings, Some(&self.vectors), self.wide)
     }
 
     /// Of each row the element of its class.
@@ -104,8 +109,8 @@ impl Angles {
         let rows = weight.f_transpose(0, 1)?;
         let mut classified = Classified::f_new(input, ("weight", &rows), target, sub_centers)?;
         let cosine = EmbeddingDistance::cosine();
-        classified.embeddings = cosine.f_prepared(&classified.embeddings)?;
-        classified.vectors = cosine.f_prepared(&classified.vectors)?;
+        classified.embeddings = cosine.f_prepared(&classified.embeddings, classified.wide)?;
+        classified.vectors = cosine.f_prepared(&classified.vectors, classified.wide)?;
         let cosines = classified.embeddings.f_matmul(&classified.vectors.f_transpose(0, 1)?)?;
         if sub_centers == 1 {
             return Ok(Angles { classified, cosines, nearest: None, sub_centers });

@@ -1,7 +1,8 @@
 use tch::Tensor;
 
-use super::batch::Batch;
+use super::batch::{Batch, Pairs};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
+use crate::kernels::{OTHER, PairTerms, Real, SAME, choose};
 use crate::{Loss, LossError};
 
 /// The contrastive loss: pulls embeddings of one label together, and pushes others apart up to a margin.
@@ -101,16 +102,50 @@ impl ContrastiveLoss {
         self
     }
 
-    fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
-        let matrix = batch.f_matrix(self.distance)?;
-        let too_far = self.distance.f_beyond(&matrix, self.pos_margin)?.f_relu()?;
-        let too_near = self.distance.f_beyond(&matrix, self.neg_margin)?.f_neg()?.f_relu()?;
-        let of_one = self.reduction.f_apply(&too_far, Some(&batch.positive))?;
-        let of_two = self.reduction.f_apply(&too_near, Some(&batch.negative))?;
+    fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
+        let (loss, matrix) = (*self, batch.f_matrix(self.distance)?);
+        let formula = Hinges { sign: self.distance.sign(), margins: [self.pos_margin, self.neg_margin] };
+        batch.pairs.f_of_both(formula, &matrix, self.reduction, move |matrix, pairs| loss.f_composite(matrix, pairs))
+    }
+
+    fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
+        let too_far = self.distance.f_beyond(matrix, self.pos_margin)?.f_relu()?;
+        let too_near = self.distance.f_beyond(matrix, self.neg_margin)?.f_neg()?.f_relu()?;
+        let of_one = self.reduction.f_apply(&too_far, Some(&pairs.f_positive()?))?;
+        let of_two = self.reduction.f_apply(&too_near, Some(&pairs.f_negative()?))?;
         match self.reduction {
-            EmbeddingReduction::None => batch.f_narrow(&Tensor::f_cat(&[of_one, of_two], 0)?),
-            _ => batch.f_narrow(&of_one.f_add(&of_two)?),
+            EmbeddingReduction::None => Ok(Tensor::f_cat(&[of_one, of_two], 0)?),
+            _ => Ok(of_one.f_add(&of_two)?),
         }
+    }
+}
+
+/// Hinges of distances, or of similarities with the sign −1.
+#[derive(Clone, Copy)]
+struct Hinges {
+    sign: f64,
+    margins: [f64; 2],
+}
+
+impl Hinges {
+    /// max(0, `sign` (x − `margin`)) and its derivative.
+    #[inline(always)]
+    fn hinge<R: Real>(x: R, margin: f64, sign: f64) -> (R, R) {
+        let (zero, sign) = (R::of(0.0), R::of(sign));
+        let beyond = (x - R::of(margin)) * sign;
+        (beyond.at_least(zero), choose(beyond > zero, sign, zero))
+    }
+}
+
+impl PairTerms for Hinges {
+    #[inline(always)]
+    fn same<R: Real>(self, x: R) -> (R, R) {
+        Self::hinge(x, self.margins[SAME], self.sign)
+    }
+
+    #[inline(always)]
+    fn other<R: Real>(self, x: R) -> (R, R) {
+        Self::hinge(x, self.margins[OTHER], -self.sign)
     }
 }
 
@@ -122,7 +157,7 @@ impl Default for ContrastiveLoss {
 
 impl Loss for ContrastiveLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_loss(&Batch::f_new(input, target)?)
+        self.f_loss(Batch::f_new(input, target)?)
     }
 }
 
@@ -134,6 +169,6 @@ impl EmbeddingLoss for ContrastiveLoss {
         ref_emb: &Tensor,
         ref_labels: &Tensor,
     ) -> Result<Tensor, LossError> {
-        self.f_loss(&Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+        self.f_loss(Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
     }
 }

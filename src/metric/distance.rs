@@ -1,7 +1,7 @@
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::autograd::{Context, Function, Gradients, needed};
-use crate::kernels::{f_distance_slopes, f_distances};
+use crate::kernels::{f_distance_slopes, f_distances, f_unit};
 use crate::numeric::f_power;
 use crate::{LossError, check};
 
@@ -137,11 +137,16 @@ impl EmbeddingDistance {
     }
 
     /// The distances or similarities of `embeddings` `[N, D]` to `reference` `[M, D]`, or among themselves, as a matrix
-    /// `[N, M]`. All are of one kind, single or double precision.
-    pub(crate) fn f_matrix(self, embeddings: &Tensor, reference: Option<&Tensor>) -> Result<Tensor, LossError> {
+    /// `[N, M]`, computed in this `kind`, single or double precision.
+    pub(crate) fn f_matrix(
+        self,
+        embeddings: &Tensor,
+        reference: Option<&Tensor>,
+        kind: Kind,
+    ) -> Result<Tensor, LossError> {
         self.check()?;
-        let a = self.f_prepared(embeddings)?;
-        let b = reference.map(|reference| self.f_prepared(reference)).transpose()?;
+        let a = self.f_prepared(embeddings, kind)?;
+        let b = reference.map(|reference| self.f_prepared(reference, kind)).transpose()?;
         let matrix = match self.measure {
             Measure::DotProduct => a.f_matmul(&b.as_ref().unwrap_or(&a).f_transpose(0, 1)?)?,
             Measure::Lp => self.f_lp(&a, b.as_ref())?,
@@ -160,16 +165,29 @@ impl EmbeddingDistance {
         if self.is_similarity() { Ok(farther.f_neg()?) } else { Ok(farther) }
     }
 
+    /// By what the same is multiplied: 1 for a distance and −1 for a similarity.
+    pub(crate) fn sign(self) -> f64 {
+        if self.is_similarity() { -1.0 } else { 1.0 }
+    }
+
     /// A similarity as it is, and a distance with the other sign: the larger, the more alike.
     pub(crate) fn f_alike(self, matrix: &Tensor) -> Result<Tensor, LossError> {
         if self.is_similarity() { Ok(matrix.shallow_clone()) } else { Ok(matrix.f_neg()?) }
     }
 
-    /// Embeddings of length 1, or as they are.
-    pub(super) fn f_prepared(self, embeddings: &Tensor) -> Result<Tensor, LossError> {
-        if !self.normalize_embeddings {
-            return Ok(embeddings.shallow_clone());
+    /// Embeddings of length 1, or as they are, in this kind, single or double precision.
+    pub(super) fn f_prepared(self, embeddings: &Tensor, kind: Kind) -> Result<Tensor, LossError> {
+        match self.normalize_embeddings {
+            false => Ok(embeddings.f_to_kind(kind)?),
+            true if self.p == 2.0 => {
+                f_unit(embeddings, kind, LEAST_NORM, move |embeddings| self.f_unit(embeddings, kind))
+            }
+            true => self.f_unit(embeddings, kind),
         }
+    }
+
+    fn f_unit(self, embeddings: &Tensor, kind: Kind) -> Result<Tensor, LossError> {
+        let embeddings = embeddings.f_to_kind(kind)?;
         // Scaling changes no direction, and keeps squares from overflowing.
         let largest = embeddings.f_detach()?.f_abs()?.f_amax([1_i64], true)?.f_clamp_min(1)?;
         let scaled = embeddings.f_div(&largest)?;
@@ -286,7 +304,7 @@ fn f_slopes_with_graph(context: &Context, grad: &Tensor) -> Gradients {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Device;
 
     use super::*;
     use crate::numeric::assert_gradient;
@@ -309,7 +327,7 @@ mod tests {
         let (weights, reference) =
             (Tensor::rand([4, 4], (Kind::Double, Device::Cpu)), embeddings().flip([0]) * 1.3 + 0.37);
         for distance in distances() {
-            let matrix = |a: &Tensor, b: Option<&Tensor>| distance.f_matrix(a, b).unwrap();
+            let matrix = |a: &Tensor, b: Option<&Tensor>| distance.f_matrix(a, b, a.kind()).unwrap();
             // The distance of an embedding to itself has no gradient.
             let among = |a: &Tensor| (matrix(a, None) * &weights).triu(1).sum(Kind::Double);
             assert_gradient(&embeddings(), among);
@@ -323,7 +341,7 @@ mod tests {
         for distance in distances().into_iter().filter(|distance| distance.p == 2.0) {
             let slope = |x: &Tensor, create: bool| {
                 let leaf = if x.requires_grad() { x.shallow_clone() } else { x.copy().set_requires_grad(true) };
-                let sum = distance.f_matrix(&leaf, None).unwrap().triu(1).sum(Kind::Double);
+                let sum = distance.f_matrix(&leaf, None, leaf.kind()).unwrap().triu(1).sum(Kind::Double);
                 Tensor::run_backward(&[sum], &[&leaf], create, create).remove(0).square().sum(Kind::Double)
             };
             assert_gradient(&embeddings(), |x| slope(x, x.requires_grad()));
@@ -334,7 +352,7 @@ mod tests {
     fn near_and_equal_embeddings_keep_their_distance() {
         let near = Tensor::from_slice(&[1.0_f32, 100.0, 1.0 + 1e-4, 100.0, 1.0, 100.0]).view([3, 2]);
         let leaf = near.set_requires_grad(true);
-        let matrix = EmbeddingDistance::lp().normalize_embeddings(false).f_matrix(&leaf, None).unwrap();
+        let matrix = EmbeddingDistance::lp().normalize_embeddings(false).f_matrix(&leaf, None, leaf.kind()).unwrap();
         assert!((matrix.double_value(&[0, 1]) - 1e-4).abs() < 1e-7);
         assert_eq!(matrix.double_value(&[0, 2]), 0.0);
         matrix.sum(Kind::Float).backward();
@@ -348,9 +366,9 @@ mod tests {
             for normalize in [true, distance.is_similarity()] {
                 let distance = distance.normalize_embeddings(normalize);
                 let leaf = large.copy().set_requires_grad(true);
-                let matrix = distance.f_matrix(&leaf, None).unwrap();
+                let matrix = distance.f_matrix(&leaf, None, leaf.kind()).unwrap();
                 let factor = if distance == EmbeddingDistance::lp().normalize_embeddings(false) { 1e30 } else { 1.0 };
-                let expected = distance.f_matrix(&embeddings(), None).unwrap();
+                let expected = distance.f_matrix(&embeddings(), None, Kind::Double).unwrap();
                 assert!((&matrix / factor - expected).abs().max().double_value(&[]) < 1e-5, "{distance:?}");
                 matrix.sum(Kind::Float).backward();
                 assert!(bool::try_from(leaf.grad().isfinite().all()).unwrap());

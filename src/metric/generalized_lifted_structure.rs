@@ -1,7 +1,8 @@
 use tch::Tensor;
 
-use super::batch::{Batch, f_log_sum_exp};
+use super::batch::{Batch, Pairs, f_log_sum_exp};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
+use crate::kernels::{OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, SoftPairs};
 use crate::{Loss, LossError};
 
 /// The generalised lifted structure loss: all positives of an embedding against all of its negatives.
@@ -100,16 +101,53 @@ impl GeneralizedLiftedStructureLoss {
         self
     }
 
-    fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
-        let matrix = batch.f_matrix(self.distance)?;
+    fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
+        let (loss, matrix) = (*self, batch.f_matrix(self.distance)?);
+        let formula = Formula { sign: self.distance.sign(), margins: [self.pos_margin, self.neg_margin] };
+        batch.pairs.f_of_rows(formula, &matrix, self.reduction, move |matrix, pairs| loss.f_composite(matrix, pairs))
+    }
+
+    fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
         let sum = |too_much: &Tensor, mask: &Tensor| {
             let none = mask.f_any_dim(1, true)?.f_logical_not()?;
             Ok::<_, LossError>(f_log_sum_exp(too_much, mask)?.f_masked_fill(&none, 0)?)
         };
-        let positives = sum(&self.distance.f_beyond(&matrix, self.pos_margin)?, &batch.positive)?;
-        let negatives = sum(&self.distance.f_beyond(&matrix, self.neg_margin)?.f_neg()?, &batch.negative)?;
-        let losses = positives.f_add(&negatives)?.f_relu()?.f_flatten(0, -1)?;
-        batch.f_narrow(&self.reduction.f_apply(&losses, None)?)
+        let positives = sum(&self.distance.f_beyond(matrix, self.pos_margin)?, &pairs.f_positive()?)?;
+        let negatives = sum(&self.distance.f_beyond(matrix, self.neg_margin)?.f_neg()?, &pairs.f_negative()?)?;
+        Ok(positives.f_add(&negatives)?.f_relu()?)
+    }
+}
+
+/// Of distances, or of similarities with the sign −1.
+#[derive(Clone, Copy)]
+struct Formula {
+    sign: f64,
+    margins: [f64; 2],
+}
+
+impl PairTerms for Formula {
+    #[inline(always)]
+    fn same<R: Real>(self, x: R) -> (R, R) {
+        let sign = R::of(self.sign);
+        ((x - R::of(self.margins[SAME])) * sign, sign)
+    }
+
+    #[inline(always)]
+    fn other<R: Real>(self, x: R) -> (R, R) {
+        let sign = R::of(-self.sign);
+        ((x - R::of(self.margins[OTHER])) * sign, sign)
+    }
+}
+
+impl SoftPairs for Formula {
+    fn loss(self, sums: &PairSums) -> (f64, PairSlopes) {
+        let parts = sums.log_sum_exp();
+        let sum: f64 = [SAME, OTHER].into_iter().filter(|k| sums.counts[*k] > 0.0).map(|k| parts[k]).sum();
+        // NaN is kept.
+        if sum <= 0.0 {
+            return (0.0, PairSlopes::default());
+        }
+        (sum, PairSlopes { log_sum_exp: [1.0; 2], ..PairSlopes::default() })
     }
 }
 
@@ -121,7 +159,7 @@ impl Default for GeneralizedLiftedStructureLoss {
 
 impl Loss for GeneralizedLiftedStructureLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_loss(&Batch::f_new(input, target)?)
+        self.f_loss(Batch::f_new(input, target)?)
     }
 }
 
@@ -133,6 +171,6 @@ impl EmbeddingLoss for GeneralizedLiftedStructureLoss {
         ref_emb: &Tensor,
         ref_labels: &Tensor,
     ) -> Result<Tensor, LossError> {
-        self.f_loss(&Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+        self.f_loss(Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
     }
 }

@@ -103,11 +103,11 @@ impl LiftedStructureLoss {
         let matrix = batch.f_matrix(self.distance)?;
         let too_near = self.distance.f_beyond(&matrix, self.neg_margin)?.f_neg()?;
         // One sum over negatives serves all pairs of an embedding.
-        let negatives = f_log_sum_exp(&too_near, &batch.negative)?;
+        let negatives = f_log_sum_exp(&too_near, &batch.pairs.f_negative()?)?;
         let of_both = negatives.f_logaddexp(&negatives.f_transpose(0, 1)?)?;
         let losses = of_both.f_add(&self.distance.f_beyond(&matrix, self.pos_margin)?)?;
         let losses = losses.f_relu()?.f_square()?.f_div_scalar(2)?;
-        batch.f_narrow(&self.reduction.f_apply(&losses, Some(&batch.positive))?)
+        batch.pairs.f_narrow(&self.reduction.f_apply(&losses, Some(&batch.pairs.f_positive()?))?)
     }
 }
 

@@ -1,7 +1,10 @@
+use std::array::from_fn;
+
 use tch::Tensor;
 
-use super::batch::{Batch, f_log_sum_exp, f_softplus};
+use super::batch::{Batch, Pairs, f_log_sum_exp, f_softplus, softplus};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
+use crate::kernels::{OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, SoftPairs};
 use crate::{Loss, LossError, check};
 
 /// The multi-similarity loss: a soft maximum over the positives of an embedding that are too far, and over the
@@ -103,18 +106,59 @@ impl MultiSimilarityLoss {
         self
     }
 
-    fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
+    fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         let finite = |x: f64| x > 0.0 && x.is_finite();
         check::option("alpha", self.alpha, finite(self.alpha), "a finite number > 0")?;
         check::option("beta", self.beta, finite(self.beta), "a finite number > 0")?;
-        let too_far = self.distance.f_beyond(&batch.f_matrix(self.distance)?, self.base)?;
+        let (loss, matrix, sign) = (*self, batch.f_matrix(self.distance)?, self.distance.sign());
+        let formula = Formula { base: self.base, scales: [sign * self.alpha, -sign * self.beta] };
+        batch.pairs.f_of_rows(formula, &matrix, self.reduction, move |matrix, pairs| loss.f_composite(matrix, pairs))
+    }
+
+    fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
+        let too_far = self.distance.f_beyond(matrix, self.base)?;
         let soft_maximum = |scale: f64, sharpness: f64, mask: &Tensor| {
             let sum = f_log_sum_exp(&too_far.f_mul_scalar(scale)?, mask)?;
             Ok::<_, LossError>(f_softplus(&sum)?.f_div_scalar(sharpness)?)
         };
-        let positives = soft_maximum(self.alpha, self.alpha, &batch.positive)?;
-        let negatives = soft_maximum(-self.beta, self.beta, &batch.negative)?;
-        batch.f_narrow(&self.reduction.f_apply(&positives.f_add(&negatives)?.f_flatten(0, -1)?, None)?)
+        let positives = soft_maximum(self.alpha, self.alpha, &pairs.f_positive()?)?;
+        let negatives = soft_maximum(-self.beta, self.beta, &pairs.f_negative()?)?;
+        Ok(positives.f_add(&negatives)?)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula {
+    base: f64,
+    scales: [f64; 2],
+}
+
+impl Formula {
+    #[inline(always)]
+    fn term<R: Real>(self, x: R, scale: f64) -> (R, R) {
+        let scale = R::of(scale);
+        ((x - R::of(self.base)) * scale, scale)
+    }
+}
+
+impl PairTerms for Formula {
+    #[inline(always)]
+    fn same<R: Real>(self, x: R) -> (R, R) {
+        self.term(x, self.scales[SAME])
+    }
+
+    #[inline(always)]
+    fn other<R: Real>(self, x: R) -> (R, R) {
+        self.term(x, self.scales[OTHER])
+    }
+}
+
+impl SoftPairs for Formula {
+    fn loss(self, sums: &PairSums) -> (f64, PairSlopes) {
+        let parts = sums.log_sum_exp().map(softplus);
+        let over = |k: usize, number: f64| number / self.scales[k].abs();
+        let log_sum_exp = from_fn(|k| over(k, parts[k].1));
+        (over(SAME, parts[SAME].0) + over(OTHER, parts[OTHER].0), PairSlopes { log_sum_exp, ..PairSlopes::default() })
     }
 }
 
@@ -126,7 +170,7 @@ impl Default for MultiSimilarityLoss {
 
 impl Loss for MultiSimilarityLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_loss(&Batch::f_new(input, target)?)
+        self.f_loss(Batch::f_new(input, target)?)
     }
 }
 
@@ -138,6 +182,6 @@ impl EmbeddingLoss for MultiSimilarityLoss {
         ref_emb: &Tensor,
         ref_labels: &Tensor,
     ) -> Result<Tensor, LossError> {
-        self.f_loss(&Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+        self.f_loss(Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
     }
 }

@@ -1,10 +1,10 @@
 use std::collections::BTreeMap;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use super::batch::Batch;
+use super::batch::{Batch, f_kind_of_pairs};
 use super::{EmbeddingDistance, EmbeddingReduction};
-use crate::{Loss, LossError, check};
+use crate::{CrossEntropyLoss, Loss, LossError, Reduction, check};
 
 /// The N-pairs loss: one pair of each label, and each anchor picks its positive out of the positives of all labels.
 ///
@@ -43,7 +43,7 @@ use crate::{Loss, LossError, check};
 /// # Example
 ///
 /// ```
-/// use tch::Tensor;
+/// use tch::{Kind, Tensor};
 /// use tch_losses::{EmbeddingDistance, Loss, NPairsLoss};
 ///
 /// let embeddings = Tensor::from_slice(&[1.0, 0.0, 0.0, 1.0, 3.0, 0.0, 0.0, 3.0]).view([4, 2]).set_requires_grad(true);
@@ -81,11 +81,14 @@ impl NPairsLoss {
     }
 
     fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
-        let (anchors, positives) = f_pairs(&batch.labels)?;
+        let (anchors, positives) = f_pairs(&batch.pairs.labels)?;
         let [anchors, positives] = [anchors, positives].map(|indices| batch.embeddings.f_index_select(0, &indices));
-        let alike = self.distance.f_alike(&self.distance.f_matrix(&anchors?, Some(&positives?))?)?;
-        let losses = alike.f_log_softmax(1, None)?.f_diagonal(0, 0, 1)?.f_neg()?;
-        batch.f_narrow(&self.reduction.f_apply(&losses, None)?)
+        let (anchors, positives) = (anchors?, positives?);
+        let kind = f_kind_of_pairs(&anchors, &positives)?;
+        let alike = self.distance.f_alike(&self.distance.f_matrix(&anchors, Some(&positives), kind)?)?;
+        let own = Tensor::f_arange(alike.size()[0], (Kind::Int64, alike.device()))?;
+        let losses = CrossEntropyLoss::new().reduction(Reduction::None).f_forward(&alike, &own)?;
+        batch.pairs.f_narrow(&self.reduction.f_apply(&losses, None)?)
     }
 }
 

@@ -94,9 +94,9 @@ impl NtXentLoss {
     fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
         check::option("temperature", self.temperature, self.temperature > 0.0, "a number > 0")?;
         let alike = self.distance.f_alike(&batch.f_matrix(self.distance)?)?.f_div_scalar(self.temperature)?;
-        let negatives = f_log_sum_exp(&alike, &batch.negative)?;
+        let negatives = f_log_sum_exp(&alike, &batch.pairs.f_negative()?)?;
         let losses = f_softplus(&negatives.f_sub(&alike)?)?;
-        batch.f_narrow(&self.reduction.f_apply(&losses, Some(&batch.positive))?)
+        batch.pairs.f_narrow(&self.reduction.f_apply(&losses, Some(&batch.pairs.f_positive()?))?)
     }
 }
 

@@ -109,7 +109,7 @@ impl ProxyAnchor {
         check_proxies(input, proxies, target)?;
         let batch = Classified::f_new(input, ("proxies", proxies), target, 1)?;
         // The proxies are the anchors: one row for each.
-        let matrix = self.distance.f_matrix(&batch.embeddings, Some(&batch.vectors))?.f_transpose(0, 1)?;
+        let matrix = batch.f_matrix(self.distance)?.f_transpose(0, 1)?;
         let numbers = Tensor::f_arange(proxies.size()[0], (Kind::Int64, proxies.device()))?;
         let positive = numbers.f_unsqueeze(1)?.f_eq_tensor(&batch.classes.f_unsqueeze(0)?)?;
         let present = positive.f_any_dim(1, false)?;

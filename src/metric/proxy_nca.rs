@@ -98,7 +98,7 @@ impl ProxyNca {
         self.f_check()?;
         check_proxies(input, proxies, target)?;
         let batch = Classified::f_new(input, ("proxies", proxies), target, 1)?;
-        let matrix = self.distance.f_matrix(&batch.embeddings, Some(&batch.vectors))?;
+        let matrix = batch.f_matrix(self.distance)?;
         let logits = self.distance.f_alike(&matrix)?.f_mul_scalar(self.softmax_scale)?;
         let losses = batch.f_own(&logits.f_log_softmax(1, None)?)?.f_neg()?;
         batch.f_narrow(&self.reduction.f_apply(&losses, None)?)

@@ -1,5 +1,6 @@
 use tch::{Kind, Tensor};
 
+use crate::kernels::Counted;
 use crate::{LossError, check};
 
 /// How the losses of the pairs, triplets or anchors of a batch become the result.
@@ -44,6 +45,14 @@ impl EmbeddingReduction {
             check::option(bound, value, value.abs() <= f64::from(f32::MAX), "a finite number of single precision")?;
         }
         Ok((low, high))
+    }
+
+    /// What an engine does; none for the losses themselves.
+    pub(crate) fn f_counted(self) -> Result<Option<Counted>, LossError> {
+        let (low, high) = self.bounds()?;
+        let (low, high) = (low.unwrap_or(f64::NAN), high.unwrap_or(f64::NAN));
+        let counted = Counted { low, high, mean: self != EmbeddingReduction::Sum };
+        Ok((self != EmbeddingReduction::None).then_some(counted))
     }
 
     /// Reduces `losses`, of which those count that `exists` names, or all. A loss that is NaN makes the result NaN.

@@ -1,7 +1,8 @@
 use tch::Tensor;
 
-use super::batch::{Batch, f_log_sum_exp};
+use super::batch::{Batch, Pairs, f_log_sum_exp};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
+use crate::kernels::{OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, SoftPairs};
 use crate::{Loss, LossError, check};
 
 /// The supervised contrastive loss: each embedding picks all of its class out of the batch.
@@ -85,16 +86,56 @@ impl SupConLoss {
         self
     }
 
-    fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
+    fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         check::option("temperature", self.temperature, self.temperature > 0.0, "a number > 0")?;
-        let alike = self.distance.f_alike(&batch.f_matrix(self.distance)?)?.f_div_scalar(self.temperature)?;
-        let others = batch.positive.f_logical_or(&batch.negative)?;
-        let log_p =
-            alike.f_sub(&f_log_sum_exp(&alike, &others)?)?.f_masked_fill(&batch.positive.f_logical_not()?, 0)?;
-        let positives = batch.positive.f_sum_dim_intlist([1_i64].as_slice(), false, log_p.f_kind()?)?.f_clamp_min(1)?;
+        let (loss, matrix) = (*self, batch.f_matrix(self.distance)?);
+        let one_label = batch.pairs.numbered.as_ref().is_some_and(PairLabels::are_one);
+        let formula = Formula { scale: -self.distance.sign() / self.temperature, one_label };
+        batch.pairs.f_of_rows(formula, &matrix, self.reduction, move |matrix, pairs| loss.f_composite(matrix, pairs))
+    }
+
+    fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
+        let alike = self.distance.f_alike(matrix)?.f_div_scalar(self.temperature)?;
+        let (positive, negative) = (pairs.f_positive()?, pairs.f_negative()?);
+        let others = positive.f_logical_or(&negative)?;
+        let log_p = alike.f_sub(&f_log_sum_exp(&alike, &others)?)?.f_masked_fill(&positive.f_logical_not()?, 0)?;
+        let positives = positive.f_sum_dim_intlist([1_i64].as_slice(), false, log_p.f_kind()?)?.f_clamp_min(1)?;
         let losses = log_p.f_sum_dim_intlist([1_i64].as_slice(), false, None)?.f_neg()?.f_div(&positives)?;
-        let of_one_label = batch.negative.f_any()?.f_logical_not()?;
-        batch.f_narrow(&self.reduction.f_apply(&losses.f_masked_fill(&of_one_label, 0)?, None)?)
+        Ok(losses.f_masked_fill(&negative.f_any()?.f_logical_not()?, 0)?)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula {
+    scale: f64,
+    /// Whether there are no negatives in the batch, without which nothing has a loss.
+    one_label: bool,
+}
+
+impl PairTerms for Formula {
+    #[inline(always)]
+    fn same<R: Real>(self, x: R) -> (R, R) {
+        let scale = R::of(self.scale);
+        (x * scale, scale)
+    }
+
+    #[inline(always)]
+    fn other<R: Real>(self, x: R) -> (R, R) {
+        self.same(x)
+    }
+}
+
+impl SoftPairs for Formula {
+    fn loss(self, sums: &PairSums) -> (f64, PairSlopes) {
+        let positives = sums.counts[SAME];
+        if self.one_label || positives == 0.0 {
+            return (0.0, PairSlopes::default());
+        }
+        let parts = sums.log_sum_exp();
+        let most = parts[SAME].max(parts[OTHER]);
+        let all = most + parts.map(|part| (part - most).exp()).iter().sum::<f64>().ln();
+        let slopes = PairSlopes { log_sum_exp: parts.map(|part| (part - all).exp()), sums: [-1.0 / positives, 0.0] };
+        (all - sums.sums[SAME] / positives, slopes)
     }
 }
 
@@ -106,7 +147,7 @@ impl Default for SupConLoss {
 
 impl Loss for SupConLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_loss(&Batch::f_new(input, target)?)
+        self.f_loss(Batch::f_new(input, target)?)
     }
 }
 
@@ -118,6 +159,6 @@ impl EmbeddingLoss for SupConLoss {
         ref_emb: &Tensor,
         ref_labels: &Tensor,
     ) -> Result<Tensor, LossError> {
-        self.f_loss(&Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+        self.f_loss(Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
     }
 }

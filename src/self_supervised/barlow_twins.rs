@@ -1,6 +1,7 @@
 use tch::Tensor;
 
-use super::{f_without_diagonal, views};
+use super::{f_diagonal_and_others, f_without_diagonal, views};
+use crate::kernels::{PairTerms, Real};
 use crate::numeric::wide_kind;
 use crate::{Loss, LossError, check};
 
@@ -89,11 +90,44 @@ impl Loss for BarlowTwinsLoss {
         }
         check::option("lambda_param", self.lambda_param, self.lambda_param.is_finite(), "a finite number")?;
         let (a, b) = (f_normalized(input)?, f_normalized(target)?);
-        let correlation = a.f_transpose(0, 1)?.f_matmul(&b)?.f_div_scalar(input.size()[0])?;
+        let product = a.f_transpose(0, 1)?.f_matmul(&b)?;
+        let (loss, rows, kind) = (*self, input.size()[0], input.f_kind()?);
+        let composite = move |product: &Tensor| Ok(loss.f_of_product(product, rows)?.f_to_kind(kind)?);
+        let formula = Deviations { scale: 1.0 / rows as f64, lambda: self.lambda_param };
+        f_diagonal_and_others(formula, &product, kind, composite)
+    }
+}
+
+impl BarlowTwinsLoss {
+    fn f_of_product(&self, product: &Tensor, rows: i64) -> Result<Tensor, LossError> {
+        let correlation = product.f_div_scalar(rows)?;
         let invariance = correlation.f_diagonal(0, 0, 1)?.f_sub_scalar(1)?.f_square()?.f_sum(None)?;
         let redundancy = f_without_diagonal(&correlation)?.f_square()?.f_sum(None)?;
-        let loss = invariance.f_add(&redundancy.f_mul_scalar(self.lambda_param)?)?;
-        Ok(loss.f_to_kind(input.f_kind()?)?)
+        Ok(invariance.f_add(&redundancy.f_mul_scalar(self.lambda_param)?)?)
+    }
+}
+
+/// Squared deviations of correlations from 1 on the diagonal, and from 0 beside it.
+#[derive(Clone, Copy)]
+struct Deviations {
+    /// Makes correlations of products.
+    scale: f64,
+    lambda: f64,
+}
+
+impl PairTerms for Deviations {
+    #[inline(always)]
+    fn same<R: Real>(self, product: R) -> (R, R) {
+        let scale = R::of(self.scale);
+        let deviation = product * scale - R::of(1.0);
+        (deviation * deviation, R::of(2.0) * deviation * scale)
+    }
+
+    #[inline(always)]
+    fn other<R: Real>(self, product: R) -> (R, R) {
+        let (scale, lambda) = (R::of(self.scale), R::of(self.lambda));
+        let correlation = product * scale;
+        (correlation * correlation * lambda, R::of(2.0) * correlation * scale * lambda)
     }
 }
 

@@ -20,6 +20,7 @@ use tch::{Kind, Tensor};
 
 use crate::LossError;
 use crate::check::{self, Named};
+use crate::kernels::{Counted, PairLabels, PairTerms, f_pairs};
 
 /// The two views are of one shape and of one floating kind.
 fn views(input: Named, target: Named) -> Result<(), LossError> {
@@ -37,4 +38,22 @@ fn f_without_diagonal(matrices: &Tensor) -> Result<Tensor, LossError> {
     };
     let diagonal = Tensor::f_eye_m(rows, columns, (Kind::Bool, matrices.device()))?;
     Ok(matrices.f_masked_fill(&diagonal, 0)?)
+}
+
+/// The sum of the terms of the elements of `matrices` `[…, D, D]`, of one formula on their diagonals and of another beside them, by
+/// the engine with both or by the `composite`, whose result is of this `kind`.
+fn f_diagonal_and_others<F, C>(formula: F, matrices: &Tensor, kind: Kind, composite: C) -> Result<Tensor, LossError>
+where
+    F: PairTerms,
+    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
+{
+    let shape = matrices.size();
+    let size = shape[shape.len() - 1];
+    if size == 0 {
+        return composite(matrices);
+    }
+    let rows = matrices.f_reshape([-1, size])?;
+    let labels = PairLabels::of_diagonal((rows.size()[0] / size) as usize, size as usize);
+    let composite = move |rows: &Tensor| composite(&rows.f_reshape(&shape)?);
+    f_pairs(formula, &rows, labels.as_ref(), Some(Counted::SUM), kind, composite)
 }

@@ -1,8 +1,9 @@
 use tch::Tensor;
 
-use super::{f_without_diagonal, views};
+use super::{f_diagonal_and_others, f_without_diagonal, views};
+use crate::kernels::{PairTerms, Pointwise, Real, choose, f_pointwise};
 use crate::numeric::wide_kind;
-use crate::{Loss, LossError, check};
+use crate::{Loss, LossError, MseLoss, Reduction, check};
 
 /// Variance, invariance, covariance: two views agree, each feature of a view varies over the batch, and no feature follows
 /// another.
@@ -102,15 +103,68 @@ impl VicRegLoss {
     fn f_spread(&self, view: &Tensor) -> Result<[Tensor; 2], LossError> {
         let shape = view.size();
         let features = shape[shape.len() - 1];
-        let deviation = view.f_var_dim(0, true, false)?.f_add_scalar(self.eps)?.f_sqrt()?;
-        let variance = deviation.f_rsub_scalar(1)?.f_relu()?.f_mean(None)?;
+        let (loss, kind) = (*self, view.f_kind()?);
+        let hinges = move |[variances]: [&Tensor; 1]| loss.f_hinges(variances);
+        let variances = view.f_var_dim(0, true, false)?;
+        let variance = f_pointwise(SmallDeviation { eps: self.eps }, [&variances], Reduction::Mean, hinges)?;
         let centred = view.f_sub(&view.f_mean_dim(0, true, None)?)?;
         // lightly's product, whose rounding the gradients of large features show.
-        let covariance = Tensor::f_einsum("b...c,b...d->...cd", &[&centred, &centred], None::<&[i64]>)?;
-        let covariance = covariance.f_div_scalar(shape[0] - 1)?;
-        let squares =
-            f_without_diagonal(&covariance)?.f_square()?.f_sum_dim_intlist([-2_i64, -1].as_slice(), false, None)?;
-        Ok([variance, squares.f_div_scalar(features)?.f_mean(None)?])
+        let products = Tensor::f_einsum("b...c,b...d->...cd", &[&centred, &centred], None::<&[i64]>)?;
+        let degrees = shape[0] - 1;
+        // The sum of the squares is divided by the features, and averaged over what lies between.
+        let matrices = shape[1..shape.len() - 1].iter().product::<i64>();
+        let squares = Squares { degrees: degrees as f64, share: 1.0 / (features * matrices) as f64 };
+        let composite = move |products: &Tensor| f_squares(&products.f_div_scalar(degrees)?, features);
+        Ok([variance, f_diagonal_and_others(squares, &products, kind, composite)?])
+    }
+
+    fn f_hinges(&self, variances: &Tensor) -> Result<Tensor, LossError> {
+        Ok(variances.f_add_scalar(self.eps)?.f_sqrt()?.f_rsub_scalar(1)?.f_relu()?.f_mean(None)?)
+    }
+}
+
+/// max(0, 1 − √(v + ε))
+#[derive(Clone, Copy)]
+struct SmallDeviation {
+    eps: f64,
+}
+
+impl Pointwise<1> for SmallDeviation {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [variance]: [R; 1]) -> (R, [R; 1]) {
+        let (zero, one) = (R::of(0.0), R::of(1.0));
+        let deviation = (variance + R::of(self.eps)).sqrt();
+        let missing = one - deviation;
+        (missing.at_least(zero), [choose(missing > zero, R::of(-0.5) / deviation, zero)])
+    }
+}
+
+/// The mean of the sums of the squares beside the diagonals, over the features.
+fn f_squares(covariances: &Tensor, features: i64) -> Result<Tensor, LossError> {
+    let squares = f_without_diagonal(covariances)?.f_square()?;
+    let sums = squares.f_sum_dim_intlist([-2_i64, -1].as_slice(), false, None)?;
+    Ok(sums.f_div_scalar(features)?.f_mean(None)?)
+}
+
+/// The same squares, of products that are not divided yet.
+#[derive(Clone, Copy)]
+struct Squares {
+    degrees: f64,
+    share: f64,
+}
+
+impl PairTerms for Squares {
+    #[inline(always)]
+    fn same<R: Real>(self, _: R) -> (R, R) {
+        (R::of(0.0), R::of(0.0))
+    }
+
+    #[inline(always)]
+    fn other<R: Real>(self, product: R) -> (R, R) {
+        // Rounded as lightly's, for the same reason as the product.
+        let covariance = product / R::of(self.degrees);
+        let slope = R::of(2.0) * covariance * R::of(self.share) / R::of(self.degrees);
+        (covariance * covariance * R::of(self.share), slope)
     }
 }
 
@@ -133,7 +187,7 @@ impl Loss for VicRegLoss {
         check::option("eps", self.eps, self.eps > 0.0 && self.eps.is_finite(), "a number > 0")?;
         let kind = wide_kind(input)?;
         let (a, b) = (input.f_to_kind(kind)?, target.f_to_kind(kind)?);
-        let invariance = a.f_mse_loss(&b, tch::Reduction::Mean)?;
+        let invariance = MseLoss::new().f_forward(&a, &b)?;
         let ([a_variance, a_covariance], [b_variance, b_covariance]) = (self.f_spread(&a)?, self.f_spread(&b)?);
         let variance = a_variance.f_add(&b_variance)?.f_mul_scalar(0.5 * mu)?;
         let covariance = a_covariance.f_add(&b_covariance)?.f_mul_scalar(nu)?;

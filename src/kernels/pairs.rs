@@ -1,0 +1,515 @@
+//! The engine of losses of all pairs of a batch: a term for each element of a matrix, of one formula where the row and the
+//! column have one label and of another where they have two, and the sums of these terms.
+//!
+//! The gradient is computed in the backward pass, since it is divided by how many terms or rows count, which the forward pass
+//! knows at its end.
+
+use std::array::from_fn;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use tch::{Device, Kind, Tensor};
+
+use super::element::{Element, Output, elements, f_plain, f_scalar_of, integers, is_plain};
+use super::number::{Real, choose};
+use super::simd::{self, Kernel, LANES, LaneOf, Wide, fold};
+use super::{BLOCK, backend, parallel};
+use crate::LossError;
+use crate::autograd::{self, Context, Function};
+
+/// Where the numbers of the pairs of one label are in an array of two.
+pub(crate) const SAME: usize = 0;
+/// Where those of the pairs of two labels are.
+pub(crate) const OTHER: usize = 1;
+
+/// The labels of the rows and columns of a matrix.
+#[derive(Debug, Clone)]
+pub(crate) struct PairLabels {
+    /// Each label as a number of its own, counted from 0.
+    pub(super) rows: Arc<[u32]>,
+    pub(super) columns: Arc<[u32]>,
+    /// Whether row and column of one number are one and the same, and no pair.
+    pub(super) own: bool,
+}
+
+/// So many numbers are exact in single precision, in which they may be compared.
+const MOST_LABELS: usize = 1 << f32::MANTISSA_DIGITS;
+
+impl PairLabels {
+    /// Those of `labels`, 64-bit integers, with each other, or with `others`; `None` where the engine does not take them.
+    pub(crate) fn f_new(labels: &Tensor, others: Option<&Tensor>) -> Result<Option<Self>, LossError> {
+        let all: Vec<&Tensor> = [Some(labels), others].into_iter().flatten().collect();
+        if !backend::fused() || all.iter().any(|labels| labels.device() != Device::Cpu) {
+            return Ok(None);
+        }
+        let mut numbers = HashMap::new();
+        let mut number = |labels: &Tensor| -> Result<Arc<[u32]>, LossError> {
+            let labels = labels.f_contiguous()?;
+            let number = |label: &i64| {
+                let next = numbers.len() as u32;
+                *numbers.entry(*label).or_insert(next)
+            };
+            Ok(integers(&labels).iter().map(number).collect())
+        };
+        let rows = number(labels)?;
+        let columns = others.map_or_else(|| Ok(rows.clone()), number)?;
+        Ok((numbers.len() <= MOST_LABELS).then_some(Self { rows, columns, own: others.is_none() }))
+    }
+
+    /// Those of square matrices, as many times `size` rows, in which the diagonal alone is of pairs of one label; `None` as above.
+    pub(crate) fn of_diagonal(matrices: usize, size: usize) -> Option<Self> {
+        let numbers = || 0..size as u32;
+        let taken = backend::fused() && size <= MOST_LABELS;
+        taken.then(|| Self {
+            rows: (0..matrices).flat_map(|_| numbers()).collect(),
+            columns: numbers().collect(),
+            own: false,
+        })
+    }
+
+    /// That of their matrix.
+    pub(super) fn size(&self) -> [i64; 2] {
+        [self.rows.len() as i64, self.columns.len() as i64]
+    }
+
+    /// Whether all are of one label.
+    pub(crate) fn are_one(&self) -> bool {
+        let mut all = self.rows.iter().chain(self.columns.iter());
+        let first = all.next();
+        all.all(|label| Some(label) == first)
+    }
+}
+
+/// The terms of pairs.
+pub(crate) trait PairTerms: Copy + Send + Sync + 'static {
+    /// The term of a pair of one label, and its derivative. To be `#[inline(always)]`.
+    fn same<R: Real>(self, x: R) -> (R, R);
+
+    /// The same of a pair of two labels.
+    fn other<R: Real>(self, x: R) -> (R, R);
+}
+
+/// A loss of each row, of the soft maxima of its terms.
+pub(crate) trait SoftPairs: PairTerms {
+    /// The loss of what the terms of a row sum up to, and its derivatives.
+    fn loss(self, sums: &PairSums) -> (f64, PairSlopes);
+}
+
+/// What the terms of a row sum up to, those of one label and those of two.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct PairSums {
+    /// The greatest terms, −∞ where there are none.
+    most: [f64; 2],
+    /// Σ exp(t − the greatest)
+    exponentials: [f64; 2],
+    /// Σ t
+    pub(crate) sums: [f64; 2],
+    /// How many they are.
+    pub(crate) counts: [f64; 2],
+}
+
+impl PairSums {
+    const NOTHING: Self =
+        Self { most: [f64::NEG_INFINITY; 2], exponentials: [0.0; 2], sums: [0.0; 2], counts: [0.0; 2] };
+
+    /// log Σ exp(t), −∞ where there are no terms.
+    pub(crate) fn log_sum_exp(&self) -> [f64; 2] {
+        from_fn(|k| self.most[k] + self.exponentials[k].ln())
+    }
+}
+
+/// Derivatives with respect to sums.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct PairSlopes {
+    pub(crate) log_sum_exp: [f64; 2],
+    pub(crate) sums: [f64; 2],
+}
+
+/// Which losses count, and what becomes of them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Counted {
+    /// Losses up to here do not count; NaN where all do.
+    pub(crate) low: f64,
+    /// Losses from here on do not count; NaN where all do.
+    pub(crate) high: f64,
+    /// Whether they are averaged, or summed up.
+    pub(crate) mean: bool,
+}
+
+impl Counted {
+    /// The sum of all.
+    pub(crate) const SUM: Self = Self { low: f64::NAN, high: f64::NAN, mean: false };
+
+    /// What the sum of so many losses is multiplied by.
+    pub(super) fn scale(self, count: f64) -> f64 {
+        if self.mean { 1.0 / count.max(1.0) } else { 1.0 }
+    }
+
+    fn counts(self, loss: f64) -> bool {
+        !(loss <= self.low || loss >= self.high)
+    }
+}
+
+/// The losses of the rows of `matrix` `[N, M]`, reduced to a scalar of this `kind`, by `formula`, or by the `composite` of tensor
+/// operations where the engine does not take the call.
+pub(crate) fn f_soft_pairs<F, C>(
+    formula: F,
+    matrix: &Tensor,
+    labels: Option<&PairLabels>,
+    counted: Option<Counted>,
+    kind: Kind,
+    composite: C,
+) -> Result<Tensor, LossError>
+where
+    F: SoftPairs,
+    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
+{
+    f_dispatch(Soft(formula), matrix, labels, counted, kind, composite)
+}
+
+/// The terms of the pairs of one label, reduced, plus those of two labels, reduced; else as [`f_soft_pairs`].
+pub(crate) fn f_pairs<F, C>(
+    formula: F,
+    matrix: &Tensor,
+    labels: Option<&PairLabels>,
+    counted: Option<Counted>,
+    kind: Kind,
+    composite: C,
+) -> Result<Tensor, LossError>
+where
+    F: PairTerms,
+    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
+{
+    f_dispatch(Hard(formula), matrix, labels, counted, kind, composite)
+}
+
+/// What the sums of the rows become.
+trait Plan: Copy + Send + Sync + 'static {
+    /// Whether rows need the exponentials of their terms.
+    const SOFT: bool;
+    type Terms: PairTerms;
+
+    fn terms(self) -> Self::Terms;
+
+    /// Which terms count.
+    fn of_terms(counted: Counted) -> Counted;
+
+    /// The loss, and what the derivatives of the terms are multiplied by in each row, or in all rows.
+    fn reduce(self, rows: &[PairSums], counted: Counted) -> (f64, Vec<Weights>);
+}
+
+/// What the derivative of a term t is multiplied by: `soft` exp(t − `shift`) + `plain`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Weights {
+    soft: [f64; 2],
+    shift: [f64; 2],
+    plain: [f64; 2],
+}
+
+#[derive(Clone, Copy)]
+struct Soft<F>(F);
+
+impl<F: SoftPairs> Plan for Soft<F> {
+    const SOFT: bool = true;
+    type Terms = F;
+
+    fn terms(self) -> F {
+        self.0
+    }
+
+    fn of_terms(counted: Counted) -> Counted {
+        Counted { mean: counted.mean, ..Counted::SUM }
+    }
+
+    fn reduce(self, rows: &[PairSums], counted: Counted) -> (f64, Vec<Weights>) {
+        let losses: Vec<(f64, PairSlopes)> = rows.iter().map(|sums| self.0.loss(sums)).collect();
+        let those = || losses.iter().map(|(loss, _)| *loss).filter(|loss| counted.counts(*loss));
+        let scale = counted.scale(those().count() as f64);
+        let weights = rows.iter().zip(&losses).map(|(sums, (loss, slopes))| {
+            let factor = if counted.counts(*loss) { scale } else { 0.0 };
+            Weights {
+                soft: from_fn(|k| factor * slopes.log_sum_exp[k] / sums.exponentials[k]),
+                shift: sums.most,
+                plain: slopes.sums.map(|slope| factor * slope),
+            }
+        });
+        (those().sum::<f64>() * scale, weights.collect())
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Hard<F>(F);
+
+impl<F: PairTerms> Plan for Hard<F> {
+    const SOFT: bool = false;
+    type Terms = F;
+
+    fn terms(self) -> F {
+        self.0
+    }
+
+    fn of_terms(counted: Counted) -> Counted {
+        counted
+    }
+
+    fn reduce(self, rows: &[PairSums], counted: Counted) -> (f64, Vec<Weights>) {
+        let total = |part: fn(&PairSums) -> [f64; 2], k| rows.iter().map(|sums| part(sums)[k]).sum::<f64>();
+        let plain = from_fn(|k| counted.scale(total(|sums| sums.counts, k)));
+        let loss = plain[SAME] * total(|sums| sums.sums, SAME) + plain[OTHER] * total(|sums| sums.sums, OTHER);
+        (loss, vec![Weights { soft: [0.0; 2], shift: [0.0; 2], plain }])
+    }
+}
+
+fn f_dispatch<P, C>(
+    plan: P,
+    matrix: &Tensor,
+    labels: Option<&PairLabels>,
+    counted: Option<Counted>,
+    kind: Kind,
+    composite: C,
+) -> Result<Tensor, LossError>
+where
+    P: Plan,
+    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
+{
+    let (Some(labels), Some(counted)) = (labels, counted) else { return composite(matrix) };
+    let own = matrix.f_kind()?;
+    if !backend::fused() || !is_plain(matrix, own) || matrix.size() != labels.size() || matrix.numel() == 0 {
+        return composite(matrix);
+    }
+    match own {
+        Kind::Float => f_run::<f32, P, C>(plan, matrix, labels, counted, kind, composite),
+        Kind::Double => f_run::<f64, P, C>(plan, matrix, labels, counted, kind, composite),
+        _ => composite(matrix),
+    }
+}
+
+fn f_run<W: Wide, P, C>(
+    plan: P,
+    matrix: &Tensor,
+    labels: &PairLabels,
+    counted: Counted,
+    kind: Kind,
+    composite: C,
+) -> Result<Tensor, LossError>
+where
+    P: Plan,
+    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
+{
+    let job = Job::<W, P>::new(plan, labels, counted);
+    let (loss, weights) = plan.reduce(&job.f_sums(matrix)?, counted);
+    if loss.is_nan() {
+        return composite(matrix);
+    }
+    let backward = move |context: Context| -> autograd::Gradients {
+        let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
+        if context.create_graph() {
+            let loss = |inputs: &[Tensor]| composite(&inputs[0]);
+            return autograd::f_gradients_of(loss, &grad, context.saved(), &[true]);
+        }
+        let grad = f_plain(&grad)?.f_double_value(&[])?;
+        Ok(vec![Some(job.f_gradient(&context.saved()[0], &weights, grad)?)])
+    };
+    let loss = f_scalar_of(kind, loss)?;
+    Ok(Function::new(&[matrix]).save(&[matrix]).f_attach_own(vec![loss], backward)?.remove(0))
+}
+
+/// What all threads work on.
+struct Job<W, P> {
+    plan: P,
+    counted: Counted,
+    /// Labels in the kind of the matrix, to be compared beside its elements.
+    rows: Vec<W>,
+    columns: Vec<W>,
+    own: bool,
+}
+
+impl<W: Wide, P: Plan> Job<W, P> {
+    fn new(plan: P, labels: &PairLabels, counted: Counted) -> Self {
+        let wide = |labels: &[u32]| labels.iter().map(|label| W::from_f64(f64::from(*label))).collect();
+        let (rows, columns) = (wide(&labels.rows), wide(&labels.columns));
+        Self { plan, counted: P::of_terms(counted), rows, columns, own: labels.own }
+    }
+
+    /// What each row sums up to.
+    fn f_sums(&self, matrix: &Tensor) -> Result<Vec<PairSums>, LossError> {
+        const NUMBERS: usize = 8;
+        let matrix = matrix.f_detach()?.f_contiguous()?;
+        let output = Output::<f64>::f_of_size(&[self.rows.len() as i64, NUMBERS as i64])?;
+        self.each_row(&matrix, |task| {
+            let row = task.row;
+            let PairSums { most, exponentials, sums, counts } = simd::run(Sum { task });
+            let numbers: [f64; NUMBERS] = from_fn(|k| [most, exponentials, sums, counts][k / 2][k % 2]);
+            // SAFETY: each row is one thread's.
+            unsafe { output.write(row * NUMBERS..(row + 1) * NUMBERS, &numbers) };
+        });
+        let output = output.into_tensor();
+        let of_row = |numbers: &[f64]| {
+            let pair = |k: usize| [numbers[2 * k], numbers[2 * k + 1]];
+            PairSums { most: pair(0), exponentials: pair(1), sums: pair(2), counts: pair(3) }
+        };
+        Ok(elements::<f64>(&output).chunks_exact(NUMBERS).map(of_row).collect())
+    }
+
+    /// The gradient of the matrix, given the loss's.
+    fn f_gradient(&self, matrix: &Tensor, weights: &[Weights], grad: f64) -> Result<Tensor, LossError> {
+        let matrix = matrix.f_detach()?.f_contiguous()?;
+        let output = Output::<W>::f_of_size(&matrix.size())?;
+        let scaled = |numbers: [f64; 2]| numbers.map(|number| number * grad);
+        self.each_row(&matrix, |task| {
+            let Weights { soft, shift, plain } = weights[if weights.len() == 1 { 0 } else { task.row }];
+            let weights = Weights { soft: scaled(soft), shift, plain: scaled(plain) };
+            simd::run(Slopes { task, weights, output: &output });
+        });
+        Ok(output.into_tensor())
+    }
+
+    fn each_row<'a>(&'a self, matrix: &'a Tensor, task: impl Fn(Task<'a, W, P>) + Sync) {
+        let (x, width) = (elements(matrix), self.columns.len());
+        parallel::sum(x.len(), width, |range| {
+            for row in range.start / width..range.end / width {
+                task(Task { job: self, row, x: &x[row * width..(row + 1) * width] });
+            }
+            0.0
+        });
+    }
+}
+
+/// A row.
+struct Task<'a, W, P> {
+    job: &'a Job<W, P>,
+    row: usize,
+    x: &'a [W],
+}
+
+/// A term, its derivative, and whether it is that of a pair of one label.
+struct Term<R> {
+    term: R,
+    slope: R,
+    same: bool,
+}
+
+impl<W: Wide, P: Plan> Task<'_, W, P> {
+    /// The columns that are pairs with the row, a block at a time.
+    #[inline(always)]
+    fn blocks(&self) -> impl Iterator<Item = [&[W]; 2]> {
+        let width = self.x.len();
+        let (end, start) = if self.job.own { (self.row, self.row + 1) } else { (width, width) };
+        let numbers =
+            |range: Range<usize>| self.x[range.clone()].chunks(BLOCK).zip(self.job.columns[range].chunks(BLOCK));
+        numbers(0..end).chain(numbers(start..width)).map(|(x, labels)| [x, labels])
+    }
+
+    #[inline(always)]
+    fn term<R: LaneOf<W>>(&self, x: R, label: R) -> Term<R> {
+        let terms = self.job.plan.terms();
+        let same = label == R::new(self.job.rows[self.row]);
+        let ((same_term, same_slope), (other_term, other_slope)) = (terms.same(x), terms.other(x));
+        Term { term: choose(same, same_term, other_term), slope: choose(same, same_slope, other_slope), same }
+    }
+
+    #[inline(always)]
+    fn counts<R: LaneOf<W>>(&self, term: R) -> bool {
+        let Counted { low, high, .. } = self.job.counted;
+        !((term <= R::of(low)) | (term >= R::of(high)))
+    }
+}
+
+/// The sums of a row.
+struct Sum<'a, W, P> {
+    task: Task<'a, W, P>,
+}
+
+impl<W: Wide, P: Plan> Kernel<W> for Sum<'_, W, P> {
+    type Result = PairSums;
+
+    #[inline(always)]
+    fn run<R: LaneOf<W>>(self) -> PairSums {
+        let task = self.task;
+        let (zero, one) = (R::of(0.0), R::of(1.0));
+        let mut sums = PairSums::NOTHING;
+        let mut most = [R::of(f64::NEG_INFINITY); 2];
+        if P::SOFT {
+            for block in task.blocks() {
+                let greatest = fold(block, most, |[x, label], [same, other]| {
+                    let Term { term, same: is_same, .. } = task.term(x, label);
+                    [choose(is_same, same.max(term), same), choose(is_same, other, other.max(term))]
+                });
+                most = from_fn(|k| greatest[k].into_iter().fold(most[k], R::max));
+            }
+            sums.most = most.map(|most| most.get().into());
+        }
+        for block in task.blocks() {
+            let [same, other, same_sum, other_sum, same_count, other_count] =
+                fold(block, [zero; 6], |[x, label], [a, b, c, d, e, f]| {
+                    let Term { term, same, .. } = task.term(x, label);
+                    let exponential =
+                        if P::SOFT { (term - choose(same, most[SAME], most[OTHER])).exp_of_moderate() } else { zero };
+                    let counts = P::SOFT | task.counts(term);
+                    let [term, count] = [choose(counts, term, zero), choose(counts, one, zero)];
+                    let mine = |number: R, own: bool| choose(own, number, zero);
+                    [
+                        a + mine(exponential, same),
+                        b + mine(exponential, !same),
+                        c + mine(term, same),
+                        d + mine(term, !same),
+                        e + mine(count, same),
+                        f + mine(count, !same),
+                    ]
+                });
+            add(&mut sums.exponentials, [same, other]);
+            add(&mut sums.sums, [same_sum, other_sum]);
+            add(&mut sums.counts, [same_count, other_count]);
+        }
+        sums
+    }
+}
+
+/// Adds what the lanes sum up to.
+#[inline(always)]
+fn add<R: LaneOf<W>, W: Wide>(sums: &mut [f64; 2], lanes: [[R; LANES]; 2]) {
+    for (sum, lanes) in sums.iter_mut().zip(lanes) {
+        *sum += simd::total(lanes.map(|lane| lane.get()));
+    }
+}
+
+/// The gradient of a row.
+struct Slopes<'a, W: Element, P> {
+    task: Task<'a, W, P>,
+    weights: Weights,
+    output: &'a Output<W>,
+}
+
+impl<W: Wide, P: Plan> Kernel<W> for Slopes<'_, W, P> {
+    type Result = ();
+
+    #[inline(always)]
+    fn run<R: LaneOf<W>>(self) {
+        let Self { task, weights, output } = self;
+        let [soft, shift, plain] = [weights.soft, weights.shift, weights.plain].map(|pair| pair.map(R::of));
+        let width = task.x.len();
+        let mut room = [W::default(); BLOCK];
+        for start in (0..width).step_by(BLOCK) {
+            let block = start..width.min(start + BLOCK);
+            let (x, labels) = (&task.x[block.clone()], &task.job.columns[block.clone()]);
+            let gradients = &mut room[..x.len()];
+            let labels = &labels[..x.len()];
+            for i in 0..x.len() {
+                let Term { term, slope, same } = task.term(R::new(x[i]), R::new(labels[i]));
+                let of = |pair: [R; 2]| choose(same, pair[SAME], pair[OTHER]);
+                let weight = match P::SOFT {
+                    true => (term - of(shift)).exp_of_moderate().mul_add(of(soft), of(plain)),
+                    false => choose(task.counts(term), of(plain), R::of(0.0)),
+                };
+                gradients[i] = (weight * slope).get();
+            }
+            if task.job.own && block.contains(&task.row) {
+                gradients[task.row - start] = W::default();
+            }
+            let place = task.row * width;
+            // SAFETY: each row is one thread's, and its blocks are written one after another.
+            unsafe { output.write(place + block.start..place + block.end, gradients) };
+        }
+    }
+}

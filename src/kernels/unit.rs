@@ -1,0 +1,250 @@
+//! The engine of rows that are scaled to length 1.
+//!
+//! Rows are computed in double precision, in which no square of a single one overflows.
+
+use std::array::from_fn;
+
+use half::{bf16, f16};
+use tch::{Kind, Tensor};
+
+use super::element::{Element, Output, elements, f_plain, is_plain};
+use super::simd::{self, Kernel, LaneOf, Wide, fold, total};
+use super::{BLOCK, backend, parallel};
+use crate::LossError;
+use crate::autograd::{self, Context, Function};
+
+/// Rows with larger elements, of double precision, are left to the composite: their squares may overflow.
+const LARGE: f64 = 1e100;
+
+/// The `rows` `[N, D]`, each divided by its length, or by `least` if it is shorter, in this `kind`, single or double precision; by
+/// the `composite` of tensor operations where the engine does not take the call.
+pub(crate) fn f_unit<C>(rows: &Tensor, kind: Kind, least: f64, composite: C) -> Result<Tensor, LossError>
+where
+    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
+{
+    let own = rows.f_kind()?;
+    if !backend::fused() || !is_plain(rows, own) || rows.dim() != 2 || rows.numel() == 0 {
+        return composite(rows);
+    }
+    match (own, kind) {
+        (Kind::Float, Kind::Float) => f_run::<f32, f32, C>(rows, least, composite),
+        (Kind::Float, Kind::Double) => f_run::<f32, f64, C>(rows, least, composite),
+        (Kind::Double, Kind::Double) => f_run::<f64, f64, C>(rows, least, composite),
+        (Kind::Half, Kind::Float) => f_run::<f16, f32, C>(rows, least, composite),
+        (Kind::Half, Kind::Double) => f_run::<f16, f64, C>(rows, least, composite),
+        (Kind::BFloat16, Kind::Float) => f_run::<bf16, f32, C>(rows, least, composite),
+        (Kind::BFloat16, Kind::Double) => f_run::<bf16, f64, C>(rows, least, composite),
+        _ => composite(rows),
+    }
+}
+
+/// Rows of `T` become such of `U`.
+fn f_run<T: Element, U: Wide, C>(rows: &Tensor, least: f64, composite: C) -> Result<Tensor, LossError>
+where
+    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
+{
+    let input = rows.f_detach()?.f_contiguous()?;
+    let width = rows.size()[1] as usize;
+    let output = Output::<U>::f_of_size(&rows.size())?;
+    let unusual = each_row(elements::<T>(&input), width, |row, numbers| {
+        let squares = simd::run(Product { a: numbers, b: numbers });
+        let length = squares.sqrt();
+        let mut scaled = vec![U::default(); width];
+        simd::run(Scale { numbers, factor: 1.0 / length.max(least), scaled: &mut scaled });
+        // SAFETY: each row is one thread's.
+        unsafe { output.write(row * width..(row + 1) * width, &scaled) };
+        f64::from(u8::from(!(length < LARGE)))
+    });
+    if unusual > 0.0 {
+        return composite(rows);
+    }
+    let backward = move |context: Context| -> autograd::Gradients {
+        let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
+        if context.create_graph() {
+            let units = |inputs: &[Tensor]| composite(&inputs[0]);
+            return autograd::f_gradients_of(units, &grad, context.saved(), &[true]);
+        }
+        Ok(vec![Some(f_gradient::<T, U>(&context.saved()[0], &grad, least)?)])
+    };
+    Ok(Function::new(&[rows]).save(&[rows]).f_attach_own(vec![output.into_tensor()], backward)?.remove(0))
+}
+
+/// The gradient of the rows, given that of the unit vectors.
+fn f_gradient<T: Element, U: Wide>(rows: &Tensor, grad: &Tensor, least: f64) -> Result<Tensor, LossError> {
+    let (input, grad) = (rows.f_detach()?.f_contiguous()?, f_plain(grad)?.f_detach()?.f_contiguous()?);
+    let width = rows.size()[1] as usize;
+    let output = Output::<T>::f_of_size(&rows.size())?;
+    let grad = elements::<U>(&grad);
+    each_row(elements::<T>(&input), width, |row, numbers| {
+        let place = row * width..(row + 1) * width;
+        let grad: Vec<f64> = grad[place.clone()].iter().map(|number| (*number).into()).collect();
+        let length = simd::run(Product { a: numbers, b: numbers }).sqrt();
+        // A vector that is too short to be scaled to length 1 is multiplied by a constant.
+        let along = match length < least {
+            true => 0.0,
+            false => simd::run(Product { a: numbers, b: &grad }) / (length * length),
+        };
+        let mut slopes = vec![T::Wide::default(); width];
+        simd::run(Slopes { numbers, grad: &grad, factor: 1.0 / length.max(least), along, slopes: &mut slopes });
+        // SAFETY: each row is one thread's.
+        unsafe { output.write(place, &slopes) };
+        0.0
+    });
+    Ok(output.into_tensor())
+}
+
+/// Calls `task` with the position of each row and its numbers. Returns the sum of what it returns.
+fn each_row<T: Element>(rows: &[T], width: usize, task: impl Fn(usize, &[f64]) -> f64 + Sync) -> f64 {
+    parallel::sum(rows.len(), width, |range| {
+        let mut numbers = vec![0.0; width];
+        let each = |row: usize| {
+            for (number, element) in numbers.iter_mut().zip(&rows[row * width..(row + 1) * width]) {
+                *number = element.wide().into();
+            }
+            task(row, &numbers)
+        };
+        (range.start / width..range.end / width).map(each).sum()
+    })
+}
+
+/// Σ a b
+struct Product<'a> {
+    a: &'a [f64],
+    b: &'a [f64],
+}
+
+impl Kernel<f64> for Product<'_> {
+    type Result = f64;
+
+    #[inline(always)]
+    fn run<R: LaneOf<f64>>(self) -> f64 {
+        let blocks = self.a.chunks(BLOCK).zip(self.b.chunks(BLOCK));
+        let sum = |(a, b): (&[f64], &[f64])| {
+            let [sums] = fold([a, b], [R::of(0.0)], |[a, b], [sum]| [a.mul_add(b, sum)]);
+            total(from_fn(|lane| sums[lane].get()))
+        };
+        blocks.map(sum).sum()
+    }
+}
+
+/// The numbers times a factor.
+struct Scale<'a, U> {
+    numbers: &'a [f64],
+    factor: f64,
+    scaled: &'a mut [U],
+}
+
+impl<U: Wide> Kernel<f64> for Scale<'_, U> {
+    type Result = ();
+
+    #[inline(always)]
+    fn run<R: LaneOf<f64>>(self) {
+        for (scaled, number) in self.scaled.iter_mut().zip(self.numbers) {
+            *scaled = U::from_f64((R::new(*number) * R::of(self.factor)).get());
+        }
+    }
+}
+
+/// (g − x · `along`) times a factor.
+struct Slopes<'a, W> {
+    numbers: &'a [f64],
+    grad: &'a [f64],
+    factor: f64,
+    along: f64,
+    slopes: &'a mut [W],
+}
+
+impl<W: Wide> Kernel<f64> for Slopes<'_, W> {
+    type Result = ();
+
+    #[inline(always)]
+    fn run<R: LaneOf<f64>>(self) {
+        let (factor, along) = (R::of(self.factor), R::of(-self.along));
+        for ((slope, number), grad) in self.slopes.iter_mut().zip(self.numbers).zip(self.grad) {
+            *slope = W::from_f64((R::new(*number).mul_add(along, R::new(*grad)) * factor).get());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::kernels::{Backend, with_backend};
+
+    const LEAST: f64 = 1e-3;
+
+    /// The rows scaled by tensor operations in double precision.
+    fn f_expected(rows: &Tensor) -> Result<Tensor, LossError> {
+        let rows = rows.to_kind(Kind::Double);
+        Ok(&rows / rows.norm_scalaropt_dim(2, [1_i64].as_slice(), true).clamp_min(LEAST))
+    }
+
+    fn f_engine(rows: &Tensor, kind: Kind) -> Result<Tensor, LossError> {
+        with_backend(Backend::Auto, || f_unit(rows, kind, LEAST, |_| unreachable!("the engine takes it")))
+    }
+
+    #[test]
+    fn rows_and_gradients_are_those_of_tensor_operations() {
+        let kinds = [
+            (Kind::Double, Kind::Double, 1e-14),
+            (Kind::Float, Kind::Double, 2e-7),
+            (Kind::Float, Kind::Float, 2e-7),
+            (Kind::Half, Kind::Float, 1e-3),
+            (Kind::BFloat16, Kind::Double, 8e-3),
+        ];
+        for ((own, kind, tolerance), (rows, columns)) in
+            kinds.into_iter().flat_map(|kinds| [(1, 1), (5, 33), (40, 1100)].map(|size| (kinds, size)))
+        {
+            let input = Tensor::randn([rows, columns], (Kind::Double, Device::Cpu));
+            // One that is too short, and one of nothing.
+            let _ = (input.get(0).g_mul_scalar_(1e-5), input.get(rows - 1).zero_());
+            let factors = Tensor::randn([rows, columns], (Kind::Double, Device::Cpu)).to_kind(kind);
+            // In columns, so that the rows have gaps.
+            let input = input.to_kind(own).transpose(0, 1).contiguous().transpose(0, 1);
+            let results = |unit: &dyn Fn(&Tensor) -> Tensor| {
+                let leaf = input.detach().set_requires_grad(true);
+                let units = unit(&leaf);
+                (&units * &factors).sum(Kind::Double).backward();
+                [units.detach().to_kind(Kind::Double), leaf.grad().to_kind(Kind::Double)]
+            };
+            let expected = results(&|rows| f_expected(rows).unwrap());
+            let actual = results(&|rows| f_engine(rows, kind).unwrap());
+            for (actual, expected) in actual.iter().zip(&expected) {
+                let (actual, expected) = (actual.get(rows - 1), expected.get(rows - 1));
+                let furthest = (&actual - &expected).abs().max().double_value(&[]);
+                assert!(furthest <= tolerance * expected.abs().max().double_value(&[]).max(1.0), "{own:?}");
+            }
+            let (actual, expected) = (Tensor::stack(&actual, 0), Tensor::stack(&expected, 0));
+            // The slopes of rows that are too short are as large as these are short.
+            let scale = expected.abs().amax([2_i64].as_slice(), true).clamp_min(1e-30);
+            let furthest = ((actual - expected).abs() / scale).max().double_value(&[]);
+            assert!(furthest <= tolerance, "{own:?} {kind:?} {rows} {columns}: {furthest:e}");
+        }
+    }
+
+    #[test]
+    fn second_derivatives_are_those_of_the_composite() {
+        let input = Tensor::randn([4, 3], (Kind::Double, Device::Cpu));
+        let second = |unit: &dyn Fn(&Tensor) -> Result<Tensor, LossError>| {
+            let leaf = input.detach().set_requires_grad(true);
+            let cubes = unit(&leaf).unwrap().pow_tensor_scalar(3).sum(Kind::Double);
+            let first = Tensor::run_backward(&[cubes], &[&leaf], true, true).remove(0);
+            Tensor::run_backward(&[first.square().sum(Kind::Double)], &[&leaf], false, false).remove(0)
+        };
+        let engine = |rows: &Tensor| with_backend(Backend::Auto, || f_unit(rows, Kind::Double, LEAST, f_expected));
+        let furthest = (second(&engine) - second(&f_expected)).abs().max().double_value(&[]);
+        assert!(furthest < 1e-12, "{furthest:e}");
+    }
+
+    #[test]
+    fn what_may_overflow_is_left_to_the_composite() {
+        for number in [1e200, f64::INFINITY, f64::NAN] {
+            let input = Tensor::from_slice(&[1.0, number]).view([1, 2]);
+            let composite = |rows: &Tensor| Ok(rows.zeros_like());
+            let left = with_backend(Backend::Auto, || f_unit(&input, Kind::Double, LEAST, composite)).unwrap();
+            assert_eq!(left.double_value(&[0, 0]), 0.0);
+        }
+    }
+}
