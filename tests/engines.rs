@@ -404,6 +404,27 @@ fn hinges_are_those_of_tensor_operations() {
 }
 
 #[test]
+fn hinges_of_labels_are_those_of_tensor_operations() {
+    let whole = |tensor: &Tensor| (tensor * 4.0).round() / 4.0;
+    for shape in SHAPES.iter().filter(|shape| shape.len() == 2) {
+        let draw = || (normal(shape), random(shape));
+        let (input, labels) = seeded(1, draw);
+        // Lists of all lengths, with labels twice; scores with equal distances, and one that is NaN.
+        let labels = (labels * (shape[1] + 1)).floor().to_kind(Kind::Int64).clamp_max(shape[1]) - 1;
+        let input = whole(&input);
+        let _ = input.get(0).get(0).fill_(f64::NAN);
+        for reduction in REDUCTIONS {
+            let loss = MultiLabelMarginLoss::new().reduction(reduction);
+            for (layout, arrange) in LAYOUTS.iter().enumerate() {
+                let results = |backend| results(backend, &loss, &arrange(&input), &labels);
+                let [actual, expected] = [Backend::Auto, Backend::Composite].map(results);
+                assert_close(&actual, &expected, 1e-11, &format!("{shape:?}, layout {layout}, {reduction:?}"));
+            }
+        }
+    }
+}
+
+#[test]
 fn chunks_of_logits_are_those_of_tensor_operations() {
     let (rows, features, classes) = (37, 5, 2100);
     let shapes: [&[i64]; 3] = [&[rows, features], &[classes, features], &[classes]];

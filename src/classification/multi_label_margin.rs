@@ -1,6 +1,7 @@
 use tch::{TchError, Tensor};
 
 use crate::check::{self, Validity};
+use crate::kernels::f_label_margin;
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
 /// The multi-label hinge loss: every class that is a label shall outscore every class that is none by a margin of 1.
@@ -55,7 +56,7 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 /// assert_eq!(Vec::<f64>::try_from(scores.grad())?, [-0.5, 0.5, 0.5, -0.5]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 #[doc(alias = "nn.MultiLabelMarginLoss")]
 #[doc(alias = "multilabel_margin_loss")]
 pub struct MultiLabelMarginLoss {
@@ -107,10 +108,14 @@ impl Loss for MultiLabelMarginLoss {
         }
         if !input.device().is_cuda() && self.invalid_values == InvalidValues::Error {
             // Here the operation itself looks at the values; they are looked at again only to say which one it was.
-            return self.f_aten(input, &target).or_else(|error| {
-                self.f_validity(&target, classes)?;
-                Err(error.into())
-            });
+            let loss = *self;
+            let composite = move |[input, target]: [&Tensor; 2]| {
+                loss.f_aten(input, target).or_else(|error| {
+                    loss.f_validity(target, classes)?;
+                    Err(error.into())
+                })
+            };
+            return f_label_margin([input, &target], self.reduction, composite);
         }
         let entries = self.f_validity(&target, classes)?;
         let loss = self.f_aten(input, &entries.f_replace(&target, -1.0)?)?;

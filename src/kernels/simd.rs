@@ -158,17 +158,27 @@ pub(super) fn fold<R: LaneOf<W>, W: Wide, const N: usize, const S: usize>(
     start: [R; S],
     add: impl Fn([R; N], [R; S]) -> [R; S],
 ) -> [[R; LANES]; S] {
-    let length = arrays[0].len();
     let mut lanes = start.map(|start| [start; LANES]);
+    fold_into(&mut lanes, arrays, add);
+    lanes
+}
+
+/// The same, into lanes that there are.
+#[inline(always)]
+pub(super) fn fold_into<R: LaneOf<W>, W: Wide, const N: usize, const S: usize>(
+    lanes: &mut [[R; LANES]; S],
+    arrays: [&[W]; N],
+    add: impl Fn([R; N], [R; S]) -> [R; S],
+) {
+    let length = arrays[0].len();
     for start in (0..length).step_by(LANES) {
         let group = arrays.map(|array| &array[start..length.min(start + LANES)]);
         match length - start {
             // So many are a loop without a rest.
-            LANES.. => fold_group(group.map(|array| &array[..LANES]), &mut lanes, LANES, &add),
-            length => fold_group(group, &mut lanes, length, &add),
+            LANES.. => fold_group(group.map(|array| &array[..LANES]), lanes, LANES, &add),
+            length => fold_group(group, lanes, length, &add),
         }
     }
-    lanes
 }
 
 /// Folds `length` places into as many of the first lanes.

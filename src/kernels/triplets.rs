@@ -103,12 +103,8 @@ where
 /// Room for the row of one anchor.
 #[derive(Default)]
 struct Row {
-    /// The distances of the negatives in their order, and their columns.
-    negatives: Vec<(f64, usize)>,
-    /// The sum of so many of the first ones.
-    sums: Vec<f64>,
-    /// By how many positives more each of them is met than the one before.
-    changes: Vec<f64>,
+    /// The distances of the negatives.
+    negatives: Sorted,
     /// The derivatives of the sum of the hinges.
     slopes: Vec<f64>,
 }
@@ -116,50 +112,30 @@ struct Row {
 impl Row {
     /// The sum and the number of the hinges of an anchor.
     fn sum<W: Wide>(&mut self, triplets: Triplets, labels: &PairLabels, anchor: usize, far: &[W]) -> [f64; 2] {
-        self.sort(labels, anchor, far);
-        let label = labels.rows[anchor];
-        let (mut total, mut number) = (0.0, 0.0);
-        for (column, far) in far.iter().enumerate() {
-            if labels.columns[column] != label || (labels.own && column == anchor) {
-                continue;
-            }
-            let limit = (*far).into() + triplets.margin;
-            let (from, to) = self.range(triplets, (*far).into(), limit);
-            let costly = self.below(limit).min(to).saturating_sub(from);
-            number += to.saturating_sub(from) as f64;
-            let hinges = costly as f64 * limit - (self.sums[from + costly] - self.sums[from]);
-            total += if costly > 0 { hinges } else { 0.0 };
-            self.slopes[column] = costly as f64;
-            self.changes[from] -= 1.0;
-            self.changes[from + costly] += 1.0;
-        }
-        let mut met = 0.0;
-        for ((_, column), change) in self.negatives.iter().zip(&self.changes) {
-            met += change;
-            self.slopes[*column] = met;
-        }
-        // No hinge is satisfied by a distance that is none.
-        let nan = far.iter().any(|far| (*far).into().is_nan());
-        [if nan { f64::NAN } else { total }, number]
-    }
-
-    fn sort<W: Wide>(&mut self, labels: &PairLabels, anchor: usize, far: &[W]) {
-        let label = labels.rows[anchor];
-        self.negatives.clear();
-        let all = far.iter().enumerate().filter(|(column, _)| labels.columns[*column] != label);
-        self.negatives.extend(all.map(|(column, far)| ((*far).into(), column)));
-        self.negatives.sort_unstable_by(|(a, _), (b, _)| a.total_cmp(b));
-        self.sums.clear();
-        self.sums.push(0.0);
-        let mut sum = 0.0;
-        self.sums.extend(self.negatives.iter().map(|(far, _)| {
-            sum += far;
-            sum
-        }));
-        self.changes.clear();
-        self.changes.resize(self.negatives.len() + 1, 0.0);
         self.slopes.clear();
         self.slopes.resize(far.len(), 0.0);
+        // No hinge is satisfied by a distance that is none.
+        if far.iter().any(|far| (*far).into().is_nan()) {
+            return [f64::NAN, 0.0];
+        }
+        let same = |column: usize| labels.columns[column] == labels.rows[anchor];
+        let far = || far.iter().map(|far| (*far).into()).zip(0..);
+        self.negatives.fill(far().filter(|(_, column)| !same(*column)));
+        let (mut total, mut number) = (0.0, 0.0);
+        for (far, column) in far().filter(|(_, column)| same(*column) && !(labels.own && *column == anchor)) {
+            let limit = far + triplets.margin;
+            let (from, to) = self.range(triplets, far, limit);
+            number += to.saturating_sub(from) as f64;
+            let costly = self.below(limit).min(to).saturating_sub(from);
+            if costly > 0 {
+                total += costly as f64 * limit - self.negatives.take(from, costly);
+                self.slopes[column] = costly as f64;
+            }
+        }
+        for (times, column) in self.negatives.taken() {
+            self.slopes[column] = -times;
+        }
+        [total, number]
     }
 
     /// From which negative on and up to which the positive is compared.
@@ -178,11 +154,66 @@ impl Row {
 
     /// How many negatives are nearer than this.
     fn below(&self, distance: f64) -> usize {
-        self.negatives.partition_point(|(far, _)| *far < distance)
+        self.negatives.first(|far| far < distance)
     }
 
     /// How many are at most as far.
     fn up_to(&self, distance: f64) -> usize {
-        self.negatives.partition_point(|(far, _)| *far <= distance)
+        self.negatives.first(|far| far <= distance)
+    }
+}
+
+/// Numbers in their order, of which any that lie side by side are summed up and counted at once; room to be used again.
+#[derive(Default)]
+struct Sorted {
+    /// The numbers, and where they came from.
+    numbers: Vec<(f64, usize)>,
+    /// The sum of so many of the first ones.
+    sums: Vec<f64>,
+    /// How many ranges more each of them is in than the one before.
+    changes: Vec<f64>,
+}
+
+impl Sorted {
+    /// Takes other numbers, none of them NaN, for those that there are.
+    fn fill(&mut self, numbers: impl Iterator<Item = (f64, usize)>) {
+        self.numbers.clear();
+        self.numbers.extend(numbers);
+        self.numbers.sort_unstable_by(|(a, _), (b, _)| a.total_cmp(b));
+        self.sums.clear();
+        self.sums.push(0.0);
+        let mut sum = 0.0;
+        self.sums.extend(self.numbers.iter().map(|(number, _)| {
+            sum += number;
+            sum
+        }));
+        self.changes.clear();
+        self.changes.resize(self.sums.len(), 0.0);
+    }
+
+    fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
+    /// How many of the first ones `are` something that those after them are not.
+    fn first(&self, are: impl Fn(f64) -> bool) -> usize {
+        self.numbers.partition_point(|(number, _)| are(*number))
+    }
+
+    /// The sum of `count` numbers from `from` on.
+    fn take(&mut self, from: usize, count: usize) -> f64 {
+        let to = from + count;
+        self.changes[from] += 1.0;
+        self.changes[to] -= 1.0;
+        self.sums[to] - self.sums[from]
+    }
+
+    /// How often each number was taken, and where it came from.
+    fn taken(&self) -> impl Iterator<Item = (f64, usize)> {
+        let mut times = 0.0;
+        self.numbers.iter().zip(&self.changes).map(move |((_, position), change)| {
+            times += change;
+            (times, *position)
+        })
     }
 }

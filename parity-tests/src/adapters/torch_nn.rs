@@ -45,7 +45,7 @@ pub(super) const ADAPTERS: &[Adapter] = &[
     adapter("MultiMarginLoss", &["torch.nn.MultiMarginLoss", "torch.nn.functional.multi_margin_loss"],
         &["input", "target", "p", "margin", "weight", "size_average", "reduce", "reduction"], Close, multi_margin),
     adapter("MultiLabelMarginLoss", &["torch.nn.MultiLabelMarginLoss", "torch.nn.functional.multilabel_margin_loss"],
-        &["input", "target", "size_average", "reduce", "reduction"], Bitwise, multi_label_margin),
+        &["input", "target", "size_average", "reduce", "reduction"], BitwiseComposite, multi_label_margin),
     adapter("MultiLabelSoftMarginLoss",
         &["torch.nn.MultiLabelSoftMarginLoss", "torch.nn.functional.multilabel_soft_margin_loss"],
         &["input", "target", "weight", "size_average", "reduce", "reduction"], BitwiseComposite, multi_label_soft_margin),

@@ -1,0 +1,235 @@
+//! The engine of hinges between the score of each label of a row and those of all classes that are none.
+
+use std::ops::Range;
+
+use tch::{Kind, Tensor};
+
+use super::element::{Element, Output, elements, integers, is_plain};
+use super::engine::{Engine, Factor, Reduce, f_dispatch};
+use super::number::{Real, choose};
+use super::simd::{self, Kernel, LANES, LaneOf, Wide, fold, fold_into, total};
+use super::{BLOCK, backend, parallel};
+use crate::{LossError, Reduction};
+
+/// Σ max(0, 1 − x\[t\] + x\[c\]) / C over the labels t of each row, which end at the first −1, and its other classes c, reduced; by
+/// the `composite` of tensor operations where the engine does not take the call. The arguments, `[N, C]` or `[C]`, are scores and
+/// labels, 64-bit integers.
+pub(crate) fn f_label_margin<C>(
+    arguments: [&Tensor; 2],
+    reduction: Reduction,
+    composite: C,
+) -> Result<Tensor, LossError>
+where
+    C: Fn([&Tensor; 2]) -> Result<Tensor, LossError> + Send + 'static,
+{
+    let [input, target] = arguments;
+    let kind = input.f_kind()?;
+    let wide = matches!(kind, Kind::Float | Kind::Double);
+    let plain = is_plain(input, kind) && is_plain(target, Kind::Int64);
+    if !backend::fused() || !wide || !plain || input.numel() == 0 || input.dim() == 0 || input.size() != target.size() {
+        return composite(arguments);
+    }
+    f_dispatch(LabelMargin, arguments, Reduce::from(reduction), composite)
+}
+
+/// The engine.
+#[derive(Clone, Copy)]
+struct LabelMargin;
+
+impl Engine<2> for LabelMargin {
+    const PARTIAL: bool = true;
+    const DIFFERENTIABLE: usize = 1;
+
+    fn count(self, [input, _]: [&Tensor; 2]) -> usize {
+        input.numel() / classes(input)
+    }
+
+    fn f_losses<T: Element>(self, arguments: [&Tensor; 2]) -> Result<(f64, Tensor), LossError> {
+        let size = arguments[0].size();
+        let losses = Output::<T>::f_of_size(&size[..size.len() - 1])?;
+        let sum = f_run(arguments, Factors::Number(0.0), Some(&losses), None)?;
+        Ok((sum, losses.into_tensor()))
+    }
+
+    fn f_sum<T: Element>(
+        self,
+        arguments: [&Tensor; 2],
+        factor: Factor,
+        [wanted, _]: [bool; 2],
+    ) -> Result<(f64, Vec<Tensor>), LossError> {
+        let gradient = wanted.then(|| Output::<T>::f_of_size(&arguments[0].size())).transpose()?;
+        let sum = match factor {
+            Factor::Number(number) => f_run(arguments, Factors::Number(number), None, gradient.as_ref())?,
+            Factor::Tensor(factors) => {
+                let factors = factors.f_detach()?.f_contiguous()?;
+                f_run(arguments, Factors::Rows(elements(&factors)), None, gradient.as_ref())?
+            }
+        };
+        Ok((sum, gradient.into_iter().map(Output::into_tensor).collect()))
+    }
+}
+
+fn classes(input: &Tensor) -> usize {
+    input.size().last().map_or(1, |classes| *classes as usize)
+}
+
+/// What the gradients are multiplied by.
+enum Factors<'a, T> {
+    Number(f64),
+    Rows(&'a [T]),
+}
+
+/// Runs over all rows. Returns the sum of the losses, NaN where a label is none or infinite scores have no sum.
+fn f_run<T: Element>(
+    [input, target]: [&Tensor; 2],
+    factors: Factors<T>,
+    losses: Option<&Output<T>>,
+    gradient: Option<&Output<T>>,
+) -> Result<f64, LossError> {
+    let classes = classes(input);
+    let (input, target) = (input.f_detach()?.f_contiguous()?, target.f_contiguous()?);
+    let (scores, labels) = (elements::<T>(&input), integers(&target));
+    Ok(parallel::sum(scores.len(), classes, |range| {
+        let mut room = Row::default();
+        let each = |row: usize| {
+            let place = row * classes..(row + 1) * classes;
+            let loss = room.loss(&scores[place.clone()], &labels[place.clone()], gradient.is_some());
+            if let Some(losses) = losses {
+                // SAFETY: each row is one thread's.
+                let place = unsafe { losses.range(row..row + 1) };
+                place[0].write(T::from_f64(loss));
+            }
+            if let Some(gradient) = gradient {
+                let factor = match factors {
+                    Factors::Number(number) => number,
+                    Factors::Rows(factors) => factors[row].to_f64(),
+                };
+                simd::run(Scale { slopes: &mut room.slopes, factor: factor / classes as f64 });
+                // SAFETY: as above.
+                unsafe { gradient.write(place, &room.slopes) };
+            }
+            loss
+        };
+        rows(range, classes).map(each).sum()
+    }))
+}
+
+fn rows(elements: Range<usize>, classes: usize) -> Range<usize> {
+    elements.start / classes..elements.end / classes
+}
+
+/// Room for a row.
+#[derive(Default)]
+struct Row<W> {
+    /// The scores of the labels.
+    scores: Vec<W>,
+    /// The scores of the classes that are no label, and −∞ for the others.
+    others: Vec<W>,
+    /// The derivatives of the sum of the hinges.
+    slopes: Vec<W>,
+}
+
+impl<W: Wide> Row<W> {
+    /// The loss, NaN where a label is none; and the slopes, where they are wanted.
+    fn loss<T: Element<Wide = W>>(&mut self, scores: &[T], labels: &[i64], wanted: bool) -> f64 {
+        let classes = scores.len();
+        // Those after the end of the list are to be labels too.
+        if labels.iter().any(|label| !(-1..classes as i64).contains(label)) {
+            return f64::NAN;
+        }
+        let labels = || labels.iter().take_while(|label| **label >= 0).map(|label| *label as usize);
+        self.others.resize(classes, W::default());
+        T::copy(scores, &mut self.others);
+        labels().for_each(|label| self.others[label] = W::from_f64(f64::NEG_INFINITY));
+        self.slopes.clear();
+        self.slopes.resize(classes, W::default());
+        for label in labels().filter(|_| wanted) {
+            let score = scores[label].wide();
+            let count = simd::run(Outscored { score, others: &self.others, slopes: &mut self.slopes });
+            self.slopes[label] = W::from_f64(self.slopes[label].into() - count);
+        }
+        self.scores.clear();
+        self.scores.extend(labels().map(|label| scores[label].wide()));
+        simd::run(Hinges { scores: &self.scores, others: &self.others }) / classes as f64
+    }
+}
+
+/// The hinge of a label's score and another one, in the order in which libtorch adds, and whether it is above 0. NaN adds nothing.
+#[inline(always)]
+fn hinge<R: Real>(score: R, other: R) -> (R, bool) {
+    let gap = (R::of(1.0) - score) + other;
+    (gap, gap > R::of(0.0))
+}
+
+/// The sum of the hinges of the labels.
+struct Hinges<'a, W> {
+    scores: &'a [W],
+    others: &'a [W],
+}
+
+/// So many labels are summed up in single precision.
+const FEW_LABELS: usize = 16;
+
+impl<W: Wide> Kernel<W> for Hinges<'_, W> {
+    type Result = f64;
+
+    #[inline(always)]
+    fn run<R: LaneOf<W>>(self) -> f64 {
+        let zero = R::of(0.0);
+        let mut sum = 0.0;
+        for (scores, block) in self
+            .scores
+            .chunks(FEW_LABELS)
+            .flat_map(|scores| self.others.chunks(BLOCK).map(move |block| (scores, block)))
+        {
+            let mut lanes = [[zero; LANES]];
+            for score in scores {
+                fold_into(&mut lanes, [block], |[other], [sum]| {
+                    let (gap, costs) = hinge(R::new(*score), other);
+                    [sum + choose(costs, gap, zero)]
+                });
+            }
+            sum += total(lanes[0].map(|lane| lane.get()));
+        }
+        sum
+    }
+}
+
+/// Counts each class whose score costs, and all that do.
+struct Outscored<'a, W> {
+    score: W,
+    others: &'a [W],
+    slopes: &'a mut [W],
+}
+
+impl<W: Wide> Kernel<W> for Outscored<'_, W> {
+    type Result = f64;
+
+    #[inline(always)]
+    fn run<R: LaneOf<W>>(self) -> f64 {
+        let (zero, one, score) = (R::of(0.0), R::of(1.0), R::new(self.score));
+        let costs = |other: R| choose(hinge(score, other).1, one, zero);
+        for (slope, other) in self.slopes.iter_mut().zip(self.others) {
+            *slope = (R::new(*slope) + costs(R::new(*other))).get();
+        }
+        let [counts] = fold([self.others], [zero], |[other], [count]| [count + costs(other)]);
+        total(counts.map(|count| count.get()))
+    }
+}
+
+/// Slopes times a factor.
+struct Scale<'a, W> {
+    slopes: &'a mut [W],
+    factor: f64,
+}
+
+impl<W: Wide> Kernel<W> for Scale<'_, W> {
+    type Result = ();
+
+    #[inline(always)]
+    fn run<R: LaneOf<W>>(self) {
+        for slope in self.slopes {
+            *slope = (R::new(*slope) * R::of(self.factor)).get();
+        }
+    }
+}
