@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use crate::kernels::f_variation;
 use crate::numeric::wide_kind;
 use crate::{LossError, Reduction, check};
 
@@ -104,9 +105,21 @@ impl TotalVariationLoss {
         if input.dim() < 2 {
             return Err(check::shape_error(("input", input), "[*, H, W]"));
         }
+        let loss = *self;
+        f_variation(self.factors(&input.size()), input, self.reduction, move |[input]| loss.f_composite(input))
+    }
+
+    fn f_composite(&self, input: &Tensor) -> Result<Tensor, LossError> {
         let image = input.f_to_kind(wide_kind(input)?)?;
         let variations = self.f_along(&image, -2)?.f_add(&self.f_along(&image, -1)?)?;
         Ok(self.reduction.f_apply(&variations)?.f_to_kind(input.f_kind()?)?)
+    }
+
+    /// What the sums of the differences along the last two dimensions are multiplied by.
+    fn factors(&self, size: &[i64]) -> [f64; 2] {
+        let [height, width] = [2, 1].map(|from_end| size[size.len() - from_end]);
+        let counts = [(height - 1) * width, height * (width - 1)];
+        counts.map(|count| if self.pixels == PixelReduction::Mean { 1.0 / count.max(1) as f64 } else { 1.0 })
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.

@@ -7,7 +7,7 @@ use std::ops::Range;
 use tch::{Kind, Tensor};
 
 use super::element::{Block, Element, Output, elements, f_numbers, is_plain};
-use super::engine::{Engine, Factor, Reduce, f_dispatch};
+use super::engine::{Engine, Factor, Reduce, RowFactors, f_dispatch};
 use super::number::Real;
 use super::simd::{self, Kernel, LANES, LaneOf, Wide, fold};
 use super::{BLOCK, backend, parallel};
@@ -72,7 +72,7 @@ impl<E: Embedding<N, S>, const N: usize, const S: usize, const M: usize> Engine<
     fn f_losses<T: Element>(self, arguments: [&Tensor; M]) -> Result<(f64, Tensor), LossError> {
         let size = arguments[0].size();
         let losses = Output::<T>::f_of_size(&size[..size.len() - 1])?;
-        let sum = self.f_run(arguments, Factors::Number(0.0), Some(&losses), &[const { None }; N])?;
+        let sum = self.f_run(arguments, RowFactors::Number(0.0), Some(&losses), &[const { None }; N])?;
         Ok((sum, losses.into_tensor()))
     }
 
@@ -86,13 +86,7 @@ impl<E: Embedding<N, S>, const N: usize, const S: usize, const M: usize> Engine<
         for (gradient, _) in gradients.iter_mut().zip(wanted).filter(|(_, wanted)| *wanted) {
             *gradient = Some(Output::<T>::f_of_size(&arguments[0].size())?);
         }
-        let sum = match factor {
-            Factor::Number(number) => self.f_run(arguments, Factors::Number(number), None, &gradients)?,
-            Factor::Tensor(factors) => {
-                let factors = factors.f_detach()?.f_contiguous()?;
-                self.f_run(arguments, Factors::Rows(elements(&factors)), None, &gradients)?
-            }
-        };
+        let sum = self.f_run(arguments, RowFactors::f_new(factor)?, None, &gradients)?;
         Ok((sum, gradients.into_iter().flatten().map(Output::into_tensor).collect()))
     }
 }
@@ -102,7 +96,7 @@ impl<E, const N: usize, const S: usize> Rows<E, N, S> {
     fn f_run<T: Element, const M: usize>(
         self,
         arguments: [&Tensor; M],
-        factors: Factors<T>,
+        factors: RowFactors,
         losses: Option<&Output<T>>,
         gradients: &[Option<Output<T>>; N],
     ) -> Result<f64, LossError>
@@ -117,9 +111,8 @@ impl<E, const N: usize, const S: usize> Rows<E, N, S> {
         let embeddings = embeddings.each_ref().map(|embedding| embedding.as_ref().map_or(&[][..], elements));
         let columns = columns(arguments[0]);
         let job = Job { formula: self.0, embeddings, columns, labels, factors, losses, gradients };
-        Ok(parallel::sum(arguments[0].numel(), columns, |range| {
-            simd::run(Task { job: &job, rows: range.start / columns..range.end / columns })
-        }))
+        let rows = arguments[0].numel() / columns;
+        Ok(parallel::rows(rows, columns, |rows| simd::run(Task { job: &job, rows })))
     }
 }
 
@@ -133,14 +126,9 @@ struct Job<'a, T: Element, E, const N: usize> {
     embeddings: [&'a [T]; N],
     columns: usize,
     labels: Option<Vec<f64>>,
-    factors: Factors<'a, T>,
+    factors: RowFactors,
     losses: Option<&'a Output<T>>,
     gradients: &'a [Option<Output<T>>; N],
-}
-
-enum Factors<'a, T> {
-    Number(f64),
-    Rows(&'a [T]),
 }
 
 /// Rows that no other thread has.
@@ -185,10 +173,7 @@ impl<T: Element, E: Embedding<N, S>, const N: usize, const S: usize> Kernel<T::W
             if job.gradients.iter().all(Option::is_none) {
                 continue;
             }
-            let factor = match job.factors {
-                Factors::Number(number) => number,
-                Factors::Rows(factors) => factors[row].to_f64(),
-            };
+            let factor = job.factors.of_row(row);
             let of_sums = of_sums.map(|of_sum| R::of(of_sum * factor));
             for block in blocks() {
                 let length = block.len();

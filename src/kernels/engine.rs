@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use tch::{Kind, Tensor};
 
-use super::element::{Element, f_keeps_digits, f_plain, f_scalar_of};
+use super::element::{Element, f_keeps_digits, f_numbers, f_plain, f_scalar_of};
 use crate::autograd::{self, Context, Function, StoredGradients};
 use crate::{LossError, Reduction};
 
@@ -36,6 +36,28 @@ pub(super) enum Factor<'a> {
     Number(f64),
     /// A number for each loss.
     Tensor(&'a Tensor),
+}
+
+/// What the derivatives of the losses of rows are multiplied by.
+pub(super) enum RowFactors {
+    Number(f64),
+    Rows(Vec<f64>),
+}
+
+impl RowFactors {
+    pub(super) fn f_new(factor: Factor) -> Result<Self, LossError> {
+        Ok(match factor {
+            Factor::Number(number) => Self::Number(number),
+            Factor::Tensor(factors) => Self::Rows(f_numbers(factors)?),
+        })
+    }
+
+    pub(super) fn of_row(&self, row: usize) -> f64 {
+        match self {
+            Self::Number(number) => *number,
+            Self::Rows(factors) => factors[row],
+        }
+    }
 }
 
 /// What becomes of the losses.

@@ -1,11 +1,9 @@
 //! The engine of hinges between the score of each label of a row and those of all classes that are none.
 
-use std::ops::Range;
-
 use tch::{Kind, Tensor};
 
 use super::element::{Element, Output, elements, integers, is_plain};
-use super::engine::{Engine, Factor, Reduce, f_dispatch};
+use super::engine::{Engine, Factor, Reduce, RowFactors, f_dispatch};
 use super::number::{Real, choose};
 use super::simd::{self, Kernel, LANES, LaneOf, Wide, fold, fold_into, total};
 use super::{BLOCK, backend, parallel};
@@ -47,7 +45,7 @@ impl Engine<2> for LabelMargin {
     fn f_losses<T: Element>(self, arguments: [&Tensor; 2]) -> Result<(f64, Tensor), LossError> {
         let size = arguments[0].size();
         let losses = Output::<T>::f_of_size(&size[..size.len() - 1])?;
-        let sum = f_run(arguments, Factors::Number(0.0), Some(&losses), None)?;
+        let sum = f_run(arguments, &RowFactors::Number(0.0), Some(&losses), None)?;
         Ok((sum, losses.into_tensor()))
     }
 
@@ -58,13 +56,7 @@ impl Engine<2> for LabelMargin {
         [wanted, _]: [bool; 2],
     ) -> Result<(f64, Vec<Tensor>), LossError> {
         let gradient = wanted.then(|| Output::<T>::f_of_size(&arguments[0].size())).transpose()?;
-        let sum = match factor {
-            Factor::Number(number) => f_run(arguments, Factors::Number(number), None, gradient.as_ref())?,
-            Factor::Tensor(factors) => {
-                let factors = factors.f_detach()?.f_contiguous()?;
-                f_run(arguments, Factors::Rows(elements(&factors)), None, gradient.as_ref())?
-            }
-        };
+        let sum = f_run(arguments, &RowFactors::f_new(factor)?, None, gradient.as_ref())?;
         Ok((sum, gradient.into_iter().map(Output::into_tensor).collect()))
     }
 }
@@ -73,23 +65,17 @@ fn classes(input: &Tensor) -> usize {
     input.size().last().map_or(1, |classes| *classes as usize)
 }
 
-/// What the gradients are multiplied by.
-enum Factors<'a, T> {
-    Number(f64),
-    Rows(&'a [T]),
-}
-
 /// Runs over all rows. Returns the sum of the losses, NaN where a label is none or infinite scores have no sum.
 fn f_run<T: Element>(
     [input, target]: [&Tensor; 2],
-    factors: Factors<T>,
+    factors: &RowFactors,
     losses: Option<&Output<T>>,
     gradient: Option<&Output<T>>,
 ) -> Result<f64, LossError> {
     let classes = classes(input);
     let (input, target) = (input.f_detach()?.f_contiguous()?, target.f_contiguous()?);
     let (scores, labels) = (elements::<T>(&input), integers(&target));
-    Ok(parallel::sum(scores.len(), classes, |range| {
+    Ok(parallel::rows(scores.len() / classes, classes, |rows| {
         let mut room = Row::default();
         let each = |row: usize| {
             let place = row * classes..(row + 1) * classes;
@@ -100,22 +86,14 @@ fn f_run<T: Element>(
                 place[0].write(T::from_f64(loss));
             }
             if let Some(gradient) = gradient {
-                let factor = match factors {
-                    Factors::Number(number) => number,
-                    Factors::Rows(factors) => factors[row].to_f64(),
-                };
-                simd::run(Scale { slopes: &mut room.slopes, factor: factor / classes as f64 });
+                simd::run(Scale { slopes: &mut room.slopes, factor: factors.of_row(row) / classes as f64 });
                 // SAFETY: as above.
                 unsafe { gradient.write(place, &room.slopes) };
             }
             loss
         };
-        rows(range, classes).map(each).sum()
+        rows.map(each).sum()
     }))
-}
-
-fn rows(elements: Range<usize>, classes: usize) -> Range<usize> {
-    elements.start / classes..elements.end / classes
 }
 
 /// Room for a row.

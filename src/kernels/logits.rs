@@ -73,9 +73,8 @@ fn f_run<T: Element>(rows: &LogitRows) -> Result<Option<[Tensor; 2]>, LossError>
         derivatives: rows.derivatives.map(|derivatives| derivatives.map(elements::<T::Wide>)),
         losses: [output()?, output()?],
     };
-    let length = rows.logits.numel();
-    parallel::sum(length, classes, |range| {
-        job.rows(range.start / classes..range.end / classes);
+    parallel::rows(rows.logits.numel() / classes, classes, |rows| {
+        job.rows(rows);
         0.0
     });
     Ok(Some(job.losses.map(Output::into_tensor)))

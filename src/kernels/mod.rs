@@ -36,6 +36,7 @@ mod simd;
 mod softmax;
 mod triplets;
 mod unit;
+mod variation;
 mod views;
 mod window;
 
@@ -61,6 +62,7 @@ pub(crate) use rows::{RowReduction, Rows, scan_classes};
 pub(crate) use softmax::{RowLoss, f_softmax, f_softmax_of_shares};
 pub(crate) use triplets::{Triplets, f_triplets};
 pub(crate) use unit::f_unit;
+pub(crate) use variation::f_variation;
 pub(crate) use views::{Views, f_views};
 pub(crate) use window::{Beyond, f_slide};
 

@@ -367,10 +367,8 @@ impl<W: Wide, P: Plan> Job<W, P> {
 
     fn each_row<'a>(&'a self, matrix: &'a Tensor, task: impl Fn(Task<'a, W, P>) + Sync) {
         let (x, width) = (elements(matrix), self.columns.len());
-        parallel::sum(x.len(), width, |range| {
-            for row in range.start / width..range.end / width {
-                task(Task { job: self, row, x: &x[row * width..(row + 1) * width] });
-            }
+        parallel::rows(self.rows.len(), width, |rows| {
+            rows.for_each(|row| task(Task { job: self, row, x: &x[row * width..(row + 1) * width] }));
             0.0
         });
     }

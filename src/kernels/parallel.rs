@@ -26,6 +26,11 @@ pub(super) fn sum(length: usize, unit: usize, work: impl Fn(Range<usize>) -> f64
     parts.into_iter().map(|part| f64::from_bits(part.into_inner())).sum()
 }
 
+/// The same for `count` rows of `width` elements.
+pub(super) fn rows(count: usize, width: usize, work: impl Fn(Range<usize>) -> f64 + Sync) -> f64 {
+    sum(count * width, width, |range| work(range.start / width..range.end / width))
+}
+
 /// Calls `task` for each of `0..count`, on as many threads as libtorch uses.
 pub(super) fn each(count: usize, task: &(dyn Fn(usize) + Sync)) {
     let task = &|index| {

@@ -330,7 +330,7 @@ impl<T: Element> Job<'_, T> {
     ) -> f64 {
         let (classes, inner) = (self.classes, self.inner);
         if inner == 1 {
-            return parallel::sum(self.input.len(), classes, |range| rows(range.start / classes..range.end / classes));
+            return parallel::rows(self.input.len() / classes, classes, rows);
         }
         let block = block.min(inner);
         let blocks = inner.div_ceil(block);
@@ -341,7 +341,7 @@ impl<T: Element> Job<'_, T> {
             Pixels { start, inner, row, length: block.min(inner - first) }
         };
         let count = self.input.len() / (classes * inner) * blocks;
-        parallel::sum(count * unit, unit, |range| pixels(&mut (range.start / unit..range.end / unit).map(&at)))
+        parallel::rows(count, unit, |blocks| pixels(&mut blocks.map(&at)))
     }
 
     /// The sum of what `work` returns for ranges of rows, of classes that are the last dimension.

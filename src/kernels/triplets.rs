@@ -63,9 +63,9 @@ where
     let gradient = needed.then(|| Output::<W>::f_of_size(&far.size())).transpose()?;
     let totals = Output::<f64>::f_of_size(&[labels.rows.len() as i64, 2])?;
     let numbers = elements::<W>(&distances);
-    parallel::sum(numbers.len(), width, |range| {
+    parallel::rows(labels.rows.len(), width, |rows| {
         let mut room = Row::default();
-        for row in range.start / width..range.end / width {
+        for row in rows {
             let place = row * width..(row + 1) * width;
             let total = room.sum(triplets, labels, row, &numbers[place.clone()]);
             // SAFETY: each row is one thread's.

@@ -95,7 +95,7 @@ fn f_gradient<T: Element, U: Wide>(rows: &Tensor, grad: &Tensor, least: f64) -> 
 
 /// Calls `task` with the position of each row and its numbers. Returns the sum of what it returns.
 fn each_row<T: Element>(rows: &[T], width: usize, task: impl Fn(usize, &[f64]) -> f64 + Sync) -> f64 {
-    parallel::sum(rows.len(), width, |range| {
+    parallel::rows(rows.len() / width, width, |range| {
         let mut numbers = vec![0.0; width];
         let each = |row: usize| {
             for (number, element) in numbers.iter_mut().zip(&rows[row * width..(row + 1) * width]) {
@@ -103,7 +103,7 @@ fn each_row<T: Element>(rows: &[T], width: usize, task: impl Fn(usize, &[f64]) -
             }
             task(row, &numbers)
         };
-        (range.start / width..range.end / width).map(each).sum()
+        range.map(each).sum()
     })
 }
 

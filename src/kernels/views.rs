@@ -50,7 +50,7 @@ impl RowFormula for Views {
             of_divergence: self.weight / (samples * self.count) as f64,
         };
         let unit = self.count * job.classes;
-        let sum = parallel::sum(job.input.len(), unit, |range| call.task(range.start / unit..range.end / unit));
+        let sum = parallel::rows(job.input.len() / unit, unit, |rows| call.task(rows));
         if counted == 0 { f64::NAN } else { sum }
     }
 }
