@@ -25,6 +25,7 @@ mod map;
 mod margin;
 mod memory;
 mod narrow;
+mod neighbours;
 mod number;
 mod pairs;
 mod parallel;
@@ -51,6 +52,7 @@ pub(crate) use logits::{LogitRows, f_logits};
 pub(crate) use map::{Map, f_map};
 pub(crate) use margin::{Margin, f_margin};
 pub use memory::set_gradient_cache;
+pub(crate) use neighbours::{Neighbours, f_neighbours};
 pub(crate) use number::{ANY, Real, choose, powers, sigmoids};
 pub(crate) use pairs::{
     Counted, OTHER, PairLabels, PairSlopes, PairSums, PairTerms, SAME, SoftPairs, f_pairs, f_soft_pairs,

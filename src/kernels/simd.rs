@@ -17,7 +17,7 @@ pub(super) trait Kernel<W: Wide> {
 }
 
 /// A number type that engines compute in.
-pub(super) trait Wide: super::element::Element<Wide = Self> + Default + Into<f64> {
+pub(super) trait Wide: super::element::Element<Wide = Self> + Default + PartialEq + Into<f64> {
     #[doc(hidden)]
     type Fused: LaneOf<Self>;
     #[doc(hidden)]

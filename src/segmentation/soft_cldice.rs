@@ -3,6 +3,7 @@ use tch::Tensor;
 use super::mask::{f_drop_background, group_dims};
 use super::region::{Activation, Grouping, f_activate, not_negative};
 use crate::check::{self, ClassIndices, Validity};
+use crate::kernels::{Neighbours, f_neighbours};
 use crate::numeric::{f_ratio, f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
@@ -215,11 +216,16 @@ impl SoftClDiceLoss {
 
 /// What an opening removes from a region, given its erosion.
 fn f_lost(region: &Tensor, eroded: &Tensor) -> Result<Tensor, LossError> {
-    Ok(region.f_sub(&f_max_pool(eroded, &vec![3; region.dim() - 2])?)?.f_relu()?)
+    let dilated = f_neighbours(Neighbours::Dilate, eroded, |eroded| f_max_pool(eroded, &vec![3; eroded.dim() - 2]))?;
+    Ok(region.f_sub(&dilated)?.f_relu()?)
 }
 
 /// The least value of each pixel and its direct neighbours.
 fn f_erode(region: &Tensor) -> Result<Tensor, LossError> {
+    f_neighbours(Neighbours::Erode, region, f_least)
+}
+
+fn f_least(region: &Tensor) -> Result<Tensor, LossError> {
     let (negative, axes) = (region.f_neg()?, region.dim() - 2);
     let along = |axis: usize| (0..axes).map(|other| if other == axis { 3 } else { 1 }).collect::<Vec<i64>>();
     let mut least = f_max_pool(&negative, &along(0))?.f_neg()?;
