@@ -41,7 +41,8 @@ class Workload:
         self.leaves = list(arguments.leaves(args, kwargs).values())
         self.args = args
         if inspect.isclass(self.reference):
-            self.reference, _ = oracle.build(arguments, self.reference, self.options)
+            self.reference, parameters = oracle.build(arguments, self.reference, self.options)
+            self.leaves += parameters.values()
             self.options = {}
         self.calls = {"eager": self.eager()}
 
@@ -66,10 +67,12 @@ class Workload:
         call, args, plain, leaves = self.calls[peer], self.args, self.plain, self.leaves
         grad = torch.autograd.grad
         if which == "forward":
-            start = time.perf_counter()
-            for _ in range(count):
-                call(*plain)
-            return time.perf_counter() - start
+            # No argument needs a gradient, and no parameter shall.
+            with torch.no_grad():
+                start = time.perf_counter()
+                for _ in range(count):
+                    call(*plain)
+                return time.perf_counter() - start
         start = time.perf_counter()
         for _ in range(count):
             grad(call(*args), leaves)

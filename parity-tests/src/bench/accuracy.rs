@@ -125,7 +125,7 @@ impl Bench<'_> {
         }
         let kind = truth.tensors.get(&format!("{id}:output/0")).map(Tensor::kind);
         anyhow::ensure!(kind == Some(Kind::Double), "the reference computes all precisions in a lower one: {kind:?}");
-        let ours = Ours::new(workload, &inputs)?.results(&id, inputs.grad)?;
+        let ours = Ours::new(workload, &inputs)?.results(&id, &inputs)?;
         Ok(Distances { ours: distance(&ours, &truth, &id, &inputs)?, eager: distance(&eager, &truth, &id, &inputs)? })
     }
 }
@@ -137,7 +137,7 @@ fn median(mut numbers: Vec<f64>) -> f64 {
 }
 
 fn distance(side: &Results, truth: &Results, id: &str, inputs: &Inputs) -> Result<Distance> {
-    let gradients: Vec<String> = inputs.grad.iter().map(|position| format!("{id}:grad/{position}")).collect();
+    let gradients: Vec<String> = inputs.differentiated().iter().map(|(_, name)| format!("{id}:{name}")).collect();
     Ok(Distance {
         value: relative(side, truth, &[format!("{id}:output/0")])?,
         gradient: relative(side, truth, &gradients)?,

@@ -350,7 +350,7 @@ fn cache(work: &Path) -> PathBuf {
 /// of another kind; there the result in double precision counts as well.
 fn check_values(workload: &Workload, inputs: &Inputs, ours: &Ours, peer: &Peer, dir: &Path) -> Result<()> {
     let (case, id) = (workload.case(inputs)?, workload.id());
-    let actual = ours.results(&id, inputs.grad)?;
+    let actual = ours.results(&id, inputs)?;
     let half = actual.tensors.values().any(|tensor| matches!(tensor.kind(), Kind::Half | Kind::BFloat16));
     let values = |upcast, file| -> Result<Results> {
         let mut results = peer.values(&id, upcast, &dir.join(file))?;

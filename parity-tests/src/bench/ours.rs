@@ -26,9 +26,9 @@ impl Ours {
     /// The loss of a workload on these inputs.
     pub fn new(workload: &Workload, inputs: &Inputs) -> Result<Ours> {
         let arguments = inputs.with_leaves()?;
-        let leaves = inputs.grad.iter().map(|&position| arguments[position].shallow_clone()).collect();
-        let plain = inputs.arguments.iter().map(Tensor::shallow_clone).collect();
-        Ok(Ours { call: workload.call(inputs)?, plain, arguments, leaves })
+        let differentiated = inputs.differentiated();
+        let leaves = differentiated.iter().map(|(position, _)| arguments[*position].shallow_clone()).collect();
+        Ok(Ours { call: workload.call(inputs)?, plain: inputs.all(), arguments, leaves })
     }
 
     /// The loss, with a graph.
@@ -47,14 +47,14 @@ impl Ours {
     }
 
     /// The value and the gradients as a result of the parity format.
-    pub fn results(&self, id: &str, grad: &[usize]) -> Result<Results> {
+    pub fn results(&self, id: &str, inputs: &Inputs) -> Result<Results> {
         let mut results = Results::default();
         let ok = CaseResult { status: Status::Ok, outputs: Some(1), message: None, second_order: None };
         results.cases.insert(id.to_owned(), ok);
         let loss = self.loss()?;
         results.tensors.insert(format!("{id}:output/0"), loss.f_detach()?);
-        for (position, gradient) in grad.iter().zip(self.gradients(&loss)?) {
-            results.tensors.insert(format!("{id}:grad/{position}"), gradient.f_contiguous()?);
+        for ((_, name), gradient) in inputs.differentiated().iter().zip(self.gradients(&loss)?) {
+            results.tensors.insert(format!("{id}:{name}"), gradient.f_contiguous()?);
         }
         Ok(results)
     }

@@ -9,20 +9,20 @@ use serde::Serialize;
 use serde_json::{Value as Json, json};
 use tch::{Device, Kind, Tensor};
 use tch_losses::{
-    Activation, AsymmetricMultiLabelLoss, AsymmetricSingleLabelLoss, BarlowTwinsLoss, BatchTripletMarginLoss, BceLoss,
-    BceWithLogitsLoss, CategoricalHingeLoss, CauchyLoss, CharbonnierLoss, Chunking, CircleLoss, CompleteBoxIouLoss,
-    ContrastiveLoss, CosineEmbeddingLoss, CrossEntropyLoss, CtcLoss, DiceCrossEntropyLoss, DiceFocalLoss, DiceLoss,
-    DistanceBoxIouLoss, DistributionFocalLoss, EmptyMask, FocalAlpha, FocalPower, FocalSoftTargets, FocalTverskyLoss,
-    GaussianNllLoss, GemanMcClureLoss, GeneralizedBoxIouLoss, GeneralizedDiceLoss, GeneralizedLiftedStructureLoss,
-    Grouping, HausdorffDtLoss, HingeEmbeddingLoss, HingeLoss, HuberLoss, JaccardLoss, JsdCrossEntropyLoss, KlDivLoss,
-    L1Loss, LiftedStructureLoss, LinearCrossEntropy, LogCoshLoss, Loss, LossError, LovaszClasses, LovaszHingeLoss,
-    LovaszSoftmaxLoss, MapeLoss, MarginRankingLoss, MccLoss, MsSsimL1Loss, MsSsimLoss, MseLoss, MsleLoss,
-    MultiLabelMarginLoss, MultiLabelSoftMarginLoss, MultiMarginLoss, MultiSimilarityLoss, NPairsLoss,
-    NegativeCosineSimilarity, NllLoss, NtXentLoss, OneVsRestFocalLoss, OverlapMeasure, PixelReduction, PoissonNllLoss,
-    PolyBceWithLogitsLoss, PolyCrossEntropyLoss, PsnrLoss, QualityFocalLoss, QuantileLoss, Reduction, SigmoidFocalLoss,
-    SmoothL1Loss, SoftBceWithLogitsLoss, SoftClDiceLoss, SoftMarginLoss, SoftmaxFocalLoss, SsimForm, SsimLoss,
-    SsimPadding, SupConLoss, TotalVariationLoss, TripletMarginLoss, TripletMarginWithDistanceLoss, TverskyLoss,
-    VarifocalLoss, VicRegLoss, WeightedMean, WelschLoss,
+    Activation, ArcFace, AsymmetricMultiLabelLoss, AsymmetricSingleLabelLoss, BarlowTwinsLoss, BatchTripletMarginLoss,
+    BceLoss, BceWithLogitsLoss, CategoricalHingeLoss, CauchyLoss, CharbonnierLoss, Chunking, CircleLoss,
+    CompleteBoxIouLoss, ContrastiveLoss, CosFace, CosineEmbeddingLoss, CrossEntropyLoss, CtcLoss, DiceCrossEntropyLoss,
+    DiceFocalLoss, DiceLoss, DistanceBoxIouLoss, DistributionFocalLoss, EmptyMask, FocalAlpha, FocalPower,
+    FocalSoftTargets, FocalTverskyLoss, GaussianNllLoss, GemanMcClureLoss, GeneralizedBoxIouLoss, GeneralizedDiceLoss,
+    GeneralizedLiftedStructureLoss, Grouping, HausdorffDtLoss, HingeEmbeddingLoss, HingeLoss, HuberLoss, JaccardLoss,
+    JsdCrossEntropyLoss, KlDivLoss, L1Loss, LiftedStructureLoss, LinearCrossEntropy, LogCoshLoss, Loss, LossError,
+    LovaszClasses, LovaszHingeLoss, LovaszSoftmaxLoss, MapeLoss, MarginRankingLoss, MccLoss, MsSsimL1Loss, MsSsimLoss,
+    MseLoss, MsleLoss, MultiLabelMarginLoss, MultiLabelSoftMarginLoss, MultiMarginLoss, MultiSimilarityLoss,
+    NPairsLoss, NegativeCosineSimilarity, NllLoss, NtXentLoss, OneVsRestFocalLoss, OverlapMeasure, PixelReduction,
+    PoissonNllLoss, PolyBceWithLogitsLoss, PolyCrossEntropyLoss, ProxyAnchor, ProxyNca, PsnrLoss, QualityFocalLoss,
+    QuantileLoss, Reduction, SigmoidFocalLoss, SmoothL1Loss, SoftBceWithLogitsLoss, SoftClDiceLoss, SoftMarginLoss,
+    SoftmaxFocalLoss, SsimForm, SsimLoss, SsimPadding, SupConLoss, TotalVariationLoss, TripletMarginLoss,
+    TripletMarginWithDistanceLoss, TverskyLoss, VarifocalLoss, VicRegLoss, WeightedMean, WelschLoss,
 };
 
 use crate::case::{Case, Tensors, parse_cases};
@@ -99,6 +99,10 @@ pub struct Inputs {
     lists: Vec<Vec<i64>>,
     /// Tensors that `options` names.
     options: BTreeMap<&'static str, Tensor>,
+    /// Parameters of the reference by state-dict name; the call gets them behind the arguments, and they have gradients as well.
+    pub state: Vec<(&'static str, Tensor)>,
+    /// Options of the reference that follow from the dimensions.
+    numbers: Vec<(&'static str, i64)>,
 }
 
 /// A row of the table.
@@ -141,6 +145,9 @@ const TRIPLETS: Sizes = &[(Tiny, &[16, 16]), (Small, &[64, 64]), (Medium, &[128,
 const VIEWS: Sizes = &[(Tiny, &[16, 16]), (Small, &[64, 64]), (Medium, &[1024, 1024])];
 /// Sides of a box, bins.
 const BINS: Sizes = &[(Tiny, &[16, 17]), (Small, &[256, 17]), (Medium, &[65536, 17]), (Large, &[1 << 20, 17])];
+/// Samples, features, classes.
+const CLASSIFIED: Sizes =
+    &[(Tiny, &[16, 16, 10]), (Small, &[64, 64, 100]), (Medium, &[1024, 128, 1000]), (Large, &[2048, 256, 10000])];
 /// Steps, samples, symbols.
 const SEQUENCES: Sizes = &[(Medium, &[256, 16, 64])];
 /// Rows, features, classes.
@@ -338,6 +345,14 @@ fn rows() -> Vec<Row> {
             |_| pair(GeneralizedLiftedStructureLoss::new())),
         row("BatchTripletMarginLoss", "pytorch_metric_learning.losses.TripletMarginLoss", json!({}), TRIPLETS, batch,
             |_| pair(BatchTripletMarginLoss::new())),
+        row("ArcFaceLoss", "pytorch_metric_learning.losses.ArcFaceLoss", json!({}), CLASSIFIED,
+            |n| classified(n, "W", false), |_| with_vectors(ArcFace::new(), ArcFace::f_forward)),
+        row("CosFaceLoss", "pytorch_metric_learning.losses.CosFaceLoss", json!({}), CLASSIFIED,
+            |n| classified(n, "W", false), |_| with_vectors(CosFace::new(), CosFace::f_forward)),
+        row("ProxyAnchorLoss", "pytorch_metric_learning.losses.ProxyAnchorLoss", json!({}), CLASSIFIED,
+            |n| classified(n, "proxies", true), |_| with_vectors(ProxyAnchor::new(), ProxyAnchor::f_forward)),
+        row("ProxyNcaLoss", "pytorch_metric_learning.losses.ProxyNCALoss", json!({}), CLASSIFIED,
+            |n| classified(n, "proxies", true), |_| with_vectors(ProxyNca::new(), ProxyNca::f_forward)),
         row("BarlowTwinsLoss", "lightly.loss.BarlowTwinsLoss", json!({}), VIEWS, pair_of_views,
             |_| pair(BarlowTwinsLoss::new())),
         row("VicRegLoss", "lightly.loss.VICRegLoss", json!({}), VIEWS, pair_of_views, |_| pair(VicRegLoss::new())),
@@ -414,7 +429,8 @@ impl Workload {
     pub fn drawn_inputs(&self, seed: i64) -> Result<Inputs> {
         tch::manual_seed(seed);
         let mut inputs = (self.row.inputs)(self.dims)?;
-        for tensor in inputs.arguments.iter_mut().chain(inputs.options.values_mut()) {
+        let state = inputs.state.iter_mut().map(|(_, parameter)| parameter);
+        for tensor in inputs.arguments.iter_mut().chain(inputs.options.values_mut()).chain(state) {
             *tensor = self.dtype.f_convert(tensor)?;
         }
         Ok(inputs)
@@ -429,12 +445,17 @@ impl Workload {
     pub fn case_json(&self, inputs: &Inputs) -> Json {
         let tensors = (0..inputs.arguments.len()).map(|position| json!({"tensor": argument_name(position)}));
         let lists = inputs.lists.iter().map(|list| json!(list));
+        let mut options = self.row.options.clone();
+        inputs.numbers.iter().for_each(|(name, number)| options[*name] = json!(number));
+        let state: BTreeMap<_, _> =
+            inputs.state.iter().map(|(name, _)| (*name, json!({"tensor": state_name(name)}))).collect();
         json!({
             "id": self.id(),
             "reference": self.row.reference,
-            "options": self.row.options,
+            "options": options,
             "inputs": tensors.chain(lists).collect::<Vec<_>>(),
             "grad": inputs.grad,
+            "state": state,
         })
     }
 
@@ -449,29 +470,48 @@ fn argument_name(position: usize) -> String {
     format!("argument/{position}")
 }
 
+fn state_name(name: &str) -> String {
+    format!("state/{name}")
+}
+
 impl Inputs {
     /// All tensors by their names in the case.
     pub fn tensors(&self) -> Tensors {
         let arguments = self.arguments.iter().enumerate();
         let arguments = arguments.map(|(position, tensor)| (argument_name(position), tensor.shallow_clone()));
         let options = self.options.iter().map(|(name, tensor)| ((*name).to_owned(), tensor.shallow_clone()));
-        arguments.chain(options).collect()
+        let state = self.state.iter().map(|(name, parameter)| (state_name(name), parameter.shallow_clone()));
+        arguments.chain(options).chain(state).collect()
     }
 
-    /// The positional arguments, with leaves in place of those to differentiate with respect to.
+    /// What the call gets: the positional arguments, and behind them the parameters.
+    pub fn all(&self) -> Vec<Tensor> {
+        let state = self.state.iter().map(|(_, parameter)| parameter);
+        self.arguments.iter().chain(state).map(Tensor::shallow_clone).collect()
+    }
+
+    /// The positions in that of what has a gradient, and the names of these gradients in the results.
+    pub fn differentiated(&self) -> Vec<(usize, String)> {
+        let arguments = self.grad.iter().map(|position| (*position, format!("grad/{position}")));
+        let state = self.state.iter().zip(self.arguments.len()..);
+        arguments.chain(state.map(|((name, _), position)| (position, format!("grad_state/{name}")))).collect()
+    }
+
+    /// The same with leaves in place of those to differentiate with respect to.
     pub fn with_leaves(&self) -> Result<Vec<Tensor>> {
-        let leaf = |(position, tensor): (usize, &Tensor)| {
-            let tensor = tensor.f_detach()?;
-            Ok(if self.grad.contains(&position) { tensor.f_set_requires_grad(true)? } else { tensor })
-        };
-        self.arguments.iter().enumerate().map(leaf).collect()
+        let mut all = self.all();
+        for (position, _) in self.differentiated() {
+            all[position] = all[position].f_detach()?.f_set_requires_grad(true)?;
+        }
+        Ok(all)
     }
 
     /// The bytes of all arguments, and of those to differentiate with respect to.
     pub fn bytes(&self) -> (usize, usize) {
         let of = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
-        let leaves = self.grad.iter().map(|&position| of(&self.arguments[position])).sum();
-        (self.arguments.iter().map(of).sum(), leaves)
+        let all = self.all();
+        let leaves = self.differentiated().iter().map(|(position, _)| of(&all[*position])).sum();
+        (all.iter().map(of).sum(), leaves)
     }
 }
 
@@ -483,6 +523,14 @@ fn pair(loss: impl Loss + 'static) -> Result<Call> {
 
 fn triple<L: 'static>(loss: L, call: fn(&L, &Tensor, &Tensor, &Tensor) -> Result<Tensor, LossError>) -> Result<Call> {
     Ok(Box::new(move |of| call(&loss, &of[0], &of[1], &of[2])))
+}
+
+/// A loss of embeddings, vectors of classes and classes, in this order; the vectors are the parameter of the reference.
+fn with_vectors<L: 'static>(
+    loss: L,
+    call: fn(&L, &Tensor, &Tensor, &Tensor) -> Result<Tensor, LossError>,
+) -> Result<Call> {
+    Ok(Box::new(move |of| call(&loss, &of[0], &of[2], &of[1])))
 }
 
 /// The linear cross entropy in chunks. As the reference's, the products of `bf16` are of this kind; in `f16` they are much slower
@@ -504,7 +552,8 @@ const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 const INDEX: (Kind, Device) = (Kind::Int64, Device::Cpu);
 
 fn on<const N: usize>(grad: &'static [usize], arguments: [Tensor; N]) -> Result<Inputs> {
-    Ok(Inputs { arguments: arguments.into(), grad, lists: Vec::new(), options: BTreeMap::new() })
+    let (lists, options, state, numbers) = (Vec::new(), BTreeMap::new(), Vec::new(), Vec::new());
+    Ok(Inputs { arguments: arguments.into(), grad, lists, options, state, numbers })
 }
 
 fn on_first<const N: usize>(arguments: [Tensor; N]) -> Result<Inputs> {
@@ -588,6 +637,15 @@ fn pair_of_views(dims: &[i64]) -> Result<Inputs> {
     on(&[0, 1], [view, other])
 }
 
+/// Embeddings, their classes, and a vector for each class, a row of the parameter of this name, or a column.
+fn classified(dims: &[i64], name: &'static str, rows: bool) -> Result<Inputs> {
+    let &[samples, features, classes] = dims else { anyhow::bail!("embeddings of classes have three dimensions") };
+    let vectors = normal(&if rows { [classes, features] } else { [features, classes] })?;
+    let arguments = [normal(&[samples, features])?, Tensor::f_randint(classes, [samples], INDEX)?];
+    let numbers = vec![("num_classes", classes), ("embedding_size", features)];
+    Ok(Inputs { state: vec![(name, vectors)], numbers, ..on_first(arguments)? })
+}
+
 fn sequences(dims: &[i64]) -> Result<Inputs> {
     let &[steps, samples, symbols] = dims else { anyhow::bail!("a sequence has three dimensions") };
     let labels = steps / 8;
@@ -639,7 +697,7 @@ mod tests {
             let case = workload.case(&inputs).unwrap();
             let cases = std::slice::from_ref(&case);
             let expected = evaluate(cases, &inputs.tensors(), Device::Cpu, &run_adapter, || ()).unwrap();
-            let actual = Ours::new(workload, &inputs).unwrap().results(&workload.id(), inputs.grad).unwrap();
+            let actual = Ours::new(workload, &inputs).unwrap().results(&workload.id(), &inputs).unwrap();
             let sides = Sides {
                 expected: &expected,
                 actual: &actual,
