@@ -667,6 +667,59 @@ fn losses_of_pairs_are_those_of_tensor_operations() {
     }
 }
 
+/// Makes a loss of embeddings, vectors of classes and classes.
+type OfVectors<'a> = &'a dyn Fn(EmbeddingReduction, &Tensor, &Tensor, &Tensor) -> Result<Tensor, LossError>;
+
+#[test]
+fn losses_with_vectors_of_classes_are_those_of_tensor_operations() {
+    use EmbeddingReduction::{Mean, MeanNonZero, None, Sum, Threshold};
+    let losses: [(&str, OfVectors); 8] = [
+        ("ArcFace", &|r, x, w, y| ArcFace::new().scale(3.0).reduction(r).f_forward(x, &w.transpose(0, 1), y)),
+        ("ArcFace beyond π", &|r, x, w, y| {
+            ArcFace::new().margin(150.0).scale(3.0).reduction(r).f_forward(x, &w.transpose(0, 1), y)
+        }),
+        ("ArcFace of sub-centres", &|r, x, w, y| {
+            let weight = Tensor::cat(&[w, &(w * 0.5 + 1.0)], 1).reshape([-1, w.size()[1]]).transpose(0, 1);
+            ArcFace::new().sub_centers(2).scale(3.0).reduction(r).f_forward(x, &weight, y)
+        }),
+        ("CosFace", &|r, x, w, y| CosFace::new().scale(3.0).reduction(r).f_forward(x, &w.transpose(0, 1), y)),
+        ("proxy anchor", &|r, x, w, y| ProxyAnchor::new().alpha(3.0).reduction(r).f_forward(x, w, y)),
+        ("proxy anchor by distances", &|r, x, w, y| {
+            ProxyAnchor::new().alpha(3.0).distance(EmbeddingDistance::lp()).reduction(r).f_forward(x, w, y)
+        }),
+        ("proxy NCA", &|r, x, w, y| ProxyNca::new().softmax_scale(3.0).reduction(r).f_forward(x, w, y)),
+        ("proxy NCA by noise", &|r, x, w, y| {
+            ProxyNca::new().distance(EmbeddingDistance::signal_to_noise()).reduction(r).f_forward(x, w, y)
+        }),
+    ];
+    let threshold = Threshold { low: Some(0.5), high: Some(2.0) };
+    for ((position, (name, loss)), (rows, classes)) in
+        losses.iter().enumerate().flat_map(|loss| [(1, 1), (7, 5), (300, 290), (5, 1100)].map(|size| (loss, size)))
+    {
+        let draw = || (normal(&[rows, 8]), normal(&[classes, 8]), random(&[rows]));
+        let (x, vectors, labels) = seeded(position, draw);
+        let labels = (labels * classes).to_kind(Kind::Int64);
+        for reduction in [None, Mean, MeanNonZero, Sum, threshold] {
+            let loss = of_vectors(loss, reduction, &labels);
+            let what = format!("{name}, {rows} and {classes}, {reduction:?}");
+            for (kind, tolerance) in [(Kind::Double, 1e-11), (Kind::Float, 1e-4)] {
+                let (x, vectors) = (x.to_kind(kind), vectors.to_kind(kind));
+                let results = |backend| results(backend, &loss, &x, &vectors);
+                assert_close(&results(Backend::Auto), &results(Backend::Composite), tolerance, &what);
+            }
+            if rows < 10 && classes < 10 {
+                let derivatives = |backend| derivatives(backend, &loss, &x, &vectors);
+                assert_close(&derivatives(Backend::Auto), &derivatives(Backend::Composite), 1e-10, &what);
+            }
+        }
+    }
+}
+
+/// The loss of embeddings and vectors, given classes.
+fn of_vectors<'a>(loss: OfVectors<'a>, reduction: EmbeddingReduction, labels: &'a Tensor) -> impl Loss + 'a {
+    Of(move |x: &Tensor, vectors: &Tensor| loss(reduction, x, vectors, labels))
+}
+
 /// Triplets are too many to be listed.
 fn not_listed(reduction: EmbeddingReduction) -> EmbeddingReduction {
     if reduction == EmbeddingReduction::None { EmbeddingReduction::Sum } else { reduction }

@@ -56,6 +56,7 @@ pub(crate) use neighbours::{Neighbours, f_neighbours};
 pub(crate) use number::{ANY, Real, choose, powers, sigmoids};
 pub(crate) use pairs::{
     Counted, OTHER, PairLabels, PairSlopes, PairSums, PairTerms, SAME, SoftPairs, f_pairs, f_soft_pairs,
+    f_soft_pairs_beside,
 };
 pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise, f_pointwise_of_planes, f_pointwise_to};
 pub(crate) use ranks::f_by_rank;

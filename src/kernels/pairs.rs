@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
-use super::element::{Element, Output, elements, f_plain, f_scalar_of, integers, is_plain};
+use super::element::{Element, Output, elements, f_numbers, f_plain, f_scalar_of, integers, is_plain};
 use super::number::{Real, choose};
 use super::simd::{self, Kernel, LANES, LaneOf, Wide, fold};
 use super::{BLOCK, backend, parallel};
@@ -73,6 +73,21 @@ impl PairLabels {
         [self.rows.len() as i64, self.columns.len() as i64]
     }
 
+    /// Those of rows of these classes, 64-bit integers below `count`, and of a column for each class; `None` as above.
+    pub(crate) fn f_of_classes(classes: &Tensor, count: i64) -> Result<Option<Self>, LossError> {
+        if !backend::fused() || classes.device() != Device::Cpu || count as usize > MOST_LABELS {
+            return Ok(None);
+        }
+        let classes = classes.f_contiguous()?;
+        let rows = integers(&classes).iter().map(|class| *class as u32).collect();
+        Ok(Some(Self { rows, columns: (0..count as u32).collect(), own: false }))
+    }
+
+    /// Those of the transposed matrix.
+    pub(crate) fn transposed(self) -> Self {
+        Self { rows: self.columns, columns: self.rows, own: self.own }
+    }
+
     /// Whether all are of one label.
     pub(crate) fn are_one(&self) -> bool {
         let mut all = self.rows.iter().chain(self.columns.iter());
@@ -94,6 +109,11 @@ pub(crate) trait PairTerms: Copy + Send + Sync + 'static {
 pub(crate) trait SoftPairs: PairTerms {
     /// The loss of what the terms of a row sum up to, and its derivatives.
     fn loss(self, sums: &PairSums) -> (f64, PairSlopes);
+
+    /// Whether a row has a loss at all.
+    fn exists(self, _: &PairSums) -> bool {
+        true
+    }
 }
 
 /// What the terms of a row sum up to, those of one label and those of two.
@@ -107,11 +127,13 @@ pub(crate) struct PairSums {
     pub(crate) sums: [f64; 2],
     /// How many they are.
     pub(crate) counts: [f64; 2],
+    /// The row's number beside the matrix, where there is one.
+    pub(crate) own: f64,
 }
 
 impl PairSums {
     const NOTHING: Self =
-        Self { most: [f64::NEG_INFINITY; 2], exponentials: [0.0; 2], sums: [0.0; 2], counts: [0.0; 2] };
+        Self { most: [f64::NEG_INFINITY; 2], exponentials: [0.0; 2], sums: [0.0; 2], counts: [0.0; 2], own: 0.0 };
 
     /// log Σ exp(t), −∞ where there are no terms.
     pub(crate) fn log_sum_exp(&self) -> [f64; 2] {
@@ -124,6 +146,7 @@ impl PairSums {
 pub(crate) struct PairSlopes {
     pub(crate) log_sum_exp: [f64; 2],
     pub(crate) sums: [f64; 2],
+    pub(crate) own: f64,
 }
 
 /// Which losses count, and what becomes of them.
@@ -165,7 +188,23 @@ where
     F: SoftPairs,
     C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
 {
-    f_dispatch(Soft(formula), matrix, labels, counted, kind, composite)
+    f_dispatch(Soft(formula), [matrix], labels, counted, kind, move |[matrix]| composite(matrix))
+}
+
+/// The same of a matrix and of a number for each of its rows, `[N]`, of its kind.
+pub(crate) fn f_soft_pairs_beside<F, C>(
+    formula: F,
+    arguments: [&Tensor; 2],
+    labels: Option<&PairLabels>,
+    counted: Option<Counted>,
+    kind: Kind,
+    composite: C,
+) -> Result<Tensor, LossError>
+where
+    F: SoftPairs,
+    C: Fn([&Tensor; 2]) -> Result<Tensor, LossError> + Send + 'static,
+{
+    f_dispatch(Soft(formula), arguments, labels, counted, kind, composite)
 }
 
 /// The terms of the pairs of one label, reduced, plus those of two labels, reduced; else as [`f_soft_pairs`].
@@ -181,7 +220,7 @@ where
     F: PairTerms,
     C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
 {
-    f_dispatch(Hard(formula), matrix, labels, counted, kind, composite)
+    f_dispatch(Hard(formula), [matrix], labels, counted, kind, move |[matrix]| composite(matrix))
 }
 
 /// What the sums of the rows become.
@@ -205,6 +244,8 @@ struct Weights {
     soft: [f64; 2],
     shift: [f64; 2],
     plain: [f64; 2],
+    /// The derivative with respect to the row's own number.
+    own: f64,
 }
 
 #[derive(Clone, Copy)]
@@ -224,14 +265,17 @@ impl<F: SoftPairs> Plan for Soft<F> {
 
     fn reduce(self, rows: &[PairSums], counted: Counted) -> (f64, Vec<Weights>) {
         let losses: Vec<(f64, PairSlopes)> = rows.iter().map(|sums| self.0.loss(sums)).collect();
-        let those = || losses.iter().map(|(loss, _)| *loss).filter(|loss| counted.counts(*loss));
+        let counts = |sums: &PairSums, loss: f64| self.0.exists(sums) && counted.counts(loss);
+        let those =
+            || rows.iter().zip(&losses).filter(|(sums, (loss, _))| counts(sums, *loss)).map(|(_, (loss, _))| loss);
         let scale = counted.scale(those().count() as f64);
         let weights = rows.iter().zip(&losses).map(|(sums, (loss, slopes))| {
-            let factor = if counted.counts(*loss) { scale } else { 0.0 };
+            let factor = if counts(sums, *loss) { scale } else { 0.0 };
             Weights {
                 soft: from_fn(|k| factor * slopes.log_sum_exp[k] / sums.exponentials[k]),
                 shift: sums.most,
                 plain: slopes.sums.map(|slope| factor * slope),
+                own: factor * slopes.own,
             }
         });
         (those().sum::<f64>() * scale, weights.collect())
@@ -257,13 +301,13 @@ impl<F: PairTerms> Plan for Hard<F> {
         let total = |part: fn(&PairSums) -> [f64; 2], k| rows.iter().map(|sums| part(sums)[k]).sum::<f64>();
         let plain = from_fn(|k| counted.scale(total(|sums| sums.counts, k)));
         let loss = plain[SAME] * total(|sums| sums.sums, SAME) + plain[OTHER] * total(|sums| sums.sums, OTHER);
-        (loss, vec![Weights { soft: [0.0; 2], shift: [0.0; 2], plain }])
+        (loss, vec![Weights { soft: [0.0; 2], shift: [0.0; 2], plain, own: 0.0 }])
     }
 }
 
-fn f_dispatch<P, C>(
+fn f_dispatch<const N: usize, P, C>(
     plan: P,
-    matrix: &Tensor,
+    arguments: [&Tensor; N],
     labels: Option<&PairLabels>,
     counted: Option<Counted>,
     kind: Kind,
@@ -271,23 +315,26 @@ fn f_dispatch<P, C>(
 ) -> Result<Tensor, LossError>
 where
     P: Plan,
-    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
+    C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
 {
-    let (Some(labels), Some(counted)) = (labels, counted) else { return composite(matrix) };
-    let own = matrix.f_kind()?;
-    if !backend::fused() || !is_plain(matrix, own) || matrix.size() != labels.size() || matrix.numel() == 0 {
-        return composite(matrix);
+    let (Some(labels), Some(counted)) = (labels, counted) else { return composite(arguments) };
+    let (matrix, own) = (arguments[0], arguments[0].f_kind()?);
+    let fits =
+        matrix.size() == labels.size() && arguments[1..].iter().all(|beside| beside.size() == matrix.size()[..1]);
+    let plain = arguments.iter().all(|argument| is_plain(argument, own));
+    if !backend::fused() || !plain || !fits || matrix.numel() == 0 {
+        return composite(arguments);
     }
     match own {
-        Kind::Float => f_run::<f32, P, C>(plan, matrix, labels, counted, kind, composite),
-        Kind::Double => f_run::<f64, P, C>(plan, matrix, labels, counted, kind, composite),
-        _ => composite(matrix),
+        Kind::Float => f_run::<f32, N, P, C>(plan, arguments, labels, counted, kind, composite),
+        Kind::Double => f_run::<f64, N, P, C>(plan, arguments, labels, counted, kind, composite),
+        _ => composite(arguments),
     }
 }
 
-fn f_run<W: Wide, P, C>(
+fn f_run<W: Wide, const N: usize, P, C>(
     plan: P,
-    matrix: &Tensor,
+    arguments: [&Tensor; N],
     labels: &PairLabels,
     counted: Counted,
     kind: Kind,
@@ -295,24 +342,40 @@ fn f_run<W: Wide, P, C>(
 ) -> Result<Tensor, LossError>
 where
     P: Plan,
-    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
+    C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
 {
     let job = Job::<W, P>::new(plan, labels, counted);
-    let (loss, weights) = plan.reduce(&job.f_sums(matrix)?, counted);
-    if loss.is_nan() {
-        return composite(matrix);
+    let mut sums = job.f_sums(arguments[0])?;
+    if let Some(beside) = arguments.get(1) {
+        sums.iter_mut().zip(f_numbers(beside)?).for_each(|(sums, own)| sums.own = own);
     }
+    let (loss, weights) = plan.reduce(&sums, counted);
+    if loss.is_nan() {
+        return composite(arguments);
+    }
+    let needed = autograd::needed(&arguments);
     let backward = move |context: Context| -> autograd::Gradients {
-        let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
+        let Some(grad) = context.grad(0) else { return Ok(autograd::spread(vec![], &needed)) };
         if context.create_graph() {
-            let loss = |inputs: &[Tensor]| composite(&inputs[0]);
-            return autograd::f_gradients_of(loss, &grad, context.saved(), &[true]);
+            let loss = |inputs: &[Tensor]| composite(from_fn(|position| &inputs[position]));
+            return autograd::f_gradients_of(loss, &grad, context.saved(), &needed);
         }
         let grad = f_plain(&grad)?.f_double_value(&[])?;
-        Ok(vec![Some(job.f_gradient(&context.saved()[0], &weights, grad)?)])
+        let mut gradients = Vec::with_capacity(N);
+        if needed[0] {
+            gradients.push(job.f_gradient(&context.saved()[0], &weights, grad)?);
+        }
+        if needed.get(1) == Some(&true) {
+            let of_rows: Vec<W> = weights.iter().map(|weights| W::from_f64(weights.own * grad)).collect();
+            let output = Output::<W>::f_of_size(&[of_rows.len() as i64])?;
+            // SAFETY: nobody else has a part of it.
+            unsafe { output.write(0..of_rows.len(), &of_rows) };
+            gradients.push(output.into_tensor());
+        }
+        Ok(autograd::spread(gradients, &needed))
     };
     let loss = f_scalar_of(kind, loss)?;
-    Ok(Function::new(&[matrix]).save(&[matrix]).f_attach_own(vec![loss], backward)?.remove(0))
+    Ok(Function::new(&arguments).save(&arguments).f_attach_own(vec![loss], backward)?.remove(0))
 }
 
 /// What all threads work on.
@@ -339,7 +402,7 @@ impl<W: Wide, P: Plan> Job<W, P> {
         let output = Output::<f64>::f_of_size(&[self.rows.len() as i64, NUMBERS as i64])?;
         self.each_row(&matrix, |task| {
             let row = task.row;
-            let PairSums { most, exponentials, sums, counts } = simd::run(Sum { task });
+            let PairSums { most, exponentials, sums, counts, .. } = simd::run(Sum { task });
             let numbers: [f64; NUMBERS] = from_fn(|k| [most, exponentials, sums, counts][k / 2][k % 2]);
             // SAFETY: each row is one thread's.
             unsafe { output.write(row * NUMBERS..(row + 1) * NUMBERS, &numbers) };
@@ -347,7 +410,7 @@ impl<W: Wide, P: Plan> Job<W, P> {
         let output = output.into_tensor();
         let of_row = |numbers: &[f64]| {
             let pair = |k: usize| [numbers[2 * k], numbers[2 * k + 1]];
-            PairSums { most: pair(0), exponentials: pair(1), sums: pair(2), counts: pair(3) }
+            PairSums { most: pair(0), exponentials: pair(1), sums: pair(2), counts: pair(3), own: 0.0 }
         };
         Ok(elements::<f64>(&output).chunks_exact(NUMBERS).map(of_row).collect())
     }
@@ -358,8 +421,8 @@ impl<W: Wide, P: Plan> Job<W, P> {
         let output = Output::<W>::f_of_size(&matrix.size())?;
         let scaled = |numbers: [f64; 2]| numbers.map(|number| number * grad);
         self.each_row(&matrix, |task| {
-            let Weights { soft, shift, plain } = weights[if weights.len() == 1 { 0 } else { task.row }];
-            let weights = Weights { soft: scaled(soft), shift, plain: scaled(plain) };
+            let Weights { soft, shift, plain, own } = weights[if weights.len() == 1 { 0 } else { task.row }];
+            let weights = Weights { soft: scaled(soft), shift, plain: scaled(plain), own };
             simd::run(Slopes { task, weights, output: &output });
         });
         Ok(output.into_tensor())

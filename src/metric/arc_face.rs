@@ -4,8 +4,9 @@ use std::f64::consts::PI;
 use tch::{Tensor, nn};
 
 use super::EmbeddingReduction;
-use super::class_vectors::{Angles, f_variable};
-use crate::{Loss, LossError, check};
+use super::class_vectors::{Angles, OwnSoftmax, f_variable};
+use crate::kernels::{Embedding, Real, f_embedding};
+use crate::{Loss, LossError, Reduction, check};
 
 /// Additive angular margin with weights that are passed in: [`ArcFaceLoss`] without parameters of its own, and its options.
 ///
@@ -109,12 +110,12 @@ impl ArcFace {
     pub fn f_forward(&self, input: &Tensor, weight: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_check()?;
         let angles = Angles::f_new(input, weight, target, self.sub_centers)?;
-        let (margin, own) = (self.margin.to_radians(), angles.f_own_angles()?);
-        let moved = own.f_add_scalar(margin)?.f_cos()?;
-        // Beyond π the cosine would rise again.
-        let lowered = own.f_cos()?.f_sub_scalar(margin * margin.sin())?;
-        let own = moved.f_where_self(&own.f_le(PI - margin)?, &lowered)?;
-        angles.f_loss(&own, self.scale, self.reduction)
+        let [embeddings, own] = angles.f_own_vectors()?;
+        let moved = Moved { margin: self.margin.to_radians() };
+        let composite = move |[a, b]: [&Tensor; 2]| moved.f_cosines(a, b);
+        let own = f_embedding(moved, [&embeddings, &own], Reduction::None, composite)?;
+        let softmax = OwnSoftmax { scale: self.scale, margin: 0.0, replaced: true };
+        angles.f_loss(softmax, Some(&own), self.reduction)
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.
@@ -131,6 +132,53 @@ impl ArcFace {
         check::option("margin", margin, (0.0..=180.0).contains(&margin), "a number in [0, 180]")?;
         check::option("scale", self.scale, self.scale.is_finite(), "a finite number")?;
         check::option("sub_centers", sub_centers, sub_centers > 0, "a number > 0")
+    }
+}
+
+/// The cosine of the angle of two unit vectors and a margin.
+///
+/// The angle is 2 atan2(‖a − b‖, ‖a + b‖): near 0 and π it keeps the digits that the cosine has lost, and its gradient is finite.
+#[derive(Clone, Copy)]
+struct Moved {
+    /// In radians.
+    margin: f64,
+}
+
+impl Moved {
+    fn f_cosines(self, a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {
+        let norm = |rows: Tensor| rows.f_norm_scalaropt_dim(2, [1_i64].as_slice(), false);
+        let (apart, together) = (norm(a.f_sub(b)?)?, norm(a.f_add(b)?)?);
+        let angles = apart.f_atan2(&together)?.f_mul_scalar(2)?;
+        let moved = angles.f_add_scalar(self.margin)?.f_cos()?;
+        // Beyond π the cosine would rise again.
+        let lowered = angles.f_cos()?.f_sub_scalar(self.margin * self.margin.sin())?;
+        Ok(moved.f_where_self(&angles.f_le(PI - self.margin)?, &lowered)?)
+    }
+}
+
+impl Embedding<2, 2> for Moved {
+    #[inline(always)]
+    fn add<R: Real>(self, [a, b]: [R; 2], [apart, together]: [R; 2]) -> [R; 2] {
+        let (difference, sum) = (a - b, a + b);
+        [difference.mul_add(difference, apart), sum.mul_add(sum, together)]
+    }
+
+    fn loss(self, squares: [f64; 2], _: f64) -> (f64, [f64; 2]) {
+        let [apart, together] = squares.map(f64::sqrt);
+        let angle = 2.0 * apart.atan2(together);
+        let (cosine, slope) = match angle <= PI - self.margin {
+            true => ((angle + self.margin).cos(), -(angle + self.margin).sin()),
+            false => (angle.cos() - self.margin * self.margin.sin(), -angle.sin()),
+        };
+        // A length of 0 has no gradient.
+        let over = |a: f64, b: f64| if b == 0.0 { 0.0 } else { a / (b * (squares[0] + squares[1])) };
+        (cosine, [slope * over(together, apart), -slope * over(apart, together)])
+    }
+
+    #[inline(always)]
+    fn derive<R: Real>(self, [a, b]: [R; 2], [of_apart, of_together]: [R; 2]) -> [R; 2] {
+        let (difference, sum) = ((a - b) * of_apart * R::of(2.0), (a + b) * of_together * R::of(2.0));
+        [difference + sum, sum - difference]
     }
 }
 

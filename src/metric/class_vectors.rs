@@ -2,9 +2,12 @@
 
 use tch::{Kind, Tensor, nn};
 
-use super::batch::{f_kind_of_pairs, f_labels};
+use super::batch::{f_kind_of_pairs, f_labels, softplus};
 use super::{EmbeddingDistance, EmbeddingReduction};
 use crate::check::{self, ClassIndices, Named};
+use crate::kernels::{
+    OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, SoftPairs, f_soft_pairs, f_soft_pairs_beside,
+};
 use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, Reduction};
 
 /// A variable of normal values with this deviation.
@@ -64,14 +67,118 @@ impl Classified {
         distance.f_matrix(&self.embeddings, Some(&self.vectors), self.wide)
     }
 
+    /// The same, `[C, N]`.
+    pub(super) fn f_matrix_of_vectors(&self, distance: EmbeddingDistance) -> Result<Tensor, LossError> {
+        match distance.is_symmetric() {
+            true => distance.f_matrix(&self.vectors, Some(&self.embeddings), self.wide),
+            false => Ok(self.f_matrix(distance)?.f_transpose(0, 1)?),
+        }
+    }
+
+    /// How alike the embeddings and the vectors are, up to a summand of each row, of which a softmax knows nothing.
+    pub(super) fn f_nearness(&self, distance: EmbeddingDistance) -> Result<Tensor, LossError> {
+        if !distance.is_squared_chord() {
+            return distance.f_alike(&self.f_matrix(distance)?);
+        }
+        // −‖a − b‖² is 2 a · b − ‖b‖², but for ‖a‖².
+        let unit = |rows: &Tensor| distance.f_prepared(rows, self.wide);
+        let (a, b) = (unit(&self.embeddings)?, unit(&self.vectors)?);
+        let squares = b.f_square()?.f_sum_dim_intlist([1_i64].as_slice(), false, None)?;
+        Ok(squares.f_neg()?.f_unsqueeze(0)?.f_addmm(&(a.f_mul_scalar(2)?), &b.f_transpose(0, 1)?)?)
+    }
+
+    /// The labels of the rows and columns of that, for the engine of pairs.
+    pub(super) fn f_numbered(&self) -> Result<Option<PairLabels>, LossError> {
+        PairLabels::f_of_classes(&self.classes, self.vectors.size()[0])
+    }
+
+    /// Cross entropy of `scale` times the `rows` `[N, C]`, less `margin` those of the classes of the embeddings, or with `own` in
+    /// their place.
+    pub(super) fn f_cross_entropy(
+        &self,
+        softmax: OwnSoftmax,
+        rows: &Tensor,
+        own: Option<&Tensor>,
+        reduction: EmbeddingReduction,
+    ) -> Result<Tensor, LossError> {
+        let (classes, kind) = (self.classes.shallow_clone(), self.kind);
+        let composite = move |rows: &Tensor, own: Option<&Tensor>| {
+            let losses = softmax.f_losses(rows, own, &classes)?;
+            Ok(reduction.f_apply(&losses, None)?.f_to_kind(kind)?)
+        };
+        let labels = PairLabels::f_of_classes(&self.classes, rows.size()[1])?;
+        let (labels, counted) = (labels.as_ref(), reduction.f_counted()?);
+        match own {
+            None => f_soft_pairs(softmax, rows, labels, counted, kind, move |rows| composite(rows, None)),
+            Some(own) => {
+                let composite = move |[rows, own]: [&Tensor; 2]| composite(rows, Some(own));
+                f_soft_pairs_beside(softmax, [rows, own], labels, counted, kind, composite)
+            }
+        }
+    }
+
     /// Of each row the element of its class.
-    pub(super) fn f_own(&self, rows: &Tensor) -> Result<Tensor, LossError> {
-        Ok(rows.f_gather(1, &self.classes.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?)
+    fn f_own(&self, rows: &Tensor) -> Result<Tensor, LossError> {
+        f_own(rows, &self.classes)
     }
 
     /// The result in the kind of the embeddings.
     pub(super) fn f_narrow(&self, loss: &Tensor) -> Result<Tensor, LossError> {
         Ok(loss.f_to_kind(self.kind)?)
+    }
+}
+
+/// Of each row the element of its class.
+fn f_own(rows: &Tensor, classes: &Tensor) -> Result<Tensor, LossError> {
+    Ok(rows.f_gather(1, &classes.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?)
+}
+
+/// Cross entropy of rows of which the elements of the classes are lowered or replaced.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OwnSoftmax {
+    pub(super) scale: f64,
+    /// What is taken from the elements of the classes.
+    pub(super) margin: f64,
+    /// Whether there are others in their place.
+    pub(super) replaced: bool,
+}
+
+impl OwnSoftmax {
+    fn f_losses(self, rows: &Tensor, own: Option<&Tensor>, classes: &Tensor) -> Result<Tensor, LossError> {
+        let replaced = |own: &Tensor| rows.f_scatter(1, &classes.f_unsqueeze(1)?, &own.f_unsqueeze(1)?);
+        let rows = match own {
+            Some(own) => replaced(own)?,
+            None if self.margin == 0.0 => rows.shallow_clone(),
+            None => replaced(&f_own(rows, classes)?.f_sub_scalar(self.margin)?)?,
+        };
+        let logits = rows.f_mul_scalar(self.scale)?;
+        CrossEntropyLoss::new().reduction(Reduction::None).f_forward(&logits, classes)
+    }
+}
+
+impl PairTerms for OwnSoftmax {
+    #[inline(always)]
+    fn same<R: Real>(self, x: R) -> (R, R) {
+        let scale = R::of(self.scale);
+        ((x - R::of(self.margin)) * scale, scale)
+    }
+
+    #[inline(always)]
+    fn other<R: Real>(self, x: R) -> (R, R) {
+        let scale = R::of(self.scale);
+        (x * scale, scale)
+    }
+}
+
+impl SoftPairs for OwnSoftmax {
+    fn loss(self, sums: &PairSums) -> (f64, PairSlopes) {
+        let own = if self.replaced { self.scale * sums.own } else { sums.sums[SAME] };
+        let (loss, slope) = softplus(sums.log_sum_exp()[OTHER] - own);
+        let of_others = PairSlopes { log_sum_exp: [0.0, slope], ..PairSlopes::default() };
+        match self.replaced {
+            true => (loss, PairSlopes { own: -slope * self.scale, ..of_others }),
+            false => (loss, PairSlopes { sums: [-slope, 0.0], ..of_others }),
+        }
     }
 }
 
@@ -120,30 +227,23 @@ impl Angles {
         Ok(Angles { classified, cosines, nearest: Some(nearest), sub_centers })
     }
 
-    /// The cosine of each embedding with the weight of its class.
-    pub(super) fn f_own_cosines(&self) -> Result<Tensor, LossError> {
-        self.classified.f_own(&self.cosines)
-    }
-
-    /// The angle of each embedding to the weight of its class, 2 atan2(‖a − b‖, ‖a + b‖): near 0 and π it keeps the digits
-    /// that the cosine has lost, and its gradient is finite.
-    pub(super) fn f_own_angles(&self) -> Result<Tensor, LossError> {
+    /// The embeddings and the weights of their classes, of length 1.
+    pub(super) fn f_own_vectors(&self) -> Result<[Tensor; 2], LossError> {
         let Classified { embeddings, vectors, classes, .. } = &self.classified;
         let rows = match &self.nearest {
             Some(nearest) => classes.f_mul_scalar(self.sub_centers)?.f_add(&self.classified.f_own(nearest)?)?,
             None => classes.shallow_clone(),
         };
-        let own = vectors.f_index_select(0, &rows)?;
-        let norm = |rows: Tensor| rows.f_norm_scalaropt_dim(2, [1_i64].as_slice(), false);
-        let (apart, together) = (norm(embeddings.f_sub(&own)?)?, norm(embeddings.f_add(&own)?)?);
-        Ok(apart.f_atan2(&together)?.f_mul_scalar(2)?)
+        Ok([embeddings.shallow_clone(), vectors.f_index_select(0, &rows)?])
     }
 
-    /// Cross entropy of the scaled cosines, with `own` in place of those of the embeddings' own classes.
-    pub(super) fn f_loss(&self, own: &Tensor, scale: f64, reduction: EmbeddingReduction) -> Result<Tensor, LossError> {
-        let classes = &self.classified.classes;
-        let logits = self.cosines.f_scatter(1, &classes.f_unsqueeze(1)?, &own.f_unsqueeze(1)?)?.f_mul_scalar(scale)?;
-        let losses = CrossEntropyLoss::new().reduction(Reduction::None).f_forward(&logits, classes)?;
-        self.classified.f_narrow(&reduction.f_apply(&losses, None)?)
+    /// Cross entropy of the cosines, with those of the embeddings' own classes lowered or replaced.
+    pub(super) fn f_loss(
+        &self,
+        softmax: OwnSoftmax,
+        own: Option<&Tensor>,
+        reduction: EmbeddingReduction,
+    ) -> Result<Tensor, LossError> {
+        self.classified.f_cross_entropy(softmax, &self.cosines, own, reduction)
     }
 }

@@ -3,7 +3,7 @@ use std::borrow::Borrow;
 use tch::{Tensor, nn};
 
 use super::EmbeddingReduction;
-use super::class_vectors::{Angles, f_variable};
+use super::class_vectors::{Angles, OwnSoftmax, f_variable};
 use crate::{Loss, LossError, check};
 
 /// Large margin of cosines with weights that are passed in: [`CosFaceLoss`] without parameters of its own, and its options.
@@ -93,8 +93,8 @@ impl CosFace {
     pub fn f_forward(&self, input: &Tensor, weight: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_check()?;
         let angles = Angles::f_new(input, weight, target, 1)?;
-        let own = angles.f_own_cosines()?.f_sub_scalar(self.margin)?;
-        angles.f_loss(&own, self.scale, self.reduction)
+        let softmax = OwnSoftmax { scale: self.scale, margin: self.margin, replaced: false };
+        angles.f_loss(softmax, None, self.reduction)
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.

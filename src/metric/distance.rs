@@ -165,6 +165,16 @@ impl EmbeddingDistance {
         if self.is_similarity() { Ok(farther.f_neg()?) } else { Ok(farther) }
     }
 
+    /// Whether that of a to b is that of b to a.
+    pub(crate) fn is_symmetric(self) -> bool {
+        self.measure != Measure::SignalToNoise
+    }
+
+    /// Whether it is ‖a − b‖² of embeddings of length 1.
+    pub(super) fn is_squared_chord(self) -> bool {
+        self == Self::lp().power(2.0)
+    }
+
     /// By what the same is multiplied: 1 for a distance and −1 for a similarity.
     pub(crate) fn sign(self) -> f64 {
         if self.is_similarity() { -1.0 } else { 1.0 }

@@ -2,9 +2,10 @@ use std::borrow::Borrow;
 
 use tch::{Kind, Tensor, nn};
 
-use super::batch::{f_log_sum_exp, f_softplus};
+use super::batch::{f_log_sum_exp, f_softplus, softplus};
 use super::class_vectors::{Classified, check_proxies, f_variable};
 use super::{EmbeddingDistance, EmbeddingReduction};
+use crate::kernels::{OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, SoftPairs, f_soft_pairs};
 use crate::{Loss, LossError, check};
 
 /// Proxy anchor with proxies that are passed in: [`ProxyAnchorLoss`] without parameters of its own, and its options.
@@ -109,19 +110,33 @@ impl ProxyAnchor {
         check_proxies(input, proxies, target)?;
         let batch = Classified::f_new(input, ("proxies", proxies), target, 1)?;
         // The proxies are the anchors: one row for each.
-        let matrix = batch.f_matrix(self.distance)?.f_transpose(0, 1)?;
-        let numbers = Tensor::f_arange(proxies.size()[0], (Kind::Int64, proxies.device()))?;
-        let positive = numbers.f_unsqueeze(1)?.f_eq_tensor(&batch.classes.f_unsqueeze(0)?)?;
-        let present = positive.f_any_dim(1, false)?;
-        let too_far = self.distance.f_beyond(&matrix, self.margin)?.f_mul_scalar(self.alpha)?;
-        let too_near = self.distance.f_beyond(&matrix, -self.margin)?.f_mul_scalar(-self.alpha)?;
-        let losses = |terms: &Tensor, mask: &Tensor| f_softplus(&f_log_sum_exp(terms, mask)?.f_squeeze_dim(1)?);
-        let of_own = self.reduction.f_apply(&losses(&too_far, &positive)?, Some(&present))?;
-        let of_others = self.reduction.f_apply(&losses(&too_near, &positive.f_logical_not()?)?, None)?;
+        let matrix = batch.f_matrix_of_vectors(self.distance)?;
+        let (labels, counted) = (batch.f_numbered()?.map(PairLabels::transposed), self.reduction.f_counted()?);
+        let of = |of: usize| {
+            let (loss, classes) = (*self, batch.classes.shallow_clone());
+            let composite = move |matrix: &Tensor| loss.f_composite(matrix, &classes, of);
+            let sign = if of == SAME { self.distance.sign() } else { -self.distance.sign() };
+            let margin = if of == SAME { self.margin } else { -self.margin };
+            let formula = Maximum { of, margin, scale: sign * self.alpha };
+            f_soft_pairs(formula, &matrix, labels.as_ref(), counted, matrix.f_kind()?, composite)
+        };
         match self.reduction {
-            EmbeddingReduction::None => batch.f_narrow(&Tensor::f_cat(&[of_own, of_others], 0)?),
-            _ => batch.f_narrow(&of_own.f_add(&of_others)?),
+            EmbeddingReduction::None => batch.f_narrow(&Tensor::f_cat(&[of(SAME)?, of(OTHER)?], 0)?),
+            _ => batch.f_narrow(&of(SAME)?.f_add(&of(OTHER)?)?),
         }
+    }
+
+    /// The losses of the proxies by the embeddings of their class, or by the others, reduced.
+    fn f_composite(&self, matrix: &Tensor, classes: &Tensor, of: usize) -> Result<Tensor, LossError> {
+        let numbers = Tensor::f_arange(matrix.size()[0], (Kind::Int64, matrix.device()))?;
+        let positive = numbers.f_unsqueeze(1)?.f_eq_tensor(&classes.f_unsqueeze(0)?)?;
+        let losses = |terms: Tensor, mask: &Tensor| f_softplus(&f_log_sum_exp(&terms, mask)?.f_squeeze_dim(1)?);
+        if of == SAME {
+            let too_far = self.distance.f_beyond(matrix, self.margin)?.f_mul_scalar(self.alpha)?;
+            return self.reduction.f_apply(&losses(too_far, &positive)?, Some(&positive.f_any_dim(1, false)?));
+        }
+        let too_near = self.distance.f_beyond(matrix, -self.margin)?.f_mul_scalar(-self.alpha)?;
+        self.reduction.f_apply(&losses(too_near, &positive.f_logical_not()?)?, None)
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.
@@ -137,6 +152,42 @@ impl ProxyAnchor {
         check::option("margin", self.margin, self.margin.is_finite(), "a finite number")?;
         check::option("alpha", self.alpha, self.alpha.is_finite(), "a finite number")?;
         self.distance.check()
+    }
+}
+
+/// The soft maximum of the pairs of one kind.
+#[derive(Clone, Copy)]
+struct Maximum {
+    /// The kind.
+    of: usize,
+    margin: f64,
+    scale: f64,
+}
+
+impl PairTerms for Maximum {
+    #[inline(always)]
+    fn same<R: Real>(self, x: R) -> (R, R) {
+        let scale = R::of(self.scale);
+        ((x - R::of(self.margin)) * scale, scale)
+    }
+
+    #[inline(always)]
+    fn other<R: Real>(self, x: R) -> (R, R) {
+        self.same(x)
+    }
+}
+
+impl SoftPairs for Maximum {
+    fn loss(self, sums: &PairSums) -> (f64, PairSlopes) {
+        let (loss, slope) = softplus(sums.log_sum_exp()[self.of]);
+        let mut slopes = PairSlopes::default();
+        slopes.log_sum_exp[self.of] = slope;
+        (loss, slopes)
+    }
+
+    /// A proxy without embeddings of its class has no loss by them.
+    fn exists(self, sums: &PairSums) -> bool {
+        self.of == OTHER || sums.counts[SAME] > 0.0
     }
 }
 

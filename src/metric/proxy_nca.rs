@@ -2,7 +2,7 @@ use std::borrow::Borrow;
 
 use tch::{Tensor, nn};
 
-use super::class_vectors::{Classified, check_proxies, f_variable};
+use super::class_vectors::{Classified, OwnSoftmax, check_proxies, f_variable};
 use super::{EmbeddingDistance, EmbeddingReduction};
 use crate::{Loss, LossError, check};
 
@@ -98,10 +98,8 @@ impl ProxyNca {
         self.f_check()?;
         check_proxies(input, proxies, target)?;
         let batch = Classified::f_new(input, ("proxies", proxies), target, 1)?;
-        let matrix = batch.f_matrix(self.distance)?;
-        let logits = self.distance.f_alike(&matrix)?.f_mul_scalar(self.softmax_scale)?;
-        let losses = batch.f_own(&logits.f_log_softmax(1, None)?)?.f_neg()?;
-        batch.f_narrow(&self.reduction.f_apply(&losses, None)?)
+        let softmax = OwnSoftmax { scale: self.softmax_scale, margin: 0.0, replaced: false };
+        batch.f_cross_entropy(softmax, &batch.f_nearness(self.distance)?, None, self.reduction)
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.

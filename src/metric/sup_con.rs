@@ -134,7 +134,8 @@ impl SoftPairs for Formula {
         let parts = sums.log_sum_exp();
         let most = parts[SAME].max(parts[OTHER]);
         let all = most + parts.map(|part| (part - most).exp()).iter().sum::<f64>().ln();
-        let slopes = PairSlopes { log_sum_exp: parts.map(|part| (part - all).exp()), sums: [-1.0 / positives, 0.0] };
+        let log_sum_exp = parts.map(|part| (part - all).exp());
+        let slopes = PairSlopes { log_sum_exp, sums: [-1.0 / positives, 0.0], ..PairSlopes::default() };
         (all - sums.sums[SAME] / positives, slopes)
     }
 }
