@@ -192,12 +192,9 @@ const LOSSES: &[(&str, Target, Build)] = &[
         let loss = JsdCrossEntropyLoss::new().label_smoothing(0.0).alpha(2.0);
         of(move |x, y| loss.f_forward(&Tensor::cat(&[x, &(x * 0.5), &(x * -2.0)], 0), &y.masked_fill(&y.eq(1), -100)))
     }),
-    ("total variation", Target::Normal, |r, _, _| {
-        of(move |x, y| TotalVariationLoss::new().reduction(r).f_forward(&(x * 2.0 - y.detach())))
-    }),
-    ("mean total variation, whole numbers", Target::Normal, |r, _, _| {
-        let loss = TotalVariationLoss::new().pixels(PixelReduction::Mean).reduction(r);
-        of(move |x, _| loss.f_forward(&(x + (x.round() - x).detach())))
+    ("total variation", Target::Normal, |r, _, _| of(move |x, _| TotalVariationLoss::new().reduction(r).f_forward(x))),
+    ("mean total variation", Target::Normal, |r, _, _| {
+        of(move |x, _| TotalVariationLoss::new().pixels(PixelReduction::Mean).reduction(r).f_forward(x))
     }),
     ("softmax focal", Target::Classes, |r, _, _| Box::new(SoftmaxFocalLoss::new().ignore_index(1).reduction(r))),
     ("softmax focal, γ = 0", Target::Classes, |r, _, _| Box::new(SoftmaxFocalLoss::new().gamma(0.0).reduction(r))),

@@ -137,6 +137,7 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
+    use crate::{Backend, with_backend};
 
     #[test]
     fn an_image_has_two_dimensions() {
@@ -144,6 +145,17 @@ mod tests {
         assert_eq!(error.to_string(), "input has shape [1], expected [*, H, W]");
         let error = TotalVariationLoss::new().f_forward(&Tensor::from_slice(&[1_i64]).view([1, 1])).unwrap_err();
         assert_eq!(error.to_string(), "input has kind Int64, expected a floating kind");
+    }
+
+    #[test]
+    fn equal_neighbours_have_no_slope() {
+        let image = Tensor::randn([2, 3, 9, 8], (Kind::Double, Device::Cpu)).round();
+        let slopes = |backend| {
+            let leaf = image.detach().set_requires_grad(true);
+            with_backend(backend, || TotalVariationLoss::new().reduction(Reduction::Sum).forward(&leaf)).backward();
+            leaf.grad()
+        };
+        assert_eq!(slopes(Backend::Auto), slopes(Backend::Composite));
     }
 
     #[test]

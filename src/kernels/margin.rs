@@ -71,7 +71,10 @@ impl<T: Element> Kernel<T::Wide> for MarginRow<'_, T> {
             *hinge = (gap + R::new(*x)).at_least(zero).get();
         }
         hinges[class] = zero.get();
-        let sum: f64 = hinges.chunks(BLOCK).map(|hinges| margin.sum::<T, R>(hinges)).sum();
+        let mut sum = 0.0;
+        for hinges in hinges.chunks(BLOCK) {
+            sum += margin.sum::<T, R>(hinges);
+        }
         let weight = R::of(job.options.weight_of(class)) / R::of(job.classes as f64);
         let loss = (R::of(sum) * weight).get();
         if !job.needs_gradient() {

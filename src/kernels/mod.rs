@@ -27,6 +27,7 @@ mod memory;
 mod narrow;
 mod neighbours;
 mod number;
+mod pair_labels;
 mod pairs;
 mod parallel;
 mod pointwise;
@@ -54,9 +55,9 @@ pub(crate) use margin::{Margin, f_margin};
 pub use memory::set_gradient_cache;
 pub(crate) use neighbours::{Neighbours, f_neighbours};
 pub(crate) use number::{ANY, Real, choose, powers, sigmoids};
+pub(crate) use pair_labels::PairLabels;
 pub(crate) use pairs::{
-    Counted, OTHER, PairLabels, PairSlopes, PairSums, PairTerms, SAME, SoftPairs, f_pairs, f_soft_pairs,
-    f_soft_pairs_beside,
+    Counted, OTHER, PairSlopes, PairSums, PairTerms, SAME, SoftPairs, f_pairs, f_soft_pairs, f_soft_pairs_beside,
 };
 pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise, f_pointwise_of_planes, f_pointwise_to};
 pub(crate) use ranks::f_by_rank;

@@ -13,6 +13,9 @@ use super::number::{Lane, Real};
 pub(super) trait Kernel<W: Wide> {
     type Result;
     /// Runs it; implementations are `#[inline(always)]`, and so is all that they call.
+    ///
+    /// Loops in it are `for` loops: what a closure does in an adapter's `map` and `sum` may be compiled apart, without the vector
+    /// instructions.
     fn run<R: LaneOf<W>>(self) -> Self::Result;
 }
 
@@ -148,7 +151,11 @@ impl<W: Wide> Kernel<W> for Sum<'_, W> {
 /// The sum of any number of numbers, in a fixed order.
 #[inline(always)]
 pub(super) fn sum<W: Wide, R: LaneOf<W>>(numbers: &[W]) -> f64 {
-    numbers.chunks(BLOCK).map(|block| Sum(block).run::<R>()).sum()
+    let mut sum = 0.0;
+    for block in numbers.chunks(BLOCK) {
+        sum += Sum(block).run::<R>();
+    }
+    sum
 }
 
 /// Folds places of arrays of one length into numbers for each lane, which begin as `start`.

@@ -4,7 +4,8 @@
 use tch::{Kind, Tensor};
 
 use super::element::{Output, elements, f_plain, f_scalar_of, is_plain};
-use super::pairs::{Counted, PairLabels};
+use super::pair_labels::PairLabels;
+use super::pairs::Counted;
 use super::simd::Wide;
 use super::{backend, parallel};
 use crate::LossError;

@@ -2,8 +2,6 @@
 //!
 //! Rows are computed in double precision, in which no square of a single one overflows.
 
-use std::array::from_fn;
-
 use half::{bf16, f16};
 use tch::{Kind, Tensor};
 
@@ -118,12 +116,12 @@ impl Kernel<f64> for Product<'_> {
 
     #[inline(always)]
     fn run<R: LaneOf<f64>>(self) -> f64 {
-        let blocks = self.a.chunks(BLOCK).zip(self.b.chunks(BLOCK));
-        let sum = |(a, b): (&[f64], &[f64])| {
+        let mut product = 0.0;
+        for (a, b) in self.a.chunks(BLOCK).zip(self.b.chunks(BLOCK)) {
             let [sums] = fold([a, b], [R::of(0.0)], |[a, b], [sum]| [a.mul_add(b, sum)]);
-            total(from_fn(|lane| sums[lane].get()))
-        };
-        blocks.map(sum).sum()
+            product += total(sums.map(|sum| sum.get()));
+        }
+        product
     }
 }
 

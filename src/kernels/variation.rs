@@ -129,11 +129,12 @@ impl<W: Wide> Kernel<W> for Sum<'_, W> {
 /// Σ |a − b|
 #[inline(always)]
 fn differences<R: LaneOf<W>, W: Wide>(a: &[W], b: &[W]) -> f64 {
-    let of_block = |(a, b): (&[W], &[W])| {
+    let mut differences = 0.0;
+    for (a, b) in a.chunks(BLOCK).zip(b.chunks(BLOCK)) {
         let [sums] = fold([a, b], [R::of(0.0)], |[a, b], [sum]| [sum + (a - b).abs()]);
-        total(sums.map(|sum| sum.get()))
-    };
-    a.chunks(BLOCK).zip(b.chunks(BLOCK)).map(of_block).sum()
+        differences += total(sums.map(|sum| sum.get()));
+    }
+    differences
 }
 
 /// The derivatives of a row. Where there is no row above or below, the row itself is in its place.

@@ -31,7 +31,8 @@ use crate::{Loss, LossError, check};
 ///
 /// # Differences from pytorch-metric-learning
 ///
-/// * Those of [`EmbeddingDistance`].
+/// * Those of [`EmbeddingDistance`], but that the default distance, the squared one of unit vectors, is computed from
+///   products: its softmax does not show the digits that small distances lose by that.
 /// * An embedding that is so far from its proxy that its probability underflows has its large loss; there it is left out.
 /// * Classes are in \[0, C), of any integer kind; there an embedding of another class is left out.
 /// * Over no embeddings at all the mean is 0; there it is NaN.
