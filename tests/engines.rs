@@ -732,12 +732,12 @@ fn of_pairs(loss: Box<dyn EmbeddingLoss>, labels: Tensor, others: Option<Tensor>
 
 #[test]
 fn losses_of_two_views_are_those_of_tensor_operations() {
-    let losses: [(&str, &[&[i64]], Box<dyn Loss>); 2] = [
-        ("Barlow twins", &[&[2, 1], &[7, 5], &[30, 1100]], Box::new(BarlowTwinsLoss::new().lambda_param(0.3))),
-        ("VICReg", &[&[2, 1], &[7, 5], &[30, 1100], &[4, 3, 5]], Box::new(VicRegLoss::new())),
-    ];
-    for (position, (name, shapes, loss)) in losses.iter().enumerate() {
-        for shape in *shapes {
+    let losses: [(&str, Box<dyn Loss>); 2] =
+        [("Barlow twins", Box::new(BarlowTwinsLoss::new().lambda_param(0.3))), ("VICReg", Box::new(VicRegLoss::new()))];
+    // VICReg alone takes more dimensions than two.
+    let shapes: [&[i64]; 4] = [&[2, 1], &[7, 5], &[30, 1100], &[4, 3, 5]];
+    for (position, (name, loss)) in losses.iter().enumerate() {
+        for shape in shapes.iter().filter(|shape| position == 1 || shape.len() == 2) {
             let (x, y) = seeded(position, || (normal(shape), normal(shape)));
             for (kind, tolerance) in [(Kind::Double, 1e-10), (Kind::Float, 1e-4)] {
                 let (x, y) = (x.to_kind(kind), y.to_kind(kind));

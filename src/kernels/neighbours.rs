@@ -224,8 +224,11 @@ impl<W: Wide, const LEAST: bool> Kernel<W> for Extremes<'_, W, LEAST> {
         base.copy_from_slice(if LEAST { own } else { extremes });
         take::<R, W, LEAST>(&mut extremes[1..], &base[..length - 1]);
         take::<R, W, LEAST>(&mut extremes[..length - 1], &base[1..]);
-        let [nans] = simd::fold([own], [R::of(0.0)], |[x], [nans]| [nans + choose(x == x, R::of(0.0), R::of(1.0))]);
-        simd::total(nans.map(|nans| nans.get()))
+        // Whatever is a number is below 0 or at least 0.
+        let (zero, one) = (R::of(0.0), R::of(1.0));
+        let [numbers] =
+            simd::fold([own], [zero], |[x], [numbers]| [numbers + choose((x < zero) | (x >= zero), one, zero)]);
+        length as f64 - simd::total(numbers.map(|numbers| numbers.get()))
     }
 }
 

@@ -51,7 +51,7 @@ where
         simd::run(Scale { numbers, factor: 1.0 / length.max(least), scaled: &mut scaled });
         // SAFETY: each row is one thread's.
         unsafe { output.write(row * width..(row + 1) * width, &scaled) };
-        f64::from(u8::from(!(length < LARGE)))
+        if length < LARGE { 0.0 } else { 1.0 }
     });
     if unusual > 0.0 {
         return composite(rows);
