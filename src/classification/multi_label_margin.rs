@@ -133,6 +133,7 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
+    use crate::{Backend, with_backend};
 
     fn scores() -> Tensor {
         Tensor::from_slice(&[0.0, 0.25, 0.5, 1.0])
@@ -162,6 +163,13 @@ mod tests {
         for (actual, expected) in cases {
             assert_eq!(actual, expected);
         }
+    }
+
+    #[test]
+    fn a_label_out_of_range_is_named_beside_a_gradient() {
+        let (input, target) = (scores().set_requires_grad(true), Tensor::from_slice(&[4_i64, 0, -1, 1]));
+        let error = with_backend(Backend::Auto, || MultiLabelMarginLoss::new().f_forward(&input, &target)).unwrap_err();
+        assert_eq!(error.to_string(), "target holds 4, expected classes in [0, 4), or -1 to end the list");
     }
 
     #[test]

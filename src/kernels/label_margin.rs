@@ -111,6 +111,8 @@ impl<W: Wide> Row<W> {
     /// The loss, NaN where a label is none; and the slopes, where they are wanted.
     fn loss<T: Element<Wide = W>>(&mut self, scores: &[T], labels: &[i64], wanted: bool) -> f64 {
         let classes = scores.len();
+        self.slopes.clear();
+        self.slopes.resize(classes, W::default());
         // Those after the end of the list are to be labels too.
         if labels.iter().any(|label| !(-1..classes as i64).contains(label)) {
             return f64::NAN;
@@ -119,8 +121,6 @@ impl<W: Wide> Row<W> {
         self.others.resize(classes, W::default());
         T::copy(scores, &mut self.others);
         labels().for_each(|label| self.others[label] = W::from_f64(f64::NEG_INFINITY));
-        self.slopes.clear();
-        self.slopes.resize(classes, W::default());
         for label in labels().filter(|_| wanted) {
             let score = scores[label].wide();
             let count = simd::run(Outscored { score, others: &self.others, slopes: &mut self.slopes });
