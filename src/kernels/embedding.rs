@@ -7,7 +7,7 @@ use std::ops::Range;
 use tch::{Kind, Tensor};
 
 use super::element::{Block, Element, Output, elements, f_numbers, is_plain};
-use super::engine::{Engine, Factor, Reduce, RowFactors, f_dispatch};
+use super::engine::{Engine, Factor, Reduce, RowFactors, f_dispatch, row_length};
 use super::number::Real;
 use super::simd::{self, Kernel, LANES, LaneOf, Wide, fold};
 use super::{BLOCK, backend, parallel};
@@ -66,7 +66,7 @@ impl<E: Embedding<N, S>, const N: usize, const S: usize, const M: usize> Engine<
     const DIFFERENTIABLE: usize = N;
 
     fn count(self, arguments: [&Tensor; M]) -> usize {
-        arguments[0].numel() / columns(arguments[0])
+        arguments[0].numel() / row_length(arguments[0])
     }
 
     fn f_losses<T: Element>(self, arguments: [&Tensor; M]) -> Result<(f64, Tensor), LossError> {
@@ -109,15 +109,11 @@ impl<E, const N: usize, const S: usize> Rows<E, N, S> {
             *embedding = Some(argument.f_detach()?.f_contiguous()?);
         }
         let embeddings = embeddings.each_ref().map(|embedding| embedding.as_ref().map_or(&[][..], elements));
-        let columns = columns(arguments[0]);
+        let columns = row_length(arguments[0]);
         let job = Job { formula: self.0, embeddings, columns, labels, factors, losses, gradients };
         let rows = arguments[0].numel() / columns;
         Ok(parallel::rows(rows, columns, |rows| simd::run(Task { job: &job, rows })))
     }
-}
-
-fn columns(embeddings: &Tensor) -> usize {
-    embeddings.size().last().map_or(1, |columns| *columns as usize)
 }
 
 /// What all threads work on.

@@ -38,6 +38,11 @@ pub(super) enum Factor<'a> {
     Tensor(&'a Tensor),
 }
 
+/// How long the rows of a tensor are, along its last dimension.
+pub(super) fn row_length(rows: &Tensor) -> usize {
+    rows.size().last().map_or(1, |length| *length as usize)
+}
+
 /// What the derivatives of the losses of rows are multiplied by.
 pub(super) enum RowFactors {
     Number(f64),

@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::element::{Element, Output, elements, integers, is_plain};
-use super::engine::{Engine, Factor, Reduce, RowFactors, f_dispatch};
+use super::engine::{Engine, Factor, Reduce, RowFactors, f_dispatch, row_length};
 use super::number::{Real, choose};
 use super::simd::{self, Kernel, LANES, LaneOf, Wide, fold, fold_into, total};
 use super::{BLOCK, backend, parallel};
@@ -39,7 +39,7 @@ impl Engine<2> for LabelMargin {
     const DIFFERENTIABLE: usize = 1;
 
     fn count(self, [input, _]: [&Tensor; 2]) -> usize {
-        input.numel() / classes(input)
+        input.numel() / row_length(input)
     }
 
     fn f_losses<T: Element>(self, arguments: [&Tensor; 2]) -> Result<(f64, Tensor), LossError> {
@@ -61,10 +61,6 @@ impl Engine<2> for LabelMargin {
     }
 }
 
-fn classes(input: &Tensor) -> usize {
-    input.size().last().map_or(1, |classes| *classes as usize)
-}
-
 /// Runs over all rows. Returns the sum of the losses, NaN where a label is none or infinite scores have no sum.
 fn f_run<T: Element>(
     [input, target]: [&Tensor; 2],
@@ -72,7 +68,7 @@ fn f_run<T: Element>(
     losses: Option<&Output<T>>,
     gradient: Option<&Output<T>>,
 ) -> Result<f64, LossError> {
-    let classes = classes(input);
+    let classes = row_length(input);
     let (input, target) = (input.f_detach()?.f_contiguous()?, target.f_contiguous()?);
     let (scores, labels) = (elements::<T>(&input), integers(&target));
     Ok(parallel::rows(scores.len() / classes, classes, |rows| {

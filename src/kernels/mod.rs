@@ -57,7 +57,7 @@ pub(crate) use neighbours::{Neighbours, f_neighbours};
 pub(crate) use number::{ANY, Real, choose, powers, sigmoids};
 pub(crate) use pair_labels::PairLabels;
 pub(crate) use pairs::{
-    Counted, OTHER, PairSlopes, PairSums, PairTerms, SAME, SoftPairs, f_pairs, f_soft_pairs, f_soft_pairs_beside,
+    Counted, Hard, OTHER, PairPlan, PairSlopes, PairSums, PairTerms, SAME, Soft, SoftPairs, f_pairs, scaled,
 };
 pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise, f_pointwise_of_planes, f_pointwise_to};
 pub(crate) use ranks::f_by_rank;

@@ -143,8 +143,9 @@ impl Shape {
                     match self.neighbours {
                         Neighbours::Erode => self.share(position, is, *grad, &mut slopes),
                         Neighbours::Dilate => {
-                            let first = self.all_around(position).find(is);
-                            first.into_iter().for_each(|place| add(&mut slopes[place], *grad));
+                            if let Some(place) = self.all_around(position).find(is) {
+                                add(&mut slopes[place], *grad);
+                            }
                         }
                     }
                 }

@@ -31,6 +31,13 @@ pub(crate) trait PairTerms: Copy + Send + Sync + 'static {
     fn other<R: Real>(self, x: R) -> (R, R);
 }
 
+/// The term (x − `margin`) · `scale`, and its derivative.
+#[inline(always)]
+pub(crate) fn scaled<R: Real>(x: R, margin: f64, scale: f64) -> (R, R) {
+    let scale = R::of(scale);
+    ((x - R::of(margin)) * scale, scale)
+}
+
 /// A loss of each row, of the soft maxima of its terms.
 pub(crate) trait SoftPairs: PairTerms {
     /// The loss of what the terms of a row sum up to, and its derivatives.
@@ -54,12 +61,12 @@ pub(crate) struct PairSums {
     /// How many they are.
     pub(crate) counts: [f64; 2],
     /// The row's number beside the matrix, where there is one.
-    pub(crate) own: f64,
+    pub(crate) own: Option<f64>,
 }
 
 impl PairSums {
     const NOTHING: Self =
-        Self { most: [f64::NEG_INFINITY; 2], exponentials: [0.0; 2], sums: [0.0; 2], counts: [0.0; 2], own: 0.0 };
+        Self { most: [f64::NEG_INFINITY; 2], exponentials: [0.0; 2], sums: [0.0; 2], counts: [0.0; 2], own: None };
 
     /// log Σ exp(t), −∞ where there are no terms.
     pub(crate) fn log_sum_exp(&self) -> [f64; 2] {
@@ -100,65 +107,13 @@ impl Counted {
     }
 }
 
-/// The losses of the rows of `matrix` `[N, M]`, reduced to a scalar of this `kind`, by `formula`, or by the `composite` of tensor
-/// operations where the engine does not take the call.
-pub(crate) fn f_soft_pairs<F, C>(
-    formula: F,
-    matrix: &Tensor,
-    labels: Option<&PairLabels>,
-    counted: Option<Counted>,
-    kind: Kind,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    F: SoftPairs,
-    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    f_dispatch(Soft(formula), [matrix], labels, counted, kind, move |[matrix]| composite(matrix))
-}
-
-/// The same of a matrix and of a number for each of its rows, `[N]`, of its kind.
-pub(crate) fn f_soft_pairs_beside<F, C>(
-    formula: F,
-    arguments: [&Tensor; 2],
-    labels: Option<&PairLabels>,
-    counted: Option<Counted>,
-    kind: Kind,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    F: SoftPairs,
-    C: Fn([&Tensor; 2]) -> Result<Tensor, LossError> + Send + 'static,
-{
-    f_dispatch(Soft(formula), arguments, labels, counted, kind, composite)
-}
-
-/// The terms of the pairs of one label, reduced, plus those of two labels, reduced; else as [`f_soft_pairs`].
-pub(crate) fn f_pairs<F, C>(
-    formula: F,
-    matrix: &Tensor,
-    labels: Option<&PairLabels>,
-    counted: Option<Counted>,
-    kind: Kind,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    F: PairTerms,
-    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    f_dispatch(Hard(formula), [matrix], labels, counted, kind, move |[matrix]| composite(matrix))
-}
-
 /// What the sums of the rows become.
-trait Plan: Copy + Send + Sync + 'static {
+pub(crate) trait PairPlan: Copy + Send + Sync + 'static {
     /// Whether rows need the exponentials of their terms.
     const SOFT: bool;
     type Terms: PairTerms;
 
     fn terms(self) -> Self::Terms;
-
-    /// Which terms count.
-    fn of_terms(counted: Counted) -> Counted;
 
     /// The loss, and what the derivatives of the terms are multiplied by in each row, or in all rows.
     fn reduce(self, rows: &[PairSums], counted: Counted) -> (f64, Vec<Weights>);
@@ -166,7 +121,7 @@ trait Plan: Copy + Send + Sync + 'static {
 
 /// What the derivative of a term t is multiplied by: `soft` exp(t − `shift`) + `plain`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Weights {
+pub(crate) struct Weights {
     soft: [f64; 2],
     shift: [f64; 2],
     plain: [f64; 2],
@@ -174,19 +129,16 @@ struct Weights {
     own: f64,
 }
 
+/// The losses of the rows, reduced.
 #[derive(Clone, Copy)]
-struct Soft<F>(F);
+pub(crate) struct Soft<F>(pub(crate) F);
 
-impl<F: SoftPairs> Plan for Soft<F> {
+impl<F: SoftPairs> PairPlan for Soft<F> {
     const SOFT: bool = true;
     type Terms = F;
 
     fn terms(self) -> F {
         self.0
-    }
-
-    fn of_terms(counted: Counted) -> Counted {
-        Counted { mean: counted.mean, ..Counted::SUM }
     }
 
     fn reduce(self, rows: &[PairSums], counted: Counted) -> (f64, Vec<Weights>) {
@@ -208,19 +160,16 @@ impl<F: SoftPairs> Plan for Soft<F> {
     }
 }
 
+/// The terms of the pairs of one label, reduced, plus those of two labels, reduced.
 #[derive(Clone, Copy)]
-struct Hard<F>(F);
+pub(crate) struct Hard<F>(pub(crate) F);
 
-impl<F: PairTerms> Plan for Hard<F> {
+impl<F: PairTerms> PairPlan for Hard<F> {
     const SOFT: bool = false;
     type Terms = F;
 
     fn terms(self) -> F {
         self.0
-    }
-
-    fn of_terms(counted: Counted) -> Counted {
-        counted
     }
 
     fn reduce(self, rows: &[PairSums], counted: Counted) -> (f64, Vec<Weights>) {
@@ -231,7 +180,9 @@ impl<F: PairTerms> Plan for Hard<F> {
     }
 }
 
-fn f_dispatch<const N: usize, P, C>(
+/// What `plan` makes of a matrix `[N, M]`, and of a number for each of its rows, `[N]`, where there is a second argument, as a scalar
+/// of this `kind`; by the `composite` of tensor operations where the engine does not take the call.
+pub(crate) fn f_pairs<const N: usize, P, C>(
     plan: P,
     arguments: [&Tensor; N],
     labels: Option<&PairLabels>,
@@ -240,7 +191,7 @@ fn f_dispatch<const N: usize, P, C>(
     composite: C,
 ) -> Result<Tensor, LossError>
 where
-    P: Plan,
+    P: PairPlan,
     C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
 {
     let (Some(labels), Some(counted)) = (labels, counted) else { return composite(arguments) };
@@ -267,13 +218,13 @@ fn f_run<W: Wide, const N: usize, P, C>(
     composite: C,
 ) -> Result<Tensor, LossError>
 where
-    P: Plan,
+    P: PairPlan,
     C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
 {
     let job = Job::<W, P>::new(plan, labels, counted);
     let mut sums = job.f_sums(arguments[0])?;
     if let Some(beside) = arguments.get(1) {
-        sums.iter_mut().zip(f_numbers(beside)?).for_each(|(sums, own)| sums.own = own);
+        sums.iter_mut().zip(f_numbers(beside)?).for_each(|(sums, own)| sums.own = Some(own));
     }
     let (loss, weights) = plan.reduce(&sums, counted);
     if loss.is_nan() {
@@ -314,11 +265,11 @@ struct Job<W, P> {
     own: bool,
 }
 
-impl<W: Wide, P: Plan> Job<W, P> {
+impl<W: Wide, P: PairPlan> Job<W, P> {
     fn new(plan: P, labels: &PairLabels, counted: Counted) -> Self {
         let wide = |labels: &[u32]| labels.iter().map(|label| W::from_f64(f64::from(*label))).collect();
         let (rows, columns) = (wide(&labels.rows), wide(&labels.columns));
-        Self { plan, counted: P::of_terms(counted), rows, columns, own: labels.own }
+        Self { plan, counted, rows, columns, own: labels.own }
     }
 
     /// What each row sums up to.
@@ -336,7 +287,7 @@ impl<W: Wide, P: Plan> Job<W, P> {
         let output = output.into_tensor();
         let of_row = |numbers: &[f64]| {
             let pair = |k: usize| [numbers[2 * k], numbers[2 * k + 1]];
-            PairSums { most: pair(0), exponentials: pair(1), sums: pair(2), counts: pair(3), own: 0.0 }
+            PairSums { most: pair(0), exponentials: pair(1), sums: pair(2), counts: pair(3), own: None }
         };
         Ok(elements::<f64>(&output).chunks_exact(NUMBERS).map(of_row).collect())
     }
@@ -377,7 +328,7 @@ struct Term<R> {
     same: bool,
 }
 
-impl<W: Wide, P: Plan> Task<'_, W, P> {
+impl<W: Wide, P: PairPlan> Task<'_, W, P> {
     /// The columns that are pairs with the row, a block at a time.
     #[inline(always)]
     fn blocks(&self) -> impl Iterator<Item = [&[W]; 2]> {
@@ -408,7 +359,7 @@ struct Sum<'a, W, P> {
     task: Task<'a, W, P>,
 }
 
-impl<W: Wide, P: Plan> Kernel<W> for Sum<'_, W, P> {
+impl<W: Wide, P: PairPlan> Kernel<W> for Sum<'_, W, P> {
     type Result = PairSums;
 
     #[inline(always)]
@@ -468,7 +419,7 @@ struct Slopes<'a, W: Element, P> {
     output: &'a Output<W>,
 }
 
-impl<W: Wide, P: Plan> Kernel<W> for Slopes<'_, W, P> {
+impl<W: Wide, P: PairPlan> Kernel<W> for Slopes<'_, W, P> {
     type Result = ();
 
     #[inline(always)]

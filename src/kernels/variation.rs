@@ -2,7 +2,7 @@
 
 use std::array::from_fn;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::element::{Element, Output, elements, is_plain};
 use super::engine::{Engine, Factor, Reduce, RowFactors, f_dispatch};
@@ -22,8 +22,7 @@ where
     C: Fn([&Tensor; 1]) -> Result<Tensor, LossError> + Send + 'static,
 {
     let kind = planes.f_kind()?;
-    let floating = matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16);
-    if !backend::fused() || !floating || !is_plain(planes, kind) || planes.dim() < 2 || planes.numel() == 0 {
+    if !backend::fused() || !is_plain(planes, kind) || planes.dim() < 2 || planes.numel() == 0 {
         return composite([planes]);
     }
     f_dispatch(Variation(factors), [planes], Reduce::from(reduction), composite)

@@ -114,7 +114,7 @@ impl ArcFace {
         let moved = Moved { margin: self.margin.to_radians() };
         let composite = move |[a, b]: [&Tensor; 2]| moved.f_cosines(a, b);
         let own = f_embedding(moved, [&embeddings, &own], Reduction::None, composite)?;
-        let softmax = OwnSoftmax { scale: self.scale, margin: 0.0, replaced: true };
+        let softmax = OwnSoftmax { scale: self.scale, margin: 0.0 };
         angles.f_loss(softmax, Some(&own), self.reduction)
     }
 

@@ -1,7 +1,7 @@
 use tch::{Kind, Tensor};
 
 use super::{EmbeddingDistance, EmbeddingReduction};
-use crate::kernels::{PairLabels, PairTerms, SoftPairs, f_pairs, f_soft_pairs};
+use crate::kernels::{PairLabels, PairPlan, f_pairs};
 use crate::numeric::wide_kind;
 use crate::{Loss, LossError, check};
 
@@ -121,41 +121,21 @@ impl Pairs {
         Ok(self.labels.f_unsqueeze(1)?.f_eq_tensor(&others.f_unsqueeze(0)?)?)
     }
 
-    /// The losses of the rows of `matrix`, reduced, by the engine with `formula` or by the `composite`.
-    pub(crate) fn f_of_rows<F, C>(
+    /// What `plan` makes of a `matrix`, by the engine or by the `composite`, in the kind of the embeddings.
+    pub(crate) fn f_reduced<P, C>(
         self,
-        formula: F,
+        plan: P,
         matrix: &Tensor,
         reduction: EmbeddingReduction,
         composite: C,
     ) -> Result<Tensor, LossError>
     where
-        F: SoftPairs,
+        P: PairPlan,
         C: Fn(&Tensor, &Pairs) -> Result<Tensor, LossError> + Send + 'static,
     {
         let (numbered, kind) = (self.numbered.clone(), self.kind);
-        let composite = move |matrix: &Tensor| {
-            let losses = composite(matrix, &self)?.f_flatten(0, -1)?;
-            self.f_narrow(&reduction.f_apply(&losses, None)?)
-        };
-        f_soft_pairs(formula, matrix, numbered.as_ref(), reduction.f_counted()?, kind, composite)
-    }
-
-    /// The terms of the pairs of one label, reduced, and those of two labels, by the engine with `formula` or by the `composite`.
-    pub(crate) fn f_of_both<F, C>(
-        self,
-        formula: F,
-        matrix: &Tensor,
-        reduction: EmbeddingReduction,
-        composite: C,
-    ) -> Result<Tensor, LossError>
-    where
-        F: PairTerms,
-        C: Fn(&Tensor, &Pairs) -> Result<Tensor, LossError> + Send + 'static,
-    {
-        let (numbered, kind) = (self.numbered.clone(), self.kind);
-        let composite = move |matrix: &Tensor| self.f_narrow(&composite(matrix, &self)?);
-        f_pairs(formula, matrix, numbered.as_ref(), reduction.f_counted()?, kind, composite)
+        let composite = move |[matrix]: [&Tensor; 1]| self.f_narrow(&composite(matrix, &self)?);
+        f_pairs(plan, [matrix], numbered.as_ref(), reduction.f_counted()?, kind, composite)
     }
 
     /// The result in the kind of the embeddings.

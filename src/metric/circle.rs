@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::batch::{Batch, Pairs, f_log_sum_exp, f_softplus, softplus};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
-use crate::kernels::{PairSlopes, PairSums, PairTerms, Real, SoftPairs};
+use crate::kernels::{PairSlopes, PairSums, PairTerms, Real, Soft, SoftPairs};
 use crate::{Loss, LossError, check};
 
 /// The circle loss: pairs count the more, the farther their cosine is from where it should be.
@@ -92,7 +92,9 @@ impl CircleLoss {
         check::option("gamma", gamma, gamma > 0.0 && gamma.is_finite(), "a finite number > 0")?;
         let (loss, cosine) = (*self, batch.f_matrix(EmbeddingDistance::cosine())?);
         let formula = Formula { margin: m, gamma };
-        batch.pairs.f_of_rows(formula, &cosine, self.reduction, move |cosine, pairs| loss.f_composite(cosine, pairs))
+        batch
+            .pairs
+            .f_reduced(Soft(formula), &cosine, self.reduction, move |cosine, pairs| loss.f_composite(cosine, pairs))
     }
 
     fn f_composite(&self, cosine: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
@@ -104,7 +106,7 @@ impl CircleLoss {
         let negatives = cosine.f_sub_scalar(m)?.f_mul(&lead)?.f_mul_scalar(gamma)?;
         let positives = f_log_sum_exp(&positives, &pairs.f_positive()?)?;
         let negatives = f_log_sum_exp(&negatives, &pairs.f_negative()?)?;
-        f_softplus(&positives.f_add(&negatives)?)
+        self.reduction.f_apply(&f_softplus(&positives.f_add(&negatives)?)?.f_flatten(0, -1)?, None)
     }
 }
 

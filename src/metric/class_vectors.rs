@@ -6,7 +6,7 @@ use super::batch::{f_kind_of_pairs, f_labels, softplus};
 use super::{EmbeddingDistance, EmbeddingReduction};
 use crate::check::{self, ClassIndices, Named};
 use crate::kernels::{
-    OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, SoftPairs, f_soft_pairs, f_soft_pairs_beside,
+    OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, f_pairs, scaled,
 };
 use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, Reduction};
 
@@ -84,16 +84,15 @@ impl Classified {
         let unit = |rows: &Tensor| distance.f_prepared(rows, self.wide);
         let (a, b) = (unit(&self.embeddings)?, unit(&self.vectors)?);
         let squares = b.f_square()?.f_sum_dim_intlist([1_i64].as_slice(), false, None)?;
-        Ok(squares.f_neg()?.f_unsqueeze(0)?.f_addmm(&(a.f_mul_scalar(2)?), &b.f_transpose(0, 1)?)?)
+        Ok(squares.f_neg()?.f_unsqueeze(0)?.f_addmm(&a.f_mul_scalar(2)?, &b.f_transpose(0, 1)?)?)
     }
 
-    /// The labels of the rows and columns of that, for the engine of pairs.
-    pub(super) fn f_numbered(&self) -> Result<Option<PairLabels>, LossError> {
-        PairLabels::f_of_classes(&self.classes, self.vectors.size()[0])
+    /// The classes as the labels of the rows of a matrix, with a column for each of `count`.
+    pub(super) fn f_numbered(&self, count: i64) -> Result<Option<PairLabels>, LossError> {
+        PairLabels::f_of_classes(&self.classes, count)
     }
 
-    /// Cross entropy of `scale` times the `rows` `[N, C]`, less `margin` those of the classes of the embeddings, or with `own` in
-    /// their place.
+    /// Cross entropy of the `rows` `[N, C]`, of which the elements of the classes are lowered, or replaced by `own`.
     pub(super) fn f_cross_entropy(
         &self,
         softmax: OwnSoftmax,
@@ -106,13 +105,12 @@ impl Classified {
             let losses = softmax.f_losses(rows, own, &classes)?;
             Ok(reduction.f_apply(&losses, None)?.f_to_kind(kind)?)
         };
-        let labels = PairLabels::f_of_classes(&self.classes, rows.size()[1])?;
-        let (labels, counted) = (labels.as_ref(), reduction.f_counted()?);
+        let (labels, counted) = (self.f_numbered(rows.size()[1])?, reduction.f_counted()?);
+        let (plan, labels) = (Soft(softmax), labels.as_ref());
         match own {
-            None => f_soft_pairs(softmax, rows, labels, counted, kind, move |rows| composite(rows, None)),
+            None => f_pairs(plan, [rows], labels, counted, kind, move |[rows]| composite(rows, None)),
             Some(own) => {
-                let composite = move |[rows, own]: [&Tensor; 2]| composite(rows, Some(own));
-                f_soft_pairs_beside(softmax, [rows, own], labels, counted, kind, composite)
+                f_pairs(plan, [rows, own], labels, counted, kind, move |[rows, own]| composite(rows, Some(own)))
             }
         }
     }
@@ -139,8 +137,6 @@ pub(super) struct OwnSoftmax {
     pub(super) scale: f64,
     /// What is taken from the elements of the classes.
     pub(super) margin: f64,
-    /// Whether there are others in their place.
-    pub(super) replaced: bool,
 }
 
 impl OwnSoftmax {
@@ -159,25 +155,23 @@ impl OwnSoftmax {
 impl PairTerms for OwnSoftmax {
     #[inline(always)]
     fn same<R: Real>(self, x: R) -> (R, R) {
-        let scale = R::of(self.scale);
-        ((x - R::of(self.margin)) * scale, scale)
+        scaled(x, self.margin, self.scale)
     }
 
     #[inline(always)]
     fn other<R: Real>(self, x: R) -> (R, R) {
-        let scale = R::of(self.scale);
-        (x * scale, scale)
+        scaled(x, 0.0, self.scale)
     }
 }
 
 impl SoftPairs for OwnSoftmax {
     fn loss(self, sums: &PairSums) -> (f64, PairSlopes) {
-        let own = if self.replaced { self.scale * sums.own } else { sums.sums[SAME] };
+        let own = sums.own.map_or(sums.sums[SAME], |own| self.scale * own);
         let (loss, slope) = softplus(sums.log_sum_exp()[OTHER] - own);
         let of_others = PairSlopes { log_sum_exp: [0.0, slope], ..PairSlopes::default() };
-        match self.replaced {
-            true => (loss, PairSlopes { own: -slope * self.scale, ..of_others }),
-            false => (loss, PairSlopes { sums: [-slope, 0.0], ..of_others }),
+        match sums.own {
+            Some(_) => (loss, PairSlopes { own: -slope * self.scale, ..of_others }),
+            None => (loss, PairSlopes { sums: [-slope, 0.0], ..of_others }),
         }
     }
 }

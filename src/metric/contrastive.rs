@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::batch::{Batch, Pairs};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
-use crate::kernels::{OTHER, PairTerms, Real, SAME, choose};
+use crate::kernels::{Hard, OTHER, PairTerms, Real, SAME, choose};
 use crate::{Loss, LossError};
 
 /// The contrastive loss: pulls embeddings of one label together, and pushes others apart up to a margin.
@@ -105,7 +105,9 @@ impl ContrastiveLoss {
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         let (loss, matrix) = (*self, batch.f_matrix(self.distance)?);
         let formula = Hinges { sign: self.distance.sign(), margins: [self.pos_margin, self.neg_margin] };
-        batch.pairs.f_of_both(formula, &matrix, self.reduction, move |matrix, pairs| loss.f_composite(matrix, pairs))
+        batch
+            .pairs
+            .f_reduced(Hard(formula), &matrix, self.reduction, move |matrix, pairs| loss.f_composite(matrix, pairs))
     }
 
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {

@@ -93,7 +93,7 @@ impl CosFace {
     pub fn f_forward(&self, input: &Tensor, weight: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_check()?;
         let angles = Angles::f_new(input, weight, target, 1)?;
-        let softmax = OwnSoftmax { scale: self.scale, margin: self.margin, replaced: false };
+        let softmax = OwnSoftmax { scale: self.scale, margin: self.margin };
         angles.f_loss(softmax, None, self.reduction)
     }
 

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::batch::{Batch, Pairs, f_log_sum_exp};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
-use crate::kernels::{OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, SoftPairs};
+use crate::kernels::{OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled};
 use crate::{Loss, LossError};
 
 /// The generalised lifted structure loss: all positives of an embedding against all of its negatives.
@@ -104,7 +104,9 @@ impl GeneralizedLiftedStructureLoss {
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         let (loss, matrix) = (*self, batch.f_matrix(self.distance)?);
         let formula = Formula { sign: self.distance.sign(), margins: [self.pos_margin, self.neg_margin] };
-        batch.pairs.f_of_rows(formula, &matrix, self.reduction, move |matrix, pairs| loss.f_composite(matrix, pairs))
+        batch
+            .pairs
+            .f_reduced(Soft(formula), &matrix, self.reduction, move |matrix, pairs| loss.f_composite(matrix, pairs))
     }
 
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
@@ -114,7 +116,7 @@ impl GeneralizedLiftedStructureLoss {
         };
         let positives = sum(&self.distance.f_beyond(matrix, self.pos_margin)?, &pairs.f_positive()?)?;
         let negatives = sum(&self.distance.f_beyond(matrix, self.neg_margin)?.f_neg()?, &pairs.f_negative()?)?;
-        Ok(positives.f_add(&negatives)?.f_relu()?)
+        self.reduction.f_apply(&positives.f_add(&negatives)?.f_relu()?.f_flatten(0, -1)?, None)
     }
 }
 
@@ -128,14 +130,12 @@ struct Formula {
 impl PairTerms for Formula {
     #[inline(always)]
     fn same<R: Real>(self, x: R) -> (R, R) {
-        let sign = R::of(self.sign);
-        ((x - R::of(self.margins[SAME])) * sign, sign)
+        scaled(x, self.margins[SAME], self.sign)
     }
 
     #[inline(always)]
     fn other<R: Real>(self, x: R) -> (R, R) {
-        let sign = R::of(-self.sign);
-        ((x - R::of(self.margins[OTHER])) * sign, sign)
+        scaled(x, self.margins[OTHER], -self.sign)
     }
 }
 

@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::batch::{Batch, Pairs, f_log_sum_exp, f_softplus, softplus};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
-use crate::kernels::{OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, SoftPairs};
+use crate::kernels::{OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled};
 use crate::{Loss, LossError, check};
 
 /// The multi-similarity loss: a soft maximum over the positives of an embedding that are too far, and over the
@@ -112,7 +112,9 @@ impl MultiSimilarityLoss {
         check::option("beta", self.beta, finite(self.beta), "a finite number > 0")?;
         let (loss, matrix, sign) = (*self, batch.f_matrix(self.distance)?, self.distance.sign());
         let formula = Formula { base: self.base, scales: [sign * self.alpha, -sign * self.beta] };
-        batch.pairs.f_of_rows(formula, &matrix, self.reduction, move |matrix, pairs| loss.f_composite(matrix, pairs))
+        batch
+            .pairs
+            .f_reduced(Soft(formula), &matrix, self.reduction, move |matrix, pairs| loss.f_composite(matrix, pairs))
     }
 
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
@@ -123,7 +125,7 @@ impl MultiSimilarityLoss {
         };
         let positives = soft_maximum(self.alpha, self.alpha, &pairs.f_positive()?)?;
         let negatives = soft_maximum(-self.beta, self.beta, &pairs.f_negative()?)?;
-        Ok(positives.f_add(&negatives)?)
+        self.reduction.f_apply(&positives.f_add(&negatives)?.f_flatten(0, -1)?, None)
     }
 }
 
@@ -133,23 +135,15 @@ struct Formula {
     scales: [f64; 2],
 }
 
-impl Formula {
-    #[inline(always)]
-    fn term<R: Real>(self, x: R, scale: f64) -> (R, R) {
-        let scale = R::of(scale);
-        ((x - R::of(self.base)) * scale, scale)
-    }
-}
-
 impl PairTerms for Formula {
     #[inline(always)]
     fn same<R: Real>(self, x: R) -> (R, R) {
-        self.term(x, self.scales[SAME])
+        scaled(x, self.base, self.scales[SAME])
     }
 
     #[inline(always)]
     fn other<R: Real>(self, x: R) -> (R, R) {
-        self.term(x, self.scales[OTHER])
+        scaled(x, self.base, self.scales[OTHER])
     }
 }
 

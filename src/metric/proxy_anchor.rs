@@ -5,7 +5,9 @@ use tch::{Kind, Tensor, nn};
 use super::batch::{f_log_sum_exp, f_softplus, softplus};
 use super::class_vectors::{Classified, check_proxies, f_variable};
 use super::{EmbeddingDistance, EmbeddingReduction};
-use crate::kernels::{OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, SoftPairs, f_soft_pairs};
+use crate::kernels::{
+    OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, f_pairs, scaled,
+};
 use crate::{Loss, LossError, check};
 
 /// Proxy anchor with proxies that are passed in: [`ProxyAnchorLoss`] without parameters of its own, and its options.
@@ -111,14 +113,15 @@ impl ProxyAnchor {
         let batch = Classified::f_new(input, ("proxies", proxies), target, 1)?;
         // The proxies are the anchors: one row for each.
         let matrix = batch.f_matrix_of_vectors(self.distance)?;
-        let (labels, counted) = (batch.f_numbered()?.map(PairLabels::transposed), self.reduction.f_counted()?);
+        let (labels, counted) =
+            (batch.f_numbered(matrix.size()[0])?.map(PairLabels::transposed), self.reduction.f_counted()?);
         let of = |of: usize| {
             let (loss, classes) = (*self, batch.classes.shallow_clone());
-            let composite = move |matrix: &Tensor| loss.f_composite(matrix, &classes, of);
+            let composite = move |[matrix]: [&Tensor; 1]| loss.f_composite(matrix, &classes, of);
             let sign = if of == SAME { self.distance.sign() } else { -self.distance.sign() };
             let margin = if of == SAME { self.margin } else { -self.margin };
             let formula = Maximum { of, margin, scale: sign * self.alpha };
-            f_soft_pairs(formula, &matrix, labels.as_ref(), counted, matrix.f_kind()?, composite)
+            f_pairs(Soft(formula), [&matrix], labels.as_ref(), counted, matrix.f_kind()?, composite)
         };
         match self.reduction {
             EmbeddingReduction::None => batch.f_narrow(&Tensor::f_cat(&[of(SAME)?, of(OTHER)?], 0)?),
@@ -167,8 +170,7 @@ struct Maximum {
 impl PairTerms for Maximum {
     #[inline(always)]
     fn same<R: Real>(self, x: R) -> (R, R) {
-        let scale = R::of(self.scale);
-        ((x - R::of(self.margin)) * scale, scale)
+        scaled(x, self.margin, self.scale)
     }
 
     #[inline(always)]

@@ -99,7 +99,7 @@ impl ProxyNca {
         self.f_check()?;
         check_proxies(input, proxies, target)?;
         let batch = Classified::f_new(input, ("proxies", proxies), target, 1)?;
-        let softmax = OwnSoftmax { scale: self.softmax_scale, margin: 0.0, replaced: false };
+        let softmax = OwnSoftmax { scale: self.softmax_scale, margin: 0.0 };
         batch.f_cross_entropy(softmax, &batch.f_nearness(self.distance)?, None, self.reduction)
     }
 

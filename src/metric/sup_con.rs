@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::batch::{Batch, Pairs, f_log_sum_exp};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
-use crate::kernels::{OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, SoftPairs};
+use crate::kernels::{OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled};
 use crate::{Loss, LossError, check};
 
 /// The supervised contrastive loss: each embedding picks all of its class out of the batch.
@@ -91,7 +91,9 @@ impl SupConLoss {
         let (loss, matrix) = (*self, batch.f_matrix(self.distance)?);
         let one_label = batch.pairs.numbered.as_ref().is_some_and(PairLabels::are_one);
         let formula = Formula { scale: -self.distance.sign() / self.temperature, one_label };
-        batch.pairs.f_of_rows(formula, &matrix, self.reduction, move |matrix, pairs| loss.f_composite(matrix, pairs))
+        batch
+            .pairs
+            .f_reduced(Soft(formula), &matrix, self.reduction, move |matrix, pairs| loss.f_composite(matrix, pairs))
     }
 
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
@@ -101,7 +103,7 @@ impl SupConLoss {
         let log_p = alike.f_sub(&f_log_sum_exp(&alike, &others)?)?.f_masked_fill(&positive.f_logical_not()?, 0)?;
         let positives = positive.f_sum_dim_intlist([1_i64].as_slice(), false, log_p.f_kind()?)?.f_clamp_min(1)?;
         let losses = log_p.f_sum_dim_intlist([1_i64].as_slice(), false, None)?.f_neg()?.f_div(&positives)?;
-        Ok(losses.f_masked_fill(&negative.f_any()?.f_logical_not()?, 0)?)
+        self.reduction.f_apply(&losses.f_masked_fill(&negative.f_any()?.f_logical_not()?, 0)?, None)
     }
 }
 
@@ -115,8 +117,7 @@ struct Formula {
 impl PairTerms for Formula {
     #[inline(always)]
     fn same<R: Real>(self, x: R) -> (R, R) {
-        let scale = R::of(self.scale);
-        (x * scale, scale)
+        scaled(x, 0.0, self.scale)
     }
 
     #[inline(always)]

@@ -20,7 +20,7 @@ use tch::{Kind, Tensor};
 
 use crate::LossError;
 use crate::check::{self, Named};
-use crate::kernels::{Counted, PairLabels, PairTerms, f_pairs};
+use crate::kernels::{Counted, Hard, PairLabels, PairTerms, f_pairs};
 
 /// The two views are of one shape and of one floating kind.
 fn views(input: Named, target: Named) -> Result<(), LossError> {
@@ -54,6 +54,6 @@ where
     }
     let rows = matrices.f_reshape([-1, size])?;
     let labels = PairLabels::of_diagonal((rows.size()[0] / size) as usize, size as usize);
-    let composite = move |rows: &Tensor| composite(&rows.f_reshape(&shape)?);
-    f_pairs(formula, &rows, labels.as_ref(), Some(Counted::SUM), kind, composite)
+    let composite = move |[rows]: [&Tensor; 1]| composite(&rows.f_reshape(&shape)?);
+    f_pairs(Hard(formula), [&rows], labels.as_ref(), Some(Counted::SUM), kind, composite)
 }
