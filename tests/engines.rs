@@ -201,13 +201,13 @@ const LOSSES: &[(&str, Target, Build)] = &[
     ("softmax focal, balanced", Target::Classes, |r, _, c| {
         Box::new(SoftmaxFocalLoss::new().gamma(1.5).alpha(c / 3.0).reduction(r))
     }),
+    ("Lovász hinge", Target::Signs, |r, _, _| {
+        of(move |x, y| LovaszHingeLoss::new().per_image(true).reduction(r).f_forward(x, &y.gt(0.0)))
+    }),
 ];
 
 /// Losses of which an engine computes a part, and operations of libtorch the rest: their sums may depend on the number of threads.
 const PARTLY: &[(&str, Target, Build)] = &[
-    ("Lovász hinge", Target::Signs, |r, _, _| {
-        of(move |x, y| LovaszHingeLoss::new().per_image(true).reduction(r).f_forward(x, &y.gt(0.0)))
-    }),
     ("Lovász softmax", Target::Classes, |r, _, _| {
         Box::new(LovaszSoftmaxLoss::new().ignore_index(1).per_image(true).reduction(r))
     }),
@@ -395,10 +395,15 @@ fn hinges_are_those_of_tensor_operations() {
         let (input, target, weight) = seeded(0, draw);
         for (p, reduction) in REDUCTIONS.into_iter().flat_map(|reduction| [(1, reduction), (2, reduction)]) {
             let weight = weight.shallow_clone();
-            for loss in [MultiMarginLoss::new(), MultiMarginLoss::new().weight(weight).margin(0.3)] {
-                let loss = loss.p(p).reduction(reduction);
+            let weighted = MultiMarginLoss::new().weight(weight).margin(0.3);
+            let losses: [Box<dyn Loss>; 3] = [
+                Box::new(MultiMarginLoss::new().p(p).reduction(reduction)),
+                Box::new(weighted.p(p).reduction(reduction)),
+                Box::new(CategoricalHingeLoss::new().margin(p as f64).reduction(reduction)),
+            ];
+            for loss in losses {
                 for (layout, arrange) in LAYOUTS.iter().enumerate() {
-                    let results = |backend| results(backend, &loss, &arrange(&input), &target);
+                    let results = |backend| results(backend, loss.as_ref(), &arrange(&input), &target);
                     let what = format!("{shape:?}, p = {p}, layout {layout}, {reduction:?}");
                     assert_close(&results(Backend::Auto), &results(Backend::Composite), 1e-11, &what);
                 }
@@ -548,12 +553,13 @@ fn the_number_of_threads_does_not_change_a_bit() {
 fn gradients_written_past_the_caches_are_those_of_tensor_operations() {
     // Gradients of 16 MiB and more, in rows of an odd length, and in pixels.
     let (rows, pixels): (&[i64], &[i64]) = (&[1501, 2801], &[2, 3, 840, 841]);
-    let losses: [(Target, &[i64], Box<dyn Loss>); 8] = [
+    let losses: [(Target, &[i64], Box<dyn Loss>); 9] = [
         (Target::Normal, rows, Box::new(MseLoss::new())),
         (Target::Normal, rows, of(|x, y| TripletMarginLoss::new().margin(90.0).f_forward(x, y, &(x * 0.4 - y)))),
         (Target::Normal, &[1049, 1001], of(|x, y| of_boxes(&GeneralizedBoxIouLoss::new(), x, y))),
         (Target::Classes, rows, Box::new(CrossEntropyLoss::new().ignore_index(1).label_smoothing(0.1))),
         (Target::Classes, rows, Box::new(MultiMarginLoss::new())),
+        (Target::Classes, rows, Box::new(CategoricalHingeLoss::new())),
         (Target::Shares, rows, constant(CrossEntropyLoss::new())),
         (Target::Classes, pixels, Box::new(CrossEntropyLoss::new())),
         (Target::Classes, pixels, Box::new(DiceLoss::new().activation(Activation::Softmax))),

@@ -1,8 +1,9 @@
 use tch::Tensor;
 
 use crate::check::{self, ClassIndices};
+use crate::kernels::{Hinges, Margin, RowReduction, Rows, f_margin};
 use crate::numeric::{f_reals, wide_kind};
-use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
+use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_backend};
 
 /// The categorical hinge loss: the best of the other classes shall score less than the target by a margin.
 ///
@@ -91,19 +92,39 @@ impl CategoricalHingeLoss {
         self.reduction.f_apply(&losses)
     }
 
-    fn f_vectors(&self, scores: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
+    fn f_vectors(&self, input: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
+        let scores = input.f_to_kind(wide_kind(input)?)?;
         let target = f_reals(("target", target), scores.f_kind()?)?;
         let own = scores.f_mul(&target)?.f_sum_dim_intlist(dim, false, None)?;
-        self.f_reduced(&own, &target.f_rsub_scalar(1)?.f_mul(scores)?, dim)
+        let loss = self.f_reduced(&own, &target.f_rsub_scalar(1)?.f_mul(&scores)?, dim)?;
+        Ok(loss.f_to_kind(input.f_kind()?)?)
     }
 
-    fn f_indices(&self, scores: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
-        let classes = scores.size()[dim as usize];
+    fn f_indices(&self, input: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
+        let classes = input.size()[dim as usize];
         let target = ClassIndices::f_new(target, classes, None, self.invalid_values)?;
+        if target.validity.is_checked()
+            && let Some(loss) = self.f_fused(input, &target.indices)?
+        {
+            return Ok(loss);
+        }
+        let scores = input.f_to_kind(wide_kind(input)?)?;
         let indices = target.indices.f_unsqueeze(dim)?;
         let own = scores.f_gather(dim, &indices, false)?.f_squeeze_dim(dim)?;
         let loss = self.f_reduced(&own, &scores.f_scatter_value(dim, &indices, 0)?, dim)?;
-        target.validity.f_poison(&loss, self.reduction == Reduction::None)
+        target.validity.f_poison(&loss.f_to_kind(input.f_kind()?)?, self.reduction == Reduction::None)
+    }
+
+    /// The loss of classes that are the last dimension by the engine, where it takes the call.
+    fn f_fused(&self, input: &Tensor, target: &Tensor) -> Result<Option<Tensor>, LossError> {
+        if input.dim() > 2 {
+            return Ok(None);
+        }
+        let (own, reduction) = (*self, RowReduction::over_all(self.reduction));
+        let rows = Rows { input, class_dim: input.dim() - 1, target, ignore_index: None, weight: None };
+        f_margin(Margin { margin: self.margin, hinges: Hinges::Strongest }, &rows, reduction, move |input, target| {
+            with_backend(Backend::Composite, || own.f_forward(input, target))
+        })
     }
 }
 
@@ -122,14 +143,11 @@ impl Loss for CategoricalHingeLoss {
         if input.size()[dim] == 0 {
             return Err(check::shape_error(("input", input), "at least one class"));
         }
-        let scores = input.f_to_kind(wide_kind(input)?)?;
-        let loss = if target.size() == input.size() {
-            self.f_vectors(&scores, target, dim as i64)?
-        } else {
-            let (_, target) = check::class_target(target, input, dim, ", or that of input")?;
-            self.f_indices(&scores, &target, dim as i64)?
-        };
-        Ok(loss.f_to_kind(input.f_kind()?)?)
+        if target.size() == input.size() {
+            return self.f_vectors(input, target, dim as i64);
+        }
+        let (_, target) = check::class_target(target, input, dim, ", or that of input")?;
+        self.f_indices(input, &target, dim as i64)
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
@@ -179,6 +197,35 @@ mod tests {
         for kind in [Kind::Bool, Kind::Int64, Kind::Float, Kind::Double] {
             let criterion = CategoricalHingeLoss::new().reduction(Reduction::None);
             assert_eq!(criterion.forward(&scores(), &one_hot.to_kind(kind)), loss);
+        }
+    }
+
+    #[test]
+    fn ties_and_what_is_not_finite_are_those_of_the_tensor_operations() {
+        let (nan, inf) = (f64::NAN, f64::INFINITY);
+        // Two and three rivals tie; one ties with the score 0 of the class; then the hinge is satisfied, exactly or well.
+        let ordinary =
+            [0.5, 2.0, 2.0, 0.25, 1.0, 1.0, 1.0, 0.5, 0.25, 0.0, -1.0, -2.0, 1.0, -1.0, 0.0, -3.0, 9.0, 0.1, 0.2, 0.3];
+        let others = [
+            nan, 0.5, 1.0, 2.0, 0.5, nan, 1.0, 2.0, nan, nan, nan, nan, 0.0, inf, inf, 1.0, inf, inf, 0.0, 0.0, -inf,
+            -inf, -inf, -inf,
+        ];
+        for numbers in [&ordinary[..], &others[..]] {
+            for kind in [Kind::Half, Kind::BFloat16, Kind::Float, Kind::Double] {
+                for class in [0, 3] {
+                    let input = Tensor::from_slice(numbers).view([-1, 4]).to_kind(kind).set_requires_grad(true);
+                    let target = Tensor::full(&input.size()[..1], class, (Kind::Int64, input.device()));
+                    let results = |backend| {
+                        let loss = CategoricalHingeLoss::new().margin(0.5).reduction(Reduction::None);
+                        let loss = with_backend(backend, || loss.forward(&input, &target));
+                        let gradient = Tensor::run_backward(&[loss.sum(None)], &[&input], false, false).remove(0);
+                        [loss.detach(), gradient]
+                    };
+                    for (actual, expected) in results(Backend::Auto).iter().zip(&results(Backend::Composite)) {
+                        assert!(actual.allclose(expected, 0.0, 0.0, true), "{kind:?}, {class}: {actual}{expected}");
+                    }
+                }
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use crate::check::{self, ClassIndices};
-use crate::kernels::{Margin, RowReduction, Rows, f_margin};
+use crate::kernels::{Hinges, Margin, RowReduction, Rows, f_margin};
 use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, numeric, with_backend};
 
 /// The multi-class hinge loss: every other class shall score less than the target by a margin.
@@ -126,7 +126,8 @@ impl MultiMarginLoss {
         let reduction = RowReduction::over_all(self.reduction);
         let rows = Rows { input, class_dim: 1, target, ignore_index: None, weight: self.weight.as_ref() };
         let own = Self { weight: self.weight.as_ref().map(Tensor::shallow_clone), ..*self };
-        f_margin(Margin { margin: self.margin, squared: self.p == 2 }, &rows, reduction, move |input, target| {
+        let hinges = if self.p == 2 { Hinges::Squared } else { Hinges::All };
+        f_margin(Margin { margin: self.margin, hinges }, &rows, reduction, move |input, target| {
             with_backend(Backend::Composite, || own.f_forward(input, target))
         })
     }

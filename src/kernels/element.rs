@@ -196,13 +196,6 @@ pub(super) fn integers(tensor: &Tensor) -> &[i64] {
     unsafe { memory_of(tensor) }
 }
 
-/// The elements of a contiguous CPU tensor of booleans: bytes, of which all but 0 are true.
-pub(super) fn booleans(tensor: &Tensor) -> &[u8] {
-    assert!(is_plain(tensor, Kind::Bool) && tensor.is_contiguous());
-    // SAFETY: just checked; a boolean is a byte, but not for certain one that Rust takes for a boolean.
-    unsafe { memory_of(tensor) }
-}
-
 /// The elements of a tensor in the order of its memory.
 ///
 /// # Safety

@@ -1,4 +1,4 @@
-//! The engine of hinges between the score of a row's class and those of all others.
+//! The engine of hinges between the score of a row's class and those of the others: of all of them, or of the strongest.
 
 use std::ops::Range;
 
@@ -8,18 +8,30 @@ use super::BLOCK;
 use super::element::Element;
 use super::number::choose;
 use super::rows::{Job, RowFormula, RowReduction, Rows, f_rows};
-use super::simd::{self, Kernel, LaneOf, Sum};
+use super::simd::{self, Kernel, LaneOf, Sum, Wide, fold, total};
+use super::softmax::largest;
 use crate::LossError;
 
-/// Hinges max(0, `margin` − x\[t\] + x\[c\]) of the classes c other than the target t, squared or as they are.
+/// Hinges of the score of the target t and those of the other classes c.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Margin {
     pub(crate) margin: f64,
-    pub(crate) squared: bool,
+    pub(crate) hinges: Hinges,
 }
 
-/// The reduced mean over the classes of the hinges of `rows`, whose classes are the last dimension; `None` where the engine does
-/// not take the call. Second derivatives are those of the `composite` of input and target.
+/// Which hinges make the loss of a row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Hinges {
+    /// Σ max(0, `margin` − x\[t\] + x\[c\]) / C
+    All,
+    /// Σ max(0, `margin` − x\[t\] + x\[c\])² / C
+    Squared,
+    /// max(0, `margin` − x\[t\] + max(0, x\[c\], …))
+    Strongest,
+}
+
+/// The reduced losses of `rows`, whose classes are the last dimension; `None` where the engine does not take the call. Second
+/// derivatives are those of the `composite` of input and target.
 pub(crate) fn f_margin<C>(
     margin: Margin,
     rows: &Rows,
@@ -34,12 +46,15 @@ where
 
 impl RowFormula for Margin {
     fn run<T: Element>(self, job: &Job<T>) -> f64 {
-        job.sum_rows(|rows| self.rows(job, rows))
+        match self.hinges {
+            Hinges::All | Hinges::Squared => job.sum_rows(|rows| self.all(job, rows)),
+            Hinges::Strongest => job.sum_rows(|rows| self.strongest(job, rows)),
+        }
     }
 }
 
 impl Margin {
-    fn rows<T: Element>(self, job: &Job<T>, rows: Range<usize>) -> f64 {
+    fn all<T: Element>(self, job: &Job<T>, rows: Range<usize>) -> f64 {
         let zeros = vec![T::Wide::default(); job.classes];
         let (mut room, mut hinges) = (zeros.clone(), zeros);
         job.sum_classes(rows, |row, class| {
@@ -47,9 +62,18 @@ impl Margin {
             simd::run(MarginRow { job, margin: self, row, class, x, hinges: &mut hinges })
         })
     }
+
+    fn strongest<T: Element>(self, job: &Job<T>, rows: Range<usize>) -> f64 {
+        let mut rivals = vec![T::Wide::default(); job.classes];
+        job.sum_classes(rows, |row, class| {
+            T::copy(&job.input[row * job.classes..(row + 1) * job.classes], &mut rivals);
+            let own = std::mem::take(&mut rivals[class]);
+            simd::run(RivalRow { job, margin: self.margin, row, class, own, rivals: &mut rivals })
+        })
+    }
 }
 
-/// One row: stores its gradient, returns the loss.
+/// The hinges of all classes of a row: stores their gradient, returns the loss.
 struct MarginRow<'a, T: Element> {
     job: &'a Job<'a, T>,
     margin: Margin,
@@ -80,9 +104,9 @@ impl<T: Element> Kernel<T::Wide> for MarginRow<'_, T> {
         if !job.needs_gradient() {
             return loss;
         }
-        let factor = R::new(job.factor(row)) * weight;
+        let (factor, squared) = (R::new(job.factor(row)) * weight, margin.hinges == Hinges::Squared);
         for hinge in hinges.iter_mut() {
-            let slope = if margin.squared { R::of(2.0) * R::new(*hinge) * factor } else { factor };
+            let slope = if squared { R::of(2.0) * R::new(*hinge) * factor } else { factor };
             *hinge = choose(R::new(*hinge) <= zero, zero, slope).get();
         }
         let sum = simd::sum::<T::Wide, R>(hinges);
@@ -95,7 +119,7 @@ impl Margin {
     /// The sum of the hinges of a block, or of their squares.
     #[inline(always)]
     fn sum<T: Element, R: LaneOf<T::Wide>>(self, hinges: &[T::Wide]) -> f64 {
-        if !self.squared {
+        if self.hinges != Hinges::Squared {
             return Sum(hinges).run::<R>();
         }
         let mut squares = [T::Wide::default(); BLOCK];
@@ -104,4 +128,54 @@ impl Margin {
         }
         Sum(&squares[..hinges.len()]).run::<R>()
     }
+}
+
+/// The hinge of the strongest class of a row: stores its gradient, returns the loss.
+struct RivalRow<'a, T: Element> {
+    job: &'a Job<'a, T>,
+    margin: f64,
+    row: usize,
+    class: usize,
+    own: T::Wide,
+    /// The scores of the other classes, and 0 in the place of the class.
+    rivals: &'a mut [T::Wide],
+}
+
+impl<T: Element> Kernel<T::Wide> for RivalRow<'_, T> {
+    type Result = T::Wide;
+
+    #[inline(always)]
+    fn run<R: LaneOf<T::Wide>>(self) -> T::Wide {
+        let Self { job, margin, row, class, own, rivals } = self;
+        let (zero, start) = (R::of(0.0), row * job.classes);
+        let (best, equal) = strongest::<T::Wide, R>(rivals);
+        let hinge = (best - R::new(own) + R::of(margin)).at_least(zero);
+        if !job.needs_gradient() {
+            return hinge.get();
+        }
+        if hinge == zero {
+            job.store_zeros(start, job.classes);
+            return hinge.get();
+        }
+        let factor = R::new(job.factor(row));
+        // Equal ones have equal parts. Where NaN is the strongest none is equal to it, and the gradient of all is NaN.
+        let part = factor / R::of(equal);
+        let rest = if equal == 0.0 { R::of(f64::NAN) } else { zero };
+        for rival in rivals.iter_mut() {
+            *rival = choose(R::new(*rival) == best, part, rest).get();
+        }
+        job.store_gradient(start, rivals, |_, slope| slope, Some((class, (-factor).get())));
+        hinge.get()
+    }
+}
+
+/// The greatest number, NaN where any is, and how many are equal to it.
+#[inline(always)]
+fn strongest<W: Wide, R: LaneOf<W>>(numbers: &[W]) -> (R, f64) {
+    let (zero, one, best) = (R::of(0.0), R::of(1.0), largest::<W, R>(numbers));
+    let counts = fold([numbers], [zero; 2], |[x], [equal, ordered]| {
+        [equal + choose(x == best, one, zero), ordered + choose(x <= best, one, zero)]
+    });
+    let [equal, ordered] = counts.map(|lanes| total(lanes.map(R::get)));
+    if ordered == numbers.len() as f64 { (best, equal) } else { (R::of(f64::NAN), 0.0) }
 }

@@ -51,7 +51,7 @@ pub(crate) use engine::Reduce;
 pub(crate) use label_margin::f_label_margin;
 pub(crate) use logits::{LogitRows, f_logits};
 pub(crate) use map::{Map, f_map};
-pub(crate) use margin::{Margin, f_margin};
+pub(crate) use margin::{Hinges, Margin, f_margin};
 pub use memory::set_gradient_cache;
 pub(crate) use neighbours::{Neighbours, f_neighbours};
 pub(crate) use number::{ANY, Real, choose, powers, sigmoids};
@@ -60,7 +60,7 @@ pub(crate) use pairs::{
     Counted, Hard, OTHER, PairPlan, PairSlopes, PairSums, PairTerms, SAME, Soft, SoftPairs, f_pairs, scaled,
 };
 pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise, f_pointwise_of_planes, f_pointwise_to};
-pub(crate) use ranks::f_by_rank;
+pub(crate) use ranks::{Ranked, Ranks, f_ranks};
 pub(crate) use region::{Entropy, Regional, Sums, f_region, takes_region};
 pub(crate) use rows::{RowReduction, Rows, scan_classes};
 pub(crate) use softmax::{RowLoss, f_softmax, f_softmax_of_shares};

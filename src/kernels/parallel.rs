@@ -22,7 +22,7 @@ pub(super) fn sum(length: usize, unit: usize, work: impl Fn(Range<usize>) -> f64
         return (0..tasks).map(part).sum();
     }
     let parts: Vec<AtomicU64> = (0..tasks).map(|_| AtomicU64::new(0)).collect();
-    each(tasks, &|index| parts[index].store(part(index).to_bits(), Ordering::Relaxed));
+    each(tasks, length, &|index| parts[index].store(part(index).to_bits(), Ordering::Relaxed));
     parts.into_iter().map(|part| f64::from_bits(part.into_inner())).sum()
 }
 
@@ -31,13 +31,14 @@ pub(super) fn rows(count: usize, width: usize, work: impl Fn(Range<usize>) -> f6
     sum(count * width, width, |range| work(range.start / width..range.end / width))
 }
 
-/// Calls `task` for each of `0..count`, on as many threads as libtorch uses.
-pub(super) fn each(count: usize, task: &(dyn Fn(usize) + Sync)) {
+/// Calls `task` for each of `0..count`, on as many threads as libtorch uses, or fewer where all tasks together have less than that
+/// many times the `elements` of one.
+pub(super) fn each(count: usize, elements: usize, task: &(dyn Fn(usize) + Sync)) {
     let task = &|index| {
         task(index);
         simd::fence();
     };
-    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).min(count);
+    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).min(count).min(elements.div_ceil(TASK));
     if threads < 2 {
         (0..count).for_each(task);
     } else if !openmp::each(threads, count, task) {
@@ -148,6 +149,9 @@ mod tests {
 
     type Task<'a> = &'a (dyn Fn(usize) + Sync);
 
+    /// Enough for all threads.
+    const MANY: usize = usize::MAX;
+
     fn all(each: impl Fn(usize, Task)) {
         let seen = Mutex::new(Vec::new());
         each(100, &|index| seen.lock().unwrap().push(index));
@@ -158,7 +162,8 @@ mod tests {
 
     #[test]
     fn each_task_runs_once() {
-        all(each);
+        all(|count, task| each(count, MANY, task));
+        all(|count, task| each(count, 1, task));
         all(|count, task| assert!(openmp::each(3, count, task), "no OpenMP in this libtorch"));
         all(|count, task| pool::each(3, count, task));
     }
@@ -173,7 +178,7 @@ mod tests {
             openmp::each(3, 20, task);
         }));
         assert!(panics(&|task| pool::each(3, 20, task)));
-        all(each);
+        all(|count, task| each(count, MANY, task));
     }
 
     #[test]

@@ -1,92 +1,265 @@
-//! The engine of weights that follow from the order of numbers.
+//! The engine of losses that weigh the errors of a row by their order.
+//!
+//! A row is sorted once, which is most of the work, and its gradient is computed with the loss.
 
-use std::ops::{Add, Neg};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tch::{Kind, Tensor};
 
-use super::element::{Element, Output, booleans, elements, is_plain};
+use super::element::{Element, Output, elements, f_numbers, integers, is_plain};
+use super::engine::{Engine, Factor, Reduce, RowFactors, f_dispatch, row_length};
+use super::number::Real;
+use super::simd::{LaneOf, Wide};
 use super::{backend, parallel};
 use crate::LossError;
 
-/// A weight for each of the `numbers` `[R, P]`, by its place in the descending order of its row; equal ones keep theirs. Of the
-/// number of those `marked`, `weights` makes what is asked for one weight after the other, given whether that number is marked.
-/// No graph; `None` where the engine does not take the call.
-pub(crate) fn f_by_rank<F, W>(numbers: &Tensor, marked: &Tensor, weights: F) -> Result<Option<Tensor>, LossError>
-where
-    F: Fn(usize) -> W + Sync,
-    W: FnMut(bool) -> f64,
-{
-    let kind = numbers.f_kind()?;
-    let sizes = numbers.size();
-    let taken = backend::fused()
-        && is_plain(numbers, kind)
-        && is_plain(marked, Kind::Bool)
-        && sizes.len() == 2
-        && marked.size() == sizes
-        && numbers.numel() != 0
-        && sizes[1] <= i64::from(u32::MAX);
-    Ok(match kind {
-        Kind::Float if taken => Some(f_run::<f32, F, W>(numbers, marked, weights, radsort::sort_by_key)?),
-        Kind::Double if taken => Some(f_run::<f64, F, W>(numbers, marked, weights, radsort::sort_by_key)?),
-        _ => None,
-    })
+/// The errors of the elements of a class and of others, and their weights.
+pub(crate) trait Ranked: Copy + Send + Sync + 'static {
+    /// The error of a number, by which it is ranked; what its weight is multiplied by; and the derivative of that.
+    fn error<R: Real>(self, x: R, own: bool) -> [R; 3];
+
+    /// The weights of the errors in descending order, one after the other, given whether each is of the class, of which there are
+    /// `total`.
+    fn weights(self, total: usize) -> impl FnMut(bool) -> f64;
 }
 
-/// Sorts numbers and their places by a key, in ascending order.
-type Sort<T> = fn(&mut [(T, u32)], fn(&(T, u32)) -> T);
+/// The weighted mean over classes of sums of weighted errors.
+pub(crate) struct Ranks<'a> {
+    /// Numbers `[R, C, P]`.
+    pub(crate) numbers: &'a Tensor,
+    /// 64-bit integers `[R, P]`; what is below 0 has no error.
+    pub(crate) labels: &'a Tensor,
+    /// The label of each class, `[C]`.
+    pub(crate) classes: &'a Tensor,
+    /// A factor for each class, `[C]`, which does not change what the mean divides by.
+    pub(crate) weight: Option<&'a Tensor>,
+    /// Whether classes without an element are left out.
+    pub(crate) present: bool,
+}
 
-fn f_run<T, F, W>(numbers: &Tensor, marked: &Tensor, weights: F, sort: Sort<T>) -> Result<Tensor, LossError>
+/// The reduced losses `[R]`, or those of the `composite` of numbers, labels and classes, and the weight or any tensor in its place,
+/// where the engine does not take the call.
+pub(crate) fn f_ranks<F, C>(
+    formula: F,
+    ranks: &Ranks,
+    reduce: impl Into<Reduce>,
+    composite: C,
+) -> Result<Tensor, LossError>
 where
-    T: Element + Neg<Output = T> + Add<Output = T> + PartialOrd,
-    F: Fn(usize) -> W + Sync,
-    W: FnMut(bool) -> f64,
+    F: Ranked,
+    C: Fn([&Tensor; 4]) -> Result<Tensor, LossError> + Send + 'static,
 {
-    let [numbers, marked] = [numbers.f_detach()?.f_contiguous()?, marked.f_contiguous()?];
-    let [rows, length] = [numbers.size()[0] as usize, numbers.size()[1] as usize];
-    let output = Output::<T>::f_of_size(&numbers.size())?;
-    let (numbers, marked) = (elements::<T>(&numbers), booleans(&marked));
-    parallel::each(rows, &|row| {
-        let range = row * length..(row + 1) * length;
-        let (numbers, marked) = (&numbers[range.clone()], &marked[range.clone()]);
-        let mut order: Vec<(T, u32)> = numbers.iter().map(|number| descending(*number)).zip(0..).collect();
-        sort(&mut order, |(number, _)| *number);
-        let mut weights = weights(marked.iter().filter(|marked| **marked != 0).count());
-        // SAFETY: tasks have rows of their own.
-        let places = unsafe { output.range(range) };
-        for (_, place) in order {
-            let place = place as usize;
-            places[place].write(T::from_f64(weights(marked[place] != 0)));
+    let &Ranks { numbers, labels, classes, weight, present } = ranks;
+    let arguments = [numbers, labels, classes, weight.unwrap_or(classes)];
+    let kind = numbers.f_kind()?;
+    let taken = backend::fused()
+        && matches!(kind, Kind::Float | Kind::Double)
+        && is_plain(numbers, kind)
+        && [labels, classes].iter().all(|integers| is_plain(integers, Kind::Int64))
+        && weight.is_none_or(|weight| !weight.requires_grad())
+        && numbers.numel() != 0
+        && row_length(numbers) <= u32::MAX as usize;
+    if !taken {
+        return composite(arguments);
+    }
+    f_dispatch(Engined { formula, present, weighted: weight.is_some() }, arguments, reduce.into(), composite)
+}
+
+/// The engine with a formula.
+#[derive(Clone, Copy)]
+struct Engined<F> {
+    formula: F,
+    present: bool,
+    weighted: bool,
+}
+
+impl<F: Ranked> Engine<4> for Engined<F> {
+    const DIFFERENTIABLE: usize = 1;
+
+    fn count(self, [numbers, ..]: [&Tensor; 4]) -> usize {
+        numbers.size()[0] as usize
+    }
+
+    fn f_losses<T: Element>(self, arguments: [&Tensor; 4]) -> Result<(f64, Tensor), LossError> {
+        let losses = self.f_run::<T>(arguments, &RowFactors::Number(0.0), None)?;
+        let tensor = Tensor::f_from_slice(&losses)?.f_to_kind(arguments[0].f_kind()?)?;
+        Ok((losses.iter().sum(), tensor))
+    }
+
+    fn f_sum<T: Element>(
+        self,
+        arguments: [&Tensor; 4],
+        factor: Factor,
+        [wanted, ..]: [bool; 4],
+    ) -> Result<(f64, Vec<Tensor>), LossError> {
+        let gradient = wanted.then(|| Output::<T>::f_of_size(&arguments[0].size())).transpose()?;
+        let losses = self.f_run(arguments, &RowFactors::f_new(factor)?, gradient.as_ref())?;
+        Ok((losses.iter().sum(), gradient.into_iter().map(Output::into_tensor).collect()))
+    }
+}
+
+/// So many times as much work as a formula of each number is it to sort them.
+const SORTING: usize = 8;
+
+impl<F: Ranked> Engined<F> {
+    /// Runs over all rows. Returns the losses.
+    fn f_run<T: Element>(
+        self,
+        [numbers, labels, classes, weight]: [&Tensor; 4],
+        factors: &RowFactors,
+        gradient: Option<&Output<T>>,
+    ) -> Result<Vec<f64>, LossError> {
+        let length = row_length(numbers);
+        let weights = if self.weighted { f_numbers(weight)? } else { vec![1.0; classes.numel()] };
+        let [numbers, labels, classes] =
+            [numbers.f_detach()?.f_contiguous()?, labels.f_contiguous()?, classes.f_contiguous()?];
+        let (numbers, labels, classes) = (elements::<T>(&numbers), integers(&labels), integers(&classes));
+        let rows = labels.len() / length;
+        let labels_of = |row: usize| &labels[row * length..(row + 1) * length];
+        let place = |task: usize| (task / classes.len(), task % classes.len());
+
+        let counts: Vec<AtomicUsize> = (0..rows * classes.len()).map(|_| AtomicUsize::new(0)).collect();
+        parallel::each(counts.len(), numbers.len(), &|task| {
+            let (row, class) = place(task);
+            let count = labels_of(row).iter().filter(|label| **label == classes[class]).count();
+            counts[task].store(count, Ordering::Relaxed);
+        });
+        let counts: Vec<usize> = counts.into_iter().map(AtomicUsize::into_inner).collect();
+        let shares: Vec<f64> = counts.chunks(classes.len()).flat_map(|counts| self.shares(counts, &weights)).collect();
+
+        let parts: Vec<AtomicU64> = counts.iter().map(|_| AtomicU64::new(0)).collect();
+        parallel::each(parts.len(), SORTING * numbers.len(), &|task| {
+            let (row, class) = place(task);
+            let range = task * length..(task + 1) * length;
+            let of_class = OfClass {
+                formula: self.formula,
+                numbers: &numbers[range.clone()],
+                labels: labels_of(row),
+                class: classes[class],
+                total: counts[task],
+            };
+            // SAFETY: tasks have ranges of their own.
+            let mut gradient = gradient.map(|gradient| unsafe { gradient.range(range) });
+            let loss = of_class.loss(shares[task], |place, slope| {
+                if let Some(gradient) = &mut gradient {
+                    gradient[place].write(T::from_f64(slope * factors.of_row(row)));
+                }
+            });
+            parts[task].store(loss.to_bits(), Ordering::Relaxed);
+        });
+        let parts: Vec<f64> = parts.into_iter().map(|part| f64::from_bits(part.into_inner())).collect();
+        Ok(parts.chunks(classes.len()).map(|parts| parts.iter().sum()).collect())
+    }
+
+    /// What each class has in the mean, given how many elements it has.
+    fn shares<'a>(self, counts: &'a [usize], weights: &'a [f64]) -> impl Iterator<Item = f64> + 'a {
+        let counted = move |count: usize| f64::from(u8::from(count > 0 || !self.present));
+        let total = counts.iter().map(|count| counted(*count)).sum::<f64>().max(1.0);
+        counts.iter().zip(weights).map(move |(count, weight)| counted(*count) * weight / total)
+    }
+}
+
+/// The elements of a row as one class sees them.
+struct OfClass<'a, F, T> {
+    formula: F,
+    numbers: &'a [T],
+    labels: &'a [i64],
+    class: i64,
+    /// How many are of the class.
+    total: usize,
+}
+
+impl<F: Ranked, T: Element> OfClass<'_, F, T> {
+    /// Whether an element is of the class, and what [`Ranked::error`] says.
+    fn element(&self, place: usize) -> (bool, [T::Wide; 3]) {
+        let label = self.labels[place];
+        if label < 0 {
+            return (false, [T::Wide::default(); 3]);
         }
-    });
-    Ok(output.into_tensor())
+        let number = <T::Wide as Wide>::Plain::new(self.numbers[place].wide());
+        (label == self.class, self.formula.error(number, label == self.class).map(LaneOf::get))
+    }
+
+    /// The loss times `share`; its derivatives go to `store`, in any order.
+    fn loss(&self, share: f64, mut store: impl FnMut(usize, f64)) -> f64 {
+        let places = 0..self.numbers.len();
+        if share == 0.0 {
+            // The order does not matter; that nothing is NaN does.
+            places.clone().for_each(|place| store(place, 0.0));
+            return share * places.map(|place| self.element(place).1[1].into()).sum::<f64>();
+        }
+        let mut order: Vec<_> = places.map(|place| (descending(self.element(place).1[0]), place as u32)).collect();
+        T::Wide::sort(&mut order);
+        let mut weights = self.formula.weights(self.total);
+        let mut sum = 0.0;
+        for (_, place) in order {
+            let (own, [_, term, slope]) = self.element(place as usize);
+            let weight = share * weights(own);
+            sum += weight * term.into();
+            store(place as usize, weight * slope.into());
+        }
+        sum
+    }
 }
 
 /// A number whose ascending order is the descending one of `number`. Both zeros have the same, and NaN is the first.
-fn descending<T: Element + Neg<Output = T> + Add<Output = T> + PartialOrd>(number: T) -> T {
-    let negative = -number + T::from_f64(0.0);
-    if negative.partial_cmp(&negative).is_some() { negative } else { T::from_f64(f64::NEG_INFINITY) }
+fn descending<W: Wide>(number: W) -> W {
+    let number: f64 = number.into();
+    W::from_f64(if number.is_nan() { f64::NEG_INFINITY } else { 0.0 - number })
 }
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
+
+    /// The error is the number itself; the weight is its rank, ten more for one of the class and a hundred for each of these.
+    #[derive(Clone, Copy)]
+    struct Places;
+
+    impl Ranked for Places {
+        fn error<R: Real>(self, x: R, own: bool) -> [R; 3] {
+            [x, R::of(1.0), R::of(if own { -1.0 } else { 1.0 })]
+        }
+
+        fn weights(self, total: usize) -> impl FnMut(bool) -> f64 {
+            let mut rank = 0;
+            move |own: bool| {
+                rank += 1;
+                f64::from(rank + 10 * i32::from(own)) + 100.0 * total as f64
+            }
+        }
+    }
 
     #[test]
     fn weights_follow_the_order() {
-        let numbers = Tensor::from_slice(&[0.5, f64::NAN, -0.0, 0.0, -2.0, 7.0, 7.0, 1.0]).view([2, 4]);
-        let marked = Tensor::from_slice(&[true, false, false, true, false, true, false, false]).view([2, 4]);
-        let weights = |total: usize| {
-            let mut rank = 0;
-            move |marked: bool| {
-                rank += 1;
-                f64::from(rank + 10 * i32::from(marked)) + 100.0 * total as f64
-            }
-        };
+        let numbers = Tensor::from_slice(&[0.5, f64::NAN, -0.0, 0.0, -2.0, 7.0, 7.0, 1.0]).view([2, 1, 4]);
+        let labels = Tensor::from_slice(&[3_i64, 0, 0, 3, 0, 3, 0, -1]).view([2, 4]);
+        let classes = Tensor::from_slice(&[3_i64]);
         for kind in [Kind::Float, Kind::Double] {
-            let actual = f_by_rank(&numbers.to_kind(kind), &marked, weights).unwrap().unwrap();
-            let expected = [212.0, 201.0, 203.0, 214.0, 104.0, 111.0, 102.0, 103.0];
-            assert_eq!(Vec::<f64>::try_from(actual.to_kind(Kind::Double).view(-1)).unwrap(), expected, "{kind:?}");
+            let numbers = numbers.to_kind(kind).set_requires_grad(true);
+            let ranks = Ranks { numbers: &numbers, labels: &labels, classes: &classes, weight: None, present: true };
+            let losses = f_ranks(Places, &ranks, Reduce::No, |_| panic!("the engine takes it")).unwrap();
+            losses.sum(None).backward();
+            let numbers = |tensor: Tensor| Vec::<f64>::try_from(tensor.to_kind(Kind::Double).view(-1)).unwrap();
+            assert_eq!(numbers(losses.detach()), [830.0, 317.0], "{kind:?}");
+            let expected = [-212.0, 201.0, 203.0, -214.0, 104.0, -111.0, 102.0, 0.0];
+            assert_eq!(numbers(ranks.numbers.grad()), expected, "{kind:?}");
         }
-        assert!(f_by_rank(&numbers.to_kind(Kind::Half), &marked, weights).unwrap().is_none());
+    }
+
+    #[test]
+    fn absent_classes_count_where_they_are_wanted() {
+        let numbers = Tensor::ones([1, 3, 2], (Kind::Double, Device::Cpu));
+        let (labels, classes) = (Tensor::from_slice(&[0_i64, 1]).view([1, 2]), Tensor::from_slice(&[0_i64, 1, 2]));
+        let weight = Tensor::from_slice(&[1.0, 2.0, 4.0]);
+        // One class weighs 111 + 102 for its two elements, the absent one 1 + 2.
+        for (present, expected) in [(true, 213.0 * 3.0 / 2.0), (false, (213.0 * 3.0 + 3.0 * 4.0) / 3.0)] {
+            let ranks = Ranks { numbers: &numbers, labels: &labels, classes: &classes, weight: Some(&weight), present };
+            let loss = f_ranks(Places, &ranks, Reduce::Mean, |_| panic!("the engine takes it")).unwrap();
+            // Of equal errors the first comes first: that of class 1 weighs 112 after 101.
+            assert_eq!(loss.double_value(&[]), expected);
+        }
     }
 }

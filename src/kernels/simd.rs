@@ -25,6 +25,9 @@ pub(super) trait Wide: super::element::Element<Wide = Self> + Default + PartialE
     type Fused: LaneOf<Self>;
     #[doc(hidden)]
     type Plain: LaneOf<Self>;
+
+    /// Sorts numbers, with something beside each, in ascending order; equal ones stay as they are.
+    fn sort(numbers: &mut [(Self, u32)]);
 }
 
 /// The lane of a number type.
@@ -38,6 +41,10 @@ macro_rules! wide {
         impl Wide for $number {
             type Fused = Lane<$number, true>;
             type Plain = Lane<$number, false>;
+
+            fn sort(numbers: &mut [(Self, u32)]) {
+                radsort::sort_by_key(numbers, |(number, _)| *number);
+            }
         }
 
         impl<const FMA: bool> LaneOf<$number> for Lane<$number, FMA> {

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::compound::Overlap;
-use super::region::{Grouping, RegionLoss, Regions, Sizes, region_options};
+use super::region::{Grouping, RegionLoss, Regions, Score, Sizes, region_options};
 use crate::{Loss, LossError};
 
 /// How [`GeneralizedDiceLoss`] weighs a class by its volume, the size of its region in the target.
@@ -83,7 +83,8 @@ pub struct GeneralizedDiceLoss {
 impl GeneralizedDiceLoss {
     /// The generalised Dice loss with MONAI's defaults.
     pub fn new() -> Self {
-        Self { regions: Regions::new(), weighting: VolumeWeight::Square }
+        // The denominator is kept away from 0 by its smoothing alone.
+        Self { regions: Regions { eps: 0.0, ..Regions::new() }, weighting: VolumeWeight::Square }
     }
 
     /// Sets how a class is weighed by its volume. [`VolumeWeight::Square`] by default.
@@ -112,14 +113,6 @@ impl GeneralizedDiceLoss {
         let greatest = weights.f_amax(-1, true)?.f_expand_as(&weights)?;
         Ok(greatest.f_where_self(&empty, &weights)?)
     }
-
-    fn f_losses(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
-        let weights = self.f_weights(&sizes.target)?;
-        let f_weighted_sum = |sizes: &Tensor| sizes.f_mul(&weights)?.f_sum_dim_intlist(-1, false, None);
-        let intersections = f_weighted_sum(&sizes.intersection.f_mul_scalar(2)?)?;
-        let both = f_weighted_sum(&sizes.input.f_add(&sizes.target)?)?;
-        self.regions.f_losses(&intersections, &both, 0.0)
-    }
 }
 
 impl Default for GeneralizedDiceLoss {
@@ -138,8 +131,9 @@ impl RegionLoss for GeneralizedDiceLoss {
     }
 
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
-        let loss = self.regions.reduction.f_apply(&self.f_losses(sizes)?)?;
-        self.regions.f_finish(&loss, sizes)
+        let weights = self.f_weights(&sizes.target)?;
+        let weighted = sizes.f_map(|sizes| Ok(sizes.f_mul(&weights)?.f_sum_dim_intlist(-1, false, None)?))?;
+        self.regions.f_finish(&self.regions.f_loss_of(&weighted, Score::Dice)?, sizes)
     }
 }
 

@@ -2,25 +2,55 @@
 
 use tch::{Kind, Tensor};
 
-use crate::LossError;
-use crate::kernels::f_by_rank;
+use crate::kernels::{Ranked, Ranks, f_ranks};
+use crate::{LossError, Reduction};
 
-/// The weights of the errors `[R, P]` of R rows of P pixels, such that Σ weight · error is the extension of each row.
-///
-/// `foreground` says which pixels belong to the region. The weights depend on the order of the errors alone: the
-/// extension is linear as long as that order stays, and so they have no graph.
-///
-/// Each is what the Jaccard loss grows by when its pixel joins those of larger errors. It is computed in closed form,
-/// because the difference of two Jaccard losses cancels where there are many pixels.
-pub(super) fn f_weights(errors: &Tensor, foreground: &Tensor) -> Result<Tensor, LossError> {
-    match f_by_rank(errors, foreground, growths)? {
-        Some(weights) => Ok(weights),
-        None => f_composite(errors, foreground),
+/// The errors of pixels, by tensor operations too.
+pub(super) trait Errors: Ranked {
+    /// The errors, by which pixels are ranked, and what their weights are multiplied by. `own` are the pixels of the class.
+    fn f_errors(self, numbers: &Tensor, own: &Tensor) -> Result<[Tensor; 2], LossError>;
+}
+
+/// The reduced losses `[R]` of `ranks`: the means over the classes of Σ weight · error, the extension of each.
+pub(super) fn f_loss<E: Errors>(errors: E, ranks: &Ranks, reduction: Reduction) -> Result<Tensor, LossError> {
+    let (weighted, present) = (ranks.weight.is_some(), ranks.present);
+    f_ranks(errors, ranks, reduction, move |[numbers, labels, classes, weight]| {
+        let ranks = Ranks { numbers, labels, classes, weight: weighted.then_some(weight), present };
+        reduction.f_apply(&f_composite(errors, &ranks)?)
+    })
+}
+
+/// The losses `[R]` by tensor operations.
+fn f_composite(errors: impl Errors, ranks: &Ranks) -> Result<Tensor, LossError> {
+    let labels = ranks.labels.f_unsqueeze(1)?;
+    let (own, ignored) = (labels.f_eq_tensor(&ranks.classes.f_unsqueeze(1)?)?, labels.f_lt(0)?);
+    let [errors, terms] = errors.f_errors(ranks.numbers, &own)?;
+    let (errors, terms) = (errors.f_detach()?.f_masked_fill(&ignored, 0)?, terms.f_masked_fill(&ignored, 0)?);
+    // To sort all classes at once would take several times the memory of the input.
+    let f_of_class = |class| f_weights(&errors.f_select(1, class)?, &own.f_select(1, class)?);
+    let weights = (0..errors.size()[1]).map(f_of_class).collect::<Result<Vec<_>, _>>()?;
+    let weights = Tensor::f_stack(&weights, 1)?.f_mul(&f_shares(ranks, &own)?.f_unsqueeze(2)?)?;
+    Ok(terms.f_mul(&weights)?.f_sum_dim_intlist([1_i64, 2].as_slice(), false, None)?)
+}
+
+/// What each class has in the mean, `[R, C]`.
+fn f_shares(ranks: &Ranks, own: &Tensor) -> Result<Tensor, LossError> {
+    let kind = ranks.numbers.f_kind()?;
+    let present = own.f_any_dim(2, false)?.f_to_kind(kind)?;
+    let counted = if ranks.present { present } else { present.f_ones_like()? };
+    let shares = counted.f_div(&counted.f_sum_dim_intlist(1, true, None)?.f_clamp_min(1)?)?;
+    match ranks.weight {
+        Some(weight) => Ok(shares.f_mul(&weight.f_to_kind(kind)?)?),
+        None => Ok(shares),
     }
 }
 
-/// What the Jaccard loss grows by with one pixel after the other, given how many are foreground, and whether the pixel is.
-fn growths(total: usize) -> impl FnMut(bool) -> f64 {
+/// The weights of the errors in descending order: what the Jaccard loss grows by with one pixel after the other, given how many
+/// are foreground, and whether the pixel is.
+///
+/// They depend on the order of the errors alone: the extension is linear as long as that order stays, and so they have no graph.
+/// They are computed in closed form, because the difference of two Jaccard losses cancels where there are many pixels.
+pub(super) fn growths(total: usize) -> impl FnMut(bool) -> f64 {
     let (mut rank, mut intersection) = (0, total);
     move |foreground| {
         rank += 1;
@@ -33,12 +63,12 @@ fn growths(total: usize) -> impl FnMut(bool) -> f64 {
     }
 }
 
-/// The same by tensor operations.
-fn f_composite(errors: &Tensor, foreground: &Tensor) -> Result<Tensor, LossError> {
-    let (errors, pixels) = (errors.f_detach()?, errors.size()[1]);
+/// The same by tensor operations, for errors `[R, P]` in any order.
+fn f_weights(errors: &Tensor, foreground: &Tensor) -> Result<Tensor, LossError> {
     if errors.numel() == 0 {
-        return Ok(errors);
+        return Ok(errors.shallow_clone());
     }
+    let pixels = errors.size()[1];
     let order = errors.f_argsort_stable(true, 1, true)?;
     let sorted = foreground.f_gather(1, &order, false)?;
     let total = foreground.f_sum_dim_intlist(1, true, Kind::Int)?;

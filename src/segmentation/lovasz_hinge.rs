@@ -1,8 +1,9 @@
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use super::lovasz;
+use super::lovasz::{self, Errors};
 use super::mask::f_one_channel;
 use crate::check::{self, Validity};
+use crate::kernels::{Ranked, Ranks, Real, choose};
 use crate::numeric::wide_kind;
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
@@ -143,16 +144,43 @@ impl Loss for LovaszHingeLoss {
         let target = f_one_channel(("target", target), input, kind)?.f_reshape(regions)?;
         let (foreground, ignored, validity) = self.f_pixels(&target)?;
         let logits = input.f_to_kind(kind)?.f_reshape(regions)?;
-        let mut errors = logits.f_neg()?.f_where_self(&foreground, &logits)?.f_add_scalar(1)?;
+        let mut labels = foreground.f_to_kind(Kind::Int64)?;
         if let Some(ignored) = ignored {
-            errors = errors.f_masked_fill(&ignored, 0)?;
+            labels = labels.f_masked_fill(&ignored, -1)?;
         }
-        let weights = lovasz::f_weights(&errors, &foreground)?;
-        let losses = errors.f_relu()?.f_mul(&weights)?.f_sum_dim_intlist(1, false, None)?;
-        let losses = if self.per_image { self.reduction.f_apply(&losses)? } else { losses.f_squeeze_dim(0)? };
-        let unreduced = self.per_image && self.reduction == Reduction::None;
+        // Without images there is a single loss.
+        let reduction = if self.per_image { self.reduction } else { Reduction::Sum };
+        let (numbers, classes) = (logits.f_unsqueeze(1)?, Tensor::f_ones([1], (Kind::Int64, input.device()))?);
+        let ranks = Ranks { numbers: &numbers, labels: &labels, classes: &classes, weight: None, present: false };
+        let loss = lovasz::f_loss(Hinges, &ranks, reduction)?.f_to_kind(input.f_kind()?)?;
+        let unreduced = reduction == Reduction::None;
         let validity = if unreduced { validity.f_rows()? } else { validity };
-        validity.f_poison(&losses.f_to_kind(input.f_kind()?)?, unreduced)
+        validity.f_poison(&loss, unreduced)
+    }
+}
+
+/// The errors 1 + x of the background and 1 − x of the foreground, of which those above 0 count.
+#[derive(Clone, Copy)]
+struct Hinges;
+
+impl Ranked for Hinges {
+    #[inline(always)]
+    fn error<R: Real>(self, x: R, own: bool) -> [R; 3] {
+        let (zero, sign) = (R::of(0.0), R::of(if own { -1.0 } else { 1.0 }));
+        let error = sign * x + R::of(1.0);
+        [error, error.at_least(zero), choose(error <= zero, zero, sign)]
+    }
+
+    fn weights(self, total: usize) -> impl FnMut(bool) -> f64 {
+        lovasz::growths(total)
+    }
+}
+
+impl Errors for Hinges {
+    fn f_errors(self, logits: &Tensor, own: &Tensor) -> Result<[Tensor; 2], LossError> {
+        let errors = logits.f_neg()?.f_where_self(own, logits)?.f_add_scalar(1)?;
+        let terms = errors.f_relu()?;
+        Ok([errors, terms])
     }
 }
 

@@ -1,9 +1,9 @@
 use tch::{Kind, Tensor};
 
-use super::lovasz;
+use super::lovasz::{self, Errors};
 use super::region::{Activation, f_activate};
 use crate::check::{self, ClassIndices};
-use crate::kernels;
+use crate::kernels::{Ranked, Ranks, Real};
 use crate::numeric::wide_kind;
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
@@ -162,73 +162,56 @@ impl LovaszSoftmaxLoss {
         check::floating(("weight", weight))
     }
 
-    /// The losses `[R, C]` of the classes of an input `[R, C, P]`, and which classes are present. The target `[R, P]`
-    /// is −1 where it is ignored.
-    fn f_class_losses(&self, input: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor), LossError> {
-        let errors = self.f_errors(input, target)?;
-        let of_some = matches!(self.classes, LovaszClasses::Only(_));
-        let (weights, present) = match kernels::takes(input) && !of_some {
-            true => f_weights_at_once(&errors, target)?,
-            false => self.f_weights_one_by_one(&errors, target)?,
-        };
-        Ok((errors.f_mul(&weights)?.f_sum_dim_intlist(2, false, None)?, present))
-    }
-
-    /// The weights of the errors, and which classes are present. Sorting all classes at once would take several times the memory
-    /// of the input.
-    fn f_weights_one_by_one(&self, errors: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor), LossError> {
-        let (weights, mut present) = (errors.f_zeros_like()?, Vec::new());
-        for class in 0..errors.size()[1] {
-            let foreground = target.f_eq(class)?;
-            present.push(foreground.f_any_dim(1, false)?);
-            if matches!(&self.classes, LovaszClasses::Only(listed) if !listed.contains(&class)) {
-                continue;
-            }
-            let weight = lovasz::f_weights(&errors.f_select(1, class)?, &foreground)?;
-            weights.f_select(1, class)?.f_copy_(&weight)?;
+    /// The reduced losses `[R]` of an input `[R, C, P]`. The target `[R, P]` is −1 where it is ignored.
+    fn f_reduced(&self, input: &Tensor, target: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {
+        let ignored = self.ignore_index.map(|_| target.f_unsqueeze(1)?.f_lt(0)).transpose()?;
+        let mut probabilities = f_activate(input, self.activation, ignored.as_ref())?;
+        let mut classes = Tensor::f_arange(input.size()[1], (Kind::Int64, input.device()))?;
+        let mut weight = self.weight.as_ref().map(Tensor::shallow_clone);
+        if let LovaszClasses::Only(listed) = &self.classes {
+            classes = Tensor::f_from_slice(listed)?.f_to_device(input.device())?;
+            probabilities = probabilities.f_index_select(1, &classes)?;
+            weight = weight.map(|weight| weight.f_index_select(0, &classes)).transpose()?;
         }
-        Ok((weights, Tensor::f_stack(&present, 1)?))
+        let ranks = Ranks {
+            numbers: &probabilities,
+            labels: target,
+            classes: &classes,
+            weight: weight.as_ref(),
+            present: self.classes == LovaszClasses::Present,
+        };
+        lovasz::f_loss(Distances { beyond: self.activation == Activation::None }, &ranks, reduction)
     }
+}
 
-    /// How far the probability of each class is from 1 in the pixels of the class, and from 0 in the others.
-    fn f_errors(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        let target = target.f_unsqueeze(1)?;
-        let ignored = match self.ignore_index {
-            Some(_) => Some(target.f_lt(0)?),
-            None => None,
-        };
-        let probabilities = f_activate(input, self.activation, ignored.as_ref())?;
-        let own = target.f_clamp_min(0)?;
-        let errors = probabilities.f_scatter(1, &own, &probabilities.f_gather(1, &own, false)?.f_rsub_scalar(1)?)?;
-        let errors = match self.activation {
-            Activation::None => errors.f_abs()?,
-            Activation::Sigmoid | Activation::Softmax => errors,
-        };
-        match &ignored {
-            Some(ignored) => Ok(errors.f_masked_fill(ignored, 0)?),
-            None => Ok(errors),
+/// How far the probability of a class is from 1 in the pixels of the class, and from 0 in the others.
+#[derive(Clone, Copy)]
+struct Distances {
+    /// Whether there are probabilities beyond 0 and 1.
+    beyond: bool,
+}
+
+impl Ranked for Distances {
+    #[inline(always)]
+    fn error<R: Real>(self, p: R, own: bool) -> [R; 3] {
+        let one = R::of(1.0);
+        let (error, slope) = if own { (one - p, -one) } else { (p, one) };
+        match self.beyond {
+            true => [error.abs(), error.abs(), slope * error.sign()],
+            false => [error, error, slope],
         }
     }
 
-    /// The mean over the classes.
-    fn f_mean(&self, losses: &Tensor, present: &Tensor) -> Result<Tensor, LossError> {
-        let losses = match &self.weight {
-            Some(weight) => losses.f_mul(&weight.f_to_kind(losses.f_kind()?)?)?,
-            None => losses.shallow_clone(),
-        };
-        let dims = &[1_i64][..];
-        match &self.classes {
-            LovaszClasses::All => Ok(losses.f_mean_dim(dims, false, None)?),
-            LovaszClasses::Only(listed) => {
-                let listed = Tensor::f_from_slice(listed)?.f_to_device(losses.device())?;
-                Ok(losses.f_index_select(1, &listed)?.f_mean_dim(dims, false, None)?)
-            }
-            LovaszClasses::Present => {
-                let sum = losses.f_mul(present)?.f_sum_dim_intlist(dims, false, None)?;
-                let count = present.f_sum_dim_intlist(dims, false, losses.f_kind()?)?;
-                Ok(sum.f_div(&count.f_clamp_min(1)?)?)
-            }
-        }
+    fn weights(self, total: usize) -> impl FnMut(bool) -> f64 {
+        lovasz::growths(total)
+    }
+}
+
+impl Errors for Distances {
+    fn f_errors(self, probabilities: &Tensor, own: &Tensor) -> Result<[Tensor; 2], LossError> {
+        let errors = probabilities.f_rsub_scalar(1)?.f_where_self(own, probabilities)?;
+        let errors = if self.beyond { errors.f_abs()? } else { errors };
+        Ok([errors.shallow_clone(), errors])
     }
 }
 
@@ -260,23 +243,13 @@ impl Loss for LovaszSoftmaxLoss {
             logits = logits.f_transpose(0, 1)?.f_reshape([1, classes, images * pixels])?;
             labels = labels.f_reshape([1, images * pixels])?;
         }
-        let (losses, present) = self.f_class_losses(&logits, &labels)?;
-        let losses = self.f_mean(&losses, &present)?;
-        let unreduced = self.per_image && self.reduction == Reduction::None;
-        let loss = if self.per_image { self.reduction.f_apply(&losses)? } else { losses.f_squeeze_dim(0)? };
+        // Without images there is a single loss.
+        let reduction = if self.per_image { self.reduction } else { Reduction::Sum };
+        let loss = self.f_reduced(&logits, &labels, reduction)?.f_to_kind(input.f_kind()?)?;
+        let unreduced = reduction == Reduction::None;
         let validity = if unreduced { target.validity.f_rows()? } else { target.validity };
-        validity.f_poison(&loss.f_to_kind(input.f_kind()?)?, unreduced)
+        validity.f_poison(&loss, unreduced)
     }
-}
-
-/// The same of all classes, whose orders the engine keeps no longer than it needs them.
-fn f_weights_at_once(errors: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor), LossError> {
-    let (rows, classes, pixels) = errors.size3()?;
-    let all = Tensor::f_arange(classes, (Kind::Int64, target.device()))?.f_reshape([1, classes, 1])?;
-    let foreground = target.f_unsqueeze(1)?.f_eq_tensor(&all)?;
-    let of_rows = |tensor: &Tensor| tensor.f_reshape([rows * classes, pixels]);
-    let weights = lovasz::f_weights(&of_rows(errors)?, &of_rows(&foreground)?)?.f_view_as(errors)?;
-    Ok((weights, foreground.f_any_dim(2, false)?))
 }
 
 #[cfg(test)]

@@ -145,6 +145,19 @@ pub(super) struct Sizes {
     kind: Kind,
 }
 
+impl Sizes {
+    /// What `f` makes of them; which targets and weights were valid stays with the sizes themselves.
+    pub(super) fn f_map(&self, f: impl Fn(&Tensor) -> Result<Tensor, LossError>) -> Result<Self, LossError> {
+        Ok(Self {
+            intersection: f(&self.intersection)?,
+            input: f(&self.input)?,
+            target: f(&self.target)?,
+            validity: [Validity::CHECKED; 2],
+            kind: self.kind,
+        })
+    }
+}
+
 impl Regions {
     /// The defaults, which are MONAI's.
     pub(super) fn new() -> Self {
@@ -390,12 +403,6 @@ impl Regions {
         }
     }
 
-    /// The loss of each region, of which the score is `numerator / denominator` with smoothing; the denominator is kept
-    /// at `least` or more.
-    pub(super) fn f_losses(&self, numerator: &Tensor, denominator: &Tensor, least: f64) -> Result<Tensor, LossError> {
-        self.smoothing().f_losses(numerator, denominator, least)
-    }
-
     fn smoothing(&self) -> Smoothing {
         Smoothing { numerator: self.smooth_nr, denominator: self.smooth_dr, eps: self.eps, log_loss: self.log_loss }
     }
@@ -515,6 +522,8 @@ struct Smoothing {
 }
 
 impl Smoothing {
+    /// The loss of each region, of which the score is `numerator / denominator` with smoothing; the denominator is kept
+    /// at `least` or more.
     fn f_losses(self, numerator: &Tensor, denominator: &Tensor, least: f64) -> Result<Tensor, LossError> {
         let numerator = numerator.f_add_scalar(self.numerator)?;
         let score = f_ratio(&numerator, &denominator.f_add_scalar(self.denominator)?, least)?;

@@ -245,7 +245,7 @@ impl<'a, T: Element> Pass<'a, T> {
     fn f_sums(&self) -> Result<Option<Totals>, LossError> {
         let (job, shape) = (self.job(), self.shape);
         let parts: Vec<OnceLock<Option<Part>>> = (0..shape.tasks()).map(|_| OnceLock::new()).collect();
-        parallel::each(parts.len(), &|task| {
+        parallel::each(parts.len(), job.input.len(), &|task| {
             let _ = parts[task].set(by_type!(job.sum(task)));
         });
         // The parts are added up in their order, whichever thread computed them.
@@ -287,7 +287,7 @@ impl<'a, T: Element> Pass<'a, T> {
         };
         let output = Output::<T>::f_like(&self.input)?;
         let job = self.job();
-        parallel::each(self.shape.tasks(), &|task| {
+        parallel::each(self.shape.tasks(), job.input.len(), &|task| {
             by_type!(job.gradient(task, &factors, &output));
         });
         Ok(output.into_tensor())
