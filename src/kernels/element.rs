@@ -31,6 +31,8 @@ pub(super) trait Element: Copy + Send + Sync + 'static {
     fn read<'a>(elements: &'a [Self], room: &'a mut [Self::Wide]) -> &'a [Self::Wide];
     /// Writes the elements to `numbers`, as many.
     fn copy(elements: &[Self], numbers: &mut [Self::Wide]);
+    /// The elements as places for wide numbers, where they are such themselves.
+    fn places(elements: &mut [MaybeUninit<Self>]) -> Option<&mut [MaybeUninit<Self::Wide>]>;
     /// Converts numbers into elements.
     fn write(numbers: &[Self::Wide], elements: &mut [MaybeUninit<Self>]);
     /// Does so past the caches, where there is a way: other threads see it after [`simd::fence`](super::simd::fence).
@@ -71,6 +73,10 @@ macro_rules! wide {
 
             fn copy(elements: &[Self], numbers: &mut [Self]) {
                 numbers.copy_from_slice(elements);
+            }
+
+            fn places(elements: &mut [MaybeUninit<Self>]) -> Option<&mut [MaybeUninit<Self>]> {
+                Some(elements)
             }
 
             fn write(numbers: &[Self], elements: &mut [MaybeUninit<Self>]) {
@@ -130,6 +136,10 @@ macro_rules! half {
 
             fn copy(elements: &[Self], numbers: &mut [f32]) {
                 <$number>::widen_all(elements, numbers);
+            }
+
+            fn places(_: &mut [MaybeUninit<Self>]) -> Option<&mut [MaybeUninit<f32>]> {
+                None
             }
 
             fn write(numbers: &[f32], elements: &mut [MaybeUninit<Self>]) {
@@ -334,6 +344,24 @@ impl<T: Element> Output<T> {
         }
         // SAFETY: the range is within the tensor's memory, which nobody else knows of until `into_tensor`.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+
+    /// The elements in `range` as places for the numbers that they are computed as, where [`write`](Self::write) would but copy these.
+    ///
+    /// # Safety
+    /// As for [`range`](Self::range).
+    #[allow(clippy::mut_from_ref)]
+    pub(super) unsafe fn place(&self, range: Range<usize>) -> Option<&mut [MaybeUninit<T::Wide>]> {
+        if self.streamed {
+            return None;
+        }
+        // SAFETY: the caller's promise.
+        T::places(unsafe { self.range(range) })
+    }
+
+    /// Whether there are such places.
+    pub(super) fn has_places(&self) -> bool {
+        !self.streamed && T::places(&mut []).is_some()
     }
 
     /// Where the elements are, to have their memory fetched; nowhere where they are written past the caches.

@@ -1,5 +1,6 @@
 //! The engine of losses that are a function of each element.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use tch::{Kind, Tensor};
@@ -242,87 +243,82 @@ enum Factors<'a, T: Element> {
     Elements(&'a [T]),
 }
 
-/// Room for one block of each argument and result.
-struct Room<W, const N: usize> {
+/// Room for one block of each argument and of those gradients that are computed.
+struct Room<W, const N: usize, const M: usize> {
     arguments: [Block<W>; N],
     factors: Block<W>,
     losses: Block<W>,
-    gradients: [Block<W>; N],
+    gradients: [[MaybeUninit<W>; BLOCK]; M],
 }
 
 impl<T: Element, P: Pointwise<N>, const N: usize> Job<'_, T, P, N> {
     /// Computes the elements in `range`, which no other thread has. Returns the sum of their losses.
     fn task(&self, range: Range<usize>) -> f64 {
+        match self.gradients.iter().rposition(Option::is_some) {
+            None => self.blocks::<0>(range),
+            // The first argument is the one that has a gradient as a rule.
+            Some(0) => self.blocks::<1>(range),
+            Some(_) => self.blocks::<N>(range),
+        }
+    }
+
+    /// The same, with the first `M` gradients.
+    fn blocks<const M: usize>(&self, range: Range<usize>) -> f64 {
         let factor = match self.factor {
             Factors::Number(number) => number,
             Factors::Elements(_) => T::Wide::default(),
         };
         let zeros = [T::Wide::default(); BLOCK];
-        let mut room = Room { arguments: [zeros; N], factors: [factor; BLOCK], losses: zeros, gradients: [zeros; N] };
+        let gradients = [[MaybeUninit::uninit(); BLOCK]; M];
+        let mut room = Room { arguments: [zeros; N], factors: [factor; BLOCK], losses: zeros, gradients };
         let blocks = range.clone().step_by(BLOCK).map(|start| start..range.end.min(start + BLOCK));
         blocks.map(|block| self.block(block, &mut room)).sum()
     }
 
-    fn block(&self, range: Range<usize>, room: &mut Room<T::Wide, N>) -> f64 {
+    fn block<const M: usize>(&self, range: Range<usize>, room: &mut Room<T::Wide, N, M>) -> f64 {
         let length = range.len();
         let slices = self.arguments.map(|argument| &argument[range.clone()]);
         let mut read = slices.iter().zip(&mut room.arguments).map(|(slice, room)| T::read(slice, room));
         let arguments = std::array::from_fn(|_| read.next().unwrap_or_default());
+        let factors = match self.factor {
+            Factors::Number(_) => &room.factors[..length],
+            Factors::Elements(elements) => T::read(&elements[range.clone()], &mut room.factors),
+        };
+        let mut places = self.gradients.iter().zip(&mut room.gradients).map(|(output, room)| {
+            // SAFETY: tasks have ranges of their own, and the blocks of a task are computed one after another.
+            let place = output.as_ref().and_then(|output| unsafe { output.place(range.clone()) });
+            place.unwrap_or(&mut room[..length])
+        });
+        let gradients: [_; M] = std::array::from_fn(|_| places.next().unwrap_or_default());
         let losses = &mut room.losses[..length];
-        if self.gradients.iter().all(Option::is_none) {
-            simd::run(Losses { formula: self.formula, arguments, losses });
-        } else {
-            let factors = match self.factor {
-                Factors::Number(_) => &room.factors[..length],
-                Factors::Elements(elements) => T::read(&elements[range.clone()], &mut room.factors),
-            };
-            let gradients = room.gradients.each_mut().map(|gradient| &mut gradient[..length]);
-            simd::run(Gradients { formula: self.formula, arguments, factors, losses, gradients });
+        simd::run(Losses { formula: self.formula, arguments, factors, losses, gradients });
+        for (output, room) in self.gradients.iter().zip(&room.gradients) {
+            if let Some(output) = output.as_ref().filter(|output| !output.has_places()) {
+                // SAFETY: as above; the kernel has written so many numbers.
+                unsafe { output.write(range.clone(), std::slice::from_raw_parts(room.as_ptr().cast(), length)) };
+            }
         }
-        for (output, gradient) in self.gradients.iter().zip(&room.gradients) {
-            self.store(output.as_ref(), &range, &gradient[..length]);
+        let losses = &room.losses[..length];
+        if let Some(output) = self.losses {
+            // SAFETY: as above.
+            unsafe { output.write(range, losses) };
         }
-        self.store(self.losses, &range, &room.losses[..length]);
-        simd::run(Sum(&room.losses[..length]))
-    }
-
-    fn store(&self, output: Option<&Output<T>>, range: &Range<usize>, numbers: &[T::Wide]) {
-        let Some(output) = output else { return };
-        // SAFETY: tasks have ranges of their own, and the blocks of a task are computed one after another.
-        unsafe { output.write(range.clone(), numbers) };
+        simd::run(Sum(losses))
     }
 }
 
-/// The losses of a block.
-struct Losses<'a, W, P, const N: usize> {
-    formula: P,
-    arguments: [&'a [W]; N],
-    losses: &'a mut [W],
-}
-
-impl<W: Wide, P: Pointwise<N>, const N: usize> Kernel<W> for Losses<'_, W, P, N> {
-    type Result = ();
-
-    #[inline(always)]
-    fn run<R: LaneOf<W>>(self) {
-        let length = self.losses.len();
-        let arguments = self.arguments.map(|argument| &argument[..length]);
-        for i in 0..length {
-            self.losses[i] = self.formula.evaluate(arguments.map(|argument| R::new(argument[i]))).0.get();
-        }
-    }
-}
-
-/// The losses of a block and their derivatives.
-struct Gradients<'a, W, P, const N: usize> {
+/// The losses of a block, and the first `M` of their derivatives, times the factors.
+///
+/// The losses are stored, not added up at once: the loop would not be made of vector instructions.
+struct Losses<'a, W, P, const N: usize, const M: usize> {
     formula: P,
     arguments: [&'a [W]; N],
     factors: &'a [W],
     losses: &'a mut [W],
-    gradients: [&'a mut [W]; N],
+    gradients: [&'a mut [MaybeUninit<W>]; M],
 }
 
-impl<W: Wide, P: Pointwise<N>, const N: usize> Kernel<W> for Gradients<'_, W, P, N> {
+impl<W: Wide, P: Pointwise<N>, const N: usize, const M: usize> Kernel<W> for Losses<'_, W, P, N, M> {
     type Result = ();
 
     #[inline(always)]
@@ -334,8 +330,8 @@ impl<W: Wide, P: Pointwise<N>, const N: usize> Kernel<W> for Gradients<'_, W, P,
         for i in 0..length {
             let (loss, derivatives) = self.formula.evaluate(arguments.map(|argument| R::new(argument[i])));
             self.losses[i] = loss.get();
-            for k in 0..N {
-                gradients[k][i] = (derivatives[k] * R::new(factors[i])).get();
+            for k in 0..M {
+                gradients[k][i] = MaybeUninit::new((derivatives[k] * R::new(factors[i])).get());
             }
         }
     }
