@@ -15,7 +15,8 @@ use crate::LossError;
 
 /// The errors of the elements of a class and of others, and their weights.
 pub(crate) trait Ranked: Copy + Send + Sync + 'static {
-    /// The error of a number, by which it is ranked; what its weight is multiplied by; and the derivative of that.
+    /// By what a number is ranked: its error, or what has the same order; what its weight is multiplied by; and the derivative of
+    /// that.
     fn error<R: Real>(self, x: R, own: bool) -> [R; 3];
 
     /// The weights of the errors in descending order, one after the other, given whether each is of the class, of which there are
@@ -27,7 +28,7 @@ pub(crate) trait Ranked: Copy + Send + Sync + 'static {
 pub(crate) struct Ranks<'a> {
     /// Numbers `[R, C, P]`.
     pub(crate) numbers: &'a Tensor,
-    /// 64-bit integers `[R, P]`; what is below 0 has no error.
+    /// 64-bit integers `[R, P]`; what is below 0 has no error, and comes last.
     pub(crate) labels: &'a Tensor,
     /// The label of each class, `[C]`.
     pub(crate) classes: &'a Tensor,
@@ -174,7 +175,8 @@ impl<F: Ranked, T: Element> OfClass<'_, F, T> {
     fn element(&self, place: usize) -> (bool, [T::Wide; 3]) {
         let label = self.labels[place];
         if label < 0 {
-            return (false, [T::Wide::default(); 3]);
+            // After all others, and nothing.
+            return (false, [f64::NEG_INFINITY, 0.0, 0.0].map(T::Wide::from_f64));
         }
         let number = <T::Wide as Wide>::Plain::new(self.numbers[place].wide());
         (label == self.class, self.formula.error(number, label == self.class).map(LaneOf::get))
@@ -243,8 +245,8 @@ mod tests {
             let losses = f_ranks(Places, &ranks, Reduce::No, |_| panic!("the engine takes it")).unwrap();
             losses.sum(None).backward();
             let numbers = |tensor: Tensor| Vec::<f64>::try_from(tensor.to_kind(Kind::Double).view(-1)).unwrap();
-            assert_eq!(numbers(losses.detach()), [830.0, 317.0], "{kind:?}");
-            let expected = [-212.0, 201.0, 203.0, -214.0, 104.0, -111.0, 102.0, 0.0];
+            assert_eq!(numbers(losses.detach()), [830.0, 316.0], "{kind:?}");
+            let expected = [-212.0, 201.0, 203.0, -214.0, 103.0, -111.0, 102.0, 0.0];
             assert_eq!(numbers(ranks.numbers.grad()), expected, "{kind:?}");
         }
     }

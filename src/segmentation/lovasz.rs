@@ -7,7 +7,7 @@ use crate::{LossError, Reduction};
 
 /// The errors of pixels, by tensor operations too.
 pub(super) trait Errors: Ranked {
-    /// The errors, by which pixels are ranked, and what their weights are multiplied by. `own` are the pixels of the class.
+    /// By what pixels are ranked, and what their weights are multiplied by. `own` are the pixels of the class.
     fn f_errors(self, numbers: &Tensor, own: &Tensor) -> Result<[Tensor; 2], LossError>;
 }
 
@@ -25,7 +25,8 @@ fn f_composite(errors: impl Errors, ranks: &Ranks) -> Result<Tensor, LossError> 
     let labels = ranks.labels.f_unsqueeze(1)?;
     let (own, ignored) = (labels.f_eq_tensor(&ranks.classes.f_unsqueeze(1)?)?, labels.f_lt(0)?);
     let [errors, terms] = errors.f_errors(ranks.numbers, &own)?;
-    let (errors, terms) = (errors.f_detach()?.f_masked_fill(&ignored, 0)?, terms.f_masked_fill(&ignored, 0)?);
+    let errors = errors.f_detach()?.f_masked_fill(&ignored, f64::NEG_INFINITY)?;
+    let terms = terms.f_masked_fill(&ignored, 0)?;
     // To sort all classes at once would take several times the memory of the input.
     let f_of_class = |class| f_weights(&errors.f_select(1, class)?, &own.f_select(1, class)?);
     let weights = (0..errors.size()[1]).map(f_of_class).collect::<Result<Vec<_>, _>>()?;

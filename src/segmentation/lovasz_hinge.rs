@@ -167,8 +167,10 @@ impl Ranked for Hinges {
     #[inline(always)]
     fn error<R: Real>(self, x: R, own: bool) -> [R; 3] {
         let (zero, sign) = (R::of(0.0), R::of(if own { -1.0 } else { 1.0 }));
-        let error = sign * x + R::of(1.0);
-        [error, error.at_least(zero), choose(error <= zero, zero, sign)]
+        // Ranked before the sum with 1 rounds.
+        let rank = sign * x;
+        let error = rank + R::of(1.0);
+        [rank, error.at_least(zero), choose(error <= zero, zero, sign)]
     }
 
     fn weights(self, total: usize) -> impl FnMut(bool) -> f64 {
@@ -178,9 +180,9 @@ impl Ranked for Hinges {
 
 impl Errors for Hinges {
     fn f_errors(self, logits: &Tensor, own: &Tensor) -> Result<[Tensor; 2], LossError> {
-        let errors = logits.f_neg()?.f_where_self(own, logits)?.f_add_scalar(1)?;
-        let terms = errors.f_relu()?;
-        Ok([errors, terms])
+        let ranks = logits.f_neg()?.f_where_self(own, logits)?;
+        let terms = ranks.f_add_scalar(1)?.f_relu()?;
+        Ok([ranks, terms])
     }
 }
 
