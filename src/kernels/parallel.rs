@@ -21,9 +21,14 @@ pub(super) fn sum(length: usize, unit: usize, work: impl Fn(Range<usize>) -> f64
     if tasks <= 1 {
         return (0..tasks).map(part).sum();
     }
-    let parts: Vec<AtomicU64> = (0..tasks).map(|_| AtomicU64::new(0)).collect();
-    each(tasks, length, &|index| parts[index].store(part(index).to_bits(), Ordering::Relaxed));
-    parts.into_iter().map(|part| f64::from_bits(part.into_inner())).sum()
+    numbers(tasks, length, part).into_iter().sum()
+}
+
+/// What `task` returns for each of `0..count`, which together have so many `elements`.
+pub(super) fn numbers(count: usize, elements: usize, task: impl Fn(usize) -> f64 + Sync) -> Vec<f64> {
+    let numbers: Vec<AtomicU64> = (0..count).map(|_| AtomicU64::new(0)).collect();
+    each(count, elements, &|index| numbers[index].store(task(index).to_bits(), Ordering::Relaxed));
+    numbers.into_iter().map(|number| f64::from_bits(number.into_inner())).collect()
 }
 
 /// The same for `count` rows of `width` elements.

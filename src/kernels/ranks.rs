@@ -2,8 +2,6 @@
 //!
 //! A row is sorted once, which is most of the work, and its gradient is computed with the loss.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-
 use tch::{Kind, Tensor};
 
 use super::element::{Element, Output, elements, f_numbers, integers, is_plain};
@@ -119,17 +117,13 @@ impl<F: Ranked> Engined<F> {
         let labels_of = |row: usize| &labels[row * length..(row + 1) * length];
         let place = |task: usize| (task / classes.len(), task % classes.len());
 
-        let counts: Vec<AtomicUsize> = (0..rows * classes.len()).map(|_| AtomicUsize::new(0)).collect();
-        parallel::each(counts.len(), numbers.len(), &|task| {
+        let counts = parallel::numbers(rows * classes.len(), numbers.len(), |task| {
             let (row, class) = place(task);
-            let count = labels_of(row).iter().filter(|label| **label == classes[class]).count();
-            counts[task].store(count, Ordering::Relaxed);
+            labels_of(row).iter().filter(|label| **label == classes[class]).count() as f64
         });
-        let counts: Vec<usize> = counts.into_iter().map(AtomicUsize::into_inner).collect();
         let shares: Vec<f64> = counts.chunks(classes.len()).flat_map(|counts| self.shares(counts, &weights)).collect();
 
-        let parts: Vec<AtomicU64> = counts.iter().map(|_| AtomicU64::new(0)).collect();
-        parallel::each(parts.len(), SORTING * numbers.len(), &|task| {
+        let parts = parallel::numbers(counts.len(), SORTING * numbers.len(), |task| {
             let (row, class) = place(task);
             let range = task * length..(task + 1) * length;
             let of_class = OfClass {
@@ -137,24 +131,22 @@ impl<F: Ranked> Engined<F> {
                 numbers: &numbers[range.clone()],
                 labels: labels_of(row),
                 class: classes[class],
-                total: counts[task],
+                total: counts[task] as usize,
             };
             // SAFETY: tasks have ranges of their own.
             let mut gradient = gradient.map(|gradient| unsafe { gradient.range(range) });
-            let loss = of_class.loss(shares[task], |place, slope| {
+            of_class.loss(shares[task], |place, slope| {
                 if let Some(gradient) = &mut gradient {
                     gradient[place].write(T::from_f64(slope * factors.of_row(row)));
                 }
-            });
-            parts[task].store(loss.to_bits(), Ordering::Relaxed);
+            })
         });
-        let parts: Vec<f64> = parts.into_iter().map(|part| f64::from_bits(part.into_inner())).collect();
         Ok(parts.chunks(classes.len()).map(|parts| parts.iter().sum()).collect())
     }
 
     /// What each class has in the mean, given how many elements it has.
-    fn shares<'a>(self, counts: &'a [usize], weights: &'a [f64]) -> impl Iterator<Item = f64> + 'a {
-        let counted = move |count: usize| f64::from(u8::from(count > 0 || !self.present));
+    fn shares<'a>(self, counts: &'a [f64], weights: &'a [f64]) -> impl Iterator<Item = f64> + 'a {
+        let counted = move |count: f64| f64::from(u8::from(count > 0.0 || !self.present));
         let total = counts.iter().map(|count| counted(*count)).sum::<f64>().max(1.0);
         counts.iter().zip(weights).map(move |(count, weight)| counted(*count) * weight / total)
     }
