@@ -20,13 +20,10 @@ fn with_references(loss: impl EmbeddingLoss + 'static) -> Call {
     Box::new(move |a, b, c| loss.f_forward_with(a, b, c, b))
 }
 
-fn store() -> tch::nn::VarStore {
-    tch::nn::VarStore::new(Device::Cpu)
-}
-
 /// Every loss; where an option switches to another computation, both.
 fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> {
     let w = || weight.shallow_clone();
+    let store = || tch::nn::VarStore::new(weight.device());
     vec![
         ("l1", pair(L1Loss::new().broadcast(true))),
         ("l1 weighted", pair(L1Loss::new().weight(w()))),
@@ -303,8 +300,14 @@ fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> 
 const KINDS: [Kind; 8] =
     [Kind::Float, Kind::Double, Kind::BFloat16, Kind::Int64, Kind::Uint8, Kind::Bool, Kind::ComplexFloat, Kind::Int];
 
-fn arguments() -> Vec<Tensor> {
-    let of = |shape: &[i64], kind| Tensor::ones(shape, (Kind::Float, Device::Cpu)).to_kind(kind);
+/// The CPU, and the GPU where there is one.
+fn devices() -> Vec<Device> {
+    let gpu = tch::Cuda::is_available().then_some(Device::Cuda(0));
+    [Device::Cpu].into_iter().chain(gpu).collect()
+}
+
+fn arguments(device: Device) -> Vec<Tensor> {
+    let of = |shape: &[i64], kind| Tensor::ones(shape, (Kind::Float, device)).to_kind(kind);
     let mut arguments: Vec<Tensor> = KINDS.iter().map(|kind| of(&[2, 3], *kind)).collect();
     for shape in [&[2][..], &[], &[0, 3], &[2, 2, 3], &[1, 2, 2, 2]] {
         arguments.extend([Kind::Float, Kind::Int64, Kind::Bool].map(|kind| of(shape, kind)));
@@ -323,12 +326,22 @@ fn arguments() -> Vec<Tensor> {
     arguments
 }
 
+/// Whether the device still computes: an assertion on a GPU ends all its work for this process.
+fn lives(device: Device) -> bool {
+    Tensor::f_ones([2], (Kind::Float, device)).and_then(|ones| ones.f_sum(None)?.f_double_value(&[])).is_ok()
+}
+
 /// Tries every pair of arguments, with a third one that changes with the pair.
 #[test]
 fn no_call_panics() {
     std::panic::set_hook(Box::new(|_| {}));
-    let arguments = arguments();
-    let weights = [Tensor::ones([2, 3], (Kind::Float, Device::Cpu)), Tensor::ones([3], (Kind::Bool, Device::Cpu))];
+    let panics: Vec<String> = devices().into_iter().flat_map(panics_on).collect();
+    assert!(panics.is_empty(), "{} calls panic:\n{}", panics.len(), panics.join("\n"));
+}
+
+fn panics_on(device: Device) -> Vec<String> {
+    let arguments = arguments(device);
+    let weights = [Tensor::ones([2, 3], (Kind::Float, device)), Tensor::ones([3], (Kind::Bool, device))];
     let mut panics = Vec::new();
     for (invalid, weight) in [InvalidValues::Error, InvalidValues::Nan].into_iter().zip(&weights) {
         for (name, call) in losses(weight, invalid) {
@@ -337,13 +350,15 @@ fn no_call_panics() {
                     let third = &arguments[(a * 5 + b * 3) % arguments.len()];
                     let result = catch_unwind(AssertUnwindSafe(|| call(first, second, third).is_ok()));
                     if result.is_err() {
-                        panics.push(format!("{name}: {}, {}, {}", describe(first), describe(second), describe(third)));
+                        let [a, b, c] = [first, second, third].map(describe);
+                        panics.push(format!("{name} on {device:?}: {a}, {b}, {c}"));
                     }
                 }
+                assert!(lives(device), "{name} has stopped {device:?}, with {}, {invalid:?}", describe(first));
             }
         }
     }
-    assert!(panics.is_empty(), "{} calls panic:\n{}", panics.len(), panics.join("\n"));
+    panics
 }
 
 fn describe(tensor: &Tensor) -> String {

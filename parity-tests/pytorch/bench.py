@@ -31,9 +31,9 @@ SETTLE_SECONDS = 0.005
 class Workload:
     """One case, ready to be called: the reference is imported and built."""
 
-    def __init__(self, case: dict, tensors: dict[str, torch.Tensor]):
-        self.case, self.tensors = case, tensors
-        arguments = oracle.Arguments(case, tensors, "cpu", False)
+    def __init__(self, case: dict, tensors: dict[str, torch.Tensor], device: str):
+        self.case, self.tensors, self.device = case, tensors, device
+        arguments = oracle.Arguments(case, tensors, device, False)
         self.reference = oracle.resolve(case["reference"])
         self.options = arguments.mapping(case.get("options", {}), "options")
         args, kwargs = arguments.inputs()
@@ -69,14 +69,20 @@ class Workload:
         if which == "forward":
             # No argument needs a gradient, and no parameter shall.
             with torch.no_grad():
-                start = time.perf_counter()
+                start = self.now()
                 for _ in range(count):
                     call(*plain)
-                return time.perf_counter() - start
-        start = time.perf_counter()
+                return self.now() - start
+        start = self.now()
         for _ in range(count):
             grad(call(*args), leaves)
-        return time.perf_counter() - start
+        return self.now() - start
+
+    def now(self) -> float:
+        """The time, when the device has done what it was given."""
+        if self.device != "cpu":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
     def time(self, peer: str, which: str, warm: int, count: int) -> dict:
         time.sleep(SETTLE_SECONDS)
@@ -106,7 +112,7 @@ class Workload:
         if upcast:
             torch.Tensor.float = torch.Tensor.double
         try:
-            arguments = oracle.Arguments(self.case, self.tensors, "cpu", upcast)
+            arguments = oracle.Arguments(self.case, self.tensors, self.device, upcast)
             result, tensors = oracle.run_case(arguments)
         finally:
             torch.Tensor.float = single
@@ -136,7 +142,7 @@ def reset_peak() -> None:
         file.write("5")
 
 
-def hello() -> dict:
+def hello(device: str) -> dict:
     """What runs here; without a C++ compiler, why torch.compile cannot."""
     compiler, problem = None, None
     try:
@@ -149,6 +155,7 @@ def hello() -> dict:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
+        "gpu": None if device == "cpu" else torch.cuda.get_device_name(device),
         "compiler": compiler,
         "problem": problem,
     }
@@ -157,16 +164,17 @@ def hello() -> dict:
 class Server:
     """Answers commands; a command that fails is answered with its error."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self.device = device
         self.workload: Workload | None = None
 
     def answer(self, command: dict) -> dict:
         verb = command.pop("do")
         if verb == "hello":
-            return hello()
+            return hello(self.device)
         if verb == "load":
             self.workload = None
-            self.workload = Workload(command["case"], load_file(command["tensors"]))
+            self.workload = Workload(command["case"], load_file(command["tensors"]), self.device)
             return {}
         if self.workload is None:
             raise RuntimeError("no workload is loaded")
@@ -186,13 +194,14 @@ class Server:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, required=True, help="libtorch threads")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
     options = parser.parse_args()
     # What a library prints must not come between the replies.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
-    Server().serve(replies)
+    Server(options.device).serve(replies)
 
 
 if __name__ == "__main__":

@@ -365,7 +365,8 @@ def receive(receiver: Connection) -> Any:
 
 def run(options: argparse.Namespace) -> None:
     inputs = load_file(options.tensors)
-    cases = [case for case in read_cases(options.cases) if options.filter in case["id"]]
+    part, parts = options.part
+    cases = [case for case in read_cases(options.cases) if options.filter in case["id"]][part::parts]
     # A rejected call may end the CUDA context, so that it comes after everything that it could harm.
     cases.sort(key=lambda case: case.get("expect", "ok") == "error")
     results: dict[str, dict] = {}
@@ -392,6 +393,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="libtorch threads; sums are split by threads")
     parser.add_argument("--upcast", action="store_true", help="compute in f64, whatever the case's dtype")
     parser.add_argument("--filter", default="", help="only cases whose id contains this")
+    parser.add_argument(
+        "--part",
+        type=int,
+        nargs=2,
+        default=(0, 1),
+        metavar=("I", "N"),
+        help="only every N-th case, from the I-th (from 0): N calls share the work",
+    )
     parser.add_argument("--progress", action="store_true", help="print 'progress DONE TOTAL' to stderr")
     return parser.parse_args()
 
@@ -400,6 +409,8 @@ def main() -> int:
     options = parse()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
+    # PyTorch's convolutions on CUDA round their arguments to 10 bits otherwise.
+    torch.backends.cudnn.allow_tf32 = False
     if options.device == "cpu":
         # Without a GPU a Triton kernel needs the interpreter, which is chosen when Triton is first imported.
         os.environ["TRITON_INTERPRET"] = "1"

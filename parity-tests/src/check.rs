@@ -11,6 +11,7 @@ use tch_losses::{Backend, with_backend};
 use crate::case::{Case, Tensors, read_cases, read_tensors};
 use crate::compare::{Sides, Verdict, compare_case};
 use crate::eval::{evaluate, run_adapter};
+use crate::jobs::run_all;
 use crate::oracle::{OracleCall, Python, PythonOptions};
 use crate::progress;
 use crate::results::{Results, Status};
@@ -31,6 +32,9 @@ pub struct CheckOptions {
     /// libtorch threads of both sides; sums are split by threads, so bitwise equality needs the same number
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..))]
     pub threads: i32,
+    /// How many processes of PyTorch, and threads of the crate, share the cases [default: what the cores allow, up to 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: Option<u16>,
     /// Write a report in Markdown
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
@@ -71,6 +75,13 @@ impl CheckOptions {
             // The engines are those of the CPU.
             (None, _) => vec![BackendName::Auto],
         }
+    }
+
+    fn jobs(&self) -> usize {
+        // Each process holds PyTorch and the other libraries, so that many cores do not mean as many processes.
+        const MOST: usize = 16;
+        let fitting = || std::thread::available_parallelism().map_or(1, usize::from) / self.threads as usize;
+        self.jobs.map_or_else(|| fitting().clamp(1, MOST), usize::from)
     }
 }
 
@@ -133,11 +144,11 @@ pub fn check(options: &CheckOptions) -> Result<bool> {
         out: &expected_dir,
         device: &device,
         threads: options.threads,
+        jobs: options.jobs().min(cases.len()),
         upcast: false,
         total: cases.len(),
     };
-    python.oracle(&call)?;
-    let expected = Results::read_dir(&expected_dir)?;
+    let expected = python.oracle(&call)?;
     let tensors = read_tensors(&tensors_file)?;
     let bitwise = options.device.0 == Device::Cpu;
     let compare = |side: &Side, case: &Case, truth: Option<&Results>| {
@@ -197,15 +208,23 @@ fn evaluate_with_bar(
     options: &CheckOptions,
     backend: BackendName,
 ) -> Result<Results> {
-    tch::set_num_threads(options.threads);
-    let bar = progress::bar(&format!("tch-losses, {backend:?}"), Some(cases.len()));
-    let compute = || evaluate(cases, tensors, options.device.0, &run_adapter, || bar.inc(1));
-    let results = with_backend(backend.into(), compute)?;
+    let (bar, jobs) = (progress::bar(&format!("tch-losses, {backend:?}"), Some(cases.len())), options.jobs());
+    let parts = run_all((0..jobs).map(|part| (part, shared(tensors))), |(part, tensors)| {
+        tch::set_num_threads(options.threads);
+        let cases = cases.iter().skip(part).step_by(jobs);
+        with_backend(backend.into(), || evaluate(cases, &tensors, options.device.0, &run_adapter, || bar.inc(1)))
+    })?;
+    let results = Results::merge(parts);
     bar.finish_and_clear();
     let actual = options.work.join(format!("actual-{backend:?}").to_lowercase());
     std::fs::create_dir_all(&actual)?;
     results.write(&actual.join("results.json"), &actual.join("results.safetensors"))?;
     Ok(results)
+}
+
+/// The same tensors for another thread.
+fn shared(tensors: &Tensors) -> Tensors {
+    tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
 }
 
 /// Whether the result in double precision may say more.
@@ -234,8 +253,8 @@ fn truth_of_unequal(
     std::fs::create_dir_all(&out)?;
     let cases = out.join("cases.json");
     std::fs::write(&cases, file.to_string())?;
-    python.oracle(&OracleCall { cases: &cases, out: &out, upcast: true, total, ..*call })?;
-    Results::read_dir(&out).map(Some)
+    let call = OracleCall { cases: &cases, out: &out, upcast: true, total, jobs: call.jobs.min(total), ..*call };
+    python.oracle(&call).map(Some)
 }
 
 fn text(summaries: &[Checked], options: &CheckOptions) -> String {

@@ -205,6 +205,7 @@ fn holds(rule: Rule, case: &Case, sides: Sides) -> bool {
     match (rule, status(sides.expected), status(sides.actual)) {
         (Rule::Accepts, Some(Status::Error), Some(Status::Ok)) => true,
         (Rule::Rejects, Some(Status::Ok), Some(Status::Error)) => true,
+        (Rule::RejectsOnCuda, Some(Status::Ok), Some(Status::Error)) => !sides.bitwise,
         (Rule::Finite, Some(Status::Ok), Some(Status::Ok)) => all_elements(case, sides, |e, a, truth, tolerance| {
             let right = truth.is_none_or(|truth| tolerance.accepts(a, truth));
             let truer = truth.is_some_and(|truth| (a - truth).abs() <= (e - truth).abs());

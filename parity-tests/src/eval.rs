@@ -23,8 +23,8 @@ pub fn run_adapter(reference: &str, arguments: &mut Arguments) -> Result<Outputs
 }
 
 /// Runs all cases. An error is one of the case file; a case that fails is a result.
-pub fn evaluate(
-    cases: &[Case],
+pub fn evaluate<'a>(
+    cases: impl IntoIterator<Item = &'a Case>,
     tensors: &Tensors,
     device: Device,
     runner: &Runner,

@@ -117,6 +117,7 @@ fn main() -> ExitCode {
     let device = match &cli.command {
         Command::Check(options) => Some(options.device),
         Command::Eval(options) => Some(options.device),
+        Command::Bench(options) => Some(options.device),
         _ => None,
     };
     if let Some(device) = device.filter(|device| !device.is_available()) {
@@ -196,6 +197,7 @@ fn record(options: &RecordOptions) -> Result<()> {
         out: &options.out,
         device: "cpu",
         threads: 1,
+        jobs: 1,
         upcast: false,
         total,
     };

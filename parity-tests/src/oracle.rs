@@ -6,9 +6,12 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use indicatif::ProgressBar;
 use once_cell::sync::Lazy;
 
+use crate::jobs::run_all;
 use crate::progress;
+use crate::results::Results;
 
 /// The workspace of a checkout; absent on a machine that only has the bundle.
 static WORKSPACE: Lazy<Option<PathBuf>> = Lazy::new(|| {
@@ -46,8 +49,10 @@ pub struct OracleCall<'a> {
     pub out: &'a Path,
     /// The device by PyTorch's name.
     pub device: &'a str,
-    /// How many threads PyTorch uses.
+    /// How many threads PyTorch uses in each job.
     pub threads: i32,
+    /// How many processes share the cases.
+    pub jobs: usize,
     /// Whether everything is computed in double precision.
     pub upcast: bool,
     /// How many cases there are.
@@ -75,29 +80,44 @@ impl Python {
         if let Some(filter) = filter {
             command.arg("--filter").arg(filter);
         }
-        self.run(command, "generating cases", None)
+        self.run_with_spinner(command, "generating cases")
     }
 
     /// Computes the expected results.
-    pub fn oracle(&self, call: &OracleCall) -> Result<()> {
-        std::fs::create_dir_all(call.out).with_context(|| format!("cannot create {}", call.out.display()))?;
+    pub fn oracle(&self, call: &OracleCall) -> Result<Results> {
+        let what = if call.upcast { "PyTorch, in double precision" } else { "PyTorch" };
+        let bar = progress::bar(what, Some(call.total));
+        let outs: Vec<PathBuf> = (0..call.jobs).map(|job| call.out.join(format!("part-{job}"))).collect();
+        let parts = run_all(outs.iter().enumerate(), |(job, out)| {
+            self.oracle_job(call, job, out, &bar)?;
+            Results::read_dir(out)
+        })?;
+        bar.finish_and_clear();
+        let results = Results::merge(parts);
+        outs.iter().try_for_each(std::fs::remove_dir_all)?;
+        results.write(&call.out.join("results.json"), &call.out.join("results.safetensors"))?;
+        Ok(results)
+    }
+
+    fn oracle_job(&self, call: &OracleCall, job: usize, out: &Path, bar: &ProgressBar) -> Result<()> {
+        std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
         let mut command = self.command("oracle.py");
         command.arg("--cases").arg(call.cases).arg("--tensors").arg(call.tensors);
-        command.arg("--results").arg(call.out.join("results.json"));
-        command.arg("--result-tensors").arg(call.out.join("results.safetensors"));
+        command.arg("--results").arg(out.join("results.json"));
+        command.arg("--result-tensors").arg(out.join("results.safetensors"));
         command.args(["--device", call.device, "--threads", &call.threads.to_string(), "--progress"]);
+        command.args(["--part", &job.to_string(), &call.jobs.to_string()]);
         if call.upcast {
             command.arg("--upcast");
         }
-        let what = if call.upcast { "PyTorch, in double precision" } else { "PyTorch" };
-        self.run(command, what, Some(call.total))
+        self.run(command, "oracle", bar)
     }
 
     /// Writes state dicts as PyTorch saves them, with a call of each module.
     pub fn save_modules(&self, out: &Path) -> Result<()> {
         let mut command = self.command("save_modules.py");
         command.arg(out);
-        self.run(command, "saving modules", None)
+        self.run_with_spinner(command, "saving modules")
     }
 
     /// A call of a script.
@@ -114,22 +134,27 @@ impl Python {
         })
     }
 
+    fn run_with_spinner(&self, command: Command, what: &str) -> Result<()> {
+        let bar = progress::bar(what, None);
+        self.run(command, what, &bar)?;
+        bar.finish_and_clear();
+        Ok(())
+    }
+
     /// Runs a command; its `progress DONE TOTAL` lines move a bar, its other lines are shown where it fails.
-    fn run(&self, mut command: Command, what: &str, total: Option<usize>) -> Result<()> {
+    fn run(&self, mut command: Command, what: &str, bar: &ProgressBar) -> Result<()> {
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = self.spawn(command)?;
-        let bar = progress::bar(what, total);
-        let mut said = Vec::new();
+        let (mut said, mut shown) = (Vec::new(), 0_u64);
         let stderr = child.stderr.take().context("the pipe is open")?;
         for line in BufReader::new(stderr).lines() {
             let line = line?;
             match line.strip_prefix("progress ").and_then(|rest| rest.split_whitespace().next()?.parse().ok()) {
-                Some(done) => bar.set_position(done),
+                Some(done) => bar.inc(done - std::mem::replace(&mut shown, done)),
                 None => said.push(line),
             }
         }
         let status = child.wait()?;
-        bar.finish_and_clear();
         if !status.success() {
             let last = said.iter().rev().take(30).rev().map(|line| format!("\n  {line}")).collect::<String>();
             bail!("{} {what} failed ({status}):{last}", self.exe.display());

@@ -71,6 +71,17 @@ impl Results {
         Ok(Results { cases: file.results, tensors: read_tensors(tensors)?, versions: file.versions })
     }
 
+    /// The results of all parts of the cases.
+    pub fn merge(parts: impl IntoIterator<Item = Results>) -> Results {
+        let mut all = Results::default();
+        for part in parts {
+            all.cases.extend(part.cases);
+            all.tensors.extend(part.tensors);
+            all.versions.extend(part.versions);
+        }
+        all
+    }
+
     /// Reads `results.json` and `results.safetensors` of a folder.
     pub fn read_dir(dir: &Path) -> Result<Results> {
         Results::read(&dir.join("results.json"), &dir.join("results.safetensors"))

@@ -8,7 +8,7 @@ use tch::Kind;
 use crate::adapters;
 use crate::case::Case;
 use crate::compare::{Measure, Verdict};
-use crate::differences::DIFFERENCES;
+use crate::differences::{DIFFERENCES, Rule};
 
 /// The sums over the cases of one loss.
 #[derive(Debug, Default)]
@@ -205,7 +205,8 @@ impl Summary {
 
     /// Deliberate differences that no case showed.
     pub fn unseen_differences(&self) -> impl Iterator<Item = &'static str> {
-        DIFFERENCES.iter().zip(&self.different).filter(|(_, count)| **count == 0).map(|(row, _)| row.reason)
+        let rows = DIFFERENCES.iter().zip(&self.different);
+        rows.filter(|(row, count)| **count == 0 && row.rule != Rule::RejectsOnCuda).map(|(row, _)| row.reason)
     }
 
     /// What the reference cannot run here, or nothing.

@@ -251,7 +251,8 @@ def focal_tversky_loss(
 
 def boundary_distances(mask: torch.Tensor) -> torch.Tensor:
     """How far every pixel is from the nearest one of the other value, by comparison with all of them."""
-    places = torch.cartesian_prod(*(torch.arange(length) for length in mask.shape)).view(mask.numel(), -1)
+    indices = (torch.arange(length, device=mask.device) for length in mask.shape)
+    places = torch.cartesian_prod(*indices).view(mask.numel(), -1)
     distances = torch.cdist(places.double(), places.double(), compute_mode="donot_use_mm_for_euclid_dist")
     flat = mask.reshape(-1)
     other = flat[:, None] != flat[None, :]
@@ -384,20 +385,20 @@ def linear_cross_entropy(
     rows = input.reshape(-1, features).to(dtype)
     matrices = linear_weight.reshape(classes, -1, features).to(dtype)
     biases = None if linear_bias is None else linear_bias.reshape(classes, -1).to(dtype)
-    class_weight = torch.ones(classes, dtype=dtype) if weight is None else weight.to(dtype)
-    soft = target.is_floating_point()
+    class_weight = rows.new_ones(classes) if weight is None else weight.to(dtype)
+    soft, indices = target.is_floating_point(), torch.arange(classes, device=rows.device)
     targets = target.reshape(len(rows), classes, -1) if soft else target.reshape(len(rows), -1)
     entropies, squares, weights, counts = [], [], 0.0, 0
     for n, x in enumerate(rows):
         for k in range(matrices.shape[1]):
             if not soft and int(targets[n, k]) == ignore_index:
-                entropies.append(torch.zeros((), dtype=dtype))
-                squares.append(torch.zeros((), dtype=dtype))
+                entropies.append(rows.new_zeros(()))
+                squares.append(rows.new_zeros(()))
                 continue
             z = matrices[:, k] @ x
             z = z if biases is None else z + biases[:, k]
             z = z if softcap is None else softcap * torch.tanh(z / softcap)
-            own_class = targets[n, :, k].to(dtype) if soft else torch.arange(classes) == targets[n, k]
+            own_class = targets[n, :, k].to(dtype) if soft else indices == targets[n, k]
             mixed = (1 - label_smoothing) * own_class.to(dtype)
             # For a class the weight of the target is that of its own class, which is the same.
             mixed = class_weight * (mixed + label_smoothing / classes)

@@ -9,12 +9,12 @@ import torch
 from papers import in_single, matching, reduced
 
 
-def profile(size: int, sigma: float | None, dtype: torch.dtype) -> torch.Tensor:
-    """The weights of a Gaussian window along one dimension, or of a uniform one."""
+def profile(size: int, sigma: float | None, image: torch.Tensor) -> torch.Tensor:
+    """The weights of a Gaussian window along one dimension, or of a uniform one, for an image like this."""
     if sigma is None:
-        return torch.full((size,), 1 / size, dtype=dtype)
+        return image.new_full((size,), 1 / size)
     heights = [math.exp(-((i - (size - 1) / 2) ** 2) / (2 * sigma**2)) for i in range(size)]
-    return torch.tensor([height / sum(heights) for height in heights], dtype=dtype)
+    return image.new_tensor([height / sum(heights) for height in heights])
 
 
 def window(profiles: list[torch.Tensor]) -> torch.Tensor:
@@ -25,14 +25,14 @@ def window(profiles: list[torch.Tensor]) -> torch.Tensor:
     return whole
 
 
-def sized_window(dims: int, win_size, kernel_sigma, kernel_type: str, dtype: torch.dtype) -> tuple:
+def sized_window(dims: int, win_size, kernel_sigma, kernel_type: str, image: torch.Tensor) -> tuple:
     """The sizes of a window, given as one for all dimensions or as a list, and its weights."""
     sizes = win_size if isinstance(win_size, list) else [win_size] * dims
     sigmas = kernel_sigma if isinstance(kernel_sigma, list) else [kernel_sigma] * dims
     if len(sizes) != dims or len(sigmas) != dims or min(sizes) < 1 or min(sigmas) <= 0:
         raise ValueError("no such window")
     gaussian = kernel_type == "gaussian"
-    return sizes, window([profile(n, s if gaussian else None, dtype) for n, s in zip(sizes, sigmas)])
+    return sizes, window([profile(n, s if gaussian else None, image) for n, s in zip(sizes, sigmas)])
 
 
 def means(image: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -75,7 +75,7 @@ def ssim_loss(
     dims = input.dim() - 2
     if not 1 <= dims <= 3 or not data_range > 0 or min(k1, k2, eps) < 0:
         raise ValueError("no such similarity")
-    sizes, weights = sized_window(dims, win_size, kernel_sigma, kernel_type, input.dtype)
+    sizes, weights = sized_window(dims, win_size, kernel_sigma, kernel_type, input)
     if reflect:
         border = [n // 2 for n in reversed(sizes) for _ in range(2)]
         input, target = (torch.nn.functional.pad(image, border, mode="reflect") for image in (input, target))
@@ -106,7 +106,7 @@ def ms_ssim_loss(
     dims = input.dim() - 2
     if not 1 <= dims <= 3 or not data_range > 0 or min(k1, k2, *weights) < 0:
         raise ValueError("no such similarity")
-    _, taps = sized_window(dims, win_size, kernel_sigma, kernel_type, input.dtype)
+    _, taps = sized_window(dims, win_size, kernel_sigma, kernel_type, input)
     halve = {1: torch.nn.functional.avg_pool1d, 2: torch.nn.functional.avg_pool2d, 3: torch.nn.functional.avg_pool3d}
     similarity = 1
     for scale, weight in enumerate(weights):
@@ -143,7 +143,7 @@ def ms_ssim_l1_loss(
     )
     similarity = torch.ones_like(input)
     for sigma in sigmas:
-        weights = window([profile(2 * radius + 1, sigma, input.dtype)] * 2)
+        weights = window([profile(2 * radius + 1, sigma, input)] * 2)
         luminance, structure = terms(x, y, weights, (k1 * data_range) ** 2, (k2 * data_range) ** 2)
         similarity = similarity * structure[0] / structure[1]
     similarity = similarity * luminance[0] / luminance[1]

@@ -62,7 +62,7 @@ def dpo_loss(
     elif variant == "hinge":
         losses = torch.where(z < 1, 1 - z, torch.zeros_like(z))
     elif variant == "exo_pair":
-        target = torch.tensor([1 - smoothing, smoothing], dtype=z.dtype).log()
+        target = z.new_tensor([1 - smoothing, smoothing]).log()
         logs = torch.stack([log_sigmoid(z), log_sigmoid(-z)], -1)
         losses = (logs.exp() * (logs - target)).sum(-1)
     elif variant == "nca_pair":
@@ -345,7 +345,7 @@ def divergence_of(
         return kl(log_p, log_q)
     if divergence == "reverse" or divergence == "jsd" and beta == 1:
         return kl(log_q, log_p)
-    shares = torch.tensor([beta, 1 - beta], dtype=x.dtype).log()
+    shares = x.new_tensor([beta, 1 - beta]).log()
     mixture = torch.logsumexp(torch.stack([log_p + shares[0], log_q + shares[1]]), 0)
     return beta * kl(log_p, mixture) + (1 - beta) * kl(log_q, mixture)
 

@@ -125,7 +125,7 @@ impl Bench<'_> {
         }
         let kind = truth.tensors.get(&format!("{id}:output/0")).map(Tensor::kind);
         anyhow::ensure!(kind == Some(Kind::Double), "the reference computes all precisions in a lower one: {kind:?}");
-        let ours = Ours::new(workload, &inputs)?.results(&id, &inputs)?;
+        let ours = Ours::new(workload, &inputs.f_to_device(self.options.device.0)?)?.results(&id, &inputs)?;
         Ok(Distances { ours: distance(&ours, &truth, &id, &inputs)?, eager: distance(&eager, &truth, &id, &inputs)? })
     }
 }

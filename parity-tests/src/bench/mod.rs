@@ -16,7 +16,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use tch::Kind;
+use tch::{Device, Kind};
 
 use self::load::Ticks;
 use self::measure::{Pass, Plan, Quartiles, Side, measure};
@@ -24,6 +24,7 @@ use self::ours::{Copy, Ours};
 use self::peer::{Peer, PeerSide};
 use self::report::{Machine, MemoryRecord, Record, Report};
 use self::workloads::{Dtype, Inputs, Size, Workload, workloads};
+use crate::check::{DeviceName, parse_device};
 use crate::compare::{Sides, Verdict, compare_case};
 use crate::oracle::{Python, PythonOptions};
 use crate::progress;
@@ -37,6 +38,7 @@ use crate::results::Results;
   parity bench --filter CrossEntropy --sizes large     some losses, one class of sizes
   parity bench --filter Dice,Jaccard,Tversky           several
   parity bench --dtype bf16 --no-compile               in another precision
+  parity bench --device cuda                           on the GPU, without memory
   parity bench --json b.json --svg b.svg --report b.md files besides the table
   parity bench --backend composite --no-compile        without the fused engines, against eager alone
   parity bench --overhead                              what a call costs over the bare tch operation
@@ -54,6 +56,9 @@ pub struct BenchOptions {
     /// The kind of the floating arguments
     #[arg(long, value_enum, default_value_t, conflicts_with_all = ["accuracy", "overhead"])]
     dtype: Dtype,
+    /// Device of both sides: cpu, cuda or cuda:N
+    #[arg(long, default_value = "cpu", value_parser = parse_device, conflicts_with = "overhead")]
+    pub device: DeviceName,
     /// Rounds at most; in each the sides alternate [default: 11, 5 with --quick, 200 with --overhead]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
@@ -200,11 +205,12 @@ impl<'a> Bench<'a> {
         std::fs::create_dir_all(&options.work).with_context(|| format!("cannot create {}", options.work.display()))?;
         let work = options.work.canonicalize()?;
         let dir = tempfile::tempdir_in(&work).context("cannot create a folder for the tensors")?;
-        let peer = Peer::start(&python, threads, &cache(&work), &[])?;
+        let device = options.device;
+        let peer = Peer::start(&python, threads, device, &cache(&work), &[])?;
         let hello = peer.hello()?;
         ensure!(hello.threads == threads, "PyTorch takes {} threads, not {threads}", hello.threads);
         let mut report = Report::new(Machine::new(hello, threads, options.dtype)?, !options.no_compile);
-        let copy = Copy::new()?;
+        let copy = Copy::new(device.0)?;
         let seconds = measure(&[&copy], Pass::Forward, Plan { rounds: 15, ..plan })?.swap_remove(0);
         report.machine.bandwidth = Copy::BYTES as f64 / Quartiles::of(seconds).median;
         if let (Some(problem), true) = (report.machine.python.problem.clone(), report.compile) {
@@ -240,7 +246,8 @@ impl<'a> Bench<'a> {
     fn revive(&mut self) -> Result<()> {
         self.memory_peer = None;
         if self.peer.hello().is_err() {
-            self.peer = Peer::start(&self.python, self.threads, &cache(&self.options.work.canonicalize()?), &[])?;
+            let cache = cache(&self.options.work.canonicalize()?);
+            self.peer = Peer::start(&self.python, self.threads, self.options.device, &cache, &[])?;
         }
         Ok(())
     }
@@ -257,14 +264,15 @@ impl<'a> Bench<'a> {
     fn measure(&mut self, workload: &Workload) -> Result<()> {
         let inputs = workload.inputs()?;
         let tensors = self.load(workload, &inputs)?;
-        let ours = Ours::new(workload, &inputs)?;
+        let ours = Ours::new(workload, &inputs.f_to_device(self.options.device.0)?)?;
         check_values(workload, &inputs, &ours, &self.peer, self.dir.path())?;
         self.time(workload, &inputs, &ours, Pass::Forward)?;
         if self.options.forward_only {
             return Ok(());
         }
         self.time(workload, &inputs, &ours, Pass::Backward)?;
-        if workload.size == Size::Large && !self.options.quick && memory::is_available() {
+        let on_cpu = self.options.device.0 == Device::Cpu;
+        if workload.size == Size::Large && !self.options.quick && on_cpu && memory::is_available() {
             self.measure_memory(workload, &inputs, &tensors)?;
         }
         Ok(())
@@ -322,7 +330,7 @@ impl<'a> Bench<'a> {
             Some(peer) => peer,
             None => {
                 let cache = cache(&self.options.work.canonicalize()?);
-                Peer::start(&self.python, self.threads, &cache, &memory::MALLOC)?
+                Peer::start(&self.python, self.threads, self.options.device, &cache, &memory::MALLOC)?
             }
         };
         peer.load(&workload.case_json(inputs), tensors)?;

@@ -20,6 +20,7 @@ pub struct Ours {
     plain: Vec<Tensor>,
     arguments: Vec<Tensor>,
     leaves: Vec<Tensor>,
+    device: Device,
 }
 
 impl Ours {
@@ -28,7 +29,9 @@ impl Ours {
         let arguments = inputs.with_leaves()?;
         let differentiated = inputs.differentiated();
         let leaves = differentiated.iter().map(|(position, _)| arguments[*position].shallow_clone()).collect();
-        Ok(Ours { call: workload.call(inputs)?, plain: inputs.all(), arguments, leaves })
+        let (call, plain) = (workload.call(inputs)?, inputs.all());
+        let device = plain[0].device();
+        Ok(Ours { call, plain, arguments, leaves, device })
     }
 
     /// The loss, with a graph.
@@ -52,9 +55,9 @@ impl Ours {
         let ok = CaseResult { status: Status::Ok, outputs: Some(1), message: None, second_order: None };
         results.cases.insert(id.to_owned(), ok);
         let loss = self.loss()?;
-        results.tensors.insert(format!("{id}:output/0"), loss.f_detach()?);
+        results.tensors.insert(format!("{id}:output/0"), loss.f_detach()?.f_to_device(Device::Cpu)?);
         for ((_, name), gradient) in inputs.differentiated().iter().zip(self.gradients(&loss)?) {
-            results.tensors.insert(format!("{id}:{name}"), gradient.f_contiguous()?);
+            results.tensors.insert(format!("{id}:{name}"), gradient.f_contiguous()?.f_to_device(Device::Cpu)?);
         }
         Ok(results)
     }
@@ -63,23 +66,32 @@ impl Ours {
 impl Side for Ours {
     fn time(&self, pass: Pass, warm: u64, count: u64) -> Result<f64> {
         match pass {
-            Pass::Forward => time(warm, count, || Ok((self.call)(&self.plain)?)),
-            Pass::Backward => time(warm, count, || self.step()),
+            Pass::Forward => time(self.device, warm, count, || Ok((self.call)(&self.plain)?)),
+            Pass::Backward => time(self.device, warm, count, || self.step()),
         }
     }
 }
 
 /// Seconds of `count` calls, after a pause and `warm` calls that are not timed.
-fn time<T>(warm: u64, count: u64, call: impl Fn() -> Result<T>) -> Result<f64> {
+fn time<T>(device: Device, warm: u64, count: u64, call: impl Fn() -> Result<T>) -> Result<f64> {
     std::thread::sleep(SETTLE);
     for _ in 0..warm {
         drop(black_box(call()?));
     }
+    wait_for(device);
     let start = Instant::now();
     for _ in 0..count {
         drop(black_box(call()?));
     }
+    wait_for(device);
     Ok(start.elapsed().as_secs_f64())
+}
+
+/// Waits until the device has done what it was given.
+fn wait_for(device: Device) {
+    if let Device::Cuda(index) = device {
+        tch::Cuda::synchronize(index as i64);
+    }
 }
 
 /// Elements of the tensors whose copy tells the bandwidth: as many as a large workload has.
@@ -96,8 +108,8 @@ impl Copy {
     pub const BYTES: usize = 2 * 4 * COPIED_ELEMENTS as usize;
 
     /// The two tensors.
-    pub fn new() -> Result<Copy> {
-        let from = Tensor::f_rand([COPIED_ELEMENTS], (Kind::Float, Device::Cpu))?;
+    pub fn new(device: Device) -> Result<Copy> {
+        let from = Tensor::f_rand([COPIED_ELEMENTS], (Kind::Float, device))?;
         let to = from.f_zeros_like()?.into();
         Ok(Copy { from, to })
     }
@@ -105,6 +117,6 @@ impl Copy {
 
 impl Side for Copy {
     fn time(&self, _: Pass, warm: u64, count: u64) -> Result<f64> {
-        time(warm, count, || Ok(self.to.borrow_mut().f_copy_(&self.from)?))
+        time(self.from.device(), warm, count, || Ok(self.to.borrow_mut().f_copy_(&self.from)?))
     }
 }

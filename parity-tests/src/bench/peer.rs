@@ -12,6 +12,7 @@ use serde_json::{Value as Json, json};
 use super::measure::{Pass, Side};
 use super::memory::Memory;
 use crate::case::read_tensors;
+use crate::check::DeviceName;
 use crate::oracle::Python;
 use crate::results::{CaseResult, Results};
 
@@ -24,6 +25,8 @@ pub struct Hello {
     pub python: String,
     /// How many threads PyTorch uses.
     pub threads: i32,
+    /// The name of the GPU.
+    pub gpu: Option<String>,
     /// The C++ compiler of `torch.compile`.
     pub compiler: Option<String>,
     /// Why there is none.
@@ -53,12 +56,18 @@ pub struct Compiled {
 }
 
 impl Peer {
-    /// Starts the child with so many threads and this environment; `cache` keeps what `torch.compile` compiles.
-    pub fn start(python: &Python, threads: i32, cache: &Path, environment: &[(&str, &str)]) -> Result<Peer> {
+    /// Starts the child with so many threads, on this device, with this environment; `cache` keeps what `torch.compile` compiles.
+    pub fn start(
+        python: &Python,
+        threads: i32,
+        device: DeviceName,
+        cache: &Path,
+        environment: &[(&str, &str)],
+    ) -> Result<Peer> {
         let said = tempfile::tempfile().context("cannot create a temporary file")?;
         let threads = threads.to_string();
         let mut command = python.command("bench.py");
-        command.args(["--threads", &threads]);
+        command.args(["--threads", &threads, "--device", &device.to_string()]);
         command.env("OMP_NUM_THREADS", &threads).env("TORCHINDUCTOR_CACHE_DIR", cache);
         // Compilers in processes of their own would go on beside what is timed.
         command.env("TORCHINDUCTOR_COMPILE_THREADS", "1");

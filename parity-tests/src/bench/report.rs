@@ -56,9 +56,11 @@ impl Machine {
         let Machine { cpu, cores, threads, python, .. } = self;
         let backend = self.backend.as_ref().map(|backend| format!("; TCH_LOSSES_BACKEND={backend}"));
         let compiler = python.compiler.as_ref().map(|compiler| format!(", {compiler}"));
+        let gpu = python.gpu.as_ref().map(|gpu| format!("{gpu}; "));
         let mut lines = vec![
             format!(
-                "{cpu}, {cores} cores; threads on both sides: {threads}; arguments: {}{}",
+                "{}{cpu}, {cores} cores; threads on both sides: {threads}; arguments: {}{}",
+                gpu.unwrap_or_default(),
                 self.dtype.name(),
                 backend.unwrap_or_default()
             ),

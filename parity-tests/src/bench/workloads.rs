@@ -506,6 +506,17 @@ impl Inputs {
         Ok(all)
     }
 
+    /// The same on another device.
+    pub fn f_to_device(&self, device: Device) -> Result<Inputs> {
+        let moved = |tensor: &Tensor| tensor.f_to_device(device);
+        let arguments = self.arguments.iter().map(moved).collect::<Result<_, _>>()?;
+        let options = self.options.iter().map(|(name, tensor)| Ok((*name, moved(tensor)?)));
+        let state = self.state.iter().map(|(name, tensor)| Ok((*name, moved(tensor)?)));
+        let (lists, numbers) = (self.lists.clone(), self.numbers.clone());
+        let (options, state) = (options.collect::<Result<_>>()?, state.collect::<Result<_>>()?);
+        Ok(Inputs { arguments, grad: self.grad, lists, options, state, numbers })
+    }
+
     /// The bytes of all arguments, and of those to differentiate with respect to.
     pub fn bytes(&self) -> (usize, usize) {
         let of = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
