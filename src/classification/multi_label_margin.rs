@@ -1,7 +1,9 @@
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor, no_grad};
 
+use crate::autograd::Function;
 use crate::check::{self, Validity};
 use crate::kernels::f_label_margin;
+use crate::numeric::wide_kind;
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
 /// The multi-label hinge loss: every class that is a label shall outscore every class that is none by a margin of 1.
@@ -33,7 +35,9 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 ///
 /// * The mean over an empty batch is NaN and the sum 0; PyTorch returns uninitialised memory.
 /// * Class indices may be of any integer kind; PyTorch takes `int64`.
-/// * A class out of range is an error on CUDA too, where PyTorch loses the CUDA context.
+/// * A class out of range is an error on CUDA too, where PyTorch reads past the scores.
+/// * On CUDA the gradient is right where PyTorch's is at times not, because two threads of its kernel write one number
+///   (<https://github.com/pytorch/pytorch/issues/84202>).
 ///
 /// # Errors
 ///
@@ -86,11 +90,52 @@ impl MultiLabelMarginLoss {
         input.f_multilabel_margin_loss(target, self.reduction.into())
     }
 
+    /// The same with the gradient by counting the hinges of each score that are open.
+    fn f_counted(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let (value, reduction) = (no_grad(|| self.f_aten(input, target))?, self.reduction);
+        Function::new(&[input]).save(&[input, target]).f_attach_one(value, move |context| {
+            let ([input, target], Some(grad)) = (context.saved(), context.grad(0)) else { return Ok(vec![None]) };
+            let open = no_grad(|| f_open_hinges(input, target))?;
+            let [rows, classes] = [0, 1].map(|dim| open.size()[dim]);
+            let terms = if reduction == Reduction::Mean { rows * classes } else { classes };
+            // A row of its own for the loss of each row, or for all.
+            let gradient = open.f_div_scalar(terms)?.f_mul(&grad.f_to_kind(open.f_kind()?)?.f_reshape([-1, 1])?)?;
+            Ok(vec![Some(gradient.f_to_kind(input.f_kind()?)?.f_reshape(input.size())?)])
+        })
+    }
+
     fn f_validity(&self, target: &Tensor, classes: i64) -> Result<Validity, LossError> {
         let valid = target.f_ge(-1)?.f_logical_and(&target.f_lt(classes)?)?;
         let expected = || format!("classes in [0, {classes}), or -1 to end the list");
         Validity::f_new(("target", target), valid, expected, self.invalid_values)
     }
+}
+
+/// For each score of a class that is no label how many hinges it has open, for each label minus as many: `[N, C]`.
+///
+/// The hinge of label j and class c is open where x\[c\] > x\[j\] − 1, so that they are counted in sorted rows.
+fn f_open_hinges(input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+    const NONE: Option<&Tensor> = None;
+    let classes = target.size().last().copied().unwrap_or(1);
+    let scores = input.f_to_kind(wide_kind(input)?)?.f_reshape([-1, classes])?;
+    let target = target.f_reshape([-1, classes])?;
+    // The labels end at the first -1.
+    let listed = target.f_ge(0)?.f_cumprod(1, Kind::Int64)?.f_to_kind(Kind::Bool)?;
+    let labels = target.f_clamp_min(0)?;
+    let times = scores.f_zeros_like()?.f_scatter_add(1, &labels, &listed.f_to_kind(scores.f_kind()?)?)?;
+    let is_label = times.f_gt(0)?;
+
+    // What is beyond its bound opens no hinge: a NaN score, and what is not to be counted.
+    let bounds = scores.f_gather(1, &labels, false)?.f_sub_scalar(1)?;
+    let uncounted = bounds.f_isnan()?.f_logical_or(&listed.f_logical_not()?)?;
+    let bounds = bounds.f_masked_fill(&uncounted, f64::INFINITY)?;
+    let others = scores.f_masked_fill(&is_label.f_logical_or(&scores.f_isnan()?)?, f64::NEG_INFINITY)?;
+
+    let of_others = others.f_searchsorted(&bounds.f_sort(1, false)?.0, false, false, "left", NONE)?;
+    let not_open = bounds.f_searchsorted(&others.f_sort(1, false)?.0, false, true, "right", NONE)?;
+    let of_labels = not_open.f_sub_scalar(classes)?;
+    let counts = of_others.f_masked_fill(&is_label, 0)?.f_scatter_add(1, &labels, &of_labels)?;
+    Ok(counts.f_to_kind(scores.f_kind()?)?)
 }
 
 impl Loss for MultiLabelMarginLoss {
@@ -118,7 +163,9 @@ impl Loss for MultiLabelMarginLoss {
             return f_label_margin([input, &target], self.reduction, composite);
         }
         let entries = self.f_validity(&target, classes)?;
-        let loss = self.f_aten(input, &entries.f_replace(&target, -1.0)?)?;
+        let target = entries.f_replace(&target, -1.0)?;
+        let loss =
+            if input.device().is_cuda() { self.f_counted(input, &target) } else { Ok(self.f_aten(input, &target)?) }?;
         entries.f_rows()?.f_poison(&loss, self.reduction == Reduction::None)
     }
 
@@ -178,6 +225,41 @@ mod tests {
         for kind in [Kind::Int8, Kind::Int16, Kind::Int, Kind::Int64] {
             let loss = MultiLabelMarginLoss::new().f_forward(&scores(), &target.to_kind(kind)).unwrap();
             assert_eq!(loss.double_value(&[]), 0.875, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn the_gradient_by_counting_is_that_of_libtorch() {
+        tch::manual_seed(0);
+        let labels = |row: &[i64]| Tensor::from_slice(row).view([1, -1]);
+        let rows = [[3, 0, -1, 1, 4], [2, 2, 1, -1, 0], [-1, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, -1, -1, -1, -1]];
+        let target = Tensor::cat(&rows.map(|row| labels(&row)), 0);
+        // Steps of 1/2, so that some hinges are exactly closed.
+        let scores = (Tensor::randn([5, 5], (Kind::Double, Device::Cpu)) * 2.0).round() / 2.0;
+        for (row, column, score) in
+            [(0, 0, f64::NAN), (0, 1, f64::NAN), (1, 2, f64::INFINITY), (1, 0, f64::NEG_INFINITY)]
+        {
+            let _ = scores.get(row).get(column).fill_(score);
+        }
+        let single = scores.get(3);
+        let cases =
+            [(scores, target.shallow_clone()), (single, target.get(3)), (Tensor::from(0.5), Tensor::from(0_i64))];
+        for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
+            let loss = MultiLabelMarginLoss::new().reduction(reduction);
+            for (scores, target) in &cases {
+                let input = scores.copy().set_requires_grad(true);
+                let gradient = |value: Tensor| {
+                    let weights = Tensor::linspace(1.0, 3.0, value.numel() as i64, (Kind::Double, Device::Cpu));
+                    Tensor::run_backward(&[(&value * weights.view_as(&value)).sum(None)], &[&input], false, false)
+                        .remove(0)
+                };
+                let counted = gradient(loss.f_counted(&input, target).unwrap());
+                let expected = gradient(loss.f_aten(&input, target).unwrap());
+                assert!(
+                    counted.allclose(&expected, 1e-14, 1e-15, false),
+                    "{reduction:?}: {counted} and not {expected}"
+                );
+            }
         }
     }
 
