@@ -549,6 +549,30 @@ fn the_number_of_threads_does_not_change_a_bit() {
     tch::set_num_threads(before);
 }
 
+/// Threads share a row that is longer than that of any other test.
+#[test]
+fn rows_of_many_tasks_are_those_of_tensor_operations() {
+    let losses: [Box<dyn Loss>; 2] = [
+        of(|x, y| MccLoss::new().f_forward(&(x * 0.1 + 0.5), y)),
+        Box::new(NegativeCosineSimilarity::new().reduction(Reduction::None)),
+    ];
+    let before = tch::get_num_threads();
+    for (position, loss) in losses.iter().enumerate() {
+        let shape = [3, 90_001];
+        let (input, target) = seeded(position, || (random(&shape), random(&shape)));
+        let results = |backend, threads| {
+            tch::set_num_threads(threads);
+            results(backend, loss.as_ref(), &input, &target)
+        };
+        let one = results(Backend::Auto, 1);
+        assert_close(&one, &results(Backend::Composite, 1), 1e-11, &format!("{position}"));
+        for threads in [2, 3, 8] {
+            assert_eq!(results(Backend::Auto, threads), one, "{position}, {threads} threads");
+        }
+    }
+    tch::set_num_threads(before);
+}
+
 #[test]
 fn gradients_written_past_the_caches_are_those_of_tensor_operations() {
     // Gradients of 16 MiB and more, in rows of an odd length, and in pixels.

@@ -1,6 +1,7 @@
 //! The engine of losses of rows of embeddings: a few sums over the numbers of a row, and a formula of these.
 //!
-//! A row is read twice, once for its sums and once for its gradients; the second time it is in the first cache.
+//! A row is read twice, once for its sums and once for its gradients; the second time it is in the first cache. All threads share
+//! a row that is longer than that.
 
 use std::ops::Range;
 
@@ -112,6 +113,9 @@ impl<E, const N: usize, const S: usize> Rows<E, N, S> {
         let columns = row_length(arguments[0]);
         let job = Job { formula: self.0, embeddings, columns, labels, factors, losses, gradients };
         let rows = arguments[0].numel() / columns;
+        if columns > LONG {
+            return Ok((0..rows).map(|row| job.long_row(row)).sum());
+        }
         Ok(parallel::rows(rows, columns, |rows| simd::run(Task { job: &job, rows })))
     }
 }
@@ -127,10 +131,66 @@ struct Job<'a, T: Element, E, const N: usize> {
     gradients: &'a [Option<Output<T>>; N],
 }
 
+/// A row of more numbers has several tasks. It depends on the row alone, so that results do not depend on the number of threads.
+const LONG: usize = 2 * parallel::TASK;
+
 /// Rows that no other thread has.
 struct Task<'a, 'b, T: Element, E, const N: usize, const S: usize> {
     job: &'a Job<'b, T, E, N>,
     rows: Range<usize>,
+}
+
+impl<T: Element, E: Embedding<N, S>, const N: usize, const S: usize> Kernel<T::Wide> for Task<'_, '_, T, E, N, S> {
+    type Result = f64;
+
+    #[inline(always)]
+    fn run<R: LaneOf<T::Wide>>(self) -> f64 {
+        let (job, mut room) = (self.job, Room::default());
+        let mut total = 0.0;
+        for row in self.rows {
+            let range = row * job.columns..(row + 1) * job.columns;
+            let sums = job.sums::<R, S>(range.clone(), &mut room);
+            let (loss, of_sums) = job.loss(row, sums);
+            total += loss;
+            if job.is_differentiated() {
+                job.derive::<R, S>(range, of_sums, &mut room);
+            }
+        }
+        total
+    }
+}
+
+/// The sums of a part of a row.
+struct PartSums<'a, 'b, T: Element, E, const N: usize, const S: usize> {
+    job: &'a Job<'b, T, E, N>,
+    range: Range<usize>,
+}
+
+impl<T: Element, E: Embedding<N, S>, const N: usize, const S: usize> Kernel<T::Wide> for PartSums<'_, '_, T, E, N, S> {
+    type Result = [f64; S];
+
+    #[inline(always)]
+    fn run<R: LaneOf<T::Wide>>(self) -> [f64; S] {
+        self.job.sums::<R, S>(self.range, &mut Room::default())
+    }
+}
+
+/// The gradients of a part of a row, which no other thread has.
+struct PartGradients<'a, 'b, T: Element, E, const N: usize, const S: usize> {
+    job: &'a Job<'b, T, E, N>,
+    range: Range<usize>,
+    of_sums: [f64; S],
+}
+
+impl<T: Element, E: Embedding<N, S>, const N: usize, const S: usize> Kernel<T::Wide>
+    for PartGradients<'_, '_, T, E, N, S>
+{
+    type Result = ();
+
+    #[inline(always)]
+    fn run<R: LaneOf<T::Wide>>(self) {
+        self.job.derive::<R, S>(self.range, self.of_sums, &mut Room::default());
+    }
 }
 
 /// Room for one block of each argument and gradient.
@@ -139,60 +199,105 @@ struct Room<W, const N: usize> {
     gradients: [Block<W>; N],
 }
 
-impl<T: Element, E: Embedding<N, S>, const N: usize, const S: usize> Kernel<T::Wide> for Task<'_, '_, T, E, N, S> {
-    type Result = f64;
-
+impl<W: Wide, const N: usize> Default for Room<W, N> {
     #[inline(always)]
-    fn run<R: LaneOf<T::Wide>>(self) -> f64 {
-        let job = self.job;
-        let zeros = [T::Wide::default(); BLOCK];
-        let mut room = Room { numbers: [zeros; N], gradients: [zeros; N] };
-        let mut total = 0.0;
-        for row in self.rows {
-            let blocks = || {
-                let range = row * job.columns..(row + 1) * job.columns;
-                range.clone().step_by(BLOCK).map(move |start| start..range.end.min(start + BLOCK))
-            };
-            let mut sums = [0.0; S];
-            for block in blocks() {
-                let of_block = add::<R, T::Wide, E, N, S>(job.formula, job.read(block, &mut room.numbers));
-                sums = std::array::from_fn(|k| sums[k] + of_block[k]);
-            }
-            let label = job.labels.as_ref().map_or(0.0, |labels| labels[row]);
-            let (loss, of_sums) = job.formula.loss(sums, label);
-            total += loss;
-            if let Some(losses) = job.losses {
-                // SAFETY: this task alone has this row.
-                let place = unsafe { losses.range(row..row + 1) };
-                place[0].write(T::from_f64(loss));
-            }
-            if job.gradients.iter().all(Option::is_none) {
-                continue;
-            }
-            let factor = job.factors.of_row(row);
-            let of_sums = of_sums.map(|of_sum| R::of(of_sum * factor));
-            for block in blocks() {
-                let length = block.len();
-                let numbers = job.read(block.clone(), &mut room.numbers);
-                let gradients = room.gradients.each_mut().map(|gradient| &mut gradient[..length]);
-                derive::<R, T::Wide, E, N, S>(job.formula, numbers, of_sums, gradients);
-                for (output, gradient) in job.gradients.iter().zip(&room.gradients) {
-                    let Some(output) = output else { continue };
-                    // SAFETY: as above; blocks are written one after another.
-                    unsafe { output.write(block.clone(), &gradient[..length]) };
-                }
-            }
-        }
-        total
+    fn default() -> Self {
+        let zeros = [W::default(); BLOCK];
+        Room { numbers: [zeros; N], gradients: [zeros; N] }
     }
 }
 
 impl<T: Element, E, const N: usize> Job<'_, T, E, N> {
+    /// The loss of a row that all threads share.
+    fn long_row<const S: usize>(&self, row: usize) -> f64
+    where
+        E: Embedding<N, S>,
+    {
+        let columns = self.columns;
+        let part = |index: usize| {
+            let (start, end) = (index * parallel::TASK, columns.min((index + 1) * parallel::TASK));
+            row * columns + start..row * columns + end
+        };
+        let parts = columns.div_ceil(parallel::TASK);
+        let of_parts = parallel::results(parts, columns, |index| simd::run(PartSums { job: self, range: part(index) }));
+        let sums = of_parts.into_iter().fold([0.0; S], |sums, of_part| std::array::from_fn(|k| sums[k] + of_part[k]));
+        let (loss, of_sums) = self.loss(row, sums);
+        if self.is_differentiated() {
+            let task = |index: usize| simd::run(PartGradients { job: self, range: part(index), of_sums });
+            parallel::each(parts, columns, &task);
+        }
+        loss
+    }
+
+    fn is_differentiated(&self) -> bool {
+        self.gradients.iter().any(Option::is_some)
+    }
+
+    /// Writes the loss of a row that this thread alone has. Returns it, and the derivatives of the result with respect to the sums.
+    #[inline(always)]
+    fn loss<const S: usize>(&self, row: usize, sums: [f64; S]) -> (f64, [f64; S])
+    where
+        E: Embedding<N, S>,
+    {
+        let label = self.labels.as_ref().map_or(0.0, |labels| labels[row]);
+        let (loss, of_sums) = self.formula.loss(sums, label);
+        if let Some(losses) = self.losses {
+            // SAFETY: this thread alone has this row.
+            let place = unsafe { losses.range(row..row + 1) };
+            place[0].write(T::from_f64(loss));
+        }
+        let factor = self.factors.of_row(row);
+        (loss, of_sums.map(|of_sum| of_sum * factor))
+    }
+
+    #[inline(always)]
+    fn sums<R: LaneOf<T::Wide>, const S: usize>(&self, range: Range<usize>, room: &mut Room<T::Wide, N>) -> [f64; S]
+    where
+        E: Embedding<N, S>,
+    {
+        let mut sums = [0.0; S];
+        for block in blocks(range) {
+            let of_block = add::<R, T::Wide, E, N, S>(self.formula, self.read(block, &mut room.numbers));
+            sums = std::array::from_fn(|k| sums[k] + of_block[k]);
+        }
+        sums
+    }
+
+    /// Writes the gradients of a range that this thread alone has.
+    #[inline(always)]
+    fn derive<R: LaneOf<T::Wide>, const S: usize>(
+        &self,
+        range: Range<usize>,
+        of_sums: [f64; S],
+        room: &mut Room<T::Wide, N>,
+    ) where
+        E: Embedding<N, S>,
+    {
+        let of_sums = of_sums.map(R::of);
+        for block in blocks(range) {
+            let length = block.len();
+            let numbers = self.read(block.clone(), &mut room.numbers);
+            let gradients = room.gradients.each_mut().map(|gradient| &mut gradient[..length]);
+            derive::<R, T::Wide, E, N, S>(self.formula, numbers, of_sums, gradients);
+            for (output, gradient) in self.gradients.iter().zip(&room.gradients) {
+                let Some(output) = output else { continue };
+                // SAFETY: this thread alone has this range; blocks are written one after another.
+                unsafe { output.write(block.clone(), &gradient[..length]) };
+            }
+        }
+    }
+
     #[inline(always)]
     fn read<'a>(&'a self, range: Range<usize>, room: &'a mut [Block<T::Wide>; N]) -> [&'a [T::Wide]; N] {
         let mut read = self.embeddings.iter().zip(room).map(|(numbers, room)| T::read(&numbers[range.clone()], room));
         std::array::from_fn(|_| read.next().unwrap_or_default())
     }
+}
+
+#[inline(always)]
+fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(BLOCK).map(move |start| start..end.min(start + BLOCK))
 }
 
 /// The sums over a block, in a fixed order.

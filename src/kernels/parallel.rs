@@ -4,13 +4,13 @@
 //! would share the processor with them.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::OnceLock;
 
 use super::simd;
 
 /// How many elements one task has. Small work stays on the calling thread, and results do not depend on the number of
 /// threads, since the tasks do not.
-const TASK: usize = 1 << 15;
+pub(super) const TASK: usize = 1 << 15;
 
 /// The sum, in the order of the elements, of what `work` returns for each part of `0..length`. The parts are a multiple of
 /// `unit` long.
@@ -21,14 +21,16 @@ pub(super) fn sum(length: usize, unit: usize, work: impl Fn(Range<usize>) -> f64
     if tasks <= 1 {
         return (0..tasks).map(part).sum();
     }
-    numbers(tasks, length, part).into_iter().sum()
+    results(tasks, length, part).into_iter().sum()
 }
 
 /// What `task` returns for each of `0..count`, which together have so many `elements`.
-pub(super) fn numbers(count: usize, elements: usize, task: impl Fn(usize) -> f64 + Sync) -> Vec<f64> {
-    let numbers: Vec<AtomicU64> = (0..count).map(|_| AtomicU64::new(0)).collect();
-    each(count, elements, &|index| numbers[index].store(task(index).to_bits(), Ordering::Relaxed));
-    numbers.into_iter().map(|number| f64::from_bits(number.into_inner())).collect()
+pub(super) fn results<T: Send + Sync>(count: usize, elements: usize, task: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let results: Vec<OnceLock<T>> = (0..count).map(|_| OnceLock::new()).collect();
+    each(count, elements, &|index| {
+        results[index].get_or_init(|| task(index));
+    });
+    results.into_iter().filter_map(OnceLock::into_inner).collect()
 }
 
 /// The same for `count` rows of `width` elements.

@@ -117,13 +117,13 @@ impl<F: Ranked> Engined<F> {
         let labels_of = |row: usize| &labels[row * length..(row + 1) * length];
         let place = |task: usize| (task / classes.len(), task % classes.len());
 
-        let counts = parallel::numbers(rows * classes.len(), numbers.len(), |task| {
+        let counts = parallel::results(rows * classes.len(), numbers.len(), |task| {
             let (row, class) = place(task);
             labels_of(row).iter().filter(|label| **label == classes[class]).count() as f64
         });
         let shares: Vec<f64> = counts.chunks(classes.len()).flat_map(|counts| self.shares(counts, &weights)).collect();
 
-        let parts = parallel::numbers(counts.len(), SORTING * numbers.len(), |task| {
+        let parts = parallel::results(counts.len(), SORTING * numbers.len(), |task| {
             let (row, class) = place(task);
             let range = task * length..(task + 1) * length;
             let of_class = OfClass {

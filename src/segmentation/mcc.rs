@@ -102,17 +102,20 @@ impl Loss for MccLoss {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
         check::option("eps", self.eps, self.eps > 0.0 && self.eps.is_finite(), "a number above 0")?;
-        let kind = wide_kind(input)?;
+        let (input_kind, wide) = (input.f_kind()?, wide_kind(input)?);
+        // Probabilities and targets of one kind are read as they are.
+        let as_they_are = self.activation == Activation::None && target.f_kind()? == input_kind;
+        let kind = if as_they_are { input_kind } else { wide };
         if self.activation == Activation::Softmax && input.dim() < 2 {
             return Err(check::shape_error(("input", input), "[N, C, ...] for a softmax over the classes"));
         }
         let target = f_one_channel(("target", target), input, kind)?;
-        let input_kind = input.f_kind()?;
         let input = f_activate(&input.f_to_kind(kind)?, self.activation, None)?;
         let loss = *self;
         // All pixels are one row.
         let rows = [&input.f_reshape([1, -1])?, &target.f_reshape([1, -1])?];
-        let composite = move |[input, target]: [&Tensor; 2]| loss.f_composite(input, target);
+        let composite =
+            move |[input, target]: [&Tensor; 2]| loss.f_composite(&input.f_to_kind(wide)?, &target.f_to_kind(wide)?);
         let loss = f_embedding(Formula { eps: self.eps }, rows, Reduction::Sum, composite)?;
         Ok(loss.f_to_kind(input_kind)?)
     }
