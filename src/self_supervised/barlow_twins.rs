@@ -30,7 +30,7 @@ use crate::{Loss, LossError, check};
 ///
 /// # Differences from lightly
 ///
-/// * Half precision is computed in single precision.
+/// * Half precision is computed in single precision, the product too: rounded to bf16 it can reverse a gradient.
 /// * An empty batch is an error, as one of a single row is; lightly's loss of it is NaN.
 /// * There is no gathering over processes.
 ///

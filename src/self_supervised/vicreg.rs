@@ -1,6 +1,7 @@
-use tch::Tensor;
+use tch::{Tensor, no_grad};
 
 use super::{f_diagonal_and_others, f_without_diagonal, views};
+use crate::autograd::Function;
 use crate::kernels::{PairTerms, Pointwise, Real, choose, f_pointwise};
 use crate::numeric::wide_kind;
 use crate::{Loss, LossError, MseLoss, Reduction, check};
@@ -34,7 +35,7 @@ use crate::{Loss, LossError, MseLoss, Reduction, check};
 ///
 /// # Differences from lightly
 ///
-/// * Half precision is computed in single precision.
+/// * Half precision is computed in single precision, products too: rounded to bf16 they can reverse a gradient.
 /// * An ε of 0 is an error, because the gradient of a constant feature would be NaN.
 /// * There is no gathering over processes.
 ///
@@ -108,8 +109,7 @@ impl VicRegLoss {
         let variances = view.f_var_dim(0, true, false)?;
         let variance = f_pointwise(SmallDeviation { eps: self.eps }, [&variances], Reduction::Mean, hinges)?;
         let centred = view.f_sub(&view.f_mean_dim(0, true, None)?)?;
-        // lightly's product, whose rounding the gradients of large features show.
-        let products = Tensor::f_einsum("b...c,b...d->...cd", &[&centred, &centred], None::<&[i64]>)?;
+        let products = f_products(&centred)?;
         let degrees = shape[0] - 1;
         // The sum of the squares is divided by the features, and averaged over what lies between.
         let matrices = shape[1..shape.len() - 1].iter().product::<i64>();
@@ -121,6 +121,22 @@ impl VicRegLoss {
     fn f_hinges(&self, variances: &Tensor) -> Result<Tensor, LossError> {
         Ok(variances.f_add_scalar(self.eps)?.f_sqrt()?.f_rsub_scalar(1)?.f_relu()?.f_mean(None)?)
     }
+}
+
+/// The products of each two features, summed over the batch: `[…, D, D]` of `[N, …, D]`.
+fn f_products(features: &Tensor) -> Result<Tensor, LossError> {
+    let einsum = |equation, a: &Tensor, b: &Tensor| Tensor::f_einsum(equation, &[a, b], None::<&[i64]>);
+    // lightly's product, whose rounding the gradients of large features show.
+    let products = no_grad(|| einsum("b...c,b...d->...cd", features, features))?;
+    // Both factors are the same, so that one product gives the gradient, where autograd makes two.
+    Function::new(&[features]).save(&[features]).f_attach_one(products, move |context| {
+        let [features] = context.saved() else { return Ok(vec![None]) };
+        let gradient = |grad: Tensor| {
+            let both = grad.f_add(&grad.f_transpose(-2, -1)?)?;
+            Ok::<_, LossError>(einsum("b...c,...cd->b...d", features, &both)?)
+        };
+        Ok(vec![context.grad(0).map(gradient).transpose()?])
+    })
 }
 
 /// max(0, 1 − √(v + ε))
