@@ -482,7 +482,6 @@ fn half_precision_is_computed_in_single_precision() {
                 "cross entropy, smoothed",
                 "multi-label soft margin",
                 "Gaussian, broadcast",
-                "cosine embedding",
                 "total variation",
             ];
             // Other arguments are made of the input, and rounded.

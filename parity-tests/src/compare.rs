@@ -13,7 +13,7 @@ use tch_losses::Backend;
 use crate::adapters;
 use crate::case::{Case, Expect};
 use crate::differences::{self, Difference, Rule};
-use crate::numbers::{Elements, Tolerance, rounded, tolerance};
+use crate::numbers::{Elements, rounded, tolerance};
 use crate::results::{CaseResult, Results, Status};
 
 /// What a comparison rests on.
@@ -206,20 +206,23 @@ fn holds(rule: Rule, case: &Case, sides: Sides) -> bool {
         (Rule::Accepts, Some(Status::Error), Some(Status::Ok)) => true,
         (Rule::Rejects, Some(Status::Ok), Some(Status::Error)) => true,
         (Rule::RejectsOnCuda, Some(Status::Ok), Some(Status::Error)) => !sides.bitwise,
-        (Rule::Finite, Some(Status::Ok), Some(Status::Ok)) => all_elements(case, sides, |e, a, truth, tolerance| {
-            let right = truth.is_none_or(|truth| tolerance.accepts(a, truth));
+        (Rule::Finite, Some(Status::Ok), Some(Status::Ok)) => all_elements(case, sides, |e, a, truth, kind| {
+            let tolerance = tolerance(kind);
+            // A number beyond those of the kind is infinite in it.
+            let beyond = truth.is_some_and(|truth| a.is_infinite() && a == rounded(truth, kind));
+            let right = a.is_finite() && truth.is_none_or(|truth| tolerance.accepts(a, truth));
             let truer = truth.is_some_and(|truth| (a - truth).abs() <= (e - truth).abs());
-            if e.is_finite() { tolerance.accepts(a, e) || truer } else { a == e || (a.is_finite() && right) }
+            if e.is_finite() { tolerance.accepts(a, e) || truer } else { a == e || right || beyond }
         }),
         (Rule::Nan, Some(Status::Ok), Some(Status::Ok)) => {
-            all_elements(case, sides, |e, a, _, tolerance| a.is_nan() || tolerance.accepts(a, e))
+            all_elements(case, sides, |e, a, _, kind| a.is_nan() || tolerance(kind).accepts(a, e))
         }
         _ => false,
     }
 }
 
-/// Whether `accepts` holds for the expected, actual and true value of each element of all tensors.
-fn all_elements(case: &Case, sides: Sides, accepts: impl Fn(f64, f64, Option<f64>, Tolerance) -> bool) -> bool {
+/// Whether `accepts` holds for the expected, actual and true value of each element of all tensors, and their kind.
+fn all_elements(case: &Case, sides: Sides, accepts: impl Fn(f64, f64, Option<f64>, Kind) -> bool) -> bool {
     let holds_for = |name: &str| -> Result<bool> {
         let key = format!("{}:{name}", case.id);
         let elements = |results: &Results| results.tensors.get(&key).map(Elements::new).transpose();
@@ -227,10 +230,9 @@ fn all_elements(case: &Case, sides: Sides, accepts: impl Fn(f64, f64, Option<f64
             return Ok(false);
         };
         let truth = sides.truth.map(elements).transpose()?.flatten();
-        let tolerance = tolerance(expected.kind());
         let accepts = |position| {
             let truth = truth.as_ref().map(|truth| truth.value(position)).filter(|truth| truth.is_finite());
-            accepts(expected.value(position), actual.value(position), truth, tolerance)
+            accepts(expected.value(position), actual.value(position), truth, expected.kind())
         };
         Ok(expected.len() == actual.len() && (0..expected.len()).all(accepts))
     };

@@ -3,7 +3,6 @@ use tch::Tensor;
 use super::views;
 use crate::kernels::f_embedding;
 use crate::metric::angle::{Angle, AngleLoss};
-use crate::numeric::wide_kind;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The negative cosine of a prediction and what it is to predict: −1 where they point the same way.
@@ -30,7 +29,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 ///
 /// # Differences from lightly
 ///
-/// Arguments of different shapes are an error; lightly broadcasts silently.
+/// * Arguments of different shapes are an error; lightly broadcasts silently.
+/// * On the CPU half precision is computed in single precision along the last dimension.
 ///
 /// # Errors
 ///
@@ -102,9 +102,7 @@ impl Loss for NegativeCosineSimilarity {
         check::option("dim", self.dim, (-rank..rank).contains(&self.dim), &expected)?;
         let loss = *self;
         let composite = move |[input, target]: [&Tensor; 2]| loss.f_composite(input, target);
-        // In half precision PyTorch's result is that of its rounding.
-        let half = input.f_kind()? != wide_kind(input)?;
-        if half || self.dim.rem_euclid(rank) != rank - 1 {
+        if self.dim.rem_euclid(rank) != rank - 1 {
             return composite([input, target]);
         }
         f_embedding(Angle(Formula { eps: self.eps }), [input, target], self.reduction, composite)
