@@ -6,7 +6,7 @@ use crate::LossError;
 use crate::check::Named;
 
 /// The smallest base that a power below 1 is differentiated at; below it the power is 0, and so is its gradient.
-const SMALLEST_BASE: f64 = f32::MIN_POSITIVE as f64;
+pub(crate) const SMALLEST_BASE: f64 = f32::MIN_POSITIVE as f64;
 
 /// The kind in which a loss of `tensor` is computed: at least single precision.
 pub(crate) fn wide_kind(tensor: &Tensor) -> Result<Kind, LossError> {

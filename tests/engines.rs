@@ -196,6 +196,14 @@ const LOSSES: &[(&str, Target, Build)] = &[
     ("mean total variation", Target::Normal, |r, _, _| {
         of(move |x, _| TotalVariationLoss::new().pixels(PixelReduction::Mean).reduction(r).f_forward(x))
     }),
+    ("distribution focal", Target::Uniform, |r, _, _| {
+        of(move |x, y| {
+            // Quarters between the first or the last two bins, which half precision has as well.
+            let bins = Tensor::cat(&[x, &(x * 0.5)], 1).movedim_int(1, -1);
+            let positions = (y.detach().select(1, 0) * 4).floor() / 4 + (bins.size()[bins.dim() - 1] - 2).min(9) as f64;
+            DistributionFocalLoss::new().reduction(r).f_forward(&bins, &positions)
+        })
+    }),
     ("softmax focal", Target::Classes, |r, _, _| Box::new(SoftmaxFocalLoss::new().ignore_index(1).reduction(r))),
     ("softmax focal, γ = 0", Target::Classes, |r, _, _| Box::new(SoftmaxFocalLoss::new().gamma(0.0).reduction(r))),
     ("softmax focal, balanced", Target::Classes, |r, _, c| {
@@ -210,6 +218,16 @@ const LOSSES: &[(&str, Target, Build)] = &[
 const PARTLY: &[(&str, Target, Build)] = &[
     ("Lovász softmax", Target::Classes, |r, _, _| {
         Box::new(LovaszSoftmaxLoss::new().ignore_index(1).per_image(true).reduction(r))
+    }),
+    ("Tversky, absent classes cost nothing", Target::Classes, |r, _, _| {
+        Box::new(TverskyLoss::new().activation(Activation::Softmax).empty_mask(EmptyMask::Zero).reduction(r))
+    }),
+    ("focal Tversky, reduced", Target::Classes, |r, _, _| {
+        let loss = FocalTverskyLoss::new().activation(Activation::Softmax).power(FocalPower::Reduced);
+        Box::new(loss.empty_mask(EmptyMask::Zero).gamma(1.5).reduction(r))
+    }),
+    ("focal Tversky", Target::Classes, |r, _, _| {
+        Box::new(FocalTverskyLoss::new().activation(Activation::Softmax).reduction(r))
     }),
     ("contrastive, by distances", Target::Normal, |_, _, _| {
         of(|x, _| {

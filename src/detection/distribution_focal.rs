@@ -1,6 +1,7 @@
 use tch::{Kind, Tensor};
 
 use crate::check::{self, Validity};
+use crate::kernels::{RowReduction, Rows, f_softmax_of_positions, scan_range};
 use crate::numeric::{f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
@@ -85,13 +86,40 @@ impl Loss for DistributionFocalLoss {
             let expected = format!("{outer:?}, the shape of input without its bins");
             return Err(check::shape_error(("target", target), expected));
         }
-        let kind = wide_kind(input)?;
-        let (logits, target) = (input.f_to_kind(kind)?, f_reals(("target", target), kind)?);
-        let valid = target.f_ge(0)?.f_logical_and(&target.f_le(bins - 1)?)?;
-        let expected = || format!("positions in [0, {}]", bins - 1);
-        let validity = Validity::f_new(("target", &target), valid, expected, self.invalid_values)?;
-        let target = validity.f_replace(&target, 0.0)?.f_unsqueeze(-1)?;
+        // Logits and positions of one kind are read as they are.
+        let kind = if target.f_kind()? == input.f_kind()? { input.f_kind()? } else { wide_kind(input)? };
+        let target = f_reals(("target", target), kind)?;
+        let validity = self.f_validity(&target, bins - 1)?;
+        let positions = validity.f_replace(&target, 0.0)?;
+        let rows = Rows { input, class_dim: outer.len(), target: &positions, ignore_index: None, weight: None };
+        let own = *self;
+        let composite = move |input: &Tensor, positions: &Tensor| own.f_composite(input, positions);
+        let loss = match f_softmax_of_positions(&rows, RowReduction::over_all(self.reduction), composite)? {
+            Some(loss) => loss,
+            None => self.f_composite(input, &positions)?,
+        };
+        validity.f_poison(&loss, self.reduction == Reduction::None)
+    }
 
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: Reduction::None, ..*self };
+        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+    }
+}
+
+impl DistributionFocalLoss {
+    fn f_validity(&self, target: &Tensor, last: i64) -> Result<Validity, LossError> {
+        if self.invalid_values == InvalidValues::Error && scan_range(target, 0.0..=last as f64) == Some(true) {
+            return Ok(Validity::CHECKED);
+        }
+        let valid = target.f_ge(0)?.f_logical_and(&target.f_le(last)?)?;
+        let expected = || format!("positions in [0, {last}]");
+        Validity::f_new(("target", target), valid, expected, self.invalid_values)
+    }
+
+    fn f_composite(&self, input: &Tensor, positions: &Tensor) -> Result<Tensor, LossError> {
+        let (kind, bins) = (wide_kind(input)?, input.size().last().copied().unwrap_or(0));
+        let (logits, target) = (input.f_to_kind(kind)?, positions.f_to_kind(kind)?.f_unsqueeze(-1)?);
         let left = target.f_detach()?.f_floor()?.f_clamp_max(bins - 2)?;
         let towards_right = target.f_sub(&left)?;
         let weights = Tensor::f_cat(&[towards_right.f_rsub_scalar(1)?, towards_right], -1)?;
@@ -99,13 +127,7 @@ impl Loss for DistributionFocalLoss {
         let beside = Tensor::f_cat(&[left.shallow_clone(), left.f_add_scalar(1)?], -1)?;
         let log_probabilities = logits.f_log_softmax(-1, None)?.f_gather(-1, &beside, false)?;
         let losses = log_probabilities.f_mul(&weights)?.f_sum_dim_intlist(-1, false, None)?.f_neg()?;
-        let loss = self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?;
-        validity.f_poison(&loss, self.reduction == Reduction::None)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+        Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
     }
 }
 

@@ -31,6 +31,7 @@ mod pair_labels;
 mod pairs;
 mod parallel;
 mod pointwise;
+mod positions;
 mod ranks;
 mod region;
 mod rows;
@@ -60,9 +61,10 @@ pub(crate) use pairs::{
     Counted, Hard, OTHER, PairPlan, PairSlopes, PairSums, PairTerms, SAME, Soft, SoftPairs, f_pairs, scaled,
 };
 pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise, f_pointwise_of_planes, f_pointwise_to};
+pub(crate) use positions::f_softmax_of_positions;
 pub(crate) use ranks::{Ranked, Ranks, f_ranks};
 pub(crate) use region::{Entropy, Regional, Sums, f_region, takes_region};
-pub(crate) use rows::{RowReduction, Rows, scan_classes};
+pub(crate) use rows::{RowReduction, Rows, scan_classes, scan_range};
 pub(crate) use softmax::{RowLoss, f_softmax, f_softmax_of_shares};
 pub(crate) use triplets::{Triplets, f_triplets};
 pub(crate) use unit::f_unit;

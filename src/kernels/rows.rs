@@ -1,6 +1,6 @@
 //! What the engines of losses over rows of classes share: layouts, reductions, kinds, the graph.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::{bf16, f16};
@@ -52,8 +52,8 @@ pub(crate) struct Rows<'a> {
     pub(crate) input: &'a Tensor,
     /// Where the classes are.
     pub(crate) class_dim: usize,
-    /// A class in range for each row, or the ignored index, 64-bit; or a number for each element of the input, of its kind and
-    /// without a gradient.
+    /// A class in range for each row, or the ignored index, 64-bit; or a number for each element of the input, or for each row
+    /// of classes that are the last dimension, of the input's kind and without a gradient.
     pub(crate) target: &'a Tensor,
     pub(crate) ignore_index: Option<i64>,
     /// A factor for each class, of any floating kind, without a gradient.
@@ -199,6 +199,27 @@ pub(crate) fn scan_classes(indices: &Tensor, classes: i64, ignored: Option<i64>)
     Some((invalid == 0.0, any_ignored.into_inner()))
 }
 
+/// Whether all numbers of a floating tensor are in the range, NaN is not; `None` where their memory cannot be looked at.
+pub(crate) fn scan_range(tensor: &Tensor, range: RangeInclusive<f64>) -> Option<bool> {
+    fn all<T: Element>(tensor: &Tensor, range: RangeInclusive<f64>) -> bool {
+        let numbers = elements::<T>(tensor);
+        let outside =
+            |part: Range<usize>| numbers[part].iter().filter(|number| !range.contains(&number.to_f64())).count();
+        parallel::sum(numbers.len(), 1, |part| outside(part) as f64) == 0.0
+    }
+    let kind = tensor.f_kind().ok()?;
+    if !is_plain(tensor, kind) || !tensor.is_contiguous() {
+        return None;
+    }
+    Some(match kind {
+        Kind::Float => all::<f32>(tensor, range),
+        Kind::Double => all::<f64>(tensor, range),
+        Kind::Half => all::<f16>(tensor, range),
+        Kind::BFloat16 => all::<bf16>(tensor, range),
+        _ => return None,
+    })
+}
+
 /// Numbers `[outer, classes, inner]` in memory, and their target.
 struct Pass {
     input: Tensor,
@@ -221,6 +242,7 @@ impl Pass {
         };
         let target = match target.f_kind()? {
             Kind::Int64 => target.f_contiguous()?,
+            _ if target.size() != size => target.f_detach()?.f_contiguous()?,
             _ => {
                 let [_, target] = f_one_layout([&input, target])?;
                 target
@@ -256,7 +278,7 @@ impl Pass {
         losses: Option<&'a Output<T>>,
         gradient: Option<&'a Output<T>>,
     ) -> Job<'a, T> {
-        let (classes, shares) = match self.target.f_kind() {
+        let (classes, numbers) = match self.target.f_kind() {
             Ok(Kind::Int64) => (integers(&self.target), &[][..]),
             _ => (&[][..], elements::<T>(&self.target)),
         };
@@ -265,7 +287,7 @@ impl Pass {
             options,
             input,
             target: classes,
-            shares,
+            numbers,
             classes: self.classes,
             inner: self.inner,
             factors,
@@ -288,8 +310,8 @@ pub(super) struct Job<'a, T: Element> {
     pub(super) input: &'a [T],
     /// The class of each row, where there is one.
     pub(super) target: &'a [i64],
-    /// A number for each element of the input, where there is no class.
-    pub(super) shares: &'a [T],
+    /// The numbers of the target, where there is no class.
+    pub(super) numbers: &'a [T],
     pub(super) classes: usize,
     /// How many rows lie beside each other: the distance of the classes of a row.
     inner: usize,
@@ -371,8 +393,8 @@ impl<T: Element> Job<'_, T> {
         }
         let next = range.start + to_next..(range.end + to_next).min(self.input.len());
         simd::fetch(self.input.as_ptr(), next.clone());
-        if !self.shares.is_empty() {
-            simd::fetch(self.shares.as_ptr(), next);
+        if self.numbers.len() == self.input.len() {
+            simd::fetch(self.numbers.as_ptr(), next);
         }
     }
 

@@ -637,7 +637,7 @@ impl<T: Element> Shares<'_, T> {
         rows.map(|row| {
             let range = row * classes..(row + 1) * classes;
             let x = T::read(&job.input[range.clone()], &mut room);
-            let shares = T::read(&job.shares[range], &mut of_shares);
+            let shares = T::read(&job.numbers[range], &mut of_shares);
             let (exponentials, target) = (&mut exponentials[..], &mut target[..]);
             let loss = simd::run(ShareRow { call: self, row, x, shares, exponentials, target });
             job.store_losses(row, &[loss]);
@@ -727,7 +727,7 @@ impl<T: Element> Kernel<T::Wide> for SharePixels<'_, T> {
         }
         for class in 0..job.classes {
             let x = &T::read(&job.input[pixels.of(class)], &mut room.x)[..length];
-            let shares = &T::read(&job.shares[pixels.of(class)], &mut room.targets)[..length];
+            let shares = &T::read(&job.numbers[pixels.of(class)], &mut room.targets)[..length];
             let exponentials = &mut room.exponentials[class * length..][..length];
             let weight = R::of(job.options.weight_of(class));
             job.fetch_pixels(pixels, class);
@@ -756,7 +756,7 @@ impl<T: Element> Kernel<T::Wide> for SharePixels<'_, T> {
         }
         let of_p = &room.of_p[..length];
         for class in 0..job.classes {
-            let shares = &T::read(&job.shares[pixels.of(class)], &mut room.targets)[..length];
+            let shares = &T::read(&job.numbers[pixels.of(class)], &mut room.targets)[..length];
             let weight = R::of(job.options.weight_of(class));
             let exponentials = &mut room.exponentials[class * length..][..length];
             let gradient = |i: usize, e| {

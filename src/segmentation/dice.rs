@@ -114,7 +114,7 @@ impl RegionLoss for DiceLoss {
     }
 
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
-        self.regions.f_finish(&self.regions.f_loss_of(sizes, Score::Dice)?, sizes)
+        self.regions.f_finish(&self.regions.f_loss_of(sizes, Score::Dice, sizes.kind)?, sizes)
     }
 }
 

@@ -2,7 +2,8 @@ use tch::Tensor;
 
 use super::compound::Overlap;
 use super::region::{RegionLoss, Regions, Score, Sizes, region_options, score_options};
-use crate::{Loss, LossError, check, numeric};
+use crate::kernels::{Pointwise, Real, choose, f_pointwise};
+use crate::{Loss, LossError, Reduction, check, numeric};
 
 /// What [`FocalTverskyLoss`] raises to a power.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -119,7 +120,27 @@ impl FocalTverskyLoss {
         if self.gamma == 1.0 {
             return Ok(losses.shallow_clone());
         }
-        numeric::f_power(&losses.f_relu()?, self.gamma)
+        let gamma = self.gamma;
+        let composite = move |[losses]: [&Tensor; 1]| numeric::f_power(&losses.f_relu()?, gamma);
+        f_pointwise(Power { gamma }, [losses], Reduction::None, composite)
+    }
+}
+
+/// max(0, x)^γ
+#[derive(Clone, Copy)]
+struct Power {
+    gamma: f64,
+}
+
+impl Pointwise<1> for Power {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [loss]: [R; 1]) -> (R, [R; 1]) {
+        let (zero, gamma) = (R::of(0.0), R::of(self.gamma));
+        // As of `numeric::f_power`, the power of next to nothing and its slope are 0.
+        let vanishes = loss < R::of(numeric::SMALLEST_BASE);
+        let base = choose(vanishes, R::of(1.0), loss);
+        let power = (gamma * base.ln()).exp();
+        (choose(vanishes, zero, power), [choose(vanishes, zero, gamma * power / base)])
     }
 }
 
@@ -141,10 +162,15 @@ impl RegionLoss for FocalTverskyLoss {
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
         let gamma = self.gamma;
         check::option("gamma", gamma, gamma > 0.0 && gamma <= f64::from(f32::MAX), "a finite number above 0")?;
-        let losses = self.regions.f_losses_of(sizes, Score::f_tversky(self.alpha, self.beta)?)?;
+        let score = Score::f_tversky(self.alpha, self.beta)?;
         let loss = match self.power {
-            FocalPower::Region => self.regions.f_reduce(&self.f_power(&losses)?, sizes)?,
-            FocalPower::Reduced => self.f_power(&self.regions.f_reduce(&losses, sizes)?)?,
+            FocalPower::Region => {
+                let losses = self.regions.f_losses_of(sizes, score)?;
+                self.regions.f_reduce(&self.f_power(&losses)?, sizes)?
+            }
+            FocalPower::Reduced => {
+                self.f_power(&self.regions.f_loss_of(sizes, score, sizes.intersection.f_kind()?)?)?
+            }
         };
         self.regions.f_finish(&loss, sizes)
     }
@@ -160,7 +186,7 @@ impl Loss for FocalTverskyLoss {
 mod tests {
     use super::*;
     use crate::numeric::assert_gradient;
-    use crate::{Activation, EmptyMask, Reduction, TverskyLoss};
+    use crate::{Activation, EmptyMask, TverskyLoss};
 
     fn logits() -> Tensor {
         Tensor::from_slice(&[0.5, -1.0, 2.0, 1.0, 0.0, 0.25, -0.5, 1.5]).view([2, 2, 2])

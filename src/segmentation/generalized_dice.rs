@@ -133,7 +133,7 @@ impl RegionLoss for GeneralizedDiceLoss {
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
         let weights = self.f_weights(&sizes.target)?;
         let weighted = sizes.f_map(|sizes| Ok(sizes.f_mul(&weights)?.f_sum_dim_intlist(-1, false, None)?))?;
-        self.regions.f_finish(&self.regions.f_loss_of(&weighted, Score::Dice)?, sizes)
+        self.regions.f_finish(&self.regions.f_loss_of(&weighted, Score::Dice, sizes.kind)?, sizes)
     }
 }
 

@@ -94,7 +94,7 @@ impl RegionLoss for JaccardLoss {
     }
 
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
-        self.regions.f_finish(&self.regions.f_loss_of(sizes, Score::Jaccard)?, sizes)
+        self.regions.f_finish(&self.regions.f_loss_of(sizes, Score::Jaccard, sizes.kind)?, sizes)
     }
 }
 

@@ -142,7 +142,7 @@ pub(super) struct Sizes {
     /// Which targets and weights were valid.
     validity: [Validity; 2],
     /// The kind of the loss.
-    kind: Kind,
+    pub(super) kind: Kind,
 }
 
 impl Sizes {
@@ -409,37 +409,30 @@ impl Regions {
 
     /// The loss of each region with this score.
     pub(super) fn f_losses_of(&self, sizes: &Sizes, score: Score) -> Result<Tensor, LossError> {
-        self.f_reduced_losses_of(sizes, score, Reduction::None)
+        let scored = Scored { score, smoothing: self.smoothing(), of_present: false };
+        scored.f_of(sizes, Reduction::None, sizes.intersection.f_kind()?)
     }
 
-    /// The loss of regions with this score.
-    pub(super) fn f_loss_of(&self, sizes: &Sizes, score: Score) -> Result<Tensor, LossError> {
-        if self.empty_mask == EmptyMask::Formula && self.weight.is_none() {
-            return self.f_reduced_losses_of(sizes, score, self.reduction);
+    /// The loss of regions with this score, of this kind where that spares a conversion.
+    pub(super) fn f_loss_of(&self, sizes: &Sizes, score: Score, kind: Kind) -> Result<Tensor, LossError> {
+        if self.empty_mask == EmptyMask::Skip || self.weight.is_some() {
+            return self.f_reduce(&self.f_losses_of(sizes, score)?, sizes);
         }
-        self.f_reduce(&self.f_losses_of(sizes, score)?, sizes)
-    }
-
-    fn f_reduced_losses_of(&self, sizes: &Sizes, score: Score, reduction: Reduction) -> Result<Tensor, LossError> {
-        let smoothing = self.smoothing();
-        let arguments = [&sizes.intersection, &sizes.input, &sizes.target];
-        // A conversion afterwards would be a node in the graph.
-        let kind = if reduction == Reduction::None { sizes.intersection.f_kind()? } else { sizes.kind };
-        f_pointwise_to(kind, Scored { score, smoothing }, arguments, reduction, move |arguments| {
-            Ok(reduction.f_apply(&score.f_losses(arguments, smoothing)?)?.f_to_kind(kind)?)
-        })
+        let scored = Scored { score, smoothing: self.smoothing(), of_present: self.empty_mask == EmptyMask::Zero };
+        // Losses that are not reduced have the kind of the sizes.
+        let kind = if self.reduction == Reduction::None { sizes.intersection.f_kind()? } else { kind };
+        scored.f_of(sizes, self.reduction, kind)
     }
 
     /// From the losses of the regions to the loss: empty masks, weights and reduction.
     pub(super) fn f_reduce(&self, losses: &Tensor, sizes: &Sizes) -> Result<Tensor, LossError> {
-        let present = sizes.target.f_gt(0)?;
         let losses = match self.empty_mask {
             EmptyMask::Formula => losses.shallow_clone(),
-            EmptyMask::Zero | EmptyMask::Skip => losses.f_where_self(&present, &losses.f_zeros_like()?)?,
+            EmptyMask::Zero | EmptyMask::Skip => f_of_present(losses, &sizes.target)?,
         };
         let counts = match self.empty_mask {
             EmptyMask::Formula | EmptyMask::Zero => None,
-            EmptyMask::Skip => Some(present.f_to_kind(losses.f_kind()?)?),
+            EmptyMask::Skip => Some(sizes.target.f_gt(0)?.f_to_kind(losses.f_kind()?)?),
         };
         let weight = match self.grouping {
             Grouping::SampleAndClass | Grouping::Class => self.f_weight(&losses)?,
@@ -559,11 +552,24 @@ impl Smoothing {
 struct Scored {
     score: Score,
     smoothing: Smoothing,
+    /// Whether a region that is empty in the target costs nothing.
+    of_present: bool,
 }
 
-impl Pointwise<3> for Scored {
+impl Scored {
+    fn f_of(self, sizes: &Sizes, reduction: Reduction, kind: Kind) -> Result<Tensor, LossError> {
+        let arguments = [&sizes.intersection, &sizes.input, &sizes.target];
+        f_pointwise_to(kind, self, arguments, reduction, move |arguments| {
+            let mut losses = self.score.f_losses(arguments, self.smoothing)?;
+            if self.of_present {
+                losses = f_of_present(&losses, arguments[2])?;
+            }
+            Ok(reduction.f_apply(&losses)?.f_to_kind(kind)?)
+        })
+    }
+
     #[inline(always)]
-    fn evaluate<R: Real>(self, [intersection, input, target]: [R; 3]) -> (R, [R; 3]) {
+    fn of_all<R: Real>(self, [intersection, input, target]: [R; 3]) -> (R, [R; 3]) {
         let (one, two, eps) = (R::of(1.0), R::of(2.0), self.smoothing.eps);
         match self.score {
             Score::Dice => {
@@ -583,6 +589,22 @@ impl Pointwise<3> for Scored {
             }
         }
     }
+}
+
+impl Pointwise<3> for Scored {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, sizes: [R; 3]) -> (R, [R; 3]) {
+        // No target is smaller than nothing.
+        let absent = R::of(if self.of_present { 0.0 } else { -1.0 });
+        let (loss, slopes) = self.of_all(sizes);
+        let counted = |number: R| choose(sizes[2] <= absent, R::of(0.0), number);
+        (counted(loss), slopes.map(counted))
+    }
+}
+
+/// The losses of the regions that the target has; those of the others are 0.
+fn f_of_present(losses: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+    Ok(losses.f_masked_fill(&target.f_le(0)?, 0)?)
 }
 
 /// Those sums of the engine that have a gradient, by differentiable tensor operations.

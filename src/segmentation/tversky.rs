@@ -112,7 +112,7 @@ impl RegionLoss for TverskyLoss {
 
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
         let score = Score::f_tversky(self.alpha, self.beta)?;
-        self.regions.f_finish(&self.regions.f_loss_of(sizes, score)?, sizes)
+        self.regions.f_finish(&self.regions.f_loss_of(sizes, score, sizes.kind)?, sizes)
     }
 }
 
