@@ -1,9 +1,13 @@
 //! Whatever is passed to an `f_forward`, it answers with a value or an error: it never panics.
 
+mod common;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tch::{Device, Kind, Tensor};
 use tch_losses::*;
+
+use common::devices;
 
 /// A loss as a function of three tensors; those of fewer arguments ignore the rest.
 type Call = Box<dyn Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor, LossError>>;
@@ -299,12 +303,6 @@ fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> 
 
 const KINDS: [Kind; 8] =
     [Kind::Float, Kind::Double, Kind::BFloat16, Kind::Int64, Kind::Uint8, Kind::Bool, Kind::ComplexFloat, Kind::Int];
-
-/// The CPU, and the GPU where there is one.
-fn devices() -> Vec<Device> {
-    let gpu = tch::Cuda::is_available().then_some(Device::Cuda(0));
-    [Device::Cpu].into_iter().chain(gpu).collect()
-}
 
 fn arguments(device: Device) -> Vec<Tensor> {
     let of = |shape: &[i64], kind| Tensor::ones(shape, (Kind::Float, device)).to_kind(kind);
@@ -627,4 +625,33 @@ fn no_number_as_an_option_of_embeddings_panics() {
         }
     }
     assert!(panics.is_empty(), "{} calls panic:\n{}", panics.len(), panics.join("\n"));
+}
+
+/// Class indices out of range would stop all CUDA work of the process with an assertion of the device.
+#[test]
+fn a_device_survives_values_out_of_range() {
+    for device in devices() {
+        let input = Tensor::zeros([2, 3], (Kind::Float, device)).set_requires_grad(true);
+        let target = Tensor::from_slice(&[1_i64, 3]).to_device(device);
+        let losses = |mode| -> [Box<dyn Loss>; 3] {
+            [
+                Box::new(CrossEntropyLoss::new().invalid_values(mode)),
+                Box::new(NllLoss::new().invalid_values(mode)),
+                Box::new(MultiMarginLoss::new().invalid_values(mode)),
+            ]
+        };
+        for loss in losses(InvalidValues::Error) {
+            let error = loss.f_forward(&input, &target).unwrap_err().to_string();
+            assert!(error.contains('3'), "{error}");
+        }
+        for loss in losses(InvalidValues::Nan) {
+            let value = loss.f_forward(&input, &target).unwrap();
+            assert!(f64::try_from(&value).unwrap().is_nan());
+            assert_eq!(
+                f64::try_from(Tensor::run_backward(&[value], &[&input], false, false)[0].abs().sum(None)).unwrap(),
+                0.0
+            );
+        }
+        assert_eq!(f64::try_from(Tensor::ones([2], (Kind::Float, device)).sum(None)).unwrap(), 2.0);
+    }
 }

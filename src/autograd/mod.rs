@@ -190,6 +190,3 @@ fn call(closure: &Closure, context: Context, inputs: usize) -> Result<Vec<Option
     }
     Ok(gradients)
 }
-
-#[cfg(test)]
-mod tests;
