@@ -170,6 +170,9 @@ mod metric;
 mod numeric;
 mod precomputed;
 mod preference;
+#[cfg(test)]
+#[path = "../tests/common/random.rs"]
+mod random;
 mod reduction;
 mod regression;
 mod segmentation;

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Tensor, no_grad};
 use tch_losses::LossError;
 use tch_losses::autograd::{Context, Function, Gradients, f_precomputed};
 
 use common::devices;
+use common::random::rand;
 
 fn leaf(values: &[f64], device: Device) -> Tensor {
     Tensor::from_slice(values).to_device(device).set_requires_grad(true)
@@ -195,9 +196,9 @@ fn a_precomputed_gradient_is_that_of_the_composition() {
         let composition = |inputs: &[Tensor]| -> Result<Tensor, LossError> {
             Ok(inputs[0].f_sigmoid()?.f_mul(&inputs[1])?.f_mean(None)?)
         };
-        let random = || Tensor::rand([20], (Kind::Double, device)).set_requires_grad(true);
+        let random = || rand([20]).to_device(device).set_requires_grad(true);
         let (x, y) = (random(), random());
-        let direction = Tensor::rand([20], (Kind::Double, device));
+        let direction = rand([20]).to_device(device);
         // The square makes the incoming gradient depend on the inputs.
         let both = |value: Tensor| {
             let first = Tensor::run_backward(&[value.square() * 3.0], &[&x, &y], true, true);

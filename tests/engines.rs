@@ -1,9 +1,11 @@
 //! The fused engines against the tensor operations that define the losses.
 
-use std::sync::{Mutex, PoisonError};
+mod common;
 
 use tch::{Device, Kind, Tensor};
 use tch_losses::*;
+
+use common::random::{rand, randint, randn};
 
 /// How the targets of a loss are made.
 #[derive(Clone, Copy)]
@@ -299,20 +301,12 @@ fn reversed(tensor: &Tensor) -> Tensor {
     tensor.permute(dims)
 }
 
-/// What `draw` returns, of random numbers that are the same in every run: tests beside this one use the same generator.
-fn seeded<T>(seed: usize, draw: impl FnOnce() -> T) -> T {
-    static GENERATOR: Mutex<()> = Mutex::new(());
-    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
-    tch::manual_seed(seed as i64);
-    draw()
-}
-
 fn random(shape: &[i64]) -> Tensor {
-    Tensor::rand(shape, (Kind::Double, Device::Cpu))
+    rand(shape)
 }
 
 fn normal(shape: &[i64]) -> Tensor {
-    Tensor::randn(shape, (Kind::Double, Device::Cpu)) * 2.0
+    randn(shape) * 2.0
 }
 
 fn target(kind: Target, shape: &[i64]) -> Tensor {
@@ -324,7 +318,7 @@ fn target(kind: Target, shape: &[i64]) -> Tensor {
         Target::Classes => {
             let mut rows = shape.to_vec();
             let classes = rows.remove(1);
-            Tensor::randint(classes, rows, (Kind::Int64, Device::Cpu))
+            randint(classes, rows)
         }
     }
 }
@@ -380,10 +374,10 @@ fn for_all(
     kind: Kind,
     property: impl Fn(&str, &dyn Fn(Reduction) -> Box<dyn Loss>, &Tensor, &Tensor),
 ) {
-    for (position, (name, of_target, build)) in losses.iter().enumerate() {
+    for (name, of_target, build) in losses {
         for shape in SHAPES {
-            let draw = || (normal(shape), target(*of_target, shape), random(shape), random(&shape[1..2]) + 0.1);
-            let (input, target, weight, classes) = seeded(position, draw);
+            let (input, target, weight, classes) =
+                (normal(shape), target(*of_target, shape), random(shape), random(&shape[1..2]) + 0.1);
             let target = if target.is_floating_point() { target.to_kind(kind) } else { target };
             let [input, weight, classes] = [input, weight, classes].map(|tensor| tensor.to_kind(kind));
             let build = |reduction| build(reduction, weight.shallow_clone(), classes.shallow_clone());
@@ -409,8 +403,7 @@ fn engines_compute_what_tensor_operations_do() {
 #[test]
 fn hinges_are_those_of_tensor_operations() {
     for shape in SHAPES.iter().filter(|shape| shape.len() == 2) {
-        let draw = || (normal(shape), target(Target::Classes, shape), random(&shape[1..]));
-        let (input, target, weight) = seeded(0, draw);
+        let (input, target, weight) = (normal(shape), target(Target::Classes, shape), random(&shape[1..]));
         for (p, reduction) in REDUCTIONS.into_iter().flat_map(|reduction| [(1, reduction), (2, reduction)]) {
             let weight = weight.shallow_clone();
             let weighted = MultiMarginLoss::new().weight(weight).margin(0.3);
@@ -434,8 +427,7 @@ fn hinges_are_those_of_tensor_operations() {
 fn hinges_of_labels_are_those_of_tensor_operations() {
     let whole = |tensor: &Tensor| (tensor * 4.0).round() / 4.0;
     for shape in SHAPES.iter().filter(|shape| shape.len() == 2) {
-        let draw = || (normal(shape), random(shape));
-        let (input, labels) = seeded(1, draw);
+        let (input, labels) = (normal(shape), random(shape));
         // Lists of all lengths, with labels twice; scores with equal distances, and one that is NaN.
         let labels = (labels * (shape[1] + 1)).floor().to_kind(Kind::Int64).clamp_max(shape[1]) - 1;
         let input = whole(&input);
@@ -455,8 +447,8 @@ fn hinges_of_labels_are_those_of_tensor_operations() {
 fn chunks_of_logits_are_those_of_tensor_operations() {
     let (rows, features, classes) = (37, 5, 2100);
     let shapes: [&[i64]; 3] = [&[rows, features], &[classes, features], &[classes]];
-    let draw = || (target(Target::Classes, &[rows, classes]), shapes.map(normal), random(&[classes]) + 0.1);
-    let (target, arguments, weight) = seeded(0, draw);
+    let (target, arguments, weight) =
+        (target(Target::Classes, &[rows, classes]), shapes.map(normal), random(&[classes]) + 0.1);
     let _ = target.get(3).fill_(7);
     let new = || LinearCrossEntropy::new().chunking(Chunking::Rows(16)).ignore_index(Some(7));
     let losses: [&dyn Fn() -> LinearCrossEntropy; 5] = [
@@ -522,7 +514,7 @@ fn half_precision_is_computed_in_single_precision() {
 /// Whether the forward pass has computed them, for a loss whose gradient is a power of two, or the backward pass does.
 #[test]
 fn gradients_of_bf16_are_rounded_once() {
-    let (input, target) = seeded(0, || (normal(&[40, 300]), normal(&[40, 300])));
+    let (input, target) = (normal(&[40, 300]), normal(&[40, 300]));
     let (input, target) = (input.to_kind(Kind::BFloat16), target.to_kind(Kind::BFloat16));
     let classes = target.abs().argmax(1, false);
     let losses: [(Box<dyn Loss>, &Tensor); 2] =
@@ -576,7 +568,7 @@ fn rows_of_many_tasks_are_those_of_tensor_operations() {
     let before = tch::get_num_threads();
     for (position, loss) in losses.iter().enumerate() {
         let shape = [3, 90_001];
-        let (input, target) = seeded(position, || (random(&shape), random(&shape)));
+        let (input, target) = (random(&shape), random(&shape));
         let results = |backend, threads| {
             tch::set_num_threads(threads);
             results(backend, loss.as_ref(), &input, &target)
@@ -606,7 +598,7 @@ fn gradients_written_past_the_caches_are_those_of_tensor_operations() {
         (Target::Classes, pixels, Box::new(DiceLoss::new().activation(Activation::Softmax))),
     ];
     for (position, (kind, shape, loss)) in losses.iter().enumerate() {
-        let (input, target) = seeded(position, || (normal(shape), target(*kind, shape)));
+        let (input, target) = (normal(shape), target(*kind, shape));
         let results = |backend| results(backend, loss.as_ref(), &input, &target);
         assert_close(&results(Backend::Auto), &results(Backend::Composite), 1e-11, &format!("{position}"));
     }
@@ -632,9 +624,9 @@ fn losses_of_images_are_those_of_tensor_operations() {
             Box::new(MsSsimL1Loss::new().sigmas(&[1.5]).alpha(0.6).reduction(r))
         }),
     ];
-    for (position, (name, shapes, build)) in losses.iter().enumerate() {
+    for (name, shapes, build) in losses.iter() {
         for (shape, reduction) in shapes.iter().flat_map(|shape| REDUCTIONS.map(|reduction| (*shape, reduction))) {
-            let (x, y) = seeded(position, || (random(shape), random(shape)));
+            let (x, y) = (random(shape), random(shape));
             let loss = build(reduction);
             for ((layout, arrange), kind) in
                 LAYOUTS.iter().enumerate().flat_map(|layout| [Kind::Double, Kind::Float].map(|kind| (layout, kind)))
@@ -685,11 +677,8 @@ fn losses_of_pairs_are_those_of_tensor_operations() {
     let reductions = [[None, Mean, MeanNonZero, Sum].as_slice(), &some].concat();
     // Embeddings, references and labels: beyond a block, more than one task, of one label, and without pairs of one label.
     let sizes = [(1, 1, 3), (7, 5, 3), (40, 1100, 4), (300, 290, 7), (6, 4, 1), (9, 8, 1000)];
-    for ((position, (name, build)), (rows, others, labels)) in
-        losses.iter().enumerate().flat_map(|loss| sizes.map(|size| (loss, size)))
-    {
-        let draw = || [rows, others].map(|rows| (normal(&[rows, 8]), random(&[rows])));
-        let [(x, x_labels), (y, y_labels)] = seeded(position, draw);
+    for ((name, build), (rows, others, labels)) in losses.iter().flat_map(|loss| sizes.map(|size| (loss, size))) {
+        let [(x, x_labels), (y, y_labels)] = [rows, others].map(|rows| (normal(&[rows, 8]), random(&[rows])));
         let [x_labels, y_labels] = [x_labels, y_labels].map(|random| (random * labels).to_kind(Kind::Int64) - 1);
         for reduction in reductions.iter().copied() {
             let loss = build(reduction);
@@ -739,11 +728,10 @@ fn losses_with_vectors_of_classes_are_those_of_tensor_operations() {
         }),
     ];
     let threshold = Threshold { low: Some(0.5), high: Some(2.0) };
-    for ((position, (name, loss)), (rows, classes)) in
-        losses.iter().enumerate().flat_map(|loss| [(1, 1), (7, 5), (300, 290), (5, 1100)].map(|size| (loss, size)))
+    for ((name, loss), (rows, classes)) in
+        losses.iter().flat_map(|loss| [(1, 1), (7, 5), (300, 290), (5, 1100)].map(|size| (loss, size)))
     {
-        let draw = || (normal(&[rows, 8]), normal(&[classes, 8]), random(&[rows]));
-        let (x, vectors, labels) = seeded(position, draw);
+        let (x, vectors, labels) = (normal(&[rows, 8]), normal(&[classes, 8]), random(&[rows]));
         let labels = (labels * classes).to_kind(Kind::Int64);
         for reduction in [None, Mean, MeanNonZero, Sum, threshold] {
             let loss = of_vectors(loss, reduction, &labels);
@@ -787,7 +775,7 @@ fn losses_of_two_views_are_those_of_tensor_operations() {
     let shapes: [&[i64]; 4] = [&[2, 1], &[7, 5], &[30, 1100], &[4, 3, 5]];
     for (position, (name, loss)) in losses.iter().enumerate() {
         for shape in shapes.iter().filter(|shape| position == 1 || shape.len() == 2) {
-            let (x, y) = seeded(position, || (normal(shape), normal(shape)));
+            let (x, y) = (normal(shape), normal(shape));
             for (kind, tolerance) in [(Kind::Double, 1e-10), (Kind::Float, 1e-4)] {
                 let (x, y) = (x.to_kind(kind), y.to_kind(kind));
                 let results = |backend| results(backend, loss.as_ref(), &x, &y);
@@ -814,10 +802,10 @@ fn derivatives(backend: Backend, loss: &dyn Loss, input: &Tensor, target: &Tenso
 
 #[test]
 fn second_derivatives_are_those_of_tensor_operations() {
-    for (position, (name, kind, build)) in LOSSES.iter().enumerate() {
+    for (name, kind, build) in LOSSES {
         let shape = [4, 3];
-        let draw = || (normal(&shape), target(*kind, &shape), random(&shape), random(&[3]) + 0.1);
-        let (input, target, weight, classes) = seeded(position, draw);
+        let (input, target, weight, classes) =
+            (normal(&shape), target(*kind, &shape), random(&shape), random(&[3]) + 0.1);
         for reduction in REDUCTIONS {
             let loss = build(reduction, weight.shallow_clone(), classes.shallow_clone());
             let derivatives = |backend| derivatives(backend, loss.as_ref(), &input, &target);
@@ -846,33 +834,4 @@ fn a_change_in_place_is_noticed() {
     let _ = y.g_add_scalar_(1.0);
     let error = loss.f_backward().unwrap_err().to_string();
     assert!(error.contains("modified by an inplace operation"), "{error}");
-}
-
-#[test]
-#[cfg(target_os = "linux")]
-fn thousands_of_steps_do_not_grow_the_process() {
-    let resident = || {
-        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
-        pages.split(' ').nth(1).unwrap().parse::<f64>().unwrap() * 4096.0
-    };
-    let (x, y) = (leaf(&normal(&[64, 32])), normal(&[64, 32]));
-    let classes = target(Target::Classes, &[64, 32]);
-    let step = || {
-        for reduction in REDUCTIONS {
-            let losses: [(Box<dyn Loss>, &Tensor); 2] = [
-                (Box::new(MseLoss::new().reduction(reduction)), &y),
-                (Box::new(CrossEntropyLoss::new().reduction(reduction)), &classes),
-            ];
-            for (loss, target) in losses {
-                let loss = with_backend(Backend::Auto, || loss.forward(&x, target)).sum(None);
-                let _ = Tensor::run_backward(&[loss], &[&x], false, false);
-            }
-        }
-    };
-    (0..1000).for_each(|_| step());
-    let before = resident();
-    (0..10_000).for_each(|_| step());
-    let growth = resident() - before;
-    // A leak of one gradient a step would be 160 MB; other tests of this process run beside this one.
-    assert!(growth < 6.4e7, "{growth} bytes");
 }

@@ -1,5 +1,7 @@
 //! What holds for losses of detection and of several labels whatever their arguments are.
 
+mod common;
+
 use tch::{Device, Kind, Tensor};
 use tch_losses::{
     AsymmetricMultiLabelLoss, BceWithLogitsLoss, CompleteBoxIouLoss, CrossEntropyLoss, DistanceBoxIouLoss,
@@ -7,20 +9,20 @@ use tch_losses::{
     PolyCrossEntropyLoss, QualityFocalLoss, Reduction, VarifocalLoss,
 };
 
+use common::random::{rand, randn};
+
 const ROUNDS: i64 = 40;
-const OPTIONS: (Kind, Device) = (Kind::Double, Device::Cpu);
 
 /// Boxes with an area, many of which overlap.
 fn boxes() -> Tensor {
-    let corner = Tensor::randn([25, 2], OPTIONS);
-    let size = Tensor::rand([25, 2], OPTIONS) * 2.0 + 0.1;
+    let corner = randn([25, 2]);
+    let size = rand([25, 2]) * 2.0 + 0.1;
     Tensor::cat(&[&corner, &(&corner + size)], 1)
 }
 
 /// Each round with two sets of boxes.
 fn for_boxes(check: impl Fn(&Tensor, &Tensor)) {
-    for round in 0..ROUNDS {
-        tch::manual_seed(round);
+    for _ in 0..ROUNDS {
         check(&boxes(), &boxes());
     }
 }
@@ -97,9 +99,8 @@ fn neither_the_place_nor_the_scale_of_a_pair_of_boxes_matters() {
 
 /// Each round with logits and qualities.
 fn for_scores(check: impl Fn(&Tensor, &Tensor)) {
-    for round in 0..ROUNDS {
-        tch::manual_seed(round);
-        check(&(Tensor::randn([6, 5], OPTIONS) * 3.0), &Tensor::rand([6, 5], OPTIONS));
+    for _ in 0..ROUNDS {
+        check(&(randn([6, 5]) * 3.0), &rand([6, 5]));
     }
 }
 

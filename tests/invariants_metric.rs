@@ -1,9 +1,13 @@
 //! Properties of the losses over a batch of embeddings.
 
+mod common;
+
 use tch::{Device, Kind, Tensor};
 use tch_losses::*;
 
-const SEEDS: std::ops::Range<i64> = 0..10;
+use common::random::{rand, randint, randn, randperm};
+
+const ROUNDS: i64 = 10;
 
 /// A loss by the distance that it is given.
 type Make = Box<dyn Fn(EmbeddingDistance) -> Box<dyn Loss>>;
@@ -34,9 +38,8 @@ fn losses() -> Vec<(&'static str, Make)> {
     ]
 }
 
-fn batch(seed: i64) -> (Tensor, Tensor) {
-    tch::manual_seed(seed);
-    (Tensor::randn([17, 6], (Kind::Double, Device::Cpu)), Tensor::randint(4, [17], (Kind::Int64, Device::Cpu)))
+fn batch() -> (Tensor, Tensor) {
+    (randn([17, 6]), randint(4, [17]))
 }
 
 fn value(loss: &dyn Loss, embeddings: &Tensor, labels: &Tensor) -> f64 {
@@ -50,9 +53,9 @@ fn assert_close(name: &str, actual: f64, expected: f64) {
 
 #[test]
 fn the_order_of_a_batch_does_not_matter() {
-    for seed in SEEDS {
-        let (embeddings, labels) = batch(seed);
-        let order = Tensor::randperm(17, (Kind::Int64, Device::Cpu));
+    for _ in 0..ROUNDS {
+        let (embeddings, labels) = batch();
+        let order = randperm(17);
         let (shuffled, their_labels) = (embeddings.index_select(0, &order), labels.index_select(0, &order));
         for (name, loss) in losses() {
             for distance in [EmbeddingDistance::lp(), EmbeddingDistance::cosine()] {
@@ -68,8 +71,8 @@ fn the_order_of_a_batch_does_not_matter() {
 
 #[test]
 fn the_names_of_labels_do_not_matter() {
-    for seed in SEEDS {
-        let (embeddings, labels) = batch(seed);
+    for _ in 0..ROUNDS {
+        let (embeddings, labels) = batch();
         let renamed = &labels * -1_000_000_007 + 5;
         for (name, loss) in losses() {
             let loss = loss(EmbeddingDistance::lp());
@@ -82,9 +85,9 @@ fn the_names_of_labels_do_not_matter() {
 
 #[test]
 fn lengths_do_not_matter_where_embeddings_are_normalised() {
-    for seed in SEEDS {
-        let (embeddings, labels) = batch(seed);
-        let lengths = Tensor::rand([17, 1], (Kind::Double, Device::Cpu)) * 9.0 + 0.1;
+    for _ in 0..ROUNDS {
+        let (embeddings, labels) = batch();
+        let lengths = rand([17, 1]) * 9.0 + 0.1;
         let distances =
             [EmbeddingDistance::lp(), EmbeddingDistance::cosine(), EmbeddingDistance::signal_to_noise().p(1.0)];
         for (name, loss) in losses() {
@@ -98,9 +101,9 @@ fn lengths_do_not_matter_where_embeddings_are_normalised() {
 
 #[test]
 fn a_rotation_does_not_matter() {
-    for seed in SEEDS {
-        let (embeddings, labels) = batch(seed);
-        let (rotation, _) = Tensor::linalg_qr(&Tensor::randn([6, 6], (Kind::Double, Device::Cpu)), "reduced");
+    for _ in 0..ROUNDS {
+        let (embeddings, labels) = batch();
+        let (rotation, _) = Tensor::linalg_qr(&randn([6, 6]), "reduced");
         let rotated = embeddings.matmul(&rotation);
         for (name, loss) in losses() {
             for distance in [EmbeddingDistance::lp(), EmbeddingDistance::dot_product()] {
@@ -115,8 +118,8 @@ fn a_rotation_does_not_matter() {
 fn a_batch_among_itself_is_one_with_references_less_the_diagonal() {
     // As references embeddings are their own partners, at distance 0, which costs nothing.
     let loss = ContrastiveLoss::new().reduction(EmbeddingReduction::Sum);
-    for seed in SEEDS {
-        let (embeddings, labels) = batch(seed);
+    for _ in 0..ROUNDS {
+        let (embeddings, labels) = batch();
         let with = loss.forward_with(&embeddings, &labels, &embeddings, &labels).double_value(&[]);
         assert_close("contrastive", with, value(&loss, &embeddings, &labels));
     }
@@ -125,8 +128,7 @@ fn a_batch_among_itself_is_one_with_references_less_the_diagonal() {
 #[test]
 fn chunks_of_triplets_add_up() {
     // 89 400 pairs with 600 embeddings each take several chunks.
-    tch::manual_seed(1);
-    let embeddings = Tensor::randn([600, 4], (Kind::Double, Device::Cpu)).set_requires_grad(true);
+    let embeddings = randn([600, 4]).set_requires_grad(true);
     let labels = Tensor::arange(600, (Kind::Int64, Device::Cpu)).remainder(4);
     let smooth = BatchTripletMarginLoss::new().smooth_loss(true).reduction(EmbeddingReduction::Mean);
     let loss = smooth.forward(&embeddings, &labels);
@@ -164,8 +166,7 @@ fn a_batch_without_pairs_has_a_finite_loss_and_gradient() {
 /// More than 2²⁰ pairs are compared in the kind of the embeddings, fewer in double precision.
 #[test]
 fn large_batches_lose_few_digits() {
-    tch::manual_seed(1);
-    let embeddings = Tensor::randn([1100, 16], (Kind::Float, Device::Cpu));
+    let embeddings = randn([1100, 16]).to_kind(Kind::Float);
     let labels = Tensor::arange(1100, (Kind::Int64, Device::Cpu)).remainder(275);
     let value_and_gradient = |loss: &dyn Loss, kind| {
         let leaf = embeddings.to_kind(kind).set_requires_grad(true);

@@ -1,7 +1,11 @@
 //! What holds of the overlap losses whatever the tensors.
 
-use tch::{Device, Kind, Tensor};
+mod common;
+
+use tch::{Kind, Tensor};
 use tch_losses::*;
+
+use common::random::{randint, randn};
 
 const SHAPES: [[i64; 4]; 4] = [[1, 1, 3, 3], [2, 3, 4, 5], [3, 2, 1, 7], [2, 5, 8, 8]];
 const GROUPINGS: [Grouping; 4] = [Grouping::SampleAndClass, Grouping::Class, Grouping::Sample, Grouping::All];
@@ -9,10 +13,9 @@ const MEASURES: [OverlapMeasure; 3] = [OverlapMeasure::Product, OverlapMeasure::
 
 /// Logits and classes, several times for each shape.
 fn draws() -> impl Iterator<Item = (Tensor, Tensor)> {
-    tch::manual_seed(17);
     (0..5).flat_map(|_| SHAPES).map(|shape| {
-        let logits = Tensor::randn(shape, (Kind::Double, Device::Cpu)) * 3;
-        let classes = Tensor::randint(shape[1], [shape[0], shape[2], shape[3]], (Kind::Int64, Device::Cpu));
+        let logits = randn(shape) * 3;
+        let classes = randint(shape[1], [shape[0], shape[2], shape[3]]);
         (logits, classes)
     })
 }

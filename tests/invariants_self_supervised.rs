@@ -1,18 +1,20 @@
 //! What holds for the losses of views, of images and texts, and of embeddings and classes whatever their arguments are.
 
-use tch::{Device, Kind, Tensor, nn};
+mod common;
+
+use tch::{Device, Tensor, nn};
 use tch_losses::*;
 
+use common::random::{rand, randint, randn, randperm};
+
 const ROUNDS: i64 = 20;
-const OPTIONS: (Kind, Device) = (Kind::Double, Device::Cpu);
 
 /// Each round with two views of a batch, and an order of its rows.
 fn for_views(check: impl Fn(&Tensor, &Tensor, &Tensor)) {
-    for round in 0..ROUNDS {
-        tch::manual_seed(round);
-        let view = Tensor::randn([8, 5], OPTIONS);
-        let other = &view + Tensor::randn([8, 5], OPTIONS) * 0.5;
-        check(&view, &other, &Tensor::randperm(8, (Kind::Int64, Device::Cpu)));
+    for _ in 0..ROUNDS {
+        let view = randn([8, 5]);
+        let other = &view + randn([8, 5]) * 0.5;
+        check(&view, &other, &randperm(8));
     }
 }
 
@@ -43,7 +45,7 @@ fn neither_the_order_of_the_samples_nor_that_of_the_views_matters() {
 #[test]
 fn neither_the_order_nor_the_sign_of_the_features_matters() {
     for_views(|a, b, _| {
-        let order = Tensor::randperm(5, (Kind::Int64, Device::Cpu));
+        let order = randperm(5);
         let signs = Tensor::from_slice(&[1.0, -1.0, -1.0, 1.0, -1.0]);
         let changed = |view: &Tensor| (view * &signs).index_select(1, &order);
         for loss in symmetric_losses() {
@@ -56,7 +58,7 @@ fn neither_the_order_nor_the_sign_of_the_features_matters() {
 fn barlow_twins_sees_neither_scale_nor_offset_of_a_feature() {
     for_views(|a, b, _| {
         // Up to the 10⁻⁵ that is added to the variances.
-        let (scale, offset) = (Tensor::rand([5], OPTIONS) * 10.0 + 10.0, Tensor::randn([5], OPTIONS));
+        let (scale, offset) = (rand([5]) * 10.0 + 10.0, randn([5]));
         let moved = BarlowTwinsLoss::new().forward(&(a * 10.0), &(b * &scale + offset));
         assert!(moved.allclose(&BarlowTwinsLoss::new().forward(&(a * 10.0), &(b * 10.0)), 1e-4, 1e-5, false));
     });
@@ -65,7 +67,7 @@ fn barlow_twins_sees_neither_scale_nor_offset_of_a_feature() {
 #[test]
 fn vicreg_sees_no_offset_of_both_views_and_is_the_sum_of_its_terms() {
     for_views(|a, b, _| {
-        let offset = Tensor::randn([5], OPTIONS);
+        let offset = randn([5]);
         let value = VicRegLoss::new().forward(a, b);
         assert!(close(&value, &VicRegLoss::new().forward(&(a + &offset), &(b + &offset))));
         let term = |lambda, mu, nu| VicRegLoss::new().lambda_param(lambda).mu_param(mu).nu_param(nu).forward(a, b);
@@ -144,8 +146,8 @@ fn without_a_scale_only_the_size_of_the_batch_and_the_bias_are_left() {
 /// Each round with embeddings, their classes, and a vector for each of six classes.
 fn for_classes(check: impl Fn(&Tensor, &Tensor, &Tensor)) {
     for_views(|embeddings, _, _| {
-        let classes = Tensor::randint(6, [8], (Kind::Int64, Device::Cpu));
-        check(embeddings, &Tensor::randn([6, 5], OPTIONS), &classes);
+        let classes = randint(6, [8]);
+        check(embeddings, &randn([6, 5]), &classes);
     });
 }
 
@@ -164,8 +166,8 @@ fn class_losses() -> [ClassLoss; 4] {
 #[test]
 fn names_of_classes_order_of_samples_and_lengths_do_not_matter() {
     for_classes(|embeddings, vectors, classes| {
-        let order = Tensor::randperm(8, (Kind::Int64, Device::Cpu));
-        let names = Tensor::randperm(6, (Kind::Int64, Device::Cpu));
+        let order = randperm(8);
+        let names = randperm(6);
         for loss in class_losses() {
             let value = loss(embeddings, vectors, classes);
             assert!(close(&value, &loss(&rows(embeddings, &order), vectors, &rows(classes, &order))));

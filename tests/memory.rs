@@ -3,28 +3,25 @@
 //! There is one test, because resident memory is of the process and not of a test.
 #![cfg(target_os = "linux")]
 
+mod common;
+
 use tch::{Device, Kind, Tensor};
 use tch_losses::*;
+
+use common::status;
 
 /// So many that a tensor of one number for each has pages of its own, which go back to the system when it is freed:
 /// malloc does that above 32 MiB.
 const PIXELS: i64 = 9 << 20;
 const CLASSES: i64 = 2;
 
-/// Resident bytes of this process.
-fn resident() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.strip_suffix("kB")).unwrap();
-    kibibytes.trim().parse::<f64>().unwrap() * 1024.0
-}
-
 /// The bytes that a result holds, besides its arguments, in those of `input`.
 fn kept(forward: impl Fn(&Tensor) -> Tensor, input: &Tensor) -> f64 {
     // The first call starts threads and fills caches.
     drop(forward(&input.narrow(2, 0, 8)));
-    let before = resident();
+    let before = status("VmRSS:");
     let result = forward(input);
-    let growth = resident() - before;
+    let growth = status("VmRSS:") - before;
     drop(result);
     growth / (input.numel() * size_of::<f32>()) as f64
 }

@@ -3,20 +3,17 @@
 //! There is one test, because resident memory is of the process and not of a test.
 #![cfg(target_os = "linux")]
 
+mod common;
+
 use tch::{Device, Kind, Tensor};
 use tch_losses::*;
+
+use common::status;
 
 const EMBEDDINGS: i64 = 2048;
 const DIMENSIONS: i64 = 128;
 /// A cube of the batch in single precision would take 32 GiB.
 const LIMIT: f64 = 1e9;
-
-/// The named line of the process's status, in bytes.
-fn status(name: &str) -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let kibibytes = status.lines().find_map(|line| line.strip_prefix(name)?.strip_suffix("kB")).unwrap();
-    kibibytes.trim().parse::<f64>().unwrap() * 1024.0
-}
 
 /// How many bytes are resident at most while `loss` is computed and differentiated.
 fn peak(loss: &dyn Loss, embeddings: &Tensor, labels: &Tensor) -> f64 {

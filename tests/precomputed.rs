@@ -1,17 +1,21 @@
 //! Losses that keep their gradient have the gradients of the same loss that keeps its graph.
 
+mod common;
+
 use tch::{Device, Kind, Tensor};
 use tch_losses::*;
+
+use common::random::{rand, randint};
 
 /// A loss as a function of its input, its target and the tensors among its options.
 type Composition<'a> = &'a dyn Fn(&[Tensor]) -> Tensor;
 
 fn random(shape: &[i64]) -> Tensor {
-    Tensor::rand(shape, (Kind::Double, Device::Cpu)) * 0.8 + 0.1
+    rand(shape) * 0.8 + 0.1
 }
 
 fn indices() -> Tensor {
-    Tensor::randint(3, [2, 4], (Kind::Int64, Device::Cpu))
+    randint(3, [2, 4])
 }
 
 /// The value, the gradients, and the gradients of a product with the first gradient, of three times the loss.
@@ -40,7 +44,6 @@ fn assert_same(name: &str, precomputed: Composition, plain: Composition, argumen
 
 #[test]
 fn focal_losses_have_gradients_for_all_tensors() {
-    tch::manual_seed(0);
     let classes = || random(&[3]);
     let sigmoid = |t: &[Tensor], reduction| {
         let [input, target, alpha, weight, pos_weight] = t else { unreachable!() };
@@ -69,7 +72,6 @@ fn focal_losses_have_gradients_for_all_tensors() {
 
 #[test]
 fn sums_with_dice_have_gradients_for_all_tensors() {
-    tch::manual_seed(0);
     let shape = [2, 3, 4];
     let sigmoid = Activation::Sigmoid;
     let dice = |weight: &Tensor| DiceLoss::new().activation(sigmoid).weight(weight.shallow_clone());

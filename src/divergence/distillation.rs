@@ -360,10 +360,10 @@ impl Default for DistillationLoss {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
 
     use super::*;
     use crate::numeric::assert_gradient;
+    use crate::random::randn;
 
     const SOFT_LOSSES: [SoftLoss; 6] = [
         SoftLoss::ForwardKl,
@@ -374,13 +374,8 @@ mod tests {
         SoftLoss::Cosine,
     ];
 
-    fn randn(shape: &[i64]) -> Tensor {
-        Tensor::randn(shape, (Kind::Double, Device::Cpu))
-    }
-
     #[test]
     fn gradients_are_those_of_differences() {
-        tch::manual_seed(4);
         let (student, teacher, target) = (randn(&[3, 4]), randn(&[3, 4]), Tensor::from_slice(&[3_i64, -100, 0]));
         for soft_loss in SOFT_LOSSES {
             let loss = DistillationLoss::new().soft_loss(soft_loss).temperature(2.0).temperature_squared(true);
@@ -425,7 +420,6 @@ mod tests {
 
     #[test]
     fn the_mixture_tends_to_the_divergences() {
-        tch::manual_seed(5);
         let (student, teacher) = (randn(&[2, 5]), randn(&[2, 5]));
         let of = |soft_loss| {
             let loss = DistillationLoss::new().soft_loss(soft_loss).hard_weight(0.0).soft_weight(1.0);

@@ -346,19 +346,14 @@ impl Sums {
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
 
     use super::*;
     use crate::SoftLoss;
     use crate::numeric::assert_gradient;
-
-    fn randn(shape: &[i64]) -> Tensor {
-        Tensor::randn(shape, (Kind::Double, Device::Cpu))
-    }
+    use crate::random::randn;
 
     #[test]
     fn gradients_are_those_of_differences() {
-        tch::manual_seed(6);
         let (x, w, b) = (randn(&[5, 2]), randn(&[4, 2]), randn(&[4]));
         let (z, v, c) = (randn(&[5, 3]), randn(&[4, 3]), randn(&[4]));
         let teacher = LinearHead::new(&z, &v).bias(&c);

@@ -137,6 +137,7 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
+    use crate::random::randn;
     use crate::{Backend, with_backend};
 
     #[test]
@@ -149,7 +150,7 @@ mod tests {
 
     #[test]
     fn equal_neighbours_have_no_slope() {
-        let image = Tensor::randn([2, 3, 9, 8], (Kind::Double, Device::Cpu)).round();
+        let image = randn([2, 3, 9, 8]).round();
         let slopes = |backend| {
             let leaf = image.detach().set_requires_grad(true);
             with_backend(backend, || TotalVariationLoss::new().reduction(Reduction::Sum).forward(&leaf)).backward();

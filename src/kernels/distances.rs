@@ -274,12 +274,12 @@ impl<T: Element<Wide = T> + Wide, F: Formula<T>> Kernel<T> for Task<'_, T, F> {
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
 
     use super::*;
+    use crate::random::randn;
 
     fn normal(size: [i64; 2], kind: Kind) -> Tensor {
-        Tensor::randn(size, (Kind::Double, Device::Cpu)).to_kind(kind)
+        randn(size).to_kind(kind)
     }
 
     /// Sizes below, at and beyond what is worked on at a time.

@@ -244,10 +244,10 @@ fn take<R: LaneOf<W>, W: Wide, const LEAST: bool>(extremes: &mut [W], others: &[
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
 
     use super::*;
     use crate::kernels::{Backend, with_backend};
+    use crate::random::randn;
 
     /// Erosion and dilation by libtorch's pooling.
     fn f_pooled(neighbours: Neighbours, regions: &Tensor) -> Result<Tensor, LossError> {
@@ -285,7 +285,7 @@ mod tests {
         for (neighbours, shape) in
             [Neighbours::Erode, Neighbours::Dilate].into_iter().flat_map(|way| shapes.map(|shape| (way, shape)))
         {
-            let normal = || Tensor::randn(shape, (Kind::Double, Device::Cpu));
+            let normal = || randn(shape);
             let (random, weights) = (normal(), normal());
             // Few numbers, so that many are equal; and all of them.
             for regions in [random.shallow_clone(), random.round(), random.zeros_like()] {

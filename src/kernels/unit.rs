@@ -166,10 +166,10 @@ impl<W: Wide> Kernel<f64> for Slopes<'_, W> {
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
 
     use super::*;
     use crate::kernels::{Backend, with_backend};
+    use crate::random::randn;
 
     const LEAST: f64 = 1e-3;
 
@@ -195,10 +195,10 @@ mod tests {
         for ((own, kind, tolerance), (rows, columns)) in
             kinds.into_iter().flat_map(|kinds| [(1, 1), (5, 33), (40, 1100)].map(|size| (kinds, size)))
         {
-            let input = Tensor::randn([rows, columns], (Kind::Double, Device::Cpu));
+            let input = randn([rows, columns]);
             // One that is too short, and one of nothing.
             let _ = (input.get(0).g_mul_scalar_(1e-5), input.get(rows - 1).zero_());
-            let factors = Tensor::randn([rows, columns], (Kind::Double, Device::Cpu)).to_kind(kind);
+            let factors = randn([rows, columns]).to_kind(kind);
             // In columns, so that the rows have gaps.
             let input = input.to_kind(own).transpose(0, 1).contiguous().transpose(0, 1);
             let results = |unit: &dyn Fn(&Tensor) -> Tensor| {
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn second_derivatives_are_those_of_the_composite() {
-        let input = Tensor::randn([4, 3], (Kind::Double, Device::Cpu));
+        let input = randn([4, 3]);
         let second = |unit: &dyn Fn(&Tensor) -> Result<Tensor, LossError>| {
             let leaf = input.detach().set_requires_grad(true);
             let cubes = unit(&leaf).unwrap().pow_tensor_scalar(3).sum(Kind::Double);

@@ -371,13 +371,13 @@ mod tests {
 
     use super::*;
     use crate::numeric::assert_gradient;
+    use crate::random::randn;
     use crate::{Backend, with_backend};
 
     const MINING: [TripletMining; 3] = [TripletMining::All, TripletMining::SemiHard, TripletMining::Hard];
 
-    fn batch(seed: i64) -> (Tensor, Tensor) {
-        tch::manual_seed(seed);
-        let embeddings = Tensor::randn([14, 3], (Kind::Double, Device::Cpu));
+    fn batch() -> (Tensor, Tensor) {
+        let embeddings = randn([14, 3]);
         (embeddings, Tensor::arange(14, (Kind::Int64, Device::Cpu)).remainder(4))
     }
 
@@ -395,7 +395,7 @@ mod tests {
             EmbeddingReduction::Threshold { low: Some(-1.0), high: Some(0.5) },
             EmbeddingReduction::Threshold { low: None, high: Some(0.0) },
         ];
-        let (embeddings, labels) = batch(1);
+        let (embeddings, labels) = batch();
         for (mining, reduction) in MINING.into_iter().flat_map(|mining| reductions.map(|reduction| (mining, reduction)))
         {
             let loss = BatchTripletMarginLoss::new().margin(0.4).mining(mining).reduction(reduction);
@@ -418,7 +418,7 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
-        let (embeddings, labels) = batch(2);
+        let (embeddings, labels) = batch();
         for mining in MINING.into_iter().chain([TripletMining::BatchHard]) {
             for (swap, smooth_loss) in [(false, false), (true, false), (false, true), (true, true)] {
                 let loss = BatchTripletMarginLoss::new().margin(0.3).mining(mining).distance(distance());
@@ -430,7 +430,7 @@ mod tests {
 
     #[test]
     fn nan_is_not_a_satisfied_hinge() {
-        let (embeddings, labels) = batch(4);
+        let (embeddings, labels) = batch();
         // One with positives, and one that is nothing but a negative of the others.
         for label in [labels.int64_value(&[3]), 77] {
             let _ = (embeddings.get(3).fill_(f64::NAN), labels.get(3).fill_(label));
@@ -443,7 +443,7 @@ mod tests {
 
     #[test]
     fn options_that_exclude_each_other_are_named() {
-        let (embeddings, labels) = batch(3);
+        let (embeddings, labels) = batch();
         let loss = BatchTripletMarginLoss::new().reduction(EmbeddingReduction::None);
         assert_eq!(
             loss.f_forward(&embeddings, &labels).unwrap_err().to_string(),

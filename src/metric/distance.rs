@@ -314,10 +314,10 @@ fn f_slopes_with_graph(context: &Context, grad: &Tensor) -> Gradients {
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
 
     use super::*;
     use crate::numeric::assert_gradient;
+    use crate::random::rand;
 
     fn embeddings() -> Tensor {
         Tensor::from_slice(&[0.5, -2.0, 1.5, -1.0, 3.0, 0.1, 0.7, 0.2, -0.4, 1.1, -0.6, 0.9]).view([4, 3])
@@ -334,8 +334,7 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
-        let (weights, reference) =
-            (Tensor::rand([4, 4], (Kind::Double, Device::Cpu)), embeddings().flip([0]) * 1.3 + 0.37);
+        let (weights, reference) = (rand([4, 4]), embeddings().flip([0]) * 1.3 + 0.37);
         for distance in distances() {
             let matrix = |a: &Tensor, b: Option<&Tensor>| distance.f_matrix(a, b, a.kind()).unwrap();
             // The distance of an embedding to itself has no gradient.

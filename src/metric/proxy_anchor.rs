@@ -303,10 +303,7 @@ mod tests {
     use tch::Device;
 
     use super::*;
-
-    fn randn(shape: &[i64]) -> Tensor {
-        Tensor::randn(shape, (Kind::Double, Device::Cpu))
-    }
+    use crate::random::randn;
 
     #[test]
     fn wrong_calls_are_named() {

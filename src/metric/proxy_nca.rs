@@ -223,13 +223,9 @@ impl Loss for ProxyNcaLoss {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
 
     use super::*;
-
-    fn randn(shape: &[i64]) -> Tensor {
-        Tensor::randn(shape, (Kind::Double, Device::Cpu))
-    }
+    use crate::random::randn;
 
     #[test]
     fn wrong_calls_are_named() {

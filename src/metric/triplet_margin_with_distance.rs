@@ -205,14 +205,10 @@ impl fmt::Debug for TripletMarginWithDistanceLoss {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
 
     use super::*;
     use crate::TripletMarginLoss;
-
-    fn randn(shape: &[i64]) -> Tensor {
-        Tensor::randn(shape, (Kind::Double, Device::Cpu))
-    }
+    use crate::random::randn;
 
     #[test]
     fn without_a_function_it_is_the_triplet_margin_loss() {

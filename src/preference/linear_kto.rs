@@ -147,11 +147,10 @@ mod tests {
     use super::*;
     use crate::Chunking;
     use crate::numeric::assert_gradient;
+    use crate::random::randn;
 
     #[test]
     fn gradients_are_those_of_differences() {
-        tch::manual_seed(3);
-        let randn = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu));
         let (hidden, weight, bias) = (randn(&[3, 2, 2]), randn(&[4, 2]), randn(&[4]));
         let target = Tensor::from_slice(&[0_i64, 1, 3, -100, -100, -100]).view([3, 2]);
         let (labels, reference) = (Tensor::from_slice(&[true, false, true]), randn(&[3]));

@@ -258,15 +258,11 @@ fn f_nll(chosen: &Scores) -> Result<Tensor, LossError> {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
 
     use super::*;
     use crate::numeric::assert_gradient;
+    use crate::random::randn;
     use crate::{Chunking, CpoLoss, DpoLoss, IpoLoss, OrpoLoss, Reduction, SimpoLoss};
-
-    fn randn(shape: &[i64]) -> Tensor {
-        Tensor::randn(shape, (Kind::Double, Device::Cpu))
-    }
 
     fn target() -> Tensor {
         Tensor::from_slice(&[0_i64, 1, 2, 3, 4, -100, -100, 2, 1, 0, -100, -100]).view([4, 3])
@@ -284,7 +280,6 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_differences() {
-        tch::manual_seed(2);
         let (hidden, weight, bias) = (randn(&[4, 3, 2]), randn(&[5, 2]), randn(&[5]));
         for loss in losses() {
             let chunks = SequenceLogProbs::new().chunking(Chunking::Rows(5)).soft_cap(3.0);

@@ -258,14 +258,10 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-
-    fn randn(shape: &[i64]) -> Tensor {
-        Tensor::randn(shape, (Kind::Double, Device::Cpu))
-    }
+    use crate::random::randn;
 
     #[test]
     fn they_are_those_of_the_log_softmax() {
-        tch::manual_seed(1);
         let (hidden, weight, bias) = (randn(&[2, 5, 3]), randn(&[7, 3]), randn(&[7]));
         let target = Tensor::from_slice(&[6_i64, 0, 1, 2, 3, 4, 9, 9, 5, 9]).view([2, 5]);
         let head = LinearHead::new(&hidden, &weight).bias(&bias);

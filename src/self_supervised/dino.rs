@@ -313,10 +313,7 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-
-    fn randn(shape: &[i64]) -> Tensor {
-        Tensor::randn(shape, (Kind::Double, Device::Cpu))
-    }
+    use crate::random::randn;
 
     fn criterion(vs: &nn::VarStore) -> DinoLoss {
         DinoLoss::new(vs.root(), 3, DinoConfig::new())

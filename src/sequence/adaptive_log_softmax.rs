@@ -350,13 +350,14 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
+    use crate::random;
 
     fn criterion(vs: &nn::VarStore, config: AdaptiveLogSoftmaxConfig) -> AdaptiveLogSoftmaxWithLoss {
         AdaptiveLogSoftmaxWithLoss::new(vs.root(), 8, 10, &[3, 6], config)
     }
 
     fn randn(shape: &[i64]) -> Tensor {
-        Tensor::randn(shape, (Kind::Float, Device::Cpu))
+        random::randn(shape).to_kind(Kind::Float)
     }
 
     #[test]

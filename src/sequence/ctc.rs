@@ -218,9 +218,10 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
+    use crate::random::randn;
 
     fn log_probs(shape: &[i64]) -> Tensor {
-        Tensor::randn(shape, (Kind::Double, Device::Cpu)).log_softmax(-1, None)
+        randn(shape).log_softmax(-1, None)
     }
 
     fn labels(shape: &[i64], values: &[i64]) -> Tensor {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::random::{rand, randint, randn};
 use crate::{
     Backend, CrossEntropyLoss, DiceCrossEntropyLoss, DiceLoss, GeneralizedDiceLoss, JaccardLoss, Loss, MeanOver,
     Reduction, TverskyLoss, with_backend,
@@ -20,19 +21,19 @@ const SHAPES: [[i64; 4]; 9] = [
 ];
 
 fn uniform(size: &[i64], kind: Kind) -> Tensor {
-    Tensor::rand(size, (Kind::Double, Device::Cpu)).to_kind(kind)
+    rand(size).to_kind(kind)
 }
 
 /// An input that fits the activation.
 fn input(size: &[i64], activation: Activation) -> Tensor {
     match activation {
         Activation::None => uniform(size, Kind::Double),
-        Activation::Sigmoid | Activation::Softmax => Tensor::randn(size, (Kind::Double, Device::Cpu)) * 3,
+        Activation::Sigmoid | Activation::Softmax => randn(size) * 3,
     }
 }
 
 fn classes(size: &[i64]) -> Tensor {
-    Tensor::randint(size[1], [size[0], size[2], size[3]], (Kind::Int64, Device::Cpu))
+    randint(size[1], [size[0], size[2], size[3]])
 }
 
 fn one_hot(classes: &Tensor, count: i64, kind: Kind) -> Tensor {
@@ -124,9 +125,9 @@ fn assert_as_defined(formula: &Regional, input: &Tensor, target: &Tensor) {
 /// Each form of a target, with what is ignored in it.
 fn targets(size: &[i64]) -> Vec<(Tensor, Option<i64>)> {
     let classes = classes(size);
-    let hidden = Tensor::rand(classes.size(), (Kind::Double, Device::Cpu)).lt(0.3);
+    let hidden = rand(classes.size()).lt(0.3);
     let soft = uniform(size, Kind::Double);
-    let some = Tensor::rand(size, (Kind::Double, Device::Cpu)).lt(0.3);
+    let some = rand(size).lt(0.3);
     vec![
         (classes.masked_fill(&hidden, 255), Some(255)),
         (classes.masked_fill(&hidden, -100), Some(-100)),
@@ -140,7 +141,6 @@ fn targets(size: &[i64]) -> Vec<(Tensor, Option<i64>)> {
 
 #[test]
 fn the_sums_and_their_gradient_are_as_defined() {
-    tch::manual_seed(1);
     for size in SHAPES {
         for (target, ignored) in targets(&size) {
             for activation in ACTIVATIONS {
@@ -158,7 +158,6 @@ fn the_sums_and_their_gradient_are_as_defined() {
 
 #[test]
 fn so_is_the_cross_entropy() {
-    tch::manual_seed(2);
     for size in SHAPES {
         for (target, ignored) in targets(&size) {
             if target.size() == size && ignored.is_some() {
@@ -176,18 +175,16 @@ fn so_is_the_cross_entropy() {
 
 #[test]
 fn any_layout_is_taken() {
-    tch::manual_seed(3);
     let size = [2, 4, 6, 5];
     for (target, ignored) in targets(&size) {
         let formula =
             Regional { activation: Activation::Softmax, measure: OverlapMeasure::Product, ignored, entropy: None };
-        let double = (Kind::Double, Device::Cpu);
         let layouts = [
-            Tensor::randn([2, 4, 5, 6], double).transpose(2, 3),
-            Tensor::randn([2, 6, 5, 4], double).permute([0, 3, 1, 2]),
-            Tensor::randn([4, 2, 6, 5], double).transpose(0, 1),
-            Tensor::randn([2, 4, 6, 10], double).slice(3, 1, 10, 2),
-            Tensor::randn([2, 1, 6, 5], double).expand(size, false),
+            randn([2, 4, 5, 6]).transpose(2, 3),
+            randn([2, 6, 5, 4]).permute([0, 3, 1, 2]),
+            randn([4, 2, 6, 5]).transpose(0, 1),
+            randn([2, 4, 6, 10]).slice(3, 1, 10, 2),
+            randn([2, 1, 6, 5]).expand(size, false),
         ];
         for input in layouts {
             assert_as_defined(&formula, &input, &target);
@@ -200,7 +197,7 @@ fn any_layout_is_taken() {
 #[test]
 fn equal_probabilities_and_shares_divide_the_gradient_as_in_pytorch() {
     let size = [1, 2, 4, 5];
-    let masks = Tensor::randint(2, size, (Kind::Double, Device::Cpu));
+    let masks = randint(2, size).to_kind(Kind::Double);
     let (activation, measure) = (Activation::None, OverlapMeasure::Minimum);
     let formula = Regional { activation, measure, ignored: None, entropy: None };
     assert_as_defined(&formula, &masks, &masks.copy());
@@ -208,7 +205,6 @@ fn equal_probabilities_and_shares_divide_the_gradient_as_in_pytorch() {
 
 #[test]
 fn a_result_does_not_depend_on_the_number_of_threads() {
-    tch::manual_seed(4);
     let size = [3, 5, 90, 111];
     let threads = tch::get_num_threads();
     for (target, ignored) in [(classes(&size), None), (uniform(&size, Kind::Float), None)] {
@@ -288,7 +284,6 @@ fn assert_orders(actual: &dyn Fn(&Tensor) -> Tensor, expected: &dyn Fn(&Tensor) 
 
 #[test]
 fn losses_are_those_of_tensor_operations_to_second_order() {
-    tch::manual_seed(5);
     let size = [2, 3, 6, 7];
     let weight = || Tensor::from_slice(&[0.5, 1.0, 2.0]);
     for target in [classes(&size), uniform(&size, Kind::Double), classes(&size).to_kind(Kind::Int)] {
@@ -306,7 +301,6 @@ fn losses_are_those_of_tensor_operations_to_second_order() {
 
 #[test]
 fn lower_precision_is_computed_in_single() {
-    tch::manual_seed(6);
     let size = [2, 3, 40, 41];
     for (kind, tolerance) in [(Kind::Float, 1.3e-6), (Kind::Half, 1e-3), (Kind::BFloat16, 1.6e-2)] {
         let logits = input(&size, Activation::Softmax).to_kind(kind);
@@ -333,7 +327,7 @@ fn lower_precision_is_computed_in_single() {
 #[test]
 fn large_logits_have_a_finite_loss() {
     let size = [1, 3, 5, 6];
-    let logits = Tensor::randint_low(-1, 2, size, (Kind::Float, Device::Cpu)) * 1e4;
+    let logits = (randint(3, size) - 1).to_kind(Kind::Float) * 1e4;
     let target = classes(&size);
     for loss in losses().iter().take(7) {
         let leaf = logits.copy().set_requires_grad(true);

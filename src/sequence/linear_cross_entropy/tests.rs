@@ -2,10 +2,7 @@ use tch::{Device, nn};
 
 use super::*;
 use crate::Loss;
-
-fn randn(shape: &[i64]) -> Tensor {
-    Tensor::randn(shape, (Kind::Double, Device::Cpu))
-}
+use crate::random::{randint, randn};
 
 fn ones(shape: &[i64]) -> Tensor {
     Tensor::ones(shape, (Kind::Int64, Device::Cpu))
@@ -435,7 +432,7 @@ fn memory_grows_with_the_chunk() {
     for reduction in REDUCTIONS {
         let step = |rows: i64, classes: i64| {
             let (input, weight) = (randn([rows, features]), randn([classes, features]));
-            let target = Tensor::randint(classes, [rows], (Kind::Int64, Device::Cpu));
+            let target = randint(classes, [rows]);
             let criterion = LinearCrossEntropy::new().z_loss(1e-4).chunking(Chunking::Rows(128)).reduction(reduction);
             criterion.forward(&input, &weight, &target, None).sum(None).backward();
         };
@@ -457,7 +454,7 @@ fn time() {
     let chunking = if size == 0 { Chunking::default() } else { Chunking::Rows(size) };
     let randn = |shape: [i64; 2]| (Tensor::randn(shape, (Kind::Float, Device::Cpu)) * 0.03).set_requires_grad(true);
     let (mut input, mut weight) = (randn([rows, features]), randn([classes, features]));
-    let target = Tensor::randint(classes, [rows], (Kind::Int64, Device::Cpu));
+    let target = randint(classes, [rows]);
     let criterion = LinearCrossEntropy::new().chunking(chunking);
     let mut times: Vec<f64> = (0..=rounds)
         .map(|_| {
