@@ -651,7 +651,7 @@ type OfPairs<'a> = &'a dyn Fn(EmbeddingReduction) -> Box<dyn EmbeddingLoss>;
 fn losses_of_pairs_are_those_of_tensor_operations() {
     use EmbeddingReduction::{Mean, MeanNonZero, None, Sum, Threshold};
     let cosine = EmbeddingDistance::cosine;
-    let losses: [(&str, OfPairs); 11] = [
+    let losses: [(&str, OfPairs); 13] = [
         ("contrastive", &|r| Box::new(ContrastiveLoss::new().pos_margin(0.3).reduction(r))),
         ("contrastive, by cosines", &|r| {
             Box::new(ContrastiveLoss::new().pos_margin(0.8).neg_margin(0.1).distance(cosine()).reduction(r))
@@ -661,6 +661,10 @@ fn losses_of_pairs_are_those_of_tensor_operations() {
         ("multi-similarity", &|r| Box::new(MultiSimilarityLoss::new().reduction(r))),
         ("multi-similarity, by distances", &|r| {
             Box::new(MultiSimilarityLoss::new().distance(EmbeddingDistance::lp()).reduction(r))
+        }),
+        ("NT-Xent", &|r| Box::new(NtXentLoss::new().temperature(0.5).reduction(r))),
+        ("NT-Xent, by distances", &|r| {
+            Box::new(NtXentLoss::new().temperature(0.5).distance(EmbeddingDistance::lp()).reduction(r))
         }),
         ("circle", &|r| Box::new(CircleLoss::new().gamma(20.0).reduction(r))),
         ("generalised lifted structure", &|r| Box::new(GeneralizedLiftedStructureLoss::new().reduction(r))),
@@ -686,19 +690,50 @@ fn losses_of_pairs_are_those_of_tensor_operations() {
             let between = of_pairs(loss, x_labels.shallow_clone(), Some(y_labels.shallow_clone()));
             for (loss, what) in [(among, "among"), (between, "between")] {
                 let what = format!("{name}, {rows} and {others}, {what}, {reduction:?}");
-                // Slopes of distances nearly cancel, of which single precision leaves few digits.
-                for (kind, tolerance) in [(Kind::Double, 1e-11), (Kind::Float, 1e-3)] {
-                    let (x, y) = (x.to_kind(kind), y.to_kind(kind));
-                    let results = |backend| results(backend, loss.as_ref(), &x, &y);
-                    assert_close(&results(Backend::Auto), &results(Backend::Composite), tolerance, &what);
-                }
-                if rows > 10 {
-                    continue;
-                }
-                let derivatives = |backend| derivatives(backend, loss.as_ref(), &x, &y);
-                assert_close(&derivatives(Backend::Auto), &derivatives(Backend::Composite), 1e-10, &what);
+                assert_pairs(loss.as_ref(), &x, &y, &what);
             }
         }
+    }
+}
+
+#[test]
+fn losses_of_one_batch_are_those_of_tensor_operations() {
+    use EmbeddingReduction::{Mean, MeanNonZero, None, Sum, Threshold};
+    type Build<'a> = &'a dyn Fn(EmbeddingReduction) -> Box<dyn Loss>;
+    let losses: [(&str, Build); 4] = [
+        ("lifted structure", &|r| Box::new(LiftedStructureLoss::new().neg_margin(0.5).reduction(r))),
+        ("lifted structure, by cosines", &|r| {
+            let loss = LiftedStructureLoss::new().distance(EmbeddingDistance::cosine());
+            Box::new(loss.pos_margin(0.9).neg_margin(-0.5).reduction(r))
+        }),
+        ("N-pairs", &|r| Box::new(NPairsLoss::new().reduction(r))),
+        ("N-pairs, by distances", &|r| Box::new(NPairsLoss::new().distance(EmbeddingDistance::lp()).reduction(r))),
+    ];
+    let reductions = [None, Mean, MeanNonZero, Sum, Threshold { low: Some(0.1), high: Some(2.0) }];
+    // As above: two of one label, beyond a block, of one label, and without pairs of one label.
+    for ((name, build), (rows, labels)) in
+        losses.iter().flat_map(|loss| [(2, 1), (7, 3), (9, 5), (1100, 600), (6, 1), (9, 1000)].map(|size| (loss, size)))
+    {
+        let (x, classes) = (normal(&[rows, 8]), randint(labels, [rows]));
+        for reduction in reductions {
+            let (loss, classes) = (build(reduction), classes.shallow_clone());
+            let loss = of(move |x, _| loss.f_forward(x, &classes));
+            assert_pairs(loss.as_ref(), &x, &x, &format!("{name}, {rows} of {labels}, {reduction:?}"));
+        }
+    }
+}
+
+/// That both backends agree on a loss of pairs.
+fn assert_pairs(loss: &dyn Loss, x: &Tensor, y: &Tensor, what: &str) {
+    // Slopes of distances nearly cancel, of which single precision leaves few digits.
+    for (kind, tolerance) in [(Kind::Double, 1e-11), (Kind::Float, 1e-3)] {
+        let (x, y) = (x.to_kind(kind), y.to_kind(kind));
+        let results = |backend| results(backend, loss, &x, &y);
+        assert_close(&results(Backend::Auto), &results(Backend::Composite), tolerance, what);
+    }
+    if x.size()[0] <= 10 {
+        let derivatives = |backend| derivatives(backend, loss, x, y);
+        assert_close(&derivatives(Backend::Auto), &derivatives(Backend::Composite), 1e-10, what);
     }
 }
 

@@ -61,6 +61,7 @@
 mod ffi;
 mod precomputed;
 mod stored;
+mod tape;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -70,6 +71,7 @@ pub(crate) use ffi::grad_enabled;
 pub use precomputed::f_precomputed;
 pub(crate) use precomputed::{f_gradients_of, spread};
 pub(crate) use stored::{Stored, StoredGradients};
+pub(crate) use tape::{Backward, Place, Tape, f_taped};
 
 use crate::{LossError, check};
 

@@ -376,7 +376,7 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_differences() {
-        let (student, teacher, target) = (randn(&[3, 4]), randn(&[3, 4]), Tensor::from_slice(&[3_i64, -100, 0]));
+        let (student, teacher, target) = (randn([3, 4]), randn([3, 4]), Tensor::from_slice(&[3_i64, -100, 0]));
         for soft_loss in SOFT_LOSSES {
             let loss = DistillationLoss::new().soft_loss(soft_loss).temperature(2.0).temperature_squared(true);
             assert_gradient(&student, |student| loss.forward(student, &teacher, Some(&target)));
@@ -387,7 +387,7 @@ mod tests {
     #[test]
     fn impossible_classes_are_finite() {
         let masked = |at: i64| {
-            let logits = randn(&[2, 4]);
+            let logits = randn([2, 4]);
             let _ = logits.narrow(1, at, 1).fill_(f64::NEG_INFINITY);
             logits.set_requires_grad(true)
         };
@@ -409,7 +409,7 @@ mod tests {
     #[test]
     fn ignored_rows_may_hold_anything() {
         let student = Tensor::from_slice(&[1.0, f64::NAN]).view([2, 1]).expand([2, 3], false).contiguous();
-        let (student, teacher) = (student.set_requires_grad(true), randn(&[2, 3]));
+        let (student, teacher) = (student.set_requires_grad(true), randn([2, 3]));
         let loss = DistillationLoss::new().forward(&student, &teacher, Some(&Tensor::from_slice(&[1_i64, -100])));
         loss.backward();
         assert!(f64::try_from(loss).unwrap().is_finite());
@@ -420,7 +420,7 @@ mod tests {
 
     #[test]
     fn the_mixture_tends_to_the_divergences() {
-        let (student, teacher) = (randn(&[2, 5]), randn(&[2, 5]));
+        let (student, teacher) = (randn([2, 5]), randn([2, 5]));
         let of = |soft_loss| {
             let loss = DistillationLoss::new().soft_loss(soft_loss).hard_weight(0.0).soft_weight(1.0);
             f64::try_from(loss.forward(&student, &teacher, None)).unwrap()
@@ -434,7 +434,7 @@ mod tests {
 
     #[test]
     fn wrong_calls_are_named() {
-        let (student, other, target) = (randn(&[2, 3]), randn(&[2, 4]), Tensor::from_slice(&[3_i64, 0]));
+        let (student, other, target) = (randn([2, 3]), randn([2, 4]), Tensor::from_slice(&[3_i64, 0]));
         let loss = DistillationLoss::new();
         for (result, message) in [
             (loss.f_forward(&student, &other, None), "teacher has shape [2, 4], expected [2, 3], the shape of input"),

@@ -354,8 +354,8 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_differences() {
-        let (x, w, b) = (randn(&[5, 2]), randn(&[4, 2]), randn(&[4]));
-        let (z, v, c) = (randn(&[5, 3]), randn(&[4, 3]), randn(&[4]));
+        let (x, w, b) = (randn([5, 2]), randn([4, 2]), randn([4]));
+        let (z, v, c) = (randn([5, 3]), randn([4, 3]), randn([4]));
         let teacher = LinearHead::new(&z, &v).bias(&c);
         let target = Tensor::from_slice(&[0_i64, 3, -100, 2, 2]);
         for soft_loss in [SoftLoss::ForwardKl, SoftLoss::JensenShannon(0.3), SoftLoss::Cosine] {
@@ -370,7 +370,7 @@ mod tests {
 
     #[test]
     fn chunks_do_not_change_the_loss() {
-        let (x, w, z, v) = (randn(&[5, 2]), randn(&[4, 2]), randn(&[5, 3]), randn(&[4, 3]));
+        let (x, w, z, v) = (randn([5, 2]), randn([4, 2]), randn([5, 3]), randn([4, 3]));
         let (student, teacher) = (LinearHead::new(&x, &w), LinearHead::new(&z, &v));
         let target = Tensor::from_slice(&[0_i64, 3, -100, 2, 2]);
         for reduction in [Reduction::Mean, Reduction::Sum] {
@@ -398,10 +398,10 @@ mod tests {
 
     #[test]
     fn wrong_calls_are_named() {
-        let (x, w, z, v) = (randn(&[5, 2]), randn(&[4, 2]), randn(&[5, 3]), randn(&[6, 3]));
+        let (x, w, z, v) = (randn([5, 2]), randn([4, 2]), randn([5, 3]), randn([6, 3]));
         let target = Tensor::from_slice(&[0_i64; 5]);
         let (short, few) = (target.narrow(0, 0, 4), z.narrow(0, 0, 4));
-        let same = randn(&[4, 3]);
+        let same = randn([4, 3]);
         let (student, teacher) = (LinearHead::new(&x, &w), LinearHead::new(&z, &same));
         let loss = LinearDistillation::new(DistillationLoss::new());
         let unreduced = LinearDistillation::new(DistillationLoss::new().reduction(Reduction::None));

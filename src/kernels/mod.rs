@@ -32,6 +32,7 @@ mod pairs;
 mod parallel;
 mod pointwise;
 mod positions;
+mod positives;
 mod ranks;
 mod region;
 mod rows;
@@ -58,10 +59,11 @@ pub(crate) use neighbours::{Neighbours, f_neighbours};
 pub(crate) use number::{ANY, Real, choose, powers, sigmoids};
 pub(crate) use pair_labels::PairLabels;
 pub(crate) use pairs::{
-    Counted, Hard, OTHER, PairPlan, PairSlopes, PairSums, PairTerms, SAME, Soft, SoftPairs, f_pairs, scaled,
+    Counted, Hard, OTHER, PairPlan, PairSlopes, PairSums, PairTerms, SAME, Soft, SoftPairs, f_pairs, f_pairs_on, scaled,
 };
 pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise, f_pointwise_of_planes, f_pointwise_to};
 pub(crate) use positions::f_softmax_of_positions;
+pub(crate) use positives::{Each, Positives};
 pub(crate) use ranks::{Ranked, Ranks, f_ranks};
 pub(crate) use region::{Entropy, Regional, Sums, f_region, takes_region};
 pub(crate) use rows::{RowReduction, Rows, scan_classes, scan_range};

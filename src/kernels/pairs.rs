@@ -5,7 +5,6 @@
 //! knows at its end.
 
 use std::array::from_fn;
-use std::ops::Range;
 
 use tch::{Kind, Tensor};
 
@@ -15,7 +14,10 @@ use super::pair_labels::PairLabels;
 use super::simd::{self, Kernel, LANES, LaneOf, Wide, fold};
 use super::{BLOCK, backend, parallel};
 use crate::LossError;
-use crate::autograd::{self, Context, Function};
+use crate::autograd::{Backward, Gradients, Place, Tape, f_taped};
+
+/// Stands for the label of a column that is no pair with the row. Labels are counted from 0.
+const NO_PAIR: f64 = -1.0;
 
 /// Where the numbers of the pairs of one label are in an array of two.
 pub(crate) const SAME: usize = 0;
@@ -53,9 +55,9 @@ pub(crate) trait SoftPairs: PairTerms {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct PairSums {
     /// The greatest terms, −∞ where there are none.
-    most: [f64; 2],
+    pub(super) most: [f64; 2],
     /// Σ exp(t − the greatest)
-    exponentials: [f64; 2],
+    pub(super) exponentials: [f64; 2],
     /// Σ t
     pub(crate) sums: [f64; 2],
     /// How many they are.
@@ -102,19 +104,36 @@ impl Counted {
         if self.mean { 1.0 / count.max(1.0) } else { 1.0 }
     }
 
-    fn counts(self, loss: f64) -> bool {
+    pub(super) fn counts(self, loss: f64) -> bool {
         !(loss <= self.low || loss >= self.high)
     }
 }
 
-/// What the sums of the rows become.
-pub(crate) trait PairPlan: Copy + Send + Sync + 'static {
+/// What is summed up over the rows.
+pub(crate) trait PairPass: Copy + Send + Sync + 'static {
     /// Whether rows need the exponentials of their terms.
     const SOFT: bool;
     type Terms: PairTerms;
 
     fn terms(self) -> Self::Terms;
+}
 
+/// What becomes of a matrix.
+pub(crate) trait PairPlan: PairPass {
+    /// The loss, as a scalar of this `kind`, of a matrix on a tape, of single or double precision, and of what is beside it; none
+    /// where it is NaN.
+    fn f_on(
+        self,
+        tape: &mut Tape,
+        arguments: &[Place],
+        labels: &PairLabels,
+        counted: Counted,
+        kind: Kind,
+    ) -> Result<Option<Place>, LossError>;
+}
+
+/// What the sums of the rows become.
+pub(crate) trait OfSums: PairPass {
     /// The loss, and what the derivatives of the terms are multiplied by in each row, or in all rows.
     fn reduce(self, rows: &[PairSums], counted: Counted) -> (f64, Vec<Weights>);
 }
@@ -122,25 +141,31 @@ pub(crate) trait PairPlan: Copy + Send + Sync + 'static {
 /// What the derivative of a term t is multiplied by: `soft` exp(t − `shift`) + `plain`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Weights {
-    soft: [f64; 2],
-    shift: [f64; 2],
-    plain: [f64; 2],
+    pub(super) soft: [f64; 2],
+    pub(super) shift: [f64; 2],
+    pub(super) plain: [f64; 2],
     /// The derivative with respect to the row's own number.
-    own: f64,
+    pub(super) own: f64,
+}
+
+impl Weights {
+    pub(super) const NOTHING: Self = Self { soft: [0.0; 2], shift: [0.0; 2], plain: [0.0; 2], own: 0.0 };
 }
 
 /// The losses of the rows, reduced.
 #[derive(Clone, Copy)]
 pub(crate) struct Soft<F>(pub(crate) F);
 
-impl<F: SoftPairs> PairPlan for Soft<F> {
+impl<F: SoftPairs> PairPass for Soft<F> {
     const SOFT: bool = true;
     type Terms = F;
 
     fn terms(self) -> F {
         self.0
     }
+}
 
+impl<F: SoftPairs> OfSums for Soft<F> {
     fn reduce(self, rows: &[PairSums], counted: Counted) -> (f64, Vec<Weights>) {
         let losses: Vec<(f64, PairSlopes)> = rows.iter().map(|sums| self.0.loss(sums)).collect();
         let counts = |sums: &PairSums, loss: f64| self.0.exists(sums) && counted.counts(loss);
@@ -164,19 +189,21 @@ impl<F: SoftPairs> PairPlan for Soft<F> {
 #[derive(Clone, Copy)]
 pub(crate) struct Hard<F>(pub(crate) F);
 
-impl<F: PairTerms> PairPlan for Hard<F> {
+impl<F: PairTerms> PairPass for Hard<F> {
     const SOFT: bool = false;
     type Terms = F;
 
     fn terms(self) -> F {
         self.0
     }
+}
 
+impl<F: PairTerms> OfSums for Hard<F> {
     fn reduce(self, rows: &[PairSums], counted: Counted) -> (f64, Vec<Weights>) {
         let total = |part: fn(&PairSums) -> [f64; 2], k| rows.iter().map(|sums| part(sums)[k]).sum::<f64>();
         let plain = from_fn(|k| counted.scale(total(|sums| sums.counts, k)));
         let loss = plain[SAME] * total(|sums| sums.sums, SAME) + plain[OTHER] * total(|sums| sums.sums, OTHER);
-        (loss, vec![Weights { soft: [0.0; 2], shift: [0.0; 2], plain, own: 0.0 }])
+        (loss, vec![Weights { plain, ..Weights::NOTHING }])
     }
 }
 
@@ -194,69 +221,88 @@ where
     P: PairPlan,
     C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
 {
-    let (Some(labels), Some(counted)) = (labels, counted) else { return composite(arguments) };
-    let (matrix, own) = (arguments[0], arguments[0].f_kind()?);
+    let steps = |tape: &mut Tape, places: &[Place]| f_pairs_on(tape, plan, places, labels, counted, kind);
+    f_taped(&arguments, steps, move |inputs| composite(from_fn(|position| &inputs[position])))
+}
+
+/// The same of tensors of a tape; none where the engine does not take them.
+pub(crate) fn f_pairs_on<P: PairPlan>(
+    tape: &mut Tape,
+    plan: P,
+    arguments: &[Place],
+    labels: Option<&PairLabels>,
+    counted: Option<Counted>,
+    kind: Kind,
+) -> Result<Option<Place>, LossError> {
+    let (Some(labels), Some(counted)) = (labels, counted) else { return Ok(None) };
+    let matrix = tape.value(arguments[0]);
+    let (own, size) = (matrix.f_kind()?, matrix.size());
     let fits =
-        matrix.size() == labels.size() && arguments[1..].iter().all(|beside| beside.size() == matrix.size()[..1]);
-    let plain = arguments.iter().all(|argument| is_plain(argument, own));
-    if !backend::fused() || !plain || !fits || matrix.numel() == 0 {
-        return composite(arguments);
+        |argument: &Place, size: &[i64]| tape.value(*argument).size() == size && is_plain(tape.value(*argument), own);
+    let fit = fits(&arguments[0], &labels.size()) && arguments[1..].iter().all(|beside| fits(beside, &size[..1]));
+    if !backend::fused() || !fit || matrix.numel() == 0 {
+        return Ok(None);
     }
     match own {
-        Kind::Float => f_run::<f32, N, P, C>(plan, arguments, labels, counted, kind, composite),
-        Kind::Double => f_run::<f64, N, P, C>(plan, arguments, labels, counted, kind, composite),
-        _ => composite(arguments),
+        Kind::Float | Kind::Double => plan.f_on(tape, arguments, labels, counted, kind),
+        _ => Ok(None),
     }
 }
 
-fn f_run<W: Wide, const N: usize, P, C>(
+impl<P: OfSums> PairPlan for P {
+    fn f_on(
+        self,
+        tape: &mut Tape,
+        arguments: &[Place],
+        labels: &PairLabels,
+        counted: Counted,
+        kind: Kind,
+    ) -> Result<Option<Place>, LossError> {
+        match tape.value(arguments[0]).f_kind()? {
+            Kind::Float => f_run::<f32, P>(self, tape, arguments, labels, counted, kind),
+            _ => f_run::<f64, P>(self, tape, arguments, labels, counted, kind),
+        }
+    }
+}
+
+fn f_run<W: Wide, P: OfSums>(
     plan: P,
-    arguments: [&Tensor; N],
+    tape: &mut Tape,
+    arguments: &[Place],
     labels: &PairLabels,
     counted: Counted,
     kind: Kind,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    P: PairPlan,
-    C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
-{
+) -> Result<Option<Place>, LossError> {
     let job = Job::<W, P>::new(plan, labels, counted);
-    let mut sums = job.f_sums(arguments[0])?;
+    let mut sums = job.f_sums(tape.value(arguments[0]))?;
     if let Some(beside) = arguments.get(1) {
-        sums.iter_mut().zip(f_numbers(beside)?).for_each(|(sums, own)| sums.own = Some(own));
+        sums.iter_mut().zip(f_numbers(tape.value(*beside))?).for_each(|(sums, own)| sums.own = Some(own));
     }
     let (loss, weights) = plan.reduce(&sums, counted);
     if loss.is_nan() {
-        return composite(arguments);
+        return Ok(None);
     }
-    let needed = autograd::needed(&arguments);
-    let backward = move |context: Context| -> autograd::Gradients {
-        let Some(grad) = context.grad(0) else { return Ok(autograd::spread(vec![], &needed)) };
-        if context.create_graph() {
-            let loss = |inputs: &[Tensor]| composite(from_fn(|position| &inputs[position]));
-            return autograd::f_gradients_of(loss, &grad, context.saved(), &needed);
-        }
-        let grad = f_plain(&grad)?.f_double_value(&[])?;
-        let mut gradients = Vec::with_capacity(N);
-        if needed[0] {
-            gradients.push(job.f_gradient(&context.saved()[0], &weights, grad)?);
-        }
-        if needed.get(1) == Some(&true) {
-            let of_rows: Vec<W> = weights.iter().map(|weights| W::from_f64(weights.own * grad)).collect();
-            let output = Output::<W>::f_of_size(&[of_rows.len() as i64])?;
-            // SAFETY: nobody else has a part of it.
-            unsafe { output.write(0..of_rows.len(), &of_rows) };
-            gradients.push(output.into_tensor());
-        }
-        Ok(autograd::spread(gradients, &needed))
+    let pull = move |Backward { arguments, grad, needed, .. }: Backward| -> Gradients {
+        let grad = f_plain(grad)?.f_double_value(&[])?;
+        let of_matrix =
+            needed[0].then(|| job.f_gradient(arguments[0], &weights, grad, |_| std::iter::empty())).transpose()?;
+        let of_rows = needed[1..].iter().map(|needed| needed.then(|| f_of_rows::<W>(&weights, grad)).transpose());
+        std::iter::once(Ok(of_matrix)).chain(of_rows).collect()
     };
-    let loss = f_scalar_of(kind, loss)?;
-    Ok(Function::new(&arguments).save(&arguments).f_attach_own(vec![loss], backward)?.remove(0))
+    Ok(Some(tape.add(f_scalar_of(kind, loss)?, arguments, pull)))
+}
+
+/// The gradient of the numbers beside the matrix.
+fn f_of_rows<W: Wide>(weights: &[Weights], grad: f64) -> Result<Tensor, LossError> {
+    let gradients: Vec<W> = weights.iter().map(|weights| W::from_f64(weights.own * grad)).collect();
+    let output = Output::<W>::f_of_size(&[gradients.len() as i64])?;
+    // SAFETY: nobody else has a part of it.
+    unsafe { output.write(0..gradients.len(), &gradients) };
+    Ok(output.into_tensor())
 }
 
 /// What all threads work on.
-struct Job<W, P> {
+pub(super) struct Job<W, P> {
     plan: P,
     counted: Counted,
     /// Labels in the kind of the matrix, to be compared beside its elements.
@@ -265,15 +311,15 @@ struct Job<W, P> {
     own: bool,
 }
 
-impl<W: Wide, P: PairPlan> Job<W, P> {
-    fn new(plan: P, labels: &PairLabels, counted: Counted) -> Self {
+impl<W: Wide, P: PairPass> Job<W, P> {
+    pub(super) fn new(plan: P, labels: &PairLabels, counted: Counted) -> Self {
         let wide = |labels: &[u32]| labels.iter().map(|label| W::from_f64(f64::from(*label))).collect();
         let (rows, columns) = (wide(&labels.rows), wide(&labels.columns));
         Self { plan, counted, rows, columns, own: labels.own }
     }
 
     /// What each row sums up to.
-    fn f_sums(&self, matrix: &Tensor) -> Result<Vec<PairSums>, LossError> {
+    pub(super) fn f_sums(&self, matrix: &Tensor) -> Result<Vec<PairSums>, LossError> {
         const NUMBERS: usize = 8;
         let matrix = matrix.f_detach()?.f_contiguous()?;
         let output = Output::<f64>::f_of_size(&[self.rows.len() as i64, NUMBERS as i64])?;
@@ -292,23 +338,41 @@ impl<W: Wide, P: PairPlan> Job<W, P> {
         Ok(elements::<f64>(&output).chunks_exact(NUMBERS).map(of_row).collect())
     }
 
-    /// The gradient of the matrix, given the loss's.
-    fn f_gradient(&self, matrix: &Tensor, weights: &[Weights], grad: f64) -> Result<Tensor, LossError> {
+    /// The gradient of the matrix, given the loss's, but for the elements in the columns that `others` names in a row.
+    pub(super) fn f_gradient<O: Iterator<Item = (usize, W)>>(
+        &self,
+        matrix: &Tensor,
+        weights: &[Weights],
+        grad: f64,
+        others: impl Fn(usize) -> O + Sync,
+    ) -> Result<Tensor, LossError> {
         let matrix = matrix.f_detach()?.f_contiguous()?;
         let output = Output::<W>::f_of_size(&matrix.size())?;
         let scaled = |numbers: [f64; 2]| numbers.map(|number| number * grad);
         self.each_row(&matrix, |task| {
             let Weights { soft, shift, plain, own } = weights[if weights.len() == 1 { 0 } else { task.row }];
             let weights = Weights { soft: scaled(soft), shift, plain: scaled(plain), own };
+            let (row, start) = (task.row, task.row * self.columns.len());
             simd::run(Slopes { task, weights, output: &output });
+            for (column, gradient) in others(row) {
+                // SAFETY: each row is one thread's.
+                unsafe { output.write(start + column..start + column + 1, &[gradient]) };
+            }
         });
         Ok(output.into_tensor())
     }
 
-    fn each_row<'a>(&'a self, matrix: &'a Tensor, task: impl Fn(Task<'a, W, P>) + Sync) {
+    fn each_row(&self, matrix: &Tensor, task: impl Fn(Task<W, P>) + Sync) {
         let (x, width) = (elements(matrix), self.columns.len());
         parallel::rows(self.rows.len(), width, |rows| {
-            rows.for_each(|row| task(Task { job: self, row, x: &x[row * width..(row + 1) * width] }));
+            let mut labels = self.columns.clone();
+            for row in rows {
+                let own = self.own.then(|| std::mem::replace(&mut labels[row], W::from_f64(NO_PAIR)));
+                task(Task { job: self, row, x: &x[row * width..(row + 1) * width], labels: &labels });
+                if let Some(own) = own {
+                    labels[row] = own;
+                }
+            }
             0.0
         });
     }
@@ -319,24 +383,23 @@ struct Task<'a, W, P> {
     job: &'a Job<W, P>,
     row: usize,
     x: &'a [W],
+    /// Those of the columns; [`NO_PAIR`] where column and row are one and the same.
+    labels: &'a [W],
 }
 
-/// A term, its derivative, and whether it is that of a pair of one label.
+/// A term, its derivative, and whether it is that of a pair of one label, or of two; of no pair where it is neither.
 struct Term<R> {
     term: R,
     slope: R,
     same: bool,
+    other: bool,
 }
 
-impl<W: Wide, P: PairPlan> Task<'_, W, P> {
-    /// The columns that are pairs with the row, a block at a time.
+impl<W: Wide, P: PairPass> Task<'_, W, P> {
+    /// The columns, a block at a time.
     #[inline(always)]
     fn blocks(&self) -> impl Iterator<Item = [&[W]; 2]> {
-        let width = self.x.len();
-        let (end, start) = if self.job.own { (self.row, self.row + 1) } else { (width, width) };
-        let numbers =
-            |range: Range<usize>| self.x[range.clone()].chunks(BLOCK).zip(self.job.columns[range].chunks(BLOCK));
-        numbers(0..end).chain(numbers(start..width)).map(|(x, labels)| [x, labels])
+        self.x.chunks(BLOCK).zip(self.labels.chunks(BLOCK)).map(|(x, labels)| [x, labels])
     }
 
     #[inline(always)]
@@ -344,7 +407,8 @@ impl<W: Wide, P: PairPlan> Task<'_, W, P> {
         let terms = self.job.plan.terms();
         let same = label == R::new(self.job.rows[self.row]);
         let ((same_term, same_slope), (other_term, other_slope)) = (terms.same(x), terms.other(x));
-        Term { term: choose(same, same_term, other_term), slope: choose(same, same_slope, other_slope), same }
+        let other = !same & (label >= R::of(0.0));
+        Term { term: choose(same, same_term, other_term), slope: choose(same, same_slope, other_slope), same, other }
     }
 
     #[inline(always)]
@@ -359,7 +423,7 @@ struct Sum<'a, W, P> {
     task: Task<'a, W, P>,
 }
 
-impl<W: Wide, P: PairPlan> Kernel<W> for Sum<'_, W, P> {
+impl<W: Wide, P: PairPass> Kernel<W> for Sum<'_, W, P> {
     type Result = PairSums;
 
     #[inline(always)]
@@ -371,8 +435,8 @@ impl<W: Wide, P: PairPlan> Kernel<W> for Sum<'_, W, P> {
         if P::SOFT {
             for block in task.blocks() {
                 let greatest = fold(block, most, |[x, label], [same, other]| {
-                    let Term { term, same: is_same, .. } = task.term(x, label);
-                    [choose(is_same, same.max(term), same), choose(is_same, other, other.max(term))]
+                    let Term { term, same: is_same, other: is_other, .. } = task.term(x, label);
+                    [choose(is_same, same.max(term), same), choose(is_other, other.max(term), other)]
                 });
                 most = from_fn(|k| greatest[k].into_iter().fold(most[k], R::max));
             }
@@ -381,7 +445,7 @@ impl<W: Wide, P: PairPlan> Kernel<W> for Sum<'_, W, P> {
         for block in task.blocks() {
             let [same, other, same_sum, other_sum, same_count, other_count] =
                 fold(block, [zero; 6], |[x, label], [a, b, c, d, e, f]| {
-                    let Term { term, same, .. } = task.term(x, label);
+                    let Term { term, same, other, .. } = task.term(x, label);
                     let exponential =
                         if P::SOFT { (term - choose(same, most[SAME], most[OTHER])).exp_of_moderate() } else { zero };
                     let counts = P::SOFT | task.counts(term);
@@ -389,11 +453,11 @@ impl<W: Wide, P: PairPlan> Kernel<W> for Sum<'_, W, P> {
                     let mine = |number: R, own: bool| choose(own, number, zero);
                     [
                         a + mine(exponential, same),
-                        b + mine(exponential, !same),
+                        b + mine(exponential, other),
                         c + mine(term, same),
-                        d + mine(term, !same),
+                        d + mine(term, other),
                         e + mine(count, same),
-                        f + mine(count, !same),
+                        f + mine(count, other),
                     ]
                 });
             add(&mut sums.exponentials, [same, other]);
@@ -419,7 +483,7 @@ struct Slopes<'a, W: Element, P> {
     output: &'a Output<W>,
 }
 
-impl<W: Wide, P: PairPlan> Kernel<W> for Slopes<'_, W, P> {
+impl<W: Wide, P: PairPass> Kernel<W> for Slopes<'_, W, P> {
     type Result = ();
 
     #[inline(always)]
@@ -430,20 +494,17 @@ impl<W: Wide, P: PairPlan> Kernel<W> for Slopes<'_, W, P> {
         let mut room = [W::default(); BLOCK];
         for start in (0..width).step_by(BLOCK) {
             let block = start..width.min(start + BLOCK);
-            let (x, labels) = (&task.x[block.clone()], &task.job.columns[block.clone()]);
+            let (x, labels) = (&task.x[block.clone()], &task.labels[block.clone()]);
             let gradients = &mut room[..x.len()];
             let labels = &labels[..x.len()];
             for i in 0..x.len() {
-                let Term { term, slope, same } = task.term(R::new(x[i]), R::new(labels[i]));
+                let Term { term, slope, same, other } = task.term(R::new(x[i]), R::new(labels[i]));
                 let of = |pair: [R; 2]| choose(same, pair[SAME], pair[OTHER]);
                 let weight = match P::SOFT {
                     true => (term - of(shift)).exp_of_moderate().mul_add(of(soft), of(plain)),
                     false => choose(task.counts(term), of(plain), R::of(0.0)),
                 };
-                gradients[i] = (weight * slope).get();
-            }
-            if task.job.own && block.contains(&task.row) {
-                gradients[task.row - start] = W::default();
+                gradients[i] = choose(same | other, weight * slope, R::of(0.0)).get();
             }
             let place = task.row * width;
             // SAFETY: each row is one thread's, and its blocks are written one after another.

@@ -9,62 +9,49 @@ use super::element::{Element, Output, elements, f_plain, is_plain};
 use super::simd::{self, Kernel, LaneOf, Wide, fold, total};
 use super::{BLOCK, backend, parallel};
 use crate::LossError;
-use crate::autograd::{self, Context, Function};
+use crate::autograd::{Backward, Place, Tape};
 
 /// Rows with larger elements, of double precision, are left to the composite: their squares may overflow.
 const LARGE: f64 = 1e100;
 
-/// The `rows` `[N, D]`, each divided by its length, or by `least` if it is shorter, in this `kind`, single or double precision; by
-/// the `composite` of tensor operations where the engine does not take the call.
-pub(crate) fn f_unit<C>(rows: &Tensor, kind: Kind, least: f64, composite: C) -> Result<Tensor, LossError>
-where
-    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    let own = rows.f_kind()?;
-    if !backend::fused() || !is_plain(rows, own) || rows.dim() != 2 || rows.numel() == 0 {
-        return composite(rows);
+/// The `rows` `[N, D]` of a tape, each divided by its length, or by `least` if it is shorter, in this `kind`, single or double
+/// precision; none where the engine does not take them.
+pub(crate) fn f_unit(tape: &mut Tape, rows: Place, kind: Kind, least: f64) -> Result<Option<Place>, LossError> {
+    let input = tape.value(rows);
+    let own = input.f_kind()?;
+    if !backend::fused() || !is_plain(input, own) || input.dim() != 2 || input.numel() == 0 {
+        return Ok(None);
     }
     match (own, kind) {
-        (Kind::Float, Kind::Float) => f_run::<f32, f32, C>(rows, least, composite),
-        (Kind::Float, Kind::Double) => f_run::<f32, f64, C>(rows, least, composite),
-        (Kind::Double, Kind::Double) => f_run::<f64, f64, C>(rows, least, composite),
-        (Kind::Half, Kind::Float) => f_run::<f16, f32, C>(rows, least, composite),
-        (Kind::Half, Kind::Double) => f_run::<f16, f64, C>(rows, least, composite),
-        (Kind::BFloat16, Kind::Float) => f_run::<bf16, f32, C>(rows, least, composite),
-        (Kind::BFloat16, Kind::Double) => f_run::<bf16, f64, C>(rows, least, composite),
-        _ => composite(rows),
+        (Kind::Float, Kind::Float) => f_run::<f32, f32>(tape, rows, least),
+        (Kind::Float, Kind::Double) => f_run::<f32, f64>(tape, rows, least),
+        (Kind::Double, Kind::Double) => f_run::<f64, f64>(tape, rows, least),
+        (Kind::Half, Kind::Float) => f_run::<f16, f32>(tape, rows, least),
+        (Kind::Half, Kind::Double) => f_run::<f16, f64>(tape, rows, least),
+        (Kind::BFloat16, Kind::Float) => f_run::<bf16, f32>(tape, rows, least),
+        (Kind::BFloat16, Kind::Double) => f_run::<bf16, f64>(tape, rows, least),
+        _ => Ok(None),
     }
 }
 
 /// Rows of `T` become such of `U`.
-fn f_run<T: Element, U: Wide, C>(rows: &Tensor, least: f64, composite: C) -> Result<Tensor, LossError>
-where
-    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    let input = rows.f_detach()?.f_contiguous()?;
-    let width = rows.size()[1] as usize;
-    let output = Output::<U>::f_of_size(&rows.size())?;
-    let unusual = each_row(elements::<T>(&input), width, |row, numbers| {
+fn f_run<T: Element, U: Wide>(tape: &mut Tape, rows: Place, least: f64) -> Result<Option<Place>, LossError> {
+    let input = tape.value(rows).f_contiguous()?;
+    let width = input.size()[1] as usize;
+    let output = Output::<U>::f_of_size(&input.size())?;
+    let unusual = each_row(elements::<T>(&input), width, |row, numbers, scaled: &mut [U]| {
         let squares = simd::run(Product { a: numbers, b: numbers });
         let length = squares.sqrt();
-        let mut scaled = vec![U::default(); width];
-        simd::run(Scale { numbers, factor: 1.0 / length.max(least), scaled: &mut scaled });
+        simd::run(Scale { numbers, factor: 1.0 / length.max(least), scaled });
         // SAFETY: each row is one thread's.
-        unsafe { output.write(row * width..(row + 1) * width, &scaled) };
+        unsafe { output.write(row * width..(row + 1) * width, scaled) };
         if length < LARGE { 0.0 } else { 1.0 }
     });
     if unusual > 0.0 {
-        return composite(rows);
+        return Ok(None);
     }
-    let backward = move |context: Context| -> autograd::Gradients {
-        let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
-        if context.create_graph() {
-            let units = |inputs: &[Tensor]| composite(&inputs[0]);
-            return autograd::f_gradients_of(units, &grad, context.saved(), &[true]);
-        }
-        Ok(vec![Some(f_gradient::<T, U>(&context.saved()[0], &grad, least)?)])
-    };
-    Ok(Function::new(&[rows]).save(&[rows]).f_attach_own(vec![output.into_tensor()], backward)?.remove(0))
+    let pull = move |of: Backward| Ok(vec![Some(f_gradient::<T, U>(of.arguments[0], of.grad, least)?)]);
+    Ok(Some(tape.add(output.into_tensor(), &[rows], pull)))
 }
 
 /// The gradient of the rows, given that of the unit vectors.
@@ -73,7 +60,7 @@ fn f_gradient<T: Element, U: Wide>(rows: &Tensor, grad: &Tensor, least: f64) -> 
     let width = rows.size()[1] as usize;
     let output = Output::<T>::f_of_size(&rows.size())?;
     let grad = elements::<U>(&grad);
-    each_row(elements::<T>(&input), width, |row, numbers| {
+    each_row(elements::<T>(&input), width, |row, numbers, slopes: &mut [T::Wide]| {
         let place = row * width..(row + 1) * width;
         let grad: Vec<f64> = grad[place.clone()].iter().map(|number| (*number).into()).collect();
         let length = simd::run(Product { a: numbers, b: numbers }).sqrt();
@@ -82,24 +69,28 @@ fn f_gradient<T: Element, U: Wide>(rows: &Tensor, grad: &Tensor, least: f64) -> 
             true => 0.0,
             false => simd::run(Product { a: numbers, b: &grad }) / (length * length),
         };
-        let mut slopes = vec![T::Wide::default(); width];
-        simd::run(Slopes { numbers, grad: &grad, factor: 1.0 / length.max(least), along, slopes: &mut slopes });
+        simd::run(Slopes { numbers, grad: &grad, factor: 1.0 / length.max(least), along, slopes });
         // SAFETY: each row is one thread's.
-        unsafe { output.write(place, &slopes) };
+        unsafe { output.write(place, slopes) };
         0.0
     });
     Ok(output.into_tensor())
 }
 
-/// Calls `task` with the position of each row and its numbers. Returns the sum of what it returns.
-fn each_row<T: Element>(rows: &[T], width: usize, task: impl Fn(usize, &[f64]) -> f64 + Sync) -> f64 {
+/// Calls `task` with the position of each row, its numbers, and room for as many. Returns the sum of what it returns.
+fn each_row<T, W, F>(rows: &[T], width: usize, task: F) -> f64
+where
+    T: Element,
+    W: Wide,
+    F: Fn(usize, &[f64], &mut [W]) -> f64 + Sync,
+{
     parallel::rows(rows.len() / width, width, |range| {
-        let mut numbers = vec![0.0; width];
+        let (mut numbers, mut room) = (vec![0.0; width], vec![W::default(); width]);
         let each = |row: usize| {
             for (number, element) in numbers.iter_mut().zip(&rows[row * width..(row + 1) * width]) {
                 *number = element.wide().into();
             }
-            task(row, &numbers)
+            task(row, &numbers, &mut room)
         };
         range.map(each).sum()
     })
@@ -168,6 +159,7 @@ impl<W: Wide> Kernel<f64> for Slopes<'_, W> {
 mod tests {
 
     use super::*;
+    use crate::autograd::f_taped;
     use crate::kernels::{Backend, with_backend};
     use crate::random::randn;
 
@@ -180,7 +172,16 @@ mod tests {
     }
 
     fn f_engine(rows: &Tensor, kind: Kind) -> Result<Tensor, LossError> {
-        with_backend(Backend::Auto, || f_unit(rows, kind, LEAST, |_| unreachable!("the engine takes it")))
+        f_by_engine(rows, kind, |_| unreachable!("the engine takes it"))
+    }
+
+    fn f_by_engine(
+        rows: &Tensor,
+        kind: Kind,
+        otherwise: fn(&Tensor) -> Result<Tensor, LossError>,
+    ) -> Result<Tensor, LossError> {
+        let steps = |tape: &mut Tape, places: &[Place]| f_unit(tape, places[0], kind, LEAST);
+        with_backend(Backend::Auto, || f_taped(&[rows], steps, move |inputs| otherwise(&inputs[0])))
     }
 
     #[test]
@@ -231,7 +232,7 @@ mod tests {
             let first = Tensor::run_backward(&[cubes], &[&leaf], true, true).remove(0);
             Tensor::run_backward(&[first.square().sum(Kind::Double)], &[&leaf], false, false).remove(0)
         };
-        let engine = |rows: &Tensor| with_backend(Backend::Auto, || f_unit(rows, Kind::Double, LEAST, f_expected));
+        let engine = |rows: &Tensor| f_by_engine(rows, Kind::Double, f_expected);
         let furthest = (second(&engine) - second(&f_expected)).abs().max().double_value(&[]);
         assert!(furthest < 1e-12, "{furthest:e}");
     }
@@ -240,8 +241,7 @@ mod tests {
     fn what_may_overflow_is_left_to_the_composite() {
         for number in [1e200, f64::INFINITY, f64::NAN] {
             let input = Tensor::from_slice(&[1.0, number]).view([1, 2]);
-            let composite = |rows: &Tensor| Ok(rows.zeros_like());
-            let left = with_backend(Backend::Auto, || f_unit(&input, Kind::Double, LEAST, composite)).unwrap();
+            let left = f_by_engine(&input, Kind::Double, |rows| Ok(rows.zeros_like())).unwrap();
             assert_eq!(left.double_value(&[0, 0]), 0.0);
         }
     }

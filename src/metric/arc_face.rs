@@ -294,7 +294,7 @@ mod tests {
 
     #[test]
     fn wrong_calls_are_named() {
-        let (x, weight, classes) = (randn(&[3, 4]), randn(&[4, 6]), Tensor::from_slice(&[0_i64, 5, 6]));
+        let (x, weight, classes) = (randn([3, 4]), randn([4, 6]), Tensor::from_slice(&[0_i64, 5, 6]));
         let of_two = ArcFace::new().sub_centers(2);
         for (loss, weight, target, message) in [
             (ArcFace::new(), &weight, &classes, "target holds 6, expected classes in [0, 6)"),
@@ -313,7 +313,7 @@ mod tests {
 
     #[test]
     fn saturated_angles_have_finite_gradients() {
-        let weight = randn(&[4, 3]);
+        let weight = randn([4, 3]);
         for (sign, kind) in [1.0, -1.0].into_iter().flat_map(|sign| [Kind::Double, Kind::Float].map(|k| (sign, k))) {
             let input = (weight.transpose(0, 1) * (2.0 * sign)).to_kind(kind).detach().set_requires_grad(true);
             let weight = weight.to_kind(kind).detach().set_requires_grad(true);
@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
-        let (x, weight, classes) = (randn(&[4, 3]), randn(&[3, 6]), Tensor::from_slice(&[0_i64, 2, 1, 1]));
+        let (x, weight, classes) = (randn([4, 3]), randn([3, 6]), Tensor::from_slice(&[0_i64, 2, 1, 1]));
         for sub_centers in [1, 2] {
             let loss = ArcFace::new().scale(4.0).sub_centers(sub_centers);
             crate::numeric::assert_gradient(&x, |x| loss.forward(x, &weight, &classes));

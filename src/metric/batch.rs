@@ -1,7 +1,8 @@
 use tch::{Kind, Tensor};
 
 use super::{EmbeddingDistance, EmbeddingReduction};
-use crate::kernels::{PairLabels, PairPlan, f_pairs};
+use crate::autograd::{Place, Tape, f_taped};
+use crate::kernels::{PairLabels, PairPlan, f_pairs, f_pairs_on};
 use crate::numeric::wide_kind;
 use crate::{Loss, LossError, check};
 
@@ -89,9 +90,43 @@ impl Batch {
 
     /// The distances or similarities of all pairs, in the kind in which they are compared.
     pub(crate) fn f_matrix(&self, distance: EmbeddingDistance) -> Result<Tensor, LossError> {
+        distance.f_matrix(&self.embeddings, self.reference.as_ref(), self.f_kind()?)
+    }
+
+    fn f_kind(&self) -> Result<Kind, LossError> {
         let others = self.reference.as_ref().unwrap_or(&self.embeddings);
-        let kind = f_kind_of_pairs(&self.embeddings, others)?;
-        distance.f_matrix(&self.embeddings, self.reference.as_ref(), kind)
+        f_kind_of_pairs(&self.embeddings, [self.embeddings.size()[0], others.size()[0]])
+    }
+
+    /// What `plan` makes of that matrix, by engines or by the `composite` of the matrix, in the kind of the embeddings.
+    pub(crate) fn f_reduced<P, C>(
+        &self,
+        distance: EmbeddingDistance,
+        plan: P,
+        reduction: EmbeddingReduction,
+        composite: C,
+    ) -> Result<Tensor, LossError>
+    where
+        P: PairPlan,
+        C: Fn(&Tensor, &Pairs) -> Result<Tensor, LossError> + Clone + Send + 'static,
+    {
+        let (pairs, counted) = (self.pairs.shallow_clone(), reduction.f_counted()?);
+        let inputs: Vec<&Tensor> = [Some(&self.embeddings), self.reference.as_ref()].into_iter().flatten().collect();
+        let kind = self.f_kind()?;
+        let steps = |tape: &mut Tape, places: &[Place]| {
+            if counted.is_none() || self.pairs.numbered.is_none() {
+                return Ok(None);
+            }
+            let Some(matrix) = distance.f_matrix_on(tape, places, kind)? else { return Ok(None) };
+            f_pairs_on(tape, plan, &[matrix], self.pairs.numbered.as_ref(), counted, self.pairs.kind)
+        };
+        f_taped(&inputs, steps, move |inputs| {
+            let matrix = distance.f_matrix(&inputs[0], inputs.get(1), kind)?;
+            let (of_matrix, pairs) = (composite.clone(), pairs.shallow_clone());
+            let (numbered, kind) = (pairs.numbered.clone(), pairs.kind);
+            let composite = move |[matrix]: [&Tensor; 1]| pairs.f_narrow(&of_matrix(matrix, &pairs)?);
+            f_pairs(plan, [&matrix], numbered.as_ref(), counted, kind, composite)
+        })
     }
 }
 
@@ -99,6 +134,15 @@ impl Pairs {
     fn f_new(labels: Tensor, ref_labels: Option<Tensor>, kind: Kind) -> Result<Self, LossError> {
         let numbered = PairLabels::f_new(&labels, ref_labels.as_ref())?;
         Ok(Self { labels, ref_labels, numbered, kind })
+    }
+
+    fn shallow_clone(&self) -> Self {
+        Self {
+            labels: self.labels.shallow_clone(),
+            ref_labels: self.ref_labels.as_ref().map(Tensor::shallow_clone),
+            numbered: self.numbered.clone(),
+            kind: self.kind,
+        }
     }
 
     /// `[N, M]`: whether two embeddings belong together and are not one and the same.
@@ -121,23 +165,6 @@ impl Pairs {
         Ok(self.labels.f_unsqueeze(1)?.f_eq_tensor(&others.f_unsqueeze(0)?)?)
     }
 
-    /// What `plan` makes of a `matrix`, by the engine or by the `composite`, in the kind of the embeddings.
-    pub(crate) fn f_reduced<P, C>(
-        self,
-        plan: P,
-        matrix: &Tensor,
-        reduction: EmbeddingReduction,
-        composite: C,
-    ) -> Result<Tensor, LossError>
-    where
-        P: PairPlan,
-        C: Fn(&Tensor, &Pairs) -> Result<Tensor, LossError> + Send + 'static,
-    {
-        let (numbered, kind) = (self.numbered.clone(), self.kind);
-        let composite = move |[matrix]: [&Tensor; 1]| self.f_narrow(&composite(matrix, &self)?);
-        f_pairs(plan, [matrix], numbered.as_ref(), reduction.f_counted()?, kind, composite)
-    }
-
     /// The result in the kind of the embeddings.
     pub(crate) fn f_narrow(&self, loss: &Tensor) -> Result<Tensor, LossError> {
         Ok(loss.f_to_kind(self.kind)?)
@@ -157,9 +184,9 @@ pub(super) fn f_labels(embeddings: check::Named, labels: check::Named) -> Result
     check::integers(labels)
 }
 
-/// The kind in which embeddings are compared with others.
-pub(super) fn f_kind_of_pairs(embeddings: &Tensor, others: &Tensor) -> Result<Kind, LossError> {
-    let few = embeddings.size()[0].saturating_mul(others.size()[0]) <= FEW_PAIRS;
+/// The kind in which so many rows of `embeddings` are compared with so many others.
+pub(super) fn f_kind_of_pairs(embeddings: &Tensor, [rows, others]: [i64; 2]) -> Result<Kind, LossError> {
+    let few = rows.saturating_mul(others) <= FEW_PAIRS;
     if few { Ok(Kind::Double) } else { wide_kind(embeddings) }
 }
 

@@ -90,11 +90,11 @@ impl CircleLoss {
         let (m, gamma) = (self.margin, self.gamma);
         check::option("margin", m, m.is_finite(), "a finite number")?;
         check::option("gamma", gamma, gamma > 0.0 && gamma.is_finite(), "a finite number > 0")?;
-        let (loss, cosine) = (*self, batch.f_matrix(EmbeddingDistance::cosine())?);
+        let loss = *self;
         let formula = Formula { margin: m, gamma };
-        batch
-            .pairs
-            .f_reduced(Soft(formula), &cosine, self.reduction, move |cosine, pairs| loss.f_composite(cosine, pairs))
+        batch.f_reduced(EmbeddingDistance::cosine(), Soft(formula), self.reduction, move |cosine, pairs| {
+            loss.f_composite(cosine, pairs)
+        })
     }
 
     fn f_composite(&self, cosine: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {

@@ -4,9 +4,10 @@ use tch::{Kind, Tensor, nn};
 
 use super::batch::{f_kind_of_pairs, f_labels, softplus};
 use super::{EmbeddingDistance, EmbeddingReduction};
+use crate::autograd::{Backward, Gradients, Place, Tape, f_taped};
 use crate::check::{self, ClassIndices, Named};
 use crate::kernels::{
-    OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, f_pairs, scaled,
+    OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, f_pairs, f_pairs_on, scaled,
 };
 use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, Reduction};
 
@@ -42,8 +43,8 @@ pub(super) struct Classified {
     /// As 64-bit integers.
     pub(super) classes: Tensor,
     /// In which they are compared.
-    wide: Kind,
-    kind: Kind,
+    pub(super) wide: Kind,
+    pub(super) kind: Kind,
 }
 
 impl Classified {
@@ -57,9 +58,39 @@ impl Classified {
         let classes = f_labels(("input", input), ("target", target))?;
         check::floating((name, vectors))?;
         let classes = ClassIndices::f_new(&classes, vectors.size()[0] / per_class, None, InvalidValues::Error)?;
-        let wide = f_kind_of_pairs(input, vectors)?;
+        let wide = f_kind_of_pairs(input, [input.size()[0], vectors.size()[0]])?;
         let (embeddings, vectors) = (input.shallow_clone(), vectors.shallow_clone());
         Ok(Classified { embeddings, vectors, classes: classes.indices, wide, kind: input.f_kind()? })
+    }
+
+    /// `weight` is `[D, C · sub_centers]`, the weights of a class side by side.
+    pub(super) fn f_of_weight(
+        input: &Tensor,
+        weight: &Tensor,
+        target: &Tensor,
+        sub_centers: i64,
+    ) -> Result<Classified, LossError> {
+        check::devices(&[("input", input), ("weight", weight), ("target", target)])?;
+        check::option("sub_centers", sub_centers, sub_centers > 0, "a number > 0")?;
+        let features = input.size().get(1).copied().unwrap_or(0);
+        match weight.size()[..] {
+            [rows, columns] if rows == features && columns > 0 && columns % sub_centers == 0 => {
+                Classified::f_new(input, ("weight", &weight.f_transpose(0, 1)?), target, sub_centers)
+            }
+            _ => {
+                let expected = match sub_centers {
+                    1 => format!("[{features}, C], one column for each class"),
+                    _ => format!("[{features}, {sub_centers} C], {sub_centers} columns for each class"),
+                };
+                Err(check::shape_error(("weight", weight), expected))
+            }
+        }
+    }
+
+    /// The same classes of other tensors.
+    pub(super) fn with(&self, [embeddings, vectors]: [&Tensor; 2]) -> Classified {
+        let [embeddings, vectors, classes] = [embeddings, vectors, &self.classes].map(Tensor::shallow_clone);
+        Classified { embeddings, vectors, classes, ..*self }
     }
 
     /// The distances or similarities of the embeddings to the vectors, `[N, C]`.
@@ -90,6 +121,29 @@ impl Classified {
     /// The classes as the labels of the rows of a matrix, with a column for each of `count`.
     pub(super) fn f_numbered(&self, count: i64) -> Result<Option<PairLabels>, LossError> {
         PairLabels::f_of_classes(&self.classes, count)
+    }
+
+    /// Cross entropy of the embeddings' nearness to the vectors, of which those of the classes are lowered.
+    pub(super) fn f_cross_entropy_of(
+        &self,
+        distance: EmbeddingDistance,
+        softmax: OwnSoftmax,
+        reduction: EmbeddingReduction,
+    ) -> Result<Tensor, LossError> {
+        let (labels, counted) = (self.f_numbered(self.vectors.size()[0])?, reduction.f_counted()?);
+        let steps = |tape: &mut Tape, places: &[Place]| {
+            if labels.is_none() || counted.is_none() {
+                return Ok(None);
+            }
+            let Some((rows, sign)) = f_nearness_on(distance, tape, places, self.wide)? else { return Ok(None) };
+            let softmax = OwnSoftmax { scale: sign * softmax.scale, ..softmax };
+            f_pairs_on(tape, Soft(softmax), &[rows], labels.as_ref(), counted, self.kind)
+        };
+        let same = self.with([&self.embeddings, &self.vectors]);
+        f_taped(&[&self.embeddings, &self.vectors], steps, move |inputs| {
+            let batch = same.with([&inputs[0], &inputs[1]]);
+            batch.f_cross_entropy(softmax, &batch.f_nearness(distance)?, None, reduction)
+        })
     }
 
     /// Cross entropy of the `rows` `[N, C]`, of which the elements of the classes are lowered, or replaced by `own`.
@@ -124,6 +178,33 @@ impl Classified {
     pub(super) fn f_narrow(&self, loss: &Tensor) -> Result<Tensor, LossError> {
         Ok(loss.f_to_kind(self.kind)?)
     }
+}
+
+/// How alike two places of a tape are, up to a summand of each row, or with the other sign where the second is −1; none where no
+/// engine takes them.
+fn f_nearness_on(
+    distance: EmbeddingDistance,
+    tape: &mut Tape,
+    places: &[Place],
+    kind: Kind,
+) -> Result<Option<(Place, f64)>, LossError> {
+    if !distance.is_squared_chord() {
+        return Ok(distance.f_matrix_on(tape, places, kind)?.map(|matrix| (matrix, -distance.sign())));
+    }
+    let Some(units) = distance.f_units_on(tape, places, kind)? else { return Ok(None) };
+    let (a, b) = (tape.value(units[0]), tape.value(units[1]));
+    let squares = |rows: &Tensor| rows.f_square()?.f_sum_dim_intlist([1_i64].as_slice(), false, None);
+    let nearness = squares(b)?.f_neg()?.f_unsqueeze(0)?.f_addmm(&a.f_mul_scalar(2)?, &b.f_transpose(0, 1)?)?;
+    let pull = |Backward { arguments, grad, needed, .. }: Backward| -> Gradients {
+        let (a, b, twice) = (arguments[0], arguments[1], grad.f_mul_scalar(2)?);
+        let of_a = needed[0].then(|| twice.f_mm(b)).transpose()?;
+        let of_b = needed[1].then(|| {
+            let own = b.f_mul(&twice.f_sum_dim_intlist([0_i64].as_slice(), false, None)?.f_unsqueeze(1)?)?;
+            twice.f_transpose(0, 1)?.f_mm(a)?.f_sub(&own)
+        });
+        Ok(vec![of_a, of_b.transpose()?])
+    };
+    Ok(Some((tape.add(nearness, &units, pull), 1.0)))
 }
 
 /// Of each row the element of its class.
@@ -194,21 +275,8 @@ impl Angles {
         target: &Tensor,
         sub_centers: i64,
     ) -> Result<Angles, LossError> {
-        check::devices(&[("input", input), ("weight", weight), ("target", target)])?;
-        check::option("sub_centers", sub_centers, sub_centers > 0, "a number > 0")?;
-        let features = input.size().get(1).copied().unwrap_or(0);
-        match weight.size()[..] {
-            [rows, columns] if rows == features && columns > 0 && columns % sub_centers == 0 => (),
-            _ => {
-                let expected = match sub_centers {
-                    1 => format!("[{features}, C], one column for each class"),
-                    _ => format!("[{features}, {sub_centers} C], {sub_centers} columns for each class"),
-                };
-                return Err(check::shape_error(("weight", weight), expected));
-            }
-        }
-        let rows = weight.f_transpose(0, 1)?;
-        let mut classified = Classified::f_new(input, ("weight", &rows), target, sub_centers)?;
+        let mut classified = Classified::f_of_weight(input, weight, target, sub_centers)?;
+        let classes = classified.vectors.size()[0] / sub_centers;
         let cosine = EmbeddingDistance::cosine();
         classified.embeddings = cosine.f_prepared(&classified.embeddings, classified.wide)?;
         classified.vectors = cosine.f_prepared(&classified.vectors, classified.wide)?;
@@ -216,7 +284,6 @@ impl Angles {
         if sub_centers == 1 {
             return Ok(Angles { classified, cosines, nearest: None, sub_centers });
         }
-        let classes = rows.size()[0] / sub_centers;
         let (cosines, nearest) = cosines.f_view([-1, classes, sub_centers])?.f_max_dim(2, false)?;
         Ok(Angles { classified, cosines, nearest: Some(nearest), sub_centers })
     }

@@ -103,11 +103,11 @@ impl ContrastiveLoss {
     }
 
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
-        let (loss, matrix) = (*self, batch.f_matrix(self.distance)?);
+        let loss = *self;
         let formula = Hinges { sign: self.distance.sign(), margins: [self.pos_margin, self.neg_margin] };
-        batch
-            .pairs
-            .f_reduced(Hard(formula), &matrix, self.reduction, move |matrix, pairs| loss.f_composite(matrix, pairs))
+        batch.f_reduced(self.distance, Hard(formula), self.reduction, move |matrix, pairs| {
+            loss.f_composite(matrix, pairs)
+        })
     }
 
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {

@@ -2,8 +2,8 @@ use std::borrow::Borrow;
 
 use tch::{Tensor, nn};
 
-use super::EmbeddingReduction;
-use super::class_vectors::{Angles, OwnSoftmax, f_variable};
+use super::class_vectors::{Classified, OwnSoftmax, f_variable};
+use super::{EmbeddingDistance, EmbeddingReduction};
 use crate::{Loss, LossError, check};
 
 /// Large margin of cosines with weights that are passed in: [`CosFaceLoss`] without parameters of its own, and its options.
@@ -92,9 +92,9 @@ impl CosFace {
     /// A [`LossError`] that names the argument or option at fault.
     pub fn f_forward(&self, input: &Tensor, weight: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_check()?;
-        let angles = Angles::f_new(input, weight, target, 1)?;
         let softmax = OwnSoftmax { scale: self.scale, margin: self.margin };
-        angles.f_loss(softmax, None, self.reduction)
+        let batch = Classified::f_of_weight(input, weight, target, 1)?;
+        batch.f_cross_entropy_of(EmbeddingDistance::cosine(), softmax, self.reduction)
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn wrong_calls_are_named() {
-        let (x, weight, classes) = (randn(&[2, 4]), randn(&[4, 6]), Tensor::from_slice(&[0_i64, -1]));
+        let (x, weight, classes) = (randn([2, 4]), randn([4, 6]), Tensor::from_slice(&[0_i64, -1]));
         let error = CosFace::new().f_forward(&x, &weight, &classes).unwrap_err();
         assert_eq!(error.to_string(), "target holds -1, expected classes in [0, 6)");
         let error = CosFace::new().margin(f64::NAN).f_forward(&x, &weight, &classes).unwrap_err();
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn without_a_margin_it_is_arcface_without_one() {
-        let (x, weight, classes) = (randn(&[3, 4]), randn(&[4, 6]), Tensor::from_slice(&[0_i64, 5, 2]));
+        let (x, weight, classes) = (randn([3, 4]), randn([4, 6]), Tensor::from_slice(&[0_i64, 5, 2]));
         let cos = CosFace::new().margin(0.0).forward(&x, &weight, &classes);
         let arc = ArcFace::new().margin(0.0).forward(&x, &weight, &classes);
         assert!(f64::try_from(cos - arc).unwrap().abs() < 1e-12);

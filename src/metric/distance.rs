@@ -1,6 +1,6 @@
 use tch::{Kind, Tensor};
 
-use crate::autograd::{Context, Function, Gradients, needed};
+use crate::autograd::{Backward, Function, Gradients, Place, Tape, f_taped, needed};
 use crate::kernels::{f_distance_slopes, f_distances, f_unit};
 use crate::numeric::f_power;
 use crate::{LossError, check};
@@ -159,6 +159,33 @@ impl EmbeddingDistance {
         }
     }
 
+    /// The same of the embeddings of a tape, and of a reference where there is a second place; none where an engine does not take
+    /// them.
+    pub(crate) fn f_matrix_on(self, tape: &mut Tape, places: &[Place], kind: Kind) -> Result<Option<Place>, LossError> {
+        if self.power != 1.0 || self.measure == Measure::SignalToNoise {
+            return Ok(None);
+        }
+        let Some(units) = self.f_units_on(tape, places, kind)? else { return Ok(None) };
+        match self.measure {
+            Measure::DotProduct => Ok(Some(f_products_on(tape, &units)?)),
+            _ => f_euclidean_on(tape, &units),
+        }
+    }
+
+    /// Embeddings of length 1, of a tape; none where the engine does not take them.
+    pub(super) fn f_units_on(
+        self,
+        tape: &mut Tape,
+        places: &[Place],
+        kind: Kind,
+    ) -> Result<Option<Vec<Place>>, LossError> {
+        self.check()?;
+        if !self.normalize_embeddings || self.p != 2.0 {
+            return Ok(None);
+        }
+        places.iter().map(|place| f_unit(tape, *place, kind, LEAST_NORM)).collect()
+    }
+
     /// By how much the embeddings of each pair are farther apart than `margin`, or less alike.
     pub(crate) fn f_beyond(self, matrix: &Tensor, margin: f64) -> Result<Tensor, LossError> {
         let farther = matrix.f_sub_scalar(margin)?;
@@ -190,7 +217,8 @@ impl EmbeddingDistance {
         match self.normalize_embeddings {
             false => Ok(embeddings.f_to_kind(kind)?),
             true if self.p == 2.0 => {
-                f_unit(embeddings, kind, LEAST_NORM, move |embeddings| self.f_unit(embeddings, kind))
+                let steps = |tape: &mut Tape, places: &[Place]| f_unit(tape, places[0], kind, LEAST_NORM);
+                f_taped(&[embeddings], steps, move |inputs| self.f_unit(&inputs[0], kind))
             }
             true => self.f_unit(embeddings, kind),
         }
@@ -262,14 +290,45 @@ fn f_euclidean(a: &Tensor, b: Option<&Tensor>) -> Result<Tensor, LossError> {
     let saved: Vec<&Tensor> = inputs.iter().copied().chain([&distances]).collect();
     Function::new(&inputs).save(&saved).f_attach_one(distances.f_detach()?, move |context| {
         let Some(grad) = context.grad(0) else { return Ok(needed.iter().map(|_| None).collect()) };
-        let gradients =
-            if context.create_graph() { f_slopes_with_graph(&context, &grad)? } else { f_slopes(&context, &grad)? };
+        let saved: Vec<&Tensor> = context.saved().iter().collect();
+        let gradients = match context.create_graph() {
+            true => f_slopes_with_graph(&saved, &grad)?,
+            false => f_slopes(&saved, &grad)?,
+        };
         Ok(gradients.into_iter().zip(&needed).map(|(gradient, needed)| gradient.filter(|_| *needed)).collect())
     })
 }
 
+/// The same of one or two places of a tape; none where the engine does not take them.
+fn f_euclidean_on(tape: &mut Tape, places: &[Place]) -> Result<Option<Place>, LossError> {
+    let (first, last) = (tape.value(places[0]), tape.value(places[places.len() - 1]));
+    let Some(distances) = f_distances(first, last)? else { return Ok(None) };
+    let pull = |of: Backward| f_slopes(&[of.arguments, &[of.result]].concat(), of.grad);
+    Ok(Some(tape.add(distances, places, pull)))
+}
+
+/// The products of the rows of one or two places of a tape: `a · bᵀ`, or `a · aᵀ`.
+fn f_products_on(tape: &mut Tape, places: &[Place]) -> Result<Place, LossError> {
+    let (first, last) = (tape.value(places[0]), tape.value(places[places.len() - 1]));
+    let products = first.f_mm(&last.f_transpose(0, 1)?)?;
+    let pull = |Backward { arguments, grad, needed, .. }: Backward| -> Gradients {
+        let across = grad.f_transpose(0, 1)?;
+        match arguments {
+            // Both factors are the same.
+            [a] => Ok(vec![Some(grad.f_add(&across)?.f_mm(a)?)]),
+            [a, b] => {
+                let product =
+                    |needed: bool, left: &Tensor, right: &Tensor| needed.then(|| left.f_mm(right)).transpose();
+                Ok(vec![product(needed[0], grad, b)?, product(needed[1], &across, a)?])
+            }
+            _ => Ok(vec![]),
+        }
+    };
+    Ok(tape.add(products, places, pull))
+}
+
 /// Σⱼ gᵢⱼ (aᵢ − bⱼ) / dᵢⱼ for each i, and the same for each j, as `cdist` computes them.
-fn f_slopes(context: &Context, grad: &Tensor) -> Gradients {
+fn f_slopes(saved: &[&Tensor], grad: &Tensor) -> Gradients {
     let slope = |grad: &Tensor, a: &Tensor, b: &Tensor, distances: &Tensor| -> Result<Tensor, LossError> {
         if let Some(slopes) = f_distance_slopes(grad, a, b, distances)? {
             return Ok(slopes);
@@ -277,7 +336,7 @@ fn f_slopes(context: &Context, grad: &Tensor) -> Gradients {
         let [grad, a, b, distances] = [grad, a, b, distances].map(Tensor::f_contiguous);
         Ok(Tensor::f_internal_cdist_backward(&grad?, &a?, &b?, 2.0, &distances?)?)
     };
-    match context.saved() {
+    match saved {
         // As each distance is there twice, its two gradients are taken together.
         [a, distances] => Ok(vec![Some(slope(&grad.f_add(&grad.f_transpose(0, 1)?)?, a, a, distances)?)]),
         [a, b, distances] => {
@@ -289,7 +348,7 @@ fn f_slopes(context: &Context, grad: &Tensor) -> Gradients {
 }
 
 /// The same of operations that can be differentiated again.
-fn f_slopes_with_graph(context: &Context, grad: &Tensor) -> Gradients {
+fn f_slopes_with_graph(saved: &[&Tensor], grad: &Tensor) -> Gradients {
     let weights = |distances: Tensor| {
         let equal = distances.f_eq(0)?;
         Ok::<_, LossError>(grad.f_masked_fill(&equal, 0)?.f_div(&distances.f_masked_fill(&equal, 1)?)?)
@@ -299,7 +358,7 @@ fn f_slopes_with_graph(context: &Context, grad: &Tensor) -> Gradients {
         let own = a.f_mul(&weights.f_sum_dim_intlist([1_i64].as_slice(), true, None)?)?;
         Ok::<_, LossError>(own.f_sub(&weights.f_matmul(b)?)?)
     };
-    match context.saved() {
+    match saved {
         [a, _] => {
             let weights = weights(f_euclidean(a, None)?)?;
             Ok(vec![Some(slope(&weights.f_add(&weights.f_transpose(0, 1)?)?, a, a)?)])

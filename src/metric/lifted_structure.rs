@@ -1,7 +1,8 @@
 use tch::Tensor;
 
-use super::batch::{Batch, f_log_sum_exp};
+use super::batch::{Batch, Pairs, f_log_sum_exp};
 use super::{EmbeddingDistance, EmbeddingReduction};
+use crate::kernels::{Each, OTHER, Positives, Real, SAME, scaled};
 use crate::{Loss, LossError};
 
 /// The lifted structure loss: each pair of one label against all negatives of both of its embeddings.
@@ -100,15 +101,53 @@ impl LiftedStructureLoss {
     }
 
     fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
-        let matrix = batch.f_matrix(self.distance)?;
-        let too_near = self.distance.f_beyond(&matrix, self.neg_margin)?.f_neg()?;
-        // One sum over negatives serves all pairs of an embedding.
-        let negatives = f_log_sum_exp(&too_near, &batch.pairs.f_negative()?)?;
-        let of_both = negatives.f_logaddexp(&negatives.f_transpose(0, 1)?)?;
-        let losses = of_both.f_add(&self.distance.f_beyond(&matrix, self.pos_margin)?)?;
-        let losses = losses.f_relu()?.f_square()?.f_div_scalar(2)?;
-        batch.pairs.f_narrow(&self.reduction.f_apply(&losses, Some(&batch.pairs.f_positive()?))?)
+        let loss = *self;
+        let formula = Formula { sign: self.distance.sign(), margins: [self.pos_margin, self.neg_margin] };
+        batch.f_reduced(self.distance, Each(formula), self.reduction, move |matrix, pairs| {
+            loss.f_composite(matrix, pairs)
+        })
     }
+
+    fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
+        let too_near = self.distance.f_beyond(matrix, self.neg_margin)?.f_neg()?;
+        // One sum over negatives serves all pairs of an embedding.
+        let negatives = f_log_sum_exp(&too_near, &pairs.f_negative()?)?;
+        let of_both = negatives.f_logaddexp(&negatives.f_transpose(0, 1)?)?;
+        let losses = of_both.f_add(&self.distance.f_beyond(matrix, self.pos_margin)?)?;
+        let losses = losses.f_relu()?.f_square()?.f_div_scalar(2)?;
+        self.reduction.f_apply(&losses, Some(&pairs.f_positive()?))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula {
+    sign: f64,
+    margins: [f64; 2],
+}
+
+impl Positives for Formula {
+    const BOTH: bool = true;
+
+    #[inline(always)]
+    fn negative<R: Real>(self, x: R) -> (R, R) {
+        scaled(x, self.margins[OTHER], -self.sign)
+    }
+
+    fn loss(self, x: f64, negatives: [f64; 2]) -> (f64, [f64; 3]) {
+        let of_both = log_add_exp(negatives);
+        let excess = of_both + self.sign * (x - self.margins[SAME]);
+        if excess <= 0.0 {
+            return (0.0, [0.0; 3]);
+        }
+        let [row, column] = negatives.map(|negatives| excess * (negatives - of_both).exp());
+        (excess * excess / 2.0, [excess * self.sign, row, column])
+    }
+}
+
+/// log(exp(a) + exp(b)), also of two that are −∞.
+fn log_add_exp([a, b]: [f64; 2]) -> f64 {
+    let most = a.max(b);
+    if most == f64::NEG_INFINITY { a + b } else { most + ((a - most).exp() + (b - most).exp()).ln() }
 }
 
 impl Default for LiftedStructureLoss {

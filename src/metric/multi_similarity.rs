@@ -110,11 +110,11 @@ impl MultiSimilarityLoss {
         let finite = |x: f64| x > 0.0 && x.is_finite();
         check::option("alpha", self.alpha, finite(self.alpha), "a finite number > 0")?;
         check::option("beta", self.beta, finite(self.beta), "a finite number > 0")?;
-        let (loss, matrix, sign) = (*self, batch.f_matrix(self.distance)?, self.distance.sign());
+        let (loss, sign) = (*self, self.distance.sign());
         let formula = Formula { base: self.base, scales: [sign * self.alpha, -sign * self.beta] };
-        batch
-            .pairs
-            .f_reduced(Soft(formula), &matrix, self.reduction, move |matrix, pairs| loss.f_composite(matrix, pairs))
+        batch.f_reduced(self.distance, Soft(formula), self.reduction, move |matrix, pairs| {
+            loss.f_composite(matrix, pairs)
+        })
     }
 
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {

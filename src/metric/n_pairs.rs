@@ -3,7 +3,10 @@ use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
 use super::batch::{Batch, f_kind_of_pairs};
+use super::class_vectors::OwnSoftmax;
 use super::{EmbeddingDistance, EmbeddingReduction};
+use crate::autograd::{Backward, Place, Tape, f_taped};
+use crate::kernels::{self, PairLabels, Soft, f_pairs_on};
 use crate::{CrossEntropyLoss, Loss, LossError, Reduction, check};
 
 /// The N-pairs loss: one pair of each label, and each anchor picks its positive out of the positives of all labels.
@@ -82,13 +85,31 @@ impl NPairsLoss {
 
     fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
         let (anchors, positives) = f_pairs(&batch.pairs.labels)?;
-        let [anchors, positives] = [anchors, positives].map(|indices| batch.embeddings.f_index_select(0, &indices));
-        let (anchors, positives) = (anchors?, positives?);
-        let kind = f_kind_of_pairs(&anchors, &positives)?;
-        let alike = self.distance.f_alike(&self.distance.f_matrix(&anchors, Some(&positives), kind)?)?;
+        let (loss, pairs, counted) = (*self, anchors.size()[0], self.reduction.f_counted()?);
+        let (wide, kind) = (f_kind_of_pairs(&batch.embeddings, [pairs; 2])?, batch.pairs.kind);
+        let steps = |tape: &mut Tape, places: &[Place]| {
+            let labels = PairLabels::of_diagonal(1, pairs as usize);
+            if !kernels::takes(&batch.embeddings) || pairs == 0 || counted.is_none() {
+                return Ok(None);
+            }
+            let chosen = [f_select_on(tape, places[0], &anchors)?, f_select_on(tape, places[0], &positives)?];
+            let Some(matrix) = self.distance.f_matrix_on(tape, &chosen, wide)? else { return Ok(None) };
+            let softmax = OwnSoftmax { scale: -self.distance.sign(), margin: 0.0 };
+            f_pairs_on(tape, Soft(softmax), &[matrix], labels.as_ref(), counted, kind)
+        };
+        let chosen = [&anchors, &positives].map(Tensor::shallow_clone);
+        f_taped(&[&batch.embeddings], steps, move |inputs| {
+            let [anchors, positives] = [&chosen[0], &chosen[1]].map(|indices| inputs[0].f_index_select(0, indices));
+            let matrix = loss.distance.f_matrix(&anchors?, Some(&positives?), wide)?;
+            Ok(loss.f_composite(&matrix)?.f_to_kind(kind)?)
+        })
+    }
+
+    fn f_composite(&self, matrix: &Tensor) -> Result<Tensor, LossError> {
+        let alike = self.distance.f_alike(matrix)?;
         let own = Tensor::f_arange(alike.size()[0], (Kind::Int64, alike.device()))?;
         let losses = CrossEntropyLoss::new().reduction(Reduction::None).f_forward(&alike, &own)?;
-        batch.pairs.f_narrow(&self.reduction.f_apply(&losses, None)?)
+        self.reduction.f_apply(&losses, None)
     }
 }
 
@@ -102,6 +123,16 @@ impl Loss for NPairsLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(&Batch::f_new(input, target)?)
     }
+}
+
+/// The rows of a place of a tape that `indices` name.
+fn f_select_on(tape: &mut Tape, place: Place, indices: &Tensor) -> Result<Place, LossError> {
+    let (rows, indices) = (tape.value(place).f_index_select(0, indices)?, indices.shallow_clone());
+    let pull = move |of: Backward| {
+        let nothing = of.arguments[0].f_detach()?.f_zeros_like()?;
+        Ok(vec![Some(nothing.f_index_add(0, &indices, of.grad)?)])
+    };
+    Ok(tape.add(rows, &[place], pull))
 }
 
 /// The positions of the first and of the second embedding of each label that occurs more than once.

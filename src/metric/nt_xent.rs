@@ -1,7 +1,8 @@
 use tch::Tensor;
 
-use super::batch::{Batch, f_log_sum_exp, f_softplus};
+use super::batch::{Batch, Pairs, f_log_sum_exp, f_softplus, softplus};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
+use crate::kernels::{Each, Positives, Real, scaled};
 use crate::{Loss, LossError, check};
 
 /// The normalised temperature-scaled cross entropy: each embedding picks its positive out of all negatives. InfoNCE.
@@ -93,10 +94,37 @@ impl NtXentLoss {
 
     fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
         check::option("temperature", self.temperature, self.temperature > 0.0, "a number > 0")?;
-        let alike = self.distance.f_alike(&batch.f_matrix(self.distance)?)?.f_div_scalar(self.temperature)?;
-        let negatives = f_log_sum_exp(&alike, &batch.pairs.f_negative()?)?;
+        let (loss, scale) = (*self, -self.distance.sign() / self.temperature);
+        batch.f_reduced(self.distance, Each(Formula { scale }), self.reduction, move |matrix, pairs| {
+            loss.f_composite(matrix, pairs)
+        })
+    }
+
+    fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
+        let alike = self.distance.f_alike(matrix)?.f_div_scalar(self.temperature)?;
+        let negatives = f_log_sum_exp(&alike, &pairs.f_negative()?)?;
         let losses = f_softplus(&negatives.f_sub(&alike)?)?;
-        batch.pairs.f_narrow(&self.reduction.f_apply(&losses, Some(&batch.pairs.f_positive()?))?)
+        self.reduction.f_apply(&losses, Some(&pairs.f_positive()?))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Formula {
+    /// Makes logits of similarities, or of distances.
+    scale: f64,
+}
+
+impl Positives for Formula {
+    const BOTH: bool = false;
+
+    #[inline(always)]
+    fn negative<R: Real>(self, x: R) -> (R, R) {
+        scaled(x, 0.0, self.scale)
+    }
+
+    fn loss(self, x: f64, [negatives, _]: [f64; 2]) -> (f64, [f64; 3]) {
+        let (loss, slope) = softplus(negatives - self.scale * x);
+        (loss, [-self.scale * slope, slope, 0.0])
     }
 }
 

@@ -5,8 +5,9 @@ use tch::{Kind, Tensor, nn};
 use super::batch::{f_log_sum_exp, f_softplus, softplus};
 use super::class_vectors::{Classified, check_proxies, f_variable};
 use super::{EmbeddingDistance, EmbeddingReduction};
+use crate::autograd::{Backward, Place, Tape, f_taped};
 use crate::kernels::{
-    OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, f_pairs, scaled,
+    OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, f_pairs, f_pairs_on, scaled,
 };
 use crate::{Loss, LossError, check};
 
@@ -111,22 +112,48 @@ impl ProxyAnchor {
         self.f_check()?;
         check_proxies(input, proxies, target)?;
         let batch = Classified::f_new(input, ("proxies", proxies), target, 1)?;
-        // The proxies are the anchors: one row for each.
+        let (labels, counted) =
+            (batch.f_numbered(proxies.size()[0])?.map(PairLabels::transposed), self.reduction.f_counted()?);
+        let steps = |tape: &mut Tape, places: &[Place]| {
+            if labels.is_none() || counted.is_none() || !self.distance.is_symmetric() {
+                return Ok(None);
+            }
+            // The proxies are the anchors: one row for each.
+            let Some(matrix) = self.distance.f_matrix_on(tape, &[places[1], places[0]], batch.wide)? else {
+                return Ok(None);
+            };
+            let mut f_part =
+                |of| f_pairs_on(tape, Soft(self.maximum(of)), &[matrix], labels.as_ref(), counted, batch.wide);
+            let (Some(same), Some(other)) = (f_part(SAME)?, f_part(OTHER)?) else { return Ok(None) };
+            let sum = tape.value(same).f_add(tape.value(other))?.f_to_kind(batch.kind)?;
+            let wide = batch.wide;
+            let pull = move |of: Backward| (0..2).map(|_| Ok(Some(of.grad.f_to_kind(wide)?))).collect();
+            Ok(Some(tape.add(sum, &[same, other], pull)))
+        };
+        let (loss, same) = (*self, batch.with([input, proxies]));
+        f_taped(&[input, proxies], steps, move |inputs| loss.f_with_nodes(&same.with([&inputs[0], &inputs[1]])))
+    }
+
+    /// The same by a function for each step.
+    fn f_with_nodes(&self, batch: &Classified) -> Result<Tensor, LossError> {
         let matrix = batch.f_matrix_of_vectors(self.distance)?;
         let (labels, counted) =
             (batch.f_numbered(matrix.size()[0])?.map(PairLabels::transposed), self.reduction.f_counted()?);
         let of = |of: usize| {
             let (loss, classes) = (*self, batch.classes.shallow_clone());
             let composite = move |[matrix]: [&Tensor; 1]| loss.f_composite(matrix, &classes, of);
-            let sign = if of == SAME { self.distance.sign() } else { -self.distance.sign() };
-            let margin = if of == SAME { self.margin } else { -self.margin };
-            let formula = Maximum { of, margin, scale: sign * self.alpha };
-            f_pairs(Soft(formula), [&matrix], labels.as_ref(), counted, matrix.f_kind()?, composite)
+            f_pairs(Soft(self.maximum(of)), [&matrix], labels.as_ref(), counted, matrix.f_kind()?, composite)
         };
         match self.reduction {
             EmbeddingReduction::None => batch.f_narrow(&Tensor::f_cat(&[of(SAME)?, of(OTHER)?], 0)?),
             _ => batch.f_narrow(&of(SAME)?.f_add(&of(OTHER)?)?),
         }
+    }
+
+    fn maximum(&self, of: usize) -> Maximum {
+        let sign = if of == SAME { self.distance.sign() } else { -self.distance.sign() };
+        let margin = if of == SAME { self.margin } else { -self.margin };
+        Maximum { of, margin, scale: sign * self.alpha }
     }
 
     /// The losses of the proxies by the embeddings of their class, or by the others, reduced.
@@ -307,10 +334,10 @@ mod tests {
 
     #[test]
     fn wrong_calls_are_named() {
-        let (x, proxies, classes) = (randn(&[2, 4]), randn(&[6, 4]), Tensor::from_slice(&[0_i64, 6]));
+        let (x, proxies, classes) = (randn([2, 4]), randn([6, 4]), Tensor::from_slice(&[0_i64, 6]));
         for (loss, proxies, message) in [
             (ProxyAnchor::new(), &proxies, "target holds 6, expected classes in [0, 6)"),
-            (ProxyAnchor::new(), &randn(&[6, 3]), "proxies has shape [6, 3], expected [C, 4], one row for each class"),
+            (ProxyAnchor::new(), &randn([6, 3]), "proxies has shape [6, 3], expected [C, 4], one row for each class"),
             (ProxyAnchor::new().alpha(f64::NAN), &proxies, "option alpha is NaN, expected a finite number"),
         ] {
             assert_eq!(loss.f_forward(&x, proxies, &classes).unwrap_err().to_string(), message);
@@ -319,7 +346,7 @@ mod tests {
 
     #[test]
     fn unreduced_losses_are_those_of_the_means() {
-        let (x, proxies, classes) = (randn(&[5, 4]), randn(&[6, 4]), Tensor::from_slice(&[0_i64, 2, 2, 5, 0]));
+        let (x, proxies, classes) = (randn([5, 4]), randn([6, 4]), Tensor::from_slice(&[0_i64, 2, 2, 5, 0]));
         let losses = ProxyAnchor::new().reduction(EmbeddingReduction::None).forward(&x, &proxies, &classes);
         assert_eq!(losses.size(), [3 + 6]);
         let sum = losses.narrow(0, 0, 3).mean(None) + losses.narrow(0, 3, 6).mean(None);
@@ -329,13 +356,13 @@ mod tests {
     #[test]
     fn an_empty_batch_has_its_proxies_alone() {
         let classes = Tensor::zeros([0], (Kind::Int64, Device::Cpu));
-        let loss = ProxyAnchor::new().forward(&randn(&[0, 4]), &randn(&[6, 4]), &classes);
+        let loss = ProxyAnchor::new().forward(&randn([0, 4]), &randn([6, 4]), &classes);
         assert_eq!(f64::try_from(loss).unwrap(), 0.0);
     }
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
-        let (x, proxies, classes) = (randn(&[4, 3]), randn(&[5, 3]), Tensor::from_slice(&[0_i64, 2, 2, 4]));
+        let (x, proxies, classes) = (randn([4, 3]), randn([5, 3]), Tensor::from_slice(&[0_i64, 2, 2, 4]));
         for distance in [EmbeddingDistance::cosine(), EmbeddingDistance::lp().power(2.0)] {
             let loss = ProxyAnchor::new().alpha(4.0).distance(distance);
             crate::numeric::assert_gradient(&x, |x| loss.forward(x, &proxies, &classes));

@@ -100,7 +100,7 @@ impl ProxyNca {
         check_proxies(input, proxies, target)?;
         let batch = Classified::f_new(input, ("proxies", proxies), target, 1)?;
         let softmax = OwnSoftmax { scale: self.softmax_scale, margin: 0.0 };
-        batch.f_cross_entropy(softmax, &batch.f_nearness(self.distance)?, None, self.reduction)
+        batch.f_cross_entropy_of(self.distance, softmax, self.reduction)
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn wrong_calls_are_named() {
-        let (x, proxies, classes) = (randn(&[2, 4]), randn(&[6, 4]), Tensor::from_slice(&[0_i64, 6]));
+        let (x, proxies, classes) = (randn([2, 4]), randn([6, 4]), Tensor::from_slice(&[0_i64, 6]));
         let error = ProxyNca::new().f_forward(&x, &proxies, &classes).unwrap_err();
         assert_eq!(error.to_string(), "target holds 6, expected classes in [0, 6)");
         let error = ProxyNca::new().softmax_scale(f64::INFINITY).f_forward(&x, &proxies, &classes).unwrap_err();
@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
-        let (x, proxies, classes) = (randn(&[4, 3]), randn(&[5, 3]), Tensor::from_slice(&[0_i64, 2, 2, 4]));
+        let (x, proxies, classes) = (randn([4, 3]), randn([5, 3]), Tensor::from_slice(&[0_i64, 2, 2, 4]));
         for distance in [EmbeddingDistance::lp().power(2.0), EmbeddingDistance::cosine(), EmbeddingDistance::lp()] {
             let loss = ProxyNca::new().softmax_scale(3.0).distance(distance);
             crate::numeric::assert_gradient(&x, |x| loss.forward(x, &proxies, &classes));

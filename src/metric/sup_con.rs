@@ -88,12 +88,12 @@ impl SupConLoss {
 
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         check::option("temperature", self.temperature, self.temperature > 0.0, "a number > 0")?;
-        let (loss, matrix) = (*self, batch.f_matrix(self.distance)?);
+        let loss = *self;
         let one_label = batch.pairs.numbered.as_ref().is_some_and(PairLabels::are_one);
         let formula = Formula { scale: -self.distance.sign() / self.temperature, one_label };
-        batch
-            .pairs
-            .f_reduced(Soft(formula), &matrix, self.reduction, move |matrix, pairs| loss.f_composite(matrix, pairs))
+        batch.f_reduced(self.distance, Soft(formula), self.reduction, move |matrix, pairs| {
+            loss.f_composite(matrix, pairs)
+        })
     }
 
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {

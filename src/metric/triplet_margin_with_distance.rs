@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn without_a_function_it_is_the_triplet_margin_loss() {
-        let (a, p, n) = (randn(&[5, 3]), randn(&[5, 3]), randn(&[5, 3]));
+        let (a, p, n) = (randn([5, 3]), randn([5, 3]), randn([5, 3]));
         for swap in [false, true] {
             let loss = TripletMarginWithDistanceLoss::new().swap(swap).forward(&a, &p, &n);
             assert_eq!(loss, TripletMarginLoss::new().swap(swap).forward(&a, &p, &n));
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn an_error_of_the_function_comes_out() {
         let criterion = TripletMarginWithDistanceLoss::new().distance_function(|a, b| Ok(a.f_matmul(b)?));
-        let x = randn(&[3, 4]);
+        let x = randn([3, 4]);
         let error = criterion.f_forward(&x, &x, &x).unwrap_err();
         assert!(error.to_string().starts_with("libtorch: mat1 and mat2 shapes"), "{error}");
     }
@@ -234,7 +234,7 @@ mod tests {
             Ok(a.f_sub(b)?.f_sum_dim_intlist(-1, keepdim, None)?)
         };
         let criterion = TripletMarginWithDistanceLoss::new().distance_function(ragged);
-        let one = randn(&[3, 4]).ones_like();
+        let one = randn([3, 4]).ones_like();
         let error = criterion.f_forward(&one, &-&one, &one).unwrap_err();
         let expected = "distance_function(anchor, negative) has shape [3, 1], \
                         expected [3], the shape of distance_function(anchor, positive)";
@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn wrong_calls_are_named() {
-        let x = randn(&[3, 4]);
+        let x = randn([3, 4]);
         let criterion = TripletMarginWithDistanceLoss::new().margin(-1.0);
         let error = criterion.f_forward(&x, &x, &x).unwrap_err();
         assert_eq!(error.to_string(), "option margin is -1, expected a number > 0");

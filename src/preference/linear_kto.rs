@@ -151,9 +151,9 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_differences() {
-        let (hidden, weight, bias) = (randn(&[3, 2, 2]), randn(&[4, 2]), randn(&[4]));
+        let (hidden, weight, bias) = (randn([3, 2, 2]), randn([4, 2]), randn([4]));
         let target = Tensor::from_slice(&[0_i64, 1, 3, -100, -100, -100]).view([3, 2]);
-        let (labels, reference) = (Tensor::from_slice(&[true, false, true]), randn(&[3]));
+        let (labels, reference) = (Tensor::from_slice(&[true, false, true]), randn([3]));
         let log_probs = SequenceLogProbs::new().chunking(Chunking::Rows(4)).token_reduction(TokenReduction::Mean);
         let loss = LinearKto::new(KtoLoss::new()).log_probs(log_probs);
         let reference = Some(ReferenceModel::LogProbs(&reference));

@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_differences() {
-        let (hidden, weight, bias) = (randn(&[4, 3, 2]), randn(&[5, 2]), randn(&[5]));
+        let (hidden, weight, bias) = (randn([4, 3, 2]), randn([5, 2]), randn([5]));
         for loss in losses() {
             let chunks = SequenceLogProbs::new().chunking(Chunking::Rows(5)).soft_cap(3.0);
             let loss = LinearPreference::new(loss).log_probs(chunks).alpha(0.7);
@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn sequences_without_tokens_are_finite() {
-        let (hidden, weight) = (randn(&[4, 3, 2]).set_requires_grad(true), randn(&[5, 2]));
+        let (hidden, weight) = (randn([4, 3, 2]).set_requires_grad(true), randn([5, 2]));
         let ignored = target().full_like(-100);
         for (target, loss) in losses().into_iter().flat_map(|loss| [(ignored.shallow_clone(), loss)]) {
             let output = LinearPreference::new(loss).forward(LinearHead::new(&hidden, &weight), &target, None);
@@ -306,8 +306,8 @@ mod tests {
 
     #[test]
     fn a_reference_is_a_model_or_its_log_probs() {
-        let (hidden, weight) = (randn(&[4, 3, 2]), randn(&[5, 2]));
-        let (other, wider) = (randn(&[4, 3, 7]), randn(&[9, 7]).set_requires_grad(true));
+        let (hidden, weight) = (randn([4, 3, 2]), randn([5, 2]));
+        let (other, wider) = (randn([4, 3, 7]), randn([9, 7]).set_requires_grad(true));
         let loss = LinearPreference::new(DpoLoss::new());
         let (policy, model) = (LinearHead::new(&hidden, &weight), LinearHead::new(&other, &wider));
         let log_probs = SequenceLogProbs::new().forward(model, &target());
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn the_nll_may_have_tokens_of_its_own() {
-        let (hidden, weight) = (randn(&[4, 3, 2]), randn(&[5, 2]));
+        let (hidden, weight) = (randn([4, 3, 2]), randn([5, 2]));
         let (policy, loss) = (LinearHead::new(&hidden, &weight), LinearPreference::new(OrpoLoss::new()));
         let same = target().narrow(0, 0, 2);
         let plain = loss.forward(policy, &target(), None);
@@ -332,7 +332,7 @@ mod tests {
 
     #[test]
     fn an_unreduced_loss_has_one_number_per_pair() {
-        let (hidden, weight) = (randn(&[4, 3, 2]), randn(&[5, 2]));
+        let (hidden, weight) = (randn([4, 3, 2]), randn([5, 2]));
         let of = |reduction| {
             let loss = LinearPreference::new(CpoLoss::new().reduction(reduction));
             loss.forward(LinearHead::new(&hidden, &weight), &target(), None).loss
@@ -344,11 +344,11 @@ mod tests {
 
     #[test]
     fn wrong_calls_are_named() {
-        let (odd, hidden, weight) = (randn(&[3, 3, 2]), randn(&[4, 3, 2]), randn(&[5, 2]));
-        let (three, log_probs) = (target().narrow(0, 0, 3), randn(&[2]));
+        let (odd, hidden, weight) = (randn([3, 3, 2]), randn([4, 3, 2]), randn([5, 2]));
+        let (three, log_probs) = (target().narrow(0, 0, 3), randn([2]));
         let loss = LinearPreference::new(DpoLoss::new());
         let policy = LinearHead::new(&hidden, &weight);
-        let narrow = randn(&[5, 3]);
+        let narrow = randn([5, 3]);
         let model = ReferenceModel::Head(LinearHead::new(&hidden, &narrow));
         for (result, message) in [
             (

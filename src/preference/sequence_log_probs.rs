@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn they_are_those_of_the_log_softmax() {
-        let (hidden, weight, bias) = (randn(&[2, 5, 3]), randn(&[7, 3]), randn(&[7]));
+        let (hidden, weight, bias) = (randn([2, 5, 3]), randn([7, 3]), randn([7]));
         let target = Tensor::from_slice(&[6_i64, 0, 1, 2, 3, 4, 9, 9, 5, 9]).view([2, 5]);
         let head = LinearHead::new(&hidden, &weight).bias(&bias);
         let log_probs = hidden.linear(&weight, Some(&bias)).log_softmax(2, None);
@@ -295,11 +295,10 @@ mod tests {
 
     #[test]
     fn wrong_calls_are_named() {
-        let (hidden, weight, target) =
-            (randn(&[2, 3, 4]), randn(&[5, 4]), Tensor::from_slice(&[0_i64; 6]).view([2, 3]));
+        let (hidden, weight, target) = (randn([2, 3, 4]), randn([5, 4]), Tensor::from_slice(&[0_i64; 6]).view([2, 3]));
         let of = SequenceLogProbs::new();
-        let (flat, other, floats) = (randn(&[6, 4]), randn(&[5, 3]), randn(&[5, 4]).to_kind(Kind::Float));
-        let (bias, short, high) = (randn(&[4]), target.narrow(1, 0, 2), &target + 5);
+        let (flat, other, floats) = (randn([6, 4]), randn([5, 3]), randn([5, 4]).to_kind(Kind::Float));
+        let (bias, short, high) = (randn([4]), target.narrow(1, 0, 2), &target + 5);
         for (result, message) in [
             (
                 of.f_forward(LinearHead::new(&flat, &weight), &target),

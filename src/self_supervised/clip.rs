@@ -131,14 +131,14 @@ mod tests {
 
     #[test]
     fn wrong_calls_are_named() {
-        let (x, scale) = (randn(&[3, 4]), Tensor::from(2.0));
+        let (x, scale) = (randn([3, 4]), Tensor::from(2.0));
         let message = |image: &Tensor, text: &Tensor, scale: LogitParameter| {
             ClipLoss::new().f_forward(image, text, scale).unwrap_err().to_string()
         };
         let scale = LogitParameter::from(&scale);
         let shape = "text has shape [2, 4], expected [3, 4], the shape of image";
-        assert_eq!(message(&x, &randn(&[2, 4]), scale), shape);
-        assert_eq!(message(&randn(&[4]), &randn(&[4]), scale), "image has shape [4], expected [N, D] with D > 0");
+        assert_eq!(message(&x, &randn([2, 4]), scale), shape);
+        assert_eq!(message(&randn([4]), &randn([4]), scale), "image has shape [4], expected [N, D] with D > 0");
         let scale = "logit_scale has shape [3, 4], expected one element";
         assert_eq!(message(&x, &x, LogitParameter::Tensor(&x)), scale);
         let scale = "option logit_scale is NaN, expected a finite number";
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn no_embedding_overflows() {
-        let (image, text) = (randn(&[3, 4]), randn(&[3, 4]));
+        let (image, text) = (randn([3, 4]), randn([3, 4]));
         let expected = ClipLoss::new().forward(&image, &text, 10.0);
         let loss = ClipLoss::new().forward(&(image * 1e200), &(text * 1e-200), 10.0);
         assert!((f64::try_from(loss - expected).unwrap()).abs() < 1e-12);
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn large_scales_stay_finite() {
-        let (image, text) = (randn(&[3, 4]).set_requires_grad(true), randn(&[3, 4]));
+        let (image, text) = (randn([3, 4]).set_requires_grad(true), randn([3, 4]));
         let loss = ClipLoss::new().forward(&image, &text, 1e6);
         loss.backward();
         assert!(bool::try_from(loss.isfinite()).unwrap() && bool::try_from(image.grad().isfinite().all()).unwrap());
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
-        let (image, text, scale) = (randn(&[3, 4]), randn(&[3, 4]), Tensor::from(3.0));
+        let (image, text, scale) = (randn([3, 4]), randn([3, 4]), Tensor::from(3.0));
         for loss in [ClipLoss::new(), ClipLoss::new().label_smoothing(0.1).normalize(false)] {
             crate::numeric::assert_gradient(&image, |image| loss.forward(image, &text, &scale));
             crate::numeric::assert_gradient(&text, |text| loss.forward(&image, text, &scale));

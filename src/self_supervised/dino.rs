@@ -323,17 +323,17 @@ mod tests {
     fn wrong_calls_are_named() {
         let vs = nn::VarStore::new(Device::Cpu);
         let mut criterion = criterion(&vs);
-        let view = || randn(&[4, 3]);
+        let view = || randn([4, 3]);
         let one = "[B, 3] with one B for all views";
         for (teacher, student, message) in [
             (vec![], vec![view()], "teacher_out has shape [0], expected at least one view".into()),
             (vec![view()], vec![view()], {
                 "student_out has shape [1, 4, 3], expected at least two views of teacher or student".into()
             }),
-            (vec![view(), randn(&[4, 2])], vec![view()], format!("teacher_out has shape [4, 2], expected {one}")),
-            (vec![view()], vec![view(), randn(&[5, 3])], format!("student_out has shape [5, 3], expected {one}")),
-            (vec![randn(&[3])], vec![view()], format!("teacher_out has shape [3], expected {one}")),
-            (vec![view()], vec![randn(&[5, 3])], {
+            (vec![view(), randn([4, 2])], vec![view()], format!("teacher_out has shape [4, 2], expected {one}")),
+            (vec![view()], vec![view(), randn([5, 3])], format!("student_out has shape [5, 3], expected {one}")),
+            (vec![randn([3])], vec![view()], format!("teacher_out has shape [3], expected {one}")),
+            (vec![view()], vec![randn([5, 3])], {
                 "student_out has shape [5, 3], expected [4, 3] for each view, the shape of teacher_out".into()
             }),
             (vec![view()], vec![view().to_kind(Kind::Float)], {
@@ -342,7 +342,7 @@ mod tests {
         ] {
             assert_eq!(criterion.f_forward(&teacher, &student).unwrap_err().to_string(), message);
         }
-        let error = criterion.f_update_center(&[randn(&[0, 3])]).unwrap_err().to_string();
+        let error = criterion.f_update_center(&[randn([0, 3])]).unwrap_err().to_string();
         assert_eq!(error, "teacher_out has shape [0, 3], expected a batch that is not empty");
         let error = criterion.f_set_teacher_temp(0.0).unwrap_err().to_string();
         assert_eq!(error, "option teacher_temp is 0, expected a number > 0");
@@ -363,7 +363,7 @@ mod tests {
     fn an_update_before_the_backward_pass_does_no_harm() {
         let vs = nn::VarStore::new(Device::Cpu);
         let mut criterion = criterion(&vs);
-        let (teacher, student) = ([randn(&[4, 3])], [randn(&[4, 3]), randn(&[4, 3]).set_requires_grad(true)]);
+        let (teacher, student) = ([randn([4, 3])], [randn([4, 3]), randn([4, 3]).set_requires_grad(true)]);
         let gradient = |criterion: &mut DinoLoss, update: bool| {
             let loss = criterion.forward(&teacher, &student);
             if update {
@@ -383,8 +383,8 @@ mod tests {
         let config = DinoConfig::new().teacher_temp(0.5).student_temp(0.7);
         let mut criterion = DinoLoss::new(vs.root(), 3, config);
         vs.double();
-        criterion.update_center(&[randn(&[4, 3])]);
-        let (teacher, other) = (randn(&[4, 3]), randn(&[4, 3]));
+        criterion.update_center(&[randn([4, 3])]);
+        let (teacher, other) = (randn([4, 3]), randn([4, 3]));
         crate::numeric::assert_gradient(&other, |view| criterion.forward(&[&teacher, &other], &[&teacher, view]));
         crate::numeric::assert_gradient(&teacher, |view| criterion.forward(&[&other, view], &[&teacher, &other]));
     }

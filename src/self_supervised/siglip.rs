@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn wrong_calls_are_named() {
-        let x = randn(&[3, 4]);
+        let x = randn([3, 4]);
         let error = SigLipLoss::new().f_forward(&x, &x, 1.0, &x).unwrap_err();
         assert_eq!(error.to_string(), "logit_bias has shape [3, 4], expected one element");
         let error = SigLipLoss::new().f_forward(&x, &x, &x.sum(None).to_kind(Kind::Int64), 0.0).unwrap_err();
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn large_scales_stay_finite() {
-        let (image, text) = (randn(&[3, 4]).set_requires_grad(true), randn(&[3, 4]));
+        let (image, text) = (randn([3, 4]).set_requires_grad(true), randn([3, 4]));
         let loss = SigLipLoss::new().forward(&image, &text, 1e6, -10.0);
         loss.backward();
         assert!(bool::try_from(loss.isfinite()).unwrap() && bool::try_from(image.grad().isfinite().all()).unwrap());
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
-        let (image, text, scale, bias) = (randn(&[3, 4]), randn(&[3, 4]), Tensor::from(3.0), Tensor::from(-2.0));
+        let (image, text, scale, bias) = (randn([3, 4]), randn([3, 4]), Tensor::from(3.0), Tensor::from(-2.0));
         for loss in [SigLipLoss::new(), SigLipLoss::new().normalize(false)] {
             crate::numeric::assert_gradient(&image, |image| loss.forward(image, &text, &scale, &bias));
             crate::numeric::assert_gradient(&text, |text| loss.forward(&image, text, &scale, &bias));

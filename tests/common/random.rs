@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 
 thread_local! {
     /// A test has a thread, and so a generator, of its own.
-    static GENERATOR: RefCell<Rng> = RefCell::new(Rng::with_seed(0));
+    static GENERATOR: RefCell<Rng> = const { RefCell::new(Rng::with_seed(0)) };
 }
 
 fn draw(shape: impl AsRef<[i64]>, number: impl Fn(&mut Rng) -> f64) -> Tensor {

@@ -42,7 +42,7 @@ const REDUCTIONS: [Reduction; 3] = [Reduction::None, Reduction::Mean, Reduction:
 
 /// Chunks of several sizes against the definition, for each variant and reduction.
 fn assert_chunks_equal_the_definition(arguments: &[Tensor; 3], target: &Tensor, classes: i64) {
-    let weight = randn(&[classes]).abs();
+    let weight = randn([classes]).abs();
     for reduction in REDUCTIONS {
         for whole in variants(&weight).map(|criterion| criterion.reduction(reduction)) {
             let expected = run(&whole, arguments, target);
@@ -58,26 +58,26 @@ fn assert_chunks_equal_the_definition(arguments: &[Tensor; 3], target: &Tensor, 
 
 #[test]
 fn chunks_change_neither_value_nor_gradient() {
-    let arguments = [randn(&[7, 3]), randn(&[5, 3]), randn(&[5])];
+    let arguments = [randn([7, 3]), randn([5, 3]), randn([5])];
     let target = Tensor::from_slice(&[0_i64, 4, -100, 2, -100, -100, 1]);
     assert_chunks_equal_the_definition(&arguments, &target, 5);
-    assert_chunks_equal_the_definition(&arguments, &randn(&[7, 5]).softmax(1, None), 5);
+    assert_chunks_equal_the_definition(&arguments, &randn([7, 5]).softmax(1, None), 5);
 }
 
 #[test]
 fn chunks_of_several_places_change_neither_value_nor_gradient() {
-    let arguments = [randn(&[7, 3]), randn(&[5, 2, 2, 3]), randn(&[5, 2, 2])];
+    let arguments = [randn([7, 3]), randn([5, 2, 2, 3]), randn([5, 2, 2])];
     let target = Tensor::arange(28, (Kind::Int64, Device::Cpu)).remainder(5).view([7, 2, 2]);
     let ignored = target.fmod(3).eq(1);
     assert_chunks_equal_the_definition(&arguments, &target.masked_fill(&ignored, -100), 5);
-    assert_chunks_equal_the_definition(&arguments, &randn(&[7, 5, 2, 2]).softmax(1, None), 5);
+    assert_chunks_equal_the_definition(&arguments, &randn([7, 5, 2, 2]).softmax(1, None), 5);
 }
 
 /// More rows than are computed at once within a chunk.
 #[test]
 fn blocks_within_a_chunk_change_neither_value_nor_gradient() {
     let classes = 100_000;
-    let arguments = [randn(&[5, 2]), randn(&[classes, 2]), randn(&[classes])];
+    let arguments = [randn([5, 2]), randn([classes, 2]), randn([classes])];
     let target = Tensor::from_slice(&[0_i64, 99_999, -100, 17, 5]);
     let whole = || LinearCrossEntropy::new().z_loss(0.1).soft_cap(2.0).label_smoothing(0.1);
     let expected = run(&whole(), &arguments, &target);
@@ -92,7 +92,7 @@ fn only_what_requires_a_gradient_gets_one() {
     let target = Tensor::from_slice(&[0_i64, 4, 2]);
     for reduction in REDUCTIONS {
         for needed in 0..8 {
-            let mut arguments = [randn(&[3, 3]), randn(&[5, 3]), randn(&[5])];
+            let mut arguments = [randn([3, 3]), randn([5, 3]), randn([5])];
             for (position, argument) in arguments.iter_mut().enumerate() {
                 *argument = argument.set_requires_grad(needed & (1 << position) != 0);
             }
@@ -116,7 +116,7 @@ fn only_what_requires_a_gradient_gets_one() {
 
 #[test]
 fn a_kept_graph_gives_the_gradient_again() {
-    let (input, weight) = (randn(&[4, 3]).set_requires_grad(true), randn(&[5, 3]).set_requires_grad(true));
+    let (input, weight) = (randn([4, 3]).set_requires_grad(true), randn([5, 3]).set_requires_grad(true));
     for reduction in REDUCTIONS {
         let criterion = LinearCrossEntropy::new().reduction(reduction).chunking(Chunking::Rows(3));
         let loss = criterion.forward(&input, &weight, &ones(&[4]), None).sum(None) * 3.0;
@@ -133,7 +133,7 @@ fn a_kept_graph_gives_the_gradient_again() {
 #[test]
 fn chunks_can_be_differentiated_twice() {
     let target = Tensor::from_slice(&[0_i64, -100, 2, 1]);
-    let (input, weight, direction) = (randn(&[4, 3]), randn(&[5, 3]), randn(&[4, 3]));
+    let (input, weight, direction) = (randn([4, 3]), randn([5, 3]), randn([4, 3]));
     for reduction in REDUCTIONS {
         let second = |criterion: LinearCrossEntropy| {
             let criterion = criterion.z_loss(0.2).soft_cap(2.0).reduction(reduction);
@@ -164,7 +164,7 @@ fn an_ignored_row_of_any_logits_stays_out_of_value_and_gradient() {
 
 #[test]
 fn chunks_of_ignored_targets_have_no_gradient() {
-    let arguments = [randn(&[4, 3]), randn(&[5, 3]), randn(&[5])];
+    let arguments = [randn([4, 3]), randn([5, 3]), randn([5])];
     let [loss, gradients @ ..] =
         run(&LinearCrossEntropy::new().chunking(Chunking::Rows(2)), &arguments, &(ones(&[4]) * -100));
     assert!(f64::try_from(loss).unwrap().is_nan());
@@ -191,7 +191,7 @@ fn chunks_of_half_precision_are_computed_in_single_precision() {
 #[test]
 fn a_gradient_too_small_for_half_precision_can_be_scaled() {
     let of = |kind: Kind, acc_dtype: Kind| {
-        let (input, weight) = (randn(&[3000, 2]).ones_like(), Tensor::from_slice(&[0.0, 0.0, 3.0, 3.0]).view([2, 2]));
+        let (input, weight) = (randn([3000, 2]).ones_like(), Tensor::from_slice(&[0.0, 0.0, 3.0, 3.0]).view([2, 2]));
         let [input, weight] = [input, weight].map(|tensor| tensor.to_kind(kind).set_requires_grad(true));
         let criterion = LinearCrossEntropy::new().chunking(Chunking::Rows(1000)).acc_dtype(acc_dtype);
         // A class that is almost certain.
@@ -204,7 +204,7 @@ fn a_gradient_too_small_for_half_precision_can_be_scaled() {
 
 #[test]
 fn chunks_can_be_computed_in_half_precision() {
-    let (input, weight) = (randn(&[7, 3]), randn(&[5, 3]));
+    let (input, weight) = (randn([7, 3]), randn([5, 3]));
     let target = Tensor::from_slice(&[0_i64, 4, -100, 2, 3, 1, 1]);
     for reduction in REDUCTIONS {
         let of = |kind: Kind, acc_dtype: Kind| {
@@ -226,7 +226,7 @@ fn chunks_can_be_computed_in_half_precision() {
 
 #[test]
 fn chunks_of_another_kind_than_the_layer_are_rejected() {
-    let (input, weight) = (randn(&[2, 3]).to_kind(Kind::Float), randn(&[5, 3]));
+    let (input, weight) = (randn([2, 3]).to_kind(Kind::Float), randn([5, 3]));
     let criterion = LinearCrossEntropy::new().chunking(Chunking::Rows(1));
     let error = criterion.f_forward(&input, &weight, &ones(&[2]), None).unwrap_err();
     assert_eq!(error.to_string(), "linear_weight has kind Double, expected Float, the kind of input");
@@ -234,9 +234,9 @@ fn chunks_of_another_kind_than_the_layer_are_rejected() {
 
 #[test]
 fn a_single_row_is_one_chunk() {
-    let (input, weight) = (randn(&[3]).to_kind(Kind::BFloat16), randn(&[5, 3]).to_kind(Kind::BFloat16));
+    let (input, weight) = (randn([3]).to_kind(Kind::BFloat16), randn([5, 3]).to_kind(Kind::BFloat16));
     for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
-        let criterion = LinearCrossEntropy::new().weight(randn(&[5]).abs()).reduction(reduction);
+        let criterion = LinearCrossEntropy::new().weight(randn([5]).abs()).reduction(reduction);
         let loss = criterion.chunking(Chunking::default()).forward(&input, &weight, &ones(&[]), None);
         assert_eq!((loss.kind(), loss.dim()), (Kind::BFloat16, 0));
     }
@@ -254,7 +254,7 @@ fn the_aspect_ratio_is_pytorchs() {
 
 #[test]
 fn what_cannot_be_chunked_is_computed_at_once() {
-    let (input, weight, target) = (randn(&[6, 3]), randn(&[5, 3]), randn(&[6, 5]).softmax(1, None));
+    let (input, weight, target) = (randn([6, 3]), randn([5, 3]), randn([6, 5]).softmax(1, None));
     let gradient = |criterion: LinearCrossEntropy| {
         let target = target.copy().set_requires_grad(true);
         criterion.forward(&input, &weight, &target, None).backward();
@@ -262,14 +262,14 @@ fn what_cannot_be_chunked_is_computed_at_once() {
     };
     let chunked = || LinearCrossEntropy::new().chunking(Chunking::Rows(2));
     assert_eq!(gradient(chunked()), gradient(LinearCrossEntropy::new()));
-    let empty = chunked().forward(&randn(&[0, 3]), &weight, &ones(&[0]), None);
+    let empty = chunked().forward(&randn([0, 3]), &weight, &ones(&[0]), None);
     assert!(f64::try_from(empty).unwrap().is_nan());
 }
 
 #[test]
 fn invalid_classes_are_found_or_poison() {
-    let (input, weight, target) = (randn(&[4, 3]).set_requires_grad(true), randn(&[5, 3]), ones(&[4]) * 5);
-    let criterion = || LinearCrossEntropy::new().chunking(Chunking::Rows(3)).weight(randn(&[5]).abs());
+    let (input, weight, target) = (randn([4, 3]).set_requires_grad(true), randn([5, 3]), ones(&[4]) * 5);
+    let criterion = || LinearCrossEntropy::new().chunking(Chunking::Rows(3)).weight(randn([5]).abs());
     let error = criterion().f_forward(&input, &weight, &target, None).unwrap_err();
     assert_eq!(error.to_string(), "target holds 5, expected classes in [0, 5), or ignore_index -100");
     let loss = criterion().invalid_values(InvalidValues::Nan).forward(&input, &weight, &target, None);
@@ -337,11 +337,11 @@ fn wrong_calls_are_named() {
 
 #[test]
 fn wrong_options_are_named() {
-    let (input, weight) = (randn(&[2, 3]), randn(&[5, 3]));
+    let (input, weight) = (randn([2, 3]), randn([5, 3]));
     for (criterion, target, message) in [
         (
             LinearCrossEntropy::new().ignore_index(Some(-1)),
-            randn(&[2, 5]),
+            randn([2, 5]),
             "option ignore_index is -1, expected none with class probabilities as target",
         ),
         (
@@ -371,7 +371,7 @@ fn wrong_options_are_named() {
     for config in [
         LinearCrossEntropyConfig::new().out_features(&[4, -3]),
         LinearCrossEntropyConfig::new().out_features(&[i64::MAX, 3]),
-        LinearCrossEntropyConfig::new().cross_entropy(LinearCrossEntropy::new().weight(randn(&[4]))),
+        LinearCrossEntropyConfig::new().cross_entropy(LinearCrossEntropy::new().weight(randn([4]))),
         LinearCrossEntropyConfig::new().cross_entropy(LinearCrossEntropy::new().label_smoothing(-0.5)),
     ] {
         LinearCrossEntropyLoss::f_new(vs.root(), 3, 5, config).unwrap_err();
@@ -393,7 +393,7 @@ fn the_module_is_the_function_on_pytorchs_variables() {
     let [(bias_name, bias), (weight_name, weight)] = &saved[..] else { panic!("{saved:?}") };
     assert_eq!((bias_name.as_str(), bias.size()), ("linear.bias", vec![40]));
     assert_eq!((weight_name.as_str(), weight.size()), ("linear.weight", vec![40, 3]));
-    let (input, target) = (randn(&[6, 3]).to_kind(Kind::Float), ones(&[6, 4, 2]));
+    let (input, target) = (randn([6, 3]).to_kind(Kind::Float), ones(&[6, 4, 2]));
     let (weight, bias) = (weight.view([5, 4, 2, 3]), bias.view([5, 4, 2]));
     let expected = LinearCrossEntropy::new().forward(&input, &weight, &target, Some(&bias));
     assert_eq!(module.forward(&input, &target), expected);
