@@ -74,7 +74,8 @@ impl Tape {
     where
         C: Fn(&[Tensor]) -> Result<Tensor, LossError> + Send + 'static,
     {
-        let value = self.value(result).shallow_clone();
+        // Another tensor of the same numbers: one that the closure held would hold the node, and that the closure.
+        let value = self.value(result).f_detach()?;
         let backward = move |context: Context| {
             let needed = &self.needed[..self.inputs];
             let Some(grad) = context.grad(0) else { return Ok(spread(vec![], &vec![false; self.inputs])) };
@@ -112,6 +113,8 @@ impl Tape {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tch::Kind;
 
     use super::*;
@@ -177,6 +180,34 @@ mod tests {
         let sum = f_taped_product(&inner, &leaf(&[5.0], false)).unwrap();
         let _ = tch::no_grad(|| inner.shallow_clone().g_add_scalar_(1.0));
         assert!(sum.f_backward().unwrap_err().to_string().contains("modified by an inplace operation"));
+    }
+
+    #[test]
+    fn nothing_is_held_once_the_result_is_dropped() {
+        let x = leaf(&[2.0], true);
+        let held = Arc::new(());
+        let double = || {
+            let held = held.clone();
+            let steps = move |tape: &mut Tape, places: &[Place]| {
+                let twice = tape.value(places[0]).f_mul_scalar(2)?;
+                let pull = move |of: Backward| {
+                    let _ = &held;
+                    Ok(vec![Some(of.grad.f_mul_scalar(2)?)])
+                };
+                Ok(Some(tape.add(twice, places, pull)))
+            };
+            f_taped(&[&x], steps, |inputs| Ok(inputs[0].f_mul_scalar(2)?)).unwrap()
+        };
+        drop(double());
+        assert_eq!(Arc::strong_count(&held), 1);
+        let twice = double();
+        assert_eq!(gradients(&twice, &[&x]), [[2.0]]);
+        assert_eq!(Arc::strong_count(&held), 2);
+        drop(twice);
+        assert_eq!(Arc::strong_count(&held), 1);
+        let twice = double();
+        twice.backward();
+        assert_eq!(Arc::strong_count(&held), 1);
     }
 
     #[test]
