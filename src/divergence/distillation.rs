@@ -360,7 +360,6 @@ impl Default for DistillationLoss {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::numeric::assert_gradient;
     use crate::random::randn;

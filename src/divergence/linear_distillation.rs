@@ -346,7 +346,6 @@ impl Sums {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::SoftLoss;
     use crate::numeric::assert_gradient;

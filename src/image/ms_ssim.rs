@@ -230,7 +230,6 @@ impl Loss for MsSsimLoss {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::random::rand;
 

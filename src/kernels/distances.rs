@@ -274,7 +274,6 @@ impl<T: Element<Wide = T> + Wide, F: Formula<T>> Kernel<T> for Task<'_, T, F> {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::random::randn;
 

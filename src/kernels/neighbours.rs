@@ -244,7 +244,6 @@ fn take<R: LaneOf<W>, W: Wide, const LEAST: bool>(extremes: &mut [W], others: &[
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::kernels::{Backend, with_backend};
     use crate::random::randn;

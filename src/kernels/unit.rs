@@ -157,7 +157,6 @@ impl<W: Wide> Kernel<f64> for Slopes<'_, W> {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::autograd::f_taped;
     use crate::kernels::{Backend, with_backend};

@@ -225,7 +225,6 @@ fn groups<'a, W: Wide, R: LaneOf<W>, const LANES: usize>(
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::random::randn;
     use crate::{Backend, with_backend};

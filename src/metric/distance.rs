@@ -373,7 +373,6 @@ fn f_slopes_with_graph(saved: &[&Tensor], grad: &Tensor) -> Gradients {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::numeric::assert_gradient;
     use crate::random::rand;

@@ -223,7 +223,6 @@ impl Loss for ProxyNcaLoss {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::random::randn;
 

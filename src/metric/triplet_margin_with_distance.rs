@@ -205,7 +205,6 @@ impl fmt::Debug for TripletMarginWithDistanceLoss {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::TripletMarginLoss;
     use crate::random::randn;

@@ -258,7 +258,6 @@ fn f_nll(chosen: &Scores) -> Result<Tensor, LossError> {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::numeric::assert_gradient;
     use crate::random::randn;

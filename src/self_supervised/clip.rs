@@ -125,7 +125,6 @@ impl Default for ClipLoss {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::random::randn;
 

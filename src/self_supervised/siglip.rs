@@ -123,7 +123,6 @@ impl Default for SigLipLoss {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::random::randn;
 
