@@ -120,8 +120,8 @@ pub(crate) trait PairPass: Copy + Send + Sync + 'static {
 
 /// What becomes of a matrix.
 pub(crate) trait PairPlan: PairPass {
-    /// The loss, as a scalar of this `kind`, of a matrix on a tape, of single or double precision, and of what is beside it; none
-    /// where it is NaN.
+    /// The loss, as a scalar of this `kind`, of a matrix on a tape and of what is beside it; none where it is NaN, or the matrix
+    /// is of neither single nor double precision.
     fn f_on(
         self,
         tape: &mut Tape,
@@ -243,10 +243,7 @@ pub(crate) fn f_pairs_on<P: PairPlan>(
     if !backend::fused() || !fit || matrix.numel() == 0 {
         return Ok(None);
     }
-    match own {
-        Kind::Float | Kind::Double => plan.f_on(tape, arguments, labels, counted, kind),
-        _ => Ok(None),
-    }
+    plan.f_on(tape, arguments, labels, counted, kind)
 }
 
 impl<P: OfSums> PairPlan for P {
@@ -260,7 +257,8 @@ impl<P: OfSums> PairPlan for P {
     ) -> Result<Option<Place>, LossError> {
         match tape.value(arguments[0]).f_kind()? {
             Kind::Float => f_run::<f32, P>(self, tape, arguments, labels, counted, kind),
-            _ => f_run::<f64, P>(self, tape, arguments, labels, counted, kind),
+            Kind::Double => f_run::<f64, P>(self, tape, arguments, labels, counted, kind),
+            _ => Ok(None),
         }
     }
 }

@@ -60,7 +60,8 @@ impl<F: Positives> PairPlan for Each<F> {
     ) -> Result<Option<Place>, LossError> {
         match tape.value(arguments[0]).f_kind()? {
             Kind::Float => f_run::<f32, F>(self, tape, arguments, labels, counted, kind),
-            _ => f_run::<f64, F>(self, tape, arguments, labels, counted, kind),
+            Kind::Double => f_run::<f64, F>(self, tape, arguments, labels, counted, kind),
+            _ => Ok(None),
         }
     }
 }
