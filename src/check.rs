@@ -6,6 +6,7 @@ use std::fmt::Display;
 
 use tch::{Kind, Tensor};
 
+use crate::kernels::NumberOperations;
 use crate::{LossError, kernels};
 
 /// What happens to values that have no loss: a class index out of range, a probability that is none, a negative
@@ -261,7 +262,7 @@ impl Validity {
         let Some(valid) = &self.valid else {
             return Ok(tensor.shallow_clone());
         };
-        let harmless = tensor.f_full_like(harmless)?;
+        let harmless = tensor.f_full_like_number(harmless)?;
         Ok(tensor.f_where_self(valid, &harmless)?)
     }
 
@@ -271,7 +272,7 @@ impl Validity {
             return Ok(loss.shallow_clone());
         };
         let valid = if unreduced { valid.shallow_clone() } else { valid.f_all()? };
-        Ok(loss.f_where_self(&valid, &loss.f_full_like(f64::NAN)?)?)
+        Ok(loss.f_where_self(&valid, &loss.f_full_like_number(f64::NAN)?)?)
     }
 }
 
@@ -297,9 +298,9 @@ impl ClassIndices {
         if !indices.device().is_cuda() && mode == InvalidValues::Error {
             return Self::f_on_host(indices, classes, ignore_index);
         }
-        let mut valid = indices.f_ge(0)?.f_logical_and(&indices.f_lt(classes)?)?;
+        let mut valid = indices.f_ge_number(0)?.f_logical_and(&indices.f_lt_number(classes)?)?;
         if let Some(ignored) = ignore_index {
-            valid = valid.f_logical_or(&indices.f_eq(ignored)?)?;
+            valid = valid.f_logical_or(&indices.f_eq_number(ignored)?)?;
         }
         let expected = || expected_class(classes, ignore_index);
         let validity = Validity::f_new(("target", &indices), valid, expected, mode)?;
@@ -328,7 +329,7 @@ impl ClassIndices {
 
     /// Where the target is ignored; nothing where none is known to be.
     pub(crate) fn f_ignored(&self) -> Result<Option<Tensor>, LossError> {
-        Ok(self.ignored.map(|ignored| self.indices.f_eq(ignored)).transpose()?)
+        Ok(self.ignored.map(|ignored| self.indices.f_eq_number(ignored)).transpose()?)
     }
 
     /// `input` with 0 in place of the rows whose target is ignored, which keeps what they hold out of the gradient.
@@ -336,12 +337,12 @@ impl ClassIndices {
         let Some(ignored) = self.ignored.filter(|_| input.requires_grad()) else {
             return Ok(input.shallow_clone());
         };
-        let rows = self.indices.f_eq(ignored)?.f_unsqueeze(class_dim as i64)?;
+        let rows = self.indices.f_eq_number(ignored)?.f_unsqueeze(class_dim as i64)?;
         // Where the check has waited for the device anyway, one more look saves a copy of the input.
         if self.validity.valid.is_none() && rows.f_any()?.f_int64_value(&[])? == 0 {
             return Ok(input.shallow_clone());
         }
-        Ok(input.f_masked_fill(&rows, 0)?)
+        Ok(input.f_masked_fill_number(&rows, 0)?)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use tch::{Kind, Tensor};
 
+use crate::kernels::NumberOperations;
 use crate::{Loss, LossError};
 
 /// The numerator and the denominator of a loss that is a mean, for means over several calls.
@@ -149,7 +150,7 @@ impl MeanParts {
 
     /// The parts of a mean over `count` losses.
     pub(crate) fn f_over(numerator: Tensor, count: i64) -> Result<Self, LossError> {
-        let denominator = Tensor::f_full([], count, (Kind::Double, numerator.device()))?;
+        let denominator = Tensor::f_full_number(&[], count, (Kind::Double, numerator.device()))?;
         Self::f_new(numerator, denominator)
     }
 
@@ -201,12 +202,12 @@ impl MeanParts {
         let mut counts = match weight {
             // A class out of range, which made the numerator NaN, must not be looked up.
             Some(weight) if target.numel() > 0 => {
-                weight.f_to_kind(Kind::Double)?.f_take(&target.f_clamp(0, (classes - 1).max(0))?)?
+                weight.f_to_kind(Kind::Double)?.f_take(&target.f_clamp_number(0, (classes - 1).max(0))?)?
             }
             _ => target.f_ones_like()?.f_to_kind(Kind::Double)?,
         };
         if let Some(ignored) = ignore_index {
-            counts = counts.f_masked_fill(&target.f_eq(ignored)?, 0)?;
+            counts = counts.f_masked_fill_number(&target.f_eq_number(ignored)?, 0)?;
         }
         Self::f_new(numerator, counts.f_sum(None)?)
     }

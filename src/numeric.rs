@@ -1,9 +1,10 @@
 //! Arithmetic that losses share.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::LossError;
 use crate::check::Named;
+use crate::kernels::NumberOperations;
 
 /// The smallest base that a power below 1 is differentiated at; below it the power is 0, and so is its gradient.
 pub(crate) const SMALLEST_BASE: f64 = f32::MIN_POSITIVE as f64;
@@ -37,23 +38,28 @@ pub(crate) fn f_power(base: &Tensor, exponent: f64) -> Result<Tensor, LossError>
         return Ok(base.f_square()?);
     }
     if exponent == 0.0 || exponent >= 1.0 {
-        return Ok(base.f_pow_tensor_scalar(exponent)?);
+        return Ok(base.f_pow_number(exponent)?);
     }
-    let vertical = base.f_lt(SMALLEST_BASE)?;
-    Ok(base.f_masked_fill(&vertical, 1)?.f_pow_tensor_scalar(exponent)?.f_masked_fill(&vertical, 0)?)
+    let vertical = base.f_lt_number(SMALLEST_BASE)?;
+    Ok(base.f_masked_fill_number(&vertical, 1)?.f_pow_number(exponent)?.f_masked_fill_number(&vertical, 0)?)
 }
 
 /// [`f_power`] with an exponent for each element.
 pub(crate) fn f_powers(base: &Tensor, exponent: &Tensor) -> Result<Tensor, LossError> {
-    let steep = exponent.f_gt(0)?.f_logical_and(&exponent.f_lt(1)?)?;
-    let vertical = base.f_lt(SMALLEST_BASE)?.f_logical_and(&steep)?;
-    Ok(base.f_masked_fill(&vertical, 1)?.f_pow(exponent)?.f_masked_fill(&vertical, 0)?)
+    let steep = exponent.f_gt_number(0)?.f_logical_and(&exponent.f_lt_number(1)?)?;
+    let vertical = base.f_lt_number(SMALLEST_BASE)?.f_logical_and(&steep)?;
+    Ok(base.f_masked_fill_number(&vertical, 1)?.f_pow(exponent)?.f_masked_fill_number(&vertical, 0)?)
+}
+
+/// The numbers 0, 1, … below `count`.
+pub(crate) fn f_positions(count: i64, options: (Kind, Device)) -> Result<Tensor, LossError> {
+    Ok(Tensor::f_ones(count, options)?.f_cumsum(0, options.0)?.f_sub_number(1)?)
 }
 
 /// `numerator / denominator`, 0 where the denominator is 0.
 pub(crate) fn f_ratio(numerator: &Tensor, denominator: &Tensor) -> Result<Tensor, LossError> {
-    let zero = denominator.f_eq(0)?;
-    Ok(numerator.f_masked_fill(&zero, 0)?.f_div(&denominator.f_masked_fill(&zero, 1)?)?)
+    let zero = denominator.f_eq_number(0)?;
+    Ok(numerator.f_masked_fill_number(&zero, 0)?.f_div(&denominator.f_masked_fill_number(&zero, 1)?)?)
 }
 
 /// Asserts that the gradient of a scalar `loss` at `at` is that of central differences.

@@ -1,5 +1,7 @@
 //! Functions with a backward of their own, on every device: libtorch runs the backward of each GPU on a thread of its own.
 
+#![allow(clippy::disallowed_methods)] // Functions of users call what they like.
+
 mod common;
 
 use std::sync::Arc;

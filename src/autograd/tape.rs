@@ -118,6 +118,7 @@ mod tests {
     use tch::Kind;
 
     use super::*;
+    use crate::kernels::NumberOperations;
 
     /// Σ x² y by two steps, of which each takes x.
     fn f_taped_product(x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
@@ -189,14 +190,14 @@ mod tests {
         let double = || {
             let held = held.clone();
             let steps = move |tape: &mut Tape, places: &[Place]| {
-                let twice = tape.value(places[0]).f_mul_scalar(2)?;
+                let twice = tape.value(places[0]).f_mul_number(2)?;
                 let pull = move |of: Backward| {
                     let _ = &held;
-                    Ok(vec![Some(of.grad.f_mul_scalar(2)?)])
+                    Ok(vec![Some(of.grad.f_mul_number(2)?)])
                 };
                 Ok(Some(tape.add(twice, places, pull)))
             };
-            f_taped(&[&x], steps, |inputs| Ok(inputs[0].f_mul_scalar(2)?)).unwrap()
+            f_taped(&[&x], steps, |inputs| Ok(inputs[0].f_mul_number(2)?)).unwrap()
         };
         drop(double());
         assert_eq!(Arc::strong_count(&held), 1);
@@ -213,7 +214,7 @@ mod tests {
     #[test]
     fn without_a_result_the_other_way_is_taken() {
         let x = leaf(&[2.0], true);
-        let twice = f_taped(&[&x], |_, _| Ok(None), |inputs| Ok(inputs[0].f_mul_scalar(2)?)).unwrap();
+        let twice = f_taped(&[&x], |_, _| Ok(None), |inputs| Ok(inputs[0].f_mul_number(2)?)).unwrap();
         assert_eq!(gradients(&twice, &[&x]), [[2.0]]);
     }
 }

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::multi_label::{self, MultiLabelReduction, f_weighted};
-use crate::kernels::{Pointwise, Real, choose, sigmoids};
+use crate::kernels::{NumberOperations, Pointwise, Real, choose, sigmoids};
 use crate::numeric::{f_power, f_powers, f_reals, wide_kind};
 use crate::{Loss, LossError, MeanParts, check};
 
@@ -160,7 +160,7 @@ impl AsymmetricMultiLabelLoss {
     /// log max(σ(`logits`), ε).
     fn f_log_sigmoid(&self, logits: &Tensor) -> Result<Tensor, LossError> {
         let log = logits.f_log_sigmoid()?;
-        Ok(if self.eps > 0.0 { log.f_clamp_min(self.eps.ln())? } else { log })
+        Ok(if self.eps > 0.0 { log.f_clamp_min_number(self.eps.ln())? } else { log })
     }
 
     /// log max(1 − pₘ, ε), given the logits of 1 − p.
@@ -168,20 +168,20 @@ impl AsymmetricMultiLabelLoss {
         if self.clip == 0.0 {
             return self.f_log_sigmoid(logits);
         }
-        Ok(logits.f_sigmoid()?.f_add_scalar(self.clip)?.f_clamp(self.eps, 1.0)?.f_log()?)
+        Ok(logits.f_sigmoid()?.f_add_number(self.clip)?.f_clamp_number(self.eps, 1.0)?.f_log()?)
     }
 
     /// The focusing factor: what is missing of a right answer, to the power of γ₊ or γ₋.
     fn f_focus(&self, logits: &Tensor, opposite: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let mut surplus = logits.f_sigmoid()?;
         if self.clip > 0.0 {
-            surplus = surplus.f_sub_scalar(self.clip)?.f_relu()?;
+            surplus = surplus.f_sub_number(self.clip)?.f_relu()?;
         }
-        let missing = target.f_mul(&opposite.f_sigmoid()?)?.f_add(&target.f_rsub_scalar(1)?.f_mul(&surplus)?)?;
+        let missing = target.f_mul(&opposite.f_sigmoid()?)?.f_add(&target.f_rsub_number(1)?.f_mul(&surplus)?)?;
         if self.gamma_pos == self.gamma_neg {
             return f_power(&missing, self.gamma_pos);
         }
-        let exponent = target.f_mul_scalar(self.gamma_pos - self.gamma_neg)?.f_add_scalar(self.gamma_neg)?;
+        let exponent = target.f_mul_number(self.gamma_pos - self.gamma_neg)?.f_add_number(self.gamma_neg)?;
         if self.gamma_pos.min(self.gamma_neg) < 1.0 {
             return f_powers(&missing, &exponent);
         }
@@ -194,7 +194,7 @@ impl AsymmetricMultiLabelLoss {
         if let Some(pos_weight) = pos_weight {
             positive = positive.f_mul(&pos_weight)?;
         }
-        let negative = target.f_rsub_scalar(1)?.f_mul(&self.f_log_negative(&opposite)?)?;
+        let negative = target.f_rsub_number(1)?.f_mul(&self.f_log_negative(&opposite)?)?;
         let entropy = positive.f_add(&negative)?.f_neg()?;
         if self.gamma_neg == 0.0 && self.gamma_pos == 0.0 {
             return Ok(entropy);

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::multi_label;
 use crate::check::{self, ClassIndices};
-use crate::kernels::{self, ANY, ClassTerms, Real, RowReduction, Rows, f_class_terms, powers};
+use crate::kernels::{self, ANY, ClassTerms, NumberOperations, Real, RowReduction, Rows, f_class_terms, powers};
 use crate::numeric::{f_power, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
@@ -117,12 +117,12 @@ impl AsymmetricSingleLabelLoss {
         let own = log_p.f_gather(dim, target, false)?.f_squeeze_dim(dim)?;
         let mut losses = own.f_mul(&f_power(&own.f_expm1()?.f_neg()?, self.gamma_pos)?)?;
         let spread = self.spread(logits.size()[dim as usize]);
-        losses = losses.f_mul_scalar(self.label_smoothing - 1.0 - spread)?;
+        losses = losses.f_mul_number(self.label_smoothing - 1.0 - spread)?;
         if self.label_smoothing == 0.0 {
             return Ok(losses);
         }
-        let others = log_p.f_mul(&log_p.f_mul_scalar(self.gamma_neg)?.f_exp()?)?.f_scatter_value(dim, target, 0)?;
-        Ok(losses.f_sub(&others.f_sum_dim_intlist(dim, false, None)?.f_mul_scalar(spread)?)?)
+        let others = log_p.f_mul(&log_p.f_mul_number(self.gamma_neg)?.f_exp()?)?.f_scatter_number(dim, target, 0)?;
+        Ok(losses.f_sub(&others.f_sum_dim_intlist(dim, false, None)?.f_mul_number(spread)?)?)
     }
 
     /// The reduced loss of `logits` with classes along `dim`, of classes in range.

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use crate::check::{self, ClassIndices};
-use crate::kernels::{Hinges, Margin, RowReduction, Rows, f_margin};
+use crate::kernels::{Hinges, Margin, NumberOperations, RowReduction, Rows, f_margin};
 use crate::numeric::{f_reals, wide_kind};
 use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_backend};
 
@@ -88,7 +88,7 @@ impl CategoricalHingeLoss {
 
     /// The reduced loss of the scores of the target and of the others, these along `dim`.
     fn f_reduced(&self, own: &Tensor, others: &Tensor, dim: i64) -> Result<Tensor, LossError> {
-        let losses = others.f_amax(dim, false)?.f_sub(own)?.f_add_scalar(self.margin)?.f_relu()?;
+        let losses = others.f_amax(dim, false)?.f_sub(own)?.f_add_number(self.margin)?.f_relu()?;
         self.reduction.f_apply(&losses)
     }
 
@@ -96,7 +96,7 @@ impl CategoricalHingeLoss {
         let scores = input.f_to_kind(wide_kind(input)?)?;
         let target = f_reals(("target", target), scores.f_kind()?)?;
         let own = scores.f_mul(&target)?.f_sum_dim_intlist(dim, false, None)?;
-        let loss = self.f_reduced(&own, &target.f_rsub_scalar(1)?.f_mul(&scores)?, dim)?;
+        let loss = self.f_reduced(&own, &target.f_rsub_number(1)?.f_mul(&scores)?, dim)?;
         Ok(loss.f_to_kind(input.f_kind()?)?)
     }
 
@@ -111,7 +111,7 @@ impl CategoricalHingeLoss {
         let scores = input.f_to_kind(wide_kind(input)?)?;
         let indices = target.indices.f_unsqueeze(dim)?;
         let own = scores.f_gather(dim, &indices, false)?.f_squeeze_dim(dim)?;
-        let loss = self.f_reduced(&own, &scores.f_scatter_value(dim, &indices, 0)?, dim)?;
+        let loss = self.f_reduced(&own, &scores.f_scatter_number(dim, &indices, 0)?, dim)?;
         target.validity.f_poison(&loss.f_to_kind(input.f_kind()?)?, self.reduction == Reduction::None)
     }
 

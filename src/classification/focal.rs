@@ -2,6 +2,7 @@
 
 use tch::{Kind, Tensor};
 
+use crate::kernels::NumberOperations;
 use crate::precomputed::Replace;
 use crate::{LossError, MeanOver, MeanParts, Reduction, check};
 
@@ -92,10 +93,10 @@ impl FocalAlpha {
     pub(super) fn f_split(&self, positive: &Tensor, negative: &Tensor) -> Result<(Tensor, Tensor), LossError> {
         Ok(match self {
             FocalAlpha::None => (positive.shallow_clone(), negative.shallow_clone()),
-            FocalAlpha::Balance(alpha) => (positive.f_mul_scalar(*alpha)?, negative.f_mul_scalar(1.0 - alpha)?),
+            FocalAlpha::Balance(alpha) => (positive.f_mul_number(*alpha)?, negative.f_mul_number(1.0 - alpha)?),
             FocalAlpha::Classes(alpha) => {
                 let alpha = f_per_class(alpha, positive)?;
-                (positive.f_mul(&alpha)?, negative.f_mul(&alpha.f_rsub_scalar(1)?)?)
+                (positive.f_mul(&alpha)?, negative.f_mul(&alpha.f_rsub_number(1)?)?)
             }
         })
     }
@@ -122,7 +123,7 @@ pub(super) fn f_per_class(values: &Tensor, like: &Tensor) -> Result<Tensor, Loss
 /// log x, of a probability x that may have underflowed. There its gradient is 0 and not infinite.
 pub(super) fn f_log(x: &Tensor) -> Result<Tensor, LossError> {
     let smallest = if x.f_kind()? == Kind::Double { f64::MIN_POSITIVE } else { f64::from(f32::MIN_POSITIVE) };
-    Ok(x.f_clamp_min(smallest)?.f_log()?)
+    Ok(x.f_clamp_min_number(smallest)?.f_log()?)
 }
 
 /// log(1 − exp(`log_p`)), of a `log_p` ≤ 0.
@@ -155,11 +156,11 @@ impl Modulation {
     /// tangent at 0.
     pub(super) fn f_factor(&self, log_rest: &Tensor) -> Result<Tensor, LossError> {
         let Some(threshold) = self.reduced_threshold else {
-            return Ok(log_rest.f_mul_scalar(self.gamma)?.f_exp()?);
+            return Ok(log_rest.f_mul_number(self.gamma)?.f_exp()?);
         };
-        let powers = log_rest.f_sub_scalar(threshold.ln())?.f_mul_scalar(self.gamma)?.f_exp()?;
-        let hard = log_rest.f_gt((-threshold).ln_1p())?;
-        Ok(powers.f_masked_fill(&hard, 1)?)
+        let powers = log_rest.f_sub_number(threshold.ln())?.f_mul_number(self.gamma)?.f_exp()?;
+        let hard = log_rest.f_gt_number((-threshold).ln_1p())?;
+        Ok(powers.f_masked_fill_number(&hard, 1)?)
     }
 
     /// `losses` times the factor.
@@ -185,7 +186,7 @@ impl Counted {
     /// `tensor` with 0 in place of the ignored elements, which keeps what they hold out of value and gradient.
     pub(super) fn f_mask(&self, tensor: &Tensor) -> Result<Tensor, LossError> {
         Ok(match &self.ignored {
-            Some(ignored) => tensor.f_masked_fill(ignored, 0)?,
+            Some(ignored) => tensor.f_masked_fill_number(ignored, 0)?,
             None => tensor.shallow_clone(),
         })
     }
@@ -207,7 +208,7 @@ impl Counted {
                 if others.is_empty() { factors } else { factors.f_sum_dim_intlist(others, true, None)? }
             }
         };
-        Ok(losses.f_div(&norm.f_clamp_min(SMALLEST_NORM)?)?)
+        Ok(losses.f_div(&norm.f_clamp_min_number(SMALLEST_NORM)?)?)
     }
 
     /// Reduces losses that are 0 where ignored.
@@ -240,7 +241,7 @@ impl Counted {
 
 /// `total / count`; where the count is 0 it is NaN as a mean over nothing is, with gradient 0.
 pub(super) fn f_mean(total: &Tensor, count: &Tensor) -> Result<Tensor, LossError> {
-    let nothing = count.f_eq(0)?;
-    let mean = total.f_div(&count.f_masked_fill(&nothing, 1)?)?;
-    Ok(mean.f_masked_fill(&nothing, f64::NAN)?)
+    let nothing = count.f_eq_number(0)?;
+    let mean = total.f_div(&count.f_masked_fill_number(&nothing, 1)?)?;
+    Ok(mean.f_masked_fill_number(&nothing, f64::NAN)?)
 }

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use crate::kernels::{self, Pointwise, Real, choose, f_pointwise};
+use crate::kernels::{self, NumberOperations, Pointwise, Real, choose, f_pointwise};
 use crate::numeric::{f_reals, wide_kind};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
@@ -107,11 +107,11 @@ impl HingeLoss {
         if self.targets == HingeTargets::Signs {
             return Ok(target);
         }
-        let signs = target.f_mul_scalar(2)?.f_sub_scalar(1)?;
+        let signs = target.f_mul_number(2)?.f_sub_number(1)?;
         if self.targets == HingeTargets::Binary {
             return Ok(signs);
         }
-        let binary = target.f_eq(0)?.f_logical_or(&target.f_eq(1)?)?.f_all()?;
+        let binary = target.f_eq_number(0)?.f_logical_or(&target.f_eq_number(1)?)?.f_all()?;
         Ok(signs.f_where_self(&binary, &target)?)
     }
 }
@@ -151,7 +151,7 @@ impl HingeLoss {
     fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let kind = wide_kind(input)?;
         let signs = self.f_signs(f_reals(("target", target), kind)?)?;
-        let hinges = input.f_to_kind(kind)?.f_mul(&signs)?.f_rsub_scalar(self.margin)?.f_relu()?;
+        let hinges = input.f_to_kind(kind)?.f_mul(&signs)?.f_rsub_number(self.margin)?.f_relu()?;
         let losses = if self.p == 1 { hinges } else { hinges.f_square()? };
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
     }
@@ -180,7 +180,7 @@ impl Pointwise<2> for Formula {
 /// Whether all labels are 0 or 1.
 fn f_is_binary(labels: &Tensor) -> Result<bool, LossError> {
     let count = |[labels]: [&Tensor; 1]| {
-        let binary = labels.f_eq(0)?.f_logical_or(&labels.f_eq(1)?)?;
+        let binary = labels.f_eq_number(0)?.f_logical_or(&labels.f_eq_number(1)?)?;
         Ok(binary.f_logical_not()?.f_sum(labels.f_kind()?)?)
     };
     Ok(f_pointwise(NotBinary, [&labels.f_detach()?], Reduction::Sum, count)?.f_double_value(&[])? == 0.0)

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::multi_label;
 use crate::check::ClassIndices;
-use crate::kernels::{self, Backend, Rows, Views, f_views, with_backend};
+use crate::kernels::{self, Backend, NumberOperations, Rows, Views, f_views, with_backend};
 use crate::mean_parts::f_wide;
 use crate::numeric::wide_kind;
 use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, MeanParts, check};
@@ -103,9 +103,9 @@ impl JsdCrossEntropyLoss {
     /// The divergence of the splits from their mixture, for log-probabilities `[K, N, C, …]`.
     fn f_divergence(&self, log_p: &Tensor) -> Result<Tensor, LossError> {
         let p = log_p.f_exp()?;
-        let mixture = p.f_mean_dim(0, false, None)?.f_clamp(FLOOR, 1.0)?.f_log()?;
+        let mixture = p.f_mean_dim(0, false, None)?.f_clamp_number(FLOOR, 1.0)?.f_log()?;
         let samples = log_p.size()[1] * self.num_splits;
-        Ok(p.f_mul(&log_p.f_sub(&mixture)?)?.f_sum(None)?.f_div_scalar(samples)?)
+        Ok(p.f_mul(&log_p.f_sub(&mixture)?)?.f_sum(None)?.f_div_number(samples)?)
     }
 
     /// The loss of class indices by the engine, where it takes the call. `target` is that of the clean samples.
@@ -176,13 +176,13 @@ impl Loss for JsdCrossEntropyLoss {
         let entropy = entropy.f_forward(&clean, &target)?;
         let views = [&[splits, samples], &shape[1..]].concat();
         let divergence = self.f_divergence(&logits.f_log_softmax(1, None)?.f_reshape(&views)?)?;
-        Ok(entropy.f_add(&divergence.f_mul_scalar(self.alpha)?)?.f_to_kind(input.f_kind()?)?)
+        Ok(entropy.f_add(&divergence.f_mul_number(self.alpha)?)?.f_to_kind(input.f_kind()?)?)
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let mean = self.f_forward(&f_wide(input)?, &f_wide(target)?)?;
         let samples = input.size()[0] / self.num_splits;
-        MeanParts::f_over(mean.f_mul_scalar(samples)?, samples)
+        MeanParts::f_over(mean.f_mul_number(samples)?, samples)
     }
 }
 

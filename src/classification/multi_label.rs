@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use crate::kernels::{Pointwise, Real, Reduce, Weighted, f_beside, f_pointwise};
+use crate::kernels::{NumberOperations, Pointwise, Real, Reduce, Weighted, f_beside, f_pointwise};
 use crate::numeric::f_reals;
 use crate::{LossError, MeanParts, check};
 
@@ -39,7 +39,7 @@ impl MultiLabelReduction {
         Ok(match self {
             MultiLabelReduction::None => losses.shallow_clone(),
             MultiLabelReduction::Mean => losses.f_mean(None)?,
-            MultiLabelReduction::BatchMean => losses.f_sum(None)?.f_div_scalar(samples)?,
+            MultiLabelReduction::BatchMean => losses.f_sum(None)?.f_div_number(samples)?,
             MultiLabelReduction::Sum => losses.f_sum(None)?,
         })
     }
@@ -112,7 +112,7 @@ pub(super) fn f_smooth(labels: Tensor, smoothing: f64) -> Result<Tensor, LossErr
     if smoothing == 0.0 {
         return Ok(labels);
     }
-    Ok(labels.f_mul_scalar(1.0 - smoothing)?.f_add_scalar(0.5 * smoothing)?)
+    Ok(labels.f_mul_number(1.0 - smoothing)?.f_add_number(0.5 * smoothing)?)
 }
 
 /// The option `label_smoothing` is a share.

@@ -2,7 +2,7 @@ use tch::{Kind, TchError, Tensor, no_grad};
 
 use crate::autograd::Function;
 use crate::check::{self, Validity};
-use crate::kernels::f_label_margin;
+use crate::kernels::{NumberOperations, f_label_margin};
 use crate::numeric::wide_kind;
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
@@ -99,13 +99,13 @@ impl MultiLabelMarginLoss {
             let [rows, classes] = [0, 1].map(|dim| open.size()[dim]);
             let terms = if reduction == Reduction::Mean { rows * classes } else { classes };
             // A row of its own for the loss of each row, or for all.
-            let gradient = open.f_div_scalar(terms)?.f_mul(&grad.f_to_kind(open.f_kind()?)?.f_reshape([-1, 1])?)?;
+            let gradient = open.f_div_number(terms)?.f_mul(&grad.f_to_kind(open.f_kind()?)?.f_reshape([-1, 1])?)?;
             Ok(vec![Some(gradient.f_to_kind(input.f_kind()?)?.f_reshape(input.size())?)])
         })
     }
 
     fn f_validity(&self, target: &Tensor, classes: i64) -> Result<Validity, LossError> {
-        let valid = target.f_ge(-1)?.f_logical_and(&target.f_lt(classes)?)?;
+        let valid = target.f_ge_number(-1)?.f_logical_and(&target.f_lt_number(classes)?)?;
         let expected = || format!("classes in [0, {classes}), or -1 to end the list");
         Validity::f_new(("target", target), valid, expected, self.invalid_values)
     }
@@ -120,21 +120,21 @@ fn f_open_hinges(input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
     let scores = input.f_to_kind(wide_kind(input)?)?.f_reshape([-1, classes])?;
     let target = target.f_reshape([-1, classes])?;
     // The labels end at the first -1.
-    let listed = target.f_ge(0)?.f_cumprod(1, Kind::Int64)?.f_to_kind(Kind::Bool)?;
-    let labels = target.f_clamp_min(0)?;
+    let listed = target.f_ge_number(0)?.f_cumprod(1, Kind::Int64)?.f_to_kind(Kind::Bool)?;
+    let labels = target.f_clamp_min_number(0)?;
     let times = scores.f_zeros_like()?.f_scatter_add(1, &labels, &listed.f_to_kind(scores.f_kind()?)?)?;
-    let is_label = times.f_gt(0)?;
+    let is_label = times.f_gt_number(0)?;
 
     // What is beyond its bound opens no hinge: a NaN score, and what is not to be counted.
-    let bounds = scores.f_gather(1, &labels, false)?.f_sub_scalar(1)?;
+    let bounds = scores.f_gather(1, &labels, false)?.f_sub_number(1)?;
     let uncounted = bounds.f_isnan()?.f_logical_or(&listed.f_logical_not()?)?;
-    let bounds = bounds.f_masked_fill(&uncounted, f64::INFINITY)?;
-    let others = scores.f_masked_fill(&is_label.f_logical_or(&scores.f_isnan()?)?, f64::NEG_INFINITY)?;
+    let bounds = bounds.f_masked_fill_number(&uncounted, f64::INFINITY)?;
+    let others = scores.f_masked_fill_number(&is_label.f_logical_or(&scores.f_isnan()?)?, f64::NEG_INFINITY)?;
 
     let of_others = others.f_searchsorted(&bounds.f_sort(1, false)?.0, false, false, "left", NONE)?;
     let not_open = bounds.f_searchsorted(&others.f_sort(1, false)?.0, false, true, "right", NONE)?;
-    let of_labels = not_open.f_sub_scalar(classes)?;
-    let counts = of_others.f_masked_fill(&is_label, 0)?.f_scatter_add(1, &labels, &of_labels)?;
+    let of_labels = not_open.f_sub_number(classes)?;
+    let counts = of_others.f_masked_fill_number(&is_label, 0)?.f_scatter_add(1, &labels, &of_labels)?;
     Ok(counts.f_to_kind(scores.f_kind()?)?)
 }
 

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::bce_with_logits::Formula;
-use crate::kernels::{self, Reduce, Weighted, f_pointwise};
+use crate::kernels::{self, NumberOperations, Reduce, Weighted, f_pointwise};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// Binary cross entropy of logits, averaged over the classes of each sample.
@@ -133,7 +133,7 @@ fn f_composite(
     weight: Option<&Tensor>,
 ) -> Result<Tensor, LossError> {
     let positive = target.f_mul(&input.f_log_sigmoid()?)?;
-    let negative = target.f_rsub_scalar(1)?.f_mul(&input.f_neg()?.f_log_sigmoid()?)?;
+    let negative = target.f_rsub_number(1)?.f_mul(&input.f_neg()?.f_log_sigmoid()?)?;
     let mut losses = positive.f_add(&negative)?.f_neg()?;
     if let Some(weight) = weight {
         losses = losses.f_mul(weight)?;
@@ -141,7 +141,7 @@ fn f_composite(
     // PyTorch counts the class dimension from the front, which differs where broadcasting added dimensions.
     let shape = input.size();
     let class_dim = shape.len() as i64 - 1;
-    let losses = losses.f_sum_dim_intlist(class_dim, false, None)?.f_div_scalar(shape[shape.len() - 1])?;
+    let losses = losses.f_sum_dim_intlist(class_dim, false, None)?.f_div_number(shape[shape.len() - 1])?;
     reduction.f_apply(&losses)
 }
 

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use crate::check::{self, ClassIndices};
-use crate::kernels::{Hinges, Margin, RowReduction, Rows, f_margin};
+use crate::kernels::{Hinges, Margin, NumberOperations, RowReduction, Rows, f_margin};
 use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, numeric, with_backend};
 
 /// The multi-class hinge loss: every other class shall score less than the target by a margin.
@@ -109,10 +109,10 @@ impl MultiMarginLoss {
     fn f_losses(&self, input: &Tensor, target: &Tensor, classes: i64) -> Result<Tensor, LossError> {
         let kind = numeric::wide_kind(input)?;
         let (input, own) = (input.f_to_kind(kind)?, target.f_unsqueeze(1)?);
-        let excess = input.f_gather(1, &own, false)?.f_rsub_scalar(self.margin)?.f_add(&input)?;
-        let hinges = excess.f_scatter_value(1, &own, 0)?.f_relu()?;
+        let excess = input.f_gather(1, &own, false)?.f_rsub_number(self.margin)?.f_add(&input)?;
+        let hinges = excess.f_scatter_number(1, &own, 0)?.f_relu()?;
         let powers = if self.p == 1 { hinges } else { hinges.f_square()? };
-        let losses = powers.f_sum_dim_intlist(1, false, None)?.f_div_scalar(classes)?;
+        let losses = powers.f_sum_dim_intlist(1, false, None)?.f_div_number(classes)?;
         Ok(match &self.weight {
             Some(weight) => losses.f_mul(&weight.f_to_kind(kind)?.f_index_select(0, target)?)?,
             None => losses,

@@ -3,7 +3,7 @@ use tch::{Kind, Tensor};
 use super::focal::{self, Counted, FocalAlpha, FocalNormalization, Modulation};
 use super::sigmoid_focal::Formula;
 use crate::check::{self, ClassIndices};
-use crate::kernels::{self, f_pointwise};
+use crate::kernels::{self, NumberOperations, f_pointwise};
 use crate::mean_parts::f_wide;
 use crate::precomputed::{Precomputed, Replace};
 use crate::{InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduction, numeric};
@@ -203,7 +203,7 @@ impl OneVsRestFocalLoss {
         };
         let alpha = focal::f_per_class(alpha, negative)?;
         let chosen = alpha.f_expand_as(negative)?.f_gather(dim, own, false)?;
-        Ok((positive.f_mul(&chosen)?, negative.f_mul(&alpha.f_rsub_scalar(1)?)?))
+        Ok((positive.f_mul(&chosen)?, negative.f_mul(&alpha.f_rsub_number(1)?)?))
     }
 }
 
@@ -238,7 +238,7 @@ impl Loss for OneVsRestFocalLoss {
         let sum = Self { reduction: Reduction::Sum, ..self.map_tensors(&mut Tensor::shallow_clone) };
         let numerator = sum.f_forward(&f_wide(input)?, target)?;
         let (dim, target) = (check::class_dim(input)? as i64, target.f_to_kind(Kind::Int64)?);
-        let ignored = self.ignore_index.map(|ignored| target.f_eq(ignored)?.f_unsqueeze(dim)).transpose()?;
+        let ignored = self.ignore_index.map(|ignored| target.f_eq_number(ignored)?.f_unsqueeze(dim)).transpose()?;
         Counted { ignored }.f_parts(numerator, input, self.mean_over)
     }
 }
@@ -262,7 +262,7 @@ impl OneVsRestFocalLoss {
         let target = ClassIndices::f_new(&target, classes, None, self.invalid_values)?;
         let dim = class_dim as i64;
         let mut labels = input.f_detach()?.f_zeros_like()?;
-        let _ = labels.f_scatter_value_(dim, &target.indices.f_unsqueeze(dim)?, 1.0)?;
+        let _ = labels.f_scatter_number_(dim, &target.indices.f_unsqueeze(dim)?, 1.0)?;
         let formula = Formula::<SQUARE> { gamma: self.modulation.gamma, alpha: self.alpha.number() };
         let own = self.map_tensors(&mut Tensor::shallow_clone);
         f_pointwise(formula, [input, &labels], self.reduction, move |[input, labels]| {

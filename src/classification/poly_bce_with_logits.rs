@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::multi_label::{self, MultiLabelReduction};
-use crate::kernels::{self, ANY, Pointwise, Real, f_pointwise, powers, sigmoids};
+use crate::kernels::{self, ANY, NumberOperations, Pointwise, Real, f_pointwise, powers, sigmoids};
 use crate::numeric::{f_power, f_reals, wide_kind};
 use crate::{Loss, LossError, MeanParts, check};
 
@@ -129,14 +129,14 @@ impl PolyBceWithLogitsLoss {
     fn f_losses(&self, logits: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let none = None::<&Tensor>;
         let entropy = logits.f_binary_cross_entropy_with_logits(target, none, none, tch::Reduction::None)?;
-        let negative = target.f_rsub_scalar(1)?;
+        let negative = target.f_rsub_number(1)?;
         let missing = target.f_mul(&logits.f_neg()?.f_sigmoid()?)?.f_add(&negative.f_mul(&logits.f_sigmoid()?)?)?;
-        let mut losses = entropy.f_add(&missing.f_mul_scalar(self.epsilon)?)?;
+        let mut losses = entropy.f_add(&missing.f_mul_number(self.epsilon)?)?;
         if self.gamma > 0.0 {
             losses = losses.f_mul(&f_power(&missing, self.gamma)?)?;
         }
         let Some(alpha) = self.alpha else { return Ok(losses) };
-        let share = target.f_mul_scalar(alpha)?.f_add(&negative.f_mul_scalar(1.0 - alpha)?)?;
+        let share = target.f_mul_number(alpha)?.f_add(&negative.f_mul_number(1.0 - alpha)?)?;
         Ok(losses.f_mul(&share)?)
     }
 }

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::multi_label;
 use crate::check::{self, ClassIndices};
-use crate::kernels::{Real, RowLoss, RowReduction, Rows, f_softmax};
+use crate::kernels::{NumberOperations, Real, RowLoss, RowReduction, Rows, f_softmax};
 use crate::numeric::{f_reals, wide_kind};
 use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_backend};
 
@@ -100,21 +100,21 @@ impl PolyCrossEntropyLoss {
     fn f_losses(&self, log_p: &Tensor, dim: i64, entropy: &Tensor, missing: &Tensor) -> Result<Tensor, LossError> {
         let smoothing = self.label_smoothing;
         if smoothing == 0.0 {
-            return Ok(entropy.f_add(&missing.f_mul_scalar(self.epsilon)?)?);
+            return Ok(entropy.f_add(&missing.f_mul_number(self.epsilon)?)?);
         }
-        let spread = log_p.f_mean_dim(dim, false, None)?.f_mul_scalar(-smoothing)?;
-        let entropy = entropy.f_mul_scalar(1.0 - smoothing)?.f_add(&spread)?;
+        let spread = log_p.f_mean_dim(dim, false, None)?.f_mul_number(-smoothing)?;
+        let entropy = entropy.f_mul_number(1.0 - smoothing)?.f_add(&spread)?;
         // A share of s/C is right whatever is predicted.
         let always_missing = smoothing * (1.0 - 1.0 / log_p.size()[dim as usize] as f64);
-        let missing = missing.f_mul_scalar(1.0 - smoothing)?.f_add_scalar(always_missing)?;
-        Ok(entropy.f_add(&missing.f_mul_scalar(self.epsilon)?)?)
+        let missing = missing.f_mul_number(1.0 - smoothing)?.f_add_number(always_missing)?;
+        Ok(entropy.f_add(&missing.f_mul_number(self.epsilon)?)?)
     }
 
     fn f_probabilities(&self, log_p: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
         check::floating(("target", target))?;
         let target = f_reals(("target", target), log_p.f_kind()?)?;
         let entropy = target.f_mul(log_p)?.f_sum_dim_intlist(dim, false, None)?.f_neg()?;
-        let missing = target.f_mul(&log_p.f_exp()?)?.f_sum_dim_intlist(dim, false, None)?.f_rsub_scalar(1)?;
+        let missing = target.f_mul(&log_p.f_exp()?)?.f_sum_dim_intlist(dim, false, None)?.f_rsub_number(1)?;
         self.reduction.f_apply(&self.f_losses(log_p, dim, &entropy, &missing)?)
     }
 

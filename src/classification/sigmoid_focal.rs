@@ -1,7 +1,7 @@
 use tch::{Kind, Tensor};
 
 use super::focal::{self, Counted, FocalAlpha, FocalNormalization, Modulation};
-use crate::kernels::{self, Pointwise, Real, Weighted, choose, f_pointwise, sigmoids};
+use crate::kernels::{self, NumberOperations, Pointwise, Real, Weighted, choose, f_pointwise, sigmoids};
 use crate::mean_parts::f_wide;
 use crate::precomputed::{Precomputed, Replace};
 use crate::{Loss, LossError, MeanOver, MeanParts, Reduction, check, numeric};
@@ -236,7 +236,7 @@ impl SigmoidFocalLoss {
 
     /// The elements that neither the target nor the mask leaves out.
     fn f_counted(&self, y: &Tensor) -> Result<Counted, LossError> {
-        let marked = self.ignore_index.map(|ignored| y.f_eq(ignored)).transpose()?;
+        let marked = self.ignore_index.map(|ignored| y.f_eq_number(ignored)).transpose()?;
         let masked = self.mask.as_ref().map(Tensor::f_logical_not).transpose()?;
         let ignored = match (marked, masked) {
             (Some(marked), Some(masked)) => Some(marked.f_logical_or(&masked)?),
@@ -252,7 +252,7 @@ impl SigmoidFocalLoss {
         if self.soft_targets == FocalSoftTargets::Terms {
             return self.f_terms(y, &log_p, &log_q, counted);
         }
-        let z = y.f_rsub_scalar(1)?;
+        let z = y.f_rsub_number(1)?;
         let negative = z.f_mul(&log_q)?;
         let entropy = self.f_positive(&y.f_mul(&log_p)?)?.f_add(&negative)?.f_neg()?;
         let balanced = match &self.alpha {
@@ -276,7 +276,7 @@ impl SigmoidFocalLoss {
 
     /// The losses in which the positive and the negative term have a factor each.
     fn f_terms(&self, y: &Tensor, log_p: &Tensor, log_q: &Tensor, counted: &Counted) -> Result<Tensor, LossError> {
-        let z = y.f_rsub_scalar(1)?;
+        let z = y.f_rsub_number(1)?;
         let (positive, negative) = self.alpha.f_split(y, &z)?;
         let positive = self.f_positive(&positive.f_mul(log_p)?)?;
         let positive = self.modulation.f_apply(&positive, || Ok(log_q.shallow_clone()))?;

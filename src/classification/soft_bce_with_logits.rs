@@ -4,7 +4,7 @@ use super::bce_with_logits;
 use super::mean_over::MeanOver;
 use super::multi_label::{self, MultiLabelReduction, f_weighted};
 use crate::check::{self, ClassIndices, Validity};
-use crate::kernels::{self, Pointwise, Real, choose};
+use crate::kernels::{self, NumberOperations, Pointwise, Real, choose};
 use crate::numeric::{f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts};
 
@@ -157,9 +157,9 @@ impl SoftBceWithLogitsLoss {
     /// The labels of targets that are given element by element.
     fn f_dense(&self, target: &Tensor, kind: Kind) -> Result<Labels, LossError> {
         let labels = f_reals(("target", target), kind)?;
-        let ignored = self.ignore_index.map(|ignored| labels.f_eq(ignored)).transpose()?;
+        let ignored = self.ignore_index.map(|ignored| labels.f_eq_number(ignored)).transpose()?;
         let labels = match &ignored {
-            Some(ignored) => labels.f_masked_fill(ignored, 0)?,
+            Some(ignored) => labels.f_masked_fill_number(ignored, 0)?,
             None => labels,
         };
         let labels = multi_label::f_smooth(labels, self.label_smoothing)?;
@@ -174,11 +174,11 @@ impl SoftBceWithLogitsLoss {
         let mut indices = target.indices.f_unsqueeze(dim as i64)?;
         let ignored = target.f_ignored()?.map(|ignored| ignored.f_unsqueeze(dim as i64)).transpose()?;
         if let Some(ignored) = &ignored {
-            indices = indices.f_masked_fill(ignored, 0)?;
+            indices = indices.f_masked_fill_number(ignored, 0)?;
         }
         let off = self.label_smoothing / classes.max(1) as f64;
-        let labels = Tensor::f_full(input.size(), off, (kind, input.device()))?;
-        let labels = labels.f_scatter_value(dim as i64, &indices, 1.0 - self.label_smoothing + off)?;
+        let labels = Tensor::f_full_number(&input.size(), off, (kind, input.device()))?;
+        let labels = labels.f_scatter_number(dim as i64, &indices, 1.0 - self.label_smoothing + off)?;
         Ok(Labels { labels, ignored, validity: target.validity })
     }
 
@@ -233,7 +233,8 @@ impl Loss for SoftBceWithLogitsLoss {
         }
         // Class indices leave out all the classes of a row.
         let labels = losses.numel().checked_div(target.numel()).unwrap_or(0) as f64;
-        let counted = target.f_to_kind(Kind::Double)?.f_ne(ignored)?.f_sum(Kind::Double)?.f_mul_scalar(labels)?;
+        let counted =
+            target.f_to_kind(Kind::Double)?.f_ne_number(ignored)?.f_sum(Kind::Double)?.f_mul_number(labels)?;
         MeanParts::f_new(parts.numerator().shallow_clone(), counted)
     }
 }
@@ -262,13 +263,13 @@ impl SoftBceWithLogitsLoss {
             false => self.f_indices(input, target, kind)?,
         };
         if let Some(threshold) = self.target_threshold {
-            labels = labels.f_gt(threshold)?.f_to_kind(kind)?;
+            labels = labels.f_gt_number(threshold)?.f_to_kind(kind)?;
         }
         let logits = input.f_to_kind(kind)?;
         let mut losses =
             logits.f_binary_cross_entropy_with_logits(&labels, weight, pos_weight, tch::Reduction::None)?;
         if let Some(ignored) = &ignored {
-            losses = losses.f_masked_fill(ignored, 0)?;
+            losses = losses.f_masked_fill_number(ignored, 0)?;
         }
         let loss = self.f_reduce(&losses, ignored.as_ref())?.f_to_kind(input.f_kind()?)?;
         validity.f_poison(&loss, false)

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use crate::kernels::{Pointwise, Real, f_pointwise, sigmoids};
+use crate::kernels::{NumberOperations, Pointwise, Real, f_pointwise, sigmoids};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The logistic loss of a score whose label is 1 or −1.
@@ -89,7 +89,7 @@ impl Loss for SoftMarginLoss {
         f_pointwise(Formula, [input, &target], reduction, move |[input, target]| {
             let reduced = reduction.f_apply(&target.f_mul(input)?.f_log_sigmoid()?)?;
             // Not the negation, which makes -0 of a loss of 0.
-            Ok(reduced.f_rsub_scalar(0)?)
+            Ok(reduced.f_rsub_number(0)?)
         })
     }
 

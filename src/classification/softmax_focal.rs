@@ -2,7 +2,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::focal::{self, FocalAlpha, Modulation};
 use crate::check::{self, ClassIndices};
-use crate::kernels::{self, Real, RowLoss, RowReduction, Rows, choose, f_softmax};
+use crate::kernels::{self, NumberOperations, Real, RowLoss, RowReduction, Rows, choose, f_softmax};
 use crate::mean_parts::{self, f_wide, f_wide_option};
 use crate::precomputed::{Precomputed, Replace};
 use crate::{Backend, InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduction, numeric, with_backend};
@@ -180,8 +180,8 @@ impl SoftmaxFocalLoss {
         let alpha = match &self.alpha {
             FocalAlpha::None => None,
             FocalAlpha::Balance(alpha) => {
-                let background = Tensor::f_full([classes.min(1)], 1.0 - alpha, (kind, device))?;
-                let others = Tensor::f_full([(classes - 1).max(0)], *alpha, (kind, device))?;
+                let background = Tensor::f_full_number(&[classes.min(1)], 1.0 - alpha, (kind, device))?;
+                let others = Tensor::f_full_number(&[(classes - 1).max(0)], *alpha, (kind, device))?;
                 Some(Tensor::f_cat(&[background, others], 0)?)
             }
             FocalAlpha::Classes(alpha) => Some(alpha.f_to_kind(kind)?),
@@ -273,7 +273,7 @@ impl SoftmaxFocalLoss {
         let (target, smoothing) = (target.f_to_kind(kind)?, self.label_smoothing);
         let target = match smoothing {
             0.0 => target,
-            _ => target.f_mul_scalar(1.0 - smoothing)?.f_add_scalar(smoothing / classes as f64)?,
+            _ => target.f_mul_number(1.0 - smoothing)?.f_add_number(smoothing / classes as f64)?,
         };
         let terms = self.f_every_class(&log_p, factors.as_ref())?.f_mul(&target)?;
         let loss = self.reduction.f_apply(&terms.f_sum_dim_intlist(dim as i64, false, None)?.f_neg()?)?;
@@ -286,13 +286,13 @@ impl SoftmaxFocalLoss {
         let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
         let ignored = target.f_ignored()?;
         let own = match &ignored {
-            Some(ignored) => target.indices.f_masked_fill(ignored, 0)?,
+            Some(ignored) => target.indices.f_masked_fill_number(ignored, 0)?,
             None => target.indices.shallow_clone(),
         };
         let log_p = target.f_mask_ignored(input, dim)?.f_log_softmax(dim as i64, kind)?;
         let mut losses = self.f_index_losses(&log_p, &own, dim as i64)?;
         if let Some(ignored) = &ignored {
-            losses = losses.f_masked_fill(ignored, 0)?;
+            losses = losses.f_masked_fill_number(ignored, 0)?;
         }
         let loss = match self.reduction {
             Reduction::Mean if self.mean_over == MeanOver::Counted => self.f_mean(&losses, &own, ignored)?,
@@ -316,8 +316,8 @@ impl SoftmaxFocalLoss {
             return Ok(terms.f_neg()?);
         }
         let every = self.f_every_class(log_p, factors.as_ref())?.f_sum_dim_intlist(dim, false, None)?;
-        let spread = every.f_mul_scalar(-smoothing / classes as f64)?;
-        Ok(terms.f_mul_scalar(smoothing - 1.0)?.f_add(&spread)?)
+        let spread = every.f_mul_number(-smoothing / classes as f64)?;
+        Ok(terms.f_mul_number(smoothing - 1.0)?.f_add(&spread)?)
     }
 
     /// Σ ℓₙ / Σ w\[yₙ\] over the targets that are not ignored.
@@ -327,7 +327,7 @@ impl SoftmaxFocalLoss {
             None => own.f_ones_like()?,
         };
         let weights = match ignored {
-            Some(ignored) => weights.f_masked_fill(&ignored, 0)?,
+            Some(ignored) => weights.f_masked_fill_number(&ignored, 0)?,
             None => weights,
         };
         focal::f_mean(&losses.f_sum(None)?, &weights.f_sum(None)?)

@@ -2,6 +2,7 @@ use std::fmt;
 
 use tch::{Tensor, no_grad_guard};
 
+use crate::kernels::NumberOperations;
 use crate::{Loss, LossError, MeanParts, check};
 
 /// A weighted sum of losses of the same input and target, such as 0.5 · Dice + 0.5 · focal.
@@ -139,7 +140,7 @@ impl WeightedSum {
             };
             let loss = f_term().map_err(|error: LossError| error.in_term(name))?;
             if *factor != 0.0 {
-                let share = loss.f_mul_scalar(*factor)?;
+                let share = loss.f_mul_number(*factor)?;
                 total = Some(match total {
                     Some(sum) => share.f_add(&sum)?,
                     None => share,

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use crate::kernels::{Real, choose};
+use crate::kernels::{NumberOperations, Real, choose};
 use crate::numeric::{f_ratio, f_reals, wide_kind};
 use crate::{LossError, Reduction, check};
 
@@ -49,7 +49,7 @@ impl Boxes {
 
     /// Intersection over union, 0 for boxes without an area.
     pub(super) fn f_iou(&self, eps: f64) -> Result<Tensor, LossError> {
-        f_ratio(&self.intersection, &self.union.f_add_scalar(eps)?)
+        f_ratio(&self.intersection, &self.union.f_add_number(eps)?)
     }
 
     /// The widths and heights of the smallest boxes that contain both, `[*, 2]`.
@@ -65,24 +65,24 @@ impl Boxes {
 
     /// 1 − IoU + ρ² / c², where ρ is the distance of the centres and c the diagonal of the enclosing box.
     pub(super) fn f_distance_loss(&self, iou: &Tensor, eps: f64) -> Result<Tensor, LossError> {
-        let diagonal = f_squared_length(&self.f_enclosing()?)?.f_add_scalar(eps)?;
-        let input_centre = self.input_high.f_add(&self.input_low)?.f_div_scalar(2)?;
-        let target_centre = self.target_high.f_add(&self.target_low)?.f_div_scalar(2)?;
+        let diagonal = f_squared_length(&self.f_enclosing()?)?.f_add_number(eps)?;
+        let input_centre = self.input_high.f_add(&self.input_low)?.f_div_number(2)?;
+        let target_centre = self.target_high.f_add(&self.target_low)?.f_div_number(2)?;
         let distance = f_squared_length(&input_centre.f_sub(&target_centre)?)?;
-        Ok(iou.f_rsub_scalar(1)?.f_add(&f_ratio(&distance, &diagonal)?)?)
+        Ok(iou.f_rsub_number(1)?.f_add(&f_ratio(&distance, &diagonal)?)?)
     }
 
     /// 4/π² (θ − θ')², where θ = arctan(width / height) of either box; 0 where a box is a single point.
     pub(super) fn f_aspect(&self) -> Result<Tensor, LossError> {
         let input = self.input_high.f_sub(&self.input_low)?;
         let target = self.target_high.f_sub(&self.target_low)?;
-        let is_point = |size: &Tensor| size.f_eq(0)?.f_all_dim(-1, true);
+        let is_point = |size: &Tensor| size.f_eq_number(0)?.f_all_dim(-1, true);
         // A point has no aspect: as a square beside another square it leaves neither value nor gradient.
         let points = is_point(&input)?.f_logical_or(&is_point(&target)?)?;
-        let input_angle = f_angle(&input.f_masked_fill(&points, 1)?)?;
-        let target_angle = f_angle(&target.f_masked_fill(&points, 1)?)?;
+        let input_angle = f_angle(&input.f_masked_fill_number(&points, 1)?)?;
+        let target_angle = f_angle(&target.f_masked_fill_number(&points, 1)?)?;
         let factor = 4.0 / std::f64::consts::PI.powi(2);
-        Ok(target_angle.f_sub(&input_angle)?.f_square()?.f_mul_scalar(factor)?)
+        Ok(target_angle.f_sub(&input_angle)?.f_square()?.f_mul_number(factor)?)
     }
 }
 
@@ -270,7 +270,7 @@ fn f_squared_length(vector: &Tensor) -> Result<Tensor, LossError> {
 
 /// arctan(width / height), which has a value and a gradient for a height of 0, too.
 fn f_angle(size: &Tensor) -> Result<Tensor, LossError> {
-    let upright = size.f_narrow(-1, 1, 1)?.f_ge(0)?;
+    let upright = size.f_narrow(-1, 1, 1)?.f_ge_number(0)?;
     let size = size.f_where_self(&upright, &size.f_neg()?)?;
     Ok(size.f_select(-1, 0)?.f_atan2(&size.f_select(-1, 1)?)?)
 }

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::boxes::{self, Axis, Boxes, Overlap, Quotient};
-use crate::kernels::{Pointwise, Real, choose, f_boxes};
+use crate::kernels::{NumberOperations, Pointwise, Real, choose, f_boxes};
 use crate::numeric::f_ratio;
 use crate::{Loss, LossError, MeanParts, Reduction};
 
@@ -124,7 +124,7 @@ impl CompleteBoxIouLoss {
         let boxes = Boxes::f_new(input, target)?;
         let (iou, aspect) = (boxes.f_iou(self.eps)?, boxes.f_aspect()?);
         let constant = aspect.f_detach()?;
-        let divisor = iou.f_detach()?.f_rsub_scalar(1)?.f_add(&constant)?.f_add_scalar(self.alpha_eps)?;
+        let divisor = iou.f_detach()?.f_rsub_number(1)?.f_add(&constant)?.f_add_number(self.alpha_eps)?;
         let alpha = f_ratio(&constant, &divisor)?;
         let losses = boxes.f_distance_loss(&iou, self.eps)?.f_addcmul(&alpha, &aspect)?;
         boxes::f_reduce(&losses, self.reduction, input)

@@ -1,7 +1,7 @@
 use tch::{Kind, Tensor};
 
 use crate::check::{self, Validity};
-use crate::kernels::{RowReduction, Rows, f_softmax_of_positions, scan_range};
+use crate::kernels::{NumberOperations, RowReduction, Rows, f_softmax_of_positions, scan_range};
 use crate::numeric::{f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
@@ -112,7 +112,7 @@ impl DistributionFocalLoss {
         if self.invalid_values == InvalidValues::Error && scan_range(target, 0.0..=last as f64) == Some(true) {
             return Ok(Validity::CHECKED);
         }
-        let valid = target.f_ge(0)?.f_logical_and(&target.f_le(last)?)?;
+        let valid = target.f_ge_number(0)?.f_logical_and(&target.f_le_number(last)?)?;
         let expected = || format!("positions in [0, {last}]");
         Validity::f_new(("target", target), valid, expected, self.invalid_values)
     }
@@ -120,11 +120,11 @@ impl DistributionFocalLoss {
     fn f_composite(&self, input: &Tensor, positions: &Tensor) -> Result<Tensor, LossError> {
         let (kind, bins) = (wide_kind(input)?, input.size().last().copied().unwrap_or(0));
         let (logits, target) = (input.f_to_kind(kind)?, positions.f_to_kind(kind)?.f_unsqueeze(-1)?);
-        let left = target.f_detach()?.f_floor()?.f_clamp_max(bins - 2)?;
+        let left = target.f_detach()?.f_floor()?.f_clamp_max_number(bins - 2)?;
         let towards_right = target.f_sub(&left)?;
-        let weights = Tensor::f_cat(&[towards_right.f_rsub_scalar(1)?, towards_right], -1)?;
+        let weights = Tensor::f_cat(&[towards_right.f_rsub_number(1)?, towards_right], -1)?;
         let left = left.f_to_kind(Kind::Int64)?;
-        let beside = Tensor::f_cat(&[left.shallow_clone(), left.f_add_scalar(1)?], -1)?;
+        let beside = Tensor::f_cat(&[left.shallow_clone(), left.f_add_number(1)?], -1)?;
         let log_probabilities = logits.f_log_softmax(-1, None)?.f_gather(-1, &beside, false)?;
         let losses = log_probabilities.f_mul(&weights)?.f_sum_dim_intlist(-1, false, None)?.f_neg()?;
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::boxes::{self, Axis, Boxes, Lengths, Overlap, Quotient};
-use crate::kernels::{Pointwise, Real, f_boxes};
+use crate::kernels::{NumberOperations, Pointwise, Real, f_boxes};
 use crate::numeric::f_ratio;
 use crate::{Loss, LossError, MeanParts, Reduction};
 
@@ -111,8 +111,8 @@ impl GeneralizedBoxIouLoss {
     fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let boxes = Boxes::f_new(input, target)?;
         let area = boxes.f_enclosing_area()?;
-        let empty = f_ratio(&area.f_sub(&boxes.union)?, &area.f_add_scalar(self.eps)?)?;
-        let losses = boxes.f_iou(self.eps)?.f_rsub_scalar(1)?.f_add(&empty)?;
+        let empty = f_ratio(&area.f_sub(&boxes.union)?, &area.f_add_number(self.eps)?)?;
+        let losses = boxes.f_iou(self.eps)?.f_rsub_number(1)?.f_add(&empty)?;
         boxes::f_reduce(&losses, self.reduction, input)
     }
 }

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use crate::kernels::{self, ANY, Pointwise, Real, f_pointwise, powers, sigmoids};
+use crate::kernels::{self, ANY, NumberOperations, Pointwise, Real, f_pointwise, powers, sigmoids};
 use crate::numeric::{f_power, f_reals, wide_kind};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
@@ -120,7 +120,7 @@ impl QualityFocalLoss {
         let entropy = logits.f_binary_cross_entropy_with_logits(&target, none, none, tch::Reduction::None)?;
         // y − σ(x) = y σ(−x) − (1 − y) σ(x), which is exact where σ is nearly 1, too.
         let missing = target.f_mul(&logits.f_neg()?.f_sigmoid()?)?;
-        let superfluous = target.f_rsub_scalar(1)?.f_mul(&logits.f_sigmoid()?)?;
+        let superfluous = target.f_rsub_number(1)?.f_mul(&logits.f_sigmoid()?)?;
         let focus = f_power(&missing.f_sub(&superfluous)?.f_abs()?, self.beta)?;
         Ok(self.reduction.f_apply(&focus.f_mul(&entropy)?)?.f_to_kind(input.f_kind()?)?)
     }

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use crate::kernels::{self, Pointwise, Real, choose, f_pointwise, sigmoids};
+use crate::kernels::{self, NumberOperations, Pointwise, Real, choose, f_pointwise, sigmoids};
 use crate::numeric::{f_reals, wide_kind};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
@@ -114,13 +114,13 @@ impl VarifocalLoss {
         let kind = wide_kind(input)?;
         let (logits, target) = (input.f_to_kind(kind)?, f_reals(("target", target), kind)?);
 
-        let negative = target.f_le(0)?;
+        let negative = target.f_le_number(0)?;
         // Whoever learns the qualities as well has no gradient at a negative.
-        let target = target.f_masked_fill(&negative, 0)?;
+        let target = target.f_masked_fill_number(&negative, 0)?;
         let none = None::<&Tensor>;
         let entropy = logits.f_binary_cross_entropy_with_logits(&target, none, none, tch::Reduction::None)?;
         // p^γ by its logarithm has a gradient for every p and γ.
-        let focus = logits.f_log_sigmoid()?.f_mul_scalar(self.gamma)?.f_exp()?.f_mul_scalar(self.alpha)?;
+        let focus = logits.f_log_sigmoid()?.f_mul_number(self.gamma)?.f_exp()?.f_mul_number(self.alpha)?;
         let weight = focus.f_where_self(&negative, &target)?;
         Ok(self.reduction.f_apply(&weight.f_mul(&entropy)?)?.f_to_kind(input.f_kind()?)?)
     }

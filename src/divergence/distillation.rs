@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use crate::check::{self, ClassIndices};
+use crate::kernels::NumberOperations;
 use crate::numeric::wide_kind;
 use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, Reduction, autograd};
 
@@ -258,17 +259,19 @@ impl DistillationLoss {
     pub(super) fn f_divisor(&self, input: &Tensor, target: Option<&Tensor>, rows: i64) -> Result<Tensor, LossError> {
         let kind = wide_kind(input)?;
         Ok(match (self.reduction, target) {
-            (Reduction::Mean, Some(target)) => target.f_ne(self.ignore_index)?.f_sum(kind)?.f_clamp_min(1)?,
-            (Reduction::Mean, None) => Tensor::f_full([], rows.max(1) as f64, (kind, input.device()))?,
+            (Reduction::Mean, Some(target)) => {
+                target.f_ne_number(self.ignore_index)?.f_sum(kind)?.f_clamp_min_number(1)?
+            }
+            (Reduction::Mean, None) => Tensor::f_full_number(&[], rows.max(1) as f64, (kind, input.device()))?,
             _ => Tensor::f_ones([], (kind, input.device()))?,
         })
     }
 
     /// w_soft · soft + w_hard · hard
     pub(super) fn f_total(&self, terms: &Terms) -> Result<Tensor, LossError> {
-        let soft = terms.soft.f_mul_scalar(self.soft_weight)?;
+        let soft = terms.soft.f_mul_number(self.soft_weight)?;
         match &terms.hard {
-            Some(hard) if self.hard_weight != 0.0 => Ok(soft.f_add(&hard.f_mul_scalar(self.hard_weight)?)?),
+            Some(hard) if self.hard_weight != 0.0 => Ok(soft.f_add(&hard.f_mul_number(self.hard_weight)?)?),
             _ => Ok(soft),
         }
     }
@@ -286,11 +289,11 @@ impl DistillationLoss {
             let soft = reduction.f_apply(&self.f_soft(input, teacher, class_dim as i64)?)?;
             return Ok(Terms { soft, hard: None });
         };
-        let ignored = target.f_eq(self.ignore_index)?;
+        let ignored = target.f_eq_number(self.ignore_index)?;
         // Whatever such a row holds stays out of the gradient.
         let rows = ignored.f_unsqueeze(class_dim as i64)?;
-        let (student, teacher) = (input.f_masked_fill(&rows, 0)?, teacher.f_masked_fill(&rows, 0)?);
-        let soft = self.f_soft(&student, &teacher, class_dim as i64)?.f_masked_fill(&ignored, 0)?;
+        let (student, teacher) = (input.f_masked_fill_number(&rows, 0)?, teacher.f_masked_fill_number(&rows, 0)?);
+        let soft = self.f_soft(&student, &teacher, class_dim as i64)?.f_masked_fill_number(&ignored, 0)?;
         let cross_entropy = CrossEntropyLoss::new().ignore_index(self.ignore_index).reduction(reduction);
         Ok(Terms { soft: reduction.f_apply(&soft)?, hard: Some(cross_entropy.f_forward(&student, target)?) })
     }
@@ -299,11 +302,11 @@ impl DistillationLoss {
     fn f_soft(&self, input: &Tensor, teacher: &Tensor, dim: i64) -> Result<Tensor, LossError> {
         if self.soft_loss == SoftLoss::Cosine {
             let cosine = Tensor::f_cosine_similarity(input, teacher, dim, 1e-8)?;
-            return Ok(cosine.f_neg()?.f_add_scalar(1)?.f_mul_scalar(self.scale())?);
+            return Ok(cosine.f_neg()?.f_add_number(1)?.f_mul_number(self.scale())?);
         }
         let log_softmax = |logits: &Tensor| {
             let scaled =
-                if self.temperature == 1.0 { logits.shallow_clone() } else { logits.f_div_scalar(self.temperature)? };
+                if self.temperature == 1.0 { logits.shallow_clone() } else { logits.f_div_number(self.temperature)? };
             scaled.f_log_softmax(dim, None)
         };
         let (q, p) = (LogProbs::f_new(log_softmax(input)?)?, LogProbs::f_new(log_softmax(teacher)?)?);
@@ -312,11 +315,11 @@ impl DistillationLoss {
             SoftLoss::JensenShannon(beta) if beta != 0.0 => {
                 let mixture = f_log_mixture(&p.logs, &q.logs, beta)?;
                 let (of_p, of_q) = (p.f_kl(&mixture, dim)?, q.f_kl(&mixture, dim)?);
-                of_p.f_mul_scalar(beta)?.f_add(&of_q.f_mul_scalar(1.0 - beta)?)?
+                of_p.f_mul_number(beta)?.f_add(&of_q.f_mul_number(1.0 - beta)?)?
             }
             _ => p.f_kl(&q.logs, dim)?,
         };
-        Ok(if self.scale() == 1.0 { soft } else { soft.f_mul_scalar(self.scale())? })
+        Ok(if self.scale() == 1.0 { soft } else { soft.f_mul_number(self.scale())? })
     }
 
     fn scale(&self) -> f64 {
@@ -332,13 +335,13 @@ struct LogProbs {
 
 impl LogProbs {
     fn f_new(logs: Tensor) -> Result<LogProbs, LossError> {
-        let impossible = logs.f_eq(f64::NEG_INFINITY)?;
+        let impossible = logs.f_eq_number(f64::NEG_INFINITY)?;
         Ok(LogProbs { logs, impossible })
     }
 
     /// KL from `other`, of each row. What is impossible here has no part in it, as 0 · log 0 = 0.
     fn f_kl(&self, other: &Tensor, dim: i64) -> Result<Tensor, LossError> {
-        let mask = |logs: &Tensor| logs.f_masked_fill(&self.impossible, 0);
+        let mask = |logs: &Tensor| logs.f_masked_fill_number(&self.impossible, 0);
         let difference = mask(&self.logs)?.f_sub(&mask(other)?)?;
         Ok(self.logs.f_exp()?.f_mul(&difference)?.f_sum_dim_intlist(dim, false, None)?)
     }
@@ -347,8 +350,8 @@ impl LogProbs {
 /// log (β p + (1 − β) q), of log p and log q.
 fn f_log_mixture(p: &Tensor, q: &Tensor, beta: f64) -> Result<Tensor, LossError> {
     // The derivative of the logarithm of a sum is NaN where all terms are 0.
-    let none = p.f_maximum(q)?.f_eq(f64::NEG_INFINITY)?;
-    let part = |logs: &Tensor, share: f64| logs.f_masked_fill(&none, 0)?.f_add_scalar(share.ln());
+    let none = p.f_maximum(q)?.f_eq_number(f64::NEG_INFINITY)?;
+    let part = |logs: &Tensor, share: f64| logs.f_masked_fill_number(&none, 0)?.f_add_number(share.ln());
     Ok(part(p, beta)?.f_logaddexp(&part(q, 1.0 - beta)?)?)
 }
 

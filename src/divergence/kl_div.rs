@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use crate::kernels::{Pointwise, Real, choose, f_pointwise};
+use crate::kernels::{NumberOperations, Pointwise, Real, choose, f_pointwise};
 use crate::mean_parts::f_wide;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
@@ -131,7 +131,7 @@ impl Loss for KlDivLoss {
             f_pointwise(Formula { log_target }, [input, target], reduction, f_aten)?
         };
         match input.size().first() {
-            Some(&batch) if self.reduction == KlDivReduction::BatchMean => Ok(loss.f_div_scalar(batch)?),
+            Some(&batch) if self.reduction == KlDivReduction::BatchMean => Ok(loss.f_div_number(batch)?),
             _ => Ok(loss),
         }
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use tch::{Kind, Tensor};
 
-use crate::kernels::{Beyond, Map, Pointwise, Real, f_map, f_pointwise_of_planes, f_slide};
+use crate::kernels::{Beyond, Map, NumberOperations, Pointwise, Real, f_map, f_pointwise_of_planes, f_slide};
 use crate::numeric::{f_reals, wide_kind};
 use crate::{LossError, Reduction, check};
 
@@ -162,15 +162,15 @@ impl Unlikeness {
         };
         let (bright, varied) = square_and_variance(0)?;
         let (dark, loose) = square_and_variance(2)?;
-        let denominator = |a: &Tensor, b: &Tensor, c: f64| a.f_add(b)?.f_mul_scalar(0.5)?.f_add_scalar(c);
+        let denominator = |a: &Tensor, b: &Tensor, c: f64| a.f_add(b)?.f_mul_number(0.5)?.f_add_number(c);
         let structure = denominator(&varied, &loose, self.structure)?;
         let luminance = self.luminance.map(|c| denominator(&bright, &dark, c)).transpose()?;
         let own = match luminance {
-            None => loose.f_add_scalar(self.eps)?.f_div(&structure.f_add_scalar(self.eps)?)?,
+            None => loose.f_add_number(self.eps)?.f_div(&structure.f_add_number(self.eps)?)?,
             Some(luminance) if self.eps == 0.0 => f_joined(&loose.f_div(&structure)?, &dark.f_div(&luminance)?)?,
             Some(luminance) => {
                 let both = luminance.f_mul(&loose)?.f_add(&dark.f_mul(&structure.f_sub(&loose)?)?)?;
-                both.f_add_scalar(self.eps)?.f_div(&luminance.f_mul(&structure)?.f_add_scalar(self.eps)?)?
+                both.f_add_number(self.eps)?.f_div(&luminance.f_mul(&structure)?.f_add_number(self.eps)?)?
             }
         };
         so_far.map_or(Ok(own.shallow_clone()), |so_far| f_joined(so_far, &own))
@@ -179,7 +179,7 @@ impl Unlikeness {
 
 /// What (1 − a) (1 − b) lacks of 1.
 fn f_joined(a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {
-    Ok(b.f_add(&b.f_rsub_scalar(1)?.f_mul(a)?)?)
+    Ok(b.f_add(&b.f_rsub_number(1)?.f_mul(a)?)?)
 }
 
 impl Pointwise<4> for Unlikeness {

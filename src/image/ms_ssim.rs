@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::{SsimLoss, SsimWindow, Taps, Unlikeness, exact_kind, f_check_pair, f_means, f_products_of_sums};
-use crate::kernels::Beyond;
+use crate::kernels::{Beyond, NumberOperations};
 use crate::numeric::f_reals;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
@@ -177,12 +177,12 @@ impl MsSsimLoss {
             let moments = f_means(&f_products_of_sums(&sum, &difference)?, window, Beyond::Nothing)?;
             let unlikeness = Unlikeness { luminance, structure: c2, eps: 0.0 };
             let lacking = self.f_means(&unlikeness.f_of(&moments, None, Reduction::None)?)?;
-            let none_left = lacking.f_ge(1)?;
-            let term = lacking.f_masked_fill(&none_left, 0)?.f_neg()?.f_log1p()?.f_mul_scalar(weight)?;
+            let none_left = lacking.f_ge_number(1)?;
+            let term = lacking.f_masked_fill_number(&none_left, 0)?.f_neg()?.f_log1p()?.f_mul_number(weight)?;
             logarithm = logarithm.f_add(&term)?;
             opposed = opposed.f_logical_or(&none_left)?;
         }
-        Ok(logarithm.f_expm1()?.f_neg()?.f_masked_fill(&opposed, 1)?)
+        Ok(logarithm.f_expm1()?.f_neg()?.f_masked_fill_number(&opposed, 1)?)
     }
 
     /// The means over what has a loss together.

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::{Taps, Unlikeness, check_range, exact_kind, f_check_pair, f_means, f_pair, f_products, gaussian};
-use crate::kernels::{Beyond, Map, Pointwise, Real, Reduce, f_map, f_pointwise};
+use crate::kernels::{Beyond, Map, NumberOperations, Pointwise, Real, Reduce, f_map, f_pointwise};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// Structural similarity at several scales, and the absolute difference of two images.
@@ -176,7 +176,7 @@ impl MsSsimL1Loss {
             reduction => reduction.into(),
         };
         let channels = f_pointwise(sum, [lacking, distance], reduce, move |[lacking, distance]| {
-            let channels = lacking.f_mul_scalar(sum.of_lacking)?.f_add(&distance.f_mul_scalar(sum.of_distance)?)?;
+            let channels = lacking.f_mul_number(sum.of_lacking)?.f_add(&distance.f_mul_number(sum.of_distance)?)?;
             match reduction {
                 Reduction::None => Ok(channels),
                 _ => reduction.f_apply(&channels.f_mean_dim(1, false, None)?),

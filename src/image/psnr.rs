@@ -2,7 +2,7 @@ use std::f64::consts::LN_10;
 
 use tch::{Kind, Tensor};
 
-use crate::kernels::{Pointwise, Real, choose, f_pointwise, f_pointwise_to};
+use crate::kernels::{NumberOperations, Pointwise, Real, choose, f_pointwise, f_pointwise_to};
 use crate::numeric::{f_reals, wide_kind};
 use crate::regression::SquaredError;
 use crate::{Loss, LossError, MeanParts, MseLoss, Reduction, check};
@@ -174,11 +174,12 @@ impl Decibels {
     }
 
     fn f_losses(self, errors: &Tensor) -> Result<Tensor, LossError> {
-        let errors = errors.f_add_scalar(self.eps)?;
+        let errors = errors.f_add_number(self.eps)?;
         // At an error of 0 the logarithm has no slope that means anything.
-        let zero = errors.f_eq(0)?;
-        let logarithm = errors.f_masked_fill(&zero, 1)?.f_log()?.f_masked_fill(&zero, f64::NEG_INFINITY)?;
-        Ok(logarithm.f_mul_scalar(10.0 / LN_10)?.f_add_scalar(self.offset())?)
+        let zero = errors.f_eq_number(0)?;
+        let logarithm =
+            errors.f_masked_fill_number(&zero, 1)?.f_log()?.f_masked_fill_number(&zero, f64::NEG_INFINITY)?;
+        Ok(logarithm.f_mul_number(10.0 / LN_10)?.f_add_number(self.offset())?)
     }
 }
 

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::{Taps, Unlikeness, check_range, f_check_pair, f_means, f_pair, f_products, gaussian};
-use crate::kernels::Beyond;
+use crate::kernels::{Beyond, NumberOperations};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// One minus the structural similarity of two images: of their luminance, contrast and structure under a small window.
@@ -297,7 +297,7 @@ impl Loss for SsimLoss {
         };
         let loss = match self.form {
             SsimForm::Complement => loss,
-            SsimForm::Dissimilarity => loss.f_mul_scalar(0.5)?,
+            SsimForm::Dissimilarity => loss.f_mul_number(0.5)?,
         };
         Ok(loss.f_to_kind(input.f_kind()?)?)
     }

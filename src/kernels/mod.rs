@@ -27,6 +27,7 @@ mod memory;
 mod narrow;
 mod neighbours;
 mod number;
+mod number_operations;
 mod pair_labels;
 mod pairs;
 mod parallel;
@@ -57,6 +58,7 @@ pub(crate) use margin::{Hinges, Margin, f_margin};
 pub use memory::set_gradient_cache;
 pub(crate) use neighbours::{Neighbours, f_neighbours};
 pub(crate) use number::{ANY, Real, choose, powers, sigmoids};
+pub(crate) use number_operations::NumberOperations;
 pub(crate) use pair_labels::PairLabels;
 pub(crate) use pairs::{
     Counted, Hard, OTHER, PairPlan, PairSlopes, PairSums, PairTerms, SAME, Soft, SoftPairs, f_pairs, f_pairs_on, scaled,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tch::{Kind, Tensor};
 
+use super::NumberOperations;
 use super::element::{Output, elements, f_plain};
 use super::simd::{self, Kernel, LaneOf, Wide};
 use super::{BLOCK, parallel, takes};
@@ -34,7 +35,7 @@ pub(crate) fn f_slide(input: &Tensor, dim: usize, taps: &Arc<[f64]>, beyond: Bey
     let mut padding = vec![0; 2 * (input.dim() - dim)];
     padding[2 * (input.dim() - dim) - 2..].fill(lead as i64);
     let padded = if lead == 0 { input.shallow_clone() } else { input.f_constant_pad_nd(padding)? };
-    let term = |(at, tap): (usize, &f64)| padded.f_narrow(dim as i64, at as i64, places as i64)?.f_mul_scalar(*tap);
+    let term = |(at, tap): (usize, &f64)| padded.f_narrow(dim as i64, at as i64, places as i64)?.f_mul_number(*tap);
     let mut terms = taps.iter().enumerate().map(term);
     let first = terms.next().ok_or_else(|| tch::TchError::Torch("a window without taps".into()))??;
     Ok(terms.try_fold(first, |sum, term| sum.f_add(&term?))?)

@@ -5,7 +5,7 @@ use tch::{Tensor, nn};
 
 use super::EmbeddingReduction;
 use super::class_vectors::{Angles, OwnSoftmax, f_variable};
-use crate::kernels::{Embedding, Real, f_embedding};
+use crate::kernels::{Embedding, NumberOperations, Real, f_embedding};
 use crate::{Loss, LossError, Reduction, check};
 
 /// Additive angular margin with weights that are passed in: [`ArcFaceLoss`] without parameters of its own, and its options.
@@ -146,13 +146,13 @@ struct Moved {
 
 impl Moved {
     fn f_cosines(self, a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {
-        let norm = |rows: Tensor| rows.f_norm_scalaropt_dim(2, [1_i64].as_slice(), false);
+        let norm = |rows: Tensor| rows.f_norm_number(2, [1_i64].as_slice(), false);
         let (apart, together) = (norm(a.f_sub(b)?)?, norm(a.f_add(b)?)?);
-        let angles = apart.f_atan2(&together)?.f_mul_scalar(2)?;
-        let moved = angles.f_add_scalar(self.margin)?.f_cos()?;
+        let angles = apart.f_atan2(&together)?.f_mul_number(2)?;
+        let moved = angles.f_add_number(self.margin)?.f_cos()?;
         // Beyond π the cosine would rise again.
-        let lowered = angles.f_cos()?.f_sub_scalar(self.margin * self.margin.sin())?;
-        Ok(moved.f_where_self(&angles.f_le(PI - self.margin)?, &lowered)?)
+        let lowered = angles.f_cos()?.f_sub_number(self.margin * self.margin.sin())?;
+        Ok(moved.f_where_self(&angles.f_le_number(PI - self.margin)?, &lowered)?)
     }
 }
 

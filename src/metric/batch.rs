@@ -2,7 +2,7 @@ use tch::{Kind, Tensor};
 
 use super::{EmbeddingDistance, EmbeddingReduction};
 use crate::autograd::{Place, Tape, f_taped};
-use crate::kernels::{PairLabels, PairPlan, f_pairs, f_pairs_on};
+use crate::kernels::{NumberOperations, PairLabels, PairPlan, f_pairs, f_pairs_on};
 use crate::numeric::wide_kind;
 use crate::{Loss, LossError, check};
 
@@ -149,7 +149,7 @@ impl Pairs {
     pub(crate) fn f_positive(&self) -> Result<Tensor, LossError> {
         let mut same = self.f_same()?;
         if self.ref_labels.is_none() {
-            let _ = same.f_fill_diagonal_(0, false)?;
+            let _ = same.f_fill_diagonal_number_(0, false)?;
         }
         Ok(same)
     }
@@ -194,7 +194,7 @@ pub(super) fn f_kind_of_pairs(embeddings: &Tensor, [rows, others]: [i64; 2]) -> 
 pub(crate) fn f_log_sum_exp(matrix: &Tensor, mask: &Tensor) -> Result<Tensor, LossError> {
     // Not −∞, whose difference from itself is NaN.
     let least = if matrix.f_kind()? == Kind::Double { f64::MIN } else { f64::from(f32::MIN) };
-    Ok(matrix.f_masked_fill(&mask.f_logical_not()?, least / 2.0)?.f_logsumexp([1_i64].as_slice(), true)?)
+    Ok(matrix.f_masked_fill_number(&mask.f_logical_not()?, least / 2.0)?.f_logsumexp([1_i64].as_slice(), true)?)
 }
 
 /// log(1 + exp(x)).

@@ -3,7 +3,7 @@ use tch::{Kind, TchError, Tensor};
 use super::batch::{Batch, Pairs, f_softplus};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
 use crate::autograd::{Function, f_gradients_of, needed, spread};
-use crate::kernels::{Triplets, f_triplets};
+use crate::kernels::{NumberOperations, Triplets, f_triplets};
 use crate::{Loss, LossError, check};
 
 /// The triplet margin loss over the triplets of a batch, with a choice of those that are mined.
@@ -183,7 +183,7 @@ impl BatchTripletMarginLoss {
 
     /// From d(a, p) − d(a, n) to the losses.
     fn f_hinge(&self, difference: &Tensor) -> Result<Tensor, LossError> {
-        let violation = difference.f_add_scalar(self.margin)?;
+        let violation = difference.f_add_number(self.margin)?;
         if self.smooth_loss { f_softplus(&violation) } else { Ok(violation.f_relu()?) }
     }
 
@@ -192,14 +192,15 @@ impl BatchTripletMarginLoss {
         let (positive, negative) = (pairs.f_positive()?, pairs.f_negative()?);
         let mined = positive.f_any_dim(1, false)?.f_logical_and(&negative.f_any_dim(1, false)?)?;
         let (not_negative, not_positive) = (negative.f_logical_not()?, positive.f_logical_not()?);
-        let (farthest, positive) = far.f_masked_fill(&not_positive, f64::NEG_INFINITY)?.f_max_dim(1, false)?;
-        let (mut nearest, negative) = far.f_masked_fill(&not_negative, f64::INFINITY)?.f_min_dim(1, false)?;
+        let (farthest, positive) = far.f_masked_fill_number(&not_positive, f64::NEG_INFINITY)?.f_max_dim(1, false)?;
+        let (mut nearest, negative) = far.f_masked_fill_number(&not_negative, f64::INFINITY)?.f_min_dim(1, false)?;
         if self.swap {
             let across = far.f_index_select(0, &positive)?.f_gather(1, &negative.f_unsqueeze(1)?, false)?;
             nearest = nearest.f_minimum(&across.f_squeeze_dim(1)?)?;
         }
         let missing = mined.f_logical_not()?;
-        let difference = farthest.f_masked_fill(&missing, 0)?.f_sub(&nearest.f_masked_fill(&missing, 0)?)?;
+        let difference =
+            farthest.f_masked_fill_number(&missing, 0)?.f_sub(&nearest.f_masked_fill_number(&missing, 0)?)?;
         self.reduction.f_apply(&self.f_hinge(&difference)?, Some(&mined))
     }
 
@@ -210,17 +211,17 @@ impl BatchTripletMarginLoss {
         let far = far.f_to_kind(Kind::Double)?;
         let (not_positive, negative) = (pairs.f_positive()?.f_logical_not()?, pairs.f_negative()?);
         let negatives = Negatives::f_new(&far, &negative)?;
-        let limit = far.f_add_scalar(self.margin)?;
+        let limit = far.f_add_number(self.margin)?;
         let (from, to) = self.f_range(&negatives, &far.f_detach()?, &limit.f_detach()?)?;
-        let count = to.f_sub(&from)?.f_clamp_min(0)?.f_masked_fill(&not_positive, 0)?;
+        let count = to.f_sub(&from)?.f_clamp_min_number(0)?.f_masked_fill_number(&not_positive, 0)?;
         // From the limit on hinges are 0.
-        let costly = negatives.f_below(&limit.f_detach()?)?.f_minimum(&to)?.f_sub(&from)?.f_clamp_min(0)?;
+        let costly = negatives.f_below(&limit.f_detach()?)?.f_minimum(&to)?.f_sub(&from)?.f_clamp_min_number(0)?;
         let near = negatives.f_sum_of(&from, &from.f_add(&costly)?)?;
-        let free = not_positive.f_logical_or(&costly.f_eq(0)?)?;
-        let sum = limit.f_mul(&costly.f_to_kind(Kind::Double)?)?.f_sub(&near)?.f_masked_fill(&free, 0)?;
+        let free = not_positive.f_logical_or(&costly.f_eq_number(0)?)?;
+        let sum = limit.f_mul(&costly.f_to_kind(Kind::Double)?)?.f_sub(&near)?.f_masked_fill_number(&free, 0)?;
         // A distance that is NaN has no place in an order, but no hinge is satisfied by it.
         let nan = far.f_isnan()?.f_logical_and(&negative)?.f_any()?;
-        let sum = sum.f_sum(None)?.f_masked_fill(&nan, f64::NAN)?;
+        let sum = sum.f_sum(None)?.f_masked_fill_number(&nan, f64::NAN)?;
         self.reduction.f_of_sum(&sum, &count.f_sum(Kind::Int64)?)
     }
 
@@ -234,10 +235,10 @@ impl BatchTripletMarginLoss {
         };
         let (low, high) = self.reduction.bounds()?;
         if let Some(low) = low.filter(|low| *low >= 0.0) {
-            to = to.f_minimum(&negatives.f_below(&limit.f_sub_scalar(low)?)?)?;
+            to = to.f_minimum(&negatives.f_below(&limit.f_sub_number(low)?)?)?;
         }
         match high {
-            Some(high) if high > 0.0 => from = from.f_maximum(&negatives.f_up_to(&limit.f_sub_scalar(high)?)?)?,
+            Some(high) if high > 0.0 => from = from.f_maximum(&negatives.f_up_to(&limit.f_sub_number(high)?)?)?,
             Some(_) => to = to.f_zeros_like()?,
             None => {}
         }
@@ -283,7 +284,7 @@ impl BatchTripletMarginLoss {
         let to_negatives = far.f_index_select(0, &anchors)?;
         let to_positive = to_negatives.f_gather(1, &positives.f_unsqueeze(1)?, false)?;
         let mut mined = negative.f_index_select(0, &anchors)?;
-        let nearer = |margin: f64| to_negatives.f_le_tensor(&to_positive.f_add_scalar(margin)?);
+        let nearer = |margin: f64| to_negatives.f_le_tensor(&to_positive.f_add_number(margin)?);
         match self.mining {
             TripletMining::SemiHard => {
                 mined = mined.f_logical_and(&nearer(self.margin)?)?.f_logical_and(&nearer(0.0)?.f_logical_not()?)?;
@@ -310,8 +311,8 @@ struct Negatives {
 impl Negatives {
     fn f_new(far: &Tensor, negative: &Tensor) -> Result<Negatives, LossError> {
         let others = negative.f_logical_not()?;
-        let (sorted, order) = far.f_detach()?.f_masked_fill(&others, f64::INFINITY)?.f_sort(1, false)?;
-        let own = far.f_masked_fill(&others, 0)?.f_gather(1, &order, false)?;
+        let (sorted, order) = far.f_detach()?.f_masked_fill_number(&others, f64::INFINITY)?.f_sort(1, false)?;
+        let own = far.f_masked_fill_number(&others, 0)?.f_gather(1, &order, false)?;
         let first = own.f_narrow(1, 0, 1)?.f_zeros_like()?;
         let prefix_sums = Tensor::f_cat(&[first, own.f_cumsum(1, None)?], 1)?;
         let number = negative.f_sum_dim_intlist([1_i64].as_slice(), true, Kind::Int64)?;

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::batch::{Batch, Pairs, f_log_sum_exp, f_softplus, softplus};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
-use crate::kernels::{PairSlopes, PairSums, PairTerms, Real, Soft, SoftPairs};
+use crate::kernels::{NumberOperations, PairSlopes, PairSums, PairTerms, Real, Soft, SoftPairs};
 use crate::{Loss, LossError, check};
 
 /// The circle loss: pairs count the more, the farther their cosine is from where it should be.
@@ -100,10 +100,10 @@ impl CircleLoss {
     fn f_composite(&self, cosine: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
         let (m, gamma) = (self.margin, self.gamma);
         let constant = cosine.f_detach()?;
-        let lag = constant.f_rsub_scalar(1.0 + m)?.f_relu()?;
-        let lead = constant.f_add_scalar(m)?.f_relu()?;
-        let positives = cosine.f_sub_scalar(1.0 - m)?.f_mul(&lag)?.f_mul_scalar(-gamma)?;
-        let negatives = cosine.f_sub_scalar(m)?.f_mul(&lead)?.f_mul_scalar(gamma)?;
+        let lag = constant.f_rsub_number(1.0 + m)?.f_relu()?;
+        let lead = constant.f_add_number(m)?.f_relu()?;
+        let positives = cosine.f_sub_number(1.0 - m)?.f_mul(&lag)?.f_mul_number(-gamma)?;
+        let negatives = cosine.f_sub_number(m)?.f_mul(&lead)?.f_mul_number(gamma)?;
         let positives = f_log_sum_exp(&positives, &pairs.f_positive()?)?;
         let negatives = f_log_sum_exp(&negatives, &pairs.f_negative()?)?;
         self.reduction.f_apply(&f_softplus(&positives.f_add(&negatives)?)?.f_flatten(0, -1)?, None)

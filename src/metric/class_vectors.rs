@@ -7,7 +7,8 @@ use super::{EmbeddingDistance, EmbeddingReduction};
 use crate::autograd::{Backward, Gradients, Place, Tape, f_taped};
 use crate::check::{self, ClassIndices, Named};
 use crate::kernels::{
-    OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, f_pairs, f_pairs_on, scaled,
+    NumberOperations, OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, f_pairs,
+    f_pairs_on, scaled,
 };
 use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, Reduction};
 
@@ -115,7 +116,7 @@ impl Classified {
         let unit = |rows: &Tensor| distance.f_prepared(rows, self.wide);
         let (a, b) = (unit(&self.embeddings)?, unit(&self.vectors)?);
         let squares = b.f_square()?.f_sum_dim_intlist([1_i64].as_slice(), false, None)?;
-        Ok(squares.f_neg()?.f_unsqueeze(0)?.f_addmm(&a.f_mul_scalar(2)?, &b.f_transpose(0, 1)?)?)
+        Ok(squares.f_neg()?.f_unsqueeze(0)?.f_addmm(&a.f_mul_number(2)?, &b.f_transpose(0, 1)?)?)
     }
 
     /// The classes as the labels of the rows of a matrix, with a column for each of `count`.
@@ -194,9 +195,9 @@ fn f_nearness_on(
     let Some(units) = distance.f_units_on(tape, places, kind)? else { return Ok(None) };
     let (a, b) = (tape.value(units[0]), tape.value(units[1]));
     let squares = |rows: &Tensor| rows.f_square()?.f_sum_dim_intlist([1_i64].as_slice(), false, None);
-    let nearness = squares(b)?.f_neg()?.f_unsqueeze(0)?.f_addmm(&a.f_mul_scalar(2)?, &b.f_transpose(0, 1)?)?;
+    let nearness = squares(b)?.f_neg()?.f_unsqueeze(0)?.f_addmm(&a.f_mul_number(2)?, &b.f_transpose(0, 1)?)?;
     let pull = |Backward { arguments, grad, needed, .. }: Backward| -> Gradients {
-        let (a, b, twice) = (arguments[0], arguments[1], grad.f_mul_scalar(2)?);
+        let (a, b, twice) = (arguments[0], arguments[1], grad.f_mul_number(2)?);
         let of_a = needed[0].then(|| twice.f_mm(b)).transpose()?;
         let of_b = needed[1].then(|| {
             let own = b.f_mul(&twice.f_sum_dim_intlist([0_i64].as_slice(), false, None)?.f_unsqueeze(1)?)?;
@@ -226,9 +227,9 @@ impl OwnSoftmax {
         let rows = match own {
             Some(own) => replaced(own)?,
             None if self.margin == 0.0 => rows.shallow_clone(),
-            None => replaced(&f_own(rows, classes)?.f_sub_scalar(self.margin)?)?,
+            None => replaced(&f_own(rows, classes)?.f_sub_number(self.margin)?)?,
         };
-        let logits = rows.f_mul_scalar(self.scale)?;
+        let logits = rows.f_mul_number(self.scale)?;
         CrossEntropyLoss::new().reduction(Reduction::None).f_forward(&logits, classes)
     }
 }
@@ -292,7 +293,7 @@ impl Angles {
     pub(super) fn f_own_vectors(&self) -> Result<[Tensor; 2], LossError> {
         let Classified { embeddings, vectors, classes, .. } = &self.classified;
         let rows = match &self.nearest {
-            Some(nearest) => classes.f_mul_scalar(self.sub_centers)?.f_add(&self.classified.f_own(nearest)?)?,
+            Some(nearest) => classes.f_mul_number(self.sub_centers)?.f_add(&self.classified.f_own(nearest)?)?,
             None => classes.shallow_clone(),
         };
         Ok([embeddings.shallow_clone(), vectors.f_index_select(0, &rows)?])

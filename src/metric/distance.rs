@@ -1,7 +1,7 @@
 use tch::{Kind, Tensor};
 
 use crate::autograd::{Backward, Function, Gradients, Place, Tape, f_taped, needed};
-use crate::kernels::{f_distance_slopes, f_distances, f_unit};
+use crate::kernels::{NumberOperations, f_distance_slopes, f_distances, f_unit};
 use crate::numeric::f_power;
 use crate::{LossError, check};
 
@@ -154,7 +154,7 @@ impl EmbeddingDistance {
         };
         match (self.power == 1.0, self.measure) {
             (true, _) => Ok(matrix),
-            (false, Measure::DotProduct) => Ok(matrix.f_pow_tensor_scalar(self.power)?),
+            (false, Measure::DotProduct) => Ok(matrix.f_pow_number(self.power)?),
             (false, _) => f_power(&matrix, self.power),
         }
     }
@@ -188,7 +188,7 @@ impl EmbeddingDistance {
 
     /// By how much the embeddings of each pair are farther apart than `margin`, or less alike.
     pub(crate) fn f_beyond(self, matrix: &Tensor, margin: f64) -> Result<Tensor, LossError> {
-        let farther = matrix.f_sub_scalar(margin)?;
+        let farther = matrix.f_sub_number(margin)?;
         if self.is_similarity() { Ok(farther.f_neg()?) } else { Ok(farther) }
     }
 
@@ -227,9 +227,9 @@ impl EmbeddingDistance {
     fn f_unit(self, embeddings: &Tensor, kind: Kind) -> Result<Tensor, LossError> {
         let embeddings = embeddings.f_to_kind(kind)?;
         // Scaling changes no direction, and keeps squares from overflowing.
-        let largest = embeddings.f_detach()?.f_abs()?.f_amax([1_i64], true)?.f_clamp_min(1)?;
+        let largest = embeddings.f_detach()?.f_abs()?.f_amax([1_i64], true)?.f_clamp_min_number(1)?;
         let scaled = embeddings.f_div(&largest)?;
-        Ok(scaled.f_div(&scaled.f_norm_scalaropt_dim(self.p, [1_i64], true)?.f_clamp_min(LEAST_NORM)?)?)
+        Ok(scaled.f_div(&scaled.f_norm_number(self.p, &[1], true)?.f_clamp_min_number(LEAST_NORM)?)?)
     }
 
     fn f_lp(self, a: &Tensor, b: Option<&Tensor>) -> Result<Tensor, LossError> {
@@ -253,8 +253,8 @@ impl EmbeddingDistance {
         let noise = f_euclidean(&a, b.as_ref())?.f_square()?;
         let signal = a.f_square()?.f_sum_dim_intlist([1_i64].as_slice(), true, None)?;
         // Without a signal all is noise.
-        let silent = signal.f_eq(0)?;
-        Ok(noise.f_div(&signal.f_masked_fill(&silent, 1)?)?.f_masked_fill(&silent, f64::INFINITY)?)
+        let silent = signal.f_eq_number(0)?;
+        Ok(noise.f_div(&signal.f_masked_fill_number(&silent, 1)?)?.f_masked_fill_number(&silent, f64::INFINITY)?)
     }
 }
 
@@ -266,7 +266,7 @@ fn f_scale(a: &Tensor, b: Option<&Tensor>) -> Result<Tensor, LossError> {
     for x in [Some(a), b].into_iter().flatten().filter(|x| x.numel() > 0) {
         largest = largest.f_maximum(&x.f_detach()?.f_abs()?.f_max()?)?;
     }
-    Ok(largest.f_where_self(&largest.f_gt(LARGE)?, &one)?)
+    Ok(largest.f_where_self(&largest.f_gt_number(LARGE)?, &one)?)
 }
 
 /// ‖aᵢ − bⱼ‖ₚ for all i and j, or ‖aᵢ − aⱼ‖ₚ.
@@ -350,8 +350,8 @@ fn f_slopes(saved: &[&Tensor], grad: &Tensor) -> Gradients {
 /// The same of operations that can be differentiated again.
 fn f_slopes_with_graph(saved: &[&Tensor], grad: &Tensor) -> Gradients {
     let weights = |distances: Tensor| {
-        let equal = distances.f_eq(0)?;
-        Ok::<_, LossError>(grad.f_masked_fill(&equal, 0)?.f_div(&distances.f_masked_fill(&equal, 1)?)?)
+        let equal = distances.f_eq_number(0)?;
+        Ok::<_, LossError>(grad.f_masked_fill_number(&equal, 0)?.f_div(&distances.f_masked_fill_number(&equal, 1)?)?)
     };
     // Σⱼ wᵢⱼ (aᵢ − bⱼ)
     let slope = |weights: &Tensor, a: &Tensor, b: &Tensor| {

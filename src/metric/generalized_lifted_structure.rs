@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::batch::{Batch, Pairs, f_log_sum_exp};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
-use crate::kernels::{OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled};
+use crate::kernels::{NumberOperations, OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled};
 use crate::{Loss, LossError};
 
 /// The generalised lifted structure loss: all positives of an embedding against all of its negatives.
@@ -112,7 +112,7 @@ impl GeneralizedLiftedStructureLoss {
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
         let sum = |too_much: &Tensor, mask: &Tensor| {
             let none = mask.f_any_dim(1, true)?.f_logical_not()?;
-            Ok::<_, LossError>(f_log_sum_exp(too_much, mask)?.f_masked_fill(&none, 0)?)
+            Ok::<_, LossError>(f_log_sum_exp(too_much, mask)?.f_masked_fill_number(&none, 0)?)
         };
         let positives = sum(&self.distance.f_beyond(matrix, self.pos_margin)?, &pairs.f_positive()?)?;
         let negatives = sum(&self.distance.f_beyond(matrix, self.neg_margin)?.f_neg()?, &pairs.f_negative()?)?;

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::batch::{Batch, Pairs, f_log_sum_exp};
 use super::{EmbeddingDistance, EmbeddingReduction};
-use crate::kernels::{Each, OTHER, Positives, Real, SAME, scaled};
+use crate::kernels::{Each, NumberOperations, OTHER, Positives, Real, SAME, scaled};
 use crate::{Loss, LossError};
 
 /// The lifted structure loss: each pair of one label against all negatives of both of its embeddings.
@@ -114,7 +114,7 @@ impl LiftedStructureLoss {
         let negatives = f_log_sum_exp(&too_near, &pairs.f_negative()?)?;
         let of_both = negatives.f_logaddexp(&negatives.f_transpose(0, 1)?)?;
         let losses = of_both.f_add(&self.distance.f_beyond(matrix, self.pos_margin)?)?;
-        let losses = losses.f_relu()?.f_square()?.f_div_scalar(2)?;
+        let losses = losses.f_relu()?.f_square()?.f_div_number(2)?;
         self.reduction.f_apply(&losses, Some(&pairs.f_positive()?))
     }
 }

@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::batch::{Batch, Pairs, f_log_sum_exp, f_softplus, softplus};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
-use crate::kernels::{OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled};
+use crate::kernels::{NumberOperations, OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled};
 use crate::{Loss, LossError, check};
 
 /// The multi-similarity loss: a soft maximum over the positives of an embedding that are too far, and over the
@@ -120,8 +120,8 @@ impl MultiSimilarityLoss {
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
         let too_far = self.distance.f_beyond(matrix, self.base)?;
         let soft_maximum = |scale: f64, sharpness: f64, mask: &Tensor| {
-            let sum = f_log_sum_exp(&too_far.f_mul_scalar(scale)?, mask)?;
-            Ok::<_, LossError>(f_softplus(&sum)?.f_div_scalar(sharpness)?)
+            let sum = f_log_sum_exp(&too_far.f_mul_number(scale)?, mask)?;
+            Ok::<_, LossError>(f_softplus(&sum)?.f_div_number(sharpness)?)
         };
         let positives = soft_maximum(self.alpha, self.alpha, &pairs.f_positive()?)?;
         let negatives = soft_maximum(-self.beta, self.beta, &pairs.f_negative()?)?;

@@ -7,6 +7,7 @@ use super::class_vectors::OwnSoftmax;
 use super::{EmbeddingDistance, EmbeddingReduction};
 use crate::autograd::{Backward, Place, Tape, f_taped};
 use crate::kernels::{self, PairLabels, Soft, f_pairs_on};
+use crate::numeric::f_positions;
 use crate::{CrossEntropyLoss, Loss, LossError, Reduction, check};
 
 /// The N-pairs loss: one pair of each label, and each anchor picks its positive out of the positives of all labels.
@@ -107,7 +108,7 @@ impl NPairsLoss {
 
     fn f_composite(&self, matrix: &Tensor) -> Result<Tensor, LossError> {
         let alike = self.distance.f_alike(matrix)?;
-        let own = Tensor::f_arange(alike.size()[0], (Kind::Int64, alike.device()))?;
+        let own = f_positions(alike.size()[0], (Kind::Int64, alike.device()))?;
         let losses = CrossEntropyLoss::new().reduction(Reduction::None).f_forward(&alike, &own)?;
         self.reduction.f_apply(&losses, None)
     }

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::batch::{Batch, Pairs, f_log_sum_exp, f_softplus, softplus};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
-use crate::kernels::{Each, Positives, Real, scaled};
+use crate::kernels::{Each, NumberOperations, Positives, Real, scaled};
 use crate::{Loss, LossError, check};
 
 /// The normalised temperature-scaled cross entropy: each embedding picks its positive out of all negatives. InfoNCE.
@@ -101,7 +101,7 @@ impl NtXentLoss {
     }
 
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
-        let alike = self.distance.f_alike(matrix)?.f_div_scalar(self.temperature)?;
+        let alike = self.distance.f_alike(matrix)?.f_div_number(self.temperature)?;
         let negatives = f_log_sum_exp(&alike, &pairs.f_negative()?)?;
         let losses = f_softplus(&negatives.f_sub(&alike)?)?;
         self.reduction.f_apply(&losses, Some(&pairs.f_positive()?))

@@ -7,8 +7,10 @@ use super::class_vectors::{Classified, check_proxies, f_variable};
 use super::{EmbeddingDistance, EmbeddingReduction};
 use crate::autograd::{Backward, Place, Tape, f_taped};
 use crate::kernels::{
-    OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, f_pairs, f_pairs_on, scaled,
+    NumberOperations, OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, f_pairs,
+    f_pairs_on, scaled,
 };
+use crate::numeric::f_positions;
 use crate::{Loss, LossError, check};
 
 /// Proxy anchor with proxies that are passed in: [`ProxyAnchorLoss`] without parameters of its own, and its options.
@@ -158,14 +160,14 @@ impl ProxyAnchor {
 
     /// The losses of the proxies by the embeddings of their class, or by the others, reduced.
     fn f_composite(&self, matrix: &Tensor, classes: &Tensor, of: usize) -> Result<Tensor, LossError> {
-        let numbers = Tensor::f_arange(matrix.size()[0], (Kind::Int64, matrix.device()))?;
+        let numbers = f_positions(matrix.size()[0], (Kind::Int64, matrix.device()))?;
         let positive = numbers.f_unsqueeze(1)?.f_eq_tensor(&classes.f_unsqueeze(0)?)?;
         let losses = |terms: Tensor, mask: &Tensor| f_softplus(&f_log_sum_exp(&terms, mask)?.f_squeeze_dim(1)?);
         if of == SAME {
-            let too_far = self.distance.f_beyond(matrix, self.margin)?.f_mul_scalar(self.alpha)?;
+            let too_far = self.distance.f_beyond(matrix, self.margin)?.f_mul_number(self.alpha)?;
             return self.reduction.f_apply(&losses(too_far, &positive)?, Some(&positive.f_any_dim(1, false)?));
         }
-        let too_near = self.distance.f_beyond(matrix, -self.margin)?.f_mul_scalar(-self.alpha)?;
+        let too_near = self.distance.f_beyond(matrix, -self.margin)?.f_mul_number(-self.alpha)?;
         self.reduction.f_apply(&losses(too_near, &positive.f_logical_not()?)?, None)
     }
 

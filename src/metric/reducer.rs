@@ -1,6 +1,6 @@
 use tch::{Kind, Tensor};
 
-use crate::kernels::Counted;
+use crate::kernels::{Counted, NumberOperations};
 use crate::{LossError, check};
 
 /// How the losses of the pairs, triplets or anchors of a batch become the result.
@@ -70,12 +70,12 @@ impl EmbeddingReduction {
     pub(crate) fn f_sum_and_count(self, losses: &Tensor, exists: &Tensor) -> Result<(Tensor, Tensor), LossError> {
         let (mut counted, (low, high)) = (exists.shallow_clone(), self.bounds()?);
         if let Some(low) = low {
-            counted = counted.f_logical_and(&losses.f_le(low)?.f_logical_not()?)?;
+            counted = counted.f_logical_and(&losses.f_le_number(low)?.f_logical_not()?)?;
         }
         if let Some(high) = high {
-            counted = counted.f_logical_and(&losses.f_ge(high)?.f_logical_not()?)?;
+            counted = counted.f_logical_and(&losses.f_ge_number(high)?.f_logical_not()?)?;
         }
-        let sum = losses.f_masked_fill(&counted.f_logical_not()?, 0)?.f_sum(Kind::Double)?;
+        let sum = losses.f_masked_fill_number(&counted.f_logical_not()?, 0)?.f_sum(Kind::Double)?;
         Ok((sum, counted.f_sum(Kind::Int64)?))
     }
 
@@ -84,7 +84,7 @@ impl EmbeddingReduction {
         if self == EmbeddingReduction::Sum {
             return Ok(sum.shallow_clone());
         }
-        Ok(sum.f_div(&count.f_clamp_min(1)?.f_to_kind(sum.f_kind()?)?)?)
+        Ok(sum.f_div(&count.f_clamp_min_number(1)?.f_to_kind(sum.f_kind()?)?)?)
     }
 }
 

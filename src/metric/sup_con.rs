@@ -2,7 +2,9 @@ use tch::Tensor;
 
 use super::batch::{Batch, Pairs, f_log_sum_exp};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
-use crate::kernels::{OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled};
+use crate::kernels::{
+    NumberOperations, OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled,
+};
 use crate::{Loss, LossError, check};
 
 /// The supervised contrastive loss: each embedding picks all of its class out of the batch.
@@ -97,13 +99,15 @@ impl SupConLoss {
     }
 
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
-        let alike = self.distance.f_alike(matrix)?.f_div_scalar(self.temperature)?;
+        let alike = self.distance.f_alike(matrix)?.f_div_number(self.temperature)?;
         let (positive, negative) = (pairs.f_positive()?, pairs.f_negative()?);
         let others = positive.f_logical_or(&negative)?;
-        let log_p = alike.f_sub(&f_log_sum_exp(&alike, &others)?)?.f_masked_fill(&positive.f_logical_not()?, 0)?;
-        let positives = positive.f_sum_dim_intlist([1_i64].as_slice(), false, log_p.f_kind()?)?.f_clamp_min(1)?;
+        let log_p =
+            alike.f_sub(&f_log_sum_exp(&alike, &others)?)?.f_masked_fill_number(&positive.f_logical_not()?, 0)?;
+        let positives =
+            positive.f_sum_dim_intlist([1_i64].as_slice(), false, log_p.f_kind()?)?.f_clamp_min_number(1)?;
         let losses = log_p.f_sum_dim_intlist([1_i64].as_slice(), false, None)?.f_neg()?.f_div(&positives)?;
-        self.reduction.f_apply(&losses.f_masked_fill(&negative.f_any()?.f_logical_not()?, 0)?, None)
+        self.reduction.f_apply(&losses.f_masked_fill_number(&negative.f_any()?.f_logical_not()?, 0)?, None)
     }
 }
 

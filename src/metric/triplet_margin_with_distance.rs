@@ -3,6 +3,7 @@ use std::fmt;
 use tch::Tensor;
 
 use super::triplet::{self, Triplet};
+use crate::kernels::NumberOperations;
 use crate::{LossError, MeanParts, Reduction, check};
 
 type Distance = dyn Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send;
@@ -177,7 +178,7 @@ fn f_losses(
         check(("distance_function(positive, negative)", &swapped), first)?;
         to_negative = to_negative.f_minimum(&swapped)?;
     }
-    Ok(to_positive.f_add_scalar(margin)?.f_sub(&to_negative)?.f_clamp_min(0)?)
+    Ok(to_positive.f_add_number(margin)?.f_sub(&to_negative)?.f_clamp_min_number(0)?)
 }
 
 fn f_euclidean(a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {

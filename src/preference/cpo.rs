@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use super::{LogRatios, PairLogProbs, PreferenceLoss, check_beta, check_smoothing, f_smoothed};
+use crate::kernels::NumberOperations;
 use crate::{LossError, Reduction};
 
 /// Contrastive preference optimisation: DPO with a uniform reference model, that is, without one.
@@ -94,7 +95,7 @@ impl PreferenceLoss for CpoLoss {
         let ratios = LogRatios::f_of_policy(policy, reference)?;
         check_beta(self.beta)?;
         check_smoothing(self.label_smoothing)?;
-        let margin = ratios.f_margin()?.f_mul_scalar(self.beta)?;
+        let margin = ratios.f_margin()?.f_mul_number(self.beta)?;
         ratios.f_reduce(&f_smoothed(&margin, self.label_smoothing)?, self.reduction)
     }
 

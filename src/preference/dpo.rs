@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use super::{LogRatios, PairLogProbs, PreferenceLoss, check_beta, f_smoothed};
+use crate::kernels::NumberOperations;
 use crate::{LossError, Reduction, check};
 
 /// Direct preference optimisation: the chosen answer is to gain on the rejected one, measured by a reference model.
@@ -152,29 +153,29 @@ impl DpoLoss {
 
     fn f_losses(&self, ratios: &LogRatios) -> Result<Tensor, LossError> {
         let (beta, smoothing) = (self.beta, self.label_smoothing);
-        let chosen = ratios.chosen.f_mul_scalar(beta)?;
-        let rejected = ratios.rejected.f_mul_scalar(beta)?;
-        let z = ratios.f_margin()?.f_mul_scalar(beta)?;
+        let chosen = ratios.chosen.f_mul_number(beta)?;
+        let rejected = ratios.rejected.f_mul_number(beta)?;
+        let z = ratios.f_margin()?.f_mul_number(beta)?;
         Ok(match self.variant {
             DpoVariant::Sigmoid => f_smoothed(&z, smoothing)?,
-            DpoVariant::Hinge => z.f_neg()?.f_add_scalar(1)?.f_relu()?,
+            DpoVariant::Hinge => z.f_neg()?.f_add_number(1)?.f_relu()?,
             DpoVariant::ExoPair => {
-                let term = |z: &Tensor, share: f64| z.f_sigmoid()?.f_mul(&z.f_log_sigmoid()?.f_sub_scalar(share)?);
+                let term = |z: &Tensor, share: f64| z.f_sigmoid()?.f_mul(&z.f_log_sigmoid()?.f_sub_number(share)?);
                 term(&z, (-smoothing).ln_1p())?.f_add(&term(&z.f_neg()?, smoothing.ln())?)?
             }
             DpoVariant::NcaPair => {
                 let unlikely = f_log_rest(&chosen)?.f_add(&f_log_rest(&rejected)?)?;
-                chosen.f_log_sigmoid()?.f_neg()?.f_sub(&unlikely.f_mul_scalar(0.5)?)?
+                chosen.f_log_sigmoid()?.f_neg()?.f_sub(&unlikely.f_mul_number(0.5)?)?
             }
             DpoVariant::Robust => {
-                let right = z.f_log_sigmoid()?.f_mul_scalar(smoothing - 1.0)?;
-                right.f_add(&f_log_rest(&z)?.f_mul_scalar(smoothing)?)?.f_div_scalar(1.0 - 2.0 * smoothing)?
+                let right = z.f_log_sigmoid()?.f_mul_number(smoothing - 1.0)?;
+                right.f_add(&f_log_rest(&z)?.f_mul_number(smoothing)?)?.f_div_number(1.0 - 2.0 * smoothing)?
             }
             DpoVariant::BcoPair => chosen.f_log_sigmoid()?.f_add(&f_log_rest(&rejected)?)?.f_neg()?,
             DpoVariant::SppoHard => {
                 let half = 0.5 / beta;
-                let chosen = ratios.chosen.f_sub_scalar(half)?.f_square()?;
-                chosen.f_add(&ratios.rejected.f_add_scalar(half)?.f_square()?)?
+                let chosen = ratios.chosen.f_sub_number(half)?.f_square()?;
+                chosen.f_add(&ratios.rejected.f_add_number(half)?.f_square()?)?
             }
             DpoVariant::ApoZero => chosen.f_neg()?.f_sigmoid()?.f_add(&rejected.f_sigmoid()?)?,
             DpoVariant::ApoDown => chosen.f_sigmoid()?.f_add(&z.f_neg()?.f_sigmoid()?)?,
@@ -189,7 +190,7 @@ fn f_log_rest(x: &Tensor) -> Result<Tensor, LossError> {
 }
 
 fn f_disco_pop(z: &Tensor, tau: f64) -> Result<Tensor, LossError> {
-    let scaled = z.f_div_scalar(tau)?;
+    let scaled = z.f_div_number(tau)?;
     let logistic = z.f_log_sigmoid()?.f_mul(&scaled.f_neg()?.f_sigmoid()?)?;
     // As one power, because exp(−z) overflows where m underflows.
     let exponential = scaled.f_log_sigmoid()?.f_sub(z)?.f_exp()?;

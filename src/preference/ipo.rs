@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use super::{LogRatios, PairLogProbs, PreferenceLoss, TokenReduction, check_beta};
+use crate::kernels::NumberOperations;
 use crate::{LossError, Reduction};
 
 /// Identity preference optimisation: the chosen answer is to gain on the rejected one by a fixed margin, and no more.
@@ -83,7 +84,7 @@ impl PreferenceLoss for IpoLoss {
     fn f_forward(&self, policy: PairLogProbs, reference: Option<PairLogProbs>) -> Result<Tensor, LossError> {
         let ratios = LogRatios::f_new(policy, reference)?;
         check_beta(self.beta)?;
-        let losses = ratios.f_margin()?.f_sub_scalar(0.5 / self.beta)?.f_square()?;
+        let losses = ratios.f_margin()?.f_sub_number(0.5 / self.beta)?.f_square()?;
         ratios.f_reduce(&losses, self.reduction)
     }
 

@@ -1,6 +1,7 @@
 use tch::{Kind, Tensor};
 
 use super::check_beta;
+use crate::kernels::NumberOperations;
 use crate::numeric::wide_kind;
 use crate::{LossError, Reduction, check};
 
@@ -113,7 +114,7 @@ impl KtoLoss {
         if let Some(kl) = kl {
             gain = gain.f_sub(&wide(&kl.f_detach()?)?)?;
         }
-        let gain = gain.f_mul_scalar(self.beta)?;
+        let gain = gain.f_mul_number(self.beta)?;
         // 1 − σ(x) is σ(−x), which keeps its digits.
         let argument = gain.f_neg()?.f_where_self(labels, &gain)?;
         // Converted, because libtorch does not fill a tensor with a number that its kind has not.

@@ -2,6 +2,7 @@ use tch::Tensor;
 
 use super::sequence_log_probs::{NAMES, f_logits_means};
 use super::{KtoLoss, ReferenceModel, SequenceLogProbs, TokenReduction};
+use crate::kernels::NumberOperations;
 use crate::{LinearHead, LossError, check};
 
 /// Kahneman-Tversky optimisation of hidden states: the last layer of a language model, the log-probabilities of its
@@ -119,7 +120,7 @@ impl LinearKto {
             Some(reference) => log_probs.f_sub(reference)?,
             None => log_probs.shallow_clone(),
         };
-        let rewards = ratios.f_mul_scalar(self.kto.reward_scale())?;
+        let rewards = ratios.f_mul_number(self.kto.reward_scale())?;
         Ok(LinearKtoOutput { loss, log_probs, logits_means: f_logits_means(policy)?, rewards })
     }
 

@@ -2,6 +2,7 @@ use tch::Tensor;
 
 use super::sequence_log_probs::{NAMES, Scores, f_logits_means};
 use super::{PairLogProbs, PreferenceLoss, ReferenceModel, SequenceLogProbs, TokenReduction};
+use crate::kernels::NumberOperations;
 use crate::numeric::f_ratio;
 use crate::{LinearHead, LossError, check};
 
@@ -194,7 +195,7 @@ impl<L: PreferenceLoss> LinearPreference<L> {
             Some(nll_target) => f_nll(&self.f_nll_scores(policy, nll_target, pairs)?)?,
             None => f_nll(&chosen)?,
         };
-        let loss = if alpha == 0.0 { preference } else { preference.f_add(&nll.f_mul_scalar(alpha)?)? };
+        let loss = if alpha == 0.0 { preference } else { preference.f_add(&nll.f_mul_number(alpha)?)? };
         let logits = f_halves(&f_logits_means(policy)?, pairs)?;
         let reward = |half: usize| {
             let policy = policy_halves[half].f_detach()?;
@@ -202,7 +203,7 @@ impl<L: PreferenceLoss> LinearPreference<L> {
                 Some(reference) => policy.f_sub(&reference[half])?,
                 None => policy,
             };
-            ratio.f_mul_scalar(self.preference.reward_scale())
+            ratio.f_mul_number(self.preference.reward_scale())
         };
         Ok(LinearPreferenceOutput {
             loss,

@@ -22,6 +22,7 @@ pub use orpo::OrpoLoss;
 pub use sequence_log_probs::{ReferenceModel, SequenceLogProbs, TokenReduction};
 pub use simpo::SimpoLoss;
 
+use crate::kernels::NumberOperations;
 use crate::numeric::wide_kind;
 use crate::{LossError, Reduction, check};
 
@@ -182,7 +183,7 @@ fn f_smoothed(margin: &Tensor, label_smoothing: f64) -> Result<Tensor, LossError
         return Ok(right.f_neg()?);
     }
     let wrong = margin.f_neg()?.f_log_sigmoid()?;
-    Ok(right.f_mul_scalar(label_smoothing - 1.0)?.f_sub(&wrong.f_mul_scalar(label_smoothing)?)?)
+    Ok(right.f_mul_number(label_smoothing - 1.0)?.f_sub(&wrong.f_mul_number(label_smoothing)?)?)
 }
 
 fn check_smoothing(label_smoothing: f64) -> Result<(), LossError> {

@@ -1,6 +1,7 @@
 use tch::{Kind, Tensor};
 
 use super::{LogRatios, PairLogProbs, PreferenceLoss, TokenReduction, check_beta};
+use crate::kernels::NumberOperations;
 use crate::{LossError, Reduction};
 
 /// Odds-ratio preference optimisation: the chosen answer is to have the higher odds.
@@ -98,11 +99,11 @@ fn f_log_odds_ratio(policy: &LogRatios) -> Result<Tensor, LossError> {
 fn f_log_rest(x: &Tensor) -> Result<Tensor, LossError> {
     // An answer that is certain is as likely as a number below 1 can be.
     let tiny = if x.f_kind()? == Kind::Double { f64::MIN_POSITIVE } else { f64::from(f32::MIN_POSITIVE) };
-    let x = x.f_clamp_max(-tiny)?;
-    let near = x.f_gt(-std::f64::consts::LN_2)?;
+    let x = x.f_clamp_max_number(-tiny)?;
+    let near = x.f_gt_number(-std::f64::consts::LN_2)?;
     // Each half gets a harmless number where the other one counts, because 0 · ∞ would get into the gradient.
-    let likely = x.f_masked_fill(&near.f_logical_not()?, -1)?.f_expm1()?.f_neg()?.f_log()?;
-    let unlikely = x.f_masked_fill(&near, -1)?.f_exp()?.f_neg()?.f_log1p()?;
+    let likely = x.f_masked_fill_number(&near.f_logical_not()?, -1)?.f_expm1()?.f_neg()?.f_log()?;
+    let unlikely = x.f_masked_fill_number(&near, -1)?.f_exp()?.f_neg()?.f_log1p()?;
     Ok(likely.f_where_self(&near, &unlikely)?)
 }
 
@@ -116,7 +117,7 @@ impl PreferenceLoss for OrpoLoss {
     fn f_forward(&self, policy: PairLogProbs, reference: Option<PairLogProbs>) -> Result<Tensor, LossError> {
         let policy = LogRatios::f_of_policy(policy, reference)?;
         check_beta(self.beta)?;
-        let losses = f_log_odds_ratio(&policy)?.f_log_sigmoid()?.f_mul_scalar(-self.beta)?;
+        let losses = f_log_odds_ratio(&policy)?.f_log_sigmoid()?.f_mul_number(-self.beta)?;
         policy.f_reduce(&losses, self.reduction)
     }
 

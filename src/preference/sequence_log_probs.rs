@@ -1,5 +1,6 @@
 use tch::{Tensor, no_grad};
 
+use crate::kernels::NumberOperations;
 use crate::numeric::f_ratio;
 use crate::sequence::HeadNames;
 use crate::{Chunking, InvalidValues, LinearCrossEntropy, LinearHead, LossError, Reduction, check};
@@ -179,7 +180,7 @@ impl SequenceLogProbs {
             ));
         }
         let target = check::integers(("target", target))?;
-        let counted = target.f_ne(self.ignore_index)?;
+        let counted = target.f_ne_number(self.ignore_index)?;
         let tokens = self.f_tokens(head, &target)?.f_reshape(&shape)?.f_neg()?;
         let sum = tokens.f_sum_dim_intlist(1, false, None)?;
         let sequences = match self.token_reduction.unwrap_or(default) {

@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use super::{LogRatios, PairLogProbs, PreferenceLoss, TokenReduction, check_beta, check_smoothing, f_smoothed};
+use crate::kernels::NumberOperations;
 use crate::{LossError, Reduction, check};
 
 /// Simple preference optimisation: the chosen answer is to be likelier per token than the rejected one, by a margin.
@@ -102,7 +103,7 @@ impl PreferenceLoss for SimpoLoss {
         check_beta(self.beta)?;
         check_smoothing(self.label_smoothing)?;
         check::option("gamma", self.gamma, self.gamma.is_finite(), "a finite number")?;
-        let margin = ratios.f_margin()?.f_mul_scalar(self.beta)?.f_sub_scalar(self.gamma)?;
+        let margin = ratios.f_margin()?.f_mul_number(self.beta)?.f_sub_number(self.gamma)?;
         ratios.f_reduce(&f_smoothed(&margin, self.label_smoothing)?, self.reduction)
     }
 

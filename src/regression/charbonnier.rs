@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::Elementwise;
-use crate::kernels::{Pointwise, Real, choose};
+use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::mean_parts::f_wide_option;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
@@ -166,13 +166,13 @@ impl Pointwise<2> for Charbonnier {
 
 fn f_losses(Charbonnier { eps, minimum }: Charbonnier, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
     let difference = x.f_sub(y)?;
-    let root = difference.f_hypot(&Tensor::f_full([], eps, (x.f_kind()?, x.device()))?)?;
+    let root = difference.f_hypot(&Tensor::f_full_number(&[], eps, (x.f_kind()?, x.device()))?)?;
     if minimum == CharbonnierMinimum::Eps {
         return Ok(root);
     }
     // Near the target the difference of root and ε would lose its digits.
-    let near = difference.f_clamp(-eps, eps)?.f_square()?.f_div(&root.f_add_scalar(eps)?)?;
-    Ok(near.f_where_self(&difference.f_abs()?.f_lt(eps)?, &root.f_sub_scalar(eps)?)?)
+    let near = difference.f_clamp_number(-eps, eps)?.f_square()?.f_div(&root.f_add_number(eps)?)?;
+    Ok(near.f_where_self(&difference.f_abs()?.f_lt_number(eps)?, &root.f_sub_number(eps)?)?)
 }
 
 #[cfg(test)]

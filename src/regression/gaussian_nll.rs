@@ -1,7 +1,7 @@
 use tch::{Tensor, no_grad_guard};
 
 use crate::check::{self, Validity};
-use crate::kernels::{self, Pointwise, Real, choose, f_pointwise};
+use crate::kernels::{self, NumberOperations, Pointwise, Real, choose, f_pointwise};
 use crate::{InvalidValues, LossError, MeanParts, Reduction, numeric};
 
 /// The negative log-likelihood of targets under Gaussian distributions.
@@ -209,10 +209,10 @@ impl GaussianNllLoss {
 
     fn f_composite(&self, input: &Tensor, target: &Tensor, var: &Tensor) -> Result<Tensor, LossError> {
         let var = self.f_raised(var)?;
-        let squares = input.f_sub(target)?.f_pow_tensor_scalar(2)?;
-        let mut losses = var.f_log()?.f_add(&squares.f_div(&var)?)?.f_mul_scalar(0.5)?;
+        let squares = input.f_sub(target)?.f_pow_number(2)?;
+        let mut losses = var.f_log()?.f_add(&squares.f_div(&var)?)?.f_mul_number(0.5)?;
         if self.full {
-            let _ = losses.f_add_scalar_(HALF_LOG_2_PI)?;
+            let _ = losses.f_add_number_(HALF_LOG_2_PI)?;
         }
         self.reduction.f_apply(&losses)
     }
@@ -221,7 +221,7 @@ impl GaussianNllLoss {
     fn f_raised(&self, var: &Tensor) -> Result<Tensor, LossError> {
         let mut copy = var.f_to_dtype(var.f_kind()?, false, true)?;
         let _guard = no_grad_guard();
-        let _ = copy.f_clamp_min_(self.eps)?;
+        let _ = copy.f_clamp_min_number_(self.eps)?;
         Ok(copy)
     }
 }
@@ -282,7 +282,7 @@ fn check_number(var: f64) -> Result<(), LossError> {
 
 /// `var` for each element of the input.
 fn f_filled(var: f64, input: &Tensor) -> Result<Tensor, LossError> {
-    let var = input.f_ones_like()?.f_mul_scalar(var)?;
+    let var = input.f_ones_like()?.f_mul_number(var)?;
     check::floating(("var", &var))?;
     Ok(var)
 }
@@ -308,7 +308,7 @@ fn f_shaped(var: &Tensor, input: &Tensor) -> Result<Tensor, LossError> {
 
 /// Looks for negative values; NaN is none, as in PyTorch.
 fn f_not_negative(var: &Tensor, mode: InvalidValues) -> Result<Validity, LossError> {
-    let negative = var.f_lt(0)?;
+    let negative = var.f_lt_number(0)?;
     if mode == InvalidValues::Error && negative.f_any()?.f_int64_value(&[])? == 0 {
         return Ok(Validity::CHECKED);
     }

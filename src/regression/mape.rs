@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::Elementwise;
-use crate::kernels::{Pointwise, Real, choose};
+use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::mean_parts::f_wide_option;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
@@ -131,7 +131,7 @@ impl Pointwise<2> for PercentageError {
 }
 
 fn f_losses(PercentageError { eps }: PercentageError, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
-    Ok(x.f_sub(y)?.f_abs()?.f_div(&y.f_abs()?.f_clamp_min(eps)?)?.f_mul_scalar(100)?)
+    Ok(x.f_sub(y)?.f_abs()?.f_div(&y.f_abs()?.f_clamp_min_number(eps)?)?.f_mul_number(100)?)
 }
 
 #[cfg(test)]

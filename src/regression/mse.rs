@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use crate::kernels::{Pointwise, Real, f_pointwise};
+use crate::kernels::{NumberOperations, Pointwise, Real, f_pointwise};
 use crate::mean_parts::f_wide_option;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
@@ -96,7 +96,7 @@ impl Loss for MseLoss {
             check::element_weight(weight, input)?;
             let arguments = [input, target, weight];
             super::f_weighted(SquaredError, arguments, self.reduction, |[input, target, weight]| {
-                Ok(input.f_sub(target)?.f_pow_tensor_scalar(2)?.f_mul(weight)?)
+                Ok(input.f_sub(target)?.f_pow_number(2)?.f_mul(weight)?)
             })
         })
     }

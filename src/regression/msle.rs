@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::Elementwise;
-use crate::kernels::{Pointwise, Real, choose};
+use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::mean_parts::f_wide_option;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
@@ -129,7 +129,7 @@ impl Pointwise<2> for SquaredLogError {
 }
 
 fn f_losses(SquaredLogError { eps }: SquaredLogError, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
-    let log = |tensor: &Tensor| tensor.f_clamp_min(eps)?.f_log1p();
+    let log = |tensor: &Tensor| tensor.f_clamp_min_number(eps)?.f_log1p();
     Ok(log(x)?.f_sub(&log(y)?)?.f_square()?)
 }
 

@@ -1,7 +1,7 @@
 use tch::{Kind, Tensor};
 
 use super::Elementwise;
-use crate::kernels::{Pointwise, Real, choose};
+use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::mean_parts::{f_wide, f_wide_option};
 use crate::numeric::{f_reals, wide_kind};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
@@ -179,7 +179,7 @@ impl Loss for QuantileLoss {
         match &wide.weight {
             Some(weight) => {
                 let count = if let Quantiles::Many(quantiles) = &self.quantiles { quantiles.len() } else { 1 };
-                MeanParts::f_new(losses, weight.f_sum(Kind::Double)?.f_mul_scalar(count as i64)?)
+                MeanParts::f_new(losses, weight.f_sum(Kind::Double)?.f_mul_number(count as i64)?)
             }
             None => MeanParts::f_of_losses(&losses),
         }
@@ -205,7 +205,7 @@ impl Pointwise<2> for Pinball {
 
 fn f_losses(Pinball { quantile }: Pinball, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
     let difference = y.f_sub(x)?;
-    Ok(difference.f_mul_scalar(quantile)?.f_maximum(&difference.f_mul_scalar(quantile - 1.0)?)?)
+    Ok(difference.f_mul_number(quantile)?.f_maximum(&difference.f_mul_number(quantile - 1.0)?)?)
 }
 
 #[cfg(test)]

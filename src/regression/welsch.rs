@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::Elementwise;
-use crate::kernels::{Pointwise, Real};
+use crate::kernels::{NumberOperations, Pointwise, Real};
 use crate::mean_parts::f_wide_option;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
@@ -137,8 +137,8 @@ impl Pointwise<2> for Welsch {
 }
 
 fn f_losses(Welsch { scale }: Welsch, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
-    let difference = x.f_sub(y)?.f_div_scalar(scale)?.f_clamp(-FAR, FAR)?;
-    Ok(difference.f_square()?.f_mul_scalar(-0.5)?.f_expm1()?.f_neg()?)
+    let difference = x.f_sub(y)?.f_div_number(scale)?.f_clamp_number(-FAR, FAR)?;
+    Ok(difference.f_square()?.f_mul_number(-0.5)?.f_expm1()?.f_neg()?)
 }
 
 #[cfg(test)]

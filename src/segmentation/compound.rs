@@ -6,7 +6,7 @@ use super::mask::f_drop_background;
 use super::region::{Activation, Grouping, RegionLoss, not_negative};
 use super::{DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, JaccardLoss, TverskyLoss};
 use crate::classification::MeanOver;
-use crate::kernels::takes_region;
+use crate::kernels::{NumberOperations, takes_region};
 use crate::numeric::{f_reals, wide_kind};
 use crate::precomputed::{Precomputed, Replace};
 use crate::{
@@ -183,7 +183,7 @@ impl Compound {
             (Reduction::Mean, _) => (input.numel() as i64 / classes) as f64,
             _ => 1.0,
         };
-        let pixelwise = sum.f_div_scalar(divisor)?;
+        let pixelwise = sum.f_div_number(divisor)?;
         Ok(Some(self.f_sum(&overlap.f_of_sizes(&sizes)?, &pixelwise, input)?))
     }
 
@@ -251,7 +251,7 @@ impl Compound {
 
 /// The product, which for a small loss costs as much as the loss itself.
 fn f_times(loss: &Tensor, factor: f64) -> Result<Tensor, LossError> {
-    Ok(if factor == 1.0 { loss.shallow_clone() } else { loss.f_mul_scalar(factor)? })
+    Ok(if factor == 1.0 { loss.shallow_clone() } else { loss.f_mul_number(factor)? })
 }
 
 impl Precomputed for Compound {

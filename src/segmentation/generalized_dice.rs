@@ -2,6 +2,7 @@ use tch::Tensor;
 
 use super::compound::Overlap;
 use super::region::{Grouping, RegionLoss, Regions, Score, Sizes, region_options};
+use crate::kernels::NumberOperations;
 use crate::{Loss, LossError};
 
 /// How [`GeneralizedDiceLoss`] weighs a class by its volume, the size of its region in the target.
@@ -109,7 +110,7 @@ impl GeneralizedDiceLoss {
             VolumeWeight::Uniform => volumes.f_ones_like(),
         };
         let empty = f_inverse(&volumes.f_detach()?)?.f_isinf()?;
-        let weights = f_inverse(&volumes.f_masked_fill(&empty, 1)?)?.f_masked_fill(&empty, 0)?;
+        let weights = f_inverse(&volumes.f_masked_fill_number(&empty, 1)?)?.f_masked_fill_number(&empty, 0)?;
         let greatest = weights.f_amax(-1, true)?.f_expand_as(&weights)?;
         Ok(greatest.f_where_self(&empty, &weights)?)
     }

@@ -4,6 +4,7 @@ use super::distance_transform::squared_distances;
 use super::mask::{f_drop_background, group_dims};
 use super::region::{Activation, Grouping, f_activate};
 use crate::check::{self, ClassIndices, Validity};
+use crate::kernels::NumberOperations;
 use crate::numeric::{f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
@@ -179,7 +180,7 @@ impl HausdorffDtLoss {
 
 /// Which values are above 1/2, on the host.
 fn f_inside(tensor: &Tensor) -> Result<Vec<bool>, LossError> {
-    let inside = tensor.f_gt(0.5)?.f_to_kind(Kind::Uint8)?.f_to_device(Device::Cpu)?.f_contiguous()?;
+    let inside = tensor.f_gt_number(0.5)?.f_to_kind(Kind::Uint8)?.f_to_device(Device::Cpu)?.f_contiguous()?;
     let mut bytes = vec![0_u8; inside.numel()];
     inside.f_copy_data(&mut bytes, inside.numel())?;
     Ok(bytes.into_iter().map(|byte| byte != 0).collect())
@@ -200,7 +201,7 @@ fn f_errors(probabilities: &Tensor, target: &Target) -> Result<Tensor, LossError
         Target::Masks(masks) => Ok(probabilities.f_sub(masks)?),
         Target::Indices(indices) => {
             let own = indices.f_unsqueeze(1)?;
-            let errors = probabilities.f_gather(1, &own, false)?.f_rsub_scalar(1)?;
+            let errors = probabilities.f_gather(1, &own, false)?.f_rsub_number(1)?;
             Ok(probabilities.f_scatter(1, &own, &errors)?)
         }
     }

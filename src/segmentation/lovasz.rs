@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use crate::kernels::{Ranked, Ranks, f_ranks};
+use crate::kernels::{NumberOperations, Ranked, Ranks, f_ranks};
 use crate::{LossError, Reduction};
 
 /// The errors of pixels, by tensor operations too.
@@ -23,10 +23,10 @@ pub(super) fn f_loss<E: Errors>(errors: E, ranks: &Ranks, reduction: Reduction) 
 /// The losses `[R]` by tensor operations.
 fn f_composite(errors: impl Errors, ranks: &Ranks) -> Result<Tensor, LossError> {
     let labels = ranks.labels.f_unsqueeze(1)?;
-    let (own, ignored) = (labels.f_eq_tensor(&ranks.classes.f_unsqueeze(1)?)?, labels.f_lt(0)?);
+    let (own, ignored) = (labels.f_eq_tensor(&ranks.classes.f_unsqueeze(1)?)?, labels.f_lt_number(0)?);
     let [errors, terms] = errors.f_errors(ranks.numbers, &own)?;
-    let errors = errors.f_detach()?.f_masked_fill(&ignored, f64::NEG_INFINITY)?;
-    let terms = terms.f_masked_fill(&ignored, 0)?;
+    let errors = errors.f_detach()?.f_masked_fill_number(&ignored, f64::NEG_INFINITY)?;
+    let terms = terms.f_masked_fill_number(&ignored, 0)?;
     // To sort all classes at once would take several times the memory of the input.
     let f_of_class = |class| f_weights(&errors.f_select(1, class)?, &own.f_select(1, class)?);
     let weights = (0..errors.size()[1]).map(f_of_class).collect::<Result<Vec<_>, _>>()?;
@@ -39,7 +39,7 @@ fn f_shares(ranks: &Ranks, own: &Tensor) -> Result<Tensor, LossError> {
     let kind = ranks.numbers.f_kind()?;
     let present = own.f_any_dim(2, false)?.f_to_kind(kind)?;
     let counted = if ranks.present { present } else { present.f_ones_like()? };
-    let shares = counted.f_div(&counted.f_sum_dim_intlist(1, true, None)?.f_clamp_min(1)?)?;
+    let shares = counted.f_div(&counted.f_sum_dim_intlist(1, true, None)?.f_clamp_min_number(1)?)?;
     match ranks.weight {
         Some(weight) => Ok(shares.f_mul(&weight.f_to_kind(kind)?)?),
         None => Ok(shares),
@@ -74,12 +74,12 @@ fn f_weights(errors: &Tensor, foreground: &Tensor) -> Result<Tensor, LossError> 
     let sorted = foreground.f_gather(1, &order, false)?;
     let total = foreground.f_sum_dim_intlist(1, true, Kind::Int)?;
     let intersection = total.f_sub(&sorted.f_cumsum(1, Kind::Int)?)?;
-    let ranks = Tensor::f_arange_start(1, pixels + 1, (Kind::Int, errors.device()))?;
+    let ranks = Tensor::f_ones(pixels, (Kind::Int, errors.device()))?.f_cumsum(0, Kind::Int)?;
     let union = intersection.f_add(&ranks)?;
     // Of the foreground 1 / union, of the background intersection / (union (union - 1)).
-    let background = intersection.f_to_kind(errors.f_kind()?)?.f_div(&union.f_sub_scalar(1)?.f_clamp_min(1)?)?;
-    let growth = background.f_masked_fill(&sorted, 1)?.f_div(&union)?;
+    let background = intersection.f_to_kind(errors.f_kind()?)?.f_div(&union.f_sub_number(1)?.f_clamp_min_number(1)?)?;
+    let growth = background.f_masked_fill_number(&sorted, 1)?.f_div(&union)?;
     // Without any foreground the first wrong pixel is the whole loss.
-    let _ = growth.f_narrow(1, 0, 1)?.f_add_(&total.f_eq(0)?)?;
+    let _ = growth.f_narrow(1, 0, 1)?.f_add_(&total.f_eq_number(0)?)?;
     Ok(errors.f_zeros_like()?.f_scatter_(1, &order, &growth)?)
 }

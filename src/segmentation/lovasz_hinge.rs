@@ -3,7 +3,7 @@ use tch::{Kind, Tensor};
 use super::lovasz::{self, Errors};
 use super::mask::f_one_channel;
 use crate::check::{self, Validity};
-use crate::kernels::{Ranked, Ranks, Real, choose};
+use crate::kernels::{NumberOperations, Ranked, Ranks, Real, choose};
 use crate::numeric::wide_kind;
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
@@ -119,9 +119,9 @@ impl LovaszHingeLoss {
 
     /// The pixels that are foreground, those that are ignored, and whether all are one of 0, 1 and ignored.
     fn f_pixels(&self, target: &Tensor) -> Result<(Tensor, Option<Tensor>, Validity), LossError> {
-        let mut foreground = target.f_eq(1)?;
-        let mut valid = foreground.f_logical_or(&target.f_eq(0)?)?;
-        let ignored = self.ignore_index.map(|index| target.f_eq(index)).transpose()?;
+        let mut foreground = target.f_eq_number(1)?;
+        let mut valid = foreground.f_logical_or(&target.f_eq_number(0)?)?;
+        let ignored = self.ignore_index.map(|index| target.f_eq_number(index)).transpose()?;
         if let Some(ignored) = &ignored {
             valid = valid.f_logical_or(ignored)?;
             foreground = foreground.f_logical_and(&ignored.f_logical_not()?)?;
@@ -146,7 +146,7 @@ impl Loss for LovaszHingeLoss {
         let logits = input.f_to_kind(kind)?.f_reshape(regions)?;
         let mut labels = foreground.f_to_kind(Kind::Int64)?;
         if let Some(ignored) = ignored {
-            labels = labels.f_masked_fill(&ignored, -1)?;
+            labels = labels.f_masked_fill_number(&ignored, -1)?;
         }
         // Without images there is a single loss.
         let reduction = if self.per_image { self.reduction } else { Reduction::Sum };
@@ -181,7 +181,7 @@ impl Ranked for Hinges {
 impl Errors for Hinges {
     fn f_errors(self, logits: &Tensor, own: &Tensor) -> Result<[Tensor; 2], LossError> {
         let ranks = logits.f_neg()?.f_where_self(own, logits)?;
-        let terms = ranks.f_add_scalar(1)?.f_relu()?;
+        let terms = ranks.f_add_number(1)?.f_relu()?;
         Ok([ranks, terms])
     }
 }

@@ -3,8 +3,8 @@ use tch::{Kind, Tensor};
 use super::lovasz::{self, Errors};
 use super::region::{Activation, f_activate};
 use crate::check::{self, ClassIndices};
-use crate::kernels::{Ranked, Ranks, Real};
-use crate::numeric::wide_kind;
+use crate::kernels::{NumberOperations, Ranked, Ranks, Real};
+use crate::numeric::{f_positions, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
 /// Over which classes [`LovaszSoftmaxLoss`] takes the mean.
@@ -164,9 +164,9 @@ impl LovaszSoftmaxLoss {
 
     /// The reduced losses `[R]` of an input `[R, C, P]`. The target `[R, P]` is −1 where it is ignored.
     fn f_reduced(&self, input: &Tensor, target: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {
-        let ignored = self.ignore_index.map(|_| target.f_unsqueeze(1)?.f_lt(0)).transpose()?;
+        let ignored = self.ignore_index.map(|_| target.f_unsqueeze(1)?.f_lt_number(0)).transpose()?;
         let mut probabilities = f_activate(input, self.activation, ignored.as_ref())?;
-        let mut classes = Tensor::f_arange(input.size()[1], (Kind::Int64, input.device()))?;
+        let mut classes = f_positions(input.size()[1], (Kind::Int64, input.device()))?;
         let mut weight = self.weight.as_ref().map(Tensor::shallow_clone);
         if let LovaszClasses::Only(listed) = &self.classes {
             classes = Tensor::f_from_slice(listed)?.f_to_device(input.device())?;
@@ -209,7 +209,7 @@ impl Ranked for Distances {
 
 impl Errors for Distances {
     fn f_errors(self, probabilities: &Tensor, own: &Tensor) -> Result<[Tensor; 2], LossError> {
-        let errors = probabilities.f_rsub_scalar(1)?.f_where_self(own, probabilities)?;
+        let errors = probabilities.f_rsub_number(1)?.f_where_self(own, probabilities)?;
         let errors = if self.beyond { errors.f_abs()? } else { errors };
         Ok([errors.shallow_clone(), errors])
     }
@@ -236,7 +236,7 @@ impl Loss for LovaszSoftmaxLoss {
         let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
         let mut labels = target.indices.shallow_clone();
         if let Some(ignored) = target.f_ignored()? {
-            labels = labels.f_masked_fill(&ignored, -1)?;
+            labels = labels.f_masked_fill_number(&ignored, -1)?;
         }
         let mut logits = input.f_to_kind(wide_kind(input)?)?.f_reshape([images, classes, pixels])?;
         if !self.per_image {

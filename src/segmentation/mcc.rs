@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::mask::f_one_channel;
 use super::region::{Activation, f_activate};
-use crate::kernels::{Embedding, Real, f_embedding};
+use crate::kernels::{Embedding, NumberOperations, Real, f_embedding};
 use crate::numeric::wide_kind;
 use crate::{Loss, LossError, Reduction, check};
 
@@ -87,7 +87,7 @@ impl MccLoss {
 
     /// Σ a b + ε.
     fn f_count(&self, a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {
-        Ok(a.f_mul(b)?.f_sum(None)?.f_add_scalar(self.eps)?)
+        Ok(a.f_mul(b)?.f_sum(None)?.f_add_number(self.eps)?)
     }
 }
 
@@ -123,14 +123,14 @@ impl Loss for MccLoss {
 
 impl MccLoss {
     fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        let (not_input, not_target) = (input.f_rsub_scalar(1)?, target.f_rsub_scalar(1)?);
+        let (not_input, not_target) = (input.f_rsub_number(1)?, target.f_rsub_number(1)?);
         let (tp, tn) = (self.f_count(input, target)?, self.f_count(&not_input, &not_target)?);
         let (fp, fn_) = (self.f_count(input, &not_target)?, self.f_count(&not_input, target)?);
         let covariance = tp.f_mul(&tn)?.f_sub(&fp.f_mul(&fn_)?)?;
         let predicted = tp.f_add(&fp)?.f_mul(&tn.f_add(&fn_)?)?.f_sqrt()?;
         let actual = tp.f_add(&fn_)?.f_mul(&tn.f_add(&fp)?)?.f_sqrt()?;
         let correlation = covariance.f_div(&predicted.f_mul(&actual)?)?;
-        Ok(correlation.f_rsub_scalar(1)?)
+        Ok(correlation.f_rsub_number(1)?)
     }
 }
 

@@ -4,7 +4,9 @@ use tch::{Kind, Tensor};
 
 use super::compound::{Overlap, PlainCrossEntropy};
 use crate::check::{self, ClassIndices, Validity};
-use crate::kernels::{Entropy, Pointwise, Real, Regional, Sums, choose, f_pointwise_to, f_region, takes_region};
+use crate::kernels::{
+    Entropy, NumberOperations, Pointwise, Real, Regional, Sums, choose, f_pointwise_to, f_region, takes_region,
+};
 use crate::precomputed::{Precomputed, Replace};
 use crate::{InvalidValues, LossError, Reduction, numeric};
 
@@ -297,7 +299,12 @@ impl Regions {
         };
         check::class_weight(weight, input, input.size()[1])?;
         check::floating(("weight", weight))?;
-        Validity::f_new(("weight", weight), weight.f_ge(0)?, || "weights of at least 0".into(), self.invalid_values)
+        Validity::f_new(
+            ("weight", weight),
+            weight.f_ge_number(0)?,
+            || "weights of at least 0".into(),
+            self.invalid_values,
+        )
     }
 
     /// Those of the chosen classes that are not an excluded background.
@@ -313,16 +320,16 @@ impl Regions {
         };
         let classes = input.size()[1];
         if self.ignore_scope == IgnoreScope::Element || classes == 1 {
-            let ignored = target.f_eq(ignore_index as f64)?;
+            let ignored = target.f_eq_number(ignore_index as f64)?;
             let input = f_activate(input, activation, Some(&ignored))?;
-            return self.f_sums(&input, &target.f_masked_fill(&ignored, 0)?);
+            return self.f_sums(&input, &target.f_masked_fill_number(&ignored, 0)?);
         }
         let kept = if (0..classes).contains(&ignore_index) {
-            target.f_narrow(1, ignore_index, 1)?.f_rsub_scalar(1)?
+            target.f_narrow(1, ignore_index, 1)?.f_rsub_number(1)?
         } else {
-            target.f_sum_dim_intlist(1, true, None)?.f_gt(0)?.f_to_kind(target.f_kind()?)?
+            target.f_sum_dim_intlist(1, true, None)?.f_gt_number(0)?.f_to_kind(target.f_kind()?)?
         };
-        let input = f_activate(input, activation, Some(&kept.f_eq(0)?))?;
+        let input = f_activate(input, activation, Some(&kept.f_eq_number(0)?))?;
         self.f_sums(&input.f_mul(&kept)?, &target.f_mul(&kept)?)
     }
 
@@ -353,13 +360,13 @@ impl Regions {
         let indices = target.indices.f_unsqueeze(1)?;
         let ignored = target.f_ignored()?.map(|ignored| ignored.f_unsqueeze(1)).transpose()?;
         let (indices, counted) = match &ignored {
-            Some(ignored) => (indices.f_masked_fill(ignored, 0)?, ignored.f_logical_not()?),
+            Some(ignored) => (indices.f_masked_fill_number(ignored, 0)?, ignored.f_logical_not()?),
             None => (indices.shallow_clone(), indices.f_ones_like()?),
         };
         let input = f_activate(input, activation, ignored.as_ref())?;
         let probabilities = input.f_gather(1, &indices, false)?;
         let intersection = match self.measure {
-            OverlapMeasure::Minimum => probabilities.f_clamp_max(1)?,
+            OverlapMeasure::Minimum => probabilities.f_clamp_max_number(1)?,
             OverlapMeasure::Product | OverlapMeasure::Squared => probabilities,
         };
         let kind = input.f_kind()?;
@@ -432,7 +439,7 @@ impl Regions {
         };
         let counts = match self.empty_mask {
             EmptyMask::Formula | EmptyMask::Zero => None,
-            EmptyMask::Skip => Some(sizes.target.f_gt(0)?.f_to_kind(losses.f_kind()?)?),
+            EmptyMask::Skip => Some(sizes.target.f_gt_number(0)?.f_to_kind(losses.f_kind()?)?),
         };
         let weight = match self.grouping {
             Grouping::SampleAndClass | Grouping::Class => self.f_weight(&losses)?,
@@ -493,11 +500,11 @@ impl Score {
     fn f_losses(self, [intersection, input, target]: [&Tensor; 3], smoothing: Smoothing) -> Result<Tensor, LossError> {
         let eps = smoothing.eps;
         match self {
-            Self::Dice => smoothing.f_losses(&intersection.f_mul_scalar(2)?, &input.f_add(target)?, 2.0 * eps),
+            Self::Dice => smoothing.f_losses(&intersection.f_mul_number(2)?, &input.f_add(target)?, 2.0 * eps),
             Self::Jaccard => smoothing.f_losses(intersection, &input.f_add(target)?.f_sub(intersection)?, eps),
             Self::Tversky { alpha, beta } => {
-                let false_positives = input.f_sub(intersection)?.f_mul_scalar(alpha)?;
-                let false_negatives = target.f_sub(intersection)?.f_mul_scalar(beta)?;
+                let false_positives = input.f_sub(intersection)?.f_mul_number(alpha)?;
+                let false_negatives = target.f_sub(intersection)?.f_mul_number(beta)?;
                 let denominator = intersection.f_add(&false_positives)?.f_add(&false_negatives)?;
                 smoothing.f_losses(intersection, &denominator, eps)
             }
@@ -518,12 +525,12 @@ impl Smoothing {
     /// The loss of each region, of which the score is `numerator / denominator` with smoothing; the denominator is kept
     /// at `least` or more.
     fn f_losses(self, numerator: &Tensor, denominator: &Tensor, least: f64) -> Result<Tensor, LossError> {
-        let numerator = numerator.f_add_scalar(self.numerator)?;
-        let score = f_ratio(&numerator, &denominator.f_add_scalar(self.denominator)?, least)?;
+        let numerator = numerator.f_add_number(self.numerator)?;
+        let score = f_ratio(&numerator, &denominator.f_add_number(self.denominator)?, least)?;
         if !self.log_loss {
-            return Ok(score.f_rsub_scalar(1)?);
+            return Ok(score.f_rsub_number(1)?);
         }
-        Ok(score.f_clamp_min(self.eps)?.f_log()?.f_neg()?)
+        Ok(score.f_clamp_min_number(self.eps)?.f_log()?.f_neg()?)
     }
 
     /// The loss of a score, and its derivatives with respect to numerator and denominator.
@@ -604,7 +611,7 @@ impl Pointwise<3> for Scored {
 
 /// The losses of the regions that the target has; those of the others are 0.
 fn f_of_present(losses: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-    Ok(losses.f_masked_fill(&target.f_le(0)?, 0)?)
+    Ok(losses.f_masked_fill_number(&target.f_le_number(0)?, 0)?)
 }
 
 /// Those sums of the engine that have a gradient, by differentiable tensor operations.
@@ -647,12 +654,12 @@ pub(super) fn f_activate(
     };
     // What an ignored logit holds must not matter, not even where it is NaN: so it is masked before the activation.
     Ok(match activation {
-        Activation::None => input.f_masked_fill(ignored, 0)?,
-        Activation::Sigmoid => input.f_masked_fill(ignored, f64::NEG_INFINITY)?.f_sigmoid()?,
+        Activation::None => input.f_masked_fill_number(ignored, 0)?,
+        Activation::Sigmoid => input.f_masked_fill_number(ignored, f64::NEG_INFINITY)?.f_sigmoid()?,
         Activation::Softmax if ignored.size()[1] == 1 => {
-            f_softmax(&input.f_masked_fill(ignored, 0)?)?.f_masked_fill(ignored, 0)?
+            f_softmax(&input.f_masked_fill_number(ignored, 0)?)?.f_masked_fill_number(ignored, 0)?
         }
-        Activation::Softmax => f_softmax(input)?.f_masked_fill(ignored, 0)?,
+        Activation::Softmax => f_softmax(input)?.f_masked_fill_number(ignored, 0)?,
     })
 }
 
@@ -677,7 +684,7 @@ fn f_sum_by_class(values: &Tensor, indices: &Tensor, classes: i64) -> Result<Ten
 /// `numerator / denominator`, with a denominator of `least` or more; 0 / 0 is 0.
 fn f_ratio(numerator: &Tensor, denominator: &Tensor, least: f64) -> Result<Tensor, LossError> {
     if least > 0.0 {
-        return Ok(numerator.f_div(&denominator.f_clamp_min(least)?)?);
+        return Ok(numerator.f_div(&denominator.f_clamp_min_number(least)?)?);
     }
     numeric::f_ratio(numerator, denominator)
 }
@@ -689,8 +696,8 @@ fn f_mean_of_means(losses: &Tensor, shares: &Tensor) -> Result<Tensor, LossError
         _ => tensor.f_sum_dim_intlist(-1, false, None),
     };
     let (sum, share) = (f_last(losses)?, f_last(shares)?);
-    let nothing = share.f_eq(0)?;
-    let means = sum.f_div(&share.f_masked_fill(&nothing, 1)?)?.f_masked_fill(&nothing, 1)?;
+    let nothing = share.f_eq_number(0)?;
+    let means = sum.f_div(&share.f_masked_fill_number(&nothing, 1)?)?.f_masked_fill_number(&nothing, 1)?;
     Ok(means.f_mean(None)?)
 }
 

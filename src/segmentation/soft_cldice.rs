@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::mask::{f_drop_background, group_dims};
 use super::region::{Activation, Grouping, f_activate, not_negative};
 use crate::check::{self, ClassIndices, Validity};
-use crate::kernels::{Neighbours, f_neighbours};
+use crate::kernels::{Neighbours, NumberOperations, f_neighbours};
 use crate::numeric::{f_ratio, f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
@@ -177,7 +177,7 @@ impl SoftClDiceLoss {
             let (classes, target) = check::class_target(target, input, 1, ", or that of input for masks")?;
             let target = ClassIndices::f_new(&target, classes, None, self.invalid_values)?;
             let masks = Tensor::f_zeros(&shape, (kind, input.device()))?;
-            (masks.f_scatter_value(1, &target.indices.f_unsqueeze(1)?, 1)?, target.validity)
+            (masks.f_scatter_number(1, &target.indices.f_unsqueeze(1)?, 1)?, target.validity)
         };
         let probabilities = f_activate(&input.f_to_kind(kind)?, self.activation, None)?;
         let f_kept = |tensor: &Tensor| f_drop_background("include_background", tensor, self.include_background);
@@ -188,16 +188,16 @@ impl SoftClDiceLoss {
     pub(super) fn f_of_masks(&self, probabilities: &Tensor, masks: &Tensor) -> Result<Tensor, LossError> {
         let precision = self.f_share(&self.f_skeleton(probabilities)?, masks)?;
         let sensitivity = self.f_share(&self.f_skeleton(masks)?, probabilities)?;
-        let sum = precision.f_add(&sensitivity)?.f_add_scalar(self.smooth)?;
-        let losses = precision.f_mul(&sensitivity)?.f_mul_scalar(2)?.f_div(&sum)?.f_rsub_scalar(1)?;
+        let sum = precision.f_add(&sensitivity)?.f_add_number(self.smooth)?;
+        let losses = precision.f_mul(&sensitivity)?.f_mul_number(2)?.f_div(&sum)?.f_rsub_number(1)?;
         self.reduction.f_apply(&losses)
     }
 
     /// The share of a skeleton that lies within a region.
     fn f_share(&self, skeleton: &Tensor, region: &Tensor) -> Result<Tensor, LossError> {
         let dims = group_dims(self.grouping, region.dim());
-        let inside = skeleton.f_mul(region)?.f_sum_dim_intlist(&dims[..], false, None)?.f_add_scalar(self.smooth_nr)?;
-        f_ratio(&inside, &skeleton.f_sum_dim_intlist(&dims[..], false, None)?.f_add_scalar(self.smooth_dr)?)
+        let inside = skeleton.f_mul(region)?.f_sum_dim_intlist(&dims[..], false, None)?.f_add_number(self.smooth_nr)?;
+        f_ratio(&inside, &skeleton.f_sum_dim_intlist(&dims[..], false, None)?.f_add_number(self.smooth_dr)?)
     }
 
     fn f_skeleton(&self, region: &Tensor) -> Result<Tensor, LossError> {

@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use super::{Activation, DiceLoss, SoftClDiceLoss};
+use crate::kernels::NumberOperations;
 use crate::{InvalidValues, Loss, LossError, Reduction, check};
 
 /// The Dice loss and the soft clDice loss, added up: overlap and connection.
@@ -139,8 +140,8 @@ impl Loss for SoftDiceClDiceLoss {
         check::option("reduction", "None", self.reduction != Reduction::None, "Mean or Sum")?;
         let (probabilities, masks, validity) = self.cldice.f_masks(input, target)?;
         let dice = DiceLoss::new().smooth_nr(self.smooth_nr).smooth_dr(self.smooth_dr).reduction(self.reduction);
-        let dice = dice.f_forward(&probabilities, &masks)?.f_mul_scalar(1.0 - self.alpha)?;
-        let loss = dice.f_add(&self.cldice.f_of_masks(&probabilities, &masks)?.f_mul_scalar(self.alpha)?)?;
+        let dice = dice.f_forward(&probabilities, &masks)?.f_mul_number(1.0 - self.alpha)?;
+        let loss = dice.f_add(&self.cldice.f_of_masks(&probabilities, &masks)?.f_mul_number(self.alpha)?)?;
         validity.f_poison(&loss.f_to_kind(input.f_kind()?)?, false)
     }
 }

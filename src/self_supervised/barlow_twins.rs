@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::{f_diagonal_and_others, f_without_diagonal, views};
-use crate::kernels::{PairTerms, Real};
+use crate::kernels::{NumberOperations, PairTerms, Real};
 use crate::numeric::wide_kind;
 use crate::{Loss, LossError, check};
 
@@ -101,10 +101,10 @@ impl Loss for BarlowTwinsLoss {
 
 impl BarlowTwinsLoss {
     fn f_of_product(&self, product: &Tensor, rows: i64) -> Result<Tensor, LossError> {
-        let correlation = product.f_div_scalar(rows)?;
-        let invariance = correlation.f_diagonal(0, 0, 1)?.f_sub_scalar(1)?.f_square()?.f_sum(None)?;
+        let correlation = product.f_div_number(rows)?;
+        let invariance = correlation.f_diagonal(0, 0, 1)?.f_sub_number(1)?.f_square()?.f_sum(None)?;
         let redundancy = f_without_diagonal(&correlation)?.f_square()?.f_sum(None)?;
-        Ok(invariance.f_add(&redundancy.f_mul_scalar(self.lambda_param)?)?)
+        Ok(invariance.f_add(&redundancy.f_mul_number(self.lambda_param)?)?)
     }
 }
 

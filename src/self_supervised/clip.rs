@@ -1,6 +1,8 @@
 use tch::{Kind, Tensor};
 
 use super::logits::{LogitParameter, f_similarities, pairs};
+use crate::kernels::NumberOperations;
+use crate::numeric::f_positions;
 use crate::{CrossEntropyLoss, Loss, LossError, Reduction, check};
 
 /// Each image finds its text among those of the batch, and each text its image.
@@ -100,11 +102,11 @@ impl ClipLoss {
         check::option("label_smoothing", smoothing, (0.0..=1.0).contains(&smoothing), "a number in [0, 1]")?;
         let similarities = f_similarities(image, text, self.normalize)?;
         let logits = similarities.f_mul(&logit_scale.into().f_like("logit_scale", &similarities)?)?;
-        let own = Tensor::f_arange(image.size()[0], (Kind::Int64, image.device()))?;
+        let own = f_positions(image.size()[0], (Kind::Int64, image.device()))?;
         let entropy = CrossEntropyLoss::new().label_smoothing(smoothing).reduction(self.reduction);
         let of_images = entropy.f_forward(&logits, &own)?;
         let of_texts = entropy.f_forward(&logits.f_transpose(0, 1)?, &own)?;
-        Ok(of_images.f_add(&of_texts)?.f_mul_scalar(0.5)?.f_to_kind(image.f_kind()?)?)
+        Ok(of_images.f_add(&of_texts)?.f_mul_number(0.5)?.f_to_kind(image.f_kind()?)?)
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.

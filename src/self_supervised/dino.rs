@@ -3,6 +3,7 @@ use std::borrow::Borrow;
 use tch::{Tensor, nn, no_grad_guard};
 
 use super::f_without_diagonal;
+use crate::kernels::NumberOperations;
 use crate::numeric::wide_kind;
 use crate::{LossError, check};
 
@@ -238,11 +239,11 @@ impl DinoLoss {
         }
         let kind = wide_kind(&teacher)?;
         let centred = teacher.f_to_kind(kind)?.f_sub(&self.center.f_to_kind(kind)?)?;
-        let p = centred.f_div_scalar(self.teacher_temp)?.f_softmax(-1, None)?;
-        let log_q = student.f_to_kind(kind)?.f_div_scalar(self.config.student_temp)?.f_log_softmax(-1, None)?;
+        let p = centred.f_div_number(self.teacher_temp)?.f_softmax(-1, None)?;
+        let log_q = student.f_to_kind(kind)?.f_div_number(self.config.student_temp)?.f_log_softmax(-1, None)?;
         let by_view = |outputs: Tensor| outputs.f_flatten(1, 2);
         let agreement = by_view(p)?.f_matmul(&by_view(log_q)?.f_transpose(0, 1)?)?;
-        let loss = f_without_diagonal(&agreement)?.f_sum(None)?.f_neg()?.f_div_scalar(pairs * batch)?;
+        let loss = f_without_diagonal(&agreement)?.f_sum(None)?.f_neg()?.f_div_number(pairs * batch)?;
         Ok(loss.f_to_kind(teacher.f_kind()?)?)
     }
 
@@ -268,8 +269,8 @@ impl DinoLoss {
         let kind = wide_kind(&teacher)?;
         let mean = teacher.f_mean_dim([0_i64, 1].as_slice(), true, kind)?;
         let momentum = self.config.center_momentum;
-        let kept = self.center.f_to_kind(kind)?.f_mul_scalar(momentum)?;
-        let center = kept.f_add(&mean.f_mul_scalar(1.0 - momentum)?)?;
+        let kept = self.center.f_to_kind(kind)?.f_mul_number(momentum)?;
+        let center = kept.f_add(&mean.f_mul_number(1.0 - momentum)?)?;
         self.center.f_copy_(&center)?;
         Ok(())
     }

@@ -4,6 +4,7 @@ use tch::Tensor;
 
 use crate::LossError;
 use crate::check;
+use crate::kernels::NumberOperations;
 use crate::numeric::{f_ratio, wide_kind};
 
 /// A scale or bias of logits, made from a tensor of one element, which may be learnt, or from a number.
@@ -72,5 +73,5 @@ fn f_unit_rows(rows: &Tensor) -> Result<Tensor, LossError> {
     // Scaling changes no direction, and keeps squares from overflowing and underflowing.
     let largest = rows.f_detach()?.f_abs()?.f_amax([1_i64].as_slice(), true)?;
     let scaled = f_ratio(rows, &largest)?;
-    f_ratio(&scaled, &scaled.f_norm_scalaropt_dim(2, [1_i64].as_slice(), true)?)
+    f_ratio(&scaled, &scaled.f_norm_number(2, [1_i64].as_slice(), true)?)
 }

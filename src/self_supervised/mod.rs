@@ -20,7 +20,7 @@ use tch::{Kind, Tensor};
 
 use crate::LossError;
 use crate::check::{self, Named};
-use crate::kernels::{Counted, Hard, PairLabels, PairTerms, f_pairs};
+use crate::kernels::{Counted, Hard, NumberOperations, PairLabels, PairTerms, f_pairs};
 
 /// The two views are of one shape and of one floating kind.
 fn views(input: Named, target: Named) -> Result<(), LossError> {
@@ -37,7 +37,7 @@ fn f_without_diagonal(matrices: &Tensor) -> Result<Tensor, LossError> {
         return Ok(matrices.shallow_clone());
     };
     let diagonal = Tensor::f_eye_m(rows, columns, (Kind::Bool, matrices.device()))?;
-    Ok(matrices.f_masked_fill(&diagonal, 0)?)
+    Ok(matrices.f_masked_fill_number(&diagonal, 0)?)
 }
 
 /// The sum of the terms of the elements of `matrices` `[…, D, D]`, of one formula on their diagonals and of another beside them, by

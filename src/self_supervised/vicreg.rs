@@ -2,7 +2,7 @@ use tch::{Tensor, no_grad};
 
 use super::{f_diagonal_and_others, f_without_diagonal, views};
 use crate::autograd::Function;
-use crate::kernels::{PairTerms, Pointwise, Real, choose, f_pointwise};
+use crate::kernels::{NumberOperations, PairTerms, Pointwise, Real, choose, f_pointwise};
 use crate::numeric::wide_kind;
 use crate::{Loss, LossError, MseLoss, Reduction, check};
 
@@ -115,12 +115,12 @@ impl VicRegLoss {
         // The sum of the squares is divided by the features, and averaged over what lies between.
         let matrices = shape[1..shape.len() - 1].iter().product::<i64>();
         let squares = Squares { degrees: degrees as f64, share: 1.0 / (features * matrices) as f64 };
-        let composite = move |products: &Tensor| f_squares(&products.f_div_scalar(degrees)?, features);
+        let composite = move |products: &Tensor| f_squares(&products.f_div_number(degrees)?, features);
         Ok([variance, f_diagonal_and_others(squares, &products, kind, composite)?])
     }
 
     fn f_hinges(&self, variances: &Tensor) -> Result<Tensor, LossError> {
-        Ok(variances.f_add_scalar(self.eps)?.f_sqrt()?.f_rsub_scalar(1)?.f_relu()?.f_mean(None)?)
+        Ok(variances.f_add_number(self.eps)?.f_sqrt()?.f_rsub_number(1)?.f_relu()?.f_mean(None)?)
     }
 }
 
@@ -160,7 +160,7 @@ impl Pointwise<1> for SmallDeviation {
 fn f_squares(covariances: &Tensor, features: i64) -> Result<Tensor, LossError> {
     let squares = f_without_diagonal(covariances)?.f_square()?;
     let sums = squares.f_sum_dim_intlist([-2_i64, -1].as_slice(), false, None)?;
-    Ok(sums.f_div_scalar(features)?.f_mean(None)?)
+    Ok(sums.f_div_number(features)?.f_mean(None)?)
 }
 
 /// The same squares, of products that are not divided yet.
@@ -206,9 +206,9 @@ impl Loss for VicRegLoss {
         let (a, b) = (input.f_to_kind(kind)?, target.f_to_kind(kind)?);
         let invariance = MseLoss::new().f_forward(&a, &b)?;
         let ([a_variance, a_covariance], [b_variance, b_covariance]) = (self.f_spread(&a)?, self.f_spread(&b)?);
-        let variance = a_variance.f_add(&b_variance)?.f_mul_scalar(0.5 * mu)?;
-        let covariance = a_covariance.f_add(&b_covariance)?.f_mul_scalar(nu)?;
-        let loss = invariance.f_mul_scalar(lambda)?.f_add(&variance)?.f_add(&covariance)?;
+        let variance = a_variance.f_add(&b_variance)?.f_mul_number(0.5 * mu)?;
+        let covariance = a_covariance.f_add(&b_covariance)?.f_mul_number(nu)?;
+        let loss = invariance.f_mul_number(lambda)?.f_add(&variance)?.f_add(&covariance)?;
         Ok(loss.f_to_kind(input.f_kind()?)?)
     }
 }

@@ -4,6 +4,7 @@ use tch::{Tensor, nn};
 
 use super::Linear;
 use crate::check::{self, ClassIndices};
+use crate::kernels::NumberOperations;
 use crate::{InvalidValues, LossError, MeanParts};
 
 /// The options of [`AdaptiveLogSoftmaxWithLoss`].
@@ -257,7 +258,7 @@ impl AdaptiveLogSoftmaxWithLoss {
     pub fn f_predict(&self, input: &Tensor) -> Result<Tensor, LossError> {
         let head = self.f_head(input)?;
         let mut best = head.f_argmax(1, false)?;
-        let undecided = best.f_ge(self.cutoffs[0])?;
+        let undecided = best.f_ge_number(self.cutoffs[0])?;
         if undecided.f_any()?.f_int64_value(&[])? == 0 {
             return Ok(best);
         }
@@ -288,14 +289,14 @@ impl AdaptiveLogSoftmaxWithLoss {
         let mut head_index = target.shallow_clone();
         for (i, [projection, classes]) in self.tail.iter().enumerate() {
             let (low, high) = (self.cutoffs[i], self.cutoffs[i + 1]);
-            let inside = target.f_ge(low)?.f_logical_and(&target.f_lt(high)?)?;
+            let inside = target.f_ge_number(low)?.f_logical_and(&target.f_lt_number(high)?)?;
             let rows = inside.f_nonzero()?.f_squeeze_dim(1)?;
             if rows.numel() == 0 {
                 continue;
             }
-            let relative = target.f_index_select(0, &rows)?.f_sub_scalar(low)?;
+            let relative = target.f_index_select(0, &rows)?.f_sub_number(low)?;
             let logits = classes.f_forward(&projection.f_forward(&input.f_index_select(0, &rows)?)?)?;
-            head_index = head_index.f_index_fill(0, &rows, self.cutoffs[0] + i as i64)?;
+            head_index = head_index.f_index_fill_number(0, &rows, self.cutoffs[0] + i as i64)?;
             output = output.f_index_copy_(0, &rows, &f_pick(&logits.f_log_softmax(1, None)?, &relative)?)?;
         }
         let head = self.head.f_forward(input)?.f_log_softmax(1, None)?;

@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use crate::kernels::NumberOperations;
 use crate::{LossError, MeanParts, Reduction, check};
 
 /// Connectionist temporal classification: how unlikely a sequence of outputs makes a shorter sequence of labels.
@@ -126,7 +127,7 @@ impl CtcLoss {
         let target_lengths = target_lengths.as_ref();
         let unreduced = Self { reduction: Reduction::None, ..*self };
         let losses = unreduced.f_forward(log_probs, targets, input_lengths, target_lengths)?;
-        let lengths = Tensor::f_from_slice(target_lengths)?.f_clamp_min(1)?.f_to_device(losses.device())?;
+        let lengths = Tensor::f_from_slice(target_lengths)?.f_clamp_min_number(1)?.f_to_device(losses.device())?;
         MeanParts::f_of_losses(&losses.f_div(&lengths.f_reshape(losses.size())?)?)
     }
 

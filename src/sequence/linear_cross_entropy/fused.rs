@@ -5,6 +5,7 @@ use tch::{Kind, Tensor, no_grad};
 use super::row_loss::{PerRow, RowLoss, RowTarget};
 use super::{Arguments, LinearCrossEntropy};
 use crate::autograd::{Context, Function, Gradients, Stored, StoredGradients, f_gradients_of, needed, spread};
+use crate::kernels::NumberOperations;
 use crate::numeric::f_ratio;
 use crate::{LossError, Reduction};
 
@@ -62,7 +63,7 @@ fn f_recompute(
     let chunks = Chunks::f_new(criterion, &Arguments::of(context.saved()), size, kind)?;
     let mut derivative = chunks.f_of_rows(&grad.f_to_kind(chunks.sums)?)?;
     if let RowTarget::Indices { ignored: Some(ignored), .. } = &chunks.target {
-        derivative = derivative.f_masked_fill(ignored, 0)?;
+        derivative = derivative.f_masked_fill_number(ignored, 0)?;
     }
     let derivatives = PerRow { z: derivative.shallow_clone(), entropy: derivative };
     let gradients = chunks.f_run(Some(&derivatives), needed)?.1.into_iter();
@@ -106,12 +107,12 @@ impl Chunks {
             RowTarget::Probabilities(target.f_detach()?.f_reshape([rows, classes, places])?)
         } else {
             let indices = target.f_reshape([rows, places])?;
-            let ignored = indices.f_eq(criterion.ignored())?;
+            let ignored = indices.f_eq_number(criterion.ignored())?;
             // On the CPU a look saves the work on rows that there are none of.
             let none = !ignored.device().is_cuda() && ignored.f_any()?.f_int64_value(&[])? == 0;
             let ignored = (!none).then_some(ignored);
             let classes = match &ignored {
-                Some(ignored) => indices.f_masked_fill(ignored, 0)?,
+                Some(ignored) => indices.f_masked_fill_number(ignored, 0)?,
                 None => indices,
             };
             RowTarget::Indices { classes, ignored }

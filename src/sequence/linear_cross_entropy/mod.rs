@@ -13,6 +13,7 @@ pub use chunking::Chunking;
 pub use module::{LinearCrossEntropyConfig, LinearCrossEntropyLoss};
 
 use crate::check::{self, ClassIndices};
+use crate::kernels::NumberOperations;
 use crate::{Backend, CrossEntropyLoss, InvalidValues, Loss, LossError, MeanParts, Reduction, numeric, with_backend};
 use row_loss::RowLoss;
 
@@ -243,7 +244,7 @@ impl LinearCrossEntropy {
         let denominator = parts.denominator().shallow_clone();
         let numerator = match denominator.f_double_value(&[])? {
             0.0 => f_reduced(Reduction::Sum)?.f_to_kind(Kind::Float)?,
-            count => parts.numerator().f_to_kind(Kind::Float)?.f_mul_scalar(count)?,
+            count => parts.numerator().f_to_kind(Kind::Float)?.f_mul_number(count)?,
         };
         MeanParts::f_new(numerator, denominator)
     }
@@ -372,7 +373,7 @@ impl LinearCrossEntropy {
 
     fn f_cap(&self, logits: &Tensor) -> Result<Tensor, LossError> {
         match self.soft_cap {
-            Some(cap) => Ok(logits.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?),
+            Some(cap) => Ok(logits.f_div_number(cap)?.f_tanh()?.f_mul_number(cap)?),
             None => Ok(logits.shallow_clone()),
         }
     }
@@ -380,14 +381,14 @@ impl LinearCrossEntropy {
     fn f_z_loss(&self, logits: &Tensor, target: &Tensor, class_dim: usize) -> Result<Tensor, LossError> {
         let of = |logits: &Tensor| {
             let log_sum_exp = logits.f_logsumexp(class_dim as i64, false)?;
-            Ok::<_, LossError>(log_sum_exp.f_square()?.f_mul_scalar(self.z_loss)?)
+            Ok::<_, LossError>(log_sum_exp.f_square()?.f_mul_number(self.z_loss)?)
         };
         if target.size() == logits.size() {
             return self.reduction.f_apply(&of(logits)?);
         }
         let target = ClassIndices::f_new(target, logits.size()[class_dim], Some(self.ignored()), self.invalid_values)?;
-        let ignored = target.indices.f_eq(self.ignored())?;
-        let losses = of(&target.f_mask_ignored(logits, class_dim)?)?.f_masked_fill(&ignored, 0)?;
+        let ignored = target.indices.f_eq_number(self.ignored())?;
+        let losses = of(&target.f_mask_ignored(logits, class_dim)?)?.f_masked_fill_number(&ignored, 0)?;
         let counted = ignored.f_logical_not()?.f_to_kind(losses.f_kind()?)?;
         let loss = self.reduction.f_apply_weighted(&losses, &counted)?;
         target.validity.f_poison(&loss, self.reduction == Reduction::None)

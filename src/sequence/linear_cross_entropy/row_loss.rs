@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::LossError;
-use crate::kernels::{self, LogitRows, f_logits};
+use crate::kernels::{self, LogitRows, NumberOperations, f_logits};
 use crate::numeric::wide_kind;
 
 /// How many logits are taken at once on the CPU: as many as stay in its second-level cache over several operations.
@@ -138,7 +138,7 @@ impl RowLoss {
             return Ok(None);
         }
         let target = match ignored {
-            Some(ignored) => classes.f_masked_fill(ignored, -1)?,
+            Some(ignored) => classes.f_masked_fill_number(ignored, -1)?,
             None => classes.shallow_clone(),
         };
         let derivatives = derivatives.map(|of| of.f_map(|of| Ok(of.f_contiguous()?))).transpose()?;
@@ -162,7 +162,7 @@ impl RowLoss {
     ) -> Result<PerRow, LossError> {
         if let Some(ignored) = target.ignored() {
             // Whatever such a row holds stays out of the gradient.
-            let _ = logits.f_masked_fill_(&ignored.f_unsqueeze(1)?, 0)?;
+            let _ = logits.f_masked_fill_number_(&ignored.f_unsqueeze(1)?, 0)?;
         }
         let slope = self.f_cap(logits, derivatives.is_some())?;
         let peak = logits.f_amax(1, true)?;
@@ -174,10 +174,10 @@ impl RowLoss {
         let log_sum_exp = log_sum.f_add(&peak.f_squeeze_dim(1)?)?;
         let losses = PerRow {
             entropy: log_sum.f_mul(&distribution.total)?.f_sub(&distribution.product)?,
-            z: log_sum_exp.f_square()?.f_mul_scalar(self.z_loss)?,
+            z: log_sum_exp.f_square()?.f_mul_number(self.z_loss)?,
         };
         if let Some(derivatives) = derivatives {
-            let z = log_sum_exp.f_mul(&derivatives.z)?.f_mul_scalar(2.0 * self.z_loss)?;
+            let z = log_sum_exp.f_mul(&derivatives.z)?.f_mul_number(2.0 * self.z_loss)?;
             let factor = distribution.total.f_mul(&derivatives.entropy)?.f_add(&z)?.f_div(&sum)?;
             let _ = logits.f_mul_(&factor.f_unsqueeze(1)?)?;
             self.f_subtract(logits, &distribution.form, &derivatives.entropy)?;
@@ -186,7 +186,7 @@ impl RowLoss {
             }
         }
         match target.ignored() {
-            Some(ignored) => losses.f_map(|losses| Ok(losses.f_masked_fill(ignored, 0)?)),
+            Some(ignored) => losses.f_map(|losses| Ok(losses.f_masked_fill_number(ignored, 0)?)),
             None => Ok(losses),
         }
     }
@@ -194,9 +194,9 @@ impl RowLoss {
     /// Caps the logits, and returns the slope of the cap where the gradient needs it.
     fn f_cap(&self, logits: &mut Tensor, gradient: bool) -> Result<Option<Tensor>, LossError> {
         let Some(cap) = self.soft_cap else { return Ok(None) };
-        let _ = logits.f_div_scalar_(cap)?.f_tanh_()?;
-        let slope = gradient.then(|| logits.f_square()?.f_neg_()?.f_add_scalar_(1)).transpose()?;
-        let _ = logits.f_mul_scalar_(cap)?;
+        let _ = logits.f_div_number_(cap)?.f_tanh_()?;
+        let slope = gradient.then(|| logits.f_square()?.f_neg_()?.f_add_number_(1)).transpose()?;
+        let _ = logits.f_mul_number_(cap)?;
         Ok(slope)
     }
 
@@ -213,7 +213,7 @@ impl RowLoss {
             Some(weight) => weight.f_index_select(0, classes)?,
             None => classes.f_ones_like()?.f_to_kind(shifted.f_kind()?)?,
         };
-        let own = own.f_mul_scalar(1.0 - self.label_smoothing)?;
+        let own = own.f_mul_number(1.0 - self.label_smoothing)?;
         let mut product = shifted.f_gather(1, &class, false)?.f_squeeze_dim(1)?.f_mul(&own)?;
         let mut total = own.shallow_clone();
         if self.label_smoothing != 0.0 {
@@ -229,8 +229,8 @@ impl RowLoss {
         let classes = logits.size2()?.1;
         let share = self.label_smoothing / classes as f64;
         Ok(match &self.weight {
-            Some(weight) => weight.f_mul_scalar(share)?,
-            None => Tensor::f_full(classes, share, (logits.f_kind()?, logits.device()))?,
+            Some(weight) => weight.f_mul_number(share)?,
+            None => Tensor::f_full_number(&[classes], share, (logits.f_kind()?, logits.device()))?,
         })
     }
 
@@ -238,7 +238,7 @@ impl RowLoss {
         let mut target = probabilities.f_to_kind(shifted.f_kind()?)?;
         if self.label_smoothing != 0.0 {
             let share = self.label_smoothing / shifted.size2()?.1 as f64;
-            target = target.f_mul_scalar(1.0 - self.label_smoothing)?.f_add_scalar(share)?;
+            target = target.f_mul_number(1.0 - self.label_smoothing)?.f_add_number(share)?;
         }
         if let Some(weight) = &self.weight {
             target = target.f_mul(weight)?;
