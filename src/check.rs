@@ -3,6 +3,7 @@
 //! A named argument is a pair `(name, tensor)`; the names are those of PyTorch's signatures.
 
 use std::fmt::Display;
+use std::ops::RangeInclusive;
 
 use tch::{Kind, Tensor};
 
@@ -209,6 +210,24 @@ pub(crate) fn host_integers(tensor: &Tensor) -> Result<Vec<i64>, LossError> {
     let mut values = vec![0; tensor.numel()];
     tensor.f_copy_data(&mut values, tensor.numel())?;
     Ok(values)
+}
+
+/// Looks whether all values of an argument are in `range`, of which NaN never is, and decides by `mode` about those that are
+/// not. `expected` says what they are, such as "values in [0, 1]".
+pub(crate) fn f_in_range(
+    (argument, tensor): Named,
+    range: RangeInclusive<f64>,
+    expected: &str,
+    mode: InvalidValues,
+) -> Result<Validity, LossError> {
+    let boolean = tensor.f_kind()? == Kind::Bool && range.contains(&0.0) && range.contains(&1.0);
+    // The scan is one pass over memory; the tensor operations below are three.
+    if boolean || (mode == InvalidValues::Error && kernels::scan_range(tensor, range.clone()) == Some(true)) {
+        return Ok(Validity::CHECKED);
+    }
+    let tensor = tensor.f_detach()?;
+    let valid = tensor.f_clamp_number(*range.start(), *range.end())?.f_eq_tensor(&tensor)?;
+    Validity::f_new((argument, &tensor), valid, || expected.to_owned(), mode)
 }
 
 /// Where the values of an argument are valid, and what to do where they are not.

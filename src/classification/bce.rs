@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use crate::check::{self, Validity};
-use crate::kernels::{NumberOperations, Pointwise, Real, Weighted, choose, f_pointwise};
+use crate::kernels::{Pointwise, Real, Weighted, choose, f_pointwise};
 use crate::mean_parts::f_wide_option;
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
@@ -146,10 +146,8 @@ fn f_checked(
     })
 }
 
-fn f_validity((argument, tensor): check::Named, mode: InvalidValues) -> Result<Validity, LossError> {
-    // NaN stays NaN, which equals nothing.
-    let valid = tensor.f_clamp_number(0, 1)?.f_eq_tensor(tensor)?;
-    Validity::f_new((argument, tensor), valid, || "probabilities in [0, 1]".into(), mode)
+fn f_validity(argument: check::Named, mode: InvalidValues) -> Result<Validity, LossError> {
+    check::f_in_range(argument, 0.0..=1.0, "probabilities in [0, 1]", mode)
 }
 
 #[derive(Clone, Copy)]

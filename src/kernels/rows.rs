@@ -202,10 +202,7 @@ pub(crate) fn scan_classes(indices: &Tensor, classes: i64, ignored: Option<i64>)
 /// Whether all numbers of a floating tensor are in the range, NaN is not; `None` where their memory cannot be looked at.
 pub(crate) fn scan_range(tensor: &Tensor, range: RangeInclusive<f64>) -> Option<bool> {
     fn all<T: Element>(tensor: &Tensor, range: RangeInclusive<f64>) -> bool {
-        let numbers = elements::<T>(tensor);
-        let outside =
-            |part: Range<usize>| numbers[part].iter().filter(|number| !range.contains(&number.to_f64())).count();
-        parallel::sum(numbers.len(), 1, |part| outside(part) as f64) == 0.0
+        all_in(elements::<T>(tensor), |number| range.contains(&number.to_f64()))
     }
     let kind = tensor.f_kind().ok()?;
     if !is_plain(tensor, kind) || !tensor.is_contiguous() {
@@ -216,8 +213,14 @@ pub(crate) fn scan_range(tensor: &Tensor, range: RangeInclusive<f64>) -> Option<
         Kind::Double => all::<f64>(tensor, range),
         Kind::Half => all::<f16>(tensor, range),
         Kind::BFloat16 => all::<bf16>(tensor, range),
+        Kind::Int64 => all_in(integers(tensor), |number| range.contains(&(*number as f64))),
         _ => return None,
     })
+}
+
+fn all_in<E: Sync>(elements: &[E], inside: impl Fn(&E) -> bool + Sync) -> bool {
+    let outside = |part: Range<usize>| elements[part].iter().filter(|element| !inside(element)).count();
+    parallel::sum(elements.len(), 1, |part| outside(part) as f64) == 0.0
 }
 
 /// Numbers `[outer, classes, inner]` in memory, and their target.
