@@ -8,7 +8,8 @@ use std::ops::RangeInclusive;
 use tch::{Kind, Tensor};
 
 use crate::kernels::NumberOperations;
-use crate::{LossError, kernels};
+use crate::numeric::wide_kind;
+use crate::{LossError, autograd, kernels};
 
 /// What happens to values that have no loss: a class index out of range, a probability that is none, a negative
 /// variance.
@@ -131,13 +132,34 @@ pub(crate) fn element_weight(weight: &Tensor, input: &Tensor) -> Result<(), Loss
     same_shape(("weight", weight), ("input", input))
 }
 
-/// `weight` holds one value per class, on the device of `input`.
+/// `weight` holds one value of any floating kind per class, on the device of `input`. It is to be converted to the kind that the
+/// loss is computed in.
 pub(crate) fn class_weight(weight: &Tensor, input: &Tensor, classes: i64) -> Result<(), LossError> {
     devices(&[("input", input), ("weight", weight)])?;
+    floating(("weight", weight))?;
     if weight.size() == [classes] {
         return Ok(());
     }
     Err(shape_error(("weight", weight), format!("[{classes}], one weight per class")))
+}
+
+/// `weight`, checked by [`class_weight`], in the kind that a loss of `input` is computed in; without a gradient, because libtorch's
+/// operations on class indices have none of it.
+pub(crate) fn f_class_weight(
+    weight: Option<&Tensor>,
+    input: &Tensor,
+    classes: i64,
+) -> Result<Option<Tensor>, LossError> {
+    let Some(weight) = weight else { return Ok(None) };
+    class_weight(weight, input, classes)?;
+    without_gradient(("weight", weight))?;
+    Ok(Some(weight.f_to_kind(wide_kind(input)?)?))
+}
+
+/// The tensor of an option that has no gradient for class indices needs none.
+pub(crate) fn without_gradient((option, tensor): Named) -> Result<(), LossError> {
+    let needed = autograd::grad_enabled() && tensor.requires_grad();
+    self::option(option, "a tensor that requires a gradient", !needed, "one that requires none, for class indices")
 }
 
 /// The option `option` has a value for which `valid` holds.

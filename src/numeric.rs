@@ -9,12 +9,63 @@ use crate::kernels::NumberOperations;
 /// The smallest base that a power below 1 is differentiated at; below it the power is 0, and so is its gradient.
 pub(crate) const SMALLEST_BASE: f64 = f32::MIN_POSITIVE as f64;
 
+/// Whether `kind` is one of half precision.
+pub(crate) fn is_half(kind: Kind) -> bool {
+    matches!(kind, Kind::Half | Kind::BFloat16)
+}
+
 /// The kind in which a loss of `tensor` is computed: at least single precision.
 pub(crate) fn wide_kind(tensor: &Tensor) -> Result<Kind, LossError> {
-    Ok(match tensor.f_kind()? {
-        Kind::Half | Kind::BFloat16 => Kind::Float,
-        kind => kind,
+    let kind = tensor.f_kind()?;
+    Ok(if is_half(kind) { Kind::Float } else { kind })
+}
+
+/// What `compute` makes of `tensors`, of which it gets those of half precision in single precision. The result is rounded once,
+/// to the kind that libtorch's operations on the tensors themselves would give it.
+///
+/// Sums, means and their gradients overflow or vanish in half precision: f16 ends at 65504.
+pub(crate) fn f_widely<const N: usize>(
+    tensors: [&Tensor; N],
+    compute: impl FnOnce([&Tensor; N]) -> Result<Tensor, LossError>,
+) -> Result<Tensor, LossError> {
+    let kinds = f_floating_kinds(&tensors)?;
+    if !kinds.iter().any(|(kind, _)| is_half(*kind)) {
+        return compute(tensors);
+    }
+    let mut wide = Vec::with_capacity(N);
+    for tensor in tensors {
+        wide.push(if is_half(tensor.f_kind()?) { tensor.f_to_kind(Kind::Float)? } else { tensor.shallow_clone() });
+    }
+    let result = compute(std::array::from_fn(|position| &wide[position]))?;
+    // A scalar gives way to a tensor with dimensions.
+    let scalars = kinds.iter().all(|(_, scalar)| *scalar);
+    let mut promoting = kinds.iter().filter(|(_, scalar)| scalars || !scalar).map(|(kind, _)| *kind);
+    let first = promoting.next().filter(|first| is_half(*first) && promoting.all(|kind| kind == *first));
+    Ok(match first {
+        Some(kind) => result.f_to_kind(kind)?,
+        None => result,
     })
+}
+
+/// The same where the floating tensors are of one kind, as an engine has them; with others `compute` gets them as they are.
+pub(crate) fn f_widely_alike<const N: usize>(
+    tensors: [&Tensor; N],
+    compute: impl FnOnce([&Tensor; N]) -> Result<Tensor, LossError>,
+) -> Result<Tensor, LossError> {
+    let kinds = f_floating_kinds(&tensors)?;
+    match kinds.windows(2).all(|pair| pair[0].0 == pair[1].0) {
+        true => f_widely(tensors, compute),
+        false => compute(tensors),
+    }
+}
+
+/// The kinds of the floating tensors, and whether they are scalars.
+fn f_floating_kinds(tensors: &[&Tensor]) -> Result<Vec<(Kind, bool)>, LossError> {
+    let mut kinds = Vec::with_capacity(tensors.len());
+    for tensor in tensors.iter().filter(|tensor| tensor.is_floating_point()) {
+        kinds.push((tensor.f_kind()?, tensor.dim() == 0));
+    }
+    Ok(kinds)
 }
 
 /// `tensor` holds real numbers of any kind, booleans included.

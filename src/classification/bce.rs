@@ -3,6 +3,7 @@ use tch::Tensor;
 use crate::check::{self, Validity};
 use crate::kernels::{Pointwise, Real, Weighted, choose, f_pointwise};
 use crate::mean_parts::f_wide_option;
+use crate::numeric::{f_widely, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
 /// Binary cross entropy of probabilities: how unlikely the input makes each yes or no of the target.
@@ -115,7 +116,7 @@ impl Loss for BceLoss {
         let inputs = f_validity(("input", input), self.invalid_values)?;
         let targets = f_validity(("target", target), self.invalid_values)?;
         let (input, target) = (inputs.f_replace(input, 0.5)?, targets.f_replace(target, 0.5)?);
-        let loss = input.f_binary_cross_entropy(&target, weight.as_ref(), reduction.into())?;
+        let loss = f_aten(&input, &target, weight.as_ref(), reduction)?;
         let unreduced = reduction == Reduction::None;
         targets.f_poison(&inputs.f_poison(&loss, unreduced)?, unreduced)
     }
@@ -139,11 +140,17 @@ fn f_checked(
     weight: Option<&Tensor>,
     reduction: Reduction,
 ) -> Result<Tensor, LossError> {
-    input.f_binary_cross_entropy(target, weight, reduction.into()).or_else(|error| {
+    f_aten(input, target, weight, reduction).or_else(|error| {
         f_validity(("input", input), InvalidValues::Error)?;
         f_validity(("target", target), InvalidValues::Error)?;
-        Err(error.into())
+        Err(error)
     })
+}
+
+fn f_aten(input: &Tensor, target: &Tensor, weight: Option<&Tensor>, reduction: Reduction) -> Result<Tensor, LossError> {
+    let kind = wide_kind(input)?;
+    let weight = weight.map(|weight| weight.f_to_kind(kind)).transpose()?;
+    f_widely([input, target], |[x, y]| Ok(x.f_binary_cross_entropy(y, weight, reduction.into())?))
 }
 
 fn f_validity(argument: check::Named, mode: InvalidValues) -> Result<Validity, LossError> {

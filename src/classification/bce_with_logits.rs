@@ -3,6 +3,7 @@ use tch::Tensor;
 use super::multi_label::{self, f_weighted};
 use crate::kernels::{Pointwise, Real, sigmoids};
 use crate::mean_parts::f_wide_option;
+use crate::numeric::f_widely;
 use crate::precomputed::{Precomputed, Replace};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
@@ -98,7 +99,12 @@ impl Loss for BceWithLogitsLoss {
         let operation = tch::Reduction::from(reduction);
         let weights = [self.weight.as_ref(), self.pos_weight.as_ref()];
         f_weighted(Formula, [input, target], weights, reduction.into(), move |[x, y], [weight, pos_weight]| {
-            Ok(x.f_binary_cross_entropy_with_logits(y, weight, pos_weight, operation)?)
+            // What is not given is not looked at.
+            let all = [x, y, weight.unwrap_or(x), pos_weight.unwrap_or(x)];
+            f_widely(all, |[x, y, w, p]| {
+                let (weight, pos_weight) = (weight.map(|_| w), pos_weight.map(|_| p));
+                Ok(x.f_binary_cross_entropy_with_logits(y, weight, pos_weight, operation)?)
+            })
         })
     }
 

@@ -4,7 +4,7 @@ use super::mean_over::MeanOver;
 use crate::check::{self, ClassIndices};
 use crate::kernels::{Real, RowLoss, RowReduction, Rows, f_softmax, f_softmax_of_shares};
 use crate::mean_parts::{self, f_wide, f_wide_option};
-use crate::numeric::wide_kind;
+use crate::numeric::{f_widely, wide_kind};
 use crate::precomputed::{Precomputed, Replace};
 use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_backend};
 
@@ -176,7 +176,7 @@ impl CrossEntropyLoss {
                 return Ok((input.shallow_clone(), loss));
             }
             let input = f_logs(input)?;
-            let loss = self.f_aten(&input, target, false, self.reduction)?;
+            let loss = f_widely([&input, target], |[x, y]| self.f_aten(x, y, false, self.reduction))?;
             return Ok((input, loss));
         }
         let target = self.f_class_indices(input, target, class_dim)?;
@@ -187,7 +187,7 @@ impl CrossEntropyLoss {
         }
         // A row of nothing but -∞ has NaN log-probabilities, which spoil its gradient even where it is ignored.
         let input = f_logs(&target.f_mask_ignored(input, class_dim)?)?;
-        let loss = self.f_indices(&input, &target, logs.is_some())?;
+        let loss = f_widely([&input], |[x]| self.f_indices(x, &target, logs.is_some()))?;
         Ok((input, loss))
     }
 
@@ -248,7 +248,7 @@ impl CrossEntropyLoss {
         let or = ", or that of input for class probabilities";
         let (classes, target) = check::class_target(target, input, class_dim, or)?;
         if let Some(weight) = &self.weight {
-            check::same_kind(("weight", weight), ("input", input))?;
+            check::without_gradient(("weight", weight))?;
         }
         ClassIndices::f_new(&target, classes, Some(self.ignore_index), self.invalid_values)
     }
@@ -362,8 +362,12 @@ mod tests {
                 "weight has shape [2, 2], expected [2], one weight per class",
             ),
             (
-                message(new().weight(Tensor::from_slice(&[1_f32; 2])), &input, &target),
-                "weight has kind Float, expected Double, the kind of input",
+                message(new().weight(Tensor::from_slice(&[1_i64; 2])), &input, &target),
+                "weight has kind Int64, expected a floating kind",
+            ),
+            (
+                message(new().weight(Tensor::from_slice(&[1.0; 2]).set_requires_grad(true)), &input, &target),
+                "option weight is a tensor that requires a gradient, expected one that requires none, for class indices",
             ),
             (
                 message(new().ignore_index(0), &input, &input),

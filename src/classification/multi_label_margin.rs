@@ -1,9 +1,9 @@
-use tch::{Kind, TchError, Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
 use crate::autograd::Function;
 use crate::check::{self, Validity};
 use crate::kernels::{NumberOperations, f_label_margin};
-use crate::numeric::wide_kind;
+use crate::numeric::{f_widely, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
 /// The multi-label hinge loss: every class that is a label shall outscore every class that is none by a margin of 1.
@@ -86,8 +86,8 @@ impl MultiLabelMarginLoss {
         self
     }
 
-    fn f_aten(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, TchError> {
-        input.f_multilabel_margin_loss(target, self.reduction.into())
+    fn f_aten(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        f_widely([input], |[input]| Ok(input.f_multilabel_margin_loss(target, self.reduction.into())?))
     }
 
     /// The same with the gradient by counting the hinges of each score that are open.
@@ -157,15 +157,14 @@ impl Loss for MultiLabelMarginLoss {
             let composite = move |[input, target]: [&Tensor; 2]| {
                 loss.f_aten(input, target).or_else(|error| {
                     loss.f_validity(target, classes)?;
-                    Err(error.into())
+                    Err(error)
                 })
             };
             return f_label_margin([input, &target], self.reduction, composite);
         }
         let entries = self.f_validity(&target, classes)?;
         let target = entries.f_replace(&target, -1.0)?;
-        let loss =
-            if input.device().is_cuda() { self.f_counted(input, &target) } else { Ok(self.f_aten(input, &target)?) }?;
+        let loss = if input.device().is_cuda() { self.f_counted(input, &target) } else { self.f_aten(input, &target) }?;
         entries.f_rows()?.f_poison(&loss, self.reduction == Reduction::None)
     }
 

@@ -2,6 +2,7 @@ use tch::Tensor;
 
 use super::bce_with_logits::Formula;
 use crate::kernels::{self, NumberOperations, Reduce, Weighted, f_pointwise};
+use crate::numeric::f_widely;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// Binary cross entropy of logits, averaged over the classes of each sample.
@@ -127,6 +128,16 @@ impl Loss for MultiLabelSoftMarginLoss {
 }
 
 fn f_composite(
+    reduction: Reduction,
+    input: &Tensor,
+    target: &Tensor,
+    weight: Option<&Tensor>,
+) -> Result<Tensor, LossError> {
+    // What is not given is not looked at.
+    f_widely([input, target, weight.unwrap_or(input)], |[x, y, w]| f_losses(reduction, x, y, weight.map(|_| w)))
+}
+
+fn f_losses(
     reduction: Reduction,
     input: &Tensor,
     target: &Tensor,

@@ -151,7 +151,7 @@ impl Loss for MultiMarginLoss {
         }
         if let Some(weight) = &self.weight {
             check::class_weight(weight, input, classes)?;
-            check::same_kind(("weight", weight), ("input", input))?;
+            check::without_gradient(("weight", weight))?;
         }
         let target = ClassIndices::f_new(target, classes, None, self.invalid_values)?;
         // Each view of an argument with a gradient is a node of its own in the graph.

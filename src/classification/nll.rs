@@ -2,6 +2,7 @@ use tch::Tensor;
 
 use crate::check::{self, ClassIndices};
 use crate::mean_parts::{f_wide, f_wide_option};
+use crate::numeric::f_widely;
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
 /// The negative log likelihood of the target class, given log-probabilities.
@@ -109,14 +110,13 @@ impl Loss for NllLoss {
         check::floating(("input", input))?;
         let class_dim = check::class_dim(input)?;
         let (classes, target) = check::class_target(target, input, class_dim, "")?;
-        if let Some(weight) = &self.weight {
-            check::class_weight(weight, input, classes)?;
-            check::same_kind(("weight", weight), ("input", input))?;
-        }
+        let weight = check::f_class_weight(self.weight.as_ref(), input, classes)?;
         let target = ClassIndices::f_new(&target, classes, Some(self.ignore_index), self.invalid_values)?;
-        let (weight, reduction) = (self.weight.as_ref(), self.reduction.into());
-        let loss = input.f_nll_loss_nd(&target.indices, weight, reduction, self.ignore_index)?;
-        target.validity.f_poison(&loss, self.reduction == Reduction::None)
+        f_widely([input], |[input]| {
+            let reduction = self.reduction.into();
+            let loss = input.f_nll_loss_nd(&target.indices, weight.as_ref(), reduction, self.ignore_index)?;
+            target.validity.f_poison(&loss, self.reduction == Reduction::None)
+        })
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
@@ -144,6 +144,7 @@ mod tests {
     #[test]
     fn wrong_calls_name_the_argument() {
         let (input, target) = (log_probs(), Tensor::from_slice(&[0_i64, 1]));
+        let options = (Kind::Double, tch::Device::Cpu);
         let cases = [
             (
                 message(NllLoss::new(), &input, &(&target + 1)),
@@ -171,8 +172,12 @@ mod tests {
                 "weight has shape [1], expected [2], one weight per class",
             ),
             (
-                message(NllLoss::new().weight(Tensor::from_slice(&[1_f32, 1.0])), &input, &target),
-                "weight has kind Float, expected Double, the kind of input",
+                message(NllLoss::new().weight(Tensor::from_slice(&[1_i64, 1])), &input, &target),
+                "weight has kind Int64, expected a floating kind",
+            ),
+            (
+                message(NllLoss::new().weight(Tensor::ones(2, options).set_requires_grad(true)), &input, &target),
+                "option weight is a tensor that requires a gradient, expected one that requires none, for class indices",
             ),
         ];
         for (actual, expected) in cases {

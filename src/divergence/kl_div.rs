@@ -1,7 +1,8 @@
 use tch::Tensor;
 
-use crate::kernels::{NumberOperations, Pointwise, Real, choose, f_pointwise};
+use crate::kernels::{NumberOperations, Pointwise, Real, Reduce, choose, f_pointwise};
 use crate::mean_parts::f_wide;
+use crate::numeric::f_widely;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The Kullback-Leibler divergence of a target distribution from a predicted one.
@@ -123,17 +124,23 @@ impl Loss for KlDivLoss {
         check::floating(("target", target))?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
         let (log_target, reduction) = (self.log_target, self.reduction.of_operation());
-        let f_aten = move |[input, target]: [&Tensor; 2]| Ok(input.f_kl_div(target, reduction.into(), log_target)?);
-        // PyTorch's derivative for a target of 0 is that of its operations.
-        let loss = if target.requires_grad() {
-            f_aten([input, target])?
-        } else {
-            f_pointwise(Formula { log_target }, [input, target], reduction, f_aten)?
+        let batch = match input.size().first() {
+            Some(&batch) if self.reduction == KlDivReduction::BatchMean => Some(batch),
+            _ => None,
         };
-        match input.size().first() {
-            Some(&batch) if self.reduction == KlDivReduction::BatchMean => Ok(loss.f_div_number(batch)?),
-            _ => Ok(loss),
+        let f_aten = move |[input, target]: [&Tensor; 2]| {
+            f_widely([input, target], |[input, target]| {
+                let [input, target] = f_possible(input, target, log_target)?;
+                let loss = input.f_kl_div(&target, reduction.into(), log_target)?;
+                Ok(if let Some(batch) = batch { loss.f_div_number(batch)? } else { loss })
+            })
+        };
+        // PyTorch's derivative for a target of 0 is that of its operations.
+        if target.requires_grad() {
+            return f_aten([input, target]);
         }
+        let reduce = batch.map_or(reduction.into(), |batch| Reduce::Sum(1.0 / batch as f64));
+        f_pointwise(Formula { log_target }, [input, target], reduce, f_aten)
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
@@ -144,6 +151,16 @@ impl Loss for KlDivLoss {
             _ => MeanParts::f_of_elements(numerator, input, target, None),
         }
     }
+}
+
+/// Input and target with finite numbers where the target is impossible and costs nothing: there 0 · ∞ would be NaN.
+fn f_possible(input: &Tensor, target: &Tensor, log_target: bool) -> Result<[Tensor; 2], LossError> {
+    if log_target {
+        let impossible = target.f_eq_number(f64::NEG_INFINITY)?;
+        return Ok([input.f_masked_fill_number(&impossible, 0)?, target.f_masked_fill_number(&impossible, 0)?]);
+    }
+    let impossible = target.f_eq_number(0)?.f_logical_and(&input.f_eq_number(f64::NEG_INFINITY)?)?;
+    Ok([input.f_masked_fill_number(&impossible, 0)?, target.shallow_clone()])
 }
 
 #[derive(Clone, Copy)]
@@ -157,12 +174,14 @@ impl Pointwise<2> for Formula {
         let zero = R::of(0.0);
         if self.log_target {
             let share = y.exp();
-            let loss = share * (y - x);
+            // 0 · ∞ is 0.
+            let loss = choose(y == R::of(f64::NEG_INFINITY), zero, share * (y - x));
             return (loss, [-share, loss + share]);
         }
         let log = y.ln();
-        // 0 · log 0 is 0.
-        let loss = choose(y == zero, zero, y * log) - y * x;
+        // 0 · log 0 is 0, and so is 0 · ∞.
+        let impossible = y == zero && x == R::of(f64::NEG_INFINITY);
+        let loss = choose(y == zero, zero, y * log) - choose(impossible, zero, y * x);
         (loss, [-y, log + R::of(1.0) - x])
     }
 }

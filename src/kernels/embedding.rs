@@ -13,6 +13,7 @@ use super::number::Real;
 use super::simd::{self, Kernel, LANES, LaneOf, Wide, fold};
 use super::{BLOCK, backend, parallel};
 use crate::LossError;
+use crate::numeric::f_widely_alike;
 
 /// A loss of `N` embeddings and a label, by `S` sums over their numbers.
 pub(crate) trait Embedding<const N: usize, const S: usize>: Copy + Send + Sync + 'static {
@@ -40,6 +41,7 @@ where
     E: Embedding<N, S>,
     C: Fn([&Tensor; M]) -> Result<Tensor, LossError> + Send + 'static,
 {
+    let composite = move |arguments: [&Tensor; M]| f_widely_alike(arguments, &composite);
     if !backend::fused() || !takes::<N, M>(arguments)? {
         return composite(arguments);
     }

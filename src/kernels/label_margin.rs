@@ -7,6 +7,7 @@ use super::engine::{Engine, Factor, Reduce, RowFactors, f_dispatch, row_length};
 use super::number::{Real, choose};
 use super::simd::{self, Kernel, LANES, LaneOf, Wide, fold, fold_into, total};
 use super::{BLOCK, backend, parallel};
+use crate::numeric::f_widely_alike;
 use crate::{LossError, Reduction};
 
 /// Σ max(0, 1 − x\[t\] + x\[c\]) / C over the labels t of each row, which end at the first −1, and its other classes c, reduced; by
@@ -20,11 +21,11 @@ pub(crate) fn f_label_margin<C>(
 where
     C: Fn([&Tensor; 2]) -> Result<Tensor, LossError> + Send + 'static,
 {
+    let composite = move |arguments: [&Tensor; 2]| f_widely_alike(arguments, &composite);
     let [input, target] = arguments;
     let kind = input.f_kind()?;
-    let wide = matches!(kind, Kind::Float | Kind::Double);
     let plain = is_plain(input, kind) && is_plain(target, Kind::Int64);
-    if !backend::fused() || !wide || !plain || input.numel() == 0 || input.dim() == 0 || input.size() != target.size() {
+    if !backend::fused() || !plain || input.numel() == 0 || input.dim() == 0 || input.size() != target.size() {
         return composite(arguments);
     }
     f_dispatch(LabelMargin, arguments, Reduce::from(reduction), composite)

@@ -11,6 +11,7 @@ use super::number::Real;
 use super::simd::{self, Kernel, LaneOf, Sum, Wide};
 use super::{BLOCK, backend, parallel};
 use crate::LossError;
+use crate::numeric::f_widely_alike;
 
 /// A loss of one element, given `N` numbers for it.
 pub(crate) trait Pointwise<const N: usize>: Copy + Send + Sync + 'static {
@@ -72,10 +73,16 @@ where
     P: Pointwise<N>,
     C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
 {
+    let kind = arguments[0].f_kind()?;
+    // A result of another kind is the business of the composite.
+    let widely = result == kind;
+    let composite = move |arguments: [&Tensor; N]| match widely {
+        true => f_widely_alike(arguments, &composite),
+        false => composite(arguments),
+    };
     if !backend::fused() {
         return composite(arguments);
     }
-    let kind = arguments[0].f_kind()?;
     let size = arguments[0].size();
     if !arguments.iter().all(|argument| is_plain(argument, kind) && argument.size() == size) {
         return composite(arguments);
@@ -95,6 +102,7 @@ where
     P: Pointwise<N>,
     C: Fn([&Tensor; A]) -> Result<Tensor, LossError> + Send + 'static,
 {
+    let composite = move |arguments: [&Tensor; A]| f_widely_alike(arguments, &composite);
     let kind = arguments[0].f_kind()?;
     let size = arguments[0].size();
     let fits = |argument: &&Tensor| is_plain(argument, kind) && argument.size() == size[1..];

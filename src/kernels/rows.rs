@@ -11,6 +11,7 @@ use super::element::{
 };
 use super::{backend, parallel, simd};
 use crate::autograd::{self, Context, Function, StoredGradients};
+use crate::numeric::f_widely_alike;
 use crate::{LossError, Reduction};
 
 /// What the losses of rows are reduced to.
@@ -78,6 +79,7 @@ where
     F: RowFormula,
     C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
 {
+    let composite = move |input: &Tensor, target: &Tensor| f_widely_alike([input, target], |[x, y]| composite(x, y));
     let kind = rows.input.f_kind()?;
     let target = rows.target.f_kind()?;
     let taken = backend::fused()
@@ -92,10 +94,10 @@ where
         return Ok(None);
     }
     Ok(Some(match kind {
-        Kind::Float => f_run::<f32, F, C>(formula, rows, reduction, composite)?,
-        Kind::Double => f_run::<f64, F, C>(formula, rows, reduction, composite)?,
-        Kind::Half => f_run::<f16, F, C>(formula, rows, reduction, composite)?,
-        Kind::BFloat16 => f_run::<bf16, F, C>(formula, rows, reduction, composite)?,
+        Kind::Float => f_run::<f32, F, _>(formula, rows, reduction, composite)?,
+        Kind::Double => f_run::<f64, F, _>(formula, rows, reduction, composite)?,
+        Kind::Half => f_run::<f16, F, _>(formula, rows, reduction, composite)?,
+        Kind::BFloat16 => f_run::<bf16, F, _>(formula, rows, reduction, composite)?,
         _ => return Ok(None),
     }))
 }

@@ -2,6 +2,7 @@ use tch::{Kind, Tensor};
 
 use super::same_shape_or_broadcast_in_rank;
 use crate::kernels::{self, Pointwise, Real, choose, f_pointwise};
+use crate::numeric::f_widely;
 use crate::{LossError, MeanParts, Reduction, check};
 
 /// The margin ranking loss: of two scores, the right one shall be higher by a margin.
@@ -123,7 +124,9 @@ impl MarginRankingLoss {
     fn f_aten(&self, input1: &Tensor, input2: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let (margin, reduction) = (self.margin, self.reduction);
         let composite = move |[input1, input2, target]: [&Tensor; 3]| {
-            Ok(Tensor::f_margin_ranking_loss(input1, input2, target, margin, reduction.into())?)
+            f_widely([input1, input2, target], |[input1, input2, target]| {
+                Ok(Tensor::f_margin_ranking_loss(input1, input2, target, margin, reduction.into())?)
+            })
         };
         match kernels::f_beside(input1, target)? {
             Some(target) => f_pointwise(Formula { margin }, [input1, input2, &target], reduction, composite),

@@ -5,6 +5,7 @@ use tch::Tensor;
 use super::same_shape_or_broadcast_in_rank;
 use crate::check::{self, Named};
 use crate::kernels::{Embedding, Real, f_embedding};
+use crate::numeric::f_widely;
 use crate::{LossError, Reduction};
 
 /// A triplet has one shape, or shapes that are broadcast where that is allowed, and a positive margin.
@@ -38,7 +39,7 @@ impl Triplet {
             self.f_of_norm(Minkowski { p: self.p }, of, reduction, composite)
         } else {
             // The number of differences, the largest one, and norms with a vertical tangent.
-            composite(of)
+            f_widely(of, composite)
         }
     }
 

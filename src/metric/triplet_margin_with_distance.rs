@@ -4,6 +4,7 @@ use tch::Tensor;
 
 use super::triplet::{self, Triplet};
 use crate::kernels::NumberOperations;
+use crate::numeric::f_widely;
 use crate::{LossError, MeanParts, Reduction, check};
 
 type Distance = dyn Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send;
@@ -149,24 +150,26 @@ impl TripletMarginWithDistanceLoss {
         let Some(distance_function) = &self.distance_function else {
             let triplet = Triplet { margin, p: 2.0, eps: 1e-6, swap };
             return triplet.f_loss(arguments, reduction, move |arguments| {
-                let losses = f_losses(&f_euclidean, arguments, margin, swap, |_, _| Ok(()))?;
-                reduction.f_apply(&losses)
+                f_widely(arguments, |arguments| {
+                    f_losses(&f_euclidean, arguments, margin, swap, reduction, |_, _| Ok(()))
+                })
             });
         };
         let check = |distance: check::Named, first: check::Named| {
             check::devices(&[first, distance])?;
             check::same_shape_or_broadcast(distance, first, broadcast)
         };
-        reduction.f_apply(&f_losses(distance_function, arguments, margin, swap, check)?)
+        f_losses(distance_function, arguments, margin, swap, reduction, check)
     }
 }
 
-/// The losses of the distances, which are held against the first one by `check`.
+/// The reduced losses of the distances, which are held against the first one by `check`.
 fn f_losses(
     distance_function: &Distance,
     [anchor, positive, negative]: [&Tensor; 3],
     margin: f64,
     swap: bool,
+    reduction: Reduction,
     check: impl Fn(check::Named, check::Named) -> Result<(), LossError>,
 ) -> Result<Tensor, LossError> {
     let to_positive = distance_function(anchor, positive)?;
@@ -178,7 +181,10 @@ fn f_losses(
         check(("distance_function(positive, negative)", &swapped), first)?;
         to_negative = to_negative.f_minimum(&swapped)?;
     }
-    Ok(to_positive.f_add_number(margin)?.f_sub(&to_negative)?.f_clamp_min_number(0)?)
+    f_widely([&to_positive, &to_negative], |[to_positive, to_negative]| {
+        let losses = to_positive.f_add_number(margin)?.f_sub(to_negative)?.f_clamp_min_number(0)?;
+        reduction.f_apply(&losses)
+    })
 }
 
 fn f_euclidean(a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {

@@ -1,8 +1,10 @@
-use tch::{Tensor, no_grad_guard};
+use tch::{Kind, Tensor, no_grad_guard};
 
-use crate::check::{self, Validity};
+use super::f_not_negative;
+use crate::check;
 use crate::kernels::{self, NumberOperations, Pointwise, Real, choose, f_pointwise};
-use crate::{InvalidValues, LossError, MeanParts, Reduction, numeric};
+use crate::numeric::{self, f_widely, real};
+use crate::{InvalidValues, LossError, MeanParts, Reduction};
 
 /// The negative log-likelihood of targets under Gaussian distributions.
 ///
@@ -150,13 +152,20 @@ impl GaussianNllLoss {
     ) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
+        check::not_boolean(("input", input))?;
+        real(("input", input))?;
+        real(("target", target))?;
+        let target =
+            &if target.f_kind()? == Kind::Bool { target.f_to_kind(input.f_kind()?)? } else { target.shallow_clone() };
         let (loss, reduction) = (*self, self.reduction);
         match var.into() {
             Variance::Tensor(var) => {
                 check::devices(&[("input", input), ("var", var)])?;
                 check::floating(("var", var))?;
                 let var = f_shaped(var, input)?;
-                let composite = move |[input, target, var]: [&Tensor; 3]| loss.f_of_tensor(input, target, var);
+                let composite = move |arguments: [&Tensor; 3]| {
+                    f_widely(arguments, |[input, target, var]| loss.f_of_tensor(input, target, var))
+                };
                 let shared = var.size() != input.size();
                 // The gradient of a variance of many elements is a sum, of which half precision would round each part.
                 if !kernels::takes(input) || (shared && input.f_kind()? != numeric::wide_kind(input)?) {
@@ -168,7 +177,7 @@ impl GaussianNllLoss {
             Variance::Number(var) => {
                 check_number(var)?;
                 f_pointwise(OfNumber(self.formula(), var), [input, target], reduction, move |[input, target]| {
-                    loss.f_composite(input, target, &f_filled(var, input)?)
+                    f_widely([input, target], |[x, y]| loss.f_composite(x, y, &f_filled(var, x)?))
                 })
             }
         }
@@ -202,7 +211,7 @@ impl GaussianNllLoss {
     }
 
     fn f_of_tensor(&self, input: &Tensor, target: &Tensor, var: &Tensor) -> Result<Tensor, LossError> {
-        let validity = f_not_negative(var, self.invalid_values)?;
+        let validity = f_not_negative(("var", var), NOT_NEGATIVE, self.invalid_values)?;
         let loss = self.f_composite(input, target, &validity.f_replace(var, 1.0)?)?;
         validity.f_poison(&loss, self.reduction == Reduction::None)
     }
@@ -296,23 +305,14 @@ fn f_shaped(var: &Tensor, input: &Tensor) -> Result<Tensor, LossError> {
     if expected.split_last().is_some_and(|(_, others)| actual == others) {
         return Ok(var.f_unsqueeze(-1)?);
     }
-    // PyTorch's rule: the sizes that differ sum to 1.
-    let differing = expected.iter().zip(&actual).filter(|&(x, v)| x != v && *v != 0).map(|(_, v)| *v);
+    // PyTorch lets the sizes that differ sum to 1, but a size of 0 leaves no variance for the input.
+    let differing = expected.iter().zip(&actual).filter(|(x, v)| x != v).map(|(_, v)| *v);
     if actual.len() == expected.len() && differing.eq([1]) {
         return Ok(var.shallow_clone());
     }
     let of_input =
         format!("{expected:?}, the shape of input, or that without the last dimension or with 1 in place of one");
     Err(check::shape_error(("var", var), of_input))
-}
-
-/// Looks for negative values; NaN is none, as in PyTorch.
-fn f_not_negative(var: &Tensor, mode: InvalidValues) -> Result<Validity, LossError> {
-    let negative = var.f_lt_number(0)?;
-    if mode == InvalidValues::Error && negative.f_any()?.f_int64_value(&[])? == 0 {
-        return Ok(Validity::CHECKED);
-    }
-    Validity::f_new(("var", var), negative.f_logical_not()?, || NOT_NEGATIVE.into(), mode)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@ use tch::Tensor;
 use super::f_expanded;
 use crate::kernels::{Pointwise, Real, Weighted, choose, f_pointwise};
 use crate::mean_parts::f_wide_option;
+use crate::numeric::{f_widely, real};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The Huber loss: squared where an element is near its target, linear where it is far.
@@ -108,14 +109,21 @@ impl Loss for HuberLoss {
         let (delta, reduction) = (self.delta, self.reduction);
         let formula = Smooth { delta };
         f_expanded(input, target, self.broadcast, |x, y| {
+            check::floating(("input", x))?;
+            real(("target", y))?;
+            let f_aten = move |x: &Tensor, y: &Tensor, reduction: Reduction| {
+                // libtorch's backward takes no integers beside floating numbers, which its forward does.
+                let y = if y.is_floating_point() { y.shallow_clone() } else { y.f_to_kind(x.f_kind()?)? };
+                Ok::<_, LossError>(x.f_huber_loss(&y, reduction.into(), delta)?)
+            };
             let Some(weight) = &self.weight else {
-                return f_pointwise(formula, [x, y], reduction, move |[x, y]| {
-                    Ok(x.f_huber_loss(y, reduction.into(), delta)?)
+                return f_pointwise(formula, [x, y], reduction, move |arguments| {
+                    f_widely(arguments, |[x, y]| f_aten(x, y, reduction))
                 });
             };
             check::element_weight(weight, input)?;
-            f_pointwise(Weighted(formula), [x, y, weight], reduction, move |[x, y, weight]| {
-                reduction.f_apply(&x.f_huber_loss(y, tch::Reduction::None, delta)?.f_mul(weight)?)
+            f_pointwise(Weighted(formula), [x, y, weight], reduction, move |arguments| {
+                f_widely(arguments, |[x, y, weight]| reduction.f_apply(&f_aten(x, y, Reduction::None)?.f_mul(weight)?))
             })
         })
     }
@@ -145,6 +153,8 @@ impl Pointwise<2> for Smooth {
 
 #[cfg(test)]
 mod tests {
+    use tch::Kind;
+
     use super::*;
 
     #[test]
@@ -161,6 +171,19 @@ mod tests {
         let (x, y) = (Tensor::from_slice(&[0.0, 0.0]), Tensor::from_slice(&[1.0, 1.0]));
         let loss = HuberLoss::new().weight(Tensor::from_slice(&[1.0, 7.0])).forward(&x, &y);
         assert_eq!(f64::try_from(loss).unwrap(), (0.5 + 3.5) / 2.0);
+    }
+
+    #[test]
+    fn targets_of_every_real_kind_have_a_backward() {
+        let y = Tensor::from_slice(&[0_i64, 1, 1]);
+        for kind in [Kind::Bool, Kind::Uint8, Kind::Int, Kind::Int64, Kind::Float, Kind::Double] {
+            for weight in [None, Some(Tensor::from_slice(&[1_f32, 1.0, 1.0]))] {
+                let x = Tensor::from_slice(&[0.5_f32, 3.0, 1.0]).set_requires_grad(true);
+                let criterion = HuberLoss { weight, ..HuberLoss::new().reduction(Reduction::Sum) };
+                criterion.forward(&x, &y.to_kind(kind)).backward();
+                assert_eq!(Vec::<f32>::try_from(x.grad()).unwrap(), [0.5, 1.0, 0.0], "{kind:?}");
+            }
+        }
     }
 
     #[test]

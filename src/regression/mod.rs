@@ -19,9 +19,10 @@ mod welsch;
 
 use tch::{Kind, Tensor};
 
-use crate::kernels::{Pointwise, Weighted, f_pointwise};
-use crate::numeric::{f_reals, real, wide_kind};
-use crate::{LossError, Reduction, check};
+use crate::check::{self, Validity};
+use crate::kernels::{NumberOperations, Pointwise, Weighted, f_pointwise};
+use crate::numeric::{f_reals, f_widely, real, wide_kind};
+use crate::{InvalidValues, LossError, Reduction};
 
 pub use cauchy::CauchyLoss;
 pub use charbonnier::{CharbonnierLoss, CharbonnierMinimum};
@@ -46,15 +47,18 @@ fn f_weighted<P: Pointwise<2>>(
     reduction: Reduction,
     losses: impl Fn([&Tensor; 3]) -> Result<Tensor, LossError> + Send + 'static,
 ) -> Result<Tensor, LossError> {
-    let kind = arguments[0].f_kind()?;
+    let floating = arguments.iter().find(|argument| argument.is_floating_point());
+    let kind = floating.unwrap_or(&arguments[0]).f_kind()?;
     let wide = matches!(kind, Kind::Float | Kind::Double);
     if reduction == Reduction::Mean && !wide {
         // Two results would be rounded, and the sum may overflow.
-        let reduced = reduction.f_apply_weighted(&losses(arguments)?, arguments[2])?;
-        return Ok(reduced.f_to_kind(kind)?);
+        let f_mean = |[x, y, weight]: [&Tensor; 3]| reduction.f_apply_weighted(&losses([x, y, weight])?, weight);
+        return Ok(f_widely(arguments, f_mean)?.f_to_kind(kind)?);
     }
     let operation = if reduction == Reduction::Mean { Reduction::Sum } else { reduction };
-    let composite = move |arguments: [&Tensor; 3]| Ok(operation.f_apply(&losses(arguments)?)?.f_to_kind(kind)?);
+    let composite = move |arguments: [&Tensor; 3]| {
+        Ok(f_widely(arguments, |arguments| operation.f_apply(&losses(arguments)?))?.f_to_kind(kind)?)
+    };
     let reduced = f_pointwise(Weighted(formula), arguments, operation, composite)?;
     if reduction != Reduction::Mean {
         return Ok(reduced);
@@ -80,6 +84,31 @@ fn f_expanded(
     check::same_shape_or_broadcast(("target", target), ("input", input), broadcast)?;
     let expanded = Tensor::f_broadcast_tensors(&[input, target])?;
     loss(&expanded[0], &expanded[1])
+}
+
+/// `target` for a loss of real numbers, of which input or target has a floating kind. Booleans become numbers of the input's kind,
+/// because libtorch subtracts none.
+fn f_real_target(input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+    let (input, target) = (("input", input), ("target", target));
+    real(input)?;
+    real(target)?;
+    if !input.1.is_floating_point() {
+        check::not_boolean(input)?;
+        check::floating(target)?;
+    }
+    match target.1.f_kind()? {
+        Kind::Bool => Ok(target.1.f_to_kind(input.1.f_kind()?)?),
+        _ => Ok(target.1.shallow_clone()),
+    }
+}
+
+/// Looks for negative values, which are not what is `expected`; NaN is none, as in PyTorch.
+fn f_not_negative(named: check::Named, expected: &str, mode: InvalidValues) -> Result<Validity, LossError> {
+    let negative = named.1.f_lt_number(0)?;
+    if mode == InvalidValues::Error && negative.f_any()?.f_int64_value(&[])? == 0 {
+        return Ok(Validity::CHECKED);
+    }
+    Validity::f_new(named, negative.f_logical_not()?, || expected.into(), mode)
 }
 
 /// What becomes of the losses of single elements.

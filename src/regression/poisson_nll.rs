@@ -1,9 +1,12 @@
 use std::f64::consts::PI;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
+use super::f_not_negative;
+use crate::check::{self, Validity};
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use crate::numeric::{f_widely, real};
+use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
 /// The negative log-likelihood of counts under Poisson distributions.
 ///
@@ -30,12 +33,15 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 ///
 /// # Differences from PyTorch
 ///
-/// A target of another shape is an error, unless [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts
-/// silently.
+/// * A target of another shape is an error, unless [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts
+///   silently.
+/// * A negative rate is an error; PyTorch returns NaN, as [`invalid_values`](Self::invalid_values) has it too. On CUDA
+///   looking for one waits for the device, unless that is set.
 ///
 /// # Errors
 ///
-/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do.
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for Booleans
+/// as input and for complex numbers, [`LossError::Value`] for a negative rate.
 ///
 /// # Example
 ///
@@ -53,7 +59,7 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert_eq!(Vec::<f64>::try_from(log_rate.grad())?, [0.0, -1.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 #[doc(alias = "nn.PoissonNLLLoss")]
 #[doc(alias = "poisson_nll_loss")]
 pub struct PoissonNllLoss {
@@ -61,13 +67,21 @@ pub struct PoissonNllLoss {
     full: bool,
     eps: f64,
     broadcast: bool,
+    invalid_values: InvalidValues,
     reduction: Reduction,
 }
 
 impl PoissonNllLoss {
     /// The Poisson loss with PyTorch's defaults.
     pub fn new() -> Self {
-        Self { log_input: true, full: false, eps: 1e-8, broadcast: false, reduction: Reduction::Mean }
+        Self {
+            log_input: true,
+            full: false,
+            eps: 1e-8,
+            broadcast: false,
+            invalid_values: InvalidValues::Error,
+            reduction: Reduction::Mean,
+        }
     }
 
     /// Sets whether the input is the logarithm of the expected count, rather than that count. True by default.
@@ -94,6 +108,12 @@ impl PoissonNllLoss {
         self
     }
 
+    /// Sets what a negative rate does, where the input holds rates. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
     /// Sets the reduction. [`Reduction::Mean`] by default.
     pub fn reduction(mut self, reduction: Reduction) -> Self {
         self.reduction = reduction;
@@ -111,20 +131,38 @@ impl Loss for PoissonNllLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
+        check::not_boolean(("input", input))?;
+        real(("input", input))?;
+        real(("target", target))?;
         let Self { log_input, full, eps, reduction, .. } = *self;
-        let f_aten = move |[input, target]: [&Tensor; 2]| {
-            Ok(input.f_poisson_nll_loss(target, log_input, full, eps, reduction.into())?)
-        };
+        let loss = *self;
+        let composite = move |arguments: [&Tensor; 2]| f_widely(arguments, |[x, y]| loss.f_composite(x, y));
+        // PyTorch's derivative for a target of 0 is that of its operations.
         if full && target.requires_grad() {
-            // PyTorch's derivative for a target of 0 is that of its operations.
-            return f_aten([input, target]);
+            return composite([input, target]);
         }
-        f_pointwise(Formula { log_input, full, eps }, [input, target], reduction, f_aten)
+        f_pointwise(Formula { log_input, full, eps }, [input, target], reduction, composite)
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let sum = Self { reduction: Reduction::Sum, ..*self };
         MeanParts::f_of_sum(&sum, input, target, None)
+    }
+}
+
+impl PoissonNllLoss {
+    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let (log_input, unreduced) = (self.log_input, self.reduction == Reduction::None);
+        let validity = match log_input {
+            true => Validity::CHECKED,
+            false => f_not_negative(("input", input), "rates ≥ 0", self.invalid_values)?,
+        };
+        let input = validity.f_replace(input, 1.0)?;
+        // libtorch subtracts no booleans.
+        let target =
+            if target.f_kind()? == Kind::Bool { target.f_to_kind(input.f_kind()?)? } else { target.shallow_clone() };
+        let loss = input.f_poisson_nll_loss(&target, log_input, self.full, self.eps, self.reduction.into())?;
+        validity.f_poison(&loss, unreduced)
     }
 }
 
@@ -136,6 +174,8 @@ struct Formula {
 }
 
 impl Pointwise<2> for Formula {
+    const PARTIAL: bool = true;
+
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
         let (loss, [of_x, of_y]) = if self.log_input {
@@ -144,6 +184,7 @@ impl Pointwise<2> for Formula {
         } else {
             let rate = x + R::of(self.eps);
             let log = rate.ln();
+            let x = choose(x < R::of(0.0), R::of(f64::NAN), x);
             (x - y * log, [R::of(1.0) - y / rate, -log])
         };
         if !self.full {
@@ -160,6 +201,7 @@ impl Pointwise<2> for Formula {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Backend, with_backend};
 
     #[test]
     fn shapes_must_agree() {
@@ -176,6 +218,43 @@ mod tests {
         let short = PoissonNllLoss::new().reduction(Reduction::None);
         let full = PoissonNllLoss::new().reduction(Reduction::None).full(true);
         assert_eq!(full.forward(&input, &target), short.forward(&input, &target));
+    }
+
+    #[test]
+    fn a_negative_rate_is_none() {
+        for backend in [Backend::Auto, Backend::Composite] {
+            for kind in [Kind::Half, Kind::BFloat16, Kind::Float, Kind::Double] {
+                let rates = || Tensor::from_slice(&[2.0, -1.0]).to_kind(kind).set_requires_grad(true);
+                let counts = Tensor::from_slice(&[1.0, 1.0]).to_kind(kind);
+                let criterion = PoissonNllLoss::new().log_input(false).reduction(Reduction::None);
+                let error = with_backend(backend, || criterion.f_forward(&rates(), &counts)).unwrap_err();
+                assert_eq!(error.to_string(), "input holds -1, expected rates ≥ 0", "{kind:?}");
+
+                let (rates, criterion) = (rates(), criterion.invalid_values(InvalidValues::Nan));
+                let loss = with_backend(backend, || criterion.forward(&rates, &counts));
+                assert_eq!(Vec::<bool>::try_from(loss.isnan()).unwrap(), [false, true]);
+                loss.sum(None).backward();
+                let gradient = Vec::<f64>::try_from(rates.grad().to_kind(Kind::Double)).unwrap();
+                assert!((gradient[0] - 0.5).abs() < 1e-6 && gradient[1] == 0.0, "{kind:?} {gradient:?}");
+
+                // A rate of 0 has a loss, and NaN is nobody's fault.
+                let rates = Tensor::from_slice(&[0.0, f64::NAN]).to_kind(kind);
+                let loss =
+                    with_backend(backend, || criterion.invalid_values(InvalidValues::Error).forward(&rates, &counts));
+                assert_eq!(Vec::<bool>::try_from(loss.isnan()).unwrap(), [false, true]);
+            }
+        }
+    }
+
+    #[test]
+    fn counts_may_be_booleans_and_rates_are_numbers() {
+        let (input, target) = (Tensor::from_slice(&[0.0, 0.0]), Tensor::from_slice(&[true, false]));
+        let criterion = PoissonNllLoss::new().full(true);
+        assert_eq!(criterion.forward(&input, &target), criterion.forward(&input, &target.to_kind(Kind::Double)));
+        let error = criterion.f_forward(&target, &input).unwrap_err().to_string();
+        assert_eq!(error, "input has kind Bool, expected a kind of numbers");
+        let error = criterion.f_forward(&input.to_kind(Kind::ComplexDouble), &input).unwrap_err().to_string();
+        assert_eq!(error, "input has kind ComplexDouble, expected a kind of real numbers");
     }
 
     #[test]

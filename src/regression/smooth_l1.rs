@@ -1,7 +1,8 @@
 use tch::Tensor;
 
-use super::f_expanded;
+use super::{f_expanded, f_real_target};
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
+use crate::numeric::f_widely;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The smooth L1 loss: squared where an element is near its target, its distance where it is far.
@@ -97,8 +98,9 @@ impl Loss for SmoothL1Loss {
         let (beta, reduction) = (self.beta, tch::Reduction::from(self.reduction));
         check::option("beta", beta, beta >= 0.0, "a number ≥ 0")?;
         f_expanded(input, target, self.broadcast, |x, y| {
+            let y = &f_real_target(x, y)?;
             if beta == 0.0 {
-                return Ok(x.f_l1_loss(y, reduction)?);
+                return f_widely([x, y], |[x, y]| Ok(x.f_l1_loss(y, reduction)?));
             }
             f_pointwise(Smooth { beta }, [x, y], self.reduction, move |[x, y]| {
                 Ok(x.f_smooth_l1_loss(y, reduction, beta)?)

@@ -3,6 +3,7 @@ use tch::Tensor;
 use super::views;
 use crate::kernels::f_embedding;
 use crate::metric::angle::{Angle, AngleLoss};
+use crate::numeric::f_widely;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The negative cosine of a prediction and what it is to predict: −1 where they point the same way.
@@ -103,7 +104,7 @@ impl Loss for NegativeCosineSimilarity {
         let loss = *self;
         let composite = move |[input, target]: [&Tensor; 2]| loss.f_composite(input, target);
         if self.dim.rem_euclid(rank) != rank - 1 {
-            return composite([input, target]);
+            return f_widely([input, target], composite);
         }
         f_embedding(Angle(Formula { eps: self.eps }), [input, target], self.reduction, composite)
     }

@@ -5,6 +5,7 @@ use tch::{Tensor, nn};
 use super::Linear;
 use crate::check::{self, ClassIndices};
 use crate::kernels::NumberOperations;
+use crate::mean_parts::f_wide;
 use crate::{InvalidValues, LossError, MeanParts};
 
 /// The options of [`AdaptiveLogSoftmaxWithLoss`].
@@ -196,7 +197,15 @@ impl AdaptiveLogSoftmaxWithLoss {
     /// # Errors
     /// A [`LossError`] that names the argument at fault.
     pub fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<AdaptiveLogSoftmaxOutput, LossError> {
+        let wide = self.f_wide_rows(input, target)?;
+        let kind = input.f_kind()?;
+        Ok(AdaptiveLogSoftmaxOutput { output: wide.output.f_to_kind(kind)?, loss: wide.loss.f_to_kind(kind)? })
+    }
+
+    /// The same in single precision at least.
+    fn f_wide_rows(&self, input: &Tensor, target: &Tensor) -> Result<AdaptiveLogSoftmaxOutput, LossError> {
         check::devices(&[("input", input), ("target", target), ("head.weight", &self.head.weight)])?;
+        check::same_kind(("input", input), ("head.weight", &self.head.weight))?;
         let (shape, batched) = (input.size(), input.dim() == 2);
         if !(1..=2).contains(&shape.len()) || shape[shape.len() - 1] != self.in_features {
             let expected = format!("[N, {0}] or [{0}]", self.in_features);
@@ -207,11 +216,12 @@ impl AdaptiveLogSoftmaxWithLoss {
             return Err(check::shape_error(("target", target), format!("{rows:?}, one class per row of input")));
         }
         let target = ClassIndices::f_new(target, self.n_classes(), None, InvalidValues::Error)?.indices;
+        let (wide, input) = (self.f_wide()?, f_wide(input)?);
         if batched {
-            return self.f_batch(input, &target);
+            return wide.f_batch(&input, &target);
         }
         let AdaptiveLogSoftmaxOutput { output, loss } =
-            self.f_batch(&input.f_unsqueeze(0)?, &target.f_unsqueeze(0)?)?;
+            wide.f_batch(&input.f_unsqueeze(0)?, &target.f_unsqueeze(0)?)?;
         Ok(AdaptiveLogSoftmaxOutput { output: output.f_squeeze_dim(0)?, loss })
     }
 
@@ -220,7 +230,7 @@ impl AdaptiveLogSoftmaxWithLoss {
     /// # Errors
     /// Those of [`f_forward`](Self::f_forward).
     pub fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        MeanParts::f_of_losses(&self.f_forward(input, target)?.output.f_neg()?)
+        MeanParts::f_of_losses(&self.f_wide_rows(input, target)?.output.f_neg()?)
     }
 
     /// Computes the log-probability of each target, and the loss, as [`f_forward`](Self::f_forward) does.
@@ -237,8 +247,9 @@ impl AdaptiveLogSoftmaxWithLoss {
     /// # Errors
     /// A [`LossError`] that names the argument at fault.
     pub fn f_log_prob(&self, input: &Tensor) -> Result<Tensor, LossError> {
-        let head = self.f_head(input)?;
-        self.f_full_log_prob(input, &head)
+        self.f_check_rows(input)?;
+        let (wide, rows) = (self.f_wide()?, f_wide(input)?);
+        Ok(wide.f_full_log_prob(&rows, &wide.head.f_forward(&rows)?)?.f_to_kind(input.f_kind()?)?)
     }
 
     /// Computes the log-probabilities of all classes as [`f_log_prob`](Self::f_log_prob) does.
@@ -256,17 +267,19 @@ impl AdaptiveLogSoftmaxWithLoss {
     /// # Errors
     /// A [`LossError`] that names the argument at fault.
     pub fn f_predict(&self, input: &Tensor) -> Result<Tensor, LossError> {
-        let head = self.f_head(input)?;
+        self.f_check_rows(input)?;
+        let (wide, input) = (self.f_wide()?, f_wide(input)?);
+        let head = wide.head.f_forward(&input)?;
         let mut best = head.f_argmax(1, false)?;
         let undecided = best.f_ge_number(self.cutoffs[0])?;
         if undecided.f_any()?.f_int64_value(&[])? == 0 {
             return Ok(best);
         }
         if undecided.f_all()?.f_int64_value(&[])? != 0 {
-            return Ok(self.f_full_log_prob(input, &head)?.f_argmax(1, false)?);
+            return Ok(wide.f_full_log_prob(&input, &head)?.f_argmax(1, false)?);
         }
         let rows = undecided.f_nonzero()?.f_squeeze_dim(1)?;
-        let log_prob = self.f_full_log_prob(&input.f_index_select(0, &rows)?, &head.f_index_select(0, &rows)?)?;
+        let log_prob = wide.f_full_log_prob(&input.f_index_select(0, &rows)?, &head.f_index_select(0, &rows)?)?;
         Ok(best.f_index_copy_(0, &rows, &log_prob.f_argmax(1, false)?)?)
     }
 
@@ -277,6 +290,17 @@ impl AdaptiveLogSoftmaxWithLoss {
     #[track_caller]
     pub fn predict(&self, input: &Tensor) -> Tensor {
         crate::loss::expect(self.f_predict(input))
+    }
+
+    /// The same layers, in single precision at least.
+    fn f_wide(&self) -> Result<Self, LossError> {
+        let tail = self.tail.iter().map(|[projection, classes]| Ok([projection.f_wide()?, classes.f_wide()?]));
+        Ok(Self {
+            in_features: self.in_features,
+            cutoffs: self.cutoffs.clone(),
+            head: self.head.f_wide()?,
+            tail: tail.collect::<Result<_, LossError>>()?,
+        })
     }
 
     fn n_classes(&self) -> i64 {
@@ -305,11 +329,12 @@ impl AdaptiveLogSoftmaxWithLoss {
         Ok(AdaptiveLogSoftmaxOutput { output, loss })
     }
 
-    /// The logits of the head, once the input is checked.
-    fn f_head(&self, input: &Tensor) -> Result<Tensor, LossError> {
+    /// `input` has rows that the head takes.
+    fn f_check_rows(&self, input: &Tensor) -> Result<(), LossError> {
         check::devices(&[("input", input), ("head.weight", &self.head.weight)])?;
+        check::same_kind(("input", input), ("head.weight", &self.head.weight))?;
         match input.size()[..] {
-            [_, features] if features == self.in_features => self.head.f_forward(input),
+            [_, features] if features == self.in_features => Ok(()),
             _ => Err(check::shape_error(("input", input), format!("[N, {}]", self.in_features))),
         }
     }

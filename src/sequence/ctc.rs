@@ -1,6 +1,8 @@
 use tch::Tensor;
 
 use crate::kernels::NumberOperations;
+use crate::mean_parts::f_wide;
+use crate::numeric::f_widely;
 use crate::{LossError, MeanParts, Reduction, check};
 
 /// Connectionist temporal classification: how unlikely a sequence of outputs makes a shorter sequence of labels.
@@ -110,7 +112,9 @@ impl CtcLoss {
         let (input_lengths, target_lengths) = (input_lengths.as_ref(), target_lengths.as_ref());
         let targets = self.f_check(log_probs, targets, input_lengths, target_lengths)?;
         let (blank, reduction, zero_infinity) = (self.blank, self.reduction.into(), self.zero_infinity);
-        Ok(Tensor::f_ctc_loss(log_probs, &targets, input_lengths, target_lengths, blank, reduction, zero_infinity)?)
+        f_widely([log_probs], |[log_probs]| {
+            Ok(Tensor::f_ctc_loss(log_probs, &targets, input_lengths, target_lengths, blank, reduction, zero_infinity)?)
+        })
     }
 
     /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].
@@ -126,7 +130,7 @@ impl CtcLoss {
     ) -> Result<MeanParts, LossError> {
         let target_lengths = target_lengths.as_ref();
         let unreduced = Self { reduction: Reduction::None, ..*self };
-        let losses = unreduced.f_forward(log_probs, targets, input_lengths, target_lengths)?;
+        let losses = unreduced.f_forward(&f_wide(log_probs)?, targets, input_lengths, target_lengths)?;
         let lengths = Tensor::f_from_slice(target_lengths)?.f_clamp_min_number(1)?.f_to_device(losses.device())?;
         MeanParts::f_of_losses(&losses.f_div(&lengths.f_reshape(losses.size())?)?)
     }

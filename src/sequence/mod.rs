@@ -14,6 +14,7 @@ pub use linear_head::LinearHead;
 use tch::{Tensor, nn};
 
 use crate::LossError;
+use crate::mean_parts::{f_wide, f_wide_option};
 
 /// A linear layer with PyTorch's names and initial values: both uniform in ±1/√in_features.
 #[derive(Debug)]
@@ -29,6 +30,11 @@ impl Linear {
         let weight = path.f_var("weight", &[out_features, in_features], init)?;
         let bias = bias.then(|| path.f_var("bias", &[out_features], init)).transpose()?;
         Ok(Linear { weight, bias })
+    }
+
+    /// The same layer, in single precision at least.
+    fn f_wide(&self) -> Result<Linear, LossError> {
+        Ok(Linear { weight: f_wide(&self.weight)?, bias: f_wide_option(&self.bias)? })
     }
 
     fn f_forward(&self, input: &Tensor) -> Result<Tensor, LossError> {

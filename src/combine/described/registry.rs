@@ -146,7 +146,7 @@ described! {
     "huber" => HuberLoss { delta, weight or none, broadcast, reduction }
     "l1" => L1Loss { weight or none, broadcast, reduction }
     "mse" | "MSELoss" => MseLoss { weight or none, broadcast, reduction }
-    "poisson_nll" | "PoissonNLLLoss" => PoissonNllLoss { log_input, full, eps, broadcast, reduction }
+    "poisson_nll" | "PoissonNLLLoss" => PoissonNllLoss { log_input, full, eps, broadcast, invalid_values, reduction }
     "smooth_l1" => SmoothL1Loss { beta, broadcast, reduction }
     "cauchy" => CauchyLoss { scale, weight or none, broadcast, reduction }
     "charbonnier" => CharbonnierLoss { eps, minimum, weight or none, broadcast, reduction }

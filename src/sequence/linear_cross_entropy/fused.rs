@@ -17,7 +17,7 @@ pub(super) fn f_loss(
     criterion: &LinearCrossEntropy,
     arguments: &Arguments,
     size: i64,
-    kind: Kind,
+    [kind, result]: [Kind; 2],
 ) -> Result<Tensor, LossError> {
     let inputs = arguments.differentiable();
     let needed = needed(&inputs);
@@ -28,7 +28,7 @@ pub(super) fn f_loss(
         let reducer = chunks.f_reducer(criterion.reduction)?;
         let derivatives = if gradient && reduced { Some(reducer.f_derivatives()?) } else { None };
         let (losses, gradients) = chunks.f_run(derivatives.as_ref(), &needed)?;
-        Ok::<_, LossError>((reducer.f_reduce(&losses, arguments)?, gradients))
+        Ok::<_, LossError>((reducer.f_reduce(&losses, arguments, result)?, gradients))
     });
     let (loss, gradients) = computed?;
     if !gradient {
@@ -41,7 +41,7 @@ pub(super) fn f_loss(
     function.f_attach_one(loss, move |context| {
         let Some(grad) = context.grad(0) else { return Ok(spread(vec![], &needed)) };
         if context.create_graph() {
-            let whole = |saved: &[Tensor]| criterion.f_whole(&Arguments::of(saved), kind);
+            let whole = |saved: &[Tensor]| criterion.f_whole(&Arguments::of(saved), result);
             return f_gradients_of(whole, &grad, context.saved(), &needed);
         }
         match &stored {
@@ -284,13 +284,12 @@ impl Reducer {
         Ok(PerRow { entropy: of(&self.entropy)?, z: of(&self.z)? })
     }
 
-    fn f_reduce(&self, losses: &PerRow, arguments: &Arguments) -> Result<Tensor, LossError> {
-        let own = arguments.input.f_kind()?;
+    fn f_reduce(&self, losses: &PerRow, arguments: &Arguments, result: Kind) -> Result<Tensor, LossError> {
         if self.reduction == Reduction::None {
             let losses = losses.entropy.f_add(&losses.z)?;
-            return Ok(losses.f_reshape(arguments.unreduced())?.f_to_kind(own)?);
+            return Ok(losses.f_reshape(arguments.unreduced())?.f_to_kind(result)?);
         }
         let entropy = losses.entropy.f_sum(None)?.f_div(&self.entropy)?;
-        Ok(entropy.f_add(&losses.z.f_sum(None)?.f_div(&self.z)?)?.f_to_kind(own)?)
+        Ok(entropy.f_add(&losses.z.f_sum(None)?.f_div(&self.z)?)?.f_to_kind(result)?)
     }
 }

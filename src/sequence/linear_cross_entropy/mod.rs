@@ -14,7 +14,7 @@ pub use module::{LinearCrossEntropyConfig, LinearCrossEntropyLoss};
 
 use crate::check::{self, ClassIndices};
 use crate::kernels::NumberOperations;
-use crate::{Backend, CrossEntropyLoss, InvalidValues, Loss, LossError, MeanParts, Reduction, numeric, with_backend};
+use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, MeanParts, Reduction, numeric};
 use row_loss::RowLoss;
 
 /// Cross entropy of the logits that a linear layer makes of the input: the function, for weights of your own.
@@ -186,28 +186,33 @@ impl LinearCrossEntropy {
         target: &Tensor,
         linear_bias: Option<&Tensor>,
     ) -> Result<Tensor, LossError> {
-        let arguments = Arguments { input, linear_weight, target, linear_bias };
-        let sizes = self.f_check(&arguments)?;
-        let Some(chunking) = self.chunking else { return self.f_whole(&arguments, self.f_whole_kind(input)?) };
+        self.f_loss(&Arguments { input, linear_weight, target, linear_bias }, input.f_kind()?)
+    }
+
+    /// The loss, rounded once, to the kind `result`.
+    fn f_loss(&self, arguments: &Arguments, result: Kind) -> Result<Tensor, LossError> {
+        let Arguments { input, target, .. } = *arguments;
+        let sizes = self.f_check(arguments)?;
+        let Some(chunking) = self.chunking else { return self.f_whole(arguments, result) };
         let rows = sizes.batch.first().copied().unwrap_or(1);
         let size = chunking.f_rows(rows, sizes.features, sizes.classes)?;
         let kind = self.f_chunk_kind(input)?;
         if sizes.logits().contains(&0) {
-            return self.f_whole(&arguments, self.f_whole_kind(input)?);
+            return self.f_whole(arguments, result);
         }
         if target.requires_grad() || self.weight.as_ref().is_some_and(Tensor::requires_grad) {
             log::warn!(
                 "linear cross entropy is computed without chunking, which has no gradient of target or class weight"
             );
-            return self.f_whole(&arguments, self.f_whole_kind(input)?);
+            return self.f_whole(arguments, result);
         }
-        self.f_check_kinds(&arguments, kind)?;
+        self.f_check_kinds(arguments, kind)?;
         // Chunks are for the sake of memory.
         let small = sizes.logits().iter().product::<i64>() <= SMALL && self.z_loss == 0.0 && self.soft_cap.is_none();
         if small && size >= rows {
-            return self.f_whole(&arguments, kind);
+            return self.f_whole(arguments, result);
         }
-        self.f_chunks(&arguments, size, kind)
+        self.f_chunks(arguments, size, kind, result)
     }
 
     /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].
@@ -225,28 +230,14 @@ impl LinearCrossEntropy {
         if self.z_loss != 0.0 && self.weight.is_some() && !target.is_floating_point() {
             return Err(LossError::no_mean::<Self>("cross entropy is a mean over class weights, z-loss is not"));
         }
-        let f_reduced =
-            |reduction| Self { reduction, ..self.shallow_clone() }.f_forward(input, linear_weight, target, linear_bias);
-        // The sum in half precision may overflow, and to widen the layer takes much memory: its mean is taken instead.
-        let half = matches!(input.f_kind(), Ok(Kind::Half | Kind::BFloat16));
-        let loss = f_reduced(if half { Reduction::Mean } else { Reduction::Sum })?;
+        let arguments = Arguments { input, linear_weight, target, linear_bias };
+        let sum = Self { reduction: Reduction::Sum, ..self.shallow_clone() };
+        let loss = sum.f_loss(&arguments, numeric::wide_kind(input)?)?;
         let sizes = Sizes::f_new(input, linear_weight)?;
-        let parts = match target.size() == sizes.logits() {
-            true => MeanParts::f_over(loss, target.numel() as i64 / sizes.classes.max(1))?,
-            false => {
-                let weight = self.weight.as_ref();
-                MeanParts::f_of_counted(loss, target, sizes.classes, Some(self.ignored()), weight)?
-            }
-        };
-        if !half {
-            return Ok(parts);
+        if target.size() == sizes.logits() {
+            return MeanParts::f_over(loss, target.numel() as i64 / sizes.classes.max(1));
         }
-        let denominator = parts.denominator().shallow_clone();
-        let numerator = match denominator.f_double_value(&[])? {
-            0.0 => f_reduced(Reduction::Sum)?.f_to_kind(Kind::Float)?,
-            count => parts.numerator().f_to_kind(Kind::Float)?.f_mul_number(count)?,
-        };
-        MeanParts::f_new(numerator, denominator)
+        MeanParts::f_of_counted(loss, target, sizes.classes, Some(self.ignored()), self.weight.as_ref())
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.
@@ -268,13 +259,17 @@ impl LinearCrossEntropy {
     fn f_check(&self, arguments: &Arguments) -> Result<Sizes, LossError> {
         let Arguments { input, linear_weight, target, linear_bias } = *arguments;
         check::devices(&[("input", input), ("linear_weight", linear_weight), ("target", target)])?;
-        check::floating(("input", input))?;
+        for argument in [("input", input), ("linear_weight", linear_weight)] {
+            check::floating(argument)?;
+        }
         let sizes = Sizes::f_new(input, linear_weight)?;
         if let Some(bias) = linear_bias {
             sizes.check_bias(bias, input)?;
         }
         if self.f_check_target(target, &sizes.logits(), sizes.batch.len())? {
             check::floating(("target", target))?;
+        } else {
+            let _ = check::integers(("target", target))?;
         }
         if let Some(weight) = &self.weight {
             check::class_weight(weight, input, sizes.classes)?;
@@ -309,11 +304,6 @@ impl LinearCrossEntropy {
         }
     }
 
-    /// The kind in which all is computed at once: PyTorch's for what it has, and `Float` at least for what it has not.
-    fn f_whole_kind(&self, input: &Tensor) -> Result<Kind, LossError> {
-        if self.z_loss == 0.0 && self.soft_cap.is_none() { Ok(input.f_kind()?) } else { numeric::wide_kind(input) }
-    }
-
     /// The kind in which chunks are computed.
     fn f_chunk_kind(&self, input: &Tensor) -> Result<Kind, LossError> {
         let own = input.f_kind()?;
@@ -342,33 +332,26 @@ impl LinearCrossEntropy {
         Ok(false)
     }
 
-    /// The loss by its definition, with all logits at once. The layer and what comes after it is computed in `kind`.
-    fn f_whole(&self, arguments: &Arguments, kind: Kind) -> Result<Tensor, LossError> {
+    /// The loss by its definition, with all logits at once, computed in single precision at least.
+    fn f_whole(&self, arguments: &Arguments, result: Kind) -> Result<Tensor, LossError> {
         let Arguments { input, linear_weight, target, linear_bias } = *arguments;
         let sizes = Sizes::f_new(input, linear_weight)?;
-        let own = input.f_kind()?;
-        // As in PyTorch: where half precision is widened, so is the layer, and else it must have the kind of the input.
-        let widen = |tensor: &Tensor| if kind == own { Ok(tensor.shallow_clone()) } else { tensor.f_to_kind(kind) };
+        let kind = numeric::wide_kind(input)?;
+        self.f_check_kinds(arguments, kind)?;
+        let widen = |tensor: &Tensor| tensor.f_to_kind(kind);
         let bias = linear_bias.map(widen).transpose()?;
         let logits = sizes.f_apply(&widen(input)?, &widen(linear_weight)?, bias.as_ref())?;
         let weight = self.weight.as_ref().map(widen).transpose()?;
         if self.z_loss == 0.0 && self.soft_cap.is_none() {
             let criterion = self.cross_entropy(weight, self.reduction, self.invalid_values);
-            let f_loss = || criterion.f_forward(&logits, target);
-            // The gradient of half-precision logits is rounded before the layer sums it up; with PyTorch's operations it is
-            // rounded as PyTorch's.
-            let half = numeric::wide_kind(&logits)? != logits.f_kind()?;
-            let loss = if half { with_backend(Backend::Composite, f_loss)? } else { f_loss()? };
-            return Ok(loss.f_to_kind(own)?);
+            return Ok(criterion.f_forward(&logits, target)?.f_to_kind(result)?);
         }
-        let wide = numeric::wide_kind(&logits)?;
-        let weight = weight.map(|weight| weight.f_to_kind(wide)).transpose()?;
-        let logits = self.f_cap(&logits.f_to_kind(wide)?)?;
+        let logits = self.f_cap(&logits)?;
         let loss = self.cross_entropy(weight, self.reduction, self.invalid_values).f_forward(&logits, target)?;
         if self.z_loss == 0.0 {
-            return Ok(loss.f_to_kind(own)?);
+            return Ok(loss.f_to_kind(result)?);
         }
-        Ok(loss.f_add(&self.f_z_loss(&logits, target, sizes.batch.len())?)?.f_to_kind(own)?)
+        Ok(loss.f_add(&self.f_z_loss(&logits, target, sizes.batch.len())?)?.f_to_kind(result)?)
     }
 
     fn f_cap(&self, logits: &Tensor) -> Result<Tensor, LossError> {
@@ -405,14 +388,15 @@ impl LinearCrossEntropy {
     }
 
     /// The loss `size` rows at a time, computed in `kind`.
-    fn f_chunks(&self, arguments: &Arguments, size: i64, kind: Kind) -> Result<Tensor, LossError> {
+    fn f_chunks(&self, arguments: &Arguments, size: i64, kind: Kind, result: Kind) -> Result<Tensor, LossError> {
         let Arguments { linear_weight, target, .. } = *arguments;
         if target.is_floating_point() {
-            return fused::f_loss(self, arguments, size, kind);
+            return fused::f_loss(self, arguments, size, [kind, result]);
         }
         let classes = linear_weight.size()[0];
         let target = ClassIndices::f_new(target, classes, Some(self.ignored()), self.invalid_values)?;
-        let loss = fused::f_loss(self, &Arguments { target: &target.indices, ..*arguments }, size, kind)?;
+        let indices = Arguments { target: &target.indices, ..*arguments };
+        let loss = fused::f_loss(self, &indices, size, [kind, result])?;
         target.validity.f_poison(&loss, self.reduction == Reduction::None)
     }
 
