@@ -83,6 +83,12 @@ pub(crate) fn f_reals((argument, tensor): Named, kind: Kind) -> Result<Tensor, L
     Ok(tensor.f_to_kind(kind)?)
 }
 
+/// `share` · `number`, where no share of −∞ is 0, with gradient 0: that of a class that is masked.
+pub(crate) fn f_share_of(share: &Tensor, number: &Tensor) -> Result<Tensor, LossError> {
+    let none = share.f_eq_number(0)?.f_logical_and(&number.f_eq_number(f64::NEG_INFINITY)?)?;
+    Ok(share.f_mul(&number.f_masked_fill_number(&none, 0)?)?)
+}
+
 /// `base` to the power of `exponent`, both at least 0, with gradient 0 where the power has a vertical tangent.
 pub(crate) fn f_power(base: &Tensor, exponent: f64) -> Result<Tensor, LossError> {
     if exponent == 2.0 {

@@ -2,7 +2,9 @@ use tch::Tensor;
 
 use super::multi_label;
 use crate::check::{self, ClassIndices};
-use crate::kernels::{self, ANY, ClassTerms, NumberOperations, Real, RowReduction, Rows, f_class_terms, powers};
+use crate::kernels::{
+    self, ANY, ClassTerms, NumberOperations, Real, RowReduction, Rows, choose, f_class_terms, powers,
+};
 use crate::numeric::{f_power, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
@@ -121,11 +123,20 @@ impl AsymmetricSingleLabelLoss {
         if self.label_smoothing == 0.0 {
             return Ok(losses);
         }
-        let others = log_p.f_mul(&log_p.f_mul_number(self.gamma_neg)?.f_exp()?)?.f_scatter_number(dim, target, 0)?;
+        let others = self.f_others(&log_p)?.f_scatter_number(dim, target, 0)?;
         Ok(losses.f_sub(&others.f_sum_dim_intlist(dim, false, None)?.f_mul_number(spread)?)?)
     }
 
     /// The reduced loss of `logits` with classes along `dim`, of classes in range.
+    /// p^γ₋ log p, 0 for a class that is masked, by −∞ or by a huge number: there 0 · ∞ would be NaN.
+    fn f_others(&self, log_p: &Tensor) -> Result<Tensor, LossError> {
+        if self.gamma_neg == 0.0 {
+            return Ok(log_p.shallow_clone());
+        }
+        let possible = log_p.f_masked_fill_number(&log_p.f_lt_number(MASKED)?, 0)?;
+        Ok(possible.f_mul(&possible.f_mul_number(self.gamma_neg)?.f_exp()?)?)
+    }
+
     fn f_composite(&self, input: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
         let logits = input.f_to_kind(wide_kind(input)?)?;
         let losses = self.f_losses(&logits, &target.f_unsqueeze(dim)?, dim)?;
@@ -147,6 +158,9 @@ impl AsymmetricSingleLabelLoss {
         f_class_terms(formula, &rows, reduction, move |input, target| loss.f_composite(input, target, last as i64))
     }
 }
+
+/// A logarithm below it is that of a masked class, of which every power is 0.
+const MASKED: f64 = -1e30;
 
 impl Default for AsymmetricSingleLabelLoss {
     fn default() -> Self {
@@ -190,15 +204,22 @@ impl ClassTerms for Formula {
     #[inline(always)]
     fn of_target<R: Real>(self, log_p: R, p: R) -> (R, R) {
         let (focus, slope) = powers::<R, ANY>(-log_p.exp_m1(), self.gamma_pos);
-        let own = R::of(-self.own);
-        (own * focus * log_p, own * (focus - slope * p * log_p))
+        let (own, zero) = (R::of(-self.own), R::of(0.0));
+        // 0 · ∞ is 0.
+        let product = choose(p == zero, zero, p * log_p);
+        (own * focus * log_p, own * (focus - slope * product))
     }
 
     #[inline(always)]
     fn of_other<R: Real>(self, log_p: R) -> (R, R) {
         let exponent = R::of(self.gamma_neg);
-        let share = R::of(-self.spread) * (exponent * log_p).exp_of_negative();
-        (share * log_p, share * exponent.mul_add(log_p, R::of(1.0)))
+        let zero = R::of(0.0);
+        let power = choose(exponent == zero, R::of(1.0), (exponent * log_p).exp_of_negative());
+        let share = R::of(-self.spread) * power;
+        // 0 · ∞ is 0: a class that is masked, by a finite number or by −∞.
+        let none = share == zero;
+        let slope = choose(exponent == zero, R::of(1.0), exponent.mul_add(log_p, R::of(1.0)));
+        (choose(none, zero, share * log_p), choose(none, zero, share * slope))
     }
 }
 

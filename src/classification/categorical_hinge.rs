@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use crate::check::{self, ClassIndices};
 use crate::kernels::{Hinges, Margin, NumberOperations, RowReduction, Rows, f_margin};
-use crate::numeric::{f_reals, wide_kind};
+use crate::numeric::{f_reals, f_share_of, wide_kind};
 use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_backend};
 
 /// The categorical hinge loss: the best of the other classes shall score less than the target by a margin.
@@ -95,8 +95,8 @@ impl CategoricalHingeLoss {
     fn f_vectors(&self, input: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
         let scores = input.f_to_kind(wide_kind(input)?)?;
         let target = f_reals(("target", target), scores.f_kind()?)?;
-        let own = scores.f_mul(&target)?.f_sum_dim_intlist(dim, false, None)?;
-        let loss = self.f_reduced(&own, &target.f_rsub_number(1)?.f_mul(&scores)?, dim)?;
+        let own = f_share_of(&target, &scores)?.f_sum_dim_intlist(dim, false, None)?;
+        let loss = self.f_reduced(&own, &f_share_of(&target.f_rsub_number(1)?, &scores)?, dim)?;
         Ok(loss.f_to_kind(input.f_kind()?)?)
     }
 

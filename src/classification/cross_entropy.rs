@@ -2,7 +2,7 @@ use tch::{Kind, Tensor};
 
 use super::mean_over::MeanOver;
 use crate::check::{self, ClassIndices};
-use crate::kernels::{Real, RowLoss, RowReduction, Rows, f_softmax, f_softmax_of_shares};
+use crate::kernels::{NumberOperations, Real, RowLoss, RowReduction, Rows, f_softmax, f_softmax_of_shares};
 use crate::mean_parts::{self, f_wide, f_wide_option};
 use crate::numeric::{f_widely, wide_kind};
 use crate::precomputed::{Precomputed, Replace};
@@ -51,6 +51,9 @@ use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_
 /// * A class out of range is an error on CUDA too, where PyTorch loses the CUDA context.
 /// * A label smoothing below 0 is an error; PyTorch computes something.
 /// * An ignored row of logits that are all −∞ has gradient 0; PyTorch's is NaN.
+/// * A class that is masked by −∞ and has probability 0 in the target costs nothing, which is the limit; PyTorch's loss is
+///   NaN. Probability on a masked class is +∞, as in PyTorch.
+/// * `weight` may be of any floating kind; PyTorch takes that of the input.
 ///
 /// # Errors
 ///
@@ -223,6 +226,11 @@ impl CrossEntropyLoss {
             return Ok(input.f_nll_loss_nd(target, weight.as_ref(), reduction.into(), self.ignore_index)?);
         }
         let (ignore_index, smoothing) = (self.ignore_index, self.label_smoothing);
+        let input = match (target.size() == input.size(), smoothing == 0.0) {
+            (true, true) => f_finite(input, Some(target), weight.as_ref())?,
+            (false, true) => input.shallow_clone(),
+            (_, false) => f_finite(input, None, weight.as_ref())?,
+        };
         Ok(input.f_cross_entropy_loss(target, weight.as_ref(), reduction.into(), ignore_index, smoothing)?)
     }
 
@@ -263,6 +271,31 @@ impl CrossEntropyLoss {
         };
         target.validity.f_poison(&loss, self.reduction == Reduction::None)
     }
+}
+
+/// A logit as unlikely as −∞, whose logarithm is finite.
+const LEAST: f64 = -1e30;
+
+/// `input` with [`LEAST`] where a class is masked by −∞ and has no share in the loss, because its `share` of the target or its
+/// weight is 0: libtorch makes 0 · ∞ NaN of it.
+fn f_finite(input: &Tensor, share: Option<&Tensor>, weight: Option<&Tensor>) -> Result<Tensor, LossError> {
+    let class_dim = check::class_dim(input)?;
+    let mut per_class = vec![1; input.dim()];
+    per_class[class_dim] = -1;
+    let shareless = share.map(|share| share.f_eq_number(0)).transpose()?;
+    let weightless = weight.map(|weight| weight.f_reshape(&per_class)?.f_eq_number(0)).transpose()?;
+    let none = match (shareless, weightless) {
+        (Some(shareless), Some(weightless)) => shareless.f_logical_or(&weightless)?,
+        (Some(none), None) | (None, Some(none)) => none,
+        (None, None) => return Ok(input.shallow_clone()),
+    };
+    if input.numel() == 0 {
+        return Ok(input.shallow_clone());
+    }
+    let masked = none.f_logical_and(&input.f_eq_number(f64::NEG_INFINITY)?)?;
+    // A row of nothing but −∞ has no softmax.
+    let possible = input.f_detach()?.f_amax([class_dim as i64].as_slice(), true)?.f_gt_number(f64::NEG_INFINITY)?;
+    Ok(input.f_masked_fill_number(&masked.f_logical_and(&possible)?, LEAST)?)
 }
 
 impl Precomputed for CrossEntropyLoss {

@@ -219,8 +219,8 @@ mod tests {
                 "weight has shape [1], expected [4], one weight per class",
             ),
             (
-                message(new().weight(Tensor::from_slice(&[1_f32; 4])), &input, &target),
-                "weight has kind Float, expected Double, the kind of input",
+                message(new().weight(Tensor::from_slice(&[1_i64; 4])), &input, &target),
+                "weight has kind Int64, expected a floating kind",
             ),
         ];
         for (actual, expected) in cases {

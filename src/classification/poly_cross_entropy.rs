@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::multi_label;
 use crate::check::{self, ClassIndices};
 use crate::kernels::{NumberOperations, Real, RowLoss, RowReduction, Rows, f_softmax};
-use crate::numeric::{f_reals, wide_kind};
+use crate::numeric::{f_reals, f_share_of, wide_kind};
 use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_backend};
 
 /// Cross entropy with another weight for the first term of its expansion: Poly-1.
@@ -113,7 +113,7 @@ impl PolyCrossEntropyLoss {
     fn f_probabilities(&self, log_p: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
         check::floating(("target", target))?;
         let target = f_reals(("target", target), log_p.f_kind()?)?;
-        let entropy = target.f_mul(log_p)?.f_sum_dim_intlist(dim, false, None)?.f_neg()?;
+        let entropy = f_share_of(&target, log_p)?.f_sum_dim_intlist(dim, false, None)?.f_neg()?;
         let missing = target.f_mul(&log_p.f_exp()?)?.f_sum_dim_intlist(dim, false, None)?.f_rsub_number(1)?;
         self.reduction.f_apply(&self.f_losses(log_p, dim, &entropy, &missing)?)
     }

@@ -275,7 +275,10 @@ impl SoftmaxFocalLoss {
             0.0 => target,
             _ => target.f_mul_number(1.0 - smoothing)?.f_add_number(smoothing / classes as f64)?,
         };
-        let terms = self.f_every_class(&log_p, factors.as_ref())?.f_mul(&target)?;
+        // A class that is masked by −∞ and has no share costs nothing, where 0 · ∞ would be NaN.
+        let masked = log_p.f_eq_number(f64::NEG_INFINITY)?.f_logical_and(&target.f_eq_number(0)?)?;
+        let possible = log_p.f_masked_fill_number(&masked, 0)?;
+        let terms = self.f_every_class(&possible, factors.as_ref())?.f_mul(&target)?;
         let loss = self.reduction.f_apply(&terms.f_sum_dim_intlist(dim as i64, false, None)?.f_neg()?)?;
         Ok((log_p, loss))
     }

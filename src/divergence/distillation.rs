@@ -301,7 +301,8 @@ impl DistillationLoss {
     /// The soft loss of each row.
     fn f_soft(&self, input: &Tensor, teacher: &Tensor, dim: i64) -> Result<Tensor, LossError> {
         if self.soft_loss == SoftLoss::Cosine {
-            let cosine = Tensor::f_cosine_similarity(input, teacher, dim, 1e-8)?;
+            let cosine =
+                Tensor::f_cosine_similarity(&f_direction(input, dim)?, &f_direction(teacher, dim)?, dim, 1e-8)?;
             return Ok(cosine.f_neg()?.f_add_number(1)?.f_mul_number(self.scale())?);
         }
         let log_softmax = |logits: &Tensor| {
@@ -327,7 +328,7 @@ impl DistillationLoss {
     }
 }
 
-/// Log-probabilities, and where they are −∞.
+/// Log-probabilities, and where they are those of 0.
 struct LogProbs {
     logs: Tensor,
     impossible: Tensor,
@@ -335,7 +336,7 @@ struct LogProbs {
 
 impl LogProbs {
     fn f_new(logs: Tensor) -> Result<LogProbs, LossError> {
-        let impossible = logs.f_eq_number(f64::NEG_INFINITY)?;
+        let impossible = logs.f_detach()?.f_exp()?.f_eq_number(0)?;
         Ok(LogProbs { logs, impossible })
     }
 
@@ -353,6 +354,23 @@ fn f_log_mixture(p: &Tensor, q: &Tensor, beta: f64) -> Result<Tensor, LossError>
     let none = p.f_maximum(q)?.f_eq_number(f64::NEG_INFINITY)?;
     let part = |logs: &Tensor, share: f64| logs.f_masked_fill_number(&none, 0)?.f_add_number(share.ln());
     Ok(part(p, beta)?.f_logaddexp(&part(q, 1.0 - beta)?)?)
+}
+
+/// Logits beyond it are masks, whose squares are beyond single precision.
+const HUGE: f64 = 1e15;
+
+/// Logits with the direction of `logits`, whose squares are finite: those with a mask of −∞ or of a huge number point against the
+/// masked classes alone, which is the limit.
+fn f_direction(logits: &Tensor, dim: i64) -> Result<Tensor, LossError> {
+    if logits.numel() == 0 {
+        return Ok(logits.shallow_clone());
+    }
+    let largest = logits.f_detach()?.f_abs()?.f_amax([dim].as_slice(), true)?;
+    let scale = largest.f_masked_fill_number(&largest.f_gt_number(HUGE)?.f_logical_not()?, 1)?;
+    let [low, high] = [f64::NEG_INFINITY, f64::INFINITY].map(|infinite| logits.f_eq_number(infinite));
+    let (low, high) = (low?, high?);
+    let scaled = logits.f_masked_fill_number(&low.f_logical_or(&high)?, 0)?.f_div(&scale)?;
+    Ok(scaled.f_masked_fill_number(&low, -1)?.f_masked_fill_number(&high, 1)?)
 }
 
 impl Default for DistillationLoss {

@@ -5,18 +5,18 @@ use std::ops::Range;
 use tch::Tensor;
 
 use super::element::Element;
-use super::number::Real;
+use super::number::{Real, choose};
 use super::rows::{Job, RowFormula, RowReduction, Rows, f_rows};
 use super::simd::{self, Kernel, LaneOf};
-use super::softmax::{Distances, exponentials, largest, room};
+use super::softmax::{Distances, exponentials, largest, likely, others, room};
 use crate::LossError;
 
 /// The terms of a loss, each of the probability p of one class, and their derivatives with respect to log p. To be
 /// `#[inline(always)]`.
 pub(crate) trait ClassTerms: Copy + Send + Sync + 'static {
-    /// The term of the target's class.
+    /// The term of the target's class, also of a p of 0 with a log p of −∞.
     fn of_target<R: Real>(self, log_p: R, p: R) -> (R, R);
-    /// The term of any other class.
+    /// The term of any other class, likewise.
     fn of_other<R: Real>(self, log_p: R) -> (R, R);
 }
 
@@ -83,6 +83,7 @@ impl<T: Element, F: ClassTerms> Kernel<T::Wide> for TermsRow<'_, T, F> {
         let Self { job, formula, row, class, x, room: Room { p, terms, slopes } } = self;
         let max = largest::<T::Wide, R>(x);
         let [sum, _] = exponentials(x, max, Distances::Nothing, p, |range| job.fetch_row(row, range));
+        let (own, rest) = (R::new(p[class]), others(p, class, sum));
         let (length, log_sum, reciprocal) = (x.len(), sum.ln(), R::of(1.0) / sum);
         let (p, terms, slopes) = (&mut p[..length], &mut terms[..length], &mut slopes[..length]);
         for i in 0..length {
@@ -91,14 +92,18 @@ impl<T: Element, F: ClassTerms> Kernel<T::Wide> for TermsRow<'_, T, F> {
             terms[i] = term.get();
             slopes[i] = slope.get();
         }
-        let (term, slope) = formula.of_target(R::new(x[class]) - max - log_sum, R::new(p[class]));
-        (terms[class], slopes[class]) = (term.get(), slope.get());
+        let log_p = choose(own > rest, likely(own, rest), R::new(x[class]) - max - log_sum);
+        let (term, slope) = formula.of_target(log_p, R::new(p[class]));
+        (terms[class], slopes[class]) = (term.get(), T::Wide::default());
         let loss = T::Wide::from_f64(simd::sum::<T::Wide, R>(terms));
         if job.needs_gradient() {
             let factor = R::new(job.factor(row));
-            let of_p = factor * R::of(simd::sum::<T::Wide, R>(slopes));
+            let of_others = R::of(simd::sum::<T::Wide, R>(slopes));
+            let of_p = factor * (of_others + slope);
             let gradient = |i: usize, slope| (R::new(slope) * factor - R::new(p[i]) * of_p).get();
-            job.store_gradient(row * job.classes, slopes, gradient, None);
+            // Not with p − 1, which loses the digits of a p near 1.
+            let own = factor * (slope * rest * reciprocal - R::new(p[class]) * of_others);
+            job.store_gradient(row * job.classes, slopes, gradient, Some((class, own.get())));
         }
         loss
     }

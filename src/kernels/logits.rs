@@ -7,9 +7,10 @@ use half::{bf16, f16};
 use tch::{Kind, Tensor};
 
 use super::element::{Element, InPlace, Output, elements, integers, is_plain};
+use super::number::choose;
 use super::rows::f_wide_numbers;
 use super::simd::{self, Kernel, LaneOf};
-use super::softmax::{self, Distances, largest};
+use super::softmax::{self, Distances, largest, likely, others};
 use super::{backend, parallel};
 use crate::LossError;
 
@@ -157,25 +158,27 @@ impl<T: Element> Kernel<T::Wide> for LogitRow<'_, T> {
         let max = largest::<T::Wide, R>(logits);
         let distances = Distances::of_smoothed(job.spread != 0.0, job.weight.as_deref());
         let [sum, distances] = softmax::exponentials(logits, max, distances, exponentials, |_| ());
-        let log = sum.ln();
+        let (log, own, others) = (sum.ln(), R::new(exponentials[class]), others(exponentials, class, sum));
+        let log_p = choose(own > others, likely(own, others), R::new(logits[class]) - max - log);
         let weight_of =
             |class: usize| R::new(job.weight.as_ref().map_or(T::Wide::from_f64(1.0), |weight| weight[class]));
         let (weight, spread, total) = (R::of(job.own) * weight_of(class), R::of(job.spread), R::of(job.total));
-        let mut entropy = weight * (log - (R::new(logits[class]) - max));
+        let mut entropy = -(weight * log_p);
         if job.spread != 0.0 {
             entropy = entropy + spread * (distances + total * log);
         }
         let (log_sum, z_loss) = (max + log, R::of(job.z_loss));
         let losses = [entropy.get(), (z_loss * log_sum * log_sum).get()];
         let Some([of_entropy, of_z]) = job.derivatives.map(|of| of.map(|of| R::new(of[row]))) else { return losses };
-        let of_p = of_entropy * (weight + spread * total) + R::of(2.0) * z_loss * log_sum * of_z;
-        let (of_p, of_weight) = (of_p / sum, of_entropy * spread);
+        let of_row = of_entropy * spread * total + R::of(2.0) * z_loss * log_sum * of_z;
+        let (of_p, of_weight) = ((of_entropy * weight + of_row) / sum, of_entropy * spread);
         let slope = |position: usize| {
             let tanh = R::new(capped[position]) * inverse;
             R::of(1.0) - tanh * tanh
         };
         let of_classes = |position: usize, exponential| R::new(exponential) * of_p - of_weight * weight_of(position);
-        let own = of_classes(class, exponentials[class]) - of_entropy * weight;
+        // Not with p − 1, which loses the digits of a p near 1.
+        let own = of_row - others * of_p - of_weight * weight_of(class);
         let x = uninit(x);
         let own = if job.soft_cap.is_some() {
             T::write_mapped(exponentials, x, |position, e| (of_classes(position, e) * slope(position)).get());

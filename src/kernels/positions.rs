@@ -7,9 +7,10 @@ use std::ops::Range;
 use tch::Tensor;
 
 use super::element::Element;
+use super::number::choose;
 use super::rows::{Job, RowFormula, RowReduction, Rows, f_rows};
 use super::simd::{self, Kernel, LaneOf, Wide};
-use super::softmax::{largest, room};
+use super::softmax::{self, largest, room};
 use crate::LossError;
 
 /// The reduced loss of `rows` whose target is a position among the classes, which are the last dimension: the two classes beside
@@ -45,6 +46,8 @@ struct Room<W> {
     numbers: Vec<W>,
     /// The sum of the exponentials of each row.
     sums: [W; ROWS],
+    /// The same without that of the largest logit, where it is more than half of it; else all but 1.
+    others: [W; ROWS],
     /// The logits beside each position, less the largest one.
     left: [W; ROWS],
     right: [W; ROWS],
@@ -57,7 +60,7 @@ impl<W: Wide> Room<W> {
     fn new<T: Element<Wide = W>>(classes: usize) -> Self {
         let (length, zeros) = (ROWS * classes, [W::default(); ROWS]);
         let (x, numbers) = (room::<T>(length), vec![W::default(); length]);
-        Self { x, numbers, sums: zeros, left: zeros, right: zeros, of_right: zeros, losses: zeros }
+        Self { x, numbers, sums: zeros, others: zeros, left: zeros, right: zeros, of_right: zeros, losses: zeros }
     }
 }
 
@@ -115,19 +118,26 @@ impl<T: Element> PositionRows<'_, T> {
         for number in &mut self.room.numbers[..rows.len() * classes] {
             *number = R::new(*number).exp_of_negative().get();
         }
-        for (sum, numbers) in self.room.sums.iter_mut().zip(self.room.numbers.chunks(classes)).take(rows.len()) {
-            *sum = T::Wide::from_f64(simd::sum::<T::Wide, R>(numbers));
+        let Room { numbers, sums, others, .. } = &mut *self.room;
+        for (index, numbers) in numbers.chunks_mut(classes).enumerate().take(rows.len()) {
+            let sum = R::of(simd::sum::<T::Wide, R>(numbers));
+            let peak = softmax::peak::<T::Wide, R>(numbers, sum);
+            sums[index] = sum.get();
+            others[index] = peak.map_or(sum - R::of(1.0), |peak| softmax::others(numbers, peak, sum)).get();
         }
     }
 
     /// The losses of all rows that there is room for.
     #[inline(always)]
     fn evaluate<R: LaneOf<T::Wide>>(&mut self) {
-        let Room { sums, left, right, of_right, losses, .. } = &mut *self.room;
+        let Room { others, left, right, of_right, losses, .. } = &mut *self.room;
+        let (zero, one) = (R::of(0.0), R::of(1.0));
         for i in 0..ROWS {
-            let (left, right) = (R::new(left[i]), R::new(right[i]));
-            let mean = R::new(of_right[i]).mul_add(right - left, left);
-            losses[i] = (R::new(sums[i]).ln() - mean).get();
+            let of_right = R::new(of_right[i]);
+            // 0 · ∞ is 0: a class that is masked and has no share.
+            let left = choose(of_right == one, zero, (one - of_right) * R::new(left[i]));
+            let right = choose(of_right == zero, zero, of_right * R::new(right[i]));
+            losses[i] = (R::new(others[i]).ln_1p() - (left + right)).get();
         }
     }
 
@@ -136,16 +146,21 @@ impl<T: Element> PositionRows<'_, T> {
         let classes = self.job.classes;
         for (index, row) in rows.clone().enumerate() {
             let class = self.class(row);
-            let Room { numbers, sums, of_right, .. } = &mut *self.room;
+            let Room { numbers, sums, others, of_right, .. } = &mut *self.room;
             let numbers = &mut numbers[index * classes..][..classes];
             let (factor, of_right) = (R::new(self.job.factor(row)), R::new(of_right[index]));
+            let peak = softmax::peak::<T::Wide, R>(numbers, R::new(sums[index]));
             let scale = factor / R::new(sums[index]);
             for number in numbers.iter_mut() {
                 *number = (R::new(*number) * scale).get();
             }
-            // A probability of 1 is exactly 1 by this, and leaves nothing of the gradient.
-            for (place, share) in [(class, R::of(1.0) - of_right), (class + 1, of_right)] {
-                numbers[place] = (R::new(numbers[place]) - factor * share).get();
+            let of_left = R::of(1.0) - of_right;
+            for (place, share, rest) in [(class, of_left, of_right), (class + 1, of_right, of_left)] {
+                // Not with p − 1, which loses the digits of a p near 1.
+                numbers[place] = match peak == Some(place) {
+                    true => (factor * rest - R::new(others[index]) * scale).get(),
+                    false => (R::new(numbers[place]) - factor * share).get(),
+                };
             }
         }
         let numbers = &mut self.room.numbers[..rows.len() * classes];

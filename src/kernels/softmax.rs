@@ -94,11 +94,11 @@ struct Classes<'a, T: Element, F> {
     spread: f64,
 }
 
-/// The gradient of a row: `of_p` p\[c\] − `of_weight` w\[c\], and `of_target` less at the target.
+/// The gradient of a row: `of_p` p\[c\] − `of_weight` w\[c\], and `of_row` − `of_p` (1 − p\[t\]) − `of_weight` w\[t\] at the target.
 #[derive(Clone, Copy)]
 struct Coefficients<R> {
     of_p: R,
-    of_target: R,
+    of_row: R,
     of_weight: R,
 }
 
@@ -106,6 +106,8 @@ struct Coefficients<R> {
 struct RowSums<R> {
     /// log p\[t\]
     log_p: R,
+    /// 1 − p\[t\]
+    rest: R,
     /// log Σ exp(x)
     log_sum: R,
     /// −Σ w log p over all classes; anything where the target is not smoothed.
@@ -113,19 +115,44 @@ struct RowSums<R> {
 }
 
 impl<R: Real> RowSums<R> {
-    /// From the logit of the target less the largest one, the largest one, the logarithm of the sum of the exponentials of all
-    /// less the largest one, and the sum of their weighted distances from it.
+    /// From the logit of the target less the largest one, the largest one, the sum of the weighted distances from it, the
+    /// exponential of the target's logit less the largest one, and the sum of the others.
     #[inline(always)]
-    fn of_shifted([x, max, log, distances]: [R; 4], total: f64) -> Self {
-        Self { log_p: x - log, log_sum: max + log, smooth: distances + R::of(total) * log }
+    fn of_shifted([x, max, distances]: [R; 3], own: R, others: R, total: f64) -> Self {
+        let sum = own + others;
+        let log = sum.ln();
+        let log_p = choose(own > others, likely(own, others), x - log);
+        Self { log_p, rest: others / sum, log_sum: max + log, smooth: distances + R::of(total) * log }
     }
 
-    /// From the exponential of the target's logit, and the sum of all.
+    /// From the exponential of the target's logit, and the sum of the others.
     #[inline(always)]
-    fn of_moderate(exponential: R, sum: R) -> Self {
+    fn of_moderate(own: R, others: R) -> Self {
+        let sum = own + others;
         // Not x − log Σ exp(x), which loses digits where both are large.
-        Self { log_p: (exponential / sum).ln(), log_sum: sum.ln(), smooth: R::of(0.0) }
+        Self { log_p: likely(own, others), rest: others / sum, log_sum: sum.ln(), smooth: R::of(0.0) }
     }
+}
+
+/// log p of the exponential of a logit and the sum of the others, which keeps the digits of a p near 1.
+#[inline(always)]
+pub(super) fn likely<R: Real>(own: R, others: R) -> R {
+    -(others / own).ln_1p()
+}
+
+/// The sum of all exponentials but that at `place`, given that of all. Where that one is more than half of them, the difference
+/// would lose digits.
+#[inline(always)]
+pub(super) fn others<W: Wide, R: LaneOf<W>>(exponentials: &mut [W], place: usize, sum: R) -> R {
+    let own = exponentials[place];
+    let most = R::new(own) + R::new(own) > sum;
+    if !most {
+        return sum - R::new(own);
+    }
+    exponentials[place] = W::default();
+    let others = simd::sum::<W, R>(exponentials);
+    exponentials[place] = own;
+    R::of(others)
 }
 
 impl<T: Element, F: RowLoss> Classes<'_, T, F> {
@@ -135,8 +162,8 @@ impl<T: Element, F: RowLoss> Classes<'_, T, F> {
         let (loss, [of_log_p, of_log_sum]) = self.formula.evaluate(row.log_p, row.log_sum);
         let (spread, total) = (R::of(self.spread), R::of(self.total));
         let loss = weight * loss + spread * row.smooth;
-        let of_p = factor * (weight * (of_log_sum - of_log_p) + spread * total);
-        (loss, Coefficients { of_p, of_target: -(factor * weight * of_log_p), of_weight: factor * spread })
+        let of_row = factor * (weight * of_log_sum + spread * total);
+        (loss, Coefficients { of_p: of_row - factor * weight * of_log_p, of_row, of_weight: factor * spread })
     }
 
     /// How much the target of this class counts.
@@ -214,21 +241,23 @@ impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassRow<'_, T, F> {
         let ahead = |range| job.fetch_row(row, range);
         let moderate = if call.spread == 0.0 { powers::<T::Wide, R>(x, exponentials, ahead) } else { None };
         let (sum, sums) = if let Some(sum) = moderate {
-            let sum = R::of(sum);
-            (sum, RowSums::of_moderate(R::new(exponentials[class]), sum))
+            let others = others(exponentials, class, R::of(sum));
+            (R::of(sum), RowSums::of_moderate(R::new(exponentials[class]), others))
         } else {
             let max = largest::<T::Wide, R>(x);
             let distances = Distances::of_smoothed(call.spread != 0.0, weights);
             let [sum, distances] = self::exponentials(x, max, distances, exponentials, ahead);
-            (sum, RowSums::of_shifted([R::new(x[class]) - max, max, sum.ln(), distances], call.total))
+            let (own, others) = (R::new(exponentials[class]), others(exponentials, class, sum));
+            (sum, RowSums::of_shifted([R::new(x[class]) - max, max, distances], own, others, call.total))
         };
+        let rest = sums.rest;
         let (loss, of) = call.evaluate(R::new(call.weight(class)), R::new(job.factor(row)), sums);
         if !job.needs_gradient() {
             return loss.get();
         }
         let smooth = of.of_weight * R::of(job.options.weight_of(class));
-        // A probability of 1 is exactly 1 by this, and leaves nothing of the gradient.
-        let own = R::new(exponentials[class]) / sum * of.of_p - smooth - of.of_target;
+        // Not with p − 1, which loses the digits of a p near 1.
+        let own = of.of_row - rest * of.of_p - smooth;
         let of_p = of.of_p / sum;
         let own = Some((class, own.get()));
         match weights {
@@ -346,7 +375,10 @@ fn add_group<W: Wide, R: LaneOf<W>>(
         Distances::Weighted(weights) => {
             let weights = &weights[..length];
             for i in 0..length {
-                sums[1][i] = (max - R::new(x[i])).mul_add(R::new(weights[i]), R::new(sums[1][i])).get();
+                let weight = R::new(weights[i]);
+                // 0 · ∞ is 0: a class that is masked and has no share.
+                let distance = choose(weight == R::of(0.0), R::of(0.0), max - R::new(x[i]));
+                sums[1][i] = distance.mul_add(weight, R::new(sums[1][i])).get();
             }
         }
     }
@@ -385,17 +417,20 @@ struct Room<W> {
     x: Line<W>,
     max: Line<W>,
     sums: Line<W>,
+    /// The sums without the exponential of the target, or of the largest logit.
+    others: Line<W>,
     distances: Line<W>,
     /// The class of the target, −1 where it is ignored.
     classes: Line<W>,
     /// The logit of the target.
     targets: Line<W>,
+    /// The exponential of it.
+    own: Line<W>,
     weights: Line<W>,
     factors: Line<W>,
     losses: Line<W>,
     of_p: Line<W>,
-    /// What the gradient is less at the target; where no maximum was subtracted, the gradient of the target itself, in which a
-    /// probability of 1 is exactly 1.
+    /// The gradient at the target, but for its weight in a smoothed one.
     of_target: Line<W>,
     of_weight: Line<W>,
     exponentials: Vec<W>,
@@ -408,9 +443,11 @@ impl<W: Wide> Room<W> {
             x: zeros,
             max: zeros,
             sums: zeros,
+            others: zeros,
             distances: zeros,
             classes: zeros,
             targets: zeros,
+            own: zeros,
             weights: zeros,
             factors: zeros,
             losses: zeros,
@@ -450,16 +487,15 @@ impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassPixels<'_, T, F> {
         let (job, pixels) = (self.call.job, self.pixels);
         job.class_numbers(pixels, &mut self.room.classes);
         if self.call.spread == 0.0 && self.powers::<R>() {
-            self.read_targets(true);
+            self.read_targets();
             self.evaluate::<R, true>();
-            self.gradient::<R, true>();
         } else {
             self.room.find_max::<T, R>(job, pixels);
             self.exponentials::<R>();
-            self.read_targets(false);
+            self.read_targets();
             self.evaluate::<R, false>();
-            self.gradient::<R, false>();
         }
+        self.gradient::<R>();
         let losses = &self.room.losses[..pixels.length];
         job.store_losses(pixels.row, losses);
         Sum(losses).run::<R>()
@@ -473,10 +509,11 @@ impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
     fn powers<R: LaneOf<T::Wide>>(&mut self) -> bool {
         let (job, pixels, room) = (self.call.job, self.pixels, &mut *self.room);
         let length = pixels.length;
-        let sums = &mut room.sums[..length];
-        sums.fill(T::Wide::default());
-        let mut extreme = false;
+        let (others, classes) = (&mut room.others[..length], &room.classes[..length]);
+        others.fill(T::Wide::default());
+        let (mut extreme, zero) = (false, R::of(0.0));
         for class in 0..job.classes {
+            let index = R::of(class as f64);
             let x = &T::read(&job.input[pixels.of(class)], &mut room.x)[..length];
             let exponentials = &mut room.exponentials[class * length..][..length];
             job.fetch_pixels(pixels, class);
@@ -485,7 +522,7 @@ impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
                 extreme |= x.abs() > R::of(MODERATE);
                 let exponential = x.exp_of_moderate();
                 exponentials[i] = exponential.get();
-                sums[i] = (R::new(sums[i]) + exponential).get();
+                others[i] = (R::new(others[i]) + choose(R::new(classes[i]) == index, zero, exponential)).get();
             }
         }
         !extreme
@@ -497,19 +534,22 @@ impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
         let (job, pixels, room) = (self.call.job, self.pixels, &mut *self.room);
         let length = pixels.length;
         let max = &room.max[..length];
-        let (sums, distances) = (&mut room.sums[..length], &mut room.distances[..length]);
-        sums.fill(T::Wide::default());
+        let (others, distances) = (&mut room.others[..length], &mut room.distances[..length]);
+        let (classes, zero) = (&room.classes[..length], R::of(0.0));
+        others.fill(T::Wide::default());
         distances.fill(T::Wide::default());
         for class in 0..job.classes {
+            let index = R::of(class as f64);
             let x = &T::read(&job.input[pixels.of(class)], &mut room.x)[..length];
             let exponentials = &mut room.exponentials[class * length..][..length];
             job.fetch_pixels(pixels, class);
             for i in 0..length {
                 let exponential = (R::new(x[i]) - R::new(max[i])).exp_of_negative();
                 exponentials[i] = exponential.get();
-                sums[i] = (R::new(sums[i]) + exponential).get();
+                others[i] = (R::new(others[i]) + choose(R::new(classes[i]) == index, zero, exponential)).get();
             }
-            if self.call.spread != 0.0 {
+            // 0 · ∞ is 0: a class that is masked and has no share.
+            if self.call.spread != 0.0 && job.options.weight_of(class) != 0.0 {
                 let weight = R::of(job.options.weight_of(class));
                 for i in 0..length {
                     let distance = R::new(max[i]) - R::new(x[i]);
@@ -519,16 +559,14 @@ impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
         }
     }
 
-    /// What belongs to the target of each pixel: its logit, or the exponential of it, its weight, and the factor of the gradient.
+    /// What belongs to the target of each pixel: its logit, the exponential of it, its weight, and the factor of the gradient.
     #[inline(always)]
-    fn read_targets(&mut self, exponential: bool) {
+    fn read_targets(&mut self) {
         let (call, job, pixels, room) = (self.call, self.call.job, self.pixels, &mut *self.room);
         for i in 0..pixels.length {
             let class = job.class(pixels.row + i).unwrap_or(0);
-            room.targets[i] = match exponential {
-                true => room.exponentials[class * pixels.length + i],
-                false => job.input[pixels.of(class).start + i].wide(),
-            };
+            room.own[i] = room.exponentials[class * pixels.length + i];
+            room.targets[i] = job.input[pixels.of(class).start + i].wide();
         }
         match job.options.weight {
             None => room.weights.fill(T::Wide::from_f64(call.own)),
@@ -548,22 +586,23 @@ impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
         let zero = R::of(0.0);
         for first in (0..self.pixels.length).step_by(GROUP) {
             let group = |line: &Line<T::Wide>| -> [T::Wide; GROUP] { std::array::from_fn(|i| line[first + i]) };
-            let (max, sums, distances) = (group(&room.max), group(&room.sums), group(&room.distances));
-            let (classes, targets) = (group(&room.classes), group(&room.targets));
+            let (max, others, distances) = (group(&room.max), group(&room.others), group(&room.distances));
+            let (classes, targets, own) = (group(&room.classes), group(&room.targets), group(&room.own));
             let (weights, factors) = (group(&room.weights), group(&room.factors));
             let [mut losses, mut of_p, mut of_target, mut of_weight] = [[T::Wide::default(); GROUP]; 4];
             for i in 0..GROUP {
-                let (max, sum, target) = (R::new(max[i]), R::new(sums[i]), R::new(targets[i]));
+                let (max, own, others) = (R::new(max[i]), R::new(own[i]), R::new(others[i]));
                 let pixel = if UNSHIFTED {
-                    RowSums::of_moderate(target, sum)
+                    RowSums::of_moderate(own, others)
                 } else {
-                    RowSums::of_shifted([target - max, max, sum.ln(), R::new(distances[i])], call.total)
+                    let shifted = [R::new(targets[i]) - max, max, R::new(distances[i])];
+                    RowSums::of_shifted(shifted, own, others, call.total)
                 };
+                let rest = pixel.rest;
                 let (loss, of) = call.evaluate(R::new(weights[i]), R::new(factors[i]), pixel);
                 losses[i] = choose(R::new(classes[i]) >= zero, loss, zero).get();
-                of_p[i] = (of.of_p / sum).get();
-                let own = target / sum * of.of_p - of.of_target;
-                of_target[i] = if UNSHIFTED { own.get() } else { of.of_target.get() };
+                of_p[i] = (of.of_p / (own + others)).get();
+                of_target[i] = (of.of_row - rest * of.of_p).get();
                 of_weight[i] = of.of_weight.get();
             }
             room.losses[first..first + GROUP].copy_from_slice(&losses);
@@ -574,7 +613,7 @@ impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
     }
 
     #[inline(always)]
-    fn gradient<R: LaneOf<T::Wide>, const UNSHIFTED: bool>(&mut self) {
+    fn gradient<R: LaneOf<T::Wide>>(&mut self) {
         let (job, pixels, room) = (self.call.job, self.pixels, &mut *self.room);
         if !job.needs_gradient() {
             return;
@@ -589,13 +628,8 @@ impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
             let position = pixels.of(class).start;
             // Whatever an ignored pixel holds stays out of the gradient.
             let gradient = |i: usize, exponential: T::Wide, spread: R| {
-                if UNSHIFTED {
-                    let others = R::new(exponential) * R::new(of_p[i]);
-                    let gradient = choose(R::new(classes[i]) == index, R::new(of_target[i]), others);
-                    return choose(R::new(classes[i]) >= zero, gradient, zero).get();
-                }
-                let own = choose(R::new(classes[i]) == index, R::new(of_target[i]), zero);
-                let gradient = R::new(exponential).mul_add(R::new(of_p[i]), -(own + spread));
+                let others = R::new(exponential) * R::new(of_p[i]);
+                let gradient = choose(R::new(classes[i]) == index, R::new(of_target[i]), others) - spread;
                 choose(R::new(classes[i]) >= zero, gradient, zero).get()
             };
             if self.call.spread == 0.0 {
@@ -692,16 +726,30 @@ impl<T: Element> Kernel<T::Wide> for ShareRow<'_, T> {
         let total = R::of(simd::sum::<T::Wide, R>(target));
         let ahead = |range| job.fetch_row(row, range);
         let [sum, distances] = self::exponentials(x, max, Distances::Weighted(target), exponentials, ahead);
-        let loss = distances + total * sum.ln();
+        let peak = peak::<T::Wide, R>(exponentials, sum);
+        let rest = peak.map(|peak| others(exponentials, peak, sum));
+        let loss = distances + total * rest.map_or(sum.ln(), |rest| rest.ln_1p());
         if job.needs_gradient() {
             let factor = R::new(job.factor(row));
             let of_p = factor * total / sum;
+            // Not with p − 1, which loses the digits of a p near 1.
+            let own = peak.zip(rest).map(|(peak, rest)| {
+                let of_others = others(target, peak, total);
+                (peak, (factor * of_others - rest * of_p).get())
+            });
             let target = &target[..exponentials.len()];
             let gradient = |i: usize, e| (R::new(e) * of_p - factor * R::new(target[i])).get();
-            job.store_gradient(row * job.classes, exponentials, gradient, None);
+            job.store_gradient(row * job.classes, exponentials, gradient, own);
         }
         loss.get()
     }
+}
+
+/// Where the exponential of the largest logit is, 1, if it is more than half of their sum.
+#[inline(always)]
+pub(super) fn peak<W: Wide, R: LaneOf<W>>(exponentials: &[W], sum: R) -> Option<usize> {
+    let peaked = sum < R::of(2.0);
+    if peaked { exponentials.iter().position(|e| R::new(*e) == R::of(1.0)) } else { None }
 }
 
 /// One block of pixels and their shares: stores its gradient and losses, returns the sum of the losses.
@@ -721,10 +769,13 @@ impl<T: Element> Kernel<T::Wide> for SharePixels<'_, T> {
         room.find_max::<T, R>(job, pixels);
         let max = &room.max[..length];
         let (sums, totals) = (&mut room.sums[..length], &mut room.weights[..length]);
-        let distances = &mut room.distances[..length];
-        for numbers in [&mut *sums, &mut *totals, &mut *distances] {
+        let (distances, others) = (&mut room.distances[..length], &mut room.others[..length]);
+        // The shares of all classes but the most likely one.
+        let lesser = &mut room.own[..length];
+        for numbers in [&mut *sums, &mut *totals, &mut *distances, &mut *others, &mut *lesser] {
             numbers.fill(T::Wide::default());
         }
+        let (zero, one) = (R::of(0.0), R::of(1.0));
         for class in 0..job.classes {
             let x = &T::read(&job.input[pixels.of(class)], &mut room.x)[..length];
             let shares = &T::read(&job.numbers[pixels.of(class)], &mut room.targets)[..length];
@@ -738,30 +789,45 @@ impl<T: Element> Kernel<T::Wide> for SharePixels<'_, T> {
                 exponentials[i] = exponential.get();
                 sums[i] = (R::new(sums[i]) + exponential).get();
                 totals[i] = (R::new(totals[i]) + target).get();
+                let most = exponential == one;
+                others[i] = (R::new(others[i]) + choose(most, zero, exponential)).get();
+                lesser[i] = (R::new(lesser[i]) + choose(most, zero, target)).get();
+                // 0 · ∞ is 0: a class that is masked and has no share.
+                let distance = choose(target == zero, zero, distance);
                 distances[i] = target.mul_add(distance, R::new(distances[i])).get();
             }
         }
         job.read_factors(pixels, &mut room.factors);
         let factors = &room.factors[..length];
         let (losses, of_p) = (&mut room.losses[..length], &mut room.of_p[..length]);
+        let of_target = &mut room.of_target[..length];
         for i in 0..length {
-            let (sum, total) = (R::new(sums[i]), R::new(totals[i]));
-            losses[i] = (R::new(distances[i]) + total * sum.ln()).get();
-            of_p[i] = (R::new(factors[i]) * total / sum).get();
+            let (sum, total, others) = (R::new(sums[i]), R::new(totals[i]), R::new(others[i]));
+            // One class is more likely than all others together.
+            let peaked = sum < R::of(2.0);
+            let log = choose(peaked, others.ln_1p(), sum.ln());
+            losses[i] = (R::new(distances[i]) + total * log).get();
+            let of_sum = R::new(factors[i]) * total / sum;
+            of_p[i] = of_sum.get();
+            // Not with p − 1, which loses the digits of a p near 1.
+            let own = R::new(factors[i]) * R::new(lesser[i]) - others * of_sum;
+            of_target[i] = choose(peaked, own, R::of(f64::NAN)).get();
         }
         job.store_losses(pixels.row, losses);
         let sum = Sum(losses).run::<R>();
         if !job.needs_gradient() {
             return sum;
         }
-        let of_p = &room.of_p[..length];
+        let (of_p, of_target) = (&room.of_p[..length], &room.of_target[..length]);
         for class in 0..job.classes {
             let shares = &T::read(&job.numbers[pixels.of(class)], &mut room.targets)[..length];
             let weight = R::of(job.options.weight_of(class));
             let exponentials = &mut room.exponentials[class * length..][..length];
             let gradient = |i: usize, e| {
                 let target = R::new(factors[i]) * call.target(shares[i], weight);
-                (R::new(e) * R::new(of_p[i]) - target).get()
+                let (own, gradient) = (R::new(of_target[i]), R::new(e) * R::new(of_p[i]) - target);
+                // NaN is the gradient of none.
+                choose((R::new(e) == one) & (own == own), own, gradient).get()
             };
             job.store_gradient(pixels.of(class).start, exponentials, gradient, None);
         }

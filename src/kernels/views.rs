@@ -11,7 +11,7 @@ use super::element::Element;
 use super::number::choose;
 use super::rows::{Job, RowFormula, RowReduction, Rows, f_rows};
 use super::simd::{self, Kernel, LaneOf, Sum};
-use super::softmax::{Distances, exponentials, largest, room};
+use super::softmax::{Distances, exponentials, largest, likely, others, room};
 use super::{BLOCK, parallel};
 use crate::LossError;
 
@@ -93,6 +93,8 @@ struct View<W> {
     max: W,
     sum: W,
     log_sum: W,
+    /// 1 less the probability of the target, where it has one.
+    rest: W,
     /// The sum of the derivatives of the divergence with respect to the log-probabilities.
     terms: f64,
 }
@@ -149,9 +151,14 @@ impl<T: Element> Call<'_, T> {
             let distances = Distances::of_smoothed(smoothed, None);
             let [sum, distances] = exponentials(x, max, distances, p, |range| self.job.fetch_row(row, range));
             let log_sum = sum.ln();
-            room.views[index] = View { max: max.get(), sum: sum.get(), log_sum: log_sum.get(), terms: 0.0 };
+            let zero = T::Wide::default();
+            let view = View { max: max.get(), sum: sum.get(), log_sum: log_sum.get(), rest: zero, terms: 0.0 };
+            room.views[index] = view;
             let Some(class) = class else { continue };
-            let own = R::of(1.0 - self.views.smoothing) * (log_sum - (R::new(x[class]) - max));
+            let (own, rest) = (R::new(p[class]), others(p, class, sum));
+            room.views[index].rest = (rest / sum).get();
+            let log_p = choose(own > rest, likely(own, rest), R::new(x[class]) - max - log_sum);
+            let own = R::of(self.views.smoothing - 1.0) * log_p;
             let others = R::of(self.spread()) * (distances + R::of(classes as f64) * log_sum);
             entropy = (own + others).get().into() * self.of_entropy;
         }
@@ -198,7 +205,8 @@ impl<T: Element> Call<'_, T> {
             let (max, log_sum) = (R::new(view.max), R::new(view.log_sum));
             for i in 0..length {
                 let difference = R::new(x[i]) - max - log_sum - R::new(mixture[i]);
-                let loss = R::new(p[i]) * difference;
+                // 0 · ∞ is 0: a class that is masked.
+                let loss = choose(R::new(p[i]) == R::of(0.0), R::of(0.0), R::new(p[i]) * difference);
                 losses[i] = (R::new(losses[i]) + loss).get();
                 terms[i] = R::new(p[i]).mul_add(R::new(below[i]), loss).get();
             }
@@ -221,8 +229,11 @@ impl<T: Element> Call<'_, T> {
             let (of_term, spread) = (R::of(of_divergence), R::of(of_entropy * self.spread()));
             let gradient = |i: usize, term| R::new(p[i]).mul_add(of_p, R::new(term).mul_add(of_term, -spread));
             let own = class.map(|class| {
-                let own = R::of(of_entropy * (1.0 - self.views.smoothing));
-                (class, (gradient(class, terms[class]) - own).get())
+                // p − (1 − ε), which would lose the digits of a p near 1.
+                let entropy = R::of(of_entropy) * (R::of(self.views.smoothing) - R::new(view.rest));
+                let of_p = R::of(-of_divergence * view.terms);
+                let divergence = R::new(p[class]).mul_add(of_p, R::new(terms[class]) * of_term);
+                (class, (entropy + divergence - spread).get())
             });
             self.job.store_gradient(row * classes, terms, |i, term| gradient(i, term).get(), own);
         }

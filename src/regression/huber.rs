@@ -1,9 +1,9 @@
 use tch::Tensor;
 
-use super::f_expanded;
+use super::{f_expanded, f_real_pair};
 use crate::kernels::{Pointwise, Real, Weighted, choose, f_pointwise};
 use crate::mean_parts::f_wide_option;
-use crate::numeric::{f_widely, real};
+use crate::numeric::f_widely;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The Huber loss: squared where an element is near its target, linear where it is far.
@@ -110,7 +110,7 @@ impl Loss for HuberLoss {
         let formula = Smooth { delta };
         f_expanded(input, target, self.broadcast, |x, y| {
             check::floating(("input", x))?;
-            real(("target", y))?;
+            let [x, y] = &f_real_pair(x, y)?;
             let f_aten = move |x: &Tensor, y: &Tensor, reduction: Reduction| {
                 // libtorch's backward takes no integers beside floating numbers, which its forward does.
                 let y = if y.is_floating_point() { y.shallow_clone() } else { y.f_to_kind(x.f_kind()?)? };

@@ -86,9 +86,9 @@ fn f_expanded(
     loss(&expanded[0], &expanded[1])
 }
 
-/// `target` for a loss of real numbers, of which input or target has a floating kind. Booleans become numbers of the input's kind,
-/// because libtorch subtracts none.
-fn f_real_target(input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+/// Both for a loss of real numbers, of which input or target has a floating kind. Booleans as targets become numbers, because
+/// libtorch subtracts none, and two floating kinds become the one that they promote to, because its backward functions take one.
+fn f_real_pair(input: &Tensor, target: &Tensor) -> Result<[Tensor; 2], LossError> {
     let (input, target) = (("input", input), ("target", target));
     real(input)?;
     real(target)?;
@@ -96,10 +96,16 @@ fn f_real_target(input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::not_boolean(input)?;
         check::floating(target)?;
     }
-    match target.1.f_kind()? {
-        Kind::Bool => Ok(target.1.f_to_kind(input.1.f_kind()?)?),
-        _ => Ok(target.1.shallow_clone()),
+    let ((_, input), (_, target)) = (input, target);
+    let [of_input, of_target] = [input.f_kind()?, target.f_kind()?];
+    if of_target == Kind::Bool {
+        return Ok([input.shallow_clone(), target.f_to_kind(of_input)?]);
     }
+    if of_input == of_target || !input.is_floating_point() || !target.is_floating_point() {
+        return Ok([input.shallow_clone(), target.shallow_clone()]);
+    }
+    let kind = if [of_input, of_target].contains(&Kind::Double) { Kind::Double } else { Kind::Float };
+    Ok([input.f_to_kind(kind)?, target.f_to_kind(kind)?])
 }
 
 /// Looks for negative values, which are not what is `expected`; NaN is none, as in PyTorch.

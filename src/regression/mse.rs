@@ -87,7 +87,7 @@ impl MseLoss {
 impl Loss for MseLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         super::f_expanded(input, target, self.broadcast, |input, target| {
-            let target = &super::f_real_target(input, target)?;
+            let [input, target] = &super::f_real_pair(input, target)?;
             let Some(weight) = &self.weight else {
                 let reduction = self.reduction;
                 return f_pointwise(SquaredError, [input, target], reduction, move |[input, target]| {

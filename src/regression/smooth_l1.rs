@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::{f_expanded, f_real_target};
+use super::{f_expanded, f_real_pair};
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
 use crate::numeric::f_widely;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
@@ -98,7 +98,7 @@ impl Loss for SmoothL1Loss {
         let (beta, reduction) = (self.beta, tch::Reduction::from(self.reduction));
         check::option("beta", beta, beta >= 0.0, "a number ≥ 0")?;
         f_expanded(input, target, self.broadcast, |x, y| {
-            let y = &f_real_target(x, y)?;
+            let [x, y] = &f_real_pair(x, y)?;
             if beta == 0.0 {
                 return f_widely([x, y], |[x, y]| Ok(x.f_l1_loss(y, reduction)?));
             }

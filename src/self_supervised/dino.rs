@@ -242,7 +242,7 @@ impl DinoLoss {
         let p = centred.f_div_number(self.teacher_temp)?.f_softmax(-1, None)?;
         let log_q = student.f_to_kind(kind)?.f_div_number(self.config.student_temp)?.f_log_softmax(-1, None)?;
         let by_view = |outputs: Tensor| outputs.f_flatten(1, 2);
-        let agreement = by_view(p)?.f_matmul(&by_view(log_q)?.f_transpose(0, 1)?)?;
+        let agreement = f_agreement(&by_view(p)?, &by_view(log_q)?)?;
         let loss = f_without_diagonal(&agreement)?.f_sum(None)?.f_neg()?.f_div_number(pairs * batch)?;
         Ok(loss.f_to_kind(teacher.f_kind()?)?)
     }
@@ -303,6 +303,19 @@ impl DinoLoss {
         }
         Ok(Tensor::f_stack(views, 0)?)
     }
+}
+
+/// Σ p log q of each row of both, where no share of −∞ is 0: that of a feature that is masked.
+fn f_agreement(p: &Tensor, log_q: &Tensor) -> Result<Tensor, LossError> {
+    let impossible = log_q.f_eq_number(f64::NEG_INFINITY)?;
+    // On the CPU a look saves the second product.
+    if !log_q.device().is_cuda() && impossible.f_any()?.f_int64_value(&[])? == 0 {
+        return Ok(p.f_matmul(&log_q.f_transpose(0, 1)?)?);
+    }
+    let agreement = p.f_matmul(&log_q.f_masked_fill_number(&impossible, 0)?.f_transpose(0, 1)?)?;
+    let shares = p.f_detach()?.f_matmul(&impossible.f_to_kind(p.f_kind()?)?.f_transpose(0, 1)?)?;
+    let infinite = shares.f_zeros_like()?.f_masked_fill_number(&shares.f_gt_number(0)?, f64::NEG_INFINITY)?;
+    Ok(agreement.f_add(&infinite)?)
 }
 
 fn check_temperature(option: &'static str, temperature: f64) -> Result<(), LossError> {

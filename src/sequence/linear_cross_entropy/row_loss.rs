@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::LossError;
 use crate::kernels::{self, LogitRows, NumberOperations, f_logits};
-use crate::numeric::wide_kind;
+use crate::numeric::{f_share_of, wide_kind};
 
 /// How many logits are taken at once on the CPU: as many as stay in its second-level cache over several operations.
 const BLOCK: i64 = 1 << 18;
@@ -244,7 +244,7 @@ impl RowLoss {
             target = target.f_mul(weight)?;
         }
         let total = target.f_sum_dim_intlist(1, false, None)?;
-        let product = shifted.f_mul(&target)?.f_sum_dim_intlist(1, false, None)?;
+        let product = f_share_of(&target, shifted)?.f_sum_dim_intlist(1, false, None)?;
         Ok(Distribution { total, product, form: Form::Dense(target) })
     }
 
