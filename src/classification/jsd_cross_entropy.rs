@@ -105,8 +105,8 @@ impl JsdCrossEntropyLoss {
         let p = log_p.f_exp()?;
         let mixture = p.f_mean_dim(0, false, None)?.f_clamp_number(FLOOR, 1.0)?.f_log()?;
         let samples = log_p.size()[1] * self.num_splits;
-        // A class that is masked by −∞ costs nothing, where 0 · ∞ would be NaN.
-        let log_p = log_p.f_masked_fill_number(&log_p.f_eq_number(f64::NEG_INFINITY)?, 0)?;
+        // A class that is masked, by −∞ or by a huge number, costs nothing, where 0 · ∞ would be NaN.
+        let log_p = log_p.f_masked_fill_number(&p.f_detach()?.f_eq_number(0)?, 0)?;
         Ok(p.f_mul(&log_p.f_sub(&mixture)?)?.f_sum(None)?.f_div_number(samples)?)
     }
 

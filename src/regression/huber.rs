@@ -109,8 +109,8 @@ impl Loss for HuberLoss {
         let (delta, reduction) = (self.delta, self.reduction);
         let formula = Smooth { delta };
         f_expanded(input, target, self.broadcast, |x, y| {
-            check::floating(("input", x))?;
             let [x, y] = &f_real_pair(x, y)?;
+            check::floating(("input", x))?;
             let f_aten = move |x: &Tensor, y: &Tensor, reduction: Reduction| {
                 // libtorch's backward takes no integers beside floating numbers, which its forward does.
                 let y = if y.is_floating_point() { y.shallow_clone() } else { y.f_to_kind(x.f_kind()?)? };
