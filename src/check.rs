@@ -7,9 +7,10 @@ use std::ops::RangeInclusive;
 
 use tch::{Kind, Tensor};
 
+use crate::autograd::{self, Form};
 use crate::kernels::NumberOperations;
 use crate::numeric::wide_kind;
-use crate::{LossError, autograd, kernels};
+use crate::{LossError, kernels};
 
 /// What happens to values that have no loss: a class index out of range, a probability that is none, a negative
 /// variance.
@@ -48,13 +49,25 @@ pub(crate) fn defined((argument, tensor): Named) -> Result<(), LossError> {
     if tensor.defined() { Ok(()) } else { Err(LossError::Undefined { argument }) }
 }
 
-/// `tensor` is defined and dense.
+/// `tensor` is defined and dense: it has sizes and strides, which nothing may ask for before.
+///
+/// It may still be one whose numbers libtorch has yet to make. Operations take it as any other; who reads its memory makes it
+/// [plain](kernels::f_plain).
 pub(crate) fn dense((argument, tensor): Named) -> Result<(), LossError> {
-    defined((argument, tensor))?;
-    if tensor.is_sparse() {
+    let form = Form::of(tensor);
+    if form.is_plain() {
+        return Ok(());
+    }
+    if !form.is_defined() {
+        return Err(LossError::Undefined { argument });
+    }
+    if form.is_sparse() {
         return Err(LossError::Sparse { argument });
     }
-    Ok(())
+    match form.other_layout() {
+        Some(layout) => Err(LossError::Layout { argument, layout }),
+        None => Ok(()),
+    }
 }
 
 /// `tensor` has the shape of `other`.
@@ -227,11 +240,33 @@ pub(crate) fn integers((argument, tensor): Named) -> Result<Tensor, LossError> {
     }
 }
 
+/// An empty vector with room for so many elements: as many as a tensor of the caller's, which may be expanded to any size.
+pub(crate) fn f_room<T>(length: usize) -> Result<Vec<T>, LossError> {
+    let mut room = Vec::new();
+    match room.try_reserve_exact(length) {
+        Ok(()) => Ok(room),
+        Err(_) => Err(LossError::Memory { bytes: length as u128 * size_of::<T>() as u128 }),
+    }
+}
+
 /// The elements of a tensor of 64-bit integers, on the host.
 pub(crate) fn host_integers(tensor: &Tensor) -> Result<Vec<i64>, LossError> {
-    let mut values = vec![0; tensor.numel()];
-    tensor.f_copy_data(&mut values, tensor.numel())?;
+    let mut values = f_room(tensor.numel())?;
+    values.resize(tensor.numel(), 0);
+    kernels::f_plain(tensor)?.f_copy_data(&mut values, tensor.numel())?;
     Ok(values)
+}
+
+/// `tensor` without the repetitions of a dimension that it was expanded along, plain and contiguous: the same values, each as
+/// often as it is in memory.
+pub(crate) fn f_without_repetitions(tensor: &Tensor) -> Result<Tensor, LossError> {
+    let mut once = kernels::f_plain(tensor)?;
+    for dim in 0..tensor.dim() {
+        if once.stride()[dim] == 0 && once.size()[dim] > 1 {
+            once = once.f_narrow(dim as i64, 0, 1)?;
+        }
+    }
+    Ok(once.f_contiguous()?)
 }
 
 /// Looks whether all values of an argument are in `range`, of which NaN never is, and decides by `mode` about those that are
@@ -335,7 +370,12 @@ impl ClassIndices {
         ignore_index: Option<i64>,
         mode: InvalidValues,
     ) -> Result<ClassIndices, LossError> {
-        let indices = integers(("target", target))?;
+        let mut indices = integers(("target", target))?;
+        // A graph of libtorch's keeps the indices, and its backward pass does not look at them again. They may be written to in
+        // between through a name that libtorch does not watch, such as `data()`. Engines do look again.
+        if target.f_kind()? == Kind::Int64 && autograd::grad_enabled() && !kernels::takes(&indices) {
+            indices = kernels::f_own(&indices)?;
+        }
         if !indices.device().is_cuda() && mode == InvalidValues::Error {
             return Self::f_on_host(indices, classes, ignore_index);
         }
@@ -351,11 +391,12 @@ impl ClassIndices {
 
     /// One pass over the values beats four tensor operations on the CPU.
     fn f_on_host(indices: Tensor, classes: i64, ignore_index: Option<i64>) -> Result<ClassIndices, LossError> {
-        if let Some((true, any_ignored)) = kernels::scan_classes(&indices, classes, ignore_index) {
+        let values = f_without_repetitions(&indices)?;
+        if let Some((true, any_ignored)) = kernels::scan_classes(&values, classes, ignore_index) {
             let ignored = ignore_index.filter(|_| any_ignored);
             return Ok(ClassIndices { indices, ignored, validity: Validity::CHECKED });
         }
-        let values = host_integers(&indices)?;
+        let values = host_integers(&values)?;
         let mut ignored = None;
         for class in values {
             if Some(class) == ignore_index {
@@ -366,6 +407,13 @@ impl ClassIndices {
             }
         }
         Ok(ClassIndices { indices, ignored, validity: Validity::CHECKED })
+    }
+
+    /// The indices for an operation of libtorch's that does not check them in its backward pass, where nobody can write to them
+    /// in between.
+    pub(crate) fn f_kept(&self, input: &Tensor) -> Result<Tensor, LossError> {
+        let shared = autograd::grad_enabled() && input.requires_grad() && kernels::takes(&self.indices);
+        if shared { kernels::f_own(&self.indices) } else { Ok(self.indices.shallow_clone()) }
     }
 
     /// Where the target is ignored; nothing where none is known to be.

@@ -63,6 +63,20 @@ pub enum LossError {
         /// The argument at fault.
         argument: &'static str,
     },
+    /// An argument is a tensor of a layout that losses do not take: nested, of MKL-DNN, quantised.
+    #[error("{argument} is a {layout} tensor, expected a dense one")]
+    Layout {
+        /// The argument at fault.
+        argument: &'static str,
+        /// What it is.
+        layout: &'static str,
+    },
+    /// There is no memory for numbers that are needed on the host.
+    #[error("no memory for {bytes} bytes")]
+    Memory {
+        /// How many bytes were asked for.
+        bytes: u128,
+    },
     /// An argument holds a value outside its range.
     #[error("{argument} holds {actual}, expected {expected}")]
     Value {
@@ -91,6 +105,9 @@ pub enum LossError {
         /// Why it is none.
         reason: &'static str,
     },
+    /// A loss of another crate does not say which tensors it holds, and so can be neither moved nor copied.
+    #[error("the loss does not say which tensors it holds: it has no Loss::with_tensors")]
+    NoTensors,
     /// A term of a sum of losses could not be computed.
     #[error("term {term}: {source}")]
     Term {
@@ -98,6 +115,12 @@ pub enum LossError {
         term: String,
         /// What is wrong with it.
         source: Box<LossError>,
+    },
+    /// A message of a function of the user's: a backward function, a distance, a loss.
+    #[error("{message}")]
+    Custom {
+        /// The message.
+        message: String,
     },
     /// libtorch rejected the call.
     #[error("libtorch: {message}")]
@@ -111,6 +134,31 @@ pub enum LossError {
 }
 
 impl LossError {
+    /// An error with a message of your own, for a [`Loss`](crate::Loss) or a [`Function`](crate::autograd::Function) of your own.
+    ///
+    /// ```
+    /// use tch::Tensor;
+    /// use tch_losses::{Loss, LossError};
+    ///
+    /// #[derive(Debug)]
+    /// struct Moved;
+    ///
+    /// impl Loss for Moved {
+    ///     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+    ///         if input.numel() == 0 {
+    ///             return Err(LossError::custom("there are no points to be moved"));
+    ///         }
+    ///         Ok(input.f_sub(target)?.f_square()?.f_mean(None)?)
+    ///     }
+    /// }
+    ///
+    /// let nothing = Tensor::from_slice::<f32>(&[]);
+    /// assert_eq!(Moved.f_forward(&nothing, &nothing).unwrap_err().to_string(), "there are no points to be moved");
+    /// ```
+    pub fn custom(message: impl Into<String>) -> Self {
+        LossError::Custom { message: message.into() }
+    }
+
     /// The error for a loss of type `L` that is no mean.
     pub(crate) fn no_mean<L: ?Sized>(reason: &'static str) -> Self {
         let path = std::any::type_name::<L>().split('<').next().unwrap_or_default();

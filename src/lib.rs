@@ -168,6 +168,7 @@ mod loss;
 mod mean_parts;
 mod metric;
 mod numeric;
+mod option_tensors;
 mod precomputed;
 mod preference;
 #[cfg(test)]

@@ -1,12 +1,18 @@
 //! The trait that the losses of `(input, target)` share.
 
-use tch::Tensor;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::{LossError, MeanParts};
+use tch::{Device, Kind, Tensor};
+
+use crate::{LossError, MeanParts, option_tensors};
 
 /// A loss of an input and a target.
 ///
 /// Losses of other arguments (`anchor, positive, negative`, …) have methods of the same two names.
+///
+/// A loss can go to another thread, and so can a `Box<dyn Loss>`, which is a loss itself: a term of a
+/// [`WeightedSum`](crate::WeightedSum), for example. A reference to one is a loss where threads may share it (`Sync`),
+/// which a loss that owns tensors is not.
 ///
 /// # Example: choose a loss at run time
 ///
@@ -29,7 +35,7 @@ use crate::{LossError, MeanParts};
 /// assert_eq!(f64::try_from(loss)?, 2.0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub trait Loss {
+pub trait Loss: Send {
     /// Computes the loss, with a graph where an argument requires a gradient.
     ///
     /// # Errors
@@ -48,6 +54,40 @@ pub trait Loss {
         Err(LossError::no_mean::<Self>("it is no mean over samples or elements"))
     }
 
+    /// The same loss with each tensor among its options replaced, such as the weights of classes; parameters stay. `None`
+    /// where the loss does not say how, which is the default.
+    ///
+    /// A loss of your own that has it can be moved and copied where it is a `Box<dyn Loss>`, and in a
+    /// [`WeightedSum`](crate::WeightedSum). One without tensors returns a copy of itself.
+    ///
+    /// ```
+    /// use tch::{Device, Kind, Tensor};
+    /// use tch_losses::{Loss, LossError, MseLoss};
+    ///
+    /// struct Scaled {
+    ///     scale: Tensor,
+    /// }
+    ///
+    /// impl Loss for Scaled {
+    ///     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+    ///         MseLoss::new().f_forward(&input.f_mul(&self.scale)?, target)
+    ///     }
+    ///
+    ///     fn with_tensors(&self, replace: &mut dyn FnMut(&Tensor) -> Tensor) -> Option<Box<dyn Loss>> {
+    ///         Some(Box::new(Scaled { scale: replace(&self.scale) }))
+    ///     }
+    /// }
+    ///
+    /// let boxed: Box<dyn Loss> = Box::new(Scaled { scale: Tensor::from(2_f32) });
+    /// let moved = boxed.f_to(Device::cuda_if_available(), Kind::Double)?;
+    /// # let _ = moved;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    fn with_tensors(&self, replace: &mut dyn FnMut(&Tensor) -> Tensor) -> Option<Box<dyn Loss>> {
+        let _ = replace;
+        None
+    }
+
     /// Computes the loss as [`f_forward`](Loss::f_forward) does.
     ///
     /// # Panics
@@ -58,13 +98,17 @@ pub trait Loss {
     }
 }
 
-impl<L: Loss + ?Sized> Loss for &L {
+impl<L: Loss + Sync + ?Sized> Loss for &L {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         (**self).f_forward(input, target)
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         (**self).f_parts(input, target)
+    }
+
+    fn with_tensors(&self, replace: &mut dyn FnMut(&Tensor) -> Tensor) -> Option<Box<dyn Loss>> {
+        (**self).with_tensors(replace)
     }
 }
 
@@ -75,6 +119,55 @@ impl<L: Loss + ?Sized> Loss for Box<L> {
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         (**self).f_parts(input, target)
+    }
+
+    fn with_tensors(&self, replace: &mut dyn FnMut(&Tensor) -> Tensor) -> Option<Box<dyn Loss>> {
+        (**self).with_tensors(replace)
+    }
+}
+
+/// What all losses of this crate have, for one that was chosen at run time.
+impl dyn Loss {
+    /// The same loss with the tensors among its options on `device` and in `kind`, such as those of the input. Boolean
+    /// tensors and integers keep their kind. Parameters stay where they are: they move with the `nn::VarStore` that they
+    /// were created in.
+    ///
+    /// # Errors
+    /// [`LossError::Kind`] for a kind that is not floating, [`LossError::NoTensors`] for a loss of another crate that has
+    /// no [`with_tensors`](Loss::with_tensors), [`LossError::Torch`] where libtorch cannot make the tensors.
+    pub fn f_to(&self, device: Device, kind: Kind) -> Result<Box<dyn Loss>, LossError> {
+        let moved = option_tensors::f_with(device, kind, |replace| self.with_tensors(replace))?;
+        moved.ok_or(LossError::NoTensors)
+    }
+
+    /// A copy of the loss, which shares its tensors.
+    ///
+    /// # Errors
+    /// [`LossError::NoTensors`] for a loss of another crate that has no [`with_tensors`](Loss::with_tensors).
+    pub fn f_clone(&self) -> Result<Box<dyn Loss>, LossError> {
+        self.with_tensors(&mut Tensor::shallow_clone).ok_or(LossError::NoTensors)
+    }
+}
+
+/// A loss that is part of another one, and can be copied with it.
+pub(crate) struct Part(Arc<Mutex<Box<dyn Loss>>>);
+
+impl Part {
+    pub(crate) fn new(loss: Box<dyn Loss>) -> Self {
+        Part(Arc::new(Mutex::new(loss)))
+    }
+
+    /// The loss; one thread has it at a time.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Box<dyn Loss>> {
+        // A loss that panicked is what it was before.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A loss that does not say how it is copied is shared.
+impl Clone for Part {
+    fn clone(&self) -> Self {
+        self.lock().f_clone().map_or_else(|_| Part(Arc::clone(&self.0)), Part::new)
     }
 }
 

@@ -119,6 +119,20 @@ pub(crate) fn f_ratio(numerator: &Tensor, denominator: &Tensor) -> Result<Tensor
     Ok(numerator.f_masked_fill_number(&zero, 0)?.f_div(&denominator.f_masked_fill_number(&zero, 1)?)?)
 }
 
+/// The rows `[N, D]` divided by their p-norms, or by `least` where these are shorter. A row of zeros has no direction: it stays
+/// what it is, with first and second derivatives of 0.
+///
+/// Rows are divided by their largest element first. That keeps squares from overflowing, and gives rows of one direction the
+/// same unit vector, bit by bit: a rounded quotient depends on the quotient alone.
+pub(crate) fn f_unit_rows(rows: &Tensor, p: f64, least: f64) -> Result<Tensor, LossError> {
+    let largest = rows.f_detach()?.f_abs()?.f_amax([1_i64].as_slice(), true)?;
+    let zero = largest.f_eq_number(0)?;
+    let scale = largest.f_masked_fill_number(&largest.f_le_number(least)?, 1)?;
+    let scaled = rows.f_masked_fill_number(&zero, 1)?.f_div(&scale)?;
+    let length = scaled.f_norm_number(p, &[1], true)?.f_clamp_min_number(least)?;
+    Ok(scaled.f_div(&length)?.f_masked_fill_number(&zero, 0)?)
+}
+
 /// Asserts that the gradient of a scalar `loss` at `at` is that of central differences.
 #[cfg(test)]
 pub(crate) fn assert_gradient(at: &Tensor, loss: impl Fn(&Tensor) -> Tensor) {

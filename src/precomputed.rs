@@ -2,18 +2,13 @@
 
 use tch::{Kind, Tensor};
 
+use crate::option_tensors::OptionTensors;
 use crate::{LossError, Reduction, autograd};
 
-/// What becomes of a tensor among the options of a loss.
-pub(crate) type Replace<'a> = dyn FnMut(&Tensor) -> Tensor + 'a;
-
-/// A loss, or the options of one, that can be made again with other tensors.
-pub(crate) trait Precomputed: Sized + Send + 'static {
+/// A loss, or the options of one, that keeps its gradient alone.
+pub(crate) trait Precomputed: OptionTensors + Send + 'static {
     /// The reduction; unreduced losses have no single gradient to be kept.
     fn reduction(&self) -> Reduction;
-
-    /// The same with each tensor replaced, always in the same order.
-    fn map_tensors(&self, replace: &mut Replace) -> Self;
 
     /// What `f_compute` returns, of which the gradient alone is kept where there is one to keep.
     fn f_precomputed(

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -252,5 +253,164 @@ fn threads_may_run_backward_at_the_same_time() {
                 });
             }
         });
+    }
+}
+
+/// A closure need not be `Sync`: what it owns is one thread's at a time.
+#[test]
+fn a_closure_is_entered_by_one_thread_at_a_time() {
+    for device in devices() {
+        let x = leaf(&[1.0, 2.0], device);
+        let (inside, calls) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (counted, most) = (calls.clone(), inside.clone());
+        let lines = RefCell::new(Vec::new());
+        let backward = move |context: Context| {
+            let together = most.fetch_add(1, Ordering::SeqCst);
+            let mut lines = lines.borrow_mut();
+            for line in 0..50 {
+                lines.push(format!("a line on the heap, and another one: {line}"));
+            }
+            lines.clear();
+            thread::yield_now();
+            counted.fetch_add(1, Ordering::SeqCst);
+            most.fetch_sub(1, Ordering::SeqCst);
+            if together > 0 { Err(LossError::custom("together")) } else { Ok(vec![context.grad(0)]) }
+        };
+        let output = Function::new(&[&x]).f_attach_one(x.detach(), backward).unwrap().sum(None);
+        let precomputed = {
+            let log = RefCell::new(Vec::new());
+            let loss = move |inputs: &[Tensor]| {
+                let mut log = log.borrow_mut();
+                log.push(format!("{:?}", inputs[0]));
+                Ok(inputs[0].f_pow_tensor_scalar(3)?.f_sum(None)?)
+            };
+            f_precomputed(&[&x], loss).unwrap()
+        };
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                let (output, precomputed, x) = (output.shallow_clone(), precomputed.shallow_clone(), x.shallow_clone());
+                scope.spawn(move || {
+                    for _ in 0..200 {
+                        let gradient = Tensor::run_backward(&[&output], &[&x], true, false).remove(0);
+                        assert_eq!(values(&gradient), [1.0, 1.0]);
+                        let gradient = Tensor::run_backward(&[&precomputed], &[&x], true, true).remove(0);
+                        assert_eq!(values(&gradient.detach()), [3.0, 12.0]);
+                    }
+                });
+            }
+        });
+        assert_eq!((calls.load(Ordering::SeqCst), inside.load(Ordering::SeqCst)), (400, 0));
+    }
+}
+
+/// Its thread may come back to it.
+#[test]
+fn a_closure_may_run_a_backward_pass_through_itself() {
+    let x = leaf(&[2.0], Device::Cpu);
+    let depth = Arc::new(AtomicUsize::new(0));
+    let again: Arc<std::sync::Mutex<Option<Tensor>>> = Arc::default();
+    let (output, reached) = (again.clone(), depth.clone());
+    let backward = move |context: Context| {
+        if reached.fetch_add(1, Ordering::SeqCst) < 3 {
+            let inner = output.lock().unwrap().as_ref().unwrap().shallow_clone();
+            let x = context.saved()[0].shallow_clone();
+            let gradient = Tensor::f_run_backward(&[inner], &[&x], true, false)?.remove(0);
+            return Ok(vec![Some(gradient.f_add(&context.grad(0).unwrap())?)]);
+        }
+        Ok(vec![context.grad(0)])
+    };
+    let output = Function::new(&[&x]).save(&[&x]).f_attach_one(x.detach(), backward).unwrap();
+    *again.lock().unwrap() = Some(output.shallow_clone());
+    assert_eq!(values(&Tensor::run_backward(&[&output], &[&x], true, false)[0]), [4.0]);
+    // The tensor holds the closure, and that the tensor.
+    again.lock().unwrap().take();
+}
+
+/// Panics when it is dropped, as often as that happens.
+struct Bomb(u32);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        if self.0 > 0 {
+            std::panic::panic_any(Bomb(self.0 - 1));
+        }
+    }
+}
+
+#[test]
+fn what_a_panic_throws_may_panic_when_it_is_dropped() {
+    for device in devices() {
+        let x = leaf(&[1.0], device);
+        for depth in 0..4 {
+            let output = Function::new(&[&x]).f_attach_one(x.detach(), move |_| std::panic::panic_any(Bomb(depth)));
+            let error = output.unwrap().sum(None).f_backward().unwrap_err().to_string();
+            assert!(error.contains("panic in a backward function: without a message"), "{error}");
+            // And so may what the closure owns.
+            let owned = Bomb(depth);
+            let backward = move |context: Context| {
+                let _ = &owned;
+                Ok(vec![context.grad(0)])
+            };
+            drop(Function::new(&[&x]).f_attach_one(x.detach(), backward).unwrap());
+        }
+    }
+}
+
+#[test]
+fn what_can_be_differentiated_once_says_so() {
+    for device in devices() {
+        let (x, factor) = (leaf(&[1.0, -3.0], device), leaf(&[2.0], device));
+        let cube = || {
+            let function = Function::new(&[&x]).save(&[&x]).once_differentiable();
+            let attached = function.f_attach_one(no_grad(|| x.pow_tensor_scalar(3)), |context| {
+                assert!(!context.create_graph());
+                let slope = context.saved()[0].f_square()?.f_mul_scalar(3.0)?;
+                Ok(vec![context.grad(0).map(|grad| grad.f_mul(&slope)).transpose()?])
+            });
+            attached.unwrap()
+        };
+        assert_eq!(values(&Tensor::run_backward(&[cube().sum(None)], &[&x], false, false)[0]), [3.0, 27.0]);
+        // The incoming gradient depends on a factor.
+        let first = Tensor::run_backward(&[(cube() * &factor).sum(None)], &[&x], true, true).remove(0);
+        assert_eq!(values(&first.detach()), [6.0, 54.0]);
+        for input in [&x, &factor] {
+            let error = Tensor::f_run_backward(&[first.sum(None)], &[input], true, false).unwrap_err().to_string();
+            assert!(error.contains("once_differentiable"), "{error}");
+        }
+        // What does not go through it is differentiated.
+        let other = Tensor::run_backward(&[(first.detach() * &x).sum(None)], &[&x], false, false).remove(0);
+        assert_eq!(values(&other), [6.0, 54.0]);
+    }
+}
+
+/// Zeros without memory, which libtorch makes, and views that are negated when they are read.
+#[test]
+fn gradients_have_memory_of_their_own() {
+    for device in devices() {
+        let x = leaf(&[1.0, 2.0], device);
+        let pass = |x: &Tensor| {
+            let backward = |context: Context| {
+                let grad = context.grad(0).unwrap();
+                assert!(!grad.f_internal_is_zerotensor()? && !grad.f_is_neg()? && !grad.f_is_conj()?);
+                Ok(vec![Some(grad)])
+            };
+            Function::new(&[x]).f_attach_one(x.detach(), backward).unwrap()
+        };
+        // The derivative of sign(y).
+        let y = pass(&x);
+        let first = Tensor::run_backward(&[y.abs().sum(None)], &[&y], true, true).remove(0);
+        let second = Tensor::run_backward(&[first.sum(None)], &[&x], true, false).remove(0);
+        assert_eq!(values(&second), [0.0, 0.0]);
+        // A closure that returns such a tensor.
+        let output = Function::new(&[&x]).f_attach_one(x.detach(), |context| {
+            let grad = context.grad(0).unwrap();
+            Ok(vec![Some(Tensor::f_internal_efficientzerotensor(grad.size(), (grad.kind(), grad.device()))?)])
+        });
+        let gradient = Tensor::run_backward(&[output.unwrap().sum(None)], &[&x], false, false).remove(0);
+        assert_eq!(values(&gradient), [0.0, 0.0]);
+        // The imaginary part of a conjugate is a negated view.
+        let complex = pass(&x);
+        let turned = Tensor::complex(&complex, &complex).conj().imag() * 3.0;
+        assert_eq!(values(&Tensor::run_backward(&[turned.sum(None)], &[&x], false, false)[0]), [-3.0, -3.0]);
     }
 }

@@ -244,13 +244,13 @@ const PARTLY: &[(&str, Target, Build)] = &[
 /// A loss of other arguments, which it makes of input and target.
 struct Of<F>(F);
 
-impl<F: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError>> Loss for Of<F> {
+impl<F: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send> Loss for Of<F> {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         (self.0)(input, target)
     }
 }
 
-fn of(loss: impl Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + 'static) -> Box<dyn Loss> {
+fn of(loss: impl Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static) -> Box<dyn Loss> {
     Box::new(Of(loss))
 }
 
@@ -731,27 +731,27 @@ fn assert_pairs(loss: &dyn Loss, x: &Tensor, y: &Tensor, what: &str) {
 }
 
 /// Makes a loss of embeddings, vectors of classes and classes.
-type OfVectors<'a> = &'a dyn Fn(EmbeddingReduction, &Tensor, &Tensor, &Tensor) -> Result<Tensor, LossError>;
+type OfVectors = fn(EmbeddingReduction, &Tensor, &Tensor, &Tensor) -> Result<Tensor, LossError>;
 
 #[test]
 fn losses_with_vectors_of_classes_are_those_of_tensor_operations() {
     use EmbeddingReduction::{Mean, MeanNonZero, None, Sum, Threshold};
     let losses: [(&str, OfVectors); 8] = [
-        ("ArcFace", &|r, x, w, y| ArcFace::new().scale(3.0).reduction(r).f_forward(x, &w.transpose(0, 1), y)),
-        ("ArcFace beyond π", &|r, x, w, y| {
+        ("ArcFace", |r, x, w, y| ArcFace::new().scale(3.0).reduction(r).f_forward(x, &w.transpose(0, 1), y)),
+        ("ArcFace beyond π", |r, x, w, y| {
             ArcFace::new().margin(150.0).scale(3.0).reduction(r).f_forward(x, &w.transpose(0, 1), y)
         }),
-        ("ArcFace of sub-centres", &|r, x, w, y| {
+        ("ArcFace of sub-centres", |r, x, w, y| {
             let weight = Tensor::cat(&[w, &(w * 0.5 + 1.0)], 1).reshape([-1, w.size()[1]]).transpose(0, 1);
             ArcFace::new().sub_centers(2).scale(3.0).reduction(r).f_forward(x, &weight, y)
         }),
-        ("CosFace", &|r, x, w, y| CosFace::new().scale(3.0).reduction(r).f_forward(x, &w.transpose(0, 1), y)),
-        ("proxy anchor", &|r, x, w, y| ProxyAnchor::new().alpha(3.0).reduction(r).f_forward(x, w, y)),
-        ("proxy anchor by distances", &|r, x, w, y| {
+        ("CosFace", |r, x, w, y| CosFace::new().scale(3.0).reduction(r).f_forward(x, &w.transpose(0, 1), y)),
+        ("proxy anchor", |r, x, w, y| ProxyAnchor::new().alpha(3.0).reduction(r).f_forward(x, w, y)),
+        ("proxy anchor by distances", |r, x, w, y| {
             ProxyAnchor::new().alpha(3.0).distance(EmbeddingDistance::lp()).reduction(r).f_forward(x, w, y)
         }),
-        ("proxy NCA", &|r, x, w, y| ProxyNca::new().softmax_scale(3.0).reduction(r).f_forward(x, w, y)),
-        ("proxy NCA by noise", &|r, x, w, y| {
+        ("proxy NCA", |r, x, w, y| ProxyNca::new().softmax_scale(3.0).reduction(r).f_forward(x, w, y)),
+        ("proxy NCA by noise", |r, x, w, y| {
             ProxyNca::new().distance(EmbeddingDistance::signal_to_noise()).reduction(r).f_forward(x, w, y)
         }),
     ];
@@ -762,7 +762,7 @@ fn losses_with_vectors_of_classes_are_those_of_tensor_operations() {
         let (x, vectors, labels) = (normal(&[rows, 8]), normal(&[classes, 8]), random(&[rows]));
         let labels = (labels * classes).to_kind(Kind::Int64);
         for reduction in [None, Mean, MeanNonZero, Sum, threshold] {
-            let loss = of_vectors(loss, reduction, &labels);
+            let loss = of_vectors(*loss, reduction, labels.shallow_clone());
             let what = format!("{name}, {rows} and {classes}, {reduction:?}");
             for (kind, tolerance) in [(Kind::Double, 1e-11), (Kind::Float, 1e-4)] {
                 let (x, vectors) = (x.to_kind(kind), vectors.to_kind(kind));
@@ -778,8 +778,8 @@ fn losses_with_vectors_of_classes_are_those_of_tensor_operations() {
 }
 
 /// The loss of embeddings and vectors, given classes.
-fn of_vectors<'a>(loss: OfVectors<'a>, reduction: EmbeddingReduction, labels: &'a Tensor) -> impl Loss + 'a {
-    Of(move |x: &Tensor, vectors: &Tensor| loss(reduction, x, vectors, labels))
+fn of_vectors(loss: OfVectors, reduction: EmbeddingReduction, labels: Tensor) -> impl Loss {
+    Of(move |x: &Tensor, vectors: &Tensor| loss(reduction, x, vectors, &labels))
 }
 
 /// Triplets are too many to be listed.

@@ -122,3 +122,54 @@ fn in_half_precision_a_scale_keeps_the_gradient() {
         assert_eq!(lost.int64_value(&[]), 0, "a gradient underflowed");
     }
 }
+
+/// libtorch does not survive a backward pass from a tensor without a graph.
+#[test]
+fn a_composition_without_a_graph_has_gradients_of_zero() {
+    use tch_losses::autograd::f_precomputed;
+    let numbers = |tensor: &Tensor| Vec::<f64>::try_from(tensor.detach()).unwrap();
+    let x = Tensor::from_slice(&[1.0, 2.0]).set_requires_grad(true);
+    // The second time there is no graph.
+    let calls = std::sync::atomic::AtomicUsize::new(0);
+    let forgetful = move |inputs: &[Tensor]| {
+        let first = calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0;
+        let sum = inputs[0].f_square()?.f_sum(Kind::Double)?;
+        if first { Ok(sum) } else { Ok(sum.f_detach()?) }
+    };
+    let value = f_precomputed(&[&x], forgetful).unwrap();
+    let first = Tensor::run_backward(&[&value], &[&x], true, true).remove(0);
+    assert_eq!(numbers(&first), [2.0, 4.0]);
+    assert_eq!(numbers(&Tensor::run_backward(&[first.sum(None)], &[&x], true, true)[0]), [0.0, 0.0]);
+
+    // An input that the value does not depend on.
+    let other = Tensor::from_slice(&[3.0, 4.0]).set_requires_grad(true);
+    let value = f_precomputed(&[&x, &other], |inputs| Ok(inputs[0].f_square()?.f_sum(Kind::Double)?)).unwrap();
+    let first = Tensor::run_backward(&[&value], &[&x, &other], true, true);
+    assert_eq!(first.iter().map(numbers).collect::<Vec<_>>(), [[2.0, 4.0], [0.0, 0.0]]);
+    for (gradient, expected) in first.iter().zip([[2.0, 2.0], [0.0, 0.0]]) {
+        let second = Tensor::run_backward(&[gradient.sum(None)], &[&x, &other], true, false);
+        assert_eq!(numbers(&second[0]), expected);
+        assert!(!second[1].defined() || numbers(&second[1]) == [0.0, 0.0]);
+    }
+}
+
+#[test]
+fn what_is_no_scalar_cannot_be_precomputed() {
+    use tch_losses::autograd::f_precomputed;
+    let x = Tensor::from_slice(&[1.0, 2.0]).set_requires_grad(true);
+    let message =
+        |loss: fn(&[Tensor]) -> Result<Tensor, LossError>| f_precomputed(&[&x], loss).unwrap_err().to_string();
+    assert_eq!(message(|inputs| Ok(inputs[0].f_square()?)), "loss has shape [2], expected [], a scalar");
+    assert_eq!(message(|inputs| Ok(inputs[0].f_narrow(0, 0, 0)?)), "loss has shape [0], expected [], a scalar");
+    assert_eq!(message(|_| Ok(Tensor::new())), "loss is an undefined tensor");
+    assert_eq!(message(|_| Err(LossError::custom("not today"))), "not today");
+    let complex = |inputs: &[Tensor]| Ok(Tensor::f_complex(&inputs[0], &inputs[0])?.f_sum(None)?);
+    assert!(message(complex).contains("expected a floating kind"));
+    let none = f_precomputed(&[&x, &Tensor::new()], |inputs| Ok(inputs[0].f_sum(None)?)).unwrap_err();
+    assert_eq!(none.to_string(), "input is an undefined tensor");
+    // One number is a scalar in any shape.
+    let value =
+        f_precomputed(&[&x], |inputs| Ok(inputs[0].f_square()?.f_sum(Kind::Double)?.f_reshape([1, 1])?)).unwrap();
+    (&value * 3.0).sum(None).backward();
+    assert_eq!((value.size(), Vec::<f64>::try_from(x.grad()).unwrap()), (vec![1, 1], vec![6.0, 12.0]));
+}

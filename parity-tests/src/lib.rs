@@ -12,6 +12,7 @@ pub mod check;
 pub mod compare;
 pub mod differences;
 pub mod eval;
+pub mod fuzz;
 pub mod jobs;
 pub mod numbers;
 pub mod oracle;

@@ -13,7 +13,7 @@ use parity::eval::{evaluate, run_adapter};
 use parity::oracle::{OracleCall, Python, PythonOptions};
 use parity::results::Results;
 use parity::table::{Summary, closing_line};
-use parity::{bench, progress};
+use parity::{bench, fuzz, progress};
 use tch_losses::with_backend;
 
 /// Proves the losses of tch-losses equal to their Python originals.
@@ -50,6 +50,17 @@ enum Command {
     Record(RecordOptions),
     /// Measure the crate against PyTorch eager and torch.compile
     Bench(Box<bench::BenchOptions>),
+    /// Make calls by chance, and hold both backends beside each other
+    #[command(after_help = "Examples:
+  parity fuzz                                     a minute of every loss
+  parity fuzz --seconds 600 --verbose             ten minutes, and how often each loss was computed
+  parity fuzz --calls 1000000 --seed 1            a million calls, the same ones each time
+  parity fuzz --filter cross_entropy,nll          two losses
+  parity fuzz --replay 4711                       one call in full")]
+    Fuzz(fuzz::FuzzOptions),
+    /// Make the calls of a process of fuzz
+    #[command(hide = true)]
+    FuzzCalls(fuzz::child::ChildOptions),
 }
 
 #[derive(Debug, clap::Args)]
@@ -148,6 +159,8 @@ fn run(command: Command) -> Result<bool> {
         Command::Compare(options) => compare(&options),
         Command::Record(options) => record(&options).map(|()| true),
         Command::Bench(options) => bench::run(&options),
+        Command::Fuzz(options) => fuzz::fuzz(&options),
+        Command::FuzzCalls(options) => fuzz::child::run(&options).map(|()| true),
     }
 }
 

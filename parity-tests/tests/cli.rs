@@ -136,3 +136,48 @@ fn help_shows_examples() {
     let output = parity(&["--help"]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("parity check --filter torch.nn.CTCLoss"));
 }
+
+/// What a run of the fuzzer says, of two processes of the losses of the mean squared error.
+fn fuzz(arguments: &[&str]) -> (Option<i32>, String) {
+    let output = parity(&[&["fuzz", "--filter", "mse", "--seed", "1"], arguments].concat());
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn the_fuzzer_counts_its_calls() {
+    let (status, text) = fuzz(&["--calls", "30", "--verbose"]);
+    assert!(text.contains("fuzz: 30 calls, "), "{text}");
+    assert!(text.contains("| mse  | "), "{text}");
+    assert_eq!(status, Some(if text.contains("fuzz: 30 calls, 0 findings") { 0 } else { 1 }), "{text}");
+}
+
+#[test]
+fn the_fuzzer_finds_a_wrong_engine_and_shows_the_call() {
+    let (status, text) = fuzz(&["--calls", "200", "--sabotage", "value"]);
+    assert_eq!(status, Some(1), "{text}");
+    let row = text.lines().find(|line| line.starts_with("| value ")).expect("a finding");
+    let seed = row.split('|').nth(4).expect("a seed").trim();
+    let shown = parity(&["fuzz", "--replay", seed]);
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    for part in ["{\"loss\": \"mse\"", "  input: ", "  target: ", "auto: ", "composite: ", "fuzz: 1 calls, "] {
+        assert!(shown.contains(part), "{part} is not in {shown}");
+    }
+}
+
+#[test]
+fn the_fuzzer_survives_what_its_calls_do_not() {
+    let (status, text) = fuzz(&["--calls", "3", "--sabotage", "abort"]);
+    assert_eq!(status, Some(1), "{text}");
+    assert!(text.contains("| crash ") && text.contains("signal 6"), "{text}");
+    assert!(text.contains("fuzz: 3 calls, 3 findings"), "{text}");
+    let (status, text) = fuzz(&["--calls", "1", "--jobs", "1", "--patience", "1", "--sabotage", "hang"]);
+    assert_eq!(status, Some(1), "{text}");
+    assert!(text.contains("| hang ") && text.contains("fuzz: 1 calls, 1 findings"), "{text}");
+}
+
+#[test]
+fn the_fuzzer_has_no_loss_of_that_name() {
+    let output = parity(&["fuzz", "--filter", "no_such_loss"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("there is no loss \"no_such_loss\", only huber, l1, "), "{}", stderr(&output));
+}

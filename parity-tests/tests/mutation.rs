@@ -10,7 +10,11 @@ use parity::arguments::{Argument, Arguments, EvalError};
 use parity::case::Value;
 use parity::compare::{Sides, Verdict, compare_case};
 use parity::eval::{Runner, run_adapter};
-use tch::Tensor;
+use parity::fuzz::call::{Call, call, losses};
+use parity::fuzz::judge::{Class, judge};
+use parity::fuzz::side::crate_itself;
+use tch::{Kind, Tensor};
+use tch_losses::{Backend, LossError};
 
 /// How many cases of each loss fail with a broken runner.
 fn failures(runner: &Runner) -> BTreeMap<&'static str, usize> {
@@ -245,5 +249,44 @@ fn a_generalized_iou_without_the_enclosing_box_is_caught() {
         let empty = (&hull - union) / (hull + 1e-7);
         let losses = overlap.f_rsub_scalar(1)?;
         Ok(if broken { losses } else { losses + empty }.mean(None))
+    });
+}
+
+/// The fuzzer finds a broken engine within a few thousand calls, and nothing of the kind with the crate as it is.
+fn assert_the_fuzzer_finds(
+    class: Class,
+    engine: impl Fn(Result<Vec<Tensor>, LossError>) -> Result<Vec<Tensor>, LossError>,
+) {
+    const CALLS: u64 = 3000;
+    let losses = losses();
+    let broken = |backend: Backend, call: &Call, arguments: &[Tensor], kind: Kind| {
+        let outputs = crate_itself(backend, call, arguments, kind);
+        if backend == Backend::Auto { engine(outputs) } else { outputs }
+    };
+    let found = (0..CALLS).any(|seed| {
+        let call = call(seed, &losses).unwrap();
+        let has = |verdict: parity::fuzz::judge::Verdict| verdict.findings.iter().any(|finding| finding.class == class);
+        has(judge(&call, &broken)) && !has(judge(&call, &crate_itself))
+    });
+    assert!(found, "{class:?}: the mutation was not noticed");
+}
+
+fn map(outputs: Result<Vec<Tensor>, LossError>, change: impl Fn(&Tensor) -> Tensor) -> Result<Vec<Tensor>, LossError> {
+    outputs.map(|tensors| tensors.iter().map(change).collect())
+}
+
+#[test]
+fn the_fuzzer_finds_broken_engines() {
+    std::panic::set_hook(Box::new(|_| {}));
+    let stretched = |loss: &Tensor| loss.detach() + (loss - loss.detach()) * 1.05;
+    assert_the_fuzzer_finds(Class::Value, |outputs| map(outputs, |loss| loss * 1.001));
+    assert_the_fuzzer_finds(Class::Value, |outputs| map(outputs, |loss| loss.nan_to_num(0.0, None, None)));
+    assert_the_fuzzer_finds(Class::Value, |outputs| map(outputs, Tensor::detach));
+    assert_the_fuzzer_finds(Class::Gradient, |outputs| map(outputs, stretched));
+    assert_the_fuzzer_finds(Class::Accepts, |outputs| outputs.or_else(|_| Ok(vec![Tensor::from(0.0)])));
+    assert_the_fuzzer_finds(Class::Accepts, |_| Err(LossError::Undefined { argument: "input" }));
+    assert_the_fuzzer_finds(Class::Panic, |_| panic!("at once"));
+    assert_the_fuzzer_finds(Class::Raw, |outputs| {
+        outputs.or_else(|_| Err(tch::TchError::Torch("an internal assertion".into()).into()))
     });
 }

@@ -1,6 +1,8 @@
 //! The Rust side of `node.cpp`.
 
-use std::ffi::{c_char, c_void};
+use std::any::Any;
+use std::ffi::{c_char, c_uint, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
@@ -29,6 +31,7 @@ unsafe extern "C" {
     fn tch_losses_set_text(text: *mut Text, bytes: *const c_char, length: usize);
     fn tch_losses_grad_enabled() -> bool;
     fn tch_losses_keep_graph() -> bool;
+    fn tch_losses_form(tensor: *const C_tensor) -> c_uint;
     fn tch_losses_attach(
         outputs: *mut *mut C_tensor,
         output_count: usize,
@@ -36,6 +39,7 @@ unsafe extern "C" {
         input_count: usize,
         saved: *const *const C_tensor,
         saved_count: usize,
+        once: bool,
         closure: *mut c_void,
         backward: Backward,
         drop: unsafe extern "C" fn(*mut c_void),
@@ -56,11 +60,70 @@ pub(super) fn keep_graph() -> bool {
     unsafe { tch_losses_keep_graph() }
 }
 
-/// Attaches `closure` to `outputs`, which have no graph.
+/// What a tensor is beside the numbers that it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Form(c_uint);
+
+impl Form {
+    const UNDEFINED: c_uint = 1 << 0;
+    const SPARSE: c_uint = 1 << 1;
+    const MKLDNN: c_uint = 1 << 2;
+    const NESTED: c_uint = 1 << 4;
+    const QUANTIZED: c_uint = 1 << 5;
+    const LAZY: c_uint = 1 << 6;
+
+    pub(crate) fn of(tensor: &Tensor) -> Self {
+        // SAFETY: looks at a tensor that is borrowed for the call; an undefined one is one of its answers.
+        Self(unsafe { tch_losses_form(tensor.as_ptr()) })
+    }
+
+    /// Whether it has strides, and memory that holds its numbers as they are.
+    pub(crate) fn is_plain(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether libtorch has yet to make its numbers: zeros without memory, or a view that is negated or conjugated when it
+    /// is read.
+    pub(crate) fn is_lazy(self) -> bool {
+        self.0 & Self::LAZY != 0
+    }
+
+    pub(crate) fn is_defined(self) -> bool {
+        self.0 & Self::UNDEFINED == 0
+    }
+
+    /// Whether it is sparse, in coordinates or compressed.
+    pub(crate) fn is_sparse(self) -> bool {
+        self.0 & Self::SPARSE != 0
+    }
+
+    /// The word for a tensor that is not a dense one; none for those that are, and for the sparse.
+    pub(crate) fn other_layout(self) -> Option<&'static str> {
+        Some(match self.0 & !Self::LAZY {
+            0 => return None,
+            bits if bits & (Self::UNDEFINED | Self::SPARSE) != 0 => return None,
+            bits if bits & Self::NESTED != 0 => "nested",
+            bits if bits & Self::MKLDNN != 0 => "mkldnn",
+            bits if bits & Self::QUANTIZED != 0 => "quantized",
+            _ => "opaque",
+        })
+    }
+}
+
+/// Drops what a panic has thrown, whose own destructor may panic again.
+pub(crate) fn drop_payload(payload: Box<dyn Any + Send>) {
+    if let Err(next) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        // There is no end to who may panic where; a leak is one.
+        std::mem::forget(next);
+    }
+}
+
+/// Attaches `closure` to `outputs`, which have no graph; `once` where its gradients cannot be differentiated.
 pub(super) fn f_attach(
     outputs: &mut [Tensor],
     inputs: &[&Tensor],
     saved: &[&Tensor],
+    once: bool,
     closure: Box<Closure>,
 ) -> Result<(), LossError> {
     let mut outputs: Vec<*mut C_tensor> = outputs.iter_mut().map(Tensor::as_mut_ptr).collect();
@@ -80,6 +143,7 @@ pub(super) fn f_attach(
             inputs.len(),
             saved.as_ptr(),
             saved.len(),
+            once,
             closure,
             run,
             release,
@@ -141,7 +205,9 @@ unsafe extern "C" fn run(
 unsafe extern "C" fn release(closure: *mut c_void) {
     // SAFETY: see above. A panic of a destructor must not unwind into C++.
     let closure = unsafe { Box::from_raw(closure.cast::<Box<Closure>>()) };
-    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(closure)));
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(closure))) {
+        drop_payload(payload);
+    }
 }
 
 /// Takes an error text from C++.

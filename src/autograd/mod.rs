@@ -7,9 +7,14 @@
 //! * Tensors that the backward needs are [saved](Function::save): a change in place between forward and backward is an
 //!   error, and their memory is freed after the backward pass, unless it keeps the graph.
 //! * Where the backward pass itself is to be differentiated, [`Context::create_graph`] is true, and the closure must compute
-//!   with differentiable operations on the saved inputs, or return an error.
+//!   with differentiable operations on the saved inputs, or return an error. A function that cannot be differentiated twice
+//!   [says so](Function::once_differentiable).
 //! * Backward passes run on libtorch's own threads, one per CUDA device, so the closure is `Send`. It may be called several
-//!   times, so it is an `Fn`.
+//!   times, so it is an `Fn`. It need not be `Sync`: threads that run backward passes through one graph at the same time enter
+//!   it one after the other. So a closure does not wait for another thread that has to go through the same closure. One that
+//!   runs a backward pass of its own through the same graph comes back to itself on its own thread, as a recursive function.
+//! * Incoming gradients have memory of their own: libtorch's zeros without memory, and views that are negated when they are
+//!   read, come as plain tensors. So do the gradients that the closure returns.
 //!
 //! # Example: a straight-through estimator
 //!
@@ -59,15 +64,17 @@
 #![allow(unsafe_code)]
 
 mod ffi;
+mod graph;
 mod precomputed;
 mod stored;
 mod tape;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use tch::Tensor;
+use tch::{Tensor, no_grad_guard};
 
-pub(crate) use ffi::grad_enabled;
+pub(crate) use ffi::{Form, drop_payload, grad_enabled};
+pub(crate) use graph::{f_alias, f_with_zero_gradients};
 pub use precomputed::f_precomputed;
 pub(crate) use precomputed::{f_gradients_of, spread};
 pub(crate) use stored::{Stored, StoredGradients};
@@ -86,6 +93,7 @@ type Closure = dyn Fn(Context) -> Gradients + Send;
 pub struct Function<'a> {
     inputs: Vec<&'a Tensor>,
     saved: Vec<&'a Tensor>,
+    once: bool,
 }
 
 /// What a backward closure is called with.
@@ -115,6 +123,23 @@ impl Context {
     pub fn keep_graph(&self) -> bool {
         ffi::keep_graph()
     }
+
+    /// The gradients that `fused` computes. Where they are to be differentiated themselves, the same numbers, with the
+    /// derivatives of those that `differentiable` computes with a graph: what is asked for next does not change a gradient.
+    pub(crate) fn f_gradients(
+        &self,
+        fused: impl FnOnce() -> Gradients,
+        differentiable: impl FnOnce() -> Gradients,
+    ) -> Gradients {
+        if !self.create_graph() {
+            return fused();
+        }
+        let values = {
+            let _off = no_grad_guard();
+            fused()?
+        };
+        graph::f_on_graph_of(values, differentiable()?)
+    }
 }
 
 /// Which of `inputs` a function has to give a gradient to.
@@ -126,7 +151,39 @@ pub(crate) fn needed(inputs: &[&Tensor]) -> Vec<bool> {
 impl<'a> Function<'a> {
     /// A function of these inputs.
     pub fn new(inputs: &[&'a Tensor]) -> Self {
-        Self { inputs: inputs.to_vec(), saved: Vec::new() }
+        Self { inputs: inputs.to_vec(), saved: Vec::new(), once: false }
+    }
+
+    /// Says that the gradients cannot be differentiated themselves: a backward pass through them is an error that says so.
+    /// The closure is then always called with gradients off, and need not care about [`Context::create_graph`].
+    ///
+    /// Without this, the gradients of a closure that computes them without a graph are constants, of which libtorch has no
+    /// derivative. tch does not check that: `run_backward` on a tensor without a graph ends the process.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use tch::{Kind, Tensor, no_grad};
+    /// use tch_losses::autograd::Function;
+    ///
+    /// let x = Tensor::from_slice(&[1.0, 3.0]).set_requires_grad(true);
+    /// let square = no_grad(|| x.square());
+    /// let square = Function::new(&[&x]).save(&[&x]).once_differentiable().f_attach_one(square, |context| {
+    ///     // As another program would compute it, which knows nothing of libtorch's graphs.
+    ///     let numbers = Vec::<f64>::try_from(&context.saved()[0].detach())?;
+    ///     let slope: Vec<f64> = numbers.iter().map(|x| 2.0 * x).collect();
+    ///     Ok(vec![context.grad(0).map(|grad| grad.f_mul(&Tensor::from_slice(&slope))).transpose()?])
+    /// })?;
+    ///
+    /// let gradient = Tensor::f_run_backward(&[square.sum(Kind::Double)], &[&x], true, true)?.remove(0);
+    /// assert_eq!(Vec::<f64>::try_from(gradient.detach())?, [2.0, 6.0]);
+    /// let error = Tensor::f_run_backward(&[gradient.sum(Kind::Double)], &[&x], false, false).unwrap_err();
+    /// assert!(error.to_string().contains("once_differentiable"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn once_differentiable(mut self) -> Self {
+        self.once = true;
+        self
     }
 
     /// Sets the tensors that the backward closure will find in [`Context::saved`]: inputs, or tensors without a graph that
@@ -163,7 +220,7 @@ impl<'a> Function<'a> {
         if !ffi::grad_enabled() || !self.inputs.iter().any(|input| input.requires_grad()) {
             return Ok(outputs);
         }
-        ffi::f_attach(&mut outputs, &self.inputs, &self.saved, Box::new(backward))?;
+        ffi::f_attach(&mut outputs, &self.inputs, &self.saved, self.once, Box::new(backward))?;
         Ok(outputs)
     }
 
@@ -181,10 +238,12 @@ impl<'a> Function<'a> {
 
 /// Calls the closure for `inputs` gradients; an error or a panic becomes its text.
 fn call(closure: &Closure, context: Context, inputs: usize) -> Result<Vec<Option<Tensor>>, String> {
-    let gradients = catch_unwind(AssertUnwindSafe(|| closure(context))).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
-        format!("panic in a backward function: {text}")
+    let gradients = catch_unwind(AssertUnwindSafe(|| closure(context))).map_err(|payload| {
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("without a message");
+        let text = format!("panic in a backward function: {text}");
+        drop_payload(payload);
+        text
     })?;
     let gradients = gradients.map_err(|error| format!("error in a backward function: {error}"))?;
     if gradients.len() != inputs {

@@ -34,22 +34,47 @@ using Backward = bool (*)(
     std::string* error);
 using Drop = void (*)(void* closure);
 
+// The tensor with memory that holds its numbers as they are. libtorch hands zeros through the graph that have no memory at all
+// (the second derivative of |x| is such a tensor), and lazily negated or conjugated views.
+Tensor plain(const Tensor& tensor) {
+  if (!tensor.defined() || tensor.layout() != at::kStrided) return tensor;
+  if (tensor._is_zerotensor()) return tensor.clone();
+  return tensor.resolve_conj().resolve_neg();
+}
+
 Tensor* to_heap(const Tensor& tensor) {
   return tensor.defined() ? new Tensor(tensor) : nullptr;
 }
 
+// What the gradients of a function that can be differentiated once depend on: what they depended on, by way of an error.
+struct OnceNode : Node {
+  std::string name() const override {
+    return "RustFunctionDifferentiatedOnce";
+  }
+
+  variable_list apply(variable_list&&) override {
+    TORCH_CHECK(false, "the gradient of a function that can be differentiated once was differentiated (once_differentiable)");
+  }
+};
+
 struct RustNode : Node {
   std::shared_ptr<void> closure;
+  // Held while the closure runs, which is not for several threads at once. The same thread may come back: the closure may run
+  // a backward pass of its own.
+  std::recursive_mutex entered;
   Backward backward = nullptr;
   std::vector<SavedVariable> saved;
   size_t input_count = 0;
+  bool once = false;
   bool released = false;
 
   std::string name() const override {
     return "RustFunction";
   }
 
-  variable_list apply(variable_list&& grads) override {
+  variable_list apply(variable_list&& grads) override;
+
+  variable_list call(const variable_list& grads) {
     std::vector<Tensor*> grad_pointers;
     std::vector<Tensor*> saved_pointers;
     std::shared_ptr<void> held;
@@ -60,10 +85,13 @@ struct RustNode : Node {
       // Unpacking throws where a saved tensor was changed in place; so it comes before anything is on the heap.
       variable_list unpacked;
       for (const auto& variable : saved) unpacked.push_back(variable.unpack());
+      variable_list plain_grads;
+      for (const auto& grad : grads) plain_grads.push_back(plain(grad));
       for (const auto& tensor : unpacked) saved_pointers.push_back(new Tensor(tensor));
-      for (const auto& grad : grads) grad_pointers.push_back(to_heap(grad));
+      for (const auto& grad : plain_grads) grad_pointers.push_back(to_heap(grad));
     }
-    // Not under the lock: the closure may run a backward pass of its own.
+    // Not under the lock of the node: see `entered`.
+    std::lock_guard<std::recursive_mutex> lock(entered);
     std::vector<Tensor*> result_pointers(input_count, nullptr);
     std::string error;
     const bool done = backward(
@@ -78,7 +106,7 @@ struct RustNode : Node {
     variable_list results(input_count);
     for (size_t i = 0; i < input_count; i++) {
       std::unique_ptr<Tensor> result(result_pointers[i]);
-      if (result) results[i] = *result;
+      if (result) results[i] = plain(*result);
     }
     TORCH_CHECK(done, error);
     return results;
@@ -117,6 +145,27 @@ struct Owner<c10::intrusive_ptr<Node>> {
 };
 using NodeOwner = decltype(torch::autograd::Edge::function);
 
+variable_list RustNode::apply(variable_list&& grads) {
+  const bool create_graph = at::GradMode::is_enabled();
+  if (!once || !create_graph) return call(grads);
+  variable_list results;
+  {
+    // The closure need not know: what it computes has no graph.
+    at::AutoGradMode off(false);
+    results = call(grads);
+  }
+  auto [node, owner] = Owner<NodeOwner>::make<OnceNode>();
+  torch::autograd::edge_list edges = next_edges();
+  for (auto& edge : torch::autograd::collect_next_edges(grads)) edges.push_back(std::move(edge));
+  node->set_next_edges(std::move(edges));
+  for (auto& result : results) {
+    if (!result.defined()) continue;
+    result = result.detach();
+    torch::autograd::create_gradient_edge(result, owner);
+  }
+  return results;
+}
+
 }  // namespace
 
 extern "C" {
@@ -134,6 +183,32 @@ bool tch_losses_keep_graph() {
   return torch::autograd::get_current_graph_task_keep_graph();
 }
 
+// What a tensor is beside its elements, as bits.
+unsigned tch_losses_form(const Tensor* tensor) {
+  if (!tensor->defined()) return 1u << 0;
+  unsigned form = 0;
+  switch (tensor->layout()) {
+    case at::kStrided:
+      break;
+    case at::kSparse:
+    case at::kSparseCsr:
+    case at::kSparseCsc:
+    case at::kSparseBsr:
+    case at::kSparseBsc:
+      form |= 1u << 1;
+      break;
+    case at::kMkldnn:
+      form |= 1u << 2;
+      break;
+    default:
+      form |= 1u << 3;
+  }
+  if (tensor->is_nested()) form |= 1u << 4;
+  if (tensor->is_quantized()) form |= 1u << 5;
+  if (tensor->_is_zerotensor() || tensor->is_neg() || tensor->is_conj()) form |= 1u << 6;
+  return form;
+}
+
 // Makes `outputs` the results of a node whose backward is `closure`. Takes the closure over in every case. Returns false
 // on failure, and has then handed the text to `report`.
 bool tch_losses_attach(
@@ -143,6 +218,7 @@ bool tch_losses_attach(
     size_t input_count,
     Tensor* const* saved,
     size_t saved_count,
+    bool once,
     void* closure,
     Backward backward,
     Drop drop,
@@ -156,6 +232,7 @@ bool tch_losses_attach(
     node->closure = std::move(held);
     node->backward = backward;
     node->input_count = input_count;
+    node->once = once;
     for (size_t i = 0; i < saved_count; i++) node->saved.emplace_back(*saved[i], /*is_output=*/false);
     node->set_next_edges(torch::autograd::collect_next_edges(sources));
     for (size_t i = 0; i < output_count; i++) torch::autograd::create_gradient_edge(*outputs[i], owner);

@@ -2,19 +2,22 @@
 
 use tch::{Tensor, no_grad, with_grad};
 
-use super::{Function, Gradients, needed};
-use crate::LossError;
+use super::{Function, Gradients, f_alias, f_with_zero_gradients, needed};
+use crate::{LossError, check};
 
 /// Computes a scalar loss of `inputs`, given as a composition of tensor operations, and its gradient at once.
 ///
 /// The graph of the composition, with all that it keeps, is gone when this returns; what stays until the backward pass are
 /// the gradients, one tensor of the size of each input that needs one. Where they are to be differentiated themselves, the
-/// composition is computed once more with its graph.
+/// composition is computed once more with its graph, and the gradients keep their numbers.
 ///
-/// All that `loss` depends on and that may need a gradient is in `inputs`.
+/// All that `loss` depends on and that may need a gradient is in `inputs`. An input that it turns out not to depend on has a
+/// gradient of zeros. Threads that run backward passes through the result at the same time enter `loss` one after the other.
 ///
 /// # Errors
-/// Those of `loss`; [`LossError::Torch`] where its result is not a scalar or cannot be differentiated.
+/// Those of `loss`; [`LossError::Shape`] and [`LossError::Kind`] where its result, named `loss`, is to be differentiated and is
+/// not a scalar of a floating kind; [`LossError::Undefined`] for an undefined tensor, [`LossError::Torch`] where libtorch
+/// cannot differentiate it.
 ///
 /// # Example
 ///
@@ -35,6 +38,7 @@ pub fn f_precomputed<F>(inputs: &[&Tensor], loss: F) -> Result<Tensor, LossError
 where
     F: Fn(&[Tensor]) -> Result<Tensor, LossError> + Send + 'static,
 {
+    inputs.iter().try_for_each(|input| check::defined(("input", input)))?;
     let needed = needed(inputs);
     if !needed.contains(&true) {
         let inputs: Vec<Tensor> = inputs.iter().map(|input| input.shallow_clone()).collect();
@@ -43,8 +47,13 @@ where
     let leaf = |(input, needed): (&&Tensor, &bool)| input.f_detach()?.f_set_requires_grad(*needed);
     let leaves = inputs.iter().zip(&needed).map(leaf).collect::<Result<Vec<_>, _>>()?;
     let value = loss(&leaves)?;
+    check::defined(("loss", &value))?;
     if !value.requires_grad() {
         return Ok(value);
+    }
+    check::floating(("loss", &value))?;
+    if value.numel() != 1 {
+        return Err(check::shape_error(("loss", &value), "[], a scalar"));
     }
     let gradients = f_gradients(&value, &leaves, &needed, false)?;
     let value = value.f_detach()?;
@@ -54,43 +63,53 @@ where
     Function::new(inputs).save(&saved).f_attach_one(value, move |context| {
         let Some(grad) = context.grad(0) else { return Ok(spread(vec![], &needed)) };
         let (inputs, gradients) = context.saved().split_at(count);
-        if context.create_graph() {
-            return f_gradients_of(&loss, &grad, inputs, &needed);
-        }
-        let scaled = gradients.iter().map(|gradient| gradient.f_mul(&grad)).collect::<Result<_, _>>()?;
-        Ok(spread(scaled, &needed))
+        let scaled = || {
+            let factor = grad.f_reshape([0_i64; 0])?;
+            let scaled = gradients.iter().map(|gradient| gradient.f_mul(&factor)).collect::<Result<_, _>>()?;
+            Ok(spread(scaled, &needed))
+        };
+        context.f_gradients(scaled, || f_gradients_of(&loss, &grad, inputs, &needed))
     })
 }
 
 /// The gradients, with a graph of their own, of `loss` with respect to those inputs that need one. `needed` may end before
 /// the inputs do.
+///
+/// The incoming gradient may depend on the inputs, too, and a gradient with respect to the aliases leaves that part to whoever
+/// computed it.
 pub(crate) fn f_gradients_of(
     loss: impl Fn(&[Tensor]) -> Result<Tensor, LossError>,
     grad: &Tensor,
     inputs: &[Tensor],
     needed: &[bool],
 ) -> Gradients {
-    let inputs = f_aliases(inputs)?;
-    let value = loss(&inputs)?.f_mul(grad)?.f_sum(None)?;
-    Ok(spread(f_gradients(&value, &inputs, needed, true)?, needed))
+    let aliases = inputs.iter().map(f_alias).collect::<Result<Vec<_>, _>>()?;
+    let value = loss(&aliases)?.f_mul(grad)?.f_sum(None)?;
+    Ok(spread(f_gradients(&value, &aliases, needed, true)?, needed))
 }
 
-/// The inputs under another name. The incoming gradient may depend on the inputs, too, and a gradient with respect to the
-/// aliases leaves that part to whoever computed it.
-fn f_aliases(inputs: &[Tensor]) -> Result<Vec<Tensor>, LossError> {
-    Ok(inputs.iter().map(|input| input.f_view_as(input)).collect::<Result<_, _>>()?)
-}
-
-/// The gradients of `value` with respect to those inputs that need one.
+/// The gradients of `value` with respect to those inputs that need one: zeros where it does not depend on them. With `create`
+/// each depends on its input, if only with a derivative of zero.
 fn f_gradients(value: &Tensor, inputs: &[Tensor], needed: &[bool], create: bool) -> Result<Vec<Tensor>, LossError> {
     let inputs: Vec<&Tensor> =
         inputs.iter().zip(needed).filter(|(_, needed)| **needed).map(|(input, _)| input).collect();
-    let compute = || Tensor::f_run_backward(&[value], &inputs, create, create);
-    let gradients = if create { with_grad(compute)? } else { no_grad(compute)? };
-    let zero = |(gradient, input): (Tensor, &&Tensor)| {
-        if gradient.defined() { Ok(gradient) } else { input.f_zeros_like() }
+    // libtorch ends the process where a backward pass starts from a tensor without a graph.
+    let sources: Vec<&Tensor> =
+        inputs.iter().copied().filter(|input| value.requires_grad() && input.requires_grad()).collect();
+    let compute = || match sources[..] {
+        [] => Ok(vec![]),
+        _ => Tensor::f_run_backward(&[value], &sources, create, create),
     };
-    Ok(gradients.into_iter().zip(&inputs).map(zero).collect::<Result<_, _>>()?)
+    let mut gradients = if create { with_grad(compute)? } else { no_grad(compute)? }.into_iter();
+    let gradient = |input: &Tensor| {
+        let gradient = if value.requires_grad() && input.requires_grad() { gradients.next() } else { None };
+        let gradient = match gradient.filter(Tensor::defined) {
+            Some(gradient) => gradient,
+            None => input.f_detach()?.f_zeros_like()?,
+        };
+        if create && !gradient.requires_grad() { f_with_zero_gradients(gradient, &[input]) } else { Ok(gradient) }
+    };
+    inputs.into_iter().map(gradient).collect()
 }
 
 /// One entry per input again.

@@ -79,10 +79,8 @@ impl Tape {
         let backward = move |context: Context| {
             let needed = &self.needed[..self.inputs];
             let Some(grad) = context.grad(0) else { return Ok(spread(vec![], &vec![false; self.inputs])) };
-            if context.create_graph() {
-                return f_gradients_of(&composite, &grad, context.saved(), needed);
-            }
-            self.f_gradients(context.saved(), result, grad)
+            let of_steps = || self.f_gradients(context.saved(), result, grad.f_detach()?);
+            context.f_gradients(of_steps, || f_gradients_of(&composite, &grad, context.saved(), needed))
         };
         Ok(Function::new(inputs).save(inputs).f_attach_own(vec![value], backward)?.remove(0))
     }

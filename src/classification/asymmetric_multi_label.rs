@@ -77,6 +77,8 @@ pub struct AsymmetricMultiLabelLoss {
     reduction: MultiLabelReduction,
 }
 
+crate::option_tensors::option_tensors!(AsymmetricMultiLabelLoss { weight, pos_weight });
+
 impl AsymmetricMultiLabelLoss {
     /// Asymmetric loss with timm's defaults.
     pub fn new() -> Self {
@@ -132,12 +134,14 @@ impl AsymmetricMultiLabelLoss {
     }
 
     /// Sets a weight for each element, broadcast to the input's shape. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
     }
 
     /// Sets a weight for the logarithm of the positives, broadcast to the input's shape. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn pos_weight(mut self, pos_weight: Tensor) -> Self {
         self.pos_weight = Some(pos_weight);
         self
@@ -211,6 +215,8 @@ impl Default for AsymmetricMultiLabelLoss {
 }
 
 impl Loss for AsymmetricMultiLabelLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

@@ -169,6 +169,8 @@ impl Default for AsymmetricSingleLabelLoss {
 }
 
 impl Loss for AsymmetricSingleLabelLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

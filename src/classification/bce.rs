@@ -66,6 +66,8 @@ pub struct BceLoss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(BceLoss { weight });
+
 impl BceLoss {
     /// Binary cross entropy with PyTorch's defaults.
     pub fn new() -> Self {
@@ -73,6 +75,7 @@ impl BceLoss {
     }
 
     /// Sets a weight for each element, broadcast to the input's shape. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
@@ -92,6 +95,8 @@ impl BceLoss {
 }
 
 impl Loss for BceLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

@@ -4,7 +4,7 @@ use super::multi_label::{self, f_weighted};
 use crate::kernels::{Pointwise, Real, sigmoids};
 use crate::mean_parts::f_wide_option;
 use crate::numeric::f_widely;
-use crate::precomputed::{Precomputed, Replace};
+use crate::precomputed::Precomputed;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// Binary cross entropy of logits: how unlikely a sigmoid of the input makes each yes or no of the target.
@@ -60,6 +60,8 @@ pub struct BceWithLogitsLoss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(BceWithLogitsLoss { weight, pos_weight });
+
 impl BceWithLogitsLoss {
     /// Binary cross entropy of logits with PyTorch's defaults.
     pub fn new() -> Self {
@@ -67,12 +69,14 @@ impl BceWithLogitsLoss {
     }
 
     /// Sets a weight for each element, broadcast to the input's shape. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
     }
 
     /// Sets a weight for the positive part of the loss, broadcast to the input's shape. None by default.
+    /// It is on the device of the input, in any floating kind.
     ///
     /// Above 1 it raises recall, below 1 precision.
     pub fn pos_weight(mut self, pos_weight: Tensor) -> Self {
@@ -88,6 +92,8 @@ impl BceWithLogitsLoss {
 }
 
 impl Loss for BceWithLogitsLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
@@ -146,11 +152,6 @@ impl Pointwise<3> for Formula {
 impl Precomputed for BceWithLogitsLoss {
     fn reduction(&self) -> Reduction {
         self.reduction
-    }
-
-    fn map_tensors(&self, replace: &mut Replace) -> Self {
-        let weight = self.weight.as_ref().map(&mut *replace);
-        Self { weight, pos_weight: self.pos_weight.as_ref().map(replace), ..*self }
     }
 }
 

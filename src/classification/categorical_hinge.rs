@@ -135,6 +135,8 @@ impl Default for CategoricalHingeLoss {
 }
 
 impl Loss for CategoricalHingeLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

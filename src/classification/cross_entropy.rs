@@ -5,7 +5,7 @@ use crate::check::{self, ClassIndices};
 use crate::kernels::{NumberOperations, Real, RowLoss, RowReduction, Rows, f_softmax, f_softmax_of_shares};
 use crate::mean_parts::{self, f_wide, f_wide_option};
 use crate::numeric::{f_widely, wide_kind};
-use crate::precomputed::{Precomputed, Replace};
+use crate::precomputed::Precomputed;
 use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_backend};
 
 /// Cross entropy of logits: how unlikely a softmax over the classes makes the target.
@@ -90,6 +90,8 @@ pub struct CrossEntropyLoss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(CrossEntropyLoss { weight });
+
 impl CrossEntropyLoss {
     /// Cross entropy with PyTorch's defaults.
     pub fn new() -> Self {
@@ -104,6 +106,7 @@ impl CrossEntropyLoss {
     }
 
     /// Sets a weight for each class. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
@@ -215,7 +218,7 @@ impl CrossEntropyLoss {
 
     /// The loss by tensor operations.
     fn composite(&self) -> impl Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + use<> {
-        let own = self.map_tensors(&mut Tensor::shallow_clone);
+        let own = self.clone();
         move |input, target| with_backend(Backend::Composite, || own.f_forward(input, target))
     }
 
@@ -265,9 +268,9 @@ impl CrossEntropyLoss {
     fn f_indices(&self, input: &Tensor, target: &ClassIndices, logs: bool) -> Result<Tensor, LossError> {
         let loss = match (self.reduction, self.mean_over) {
             (Reduction::Mean, MeanOver::All) => {
-                self.f_aten(input, &target.indices, logs, Reduction::None)?.f_mean(None)?
+                self.f_aten(input, &target.f_kept(input)?, logs, Reduction::None)?.f_mean(None)?
             }
-            (reduction, _) => self.f_aten(input, &target.indices, logs, reduction)?,
+            (reduction, _) => self.f_aten(input, &target.f_kept(input)?, logs, reduction)?,
         };
         target.validity.f_poison(&loss, self.reduction == Reduction::None)
     }
@@ -302,10 +305,6 @@ impl Precomputed for CrossEntropyLoss {
     fn reduction(&self) -> Reduction {
         self.reduction
     }
-
-    fn map_tensors(&self, replace: &mut Replace) -> Self {
-        Self { weight: self.weight.as_ref().map(replace), ..*self }
-    }
 }
 
 impl Default for CrossEntropyLoss {
@@ -315,6 +314,8 @@ impl Default for CrossEntropyLoss {
 }
 
 impl Loss for CrossEntropyLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         Ok(self.f_of(input, target, None)?.1)
     }

@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::kernels::NumberOperations;
-use crate::precomputed::Replace;
+use crate::option_tensors::{OptionTensors, Replace};
 use crate::{LossError, MeanOver, MeanParts, Reduction, check};
 
 /// How much the classes count in a focal loss: the α of the paper.
@@ -60,21 +60,29 @@ pub(super) fn check_mean<L>(normalization: FocalNormalization) -> Result<(), Los
 /// What the sum of the factors is at least, where it divides.
 const SMALLEST_NORM: f64 = 1e-6;
 
+impl OptionTensors for FocalAlpha {
+    fn map_tensors(&self, replace: &mut Replace) -> Self {
+        match self {
+            FocalAlpha::None => FocalAlpha::None,
+            FocalAlpha::Balance(alpha) => FocalAlpha::Balance(*alpha),
+            FocalAlpha::Classes(alpha) => FocalAlpha::Classes(replace(alpha)),
+        }
+    }
+}
+
+/// A copy shares the tensor.
+impl Clone for FocalAlpha {
+    fn clone(&self) -> Self {
+        self.map_tensors(&mut Tensor::shallow_clone)
+    }
+}
+
 impl FocalAlpha {
     /// The balance, where it is one for all classes.
     pub(super) fn number(&self) -> Option<f64> {
         match self {
             FocalAlpha::Balance(alpha) => Some(*alpha),
             _ => None,
-        }
-    }
-
-    /// The same with the tensor replaced.
-    pub(super) fn map_tensors(&self, replace: &mut Replace) -> Self {
-        match self {
-            FocalAlpha::None => FocalAlpha::None,
-            FocalAlpha::Balance(alpha) => FocalAlpha::Balance(*alpha),
-            FocalAlpha::Classes(alpha) => FocalAlpha::Classes(replace(alpha)),
         }
     }
 

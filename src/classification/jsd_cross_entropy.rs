@@ -150,6 +150,8 @@ impl Default for JsdCrossEntropyLoss {
 }
 
 impl Loss for JsdCrossEntropyLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

@@ -1,8 +1,8 @@
 use tch::{Kind, Tensor, no_grad};
 
-use crate::autograd::Function;
+use crate::autograd::{Function, f_with_zero_gradients, grad_enabled};
 use crate::check::{self, Validity};
-use crate::kernels::{NumberOperations, f_label_margin};
+use crate::kernels::{NumberOperations, f_label_margin, f_own};
 use crate::numeric::{f_widely, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
@@ -87,20 +87,25 @@ impl MultiLabelMarginLoss {
     }
 
     fn f_aten(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        f_widely([input], |[input]| Ok(input.f_multilabel_margin_loss(target, self.reduction.into())?))
+        let target = f_kept(input, target)?;
+        f_widely([input], |[input]| Ok(input.f_multilabel_margin_loss(&target, self.reduction.into())?))
     }
 
     /// The same with the gradient by counting the hinges of each score that are open.
     fn f_counted(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let (value, reduction) = (no_grad(|| self.f_aten(input, target))?, self.reduction);
-        Function::new(&[input]).save(&[input, target]).f_attach_one(value, move |context| {
+        let target = f_kept(input, target)?;
+        Function::new(&[input]).save(&[input, &target]).f_attach_one(value, move |context| {
             let ([input, target], Some(grad)) = (context.saved(), context.grad(0)) else { return Ok(vec![None]) };
             let open = no_grad(|| f_open_hinges(input, target))?;
             let [rows, classes] = [0, 1].map(|dim| open.size()[dim]);
             let terms = if reduction == Reduction::Mean { rows * classes } else { classes };
             // A row of its own for the loss of each row, or for all.
             let gradient = open.f_div_number(terms)?.f_mul(&grad.f_to_kind(open.f_kind()?)?.f_reshape([-1, 1])?)?;
-            Ok(vec![Some(gradient.f_to_kind(input.f_kind()?)?.f_reshape(input.size())?)])
+            let gradient = gradient.f_to_kind(input.f_kind()?)?.f_reshape(input.size())?;
+            // The slopes do not depend on the scores.
+            let gradient = if context.create_graph() { f_with_zero_gradients(gradient, &[input])? } else { gradient };
+            Ok(vec![Some(gradient)])
         })
     }
 
@@ -109,6 +114,11 @@ impl MultiLabelMarginLoss {
         let expected = || format!("classes in [0, {classes}), or -1 to end the list");
         Validity::f_new(("target", target), valid, expected, self.invalid_values)
     }
+}
+
+/// The target where nobody can write to it before the backward pass of `input` reads it again, which does not check it.
+fn f_kept(input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+    if input.requires_grad() && grad_enabled() { f_own(target) } else { Ok(target.shallow_clone()) }
 }
 
 /// For each score of a class that is no label how many hinges it has open, for each label minus as many: `[N, C]`.
@@ -139,6 +149,8 @@ fn f_open_hinges(input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
 }
 
 impl Loss for MultiLabelMarginLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

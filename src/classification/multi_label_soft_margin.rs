@@ -63,6 +63,8 @@ pub struct MultiLabelSoftMarginLoss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(MultiLabelSoftMarginLoss { weight });
+
 impl MultiLabelSoftMarginLoss {
     /// The multi-label soft margin loss with PyTorch's defaults.
     pub fn new() -> Self {
@@ -70,6 +72,7 @@ impl MultiLabelSoftMarginLoss {
     }
 
     /// Sets a weight for each element, broadcast to the input's shape. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
@@ -90,6 +93,8 @@ impl MultiLabelSoftMarginLoss {
 }
 
 impl Loss for MultiLabelSoftMarginLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

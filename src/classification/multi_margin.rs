@@ -69,6 +69,8 @@ pub struct MultiMarginLoss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(MultiMarginLoss { weight });
+
 impl MultiMarginLoss {
     /// The multi-class hinge loss with PyTorch's defaults.
     pub fn new() -> Self {
@@ -88,6 +90,7 @@ impl MultiMarginLoss {
     }
 
     /// Sets a weight for each class. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
@@ -140,6 +143,8 @@ impl Default for MultiMarginLoss {
 }
 
 impl Loss for MultiMarginLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

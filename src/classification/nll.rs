@@ -67,6 +67,8 @@ pub struct NllLoss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(NllLoss { weight });
+
 impl NllLoss {
     /// The negative log likelihood with PyTorch's defaults.
     pub fn new() -> Self {
@@ -74,6 +76,7 @@ impl NllLoss {
     }
 
     /// Sets a weight for each class. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
@@ -105,6 +108,8 @@ impl Default for NllLoss {
 }
 
 impl Loss for NllLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
@@ -112,9 +117,10 @@ impl Loss for NllLoss {
         let (classes, target) = check::class_target(target, input, class_dim, "")?;
         let weight = check::f_class_weight(self.weight.as_ref(), input, classes)?;
         let target = ClassIndices::f_new(&target, classes, Some(self.ignore_index), self.invalid_values)?;
+        let indices = target.f_kept(input)?;
         f_widely([input], |[input]| {
             let reduction = self.reduction.into();
-            let loss = input.f_nll_loss_nd(&target.indices, weight.as_ref(), reduction, self.ignore_index)?;
+            let loss = input.f_nll_loss_nd(&indices, weight.as_ref(), reduction, self.ignore_index)?;
             target.validity.f_poison(&loss, self.reduction == Reduction::None)
         })
     }

@@ -5,7 +5,7 @@ use super::sigmoid_focal::Formula;
 use crate::check::{self, ClassIndices};
 use crate::kernels::{self, NumberOperations, f_pointwise};
 use crate::mean_parts::f_wide;
-use crate::precomputed::{Precomputed, Replace};
+use crate::precomputed::Precomputed;
 use crate::{InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduction, numeric};
 
 /// The focal loss of one sigmoid per class: the target's class against each other one.
@@ -79,6 +79,8 @@ pub struct OneVsRestFocalLoss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(OneVsRestFocalLoss { alpha, weight });
+
 impl OneVsRestFocalLoss {
     /// The focal loss with γ = 2 and without α.
     pub fn new() -> Self {
@@ -96,6 +98,7 @@ impl OneVsRestFocalLoss {
 
     /// Sets the balance of a class against the rest: a number, or a tensor of one for each class.
     /// [`FocalAlpha::None`] by default.
+    /// A tensor is on the device of the input, in any floating kind.
     pub fn alpha(mut self, alpha: impl Into<FocalAlpha>) -> Self {
         self.alpha = alpha.into();
         self
@@ -120,6 +123,7 @@ impl OneVsRestFocalLoss {
     }
 
     /// Sets a weight for each class. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
@@ -214,6 +218,8 @@ impl Default for OneVsRestFocalLoss {
 }
 
 impl Loss for OneVsRestFocalLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
@@ -235,7 +241,7 @@ impl Loss for OneVsRestFocalLoss {
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         focal::check_mean::<Self>(self.normalization)?;
-        let sum = Self { reduction: Reduction::Sum, ..self.map_tensors(&mut Tensor::shallow_clone) };
+        let sum = Self { reduction: Reduction::Sum, ..self.clone() };
         let numerator = sum.f_forward(&f_wide(input)?, target)?;
         let (dim, target) = (check::class_dim(input)? as i64, target.f_to_kind(Kind::Int64)?);
         let ignored = self.ignore_index.map(|ignored| target.f_eq_number(ignored)?.f_unsqueeze(dim)).transpose()?;
@@ -264,7 +270,7 @@ impl OneVsRestFocalLoss {
         let mut labels = input.f_detach()?.f_zeros_like()?;
         let _ = labels.f_scatter_number_(dim, &target.indices.f_unsqueeze(dim)?, 1.0)?;
         let formula = Formula::<SQUARE> { gamma: self.modulation.gamma, alpha: self.alpha.number() };
-        let own = self.map_tensors(&mut Tensor::shallow_clone);
+        let own = self.clone();
         f_pointwise(formula, [input, &labels], self.reduction, move |[input, labels]| {
             own.f_composite(input, &labels.f_argmax(dim, false)?)
         })
@@ -279,11 +285,6 @@ impl OneVsRestFocalLoss {
 impl Precomputed for OneVsRestFocalLoss {
     fn reduction(&self) -> Reduction {
         self.reduction
-    }
-
-    fn map_tensors(&self, replace: &mut Replace) -> Self {
-        let alpha = self.alpha.map_tensors(replace);
-        Self { alpha, weight: self.weight.as_ref().map(replace), ..*self }
     }
 }
 

@@ -148,6 +148,8 @@ impl Default for PolyBceWithLogitsLoss {
 }
 
 impl Loss for PolyBceWithLogitsLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

@@ -165,6 +165,8 @@ impl Default for PolyCrossEntropyLoss {
 }
 
 impl Loss for PolyCrossEntropyLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

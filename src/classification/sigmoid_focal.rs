@@ -3,7 +3,7 @@ use tch::{Kind, Tensor};
 use super::focal::{self, Counted, FocalAlpha, FocalNormalization, Modulation};
 use crate::kernels::{self, NumberOperations, Pointwise, Real, Weighted, choose, f_pointwise, sigmoids};
 use crate::mean_parts::f_wide;
-use crate::precomputed::{Precomputed, Replace};
+use crate::precomputed::Precomputed;
 use crate::{Loss, LossError, MeanOver, MeanParts, Reduction, check, numeric};
 
 /// What the modulating factor of a target between 0 and 1 is. For targets of 0 and 1 all are the same.
@@ -112,6 +112,8 @@ pub struct SigmoidFocalLoss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(SigmoidFocalLoss { alpha, weight, pos_weight, mask });
+
 impl SigmoidFocalLoss {
     /// The focal loss with α = 0.25 and γ = 2.
     pub fn new() -> Self {
@@ -131,6 +133,7 @@ impl SigmoidFocalLoss {
 
     /// Sets the balance of positives and negatives: a number, a tensor of one for each class, or
     /// [`FocalAlpha::None`]. 0.25 by default.
+    /// A tensor is on the device of the input, in any floating kind.
     pub fn alpha(mut self, alpha: impl Into<FocalAlpha>) -> Self {
         self.alpha = alpha.into();
         self
@@ -161,12 +164,14 @@ impl SigmoidFocalLoss {
     }
 
     /// Sets a weight for each element, broadcast to the input's shape. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
     }
 
     /// Sets a weight for the positive part of the loss, broadcast to the input's shape. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn pos_weight(mut self, pos_weight: Tensor) -> Self {
         self.pos_weight = Some(pos_weight);
         self
@@ -180,6 +185,7 @@ impl SigmoidFocalLoss {
 
     /// Sets which elements count: a Boolean tensor, broadcast to the input's shape, false where an element counts
     /// nothing. None by default.
+    /// It is on the device of the input.
     pub fn mask(mut self, mask: Tensor) -> Self {
         self.mask = Some(mask);
         self
@@ -305,10 +311,10 @@ impl SigmoidFocalLoss {
 
     /// The loss by the engine, where it takes the arguments.
     fn f_fused<P: Pointwise<2>>(&self, formula: P, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        let own = self.map_tensors(&mut Tensor::shallow_clone);
+        let own = self.clone();
         let f_composite = move |input: &Tensor, target: &Tensor, weight: Option<&Tensor>| {
             let weight = weight.map(Tensor::shallow_clone);
-            Self { weight, ..own.map_tensors(&mut Tensor::shallow_clone) }.f_composite(input, target)
+            Self { weight, ..own.clone() }.f_composite(input, target)
         };
         let Some(weight) = &self.weight else {
             return f_pointwise(formula, [input, target], self.reduction, move |[x, y]| f_composite(x, y, None));
@@ -338,6 +344,8 @@ impl Default for SigmoidFocalLoss {
 }
 
 impl Loss for SigmoidFocalLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_check(input, target)?;
         if !self.is_fused(input, target)? {
@@ -355,7 +363,7 @@ impl Loss for SigmoidFocalLoss {
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         focal::check_mean::<Self>(self.normalization)?;
-        let sum = Self { reduction: Reduction::Sum, ..self.map_tensors(&mut Tensor::shallow_clone) };
+        let sum = Self { reduction: Reduction::Sum, ..self.clone() };
         let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
         self.f_counted(&target.f_to_kind(Kind::Double)?)?.f_parts(numerator, input, self.mean_over)
     }
@@ -364,16 +372,6 @@ impl Loss for SigmoidFocalLoss {
 impl Precomputed for SigmoidFocalLoss {
     fn reduction(&self) -> Reduction {
         self.reduction
-    }
-
-    fn map_tensors(&self, replace: &mut Replace) -> Self {
-        Self {
-            alpha: self.alpha.map_tensors(replace),
-            weight: self.weight.as_ref().map(&mut *replace),
-            pos_weight: self.pos_weight.as_ref().map(&mut *replace),
-            mask: self.mask.as_ref().map(replace),
-            ..*self
-        }
     }
 }
 

@@ -80,6 +80,8 @@ pub struct SoftBceWithLogitsLoss {
     reduction: MultiLabelReduction,
 }
 
+crate::option_tensors::option_tensors!(SoftBceWithLogitsLoss { weight, pos_weight });
+
 /// The targets as they enter the cross entropy.
 struct Labels {
     /// One for each element of the input.
@@ -106,12 +108,14 @@ impl SoftBceWithLogitsLoss {
     }
 
     /// Sets a weight for each element, broadcast to the input's shape. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
     }
 
     /// Sets a weight for the positive part of the loss, broadcast to the input's shape. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn pos_weight(mut self, pos_weight: Tensor) -> Self {
         self.pos_weight = Some(pos_weight);
         self
@@ -200,6 +204,8 @@ impl Default for SoftBceWithLogitsLoss {
 }
 
 impl Loss for SoftBceWithLogitsLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

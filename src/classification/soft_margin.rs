@@ -53,7 +53,7 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert_eq!(Vec::<f64>::try_from(input.grad())?, [-0.5, -1.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 #[doc(alias = "nn.SoftMarginLoss")]
 #[doc(alias = "soft_margin_loss")]
 pub struct SoftMarginLoss {
@@ -81,6 +81,8 @@ impl SoftMarginLoss {
 }
 
 impl Loss for SoftMarginLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

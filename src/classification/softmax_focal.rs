@@ -4,7 +4,7 @@ use super::focal::{self, FocalAlpha, Modulation};
 use crate::check::{self, ClassIndices};
 use crate::kernels::{self, NumberOperations, Real, RowLoss, RowReduction, Rows, choose, f_softmax};
 use crate::mean_parts::{self, f_wide, f_wide_option};
-use crate::precomputed::{Precomputed, Replace};
+use crate::precomputed::Precomputed;
 use crate::{Backend, InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduction, numeric, with_backend};
 
 /// The focal loss of a softmax: cross entropy in which what is easy counts little.
@@ -96,6 +96,8 @@ pub struct SoftmaxFocalLoss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(SoftmaxFocalLoss { alpha, weight });
+
 impl SoftmaxFocalLoss {
     /// The focal loss with γ = 2 and without α.
     pub fn new() -> Self {
@@ -113,6 +115,7 @@ impl SoftmaxFocalLoss {
 
     /// Sets how much the classes count: a number α for \[1 − α, α, α, …\], or a tensor of one for each class.
     /// [`FocalAlpha::None`] by default.
+    /// A tensor is on the device of the input, in any floating kind.
     pub fn alpha(mut self, alpha: impl Into<FocalAlpha>) -> Self {
         self.alpha = alpha.into();
         self
@@ -125,6 +128,7 @@ impl SoftmaxFocalLoss {
     }
 
     /// Sets a weight for each class, which divides the mean, too. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
@@ -234,7 +238,7 @@ impl SoftmaxFocalLoss {
             ignore_index: self.ignore_index,
             weight: factors.as_ref(),
         };
-        let own = self.map_tensors(&mut Tensor::shallow_clone);
+        let own = self.clone();
         let composite =
             move |input: &Tensor, target: &Tensor| with_backend(Backend::Composite, || own.f_forward(input, target));
         if self.modulation.gamma == 2.0 {
@@ -344,6 +348,8 @@ impl Default for SoftmaxFocalLoss {
 }
 
 impl Loss for SoftmaxFocalLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_check(input, target)?;
         if let Some(loss) = self.f_fused(input, target)? {
@@ -354,7 +360,7 @@ impl Loss for SoftmaxFocalLoss {
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let (alpha, weight) = (self.alpha.map_tensors(&mut Tensor::shallow_clone), f_wide_option(&self.weight)?);
+        let (alpha, weight) = (self.alpha.clone(), f_wide_option(&self.weight)?);
         let sum = Self { alpha, weight, reduction: Reduction::Sum, ..*self };
         let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
         let class_dim = check::class_dim(input)?;
@@ -368,11 +374,6 @@ impl Loss for SoftmaxFocalLoss {
 impl Precomputed for SoftmaxFocalLoss {
     fn reduction(&self) -> Reduction {
         self.reduction
-    }
-
-    fn map_tensors(&self, replace: &mut Replace) -> Self {
-        let alpha = self.alpha.map_tensors(replace);
-        Self { alpha, weight: self.weight.as_ref().map(replace), ..*self }
     }
 }
 

@@ -1,14 +1,17 @@
 use std::fmt;
 
-use tch::{Tensor, no_grad_guard};
+use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use crate::kernels::NumberOperations;
+use crate::loss::Part;
 use crate::{Loss, LossError, MeanParts, check};
 
 /// A weighted sum of losses of the same input and target, such as 0.5 · Dice + 0.5 · focal.
 ///
 /// The sum is a [`Loss`] itself, and so can be a term of another one. For logging,
 /// [`f_forward_terms`](Self::f_forward_terms) returns the value of each term with the sum; each is computed once.
+/// A clone of the sum has clones of its terms, which share their tensors; a loss of your own that has no
+/// [`with_tensors`](Loss::with_tensors) is one term of both, which their threads take turns with.
 /// Dice with cross entropy or a focal loss is faster as [`DiceCrossEntropyLoss`](crate::DiceCrossEntropyLoss) or
 /// [`DiceFocalLoss`](crate::DiceFocalLoss), which share a softmax.
 ///
@@ -63,7 +66,7 @@ use crate::{Loss, LossError, MeanParts, check};
 /// assert_eq!(error.to_string(), "term jaccard: target holds 2, expected classes in [0, 2)");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Default)]
+#[derive(Default, Clone)]
 #[doc(alias = "Weighted")]
 #[doc(alias = "Sum")]
 #[doc(alias = "combined loss")]
@@ -71,10 +74,11 @@ pub struct WeightedSum {
     terms: Vec<Summand>,
 }
 
+#[derive(Clone)]
 struct Summand {
     name: String,
     factor: f64,
-    loss: Box<dyn Loss + Send>,
+    loss: Part,
 }
 
 /// A weighted sum and its terms.
@@ -116,10 +120,28 @@ impl WeightedSum {
 
     /// Adds `factor` times a loss, which goes by `name` in the log and in errors.
     ///
-    /// The sum owns its terms, and may go to another thread with them.
-    pub fn term(mut self, name: impl Into<String>, factor: f64, loss: impl Loss + Send + 'static) -> Self {
-        self.terms.push(Summand { name: name.into(), factor, loss: Box::new(loss) });
+    /// The loss may be a `Box<dyn Loss>`, one that was chosen at run time. The sum owns its terms, and may go to another
+    /// thread with them.
+    pub fn term(self, name: impl Into<String>, factor: f64, loss: impl Loss + 'static) -> Self {
+        self.with_part(name.into(), factor, Part::new(Box::new(loss)))
+    }
+
+    pub(super) fn with_part(mut self, name: String, factor: f64, loss: Part) -> Self {
+        self.terms.push(Summand { name, factor, loss });
         self
+    }
+
+    /// The same sum with the tensors among the options of its terms on `device` and in `kind`, such as those of the input.
+    /// Boolean tensors and integers keep their kind, parameters stay where they are.
+    ///
+    /// # Errors
+    /// [`LossError::Term`] with the error of [`f_to`](trait.Loss.html#method.f_to) of the term.
+    pub fn f_to(&self, device: Device, kind: Kind) -> Result<Self, LossError> {
+        let f_moved = |Summand { name, factor, loss }: &Summand| {
+            let loss = loss.lock().f_to(device, kind).map_err(|error| error.in_term(name))?;
+            Ok(Summand { name: name.clone(), factor: *factor, loss: Part::new(loss) })
+        };
+        Ok(Self { terms: self.terms.iter().map(f_moved).collect::<Result<_, LossError>>()? })
     }
 
     /// Computes the sum, with its graph, and what each term was, without one.
@@ -132,7 +154,7 @@ impl WeightedSum {
         let mut total = None;
         for Summand { name, factor, loss } in &self.terms {
             let f_term = || {
-                let loss = f_watched(*factor, || loss.f_forward(input, target))?;
+                let loss = f_watched(*factor, || loss.lock().f_forward(input, target))?;
                 if let Some(first) = terms.first() {
                     f_same_shape(&loss, first)?;
                 }
@@ -172,7 +194,8 @@ impl WeightedSum {
     pub fn f_term_parts(&self, input: &Tensor, target: &Tensor) -> Result<Vec<TermParts>, LossError> {
         self.check()?;
         let f_parts = |Summand { name, factor, loss }: &Summand| {
-            let parts = f_watched(*factor, || loss.f_parts(input, target)).map_err(|error| error.in_term(name))?;
+            let parts =
+                f_watched(*factor, || loss.lock().f_parts(input, target)).map_err(|error| error.in_term(name))?;
             Ok(TermParts { name: name.clone(), factor: *factor, parts })
         };
         self.terms.iter().map(f_parts).collect()
@@ -223,6 +246,14 @@ impl Loss for WeightedSum {
         Ok(self.f_forward_terms(input, target)?.total)
     }
 
+    fn with_tensors(&self, replace: &mut dyn FnMut(&Tensor) -> Tensor) -> Option<Box<dyn Loss>> {
+        let terms = self.terms.iter().map(|Summand { name, factor, loss }| {
+            let loss = Part::new(loss.lock().with_tensors(replace)?);
+            Some(Summand { name: name.clone(), factor: *factor, loss })
+        });
+        Some(Box::new(Self { terms: terms.collect::<Option<_>>()? }))
+    }
+
     fn f_parts(&self, _: &Tensor, _: &Tensor) -> Result<MeanParts, LossError> {
         Err(LossError::no_mean::<Self>("a sum of means is none; f_term_parts has those of each term"))
     }
@@ -241,7 +272,7 @@ mod tests {
     fn value_gradient_and_terms_are_those_of_the_losses() {
         let (input, target) = pair();
         let inner = WeightedSum::new().term("l1", -2.0, L1Loss::new());
-        let boxed: Box<dyn Loss + Send> = Box::new(MseLoss::new());
+        let boxed: Box<dyn Loss> = Box::new(MseLoss::new());
         let sum = WeightedSum::new().term("mse", 0.5, boxed).term("inner", 1.0, inner);
         let output = sum.forward_terms(&input, &target);
         output.total.backward();
@@ -251,7 +282,7 @@ mod tests {
         assert_eq!(terms, [("mse", 2.5), ("inner", -3.0)]);
         assert!(output.terms.iter().all(|term| !term.loss.requires_grad()));
         assert_eq!(Vec::<f64>::try_from(input.grad()).unwrap(), [0.5 - 1.0, -1.0 + 1.0]);
-        let borrowed: &dyn Loss = &&sum;
+        let borrowed: &dyn Loss = &sum;
         assert_eq!(borrowed.forward(&input, &target), output.total);
     }
 

@@ -104,6 +104,8 @@ impl Default for CompleteBoxIouLoss {
 }
 
 impl Loss for CompleteBoxIouLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         boxes::check_eps("eps", self.eps)?;
         boxes::check_eps("alpha_eps", self.alpha_eps)?;

@@ -91,6 +91,8 @@ impl Default for DistanceBoxIouLoss {
 }
 
 impl Loss for DistanceBoxIouLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         boxes::check_eps("eps", self.eps)?;
         boxes::check(input, target)?;

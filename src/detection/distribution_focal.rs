@@ -75,6 +75,8 @@ impl DistributionFocalLoss {
 }
 
 impl Loss for DistributionFocalLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

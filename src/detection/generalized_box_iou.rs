@@ -92,6 +92,8 @@ impl Default for GeneralizedBoxIouLoss {
 }
 
 impl Loss for GeneralizedBoxIouLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         boxes::check_eps("eps", self.eps)?;
         boxes::check(input, target)?;

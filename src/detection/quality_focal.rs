@@ -85,6 +85,8 @@ impl Default for QualityFocalLoss {
 }
 
 impl Loss for QualityFocalLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

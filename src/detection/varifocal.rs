@@ -88,6 +88,8 @@ impl Default for VarifocalLoss {
 }
 
 impl Loss for VarifocalLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

@@ -55,7 +55,7 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert_eq!(Vec::<f64>::try_from(log_p.grad().view([-1]))?, [-0.125, -0.375, -0.5, 0.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 #[doc(alias = "nn.KLDivLoss")]
 #[doc(alias = "kl_div")]
 pub struct KlDivLoss {
@@ -118,6 +118,8 @@ impl KlDivLoss {
 }
 
 impl Loss for KlDivLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

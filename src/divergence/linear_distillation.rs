@@ -190,14 +190,12 @@ impl LinearDistillation {
         let distillation = self.distillation;
         let loss = Function::new(&inputs).save(&saved).f_attach_one(loss, move |context| {
             let Some(grad) = context.grad(0) else { return Ok(spread(vec![], &needed)) };
-            if !context.create_graph() {
-                return stored.f_scaled(&context, &grad);
-            }
             let whole = |saved: &[Tensor]| {
                 let (student, teacher, target) = form.of(saved);
                 Run::f_new(distillation, student, teacher, target, i64::MAX)?.f_whole()
             };
-            f_gradients_of(whole, &grad, context.saved(), &needed)
+            let chunked = || stored.f_scaled(&context, &grad);
+            context.f_gradients(chunked, || f_gradients_of(whole, &grad, context.saved(), &needed))
         })?;
         Ok(output(loss))
     }

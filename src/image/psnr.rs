@@ -137,6 +137,8 @@ impl Default for PsnrLoss {
 }
 
 impl Loss for PsnrLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

@@ -10,7 +10,8 @@ use tch::{Device, Kind, Tensor};
 use super::narrow::Narrow;
 use super::simd::{self, Wide};
 use super::{BLOCK, memory};
-use crate::LossError;
+use crate::autograd::Form;
+use crate::{LossError, check};
 
 /// Room for the elements of one block.
 pub(super) type Block<W> = [W; BLOCK];
@@ -172,22 +173,21 @@ pub(super) fn f_keeps_digits<T: Element>(grad: &Tensor) -> Result<bool, LossErro
 
 /// Whether `tensor` is one whose elements [`elements`] gives.
 pub(super) fn is_plain(tensor: &Tensor, kind: Kind) -> bool {
-    tensor.device() == Device::Cpu
+    Form::of(tensor).is_plain()
+        && tensor.device() == Device::Cpu
         && tensor.f_kind().is_ok_and(|actual| actual == kind)
-        && !tensor.is_sparse()
-        && !tensor.is_mkldnn()
-        && !tensor.is_neg()
         && (tensor.numel() == 0 || !tensor.data_ptr().is_null())
 }
 
-/// `tensor`, which is on the CPU, as one whose elements [`elements`] gives.
-pub(super) fn f_plain(tensor: &Tensor) -> Result<Tensor, LossError> {
-    let kind = tensor.f_kind()?;
-    if is_plain(tensor, kind) {
-        return Ok(tensor.shallow_clone());
-    }
-    // A gradient of zeros can be without memory.
-    let mut copy = Tensor::f_zeros(tensor.size(), (kind, Device::Cpu))?;
+/// `tensor`, which is dense, as one whose memory holds its numbers: itself, or a copy without a graph where libtorch has yet to
+/// make them.
+pub(crate) fn f_plain(tensor: &Tensor) -> Result<Tensor, LossError> {
+    if Form::of(tensor).is_lazy() { f_own(tensor) } else { Ok(tensor.shallow_clone()) }
+}
+
+/// A contiguous copy of `tensor` without a graph, which nobody else can write to.
+pub(crate) fn f_own(tensor: &Tensor) -> Result<Tensor, LossError> {
+    let mut copy = Tensor::f_empty(tensor.size(), (tensor.f_kind()?, tensor.device()))?;
     copy.f_copy_(&tensor.f_detach()?)?;
     Ok(copy)
 }
@@ -222,11 +222,17 @@ unsafe fn memory_of<E>(tensor: &Tensor) -> &[E] {
 
 /// The elements of a CPU tensor of real numbers of any kind.
 pub(super) fn f_numbers(tensor: &Tensor) -> Result<Vec<f64>, LossError> {
-    Ok(match tensor.f_kind()? {
-        Kind::Float if tensor.is_contiguous() => elements::<f32>(tensor).iter().map(|number| number.to_f64()).collect(),
-        Kind::Int64 if tensor.is_contiguous() => integers(tensor).iter().map(|number| *number as f64).collect(),
-        _ => elements::<f64>(&tensor.f_detach()?.f_to_kind(Kind::Double)?.f_contiguous()?).to_vec(),
-    })
+    let tensor = &f_plain(tensor)?;
+    let mut numbers = check::f_room(tensor.numel())?;
+    match tensor.f_kind()? {
+        Kind::Float if tensor.is_contiguous() => numbers.extend(elements::<f32>(tensor).iter().map(|n| n.to_f64())),
+        Kind::Int64 if tensor.is_contiguous() => numbers.extend(integers(tensor).iter().map(|n| *n as f64)),
+        _ => {
+            let wide = tensor.f_detach()?.f_to_kind(Kind::Double)?.f_contiguous()?;
+            numbers.extend_from_slice(elements::<f64>(&wide));
+        }
+    }
+    Ok(numbers)
 }
 
 /// The strides that a tensor without gaps and overlaps has are a permutation of those of a contiguous one.

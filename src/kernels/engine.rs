@@ -165,22 +165,22 @@ where
     let stored = at_once.then(store).transpose()?;
     let backward = move |context: Context| -> autograd::Gradients {
         let Some(grad) = context.grad(0) else { return Ok(autograd::spread(vec![], &needed)) };
-        if context.create_graph() {
-            let loss = |inputs: &[Tensor]| composite(std::array::from_fn(|position| &inputs[position]));
-            return autograd::f_gradients_of(loss, &grad, context.saved(), &needed);
-        }
-        let grad = f_plain(&grad)?;
-        if let Some(stored) = &stored
-            && f_keeps_digits::<T>(&grad)?
-        {
-            return stored.f_scaled(&context, &grad);
-        }
-        let factor = match reduce {
-            Reduce::No => Factor::Tensor(&grad),
-            _ => Factor::Number(grad.f_double_value(&[])? * scale),
+        let fused = || {
+            let grad = f_plain(&grad)?;
+            if let Some(stored) = &stored
+                && f_keeps_digits::<T>(&grad)?
+            {
+                return stored.f_scaled(&context, &grad);
+            }
+            let factor = match reduce {
+                Reduce::No => Factor::Tensor(&grad),
+                _ => Factor::Number(grad.f_double_value(&[])? * scale),
+            };
+            let arguments = std::array::from_fn(|position| &context.saved()[position]);
+            Ok(autograd::spread(engine.f_sum::<T>(arguments, factor, needed)?.1, &needed))
         };
-        let arguments = std::array::from_fn(|position| &context.saved()[position]);
-        Ok(autograd::spread(engine.f_sum::<T>(arguments, factor, needed)?.1, &needed))
+        let loss = |inputs: &[Tensor]| composite(std::array::from_fn(|position| &inputs[position]));
+        context.f_gradients(fused, || autograd::f_gradients_of(loss, &grad, context.saved(), &needed))
     };
     Ok(Function::new(&arguments).save(&arguments).f_attach_own(vec![loss], backward)?.remove(0))
 }

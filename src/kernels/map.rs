@@ -60,20 +60,20 @@ where
     let needed: [bool; N] = std::array::from_fn(|position| arguments[position].requires_grad());
     let backward = move |context: Context| -> autograd::Gradients {
         let Some(grad) = context.grad(0) else { return Ok(autograd::spread(vec![], &needed)) };
-        if context.create_graph() {
-            let planes = |inputs: &[Tensor]| composite(std::array::from_fn(|position| &inputs[position]));
-            return autograd::f_gradients_of(planes, &grad, context.saved(), &needed);
-        }
-        let grad = f_plain(&grad)?.f_detach()?.f_contiguous()?;
-        let contiguous = f_contiguous::<N>(std::array::from_fn(|position| &context.saved()[position]))?;
-        let mut gradients = [const { None }; N];
-        for (gradient, _) in gradients.iter_mut().zip(needed).filter(|(_, needed)| *needed) {
-            *gradient = Some(Output::<T>::f_of_size(&contiguous[0].size())?);
-        }
-        let job = Job { formula, arguments: contiguous.each_ref().map(elements::<T>) };
-        let grad = elements(&grad);
-        parallel::sum(contiguous[0].numel(), BLOCK, |range| job.derive::<M>(range, grad, &gradients));
-        Ok(gradients.into_iter().map(|gradient| gradient.map(Output::into_tensor)).collect())
+        let fused = || {
+            let grad = f_plain(&grad)?.f_detach()?.f_contiguous()?;
+            let contiguous = f_contiguous::<N>(std::array::from_fn(|position| &context.saved()[position]))?;
+            let mut gradients = [const { None }; N];
+            for (gradient, _) in gradients.iter_mut().zip(needed).filter(|(_, needed)| *needed) {
+                *gradient = Some(Output::<T>::f_of_size(&contiguous[0].size())?);
+            }
+            let job = Job { formula, arguments: contiguous.each_ref().map(elements::<T>) };
+            let grad = elements(&grad);
+            parallel::sum(contiguous[0].numel(), BLOCK, |range| job.derive::<M>(range, grad, &gradients));
+            Ok(gradients.into_iter().map(|gradient| gradient.map(Output::into_tensor)).collect())
+        };
+        let planes = |inputs: &[Tensor]| composite(std::array::from_fn(|position| &inputs[position]));
+        context.f_gradients(fused, || autograd::f_gradients_of(planes, &grad, context.saved(), &needed))
     };
     Ok(Function::new(&arguments).save(&arguments).f_attach_own(vec![planes.into_tensor()], backward)?.remove(0))
 }

@@ -38,9 +38,9 @@ pub(super) fn f_empty_like(tensor: &Tensor) -> Result<Tensor, LossError> {
 /// A new contiguous tensor.
 pub(super) fn f_empty(size: &[i64], kind: Kind) -> Result<Tensor, LossError> {
     let options = (kind, Device::Cpu);
-    let count: i64 = size.iter().product();
-    if is_large(count as usize, kind) {
-        let mut step = count;
+    // Where they are too many to be counted, libtorch says so.
+    let count = size.iter().try_fold(1_i64, |count, size| count.checked_mul(*size));
+    if let Some(mut step) = count.filter(|count| is_large(*count as usize, kind)) {
         let strides = size.iter().map(|size| {
             step /= size;
             step
@@ -53,7 +53,7 @@ pub(super) fn f_empty(size: &[i64], kind: Kind) -> Result<Tensor, LossError> {
 }
 
 fn is_large(count: usize, kind: Kind) -> bool {
-    count * kind.elt_size_in_bytes() >= LARGE
+    count >= LARGE.div_ceil(kind.elt_size_in_bytes())
 }
 
 /// A tensor of the kind of `like`, in kept memory where there is some; none where there is no memory at all.

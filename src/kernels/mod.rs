@@ -49,6 +49,7 @@ pub use backend::{Backend, with_backend};
 pub(crate) use boxes::f_boxes;
 pub(crate) use class_terms::{ClassTerms, f_class_terms};
 pub(crate) use distances::{f_distance_slopes, f_distances};
+pub(crate) use element::{f_own, f_plain};
 pub(crate) use embedding::{Embedding, f_embedding};
 pub(crate) use engine::Reduce;
 pub(crate) use label_margin::f_label_margin;

@@ -55,15 +55,15 @@ where
     let backward = move |context: Context| -> autograd::Gradients {
         let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
         let [regions, extremes] = context.saved() else { return Ok(vec![None]) };
-        if context.create_graph() {
-            let again = |inputs: &[Tensor]| composite(&inputs[0]);
-            return autograd::f_gradients_of(again, &grad, &[regions.shallow_clone()], &[true]);
-        }
-        let input = regions.f_detach()?.f_contiguous()?;
-        let grad = f_plain(&grad)?.f_detach()?.f_contiguous()?;
-        let gradient = Output::<W>::f_of_size(&regions.size())?;
-        shape.slopes(elements(&input), elements(extremes), elements(&grad), &gradient);
-        Ok(vec![Some(gradient.into_tensor())])
+        let fused = || {
+            let input = regions.f_detach()?.f_contiguous()?;
+            let grad = f_plain(&grad)?.f_detach()?.f_contiguous()?;
+            let gradient = Output::<W>::f_of_size(&regions.size())?;
+            shape.slopes(elements(&input), elements(extremes), elements(&grad), &gradient);
+            Ok(vec![Some(gradient.into_tensor())])
+        };
+        let again = |inputs: &[Tensor]| composite(&inputs[0]);
+        context.f_gradients(fused, || autograd::f_gradients_of(again, &grad, &[regions.shallow_clone()], &[true]))
     };
     // Another name for its memory, which an output may be saved under.
     let saved = output.f_detach()?;

@@ -60,6 +60,8 @@ mod openmp {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Mutex, OnceLock, PoisonError};
 
+    use crate::autograd::drop_payload;
+
     /// `GOMP_parallel`, the function that compilers call for a parallel region; LLVM's OpenMP has it as well.
     type Parallel = unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
 
@@ -97,7 +99,9 @@ mod openmp {
             }
         };
         if let Err(panic) = catch_unwind(AssertUnwindSafe(tasks)) {
-            *region.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            // The last one is told of; those before it are dropped here, where nothing may unwind.
+            let before = region.panic.lock().unwrap_or_else(PoisonError::into_inner).replace(panic);
+            before.map(drop_payload);
         }
     }
 

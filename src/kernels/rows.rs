@@ -7,12 +7,13 @@ use half::{bf16, f16};
 use tch::{Kind, Tensor};
 
 use super::element::{
-    Element, Output, elements, f_keeps_digits, f_numbers, f_one_layout, f_plain, f_scalar, integers, is_dense, is_plain,
+    Element, Output, elements, f_keeps_digits, f_numbers, f_one_layout, f_own, f_plain, f_scalar, integers, is_dense,
+    is_plain,
 };
 use super::{backend, parallel, simd};
 use crate::autograd::{self, Context, Function, StoredGradients};
 use crate::numeric::f_widely_alike;
-use crate::{LossError, Reduction};
+use crate::{LossError, Reduction, check};
 
 /// What the losses of rows are reduced to.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -135,27 +136,44 @@ where
     let stored = at_once.then(|| StoredGradients::f_of_own_kind([gradient])).transpose()?;
     let backward = move |context: Context| -> autograd::Gradients {
         let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
-        let saved = context.saved();
-        if context.create_graph() {
-            let loss = |inputs: &[Tensor]| composite(&inputs[0], &saved[1]);
-            return autograd::f_gradients_of(loss, &grad, &saved[..1], &[true]);
-        }
-        let grad = f_plain(&grad)?.f_contiguous()?;
-        if let Some(stored) = &stored
-            && f_keeps_digits::<T>(&grad)?
-        {
-            return stored.f_scaled(&context, &grad);
-        }
-        let pass = Pass::f_new(&saved[0], class_dim, &saved[1])?;
-        let gradient = Output::<T>::f_like(&pass.input)?;
-        let factors = match unreduced {
-            true => Factors::Rows(elements::<T>(&grad)),
-            false => Factors::Number(elements::<T>(&grad)[0].to_f64() * scale),
+        let [input, target] = context.saved() else { return Ok(vec![None]) };
+        let fused = || {
+            let grad = f_plain(&grad)?.f_contiguous()?;
+            if let Some(stored) = &stored
+                && f_keeps_digits::<T>(&grad)?
+            {
+                return stored.f_scaled(&context, &grad);
+            }
+            let pass = Pass::f_new(input, class_dim, target)?;
+            f_unchanged(&pass.target, pass.classes, options.ignored)?;
+            let gradient = Output::<T>::f_like(&pass.input)?;
+            let factors = match unreduced {
+                true => Factors::Rows(elements::<T>(&grad)),
+                false => Factors::Number(elements::<T>(&grad)[0].to_f64() * scale),
+            };
+            formula.run(&pass.job(&options, factors, None, Some(&gradient)));
+            Ok(vec![Some(gradient.into_tensor())])
         };
-        formula.run(&pass.job(&options, factors, None, Some(&gradient)));
-        Ok(vec![Some(gradient.into_tensor())])
+        context.f_gradients(fused, || {
+            let target = f_own(target)?;
+            f_unchanged(&target, input.size()[class_dim] as usize, options.ignored)?;
+            let loss = |inputs: &[Tensor]| composite(&inputs[0], &target);
+            autograd::f_gradients_of(loss, &grad, std::slice::from_ref(input), &[true])
+        })
     };
     Ok(Function::new(&[rows.input]).save(&[rows.input, rows.target]).f_attach_own(vec![loss], backward)?.remove(0))
+}
+
+/// Class indices that were checked in the forward pass may have been written to since, through a name that libtorch does not
+/// watch, such as `data()`.
+fn f_unchanged(target: &Tensor, classes: usize, ignored: i64) -> Result<(), LossError> {
+    if target.f_kind()? == Kind::Int64
+        && !matches!(scan_classes(target, classes as i64, Some(ignored)), Some((true, _)))
+    {
+        let expected = format!("classes in [0, {classes}), as in the forward pass");
+        return Err(LossError::Value { argument: "target", expected, actual: "others".into() });
+    }
+    Ok(())
 }
 
 /// The options of a call, in the kind that it is computed in.
@@ -177,7 +195,10 @@ impl<W: Element> Options<W> {
 
 /// The elements of a tensor, in the kind that a call is computed in.
 pub(super) fn f_wide_numbers<W: Element>(tensor: &Tensor) -> Result<Vec<W>, LossError> {
-    Ok(f_numbers(tensor)?.into_iter().map(W::from_f64).collect())
+    let numbers = f_numbers(tensor)?;
+    let mut wide = check::f_room(numbers.len())?;
+    wide.extend(numbers.into_iter().map(W::from_f64));
+    Ok(wide)
 }
 
 /// Whether all `indices`, 64-bit, are classes or the ignored one, and whether any is the latter; `None` where their memory cannot

@@ -15,8 +15,8 @@ use crate::autograd::{self, Context, Function, StoredGradients};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Triplets {
     pub(crate) margin: f64,
-    /// Whether negatives up to the distance of the positive are left out.
-    pub(crate) farther: bool,
+    /// Negatives up to p plus this are left out, where there is one.
+    pub(crate) beyond: Option<f64>,
     /// Negatives at more than p plus this are left out.
     pub(crate) up_to: Option<f64>,
     /// Which of the hinges count.
@@ -91,12 +91,12 @@ where
     let stored = StoredGradients::f_of_own_kind([Some(gradient.into_tensor())])?;
     let backward = move |context: Context| -> autograd::Gradients {
         let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
-        if context.create_graph() {
-            let loss = |inputs: &[Tensor]| composite(&inputs[0]);
-            return autograd::f_gradients_of(loss, &grad, context.saved(), &[true]);
-        }
-        let grad = f_plain(&grad)?.f_double_value(&[])?;
-        stored.f_scaled(&context, &f_scalar_of(W::KIND, grad * scale)?)
+        let fused = || {
+            let grad = f_plain(&grad)?.f_double_value(&[])?;
+            stored.f_scaled(&context, &f_scalar_of(W::KIND, grad * scale)?)
+        };
+        let loss = |inputs: &[Tensor]| composite(&inputs[0]);
+        context.f_gradients(fused, || autograd::f_gradients_of(loss, &grad, context.saved(), &[true]))
     };
     Ok(Function::new(&[far]).save(&[far]).f_attach_own(vec![loss], backward)?.remove(0))
 }
@@ -142,7 +142,7 @@ impl Row {
     /// From which negative on and up to which the positive is compared.
     fn range(&self, triplets: Triplets, positive: f64, limit: f64) -> (usize, usize) {
         let Counted { low, high, .. } = triplets.counted;
-        let mut from = if triplets.farther { self.up_to(positive) } else { 0 };
+        let mut from = triplets.beyond.map_or(0, |far| self.up_to(positive + far));
         let mut to = triplets.up_to.map_or(self.negatives.len(), |far| self.up_to(positive + far));
         if low >= 0.0 {
             to = to.min(self.below(limit - low));

@@ -1,6 +1,7 @@
 //! The engine of rows that are scaled to length 1.
 //!
-//! Rows are computed in double precision, in which no square of a single one overflows.
+//! Rows are computed in double precision and divided, first by their largest element and then by their length: rows of one
+//! direction have the same unit vector then, bit by bit. A product with a reciprocal is not always 1 where a quotient is.
 
 use half::{bf16, f16};
 use tch::{Kind, Tensor};
@@ -10,9 +11,6 @@ use super::simd::{self, Kernel, LaneOf, Wide, fold, total};
 use super::{BLOCK, backend, parallel};
 use crate::LossError;
 use crate::autograd::{Backward, Place, Tape};
-
-/// Rows with larger elements, of double precision, are left to the composite: their squares may overflow.
-const LARGE: f64 = 1e100;
 
 /// The `rows` `[N, D]` of a tape, each divided by its length, or by `least` if it is shorter, in this `kind`, single or double
 /// precision; none where the engine does not take them.
@@ -40,18 +38,33 @@ fn f_run<T: Element, U: Wide>(tape: &mut Tape, rows: Place, least: f64) -> Resul
     let width = input.size()[1] as usize;
     let output = Output::<U>::f_of_size(&input.size())?;
     let unusual = each_row(elements::<T>(&input), width, |row, numbers, scaled: &mut [U]| {
-        let squares = simd::run(Product { a: numbers, b: numbers });
-        let length = squares.sqrt();
-        simd::run(Scale { numbers, factor: 1.0 / length.max(least), scaled });
+        let Row { length, scale } = Row::new(numbers, least);
+        simd::run(Divide { numbers, divisors: [scale, length.max(least)], quotients: scaled });
         // SAFETY: each row is one thread's.
         unsafe { output.write(row * width..(row + 1) * width, scaled) };
-        if length < LARGE { 0.0 } else { 1.0 }
+        if length.is_finite() { 0.0 } else { 1.0 }
     });
     if unusual > 0.0 {
         return Ok(None);
     }
     let pull = move |of: Backward| Ok(vec![Some(f_gradient::<T, U>(of.arguments[0], of.grad, least)?)]);
     Ok(Some(tape.add(output.into_tensor(), &[rows], pull)))
+}
+
+/// What a row is divided by.
+struct Row {
+    /// The length of what is left of the row; NaN or infinite where it has none.
+    length: f64,
+    /// The row's largest element, 1 for a row that is too short to be scaled to length 1.
+    scale: f64,
+}
+
+impl Row {
+    fn new(numbers: &[f64], least: f64) -> Self {
+        let largest = simd::run(Largest { numbers });
+        let scale = if largest <= least { 1.0 } else { largest };
+        Self { length: simd::run(Squares { numbers, scale }).sqrt(), scale }
+    }
 }
 
 /// The gradient of the rows, given that of the unit vectors.
@@ -63,13 +76,19 @@ fn f_gradient<T: Element, U: Wide>(rows: &Tensor, grad: &Tensor, least: f64) -> 
     each_row(elements::<T>(&input), width, |row, numbers, slopes: &mut [T::Wide]| {
         let place = row * width..(row + 1) * width;
         let grad: Vec<f64> = grad[place.clone()].iter().map(|number| (*number).into()).collect();
-        let length = simd::run(Product { a: numbers, b: numbers }).sqrt();
-        // A vector that is too short to be scaled to length 1 is multiplied by a constant.
-        let along = match length < least {
-            true => 0.0,
-            false => simd::run(Product { a: numbers, b: &grad }) / (length * length),
-        };
-        simd::run(Slopes { numbers, grad: &grad, factor: 1.0 / length.max(least), along, slopes });
+        let Row { length, scale } = Row::new(numbers, least);
+        if length == 0.0 {
+            // A row of zeros has no direction, and no slope.
+            slopes.fill(T::Wide::default());
+        } else {
+            // A vector that is too short to be scaled to length 1 is multiplied by a constant.
+            let along = match length < least {
+                true => 0.0,
+                false => simd::run(Product { a: numbers, b: &grad }) / scale / (length * length) / scale,
+            };
+            let factor = 1.0 / length.max(least) / scale;
+            simd::run(Slopes { numbers, grad: &grad, factor, along, slopes });
+        }
         // SAFETY: each row is one thread's.
         unsafe { output.write(place, slopes) };
         0.0
@@ -116,20 +135,63 @@ impl Kernel<f64> for Product<'_> {
     }
 }
 
-/// The numbers times a factor.
-struct Scale<'a, U> {
+/// The largest |x|; that of the others where one is NaN.
+struct Largest<'a> {
     numbers: &'a [f64],
-    factor: f64,
-    scaled: &'a mut [U],
 }
 
-impl<U: Wide> Kernel<f64> for Scale<'_, U> {
+impl Kernel<f64> for Largest<'_> {
+    type Result = f64;
+
+    #[inline(always)]
+    fn run<R: LaneOf<f64>>(self) -> f64 {
+        let mut largest = R::of(0.0);
+        for numbers in self.numbers.chunks(BLOCK) {
+            let [lanes] = fold([numbers], [largest], |[number], [most]| [most.max(number.abs())]);
+            largest = lanes.into_iter().fold(largest, R::max);
+        }
+        largest.get()
+    }
+}
+
+/// Σ (x / `scale`)²
+struct Squares<'a> {
+    numbers: &'a [f64],
+    scale: f64,
+}
+
+impl Kernel<f64> for Squares<'_> {
+    type Result = f64;
+
+    #[inline(always)]
+    fn run<R: LaneOf<f64>>(self) -> f64 {
+        let (mut squares, scale) = (0.0, R::of(self.scale));
+        for numbers in self.numbers.chunks(BLOCK) {
+            let [sums] = fold([numbers], [R::of(0.0)], |[number], [sum]| {
+                let number = number / scale;
+                [number.mul_add(number, sum)]
+            });
+            squares += total(sums.map(|sum| sum.get()));
+        }
+        squares
+    }
+}
+
+/// The numbers divided by one divisor, and then by the other.
+struct Divide<'a, U> {
+    numbers: &'a [f64],
+    divisors: [f64; 2],
+    quotients: &'a mut [U],
+}
+
+impl<U: Wide> Kernel<f64> for Divide<'_, U> {
     type Result = ();
 
     #[inline(always)]
     fn run<R: LaneOf<f64>>(self) {
-        for (scaled, number) in self.scaled.iter_mut().zip(self.numbers) {
-            *scaled = U::from_f64((R::new(*number) * R::of(self.factor)).get());
+        let [first, last] = self.divisors.map(R::of);
+        for (quotient, number) in self.quotients.iter_mut().zip(self.numbers) {
+            *quotient = U::from_f64((R::new(*number) / first / last).get());
         }
     }
 }
@@ -160,14 +222,14 @@ mod tests {
     use super::*;
     use crate::autograd::f_taped;
     use crate::kernels::{Backend, with_backend};
+    use crate::numeric::f_unit_rows;
     use crate::random::randn;
 
     const LEAST: f64 = 1e-3;
 
     /// The rows scaled by tensor operations in double precision.
     fn f_expected(rows: &Tensor) -> Result<Tensor, LossError> {
-        let rows = rows.to_kind(Kind::Double);
-        Ok(&rows / rows.norm_scalaropt_dim(2, [1_i64].as_slice(), true).clamp_min(LEAST))
+        f_unit_rows(&rows.to_kind(Kind::Double), 2.0, LEAST)
     }
 
     fn f_engine(rows: &Tensor, kind: Kind) -> Result<Tensor, LossError> {
@@ -237,11 +299,38 @@ mod tests {
     }
 
     #[test]
-    fn what_may_overflow_is_left_to_the_composite() {
-        for number in [1e200, f64::INFINITY, f64::NAN] {
+    fn what_has_no_length_is_left_to_the_composite() {
+        for number in [f64::INFINITY, f64::NAN] {
             let input = Tensor::from_slice(&[1.0, number]).view([1, 2]);
             let left = f_by_engine(&input, Kind::Double, |rows| Ok(rows.zeros_like())).unwrap();
             assert_eq!(left.double_value(&[0, 0]), 0.0);
         }
+    }
+
+    #[test]
+    fn the_largest_and_the_smallest_rows_have_length_1_and_the_slopes_of_their_lengths() {
+        for factor in [1e300, 1e160, 1.0, 1e-2] {
+            let input = Tensor::from_slice(&[3.0 * factor, -4.0 * factor]).view([1, 2]).set_requires_grad(true);
+            let unit = f_engine(&input, Kind::Double).unwrap();
+            assert_eq!(Vec::<f64>::try_from(unit.view(-1)).unwrap(), [0.6, -0.8]);
+            // (1 − u²) / length of the first number.
+            let slope = Tensor::run_backward(&[unit.get(0).get(0)], &[&input], false, false).remove(0);
+            let expected = 0.64 / 5.0 / factor;
+            assert!((slope.double_value(&[0, 0]) / expected - 1.0).abs() < 1e-14, "{factor:e}");
+        }
+    }
+
+    #[test]
+    fn rows_of_one_direction_are_one_unit_vector() {
+        let input = Tensor::from_slice(&[1.0, 3.0, 7.0, 3.0, 9.0, 21.0, 49.0, 147.0, 343.0, 0.25, 0.75, 1.75]);
+        for (own, kind) in [(Kind::Double, Kind::Double), (Kind::Float, Kind::Double), (Kind::Float, Kind::Float)] {
+            let rows = input.view([4, 3]).to_kind(own);
+            for unit in [f_engine(&rows, kind).unwrap(), f_unit_rows(&rows.to_kind(kind), 2.0, LEAST).unwrap()] {
+                assert!((1..4).all(|row| unit.get(row) == unit.get(0)), "{own:?} {kind:?}");
+            }
+        }
+        // 49 · (1 / 49) is not 1.
+        let axis = Tensor::from_slice(&[0.0, 49.0]).view([1, 2]);
+        assert_eq!(f_engine(&axis, Kind::Double).unwrap().double_value(&[0, 1]), 1.0);
     }
 }

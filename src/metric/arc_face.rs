@@ -3,8 +3,8 @@ use std::f64::consts::PI;
 
 use tch::{Tensor, nn};
 
-use super::EmbeddingReduction;
 use super::class_vectors::{Angles, OwnSoftmax, f_variable};
+use super::{EmbeddingPairs, EmbeddingReduction};
 use crate::kernels::{Embedding, NumberOperations, Real, f_embedding};
 use crate::{Loss, LossError, Reduction, check};
 
@@ -108,8 +108,32 @@ impl ArcFace {
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault.
     pub fn f_forward(&self, input: &Tensor, weight: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_loss(input, weight, target, None)
+    }
+
+    /// Computes the loss where the embeddings count as often as the `pairs` of a miner name them: see [`EmbeddingPairs`].
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward_pairs(
+        &self,
+        input: &Tensor,
+        weight: &Tensor,
+        target: &Tensor,
+        pairs: &EmbeddingPairs,
+    ) -> Result<Tensor, LossError> {
+        self.f_loss(input, weight, target, Some(pairs))
+    }
+
+    fn f_loss(
+        &self,
+        input: &Tensor,
+        weight: &Tensor,
+        target: &Tensor,
+        pairs: Option<&EmbeddingPairs>,
+    ) -> Result<Tensor, LossError> {
         self.f_check()?;
-        let angles = Angles::f_new(input, weight, target, self.sub_centers)?;
+        let angles = Angles::f_new(input, weight, target, self.sub_centers, pairs)?;
         let [embeddings, own] = angles.f_own_vectors()?;
         let moved = Moved { margin: self.margin.to_radians() };
         let composite = move |[a, b]: [&Tensor; 2]| moved.f_cosines(a, b);
@@ -125,6 +149,15 @@ impl ArcFace {
     #[track_caller]
     pub fn forward(&self, input: &Tensor, weight: &Tensor, target: &Tensor) -> Tensor {
         crate::loss::expect(self.f_forward(input, weight, target))
+    }
+
+    /// Computes the loss as [`f_forward_pairs`](Self::f_forward_pairs) does.
+    ///
+    /// # Panics
+    /// Where `f_forward_pairs` returns an error, with its message.
+    #[track_caller]
+    pub fn forward_pairs(&self, input: &Tensor, weight: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor {
+        crate::loss::expect(self.f_forward_pairs(input, weight, target, pairs))
     }
 
     fn f_check(&self) -> Result<(), LossError> {
@@ -246,6 +279,8 @@ pub struct ArcFaceLoss {
     arc_face: ArcFace,
 }
 
+crate::option_tensors::shared_parameters!(ArcFaceLoss { weight });
+
 impl ArcFaceLoss {
     /// Creates the variable on `path`.
     ///
@@ -273,6 +308,28 @@ impl ArcFaceLoss {
         crate::loss::expect(Self::f_new(path, num_classes, embedding_size, arc_face))
     }
 
+    /// Computes the loss where the embeddings count as often as the `pairs` of a miner name them: see [`EmbeddingPairs`].
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward_pairs(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        pairs: &EmbeddingPairs,
+    ) -> Result<Tensor, LossError> {
+        self.arc_face.f_forward_pairs(input, &self.weight, target, pairs)
+    }
+
+    /// Computes the loss as [`f_forward_pairs`](Self::f_forward_pairs) does.
+    ///
+    /// # Panics
+    /// Where `f_forward_pairs` returns an error, with its message.
+    #[track_caller]
+    pub fn forward_pairs(&self, input: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor {
+        crate::loss::expect(self.f_forward_pairs(input, target, pairs))
+    }
+
     /// The weights of the classes.
     pub fn weight(&self) -> &Tensor {
         &self.weight
@@ -280,6 +337,8 @@ impl ArcFaceLoss {
 }
 
 impl Loss for ArcFaceLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.arc_face.f_forward(input, &self.weight, target)
     }

@@ -1,6 +1,7 @@
 use tch::{Kind, Tensor};
 
-use super::{EmbeddingDistance, EmbeddingReduction};
+use super::pairs::{Indices, Listed};
+use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
 use crate::autograd::{Place, Tape, f_taped};
 use crate::kernels::{NumberOperations, PairLabels, PairPlan, f_pairs, f_pairs_on};
 use crate::numeric::wide_kind;
@@ -24,6 +25,30 @@ pub trait EmbeddingLoss: Loss {
         ref_emb: &Tensor,
         ref_labels: &Tensor,
     ) -> Result<Tensor, LossError>;
+
+    /// Computes the loss of the `pairs` that are named, by hand or by a miner, in place of those that labels tell, which are not
+    /// needed then. Where there are references `[M, D]`, the anchors are of `embeddings` and all others of `ref_emb`.
+    ///
+    /// Losses of pairs make two pairs of a triplet, and the triplet loss makes triplets of all pairs of one anchor. A pair that is
+    /// named twice counts twice in losses that are means over pairs or triplets, and once in those over embeddings.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    fn f_forward_pairs(
+        &self,
+        embeddings: &Tensor,
+        pairs: &EmbeddingPairs,
+        ref_emb: Option<&Tensor>,
+    ) -> Result<Tensor, LossError>;
+
+    /// Computes the loss as [`f_forward_pairs`](EmbeddingLoss::f_forward_pairs) does.
+    ///
+    /// # Panics
+    /// Where `f_forward_pairs` returns an error, with its message.
+    #[track_caller]
+    fn forward_pairs(&self, embeddings: &Tensor, pairs: &EmbeddingPairs, ref_emb: Option<&Tensor>) -> Tensor {
+        crate::loss::expect(self.f_forward_pairs(embeddings, pairs, ref_emb))
+    }
 
     /// Computes the loss as [`f_forward_with`](EmbeddingLoss::f_forward_with) does.
     ///
@@ -53,6 +78,8 @@ pub(crate) struct Pairs {
     pub(crate) labels: Tensor,
     /// Those of references.
     ref_labels: Option<Tensor>,
+    /// The pairs that were named in place of labels.
+    listed: Option<Listed>,
     /// The same as the engine of pairs takes them.
     pub(crate) numbered: Option<PairLabels>,
     /// That of the embeddings.
@@ -79,13 +106,50 @@ impl Batch {
         let named = [(names[0], embeddings), (names[1], labels), (names[2], ref_emb), (names[3], ref_labels)];
         check::devices(&named)?;
         let (labels, ref_labels) = (f_labels(named[0], named[1])?, f_labels(named[2], named[3])?);
-        check::same_kind(named[2], named[0])?;
-        if ref_emb.size()[1] != embeddings.size()[1] {
-            let expected = format!("[M, {}], the dimension of embeddings", embeddings.size()[1]);
-            return Err(check::shape_error(named[2], expected));
-        }
+        same_features(named[2], embeddings)?;
         let pairs = Pairs::f_new(labels, Some(ref_labels), embeddings.f_kind()?)?;
         Ok(Batch { embeddings: embeddings.shallow_clone(), reference: Some(ref_emb.shallow_clone()), pairs })
+    }
+
+    /// A batch of which the pairs are named, and what they are.
+    pub(crate) fn f_of_pairs(
+        embeddings: &Tensor,
+        pairs: &EmbeddingPairs,
+        ref_emb: Option<&Tensor>,
+    ) -> Result<(Batch, Indices), LossError> {
+        let named = ("embeddings", embeddings);
+        check::devices(&[named])?;
+        f_rows(named)?;
+        if let Some(ref_emb) = ref_emb {
+            let reference = ("ref_emb", ref_emb);
+            check::devices(&[named, reference])?;
+            f_rows(reference)?;
+            same_features(reference, embeddings)?;
+        }
+        let size = [embeddings.size()[0], ref_emb.unwrap_or(embeddings).size()[0]];
+        let indices = pairs.f_indices(named, size)?;
+        let pairs = Pairs {
+            labels: Tensor::f_zeros([0], (Kind::Int64, embeddings.device()))?,
+            ref_labels: None,
+            listed: Some(indices.f_listed(size)?),
+            numbered: None,
+            kind: embeddings.f_kind()?,
+        };
+        let reference = ref_emb.map(Tensor::shallow_clone);
+        Ok((Batch { embeddings: embeddings.shallow_clone(), reference, pairs }, indices))
+    }
+
+    /// The same for losses of rows of pairs, of which each is of one label or of two.
+    pub(crate) fn f_of_rows(
+        embeddings: &Tensor,
+        pairs: &EmbeddingPairs,
+        ref_emb: Option<&Tensor>,
+    ) -> Result<Batch, LossError> {
+        let (batch, _) = Batch::f_of_pairs(embeddings, pairs, ref_emb)?;
+        if let Some(listed) = &batch.pairs.listed {
+            listed.f_check_disjoint()?;
+        }
+        Ok(batch)
     }
 
     /// The distances or similarities of all pairs, in the kind in which they are compared.
@@ -93,7 +157,8 @@ impl Batch {
         distance.f_matrix(&self.embeddings, self.reference.as_ref(), self.f_kind()?)
     }
 
-    fn f_kind(&self) -> Result<Kind, LossError> {
+    /// That in which pairs are compared.
+    pub(crate) fn f_kind(&self) -> Result<Kind, LossError> {
         let others = self.reference.as_ref().unwrap_or(&self.embeddings);
         f_kind_of_pairs(&self.embeddings, [self.embeddings.size()[0], others.size()[0]])
     }
@@ -133,13 +198,14 @@ impl Batch {
 impl Pairs {
     fn f_new(labels: Tensor, ref_labels: Option<Tensor>, kind: Kind) -> Result<Self, LossError> {
         let numbered = PairLabels::f_new(&labels, ref_labels.as_ref())?;
-        Ok(Self { labels, ref_labels, numbered, kind })
+        Ok(Self { labels, ref_labels, listed: None, numbered, kind })
     }
 
     fn shallow_clone(&self) -> Self {
         Self {
             labels: self.labels.shallow_clone(),
             ref_labels: self.ref_labels.as_ref().map(Tensor::shallow_clone),
+            listed: self.listed.as_ref().map(Listed::shallow_clone),
             numbered: self.numbered.clone(),
             kind: self.kind,
         }
@@ -147,6 +213,9 @@ impl Pairs {
 
     /// `[N, M]`: whether two embeddings belong together and are not one and the same.
     pub(crate) fn f_positive(&self) -> Result<Tensor, LossError> {
+        if let Some(listed) = &self.listed {
+            return listed.f_mask(&listed.positives);
+        }
         let mut same = self.f_same()?;
         if self.ref_labels.is_none() {
             let _ = same.f_fill_diagonal_number_(0, false)?;
@@ -156,7 +225,48 @@ impl Pairs {
 
     /// `[N, M]`: whether two embeddings do not belong together.
     pub(crate) fn f_negative(&self) -> Result<Tensor, LossError> {
-        Ok(self.f_same()?.f_logical_not()?)
+        match &self.listed {
+            Some(listed) => listed.f_mask(&listed.negatives),
+            None => Ok(self.f_same()?.f_logical_not()?),
+        }
+    }
+
+    /// Reduces the `losses` `[N, M]` of those that belong together.
+    pub(crate) fn f_reduce_positives(
+        &self,
+        losses: &Tensor,
+        reduction: EmbeddingReduction,
+    ) -> Result<Tensor, LossError> {
+        match &self.listed {
+            Some(listed) => listed.f_reduce(&listed.positives, losses, reduction),
+            None => reduction.f_apply_to_pairs(losses, &self.f_positive()?),
+        }
+    }
+
+    /// Reduces those of the others.
+    pub(crate) fn f_reduce_negatives(
+        &self,
+        losses: &Tensor,
+        reduction: EmbeddingReduction,
+    ) -> Result<Tensor, LossError> {
+        match &self.listed {
+            Some(listed) => listed.f_reduce(&listed.negatives, losses, reduction),
+            None => reduction.f_apply_to_pairs(losses, &self.f_negative()?),
+        }
+    }
+
+    /// log Σ exp over those of each row that do not belong to it, each as often as it is named; and whether there are any.
+    pub(crate) fn f_log_sum_exp_of_negatives(&self, matrix: &Tensor) -> Result<[Tensor; 2], LossError> {
+        let negative = self.f_negative()?;
+        let any = negative.f_any_dim(1, true)?;
+        let sum = match &self.listed {
+            None => f_log_sum_exp(matrix, &negative)?,
+            Some(listed) => {
+                let counts = listed.f_counts(&listed.negatives, matrix.f_kind()?)?;
+                f_log_sum_exp(&matrix.f_add(&counts.f_clamp_min_number(1)?.f_log()?)?, &negative)?
+            }
+        };
+        Ok([sum, any])
     }
 
     /// Whether labels are equal, for each of the first with each of the second.
@@ -173,15 +283,30 @@ impl Pairs {
 
 /// The labels of embeddings as 64-bit integers.
 pub(super) fn f_labels(embeddings: check::Named, labels: check::Named) -> Result<Tensor, LossError> {
-    check::floating(embeddings)?;
-    let size = embeddings.1.size();
-    if size.len() != 2 || size[1] == 0 {
-        return Err(check::shape_error(embeddings, "[N, D] with D > 0"));
-    }
+    let size = f_rows(embeddings)?;
     if labels.1.size() != size[..1] {
         return Err(check::shape_error(labels, format!("[{}], one label for each of {}", size[0], embeddings.0)));
     }
     check::integers(labels)
+}
+
+/// The size of embeddings.
+fn f_rows(embeddings: check::Named) -> Result<Vec<i64>, LossError> {
+    check::floating(embeddings)?;
+    let size = embeddings.1.size();
+    if size.len() == 2 && size[1] > 0 {
+        return Ok(size);
+    }
+    Err(check::shape_error(embeddings, "[N, D] with D > 0"))
+}
+
+/// References have as many features as embeddings.
+fn same_features(reference: check::Named, embeddings: &Tensor) -> Result<(), LossError> {
+    let features = embeddings.size()[1];
+    if reference.1.size()[1] == features {
+        return Ok(());
+    }
+    Err(check::shape_error(reference, format!("[M, {features}], the dimension of embeddings")))
 }
 
 /// The kind in which so many rows of `embeddings` are compared with so many others.

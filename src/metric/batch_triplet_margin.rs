@@ -1,7 +1,7 @@
 use tch::{Kind, TchError, Tensor};
 
 use super::batch::{Batch, Pairs, f_softplus};
-use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
+use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
 use crate::autograd::{Function, f_gradients_of, needed, spread};
 use crate::kernels::{NumberOperations, Triplets, f_triplets};
 use crate::{Loss, LossError, check};
@@ -25,8 +25,8 @@ use crate::{Loss, LossError, check};
 ///
 /// * `input`: `[N, D]`
 /// * `target`: `[N]`, labels of any integer kind
-/// * result: scalar; with [`EmbeddingReduction::None`], which is for [`TripletMining::BatchHard`] alone, the losses of
-///   the anchors that have a triplet
+/// * result: scalar; with [`EmbeddingReduction::None`], which is for [`TripletMining::BatchHard`] and for triplets that are named,
+///   the losses of the anchors that have a triplet, or of the triplets
 ///
 /// # Reference
 ///
@@ -149,36 +149,23 @@ impl BatchTripletMarginLoss {
         check::option("margin", self.margin, self.margin.is_finite(), "a finite number")?;
         let swaps = self.swap && batch.reference.is_some();
         check::option("swap", self.swap, !swaps, "false with references, which are not compared with each other")?;
-        let listed = self.reduction == EmbeddingReduction::None && self.mining != TripletMining::BatchHard;
-        check::option("reduction", "None", !listed, "a sum or a mean, since the triplets are too many to be listed")
+        let per_anchor = matches!(self.reduction, EmbeddingReduction::PerAnchor(_));
+        check::option("reduction", "PerAnchor", !per_anchor, "another one, since it is for pairs and not for triplets")
+    }
+
+    /// How far apart embeddings are.
+    fn f_far(&self, batch: &Batch) -> Result<Tensor, LossError> {
+        let matrix = batch.f_matrix(self.distance)?;
+        if self.distance.is_similarity() { Ok(matrix.f_neg()?) } else { Ok(matrix) }
     }
 
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         self.check(&batch)?;
-        let matrix = batch.f_matrix(self.distance)?;
-        let far = if self.distance.is_similarity() { matrix.f_neg()? } else { matrix };
-        let losses = match self.mining {
-            _ if far.numel() == 0 && self.reduction == EmbeddingReduction::None => far.f_flatten(0, -1)?,
-            _ if far.numel() == 0 => far.f_sum(None)?,
-            TripletMining::BatchHard => self.f_hardest(&far, &batch.pairs)?,
-            _ if self.swap || self.smooth_loss => self.f_one_by_one(&far, &batch.pairs)?,
-            _ => return self.f_all(&far, batch.pairs),
-        };
-        batch.pairs.f_narrow(&losses)
-    }
-
-    /// All triplets that are mined, by the engine that sorts or by the tensor operations that do.
-    fn f_all(self, far: &Tensor, pairs: Pairs) -> Result<Tensor, LossError> {
-        let (numbered, kind) = (pairs.numbered.clone(), pairs.kind);
-        let composite = move |far: &Tensor| pairs.f_narrow(&self.f_sorted(far, &pairs)?);
-        let Some(counted) = self.reduction.f_counted()? else { return composite(far) };
-        let up_to = match self.mining {
-            TripletMining::SemiHard => Some(self.margin),
-            TripletMining::Hard => Some(0.0),
-            _ => None,
-        };
-        let farther = self.mining == TripletMining::SemiHard;
-        f_triplets(Triplets { margin: self.margin, farther, up_to, counted }, far, numbered.as_ref(), kind, composite)
+        let listed = self.reduction == EmbeddingReduction::None && self.mining != TripletMining::BatchHard;
+        check::option("reduction", "None", !listed, "a sum or a mean, since the triplets are too many to be listed")?;
+        let far = self.f_far(&batch)?;
+        let noise = self.distance.noise(far.f_kind()?);
+        Mined { noise, loss: Self { reduction: self.reduction.above(noise), ..*self } }.f_loss(&far, batch.pairs)
     }
 
     /// From d(a, p) − d(a, n) to the losses.
@@ -186,22 +173,70 @@ impl BatchTripletMarginLoss {
         let violation = difference.f_add_number(self.margin)?;
         if self.smooth_loss { f_softplus(&violation) } else { Ok(violation.f_relu()?) }
     }
+}
+
+/// The loss of the triplets that are mined.
+#[derive(Clone, Copy)]
+struct Mined {
+    loss: BatchTripletMarginLoss,
+    /// Distances count as equal where they differ by less: rounding is not to choose the triplets.
+    noise: f64,
+}
+
+impl Mined {
+    fn f_loss(self, far: &Tensor, pairs: Pairs) -> Result<Tensor, LossError> {
+        let losses = match self.loss.mining {
+            _ if far.numel() == 0 && self.loss.reduction == EmbeddingReduction::None => far.f_flatten(0, -1)?,
+            _ if far.numel() == 0 => far.f_sum(None)?,
+            TripletMining::BatchHard => self.f_hardest(far, &pairs)?,
+            _ if self.loss.swap || self.loss.smooth_loss => self.f_one_by_one(far, &pairs)?,
+            _ => return self.f_all(far, pairs),
+        };
+        pairs.f_narrow(&losses)
+    }
+
+    /// All triplets that are mined, by the engine that sorts or by the tensor operations that do.
+    fn f_all(self, far: &Tensor, pairs: Pairs) -> Result<Tensor, LossError> {
+        let (numbered, kind) = (pairs.numbered.clone(), pairs.kind);
+        let composite = move |far: &Tensor| pairs.f_narrow(&self.f_sorted(far, &pairs)?);
+        let BatchTripletMarginLoss { margin, mining, .. } = self.loss;
+        let Some(counted) = self.loss.reduction.f_counted()? else { return composite(far) };
+        let up_to = match mining {
+            TripletMining::SemiHard => Some(margin + self.noise),
+            TripletMining::Hard => Some(self.noise),
+            _ => None,
+        };
+        let beyond = (mining == TripletMining::SemiHard).then_some(self.noise);
+        f_triplets(Triplets { margin, beyond, up_to, counted }, far, numbered.as_ref(), kind, composite)
+    }
 
     /// One triplet for each anchor.
     fn f_hardest(&self, far: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
         let (positive, negative) = (pairs.f_positive()?, pairs.f_negative()?);
         let mined = positive.f_any_dim(1, false)?.f_logical_and(&negative.f_any_dim(1, false)?)?;
         let (not_negative, not_positive) = (negative.f_logical_not()?, positive.f_logical_not()?);
-        let (farthest, positive) = far.f_masked_fill_number(&not_positive, f64::NEG_INFINITY)?.f_max_dim(1, false)?;
-        let (mut nearest, negative) = far.f_masked_fill_number(&not_negative, f64::INFINITY)?.f_min_dim(1, false)?;
-        if self.swap {
+        let (farthest, positive) = self.f_most(&far.f_masked_fill_number(&not_positive, f64::NEG_INFINITY)?)?;
+        let (opposite, negative) = self.f_most(&far.f_masked_fill_number(&not_negative, f64::INFINITY)?.f_neg()?)?;
+        let mut nearest = opposite.f_neg()?;
+        if self.loss.swap {
             let across = far.f_index_select(0, &positive)?.f_gather(1, &negative.f_unsqueeze(1)?, false)?;
             nearest = nearest.f_minimum(&across.f_squeeze_dim(1)?)?;
         }
         let missing = mined.f_logical_not()?;
         let difference =
             farthest.f_masked_fill_number(&missing, 0)?.f_sub(&nearest.f_masked_fill_number(&missing, 0)?)?;
-        self.reduction.f_apply(&self.f_hinge(&difference)?, Some(&mined))
+        self.loss.reduction.f_apply(&self.loss.f_hinge(&difference)?, Some(&mined))
+    }
+
+    /// The largest number of each row, and where it is: the first one of those that are equal up to rounding.
+    fn f_most(&self, rows: &Tensor) -> Result<(Tensor, Tensor), LossError> {
+        let bare = rows.f_detach()?;
+        let (most, place) = bare.f_max_dim(1, true)?;
+        let less = bare.f_lt_tensor(&most.f_sub_number(self.noise)?)?;
+        let first = less.f_logical_not()?.f_to_kind(Kind::Int8)?.f_argmax(1, true)?;
+        let first = place.f_where_self(&most.f_isnan()?, &first)?;
+        let most = rows.f_gather(1, &first, false)?.f_squeeze_dim(1)?;
+        Ok((most, first.f_squeeze_dim(1)?))
     }
 
     /// The hinges of all mined triplets, from the sorted distances of each anchor to its negatives: for a pair (a, p)
@@ -211,7 +246,7 @@ impl BatchTripletMarginLoss {
         let far = far.f_to_kind(Kind::Double)?;
         let (not_positive, negative) = (pairs.f_positive()?.f_logical_not()?, pairs.f_negative()?);
         let negatives = Negatives::f_new(&far, &negative)?;
-        let limit = far.f_add_number(self.margin)?;
+        let limit = far.f_add_number(self.loss.margin)?;
         let (from, to) = self.f_range(&negatives, &far.f_detach()?, &limit.f_detach()?)?;
         let count = to.f_sub(&from)?.f_clamp_min_number(0)?.f_masked_fill_number(&not_positive, 0)?;
         // From the limit on hinges are 0.
@@ -222,18 +257,19 @@ impl BatchTripletMarginLoss {
         // A distance that is NaN has no place in an order, but no hinge is satisfied by it.
         let nan = far.f_isnan()?.f_logical_and(&negative)?.f_any()?;
         let sum = sum.f_sum(None)?.f_masked_fill_number(&nan, f64::NAN)?;
-        self.reduction.f_of_sum(&sum, &count.f_sum(Kind::Int64)?)
+        self.loss.reduction.f_of_sum(&sum, &count.f_sum(Kind::Int64)?)
     }
 
     /// For each pair (a, p) the range of sorted negatives that are mined and whose hinges count in the reduction, given
     /// d(a, p) and d(a, p) + m. It is empty where it ends before it begins.
     fn f_range(&self, negatives: &Negatives, far: &Tensor, limit: &Tensor) -> Result<(Tensor, Tensor), LossError> {
-        let (mut from, mut to) = match self.mining {
-            TripletMining::SemiHard => (negatives.f_up_to(far)?, negatives.f_up_to(limit)?),
-            TripletMining::Hard => (far.f_zeros_like()?.f_to_kind(Kind::Int64)?, negatives.f_up_to(far)?),
+        let up_to = |values: &Tensor| negatives.f_up_to(&values.f_add_number(self.noise)?);
+        let (mut from, mut to) = match self.loss.mining {
+            TripletMining::SemiHard => (up_to(far)?, up_to(limit)?),
+            TripletMining::Hard => (far.f_zeros_like()?.f_to_kind(Kind::Int64)?, up_to(far)?),
             _ => (far.f_zeros_like()?.f_to_kind(Kind::Int64)?, negatives.number.f_expand_as(far)?),
         };
-        let (low, high) = self.reduction.bounds()?;
+        let (low, high) = self.loss.reduction.bounds()?;
         if let Some(low) = low.filter(|low| *low >= 0.0) {
             to = to.f_minimum(&negatives.f_below(&limit.f_sub_number(low)?)?)?;
         }
@@ -263,19 +299,16 @@ impl BatchTripletMarginLoss {
             count = Some(count.map_or(Ok(number.shallow_clone()), |count| count.f_add(&number))?);
         }
         let Some(count) = count else { return Ok(far.f_narrow(0, 0, 0)?.f_sum(None)?) };
-        let loss = *self;
+        let mined = *self;
         let function = Function::new(&[far]).save(&[far, &gradient, &pairs, &negative]);
         let sum = function.f_attach_one(sum, move |context| {
             let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
             let [far, gradient, pairs, negative] = context.saved() else { return Ok(vec![None]) };
-            if context.create_graph() {
-                let (pairs, negative) = (pairs.shallow_clone(), negative.shallow_clone());
-                let again = move |far: &[Tensor]| Ok(loss.f_triplets(&far[0], &pairs, &negative)?.0);
-                return f_gradients_of(again, &grad, &[far.shallow_clone()], &[true]);
-            }
-            Ok(spread(vec![gradient.f_mul(&grad.f_to_kind(gradient.f_kind()?)?)?], &needed))
+            let chunked = || Ok(spread(vec![gradient.f_mul(&grad.f_to_kind(gradient.f_kind()?)?)?], &needed));
+            let again = |far: &[Tensor]| Ok(mined.f_triplets(&far[0], pairs, negative)?.0);
+            context.f_gradients(chunked, || f_gradients_of(again, &grad, &[far.shallow_clone()], &[true]))
         })?;
-        self.reduction.f_of_sum(&sum, &count)
+        self.loss.reduction.f_of_sum(&sum, &count)
     }
 
     /// The sum and the number of the losses of `pairs` `[P, 2]` of an anchor and a positive, with all negatives.
@@ -284,17 +317,18 @@ impl BatchTripletMarginLoss {
         let to_negatives = far.f_index_select(0, &anchors)?;
         let to_positive = to_negatives.f_gather(1, &positives.f_unsqueeze(1)?, false)?;
         let mut mined = negative.f_index_select(0, &anchors)?;
-        let nearer = |margin: f64| to_negatives.f_le_tensor(&to_positive.f_add_number(margin)?);
-        match self.mining {
+        let nearer = |margin: f64| to_negatives.f_le_tensor(&to_positive.f_add_number(margin + self.noise)?);
+        match self.loss.mining {
             TripletMining::SemiHard => {
-                mined = mined.f_logical_and(&nearer(self.margin)?)?.f_logical_and(&nearer(0.0)?.f_logical_not()?)?;
+                mined =
+                    mined.f_logical_and(&nearer(self.loss.margin)?)?.f_logical_and(&nearer(0.0)?.f_logical_not()?)?;
             }
             TripletMining::Hard => mined = mined.f_logical_and(&nearer(0.0)?)?,
             _ => {}
         }
         let nearest =
-            if self.swap { to_negatives.f_minimum(&far.f_index_select(0, &positives)?)? } else { to_negatives };
-        self.reduction.f_sum_and_count(&self.f_hinge(&to_positive.f_sub(&nearest)?)?, &mined)
+            if self.loss.swap { to_negatives.f_minimum(&far.f_index_select(0, &positives)?)? } else { to_negatives };
+        self.loss.reduction.f_sum_and_count(&self.loss.f_hinge(&to_positive.f_sub(&nearest)?)?, &mined)
     }
 }
 
@@ -349,6 +383,8 @@ impl Default for BatchTripletMarginLoss {
 }
 
 impl Loss for BatchTripletMarginLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_new(input, target)?)
     }
@@ -363,6 +399,28 @@ impl EmbeddingLoss for BatchTripletMarginLoss {
         ref_labels: &Tensor,
     ) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+    }
+
+    fn f_forward_pairs(
+        &self,
+        embeddings: &Tensor,
+        pairs: &EmbeddingPairs,
+        ref_emb: Option<&Tensor>,
+    ) -> Result<Tensor, LossError> {
+        let (batch, indices) = Batch::f_of_pairs(embeddings, pairs, ref_emb)?;
+        self.check(&batch)?;
+        let far = self.f_far(&batch)?;
+        let [anchors, positives, negatives] = indices.f_triplets()?;
+        let places = |rows: &Tensor, columns: &Tensor| rows.f_mul_number(far.size()[1])?.f_add(columns);
+        let flat = far.f_flatten(0, -1)?;
+        let distances = |rows, columns| flat.f_index_select(0, &places(rows, columns)?);
+        let mut nearest = distances(&anchors, &negatives)?;
+        if self.swap {
+            nearest = nearest.f_minimum(&distances(&positives, &negatives)?)?;
+        }
+        let losses = self.f_hinge(&distances(&anchors, &positives)?.f_sub(&nearest)?)?;
+        let reduction = self.reduction.above(self.distance.noise(batch.f_kind()?));
+        batch.pairs.f_narrow(&reduction.f_apply(&losses, None)?)
     }
 }
 
@@ -400,17 +458,17 @@ mod tests {
         for (mining, reduction) in MINING.into_iter().flat_map(|mining| reductions.map(|reduction| (mining, reduction)))
         {
             let loss = BatchTripletMarginLoss::new().margin(0.4).mining(mining).reduction(reduction);
-            let value_and_slope = |way: fn(BatchTripletMarginLoss, &Tensor, Pairs) -> Result<Tensor, LossError>| {
+            let value_and_slope = |way: fn(Mined, &Tensor, Pairs) -> Result<Tensor, LossError>| {
                 let leaf = embeddings.copy().set_requires_grad(true);
                 let batch = with_backend(Backend::Auto, || Batch::f_new(&leaf, &labels)).unwrap();
                 let far = batch.f_matrix(distance()).unwrap();
-                let value = with_backend(Backend::Auto, || way(loss, &far, batch.pairs)).unwrap();
+                let value = with_backend(Backend::Auto, || way(Mined { loss, noise: 0.0 }, &far, batch.pairs)).unwrap();
                 value.backward();
                 Tensor::cat(&[value.view(1), leaf.grad().flatten(0, -1)], 0)
             };
             let listed = value_and_slope(|loss, far, pairs| loss.f_one_by_one(far, &pairs));
             let sorted = value_and_slope(|loss, far, pairs| loss.f_sorted(far, &pairs));
-            for other in [sorted, value_and_slope(BatchTripletMarginLoss::f_all)] {
+            for other in [sorted, value_and_slope(Mined::f_all)] {
                 let difference = (other - &listed).abs().max().double_value(&[]);
                 assert!(difference < 1e-12, "{mining:?}, {reduction:?}: {difference:e}");
             }

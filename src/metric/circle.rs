@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::batch::{Batch, Pairs, f_log_sum_exp, f_softplus, softplus};
-use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
+use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
 use crate::kernels::{NumberOperations, PairSlopes, PairSums, PairTerms, Real, Soft, SoftPairs};
 use crate::{Loss, LossError, check};
 
@@ -92,9 +92,12 @@ impl CircleLoss {
         check::option("gamma", gamma, gamma > 0.0 && gamma.is_finite(), "a finite number > 0")?;
         let loss = *self;
         let formula = Formula { margin: m, gamma };
-        batch.f_reduced(EmbeddingDistance::cosine(), Soft(formula), self.reduction, move |cosine, pairs| {
-            loss.f_composite(cosine, pairs)
-        })
+        batch.f_reduced(
+            EmbeddingDistance::cosine(),
+            Soft(formula),
+            self.reduction.of_anchors(),
+            move |cosine, pairs| loss.f_composite(cosine, pairs),
+        )
     }
 
     fn f_composite(&self, cosine: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
@@ -106,7 +109,7 @@ impl CircleLoss {
         let negatives = cosine.f_sub_number(m)?.f_mul(&lead)?.f_mul_number(gamma)?;
         let positives = f_log_sum_exp(&positives, &pairs.f_positive()?)?;
         let negatives = f_log_sum_exp(&negatives, &pairs.f_negative()?)?;
-        self.reduction.f_apply(&f_softplus(&positives.f_add(&negatives)?)?.f_flatten(0, -1)?, None)
+        self.reduction.of_anchors().f_apply(&f_softplus(&positives.f_add(&negatives)?)?.f_flatten(0, -1)?, None)
     }
 }
 
@@ -146,6 +149,8 @@ impl Default for CircleLoss {
 }
 
 impl Loss for CircleLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_new(input, target)?)
     }
@@ -160,5 +165,14 @@ impl EmbeddingLoss for CircleLoss {
         ref_labels: &Tensor,
     ) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+    }
+
+    fn f_forward_pairs(
+        &self,
+        embeddings: &Tensor,
+        pairs: &EmbeddingPairs,
+        ref_emb: Option<&Tensor>,
+    ) -> Result<Tensor, LossError> {
+        self.f_loss(Batch::f_of_rows(embeddings, pairs, ref_emb)?)
     }
 }

@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor, nn};
 
 use super::batch::{f_kind_of_pairs, f_labels, softplus};
-use super::{EmbeddingDistance, EmbeddingReduction};
+use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
 use crate::autograd::{Backward, Gradients, Place, Tape, f_taped};
 use crate::check::{self, ClassIndices, Named};
 use crate::kernels::{
@@ -43,6 +43,8 @@ pub(super) struct Classified {
     pub(super) vectors: Tensor,
     /// As 64-bit integers.
     pub(super) classes: Tensor,
+    /// What the losses of the embeddings are multiplied by, `[N]`, where they count differently.
+    pub(super) weights: Option<Tensor>,
     /// In which they are compared.
     pub(super) wide: Kind,
     pub(super) kind: Kind,
@@ -61,7 +63,13 @@ impl Classified {
         let classes = ClassIndices::f_new(&classes, vectors.size()[0] / per_class, None, InvalidValues::Error)?;
         let wide = f_kind_of_pairs(input, [input.size()[0], vectors.size()[0]])?;
         let (embeddings, vectors) = (input.shallow_clone(), vectors.shallow_clone());
-        Ok(Classified { embeddings, vectors, classes: classes.indices, wide, kind: input.f_kind()? })
+        Ok(Classified { embeddings, vectors, classes: classes.indices, weights: None, wide, kind: input.f_kind()? })
+    }
+
+    /// The same where the embeddings count as often as `pairs` name them, if there are any.
+    pub(super) fn f_weighted(self, pairs: Option<&EmbeddingPairs>) -> Result<Classified, LossError> {
+        let Some(pairs) = pairs else { return Ok(self) };
+        Ok(Classified { weights: pairs.f_weights(("input", &self.embeddings), self.wide)?, ..self })
     }
 
     /// `weight` is `[D, C · sub_centers]`, the weights of a class side by side.
@@ -91,7 +99,8 @@ impl Classified {
     /// The same classes of other tensors.
     pub(super) fn with(&self, [embeddings, vectors]: [&Tensor; 2]) -> Classified {
         let [embeddings, vectors, classes] = [embeddings, vectors, &self.classes].map(Tensor::shallow_clone);
-        Classified { embeddings, vectors, classes, ..*self }
+        let weights = self.weights.as_ref().map(Tensor::shallow_clone);
+        Classified { embeddings, vectors, classes, weights, ..*self }
     }
 
     /// The distances or similarities of the embeddings to the vectors, `[N, C]`.
@@ -119,8 +128,12 @@ impl Classified {
         Ok(squares.f_neg()?.f_unsqueeze(0)?.f_addmm(&a.f_mul_number(2)?, &b.f_transpose(0, 1)?)?)
     }
 
-    /// The classes as the labels of the rows of a matrix, with a column for each of `count`.
+    /// The classes as the labels of the rows of a matrix, with a column for each of `count`; none where the engine does not take them,
+    /// which knows no weights.
     pub(super) fn f_numbered(&self, count: i64) -> Result<Option<PairLabels>, LossError> {
+        if self.weights.is_some() {
+            return Ok(None);
+        }
         PairLabels::f_of_classes(&self.classes, count)
     }
 
@@ -131,6 +144,7 @@ impl Classified {
         softmax: OwnSoftmax,
         reduction: EmbeddingReduction,
     ) -> Result<Tensor, LossError> {
+        let reduction = reduction.of_anchors();
         let (labels, counted) = (self.f_numbered(self.vectors.size()[0])?, reduction.f_counted()?);
         let steps = |tape: &mut Tape, places: &[Place]| {
             if labels.is_none() || counted.is_none() {
@@ -155,9 +169,13 @@ impl Classified {
         own: Option<&Tensor>,
         reduction: EmbeddingReduction,
     ) -> Result<Tensor, LossError> {
-        let (classes, kind) = (self.classes.shallow_clone(), self.kind);
+        let (classes, kind, reduction) = (self.classes.shallow_clone(), self.kind, reduction.of_anchors());
+        let weights = self.weights.as_ref().map(Tensor::shallow_clone);
         let composite = move |rows: &Tensor, own: Option<&Tensor>| {
-            let losses = softmax.f_losses(rows, own, &classes)?;
+            let mut losses = softmax.f_losses(rows, own, &classes)?;
+            if let Some(weights) = &weights {
+                losses = losses.f_mul(weights)?;
+            }
             Ok(reduction.f_apply(&losses, None)?.f_to_kind(kind)?)
         };
         let (labels, counted) = (self.f_numbered(rows.size()[1])?, reduction.f_counted()?);
@@ -275,8 +293,9 @@ impl Angles {
         weight: &Tensor,
         target: &Tensor,
         sub_centers: i64,
+        pairs: Option<&EmbeddingPairs>,
     ) -> Result<Angles, LossError> {
-        let mut classified = Classified::f_of_weight(input, weight, target, sub_centers)?;
+        let mut classified = Classified::f_of_weight(input, weight, target, sub_centers)?.f_weighted(pairs)?;
         let classes = classified.vectors.size()[0] / sub_centers;
         let cosine = EmbeddingDistance::cosine();
         classified.embeddings = cosine.f_prepared(&classified.embeddings, classified.wide)?;

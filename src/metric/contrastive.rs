@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::batch::{Batch, Pairs};
-use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
+use super::{AnchorReduction, EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
 use crate::kernels::{Hard, OTHER, PairTerms, Real, SAME, choose};
 use crate::{Loss, LossError};
 
@@ -103,20 +103,22 @@ impl ContrastiveLoss {
     }
 
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
-        let loss = *self;
+        // What is met up to rounding costs nothing, and does not count.
+        let reduction = self.reduction.above(self.distance.noise(batch.f_kind()?));
+        let loss = Self { reduction, ..*self };
         let formula = Hinges { sign: self.distance.sign(), margins: [self.pos_margin, self.neg_margin] };
-        batch.f_reduced(self.distance, Hard(formula), self.reduction, move |matrix, pairs| {
-            loss.f_composite(matrix, pairs)
-        })
+        batch.f_reduced(self.distance, Hard(formula), reduction, move |matrix, pairs| loss.f_composite(matrix, pairs))
     }
 
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
         let too_far = self.distance.f_beyond(matrix, self.pos_margin)?.f_relu()?;
         let too_near = self.distance.f_beyond(matrix, self.neg_margin)?.f_neg()?.f_relu()?;
-        let of_one = self.reduction.f_apply(&too_far, Some(&pairs.f_positive()?))?;
-        let of_two = self.reduction.f_apply(&too_near, Some(&pairs.f_negative()?))?;
+        let of_one = pairs.f_reduce_positives(&too_far, self.reduction)?;
+        let of_two = pairs.f_reduce_negatives(&too_near, self.reduction)?;
         match self.reduction {
-            EmbeddingReduction::None => Ok(Tensor::f_cat(&[of_one, of_two], 0)?),
+            EmbeddingReduction::None | EmbeddingReduction::PerAnchor(AnchorReduction::None) => {
+                Ok(Tensor::f_cat(&[of_one, of_two], 0)?)
+            }
             _ => Ok(of_one.f_add(&of_two)?),
         }
     }
@@ -158,6 +160,8 @@ impl Default for ContrastiveLoss {
 }
 
 impl Loss for ContrastiveLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_new(input, target)?)
     }
@@ -172,5 +176,14 @@ impl EmbeddingLoss for ContrastiveLoss {
         ref_labels: &Tensor,
     ) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+    }
+
+    fn f_forward_pairs(
+        &self,
+        embeddings: &Tensor,
+        pairs: &EmbeddingPairs,
+        ref_emb: Option<&Tensor>,
+    ) -> Result<Tensor, LossError> {
+        self.f_loss(Batch::f_of_pairs(embeddings, pairs, ref_emb)?.0)
     }
 }

@@ -3,7 +3,7 @@ use std::borrow::Borrow;
 use tch::{Tensor, nn};
 
 use super::class_vectors::{Classified, OwnSoftmax, f_variable};
-use super::{EmbeddingDistance, EmbeddingReduction};
+use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
 use crate::{Loss, LossError, check};
 
 /// Large margin of cosines with weights that are passed in: [`CosFaceLoss`] without parameters of its own, and its options.
@@ -91,9 +91,33 @@ impl CosFace {
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault.
     pub fn f_forward(&self, input: &Tensor, weight: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_loss(input, weight, target, None)
+    }
+
+    /// Computes the loss where the embeddings count as often as the `pairs` of a miner name them: see [`EmbeddingPairs`].
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward_pairs(
+        &self,
+        input: &Tensor,
+        weight: &Tensor,
+        target: &Tensor,
+        pairs: &EmbeddingPairs,
+    ) -> Result<Tensor, LossError> {
+        self.f_loss(input, weight, target, Some(pairs))
+    }
+
+    fn f_loss(
+        &self,
+        input: &Tensor,
+        weight: &Tensor,
+        target: &Tensor,
+        pairs: Option<&EmbeddingPairs>,
+    ) -> Result<Tensor, LossError> {
         self.f_check()?;
         let softmax = OwnSoftmax { scale: self.scale, margin: self.margin };
-        let batch = Classified::f_of_weight(input, weight, target, 1)?;
+        let batch = Classified::f_of_weight(input, weight, target, 1)?.f_weighted(pairs)?;
         batch.f_cross_entropy_of(EmbeddingDistance::cosine(), softmax, self.reduction)
     }
 
@@ -104,6 +128,15 @@ impl CosFace {
     #[track_caller]
     pub fn forward(&self, input: &Tensor, weight: &Tensor, target: &Tensor) -> Tensor {
         crate::loss::expect(self.f_forward(input, weight, target))
+    }
+
+    /// Computes the loss as [`f_forward_pairs`](Self::f_forward_pairs) does.
+    ///
+    /// # Panics
+    /// Where `f_forward_pairs` returns an error, with its message.
+    #[track_caller]
+    pub fn forward_pairs(&self, input: &Tensor, weight: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor {
+        crate::loss::expect(self.f_forward_pairs(input, weight, target, pairs))
     }
 
     fn f_check(&self) -> Result<(), LossError> {
@@ -172,6 +205,8 @@ pub struct CosFaceLoss {
     cos_face: CosFace,
 }
 
+crate::option_tensors::shared_parameters!(CosFaceLoss { weight });
+
 impl CosFaceLoss {
     /// Creates the variable on `path`.
     ///
@@ -198,6 +233,28 @@ impl CosFaceLoss {
         crate::loss::expect(Self::f_new(path, num_classes, embedding_size, cos_face))
     }
 
+    /// Computes the loss where the embeddings count as often as the `pairs` of a miner name them: see [`EmbeddingPairs`].
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward_pairs(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        pairs: &EmbeddingPairs,
+    ) -> Result<Tensor, LossError> {
+        self.cos_face.f_forward_pairs(input, &self.weight, target, pairs)
+    }
+
+    /// Computes the loss as [`f_forward_pairs`](Self::f_forward_pairs) does.
+    ///
+    /// # Panics
+    /// Where `f_forward_pairs` returns an error, with its message.
+    #[track_caller]
+    pub fn forward_pairs(&self, input: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor {
+        crate::loss::expect(self.f_forward_pairs(input, target, pairs))
+    }
+
     /// The weights of the classes.
     pub fn weight(&self) -> &Tensor {
         &self.weight
@@ -205,6 +262,8 @@ impl CosFaceLoss {
 }
 
 impl Loss for CosFaceLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.cos_face.f_forward(input, &self.weight, target)
     }

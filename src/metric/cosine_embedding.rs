@@ -56,7 +56,7 @@ use crate::{LossError, MeanParts, Reduction, check};
 /// assert!((f64::try_from(loss)? - (0.04 + 0.46) / 2.0).abs() < 1e-9);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 #[doc(alias = "nn.CosineEmbeddingLoss")]
 #[doc(alias = "cosine_embedding_loss")]
 pub struct CosineEmbeddingLoss {

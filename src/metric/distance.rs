@@ -2,7 +2,7 @@ use tch::{Kind, Tensor};
 
 use crate::autograd::{Backward, Function, Gradients, Place, Tape, f_taped, needed};
 use crate::kernels::{NumberOperations, f_distance_slopes, f_distances, f_unit};
-use crate::numeric::f_power;
+use crate::numeric::{f_power, f_unit_rows};
 use crate::{LossError, check};
 
 /// How far apart, or how alike, two embeddings are.
@@ -186,6 +186,13 @@ impl EmbeddingDistance {
         places.iter().map(|place| f_unit(tape, *place, kind, LEAST_NORM)).collect()
     }
 
+    /// By how much rounding may move what is equal, where both are of this kind: distances of unit vectors are sums of rounded
+    /// numbers near 1. Those of other embeddings are as exact as these, and have no such bound.
+    pub(super) fn noise(self, kind: Kind) -> f64 {
+        let epsilon = if kind == Kind::Double { f64::EPSILON } else { f64::from(f32::EPSILON) };
+        if self.normalize_embeddings { 8.0 * epsilon } else { 0.0 }
+    }
+
     /// By how much the embeddings of each pair are farther apart than `margin`, or less alike.
     pub(crate) fn f_beyond(self, matrix: &Tensor, margin: f64) -> Result<Tensor, LossError> {
         let farther = matrix.f_sub_number(margin)?;
@@ -225,11 +232,7 @@ impl EmbeddingDistance {
     }
 
     fn f_unit(self, embeddings: &Tensor, kind: Kind) -> Result<Tensor, LossError> {
-        let embeddings = embeddings.f_to_kind(kind)?;
-        // Scaling changes no direction, and keeps squares from overflowing.
-        let largest = embeddings.f_detach()?.f_abs()?.f_amax([1_i64], true)?.f_clamp_min_number(1)?;
-        let scaled = embeddings.f_div(&largest)?;
-        Ok(scaled.f_div(&scaled.f_norm_number(self.p, &[1], true)?.f_clamp_min_number(LEAST_NORM)?)?)
+        f_unit_rows(&embeddings.f_to_kind(kind)?, self.p, LEAST_NORM)
     }
 
     fn f_lp(self, a: &Tensor, b: Option<&Tensor>) -> Result<Tensor, LossError> {
@@ -291,10 +294,7 @@ fn f_euclidean(a: &Tensor, b: Option<&Tensor>) -> Result<Tensor, LossError> {
     Function::new(&inputs).save(&saved).f_attach_one(distances.f_detach()?, move |context| {
         let Some(grad) = context.grad(0) else { return Ok(needed.iter().map(|_| None).collect()) };
         let saved: Vec<&Tensor> = context.saved().iter().collect();
-        let gradients = match context.create_graph() {
-            true => f_slopes_with_graph(&saved, &grad)?,
-            false => f_slopes(&saved, &grad)?,
-        };
+        let gradients = context.f_gradients(|| f_slopes(&saved, &grad), || f_slopes_with_graph(&saved, &grad))?;
         Ok(gradients.into_iter().zip(&needed).map(|(gradient, needed)| gradient.filter(|_| *needed)).collect())
     })
 }

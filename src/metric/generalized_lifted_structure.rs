@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::batch::{Batch, Pairs, f_log_sum_exp};
-use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
+use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
 use crate::kernels::{NumberOperations, OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled};
 use crate::{Loss, LossError};
 
@@ -104,7 +104,7 @@ impl GeneralizedLiftedStructureLoss {
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         let loss = *self;
         let formula = Formula { sign: self.distance.sign(), margins: [self.pos_margin, self.neg_margin] };
-        batch.f_reduced(self.distance, Soft(formula), self.reduction, move |matrix, pairs| {
+        batch.f_reduced(self.distance, Soft(formula), self.reduction.of_anchors(), move |matrix, pairs| {
             loss.f_composite(matrix, pairs)
         })
     }
@@ -116,7 +116,7 @@ impl GeneralizedLiftedStructureLoss {
         };
         let positives = sum(&self.distance.f_beyond(matrix, self.pos_margin)?, &pairs.f_positive()?)?;
         let negatives = sum(&self.distance.f_beyond(matrix, self.neg_margin)?.f_neg()?, &pairs.f_negative()?)?;
-        self.reduction.f_apply(&positives.f_add(&negatives)?.f_relu()?.f_flatten(0, -1)?, None)
+        self.reduction.of_anchors().f_apply(&positives.f_add(&negatives)?.f_relu()?.f_flatten(0, -1)?, None)
     }
 }
 
@@ -158,6 +158,8 @@ impl Default for GeneralizedLiftedStructureLoss {
 }
 
 impl Loss for GeneralizedLiftedStructureLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_new(input, target)?)
     }
@@ -172,5 +174,14 @@ impl EmbeddingLoss for GeneralizedLiftedStructureLoss {
         ref_labels: &Tensor,
     ) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+    }
+
+    fn f_forward_pairs(
+        &self,
+        embeddings: &Tensor,
+        pairs: &EmbeddingPairs,
+        ref_emb: Option<&Tensor>,
+    ) -> Result<Tensor, LossError> {
+        self.f_loss(Batch::f_of_rows(embeddings, pairs, ref_emb)?)
     }
 }

@@ -49,7 +49,7 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert_eq!(Vec::<f64>::try_from(distance.grad())?, [0.25, -0.25, 0.0, 0.25]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[doc(alias = "nn.HingeEmbeddingLoss")]
 #[doc(alias = "hinge_embedding_loss")]
 pub struct HingeEmbeddingLoss {
@@ -90,6 +90,8 @@ impl Default for HingeEmbeddingLoss {
 }
 
 impl Loss for HingeEmbeddingLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;

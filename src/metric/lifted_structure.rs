@@ -1,7 +1,7 @@
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use super::batch::{Batch, Pairs, f_log_sum_exp};
-use super::{EmbeddingDistance, EmbeddingReduction};
+use super::batch::{Batch, Pairs};
+use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
 use crate::kernels::{Each, NumberOperations, OTHER, Positives, Real, SAME, scaled};
 use crate::{Loss, LossError};
 
@@ -15,7 +15,11 @@ use crate::{Loss, LossError};
 /// ℓ(a, p) = max(0, log(Σ_{n ∈ N(a)} exp(m₋ − d(a, n)) + Σ_{n ∈ N(p)} exp(m₋ − d(p, n))) + d(a, p) − m₊)² / 2
 ///
 /// for each ordered pair (a, p) of one label, where N are the embeddings of other labels, d is the distance (or a
-/// similarity with the other sign, and so the margins), m₊ and m₋ are the margins. Without negatives the loss is 0.
+/// similarity with the other sign, and so the margins), m₊ and m₋ are the margins. Without negatives the loss is 0; where only those
+/// of a and p are missing, the logarithm is taken as 0.
+///
+/// With references, p is one of these, and its negatives are those of the embedding at its position, where there is one: references
+/// that go together with the batch, as its other view, or a gathered batch that begins with it, are of the same order.
 ///
 /// # Shapes
 ///
@@ -30,8 +34,6 @@ use crate::{Loss, LossError};
 /// # Differences from pytorch-metric-learning
 ///
 /// * Those of [`EmbeddingDistance`].
-/// * There are no references, because the negatives of p are found by comparing p with the batch, and there p's
-///   position among the references is taken for one in the batch.
 /// * Memory grows with N², and not with the number of pairs of one label times that of other pairs.
 ///
 /// # Errors
@@ -111,12 +113,35 @@ impl LiftedStructureLoss {
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
         let too_near = self.distance.f_beyond(matrix, self.neg_margin)?.f_neg()?;
         // One sum over negatives serves all pairs of an embedding.
-        let negatives = f_log_sum_exp(&too_near, &pairs.f_negative()?)?;
-        let of_both = negatives.f_logaddexp(&negatives.f_transpose(0, 1)?)?;
-        let losses = of_both.f_add(&self.distance.f_beyond(matrix, self.pos_margin)?)?;
-        let losses = losses.f_relu()?.f_square()?.f_div_number(2)?;
-        self.reduction.f_apply(&losses, Some(&pairs.f_positive()?))
+        let [of_rows, any_of_rows] = pairs.f_log_sum_exp_of_negatives(&too_near)?;
+        let (of_columns, any_of_columns) = (f_of_columns(&of_rows, matrix)?, f_of_columns(&any_of_rows, matrix)?);
+        let own = Tensor::f_eye_m(matrix.size()[0], matrix.size()[1], (Kind::Bool, matrix.device()))?;
+        // A pair of one embedding with itself has the negatives of that once.
+        let of_both = of_rows.f_logaddexp(&of_columns)?.f_where_self(&own.f_logical_not()?, &of_rows)?;
+        // The logarithm of a sum over nothing is taken as 0, but without any negatives at all nothing has a loss.
+        let none = any_of_rows.f_logical_or(&any_of_columns)?.f_logical_not()?;
+        let of_both = of_both.f_masked_fill_number(&none, 0)?;
+        let losses = of_both.f_add(&self.distance.f_beyond(matrix, self.pos_margin)?)?.f_relu()?;
+        let losses = losses.f_masked_fill_number(&any_of_rows.f_any()?.f_logical_not()?, 0)?;
+        pairs.f_reduce_positives(&losses.f_square()?.f_div_number(2)?, self.reduction)
     }
+}
+
+/// The numbers `[N, 1]` of embeddings for the columns of a `matrix` `[N, M]`, `[1, M]`: that of the embedding at the column's position,
+/// or nothing where there is none.
+fn f_of_columns(of_rows: &Tensor, matrix: &Tensor) -> Result<Tensor, LossError> {
+    let (rows, columns) = (matrix.size()[0], matrix.size()[1]);
+    let across = of_rows.f_transpose(0, 1)?;
+    if columns <= rows {
+        return Ok(across.f_narrow(1, 0, columns)?);
+    }
+    let nothing = match of_rows.f_kind()? {
+        Kind::Bool => 0.0,
+        Kind::Double => f64::MIN / 2.0,
+        _ => f64::from(f32::MIN) / 2.0,
+    };
+    let rest = Tensor::f_full_number(&[1, columns - rows], nothing, (of_rows.f_kind()?, of_rows.device()))?;
+    Ok(Tensor::f_cat(&[across, rest], 1)?)
 }
 
 #[derive(Clone, Copy)]
@@ -157,7 +182,33 @@ impl Default for LiftedStructureLoss {
 }
 
 impl Loss for LiftedStructureLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(&Batch::f_new(input, target)?)
+    }
+}
+
+impl EmbeddingLoss for LiftedStructureLoss {
+    fn f_forward_with(
+        &self,
+        embeddings: &Tensor,
+        labels: &Tensor,
+        ref_emb: &Tensor,
+        ref_labels: &Tensor,
+    ) -> Result<Tensor, LossError> {
+        let mut batch = Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?;
+        // The engine takes a batch among itself.
+        batch.pairs.numbered = None;
+        self.f_loss(&batch)
+    }
+
+    fn f_forward_pairs(
+        &self,
+        embeddings: &Tensor,
+        pairs: &EmbeddingPairs,
+        ref_emb: Option<&Tensor>,
+    ) -> Result<Tensor, LossError> {
+        self.f_loss(&Batch::f_of_pairs(embeddings, pairs, ref_emb)?.0)
     }
 }

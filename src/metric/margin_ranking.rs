@@ -54,7 +54,7 @@ use crate::{LossError, MeanParts, Reduction, check};
 /// assert_eq!(Vec::<f64>::try_from(clicked.grad())?, [0.0, -0.5]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 #[doc(alias = "nn.MarginRankingLoss")]
 #[doc(alias = "margin_ranking_loss")]
 pub struct MarginRankingLoss {

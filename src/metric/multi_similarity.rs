@@ -3,7 +3,7 @@ use std::array::from_fn;
 use tch::Tensor;
 
 use super::batch::{Batch, Pairs, f_log_sum_exp, f_softplus, softplus};
-use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
+use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
 use crate::kernels::{NumberOperations, OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled};
 use crate::{Loss, LossError, check};
 
@@ -112,7 +112,7 @@ impl MultiSimilarityLoss {
         check::option("beta", self.beta, finite(self.beta), "a finite number > 0")?;
         let (loss, sign) = (*self, self.distance.sign());
         let formula = Formula { base: self.base, scales: [sign * self.alpha, -sign * self.beta] };
-        batch.f_reduced(self.distance, Soft(formula), self.reduction, move |matrix, pairs| {
+        batch.f_reduced(self.distance, Soft(formula), self.reduction.of_anchors(), move |matrix, pairs| {
             loss.f_composite(matrix, pairs)
         })
     }
@@ -125,7 +125,7 @@ impl MultiSimilarityLoss {
         };
         let positives = soft_maximum(self.alpha, self.alpha, &pairs.f_positive()?)?;
         let negatives = soft_maximum(-self.beta, self.beta, &pairs.f_negative()?)?;
-        self.reduction.f_apply(&positives.f_add(&negatives)?.f_flatten(0, -1)?, None)
+        self.reduction.of_anchors().f_apply(&positives.f_add(&negatives)?.f_flatten(0, -1)?, None)
     }
 }
 
@@ -163,6 +163,8 @@ impl Default for MultiSimilarityLoss {
 }
 
 impl Loss for MultiSimilarityLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_new(input, target)?)
     }
@@ -177,5 +179,14 @@ impl EmbeddingLoss for MultiSimilarityLoss {
         ref_labels: &Tensor,
     ) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+    }
+
+    fn f_forward_pairs(
+        &self,
+        embeddings: &Tensor,
+        pairs: &EmbeddingPairs,
+        ref_emb: Option<&Tensor>,
+    ) -> Result<Tensor, LossError> {
+        self.f_loss(Batch::f_of_rows(embeddings, pairs, ref_emb)?)
     }
 }

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::batch::{Batch, f_kind_of_pairs};
 use super::class_vectors::OwnSoftmax;
-use super::{EmbeddingDistance, EmbeddingReduction};
+use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
 use crate::autograd::{Backward, Place, Tape, f_taped};
 use crate::kernels::{self, PairLabels, Soft, f_pairs_on};
 use crate::numeric::f_positions;
@@ -84,9 +84,40 @@ impl NPairsLoss {
         self
     }
 
-    fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
-        let (anchors, positives) = f_pairs(&batch.pairs.labels)?;
-        let (loss, pairs, counted) = (*self, anchors.size()[0], self.reduction.f_counted()?);
+    /// Computes the loss of the first of the `pairs` of each label, given the anchors' labels, in place of the first two
+    /// embeddings of each label. Negatives are not needed; triplets will do.
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward_pairs(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        pairs: &EmbeddingPairs,
+    ) -> Result<Tensor, LossError> {
+        let batch = Batch::f_new(input, target)?;
+        let [anchors, positives] = pairs.f_indices(("input", input), [input.size()[0]; 2])?.positives;
+        let labels = check::host_integers(&batch.pairs.labels.f_index_select(0, &anchors)?)?;
+        let mut first = BTreeMap::<i64, i64>::new();
+        for (label, position) in labels.into_iter().zip(0..) {
+            first.entry(label).or_insert(position);
+        }
+        let first = Tensor::f_from_slice(&first.into_values().collect::<Vec<_>>())?.f_to_device(input.device())?;
+        self.f_loss(&batch, anchors.f_index_select(0, &first)?, positives.f_index_select(0, &first)?)
+    }
+
+    /// Computes the loss as [`f_forward_pairs`](Self::f_forward_pairs) does.
+    ///
+    /// # Panics
+    /// Where `f_forward_pairs` returns an error, with its message.
+    #[track_caller]
+    pub fn forward_pairs(&self, input: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor {
+        crate::loss::expect(self.f_forward_pairs(input, target, pairs))
+    }
+
+    fn f_loss(&self, batch: &Batch, anchors: Tensor, positives: Tensor) -> Result<Tensor, LossError> {
+        let loss = Self { reduction: self.reduction.of_anchors(), ..*self };
+        let (pairs, counted) = (anchors.size()[0], loss.reduction.f_counted()?);
         let (wide, kind) = (f_kind_of_pairs(&batch.embeddings, [pairs; 2])?, batch.pairs.kind);
         let steps = |tape: &mut Tape, places: &[Place]| {
             let labels = PairLabels::of_diagonal(1, pairs as usize);
@@ -121,8 +152,12 @@ impl Default for NPairsLoss {
 }
 
 impl Loss for NPairsLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_loss(&Batch::f_new(input, target)?)
+        let batch = Batch::f_new(input, target)?;
+        let (anchors, positives) = f_pairs(&batch.pairs.labels)?;
+        self.f_loss(&batch, anchors, positives)
     }
 }
 

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
-use super::batch::{Batch, Pairs, f_log_sum_exp, f_softplus, softplus};
-use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
+use super::batch::{Batch, Pairs, f_softplus, softplus};
+use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
 use crate::kernels::{Each, NumberOperations, Positives, Real, scaled};
 use crate::{Loss, LossError, check};
 
@@ -102,9 +102,9 @@ impl NtXentLoss {
 
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
         let alike = self.distance.f_alike(matrix)?.f_div_number(self.temperature)?;
-        let negatives = f_log_sum_exp(&alike, &pairs.f_negative()?)?;
+        let [negatives, _] = pairs.f_log_sum_exp_of_negatives(&alike)?;
         let losses = f_softplus(&negatives.f_sub(&alike)?)?;
-        self.reduction.f_apply(&losses, Some(&pairs.f_positive()?))
+        pairs.f_reduce_positives(&losses, self.reduction)
     }
 }
 
@@ -135,6 +135,8 @@ impl Default for NtXentLoss {
 }
 
 impl Loss for NtXentLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(&Batch::f_new(input, target)?)
     }
@@ -149,5 +151,14 @@ impl EmbeddingLoss for NtXentLoss {
         ref_labels: &Tensor,
     ) -> Result<Tensor, LossError> {
         self.f_loss(&Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+    }
+
+    fn f_forward_pairs(
+        &self,
+        embeddings: &Tensor,
+        pairs: &EmbeddingPairs,
+        ref_emb: Option<&Tensor>,
+    ) -> Result<Tensor, LossError> {
+        self.f_loss(&Batch::f_of_pairs(embeddings, pairs, ref_emb)?.0)
     }
 }

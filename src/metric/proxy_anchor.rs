@@ -4,7 +4,7 @@ use tch::{Kind, Tensor, nn};
 
 use super::batch::{f_log_sum_exp, f_softplus, softplus};
 use super::class_vectors::{Classified, check_proxies, f_variable};
-use super::{EmbeddingDistance, EmbeddingReduction};
+use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
 use crate::autograd::{Backward, Place, Tape, f_taped};
 use crate::kernels::{
     NumberOperations, OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, f_pairs,
@@ -43,6 +43,8 @@ use crate::{Loss, LossError, check};
 /// * Classes that the batch has none of have no first loss. There they have one of 0, which the default `DivisorReducer` does
 ///   not count, but `MeanReducer` and `ThresholdReducer(high)` do.
 /// * Classes may be of any integer kind.
+///
+/// With [`EmbeddingPairs`], the weight of an embedding less 1 is added to its terms, before their soft maximum.
 ///
 /// # Errors
 ///
@@ -111,11 +113,37 @@ impl ProxyAnchor {
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault.
     pub fn f_forward(&self, input: &Tensor, proxies: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_loss(input, proxies, target, None)
+    }
+
+    /// Computes the loss where the embeddings count as often as the `pairs` of a miner name them: see [`EmbeddingPairs`].
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward_pairs(
+        &self,
+        input: &Tensor,
+        proxies: &Tensor,
+        target: &Tensor,
+        pairs: &EmbeddingPairs,
+    ) -> Result<Tensor, LossError> {
+        self.f_loss(input, proxies, target, Some(pairs))
+    }
+
+    fn f_loss(
+        &self,
+        input: &Tensor,
+        proxies: &Tensor,
+        target: &Tensor,
+        pairs: Option<&EmbeddingPairs>,
+    ) -> Result<Tensor, LossError> {
         self.f_check()?;
         check_proxies(input, proxies, target)?;
-        let batch = Classified::f_new(input, ("proxies", proxies), target, 1)?;
-        let (labels, counted) =
-            (batch.f_numbered(proxies.size()[0])?.map(PairLabels::transposed), self.reduction.f_counted()?);
+        let batch = Classified::f_new(input, ("proxies", proxies), target, 1)?.f_weighted(pairs)?;
+        let (labels, counted) = (
+            batch.f_numbered(proxies.size()[0])?.map(PairLabels::transposed),
+            self.reduction.of_anchors().f_counted()?,
+        );
         let steps = |tape: &mut Tape, places: &[Place]| {
             if labels.is_none() || counted.is_none() || !self.distance.is_symmetric() {
                 return Ok(None);
@@ -140,13 +168,14 @@ impl ProxyAnchor {
     fn f_with_nodes(&self, batch: &Classified) -> Result<Tensor, LossError> {
         let matrix = batch.f_matrix_of_vectors(self.distance)?;
         let (labels, counted) =
-            (batch.f_numbered(matrix.size()[0])?.map(PairLabels::transposed), self.reduction.f_counted()?);
+            (batch.f_numbered(matrix.size()[0])?.map(PairLabels::transposed), self.reduction.of_anchors().f_counted()?);
         let of = |of: usize| {
             let (loss, classes) = (*self, batch.classes.shallow_clone());
-            let composite = move |[matrix]: [&Tensor; 1]| loss.f_composite(matrix, &classes, of);
+            let weights = batch.weights.as_ref().map(Tensor::shallow_clone);
+            let composite = move |[matrix]: [&Tensor; 1]| loss.f_composite(matrix, &classes, weights.as_ref(), of);
             f_pairs(Soft(self.maximum(of)), [&matrix], labels.as_ref(), counted, matrix.f_kind()?, composite)
         };
-        match self.reduction {
+        match self.reduction.of_anchors() {
             EmbeddingReduction::None => batch.f_narrow(&Tensor::f_cat(&[of(SAME)?, of(OTHER)?], 0)?),
             _ => batch.f_narrow(&of(SAME)?.f_add(&of(OTHER)?)?),
         }
@@ -159,16 +188,30 @@ impl ProxyAnchor {
     }
 
     /// The losses of the proxies by the embeddings of their class, or by the others, reduced.
-    fn f_composite(&self, matrix: &Tensor, classes: &Tensor, of: usize) -> Result<Tensor, LossError> {
+    fn f_composite(
+        &self,
+        matrix: &Tensor,
+        classes: &Tensor,
+        weights: Option<&Tensor>,
+        of: usize,
+    ) -> Result<Tensor, LossError> {
         let numbers = f_positions(matrix.size()[0], (Kind::Int64, matrix.device()))?;
         let positive = numbers.f_unsqueeze(1)?.f_eq_tensor(&classes.f_unsqueeze(0)?)?;
-        let losses = |terms: Tensor, mask: &Tensor| f_softplus(&f_log_sum_exp(&terms, mask)?.f_squeeze_dim(1)?);
+        let losses = |mut terms: Tensor, mask: &Tensor| {
+            if let Some(weights) = weights {
+                terms = terms.f_add(&weights.f_sub_number(1)?)?;
+            }
+            f_softplus(&f_log_sum_exp(&terms, mask)?.f_squeeze_dim(1)?)
+        };
         if of == SAME {
             let too_far = self.distance.f_beyond(matrix, self.margin)?.f_mul_number(self.alpha)?;
-            return self.reduction.f_apply(&losses(too_far, &positive)?, Some(&positive.f_any_dim(1, false)?));
+            return self
+                .reduction
+                .of_anchors()
+                .f_apply(&losses(too_far, &positive)?, Some(&positive.f_any_dim(1, false)?));
         }
         let too_near = self.distance.f_beyond(matrix, -self.margin)?.f_mul_number(-self.alpha)?;
-        self.reduction.f_apply(&losses(too_near, &positive.f_logical_not()?)?, None)
+        self.reduction.of_anchors().f_apply(&losses(too_near, &positive.f_logical_not()?)?, None)
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.
@@ -178,6 +221,15 @@ impl ProxyAnchor {
     #[track_caller]
     pub fn forward(&self, input: &Tensor, proxies: &Tensor, target: &Tensor) -> Tensor {
         crate::loss::expect(self.f_forward(input, proxies, target))
+    }
+
+    /// Computes the loss as [`f_forward_pairs`](Self::f_forward_pairs) does.
+    ///
+    /// # Panics
+    /// Where `f_forward_pairs` returns an error, with its message.
+    #[track_caller]
+    pub fn forward_pairs(&self, input: &Tensor, proxies: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor {
+        crate::loss::expect(self.f_forward_pairs(input, proxies, target, pairs))
     }
 
     fn f_check(&self) -> Result<(), LossError> {
@@ -283,6 +335,8 @@ pub struct ProxyAnchorLoss {
     proxy_anchor: ProxyAnchor,
 }
 
+crate::option_tensors::shared_parameters!(ProxyAnchorLoss { proxies });
+
 impl ProxyAnchorLoss {
     /// Creates the variable on `path`.
     ///
@@ -315,6 +369,28 @@ impl ProxyAnchorLoss {
         crate::loss::expect(Self::f_new(path, num_classes, embedding_size, proxy_anchor))
     }
 
+    /// Computes the loss where the embeddings count as often as the `pairs` of a miner name them: see [`EmbeddingPairs`].
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward_pairs(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        pairs: &EmbeddingPairs,
+    ) -> Result<Tensor, LossError> {
+        self.proxy_anchor.f_forward_pairs(input, &self.proxies, target, pairs)
+    }
+
+    /// Computes the loss as [`f_forward_pairs`](Self::f_forward_pairs) does.
+    ///
+    /// # Panics
+    /// Where `f_forward_pairs` returns an error, with its message.
+    #[track_caller]
+    pub fn forward_pairs(&self, input: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor {
+        crate::loss::expect(self.f_forward_pairs(input, target, pairs))
+    }
+
     /// The proxies of the classes.
     pub fn proxies(&self) -> &Tensor {
         &self.proxies
@@ -322,6 +398,8 @@ impl ProxyAnchorLoss {
 }
 
 impl Loss for ProxyAnchorLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.proxy_anchor.f_forward(input, &self.proxies, target)
     }

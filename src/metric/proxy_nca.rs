@@ -3,7 +3,7 @@ use std::borrow::Borrow;
 use tch::{Tensor, nn};
 
 use super::class_vectors::{Classified, OwnSoftmax, check_proxies, f_variable};
-use super::{EmbeddingDistance, EmbeddingReduction};
+use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
 use crate::{Loss, LossError, check};
 
 /// Proxy NCA with proxies that are passed in: [`ProxyNcaLoss`] without parameters of its own, and its options.
@@ -96,9 +96,33 @@ impl ProxyNca {
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault.
     pub fn f_forward(&self, input: &Tensor, proxies: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_loss(input, proxies, target, None)
+    }
+
+    /// Computes the loss where the embeddings count as often as the `pairs` of a miner name them: see [`EmbeddingPairs`].
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward_pairs(
+        &self,
+        input: &Tensor,
+        proxies: &Tensor,
+        target: &Tensor,
+        pairs: &EmbeddingPairs,
+    ) -> Result<Tensor, LossError> {
+        self.f_loss(input, proxies, target, Some(pairs))
+    }
+
+    fn f_loss(
+        &self,
+        input: &Tensor,
+        proxies: &Tensor,
+        target: &Tensor,
+        pairs: Option<&EmbeddingPairs>,
+    ) -> Result<Tensor, LossError> {
         self.f_check()?;
         check_proxies(input, proxies, target)?;
-        let batch = Classified::f_new(input, ("proxies", proxies), target, 1)?;
+        let batch = Classified::f_new(input, ("proxies", proxies), target, 1)?.f_weighted(pairs)?;
         let softmax = OwnSoftmax { scale: self.softmax_scale, margin: 0.0 };
         batch.f_cross_entropy_of(self.distance, softmax, self.reduction)
     }
@@ -110,6 +134,15 @@ impl ProxyNca {
     #[track_caller]
     pub fn forward(&self, input: &Tensor, proxies: &Tensor, target: &Tensor) -> Tensor {
         crate::loss::expect(self.f_forward(input, proxies, target))
+    }
+
+    /// Computes the loss as [`f_forward_pairs`](Self::f_forward_pairs) does.
+    ///
+    /// # Panics
+    /// Where `f_forward_pairs` returns an error, with its message.
+    #[track_caller]
+    pub fn forward_pairs(&self, input: &Tensor, proxies: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor {
+        crate::loss::expect(self.f_forward_pairs(input, proxies, target, pairs))
     }
 
     fn f_check(&self) -> Result<(), LossError> {
@@ -178,6 +211,8 @@ pub struct ProxyNcaLoss {
     proxy_nca: ProxyNca,
 }
 
+crate::option_tensors::shared_parameters!(ProxyNcaLoss { proxies });
+
 impl ProxyNcaLoss {
     /// Creates the variable on `path`.
     ///
@@ -209,6 +244,28 @@ impl ProxyNcaLoss {
         crate::loss::expect(Self::f_new(path, num_classes, embedding_size, proxy_nca))
     }
 
+    /// Computes the loss where the embeddings count as often as the `pairs` of a miner name them: see [`EmbeddingPairs`].
+    ///
+    /// # Errors
+    /// A [`LossError`] that names the argument or option at fault.
+    pub fn f_forward_pairs(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        pairs: &EmbeddingPairs,
+    ) -> Result<Tensor, LossError> {
+        self.proxy_nca.f_forward_pairs(input, &self.proxies, target, pairs)
+    }
+
+    /// Computes the loss as [`f_forward_pairs`](Self::f_forward_pairs) does.
+    ///
+    /// # Panics
+    /// Where `f_forward_pairs` returns an error, with its message.
+    #[track_caller]
+    pub fn forward_pairs(&self, input: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor {
+        crate::loss::expect(self.f_forward_pairs(input, target, pairs))
+    }
+
     /// The proxies of the classes.
     pub fn proxies(&self) -> &Tensor {
         &self.proxies
@@ -216,6 +273,8 @@ impl ProxyNcaLoss {
 }
 
 impl Loss for ProxyNcaLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.proxy_nca.f_forward(input, &self.proxies, target)
     }

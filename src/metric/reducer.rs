@@ -14,6 +14,7 @@ use crate::{LossError, check};
 #[doc(alias = "SumReducer")]
 #[doc(alias = "ThresholdReducer")]
 #[doc(alias = "DoNothingReducer")]
+#[doc(alias = "PerAnchorReducer")]
 pub enum EmbeddingReduction {
     /// The losses themselves, in one dimension: those of pairs row by row of the anchors.
     None,
@@ -30,12 +31,67 @@ pub enum EmbeddingReduction {
         /// Only losses below it count, where there is one.
         high: Option<f64>,
     },
+    /// The mean of each anchor's pairs, 0 for an anchor without any, and of these what is named: an anchor of many pairs counts
+    /// as much as one of few. Losses of anchors are their own means; triplets have none.
+    PerAnchor(AnchorReduction),
+}
+
+/// What becomes of the means of the anchors.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum AnchorReduction {
+    /// The means themselves, one for each anchor.
+    None,
+    /// Their mean. The default.
+    #[default]
+    Mean,
+    /// The mean over those above 0.
+    MeanNonZero,
+    /// Their sum.
+    Sum,
+    /// The mean over those between the two.
+    Threshold {
+        /// Only those above it count, where there is one.
+        low: Option<f64>,
+        /// Only those below it count, where there is one.
+        high: Option<f64>,
+    },
+}
+
+impl From<AnchorReduction> for EmbeddingReduction {
+    fn from(reduction: AnchorReduction) -> Self {
+        match reduction {
+            AnchorReduction::None => EmbeddingReduction::None,
+            AnchorReduction::Mean => EmbeddingReduction::Mean,
+            AnchorReduction::MeanNonZero => EmbeddingReduction::MeanNonZero,
+            AnchorReduction::Sum => EmbeddingReduction::Sum,
+            AnchorReduction::Threshold { low, high } => EmbeddingReduction::Threshold { low, high },
+        }
+    }
 }
 
 impl EmbeddingReduction {
+    /// The same of losses of which each anchor has one.
+    pub(crate) fn of_anchors(self) -> Self {
+        match self {
+            EmbeddingReduction::PerAnchor(of_anchors) => of_anchors.into(),
+            other => other,
+        }
+    }
+
+    /// The same where losses up to this `noise` are taken for 0.
+    pub(crate) fn above(self, noise: f64) -> Self {
+        match self {
+            EmbeddingReduction::MeanNonZero => EmbeddingReduction::Threshold { low: Some(noise), high: None },
+            EmbeddingReduction::PerAnchor(AnchorReduction::MeanNonZero) => {
+                EmbeddingReduction::PerAnchor(AnchorReduction::Threshold { low: Some(noise), high: None })
+            }
+            other => other,
+        }
+    }
+
     /// Which losses count: those above the first number and below the second.
     pub(crate) fn bounds(self) -> Result<(Option<f64>, Option<f64>), LossError> {
-        let (low, high) = match self {
+        let (low, high) = match self.of_anchors() {
             EmbeddingReduction::MeanNonZero => (Some(0.0), None),
             EmbeddingReduction::Threshold { low, high } => (low, high),
             _ => (None, None),
@@ -47,12 +103,13 @@ impl EmbeddingReduction {
         Ok((low, high))
     }
 
-    /// What an engine does; none for the losses themselves.
+    /// What an engine does; none for the losses themselves, and for those of anchors.
     pub(crate) fn f_counted(self) -> Result<Option<Counted>, LossError> {
         let (low, high) = self.bounds()?;
         let (low, high) = (low.unwrap_or(f64::NAN), high.unwrap_or(f64::NAN));
         let counted = Counted { low, high, mean: self != EmbeddingReduction::Sum };
-        Ok((self != EmbeddingReduction::None).then_some(counted))
+        let listed = matches!(self, EmbeddingReduction::None | EmbeddingReduction::PerAnchor(_));
+        Ok((!listed).then_some(counted))
     }
 
     /// Reduces `losses`, of which those count that `exists` names, or all. A loss that is NaN makes the result NaN.
@@ -64,6 +121,16 @@ impl EmbeddingReduction {
         }
         let (sum, count) = self.f_sum_and_count(losses, &exists)?;
         Ok(self.f_of_sum(&sum, &count)?.f_to_kind(losses.f_kind()?)?)
+    }
+
+    /// Reduces the `losses` `[N, M]` of anchors with others, of which those that `exists` names are there.
+    pub(crate) fn f_apply_to_pairs(self, losses: &Tensor, exists: &Tensor) -> Result<Tensor, LossError> {
+        let EmbeddingReduction::PerAnchor(of_anchors) = self else { return self.f_apply(losses, Some(exists)) };
+        let kind = losses.f_kind()?;
+        let sums = losses.f_masked_fill_number(&exists.f_logical_not()?, 0)?;
+        let sums = sums.f_sum_dim_intlist([1_i64].as_slice(), false, kind)?;
+        let counts = exists.f_sum_dim_intlist([1_i64].as_slice(), false, kind)?.f_clamp_min_number(1)?;
+        Self::from(of_anchors).f_apply(&sums.f_div(&counts)?, None)
     }
 
     /// The sum, in double precision, and the number of those of `losses` that exist and count.
@@ -114,6 +181,19 @@ mod tests {
         assert_eq!(losses.grad().double_value(&[4]), 0.0);
         assert_eq!(None.f_apply(&losses, Some(&exists)).unwrap().size(), [4]);
         assert_eq!(Sum.f_apply(&losses, Option::None).unwrap().double_value(&[]), 109.0);
+    }
+
+    #[test]
+    fn anchors_count_alike() {
+        let losses = Tensor::from_slice(&[1.0, 2.0, 9.0, 4.0, 9.0, 9.0, 9.0, 9.0, 9.0]).view([3, 3]);
+        let exists = Tensor::from_slice(&[true, true, false, true, false, false, false, false, false]).view([3, 3]);
+        let value = |of_anchors| PerAnchor(of_anchors).f_apply_to_pairs(&losses, &exists).unwrap();
+        assert_eq!(Vec::<f64>::try_from(value(AnchorReduction::None)).unwrap(), [1.5, 4.0, 0.0]);
+        assert_eq!(value(AnchorReduction::Mean).double_value(&[]), 5.5 / 3.0);
+        assert_eq!(value(AnchorReduction::MeanNonZero).double_value(&[]), 2.75);
+        assert_eq!(value(AnchorReduction::Sum).double_value(&[]), 5.5);
+        let high = AnchorReduction::Threshold { low: Option::None, high: Some(4.0) };
+        assert_eq!(value(high).double_value(&[]), 0.75);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::batch::{Batch, Pairs, f_log_sum_exp};
-use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
+use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
 use crate::kernels::{
     NumberOperations, OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled,
 };
@@ -93,7 +93,7 @@ impl SupConLoss {
         let loss = *self;
         let one_label = batch.pairs.numbered.as_ref().is_some_and(PairLabels::are_one);
         let formula = Formula { scale: -self.distance.sign() / self.temperature, one_label };
-        batch.f_reduced(self.distance, Soft(formula), self.reduction, move |matrix, pairs| {
+        batch.f_reduced(self.distance, Soft(formula), self.reduction.of_anchors(), move |matrix, pairs| {
             loss.f_composite(matrix, pairs)
         })
     }
@@ -107,7 +107,7 @@ impl SupConLoss {
         let positives =
             positive.f_sum_dim_intlist([1_i64].as_slice(), false, log_p.f_kind()?)?.f_clamp_min_number(1)?;
         let losses = log_p.f_sum_dim_intlist([1_i64].as_slice(), false, None)?.f_neg()?.f_div(&positives)?;
-        self.reduction.f_apply(&losses.f_masked_fill_number(&negative.f_any()?.f_logical_not()?, 0)?, None)
+        self.reduction.of_anchors().f_apply(&losses.f_masked_fill_number(&negative.f_any()?.f_logical_not()?, 0)?, None)
     }
 }
 
@@ -152,6 +152,8 @@ impl Default for SupConLoss {
 }
 
 impl Loss for SupConLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_new(input, target)?)
     }
@@ -166,5 +168,14 @@ impl EmbeddingLoss for SupConLoss {
         ref_labels: &Tensor,
     ) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+    }
+
+    fn f_forward_pairs(
+        &self,
+        embeddings: &Tensor,
+        pairs: &EmbeddingPairs,
+        ref_emb: Option<&Tensor>,
+    ) -> Result<Tensor, LossError> {
+        self.f_loss(Batch::f_of_rows(embeddings, pairs, ref_emb)?)
     }
 }

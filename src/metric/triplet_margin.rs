@@ -57,7 +57,7 @@ use crate::{LossError, MeanParts, Reduction};
 /// assert!((f64::try_from(&loss)? - 2.0).abs() < 1e-5);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[doc(alias = "nn.TripletMarginLoss")]
 #[doc(alias = "triplet_margin_loss")]
 pub struct TripletMarginLoss {

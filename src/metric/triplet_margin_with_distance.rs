@@ -1,4 +1,5 @@
 use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tch::Tensor;
 
@@ -65,10 +66,12 @@ type Distance = dyn Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send;
 /// assert_eq!(Vec::<f64>::try_from(anchor.grad().view(-1))?, [-2.0, 0.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[derive(Clone)]
 #[doc(alias = "nn.TripletMarginWithDistanceLoss")]
 #[doc(alias = "triplet_margin_with_distance_loss")]
 pub struct TripletMarginWithDistanceLoss {
-    distance_function: Option<Box<Distance>>,
+    /// One thread calls it at a time: a closure that owns tensors is `Send` alone.
+    distance_function: Option<Arc<Mutex<Distance>>>,
     margin: f64,
     swap: bool,
     broadcast: bool,
@@ -82,12 +85,12 @@ impl TripletMarginWithDistanceLoss {
     }
 
     /// Sets the distance of two tensors. That of `torch.nn.PairwiseDistance` by default: the Euclidean distance over
-    /// the last dimension, with 10⁻⁶ added to each difference.
+    /// the last dimension, with 10⁻⁶ added to each difference. Clones of the loss share it, and their threads take turns with it.
     pub fn distance_function<F>(mut self, distance_function: F) -> Self
     where
         F: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
     {
-        self.distance_function = Some(Box::new(distance_function));
+        self.distance_function = Some(Arc::new(Mutex::new(distance_function)));
         self
     }
 
@@ -159,7 +162,8 @@ impl TripletMarginWithDistanceLoss {
             check::devices(&[first, distance])?;
             check::same_shape_or_broadcast(distance, first, broadcast)
         };
-        f_losses(distance_function, arguments, margin, swap, reduction, check)
+        let distance_function = distance_function.lock().unwrap_or_else(PoisonError::into_inner);
+        f_losses(&*distance_function, arguments, margin, swap, reduction, check)
     }
 }
 

@@ -69,7 +69,7 @@ impl<'a> PairLogProbs<'a> {
 /// assert!((f64::try_from(loss)? - 2_f64.ln()).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub trait PreferenceLoss {
+pub trait PreferenceLoss: Send {
     /// Computes the loss of what the policy gives to the pairs, the model that is trained, compared with what the
     /// reference model gives to them where the loss has one.
     ///

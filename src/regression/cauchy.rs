@@ -67,6 +67,8 @@ pub struct CauchyLoss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(CauchyLoss { weight });
+
 impl CauchyLoss {
     /// The Cauchy loss with kornia's scale.
     pub fn new() -> Self {
@@ -80,6 +82,7 @@ impl CauchyLoss {
     }
 
     /// Sets a weight for each element, of the input's shape. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
@@ -105,6 +108,8 @@ impl Default for CauchyLoss {
 }
 
 impl Loss for CauchyLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::positive("scale", self.scale)?;
         let formula = Cauchy { scale: self.scale };

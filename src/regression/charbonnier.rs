@@ -69,6 +69,8 @@ pub struct CharbonnierLoss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(CharbonnierLoss { weight });
+
 /// The loss of an element that equals its target, in a [`CharbonnierLoss`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum CharbonnierMinimum {
@@ -98,6 +100,7 @@ impl CharbonnierLoss {
     }
 
     /// Sets a weight for each element, of the input's shape. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
@@ -123,6 +126,8 @@ impl Default for CharbonnierLoss {
 }
 
 impl Loss for CharbonnierLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::positive("eps", self.eps)?;
         let formula = Charbonnier { eps: self.eps, minimum: self.minimum };

@@ -64,6 +64,8 @@ pub struct GemanMcClureLoss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(GemanMcClureLoss { weight });
+
 impl GemanMcClureLoss {
     /// The Geman-McClure loss with kornia's scale.
     pub fn new() -> Self {
@@ -77,6 +79,7 @@ impl GemanMcClureLoss {
     }
 
     /// Sets a weight for each element, of the input's shape. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
@@ -102,6 +105,8 @@ impl Default for GemanMcClureLoss {
 }
 
 impl Loss for GemanMcClureLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::positive("scale", self.scale)?;
         let formula = GemanMcClure { scale: self.scale };

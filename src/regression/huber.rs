@@ -66,6 +66,8 @@ pub struct HuberLoss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(HuberLoss { weight });
+
 impl HuberLoss {
     /// The Huber loss with PyTorch's defaults.
     pub fn new() -> Self {
@@ -79,6 +81,7 @@ impl HuberLoss {
     }
 
     /// Sets a weight for each element, of the input's shape. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
@@ -104,6 +107,8 @@ impl Default for HuberLoss {
 }
 
 impl Loss for HuberLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::option("delta", self.delta, self.delta > 0.0, "a number > 0")?;
         let (delta, reduction) = (self.delta, self.reduction);

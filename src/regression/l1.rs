@@ -62,6 +62,8 @@ pub struct L1Loss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(L1Loss { weight });
+
 impl L1Loss {
     /// The mean absolute error with PyTorch's defaults.
     pub fn new() -> Self {
@@ -69,6 +71,7 @@ impl L1Loss {
     }
 
     /// Sets a weight for each element, of the input's shape. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
@@ -88,6 +91,8 @@ impl L1Loss {
 }
 
 impl Loss for L1Loss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         f_expanded(input, target, self.broadcast, |x, y| {
             let Some(weight) = &self.weight else {

@@ -61,6 +61,8 @@ pub struct LogCoshLoss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(LogCoshLoss { weight });
+
 impl LogCoshLoss {
     /// The log-cosh loss.
     pub fn new() -> Self {
@@ -68,6 +70,7 @@ impl LogCoshLoss {
     }
 
     /// Sets a weight for each element, of the input's shape. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
@@ -87,6 +90,8 @@ impl LogCoshLoss {
 }
 
 impl Loss for LogCoshLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let formula = LogCosh;
         let elements =

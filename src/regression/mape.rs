@@ -60,6 +60,8 @@ pub struct MapeLoss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(MapeLoss { weight });
+
 impl MapeLoss {
     /// The mean absolute percentage error with Keras' ε.
     pub fn new() -> Self {
@@ -73,6 +75,7 @@ impl MapeLoss {
     }
 
     /// Sets a weight for each element, of the input's shape. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
@@ -98,6 +101,8 @@ impl Default for MapeLoss {
 }
 
 impl Loss for MapeLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::positive("eps", self.eps)?;
         let formula = PercentageError { eps: self.eps };

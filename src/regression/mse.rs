@@ -59,6 +59,8 @@ pub struct MseLoss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(MseLoss { weight });
+
 impl MseLoss {
     /// The mean squared error with PyTorch's defaults.
     pub fn new() -> Self {
@@ -66,6 +68,7 @@ impl MseLoss {
     }
 
     /// Sets a weight for each element, of the input's shape. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
@@ -85,6 +88,8 @@ impl MseLoss {
 }
 
 impl Loss for MseLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         super::f_expanded(input, target, self.broadcast, |input, target| {
             let [input, target] = &super::f_real_pair(input, target)?;

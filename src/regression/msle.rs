@@ -58,6 +58,8 @@ pub struct MsleLoss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(MsleLoss { weight });
+
 impl MsleLoss {
     /// The mean squared logarithmic error with Keras' ε.
     pub fn new() -> Self {
@@ -71,6 +73,7 @@ impl MsleLoss {
     }
 
     /// Sets a weight for each element, of the input's shape. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
@@ -96,6 +99,8 @@ impl Default for MsleLoss {
 }
 
 impl Loss for MsleLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::not_negative("eps", self.eps)?;
         let formula = SquaredLogError { eps: self.eps };

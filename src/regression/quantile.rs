@@ -64,6 +64,8 @@ pub struct QuantileLoss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(QuantileLoss { weight; quantiles });
+
 /// What a [`QuantileLoss`] predicts.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Quantiles {
@@ -110,6 +112,7 @@ impl QuantileLoss {
     }
 
     /// Sets a weight for each target. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
@@ -164,6 +167,8 @@ impl Default for QuantileLoss {
 }
 
 impl Loss for QuantileLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         match &self.quantiles {
             Quantiles::One(quantile) => self.f_one(input, target, *quantile),

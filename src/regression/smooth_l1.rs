@@ -53,7 +53,7 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert_eq!(Vec::<f64>::try_from(input.grad())?, [-0.25, -0.5]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[doc(alias = "nn.SmoothL1Loss")]
 #[doc(alias = "smooth_l1_loss")]
 pub struct SmoothL1Loss {
@@ -94,6 +94,8 @@ impl Default for SmoothL1Loss {
 }
 
 impl Loss for SmoothL1Loss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let (beta, reduction) = (self.beta, tch::Reduction::from(self.reduction));
         check::option("beta", beta, beta >= 0.0, "a number ≥ 0")?;

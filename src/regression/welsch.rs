@@ -65,6 +65,8 @@ pub struct WelschLoss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(WelschLoss { weight });
+
 impl WelschLoss {
     /// The Welsch loss with kornia's scale.
     pub fn new() -> Self {
@@ -78,6 +80,7 @@ impl WelschLoss {
     }
 
     /// Sets a weight for each element, of the input's shape. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
@@ -103,6 +106,8 @@ impl Default for WelschLoss {
 }
 
 impl Loss for WelschLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::positive("scale", self.scale)?;
         let formula = Welsch { scale: self.scale };

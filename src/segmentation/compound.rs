@@ -8,7 +8,8 @@ use super::{DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, JaccardLoss, Tversk
 use crate::classification::MeanOver;
 use crate::kernels::{NumberOperations, takes_region};
 use crate::numeric::{f_reals, wide_kind};
-use crate::precomputed::{Precomputed, Replace};
+use crate::option_tensors::{OptionTensors, Replace};
+use crate::precomputed::Precomputed;
 use crate::{
     BceWithLogitsLoss, CrossEntropyLoss, Loss, LossError, OneVsRestFocalLoss, Reduction, SigmoidFocalLoss,
     SoftmaxFocalLoss, check,
@@ -17,7 +18,7 @@ use crate::{
 /// The loss over regions in a sum with a loss over pixels.
 ///
 /// Each of these losses can be passed as it is, such as `.overlap(JaccardLoss::new())`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Overlap {
     /// The Dice loss.
@@ -45,7 +46,7 @@ impl Overlap {
 }
 
 /// The loss over pixels in a sum with a loss over regions.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Pixelwise {
     CrossEntropy(CrossEntropyLoss),
     BceWithLogits(BceWithLogitsLoss),
@@ -58,7 +59,9 @@ impl Precomputed for Overlap {
     fn reduction(&self) -> Reduction {
         self.loss().regions().reduction
     }
+}
 
+impl OptionTensors for Overlap {
     fn map_tensors(&self, replace: &mut Replace) -> Self {
         self.loss().with_regions(self.loss().regions().map_tensors(replace))
     }
@@ -74,7 +77,9 @@ impl Precomputed for Pixelwise {
             Pixelwise::OneVsRestFocal(loss) => loss.reduction(),
         }
     }
+}
 
+impl OptionTensors for Pixelwise {
     fn map_tensors(&self, replace: &mut Replace) -> Self {
         match self {
             Pixelwise::CrossEntropy(loss) => Pixelwise::CrossEntropy(loss.map_tensors(replace)),
@@ -136,6 +141,8 @@ pub(super) struct Compound {
     /// Whether a focal loss of sigmoids counts class 0.
     pub(super) focal_background: bool,
 }
+
+crate::option_tensors::option_tensors!(inner Compound { overlap, pixelwise });
 
 impl Compound {
     pub(super) fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
@@ -260,9 +267,5 @@ impl Precomputed for Compound {
             Reduction::None => Reduction::None,
             _ => self.pixelwise.reduction(),
         }
-    }
-
-    fn map_tensors(&self, replace: &mut Replace) -> Self {
-        Self { overlap: self.overlap.map_tensors(replace), pixelwise: self.pixelwise.map_tensors(replace), ..*self }
     }
 }

@@ -94,6 +94,8 @@ pub struct DiceLoss {
     regions: Regions,
 }
 
+crate::option_tensors::option_tensors!(DiceLoss { regions });
+
 impl DiceLoss {
     /// The Dice loss with MONAI's defaults.
     pub fn new() -> Self {
@@ -125,6 +127,8 @@ impl Default for DiceLoss {
 }
 
 impl Loss for DiceLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_of_input(input, target)
     }

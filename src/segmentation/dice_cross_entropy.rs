@@ -8,7 +8,7 @@ use crate::{BceWithLogitsLoss, CrossEntropyLoss, Loss, LossError};
 /// The cross entropy in a [`DiceCrossEntropyLoss`].
 ///
 /// Each of these losses can be passed as it is, such as `.cross_entropy(BceWithLogitsLoss::new())`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum CrossEntropyPart {
     /// Cross entropy of a softmax: each pixel belongs to one class.
@@ -98,6 +98,8 @@ pub struct DiceCrossEntropyLoss {
     parts: Compound,
 }
 
+crate::option_tensors::option_tensors!(DiceCrossEntropyLoss { parts });
+
 impl DiceCrossEntropyLoss {
     /// The Dice loss of a softmax and the cross entropy of the same, one to one.
     pub fn new() -> Self {
@@ -146,6 +148,8 @@ impl Default for DiceCrossEntropyLoss {
 }
 
 impl Loss for DiceCrossEntropyLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.parts.f_forward(input, target)
     }

@@ -8,7 +8,7 @@ use crate::{Loss, LossError, OneVsRestFocalLoss, SigmoidFocalLoss, SoftmaxFocalL
 /// The focal loss in a [`DiceFocalLoss`].
 ///
 /// Each of these losses can be passed as it is, such as `.focal(SigmoidFocalLoss::new())`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum FocalPart {
     /// The focal loss of a softmax: each pixel belongs to one class.
@@ -83,6 +83,8 @@ pub struct DiceFocalLoss {
     parts: Compound,
 }
 
+crate::option_tensors::option_tensors!(DiceFocalLoss { parts });
+
 impl DiceFocalLoss {
     /// The Dice loss of a softmax and the focal loss of the same, one to one.
     pub fn new() -> Self {
@@ -141,6 +143,8 @@ impl Default for DiceFocalLoss {
 }
 
 impl Loss for DiceFocalLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.parts.f_forward(input, target)
     }

@@ -83,6 +83,8 @@ pub struct FocalTverskyLoss {
     power: FocalPower,
 }
 
+crate::option_tensors::option_tensors!(FocalTverskyLoss { regions });
+
 impl FocalTverskyLoss {
     /// The focal Tversky loss with the paper's α, β and γ.
     pub fn new() -> Self {
@@ -177,6 +179,8 @@ impl RegionLoss for FocalTverskyLoss {
 }
 
 impl Loss for FocalTverskyLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_of_input(input, target)
     }

@@ -81,6 +81,8 @@ pub struct GeneralizedDiceLoss {
     weighting: VolumeWeight,
 }
 
+crate::option_tensors::option_tensors!(GeneralizedDiceLoss { regions });
+
 impl GeneralizedDiceLoss {
     /// The generalised Dice loss with MONAI's defaults.
     pub fn new() -> Self {
@@ -139,6 +141,8 @@ impl RegionLoss for GeneralizedDiceLoss {
 }
 
 impl Loss for GeneralizedDiceLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_of_input(input, target)
     }

@@ -70,7 +70,7 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 /// assert_eq!(f64::try_from(criterion.f_forward(&far, &target)?)?, (1.0 + 9.0) / 4.0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[doc(alias = "HausdorffDTLoss")]
 #[doc(alias = "LogHausdorffDTLoss")]
 pub struct HausdorffDtLoss {
@@ -181,7 +181,8 @@ impl HausdorffDtLoss {
 /// Which values are above 1/2, on the host.
 fn f_inside(tensor: &Tensor) -> Result<Vec<bool>, LossError> {
     let inside = tensor.f_gt_number(0.5)?.f_to_kind(Kind::Uint8)?.f_to_device(Device::Cpu)?.f_contiguous()?;
-    let mut bytes = vec![0_u8; inside.numel()];
+    let mut bytes = check::f_room(inside.numel())?;
+    bytes.resize(inside.numel(), 0_u8);
     inside.f_copy_data(&mut bytes, inside.numel())?;
     Ok(bytes.into_iter().map(|byte| byte != 0).collect())
 }
@@ -214,6 +215,8 @@ impl Default for HausdorffDtLoss {
 }
 
 impl Loss for HausdorffDtLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

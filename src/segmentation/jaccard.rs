@@ -68,6 +68,8 @@ pub struct JaccardLoss {
     regions: Regions,
 }
 
+crate::option_tensors::option_tensors!(JaccardLoss { regions });
+
 impl JaccardLoss {
     /// The Jaccard loss with the defaults of [`DiceLoss`](crate::DiceLoss).
     pub fn new() -> Self {
@@ -99,6 +101,8 @@ impl RegionLoss for JaccardLoss {
 }
 
 impl Loss for JaccardLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_of_input(input, target)
     }

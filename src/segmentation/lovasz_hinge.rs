@@ -66,7 +66,7 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 /// assert_eq!(Vec::<f64>::try_from(logits.grad().view(-1))?, [0.0, -1.0 / 3.0, 0.0, 1.0 / 3.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 #[doc(alias = "LovaszLoss")]
 #[doc(alias = "lovasz_hinge")]
 #[doc(alias = "lovasz_hinge_loss")]
@@ -136,6 +136,8 @@ impl LovaszHingeLoss {
 }
 
 impl Loss for LovaszHingeLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

@@ -94,6 +94,8 @@ pub struct LovaszSoftmaxLoss {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(LovaszSoftmaxLoss { weight; classes });
+
 impl LovaszSoftmaxLoss {
     /// The Lovász-softmax loss with smp's defaults: over the whole batch at once, and the classes present.
     pub fn new() -> Self {
@@ -127,6 +129,7 @@ impl LovaszSoftmaxLoss {
     }
 
     /// Sets a weight for each class. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
@@ -222,6 +225,8 @@ impl Default for LovaszSoftmaxLoss {
 }
 
 impl Loss for LovaszSoftmaxLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

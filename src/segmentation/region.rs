@@ -7,7 +7,7 @@ use crate::check::{self, ClassIndices, Validity};
 use crate::kernels::{
     Entropy, NumberOperations, Pointwise, Real, Regional, Sums, choose, f_pointwise_to, f_region, takes_region,
 };
-use crate::precomputed::{Precomputed, Replace};
+use crate::precomputed::Precomputed;
 use crate::{InvalidValues, LossError, Reduction, numeric};
 
 /// What makes probabilities of the input.
@@ -107,6 +107,8 @@ pub(super) struct Regions {
     pub(super) invalid_values: InvalidValues,
     pub(super) reduction: Reduction,
 }
+
+crate::option_tensors::option_tensors!(inner Regions { weight; classes });
 
 /// What else a target can be that does not have the shape of class indices.
 const OR_MASKS: &str = ", or that of input for masks";
@@ -473,10 +475,6 @@ impl Precomputed for Regions {
     fn reduction(&self) -> Reduction {
         self.reduction
     }
-
-    fn map_tensors(&self, replace: &mut Replace) -> Self {
-        Self { classes: self.classes.clone(), weight: self.weight.as_ref().map(replace), ..*self }
-    }
 }
 
 /// What score a region has, given the sizes of the intersection, of the input's region and of the target's.
@@ -779,6 +777,7 @@ macro_rules! score_options {
 
         /// Sets a weight, of at least 0, for each class of the input: a factor of the losses of its regions, or of its
         /// share in the sizes where a region spans all classes. None by default.
+        /// It is on the device of the input, in any floating kind.
         pub fn weight(mut self, weight: tch::Tensor) -> Self {
             self.$region.weight = Some(weight);
             self

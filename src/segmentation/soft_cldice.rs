@@ -70,7 +70,7 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 /// assert!((f64::try_from(criterion.f_forward(&gap, &line)?)? - expected).abs() < 1e-9);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[doc(alias = "SoftclDiceLoss")]
 #[doc(alias = "clDice")]
 pub struct SoftClDiceLoss {
@@ -252,6 +252,8 @@ impl Default for SoftClDiceLoss {
 }
 
 impl Loss for SoftClDiceLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let (probabilities, masks, validity) = self.f_masks(input, target)?;
         let loss = self.f_of_masks(&probabilities, &masks)?;

@@ -53,7 +53,7 @@ use crate::{InvalidValues, Loss, LossError, Reduction, check};
 /// assert!((f64::try_from(loss)? - (dice + cldice) / 2.0).abs() < 1e-9);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[doc(alias = "SoftDiceclDiceLoss")]
 pub struct SoftDiceClDiceLoss {
     alpha: f64,
@@ -135,6 +135,8 @@ impl Default for SoftDiceClDiceLoss {
 }
 
 impl Loss for SoftDiceClDiceLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::option("alpha", self.alpha, (0.0..=1.0).contains(&self.alpha), "a number in [0, 1]")?;
         check::option("reduction", "None", self.reduction != Reduction::None, "Mean or Sum")?;

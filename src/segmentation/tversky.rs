@@ -73,6 +73,8 @@ pub struct TverskyLoss {
     beta: f64,
 }
 
+crate::option_tensors::option_tensors!(TverskyLoss { regions });
+
 impl TverskyLoss {
     /// The Tversky loss with MONAI's defaults.
     pub fn new() -> Self {
@@ -117,6 +119,8 @@ impl RegionLoss for TverskyLoss {
 }
 
 impl Loss for TverskyLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_of_input(input, target)
     }

@@ -84,6 +84,8 @@ impl Default for BarlowTwinsLoss {
 }
 
 impl Loss for BarlowTwinsLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         views(("input", input), ("target", target))?;
         if !matches!(input.size()[..], [rows, _] if rows >= 2) {

@@ -156,6 +156,8 @@ pub struct DinoLoss {
     config: DinoConfig,
 }
 
+crate::option_tensors::shared_parameters!(DinoLoss { center });
+
 impl DinoLoss {
     /// Creates the centre on `path`, for outputs of `output_dim` features.
     ///

@@ -4,8 +4,7 @@ use tch::Tensor;
 
 use crate::LossError;
 use crate::check;
-use crate::kernels::NumberOperations;
-use crate::numeric::{f_ratio, wide_kind};
+use crate::numeric::{f_unit_rows, wide_kind};
 
 /// A scale or bias of logits, made from a tensor of one element, which may be learnt, or from a number.
 #[derive(Debug, Clone, Copy)]
@@ -63,15 +62,7 @@ pub(super) fn f_similarities(image: &Tensor, text: &Tensor, normalize: bool) -> 
     let kind = wide_kind(image)?;
     let rows = |embeddings: &Tensor| {
         let embeddings = embeddings.f_to_kind(kind)?;
-        if normalize { f_unit_rows(&embeddings) } else { Ok(embeddings) }
+        if normalize { f_unit_rows(&embeddings, 2.0, 0.0) } else { Ok(embeddings) }
     };
     Ok(rows(image)?.f_matmul(&rows(text)?.f_transpose(0, 1)?)?)
-}
-
-/// The rows divided by their norms; rows of zeros stay what they are, with gradient 0.
-fn f_unit_rows(rows: &Tensor) -> Result<Tensor, LossError> {
-    // Scaling changes no direction, and keeps squares from overflowing and underflowing.
-    let largest = rows.f_detach()?.f_abs()?.f_amax([1_i64].as_slice(), true)?;
-    let scaled = f_ratio(rows, &largest)?;
-    f_ratio(&scaled, &scaled.f_norm_number(2, [1_i64].as_slice(), true)?)
 }

@@ -96,6 +96,8 @@ impl Default for NegativeCosineSimilarity {
 }
 
 impl Loss for NegativeCosineSimilarity {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         views(("input", input), ("target", target))?;
         let rank = input.dim() as i64;

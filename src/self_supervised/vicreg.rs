@@ -192,6 +192,8 @@ impl Default for VicRegLoss {
 }
 
 impl Loss for VicRegLoss {
+    crate::option_tensors::with_tensors!(none);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         views(("input", input), ("target", target))?;
         if !matches!(input.size()[..], [samples, .., _] if samples >= 2) {

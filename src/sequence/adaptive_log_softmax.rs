@@ -130,7 +130,7 @@ pub struct AdaptiveLogSoftmaxOutput {
 /// # std::fs::remove_file(path)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[doc(alias = "nn.AdaptiveLogSoftmaxWithLoss")]
 #[doc(alias = "adaptive_log_softmax_with_loss")]
 pub struct AdaptiveLogSoftmaxWithLoss {

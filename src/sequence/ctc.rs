@@ -3,7 +3,7 @@ use tch::Tensor;
 use crate::kernels::NumberOperations;
 use crate::mean_parts::f_wide;
 use crate::numeric::f_widely;
-use crate::{LossError, MeanParts, Reduction, check};
+use crate::{LossError, MeanParts, Reduction, check, kernels};
 
 /// Connectionist temporal classification: how unlikely a sequence of outputs makes a shorter sequence of labels.
 ///
@@ -64,7 +64,7 @@ use crate::{LossError, MeanParts, Reduction, check};
 /// assert!((f64::try_from(&loss)? + 0.75_f64.ln()).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 #[doc(alias = "nn.CTCLoss")]
 #[doc(alias = "ctc_loss")]
 pub struct CtcLoss {
@@ -190,7 +190,8 @@ impl CtcLoss {
             }
             start += row.unwrap_or(length) as usize;
         }
-        Ok(targets)
+        // libtorch reads them again in the backward pass.
+        if log_probs.requires_grad() { kernels::f_own(&targets) } else { Ok(targets) }
     }
 }
 

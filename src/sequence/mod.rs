@@ -23,6 +23,8 @@ struct Linear {
     bias: Option<Tensor>,
 }
 
+crate::option_tensors::shared_parameters!(Linear { weight, bias });
+
 impl Linear {
     fn f_new(path: &nn::Path, in_features: i64, out_features: i64, bias: bool) -> Result<Linear, LossError> {
         let up = if in_features > 0 { 1.0 / (in_features as f64).sqrt() } else { 0.0 };

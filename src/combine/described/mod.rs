@@ -15,7 +15,8 @@ use self::read::{Place, Problem, Read};
 use self::registry::{Fields, LOSSES, f_one_of};
 use self::value::Value;
 use super::{Term, TermParts, WeightedSum, WeightedSumOutput};
-use crate::{Loss, LossError, MeanParts};
+use crate::loss::Part;
+use crate::{Loss, LossError, MeanParts, option_tensors};
 
 /// A loss that data describe: a training program reads it from JSON, TOML or another format of [serde].
 ///
@@ -94,14 +95,16 @@ use crate::{Loss, LossError, MeanParts};
 /// ```
 ///
 /// [serde]: https://docs.rs/serde
+#[derive(Clone)]
 pub struct AnyLoss {
     name: &'static str,
     description: Value,
     built: Built,
 }
 
+#[derive(Clone)]
 enum Built {
-    One(Box<dyn Loss + Send>),
+    One(Part),
     Sum(WeightedSum),
 }
 
@@ -139,9 +142,7 @@ impl AnyLoss {
     /// [`LossError::Kind`] for a kind that is not floating, [`LossError::Torch`] where libtorch cannot make the
     /// tensors.
     pub fn f_to(&self, device: Device, kind: Kind) -> Result<AnyLoss, LossError> {
-        if !matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16) {
-            return Err(LossError::Kind { argument: "kind", expected: "a floating kind".into(), actual: kind });
-        }
+        option_tensors::f_floating(kind)?;
         let again = AnyLoss::f_read(self.description.clone(), Place { device, kind });
         // The description has been read before; only libtorch can fail.
         again.map_err(|message| LossError::Torch { source: TchError::Torch(message.clone()), message })
@@ -155,7 +156,7 @@ impl AnyLoss {
         match &self.built {
             Built::Sum(sum) => sum.f_forward_terms(input, target),
             Built::One(loss) => {
-                let total = loss.f_forward(input, target)?;
+                let total = loss.lock().f_forward(input, target)?;
                 let term = Term { name: self.name.to_owned(), factor: 1.0, loss: total.f_detach()? };
                 Ok(WeightedSumOutput { total, terms: vec![term] })
             }
@@ -170,7 +171,7 @@ impl AnyLoss {
         match &self.built {
             Built::Sum(sum) => sum.f_term_parts(input, target),
             Built::One(loss) => {
-                let parts = loss.f_parts(input, target)?;
+                let parts = loss.lock().f_parts(input, target)?;
                 Ok(vec![TermParts { name: self.name.to_owned(), factor: 1.0, parts }])
             }
         }
@@ -186,7 +187,7 @@ fn f_build(description: &Value, place: Place) -> Result<(&'static str, Built), P
     let names: Vec<&[&str]> = LOSSES.iter().map(|entry| entry.names).chain([SUM]).collect();
     let (name, fields) = f_one_of(description, &names)?;
     let built = match LOSSES.iter().find(|entry| entry.names[0] == name) {
-        Some(entry) => Built::One((entry.read)(fields, place)?),
+        Some(entry) => Built::One(Part::new((entry.read)(fields, place)?)),
         None => Built::Sum(f_sum(fields, place)?),
     };
     Ok((name, built))
@@ -242,7 +243,7 @@ fn f_add_term(sum: WeightedSum, term: &Value, place: Place) -> Result<WeightedSu
 impl Built {
     fn add_to(self, sum: WeightedSum, name: String, factor: f64) -> WeightedSum {
         match self {
-            Built::One(loss) => sum.term(name, factor, loss),
+            Built::One(loss) => sum.with_part(name, factor, loss),
             Built::Sum(inner) => sum.term(name, factor, inner),
         }
     }
@@ -255,16 +256,23 @@ impl fmt::Debug for AnyLoss {
 }
 
 impl Loss for AnyLoss {
+    fn with_tensors(&self, replace: &mut dyn FnMut(&Tensor) -> Tensor) -> Option<Box<dyn Loss>> {
+        match &self.built {
+            Built::One(loss) => loss.lock().with_tensors(replace),
+            Built::Sum(sum) => sum.with_tensors(replace),
+        }
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         match &self.built {
-            Built::One(loss) => loss.f_forward(input, target),
+            Built::One(loss) => loss.lock().f_forward(input, target),
             Built::Sum(sum) => sum.f_forward(input, target),
         }
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         match &self.built {
-            Built::One(loss) => loss.f_parts(input, target),
+            Built::One(loss) => loss.lock().f_parts(input, target),
             Built::Sum(sum) => sum.f_parts(input, target),
         }
     }

@@ -5,12 +5,12 @@ use tch::{Device, Kind, Tensor};
 use super::registry::{Described, f_one_of};
 use super::value::Value;
 use crate::{
-    Activation, BceWithLogitsLoss, CharbonnierMinimum, CrossEntropyLoss, CrossEntropyPart, DiceLoss, EmbeddingDistance,
-    EmbeddingReduction, EmptyMask, FocalAlpha, FocalNormalization, FocalPart, FocalPower, FocalSoftTargets,
-    FocalTverskyLoss, GeneralizedDiceLoss, Grouping, HingeTargets, IgnoreScope, InvalidValues, JaccardLoss,
-    KlDivReduction, LovaszClasses, MeanOver, MsSsimScope, MultiLabelReduction, OneVsRestFocalLoss, Overlap,
-    OverlapMeasure, PsnrScope, Quantiles, Reduction, SigmoidFocalLoss, SoftmaxFocalLoss, SsimForm, SsimPadding,
-    SsimScope, SsimWindow, TripletMining, TverskyLoss, VolumeWeight, WeightedMean,
+    Activation, AnchorReduction, BceWithLogitsLoss, CharbonnierMinimum, CrossEntropyLoss, CrossEntropyPart, DiceLoss,
+    EmbeddingDistance, EmbeddingReduction, EmptyMask, FocalAlpha, FocalNormalization, FocalPart, FocalPower,
+    FocalSoftTargets, FocalTverskyLoss, GeneralizedDiceLoss, Grouping, HingeTargets, IgnoreScope, InvalidValues,
+    JaccardLoss, KlDivReduction, LovaszClasses, MeanOver, MsSsimScope, MultiLabelReduction, OneVsRestFocalLoss,
+    Overlap, OverlapMeasure, PsnrScope, Quantiles, Reduction, SigmoidFocalLoss, SoftmaxFocalLoss, SsimForm,
+    SsimPadding, SsimScope, SsimWindow, TripletMining, TverskyLoss, VolumeWeight, WeightedMean,
 };
 
 /// Why data describe no loss: one sentence.
@@ -217,9 +217,10 @@ impl Read for EmbeddingDistance {
 
 impl Read for EmbeddingReduction {
     fn read(value: &Value, place: Place) -> Result<Self, Mismatch> {
-        const EXPECTED: &str =
-            "one of \"none\", \"mean\", \"mean_non_zero\", \"sum\", or the fields low and high of a threshold";
-        const NO_THRESHOLD: [(&str, EmbeddingReduction); 4] = [
+        const EXPECTED: &str = "one of \"none\", \"mean\", \"mean_non_zero\", \"sum\", \"per_anchor\", the fields low and high of a threshold, or \
+             per_anchor with one of these";
+        const NO_THRESHOLD: [(&str, EmbeddingReduction); 5] = [
+            ("per_anchor", EmbeddingReduction::PerAnchor(AnchorReduction::Mean)),
             ("none", EmbeddingReduction::None),
             ("mean", EmbeddingReduction::Mean),
             ("mean_non_zero", EmbeddingReduction::MeanNonZero),
@@ -228,6 +229,18 @@ impl Read for EmbeddingReduction {
         let Value::Map(fields) = value else {
             return one_word(value, &NO_THRESHOLD).or_else(|_| expected(EXPECTED));
         };
+        if let [(field, of_anchors)] = &fields[..]
+            && field == "per_anchor"
+        {
+            return Ok(EmbeddingReduction::PerAnchor(match Self::read(of_anchors, place)? {
+                EmbeddingReduction::None => AnchorReduction::None,
+                EmbeddingReduction::Mean => AnchorReduction::Mean,
+                EmbeddingReduction::MeanNonZero => AnchorReduction::MeanNonZero,
+                EmbeddingReduction::Sum => AnchorReduction::Sum,
+                EmbeddingReduction::Threshold { low, high } => AnchorReduction::Threshold { low, high },
+                EmbeddingReduction::PerAnchor(_) => return expected(EXPECTED),
+            }));
+        }
         let (mut low, mut high) = (None, None);
         for (field, value) in fields {
             let bound = match field.as_str() {

@@ -67,7 +67,7 @@ pub(super) fn f_one_of<'a>(
 }
 
 /// A loss that can be described.
-pub(super) trait Described: Loss + Send + Sized + 'static {
+pub(super) trait Described: Loss + Sized + 'static {
     /// Its name in data, and other ones.
     const NAMES: &'static [&'static str];
 
@@ -76,7 +76,7 @@ pub(super) trait Described: Loss + Send + Sized + 'static {
 }
 
 /// Reads one of the losses.
-pub(super) type Reader = fn(Fields, Place) -> Result<Box<dyn Loss + Send>, Problem>;
+pub(super) type Reader = fn(Fields, Place) -> Result<Box<dyn Loss>, Problem>;
 
 /// A loss in the list of all.
 pub(super) struct Entry {

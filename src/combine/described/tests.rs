@@ -31,6 +31,21 @@ fn debug(entry: &Entry, options: &Json) -> Result<[String; 2], String> {
     (entry.debug)(Fields { loss: entry.names[0], fields: fields.iter().collect() })
 }
 
+/// The number of tensors that a loss with one option says it holds.
+fn tensors(entry: &Entry, option: &str, value: &Json) -> usize {
+    let value: Value = serde_json::from_value(json!({ option: value })).unwrap();
+    let Value::Map(fields) = &value else { panic!("options are fields") };
+    let fields = Fields { loss: entry.names[0], fields: fields.iter().collect() };
+    let loss = (entry.read)(fields, Place::DEFAULT).unwrap();
+    let mut count = 0;
+    let again = loss.with_tensors(&mut |tensor| {
+        count += 1;
+        tensor.shallow_clone()
+    });
+    assert!(again.is_some(), "{} can be copied", entry.names[0]);
+    count
+}
+
 #[test]
 fn names_are_those_of_the_types_in_snake_case() {
     for entry in LOSSES {
@@ -101,7 +116,11 @@ fn every_option_of_every_loss_can_be_set_and_refused() {
             let (mut set, mut refused) = (0, 0);
             for candidate in &candidates {
                 match debug(entry, &json!({ *option: candidate })) {
-                    Ok([described, _]) => set += usize::from(described != new),
+                    Ok([described, _]) => {
+                        set += usize::from(described != new);
+                        let holds = ["weight", "pos_weight", "mask", "alpha"].contains(option) && candidate.is_array();
+                        assert_eq!(tensors(entry, option, candidate), usize::from(holds), "{name}.{option}");
+                    }
                     Err(message) => {
                         refused += 1;
                         let start = format!("loss {name}: option {option}");

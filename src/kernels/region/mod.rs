@@ -116,13 +116,12 @@ where
         let [input, target] = context.saved() else { return Ok(vec![None, None]) };
         let grads: Vec<Option<Tensor>> =
             (0..2 + usize::from(with_entropy)).map(|output| context.grad(output)).collect();
-        if context.create_graph() {
+        let fused = || Ok(vec![Some(Pass::<T>::f_new(&formula, input, target)?.f_gradient(&grads)?)]);
+        context.f_gradients(fused, || {
             let loss = |inputs: &[Tensor]| f_weighted(&composite(&inputs[0], target)?, &grads);
             let one = Tensor::f_ones([], (Kind::Double, Device::Cpu))?;
-            return autograd::f_gradients_of(loss, &one, std::slice::from_ref(input), &[true]);
-        }
-        let gradient = Pass::<T>::f_new(&formula, input, target)?.f_gradient(&grads)?;
-        Ok(vec![Some(gradient)])
+            autograd::f_gradients_of(loss, &one, std::slice::from_ref(input), &[true])
+        })
     };
     let outputs = Function::new(&[input]).save(&[input, target]).f_attach_own(differentiable, backward)?;
     let mut outputs = outputs.into_iter();
@@ -277,8 +276,8 @@ impl<'a, T: Element> Pass<'a, T> {
             let Some(grad) = grads.get(position).and_then(Option::as_ref) else {
                 return Ok(vec![T::Wide::default(); count]);
             };
-            let grad = grad.f_detach()?.f_to_kind(T::Wide::KIND)?;
-            Ok::<_, LossError>(elements(&f_plain(&grad.f_contiguous()?)?).to_vec())
+            let grad = f_plain(grad)?.f_detach()?.f_to_kind(T::Wide::KIND)?;
+            Ok::<_, LossError>(elements(&grad.f_contiguous()?).to_vec())
         };
         let factors = Factors {
             intersection: f_numbers(0, regions)?,

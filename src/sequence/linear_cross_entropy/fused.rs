@@ -35,19 +35,17 @@ pub(super) fn f_loss(
         return Ok(loss);
     }
     let saved: Vec<&Tensor> = inputs.iter().copied().chain([arguments.target]).collect();
-    let criterion = criterion.shallow_clone();
+    let criterion = criterion.clone();
     let stored = reduced.then(|| StoredGradients::new(gradients));
     let function = Function::new(&inputs).save(&saved);
     function.f_attach_one(loss, move |context| {
         let Some(grad) = context.grad(0) else { return Ok(spread(vec![], &needed)) };
-        if context.create_graph() {
-            let whole = |saved: &[Tensor]| criterion.f_whole(&Arguments::of(saved), result);
-            return f_gradients_of(whole, &grad, context.saved(), &needed);
-        }
-        match &stored {
+        let chunked = || match &stored {
             Some(stored) => stored.f_scaled(&context, &grad),
             None => no_grad(|| f_recompute(&criterion, &context, &grad, size, kind, &needed)),
-        }
+        };
+        let whole = |saved: &[Tensor]| criterion.f_whole(&Arguments::of(saved), result);
+        context.f_gradients(chunked, || f_gradients_of(whole, &grad, context.saved(), &needed))
     })
 }
 

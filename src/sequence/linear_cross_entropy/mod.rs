@@ -103,6 +103,8 @@ pub struct LinearCrossEntropy {
     reduction: Reduction,
 }
 
+crate::option_tensors::option_tensors!(LinearCrossEntropy { weight });
+
 /// So many logits in a single chunk are computed without chunking, which takes fewer operations.
 const SMALL: i64 = 1 << 16;
 
@@ -113,6 +115,7 @@ impl LinearCrossEntropy {
     }
 
     /// Sets a weight for each class. None by default.
+    /// It is on the device of the input, in any floating kind.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
@@ -231,7 +234,7 @@ impl LinearCrossEntropy {
             return Err(LossError::no_mean::<Self>("cross entropy is a mean over class weights, z-loss is not"));
         }
         let arguments = Arguments { input, linear_weight, target, linear_bias };
-        let sum = Self { reduction: Reduction::Sum, ..self.shallow_clone() };
+        let sum = Self { reduction: Reduction::Sum, ..self.clone() };
         let loss = sum.f_loss(&arguments, numeric::wide_kind(input)?)?;
         let sizes = Sizes::f_new(input, linear_weight)?;
         if target.size() == sizes.logits() {
@@ -402,10 +405,6 @@ impl LinearCrossEntropy {
 
     fn f_row_loss(&self, kind: Kind) -> Result<RowLoss, LossError> {
         RowLoss::f_new(self.weight.as_ref(), self.label_smoothing, self.z_loss, self.soft_cap, kind)
-    }
-
-    fn shallow_clone(&self) -> Self {
-        Self { weight: self.weight.as_ref().map(Tensor::shallow_clone), ..*self }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::sequence::Linear;
 use crate::{Loss, LossError, MeanParts, check};
 
 /// The options of [`LinearCrossEntropyLoss`].
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct LinearCrossEntropyConfig {
     out_features: Vec<i64>,
     bias: bool,
@@ -102,6 +102,8 @@ pub struct LinearCrossEntropyLoss {
     cross_entropy: LinearCrossEntropy,
 }
 
+crate::option_tensors::option_tensors!(LinearCrossEntropyLoss { cross_entropy; linear, bias_shape });
+
 impl LinearCrossEntropyLoss {
     /// Creates the variables on `path`.
     ///
@@ -167,6 +169,8 @@ impl LinearCrossEntropyLoss {
 }
 
 impl Loss for LinearCrossEntropyLoss {
+    crate::option_tensors::with_tensors!(options);
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let (weight, bias) = self.f_layer()?;
         self.cross_entropy.f_forward(input, &weight, target, bias.as_ref())

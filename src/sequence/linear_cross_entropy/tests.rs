@@ -47,7 +47,7 @@ fn assert_chunks_equal_the_definition(arguments: &[Tensor; 3], target: &Tensor, 
         for whole in variants(&weight).map(|criterion| criterion.reduction(reduction)) {
             let expected = run(&whole, arguments, target);
             for chunking in [1, 2, 3, 7, 8].map(Chunking::Rows).into_iter().chain([Chunking::default()]) {
-                let actual = run(&whole.shallow_clone().chunking(chunking), arguments, target);
+                let actual = run(&whole.clone().chunking(chunking), arguments, target);
                 for (actual, expected) in actual.iter().zip(&expected) {
                     assert!(actual.allclose(expected, 1e-12, 1e-12, false), "{chunking:?} {whole:?}");
                 }

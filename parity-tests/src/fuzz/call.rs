@@ -1,0 +1,156 @@
+//! One call of a loss, made by chance.
+
+use anyhow::Result;
+use tch::{Kind, Tensor};
+use tch_losses::{LossError, MeanParts};
+
+use super::random::Random;
+use super::tensors::{describe, is_floating, values};
+use super::{described, direct};
+
+/// A loss with its options, as a function of the tensors of the call; options that are tensors are of the kind.
+pub type Compute = Box<dyn Fn(&[Tensor], Kind) -> Result<Vec<Tensor>, LossError>>;
+/// Numerator and denominator of the mean.
+pub type Parts = Box<dyn Fn(&[Tensor], Kind) -> Result<MeanParts, LossError>>;
+
+/// A call of a loss.
+pub struct Call {
+    /// The name of the loss.
+    pub loss: &'static str,
+    /// What the loss is, with its options.
+    pub description: String,
+    /// The arguments, by name.
+    pub arguments: Vec<(&'static str, Tensor)>,
+    /// The kind of the tensors among the options.
+    pub options: Kind,
+    /// Computes it.
+    pub compute: Compute,
+    /// Its parts, where they are asked for: they are those of a mean, and so is the result.
+    pub parts: Option<Parts>,
+    /// What decides on the vectors that derivatives are multiplied with.
+    pub seed: u64,
+    /// Whether the second argument is the first one.
+    pub same: bool,
+    /// Whether a number is so large that its square or its product with others is out of the range of single precision.
+    /// A very negative logit is none of these: it masks a class.
+    pub extreme: bool,
+    /// Whether the results are put into words.
+    pub shown: bool,
+    /// Which derivatives are computed.
+    pub order: Order,
+    /// Whether the backward pass keeps the graph, so that the second one is of the same forward pass.
+    pub keep_graph: bool,
+}
+
+impl std::fmt::Debug for Call {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.describe())
+    }
+}
+
+impl Call {
+    /// The loss and its arguments in words.
+    pub fn describe(&self) -> String {
+        let mut text = format!("{}\n", self.description);
+        if is_floating(self.options) {
+            text += &format!("  tensors among the options: {:?}\n", self.options);
+        }
+        for (name, tensor) in &self.arguments {
+            text += &format!("  {name}: {}\n", describe(tensor));
+        }
+        text
+    }
+
+    /// How many elements the arguments have.
+    pub fn elements(&self) -> usize {
+        self.arguments.iter().map(|(_, tensor)| if tensor.defined() { tensor.numel() } else { 0 }).sum()
+    }
+}
+
+/// Which derivatives are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// The gradients.
+    First,
+    /// The same once more under `create_graph`.
+    CreateGraph,
+    /// These and their derivatives.
+    Second,
+}
+
+/// How a call is meant.
+#[derive(Debug, Clone, Copy)]
+pub struct Intent {
+    /// Whether all is as the loss wants it, apart from the values that options and tensors have; otherwise anything.
+    pub sensible: bool,
+}
+
+/// The names of all losses.
+pub fn losses() -> Vec<&'static str> {
+    described::losses().chain(direct::losses()).collect()
+}
+
+/// The loss of the call of a seed: the first thing that it decides.
+pub fn loss_of(seed: u64, losses: &[&'static str]) -> &'static str {
+    *Random::new(seed).pick(losses)
+}
+
+/// The call of a seed.
+pub fn call(seed: u64, losses: &[&'static str]) -> Result<Call> {
+    let mut random = Random::new(seed);
+    let loss = *random.pick(losses);
+    let intent = Intent { sensible: random.chance(0.75) };
+    let mut call = match direct::call(loss, intent, &mut random) {
+        Some(call) => call?,
+        None => described::call(loss, intent, &mut random)?,
+    };
+    for (position, (_, tensor)) in call.arguments.iter_mut().enumerate() {
+        let often = if position == 0 { 0.9 } else { 0.35 };
+        if tensor.defined() && is_floating(tensor.kind()) && random.chance(often) {
+            *tensor = tensor.f_detach()?.f_set_requires_grad(true)?;
+        }
+    }
+    // Not every layout can be joined with another; then both stay as they are.
+    let _ = alias(&mut call, &mut random);
+    call.extreme = is_extreme(&call);
+    call.seed = random.seed();
+    call.keep_graph = random.chance(0.5);
+    call.order = *random.pick(&[Order::First, Order::First, Order::CreateGraph, Order::Second, Order::Second]);
+    Ok(call)
+}
+
+fn is_extreme(call: &Call) -> bool {
+    const LARGE: f64 = 1e15;
+    let of_option = ["e39", "e308"].iter().any(|large| call.description.contains(large));
+    let masks = described::takes_logits_of_classes(call.loss);
+    let mut arguments = call.arguments.iter().enumerate();
+    of_option
+        || arguments.any(|(position, (_, tensor))| {
+            let values = if tensor.defined() { values(tensor).unwrap_or_default() } else { Vec::new() };
+            let masks = masks && position == 0;
+            values.iter().any(|value| value.is_finite() && value.abs() > LARGE && !(masks && *value < 0.0))
+        })
+}
+
+/// Sometimes two arguments are one tensor, or share memory.
+fn alias(call: &mut Call, random: &mut Random) -> Result<()> {
+    if call.arguments.len() < 2 || !random.chance(0.03) {
+        return Ok(());
+    }
+    let [(_, first), (_, second), ..] = &mut call.arguments[..] else { return Ok(()) };
+    let same = first.defined() && second.defined() && first.size() == second.size() && first.kind() == second.kind();
+    if !same {
+        return Ok(());
+    }
+    if random.chance(0.5) || first.dim() == 0 {
+        *second = first.shallow_clone();
+        call.same = true;
+        return Ok(());
+    }
+    let leaf = first.requires_grad();
+    let both = Tensor::f_cat(&[&first.f_detach()?, &second.f_detach()?.f_narrow(0, 0, first.size()[0].min(1))?], 0)?;
+    let rows = first.size()[0];
+    *first = both.f_narrow(0, 0, rows)?.f_set_requires_grad(leaf)?;
+    *second = both.f_narrow(0, first.size()[0].min(1), rows)?;
+    Ok(())
+}

@@ -1,0 +1,476 @@
+//! What is wrong with a call: both backends beside each other, and beside double precision.
+
+use tch::{Kind, Tensor};
+use tch_losses::{Backend, with_backend};
+
+use super::call::Call;
+use super::side::{Derivatives, Failure, Runner, Side, compute, guarded};
+use super::tensors::{is_floating, values};
+use super::truth::{Truth, Which};
+use crate::numbers::{rounded, tolerance};
+
+/// What is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// The process ended.
+    Crash,
+    /// The call did not end.
+    Hang,
+    /// A panic.
+    Panic,
+    /// The error is libtorch's raw text.
+    Raw,
+    /// One backend takes what the other rejects.
+    Accepts,
+    /// The value is computed, and its gradient is an error.
+    Backward,
+    /// The values differ.
+    Value,
+    /// The gradients differ.
+    Gradient,
+    /// The gradient is another one where a second derivative is asked for.
+    CreateGraph,
+    /// The second derivatives differ.
+    Second,
+    /// Numerator and denominator are not those of the mean.
+    Parts,
+    /// Both backends agree, and double precision says something else.
+    Wrong,
+    /// A result of the Python reference is another one.
+    Oracle,
+}
+
+impl Class {
+    /// All of them.
+    pub const ALL: [Class; 13] = [
+        Class::Crash,
+        Class::Hang,
+        Class::Panic,
+        Class::Raw,
+        Class::Accepts,
+        Class::Backward,
+        Class::Value,
+        Class::Gradient,
+        Class::CreateGraph,
+        Class::Second,
+        Class::Parts,
+        Class::Wrong,
+        Class::Oracle,
+    ];
+
+    /// The name in tables and in what a child process says.
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::Crash => "crash",
+            Class::Hang => "hang",
+            Class::Panic => "panic",
+            Class::Raw => "raw",
+            Class::Accepts => "accepts",
+            Class::Backward => "backward",
+            Class::Value => "value",
+            Class::Gradient => "gradient",
+            Class::CreateGraph => "create_graph",
+            Class::Second => "second",
+            Class::Parts => "parts",
+            Class::Wrong => "wrong",
+            Class::Oracle => "oracle",
+        }
+    }
+
+    /// What it means, in a line.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Class::Crash => "the process ended",
+            Class::Hang => "the call did not end",
+            Class::Panic => "a panic",
+            Class::Raw => "the error is libtorch's raw text",
+            Class::Accepts => "one backend takes what the other rejects",
+            Class::Backward => "the value is computed, and its gradient is an error",
+            Class::Value => "the values of the backends differ",
+            Class::Gradient => "their gradients differ",
+            Class::CreateGraph => "the gradient is another one under create_graph",
+            Class::Second => "their second derivatives differ",
+            Class::Parts => "numerator and denominator are not those of the mean",
+            Class::Wrong => "both agree, and double precision says something else",
+            Class::Oracle => "the Python reference says something else",
+        }
+    }
+}
+
+/// Something wrong with a call.
+#[derive(Debug, Clone)]
+pub struct Finding {
+    /// What sort of thing.
+    pub class: Class,
+    /// In words, in a line.
+    pub detail: String,
+}
+
+/// What became of a call.
+#[derive(Debug)]
+pub struct Verdict {
+    /// Whether the loss was computed.
+    pub accepted: bool,
+    /// Why not.
+    pub reason: Option<String>,
+    /// What is wrong, the first thing of each sort.
+    pub findings: Vec<Finding>,
+    /// What both backends made of it, in words.
+    pub results: [String; 2],
+}
+
+/// How often the truth is asked although both backends agree.
+const ONE_IN: u64 = 16;
+
+/// Judges a call.
+pub fn judge(call: &Call, runner: &Runner) -> Verdict {
+    let arguments: Vec<Tensor> = call.arguments.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
+    let side = |backend| compute(runner, backend, call, &arguments, call.options);
+    let (auto, composite) = (side(Backend::Auto), side(Backend::Composite));
+    let mut judge = Judge { call, runner, truth: None, findings: Vec::new() };
+    match (&auto, &composite) {
+        (Ok(auto), Ok(composite)) => judge.both(auto, composite),
+        (Err(auto), Err(composite)) => {
+            judge.failure("auto", auto);
+            judge.failure("composite", composite);
+        }
+        (Ok(_), Err(failure)) => judge.one("composite", failure),
+        (Err(failure), Ok(_)) => judge.one("auto", failure),
+    }
+    let reason = match &auto {
+        Err(Failure::Rejected(message)) => Some(message.clone()),
+        _ => None,
+    };
+    let results = [&auto, &composite].map(|side| if call.shown { describe(side) } else { String::new() });
+    Verdict { accepted: auto.is_ok() && composite.is_ok(), reason, findings: judge.findings, results }
+}
+
+struct Judge<'a> {
+    call: &'a Call,
+    runner: &'a Runner<'a>,
+    /// Computed where something differs.
+    truth: Option<Option<Truth<'a>>>,
+    findings: Vec<Finding>,
+}
+
+impl<'a> Judge<'a> {
+    fn add(&mut self, class: Class, detail: String) {
+        if self.findings.iter().all(|finding| finding.class != class) {
+            self.findings.push(Finding { class, detail });
+        }
+    }
+
+    fn truth(&mut self) -> Option<&Truth<'a>> {
+        let (call, runner) = (self.call, self.runner);
+        self.truth.get_or_insert_with(|| Truth::new(runner, call)).as_ref()
+    }
+
+    /// A call that is not computed: by a panic, or by an error that is not the crate's own.
+    fn failure(&mut self, side: &str, failure: &Failure) {
+        match failure {
+            Failure::Panic(message) => self.add(Class::Panic, format!("{side}: {message}")),
+            Failure::Rejected(message) if is_raw(message) && self.is_plain() => {
+                self.add(Class::Raw, format!("{side}: {message}"));
+            }
+            Failure::Rejected(_) => {}
+        }
+    }
+
+    /// One backend computes the call.
+    fn one(&mut self, side: &str, failure: &Failure) {
+        self.failure(side, failure);
+        if let Failure::Rejected(message) = failure
+            && !is_exhausted(message)
+        {
+            self.add(Class::Accepts, format!("{side} rejects: {message}"));
+        }
+    }
+
+    fn is_plain(&self) -> bool {
+        let plain = |tensor: &Tensor| tensor.defined() && !tensor.is_sparse() && !tensor.is_mkldnn();
+        self.call.arguments.iter().all(|(_, tensor)| plain(tensor))
+    }
+
+    fn both(&mut self, auto: &Side, composite: &Side) {
+        self.tensors(Class::Value, Which::Output, &auto.outputs, &composite.outputs);
+        self.derivatives(Class::Gradient, Which::Gradient, &auto.gradients, &composite.gradients);
+        if let (Some(auto), Some(composite)) = (&auto.second, &composite.second) {
+            self.derivatives(Class::Second, Which::Second, auto, composite);
+        }
+        for (name, side) in [("auto", auto), ("composite", composite)] {
+            self.create_graph(name, side);
+        }
+        self.parts(auto);
+        if self.findings.is_empty() {
+            self.wrong(auto);
+        }
+    }
+
+    fn derivatives(&mut self, class: Class, which: Which, auto: &Derivatives, composite: &Derivatives) {
+        match (auto, composite) {
+            (Ok(auto), Ok(composite)) => self.tensors(class, which, auto, composite),
+            (Err(failure), Ok(_)) => self.one_derivative(class, "auto", failure),
+            (Ok(_), Err(failure)) => self.one_derivative(class, "composite", failure),
+            (Err(auto), Err(composite)) => {
+                for (side, failure) in [("auto", auto), ("composite", composite)] {
+                    match (failure, which) {
+                        (Failure::Panic(message), _) => {
+                            self.add(Class::Panic, format!("{side}, derivative: {message}"))
+                        }
+                        // There may be no second derivative, but a value without a gradient is an error that comes
+                        // too late.
+                        (Failure::Rejected(message), Which::Gradient) => self.add(Class::Backward, message.clone()),
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn one_derivative(&mut self, class: Class, side: &str, failure: &Failure) {
+        match failure {
+            Failure::Panic(message) => self.add(Class::Panic, format!("{side}, derivative: {message}")),
+            Failure::Rejected(message) => self.add(class, format!("{side} has none: {message}")),
+        }
+    }
+
+    fn tensors(&mut self, class: Class, which: Which, auto: &[Tensor], composite: &[Tensor]) {
+        for (index, (auto, composite)) in auto.iter().zip(composite).enumerate() {
+            if let Err(detail) = self.tensor(which, index, auto, composite) {
+                self.add(class, format!("{which:?} {index}: {detail}"));
+            }
+        }
+        if auto.len() != composite.len() {
+            self.add(class, format!("{} outputs, composite has {}", auto.len(), composite.len()));
+        }
+    }
+
+    fn tensor(&mut self, which: Which, index: usize, auto: &Tensor, composite: &Tensor) -> Result<(), String> {
+        if !auto.defined() || !composite.defined() {
+            let other = if auto.defined() { auto } else { composite };
+            let zero = !other.defined() || values(other).is_ok_and(|values| values.iter().all(|value| *value == 0.0));
+            // No derivative and one of zeros say the same.
+            return if zero { Ok(()) } else { Err("one backend has none, the other one is not 0".into()) };
+        }
+        if auto.size() != composite.size() {
+            return Err(format!("shape {:?}, composite {:?}", auto.size(), composite.size()));
+        }
+        if auto.kind() != composite.kind() {
+            return Err(format!("kind {:?}, composite {:?}", auto.kind(), composite.kind()));
+        }
+        if which == Which::Output && auto.requires_grad() != composite.requires_grad() {
+            return Err(format!(
+                "requires a gradient: {}, composite {}",
+                auto.requires_grad(),
+                composite.requires_grad()
+            ));
+        }
+        let kind = auto.kind();
+        let read = |tensor| values(tensor).map_err(|error| format!("cannot be read: {error}"));
+        let (auto, composite) = (read(auto)?, read(composite)?);
+        for (position, (a, c)) in auto.iter().zip(&composite).enumerate() {
+            if same(*a, *c, kind) {
+                continue;
+            }
+            let place = Place { which, index, position };
+            if !self.explained(place, *a, *c, kind) {
+                let truth = self.truth().and_then(|truth| truth.composite.at(which, index, position));
+                let truth = truth.map_or(String::new(), |truth| format!(", in double precision {truth:e}"));
+                return Err(format!("element {position} is {a:e}, composite {c:e}{truth}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a difference is one of rounding: the engine is nearer to the result in double precision, or no further
+    /// from it than what the last digit of the arguments makes.
+    fn explained(&mut self, place: Place, auto: f64, composite: f64, kind: Kind) -> bool {
+        let Place { which, index, position } = place;
+        let extreme = self.call.extreme;
+        if extreme && !auto.is_finite() && !composite.is_finite() {
+            return true;
+        }
+        let Some(truth) = self.truth() else { return false };
+        let Some(right) = truth.composite.at(which, index, position) else { return false };
+        // Out of range on the way to a result that is not.
+        if extreme && !composite.is_finite() && tolerance(kind).accepts(auto, right) {
+            return true;
+        }
+        if auto.is_nan() || composite.is_nan() {
+            return false;
+        }
+        // What is out of the range of the kind is an infinity on one side and a large number on the other.
+        let overflows = auto.is_infinite() && auto == rounded(right, kind);
+        if kind != Kind::Double && (overflows || (auto - right).abs() <= (composite - right).abs()) {
+            return true;
+        }
+        let spread = truth.spread(which, index, position);
+        if kind == Kind::Double {
+            return truth.is_smooth(which, index, position) && (auto - composite).abs() <= 64.0 * spread;
+        }
+        let agree = truth.auto(which, index, position);
+        let agree = agree.is_some_and(|agree| (agree - right).abs() <= spread + 1e-7 * right.abs() + 1e-12);
+        agree && (auto - right).abs() <= 8.0 * spread
+    }
+
+    /// The first gradient is the same number whatever is asked for next.
+    fn create_graph(&mut self, name: &str, side: &Side) {
+        let Some(differentiable) = &side.differentiable else { return };
+        let (Ok(plain), Ok(graph)) = (&side.gradients, differentiable) else {
+            if let (Ok(_), Err(failure)) = (&side.gradients, differentiable) {
+                match failure {
+                    Failure::Panic(message) => self.add(Class::Panic, format!("{name}, create_graph: {message}")),
+                    // It says that there is no second derivative.
+                    Failure::Rejected(_) => {}
+                }
+            }
+            return;
+        };
+        for (index, (plain, graph)) in plain.iter().zip(graph).enumerate() {
+            if !plain.defined() || !graph.defined() {
+                continue;
+            }
+            let (Ok(first), Ok(second)) = (values(plain), values(graph)) else { continue };
+            let differs = first.iter().zip(&second).position(|(a, b)| !same(*a, *b, plain.kind()));
+            if let Some(position) = differs {
+                let (a, b) = (first[position], second[position]);
+                let place = Place { which: Which::Gradient, index, position };
+                if !self.explained(place, b, a, plain.kind()) {
+                    let detail =
+                        format!("{name}, gradient {index}: element {position} is {a:e}, under create_graph {b:e}");
+                    self.add(Class::CreateGraph, detail);
+                }
+            }
+        }
+    }
+
+    fn parts(&mut self, auto: &Side) {
+        let Some(parts) = &self.call.parts else { return };
+        let arguments: Vec<Tensor> = self.call.arguments.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
+        let value = guarded(|| with_backend(Backend::Auto, || parts(&arguments, self.call.options)?.f_value()));
+        let value = match value {
+            Ok(value) => value,
+            Err(Failure::Rejected(message)) if message.contains("has no numerator and denominator") => return,
+            Err(failure) => {
+                self.failure("parts", &failure);
+                if let Failure::Rejected(message) = failure {
+                    self.add(Class::Parts, message);
+                }
+                return;
+            }
+        };
+        let (Ok(value), Ok(mean)) = (values(&value), values(&auto.outputs[0])) else { return };
+        let kind = auto.outputs[0].kind();
+        if let ([value], [mean]) = (&value[..], &mean[..])
+            && !same(rounded(*value, kind), *mean, kind)
+        {
+            let place = Place { which: Which::Output, index: 0, position: 0 };
+            if !self.explained(place, *value, *mean, kind) {
+                self.add(Class::Parts, format!("numerator / denominator is {value:e}, the mean {mean:e}"));
+            }
+        }
+    }
+
+    /// Both backends agree: now and then, and where there is a NaN, double precision is asked whether they are right.
+    fn wrong(&mut self, side: &Side) {
+        let finite = self.call.arguments.iter().all(|(_, tensor)| {
+            !tensor.defined() || values(tensor).is_ok_and(|values| values.iter().all(|value| value.is_finite()))
+        });
+        if !finite || self.call.extreme || !self.is_plain() {
+            return;
+        }
+        let empty = Vec::new();
+        let gradients = side.gradients.as_ref().unwrap_or(&empty);
+        let all = [(Which::Output, &side.outputs), (Which::Gradient, gradients)];
+        let always = self.call.seed % ONE_IN == 0;
+        for (which, tensors) in all {
+            for (index, tensor) in tensors.iter().enumerate().filter(|(_, tensor)| tensor.defined()) {
+                let kind = tensor.kind();
+                let Ok(elements) = values(tensor) else { continue };
+                for (position, element) in elements.iter().enumerate() {
+                    if !(always || element.is_nan()) || !is_floating(kind) {
+                        continue;
+                    }
+                    let Some(truth) = self.truth() else { return };
+                    let Some(right) = truth.composite.at(which, index, position) else { continue };
+                    if right.is_nan() || element == &rounded(right, kind) {
+                        continue;
+                    }
+                    let close = tolerance(kind).accepts(*element, right) || kind == Kind::Double;
+                    let near = (element - right).abs()
+                        <= 4.0 * (1e-5 + unit(kind) * right.abs()) + 16.0 * truth.spread(which, index, position);
+                    let beyond = right.abs() > largest(kind);
+                    if !close && !near && !beyond {
+                        let detail = format!(
+                            "{which:?} {index}: element {position} is {element:e}, in double precision {right:e}"
+                        );
+                        self.add(Class::Wrong, detail);
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    which: Which,
+    index: usize,
+    position: usize,
+}
+
+fn unit(kind: Kind) -> f64 {
+    match kind {
+        Kind::Half => 1e-3,
+        Kind::BFloat16 => 1.6e-2,
+        _ => 1e-5,
+    }
+}
+
+fn largest(kind: Kind) -> f64 {
+    match kind {
+        Kind::Half => 65000.0,
+        Kind::Double => f64::MAX,
+        _ => f32::MAX.into(),
+    }
+}
+
+/// Whether the numbers are equal by the rule of equality.
+fn same(actual: f64, expected: f64, kind: Kind) -> bool {
+    actual.to_bits() == expected.to_bits() || tolerance(kind).accepts(actual, expected)
+}
+
+fn is_raw(message: &str) -> bool {
+    message.contains("libtorch: ") && !is_exhausted(message)
+}
+
+/// Memory that is not there is not the fault of the crate.
+fn is_exhausted(message: &str) -> bool {
+    ["can't allocate memory", "not enough memory", "Storage size calculation overflowed", "bad_alloc"]
+        .iter()
+        .any(|text| message.contains(text))
+}
+
+fn describe(side: &Result<Side, Failure>) -> String {
+    match side {
+        Err(Failure::Rejected(message)) => format!("rejected: {message}"),
+        Err(Failure::Panic(message)) => format!("panic: {message}"),
+        Ok(side) => {
+            let all = |tensors: &[Tensor]| tensors.iter().map(super::tensors::describe).collect::<Vec<_>>().join("; ");
+            let derivatives = |derivatives: &Derivatives| match derivatives {
+                Ok(tensors) => all(tensors),
+                Err(Failure::Rejected(message)) => format!("rejected: {message}"),
+                Err(Failure::Panic(message)) => format!("panic: {message}"),
+            };
+            let mut text = format!("value {}\n    gradient {}", all(&side.outputs), derivatives(&side.gradients));
+            if let Some(gradients) = &side.differentiable {
+                text += &format!("\n    under create_graph {}", derivatives(gradients));
+            }
+            if let Some(second) = &side.second {
+                text += &format!("\n    second {}", derivatives(second));
+            }
+            text
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Calls by chance: what no case has thought of.
+
+pub mod call;
+pub mod child;
+mod data;
+mod described;
+mod direct;
+pub mod judge;
+mod options;
+mod parent;
+mod random;
+mod report;
+pub mod side;
+mod tensors;
+mod truth;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use self::call::{call, losses};
+use self::child::Sabotage;
+use self::judge::judge;
+use self::parent::Plan;
+use crate::progress;
+
+/// What to call, and for how long.
+#[derive(Debug, Args)]
+pub struct FuzzOptions {
+    /// Stop after so many seconds [default: 60 where --calls is not given]
+    #[arg(long, value_name = "N")]
+    seconds: Option<u64>,
+    /// Stop after so many calls
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    calls: Option<u64>,
+    /// Seed of the first call; that of each next one is one more [default: another one each time]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Make the call of this seed alone, and show it: the loss, its arguments, what both backends make of it
+    #[arg(long, value_name = "SEED", conflicts_with_all = ["seconds", "calls", "seed", "filter"])]
+    replay: Option<u64>,
+    /// Only these losses
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    filter: Vec<String>,
+    /// How many processes make calls [default: one for each core, up to 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    jobs: Option<u16>,
+    /// Show how often each loss was computed
+    #[arg(long, short)]
+    verbose: bool,
+    /// How many seconds a call may take
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    patience: u64,
+    /// The most memory of a process, in MiB
+    #[arg(long, value_name = "N", default_value_t = 8192)]
+    memory: u64,
+    /// Break the engines, to see that it is found
+    #[arg(long, value_enum, hide = true)]
+    sabotage: Option<Sabotage>,
+}
+
+/// Makes calls, prints what is wrong and says whether nothing is.
+pub fn fuzz(options: &FuzzOptions) -> Result<bool> {
+    if let Some(seed) = options.replay {
+        return replay(seed);
+    }
+    let known = losses();
+    if let Some(unknown) = options.filter.iter().find(|name| !known.contains(&name.as_str())) {
+        bail!("there is no loss {unknown:?}, only {}", known.join(", "));
+    }
+    let seconds = options.seconds.or(if options.calls.is_none() { Some(60) } else { None });
+    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1 << 48));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let plan = Plan {
+        seed,
+        calls: options.calls,
+        deadline: seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds)),
+        only: options.filter.clone(),
+        jobs: options.jobs.map_or(cores.min(16), usize::from),
+        patience: Duration::from_secs(options.patience),
+        memory: options.memory,
+        sabotage: options.sabotage,
+    };
+    println!("seed {seed}");
+    let (start, bar) = (Instant::now(), progress::bar("calls", options.calls.map(|calls| calls as usize)));
+    let summary = parent::run(&plan, &bar)?;
+    bar.finish_and_clear();
+    let seconds = start.elapsed().as_secs_f64();
+
+    if options.verbose {
+        println!("{}\n", summary.coverage());
+    }
+    if !summary.findings.is_empty() {
+        println!("{}\n", summary.table());
+        println!("Show one: parity fuzz --replay SEED\n");
+    }
+    let (calls, accepted) = (summary.calls(), summary.accepted());
+    let rate = calls as f64 / seconds.max(1e-3);
+    println!(
+        "{} losses, {accepted} calls computed, {} rejected, {rate:.0} calls/s",
+        summary.losses.len(),
+        calls - accepted
+    );
+    println!("fuzz: {calls} calls, {} findings", summary.count());
+    Ok(summary.findings.is_empty())
+}
+
+/// Makes one call and shows it.
+fn replay(seed: u64) -> Result<bool> {
+    tch::set_num_threads(1);
+    let mut call = call(seed, &losses())?;
+    call.shown = true;
+    println!("{}", call.describe());
+    let verdict = judge(&call, &side::crate_itself);
+    for (backend, result) in ["auto", "composite"].iter().zip(&verdict.results) {
+        println!("{backend}: {result}");
+    }
+    for finding in &verdict.findings {
+        println!("\n{}: {}\n  {}", finding.class.name(), finding.class.meaning(), finding.detail);
+    }
+    println!("fuzz: 1 calls, {} findings", verdict.findings.len());
+    Ok(verdict.findings.is_empty())
+}

@@ -1,0 +1,131 @@
+//! What a run has shown.
+
+use std::collections::BTreeMap;
+
+use comfy_table::{Table, presets};
+
+use super::child::Report;
+use super::judge::Class;
+
+/// The calls of one loss.
+#[derive(Debug, Default)]
+pub struct Calls {
+    /// Computed ones.
+    pub accepted: u64,
+    /// The others.
+    pub rejected: u64,
+    /// Why they were rejected, without the numbers.
+    pub reasons: BTreeMap<String, u64>,
+}
+
+/// Findings of one class and one loss.
+#[derive(Debug)]
+pub struct Findings {
+    /// How many.
+    pub count: u64,
+    /// The seed of the call with the fewest elements.
+    pub seed: u64,
+    elements: usize,
+    /// What is wrong with that one.
+    pub detail: String,
+}
+
+/// All calls of a run.
+#[derive(Debug, Default)]
+pub struct Summary {
+    /// By loss.
+    pub losses: BTreeMap<String, Calls>,
+    /// By class and loss.
+    pub findings: BTreeMap<(Class, String), Findings>,
+}
+
+impl Summary {
+    /// Counts a call.
+    pub fn call(&mut self, seed: u64, report: &Report) {
+        let calls = self.losses.entry(report.loss.clone()).or_default();
+        *if report.accepted { &mut calls.accepted } else { &mut calls.rejected } += 1;
+        if let Some(reason) = &report.reason {
+            *calls.reasons.entry(without_numbers(reason)).or_default() += 1;
+        }
+        for (name, detail) in &report.findings {
+            if let Some(class) = Class::ALL.into_iter().find(|class| class.name() == name) {
+                self.finding(class, &report.loss, seed, report.elements, detail);
+            }
+        }
+    }
+
+    /// Counts a call that ended its process.
+    pub fn end(&mut self, loss: &str, seed: u64, class: Class, detail: &str) {
+        self.losses.entry(loss.to_owned()).or_default();
+        self.finding(class, loss, seed, usize::MAX, detail);
+    }
+
+    fn finding(&mut self, class: Class, loss: &str, seed: u64, elements: usize, detail: &str) {
+        let new = || Findings { count: 0, seed, elements: usize::MAX, detail: detail.to_owned() };
+        let findings = self.findings.entry((class, loss.to_owned())).or_insert_with(new);
+        findings.count += 1;
+        if elements < findings.elements {
+            *findings = Findings { count: findings.count, seed, elements, detail: detail.to_owned() };
+        }
+    }
+
+    /// How many calls there were.
+    pub fn calls(&self) -> u64 {
+        let ended: u64 = self.of_processes().map(|(_, findings)| findings.count).sum();
+        self.losses.values().map(|calls| calls.accepted + calls.rejected).sum::<u64>() + ended
+    }
+
+    fn of_processes(&self) -> impl Iterator<Item = (&(Class, String), &Findings)> {
+        self.findings.iter().filter(|((class, _), _)| matches!(class, Class::Crash | Class::Hang))
+    }
+
+    /// How many of them were computed.
+    pub fn accepted(&self) -> u64 {
+        self.losses.values().map(|calls| calls.accepted).sum()
+    }
+
+    /// How many findings there are.
+    pub fn count(&self) -> u64 {
+        self.findings.values().map(|findings| findings.count).sum()
+    }
+
+    /// The findings, one row for each class and loss.
+    pub fn table(&self) -> Table {
+        let mut table = Table::new();
+        table.load_style(presets::ASCII_MARKDOWN);
+        table.set_header(["finding", "loss", "calls", "smallest", "what"]);
+        for ((class, loss), findings) in &self.findings {
+            let (count, seed) = (findings.count.to_string(), findings.seed.to_string());
+            table.add_row([class.name(), loss, &count, &seed, &findings.detail]);
+        }
+        table
+    }
+
+    /// How often each loss was computed.
+    pub fn coverage(&self) -> Table {
+        let mut table = Table::new();
+        table.load_style(presets::ASCII_MARKDOWN);
+        table.set_header(["loss", "accepted", "rejected", "share", "most often because"]);
+        for (loss, calls) in &self.losses {
+            let share = 100.0 * calls.accepted as f64 / (calls.accepted + calls.rejected).max(1) as f64;
+            let (accepted, rejected) = (calls.accepted.to_string(), calls.rejected.to_string());
+            let reason = calls.reasons.iter().max_by_key(|(_, count)| **count);
+            let reason = reason.map_or(String::new(), |(reason, count)| format!("{count}: {reason}"));
+            table.add_row([loss, &accepted, &rejected, &format!("{share:.0} %"), &reason]);
+        }
+        table
+    }
+}
+
+/// The same for all calls that are rejected for one reason, and not too long.
+fn without_numbers(reason: &str) -> String {
+    const LONGEST: usize = 90;
+    let mut text = String::new();
+    for letter in reason.chars().take(2 * LONGEST) {
+        let letter = if letter.is_ascii_digit() { '#' } else { letter };
+        if !(letter == '#' && text.ends_with('#')) {
+            text.push(letter);
+        }
+    }
+    text.chars().take(LONGEST).collect()
+}

@@ -1,0 +1,182 @@
+//! The tensors among the options of a loss, such as the weights of classes: to copy the loss, and to move it.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::LossError;
+
+/// What becomes of a tensor among the options of a loss.
+pub(crate) type Replace<'a> = dyn FnMut(&Tensor) -> Tensor + 'a;
+
+/// A loss, or the options of one, that can be made again with other tensors.
+pub(crate) trait OptionTensors: Sized {
+    /// The same with each tensor replaced, always in the same order.
+    fn map_tensors(&self, replace: &mut Replace) -> Self;
+}
+
+impl OptionTensors for Tensor {
+    fn map_tensors(&self, replace: &mut Replace) -> Self {
+        replace(self)
+    }
+}
+
+impl<T: OptionTensors> OptionTensors for Option<T> {
+    fn map_tensors(&self, replace: &mut Replace) -> Self {
+        self.as_ref().map(|options| options.map_tensors(replace))
+    }
+}
+
+impl<T: OptionTensors> OptionTensors for Vec<T> {
+    fn map_tensors(&self, replace: &mut Replace) -> Self {
+        self.iter().map(|options| options.map_tensors(replace)).collect()
+    }
+}
+
+impl<T: OptionTensors> OptionTensors for [T; 2] {
+    fn map_tensors(&self, replace: &mut Replace) -> Self {
+        self.each_ref().map(|options| options.map_tensors(replace))
+    }
+}
+
+/// The same options with their tensors on `device`, those of a floating kind in `kind`.
+pub(crate) fn f_to<T: OptionTensors>(options: &T, device: Device, kind: Kind) -> Result<T, LossError> {
+    f_with(device, kind, |replace| options.map_tensors(replace))
+}
+
+/// What `map_tensors` makes where it is to move its tensors.
+pub(crate) fn f_with<T>(
+    device: Device,
+    kind: Kind,
+    map_tensors: impl FnOnce(&mut Replace) -> T,
+) -> Result<T, LossError> {
+    f_floating(kind)?;
+    let mut failed = None;
+    let moved = map_tensors(&mut |tensor| {
+        f_tensor_to(tensor, device, kind).unwrap_or_else(|error| {
+            failed.get_or_insert(error);
+            tensor.shallow_clone()
+        })
+    });
+    failed.map_or(Ok(moved), Err)
+}
+
+/// Losses are computed in floating kinds.
+pub(crate) fn f_floating(kind: Kind) -> Result<(), LossError> {
+    if matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16) {
+        return Ok(());
+    }
+    Err(LossError::Kind { argument: "kind", expected: "a floating kind".into(), actual: kind })
+}
+
+/// An undefined tensor stays one, and is the error of the first call.
+pub(crate) fn f_tensor_to(tensor: &Tensor, device: Device, kind: Kind) -> Result<Tensor, LossError> {
+    if !tensor.defined() {
+        return Ok(tensor.shallow_clone());
+    }
+    let moved = tensor.f_to_device(device)?;
+    if f_floating(moved.f_kind()?).is_err() {
+        return Ok(moved);
+    }
+    Ok(moved.f_to_kind(kind)?)
+}
+
+/// Names the tensors among the options of a loss, or the options that hold some, and after a semicolon the others that
+/// are not `Copy`. The loss can then be copied, moved, and made again of other tensors.
+///
+/// `inner` is for what is part of a loss.
+macro_rules! option_tensors {
+    (inner $loss:ident { $($field:ident),+ $(; $($other:ident),+)? }) => {
+        impl $crate::option_tensors::OptionTensors for $loss {
+            // Some losses have no other options.
+            #[allow(clippy::needless_update)]
+            fn map_tensors(&self, replace: &mut $crate::option_tensors::Replace) -> Self {
+                Self {
+                    $($field: $crate::option_tensors::OptionTensors::map_tensors(&self.$field, replace),)+
+                    $($($other: self.$other.clone(),)+)?
+                    ..*self
+                }
+            }
+        }
+
+        /// A copy shares the tensors.
+        impl Clone for $loss {
+            fn clone(&self) -> Self {
+                $crate::option_tensors::OptionTensors::map_tensors(self, &mut tch::Tensor::shallow_clone)
+            }
+        }
+    };
+    ($loss:ident { $($fields:tt)+ }) => {
+        $crate::option_tensors::option_tensors!(inner $loss { $($fields)+ });
+
+        impl $loss {
+            /// The same loss with the tensors among its options on `device` and in `kind`, such as those of the input.
+            /// Boolean tensors and integers keep their kind. Parameters stay where they are: they move with the
+            /// `nn::VarStore` that they were created in.
+            ///
+            /// # Errors
+            /// [`LossError::Kind`](crate::LossError::Kind) for a kind that is not floating,
+            /// [`LossError::Torch`](crate::LossError::Torch) where libtorch cannot make the tensors.
+            pub fn f_to(&self, device: tch::Device, kind: tch::Kind) -> Result<Self, $crate::LossError> {
+                $crate::option_tensors::f_to(self, device, kind)
+            }
+        }
+    };
+}
+pub(crate) use option_tensors;
+
+/// The copy of what has parameters shares them; the others that are not `Copy` stand after a semicolon.
+macro_rules! shared_parameters {
+    ($loss:ident { $($field:ident),+ $(; $($other:ident),+)? }) => {
+        /// A copy shares the parameters.
+        impl Clone for $loss {
+            #[allow(clippy::needless_update)]
+            fn clone(&self) -> Self {
+                let share = &mut tch::Tensor::shallow_clone;
+                Self {
+                    $($field: $crate::option_tensors::OptionTensors::map_tensors(&self.$field, share),)+
+                    $($($other: self.$other.clone(),)+)?
+                    ..*self
+                }
+            }
+        }
+    };
+}
+pub(crate) use shared_parameters;
+
+/// The method `with_tensors` of a [`Loss`](crate::Loss): of one with tensors among its options, or of one without.
+macro_rules! with_tensors {
+    (options) => {
+        fn with_tensors(&self, replace: &mut dyn FnMut(&tch::Tensor) -> tch::Tensor) -> Option<Box<dyn $crate::Loss>> {
+            Some(Box::new($crate::option_tensors::OptionTensors::map_tensors(self, replace)))
+        }
+    };
+    (none) => {
+        fn with_tensors(&self, _: &mut dyn FnMut(&tch::Tensor) -> tch::Tensor) -> Option<Box<dyn $crate::Loss>> {
+            Some(Box::new(Self::clone(self)))
+        }
+    };
+}
+pub(crate) use with_tensors;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CrossEntropyLoss, FocalAlpha, SigmoidFocalLoss};
+
+    #[test]
+    fn kinds_that_are_not_floating_stay() {
+        let mask = Tensor::from_slice(&[true, false]);
+        let loss = SigmoidFocalLoss::new().alpha(FocalAlpha::Classes(Tensor::from_slice(&[0.5_f32, 0.25]))).mask(mask);
+        let moved = loss.f_to(Device::Cpu, Kind::Double).unwrap();
+        let mut kinds = Vec::new();
+        moved.map_tensors(&mut |tensor| {
+            kinds.push(tensor.kind());
+            tensor.shallow_clone()
+        });
+        assert_eq!(kinds, [Kind::Double, Kind::Bool]);
+        let error = loss.f_to(Device::Cpu, Kind::Int).unwrap_err().to_string();
+        assert_eq!(error, "kind has kind Int, expected a floating kind");
+        // An undefined tensor can be copied and moved; the call says what is wrong.
+        let undefined = CrossEntropyLoss::new().weight(Tensor::new());
+        assert!(undefined.clone().f_to(Device::Cpu, Kind::Half).is_ok());
+    }
+}
