@@ -156,6 +156,7 @@
 //! [tch]: https://docs.rs/tch
 
 pub mod autograd;
+mod binary;
 mod check;
 mod classification;
 mod combine;

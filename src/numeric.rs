@@ -2,9 +2,9 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::LossError;
 use crate::check::Named;
 use crate::kernels::NumberOperations;
+use crate::{LossError, autograd};
 
 /// The smallest base that a power below 1 is differentiated at; below it the power is 0, and so is its gradient.
 pub(crate) const SMALLEST_BASE: f64 = f32::MIN_POSITIVE as f64;
@@ -13,6 +13,8 @@ pub(crate) const SMALLEST_BASE: f64 = f32::MIN_POSITIVE as f64;
 pub(crate) fn is_half(kind: Kind) -> bool {
     matches!(kind, Kind::Half | Kind::BFloat16)
 }
+/// Below these bases, in single and in double precision, the second derivative of a power below 2 may not be a number of the kind.
+const STEEP_BASES: [f64; 2] = [1e-19, 1e-154];
 
 /// The kind in which a loss of `tensor` is computed: at least single precision.
 pub(crate) fn wide_kind(tensor: &Tensor) -> Result<Kind, LossError> {
@@ -89,23 +91,41 @@ pub(crate) fn f_share_of(share: &Tensor, number: &Tensor) -> Result<Tensor, Loss
     Ok(share.f_mul(&number.f_masked_fill_number(&none, 0)?)?)
 }
 
-/// `base` to the power of `exponent`, both at least 0, with gradient 0 where the power has a vertical tangent.
+/// `base` to the power of `exponent`, both at least 0, with gradient 0 where the power has a vertical tangent. The second
+/// derivative is a number, too.
 pub(crate) fn f_power(base: &Tensor, exponent: f64) -> Result<Tensor, LossError> {
     if exponent == 2.0 {
         return Ok(base.f_square()?);
     }
-    if exponent == 0.0 || exponent >= 1.0 {
+    if exponent == 0.0 || exponent == 1.0 || exponent > 2.0 {
         return Ok(base.f_pow_number(exponent)?);
     }
-    let vertical = base.f_lt_number(SMALLEST_BASE)?;
-    Ok(base.f_masked_fill_number(&vertical, 1)?.f_pow_number(exponent)?.f_masked_fill_number(&vertical, 0)?)
+    f_powers(base, &Tensor::f_full_number(&[], exponent, (base.f_kind()?, base.device()))?)
 }
 
 /// [`f_power`] with an exponent for each element.
+///
+/// Beside 0 a power is its tangent: it has the value and the first derivatives of the power, and none that is infinite.
 pub(crate) fn f_powers(base: &Tensor, exponent: &Tensor) -> Result<Tensor, LossError> {
-    let steep = exponent.f_gt_number(0)?.f_logical_and(&exponent.f_lt_number(1)?)?;
-    let vertical = base.f_lt_number(SMALLEST_BASE)?.f_logical_and(&steep)?;
-    Ok(base.f_masked_fill_number(&vertical, 1)?.f_pow(exponent)?.f_masked_fill_number(&vertical, 0)?)
+    if !autograd::grad_enabled() || !(base.requires_grad() || exponent.requires_grad()) {
+        return Ok(base.f_pow(exponent)?);
+    }
+    let (double, at) = (base.f_kind()? == Kind::Double, base.f_detach()?);
+    let steep = at.f_lt_number(STEEP_BASES[usize::from(double)])?;
+    let power = base.f_masked_fill_number(&steep, 1)?.f_pow(exponent)?;
+    let smallest = if double { f64::MIN_POSITIVE } else { SMALLEST_BASE };
+    let vertical = at.f_lt_number(smallest)?;
+    let at = at.f_masked_fill_number(&steep.f_logical_not()?, 1)?.f_clamp_min_number(0)?;
+    let constant = exponent.f_detach()?;
+    let slope = at.f_clamp_min_number(smallest)?.f_pow(&constant.f_sub_number(1)?)?.f_mul(&constant)?;
+    let along = base.f_sub(&base.f_detach()?)?.f_mul(&slope.f_masked_fill_number(&vertical, 0)?)?;
+    Ok(at.f_pow(exponent)?.f_add(&along)?.f_where_self(&steep, &power)?)
+}
+
+/// `losses` whose gradient is NaN where they are. That of a size or of a maximum is a number.
+pub(crate) fn f_with_nan_slopes(losses: &Tensor) -> Result<Tensor, LossError> {
+    let factors = losses.f_detach()?.f_ones_like()?.f_masked_fill_number(&losses.f_isnan()?, f64::NAN)?;
+    Ok(losses.f_mul(&factors)?)
 }
 
 /// The numbers 0, 1, … below `count`.

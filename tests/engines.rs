@@ -160,7 +160,9 @@ const LOSSES: &[(&str, Target, Build)] = &[
         of(move |x, y| QualityFocalLoss::new().beta(0.5).reduction(r).f_forward(&(x.abs() + 0.5), &(y * 0.5)))
     }),
     ("varifocal", Target::Uniform, |r, _, _| Box::new(VarifocalLoss::new().gamma(1.5).reduction(r))),
-    ("varifocal, negatives", Target::Signs, |r, _, _| Box::new(VarifocalLoss::new().reduction(r))),
+    ("varifocal, negatives", Target::Signs, |r, _, _| {
+        of(move |x, y| VarifocalLoss::new().reduction(r).f_forward(x, &y.clamp(0.0, 1.0)))
+    }),
     ("one-vs-rest focal", Target::Classes, |r, _, _| Box::new(OneVsRestFocalLoss::new().reduction(r))),
     ("one-vs-rest focal, balanced", Target::Classes, |r, _, _| {
         Box::new(OneVsRestFocalLoss::new().alpha(0.3).gamma(1.5).reduction(r))

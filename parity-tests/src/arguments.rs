@@ -68,6 +68,19 @@ impl Arguments {
         self.values.remove(name).filter(|argument| !matches!(argument, Argument::Plain(Value::Null)))
     }
 
+    /// Whether the argument was given as Python's `None`.
+    pub fn is_none(&self, name: &str) -> bool {
+        matches!(self.values.get(name), Some(Argument::Plain(Value::Null)))
+    }
+
+    /// The reduction of a library that has no default for `None`.
+    pub fn reduction_by_name(&mut self) -> Result<Reduction, EvalError> {
+        if self.is_none("reduction") {
+            return Err(EvalError::Rejected("there is no reduction None".into()));
+        }
+        self.reduction()
+    }
+
     /// Whether the argument was given.
     pub fn contains(&self, name: &str) -> bool {
         self.values.contains_key(name)

@@ -1,9 +1,10 @@
 use tch::Tensor;
 
 use super::multi_label::{self, MultiLabelReduction, f_weighted};
-use crate::kernels::{NumberOperations, Pointwise, Real, choose, sigmoids};
+use crate::binary::{self, Logits};
+use crate::kernels::{Logit, NumberOperations, Pointwise, Real, choose, part, share_or_nan};
 use crate::numeric::{f_power, f_powers, f_reals, wide_kind};
-use crate::{Loss, LossError, MeanParts, check};
+use crate::{InvalidValues, Loss, LossError, MeanParts, check};
 
 /// Asymmetric loss of several labels: a focal loss that plays down easy negatives more than easy positives.
 ///
@@ -43,7 +44,8 @@ use crate::{Loss, LossError, MeanParts, check};
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Option`] for a negative exponent, or a clip, ε or smoothing outside \[0, 1\].
+/// [`LossError::Value`] for a target outside \[0, 1\], [`LossError::Option`] for a negative exponent, or a clip, ε or
+/// smoothing outside \[0, 1\].
 ///
 /// # Example
 ///
@@ -74,6 +76,7 @@ pub struct AsymmetricMultiLabelLoss {
     label_smoothing: f64,
     weight: Option<Tensor>,
     pos_weight: Option<Tensor>,
+    invalid_values: InvalidValues,
     reduction: MultiLabelReduction,
 }
 
@@ -91,6 +94,7 @@ impl AsymmetricMultiLabelLoss {
             label_smoothing: 0.0,
             weight: None,
             pos_weight: None,
+            invalid_values: InvalidValues::Error,
             reduction: MultiLabelReduction::BatchMean,
         }
     }
@@ -147,6 +151,12 @@ impl AsymmetricMultiLabelLoss {
         self
     }
 
+    /// Sets what a target outside \[0, 1\] does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
     /// Sets the reduction. [`MultiLabelReduction::BatchMean`] by default.
     pub fn reduction(mut self, reduction: MultiLabelReduction) -> Self {
         self.reduction = reduction;
@@ -186,24 +196,26 @@ impl AsymmetricMultiLabelLoss {
             return f_power(&missing, self.gamma_pos);
         }
         let exponent = target.f_mul_number(self.gamma_pos - self.gamma_neg)?.f_add_number(self.gamma_neg)?;
-        if self.gamma_pos.min(self.gamma_neg) < 1.0 {
+        if [self.gamma_pos, self.gamma_neg].iter().any(|gamma| *gamma < 2.0 && *gamma != 1.0) {
             return f_powers(&missing, &exponent);
         }
         Ok(missing.f_pow(&exponent)?)
     }
 
     fn f_losses(&self, logits: &Tensor, target: &Tensor, pos_weight: Option<Tensor>) -> Result<Tensor, LossError> {
-        let opposite = logits.f_neg()?;
-        let mut positive = target.f_mul(&self.f_log_sigmoid(logits)?)?;
-        if let Some(pos_weight) = pos_weight {
-            positive = positive.f_mul(&pos_weight)?;
-        }
-        let negative = target.f_rsub_number(1)?.f_mul(&self.f_log_negative(&opposite)?)?;
+        let parts = Logits::f_new(logits)?;
+        let share = match pos_weight {
+            Some(pos_weight) => target.f_mul(&pos_weight)?,
+            None => target.shallow_clone(),
+        };
+        let positive = parts.f_part(&share, &self.f_log_sigmoid(logits)?)?;
+        let negative = parts.f_part(&target.f_rsub_number(1)?, &self.f_log_negative(&logits.f_neg()?)?)?;
         let entropy = positive.f_add(&negative)?.f_neg()?;
         if self.gamma_neg == 0.0 && self.gamma_pos == 0.0 {
             return Ok(entropy);
         }
-        let focus = self.f_focus(logits, &opposite, target)?;
+        let logits = parts.f_finite()?;
+        let focus = self.f_focus(&logits, &logits.f_neg()?, target)?;
         Ok(entropy.f_mul(&if self.detach_focus { focus.f_detach()? } else { focus })?)
     }
 }
@@ -224,6 +236,9 @@ impl Loss for AsymmetricMultiLabelLoss {
         self.check_options()?;
         multi_label::check_weight(("weight", &self.weight), input)?;
         multi_label::check_weight(("pos_weight", &self.pos_weight), input)?;
+        if self.invalid_values == InvalidValues::Nan {
+            return self.f_composite(input, target);
+        }
         let formula = self.formula();
         let weights = [self.weight.as_ref(), self.pos_weight.as_ref()];
         let (reduce, bare) = (self.reduction.for_engine(input), self.with_weights([None, None]));
@@ -264,12 +279,15 @@ impl AsymmetricMultiLabelLoss {
         let kind = wide_kind(input)?;
         let weight = multi_label::f_weight(("weight", &self.weight), input, kind)?;
         let pos_weight = multi_label::f_weight(("pos_weight", &self.pos_weight), input, kind)?;
-        let target = multi_label::f_smooth(f_reals(("target", target), kind)?, self.label_smoothing)?;
+        let target = f_reals(("target", target), kind)?;
+        let validity = binary::f_shares(&target, self.invalid_values)?;
+        let target = multi_label::f_smooth(validity.f_replace(&target, 0.0)?, self.label_smoothing)?;
         let mut losses = self.f_losses(&input.f_to_kind(kind)?, &target, pos_weight)?;
         if let Some(weight) = weight {
             losses = losses.f_mul(&weight)?;
         }
-        Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
+        let loss = self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?;
+        validity.f_poison(&loss, self.reduction == MultiLabelReduction::None)
     }
 }
 
@@ -286,12 +304,12 @@ struct Formula {
 impl Formula {
     /// The cross entropy and its derivatives, given the sigmoids.
     #[inline(always)]
-    fn entropy<R: Real>(self, [x, y, pos_weight]: [R; 3], (p, q, log): (R, R, R)) -> (R, [R; 3]) {
+    fn entropy<R: Real>(self, [y, pos_weight]: [R; 2], Logit { p, q, of_yes, of_no }: Logit<R>) -> (R, [R; 3]) {
         let (zero, one, least) = (R::of(0.0), R::of(1.0), R::of(self.eps.ln()));
-        let log_p = x.at_most(zero) - log;
+        let log_p = -of_yes;
         let (log_p, log_p_of_x) = (log_p.at_least(least), choose(log_p < least, zero, q));
         let (log_n, log_n_of_x) = if self.clip == 0.0 {
-            let log_q = (-x).at_most(zero) - log;
+            let log_q = -of_no;
             (log_q.at_least(least), choose(log_q < least, zero, -p))
         } else {
             let shifted = q + R::of(self.clip);
@@ -301,12 +319,12 @@ impl Formula {
         };
         let positive = y * pos_weight;
         let of_x = -(positive * log_p_of_x) - (one - y) * log_n_of_x;
-        (-(positive * log_p) - (one - y) * log_n, [of_x, log_n - pos_weight * log_p, -(y * log_p)])
+        (-part(positive, log_p) - part(one - y, log_n), [of_x, log_n - part(pos_weight, log_p), -part(y, log_p)])
     }
 
     /// The focus and its derivatives.
     #[inline(always)]
-    fn focus<R: Real>(self, y: R, (p, q, _): (R, R, R)) -> (R, [R; 2]) {
+    fn focus<R: Real>(self, y: R, Logit { p, q, .. }: Logit<R>) -> (R, [R; 2]) {
         let (zero, one) = (R::of(0.0), R::of(1.0));
         let surplus = p - R::of(self.clip);
         let open = surplus > zero;
@@ -314,7 +332,7 @@ impl Formula {
         let missing = y * q + (one - y) * surplus;
         let difference = R::of(self.gamma_pos - self.gamma_neg);
         let exponent = y * difference + R::of(self.gamma_neg);
-        let flat = (exponent > zero) & (exponent < one) & (missing < R::of(f32::MIN_POSITIVE.into()));
+        let flat = (exponent > zero) & (exponent < one) & (missing < R::smallest());
         let focus = choose(flat, zero, missing.power(exponent));
         let slope = choose(flat, zero, exponent * missing.power(exponent - one));
         let slope = choose(exponent == zero, zero, slope);
@@ -336,18 +354,17 @@ impl Pointwise<2> for Formula {
 
 /// With the weight of the positive part.
 impl Pointwise<3> for Formula {
-    /// A target outside of [0, 1] may have a negative number to be raised to a power.
     const PARTIAL: bool = true;
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y, pos_weight]: [R; 3]) -> (R, [R; 3]) {
-        let (y, of_label) = multi_label::smooth(y, self.label_smoothing);
-        let sigmoids = sigmoids(x);
-        let (entropy, [of_x, of_y, of_weight]) = self.entropy([x, y, pos_weight], sigmoids);
-        let (focus, [focus_of_x, focus_of_y]) = self.focus(y, sigmoids);
+        let (y, of_label) = multi_label::smooth(share_or_nan(y, 1.0), self.label_smoothing);
+        let logit = Logit::new(x);
+        let (entropy, [of_x, of_y, of_weight]) = self.entropy([y, pos_weight], logit);
+        let (focus, [focus_of_x, focus_of_y]) = self.focus(y, logit);
         let kept = choose(self.detach_focus, R::of(0.0), entropy);
-        let of_y = of_label * (focus * of_y + kept * focus_of_y);
-        (entropy * focus, [focus * of_x + kept * focus_of_x, of_y, focus * of_weight])
+        let of_y = of_label * (part(focus, of_y) + part(focus_of_y, kept));
+        (part(focus, entropy), [focus * of_x + part(focus_of_x, kept), of_y, part(focus, of_weight)])
     }
 }
 

@@ -1,7 +1,8 @@
 use tch::Tensor;
 
 use super::multi_label::{self, f_weighted};
-use crate::kernels::{Pointwise, Real, sigmoids};
+use crate::binary::Logits;
+use crate::kernels::{Logit, Pointwise, Real, part};
 use crate::mean_parts::f_wide_option;
 use crate::numeric::f_widely;
 use crate::precomputed::Precomputed;
@@ -31,9 +32,19 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 ///
 /// `torch.nn.BCEWithLogitsLoss` and `torch.nn.functional.binary_cross_entropy_with_logits` of PyTorch 2.13.
 ///
+/// # Differences from PyTorch
+///
+/// * On the CPU an infinite logit has its limit as its loss, 0 or infinite; PyTorch's is NaN where ∞ meets 0.
+/// * Weights may be of any kind of real numbers, and are used in the input's; PyTorch computes 2 − 1 + 1 in that of
+///   `pos_weight`, which for `uint8` wraps around below 1.
+///
+/// A target may be any number, as in PyTorch, so that masks of 0 and 255 go unnoticed:
+/// [`SoftBceWithLogitsLoss`](crate::SoftBceWithLogitsLoss) looks for them.
+///
 /// # Errors
 ///
-/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together.
+/// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
+/// [`LossError::Option`] for a weight that requires a gradient, which PyTorch's operation does not have.
 ///
 /// # Example
 ///
@@ -99,18 +110,14 @@ impl Loss for BceWithLogitsLoss {
         check::floating(("input", input))?;
         check::floating(("target", target))?;
         check::same_shape(("target", target), ("input", input))?;
-        multi_label::check_weight(("weight", &self.weight), input)?;
-        multi_label::check_weight(("pos_weight", &self.pos_weight), input)?;
+        let weight = multi_label::f_constant_weight(("weight", &self.weight), input)?;
+        let pos_weight = multi_label::f_constant_weight(("pos_weight", &self.pos_weight), input)?;
         let reduction = self.reduction;
-        let operation = tch::Reduction::from(reduction);
-        let weights = [self.weight.as_ref(), self.pos_weight.as_ref()];
+        let weights = [weight.as_ref(), pos_weight.as_ref()];
         f_weighted(Formula, [input, target], weights, reduction.into(), move |[x, y], [weight, pos_weight]| {
             // What is not given is not looked at.
             let all = [x, y, weight.unwrap_or(x), pos_weight.unwrap_or(x)];
-            f_widely(all, |[x, y, w, p]| {
-                let (weight, pos_weight) = (weight.map(|_| w), pos_weight.map(|_| p));
-                Ok(x.f_binary_cross_entropy_with_logits(y, weight, pos_weight, operation)?)
-            })
+            f_widely(all, |[x, y, w, p]| f_composite([x, y], [weight.map(|_| w), pos_weight.map(|_| p)], reduction))
         })
     }
 
@@ -124,6 +131,19 @@ impl Loss for BceWithLogitsLoss {
     }
 }
 
+fn f_composite(
+    [input, target]: [&Tensor; 2],
+    [weight, pos_weight]: [Option<&Tensor>; 2],
+    reduction: Reduction,
+) -> Result<Tensor, LossError> {
+    let logits = Logits::f_new(input)?;
+    if !logits.are_infinite() {
+        return Ok(input.f_binary_cross_entropy_with_logits(target, weight, pos_weight, reduction.into())?);
+    }
+    let losses = logits.f_entropy(target, pos_weight)?;
+    reduction.f_apply(&weight.map(|weight| losses.f_mul(weight)).transpose()?.unwrap_or(losses))
+}
+
 /// Without a weight, or with that of the positive part as a third argument.
 #[derive(Clone, Copy)]
 pub(super) struct Formula;
@@ -131,8 +151,8 @@ pub(super) struct Formula;
 impl Pointwise<2> for Formula {
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
-        let (p, _, log) = sigmoids(x);
-        (x.at_least(R::of(0.0)) - x * y + log, [p - y, -x])
+        let logit = Logit::new(x);
+        (logit.entropy(y), [logit.slope(y), -x])
     }
 }
 
@@ -140,12 +160,10 @@ impl Pointwise<3> for Formula {
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y, pos_weight]: [R; 3]) -> (R, [R; 3]) {
         let one = R::of(1.0);
-        let (p, q, log) = sigmoids(x);
-        let positive = log + (-x).at_least(R::of(0.0));
-        let negative = log + x.at_least(R::of(0.0));
-        let loss = pos_weight * y * positive + (one - y) * negative;
+        let Logit { p, q, of_yes, of_no } = Logit::new(x);
+        let loss = part(pos_weight * y, of_yes) + part(one - y, of_no);
         let of_x = (one - y) * p - pos_weight * y * q;
-        (loss, [of_x, pos_weight * positive - negative, y * positive])
+        (loss, [of_x, part(pos_weight, of_yes) - of_no, part(y, of_yes)])
     }
 }
 

@@ -90,9 +90,12 @@ impl FocalAlpha {
     pub(super) fn f_check(&self, input: &Tensor) -> Result<(), LossError> {
         match self {
             FocalAlpha::None => Ok(()),
-            FocalAlpha::Balance(alpha) => {
-                check::option("alpha", alpha, (0.0..=1.0).contains(alpha), "a number in [0, 1], or one for each class")
-            }
+            FocalAlpha::Balance(alpha) => check::option(
+                "alpha",
+                alpha,
+                (0.0..=1.0).contains(alpha),
+                "a number in [0, 1], one for each class, or FocalAlpha::None",
+            ),
             FocalAlpha::Classes(alpha) => f_check_classes(("alpha", alpha), input),
         }
     }

@@ -174,7 +174,7 @@ impl Pointwise<2> for Formula {
         let sign = scale * y - shift;
         let short = R::of(self.margin) - x * sign;
         let hinge = short.at_least(zero);
-        let slope = choose(self.square, two * hinge, choose(short > zero, one, zero));
+        let slope = choose(self.square, two * hinge, choose(short <= zero, zero, one));
         (choose(self.square, hinge * hinge, hinge), [-(slope * sign), -(slope * scale * x)])
     }
 }

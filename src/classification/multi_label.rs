@@ -3,8 +3,8 @@
 use tch::{Kind, Tensor};
 
 use crate::kernels::{NumberOperations, Pointwise, Real, Reduce, Weighted, f_beside, f_pointwise};
-use crate::numeric::f_reals;
-use crate::{LossError, MeanParts, check};
+use crate::numeric::{f_reals, wide_kind};
+use crate::{LossError, MeanParts, autograd, check};
 
 /// How the losses of the single labels become the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -62,6 +62,20 @@ pub(super) fn f_weight(
 ) -> Result<Option<Tensor>, LossError> {
     check_weight((name, weight), input)?;
     weight.as_ref().map(|weight| f_reals((name, weight), kind)).transpose()
+}
+
+/// The same for an operation that has no gradient for it, in the kind of `input` or wider.
+pub(super) fn f_constant_weight(
+    (name, weight): (&'static str, &Option<Tensor>),
+    input: &Tensor,
+) -> Result<Option<Tensor>, LossError> {
+    check_weight((name, weight), input)?;
+    let Some(weight) = weight else { return Ok(None) };
+    let needed = autograd::grad_enabled() && weight.requires_grad();
+    check::option(name, "a tensor that requires a gradient", !needed, "one that requires none")?;
+    let kind = input.f_kind()?;
+    let kind = if weight.f_kind()? == kind { kind } else { wide_kind(input)? };
+    Ok(Some(f_reals((name, weight), kind)?))
 }
 
 /// A weight, where there is one, broadcasts to the input.

@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use super::bce_with_logits::Formula;
+use crate::binary::Logits;
 use crate::kernels::{self, NumberOperations, Reduce, Weighted, f_pointwise};
 use crate::numeric::f_widely;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
@@ -32,7 +33,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// # Differences from PyTorch
 ///
 /// A target of another shape, or a weight that does not broadcast to the input's shape, is an error, unless
-/// [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts without a word.
+/// [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts without a word. On the CPU an infinite logit has its limit as
+/// its loss, 0 or infinite, where PyTorch's is NaN.
 ///
 /// # Errors
 ///
@@ -148,8 +150,9 @@ fn f_losses(
     target: &Tensor,
     weight: Option<&Tensor>,
 ) -> Result<Tensor, LossError> {
-    let positive = target.f_mul(&input.f_log_sigmoid()?)?;
-    let negative = target.f_rsub_number(1)?.f_mul(&input.f_neg()?.f_log_sigmoid()?)?;
+    let logits = Logits::f_new(input)?;
+    let positive = logits.f_part(target, &input.f_log_sigmoid()?)?;
+    let negative = logits.f_part(&target.f_rsub_number(1)?, &input.f_neg()?.f_log_sigmoid()?)?;
     let mut losses = positive.f_add(&negative)?.f_neg()?;
     if let Some(weight) = weight {
         losses = losses.f_mul(weight)?;

@@ -2,6 +2,7 @@ use tch::{Kind, Tensor};
 
 use super::focal::{self, Counted, FocalAlpha, FocalNormalization, Modulation};
 use super::sigmoid_focal::Formula;
+use crate::binary::Logits;
 use crate::check::{self, ClassIndices};
 use crate::kernels::{self, NumberOperations, f_pointwise};
 use crate::mean_parts::f_wide;
@@ -176,9 +177,13 @@ impl OneVsRestFocalLoss {
     ///
     /// First every class is taken for negative; then the target's class gets its place.
     fn f_losses(&self, x: &Tensor, own: &Tensor, dim: i64, counted: &Counted) -> Result<Tensor, LossError> {
-        let (negative, negative_factor) = self.f_wrong_by(x)?;
-        let (positive, positive_factor) = self.f_wrong_by(&x.f_gather(dim, own, false)?.f_neg()?)?;
-        let (positive, negative) = self.f_balance(&positive, &negative, own, dim)?;
+        let logits = Logits::f_new(x)?;
+        let (negative, negative_factor) = self.f_wrong_by(x, &logits.f_finite()?)?;
+        let gathered = |x: &Tensor| x.f_gather(dim, own, false)?.f_neg();
+        let (positive, positive_factor) = self.f_wrong_by(&gathered(x)?, &gathered(&logits.f_finite()?)?)?;
+        let (positive_share, negative_share) = self.f_balance(&positive_factor, &negative_factor, own, dim)?;
+        let (positive, negative) =
+            (logits.f_part(&positive_share, &positive)?, logits.f_part(&negative_share, &negative)?);
         let losses = negative.f_scatter(dim, own, &positive)?;
         if self.normalization == FocalNormalization::None {
             return Ok(losses);
@@ -187,14 +192,13 @@ impl OneVsRestFocalLoss {
         counted.f_normalize(&losses, &factors, self.normalization)
     }
 
-    /// The loss of a logit that is on the wrong side by `u`, and its factor.
-    fn f_wrong_by(&self, u: &Tensor) -> Result<(Tensor, Tensor), LossError> {
-        let factor = self.modulation.f_factor(&u.f_log_sigmoid()?)?;
-        let losses = u.f_neg()?.f_log_sigmoid()?.f_neg()?.f_mul(&factor)?;
-        Ok((losses, factor))
+    /// The cross entropy of a logit that is on the wrong side by `u`, and its factor, made of finite logits.
+    fn f_wrong_by(&self, u: &Tensor, finite: &Tensor) -> Result<(Tensor, Tensor), LossError> {
+        let factor = self.modulation.f_factor(&finite.f_log_sigmoid()?)?;
+        Ok((u.f_neg()?.f_log_sigmoid()?.f_neg()?, factor))
     }
 
-    /// The losses of the targets' classes times α and those of all classes times 1 − α.
+    /// The factors of the targets' classes times α and those of all classes times 1 − α.
     fn f_balance(
         &self,
         positive: &Tensor,
@@ -320,7 +324,7 @@ mod tests {
             ),
             (
                 message(new().alpha(2.0), &input, &target),
-                "option alpha is 2, expected a number in [0, 1], or one for each class",
+                "option alpha is 2, expected a number in [0, 1], one for each class, or FocalAlpha::None",
             ),
             (message(new().gamma(-1.0), &input, &target), "option gamma is -1, expected a finite number of at least 0"),
             (

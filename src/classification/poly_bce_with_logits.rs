@@ -1,9 +1,10 @@
 use tch::Tensor;
 
 use super::multi_label::{self, MultiLabelReduction};
-use crate::kernels::{self, ANY, NumberOperations, Pointwise, Real, f_pointwise, powers, sigmoids};
+use crate::binary::{self, Logits};
+use crate::kernels::{self, ANY, Logit, NumberOperations, Pointwise, Real, f_pointwise, part, powers, share_or_nan};
 use crate::numeric::{f_power, f_reals, wide_kind};
-use crate::{Loss, LossError, MeanParts, check};
+use crate::{InvalidValues, Loss, LossError, MeanParts, check};
 
 /// Binary cross entropy or focal loss of logits with another weight for the first term of its expansion: Poly-1.
 ///
@@ -37,7 +38,8 @@ use crate::{Loss, LossError, MeanParts, check};
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Option`] for a negative γ, an α or a smoothing outside \[0, 1\] or an ε that is not finite.
+/// [`LossError::Value`] for a target outside \[0, 1\], [`LossError::Option`] for a negative γ, an α or a smoothing outside
+/// \[0, 1\] or an ε that is not finite.
 ///
 /// # Example
 ///
@@ -61,13 +63,21 @@ pub struct PolyBceWithLogitsLoss {
     gamma: f64,
     alpha: Option<f64>,
     label_smoothing: f64,
+    invalid_values: InvalidValues,
     reduction: MultiLabelReduction,
 }
 
 impl PolyBceWithLogitsLoss {
     /// Poly-1 binary cross entropy with timm's ε = 2.
     pub fn new() -> Self {
-        Self { epsilon: 2.0, gamma: 0.0, alpha: None, label_smoothing: 0.0, reduction: MultiLabelReduction::Mean }
+        Self {
+            epsilon: 2.0,
+            gamma: 0.0,
+            alpha: None,
+            label_smoothing: 0.0,
+            invalid_values: InvalidValues::Error,
+            reduction: MultiLabelReduction::Mean,
+        }
     }
 
     /// Sets what is added to the weight of the first term. 2 by default.
@@ -94,6 +104,12 @@ impl PolyBceWithLogitsLoss {
         self
     }
 
+    /// Sets what a target outside \[0, 1\] does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
     /// Sets the reduction. [`MultiLabelReduction::Mean`] by default.
     pub fn reduction(mut self, reduction: MultiLabelReduction) -> Self {
         self.reduction = reduction;
@@ -111,7 +127,7 @@ impl PolyBceWithLogitsLoss {
     fn f_by_engine<const GAMMA: usize>(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let loss = *self;
         let composite = move |[input, target]: [&Tensor; 2]| loss.f_composite(input, target);
-        match kernels::f_beside(input, target)? {
+        match kernels::f_beside(input, target)?.filter(|_| loss.invalid_values == InvalidValues::Error) {
             Some(target) => {
                 f_pointwise(Formula::<GAMMA>(loss), [input, &target], loss.reduction.for_engine(input), composite)
             }
@@ -121,14 +137,17 @@ impl PolyBceWithLogitsLoss {
 
     fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let kind = wide_kind(input)?;
-        let target = multi_label::f_smooth(f_reals(("target", target), kind)?, self.label_smoothing)?;
+        let target = f_reals(("target", target), kind)?;
+        let validity = binary::f_shares(&target, self.invalid_values)?;
+        let target = multi_label::f_smooth(validity.f_replace(&target, 0.0)?, self.label_smoothing)?;
         let losses = self.f_losses(&input.f_to_kind(kind)?, &target)?;
-        Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
+        let loss = self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?;
+        validity.f_poison(&loss, self.reduction == MultiLabelReduction::None)
     }
 
     fn f_losses(&self, logits: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        let none = None::<&Tensor>;
-        let entropy = logits.f_binary_cross_entropy_with_logits(target, none, none, tch::Reduction::None)?;
+        let logits = Logits::f_new(logits)?;
+        let (entropy, logits) = (logits.f_entropy(target, None)?, logits.f_finite()?);
         let negative = target.f_rsub_number(1)?;
         let missing = target.f_mul(&logits.f_neg()?.f_sigmoid()?)?.f_add(&negative.f_mul(&logits.f_sigmoid()?)?)?;
         let mut losses = entropy.f_add(&missing.f_mul_number(self.epsilon)?)?;
@@ -168,24 +187,26 @@ impl Loss for PolyBceWithLogitsLoss {
 struct Formula<const GAMMA: usize>(PolyBceWithLogitsLoss);
 
 impl<const GAMMA: usize> Pointwise<2> for Formula<GAMMA> {
+    const PARTIAL: bool = true;
+
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
         let (one, epsilon) = (R::of(1.0), R::of(self.0.epsilon));
-        let (y, of_label) = multi_label::smooth(y, self.0.label_smoothing);
-        let (p, q, log) = sigmoids(x);
-        let missing = y * q + (one - y) * p;
-        let missing_of_x = p * q * (one - y - y);
-        let missing_of_y = q - p;
-        let poly = x.at_least(R::of(0.0)) - x * y + log + epsilon * missing;
+        let (y, of_label) = multi_label::smooth(share_or_nan(y, 1.0), self.0.label_smoothing);
+        let logit = Logit::new(x);
+        let missing = logit.missing(y);
+        let missing_of_x = logit.p * logit.q * (one - y - y);
+        let missing_of_y = logit.q - logit.p;
+        let poly = logit.entropy(y) + epsilon * missing;
         let (focus, slope) = powers::<R, GAMMA>(missing, self.0.gamma);
         let (share, share_of_y) = match self.0.alpha {
             Some(alpha) => (R::of(alpha) * y + R::of(1.0 - alpha) * (one - y), R::of(2.0 * alpha - 1.0)),
             None => (one, R::of(0.0)),
         };
-        let of_x = share * (focus * (p - y + epsilon * missing_of_x) + slope * missing_of_x * poly);
-        let of_y =
-            share * (focus * (epsilon * missing_of_y - x) + slope * missing_of_y * poly) + share_of_y * focus * poly;
-        (share * focus * poly, [of_x, of_label * of_y])
+        let of_x = share * (focus * (logit.slope(y) + epsilon * missing_of_x) + part(slope * missing_of_x, poly));
+        let of_y = share * (part(focus, epsilon * missing_of_y - x) + part(slope * missing_of_y, poly))
+            + part(share_of_y * focus, poly);
+        (part(share * focus, poly), [of_x, of_label * of_y])
     }
 }
 
@@ -248,7 +269,7 @@ mod tests {
         for gamma in [0.0, 0.5, 1.0, 2.0] {
             let loss = PolyBceWithLogitsLoss::new().gamma(gamma).alpha(0.3).label_smoothing(0.1);
             crate::numeric::assert_gradient(&logits(), |input| loss.forward(input, &labels()));
-            crate::numeric::assert_gradient(&labels(), |target| loss.forward(&logits(), target));
+            crate::numeric::assert_gradient(&(labels() * 0.8 + 0.1), |target| loss.forward(&logits(), target));
         }
     }
 }

@@ -1,10 +1,14 @@
 use tch::{Kind, Tensor};
 
 use super::focal::{self, Counted, FocalAlpha, FocalNormalization, Modulation};
-use crate::kernels::{self, NumberOperations, Pointwise, Real, Weighted, choose, f_pointwise, sigmoids};
+use crate::binary::{self, Logits};
+use crate::detection::{Divisor, f_positives};
+use crate::kernels::{
+    self, Logit, NumberOperations, Pointwise, Real, Weighted, choose, f_pointwise, part, share_or_nan, sigmoids,
+};
 use crate::mean_parts::f_wide;
 use crate::precomputed::Precomputed;
-use crate::{Loss, LossError, MeanOver, MeanParts, Reduction, check, numeric};
+use crate::{InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduction, check, numeric};
 
 /// What the modulating factor of a target between 0 and 1 is. For targets of 0 and 1 all are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -76,7 +80,8 @@ pub enum FocalSoftTargets {
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Option`] for an α outside \[0, 1\], a γ below 0 or a reduced threshold outside (0, 1\].
+/// [`LossError::Value`] for a target outside \[0, 1\] that is not ignored, [`LossError::Option`] for an α outside \[0, 1\], a
+/// γ below 0 or a reduced threshold outside (0, 1\].
 ///
 /// # Example
 ///
@@ -108,7 +113,9 @@ pub struct SigmoidFocalLoss {
     pos_weight: Option<Tensor>,
     ignore_index: Option<i64>,
     mask: Option<Tensor>,
+    invalid_values: InvalidValues,
     mean_over: MeanOver,
+    divisor: Divisor,
     reduction: Reduction,
 }
 
@@ -126,7 +133,9 @@ impl SigmoidFocalLoss {
             pos_weight: None,
             ignore_index: None,
             mask: None,
+            invalid_values: InvalidValues::Error,
             mean_over: MeanOver::Counted,
+            divisor: Divisor::Losses,
             reduction: Reduction::Mean,
         }
     }
@@ -191,6 +200,12 @@ impl SigmoidFocalLoss {
         self
     }
 
+    /// Sets what a target outside \[0, 1\] does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
     /// Sets what the mean divides by. [`MeanOver::Counted`] by default.
     pub fn mean_over(mut self, mean_over: MeanOver) -> Self {
         self.mean_over = mean_over;
@@ -203,11 +218,19 @@ impl SigmoidFocalLoss {
         self
     }
 
+    /// Sets what the mean divides by in place of [`mean_over`](Self::mean_over), such as the number of positives of a dense
+    /// detector, [`Divisor::Positives`]. [`Divisor::Losses`] by default.
+    pub fn divisor(mut self, divisor: impl Into<Divisor>) -> Self {
+        self.divisor = divisor.into();
+        self
+    }
+
     fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
         check::same_shape(("target", target), ("input", input))?;
         self.modulation.check()?;
+        self.divisor.check()?;
         self.alpha.f_check(input)?;
         if self.normalization == FocalNormalization::PerClass {
             check::class_dim(input)?;
@@ -232,12 +255,15 @@ impl SigmoidFocalLoss {
         let kind = x.f_kind()?;
         let y = numeric::f_reals(("target", target), kind)?;
         let counted = self.f_counted(&y)?;
-        let losses = self.f_losses(&counted.f_mask(x)?, &counted.f_mask(&y)?, &counted)?;
+        let (x, y) = (counted.f_mask(x)?, counted.f_mask(&y)?);
+        let validity = binary::f_shares(&y, self.invalid_values)?;
+        let losses = self.f_losses(&x, &validity.f_replace(&y, 0.0)?, &counted)?;
         let losses = match &self.weight {
             Some(weight) => losses.f_mul(&weight.f_to_kind(kind)?)?,
             None => losses,
         };
-        counted.f_reduce(&counted.f_mask(&losses)?, self.reduction, self.mean_over)
+        let loss = counted.f_reduce(&counted.f_mask(&losses)?, self.reduction, self.mean_over)?;
+        validity.f_poison(&loss, self.reduction == Reduction::None)
     }
 
     /// The elements that neither the target nor the mask leaves out.
@@ -253,24 +279,32 @@ impl SigmoidFocalLoss {
 
     /// The losses, without the weight.
     fn f_losses(&self, x: &Tensor, y: &Tensor, counted: &Counted) -> Result<Tensor, LossError> {
+        let logits = Logits::f_new(x)?;
         // Two logarithms, because one from the other would cancel.
         let (log_p, log_q) = (x.f_log_sigmoid()?, x.f_neg()?.f_log_sigmoid()?);
+        // What the factors are made of is finite.
+        let x = logits.f_finite()?;
+        let finite = match logits.are_infinite() {
+            true => [x.f_log_sigmoid()?, x.f_neg()?.f_log_sigmoid()?],
+            false => [log_p.shallow_clone(), log_q.shallow_clone()],
+        };
         if self.soft_targets == FocalSoftTargets::Terms {
-            return self.f_terms(y, &log_p, &log_q, counted);
+            return self.f_terms(y, [log_p, log_q], finite, &logits, counted);
         }
         let z = y.f_rsub_number(1)?;
-        let negative = z.f_mul(&log_q)?;
-        let entropy = self.f_positive(&y.f_mul(&log_p)?)?.f_add(&negative)?.f_neg()?;
+        let negative = logits.f_part(&z, &log_q)?;
+        let entropy = logits.f_part(&self.f_positive(y)?, &log_p)?.f_add(&negative)?.f_neg()?;
         let balanced = match &self.alpha {
             FocalAlpha::None => entropy,
             alpha => {
                 let (positive, negative) = alpha.f_split(y, &z)?;
-                entropy.f_mul(&positive.f_add(&negative)?)?
+                logits.f_part(&positive.f_add(&negative)?, &entropy)?
             }
         };
+        let [log_p, log_q] = finite;
         let log_rest = || match self.soft_targets {
             FocalSoftTargets::Margin => Ok(x.f_mul(&z.f_sub(y)?)?.f_log_sigmoid()?),
-            FocalSoftTargets::Likelihood => focal::f_log_rest(&y.f_mul(&log_p)?.f_add(&negative)?),
+            FocalSoftTargets::Likelihood => focal::f_log_rest(&y.f_mul(&log_p)?.f_add(&z.f_mul(&log_q)?)?),
             _ => focal::f_log(&z.f_mul(&log_p.f_exp()?)?.f_add(&y.f_mul(&log_q.f_exp()?)?)?),
         };
         if self.normalization == FocalNormalization::None {
@@ -281,12 +315,21 @@ impl SigmoidFocalLoss {
     }
 
     /// The losses in which the positive and the negative term have a factor each.
-    fn f_terms(&self, y: &Tensor, log_p: &Tensor, log_q: &Tensor, counted: &Counted) -> Result<Tensor, LossError> {
+    fn f_terms(
+        &self,
+        y: &Tensor,
+        [log_p, log_q]: [Tensor; 2],
+        finite: [Tensor; 2],
+        logits: &Logits,
+        counted: &Counted,
+    ) -> Result<Tensor, LossError> {
         let z = y.f_rsub_number(1)?;
         let (positive, negative) = self.alpha.f_split(y, &z)?;
-        let positive = self.f_positive(&positive.f_mul(log_p)?)?;
+        let positive = logits.f_part(&self.f_positive(&positive)?, &log_p)?;
+        let negative = logits.f_part(&negative, &log_q)?;
+        let [log_p, log_q] = &finite;
         let positive = self.modulation.f_apply(&positive, || Ok(log_q.shallow_clone()))?;
-        let negative = self.modulation.f_apply(&negative.f_mul(log_q)?, || Ok(log_p.shallow_clone()))?;
+        let negative = self.modulation.f_apply(&negative, || Ok(log_p.shallow_clone()))?;
         let losses = positive.f_add(&negative)?.f_neg()?;
         if self.normalization == FocalNormalization::None {
             return Ok(losses);
@@ -305,7 +348,8 @@ impl SigmoidFocalLoss {
             && self.modulation.reduced_threshold.is_none()
             && self.pos_weight.is_none()
             && self.ignore_index.is_none()
-            && self.mask.is_none();
+            && self.mask.is_none()
+            && self.invalid_values == InvalidValues::Error;
         Ok(plain && !narrowed && kernels::takes(input))
     }
 
@@ -328,7 +372,7 @@ impl SigmoidFocalLoss {
         Ok(self.f_precomputed(&wide, target, Self::f_compute)?.f_to_kind(input.f_kind()?)?)
     }
 
-    /// The positive term with its weight.
+    /// The share of the positive term with its weight.
     fn f_positive(&self, term: &Tensor) -> Result<Tensor, LossError> {
         Ok(match &self.pos_weight {
             Some(weight) => term.f_mul(&weight.f_to_kind(term.f_kind()?)?)?,
@@ -348,6 +392,11 @@ impl Loss for SigmoidFocalLoss {
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_check(input, target)?;
+        if self.divisor != Divisor::Losses && self.reduction == Reduction::Mean {
+            // A sum may be beyond half precision.
+            let sum = self.f_sum(input, target)?;
+            return Ok(self.divisor.f_divide(&sum, &self.f_count(input, target)?)?.f_to_kind(input.f_kind()?)?);
+        }
         if !self.is_fused(input, target)? {
             return self.f_composite(input, target);
         }
@@ -363,9 +412,33 @@ impl Loss for SigmoidFocalLoss {
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         focal::check_mean::<Self>(self.normalization)?;
-        let sum = Self { reduction: Reduction::Sum, ..self.clone() };
-        let numerator = sum.f_forward(&f_wide(input)?, &f_wide(target)?)?;
+        let numerator = self.f_sum(input, target)?;
+        if self.divisor != Divisor::Losses {
+            return MeanParts::f_new(numerator, self.f_count(input, target)?);
+        }
         self.f_counted(&target.f_to_kind(Kind::Double)?)?.f_parts(numerator, input, self.mean_over)
+    }
+}
+
+impl SigmoidFocalLoss {
+    /// The sum of the losses, in single precision at least.
+    fn f_sum(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let sum = Self { reduction: Reduction::Sum, ..self.clone() };
+        sum.f_forward(&f_wide(input)?, &f_wide(target)?)
+    }
+
+    /// The divisor, without its bound, over the elements that count.
+    fn f_count(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let labels = target.f_detach()?.f_to_kind(Kind::Double)?;
+        let counted = self.f_counted(&labels)?;
+        let ones = Tensor::f_ones(input.size(), (Kind::Double, input.device()))?;
+        let weight = match (&self.weight, &counted.ignored) {
+            (None, None) => None,
+            (Some(weight), _) => Some(counted.f_mask(&weight.f_detach()?.f_to_kind(Kind::Double)?.f_mul(&ones)?)?),
+            (None, Some(_)) => Some(counted.f_mask(&ones)?),
+        };
+        let positives = || f_positives(&counted.f_mask(&labels)?);
+        self.divisor.f_count(&input.size(), weight.as_ref(), input, positives)
     }
 }
 
@@ -383,24 +456,30 @@ pub(super) struct Formula<const SQUARE: bool> {
 }
 
 impl<const SQUARE: bool> Pointwise<2> for Formula<SQUARE> {
+    const PARTIAL: bool = true;
+
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
-        let (zero, one, two) = (R::of(0.0), R::of(1.0), R::of(2.0));
-        let (p, q, log) = sigmoids(x);
-        let entropy = x.at_least(zero) - x * y + log;
-        let rest = p * (one - y) + q * y;
-        let (factor, slope) = if SQUARE {
-            (rest * rest, two * rest)
+        let (zero, one, two, gamma) = (R::of(0.0), R::of(1.0), R::of(2.0), R::of(self.gamma));
+        let y = share_or_nan(y, 1.0);
+        let logit = Logit::new(x);
+        let (entropy, rest) = (logit.entropy(y), logit.missing(y));
+        let rest_of_x = logit.p * logit.q * (one - two * y);
+        let (factor, of_x, slope) = if SQUARE {
+            let slope = two * rest;
+            (rest * rest, part(slope * rest_of_x, entropy), slope)
         } else {
-            let factor = rest.power(R::of(self.gamma));
-            // A power below 1 has a vertical tangent at 0, where the sigmoid is flat.
-            let flat = rest < R::of(f32::MIN_POSITIVE.into());
-            (factor, choose(flat, zero, R::of(self.gamma) * factor / rest))
+            let factor = rest.power(gamma);
+            // A power below 1 has a vertical tangent at 0, where the sigmoid is flat: their product has none.
+            let steepness = gamma * choose(rest == zero, zero, rest_of_x / rest);
+            let vertical = rest < R::smallest();
+            (factor, part(factor * steepness, entropy), choose(vertical, zero, gamma * factor / rest))
         };
         let (balance, of_balance) = balance(self.alpha, y);
-        let of_x = balance * (slope * p * q * (one - two * y) * entropy + factor * (p - y));
-        let of_y = of_balance * factor * entropy + balance * (slope * (q - p) * entropy - factor * x);
-        (balance * factor * entropy, [of_x, of_y])
+        let of_x = balance * (of_x + factor * logit.slope(y));
+        let of_rest = part(slope * (logit.q - logit.p), entropy);
+        let of_y = part(of_balance * factor, entropy) + balance * (of_rest - part(factor, x));
+        (part(balance * factor, entropy), [of_x, of_y])
     }
 }
 
@@ -421,19 +500,22 @@ struct MarginFormula<const SQUARE: bool> {
 }
 
 impl<const SQUARE: bool> Pointwise<2> for MarginFormula<SQUARE> {
+    const PARTIAL: bool = true;
+
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
-        let (zero, one, two, gamma) = (R::of(0.0), R::of(1.0), R::of(2.0), R::of(self.gamma));
+        let (one, two, gamma) = (R::of(1.0), R::of(2.0), R::of(self.gamma));
+        let y = share_or_nan(y, 1.0);
         let sign = one - two * y;
-        let (p, _, log) = sigmoids(x);
-        let entropy = x.at_least(zero) - x * y + log;
-        let (rest, own, _) = sigmoids(x * sign);
+        let logit = Logit::new(x);
+        let entropy = logit.entropy(y);
+        let (rest, own, _) = sigmoids(part(sign, x));
         let factor = if SQUARE { rest * rest } else { rest.power(gamma) };
         let slope = gamma * factor * own;
         let (balance, of_balance) = balance(self.alpha, y);
-        let of_x = balance * (slope * sign * entropy + factor * (p - y));
-        let of_y = of_balance * factor * entropy - balance * x * (two * slope * entropy + factor);
-        (balance * factor * entropy, [of_x, of_y])
+        let of_x = balance * (part(slope * sign, entropy) + factor * logit.slope(y));
+        let of_margin = balance * (two * part(slope, entropy) + factor);
+        (part(balance * factor, entropy), [of_x, part(of_balance * factor, entropy) - part(of_margin, x)])
     }
 }
 
@@ -491,7 +573,7 @@ mod tests {
             ),
             (
                 message(new().alpha(1.5), &input, &target),
-                "option alpha is 1.5, expected a number in [0, 1], or one for each class",
+                "option alpha is 1.5, expected a number in [0, 1], one for each class, or FocalAlpha::None",
             ),
             (message(new().alpha(three()), &input, &target), "alpha has shape [3], expected [2], one value per class"),
             (message(new().gamma(-1.0), &input, &target), "option gamma is -1, expected a finite number of at least 0"),

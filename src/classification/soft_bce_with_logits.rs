@@ -3,8 +3,9 @@ use tch::{Kind, Tensor};
 use super::bce_with_logits;
 use super::mean_over::MeanOver;
 use super::multi_label::{self, MultiLabelReduction, f_weighted};
+use crate::binary::{self, Logits};
 use crate::check::{self, ClassIndices, Validity};
-use crate::kernels::{self, NumberOperations, Pointwise, Real, choose};
+use crate::kernels::{self, NumberOperations, Pointwise, Real, choose, share_or_nan};
 use crate::numeric::{f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts};
 
@@ -46,7 +47,8 @@ use crate::{InvalidValues, Loss, LossError, MeanParts};
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a smoothing outside \[0, 1\].
+/// [`LossError::Value`] for a class out of range or a target outside \[0, 1\], [`LossError::Option`] for a smoothing outside
+/// \[0, 1\] or a weight that requires a gradient.
 ///
 /// # Example
 ///
@@ -140,7 +142,8 @@ impl SoftBceWithLogitsLoss {
         self
     }
 
-    /// Sets what a class index out of range does. [`InvalidValues::Error`] by default.
+    /// Sets what a target outside \[0, 1\] or a class index out of range does. With a
+    /// [`target_threshold`](Self::target_threshold) a target may be any number. [`InvalidValues::Error`] by default.
     pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
         self.invalid_values = invalid_values;
         self
@@ -166,24 +169,31 @@ impl SoftBceWithLogitsLoss {
             Some(ignored) => labels.f_masked_fill_number(ignored, 0)?,
             None => labels,
         };
-        let labels = multi_label::f_smooth(labels, self.label_smoothing)?;
-        Ok(Labels { labels, ignored, validity: Validity::CHECKED })
+        let validity = match self.target_threshold {
+            Some(_) => Validity::CHECKED,
+            None => binary::f_shares(&labels, self.invalid_values)?,
+        };
+        let labels = multi_label::f_smooth(validity.f_replace(&labels, 0.0)?, self.label_smoothing)?;
+        Ok(Labels { labels, ignored, validity })
     }
 
     /// The labels of class indices.
     fn f_indices(&self, input: &Tensor, target: &Tensor, kind: Kind) -> Result<Labels, LossError> {
         let dim = check::class_dim(input)?;
         let (classes, target) = check::class_target(target, input, dim, ", or that of input")?;
+        if classes == 0 {
+            return Err(check::shape_error(("input", input), "at least one class"));
+        }
         let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
         let mut indices = target.indices.f_unsqueeze(dim as i64)?;
         let ignored = target.f_ignored()?.map(|ignored| ignored.f_unsqueeze(dim as i64)).transpose()?;
         if let Some(ignored) = &ignored {
             indices = indices.f_masked_fill_number(ignored, 0)?;
         }
-        let off = self.label_smoothing / classes.max(1) as f64;
+        let off = self.label_smoothing / classes as f64;
         let labels = Tensor::f_full_number(&input.size(), off, (kind, input.device()))?;
         let labels = labels.f_scatter_number(dim as i64, &indices, 1.0 - self.label_smoothing + off)?;
-        Ok(Labels { labels, ignored, validity: target.validity })
+        Ok(Labels { labels, ignored, validity: target.validity.f_unsqueeze(dim as i64)? })
     }
 
     fn f_reduce(&self, losses: &Tensor, ignored: Option<&Tensor>) -> Result<Tensor, LossError> {
@@ -210,13 +220,13 @@ impl Loss for SoftBceWithLogitsLoss {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
         multi_label::check_smoothing(self.label_smoothing)?;
-        multi_label::check_weight(("weight", &self.weight), input)?;
-        multi_label::check_weight(("pos_weight", &self.pos_weight), input)?;
+        let weight = multi_label::f_constant_weight(("weight", &self.weight), input)?;
+        let pos_weight = multi_label::f_constant_weight(("pos_weight", &self.pos_weight), input)?;
         if !self.is_fused(input, target) {
             return self.f_composite(input, target);
         }
         let formula = Formula { label_smoothing: self.label_smoothing, ignored: self.ignore_index.map(|i| i as f64) };
-        let weights = [self.weight.as_ref(), self.pos_weight.as_ref()];
+        let weights = [weight.as_ref(), pos_weight.as_ref()];
         let (reduce, bare) = (self.reduction.for_engine(input), self.with_weights([None, None]));
         f_weighted(formula, [input, target], weights, reduce, move |[input, target], weights| {
             bare.with_weights(weights).f_composite(input, target)
@@ -256,6 +266,7 @@ impl SoftBceWithLogitsLoss {
         let counts = self.reduction == MultiLabelReduction::Mean && self.mean_over == MeanOver::Counted;
         input.size() == target.size()
             && self.target_threshold.is_none()
+            && self.invalid_values == InvalidValues::Error
             && !(counts && self.ignore_index.is_some())
             && kernels::takes(input)
     }
@@ -272,13 +283,15 @@ impl SoftBceWithLogitsLoss {
             labels = labels.f_gt_number(threshold)?.f_to_kind(kind)?;
         }
         let logits = input.f_to_kind(kind)?;
-        let mut losses =
-            logits.f_binary_cross_entropy_with_logits(&labels, weight, pos_weight, tch::Reduction::None)?;
+        let mut losses = Logits::f_new(&logits)?.f_entropy(&labels, pos_weight.as_ref())?;
+        if let Some(weight) = weight {
+            losses = losses.f_mul(&weight)?;
+        }
         if let Some(ignored) = &ignored {
             losses = losses.f_masked_fill_number(ignored, 0)?;
         }
         let loss = self.f_reduce(&losses, ignored.as_ref())?.f_to_kind(input.f_kind()?)?;
-        validity.f_poison(&loss, false)
+        validity.f_poison(&loss, self.reduction == MultiLabelReduction::None)
     }
 }
 
@@ -294,12 +307,15 @@ impl Formula {
     fn label<R: Real>(self, label: R) -> (R, R, bool) {
         // Nothing equals NaN.
         let counted = label != R::of(self.ignored.unwrap_or(f64::NAN));
-        let (label, of_label) = multi_label::smooth(choose(counted, label, R::of(0.0)), self.label_smoothing);
+        let share = share_or_nan(choose(counted, label, R::of(0.0)), 1.0);
+        let (label, of_label) = multi_label::smooth(share, self.label_smoothing);
         (label, of_label, counted)
     }
 }
 
 impl Pointwise<2> for Formula {
+    const PARTIAL: bool = true;
+
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
         let (y, of_label, counted) = self.label(y);
@@ -311,6 +327,8 @@ impl Pointwise<2> for Formula {
 
 /// With the weight of the positive part.
 impl Pointwise<3> for Formula {
+    const PARTIAL: bool = true;
+
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y, pos_weight]: [R; 3]) -> (R, [R; 3]) {
         let (y, of_label, counted) = self.label(y);
@@ -400,6 +418,6 @@ mod tests {
         let loss =
             || SoftBceWithLogitsLoss::new().label_smoothing(0.1).pos_weight(Tensor::from_slice(&[1.0, 2.0, 3.0]));
         crate::numeric::assert_gradient(&logits(), |input| loss().forward(input, &labels()));
-        crate::numeric::assert_gradient(&labels(), |target| loss().forward(&logits(), target));
+        crate::numeric::assert_gradient(&(labels() * 0.8 + 0.1), |target| loss().forward(&logits(), target));
     }
 }

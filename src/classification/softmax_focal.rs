@@ -461,7 +461,7 @@ mod tests {
             (message(new().alpha(pair()), &input, &target), "alpha has shape [2], expected [3], one value per class"),
             (
                 message(new().alpha(-1.0), &input, &target),
-                "option alpha is -1, expected a number in [0, 1], or one for each class",
+                "option alpha is -1, expected a number in [0, 1], one for each class, or FocalAlpha::None",
             ),
             (
                 message(new().gamma(f64::INFINITY), &input, &target),

@@ -2,9 +2,10 @@
 
 use tch::Tensor;
 
+use super::divisor::Reducing;
 use crate::kernels::{NumberOperations, Real, choose};
 use crate::numeric::{f_ratio, f_reals, wide_kind};
-use crate::{LossError, Reduction, check};
+use crate::{LossError, MeanParts, Reduction, check};
 
 /// The arguments are boxes, as many.
 pub(super) fn check(input: &Tensor, target: &Tensor) -> Result<(), LossError> {
@@ -273,6 +274,28 @@ fn f_angle(size: &Tensor) -> Result<Tensor, LossError> {
     let upright = size.f_narrow(-1, 1, 1)?.f_ge_number(0)?;
     let size = size.f_where_self(&upright, &size.f_neg()?)?;
     Ok(size.f_select(-1, 0)?.f_atan2(&size.f_select(-1, 1)?)?)
+}
+
+/// The reduced loss of boxes by their weight and divisor; all boxes are positive.
+pub(super) fn f_apply(
+    reducing: &Reducing,
+    input: &Tensor,
+    losses: impl Fn(&Tensor, Reduction) -> Result<Tensor, LossError>,
+) -> Result<Tensor, LossError> {
+    let shape = input.size();
+    let reducing = Reducing { shape: &shape[..shape.len() - 1], ..*reducing };
+    reducing.f_apply(input, || reducing.f_number(input), losses)
+}
+
+/// The parts of its mean.
+pub(super) fn f_parts(
+    reducing: &Reducing,
+    input: &Tensor,
+    losses: impl Fn(&Tensor, Reduction) -> Result<Tensor, LossError>,
+) -> Result<MeanParts, LossError> {
+    let shape = input.size();
+    let reducing = Reducing { shape: &shape[..shape.len() - 1], ..*reducing };
+    reducing.f_parts(input, || reducing.f_number(input), losses)
 }
 
 /// The reduced losses in the kind of `input`; the mean over no boxes is 0.

@@ -1,5 +1,6 @@
 use tch::{Kind, Tensor};
 
+use super::divisor::{Divisor, Reducing};
 use crate::check::{self, Validity};
 use crate::kernels::{NumberOperations, RowReduction, Rows, f_softmax_of_positions, scan_range};
 use crate::numeric::{f_reals, wide_kind};
@@ -47,18 +48,35 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 /// assert!((f64::try_from(&loss)? - 1.5 * 2_f64.ln()).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Default)]
 #[doc(alias = "DFL")]
 #[doc(alias = "distribution_focal_loss")]
 pub struct DistributionFocalLoss {
+    weight: Option<Tensor>,
+    divisor: Divisor,
     invalid_values: InvalidValues,
     reduction: Reduction,
 }
+
+crate::option_tensors::option_tensors!(DistributionFocalLoss { weight });
 
 impl DistributionFocalLoss {
     /// Distribution focal loss.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Sets a weight for each target, broadcast to the target's shape. None by default. It is on the device of the input, in
+    /// any floating kind.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets what the mean divides by. [`Divisor::Losses`] by default.
+    pub fn divisor(mut self, divisor: impl Into<Divisor>) -> Self {
+        self.divisor = divisor.into();
+        self
     }
 
     /// Sets what a target outside the bins does. [`InvalidValues::Error`] by default.
@@ -75,41 +93,60 @@ impl DistributionFocalLoss {
 }
 
 impl Loss for DistributionFocalLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!(options);
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
-        let shape = input.size();
-        let Some((&bins, outer)) = shape.split_last().filter(|(bins, _)| **bins > 1) else {
-            return Err(check::shape_error(("input", input), "[*, n + 1], at least two bins"));
-        };
-        if target.size() != outer {
-            let expected = format!("{outer:?}, the shape of input without its bins");
-            return Err(check::shape_error(("target", target), expected));
-        }
-        // Logits and positions of one kind are read as they are.
-        let kind = if target.f_kind()? == input.f_kind()? { input.f_kind()? } else { wide_kind(input)? };
-        let target = f_reals(("target", target), kind)?;
-        let validity = self.f_validity(&target, bins - 1)?;
-        let positions = validity.f_replace(&target, 0.0)?;
-        let rows = Rows { input, class_dim: outer.len(), target: &positions, ignore_index: None, weight: None };
-        let own = *self;
-        let composite = move |input: &Tensor, positions: &Tensor| own.f_composite(input, positions);
-        let loss = match f_softmax_of_positions(&rows, RowReduction::over_all(self.reduction), composite)? {
-            Some(loss) => loss,
-            None => self.f_composite(input, &positions)?,
-        };
-        validity.f_poison(&loss, self.reduction == Reduction::None)
+        self.f_check(input, target)?;
+        let shape = target.size();
+        let reducing = self.reducing(&shape);
+        reducing.f_apply(input, || reducing.f_number(input), |x, reduction| self.f_reduced(x, target, reduction))
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+        self.f_check(input, target)?;
+        let shape = target.size();
+        let reducing = self.reducing(&shape);
+        reducing.f_parts(input, || reducing.f_number(input), |x, reduction| self.f_reduced(x, target, reduction))
     }
 }
 
 impl DistributionFocalLoss {
+    fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        let shape = input.size();
+        let Some((_, outer)) = shape.split_last().filter(|(bins, _)| **bins > 1) else {
+            return Err(check::shape_error(("input", input), "[*, n + 1], at least two bins"));
+        };
+        if target.size() == outer {
+            return Ok(());
+        }
+        let expected = format!("{outer:?}, the shape of input without its bins");
+        Err(check::shape_error(("target", target), expected))
+    }
+
+    fn reducing<'a>(&'a self, shape: &'a [i64]) -> Reducing<'a> {
+        let (weight, divisor, reduction) = (self.weight.as_ref(), self.divisor, self.reduction);
+        Reducing { weight, divisor, reduction, shape, of: "target" }
+    }
+
+    /// The loss without the weight and the divisor.
+    fn f_reduced(&self, input: &Tensor, target: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {
+        let (shape, class_dim) = (input.size(), target.dim());
+        // Logits and positions of one kind are read as they are.
+        let kind = if target.f_kind()? == input.f_kind()? { input.f_kind()? } else { wide_kind(input)? };
+        let target = f_reals(("target", target), kind)?;
+        let validity = self.f_validity(&target, shape[class_dim] - 1)?;
+        let positions = validity.f_replace(&target, 0.0)?;
+        let rows = Rows { input, class_dim, target: &positions, ignore_index: None, weight: None };
+        let composite = move |input: &Tensor, positions: &Tensor| f_composite(input, positions, reduction);
+        let loss = match f_softmax_of_positions(&rows, RowReduction::over_all(reduction), composite)? {
+            Some(loss) => loss,
+            None => f_composite(input, &positions, reduction)?,
+        };
+        validity.f_poison(&loss, reduction == Reduction::None)
+    }
+
     fn f_validity(&self, target: &Tensor, last: i64) -> Result<Validity, LossError> {
         if self.invalid_values == InvalidValues::Error && scan_range(target, 0.0..=last as f64) == Some(true) {
             return Ok(Validity::CHECKED);
@@ -118,19 +155,19 @@ impl DistributionFocalLoss {
         let expected = || format!("positions in [0, {last}]");
         Validity::f_new(("target", target), valid, expected, self.invalid_values)
     }
+}
 
-    fn f_composite(&self, input: &Tensor, positions: &Tensor) -> Result<Tensor, LossError> {
-        let (kind, bins) = (wide_kind(input)?, input.size().last().copied().unwrap_or(0));
-        let (logits, target) = (input.f_to_kind(kind)?, positions.f_to_kind(kind)?.f_unsqueeze(-1)?);
-        let left = target.f_detach()?.f_floor()?.f_clamp_max_number(bins - 2)?;
-        let towards_right = target.f_sub(&left)?;
-        let weights = Tensor::f_cat(&[towards_right.f_rsub_number(1)?, towards_right], -1)?;
-        let left = left.f_to_kind(Kind::Int64)?;
-        let beside = Tensor::f_cat(&[left.shallow_clone(), left.f_add_number(1)?], -1)?;
-        let log_probabilities = logits.f_log_softmax(-1, None)?.f_gather(-1, &beside, false)?;
-        let losses = log_probabilities.f_mul(&weights)?.f_sum_dim_intlist(-1, false, None)?.f_neg()?;
-        Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
-    }
+fn f_composite(input: &Tensor, positions: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {
+    let (kind, bins) = (wide_kind(input)?, input.size().last().copied().unwrap_or(0));
+    let (logits, target) = (input.f_to_kind(kind)?, positions.f_to_kind(kind)?.f_unsqueeze(-1)?);
+    let left = target.f_detach()?.f_floor()?.f_clamp_max_number(bins - 2)?;
+    let towards_right = target.f_sub(&left)?;
+    let weights = Tensor::f_cat(&[towards_right.f_rsub_number(1)?, towards_right], -1)?;
+    let left = left.f_to_kind(Kind::Int64)?;
+    let beside = Tensor::f_cat(&[left.shallow_clone(), left.f_add_number(1)?], -1)?;
+    let log_probabilities = logits.f_log_softmax(-1, None)?.f_gather(-1, &beside, false)?;
+    let losses = log_probabilities.f_mul(&weights)?.f_sum_dim_intlist(-1, false, None)?.f_neg()?;
+    Ok(reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use super::boxes::{self, Axis, Boxes, Lengths, Overlap, Quotient};
+use super::divisor::{Divisor, Reducing};
 use crate::kernels::{NumberOperations, Pointwise, Real, f_boxes};
 use crate::numeric::f_ratio;
 use crate::{Loss, LossError, MeanParts, Reduction};
@@ -22,7 +23,8 @@ use crate::{Loss, LossError, MeanParts, Reduction};
 ///
 /// * `input`: `[*, 4]`, the corners x₁, y₁, x₂, y₂ of each box, with x₁ < x₂ and y₁ < y₂
 /// * `target`: that of `input`, of any kind of numbers
-/// * result: scalar, or `[*]` with [`Reduction::None`]
+/// * `weight`: any that broadcasts to `[*]`
+/// * result: scalar, or `[*]` with [`Reduction::None`]; the mean over no boxes is 0
 ///
 /// # Reference
 ///
@@ -56,18 +58,22 @@ use crate::{Loss, LossError, MeanParts, Reduction};
 /// assert!((f64::try_from(&loss)? - 4.0 / 3.0).abs() < 1e-6);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug)]
 #[doc(alias = "generalized_box_iou_loss")]
 #[doc(alias = "GIoU")]
 pub struct GeneralizedBoxIouLoss {
     eps: f64,
+    weight: Option<Tensor>,
+    divisor: Divisor,
     reduction: Reduction,
 }
+
+crate::option_tensors::option_tensors!(GeneralizedBoxIouLoss { weight });
 
 impl GeneralizedBoxIouLoss {
     /// The loss with torchvision's defaults.
     pub fn new() -> Self {
-        Self { eps: 1e-7, reduction: Reduction::None }
+        Self { eps: 1e-7, weight: None, divisor: Divisor::Losses, reduction: Reduction::None }
     }
 
     /// Sets the ε that is added to the areas that are divided by. 10⁻⁷ by default.
@@ -75,6 +81,19 @@ impl GeneralizedBoxIouLoss {
     /// Boxes without an area are defined with 0, too.
     pub fn eps(mut self, eps: f64) -> Self {
         self.eps = eps;
+        self
+    }
+
+    /// Sets a weight for each pair of boxes, broadcast to the losses' shape `[*]`. None by default. It is on the device of the
+    /// input, in any floating kind.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets what the mean divides by. [`Divisor::Losses`] by default.
+    pub fn divisor(mut self, divisor: impl Into<Divisor>) -> Self {
+        self.divisor = divisor.into();
         self
     }
 
@@ -92,36 +111,52 @@ impl Default for GeneralizedBoxIouLoss {
 }
 
 impl Loss for GeneralizedBoxIouLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!(options);
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        boxes::check_eps("eps", self.eps)?;
-        boxes::check(input, target)?;
-        let loss = *self;
-        f_boxes(Formula { eps: self.eps }, [input, target], self.reduction, move |[input, target]| {
-            loss.f_composite(input, target)
-        })
+        self.f_check(input, target)?;
+        boxes::f_apply(&self.reducing(&[]), input, |x, reduction| self.f_reduced(x, target, reduction))
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+        self.f_check(input, target)?;
+        boxes::f_parts(&self.reducing(&[]), input, |x, reduction| self.f_reduced(x, target, reduction))
     }
 }
 
 impl GeneralizedBoxIouLoss {
-    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        let boxes = Boxes::f_new(input, target)?;
-        let area = boxes.f_enclosing_area()?;
-        let empty = f_ratio(&area.f_sub(&boxes.union)?, &area.f_add_number(self.eps)?)?;
-        let losses = boxes.f_iou(self.eps)?.f_rsub_number(1)?.f_add(&empty)?;
-        boxes::f_reduce(&losses, self.reduction, input)
+    fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
+        boxes::check_eps("eps", self.eps)?;
+        boxes::check(input, target)
+    }
+
+    fn reducing<'a>(&'a self, shape: &'a [i64]) -> Reducing<'a> {
+        let (weight, divisor, reduction) = (self.weight.as_ref(), self.divisor, self.reduction);
+        Reducing { weight, divisor, reduction, shape, of: "the boxes" }
+    }
+
+    /// The loss without the weight and the divisor.
+    fn f_reduced(&self, input: &Tensor, target: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {
+        let formula = Formula { eps: self.eps };
+        f_boxes(formula, [input, target], reduction, move |[input, target]| {
+            formula.f_composite(input, target, reduction)
+        })
     }
 }
 
 #[derive(Clone, Copy)]
 struct Formula {
     eps: f64,
+}
+
+impl Formula {
+    fn f_composite(self, input: &Tensor, target: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {
+        let boxes = Boxes::f_new(input, target)?;
+        let area = boxes.f_enclosing_area()?;
+        let empty = f_ratio(&area.f_sub(&boxes.union)?, &area.f_add_number(self.eps)?)?;
+        let losses = boxes.f_iou(self.eps)?.f_rsub_number(1)?.f_add(&empty)?;
+        boxes::f_reduce(&losses, reduction, input)
+    }
 }
 
 impl Pointwise<8> for Formula {

@@ -1,8 +1,10 @@
 use tch::Tensor;
 
-use crate::kernels::{self, ANY, NumberOperations, Pointwise, Real, f_pointwise, powers, sigmoids};
-use crate::numeric::{f_power, f_reals, wide_kind};
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use super::divisor::{Divisor, Reducing, f_positives};
+use crate::binary::{self, Logits};
+use crate::kernels::{self, ANY, Logit, NumberOperations, Pointwise, Real, f_pointwise, part, powers, share_or_nan};
+use crate::numeric::{f_power, f_reals, real, wide_kind};
+use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction, check};
 
 /// Quality focal loss of logits: focal loss whose targets are qualities between 0 and 1 instead of labels.
 ///
@@ -15,12 +17,14 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// ℓᵢ = −|yᵢ − σ(xᵢ)|^β ((1 − yᵢ) log(1 − σ(xᵢ)) + yᵢ log σ(xᵢ))
 ///
 /// where x is the input, y the target in \[0, 1\], σ the sigmoid and β the focusing exponent. With β = 0 it is
-/// [`BceWithLogitsLoss`](crate::BceWithLogitsLoss). The papers divide the sum by the number of positives.
+/// [`BceWithLogitsLoss`](crate::BceWithLogitsLoss). The papers divide the sum by the number of positives:
+/// [`Divisor::Positives`].
 ///
 /// # Shapes
 ///
 /// * `input`: any, `[*]`, of logits
 /// * `target`: that of `input`, of any kind of real numbers
+/// * `weight`: any that broadcasts to that of `input`
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
 /// # Reference
@@ -34,7 +38,7 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Option`] for a negative β.
+/// [`LossError::Value`] for a target outside \[0, 1\], [`LossError::Option`] for a negative β.
 ///
 /// # Example
 ///
@@ -51,23 +55,53 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert!((f64::try_from(&loss)? - 2_f64.ln() / 8.0).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug)]
 #[doc(alias = "QFL")]
 #[doc(alias = "quality_focal_loss")]
 pub struct QualityFocalLoss {
     beta: f64,
+    weight: Option<Tensor>,
+    divisor: Divisor,
+    invalid_values: InvalidValues,
     reduction: Reduction,
 }
+
+crate::option_tensors::option_tensors!(QualityFocalLoss { weight });
 
 impl QualityFocalLoss {
     /// Quality focal loss with the paper's β = 2.
     pub fn new() -> Self {
-        Self { beta: 2.0, reduction: Reduction::Mean }
+        Self {
+            beta: 2.0,
+            weight: None,
+            divisor: Divisor::Losses,
+            invalid_values: InvalidValues::Error,
+            reduction: Reduction::Mean,
+        }
     }
 
     /// Sets β: the greater, the less a score counts that is nearly right. 2 by default.
     pub fn beta(mut self, beta: f64) -> Self {
         self.beta = beta;
+        self
+    }
+
+    /// Sets a weight for each element, broadcast to the input's shape; `[N, 1]` is one for each place of `[N, C]`. None by
+    /// default. It is on the device of the input, in any floating kind.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets what the mean divides by. [`Divisor::Losses`] by default.
+    pub fn divisor(mut self, divisor: impl Into<Divisor>) -> Self {
+        self.divisor = divisor.into();
+        self
+    }
+
+    /// Sets what a target outside \[0, 1\] does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
         self
     }
 
@@ -85,46 +119,57 @@ impl Default for QualityFocalLoss {
 }
 
 impl Loss for QualityFocalLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!(options);
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
-        check::same_shape(("target", target), ("input", input))?;
-        let valid = self.beta.is_finite() && self.beta >= 0.0;
-        check::option("beta", self.beta, valid, "a finite number of at least 0")?;
-        if self.beta == 2.0 { self.f_by_engine::<2>(input, target) } else { self.f_by_engine::<ANY>(input, target) }
+        self.f_check(input, target)?;
+        let positives = || f_positives(target);
+        self.reducing(&input.size()).f_apply(input, positives, |x, reduction| self.f_reduced(x, target, reduction))
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+        self.f_check(input, target)?;
+        let positives = || f_positives(target);
+        self.reducing(&input.size()).f_parts(input, positives, |x, reduction| self.f_reduced(x, target, reduction))
     }
 }
 
 impl QualityFocalLoss {
-    fn f_by_engine<const BETA: usize>(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        let loss = *self;
-        let composite = move |[input, target]: [&Tensor; 2]| loss.f_composite(input, target);
-        match kernels::f_beside(input, target)? {
-            Some(target) => {
-                f_pointwise(Formula::<BETA> { beta: loss.beta }, [input, &target], loss.reduction, composite)
-            }
-            None => composite([input, target]),
+    fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        real(("target", target))?;
+        check::same_shape(("target", target), ("input", input))?;
+        let valid = self.beta.is_finite() && self.beta >= 0.0;
+        check::option("beta", self.beta, valid, "a finite number of at least 0")
+    }
+
+    fn reducing<'a>(&'a self, shape: &'a [i64]) -> Reducing<'a> {
+        let (weight, divisor, reduction) = (self.weight.as_ref(), self.divisor, self.reduction);
+        Reducing { weight, divisor, reduction, shape, of: "input" }
+    }
+
+    /// The loss without the weight and the divisor.
+    fn f_reduced(&self, input: &Tensor, target: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {
+        if self.beta == 2.0 {
+            self.f_by_engine::<2>(input, target, reduction)
+        } else {
+            self.f_by_engine::<ANY>(input, target, reduction)
         }
     }
 
-    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        let kind = wide_kind(input)?;
-        let (logits, target) = (input.f_to_kind(kind)?, f_reals(("target", target), kind)?);
-
-        let none = None::<&Tensor>;
-        let entropy = logits.f_binary_cross_entropy_with_logits(&target, none, none, tch::Reduction::None)?;
-        // y − σ(x) = y σ(−x) − (1 − y) σ(x), which is exact where σ is nearly 1, too.
-        let missing = target.f_mul(&logits.f_neg()?.f_sigmoid()?)?;
-        let superfluous = target.f_rsub_number(1)?.f_mul(&logits.f_sigmoid()?)?;
-        let focus = f_power(&missing.f_sub(&superfluous)?.f_abs()?, self.beta)?;
-        Ok(self.reduction.f_apply(&focus.f_mul(&entropy)?)?.f_to_kind(input.f_kind()?)?)
+    fn f_by_engine<const BETA: usize>(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        reduction: Reduction,
+    ) -> Result<Tensor, LossError> {
+        let (formula, mode) = (Formula::<BETA> { beta: self.beta }, self.invalid_values);
+        let composite = move |[input, target]: [&Tensor; 2]| formula.f_composite(input, target, mode, reduction);
+        match kernels::f_beside(input, target)?.filter(|_| mode == InvalidValues::Error) {
+            Some(target) => f_pointwise(formula, [input, &target], reduction, composite),
+            None => composite([input, target]),
+        }
     }
 }
 
@@ -133,16 +178,43 @@ struct Formula<const BETA: usize> {
     beta: f64,
 }
 
+impl<const BETA: usize> Formula<BETA> {
+    fn f_composite(
+        self,
+        input: &Tensor,
+        target: &Tensor,
+        mode: InvalidValues,
+        reduction: Reduction,
+    ) -> Result<Tensor, LossError> {
+        let kind = wide_kind(input)?;
+        let (logits, target) = (input.f_to_kind(kind)?, f_reals(("target", target), kind)?);
+        let validity = binary::f_qualities(&target, mode)?;
+        let target = validity.f_replace(&target, 0.0)?;
+        let logits = Logits::f_new(&logits)?;
+        let (entropy, logits) = (logits.f_entropy(&target, None)?, logits.f_finite()?);
+        // y − σ(x) = y σ(−x) − (1 − y) σ(x), which is exact where σ is nearly 1, too.
+        let missing = target.f_mul(&logits.f_neg()?.f_sigmoid()?)?;
+        let superfluous = target.f_rsub_number(1)?.f_mul(&logits.f_sigmoid()?)?;
+        let missing = missing.f_sub(&superfluous)?;
+        // The square is curved where it is 0, which a square of the size is not.
+        let focus = if self.beta == 2.0 { missing.f_square()? } else { f_power(&missing.f_abs()?, self.beta)? };
+        let loss = reduction.f_apply(&focus.f_mul(&entropy)?)?.f_to_kind(input.f_kind()?)?;
+        validity.f_poison(&loss, reduction == Reduction::None)
+    }
+}
+
 impl<const BETA: usize> Pointwise<2> for Formula<BETA> {
+    const PARTIAL: bool = true;
+
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
-        let (p, q, log) = sigmoids(x);
-        let entropy = x.at_least(R::of(0.0)) - x * y + log;
-        // y − σ(x), as the composite has it.
-        let missing = y * q - (R::of(1.0) - y) * p;
-        let (focus, slope) = powers::<R, BETA>(missing.abs(), self.beta);
-        let of_missing = slope * missing.sign() * entropy;
-        (focus * entropy, [-(focus * missing) - of_missing * p * q, of_missing - focus * x])
+        let y = share_or_nan(y, binary::ROUNDED_ONE);
+        let logit = Logit::new(x);
+        let (entropy, excess) = (logit.entropy(y), logit.slope(y));
+        let (focus, slope) = powers::<R, BETA>(excess.abs(), self.beta);
+        let slope = slope * excess.sign();
+        let of_x = focus * excess + part(slope * logit.p * logit.q, entropy);
+        (part(focus, entropy), [of_x, -part(slope, entropy) - part(focus, x)])
     }
 }
 
@@ -203,7 +275,7 @@ mod tests {
     #[test]
     fn gradients_are_those_of_finite_differences() {
         let input = Tensor::from_slice(&[0.5, -2.0, 1.5, 3.0]);
-        let target = Tensor::from_slice(&[1.0, 0.0, 0.3, 0.9]);
+        let target = Tensor::from_slice(&[0.95, 0.1, 0.3, 0.9]);
         for beta in [0.5, 1.0, 1.7, 2.0] {
             let loss = QualityFocalLoss::new().beta(beta);
             crate::numeric::assert_gradient(&input, |input| loss.forward(input, &target));

@@ -1,8 +1,10 @@
 use tch::Tensor;
 
-use crate::kernels::{self, NumberOperations, Pointwise, Real, choose, f_pointwise, sigmoids};
-use crate::numeric::{f_reals, wide_kind};
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use super::divisor::{Divisor, Reducing, f_positives};
+use crate::binary::{self, Logits};
+use crate::kernels::{self, Logit, NumberOperations, Pointwise, Real, choose, f_pointwise, part, share_or_nan};
+use crate::numeric::{f_reals, real, wide_kind};
+use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction, check};
 
 /// Varifocal loss of logits: positives weigh by their quality, negatives by how sure the model is of them.
 ///
@@ -30,7 +32,7 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Option`] for a γ that is negative or an α that is not finite.
+/// [`LossError::Value`] for a target outside \[0, 1\], [`LossError::Option`] for a γ that is negative or an α that is not finite.
 ///
 /// # Example
 ///
@@ -47,19 +49,31 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert!((f64::try_from(&loss)? - (0.8 + 0.75 / 4.0) * 2_f64.ln()).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug)]
 #[doc(alias = "VFL")]
 #[doc(alias = "varifocal_loss")]
 pub struct VarifocalLoss {
     alpha: f64,
     gamma: f64,
+    weight: Option<Tensor>,
+    divisor: Divisor,
+    invalid_values: InvalidValues,
     reduction: Reduction,
 }
+
+crate::option_tensors::option_tensors!(VarifocalLoss { weight });
 
 impl VarifocalLoss {
     /// Varifocal loss with the paper's α = 0.75 and γ = 2.
     pub fn new() -> Self {
-        Self { alpha: 0.75, gamma: 2.0, reduction: Reduction::Mean }
+        Self {
+            alpha: 0.75,
+            gamma: 2.0,
+            weight: None,
+            divisor: Divisor::Losses,
+            invalid_values: InvalidValues::Error,
+            reduction: Reduction::Mean,
+        }
     }
 
     /// Sets the weight of the negatives. 0.75 by default.
@@ -71,6 +85,25 @@ impl VarifocalLoss {
     /// Sets γ: the greater, the less a negative counts that is nearly right. 2 by default.
     pub fn gamma(mut self, gamma: f64) -> Self {
         self.gamma = gamma;
+        self
+    }
+
+    /// Sets a weight for each element, broadcast to the input's shape; `[N, 1]` is one for each place of `[N, C]`. None by
+    /// default. It is on the device of the input, in any floating kind.
+    pub fn weight(mut self, weight: Tensor) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Sets what the mean divides by. [`Divisor::Losses`] by default.
+    pub fn divisor(mut self, divisor: impl Into<Divisor>) -> Self {
+        self.divisor = divisor.into();
+        self
+    }
+
+    /// Sets what a target outside \[0, 1\] does. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
         self
     }
 
@@ -88,63 +121,96 @@ impl Default for VarifocalLoss {
 }
 
 impl Loss for VarifocalLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!(options);
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
-        check::same_shape(("target", target), ("input", input))?;
-        check::option("alpha", self.alpha, self.alpha.is_finite(), "a finite number")?;
-        let valid = self.gamma.is_finite() && self.gamma >= 0.0;
-        check::option("gamma", self.gamma, valid, "a finite number of at least 0")?;
-        let loss = *self;
-        let composite = move |[input, target]: [&Tensor; 2]| loss.f_composite(input, target);
-        match kernels::f_beside(input, target)? {
-            Some(target) => f_pointwise(Formula(loss), [input, &target], self.reduction, composite),
-            None => composite([input, target]),
-        }
+        self.f_check(input, target)?;
+        let positives = || f_positives(target);
+        self.reducing(&input.size()).f_apply(input, positives, |x, reduction| self.f_reduced(x, target, reduction))
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+        self.f_check(input, target)?;
+        let positives = || f_positives(target);
+        self.reducing(&input.size()).f_parts(input, positives, |x, reduction| self.f_reduced(x, target, reduction))
     }
 }
 
 impl VarifocalLoss {
-    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        let kind = wide_kind(input)?;
-        let (logits, target) = (input.f_to_kind(kind)?, f_reals(("target", target), kind)?);
+    fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
+        check::devices(&[("input", input), ("target", target)])?;
+        check::floating(("input", input))?;
+        real(("target", target))?;
+        check::same_shape(("target", target), ("input", input))?;
+        check::option("alpha", self.alpha, self.alpha.is_finite(), "a finite number")?;
+        let valid = self.gamma.is_finite() && self.gamma >= 0.0;
+        check::option("gamma", self.gamma, valid, "a finite number of at least 0")
+    }
 
-        let negative = target.f_le_number(0)?;
-        // Whoever learns the qualities as well has no gradient at a negative.
-        let target = target.f_masked_fill_number(&negative, 0)?;
-        let none = None::<&Tensor>;
-        let entropy = logits.f_binary_cross_entropy_with_logits(&target, none, none, tch::Reduction::None)?;
-        // p^γ by its logarithm has a gradient for every p and γ.
-        let focus = logits.f_log_sigmoid()?.f_mul_number(self.gamma)?.f_exp()?.f_mul_number(self.alpha)?;
-        let weight = focus.f_where_self(&negative, &target)?;
-        Ok(self.reduction.f_apply(&weight.f_mul(&entropy)?)?.f_to_kind(input.f_kind()?)?)
+    fn reducing<'a>(&'a self, shape: &'a [i64]) -> Reducing<'a> {
+        let (weight, divisor, reduction) = (self.weight.as_ref(), self.divisor, self.reduction);
+        Reducing { weight, divisor, reduction, shape, of: "input" }
+    }
+
+    /// The loss without the weight and the divisor.
+    fn f_reduced(&self, input: &Tensor, target: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {
+        let (formula, mode) = (Formula { alpha: self.alpha, gamma: self.gamma }, self.invalid_values);
+        let composite = move |[input, target]: [&Tensor; 2]| formula.f_composite(input, target, mode, reduction);
+        match kernels::f_beside(input, target)?.filter(|_| mode == InvalidValues::Error) {
+            Some(target) => f_pointwise(formula, [input, &target], reduction, composite),
+            None => composite([input, target]),
+        }
     }
 }
 
 #[derive(Clone, Copy)]
-struct Formula(VarifocalLoss);
+struct Formula {
+    alpha: f64,
+    gamma: f64,
+}
+
+impl Formula {
+    fn f_composite(
+        self,
+        input: &Tensor,
+        target: &Tensor,
+        mode: InvalidValues,
+        reduction: Reduction,
+    ) -> Result<Tensor, LossError> {
+        let kind = wide_kind(input)?;
+        let (logits, target) = (input.f_to_kind(kind)?, f_reals(("target", target), kind)?);
+
+        let validity = binary::f_qualities(&target, mode)?;
+        let target = validity.f_replace(&target, 0.0)?;
+        let negative = target.f_eq_number(0)?;
+        // Whoever learns the qualities as well has no gradient at a negative.
+        let target = target.f_masked_fill_number(&negative, 0)?;
+        let logits = Logits::f_new(&logits)?;
+        let entropy = logits.f_entropy(&target, None)?;
+        // p^γ by its logarithm has a gradient for every p and γ.
+        let log_p = logits.f_finite()?.f_log_sigmoid()?;
+        let focus = log_p.f_mul_number(self.gamma)?.f_exp()?.f_mul_number(self.alpha)?;
+        let weight = focus.f_where_self(&negative, &target)?;
+        let loss = reduction.f_apply(&weight.f_mul(&entropy)?)?.f_to_kind(input.f_kind()?)?;
+        validity.f_poison(&loss, reduction == Reduction::None)
+    }
+}
 
 impl Pointwise<2> for Formula {
+    const PARTIAL: bool = true;
+
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
-        let (zero, gamma) = (R::of(0.0), R::of(self.0.gamma));
-        let (p, q, log) = sigmoids(x);
-        let negative = y <= zero;
-        let y = choose(negative, zero, y);
-        let entropy = x.at_least(zero) - x * y + log;
+        let (zero, one, gamma) = (R::of(0.0), R::of(1.0), R::of(self.gamma));
+        let y = share_or_nan(y, binary::ROUNDED_ONE);
+        let logit = Logit::new(x);
+        let (entropy, negative) = (logit.entropy(y), y == zero);
         // p^γ by its logarithm.
-        let focus = R::of(self.0.alpha) * (gamma * (x.at_most(zero) - log)).exp();
+        let focus = R::of(self.alpha) * (-part(gamma, logit.of_yes)).exp();
         let weight = choose(negative, focus, y);
-        let of_weight = choose(negative, gamma * focus * q * entropy, zero);
-        let of_y = choose(negative, zero, entropy - y * x);
-        (weight * entropy, [of_weight + weight * (p - y), of_y])
+        let of_weight = choose(negative, part(gamma * focus * logit.q, entropy), zero);
+        let of_y = part(y + y, logit.of_yes) + part(one - (y + y), logit.of_no);
+        (part(weight, entropy), [of_weight + weight * logit.slope(y), choose(negative, zero, of_y)])
     }
 }
 

@@ -58,7 +58,7 @@ pub(crate) use map::{Map, f_map};
 pub(crate) use margin::{Hinges, Margin, f_margin};
 pub use memory::set_gradient_cache;
 pub(crate) use neighbours::{Neighbours, f_neighbours};
-pub(crate) use number::{ANY, Real, choose, powers, sigmoids};
+pub(crate) use number::{ANY, Logit, Real, choose, part, powers, share_or_nan, sigmoids};
 pub(crate) use number_operations::NumberOperations;
 pub(crate) use pair_labels::PairLabels;
 pub(crate) use pairs::{

@@ -20,6 +20,8 @@ pub(crate) trait Real:
 {
     /// The number nearest to `value`.
     fn of(value: f64) -> Self;
+    /// The smallest normal number above 0.
+    fn smallest() -> Self;
     /// `self · factor + summand`, rounded once where the hardware can.
     fn mul_add(self, factor: Self, summand: Self) -> Self;
     fn abs(self) -> Self;
@@ -84,6 +86,13 @@ pub(crate) trait Real:
         choose(self > zero, one, choose(self < zero, -one, zero))
     }
 
+    /// The same, NaN for NaN.
+    #[inline(always)]
+    fn sign_or_nan(self) -> Self {
+        let zero = Self::of(0.0);
+        choose((self < zero) | (self >= zero), self.sign(), self)
+    }
+
     /// `self` to the power of `exponent`, for a base of at least 0.
     #[inline(always)]
     fn power(self, exponent: Self) -> Self {
@@ -113,6 +122,57 @@ pub(crate) fn sigmoids<R: Real>(x: R) -> (R, R, R) {
     (choose(positive, large, small), choose(positive, small, large), e.ln_1p_unit())
 }
 
+/// `share · whole`, 0 where the share is 0: a share of nothing is nothing, also of what is infinite. A sum over all shares is NaN
+/// where what is shared is.
+#[inline(always)]
+pub(crate) fn part<R: Real>(share: R, whole: R) -> R {
+    choose(share == R::of(0.0), R::of(0.0), share * whole)
+}
+
+/// `y` where it is a share, from 0 to the `whole`, and NaN elsewhere.
+#[inline(always)]
+pub(crate) fn share_or_nan<R: Real>(y: R, whole: f64) -> R {
+    choose((y >= R::of(0.0)) & (y <= R::of(whole)), y, R::of(f64::NAN))
+}
+
+/// What the losses of a logit x are made of. All of it has its digits for every logit, and its limit for an infinite one.
+#[derive(Clone, Copy)]
+pub(crate) struct Logit<R> {
+    /// The probabilities σ(x) of yes and σ(−x) of no.
+    pub(crate) p: R,
+    pub(crate) q: R,
+    /// −log σ(x), which a yes costs, and −log σ(−x), which a no does.
+    pub(crate) of_yes: R,
+    pub(crate) of_no: R,
+}
+
+impl<R: Real> Logit<R> {
+    #[inline(always)]
+    pub(crate) fn new(x: R) -> Self {
+        let (p, q, log) = sigmoids(x);
+        let zero = R::of(0.0);
+        Self { p, q, of_yes: log + (-x).at_least(zero), of_no: log + x.at_least(zero) }
+    }
+
+    /// The cross entropy with a label y in \[0, 1\].
+    #[inline(always)]
+    pub(crate) fn entropy(self, y: R) -> R {
+        part(y, self.of_yes) + part(R::of(1.0) - y, self.of_no)
+    }
+
+    /// Its derivative σ(x) − y with respect to the logit. The difference would lose the digits of a confident one.
+    #[inline(always)]
+    pub(crate) fn slope(self, y: R) -> R {
+        (R::of(1.0) - y) * self.p - y * self.q
+    }
+
+    /// How far the sigmoid is from the wrong answer to y: y σ(−x) + (1 − y) σ(x).
+    #[inline(always)]
+    pub(crate) fn missing(self, y: R) -> R {
+        y * self.q + (R::of(1.0) - y) * self.p
+    }
+}
+
 /// `base` to the power of an exponent, both at least 0, and its derivative. The exponent is `WHOLE`, or `exponent` where that is
 /// [`ANY`].
 #[inline(always)]
@@ -126,7 +186,7 @@ pub(crate) fn powers<R: Real, const WHOLE: usize>(base: R, exponent: f64) -> (R,
             let power = base.power(R::of(exponent));
             let slope = R::of(exponent) * base.power(R::of(exponent - 1.0));
             // A power below 1 has a vertical tangent at 0.
-            let vertical = (R::of(exponent) < one) & (base < R::of(f32::MIN_POSITIVE.into()));
+            let vertical = (R::of(exponent) < one) & (base < R::smallest());
             (power, choose(vertical, zero, slope))
         }
     }
@@ -178,6 +238,11 @@ macro_rules! common {
         #[inline(always)]
         fn of(value: f64) -> Self {
             Lane(value as $number)
+        }
+
+        #[inline(always)]
+        fn smallest() -> Self {
+            Lane(<$number>::MIN_POSITIVE)
         }
 
         #[inline(always)]

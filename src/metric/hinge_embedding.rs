@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
+use crate::numeric::real;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The hinge loss of a distance: small for pairs that belong together, at least a margin for pairs that do not.
@@ -30,7 +31,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 ///
 /// # Errors
 ///
-/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do.
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for an input of
+/// booleans or complex numbers.
 ///
 /// # Example
 ///
@@ -94,6 +96,8 @@ impl Loss for HingeEmbeddingLoss {
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
+        check::not_boolean(("input", input))?;
+        real(("input", input))?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
         let (margin, reduction) = (self.margin, self.reduction);
         f_pointwise(Formula { margin }, [input, target], reduction, move |[input, target]| {

@@ -2,7 +2,7 @@ use tch::{Kind, Tensor};
 
 use super::same_shape_or_broadcast_in_rank;
 use crate::kernels::{self, Pointwise, Real, choose, f_pointwise};
-use crate::numeric::f_widely;
+use crate::numeric::{f_widely, real};
 use crate::{LossError, MeanParts, Reduction, check};
 
 /// The margin ranking loss: of two scores, the right one shall be higher by a margin.
@@ -34,7 +34,8 @@ use crate::{LossError, MeanParts, Reduction, check};
 ///
 /// # Errors
 ///
-/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do.
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for booleans and
+/// complex numbers.
 ///
 /// # Example
 ///
@@ -95,6 +96,10 @@ impl MarginRankingLoss {
     pub fn f_forward(&self, input1: &Tensor, input2: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let first = ("input1", input1);
         check::devices(&[first, ("input2", input2), ("target", target)])?;
+        for argument in [first, ("input2", input2), ("target", target)] {
+            check::not_boolean(argument)?;
+            real(argument)?;
+        }
         same_shape_or_broadcast_in_rank(("input2", input2), first, self.broadcast)?;
         same_shape_or_broadcast_in_rank(("target", target), first, self.broadcast)?;
         if target.f_kind()? == Kind::Uint8 {
@@ -146,9 +151,9 @@ impl Pointwise<3> for Formula {
         let zero = R::of(0.0);
         let difference = a - b;
         let short = R::of(self.margin) - y * difference;
-        let open = short >= zero;
-        let slope = choose(open, y, zero);
-        (short.at_least(zero), [-slope, slope, choose(open, -difference, zero)])
+        // Products, so that NaN and infinity come out as they do in PyTorch.
+        let open = choose(short >= zero, R::of(1.0), zero);
+        (short.at_least(zero), [-(open * y), open * y, -(open * difference)])
     }
 }
 

@@ -2,7 +2,7 @@ use std::f64::consts::LN_2;
 
 use tch::Tensor;
 
-use super::Elementwise;
+use super::{Distances, Elementwise};
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::mean_parts::f_wide_option;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
@@ -148,10 +148,11 @@ impl Pointwise<2> for Cauchy {
 }
 
 fn f_losses(Cauchy { scale }: Cauchy, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
-    let size = x.f_sub(y)?.f_div_number(scale)?;
-    let far = size.f_abs()?.f_clamp_min_number(FAR)?.f_log()?.f_mul_number(2)?.f_sub_number(LN_2)?;
-    let near = size.f_clamp_number(-FAR, FAR)?.f_square()?.f_mul_number(0.5)?.f_log1p()?;
-    Ok(far.f_where_self(&size.f_abs()?.f_gt_number(FAR)?, &near)?)
+    let difference = x.f_sub(y)?.f_div_number(scale)?;
+    let Distances { near, far, is_far } = Distances::f_new(&difference, FAR)?;
+    let far = far.f_log()?.f_mul_number(2)?.f_sub_number(LN_2)?;
+    let near = near.f_square()?.f_mul_number(0.5)?.f_log1p()?;
+    Ok(far.f_where_self(&is_far, &near)?)
 }
 
 #[cfg(test)]

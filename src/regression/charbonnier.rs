@@ -171,13 +171,19 @@ impl Pointwise<2> for Charbonnier {
 
 fn f_losses(Charbonnier { eps, minimum }: Charbonnier, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
     let difference = x.f_sub(y)?;
-    let root = difference.f_hypot(&Tensor::f_full_number(&[], eps, (x.f_kind()?, x.device()))?)?;
-    if minimum == CharbonnierMinimum::Eps {
-        return Ok(root);
-    }
-    // Near the target the difference of root and ε would lose its digits.
-    let near = difference.f_clamp_number(-eps, eps)?.f_square()?.f_div(&root.f_add_number(eps)?)?;
-    Ok(near.f_where_self(&difference.f_abs()?.f_lt_number(eps)?, &root.f_sub_number(eps)?)?)
+    // The root of an infinite difference would have the slope ∞ / ∞.
+    let infinite = difference.f_isinf()?;
+    let finite = difference.f_masked_fill_number(&infinite, 0)?;
+    let root = finite.f_hypot(&Tensor::f_full_number(&[], eps, (x.f_kind()?, x.device()))?)?;
+    let losses = match minimum {
+        CharbonnierMinimum::Eps => root,
+        CharbonnierMinimum::Zero => {
+            // Near the target the difference of root and ε would lose its digits.
+            let near = finite.f_clamp_number(-eps, eps)?.f_square()?.f_div(&root.f_add_number(eps)?)?;
+            near.f_where_self(&finite.f_abs()?.f_lt_number(eps)?, &root.f_sub_number(eps)?)?
+        }
+    };
+    Ok(difference.f_abs()?.f_where_self(&infinite, &losses)?)
 }
 
 #[cfg(test)]

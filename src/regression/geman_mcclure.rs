@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::Elementwise;
+use super::{Distances, Elementwise};
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::mean_parts::f_wide_option;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
@@ -145,18 +145,12 @@ impl Pointwise<2> for GemanMcClure {
 }
 
 fn f_losses(GemanMcClure { scale }: GemanMcClure, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
-    let size = x.f_sub(y)?.f_div_number(2.0 * scale)?;
-    let near = size.f_clamp_number(-1, 1)?.f_square()?;
+    let difference = x.f_sub(y)?.f_div_number(2.0 * scale)?;
+    let Distances { near, far, is_far } = Distances::f_new(&difference, 1.0)?;
+    let near = near.f_square()?;
     let near = near.f_mul_number(2)?.f_div(&near.f_add_number(1)?)?;
-    let far = size
-        .f_abs()?
-        .f_clamp_min_number(1)?
-        .f_reciprocal()?
-        .f_square()?
-        .f_add_number(1)?
-        .f_reciprocal()?
-        .f_mul_number(2)?;
-    Ok(far.f_where_self(&size.f_abs()?.f_gt_number(1)?, &near)?)
+    let far = far.f_reciprocal()?.f_square()?.f_add_number(1)?.f_reciprocal()?.f_mul_number(2)?;
+    Ok(far.f_where_self(&is_far, &near)?)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@ use std::f64::consts::LN_2;
 
 use tch::Tensor;
 
-use super::Elementwise;
+use super::{Distances, Elementwise};
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::mean_parts::f_wide_option;
 use crate::{Loss, LossError, MeanParts, Reduction};
@@ -127,11 +127,10 @@ impl Pointwise<2> for LogCosh {
 
 fn f_losses(_: LogCosh, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
     let difference = x.f_sub(y)?;
-    let size = difference.f_abs()?;
-    let far = size.f_clamp_min_number(1)?;
+    let Distances { near, far, is_far } = Distances::f_new(&difference, 1.0)?;
     let far = far.f_add(&far.f_mul_number(-2)?.f_exp()?.f_log1p()?)?.f_sub_number(LN_2)?;
-    let near = difference.f_clamp_number(-1, 1)?.f_tanh()?.f_square()?.f_neg()?.f_log1p()?.f_mul_number(-0.5)?;
-    Ok(near.f_where_self(&size.f_lt_number(1)?, &far)?)
+    let near = near.f_tanh()?.f_square()?.f_neg()?.f_log1p()?.f_mul_number(-0.5)?;
+    Ok(far.f_where_self(&is_far, &near)?)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@ use tch::Tensor;
 use super::Elementwise;
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::mean_parts::f_wide_option;
+use crate::numeric::f_with_nan_slopes;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The mean absolute percentage error: the distance of each element to its target, as a percentage of the target.
@@ -129,14 +130,15 @@ impl Pointwise<2> for PercentageError {
         let difference = x - y;
         let size = y.abs().at_least(eps);
         let loss = hundred * (difference.abs() / size);
-        let slope = hundred * difference.sign() / size;
+        let slope = hundred * difference.sign_or_nan() / size;
         let of_size = choose(y.abs() < eps, zero, loss / size * y.sign());
         (loss, [slope, -slope - of_size])
     }
 }
 
 fn f_losses(PercentageError { eps }: PercentageError, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
-    Ok(x.f_sub(y)?.f_abs()?.f_div(&y.f_abs()?.f_clamp_min_number(eps)?)?.f_mul_number(100)?)
+    let losses = x.f_sub(y)?.f_abs()?.f_div(&y.f_abs()?.f_clamp_min_number(eps)?)?.f_mul_number(100)?;
+    f_with_nan_slopes(&losses)
 }
 
 #[cfg(test)]

@@ -117,6 +117,25 @@ fn f_not_negative(named: check::Named, expected: &str, mode: InvalidValues) -> R
     Validity::f_new(named, negative.f_logical_not()?, || expected.into(), mode)
 }
 
+/// Differences that have one formula near the target and another one far from it.
+struct Distances {
+    /// The differences, 0 where they are far; NaN is near.
+    near: Tensor,
+    /// Their sizes, the bound where they are not far.
+    far: Tensor,
+    is_far: Tensor,
+}
+
+impl Distances {
+    /// Those of more than `bound` are far.
+    fn f_new(difference: &Tensor, bound: f64) -> Result<Self, LossError> {
+        let size = difference.f_abs()?;
+        let is_far = size.f_gt_number(bound)?;
+        let near = difference.f_masked_fill_number(&is_far, 0)?;
+        Ok(Self { near, far: size.f_masked_fill_number(&is_far.f_logical_not()?, bound)?, is_far })
+    }
+}
+
 /// What becomes of the losses of single elements.
 struct Elementwise<'a> {
     weight: Option<&'a Tensor>,

@@ -3,7 +3,7 @@ use tch::{Kind, Tensor};
 use super::Elementwise;
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::mean_parts::{f_wide, f_wide_option};
-use crate::numeric::{f_reals, wide_kind};
+use crate::numeric::{f_reals, f_with_nan_slopes, wide_kind};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The quantile loss, or pinball: the distance of each element to its target, weighed by the side on which it lies.
@@ -203,14 +203,15 @@ impl Pointwise<2> for Pinball {
         let (below, above) = (R::of(self.quantile), R::of(self.quantile - 1.0));
         let difference = y - x;
         let loss = choose(difference < zero, above, below) * difference;
-        let slope = half * difference.sign() + (below - half);
+        let slope = half * difference.sign_or_nan() + (below - half);
         (loss, [-slope, slope])
     }
 }
 
 fn f_losses(Pinball { quantile }: Pinball, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
     let difference = y.f_sub(x)?;
-    Ok(difference.f_mul_number(quantile)?.f_maximum(&difference.f_mul_number(quantile - 1.0)?)?)
+    let losses = difference.f_mul_number(quantile)?.f_maximum(&difference.f_mul_number(quantile - 1.0)?)?;
+    f_with_nan_slopes(&losses)
 }
 
 #[cfg(test)]

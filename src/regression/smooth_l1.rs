@@ -1,4 +1,4 @@
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::{f_expanded, f_real_pair};
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
@@ -40,7 +40,7 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// # Example
 ///
 /// ```
-/// use tch::Tensor;
+/// use tch::{Kind, Tensor};
 /// use tch_losses::{Loss, SmoothL1Loss};
 ///
 /// let input = Tensor::from_slice(&[1.0, 0.0]).set_requires_grad(true);
@@ -101,7 +101,7 @@ impl Loss for SmoothL1Loss {
         check::option("beta", beta, beta >= 0.0, "a number ≥ 0")?;
         f_expanded(input, target, self.broadcast, |x, y| {
             let [x, y] = &f_real_pair(x, y)?;
-            if beta == 0.0 {
+            if is_zero(beta, x.f_kind()?) {
                 return f_widely([x, y], |[x, y]| Ok(x.f_l1_loss(y, reduction)?));
             }
             f_pointwise(Smooth { beta }, [x, y], self.reduction, move |[x, y]| {
@@ -114,6 +114,11 @@ impl Loss for SmoothL1Loss {
         let sum = Self { reduction: Reduction::Sum, ..*self };
         MeanParts::f_of_sum(&sum, input, target, None)
     }
+}
+
+/// Whether β is 0 in the kind that the loss is computed in. Then nothing is left of the parabola.
+fn is_zero(beta: f64, kind: Kind) -> bool {
+    if kind == Kind::Double { beta == 0.0 } else { beta as f32 == 0.0 }
 }
 
 #[derive(Clone, Copy)]

@@ -142,8 +142,10 @@ impl Pointwise<2> for Welsch {
 }
 
 fn f_losses(Welsch { scale }: Welsch, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
-    let difference = x.f_sub(y)?.f_div_number(scale)?.f_clamp_number(-FAR, FAR)?;
-    Ok(difference.f_square()?.f_mul_number(-0.5)?.f_expm1()?.f_neg()?)
+    let difference = x.f_sub(y)?.f_div_number(scale)?;
+    // Not a clamp, which has no gradient for NaN either.
+    let far = difference.f_abs()?.f_gt_number(FAR)?;
+    Ok(difference.f_masked_fill_number(&far, FAR)?.f_square()?.f_mul_number(-0.5)?.f_expm1()?.f_neg()?)
 }
 
 #[cfg(test)]

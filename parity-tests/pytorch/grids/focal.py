@@ -97,6 +97,11 @@ def sizes(draw: Draw, shape: Shape) -> torch.Tensor:
     return draw.uniform((classes(shape),), 0.2, 2.0)
 
 
+def column(draw: Draw, shape: Shape) -> torch.Tensor:
+    """The same as a column, which kornia takes, too."""
+    return draw.uniform((classes(shape), 1), 0.2, 2.0)
+
+
 def logits(draw: Draw, shape: Shape) -> torch.Tensor:
     """Usual logits, none of which has a probability of 1 in low precision."""
     return draw.normal(shape, 1.5).clamp(-4.0, 4.0)
@@ -258,7 +263,7 @@ def kornia_softmax(suite: Suite) -> None:
         {"alpha": 0.5, "gamma": 3.5, "ignore_index": 1},
         {"alpha": 0.5, "ignore_index": None},
         {"alpha": None, "weight": sizes},
-        {"alpha": 0.3, "gamma": 1.5, "weight": sizes, "ignore_index": 0},
+        {"alpha": 0.3, "gamma": 1.5, "weight": column, "ignore_index": 0},
     ]
     ignoring = mostly(indices, -100)
     for name in ("FocalLoss", "focal_loss"):
@@ -295,6 +300,7 @@ def kornia_softmax(suite: Suite) -> None:
                     (ignoring, {"ignore_index": None}),
                     (hard, {}),
                     (indices, {"reduction": "average"}),
+                    (indices, {"reduction": None}),
                     (indices, {"weight": lambda draw, shape: draw.uniform((2,))}),
                     (lambda draw, _: indices(draw, (4,)), {}),
                 ],
@@ -320,7 +326,7 @@ def kornia_sigmoid(suite: Suite) -> None:
         {"alpha": 0.5, "ignore_index": None},
         {"alpha": None, "weight": sizes},
         {"alpha": 0.5, "gamma": 3.5, "pos_weight": sizes},
-        {"alpha": 0.3, "gamma": 1.5, "weight": sizes, "pos_weight": sizes, "ignore_index": 0},
+        {"alpha": 0.3, "gamma": 1.5, "weight": column, "pos_weight": column, "ignore_index": 0},
     ]
     for name in ("BinaryFocalLossWithLogits", "binary_focal_loss_with_logits"):
         reference = f"kornia.losses.{name}"
@@ -355,6 +361,7 @@ def kornia_sigmoid(suite: Suite) -> None:
                 rejects=[
                     (mismatched, {}),
                     (hard, {"reduction": "average"}),
+                    (hard, {"reduction": None}),
                     (hard, {"weight": lambda draw, shape: draw.uniform((2,))}),
                     (hard, {"pos_weight": lambda draw, shape: draw.uniform((2,))}),
                     (lambda draw, _: hard(draw, (4,)), {}),
@@ -416,6 +423,7 @@ MONAI_REJECTS: list[tuple[Make, dict]] = [
     (hard, {"weight": -1.0}),
     (hard, {"alpha": [0.5, 0.5]}),
     (hard, {"reduction": "average"}),
+    (hard, {"reduction": None}),
 ]
 MONAI_DTYPES = ("f32", "bf16")  # MONAI computes in f32 whatever comes: f64 has no precision to compare.
 

@@ -43,7 +43,10 @@ pub(super) const ADAPTERS: &[Adapter] = &[
         |arguments| robust(arguments, |reduction| Box::new(GemanMcClureLoss::new().reduction(reduction)))),
     adapter("WelschLoss (kornia)", &["kornia.losses.WelschLoss", "kornia.losses.welsch_loss"],
         &["img1", "img2", "reduction"], Close,
-        |arguments| robust(arguments, |reduction| Box::new(WelschLoss::new().reduction(reduction)))),
+        |arguments| {
+            let loss = WelschLoss::new().reduction(unreduced_by_default(arguments)?);
+            run_robust(arguments, &loss)
+        }),
     adapter("SsimLoss (kornia)", &["kornia.losses.SSIMLoss", "kornia.losses.ssim_loss"],
         &["img1", "img2", "window_size", "max_val", "eps", "reduction", "padding"], Close, |arguments| ssim(arguments, 2)),
     adapter("SsimLoss (kornia, 3-D)", &["kornia.losses.SSIM3DLoss", "kornia.losses.ssim3d_loss"],
@@ -55,9 +58,9 @@ pub(super) const ADAPTERS: &[Adapter] = &[
         &["img", "reduction"], Close, total_variation),
 ];
 
-/// The reduction, which is none by default.
+/// The reduction, which is none by default, though not for `None`.
 fn unreduced_by_default(arguments: &mut Arguments) -> Result<Reduction, EvalError> {
-    if arguments.contains("reduction") { arguments.reduction() } else { Ok(Reduction::None) }
+    if arguments.contains("reduction") { arguments.reduction_by_name() } else { Ok(Reduction::None) }
 }
 
 /// The label that is ignored: -100 by default, and `None` for none.
@@ -76,8 +79,9 @@ fn softmax_focal(arguments: &mut Arguments) -> Outcome {
         .ignore_index(ignored)
         .mean_over(MeanOver::All)
         .reduction(reduction);
-    let loss = with(loss, arguments.optional_tensor("weight")?, SoftmaxFocalLoss::weight);
+    let weight = arguments.optional_tensor("weight")?;
     let (pred, target) = (arguments.tensor("pred")?, arguments.tensor("target")?);
+    let loss = with(loss, of_classes(weight, &pred)?, SoftmaxFocalLoss::weight);
     if pred.dim() < 2 {
         return Err(EvalError::Rejected("pred has no classes".into()));
     }
@@ -115,12 +119,19 @@ fn sigmoid_focal(arguments: &mut Arguments, default_alpha: Option<f64>) -> Outco
     Ok(loss.f_forward(&pred, &target)?.into())
 }
 
-/// One value per class in a shape that broadcasts along dimension 1.
-fn along_classes(values: Option<Tensor>, pred: &Tensor) -> Result<Option<Tensor>, EvalError> {
+/// One value per class, `[C]`; kornia also takes `[C, 1, …]`.
+fn of_classes(values: Option<Tensor>, pred: &Tensor) -> Result<Option<Tensor>, EvalError> {
     let Some(values) = values else { return Ok(None) };
-    if pred.dim() < 2 || values.size() != pred.size()[1..2] {
+    let one_for_each = pred.size().get(1).is_some_and(|classes| values.size().first() == Some(classes));
+    if !one_for_each || values.numel() as i64 != pred.size()[1] {
         return Err(EvalError::Rejected("one weight for each class is expected".into()));
     }
+    Ok(Some(values.f_flatten(0, -1)?))
+}
+
+/// The same in a shape that broadcasts along dimension 1.
+fn along_classes(values: Option<Tensor>, pred: &Tensor) -> Result<Option<Tensor>, EvalError> {
+    let Some(values) = of_classes(values, pred)? else { return Ok(None) };
     let mut shape = vec![1; pred.dim()];
     shape[1] = -1;
     Ok(Some(values.f_reshape(shape)?))
@@ -199,8 +210,17 @@ fn image_pair(arguments: &mut Arguments) -> Result<[Tensor; 2], EvalError> {
     Ok([first.f_to_kind(kind)?, second.f_to_kind(kind)?])
 }
 
+/// Where kornia names the reduction `None` it is none.
+fn unreduced_for_none(arguments: &mut Arguments) -> Result<Reduction, EvalError> {
+    if arguments.is_none("reduction") { Ok(Reduction::None) } else { unreduced_by_default(arguments) }
+}
+
 fn robust(arguments: &mut Arguments, loss: fn(Reduction) -> Box<dyn Loss>) -> Outcome {
-    let loss = loss(unreduced_by_default(arguments)?);
+    let reduction = unreduced_for_none(arguments)?;
+    run_robust(arguments, &*loss(reduction))
+}
+
+fn run_robust(arguments: &mut Arguments, loss: &dyn Loss) -> Outcome {
     let [first, second] = image_pair(arguments)?;
     Ok(loss.f_forward(&first, &second)?.into())
 }
@@ -222,7 +242,7 @@ fn ssim(arguments: &mut Arguments, dims: usize) -> Outcome {
         .eps(arguments.number("eps", 1e-12)?)
         .padding(padding)
         .form(SsimForm::Dissimilarity)
-        .reduction(arguments.reduction()?);
+        .reduction(arguments.reduction_by_name()?);
     let [first, second] = image_pair(arguments)?;
     if first.dim() != dims + 2 {
         return Err(EvalError::Rejected(format!("images of shape {:?}", first.size())));
@@ -243,7 +263,7 @@ fn ms_ssim_l1(arguments: &mut Arguments) -> Outcome {
         .data_range(arguments.number("data_range", 1.0)?)
         .alpha(arguments.number("alpha", 0.025)?)
         .compensation(arguments.number("compensation", 200.0)?)
-        .reduction(arguments.reduction()?);
+        .reduction(arguments.reduction_by_name()?);
     let [first, second] = image_pair(arguments)?;
     Ok(loss.f_forward(&first, &second)?.into())
 }
@@ -257,6 +277,9 @@ fn psnr(arguments: &mut Arguments) -> Outcome {
 
 /// kornia's reduction is that of the pixels; it keeps the images apart.
 fn total_variation(arguments: &mut Arguments) -> Outcome {
+    if arguments.is_none("reduction") {
+        return Err(EvalError::Rejected("there is no reduction None".into()));
+    }
     let pixels = match arguments.text("reduction")?.as_deref() {
         None | Some("sum") => PixelReduction::Sum,
         Some("mean") => PixelReduction::Mean,

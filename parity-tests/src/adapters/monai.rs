@@ -47,7 +47,7 @@ fn focal(arguments: &mut Arguments) -> Outcome {
     let weight = arguments.numbers("weight")?;
     let softmax = arguments.boolean("use_softmax", false)?;
     let ignored = arguments.optional_integer("ignore_index")?;
-    let reduction = arguments.reduction()?;
+    let reduction = arguments.reduction_by_name()?;
     let Some(&classes) = input.size().get(1) else {
         return Err(EvalError::Rejected("input has no classes".into()));
     };
@@ -258,7 +258,7 @@ impl Regions {
             smooth_nr: arguments.number("smooth_nr", 1e-5)?,
             smooth_dr: arguments.number("smooth_dr", 1e-5)?,
             batch: arguments.boolean("batch", false)?,
-            reduction: arguments.reduction()?,
+            reduction: arguments.reduction_by_name()?,
         })
     }
 

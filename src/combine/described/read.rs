@@ -6,7 +6,7 @@ use super::registry::{Described, f_one_of};
 use super::value::Value;
 use crate::{
     Activation, AnchorReduction, BceWithLogitsLoss, CharbonnierMinimum, CrossEntropyLoss, CrossEntropyPart, DiceLoss,
-    EmbeddingDistance, EmbeddingReduction, EmptyMask, FocalAlpha, FocalNormalization, FocalPart, FocalPower,
+    Divisor, EmbeddingDistance, EmbeddingReduction, EmptyMask, FocalAlpha, FocalNormalization, FocalPart, FocalPower,
     FocalSoftTargets, FocalTverskyLoss, GeneralizedDiceLoss, Grouping, HingeTargets, IgnoreScope, InvalidValues,
     JaccardLoss, KlDivReduction, LovaszClasses, MeanOver, MsSsimScope, MultiLabelReduction, OneVsRestFocalLoss,
     Overlap, OverlapMeasure, PsnrScope, Quantiles, Reduction, SigmoidFocalLoss, SoftmaxFocalLoss, SsimForm,
@@ -167,6 +167,20 @@ impl Read for FocalAlpha {
             _ => match f64::read(value, place) {
                 Ok(balance) => Ok(FocalAlpha::Balance(balance)),
                 Err(_) => expected("a number, a list of one for each class, or \"none\""),
+            },
+        }
+    }
+}
+
+impl Read for Divisor {
+    fn read(value: &Value, place: Place) -> Result<Self, Mismatch> {
+        match value {
+            Value::Text(text) if text == "losses" => Ok(Divisor::Losses),
+            Value::Text(text) if text == "positives" => Ok(Divisor::Positives),
+            Value::Text(text) if text == "weights" => Ok(Divisor::Weights),
+            _ => match f64::read(value, place) {
+                Ok(number) => Ok(Divisor::Number(number)),
+                Err(_) => expected("\"losses\", \"positives\", \"weights\" or a number"),
             },
         }
     }

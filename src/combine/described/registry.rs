@@ -158,7 +158,7 @@ described! {
     "welsch" => WelschLoss { scale, weight or none, broadcast, reduction }
     "asymmetric_multi_label" => AsymmetricMultiLabelLoss {
         gamma_neg, gamma_pos, clip, eps, detach_focus, label_smoothing, weight or none, pos_weight or none,
-        reduction,
+        invalid_values, reduction,
     }
     "asymmetric_single_label" => AsymmetricSingleLabelLoss {
         gamma_pos, gamma_neg, label_smoothing, invalid_values, reduction,
@@ -179,11 +179,13 @@ described! {
         alpha: FocalAlpha, gamma, reduced_threshold or none, normalization, weight or none,
         ignore_index: Option<i64>, invalid_values, mean_over, reduction,
     }
-    "poly_bce_with_logits" => PolyBceWithLogitsLoss { epsilon, gamma, alpha or none, label_smoothing, reduction }
+    "poly_bce_with_logits" => PolyBceWithLogitsLoss {
+        epsilon, gamma, alpha or none, label_smoothing, invalid_values, reduction,
+    }
     "poly_cross_entropy" => PolyCrossEntropyLoss { epsilon, label_smoothing, invalid_values, reduction }
     "sigmoid_focal" => SigmoidFocalLoss {
         alpha: FocalAlpha, gamma, soft_targets, reduced_threshold or none, normalization, weight or none,
-        pos_weight or none, ignore_index or none, mask or none, mean_over, reduction,
+        pos_weight or none, ignore_index or none, mask or none, invalid_values, mean_over, divisor: Divisor, reduction,
     }
     "soft_bce_with_logits" => SoftBceWithLogitsLoss {
         weight or none, pos_weight or none, ignore_index: Option<i64>, label_smoothing, target_threshold or none,
@@ -265,10 +267,10 @@ described! {
     }
     "ms_ssim_l1" => MsSsimL1Loss { sigmas: Vec<f64> => as_slice, data_range, k1, k2, alpha, compensation, reduction }
     "psnr" => PsnrLoss { data_range, eps, scope, reduction }
-    "complete_box_iou" => CompleteBoxIouLoss { eps, alpha_eps, reduction }
-    "distance_box_iou" => DistanceBoxIouLoss { eps, reduction }
-    "distribution_focal" => DistributionFocalLoss { invalid_values, reduction }
-    "generalized_box_iou" => GeneralizedBoxIouLoss { eps, reduction }
-    "quality_focal" => QualityFocalLoss { beta, reduction }
-    "varifocal" => VarifocalLoss { alpha, gamma, reduction }
+    "complete_box_iou" => CompleteBoxIouLoss { eps, alpha_eps, weight or none, divisor: Divisor, reduction }
+    "distance_box_iou" => DistanceBoxIouLoss { eps, weight or none, divisor: Divisor, reduction }
+    "distribution_focal" => DistributionFocalLoss { weight or none, divisor: Divisor, invalid_values, reduction }
+    "generalized_box_iou" => GeneralizedBoxIouLoss { eps, weight or none, divisor: Divisor, reduction }
+    "quality_focal" => QualityFocalLoss { beta, weight or none, divisor: Divisor, invalid_values, reduction }
+    "varifocal" => VarifocalLoss { alpha, gamma, weight or none, divisor: Divisor, invalid_values, reduction }
 }
