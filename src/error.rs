@@ -108,6 +108,9 @@ pub enum LossError {
     /// A loss of another crate does not say which tensors it holds, and so can be neither moved nor copied.
     #[error("the loss does not say which tensors it holds: it has no Loss::with_tensors")]
     NoTensors,
+    /// A mean is over nothing, where that was asked to be an error: [`WhenEmpty::Error`](crate::WhenEmpty::Error).
+    #[error("the mean is over nothing: an empty batch, or one of which nothing counts")]
+    Empty,
     /// A term of a sum of losses could not be computed.
     #[error("term {term}: {source}")]
     Term {

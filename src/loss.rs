@@ -2,9 +2,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor, no_grad_guard};
 
-use crate::{LossError, MeanParts, option_tensors};
+use crate::kernels::NumberOperations;
+use crate::{LossError, MeanParts, OverNothing, WhenEmpty, option_tensors};
 
 /// A loss of an input and a target.
 ///
@@ -54,6 +55,55 @@ pub trait Loss: Send {
         Err(LossError::no_mean::<Self>("it is no mean over samples or elements"))
     }
 
+    /// Whether the mean is over nothing: a Boolean scalar on the device of the input. So it is where the denominator of
+    /// [`f_parts`](Loss::f_parts) is 0, or for a loss that is no mean, where the input has no elements.
+    ///
+    /// # Errors
+    /// Those of [`f_forward`](Loss::f_forward).
+    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let _guard = no_grad_guard();
+        match self.f_parts(input, target) {
+            Ok(parts) => Ok(parts.denominator().f_eq_number(0)?),
+            Err(LossError::NoMean { .. }) => f_has_no_elements(input),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The same loss with what it is where the mean is over nothing: an empty batch, or targets that are all ignored.
+    /// By default that is what the reference of the loss has, NaN for most.
+    ///
+    /// ```
+    /// use tch::Tensor;
+    /// use tch_losses::{CrossEntropyLoss, Loss, WhenEmpty};
+    ///
+    /// let logits = Tensor::from_slice(&[1.0, 2.0]).view([1, 2]).set_requires_grad(true);
+    /// let ignored = Tensor::from_slice(&[-100_i64]);
+    /// let criterion = CrossEntropyLoss::new();
+    /// assert!(f64::try_from(criterion.f_forward(&logits, &ignored)?)?.is_nan());
+    ///
+    /// let criterion = criterion.when_empty(WhenEmpty::Zero);
+    /// let loss = criterion.f_forward(&logits, &ignored)?;
+    /// loss.f_backward()?;
+    /// assert_eq!(f64::try_from(&loss)?, 0.0);
+    /// assert_eq!(Vec::<f64>::try_from(logits.grad().view(-1))?, [0.0, 0.0]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    fn when_empty(self, when_empty: WhenEmpty) -> OverNothing<Self>
+    where
+        Self: Sized,
+    {
+        OverNothing::new(self, when_empty)
+    }
+
+    /// Checks the options that need no input to be looked at: a label smoothing of 2 is wrong for every input. The first
+    /// step of [`f_forward`](Loss::f_forward); a program that reads options from a file calls it at the start.
+    ///
+    /// # Errors
+    /// [`LossError::Option`] for the option at fault.
+    fn f_check_options(&self) -> Result<(), LossError> {
+        Ok(())
+    }
+
     /// The same loss with each tensor among its options replaced, such as the weights of classes; parameters stay. `None`
     /// where the loss does not say how, which is the default.
     ///
@@ -61,7 +111,7 @@ pub trait Loss: Send {
     /// [`WeightedSum`](crate::WeightedSum). One without tensors returns a copy of itself.
     ///
     /// ```
-    /// use tch::{Device, Kind, Tensor};
+    /// use tch::{Device, Kind, Tensor, no_grad_guard};
     /// use tch_losses::{Loss, LossError, MseLoss};
     ///
     /// struct Scaled {
@@ -107,6 +157,14 @@ impl<L: Loss + Sync + ?Sized> Loss for &L {
         (**self).f_parts(input, target)
     }
 
+    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        (**self).f_is_empty(input, target)
+    }
+
+    fn f_check_options(&self) -> Result<(), LossError> {
+        (**self).f_check_options()
+    }
+
     fn with_tensors(&self, replace: &mut dyn FnMut(&Tensor) -> Tensor) -> Option<Box<dyn Loss>> {
         (**self).with_tensors(replace)
     }
@@ -121,9 +179,22 @@ impl<L: Loss + ?Sized> Loss for Box<L> {
         (**self).f_parts(input, target)
     }
 
+    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        (**self).f_is_empty(input, target)
+    }
+
+    fn f_check_options(&self) -> Result<(), LossError> {
+        (**self).f_check_options()
+    }
+
     fn with_tensors(&self, replace: &mut dyn FnMut(&Tensor) -> Tensor) -> Option<Box<dyn Loss>> {
         (**self).with_tensors(replace)
     }
+}
+
+/// Whether a tensor has no elements, as a Boolean scalar on its device.
+pub(crate) fn f_has_no_elements(input: &Tensor) -> Result<Tensor, LossError> {
+    Ok(Tensor::f_full_number(&[], i64::from(input.numel() == 0), (Kind::Bool, input.device()))?)
 }
 
 /// What all losses of this crate have, for one that was chosen at run time.

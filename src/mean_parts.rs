@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::kernels::NumberOperations;
-use crate::{Loss, LossError};
+use crate::{Loss, LossError, WhenEmpty};
 
 /// The numerator and the denominator of a loss that is a mean, for means over several calls.
 ///
@@ -129,6 +129,27 @@ impl MeanParts {
     /// [`LossError::Torch`] where libtorch cannot divide them.
     pub fn f_value(&self) -> Result<Tensor, LossError> {
         Ok(self.numerator.f_div(&self.denominator)?.f_to_kind(self.numerator.f_kind()?)?)
+    }
+
+    /// The mean, in the kind of the numerator; where the denominator is 0, what `when_empty` says.
+    ///
+    /// ```
+    /// use tch::{Kind, Tensor};
+    /// use tch_losses::{TripletMarginLoss, WhenEmpty};
+    ///
+    /// let none = Tensor::zeros([0, 4], (Kind::Float, tch::Device::Cpu));
+    /// let parts = TripletMarginLoss::new().f_parts(&none, &none, &none)?;
+    /// assert_eq!(f64::try_from(parts.f_value_when_empty(WhenEmpty::Zero)?)?, 0.0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`LossError::Empty`] where that was asked for, [`LossError::Torch`] where libtorch cannot divide them.
+    pub fn f_value_when_empty(&self, when_empty: WhenEmpty) -> Result<Tensor, LossError> {
+        let empty = self.denominator.f_eq_number(0)?;
+        // 0 / 0 would have a gradient of NaN.
+        let mean = self.numerator.f_div(&self.denominator.f_masked_fill_number(&empty, 1)?)?;
+        when_empty.f_choose(&mean.f_to_kind(self.numerator.f_kind()?)?, &empty)
     }
 
     /// The parts of the mean over what both are means of.

@@ -7,7 +7,8 @@ use crate::LossError;
 /// How the losses of the single elements become the result.
 ///
 /// The mean is over the elements of the unreduced loss, except where a loss says otherwise (a weighted mean over
-/// the classes of the targets, for example). Over no elements at all the mean is NaN and the sum 0, as in PyTorch.
+/// the classes of the targets, for example). Over no elements at all the mean is NaN and the sum 0, as in PyTorch;
+/// [`Loss::when_empty`](crate::Loss::when_empty) makes the mean 0 or an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[doc(alias = "reduction")]
 pub enum Reduction {

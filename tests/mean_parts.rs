@@ -7,7 +7,7 @@ use tch_losses::{
     AdaptiveLogSoftmaxConfig, AdaptiveLogSoftmaxWithLoss, AnyLoss, Backend, Chunking, CosineEmbeddingLoss,
     CrossEntropyLoss, CtcLoss, GaussianNllLoss, HuberLoss, L1Loss, LinearCrossEntropy, LinearCrossEntropyConfig,
     LinearCrossEntropyLoss, LogCoshLoss, Loss, LossError, MarginRankingLoss, MeanParts, MseLoss, QuantileLoss,
-    Reduction, TripletMarginLoss, TripletMarginWithDistanceLoss, with_backend,
+    Reduction, TripletMarginLoss, TripletMarginWithDistanceLoss, WhenEmpty, with_backend,
 };
 
 /// The sizes of the parts of a batch of six.
@@ -385,7 +385,156 @@ fn what_is_no_mean_says_so() {
         message(json!({"loss": "sigmoid_focal", "normalization": "all"})),
         "SigmoidFocalLoss has no numerator and denominator: with a normalization it is divided by a sum over the whole batch"
     );
-    assert_eq!(message(json!({"loss": "huber", "delta": -1})), "option delta is -1, expected a number > 0");
+    let error = HuberLoss::new().delta(-1.0).f_parts(&input, &target).unwrap_err().to_string();
+    assert_eq!(error, "option delta is -1, expected a number > 0");
     let pair = MeanParts::f_new(Tensor::from_slice(&[1.0]), Tensor::from_slice(&[1.0]));
     assert_eq!(pair.unwrap_err().to_string(), "numerator has shape [1], expected [], a scalar");
+}
+
+/// A leaf that requires a gradient.
+fn leaf(tensor: &Tensor, kind: Kind) -> Tensor {
+    tensor.detach().to_kind(kind).copy().set_requires_grad(true)
+}
+
+/// The loss over nothing is what `when_empty` says, and its gradient is 0.
+fn check_nothing(name: &str, loss: impl Fn(WhenEmpty, &Tensor) -> Result<Tensor, LossError>, input: &Tensor) {
+    for (when_empty, value) in [(WhenEmpty::Zero, 0.0), (WhenEmpty::Nan, f64::NAN)] {
+        let input = leaf(input, input.kind());
+        let result = loss(when_empty, &input).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(result.double_value(&[]).to_bits() << 1, value.to_bits() << 1, "{name}: {result}");
+        result.f_backward().unwrap_or_else(|error| panic!("{name} has no graph: {error}"));
+        let gradient = input.grad().to_kind(Kind::Double);
+        assert!(gradient.equal(&gradient.zeros_like()), "{name}, {when_empty:?}: {gradient}");
+    }
+    let error = loss(WhenEmpty::Error, input).err();
+    assert!(matches!(error, Some(LossError::Empty)), "{name}: {error:?}");
+}
+
+#[test]
+fn a_mean_over_no_batch_is_what_was_asked_for() {
+    for (descriptions, input, target) in cases() {
+        for description in descriptions {
+            for kind in [Kind::Double, Kind::Float, Kind::Half] {
+                if description == "multi_label_margin" && kind == Kind::Half {
+                    continue;
+                }
+                let target = if target.is_floating_point() { target.to_kind(kind) } else { target.shallow_clone() };
+                let (input, mean) = (input.to_kind(kind), read(&of_mean(&description), kind));
+                let (no_input, no_target) = (input.narrow(0, 0, 0), target.narrow(0, 0, 0));
+                for backend in [Backend::Auto, Backend::Composite] {
+                    with_backend(backend, || {
+                        let name = format!("{description} in {kind:?}, {backend:?}");
+                        check_nothing(&name, |rule, input| mean.when_empty_of(rule, input, &no_target), &no_input);
+                        let plain = mean.f_forward(&input, &target).unwrap();
+                        for rule in [WhenEmpty::Zero, WhenEmpty::Error] {
+                            let value = mean.when_empty_of(rule, &input, &target).unwrap();
+                            assert_eq!(value, plain, "{name}: what is over something stays");
+                        }
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// A loss that is not given away.
+trait WhenEmptyOf {
+    fn when_empty_of(&self, rule: WhenEmpty, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError>;
+}
+
+impl WhenEmptyOf for AnyLoss {
+    fn when_empty_of(&self, rule: WhenEmpty, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.clone().when_empty(rule).f_forward(input, target)
+    }
+}
+
+#[test]
+fn a_mean_over_ignored_targets_is_what_was_asked_for() {
+    let (logits, logs) = (numbers(&[6, 3, 2], 0.0), numbers(&[6, 3, 2], 0.0).log_softmax(1, None));
+    let (elements, classes) = (numbers(&[6, 4], 0.0), integers(&[6, 2], &[-100; 12]));
+    let spoiled = elements.full_like(255);
+    let overlap = json!({"loss": "dice", "activation": "softmax", "ignore_index": -100});
+    let cases = [
+        (json!("cross_entropy"), &logits, &classes),
+        (json!({"loss": "cross_entropy", "weight": [0.5, 1, 4], "label_smoothing": 0.1}), &logits, &classes),
+        (json!("nll"), &logs, &classes),
+        (json!("softmax_focal"), &logits, &classes),
+        (json!({"loss": "softmax_focal", "weight": [0.5, 1, 4]}), &logits, &classes),
+        (json!({"loss": "one_vs_rest_focal", "ignore_index": -100}), &logits, &classes),
+        (json!({"loss": "soft_bce_with_logits", "mean_over": "counted"}), &logits, &classes),
+        (json!({"loss": "sigmoid_focal", "ignore_index": 255}), &elements, &spoiled),
+        (json!({"loss": "sigmoid_focal", "mask": [[false, false, false, false]]}), &elements, &elements.sigmoid()),
+        (json!({"loss": "soft_bce_with_logits", "ignore_index": 255, "mean_over": "counted"}), &elements, &spoiled),
+        (json!({"loss": "dice_cross_entropy", "overlap": overlap}), &logits, &classes),
+        (json!({"loss": "dice_focal", "overlap": overlap}), &logits, &classes),
+    ];
+    for (description, input, target) in cases {
+        for backend in [Backend::Auto, Backend::Composite] {
+            with_backend(backend, || {
+                let loss = read(&description, Kind::Double);
+                let f_loss = |rule, input: &Tensor| loss.when_empty_of(rule, input, target);
+                check_nothing(&format!("{description}, {backend:?}"), f_loss, input);
+            });
+        }
+    }
+    // A sum of weights of 0 is nothing, too, and no mean over all targets is.
+    let none = MseLoss::new().weight(elements.zeros_like());
+    check_nothing("weights of 0", |rule, input| none.clone().when_empty(rule).f_forward(input, &spoiled), &elements);
+    let all = read(&json!({"loss": "cross_entropy", "mean_over": "all"}), Kind::Double);
+    assert_eq!(all.when_empty_of(WhenEmpty::Error, &logits, &classes).unwrap().double_value(&[]), 0.0);
+}
+
+#[test]
+fn other_arguments_have_the_mean_of_their_parts() {
+    let none = numbers(&[6, 4], 0.0).narrow(0, 0, 0);
+    let signs = integers(&[0], &[]);
+    let value = |parts: Result<MeanParts, LossError>, rule| parts?.f_value_when_empty(rule);
+    let gaussian = GaussianNllLoss::new();
+    check_nothing("gaussian", |rule, a| value(gaussian.f_parts(a, &none, &none), rule), &none);
+    let cosine = CosineEmbeddingLoss::new();
+    check_nothing("cosine", |rule, a| value(cosine.f_parts(a, &none, &signs), rule), &none);
+    let ranking = MarginRankingLoss::new();
+    check_nothing("ranking", |rule, a| value(ranking.f_parts(a, &none, &none), rule), &none);
+    let triplet = TripletMarginLoss::new();
+    check_nothing("triplet", |rule, a| value(triplet.f_parts(a, &none, &none), rule), &none);
+    let (weight, ignored) = (numbers(&[3, 4], 1.0), integers(&[6], &[-100; 6]));
+    let linear = LinearCrossEntropy::new();
+    let input = numbers(&[6, 4], 0.0);
+    check_nothing("linear", |rule, a| value(linear.f_parts(a, &weight, &ignored, None), rule), &input);
+}
+
+/// An image without an object: the scores of its anchors count, and there is no box.
+#[test]
+fn detectors_learn_from_an_image_without_objects() {
+    let (scores, qualities) = (numbers(&[6, 4], 0.0), Tensor::zeros([6, 4], (Kind::Double, Device::Cpu)));
+    let (boxes, bins) = (numbers(&[0, 4], 0.0), numbers(&[0, 8], 0.0));
+    let positions = numbers(&[0], 0.0);
+    let read = |description: Value| -> AnyLoss { serde_json::from_value(description).unwrap() };
+    let of_scores = ["quality_focal", "varifocal"].map(|name| read(json!({"loss": name, "mean_over": "positives"})));
+    let of_bins = read(json!({"loss": "distribution_focal", "when_empty": "zero"}));
+    let of_boxes = read(json!({"loss": "generalized_box_iou", "reduction": "mean", "when_empty": "zero"}));
+    for (loss, name) in of_scores.iter().zip(["quality_focal", "varifocal"]) {
+        let input = leaf(&scores, Kind::Double);
+        let total = loss.forward(&input, &qualities) + of_bins.forward(&bins, &positions);
+        let total = total + of_boxes.forward(&boxes, &boxes);
+        total.backward();
+        // No positive counts as one.
+        let sum = read(json!({"loss": name, "reduction": "sum"})).forward(&scores, &qualities);
+        assert!((total.double_value(&[]) - sum.double_value(&[])).abs() < 1e-12, "{name}");
+        assert!(
+            input.grad().isfinite().all().int64_value(&[]) != 0 && input.grad().abs().max().double_value(&[]) > 0.0
+        );
+
+        let targets = numbers(&[6, 4], 5.0).sigmoid() * numbers(&[6, 4], 5.0).gt(0);
+        let positives = targets.gt(0).sum(Kind::Double);
+        assert!(positives.double_value(&[]) > 1.0);
+        let expected = read(json!({"loss": name, "reduction": "sum"})).forward(&scores, &targets) / positives;
+        assert!((loss.forward(&scores, &targets) - expected).abs().double_value(&[]) < 1e-12, "{name}");
+        // A sum in half precision overflows.
+        let many = Tensor::full([400, 400], 8.0, (Kind::Half, Device::Cpu));
+        let quality = many.zeros_like();
+        let _ = quality.narrow(0, 0, 200).fill_(1e-3);
+        let mean = loss.forward(&many, &quality);
+        assert_eq!((mean.kind(), mean.isfinite().int64_value(&[])), (Kind::Half, 1), "{name}");
+    }
 }

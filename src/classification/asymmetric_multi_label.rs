@@ -229,6 +229,10 @@ impl Default for AsymmetricMultiLabelLoss {
 impl Loss for AsymmetricMultiLabelLoss {
     crate::option_tensors::with_tensors!(options);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        self.check_options()
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;

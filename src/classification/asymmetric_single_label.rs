@@ -171,12 +171,16 @@ impl Default for AsymmetricSingleLabelLoss {
 impl Loss for AsymmetricSingleLabelLoss {
     crate::option_tensors::with_tensors!(none);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        multi_label::check_exponent("gamma_pos", self.gamma_pos)?;
+        multi_label::check_exponent("gamma_neg", self.gamma_neg)?;
+        multi_label::check_smoothing(self.label_smoothing)
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
-        multi_label::check_exponent("gamma_pos", self.gamma_pos)?;
-        multi_label::check_exponent("gamma_neg", self.gamma_neg)?;
-        multi_label::check_smoothing(self.label_smoothing)?;
+        self.f_check_options()?;
         let dim = check::class_dim(input)?;
         let (classes, target) = check::class_target(target, input, dim, "")?;
         let target = ClassIndices::f_new(&target, classes, None, self.invalid_values)?;

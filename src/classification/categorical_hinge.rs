@@ -137,10 +137,14 @@ impl Default for CategoricalHingeLoss {
 impl Loss for CategoricalHingeLoss {
     crate::option_tensors::with_tensors!(none);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::option("margin", self.margin, self.margin.is_finite(), "a finite number")
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
-        check::option("margin", self.margin, self.margin.is_finite(), "a finite number")?;
+        self.f_check_options()?;
         let dim = check::class_dim(input)?;
         if input.size()[dim] == 0 {
             return Err(check::shape_error(("input", input), "at least one class"));

@@ -163,8 +163,7 @@ impl CrossEntropyLoss {
     fn f_of(&self, input: &Tensor, target: &Tensor, logs: Option<Kind>) -> Result<(Tensor, Tensor), LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
-        let smoothing = self.label_smoothing;
-        check::option("label_smoothing", smoothing, (0.0..=1.0).contains(&smoothing), "a number in [0, 1]")?;
+        self.f_check_options()?;
         let class_dim = check::class_dim(input)?;
         let shape = input.size();
         if let Some(weight) = &self.weight {
@@ -315,6 +314,11 @@ impl Default for CrossEntropyLoss {
 
 impl Loss for CrossEntropyLoss {
     crate::option_tensors::with_tensors!(options);
+
+    fn f_check_options(&self) -> Result<(), LossError> {
+        let smoothing = self.label_smoothing;
+        check::option("label_smoothing", smoothing, (0.0..=1.0).contains(&smoothing), "a number in [0, 1]")
+    }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         Ok(self.f_of(input, target, None)?.1)

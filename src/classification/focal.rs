@@ -86,6 +86,14 @@ impl FocalAlpha {
         }
     }
 
+    /// What [`f_check`](Self::f_check) says where no input is needed for it.
+    pub(super) fn check_number(&self) -> Result<(), LossError> {
+        match self {
+            FocalAlpha::Classes(_) => Ok(()),
+            number => number.f_check(&Tensor::new()),
+        }
+    }
+
     /// A balance is a share; classes are one value for each class of `input`.
     pub(super) fn f_check(&self, input: &Tensor) -> Result<(), LossError> {
         match self {

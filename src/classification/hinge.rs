@@ -125,12 +125,16 @@ impl Default for HingeLoss {
 impl Loss for HingeLoss {
     crate::option_tensors::with_tensors!(none);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::option("p", self.p, matches!(self.p, 1 | 2), "1 or 2")?;
+        check::option("margin", self.margin, self.margin.is_finite(), "a finite number")
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
         check::same_shape(("target", target), ("input", input))?;
-        check::option("p", self.p, matches!(self.p, 1 | 2), "1 or 2")?;
-        check::option("margin", self.margin, self.margin.is_finite(), "a finite number")?;
+        self.f_check_options()?;
         let loss = *self;
         let composite = move |[input, target]: [&Tensor; 2]| loss.f_composite(input, target);
         let Some(labels) = kernels::f_beside(input, target)? else { return composite([input, target]) };

@@ -152,13 +152,17 @@ impl Default for JsdCrossEntropyLoss {
 impl Loss for JsdCrossEntropyLoss {
     crate::option_tensors::with_tensors!(none);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::option("num_splits", self.num_splits, self.num_splits > 0, "at least 1")?;
+        check::option("alpha", self.alpha, self.alpha.is_finite(), "a finite number")?;
+        multi_label::check_smoothing(self.label_smoothing)
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
         let splits = self.num_splits;
-        check::option("num_splits", splits, splits > 0, "at least 1")?;
-        check::option("alpha", self.alpha, self.alpha.is_finite(), "a finite number")?;
-        multi_label::check_smoothing(self.label_smoothing)?;
+        self.f_check_options()?;
         let shape = input.size();
         if shape.len() < 2 || shape[0] % splits != 0 {
             let expected = format!("[N, C] or [N, C, d1, ...], with N a multiple of {splits}, the number of splits");

@@ -145,10 +145,14 @@ impl Default for MultiMarginLoss {
 impl Loss for MultiMarginLoss {
     crate::option_tensors::with_tensors!(options);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::option("p", self.p, matches!(self.p, 1 | 2), "1 or 2")
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
-        check::option("p", self.p, matches!(self.p, 1 | 2), "1 or 2")?;
+        self.f_check_options()?;
         let (rows, classes) = check::rows_and_classes(input)?;
         let shape = target.size();
         if shape.len() > 1 || shape.iter().product::<i64>() != rows {

@@ -224,11 +224,16 @@ impl Default for OneVsRestFocalLoss {
 impl Loss for OneVsRestFocalLoss {
     crate::option_tensors::with_tensors!(options);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        self.modulation.check()?;
+        self.alpha.check_number()
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
         check::class_dim(input)?;
-        self.modulation.check()?;
+        self.f_check_options()?;
         self.alpha.f_check(input)?;
         if let Some(weight) = &self.weight {
             focal::f_check_classes(("weight", weight), input)?;

@@ -167,11 +167,15 @@ impl Default for PolyCrossEntropyLoss {
 impl Loss for PolyCrossEntropyLoss {
     crate::option_tensors::with_tensors!(none);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::option("epsilon", self.epsilon, self.epsilon.is_finite(), "a finite number")?;
+        multi_label::check_smoothing(self.label_smoothing)
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
-        check::option("epsilon", self.epsilon, self.epsilon.is_finite(), "a finite number")?;
-        multi_label::check_smoothing(self.label_smoothing)?;
+        self.f_check_options()?;
         let dim = check::class_dim(input)?;
         let log_p = |input: &Tensor| Ok::<_, LossError>(input.f_log_softmax(dim as i64, wide_kind(input)?)?);
         let loss = if target.size() == input.size() {

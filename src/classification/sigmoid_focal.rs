@@ -229,8 +229,7 @@ impl SigmoidFocalLoss {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
         check::same_shape(("target", target), ("input", input))?;
-        self.modulation.check()?;
-        self.divisor.check()?;
+        self.f_check_options()?;
         self.alpha.f_check(input)?;
         if self.normalization == FocalNormalization::PerClass {
             check::class_dim(input)?;
@@ -389,6 +388,12 @@ impl Default for SigmoidFocalLoss {
 
 impl Loss for SigmoidFocalLoss {
     crate::option_tensors::with_tensors!(options);
+
+    fn f_check_options(&self) -> Result<(), LossError> {
+        self.modulation.check()?;
+        self.divisor.check()?;
+        self.alpha.check_number()
+    }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_check(input, target)?;

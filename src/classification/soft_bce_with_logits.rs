@@ -216,10 +216,14 @@ impl Default for SoftBceWithLogitsLoss {
 impl Loss for SoftBceWithLogitsLoss {
     crate::option_tensors::with_tensors!(options);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        multi_label::check_smoothing(self.label_smoothing)
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
-        multi_label::check_smoothing(self.label_smoothing)?;
+        self.f_check_options()?;
         let weight = multi_label::f_constant_weight(("weight", &self.weight), input)?;
         let pos_weight = multi_label::f_constant_weight(("pos_weight", &self.pos_weight), input)?;
         if !self.is_fused(input, target) {

@@ -169,9 +169,7 @@ impl SoftmaxFocalLoss {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
         check::class_dim(input)?;
-        self.modulation.check()?;
-        let smoothing = self.label_smoothing;
-        check::option("label_smoothing", smoothing, (0.0..=1.0).contains(&smoothing), "a number in [0, 1]")?;
+        self.f_check_options()?;
         self.alpha.f_check(input)?;
         match &self.weight {
             Some(weight) => focal::f_check_classes(("weight", weight), input),
@@ -349,6 +347,13 @@ impl Default for SoftmaxFocalLoss {
 
 impl Loss for SoftmaxFocalLoss {
     crate::option_tensors::with_tensors!(options);
+
+    fn f_check_options(&self) -> Result<(), LossError> {
+        self.modulation.check()?;
+        self.alpha.check_number()?;
+        let smoothing = self.label_smoothing;
+        check::option("label_smoothing", smoothing, (0.0..=1.0).contains(&smoothing), "a number in [0, 1]")
+    }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_check(input, target)?;

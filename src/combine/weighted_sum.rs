@@ -242,6 +242,13 @@ impl fmt::Debug for WeightedSum {
 }
 
 impl Loss for WeightedSum {
+    /// Those of the terms, too.
+    fn f_check_options(&self) -> Result<(), LossError> {
+        self.check()?;
+        let mut terms = self.terms.iter();
+        terms.try_for_each(|term| term.loss.lock().f_check_options().map_err(|error| error.in_term(&term.name)))
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         Ok(self.f_forward_terms(input, target)?.total)
     }

@@ -125,6 +125,12 @@ impl Default for CompleteBoxIouLoss {
 impl Loss for CompleteBoxIouLoss {
     crate::option_tensors::with_tensors!(options);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        boxes::check_eps("eps", self.eps)?;
+        boxes::check_eps("alpha_eps", self.alpha_eps)?;
+        self.divisor.check()
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_check(input, target)?;
         boxes::f_apply(&self.reducing(&[]), input, |x, reduction| self.f_reduced(x, target, reduction))
@@ -138,8 +144,7 @@ impl Loss for CompleteBoxIouLoss {
 
 impl CompleteBoxIouLoss {
     fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
-        boxes::check_eps("eps", self.eps)?;
-        boxes::check_eps("alpha_eps", self.alpha_eps)?;
+        self.f_check_options()?;
         boxes::check(input, target)
     }
 

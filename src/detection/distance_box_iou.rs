@@ -112,6 +112,11 @@ impl Default for DistanceBoxIouLoss {
 impl Loss for DistanceBoxIouLoss {
     crate::option_tensors::with_tensors!(options);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        boxes::check_eps("eps", self.eps)?;
+        self.divisor.check()
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_check(input, target)?;
         boxes::f_apply(&self.reducing(&[]), input, |x, reduction| self.f_reduced(x, target, reduction))
@@ -125,7 +130,7 @@ impl Loss for DistanceBoxIouLoss {
 
 impl DistanceBoxIouLoss {
     fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
-        boxes::check_eps("eps", self.eps)?;
+        self.f_check_options()?;
         boxes::check(input, target)
     }
 

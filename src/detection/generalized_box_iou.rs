@@ -113,6 +113,11 @@ impl Default for GeneralizedBoxIouLoss {
 impl Loss for GeneralizedBoxIouLoss {
     crate::option_tensors::with_tensors!(options);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        boxes::check_eps("eps", self.eps)?;
+        self.divisor.check()
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_check(input, target)?;
         boxes::f_apply(&self.reducing(&[]), input, |x, reduction| self.f_reduced(x, target, reduction))
@@ -126,7 +131,7 @@ impl Loss for GeneralizedBoxIouLoss {
 
 impl GeneralizedBoxIouLoss {
     fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
-        boxes::check_eps("eps", self.eps)?;
+        self.f_check_options()?;
         boxes::check(input, target)
     }
 

@@ -121,6 +121,12 @@ impl Default for QualityFocalLoss {
 impl Loss for QualityFocalLoss {
     crate::option_tensors::with_tensors!(options);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        let valid = self.beta.is_finite() && self.beta >= 0.0;
+        check::option("beta", self.beta, valid, "a finite number of at least 0")?;
+        self.divisor.check()
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_check(input, target)?;
         let positives = || f_positives(target);
@@ -140,8 +146,7 @@ impl QualityFocalLoss {
         check::floating(("input", input))?;
         real(("target", target))?;
         check::same_shape(("target", target), ("input", input))?;
-        let valid = self.beta.is_finite() && self.beta >= 0.0;
-        check::option("beta", self.beta, valid, "a finite number of at least 0")
+        self.f_check_options()
     }
 
     fn reducing<'a>(&'a self, shape: &'a [i64]) -> Reducing<'a> {

@@ -123,6 +123,13 @@ impl Default for VarifocalLoss {
 impl Loss for VarifocalLoss {
     crate::option_tensors::with_tensors!(options);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::option("alpha", self.alpha, self.alpha.is_finite(), "a finite number")?;
+        let valid = self.gamma.is_finite() && self.gamma >= 0.0;
+        check::option("gamma", self.gamma, valid, "a finite number of at least 0")?;
+        self.divisor.check()
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_check(input, target)?;
         let positives = || f_positives(target);
@@ -142,9 +149,7 @@ impl VarifocalLoss {
         check::floating(("input", input))?;
         real(("target", target))?;
         check::same_shape(("target", target), ("input", input))?;
-        check::option("alpha", self.alpha, self.alpha.is_finite(), "a finite number")?;
-        let valid = self.gamma.is_finite() && self.gamma >= 0.0;
-        check::option("gamma", self.gamma, valid, "a finite number of at least 0")
+        self.f_check_options()
     }
 
     fn reducing<'a>(&'a self, shape: &'a [i64]) -> Reducing<'a> {

@@ -215,6 +215,10 @@ impl Default for MsSsimLoss {
 impl Loss for MsSsimLoss {
     crate::option_tensors::with_tensors!(none);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        self.check_options()
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         f_check_pair(input, target)?;
         self.check_options()?;

@@ -238,6 +238,10 @@ impl Default for MsSsimL1Loss {
 impl Loss for MsSsimL1Loss {
     crate::option_tensors::with_tensors!(none);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        self.check_options().map(drop)
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         f_check_pair(input, target)?;
         let widest = self.check_options()?;

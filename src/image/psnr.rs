@@ -139,12 +139,16 @@ impl Default for PsnrLoss {
 impl Loss for PsnrLoss {
     crate::option_tensors::with_tensors!(none);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::positive("data_range", self.data_range)?;
+        check::not_negative("eps", self.eps)
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
         check::same_shape(("target", target), ("input", input))?;
-        check::positive("data_range", self.data_range)?;
-        check::not_negative("eps", self.eps)?;
+        self.f_check_options()?;
         let (kind, wide) = (input.f_kind()?, wide_kind(input)?);
         let errors = self.f_errors(input, target, wide)?;
         let formula = Decibels { eps: self.eps, data_range: self.data_range };

@@ -146,11 +146,9 @@ impl BatchTripletMarginLoss {
     }
 
     fn check(&self, batch: &Batch) -> Result<(), LossError> {
-        check::option("margin", self.margin, self.margin.is_finite(), "a finite number")?;
+        self.f_check_options()?;
         let swaps = self.swap && batch.reference.is_some();
-        check::option("swap", self.swap, !swaps, "false with references, which are not compared with each other")?;
-        let per_anchor = matches!(self.reduction, EmbeddingReduction::PerAnchor(_));
-        check::option("reduction", "PerAnchor", !per_anchor, "another one, since it is for pairs and not for triplets")
+        check::option("swap", self.swap, !swaps, "false with references, which are not compared with each other")
     }
 
     /// How far apart embeddings are.
@@ -384,6 +382,19 @@ impl Default for BatchTripletMarginLoss {
 
 impl Loss for BatchTripletMarginLoss {
     crate::option_tensors::with_tensors!(none);
+
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::option("margin", self.margin, self.margin.is_finite(), "a finite number")?;
+        let per_anchor = matches!(self.reduction, EmbeddingReduction::PerAnchor(_));
+        check::option(
+            "reduction",
+            "PerAnchor",
+            !per_anchor,
+            "another one, since it is for pairs and not for triplets",
+        )?;
+        self.distance.check()?;
+        self.reduction.bounds().map(drop)
+    }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_new(input, target)?)

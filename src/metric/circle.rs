@@ -88,8 +88,7 @@ impl CircleLoss {
 
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         let (m, gamma) = (self.margin, self.gamma);
-        check::option("margin", m, m.is_finite(), "a finite number")?;
-        check::option("gamma", gamma, gamma > 0.0 && gamma.is_finite(), "a finite number > 0")?;
+        self.f_check_options()?;
         let loss = *self;
         let formula = Formula { margin: m, gamma };
         batch.f_reduced(
@@ -150,6 +149,13 @@ impl Default for CircleLoss {
 
 impl Loss for CircleLoss {
     crate::option_tensors::with_tensors!(none);
+
+    fn f_check_options(&self) -> Result<(), LossError> {
+        let (m, gamma) = (self.margin, self.gamma);
+        check::option("margin", m, m.is_finite(), "a finite number")?;
+        check::option("gamma", gamma, gamma > 0.0 && gamma.is_finite(), "a finite number > 0")?;
+        self.reduction.bounds().map(drop)
+    }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_new(input, target)?)

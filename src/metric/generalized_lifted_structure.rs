@@ -160,6 +160,11 @@ impl Default for GeneralizedLiftedStructureLoss {
 impl Loss for GeneralizedLiftedStructureLoss {
     crate::option_tensors::with_tensors!(none);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        self.distance.check()?;
+        self.reduction.bounds().map(drop)
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_new(input, target)?)
     }

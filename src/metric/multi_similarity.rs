@@ -107,9 +107,7 @@ impl MultiSimilarityLoss {
     }
 
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
-        let finite = |x: f64| x > 0.0 && x.is_finite();
-        check::option("alpha", self.alpha, finite(self.alpha), "a finite number > 0")?;
-        check::option("beta", self.beta, finite(self.beta), "a finite number > 0")?;
+        self.f_check_options()?;
         let (loss, sign) = (*self, self.distance.sign());
         let formula = Formula { base: self.base, scales: [sign * self.alpha, -sign * self.beta] };
         batch.f_reduced(self.distance, Soft(formula), self.reduction.of_anchors(), move |matrix, pairs| {
@@ -164,6 +162,14 @@ impl Default for MultiSimilarityLoss {
 
 impl Loss for MultiSimilarityLoss {
     crate::option_tensors::with_tensors!(none);
+
+    fn f_check_options(&self) -> Result<(), LossError> {
+        let finite = |x: f64| x > 0.0 && x.is_finite();
+        check::option("alpha", self.alpha, finite(self.alpha), "a finite number > 0")?;
+        check::option("beta", self.beta, finite(self.beta), "a finite number > 0")?;
+        self.distance.check()?;
+        self.reduction.bounds().map(drop)
+    }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_new(input, target)?)

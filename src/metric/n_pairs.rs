@@ -154,6 +154,11 @@ impl Default for NPairsLoss {
 impl Loss for NPairsLoss {
     crate::option_tensors::with_tensors!(none);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        self.distance.check()?;
+        self.reduction.bounds().map(drop)
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let batch = Batch::f_new(input, target)?;
         let (anchors, positives) = f_pairs(&batch.pairs.labels)?;

@@ -93,7 +93,7 @@ impl NtXentLoss {
     }
 
     fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
-        check::option("temperature", self.temperature, self.temperature > 0.0, "a number > 0")?;
+        self.f_check_options()?;
         let (loss, scale) = (*self, -self.distance.sign() / self.temperature);
         batch.f_reduced(self.distance, Each(Formula { scale }), self.reduction, move |matrix, pairs| {
             loss.f_composite(matrix, pairs)
@@ -136,6 +136,12 @@ impl Default for NtXentLoss {
 
 impl Loss for NtXentLoss {
     crate::option_tensors::with_tensors!(none);
+
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::option("temperature", self.temperature, self.temperature > 0.0, "a number > 0")?;
+        self.distance.check()?;
+        self.reduction.bounds().map(drop)
+    }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(&Batch::f_new(input, target)?)

@@ -89,7 +89,7 @@ impl SupConLoss {
     }
 
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
-        check::option("temperature", self.temperature, self.temperature > 0.0, "a number > 0")?;
+        self.f_check_options()?;
         let loss = *self;
         let one_label = batch.pairs.numbered.as_ref().is_some_and(PairLabels::are_one);
         let formula = Formula { scale: -self.distance.sign() / self.temperature, one_label };
@@ -153,6 +153,12 @@ impl Default for SupConLoss {
 
 impl Loss for SupConLoss {
     crate::option_tensors::with_tensors!(none);
+
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::option("temperature", self.temperature, self.temperature > 0.0, "a number > 0")?;
+        self.distance.check()?;
+        self.reduction.bounds().map(drop)
+    }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_new(input, target)?)

@@ -128,8 +128,12 @@ impl Default for CharbonnierLoss {
 impl Loss for CharbonnierLoss {
     crate::option_tensors::with_tensors!(options);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::positive("eps", self.eps)
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::positive("eps", self.eps)?;
+        self.f_check_options()?;
         let formula = Charbonnier { eps: self.eps, minimum: self.minimum };
         let elements =
             Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };

@@ -107,8 +107,12 @@ impl Default for GemanMcClureLoss {
 impl Loss for GemanMcClureLoss {
     crate::option_tensors::with_tensors!(options);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::positive("scale", self.scale)
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::positive("scale", self.scale)?;
+        self.f_check_options()?;
         let formula = GemanMcClure { scale: self.scale };
         let elements =
             Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };

@@ -109,8 +109,12 @@ impl Default for HuberLoss {
 impl Loss for HuberLoss {
     crate::option_tensors::with_tensors!(options);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::option("delta", self.delta, self.delta > 0.0, "a number > 0")
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::option("delta", self.delta, self.delta > 0.0, "a number > 0")?;
+        self.f_check_options()?;
         let (delta, reduction) = (self.delta, self.reduction);
         let formula = Smooth { delta };
         f_expanded(input, target, self.broadcast, |x, y| {

@@ -104,8 +104,12 @@ impl Default for MapeLoss {
 impl Loss for MapeLoss {
     crate::option_tensors::with_tensors!(options);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::positive("eps", self.eps)
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::positive("eps", self.eps)?;
+        self.f_check_options()?;
         let formula = PercentageError { eps: self.eps };
         let elements =
             Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };

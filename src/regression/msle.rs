@@ -101,8 +101,12 @@ impl Default for MsleLoss {
 impl Loss for MsleLoss {
     crate::option_tensors::with_tensors!(options);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::not_negative("eps", self.eps)
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::not_negative("eps", self.eps)?;
+        self.f_check_options()?;
         let formula = SquaredLogError { eps: self.eps };
         let elements =
             Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };

@@ -131,8 +131,6 @@ impl QuantileLoss {
     }
 
     fn f_one(&self, input: &Tensor, target: &Tensor, quantile: f64) -> Result<Tensor, LossError> {
-        let valid = quantile > 0.0 && quantile < 1.0;
-        check::option("quantiles", quantile, valid, "numbers between 0 and 1")?;
         let elements =
             Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
         elements.f_forward(Pinball { quantile }, input, target, f_losses)
@@ -140,7 +138,6 @@ impl QuantileLoss {
 
     /// Each column of the input is one quantile.
     fn f_many(&self, input: &Tensor, target: &Tensor, quantiles: &[f64]) -> Result<Tensor, LossError> {
-        check::option("quantiles", "empty", !quantiles.is_empty(), "at least one quantile")?;
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
         let (size, count) = (input.size(), quantiles.len() as i64);
@@ -169,7 +166,20 @@ impl Default for QuantileLoss {
 impl Loss for QuantileLoss {
     crate::option_tensors::with_tensors!(options);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        let quantiles = match &self.quantiles {
+            Quantiles::One(quantile) => std::slice::from_ref(quantile),
+            Quantiles::Many(quantiles) => quantiles,
+        };
+        check::option("quantiles", "empty", !quantiles.is_empty(), "at least one quantile")?;
+        quantiles.iter().try_for_each(|&quantile| {
+            let valid = quantile > 0.0 && quantile < 1.0;
+            check::option("quantiles", quantile, valid, "numbers between 0 and 1")
+        })
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_check_options()?;
         match &self.quantiles {
             Quantiles::One(quantile) => self.f_one(input, target, *quantile),
             Quantiles::Many(quantiles) => self.f_many(input, target, quantiles),

@@ -96,9 +96,13 @@ impl Default for SmoothL1Loss {
 impl Loss for SmoothL1Loss {
     crate::option_tensors::with_tensors!(none);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::option("beta", self.beta, self.beta >= 0.0, "a number ≥ 0")
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let (beta, reduction) = (self.beta, tch::Reduction::from(self.reduction));
-        check::option("beta", beta, beta >= 0.0, "a number ≥ 0")?;
+        self.f_check_options()?;
         f_expanded(input, target, self.broadcast, |x, y| {
             let [x, y] = &f_real_pair(x, y)?;
             if is_zero(beta, x.f_kind()?) {

@@ -108,8 +108,12 @@ impl Default for WelschLoss {
 impl Loss for WelschLoss {
     crate::option_tensors::with_tensors!(options);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::positive("scale", self.scale)
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::positive("scale", self.scale)?;
+        self.f_check_options()?;
         let formula = Welsch { scale: self.scale };
         let elements =
             Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };

@@ -7,6 +7,7 @@ use super::region::{Activation, Grouping, RegionLoss, not_negative};
 use super::{DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, JaccardLoss, TverskyLoss};
 use crate::classification::MeanOver;
 use crate::kernels::{NumberOperations, takes_region};
+use crate::loss::f_has_no_elements;
 use crate::numeric::{f_reals, wide_kind};
 use crate::option_tensors::{OptionTensors, Replace};
 use crate::precomputed::Precomputed;
@@ -53,6 +54,30 @@ pub(super) enum Pixelwise {
     SoftmaxFocal(SoftmaxFocalLoss),
     SigmoidFocal(SigmoidFocalLoss),
     OneVsRestFocal(OneVsRestFocalLoss),
+}
+
+impl Overlap {
+    fn as_loss(&self) -> &dyn Loss {
+        match self {
+            Overlap::Dice(loss) => loss,
+            Overlap::Jaccard(loss) => loss,
+            Overlap::Tversky(loss) => loss,
+            Overlap::FocalTversky(loss) => loss,
+            Overlap::GeneralizedDice(loss) => loss,
+        }
+    }
+}
+
+impl Pixelwise {
+    fn as_loss(&self) -> &dyn Loss {
+        match self {
+            Pixelwise::CrossEntropy(loss) => loss,
+            Pixelwise::BceWithLogits(loss) => loss,
+            Pixelwise::SoftmaxFocal(loss) => loss,
+            Pixelwise::SigmoidFocal(loss) => loss,
+            Pixelwise::OneVsRestFocal(loss) => loss,
+        }
+    }
 }
 
 impl Precomputed for Overlap {
@@ -148,15 +173,33 @@ impl Compound {
     pub(super) fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
-        let factors = [self.lambda_overlap, self.lambda_pixelwise];
-        factors.iter().try_for_each(|(option, factor)| not_negative(option, *factor))?;
-        let sigmoids = matches!(self.pixelwise, Pixelwise::SigmoidFocal(_));
-        let (background, expected) = (self.focal_background, "true, but for a focal loss of sigmoids over masks");
-        check::option("focal_background", background, background || sigmoids, expected)?;
+        self.f_check_own()?;
         if let Some(loss) = self.f_fused(input, target)? {
             return Ok(loss);
         }
         self.f_precomputed(input, target, Self::f_compute)
+    }
+
+    /// Whether no pixel counts.
+    pub(super) fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        // What the sum makes of a target, a single loss need not take; only ignored pixels are of interest here.
+        self.pixelwise.as_loss().f_is_empty(input, target).or_else(|_| f_has_no_elements(input))
+    }
+
+    /// The options of the sum itself.
+    fn f_check_own(&self) -> Result<(), LossError> {
+        let factors = [self.lambda_overlap, self.lambda_pixelwise];
+        factors.iter().try_for_each(|(option, factor)| not_negative(option, *factor))?;
+        let sigmoids = matches!(self.pixelwise, Pixelwise::SigmoidFocal(_));
+        let (background, expected) = (self.focal_background, "true, but for a focal loss of sigmoids over masks");
+        check::option("focal_background", background, background || sigmoids, expected)
+    }
+
+    /// Those of its parts, too, where no input is needed for it.
+    pub(super) fn f_check_options(&self) -> Result<(), LossError> {
+        self.f_check_own()?;
+        self.overlap.as_loss().f_check_options()?;
+        self.pixelwise.as_loss().f_check_options()
     }
 
     /// The loss of regions and cross entropy from one pass over a softmax; nothing where the engine does not take it.

@@ -129,6 +129,10 @@ impl Default for DiceLoss {
 impl Loss for DiceLoss {
     crate::option_tensors::with_tensors!(options);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        self.regions.f_check_numbers()
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_of_input(input, target)
     }

@@ -150,6 +150,14 @@ impl Default for DiceCrossEntropyLoss {
 impl Loss for DiceCrossEntropyLoss {
     crate::option_tensors::with_tensors!(options);
 
+    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.parts.f_is_empty(input, target)
+    }
+
+    fn f_check_options(&self) -> Result<(), LossError> {
+        self.parts.f_check_options()
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.parts.f_forward(input, target)
     }

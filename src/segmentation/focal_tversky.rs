@@ -146,6 +146,13 @@ impl Pointwise<1> for Power {
     }
 }
 
+impl FocalTverskyLoss {
+    fn f_check_power(&self) -> Result<(), LossError> {
+        let gamma = self.gamma;
+        check::option("gamma", gamma, gamma > 0.0 && gamma <= f64::from(f32::MAX), "a finite number above 0")
+    }
+}
+
 impl Default for FocalTverskyLoss {
     fn default() -> Self {
         Self::new()
@@ -162,8 +169,7 @@ impl RegionLoss for FocalTverskyLoss {
     }
 
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
-        let gamma = self.gamma;
-        check::option("gamma", gamma, gamma > 0.0 && gamma <= f64::from(f32::MAX), "a finite number above 0")?;
+        self.f_check_power()?;
         let score = Score::f_tversky(self.alpha, self.beta)?;
         let loss = match self.power {
             FocalPower::Region => {
@@ -180,6 +186,12 @@ impl RegionLoss for FocalTverskyLoss {
 
 impl Loss for FocalTverskyLoss {
     crate::option_tensors::with_tensors!(options);
+
+    fn f_check_options(&self) -> Result<(), LossError> {
+        self.f_check_power()?;
+        Score::f_tversky(self.alpha, self.beta)?;
+        self.regions.f_check_numbers()
+    }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_of_input(input, target)

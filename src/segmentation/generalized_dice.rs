@@ -143,6 +143,10 @@ impl RegionLoss for GeneralizedDiceLoss {
 impl Loss for GeneralizedDiceLoss {
     crate::option_tensors::with_tensors!(options);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        self.regions.f_check_numbers()
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_of_input(input, target)
     }

@@ -217,10 +217,14 @@ impl Default for HausdorffDtLoss {
 impl Loss for HausdorffDtLoss {
     crate::option_tensors::with_tensors!(none);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::option("alpha", self.alpha, self.alpha >= 0.0 && self.alpha.is_finite(), "a number of at least 0")
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
-        check::option("alpha", self.alpha, self.alpha >= 0.0 && self.alpha.is_finite(), "a number of at least 0")?;
+        self.f_check_options()?;
         let shape = input.size();
         if shape.len() < 3 || shape[1] == 0 {
             return Err(check::shape_error(("input", input), "[N, C, d1, ...], with at least one class"));

@@ -154,8 +154,8 @@ impl LovaszSoftmaxLoss {
     }
 
     fn f_check_options(&self, input: &Tensor, classes: i64) -> Result<(), LossError> {
+        Loss::f_check_options(self)?;
         if let LovaszClasses::Only(listed) = &self.classes {
-            check::option("classes", "empty", !listed.is_empty(), "at least one class")?;
             let outside = listed.iter().find(|class| !(0..classes).contains(*class));
             let expected = format!("classes in [0, {classes})");
             check::option("classes", outside.unwrap_or(&0), outside.is_none(), &expected)?;
@@ -226,6 +226,11 @@ impl Default for LovaszSoftmaxLoss {
 
 impl Loss for LovaszSoftmaxLoss {
     crate::option_tensors::with_tensors!(options);
+
+    fn f_check_options(&self) -> Result<(), LossError> {
+        let listed = !matches!(&self.classes, LovaszClasses::Only(listed) if listed.is_empty());
+        check::option("classes", "empty", listed, "at least one class")
+    }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;

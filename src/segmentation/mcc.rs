@@ -100,10 +100,14 @@ impl Default for MccLoss {
 impl Loss for MccLoss {
     crate::option_tensors::with_tensors!(none);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::option("eps", self.eps, self.eps > 0.0 && self.eps.is_finite(), "a number above 0")
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
-        check::option("eps", self.eps, self.eps > 0.0 && self.eps.is_finite(), "a number above 0")?;
+        self.f_check_options()?;
         let (input_kind, wide) = (input.f_kind()?, wide_kind(input)?);
         // Probabilities and targets of one kind are read as they are.
         let as_they_are = self.activation == Activation::None && target.f_kind()? == input_kind;

@@ -288,6 +288,11 @@ impl Regions {
         }
         let none_left = self.classes.as_ref().is_some_and(|classes| self.kept(classes).is_empty());
         check::option("classes", "empty", !none_left, "at least one class, besides a background that is excluded")?;
+        self.f_check_numbers()
+    }
+
+    /// The options that need no input to be looked at.
+    pub(super) fn f_check_numbers(&self) -> Result<(), LossError> {
         for (option, value) in [("smooth_nr", self.smooth_nr), ("smooth_dr", self.smooth_dr), ("eps", self.eps)] {
             not_negative(option, value)?;
         }

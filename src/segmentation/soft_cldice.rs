@@ -160,9 +160,7 @@ impl SoftClDiceLoss {
     pub(super) fn f_masks(&self, input: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor, Validity), LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
-        not_negative("smooth_nr", self.smooth_nr)?;
-        not_negative("smooth_dr", self.smooth_dr)?;
-        check::option("smooth", self.smooth, self.smooth > 0.0 && self.smooth.is_finite(), "a number above 0")?;
+        self.f_check_options()?;
         let shape = input.size();
         if !matches!(shape.len(), 4 | 5) || shape[1..].contains(&0) {
             return Err(check::shape_error(
@@ -253,6 +251,12 @@ impl Default for SoftClDiceLoss {
 
 impl Loss for SoftClDiceLoss {
     crate::option_tensors::with_tensors!(none);
+
+    fn f_check_options(&self) -> Result<(), LossError> {
+        not_negative("smooth_nr", self.smooth_nr)?;
+        not_negative("smooth_dr", self.smooth_dr)?;
+        check::option("smooth", self.smooth, self.smooth > 0.0 && self.smooth.is_finite(), "a number above 0")
+    }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let (probabilities, masks, validity) = self.f_masks(input, target)?;

@@ -137,9 +137,14 @@ impl Default for SoftDiceClDiceLoss {
 impl Loss for SoftDiceClDiceLoss {
     crate::option_tensors::with_tensors!(none);
 
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+    fn f_check_options(&self) -> Result<(), LossError> {
         check::option("alpha", self.alpha, (0.0..=1.0).contains(&self.alpha), "a number in [0, 1]")?;
         check::option("reduction", "None", self.reduction != Reduction::None, "Mean or Sum")?;
+        self.cldice.f_check_options()
+    }
+
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_check_options()?;
         let (probabilities, masks, validity) = self.cldice.f_masks(input, target)?;
         let dice = DiceLoss::new().smooth_nr(self.smooth_nr).smooth_dr(self.smooth_dr).reduction(self.reduction);
         let dice = dice.f_forward(&probabilities, &masks)?.f_mul_number(1.0 - self.alpha)?;

@@ -121,6 +121,11 @@ impl RegionLoss for TverskyLoss {
 impl Loss for TverskyLoss {
     crate::option_tensors::with_tensors!(options);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        Score::f_tversky(self.alpha, self.beta)?;
+        self.regions.f_check_numbers()
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_of_input(input, target)
     }

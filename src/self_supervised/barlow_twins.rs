@@ -86,12 +86,16 @@ impl Default for BarlowTwinsLoss {
 impl Loss for BarlowTwinsLoss {
     crate::option_tensors::with_tensors!(none);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::option("lambda_param", self.lambda_param, self.lambda_param.is_finite(), "a finite number")
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         views(("input", input), ("target", target))?;
         if !matches!(input.size()[..], [rows, _] if rows >= 2) {
             return Err(check::shape_error(("input", input), "[N, D] with at least two rows"));
         }
-        check::option("lambda_param", self.lambda_param, self.lambda_param.is_finite(), "a finite number")?;
+        self.f_check_options()?;
         let (a, b) = (f_normalized(input)?, f_normalized(target)?);
         let product = a.f_transpose(0, 1)?.f_matmul(&b)?;
         let (loss, rows, kind) = (*self, input.size()[0], input.f_kind()?);

@@ -194,16 +194,21 @@ impl Default for VicRegLoss {
 impl Loss for VicRegLoss {
     crate::option_tensors::with_tensors!(none);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        let (lambda, mu, nu) = (self.lambda_param, self.mu_param, self.nu_param);
+        for (option, value) in [("lambda_param", lambda), ("mu_param", mu), ("nu_param", nu)] {
+            check::option(option, value, value.is_finite(), "a finite number")?;
+        }
+        check::option("eps", self.eps, self.eps > 0.0 && self.eps.is_finite(), "a number > 0")
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         views(("input", input), ("target", target))?;
         if !matches!(input.size()[..], [samples, .., _] if samples >= 2) {
             return Err(check::shape_error(("input", input), "[N, D] or [N, d1, ..., D] with at least two samples"));
         }
         let (lambda, mu, nu) = (self.lambda_param, self.mu_param, self.nu_param);
-        for (option, value) in [("lambda_param", lambda), ("mu_param", mu), ("nu_param", nu)] {
-            check::option(option, value, value.is_finite(), "a finite number")?;
-        }
-        check::option("eps", self.eps, self.eps > 0.0 && self.eps.is_finite(), "a number > 0")?;
+        self.f_check_options()?;
         let kind = wide_kind(input)?;
         let (a, b) = (input.f_to_kind(kind)?, target.f_to_kind(kind)?);
         let invariance = MseLoss::new().f_forward(&a, &b)?;

@@ -16,14 +16,16 @@ use self::registry::{Fields, LOSSES, f_one_of};
 use self::value::Value;
 use super::{Term, TermParts, WeightedSum, WeightedSumOutput};
 use crate::loss::Part;
-use crate::{Loss, LossError, MeanParts, option_tensors};
+use crate::{Loss, LossError, MeanParts, WhenEmpty, option_tensors};
 
 /// A loss that data describe: a training program reads it from JSON, TOML or another format of [serde].
 ///
 /// A description has a field `loss` with the name of the loss, in snake case without the word "loss", and a field for
 /// each option that is not the default. All losses of `(input, target)` of this crate can be described, but for those
 /// that have parameters; [`names`](Self::names) and [`options`](Self::options) list them. PyTorch's class names are
-/// names, too: `nn.MSELoss` is `mse`. Enums are written in snake case, tensors as lists of numbers (or of booleans,
+/// names, too: `nn.MSELoss` is `mse`, and so are those of its functions and of other packages, in capitals or not, with
+/// or without "loss". Each may have a field `when_empty`, which is [`when_empty`](Loss::when_empty): `"nan"`, `"zero"` or
+/// `"error"`. Enums are written in snake case, tensors as lists of numbers (or of booleans,
 /// for a mask), with lists inside for more dimensions. `null` stands for an option that is none by default. A loss
 /// alone, with all defaults, may be a string.
 ///
@@ -47,9 +49,9 @@ use crate::{Loss, LossError, MeanParts, option_tensors};
 ///
 /// # Errors
 ///
-/// Reading fails for an unknown loss or option and for a value of the wrong type, with a message that names the loss,
-/// the option and what is allowed. Whether a value is in its range is looked at when the loss is computed, as for
-/// options that are set in Rust: a label smoothing of 2 is a [`LossError::Option`] at the first call.
+/// Reading fails for an unknown loss or option, for a value of the wrong type or outside of its range, and for two terms
+/// of one name, with a message that names the loss, the option and what is allowed, or the names that come nearest. What
+/// depends on the input, such as the number of class weights, is looked at when the loss is computed.
 ///
 /// # Example
 ///
@@ -89,7 +91,7 @@ use crate::{Loss, LossError, MeanParts, option_tensors};
 /// assert_eq!(output.terms[1].name, "cross_entropy");
 ///
 /// let error = serde_json::from_str::<AnyLoss>(r#"{"loss": "dice", "smooth": 1}"#).unwrap_err().to_string();
-/// assert!(error.starts_with("loss dice has no option smooth, only activation, measure, include_background"));
+/// assert_eq!(error, "loss dice has no option smooth; did you mean smooth_nr, smooth_dr, log_loss?");
 /// # assert_eq!(training.learning_rate, 1e-3);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -115,6 +117,8 @@ const TERMS: &str = "terms";
 /// What a term has beside its loss.
 const FACTOR: &str = "factor";
 const NAME: &str = "name";
+/// What every loss may have beside its options.
+const WHEN_EMPTY: &str = "when_empty";
 
 impl AnyLoss {
     /// The names of all losses that can be described.
@@ -185,9 +189,16 @@ impl AnyLoss {
 
 fn f_build(description: &Value, place: Place) -> Result<(&'static str, Built), Problem> {
     let names: Vec<&[&str]> = LOSSES.iter().map(|entry| entry.names).chain([SUM]).collect();
-    let (name, fields) = f_one_of(description, &names)?;
+    let (name, mut fields) = f_one_of(description, &names)?;
     let built = match LOSSES.iter().find(|entry| entry.names[0] == name) {
-        Some(entry) => Built::One(Part::new((entry.read)(fields, place)?)),
+        Some(entry) => {
+            let when_empty = fields.f_option::<WhenEmpty>(WHEN_EMPTY, true, place)?;
+            let loss = (entry.read)(fields, place)?;
+            Built::One(Part::new(match when_empty {
+                Some(when_empty) => Box::new(loss.when_empty(when_empty)),
+                None => loss,
+            }))
+        }
         None => Built::Sum(f_sum(fields, place)?),
     };
     Ok((name, built))
@@ -206,6 +217,7 @@ fn f_sum(mut fields: Fields, place: Place) -> Result<WeightedSum, Problem> {
         None => return Err(format!("loss {}: option {TERMS} is missing, expected {EXPECTED}", SUM[0])),
     }
     fields.f_end(&[TERMS])?;
+    sum.f_check_options().map_err(|error| format!("loss {}: {error}", SUM[0]))?;
     Ok(sum)
 }
 
@@ -256,6 +268,20 @@ impl fmt::Debug for AnyLoss {
 }
 
 impl Loss for AnyLoss {
+    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        match &self.built {
+            Built::One(loss) => loss.lock().f_is_empty(input, target),
+            Built::Sum(sum) => sum.f_is_empty(input, target),
+        }
+    }
+
+    fn f_check_options(&self) -> Result<(), LossError> {
+        match &self.built {
+            Built::One(loss) => loss.lock().f_check_options(),
+            Built::Sum(sum) => sum.f_check_options(),
+        }
+    }
+
     fn with_tensors(&self, replace: &mut dyn FnMut(&Tensor) -> Tensor) -> Option<Box<dyn Loss>> {
         match &self.built {
             Built::One(loss) => loss.lock().with_tensors(replace),

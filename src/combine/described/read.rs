@@ -10,7 +10,7 @@ use crate::{
     FocalSoftTargets, FocalTverskyLoss, GeneralizedDiceLoss, Grouping, HingeTargets, IgnoreScope, InvalidValues,
     JaccardLoss, KlDivReduction, LovaszClasses, MeanOver, MsSsimScope, MultiLabelReduction, OneVsRestFocalLoss,
     Overlap, OverlapMeasure, PsnrScope, Quantiles, Reduction, SigmoidFocalLoss, SoftmaxFocalLoss, SsimForm,
-    SsimPadding, SsimScope, SsimWindow, TripletMining, TverskyLoss, VolumeWeight, WeightedMean,
+    SsimPadding, SsimScope, SsimWindow, TripletMining, TverskyLoss, VolumeWeight, WeightedMean, WhenEmpty,
 };
 
 /// Why data describe no loss: one sentence.
@@ -296,6 +296,7 @@ macro_rules! words {
 }
 
 words! {
+    WhenEmpty { "nan" => Nan, "zero" => Zero, "error" => Error }
     Reduction { "none" => None, "mean" => Mean, "sum" => Sum }
     KlDivReduction { "none" => None, "mean" => Mean, "batch_mean" => BatchMean, "sum" => Sum }
     MultiLabelReduction { "none" => None, "mean" => Mean, "batch_mean" => BatchMean, "sum" => Sum }

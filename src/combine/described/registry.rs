@@ -33,9 +33,10 @@ impl<'a> Fields<'a> {
     }
 
     /// All fields have been read.
-    pub(super) fn f_end(&self, options: &[&str]) -> Result<(), Problem> {
+    pub(super) fn f_end(&self, options: &[&'static str]) -> Result<(), Problem> {
         let Some((name, _)) = self.fields.first() else { return Ok(()) };
-        Err(format!("loss {} has no option {name}, only {}", self.loss, options.join(", ")))
+        let names: Vec<&[&str]> = options.iter().map(std::slice::from_ref).collect();
+        Err(format!("loss {} has no option {name}{}", self.loss, nearest(name, &names)))
     }
 }
 
@@ -58,12 +59,94 @@ pub(super) fn f_one_of<'a>(
         }
         other => return Err(format!("{other} is no loss, expected one of {}, or fields with one as {LOSS}", every())),
     };
-    let short = name.strip_prefix("torch.").unwrap_or(name);
-    let short = short.strip_prefix("nn.").unwrap_or(short);
-    match losses.iter().find(|names| names.contains(&short)) {
-        Some(names) => Ok((names[0], Fields { loss: names[0], fields })),
-        None => Err(format!("there is no loss {name:?}, only {}", every())),
+    let spelling = spelling(name);
+    if let Some(names) = losses.iter().find(|names| names.iter().any(|known| self::spelling(known) == spelling)) {
+        return Ok((names[0], Fields { loss: names[0], fields }));
     }
+    if let Some((_, loss)) =
+        OTHERS.iter().find(|(known, loss)| [self::spelling(known), self::spelling(loss)].contains(&spelling))
+    {
+        return Err(format!("loss {name:?} takes other arguments: use {loss} in Rust"));
+    }
+    Err(format!("there is no loss {name:?}{}", nearest(name, losses)))
+}
+
+/// Losses that are none of an input and a target alone, and those that have parameters.
+const OTHERS: &[(&str, &str)] = &[
+    ("ctc", "CtcLoss"),
+    ("gaussian_nll", "GaussianNllLoss"),
+    ("cosine_embedding", "CosineEmbeddingLoss"),
+    ("margin_ranking", "MarginRankingLoss"),
+    ("triplet_margin", "TripletMarginLoss"),
+    ("triplet_margin_with_distance", "TripletMarginWithDistanceLoss"),
+    ("linear_cross_entropy", "LinearCrossEntropyLoss"),
+    ("fused_linear_cross_entropy", "LinearCrossEntropy"),
+    ("adaptive_log_softmax_with_loss", "AdaptiveLogSoftmaxWithLoss"),
+    ("arc_face", "ArcFaceLoss"),
+    ("cos_face", "CosFaceLoss"),
+    ("proxy_anchor", "ProxyAnchorLoss"),
+    ("proxy_nca", "ProxyNcaLoss"),
+    ("clip", "ClipLoss"),
+    ("siglip", "SigLipLoss"),
+    ("dino", "DinoLoss"),
+    ("total_variation", "TotalVariationLoss"),
+    ("dpo", "DpoLoss"),
+    ("ipo", "IpoLoss"),
+    ("cpo", "CpoLoss"),
+    ("orpo", "OrpoLoss"),
+    ("simpo", "SimpoLoss"),
+    ("kto", "KtoLoss"),
+    ("distillation", "DistillationLoss"),
+];
+
+/// A name without what libraries spell in different ways: the module before it, capitals, underscores and "loss".
+pub(super) fn spelling(name: &str) -> String {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let letters: String = last.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
+    match letters.strip_suffix("loss") {
+        Some(rest) if !rest.is_empty() => rest.to_owned(),
+        _ => letters,
+    }
+}
+
+/// How many names are few enough to be listed.
+const FEW: usize = 6;
+/// How many are proposed.
+const PROPOSED: usize = 3;
+
+/// The end of a message: which names there are or, of many, the ones that come nearest to `name`, each by the nearest of
+/// its spellings.
+pub(super) fn nearest(name: &str, names: &[&[&'static str]]) -> String {
+    let mut first: Vec<&str> = names.iter().map(|names| names[0]).collect();
+    if first.len() <= FEW {
+        return format!(", only {}", first.join(", "));
+    }
+    let spelling = spelling(name);
+    let away = |known: &&[&str]| known.iter().map(|known| distance(&spelling, &self::spelling(known))).min();
+    let mut sorted: Vec<&&[&str]> = names.iter().collect();
+    sorted.sort_by_cached_key(|names| away(names));
+    first = sorted.iter().take(PROPOSED).map(|names| names[0]).collect();
+    format!("; did you mean {}?", first.join(", "))
+}
+
+/// Twice the number of letters to be put in, taken out or changed; little where one name is a part of the other.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let contained =
+        |long: &[char], short: &[char]| short.len() > 2 && long.windows(short.len()).any(|part| part == short);
+    if contained(&a, &b) || contained(&b, &a) {
+        return a.len().abs_diff(b.len()).min(2) + usize::from(a.len() != b.len());
+    }
+    let mut row: Vec<usize> = (0..=b.len()).map(|i| 2 * i).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut corner = std::mem::replace(&mut row[0], 2 * (i + 1));
+        for (j, y) in b.iter().enumerate() {
+            let changed = corner + if x == y { 0 } else { 2 };
+            corner = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 2).min(corner + 2);
+        }
+    }
+    row[b.len()]
 }
 
 /// A loss that can be described.
@@ -109,6 +192,7 @@ macro_rules! described {
                         }
                     )+
                     fields.f_end(&[$(stringify!($option)),+])?;
+                    loss.f_check_options().map_err(|error| format!("loss {}: {error}", $name))?;
                     Ok(loss)
                 }
             }
@@ -144,27 +228,27 @@ macro_rules! described {
 
 described! {
     "huber" => HuberLoss { delta, weight or none, broadcast, reduction }
-    "l1" => L1Loss { weight or none, broadcast, reduction }
-    "mse" | "MSELoss" => MseLoss { weight or none, broadcast, reduction }
-    "poisson_nll" | "PoissonNLLLoss" => PoissonNllLoss { log_input, full, eps, broadcast, invalid_values, reduction }
+    "l1" | "mae" | "mean_absolute_error" => L1Loss { weight or none, broadcast, reduction }
+    "mse" | "mean_squared_error" => MseLoss { weight or none, broadcast, reduction }
+    "poisson_nll" => PoissonNllLoss { log_input, full, eps, broadcast, invalid_values, reduction }
     "smooth_l1" => SmoothL1Loss { beta, broadcast, reduction }
     "cauchy" => CauchyLoss { scale, weight or none, broadcast, reduction }
     "charbonnier" => CharbonnierLoss { eps, minimum, weight or none, broadcast, reduction }
     "geman_mcclure" => GemanMcClureLoss { scale, weight or none, broadcast, reduction }
     "log_cosh" => LogCoshLoss { weight or none, broadcast, reduction }
-    "mape" => MapeLoss { eps, weight or none, broadcast, reduction }
-    "msle" => MsleLoss { eps, weight or none, broadcast, reduction }
-    "quantile" => QuantileLoss { quantiles: Quantiles, weight or none, broadcast, reduction }
+    "mape" | "mean_absolute_percentage_error" => MapeLoss { eps, weight or none, broadcast, reduction }
+    "msle" | "mean_squared_logarithmic_error" => MsleLoss { eps, weight or none, broadcast, reduction }
+    "quantile" | "pinball" => QuantileLoss { quantiles: Quantiles, weight or none, broadcast, reduction }
     "welsch" => WelschLoss { scale, weight or none, broadcast, reduction }
-    "asymmetric_multi_label" => AsymmetricMultiLabelLoss {
+    "asymmetric_multi_label" | "AsymmetricLossMultiLabel" => AsymmetricMultiLabelLoss {
         gamma_neg, gamma_pos, clip, eps, detach_focus, label_smoothing, weight or none, pos_weight or none,
         invalid_values, reduction,
     }
-    "asymmetric_single_label" => AsymmetricSingleLabelLoss {
+    "asymmetric_single_label" | "AsymmetricLossSingleLabel" => AsymmetricSingleLabelLoss {
         gamma_pos, gamma_neg, label_smoothing, invalid_values, reduction,
     }
-    "bce" | "BCELoss" => BceLoss { weight or none, invalid_values, reduction }
-    "bce_with_logits" | "BCEWithLogitsLoss" => BceWithLogitsLoss { weight or none, pos_weight or none, reduction }
+    "bce" | "binary_cross_entropy" => BceLoss { weight or none, invalid_values, reduction }
+    "bce_with_logits" | "binary_cross_entropy_with_logits" => BceWithLogitsLoss { weight or none, pos_weight or none, reduction }
     "categorical_hinge" => CategoricalHingeLoss { margin, invalid_values, reduction }
     "cross_entropy" => CrossEntropyLoss {
         weight or none, ignore_index, label_smoothing, invalid_values, mean_over, reduction,
@@ -174,16 +258,16 @@ described! {
     "multi_label_margin" => MultiLabelMarginLoss { invalid_values, reduction }
     "multi_label_soft_margin" => MultiLabelSoftMarginLoss { weight or none, broadcast, reduction }
     "multi_margin" => MultiMarginLoss { p, margin, weight or none, invalid_values, reduction }
-    "nll" | "NLLLoss" => NllLoss { weight or none, ignore_index, invalid_values, reduction }
+    "nll" => NllLoss { weight or none, ignore_index, invalid_values, reduction }
     "one_vs_rest_focal" => OneVsRestFocalLoss {
         alpha: FocalAlpha, gamma, reduced_threshold or none, normalization, weight or none,
         ignore_index: Option<i64>, invalid_values, mean_over, reduction,
     }
-    "poly_bce_with_logits" => PolyBceWithLogitsLoss {
+    "poly_bce_with_logits" | "PolyBinaryCrossEntropy" => PolyBceWithLogitsLoss {
         epsilon, gamma, alpha or none, label_smoothing, invalid_values, reduction,
     }
     "poly_cross_entropy" => PolyCrossEntropyLoss { epsilon, label_smoothing, invalid_values, reduction }
-    "sigmoid_focal" => SigmoidFocalLoss {
+    "sigmoid_focal" | "BinaryFocalLossWithLogits" => SigmoidFocalLoss {
         alpha: FocalAlpha, gamma, soft_targets, reduced_threshold or none, normalization, weight or none,
         pos_weight or none, ignore_index or none, mask or none, invalid_values, mean_over, divisor: Divisor, reduction,
     }
@@ -196,14 +280,14 @@ described! {
         alpha: FocalAlpha, gamma, weight or none, ignore_index: Option<i64>, label_smoothing, invalid_values,
         mean_over, reduction,
     }
-    "kl_div" | "KLDivLoss" => KlDivLoss { log_target, broadcast, reduction }
+    "kl_div" | "kullback_leibler_divergence" => KlDivLoss { log_target, broadcast, reduction }
     "hinge_embedding" => HingeEmbeddingLoss { margin, broadcast, reduction }
     "contrastive" => ContrastiveLoss { pos_margin, neg_margin, distance, reduction }
-    "batch_triplet_margin" => BatchTripletMarginLoss { margin, swap, smooth_loss, mining, distance, reduction }
+    "batch_triplet_margin" | "batch_triplet" => BatchTripletMarginLoss { margin, swap, smooth_loss, mining, distance, reduction }
     "lifted_structure" => LiftedStructureLoss { pos_margin, neg_margin, distance, reduction }
     "generalized_lifted_structure" => GeneralizedLiftedStructureLoss { pos_margin, neg_margin, distance, reduction }
     "multi_similarity" => MultiSimilarityLoss { alpha, beta, base, distance, reduction }
-    "nt_xent" => NtXentLoss { temperature, distance, reduction }
+    "nt_xent" | "info_nce" => NtXentLoss { temperature, distance, reduction }
     "sup_con" => SupConLoss { temperature, distance, reduction }
     "circle" => CircleLoss { margin, gamma, reduction }
     "n_pairs" => NPairsLoss { distance, reduction }
@@ -213,7 +297,7 @@ described! {
         smooth_nr, smooth_dr, invalid_values, reduction, grouping, weight or none, weighted_mean, empty_mask, eps,
         log_loss,
     }
-    "dice_cross_entropy" => DiceCrossEntropyLoss {
+    "dice_cross_entropy" | "DiceCELoss" => DiceCrossEntropyLoss {
         overlap: Overlap, cross_entropy: CrossEntropyPart, lambda_dice, lambda_ce,
     }
     "dice_focal" => DiceFocalLoss { overlap: Overlap, focal: FocalPart, lambda_dice, focal_background, lambda_focal }
@@ -227,7 +311,7 @@ described! {
         classes or none: Vec<i64> => as_slice, ignore_index or none,
         ignore_scope, smooth_nr, smooth_dr, invalid_values, reduction,
     }
-    "hausdorff_dt" => HausdorffDtLoss {
+    "hausdorff_dt" | "hausdorff" => HausdorffDtLoss {
         alpha, activation, include_background, grouping, log, invalid_values, reduction,
     }
     "jaccard" => JaccardLoss {
@@ -267,10 +351,10 @@ described! {
     }
     "ms_ssim_l1" => MsSsimL1Loss { sigmas: Vec<f64> => as_slice, data_range, k1, k2, alpha, compensation, reduction }
     "psnr" => PsnrLoss { data_range, eps, scope, reduction }
-    "complete_box_iou" => CompleteBoxIouLoss { eps, alpha_eps, weight or none, divisor: Divisor, reduction }
-    "distance_box_iou" => DistanceBoxIouLoss { eps, weight or none, divisor: Divisor, reduction }
-    "distribution_focal" => DistributionFocalLoss { weight or none, divisor: Divisor, invalid_values, reduction }
-    "generalized_box_iou" => GeneralizedBoxIouLoss { eps, weight or none, divisor: Divisor, reduction }
-    "quality_focal" => QualityFocalLoss { beta, weight or none, divisor: Divisor, invalid_values, reduction }
-    "varifocal" => VarifocalLoss { alpha, gamma, weight or none, divisor: Divisor, invalid_values, reduction }
+    "complete_box_iou" | "CIoU" => CompleteBoxIouLoss { eps, alpha_eps, weight or none, divisor: Divisor, reduction }
+    "distance_box_iou" | "DIoU" => DistanceBoxIouLoss { eps, weight or none, divisor: Divisor, reduction }
+    "distribution_focal" | "DFL" => DistributionFocalLoss { weight or none, divisor: Divisor, invalid_values, reduction }
+    "generalized_box_iou" | "GIoU" => GeneralizedBoxIouLoss { eps, weight or none, divisor: Divisor, reduction }
+    "quality_focal" | "QFL" => QualityFocalLoss { beta, weight or none, divisor: Divisor, invalid_values, reduction }
+    "varifocal" | "VFL" => VarifocalLoss { alpha, gamma, weight or none, divisor: Divisor, invalid_values, reduction }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use tch::{Device, Kind, Tensor};
 
 use super::read::WORDS;
-use super::registry::{Entry, Fields, LOSSES};
+use super::registry::{Entry, Fields, LOSSES, nearest, spelling};
 use super::value::Value;
 use super::*;
 use crate::{Activation, CrossEntropyLoss, DiceLoss, MseLoss, SoftmaxFocalLoss, with_backend};
@@ -110,7 +110,9 @@ fn every_option_of_every_loss_can_be_set_and_refused() {
         let [described, new] = debug(entry, &json!({})).unwrap();
         assert_eq!(described, new, "{name}: the defaults are those of new()");
         let unknown = debug(entry, &json!({"no_such_option": 1})).unwrap_err();
-        assert_eq!(unknown, format!("loss {name} has no option no_such_option, only {}", entry.options.join(", ")));
+        let start = format!("loss {name} has no option no_such_option");
+        let options: Vec<&[&str]> = entry.options.iter().map(std::slice::from_ref).collect();
+        assert_eq!(unknown, format!("{start}{}", nearest("no_such_option", &options)));
         for option in entry.options {
             assert!(![FACTOR, NAME, TERMS, "loss"].contains(option), "{name}.{option} is a field of another meaning");
             let (mut set, mut refused) = (0, 0);
@@ -118,7 +120,8 @@ fn every_option_of_every_loss_can_be_set_and_refused() {
                 match debug(entry, &json!({ *option: candidate })) {
                     Ok([described, _]) => {
                         set += usize::from(described != new);
-                        let holds = ["weight", "pos_weight", "mask", "alpha"].contains(option) && candidate.is_array();
+                        let own = ["weight", "pos_weight", "mask", "alpha"].contains(option) && candidate.is_array();
+                        let holds = own || candidate["weight"].is_array();
                         assert_eq!(tensors(entry, option, candidate), usize::from(holds), "{name}.{option}");
                     }
                     Err(message) => {
@@ -323,7 +326,7 @@ fn wrong_descriptions_say_what_is_wrong() {
         }
     }
     let starts = [
-        (json!({"loss": "dic"}), "there is no loss \"dic\", only huber, l1, mse, "),
+        (json!({"loss": "dic"}), "there is no loss \"dic\"; did you mean dice, "),
         (json!({"lose": "dice"}), "field loss is missing, expected one of huber, l1, mse, "),
         (json!({"loss": 3}), "field loss is 3, expected one of huber, l1, mse, "),
         (json!(3), "3 is no loss, expected one of huber, l1, mse, "),
@@ -341,13 +344,123 @@ fn wrong_descriptions_say_what_is_wrong() {
 }
 
 #[test]
-fn ranges_are_looked_at_when_the_loss_is_computed() {
-    let loss: AnyLoss = serde_json::from_str(r#"{"loss": "huber", "delta": -1}"#).unwrap();
-    let one = Tensor::from_slice(&[1.0]);
-    assert_eq!(loss.f_forward(&one, &one).unwrap_err().to_string(), "option delta is -1, expected a number > 0");
+fn values_are_looked_at_when_the_loss_is_read() {
+    let cases = [
+        (json!({"loss": "huber", "delta": -1}), "loss huber: option delta is -1, expected a number > 0"),
+        (
+            json!({"loss": "cross_entropy", "label_smoothing": 2}),
+            "loss cross_entropy: option label_smoothing is 2, expected a number in [0, 1]",
+        ),
+        (
+            json!({"loss": "softmax_focal", "gamma": -1}),
+            "loss softmax_focal: option gamma is -1, expected a finite number of at least 0",
+        ),
+        (
+            json!({"loss": "sum", "terms": ["mse", {"loss": "dice", "smooth_nr": -1}]}),
+            "term 1: loss dice: option smooth_nr is -1, expected a finite number of at least 0",
+        ),
+        (
+            json!({"loss": "sum", "terms": ["mse", {"loss": "huber", "name": "mse"}]}),
+            "loss sum: option name is mse twice, expected a name for each term",
+        ),
+        (
+            json!({"loss": "dice_focal", "focal": {"loss": "sigmoid_focal", "gamma": -1}}),
+            "loss dice_focal: option focal: loss sigmoid_focal: option gamma is -1, expected a finite number of at least 0",
+        ),
+    ];
+    for (description, expected) in cases {
+        let error = serde_json::from_value::<AnyLoss>(description).unwrap_err().to_string();
+        assert_eq!(error, expected);
+    }
+    let single = serde_json::from_str::<CrossEntropyLoss>(r#"{"label_smoothing": -0.5}"#).unwrap_err().to_string();
+    assert!(single.starts_with("loss cross_entropy: option label_smoothing is -0.5, expected a number in"), "{single}");
+    let loss: AnyLoss = serde_json::from_str(r#"{"loss": "huber"}"#).unwrap();
     let error = loss.f_to(Device::Cpu, Kind::Int64).unwrap_err().to_string();
     assert_eq!(error, "kind has kind Int64, expected a floating kind");
     assert_eq!(AnyLoss::options("nope"), None);
     assert_eq!(AnyLoss::options("mse"), Some(&["weight", "broadcast", "reduction"][..]));
     assert_eq!(AnyLoss::names().count(), LOSSES.len() + 1);
+}
+
+#[test]
+fn spellings_of_other_libraries_are_names() {
+    let names = [
+        ("CrossEntropy", "cross_entropy"),
+        ("F.cross_entropy", "cross_entropy"),
+        ("torch.nn.CrossEntropyLoss", "cross_entropy"),
+        ("cross_entropy_loss", "cross_entropy"),
+        ("nn.BCEWithLogitsLoss", "bce_with_logits"),
+        ("F.binary_cross_entropy_with_logits", "bce_with_logits"),
+        ("NLLLoss", "nll"),
+        ("KLDivLoss", "kl_div"),
+        ("MultiLabelSoftMargin", "multi_label_soft_margin"),
+        ("F.multilabel_margin_loss", "multi_label_margin"),
+        ("monai.losses.DiceCELoss", "dice_cross_entropy"),
+        ("monai.losses.SoftclDiceLoss", "soft_cldice"),
+        ("monai.losses.HausdorffDTLoss", "hausdorff_dt"),
+        ("smp.losses.SoftBCEWithLogitsLoss", "soft_bce_with_logits"),
+        ("timm.loss.AsymmetricLossMultiLabel", "asymmetric_multi_label"),
+        ("NTXentLoss", "nt_xent"),
+        ("weighted sum", "sum"),
+    ];
+    for (name, expected) in names {
+        let description = json!({"loss": name, "terms": ["mse"]});
+        let description = if expected == "sum" { description } else { json!(name) };
+        let loss: AnyLoss = serde_json::from_value(description).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(loss.name(), expected, "{name}");
+    }
+    let mut spellings: BTreeMap<String, &str> = BTreeMap::new();
+    for entry in LOSSES {
+        for name in entry.names {
+            let other = spellings.insert(spelling(name), entry.names[0]).unwrap_or(entry.names[0]);
+            assert_eq!(other, entry.names[0], "{name} is spelt as another loss");
+        }
+    }
+}
+
+#[test]
+fn misspelt_names_are_answered_by_the_nearest() {
+    let message = |name: &str| serde_json::from_value::<AnyLoss>(json!(name)).unwrap_err().to_string();
+    for (name, first) in [
+        ("dyce", "dice"),
+        ("crossentropi", "cross_entropy"),
+        ("bce_with_logit", "bce_with_logits"),
+        ("huberr", "huber"),
+        ("jacard", "jaccard"),
+        ("MSE2", "mse"),
+    ] {
+        let start = format!("there is no loss {name:?}; did you mean {first}, ");
+        assert!(message(name).starts_with(&start), "{}", message(name));
+        assert_eq!(message(name).matches(',').count(), 2);
+    }
+    let focal = message("focal");
+    assert!(focal.contains("softmax_focal") && focal.contains("sigmoid_focal"), "{focal}");
+    assert_eq!(message("ctc"), "loss \"ctc\" takes other arguments: use CtcLoss in Rust");
+    assert_eq!(
+        message("nn.GaussianNLLLoss"),
+        "loss \"nn.GaussianNLLLoss\" takes other arguments: use GaussianNllLoss in Rust"
+    );
+    let option = serde_json::from_str::<AnyLoss>(r#"{"loss": "cross_entropy", "label_smothing": 0.1}"#);
+    let expected = "loss cross_entropy has no option label_smothing, only weight, ignore_index, label_smoothing, \
+                    invalid_values, mean_over, reduction";
+    assert_eq!(option.unwrap_err().to_string(), expected);
+    let option = serde_json::from_str::<AnyLoss>(r#"{"loss": "dice", "ignoreindex": 1}"#).unwrap_err().to_string();
+    assert!(option.starts_with("loss dice has no option ignoreindex; did you mean ignore_index, "), "{option}");
+}
+
+#[test]
+fn a_mean_over_nothing_can_be_described() {
+    let none = Tensor::zeros([0, 3], (Kind::Float, Device::Cpu));
+    let read = |rule| serde_json::from_value::<AnyLoss>(json!({"loss": "mse", "when_empty": rule}));
+    assert_eq!(read("zero").unwrap().forward(&none, &none).double_value(&[]), 0.0);
+    assert!(read("nan").unwrap().forward(&none, &none).double_value(&[]).is_nan());
+    let error = read("error").unwrap().f_forward(&none, &none).unwrap_err().to_string();
+    assert_eq!(error, "the mean is over nothing: an empty batch, or one of which nothing counts");
+    let error = read("one").unwrap_err().to_string();
+    assert_eq!(error, "loss mse: option when_empty is \"one\", expected one of \"nan\", \"zero\", \"error\"");
+    let sum: AnyLoss = serde_json::from_str(
+        r#"{"loss": "sum", "terms": [{"loss": "mse", "when_empty": "zero"}, {"loss": "l1", "when_empty": "zero"}]}"#,
+    )
+    .unwrap();
+    assert_eq!(sum.clone().f_to(Device::Cpu, Kind::Float).unwrap().forward(&none, &none).double_value(&[]), 0.0);
 }
