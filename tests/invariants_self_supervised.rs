@@ -2,7 +2,7 @@
 
 mod common;
 
-use tch::{Device, Tensor, nn};
+use tch::{Device, Kind, Tensor, nn};
 use tch_losses::*;
 
 use common::random::{rand, randint, randn, randperm};
@@ -197,4 +197,150 @@ fn equal_sub_centers_are_one_center() {
         let one = ArcFace::new().forward(embeddings, &vectors.transpose(0, 1), classes);
         assert!(close(&one, &ArcFace::new().sub_centers(3).forward(embeddings, &repeated, classes)));
     });
+}
+
+const BACKENDS: [Backend; 2] = [Backend::Auto, Backend::Composite];
+const KINDS: [Kind; 4] = [Kind::Double, Kind::Float, Kind::Half, Kind::BFloat16];
+
+/// The losses of vectors that are scaled to length 1, of two batches of rows.
+fn normalising_losses() -> Vec<(&'static str, Box<dyn Fn(&Tensor, &Tensor) -> Tensor>)> {
+    fn classes() -> Tensor {
+        Tensor::from_slice(&[0_i64, 1, 2, 3, 0])
+    }
+    vec![
+        ("CLIP", Box::new(|a, b| ClipLoss::new().forward(a, b, 5.0))),
+        ("SigLIP", Box::new(|a, b| SigLipLoss::new().forward(a, b, 5.0, -3.0))),
+        ("negative cosine", Box::new(|a, b| NegativeCosineSimilarity::new().forward(a, b))),
+        (
+            "negative cosine, columns",
+            Box::new(|a, b| NegativeCosineSimilarity::new().dim(0).forward(&a.transpose(0, 1), &b.transpose(0, 1))),
+        ),
+        ("ArcFace", Box::new(|a, b| ArcFace::new().scale(4.0).forward(a, &b.transpose(0, 1), &classes()))),
+        ("CosFace", Box::new(|a, b| CosFace::new().scale(4.0).forward(a, &b.transpose(0, 1), &classes()))),
+        ("proxy anchor", Box::new(|a, b| ProxyAnchor::new().alpha(4.0).forward(a, b, &classes()))),
+        ("proxy NCA", Box::new(|a, b| ProxyNca::new().softmax_scale(4.0).forward(a, b, &classes()))),
+    ]
+}
+
+fn is_finite(tensor: &Tensor) -> bool {
+    bool::try_from(tensor.isfinite().all()).unwrap()
+}
+
+fn furthest(a: &Tensor, b: &Tensor) -> f64 {
+    (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
+}
+
+#[test]
+fn a_vector_of_zeros_has_no_slope() {
+    let (a, b) = (randn([5, 4]), randn([5, 4]));
+    let _ = (a.get(2).zero_(), b.get(4).zero_());
+    for (name, loss) in normalising_losses() {
+        for (backend, kind) in BACKENDS.into_iter().flat_map(|backend| KINDS.map(|kind| (backend, kind))) {
+            with_backend(backend, || {
+                let [a, b] = [&a, &b].map(|rows| rows.to_kind(kind).set_requires_grad(true));
+                let what = format!("{name} {backend:?} {kind:?}");
+                let value = loss(&a, &b);
+                let first = Tensor::run_backward(&[&value], &[&a, &b], true, true);
+                assert!(is_finite(&value) && first.iter().all(is_finite), "{what}: {first:?}");
+                let no_slope = |gradients: &[Tensor]| {
+                    [gradients[0].get(2), gradients[1].get(4)]
+                        .iter()
+                        .all(|row| row.abs().max().double_value(&[]) == 0.0)
+                };
+                assert!(no_slope(&first), "{what}");
+                if kind == Kind::Double {
+                    let square = first.iter().map(|gradient| gradient.square().sum(Kind::Double)).sum::<Tensor>();
+                    let second = Tensor::run_backward(&[square], &[&a, &b], false, false);
+                    assert!(second.iter().all(is_finite) && no_slope(&second), "{what}: the second derivative");
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn cosine_embeddings_of_zeros_are_finite_in_half_precision() {
+    let labels = Tensor::from_slice(&[1_i64, -1, 1]);
+    for (margin, expected) in [(0.0, [1.0, 0.0, 0.0]), (-0.5, [1.0, 0.5, 0.0])] {
+        for backend in BACKENDS {
+            let a = Tensor::from_slice(&[0.0, 0.0, 0.0, 0.0, 3.0, 4.0]).view([3, 2]).to_kind(Kind::Half);
+            let b = Tensor::from_slice(&[3.0, 4.0, 3.0, 4.0, 3.0, 4.0]).view([3, 2]).to_kind(Kind::Half);
+            let [a, b] = [a, b].map(|rows| rows.set_requires_grad(true));
+            let loss = CosineEmbeddingLoss::new().margin(margin).reduction(Reduction::None);
+            with_backend(backend, || {
+                let losses = loss.forward(&a, &b, &labels);
+                assert_eq!(Vec::<f64>::try_from(losses.to_kind(Kind::Double)).unwrap(), expected, "{backend:?}");
+                let gradients = Tensor::run_backward(&[losses.sum(Kind::Half)], &[&a, &b], true, true);
+                assert!(gradients.iter().all(is_finite), "{backend:?}: {gradients:?}");
+            });
+        }
+    }
+}
+
+#[test]
+fn nan_vectors_make_losses_nan() {
+    for (name, loss) in normalising_losses() {
+        for backend in BACKENDS {
+            let (a, b) = (randn([5, 4]), randn([5, 4]));
+            let _ = a.get(1).get(2).fill_(f64::NAN);
+            let [a, b] = [a, b].map(|rows| rows.set_requires_grad(true));
+            let value = with_backend(backend, || loss(&a, &b));
+            assert!(value.double_value(&[]).is_nan(), "{name} {backend:?}");
+            let gradient = with_backend(backend, || Tensor::run_backward(&[&value], &[&a], false, false)).remove(0);
+            assert!(bool::try_from(gradient.get(1).isnan().any()).unwrap(), "{name} {backend:?}");
+        }
+    }
+}
+
+#[test]
+fn proxies_of_single_precision_serve_embeddings_of_half() {
+    for (name, loss) in normalising_losses().into_iter().skip(4) {
+        for (backend, kind) in BACKENDS.into_iter().flat_map(|backend| KINDS.map(|kind| (backend, kind))) {
+            let x = randn([5, 4]).to_kind(kind);
+            let proxies = randn([5, 4]).to_kind(Kind::Float);
+            let [leaf, vectors] = [&x, &proxies].map(|rows| rows.copy().set_requires_grad(true));
+            let value = with_backend(backend, || loss(&leaf, &vectors));
+            value.backward();
+            assert_eq!((value.kind(), leaf.grad().kind(), vectors.grad().kind()), (kind, kind, Kind::Float), "{name}");
+            let expected = loss(&x.to_kind(Kind::Double), &proxies.to_kind(Kind::Double));
+            let tolerance = if kind == Kind::BFloat16 { 8e-3 } else { 1e-3 };
+            assert!(furthest(&value, &expected) <= tolerance * expected.double_value(&[]).abs(), "{name} {kind:?}");
+        }
+    }
+}
+
+#[test]
+fn embeddings_count_as_often_as_pairs_name_them() {
+    let (x, vectors, classes) = (randn([5, 4]), randn([4, 4]), Tensor::from_slice(&[0_i64, 1, 2, 3, 0]));
+    let weight = vectors.transpose(0, 1);
+    let positions = |of: &[i64]| Tensor::from_slice(of);
+    // 0 three times, 4 twice, 1 once, the others never.
+    let pairs = EmbeddingPairs::pairs(&positions(&[0, 4]), &positions(&[4, 0]), &positions(&[0]), &positions(&[1]));
+    let shares = Tensor::from_slice(&[1.0, 1.0 / 3.0, 0.0, 0.0, 2.0 / 3.0]);
+    let none = EmbeddingReduction::None;
+    for backend in BACKENDS {
+        with_backend(backend, || {
+            let arc = ArcFace::new().scale(4.0).reduction(none);
+            let expected = arc.forward(&x, &weight, &classes) * &shares;
+            assert!(close(&arc.forward_pairs(&x, &weight, &classes, &pairs), &expected));
+            let cos = CosFace::new().scale(4.0).reduction(none);
+            let expected = cos.forward(&x, &weight, &classes) * &shares;
+            assert!(close(&cos.forward_pairs(&x, &weight, &classes, &pairs), &expected));
+            let nca = ProxyNca::new().reduction(none);
+            // As an anchor 0 twice, and 4 once.
+            let shares = Tensor::from_slice(&[1.0, 0.0, 0.0, 0.0, 0.5]);
+            let expected = nca.forward(&x, &vectors, &classes) * &shares;
+            assert!(close(&nca.forward_pairs(&x, &vectors, &classes, &pairs), &expected));
+        });
+    }
+}
+
+#[test]
+fn a_scale_beyond_the_kind_is_named() {
+    let x = randn([3, 4]).to_kind(Kind::Float);
+    let error = ClipLoss::new().f_forward(&x, &x, 1e39).unwrap_err().to_string();
+    assert!(error.starts_with("option logit_scale is 1000000000000000"), "{error}");
+    let error = SigLipLoss::new().f_forward(&x, &x, 1.0, -1e39).unwrap_err().to_string();
+    assert!(error.starts_with("option logit_bias is -100000000000000"), "{error}");
+    assert!(is_finite(&ClipLoss::new().forward(&x.to_kind(Kind::Double), &x.to_kind(Kind::Double), 1e39)));
 }

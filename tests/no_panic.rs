@@ -143,6 +143,20 @@ fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> 
         ("triplet", Box::new(|a, b, c| TripletMarginLoss::new().swap(true).broadcast(true).f_forward(a, b, c))),
         ("contrastive", pair(ContrastiveLoss::new())),
         ("contrastive with references", with_references(ContrastiveLoss::new())),
+        ("contrastive of pairs", {
+            let loss = ContrastiveLoss::new();
+            Box::new(move |a, b, c| loss.f_forward_pairs(a, &EmbeddingPairs::pairs(b, c, c, b), None))
+        }),
+        ("nt-xent per anchor", pair(NtXentLoss::new().reduction(EmbeddingReduction::PerAnchor(Default::default())))),
+        ("triplets that are named", {
+            let loss = BatchTripletMarginLoss::new().swap(true);
+            Box::new(move |a, b, c| loss.f_forward_pairs(a, &EmbeddingPairs::triplets(b, c, b), None))
+        }),
+        ("supervised contrastive of triplets and references", {
+            let loss = SupConLoss::new();
+            Box::new(move |a, b, c| loss.f_forward_pairs(a, &EmbeddingPairs::triplets(b, c, b), Some(a)))
+        }),
+        ("lifted structure with references", with_references(LiftedStructureLoss::new())),
         ("nt-xent", pair(NtXentLoss::new().distance(EmbeddingDistance::signal_to_noise()))),
         ("nt-xent with references", with_references(NtXentLoss::new())),
         ("supervised contrastive", pair(SupConLoss::new().distance(EmbeddingDistance::lp().p(3.0)))),

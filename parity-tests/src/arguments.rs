@@ -33,6 +33,8 @@ impl From<tch::TchError> for EvalError {
 pub enum Argument {
     /// A tensor.
     Tensor(Tensor),
+    /// Several of them.
+    Tensors(Vec<Tensor>),
     /// Anything else.
     Plain(Value),
 }
@@ -97,6 +99,15 @@ impl Arguments {
             None => Ok(None),
             Some(Argument::Tensor(tensor)) => Ok(Some(tensor)),
             Some(other) => Err(wrong_type(name, "a tensor", &other)),
+        }
+    }
+
+    /// Several tensors, which may be absent.
+    pub fn optional_tensors(&mut self, name: &str) -> Result<Option<Vec<Tensor>>, EvalError> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Argument::Tensors(tensors)) => Ok(Some(tensors)),
+            Some(other) => Err(wrong_type(name, "a list of tensors", &other)),
         }
     }
 
@@ -255,6 +266,7 @@ fn is_integer(tensor: &Tensor) -> bool {
 fn wrong_type(name: &str, expected: &str, actual: &Argument) -> EvalError {
     let actual = match actual {
         Argument::Tensor(tensor) => format!("a tensor of shape {:?}", tensor.size()),
+        Argument::Tensors(tensors) => format!("a list of {} tensors", tensors.len()),
         Argument::Plain(value) => format!("{value:?}"),
     };
     EvalError::Rejected(format!("argument {name} is {actual}; its type is {expected}"))

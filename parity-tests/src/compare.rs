@@ -222,6 +222,14 @@ fn holds(rule: Rule, case: &Case, sides: Sides) -> bool {
             let truer = truth.is_some_and(|truth| (a - truth).abs() <= (e - truth).abs());
             if e.is_finite() { tolerance.accepts(a, e) || truer } else { a == e || right || beyond }
         }),
+        (Rule::Zero, Some(Status::Ok), Some(Status::Ok)) => all_elements(case, sides, |e, a, truth, kind| {
+            const BEYOND: f64 = 1e6;
+            // NaN is beyond, too.
+            let large = e.is_nan() || e.abs() > BEYOND;
+            let truer = || truth.is_some_and(|truth| (a - truth).abs() <= (e - truth).abs());
+            let right = || truth.is_some_and(|truth| tolerance(kind).accepts(a, truth));
+            if large { a == 0.0 || right() } else { tolerance(kind).accepts(a, e) || truer() }
+        }),
         (Rule::Nan, Some(Status::Ok), Some(Status::Ok)) => {
             all_elements(case, sides, |e, a, _, kind| a.is_nan() || tolerance(kind).accepts(a, e))
         }

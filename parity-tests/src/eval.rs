@@ -81,6 +81,10 @@ fn resolve(case: &Case, tensors: &Tensors, device: Device) -> Result<Resolved> {
     };
     let mut leaves: Vec<Option<Tensor>> = case.grad.iter().map(|_| None).collect();
     let mut argument = |key: Option<ArgumentKey>, value: &Value| -> Result<Argument> {
+        if let Some(list) = tensors_of(value) {
+            let list = list.iter().map(|reference| reference.resolve(tensors, device)).collect::<Result<_>>()?;
+            return Ok(Argument::Tensors(list));
+        }
         let Value::Tensor(reference) = value else { return Ok(Argument::Plain(value.clone())) };
         let tensor = reference.resolve(tensors, device)?;
         let Some(position) = key.and_then(|key| case.grad.iter().position(|entry| *entry == key)) else {
@@ -114,6 +118,19 @@ fn resolve(case: &Case, tensors: &Tensors, device: Device) -> Result<Resolved> {
         grad_output: all(&case.grad_output, "grad_output")?,
         second_order: all(&case.second_order, "second_order")?,
     })
+}
+
+/// What a list of tensors, and of nothing else, refers to.
+fn tensors_of(value: &Value) -> Option<Vec<&TensorRef>> {
+    let Value::List(items) = value else { return None };
+    let references: Option<Vec<_>> = items
+        .iter()
+        .map(|item| match item {
+            Value::Tensor(reference) => Some(reference),
+            _ => None,
+        })
+        .collect();
+    references.filter(|references| !references.is_empty())
 }
 
 fn compute(case: &Case, resolved: &mut Resolved, runner: &Runner) -> Result<Computed, EvalError> {

@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor, nn};
 
 use super::batch::{f_kind_of_pairs, f_labels, softplus};
+use super::pairs::CountedAs;
 use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
 use crate::autograd::{Backward, Gradients, Place, Tape, f_taped};
 use crate::check::{self, ClassIndices, Named};
@@ -67,9 +68,9 @@ impl Classified {
     }
 
     /// The same where the embeddings count as often as `pairs` name them, if there are any.
-    pub(super) fn f_weighted(self, pairs: Option<&EmbeddingPairs>) -> Result<Classified, LossError> {
+    pub(super) fn f_weighted(self, pairs: Option<&EmbeddingPairs>, named: CountedAs) -> Result<Classified, LossError> {
         let Some(pairs) = pairs else { return Ok(self) };
-        Ok(Classified { weights: pairs.f_weights(("input", &self.embeddings), self.wide)?, ..self })
+        Ok(Classified { weights: pairs.f_weights(("input", &self.embeddings), named, self.wide)?, ..self })
     }
 
     /// `weight` is `[D, C · sub_centers]`, the weights of a class side by side.
@@ -295,7 +296,8 @@ impl Angles {
         sub_centers: i64,
         pairs: Option<&EmbeddingPairs>,
     ) -> Result<Angles, LossError> {
-        let mut classified = Classified::f_of_weight(input, weight, target, sub_centers)?.f_weighted(pairs)?;
+        let mut classified =
+            Classified::f_of_weight(input, weight, target, sub_centers)?.f_weighted(pairs, CountedAs::Any)?;
         let classes = classified.vectors.size()[0] / sub_centers;
         let cosine = EmbeddingDistance::cosine();
         classified.embeddings = cosine.f_prepared(&classified.embeddings, classified.wide)?;

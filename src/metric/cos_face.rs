@@ -3,6 +3,7 @@ use std::borrow::Borrow;
 use tch::{Tensor, nn};
 
 use super::class_vectors::{Classified, OwnSoftmax, f_variable};
+use super::pairs::CountedAs;
 use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
 use crate::{Loss, LossError, check};
 
@@ -117,7 +118,7 @@ impl CosFace {
     ) -> Result<Tensor, LossError> {
         self.f_check()?;
         let softmax = OwnSoftmax { scale: self.scale, margin: self.margin };
-        let batch = Classified::f_of_weight(input, weight, target, 1)?.f_weighted(pairs)?;
+        let batch = Classified::f_of_weight(input, weight, target, 1)?.f_weighted(pairs, CountedAs::Any)?;
         batch.f_cross_entropy_of(EmbeddingDistance::cosine(), softmax, self.reduction)
     }
 

@@ -1,8 +1,9 @@
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::angle::{Angle, AngleLoss};
 use super::same_shape_or_broadcast_in_rank;
-use crate::kernels::f_embedding;
+use crate::kernels::{NumberOperations, f_embedding};
+use crate::numeric::wide_kind;
 use crate::{LossError, MeanParts, Reduction, check};
 
 /// The loss of the angle between two embeddings: small for pairs that belong together, wide for pairs that do not.
@@ -33,8 +34,9 @@ use crate::{LossError, MeanParts, Reduction, check};
 ///
 /// * Inputs of different shapes, or targets of another number, are an error unless [`broadcast`](Self::broadcast) allows
 ///   them; PyTorch broadcasts silently.
-/// * On the CPU half precision is computed in single precision. In PyTorch's f16 the 10⁻¹² is 0, and zero embeddings have a
-///   NaN gradient.
+/// * Half precision is computed in single precision. In PyTorch's f16 the 10⁻¹² is 0, and an embedding of zeros has a NaN
+///   gradient. Here it is 0 in f16; in other kinds it is PyTorch's, some 10⁶ times that of others. The normalising losses of this
+///   crate, [`NegativeCosineSimilarity`](crate::NegativeCosineSimilarity) among them, have 0 there in all kinds.
 ///
 /// # Errors
 ///
@@ -106,10 +108,12 @@ impl CosineEmbeddingLoss {
             return Err(check::shape_error(("target", target), format!("{pairs:?}, one value per pair")));
         }
         let (margin, reduction) = (self.margin, self.reduction);
-        let composite = move |[input1, input2, target]: [&Tensor; 3]| {
-            Ok(Tensor::f_cosine_embedding_loss(input1, input2, target, margin, reduction.into())?)
+        let formula = Formula { margin, no_slope_of_zeros: input1.f_kind()? == Kind::Half };
+        let composite = move |[input1, input2, target]: [&Tensor; 3]| match formula.no_slope_of_zeros {
+            true => formula.f_composite(input1, input2, target, reduction),
+            false => Ok(Tensor::f_cosine_embedding_loss(input1, input2, target, margin, reduction.into())?),
         };
-        f_embedding(Angle(Formula { margin }), [input1, input2, target], reduction, composite)
+        f_embedding(Angle(formula), [input1, input2, target], reduction, composite)
     }
 
     /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].
@@ -134,10 +138,43 @@ impl CosineEmbeddingLoss {
 #[derive(Clone, Copy)]
 struct Formula {
     margin: f64,
+    /// Whether the slope of an embedding of zeros is 0. It is too large for f16, in which PyTorch has none.
+    no_slope_of_zeros: bool,
+}
+
+impl Formula {
+    /// The loss where embeddings of zeros have no slope, in single precision.
+    fn f_composite(
+        self,
+        input1: &Tensor,
+        input2: &Tensor,
+        target: &Tensor,
+        reduction: Reduction,
+    ) -> Result<Tensor, LossError> {
+        let own = input1.f_kind()?;
+        let [(a, a_zero), (b, b_zero)] = [f_without_zeros(input1)?, f_without_zeros(input2)?];
+        let sum = |product: Tensor| product.f_sum_dim_intlist([-1_i64].as_slice(), false, None);
+        let square = |x: &Tensor| sum(x.f_square()?)?.f_add_number(EPSILON);
+        let cosine = sum(a.f_mul(&b)?)?.f_div(&square(&a)?.f_mul(&square(&b)?)?.f_sqrt()?)?;
+        let cosine = cosine.f_masked_fill_number(&a_zero.f_logical_or(&b_zero)?, 0)?;
+        let nothing = cosine.f_zeros_like()?;
+        let apart = cosine.f_sub_number(self.margin)?.f_clamp_min_number(0)?;
+        let apart = apart.f_where_self(&target.f_eq_number(-1)?, &nothing)?;
+        let losses = cosine.f_rsub_number(1)?.f_where_self(&target.f_eq_number(1)?, &apart)?;
+        Ok(reduction.f_apply(&losses)?.f_to_kind(own)?)
+    }
+}
+
+/// Embeddings in single precision, with ones in place of those of zeros, and which these are.
+fn f_without_zeros(embeddings: &Tensor) -> Result<(Tensor, Tensor), LossError> {
+    let zero = embeddings.f_detach()?.f_eq_number(0)?.f_all_dim(-1, true)?;
+    let kind = wide_kind(embeddings)?;
+    Ok((embeddings.f_to_kind(kind)?.f_masked_fill_number(&zero, 1)?, zero.f_squeeze_dim(-1)?))
 }
 
 impl AngleLoss for Formula {
     fn loss(self, [product, square_a, square_b]: [f64; 3], label: f64) -> (f64, [f64; 3]) {
+        let none = self.no_slope_of_zeros && (square_a == 0.0 || square_b == 0.0);
         let (square_a, square_b) = (square_a + EPSILON, square_b + EPSILON);
         let length = (square_a * square_b).sqrt();
         let cosine = product / length;
@@ -148,6 +185,7 @@ impl AngleLoss for Formula {
             -1.0 => (above, 1.0),
             _ => (0.0, 0.0),
         };
+        let slope = if none { 0.0 } else { slope };
         let of_square = -0.5 * slope * cosine;
         (loss, [slope / length, of_square / square_a, of_square / square_b])
     }
@@ -158,7 +196,7 @@ const EPSILON: f64 = 1e-12;
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Device;
 
     use super::*;
 

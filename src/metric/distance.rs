@@ -1,6 +1,6 @@
 use tch::{Kind, Tensor};
 
-use crate::autograd::{Backward, Function, Gradients, Place, Tape, f_taped, needed};
+use crate::autograd::{Backward, Function, Gradients, Place, Tape, f_gradients_of, f_taped, needed};
 use crate::kernels::{NumberOperations, f_distance_slopes, f_distances, f_unit};
 use crate::numeric::{f_power, f_unit_rows};
 use crate::{LossError, check};
@@ -35,6 +35,9 @@ use crate::{LossError, check};
 ///   distance, and equal ones have 0 with gradient 0.
 /// * Half precision is computed in single precision, and up to 2¹⁶ pairs of either in double precision, because their
 ///   gradients are sums that nearly cancel.
+/// * An embedding of zeros has no direction: it stays what it is, with first and second derivatives of 0. There its gradient is over
+///   10⁻¹².
+/// * Embeddings of one direction have the same unit vector, bit by bit, and so distance 0.
 /// * Large embeddings do not overflow, except in a dot product, which may be that large itself.
 /// * The signal-to-noise ratio needs memory for the distances alone, not for the difference of each pair.
 ///
@@ -277,7 +280,28 @@ fn f_norms(a: &Tensor, b: Option<&Tensor>, p: f64) -> Result<Tensor, LossError> 
     if p == 2.0 {
         return f_euclidean(a, b);
     }
-    Ok(Tensor::f_cdist(a, b.unwrap_or(a), p, OF_DIFFERENCES)?)
+    let inputs: Vec<&Tensor> = [Some(a), b].into_iter().flatten().collect();
+    let needed = needed(&inputs);
+    let bare = inputs.iter().map(|input| input.f_detach()).collect::<Result<Vec<_>, _>>()?;
+    let distances = Tensor::f_cdist(&bare[0], &bare[inputs.len() - 1], p, OF_DIFFERENCES)?;
+    let saved: Vec<&Tensor> = inputs.iter().copied().chain([&distances]).collect();
+    Function::new(&inputs).save(&saved).f_attach_one(distances.f_detach()?, move |context| {
+        let Some(grad) = context.grad(0) else { return Ok(needed.iter().map(|_| None).collect()) };
+        let saved: Vec<&Tensor> = context.saved().iter().collect();
+        let norms = move |inputs: &[Tensor]| f_norms_of_differences(&inputs[0], inputs.get(1), p);
+        let with_graph = || f_gradients_of(norms, &grad, &context.saved()[..needed.len()], &needed);
+        let gradients = context.f_gradients(|| f_slopes_of_norms(&saved, &grad, p), with_graph)?;
+        Ok(gradients.into_iter().zip(&needed).map(|(gradient, needed)| gradient.filter(|_| *needed)).collect())
+    })
+}
+
+/// The same of operations that can be differentiated again, with memory for the difference of each pair.
+fn f_norms_of_differences(a: &Tensor, b: Option<&Tensor>, p: f64) -> Result<Tensor, LossError> {
+    let differences = a.f_unsqueeze(1)?.f_sub(&b.unwrap_or(a).f_unsqueeze(0)?)?;
+    // Equal embeddings have distance 0 and no slope: any difference stands in for theirs.
+    let equal = differences.f_detach()?.f_eq_number(0)?.f_all_dim(-1, true)?;
+    let norms = differences.f_masked_fill_number(&equal, 1)?.f_norm_number(p, &[2], true)?;
+    Ok(norms.f_masked_fill_number(&equal, 0)?.f_squeeze_dim(2)?)
 }
 
 /// The Euclidean distances, which can be differentiated more than once; those of `cdist` cannot.
@@ -329,12 +353,19 @@ fn f_products_on(tape: &mut Tape, places: &[Place]) -> Result<Place, LossError> 
 
 /// Σⱼ gᵢⱼ (aᵢ − bⱼ) / dᵢⱼ for each i, and the same for each j, as `cdist` computes them.
 fn f_slopes(saved: &[&Tensor], grad: &Tensor) -> Gradients {
+    f_slopes_of_norms(saved, grad, 2.0)
+}
+
+/// The same of p-norms.
+fn f_slopes_of_norms(saved: &[&Tensor], grad: &Tensor, p: f64) -> Gradients {
     let slope = |grad: &Tensor, a: &Tensor, b: &Tensor, distances: &Tensor| -> Result<Tensor, LossError> {
-        if let Some(slopes) = f_distance_slopes(grad, a, b, distances)? {
+        if p == 2.0
+            && let Some(slopes) = f_distance_slopes(grad, a, b, distances)?
+        {
             return Ok(slopes);
         }
         let [grad, a, b, distances] = [grad, a, b, distances].map(Tensor::f_contiguous);
-        Ok(Tensor::f_internal_cdist_backward(&grad?, &a?, &b?, 2.0, &distances?)?)
+        Ok(Tensor::f_internal_cdist_backward(&grad?, &a?, &b?, p, &distances?)?)
     };
     match saved {
         // As each distance is there twice, its two gradients are taken together.
@@ -405,7 +436,8 @@ mod tests {
 
     #[test]
     fn second_derivatives_are_those_of_finite_differences() {
-        for distance in distances().into_iter().filter(|distance| distance.p == 2.0) {
+        let others = [3.0, 2.5].map(|p| EmbeddingDistance::lp().p(p));
+        for distance in distances().into_iter().chain(others) {
             let slope = |x: &Tensor, create: bool| {
                 let leaf = if x.requires_grad() { x.shallow_clone() } else { x.copy().set_requires_grad(true) };
                 let sum = distance.f_matrix(&leaf, None, leaf.kind()).unwrap().triu(1).sum(Kind::Double);

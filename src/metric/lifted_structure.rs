@@ -1,6 +1,6 @@
 use tch::{Kind, Tensor};
 
-use super::batch::{Batch, Pairs};
+use super::batch::{Batch, Pairs, f_softplus};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
 use crate::kernels::{Each, NumberOperations, OTHER, Positives, Real, SAME, scaled};
 use crate::{Loss, LossError};
@@ -115,12 +115,16 @@ impl LiftedStructureLoss {
         // One sum over negatives serves all pairs of an embedding.
         let [of_rows, any_of_rows] = pairs.f_log_sum_exp_of_negatives(&too_near)?;
         let (of_columns, any_of_columns) = (f_of_columns(&of_rows, matrix)?, f_of_columns(&any_of_rows, matrix)?);
-        let own = Tensor::f_eye_m(matrix.size()[0], matrix.size()[1], (Kind::Bool, matrix.device()))?;
-        // A pair of one embedding with itself has the negatives of that once.
-        let of_both = of_rows.f_logaddexp(&of_columns)?.f_where_self(&own.f_logical_not()?, &of_rows)?;
         // The logarithm of a sum over nothing is taken as 0, but without any negatives at all nothing has a loss.
-        let none = any_of_rows.f_logical_or(&any_of_columns)?.f_logical_not()?;
-        let of_both = of_both.f_masked_fill_number(&none, 0)?;
+        let rows = of_rows.f_masked_fill_number(&any_of_rows.f_logical_not()?, 0)?;
+        let columns = of_columns.f_masked_fill_number(&any_of_columns.f_logical_not()?, 0)?;
+        // `logaddexp` has no second derivative where the two are far from each other.
+        let of_both = rows.f_add(&f_softplus(&columns.f_sub(&rows)?)?)?;
+        // A pair of one embedding with itself has the negatives of that once.
+        let own = Tensor::f_eye_m(matrix.size()[0], matrix.size()[1], (Kind::Bool, matrix.device()))?;
+        let row_alone = any_of_columns.f_logical_not()?.f_logical_or(&own)?;
+        let of_both = rows.f_where_self(&row_alone, &of_both)?;
+        let of_both = columns.f_where_self(&any_of_rows.f_logical_not()?, &of_both)?;
         let losses = of_both.f_add(&self.distance.f_beyond(matrix, self.pos_margin)?)?.f_relu()?;
         let losses = losses.f_masked_fill_number(&any_of_rows.f_any()?.f_logical_not()?, 0)?;
         pairs.f_reduce_positives(&losses.f_square()?.f_div_number(2)?, self.reduction)

@@ -10,7 +10,7 @@ use crate::kernels::NumberOperations;
 /// Losses of pairs and triplets take them in [`EmbeddingLoss::f_forward_pairs`](crate::EmbeddingLoss::f_forward_pairs), with or
 /// without references. For losses with a vector for each class ([`ArcFace`](crate::ArcFace), [`CosFace`](crate::CosFace),
 /// [`ProxyAnchor`](crate::ProxyAnchor), [`ProxyNca`](crate::ProxyNca)) they are weights of the embeddings: how often each of them
-/// is named, over how often the one is that is named most.
+/// is named (as an anchor, in [`ProxyNca`](crate::ProxyNca)), over how often the one is that is named most.
 ///
 /// Positions may be of any integer kind. An anchor is one of the embeddings of the call; positives and negatives are of the
 /// references, where there are some, or else of the embeddings, too.
@@ -97,12 +97,22 @@ impl EmbeddingPairs {
         })
     }
 
-    /// How often each of the `embeddings` is named, over how often the one is that is named most, `[N]` of this kind; none where none
+    /// How often each of the `embeddings` is `named`, over how often the one is that is named most, `[N]` of this kind; none where none
     /// is named at all.
-    pub(super) fn f_weights(&self, embeddings: Named, kind: Kind) -> Result<Option<Tensor>, LossError> {
+    pub(super) fn f_weights(
+        &self,
+        embeddings: Named,
+        named: CountedAs,
+        kind: Kind,
+    ) -> Result<Option<Tensor>, LossError> {
         let rows = embeddings.1.size().first().copied().unwrap_or(0);
         let Indices { positives: [a, p], negatives: [b, n], are_triplets } = self.f_indices(embeddings, [rows; 2])?;
-        let all = if are_triplets { vec![&a, &p, &n] } else { vec![&a, &p, &b, &n] };
+        let all = match (named, are_triplets) {
+            (CountedAs::Anchors, true) => vec![&a],
+            (CountedAs::Anchors, false) => vec![&a, &b],
+            (CountedAs::Any, true) => vec![&a, &p, &n],
+            (CountedAs::Any, false) => vec![&a, &p, &b, &n],
+        };
         let all = Tensor::f_cat(&all, 0)?;
         if all.numel() == 0 {
             return Ok(None);
@@ -110,6 +120,14 @@ impl EmbeddingPairs {
         let counts = f_counts(&all, rows, kind)?;
         Ok(Some(counts.f_div(&counts.f_max()?)?))
     }
+}
+
+/// What an embedding is named as, where that is counted.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum CountedAs {
+    Any,
+    /// As an anchor alone.
+    Anchors,
 }
 
 impl Clone for EmbeddingPairs {

@@ -4,6 +4,7 @@ use tch::{Kind, Tensor, nn};
 
 use super::batch::{f_log_sum_exp, f_softplus, softplus};
 use super::class_vectors::{Classified, check_proxies, f_variable};
+use super::pairs::CountedAs;
 use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
 use crate::autograd::{Backward, Place, Tape, f_taped};
 use crate::kernels::{
@@ -139,7 +140,7 @@ impl ProxyAnchor {
     ) -> Result<Tensor, LossError> {
         self.f_check()?;
         check_proxies(input, proxies, target)?;
-        let batch = Classified::f_new(input, ("proxies", proxies), target, 1)?.f_weighted(pairs)?;
+        let batch = Classified::f_new(input, ("proxies", proxies), target, 1)?.f_weighted(pairs, CountedAs::Any)?;
         let (labels, counted) = (
             batch.f_numbered(proxies.size()[0])?.map(PairLabels::transposed),
             self.reduction.of_anchors().f_counted()?,

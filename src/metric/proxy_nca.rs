@@ -3,6 +3,7 @@ use std::borrow::Borrow;
 use tch::{Tensor, nn};
 
 use super::class_vectors::{Classified, OwnSoftmax, check_proxies, f_variable};
+use super::pairs::CountedAs;
 use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
 use crate::{Loss, LossError, check};
 
@@ -122,7 +123,7 @@ impl ProxyNca {
     ) -> Result<Tensor, LossError> {
         self.f_check()?;
         check_proxies(input, proxies, target)?;
-        let batch = Classified::f_new(input, ("proxies", proxies), target, 1)?.f_weighted(pairs)?;
+        let batch = Classified::f_new(input, ("proxies", proxies), target, 1)?.f_weighted(pairs, CountedAs::Anchors)?;
         let softmax = OwnSoftmax { scale: self.softmax_scale, margin: 0.0 };
         batch.f_cross_entropy_of(self.distance, softmax, self.reduction)
     }

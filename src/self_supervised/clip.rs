@@ -29,6 +29,8 @@ use crate::{CrossEntropyLoss, Loss, LossError, Reduction, check};
 /// Figure 3 of Radford et al., CLIP, <https://arxiv.org/abs/2103.00020>. There, as in most models, the parameter is the
 /// logarithm of the scale, from ln(1/0.07) on: pass its exponential, clamped to at most 100.
 ///
+/// An embedding of zeros has no direction: its cosines are 0, with first and second derivatives of 0.
+///
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,

@@ -1,6 +1,6 @@
 //! What the losses of images and texts share: the logits of all pairs of embeddings.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::LossError;
 use crate::check;
@@ -35,6 +35,8 @@ impl LogitParameter<'_> {
             LogitParameter::Tensor(parameter) => parameter,
             LogitParameter::Number(number) => {
                 check::option(name, number, number.is_finite(), "a finite number")?;
+                let held = kind == Kind::Double || number.abs() <= f64::from(f32::MAX);
+                check::option(name, number, held, "a number that single precision holds, as the embeddings")?;
                 return Ok(Tensor::from(number).f_to_device(logits.device())?.f_to_kind(kind)?);
             }
         };

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::views;
-use crate::kernels::f_embedding;
+use crate::kernels::{NumberOperations, f_embedding};
 use crate::metric::angle::{Angle, AngleLoss};
 use crate::numeric::f_widely;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
@@ -31,6 +31,7 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// # Differences from lightly
 ///
 /// * Arguments of different shapes are an error; lightly broadcasts silently.
+/// * A vector of zeros has no direction: its cosine is 0, with first and second derivatives of 0. There its gradient is over ε.
 /// * On the CPU half precision is computed in single precision along the last dimension.
 ///
 /// # Errors
@@ -119,7 +120,12 @@ impl Loss for NegativeCosineSimilarity {
 
 impl NegativeCosineSimilarity {
     fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        let similarity = Tensor::f_cosine_similarity(input, target, self.dim, self.eps)?;
+        // A vector of zeros has no direction: any other stands in for it.
+        let f_zero = |vectors: &Tensor| vectors.f_detach()?.f_eq_number(0)?.f_all_dim(self.dim, true);
+        let zero = f_zero(input)?.f_logical_or(&f_zero(target)?)?;
+        let [input, target] = [input, target].map(|vectors| vectors.f_masked_fill_number(&zero, 1));
+        let similarity = Tensor::f_cosine_similarity(&input?, &target?, self.dim, self.eps)?;
+        let similarity = similarity.f_masked_fill_number(&zero.f_squeeze_dim(self.dim)?, 0)?;
         Ok(self.reduction.f_apply(&similarity)?.f_neg()?)
     }
 }
@@ -132,6 +138,10 @@ struct Formula {
 impl AngleLoss for Formula {
     /// A norm that is raised to ε has the slope of the norm all the same, as in PyTorch.
     fn loss(self, [product, square_a, square_b]: [f64; 3], _: f64) -> (f64, [f64; 3]) {
+        // A vector of zeros has no direction, and no slope. NaN has none either, and is kept.
+        if (square_a == 0.0 || square_b == 0.0) && product == 0.0 {
+            return (0.0, [0.0; 3]);
+        }
         let norms = [square_a, square_b].map(f64::sqrt);
         let [raised_a, raised_b] = norms.map(|norm| norm.max(self.eps));
         let cosine = product / (raised_a * raised_b);

@@ -28,6 +28,8 @@ use crate::{LossError, Reduction};
 /// Algorithm 1 of Zhai et al., SigLIP, <https://arxiv.org/abs/2303.15343>. There the parameter is the logarithm of the scale,
 /// from ln 10 on: pass its exponential. The bias begins at −10.
 ///
+/// An embedding of zeros has no direction: its cosines are 0, with first and second derivatives of 0.
+///
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cases import DTYPES, LAYOUTS, Call, Draw, Shape, Suite, lay_out
-from grids.embeddings import DISTANCES, LOSSES, distance, reducer
+from grids.embeddings import DISTANCES, LOSSES, distance, reducer, tuple_of
 
 FULL = ("f64", "f32")
 HALF = ("bf16", "f16")
@@ -66,6 +66,7 @@ class Module:
         layout: str | None = None,
         labels: Callable[[Draw], torch.Tensor] | None = None,
         shape: Shape | None = None,
+        named_pairs: str | None = None,
         **more: Any,
     ) -> None:
         rows, features, classes = size
@@ -80,7 +81,8 @@ class Module:
             found = labels(draw) if labels else found.to(kind)
             parameter = of_classes.t().contiguous() if self.name == "W" else of_classes
             arguments = [lay_out(layout, embeddings), found]
-            return Call(arguments, named, grad=(0,), state={self.name: parameter})
+            kwargs = {"indices_tuple": tuple_of(draw, named_pairs, found)} if named_pairs else {}
+            return Call(arguments, named, kwargs, grad=(0,), state={self.name: parameter})
 
         self.suite.add(self.reference, tag, dtype, make, **more)
 
@@ -97,6 +99,8 @@ class Module:
             self.add(tag, dtype, options, vectors=vectors)
         for dtype, options, layout in product(FULL, few, LAYOUTS):
             self.add("layout", dtype, options, layout=layout)
+        for dtype, options, kind, size in product(DTYPES, few, ("pairs", "triplets"), ((12, 5, 4), (30, 12, 3))):
+            self.add("tuples", dtype, options, size, named_pairs=kind, key=("tuples", kind))
         for dtype in DTYPES:
             self.add("ones", dtype, {}, ones=True)
         for dtype, wrong in product(FULL, ((6,), (7, 1), ())):

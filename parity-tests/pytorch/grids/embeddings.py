@@ -171,14 +171,12 @@ def roots(suite: Suite, reference: str, options: dict) -> None:
 
 
 def zero_lengths(suite: Suite, reference: str, options: dict) -> None:
-    """An embedding without a length; its gradient, over 1e-12, is out of the range of f16."""
+    """An embedding without a length; its gradient is over 1e-12 there."""
     for dtype in DTYPES:
-        suite.add(
-            reference,
-            "zero",
-            dtype,
-            lambda draw, dtype=dtype: Call(zero(draw, (9, 5)), options, grad=() if dtype == "f16" else (0,)),
-        )
+        suite.add(reference, "zero", dtype, lambda draw: Call(zero(draw, (9, 5)), options))
+    for dtype in FULL:
+        of_zero = lambda draw: Call(zero(draw, (9, 5)), options, grad=(0,))  # noqa: E731
+        suite.add(reference, "better_zero", dtype, of_zero, second_order=False)
 
 
 def unreduced(suite: Suite, named: dict, settings: Sequence[dict]) -> None:
@@ -200,6 +198,64 @@ def with_references(suite: Suite, reference: str, settings: Sequence[dict], tag:
             return Call([draw.normal((count, 5)), labels(draw, count)], options, kwargs, [0, "ref_emb"])
 
         suite.add(reference, tag, dtype, call, key=(reference, "references"))
+
+
+def tuple_of(draw: Draw, kind: str, own: torch.Tensor, others: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+    """Some pairs or triplets of labels, in no order, a few of them twice; among themselves, or of others."""
+    columns = own if others is None else others
+    same = own[:, None] == columns[None]
+    apart = torch.ones_like(same) if others is not None else ~torch.eye(len(own), dtype=torch.bool)
+    some = lambda shape: torch.rand(shape, generator=draw.generator) < 0.4  # noqa: E731
+    twice = lambda count: torch.cat([torch.randperm(count, generator=draw.generator), torch.arange(min(count, 3))])  # noqa: E731
+    if kind == "pairs":
+        lists = [torch.nonzero(mask & some(mask.shape), as_tuple=True) for mask in (same & apart, ~same)]
+        return tuple(index[order] for pair in lists for order in [twice(len(pair[0]))] for index in pair)
+    mined = (same & apart)[:, :, None] & ~same[:, None, :]
+    triplets = torch.nonzero(mined & some(mined.shape), as_tuple=True)
+    order = twice(len(triplets[0]))
+    return tuple(index[order] for index in triplets)
+
+
+def with_tuples(suite: Suite, name: str, settings: Sequence[dict], *, references: bool = True, labelled: bool = False) -> None:
+    """Pairs and triplets by hand, with and without labels, among a batch and with a memory of others."""
+    reference = f"{LOSSES}.{name}"
+    sizes = ((8, 0), (5, 9), (12, 6)) if references else ((8, 0), (14, 0))
+    for dtype, options, kind, (count, others) in product(DTYPES, settings, ("pairs", "triplets"), sizes):
+
+        def call(
+            draw: Draw, options: dict = options, kind: str = kind, count: int = count, others: int = others
+        ) -> Call:
+            found = labels(draw, count)
+            memory = labels(draw, others) if others else None
+            kwargs = {"indices_tuple": tuple_of(draw, kind, found, memory)}
+            grad: list = [0]
+            if others:
+                kwargs["ref_emb"] = draw.normal((others, 5))
+                grad.append("ref_emb")
+            args = [draw.normal((count, 5))]
+            # Labels beside a tuple are not looked at, but by N-pairs.
+            if labelled or (kind == "pairs" and not others):
+                args.append(found)
+            return Call(args, options, kwargs, grad)
+
+        suite.add(reference, "tuples", dtype, call, key=(reference, "tuples", kind))
+    for dtype in FULL:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        for empty in ((nothing,) * 3, (nothing,) * 4):
+            of_nothing = lambda draw, empty=empty: Call(batch(draw, (6, 3)), {}, {"indices_tuple": empty}, [0])  # noqa: E731
+            suite.add(reference, "tuples_empty", dtype, of_nothing)
+        outside = (torch.tensor([0, 1, 6]),) * 3
+        of_outside = lambda draw: Call(batch(draw, (6, 3)), {}, {"indices_tuple": outside})  # noqa: B023,E731
+        suite.add(reference, "reject", dtype, of_outside, expect="error")
+
+
+def per_anchor(suite: Suite, name: str, options: dict) -> None:
+    for dtype, inner in product(DTYPES, (None, REDUCERS[1], REDUCERS[2], REDUCERS[5])):
+        of_anchors = reducer("PerAnchorReducer", **({} if inner is None else {"reducer": inner}))
+        chosen = {**options, "reducer": of_anchors}
+        for shape, make in (((9, 5), batch), ((7, 4), clusters), ((6, 3), singletons)):
+            of_batch = lambda draw, shape=shape, make=make: Call(make(draw, shape), chosen, grad=(0,))  # noqa: B023,E731
+            suite.add(f"{LOSSES}.{name}", "per_anchor", dtype, of_batch, key=(name, "per_anchor"))
 
 
 def triplets(suite: Suite) -> None:
@@ -260,14 +316,26 @@ def add_all(suite: Suite) -> None:
     loss(suite, "MultiSimilarityLoss", [{"alpha": 1.5, "beta": 10.0}, {"base": 0.1, "beta": 3.0}])
     loss(suite, "CircleLoss", [{"m": 0.25, "gamma": 8.0}, {"gamma": 2.0}], cosine=True)
     loss(suite, "NPairsLoss", [{}], references=False)
-    loss(suite, "LiftedStructureLoss", margins, references=False)
+    loss(suite, "LiftedStructureLoss", margins)
     loss(suite, "GeneralizedLiftedStructureLoss", margins)
     triplets(suite)
-    for dtype, (name, expect) in product(FULL, (("NPairsLoss", "error"), ("LiftedStructureLoss", "ok"))):
+    for name, options in (
+        ("ContrastiveLoss", [*margins, {"distance": DISTANCES[7], "pos_margin": 1, "neg_margin": 0}]),
+        ("NTXentLoss", [{"temperature": 0.5}, {"distance": DISTANCES[1]}]),
+        ("SupConLoss", [{"temperature": 0.5}, {"distance": DISTANCES[0]}]),
+        ("MultiSimilarityLoss", [{"base": 0.1, "beta": 3.0}]),
+        ("CircleLoss", [{"gamma": 2.0}]),
+        ("LiftedStructureLoss", [{}, *margins]),
+        ("GeneralizedLiftedStructureLoss", [{}, *margins]),
+        ("TripletMarginLoss", [{"margin": 0.4}, {"margin": 0.4, "smooth_loss": True, "reducer": REDUCERS[0]}]),
+    ):
+        with_tuples(suite, name, options)
+        # The reducer knows no triplets, and does not take the losses of lifted structures, which have a dimension more.
+        if name not in ("TripletMarginLoss", "LiftedStructureLoss"):
+            per_anchor(suite, name, options[0])
+    with_tuples(suite, "TripletMarginLoss", [{"margin": 0.4, "swap": True}], references=False)
+    with_tuples(suite, "NPairsLoss", [{}], references=False, labelled=True)
+    for dtype in FULL:
         suite.add(
-            f"{LOSSES}.{name}",
-            "better_references",
-            dtype,
-            lambda draw: Call(*referring(draw, {})),
-            expect=expect,
+            f"{LOSSES}.NPairsLoss", "reject", dtype, lambda draw: Call(*referring(draw, {})), expect="error"
         )

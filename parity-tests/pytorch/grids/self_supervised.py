@@ -104,7 +104,7 @@ def losses_of_views(suite: Suite) -> None:
         views,
         ((6, 5), (1, 3), (17, 1), (2, 3, 4), (40, 9)),
         [{}, {"dim": 0}, {"dim": -1}, {"eps": 0.5}],
-        {**VALUES, "zeros": zeros},
+        {**VALUES, "better_zeros": zeros},
         [of((5,), (5,)), of((6, 5), (4, 5)), of((6, 5), (6, 4))],
         reductions=(),
         empty=((0, 5), (6, 0)),

@@ -529,7 +529,7 @@ fn dice_focal(arguments: &mut Arguments) -> Outcome {
     let weights = arguments.take("weight");
     let copy = |argument: &Argument| match argument {
         Argument::Plain(value) => Ok(Argument::Plain(value.clone())),
-        Argument::Tensor(_) => Err(EvalError::Unsupported("a tensor as weight".into())),
+        _ => Err(EvalError::Unsupported("a tensor as weight".into())),
     };
     if let Some(weights) = &weights {
         arguments.insert("weight", copy(weights)?);

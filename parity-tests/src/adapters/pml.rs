@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use tch_losses::{
-    BatchTripletMarginLoss, CircleLoss, ContrastiveLoss, EmbeddingDistance, EmbeddingLoss, EmbeddingReduction,
-    GeneralizedLiftedStructureLoss, LiftedStructureLoss, Loss, MultiSimilarityLoss, NPairsLoss, NtXentLoss, SupConLoss,
-    TripletMining,
+    AnchorReduction, BatchTripletMarginLoss, CircleLoss, ContrastiveLoss, EmbeddingDistance, EmbeddingLoss,
+    EmbeddingPairs, EmbeddingReduction, GeneralizedLiftedStructureLoss, LiftedStructureLoss, Loss, MultiSimilarityLoss,
+    NPairsLoss, NtXentLoss, SupConLoss, TripletMining,
 };
 
 use super::Equality::Close;
@@ -13,7 +13,7 @@ use super::{Adapter, Outcome, adapter};
 use crate::arguments::{Argument, Arguments, EvalError};
 use crate::case::Value;
 
-/// The arguments of a call. Tuples of a miner are no part of a case; `pml.py` has the calls with a miner.
+/// The arguments of a call.
 const EMBEDDINGS: &[&str] = &["embeddings", "labels", "indices_tuple", "ref_emb", "ref_labels"];
 
 #[rustfmt::skip]
@@ -42,25 +42,45 @@ pub(super) const ADAPTERS: &[Adapter] = &[
         unreduced),
 ];
 
-/// A loss that takes references, or one that does not.
+/// A loss that takes references, or the one that does not.
 enum Criterion {
     Any(Box<dyn EmbeddingLoss>),
-    OfBatches(Box<dyn Loss>),
+    OfBatches(NPairsLoss),
 }
 
 fn call(name: &str, arguments: &mut Arguments) -> Outcome {
     let criterion = criterion(name, arguments)?;
-    let (embeddings, labels) = (arguments.tensor("embeddings")?, arguments.tensor("labels")?);
+    let embeddings = arguments.tensor("embeddings")?;
+    let (labels, pairs) = (arguments.optional_tensor("labels")?, pairs(arguments)?);
     let (ref_emb, ref_labels) = (arguments.optional_tensor("ref_emb")?, arguments.optional_tensor("ref_labels")?);
-    let loss = match (criterion, ref_emb, ref_labels) {
-        (Criterion::Any(loss), None, None) => loss.f_forward(&embeddings, &labels)?,
-        (Criterion::OfBatches(loss), None, None) => loss.f_forward(&embeddings, &labels)?,
-        (Criterion::Any(loss), Some(ref_emb), Some(ref_labels)) => {
+    let missing = |what: &str| EvalError::Rejected(format!("without {what}"));
+    let loss = match (criterion, pairs, ref_emb) {
+        (Criterion::Any(loss), Some(pairs), ref_emb) => loss.f_forward_pairs(&embeddings, &pairs, ref_emb.as_ref())?,
+        (Criterion::Any(loss), None, None) => loss.f_forward(&embeddings, &labels.ok_or_else(|| missing("labels"))?)?,
+        (Criterion::Any(loss), None, Some(ref_emb)) => {
+            let (Some(labels), Some(ref_labels)) = (labels, ref_labels) else { return Err(missing("labels")) };
             loss.f_forward_with(&embeddings, &labels, &ref_emb, &ref_labels)?
         }
-        _ => return Err(EvalError::Rejected("references without labels, or where there are none".into())),
+        (Criterion::OfBatches(loss), pairs, None) => {
+            let labels = labels.ok_or_else(|| missing("labels"))?;
+            match pairs {
+                Some(pairs) => loss.f_forward_pairs(&embeddings, &labels, &pairs)?,
+                None => loss.f_forward(&embeddings, &labels)?,
+            }
+        }
+        (Criterion::OfBatches(_), ..) => return Err(EvalError::Rejected("references where there are none".into())),
     };
     Ok(loss.into())
+}
+
+/// The pairs or triplets of a call.
+pub(super) fn pairs(arguments: &mut Arguments) -> Result<Option<EmbeddingPairs>, EvalError> {
+    let Some(tuple) = arguments.optional_tensors("indices_tuple")? else { return Ok(None) };
+    match &tuple[..] {
+        [a, p, n] => Ok(Some(EmbeddingPairs::triplets(a, p, n))),
+        [a, p, b, n] => Ok(Some(EmbeddingPairs::pairs(a, p, b, n))),
+        other => Err(EvalError::Rejected(format!("a tuple of {}", other.len()))),
+    }
 }
 
 /// The losses themselves, without a reducer.
@@ -104,12 +124,12 @@ fn criterion(name: &str, arguments: &mut Arguments) -> Result<Criterion, EvalErr
                 .reduction(reduction(arguments, Mean)?),
         )),
         "CircleLoss" => Any(Box::new(circle(arguments)?)),
-        "NPairsLoss" => OfBatches(Box::new(
+        "NPairsLoss" => OfBatches(
             NPairsLoss::new()
                 .distance(distance(arguments, EmbeddingDistance::dot_product())?)
                 .reduction(reduction(arguments, Mean)?),
-        )),
-        "LiftedStructureLoss" => OfBatches(Box::new(
+        ),
+        "LiftedStructureLoss" => Any(Box::new(
             LiftedStructureLoss::new()
                 .neg_margin(arguments.number("neg_margin", 1.0)?)
                 .pos_margin(arguments.number("pos_margin", 0.0)?)
@@ -230,6 +250,15 @@ pub(super) fn reduction(
             low: options.number_or_none("low", None)?,
             high: options.number_or_none("high", None)?,
         },
+        "PerAnchorReducer" => {
+            EmbeddingReduction::PerAnchor(match self::reduction(&mut options, EmbeddingReduction::Mean)? {
+                EmbeddingReduction::None => AnchorReduction::None,
+                EmbeddingReduction::MeanNonZero => AnchorReduction::MeanNonZero,
+                EmbeddingReduction::Sum => AnchorReduction::Sum,
+                EmbeddingReduction::Threshold { low, high } => AnchorReduction::Threshold { low, high },
+                _ => AnchorReduction::Mean,
+            })
+        }
         other => return Err(EvalError::Unsupported(format!("reducer {other}"))),
     };
     options.finish()?;
