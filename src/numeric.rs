@@ -2,9 +2,10 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::LossError;
+use crate::autograd::{self, f_alias};
 use crate::check::Named;
 use crate::kernels::NumberOperations;
-use crate::{LossError, autograd};
 
 /// The smallest base that a power below 1 is differentiated at; below it the power is 0, and so is its gradient.
 pub(crate) const SMALLEST_BASE: f64 = f32::MIN_POSITIVE as f64;
@@ -89,6 +90,11 @@ pub(crate) fn f_reals((argument, tensor): Named, kind: Kind) -> Result<Tensor, L
 pub(crate) fn f_share_of(share: &Tensor, number: &Tensor) -> Result<Tensor, LossError> {
     let none = share.f_eq_number(0)?.f_logical_and(&number.f_eq_number(f64::NEG_INFINITY)?)?;
     Ok(share.f_mul(&number.f_masked_fill_number(&none, 0)?)?)
+}
+
+/// |x|. The second derivative of libtorch's is zeros without memory, which kill who reads them; here they have memory.
+pub(crate) fn f_abs(x: &Tensor) -> Result<Tensor, LossError> {
+    Ok(f_alias(x)?.f_abs()?)
 }
 
 /// `base` to the power of `exponent`, both at least 0, with gradient 0 where the power has a vertical tangent. The second

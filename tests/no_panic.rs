@@ -34,6 +34,7 @@ fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> 
         ("mse", pair(MseLoss::new().broadcast(true))),
         ("mse weighted", pair(MseLoss::new().weight(w()))),
         ("smooth l1", pair(SmoothL1Loss::new())),
+        ("smooth l1 without a parabola", pair(SmoothL1Loss::new().beta(0.0))),
         ("huber", pair(HuberLoss::new())),
         ("huber weighted", pair(HuberLoss::new().weight(w()).broadcast(true))),
         ("log-cosh", pair(LogCoshLoss::new().broadcast(true))),
@@ -46,7 +47,8 @@ fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> 
         ("geman-mcclure", pair(GemanMcClureLoss::new().weight(w()))),
         ("welsch", pair(WelschLoss::new().weight(w()).reduction(Reduction::Sum))),
         ("msle", pair(MsleLoss::new().broadcast(true))),
-        ("mape", pair(MapeLoss::new().weight(w()))),
+        ("mape", pair(MapeLoss::new())),
+        ("mape weighted", pair(MapeLoss::new().weight(w()))),
         ("ssim", pair(SsimLoss::new().window_size(&[1]))),
         ("ssim over the border", {
             let loss = SsimLoss::new().window_size(&[3]).padding(SsimPadding::Reflect).eps(1e-12);
@@ -141,7 +143,11 @@ fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> 
         ("cosine embedding", Box::new(|a, b, c| CosineEmbeddingLoss::new().f_forward(a, b, c))),
         ("margin ranking", Box::new(|a, b, c| MarginRankingLoss::new().broadcast(true).f_forward(a, b, c))),
         ("triplet", Box::new(|a, b, c| TripletMarginLoss::new().swap(true).broadcast(true).f_forward(a, b, c))),
+        ("triplet of absolute differences", { Box::new(|a, b, c| TripletMarginLoss::new().p(1.0).f_forward(a, b, c)) }),
         ("contrastive", pair(ContrastiveLoss::new())),
+        ("contrastive of absolute differences", {
+            pair(ContrastiveLoss::new().distance(EmbeddingDistance::lp().p(1.0).normalize_embeddings(false)))
+        }),
         ("contrastive with references", with_references(ContrastiveLoss::new())),
         ("contrastive of pairs", {
             let loss = ContrastiveLoss::new();
@@ -667,5 +673,454 @@ fn a_device_survives_values_out_of_range() {
             );
         }
         assert_eq!(f64::try_from(Tensor::ones([2], (Kind::Float, device)).sum(None)).unwrap(), 2.0);
+    }
+}
+
+/// Plain arguments, among which each loss finds some that it takes.
+fn plain_arguments(kind: Kind) -> Vec<Tensor> {
+    let random = |shape: &[i64]| common::random::rand(shape).to_kind(kind);
+    let signs = || Tensor::from_slice(&[1.0, -1.0]).to_kind(kind);
+    let classes = |numbers: &[i64], shape: &[i64]| Tensor::from_slice(numbers).view(shape);
+    vec![
+        random(&[2, 3]) * 0.8 + 0.1,
+        random(&[2, 3]) * 0.8 + 0.1,
+        random(&[2, 3]).log_softmax(-1, None),
+        classes(&[0, 1], &[2]),
+        classes(&[1, 0, 1, 1, -1, 0], &[2, 3]),
+        random(&[3, 3]) - 0.5,
+        signs(),
+        random(&[2]) - 2.0,
+        random(&[4, 4]).abs().cumsum(1, kind),
+        random(&[4, 4]).abs().cumsum(1, kind),
+        classes(&[0, 1, 1, 0], &[4]),
+        random(&[1, 3, 4, 6]),
+        random(&[1, 3, 4, 6]).round(),
+        classes(&[0, 1, 2, 0, 1, 2, 1, 1, 0, 0, 0, 2, 0, 1, 2, 0, 1, 2, 1, 1, 0, 0, 0, 2], &[1, 4, 6]),
+        random(&[5, 2, 3]).log_softmax(-1, None),
+        random(&[]) + 1.0,
+    ]
+}
+
+/// The positions of arguments that a loss takes.
+type Positions = [usize; 3];
+
+/// So many calls of each loss are tried.
+const CALLS: usize = 6;
+
+/// For each loss, those of the arguments that it takes: pairs of a first and a second one, with some third one. The weight of
+/// the table that it took them with comes first: one for each class, or one for each element.
+fn taken() -> Vec<(&'static str, usize, Vec<Positions>)> {
+    const THIRD: [usize; 7] = [0, 3, 5, 8, 10, 13, 15];
+    let arguments = plain_arguments(Kind::Float);
+    let weights = weights(&arguments);
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut all: Vec<(&'static str, usize, Vec<Positions>)> = Vec::new();
+    for (position, weight) in weights.iter().enumerate() {
+        for (name, call) in losses(weight, InvalidValues::Error) {
+            // The centre of DINO moves with each call.
+            if name == "dino" || all.iter().any(|(seen, ..)| *seen == name) {
+                continue;
+            }
+            let works = |[a, b, c]: &Positions| {
+                let [a, b, c] = [*a, *b, *c].map(|position| &arguments[position]);
+                matches!(catch_unwind(AssertUnwindSafe(|| call(a, b, c))), Ok(Ok(_)))
+            };
+            let pairs = (0..arguments.len()).flat_map(|a| (0..arguments.len()).map(move |b| (a, b)));
+            // An input and a target that are one tensor are no call that anybody makes.
+            let different = pairs.filter(|(a, b)| a != b);
+            let found = different.filter_map(|(a, b)| THIRD.map(|c| [a, b, c]).into_iter().find(works));
+            let found: Vec<Positions> = found.take(CALLS).collect();
+            if !found.is_empty() {
+                all.push((name, position, found));
+            }
+        }
+    }
+    drop(std::panic::take_hook());
+    let names = losses(&weights[0], InvalidValues::Error).into_iter().map(|(name, _)| name);
+    let missed: Vec<_> = names.filter(|name| *name != "dino" && !all.iter().any(|(found, ..)| found == name)).collect();
+    assert!(missed.is_empty(), "nothing is tried of {missed:?}");
+    all
+}
+
+fn weights(arguments: &[Tensor]) -> [Tensor; 2] {
+    [Tensor::from_slice(&[0.5, 1.5, 1.0]).to_kind(arguments[0].kind()), &arguments[0] * 2.0]
+}
+
+/// Calls `work` with a name, a loss, and arguments that it takes, for some of each loss.
+fn each_call(kind: Kind, mut work: impl FnMut(String, &Call, &dyn Fn() -> Vec<Tensor>)) {
+    let (taken, arguments) = (taken(), plain_arguments(kind));
+    let tables = weights(&arguments).map(|weight| losses(&weight, InvalidValues::Error));
+    for (name, table, calls) in taken {
+        let call = tables[table].iter().find(|(other, _)| *other == name).map(|(_, call)| call).unwrap();
+        for positions in calls {
+            let copies = || positions.iter().map(|position| arguments[*position].copy()).collect();
+            work(format!("{name}, {kind:?}, {positions:?}"), call, &copies);
+        }
+    }
+}
+
+fn same_bits(a: &Tensor, b: &Tensor) -> bool {
+    let numbers = |tensor: &Tensor| Vec::<f64>::try_from(tensor.detach().to_kind(Kind::Double).reshape(-1)).unwrap();
+    let bits = |tensor: &Tensor| numbers(tensor).into_iter().map(f64::to_bits).collect::<Vec<_>>();
+    a.size() == b.size() && a.kind() == b.kind() && bits(a) == bits(b)
+}
+
+/// The gradients of the sum of what a call returns with respect to `leaves`; nothing where it depends on none of them.
+fn gradients(
+    call: &Call,
+    tensors: &[Tensor],
+    leaves: &[&Tensor],
+    create_graph: bool,
+) -> Result<Option<Vec<Tensor>>, LossError> {
+    let sum = call(&tensors[0], &tensors[1], &tensors[2])?.f_sum(Kind::Double)?;
+    if !sum.requires_grad() {
+        return Ok(None);
+    }
+    Ok(Some(Tensor::f_run_backward(&[sum], leaves, create_graph, create_graph)?))
+}
+
+/// What depends on what, in the current backend; faults of the gradients are added to `faults`.
+fn dependencies(at: &str, call: &Call, copies: &dyn Fn() -> Vec<Tensor>, faults: &mut Vec<String>) -> Vec<bool> {
+    let mut depends = Vec::new();
+    for position in 0..3 {
+        let tensors = copies();
+        if tensors[position].is_floating_point() {
+            let _ = tensors[position].set_requires_grad(true);
+            let value = call(&tensors[0], &tensors[1], &tensors[2]);
+            depends.push(value.is_ok_and(|value| value.requires_grad()));
+        }
+    }
+    let tensors = copies();
+    let floating = tensors.iter().filter(|tensor| tensor.is_floating_point());
+    let leaves: Vec<Tensor> = floating.map(|tensor| tensor.set_requires_grad(true)).collect();
+    let leaves: Vec<&Tensor> = leaves.iter().collect();
+    let (first, again) = (gradients(call, &tensors, &leaves, false), gradients(call, &tensors, &leaves, true));
+    let (Ok(Some(first)), Ok(Some(again))) = (&first, &again) else {
+        if first.is_ok() != again.is_ok() {
+            faults.push(format!("{at}: {:?}, {:?}", first.map(|_| ()), again.map(|_| ())));
+        }
+        return depends;
+    };
+    depends.extend(first.iter().map(Tensor::defined));
+    for (first, again) in first.iter().zip(again) {
+        if first.defined() != again.defined() || first.defined() && !same_bits(first, again) {
+            faults.push(format!("{at}: {first}, with a graph {again}"));
+        }
+        // tch ends the process where a backward pass starts from a tensor without a graph.
+        if !again.defined() || !again.requires_grad() {
+            continue;
+        }
+        match Tensor::f_run_backward(&[again.sum(Kind::Double)], &leaves, true, false) {
+            Ok(second) if second.iter().any(|second| second.defined() && second.internal_is_zerotensor()) => {
+                faults.push(format!("{at}: a second derivative without memory"));
+            }
+            Ok(_) => {}
+            // libtorch has none of these.
+            Err(error) if error.to_string().contains("not implemented") => {}
+            Err(error) => faults.push(format!("{at}: {}", LossError::from(error))),
+        }
+    }
+    depends
+}
+
+/// What is asked for next does not change a gradient, and what comes of one that is differentiated has memory. Both backends
+/// have gradients for the same arguments.
+#[test]
+fn gradients_do_not_depend_on_what_follows() {
+    let mut faults = Vec::new();
+    for kind in [Kind::Float, Kind::Half] {
+        each_call(kind, |at, call, copies| {
+            let [auto, composite] = [Backend::Auto, Backend::Composite].map(|backend| {
+                with_backend(backend, || dependencies(&format!("{at}, {backend:?}"), call, copies, &mut faults))
+            });
+            if auto != composite {
+                faults.push(format!("{at}: what has a gradient, {auto:?}, {composite:?}"));
+            }
+        });
+    }
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+/// Tensors of the numbers of `tensor` that are not plain, in words: what is no dense tensor, and what libtorch has yet to make
+/// the numbers of.
+fn odd_forms(tensor: &Tensor) -> Vec<(&'static str, Tensor)> {
+    let layouts = || -> Vec<Result<(&'static str, Tensor), tch::TchError>> {
+        let kind = tensor.kind();
+        let nested = || {
+            let of = |numbers: Vec<i64>| Tensor::f_from_slice(&numbers)?.f_reshape([1, -1]);
+            let (sizes, strides) = (of(tensor.size())?, of(tensor.contiguous().stride())?);
+            let offsets = Tensor::f_from_slice(&[0_i64])?;
+            tensor.f_reshape(-1)?.f_internal_nested_view_from_buffer(&sizes, &strides, &offsets)
+        };
+        let complex = || Tensor::f_complex(&tensor.f_zeros_like()?, &tensor.f_neg()?);
+        vec![
+            tensor.f_to_sparse(None::<tch::Layout>, None::<i64>, None::<i64>).map(|odd| ("sparse", odd)),
+            tensor.f_to_sparse_csr(None::<i64>).map(|odd| ("CSR", odd)),
+            tensor.f_to_sparse_csc(None::<i64>).map(|odd| ("CSC", odd)),
+            tensor.f_to_sparse_bsr([1, 1], None::<i64>).map(|odd| ("BSR", odd)),
+            tensor.f_to_sparse_bsc([1, 1], None::<i64>).map(|odd| ("BSC", odd)),
+            tensor.f_to_mkldnn(None::<Kind>).map(|odd| ("mkldnn", odd)),
+            tensor.f_quantize_per_tensor(0.1, 0, Kind::QInt8).map(|odd| ("quantized", odd)),
+            nested().map(|odd| ("nested", odd)),
+            complex().and_then(|complex| complex.f_conj()?.f_imag()).map(|odd| ("negated", odd)),
+            Tensor::f_internal_efficientzerotensor(tensor.size(), (kind, tensor.device())).map(|odd| ("zeros", odd)),
+        ]
+    };
+    layouts().into_iter().flatten().collect()
+}
+
+/// In place of any argument of any loss, and of its weight.
+#[test]
+fn odd_forms_of_tensors_are_errors_or_taken() {
+    const TAKEN: [&str; 2] = ["negated", "zeros"];
+    let mut faults = Vec::new();
+    let mut check = |at: String, odd: &str, call: &dyn Fn() -> Result<Tensor, LossError>| {
+        let both = || {
+            let value = call()?;
+            let sum = value.f_sum(Kind::Double)?;
+            if sum.requires_grad() {
+                sum.f_backward()?;
+            }
+            Ok::<_, LossError>(value)
+        };
+        match catch_unwind(AssertUnwindSafe(both)) {
+            Err(_) => faults.push(format!("{at}: panics with {odd}")),
+            Ok(Err(LossError::Torch { message, .. })) => faults.push(format!("{at}: with {odd}: {message}")),
+            Ok(Ok(_)) if !TAKEN.contains(&odd) => faults.push(format!("{at}: takes {odd}")),
+            Ok(_) => {}
+        }
+    };
+    each_call(Kind::Float, |at, call, copies| {
+        for backend in [Backend::Auto, Backend::Composite] {
+            for position in 0..3 {
+                for (odd, tensor) in odd_forms(&copies()[position]) {
+                    let mut tensors = copies();
+                    let used = {
+                        // An argument that the loss does not look at may be anything.
+                        let before = std::mem::replace(&mut tensors[position], Tensor::new());
+                        let used = call(&tensors[0], &tensors[1], &tensors[2]).is_err();
+                        drop(before);
+                        used
+                    };
+                    if !used {
+                        continue;
+                    }
+                    tensors[position] = tensor;
+                    for tensor in tensors.iter().filter(|tensor| tensor.is_floating_point()) {
+                        let _ = tensor.f_set_requires_grad(true);
+                    }
+                    let call = || with_backend(backend, || call(&tensors[0], &tensors[1], &tensors[2]));
+                    check(format!("{at}, {backend:?}, argument {position}"), odd, &call);
+                }
+            }
+        }
+    });
+    let arguments = plain_arguments(Kind::Float);
+    let plain = weights(&arguments);
+    let taken = taken();
+    for (table, weight) in plain.iter().enumerate() {
+        for (odd, weight) in odd_forms(weight) {
+            std::panic::set_hook(Box::new(|_| {}));
+            let losses = catch_unwind(AssertUnwindSafe(|| losses(&weight, InvalidValues::Error)));
+            drop(std::panic::take_hook());
+            let Ok(losses) = losses else { continue };
+            for (name, call) in losses.iter().filter(|(name, _)| name.contains("weighted")) {
+                let Some((.., calls)) = taken.iter().find(|(found, of, _)| found == name && *of == table) else {
+                    continue;
+                };
+                for [a, b, c] in calls.iter().map(|positions| positions.map(|position| arguments[position].copy())) {
+                    let a = a.set_requires_grad(true);
+                    check(format!("{name}, weight"), odd, &|| call(&a, &b, &c));
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+/// Losses of class indices, one for each way that their targets reach an operation or an engine.
+fn losses_of_indices(reduction: Reduction) -> Vec<(&'static str, Call)> {
+    let smoothed = || CrossEntropyLoss::new().label_smoothing(0.1);
+    let weight = || Tensor::from_slice(&[0.5_f32, 1.0, 2.0]);
+    let learned = || weight().set_requires_grad(true);
+    vec![
+        ("cross entropy", pair(CrossEntropyLoss::new().reduction(reduction))),
+        ("cross entropy smoothed", pair(smoothed().reduction(reduction))),
+        ("cross entropy weighted", pair(CrossEntropyLoss::new().weight(weight()).reduction(reduction))),
+        ("cross entropy over all", pair(CrossEntropyLoss::new().mean_over(MeanOver::All).reduction(reduction))),
+        ("cross entropy with NaN", {
+            pair(CrossEntropyLoss::new().invalid_values(InvalidValues::Nan).reduction(reduction))
+        }),
+        ("nll", pair(NllLoss::new().reduction(reduction))),
+        ("nll weighted", pair(NllLoss::new().weight(weight()).reduction(reduction))),
+        ("nll with NaN", pair(NllLoss::new().invalid_values(InvalidValues::Nan).reduction(reduction))),
+        ("multi margin", pair(MultiMarginLoss::new().reduction(reduction))),
+        ("multi margin weighted", pair(MultiMarginLoss::new().p(2).weight(weight()).reduction(reduction))),
+        ("categorical hinge", pair(CategoricalHingeLoss::new().reduction(reduction))),
+        ("softmax focal", pair(SoftmaxFocalLoss::new().reduction(reduction))),
+        ("softmax focal learned", pair(SoftmaxFocalLoss::new().weight(learned()).reduction(reduction))),
+        ("one-vs-rest focal", pair(OneVsRestFocalLoss::new().reduction(reduction))),
+        ("poly", pair(PolyCrossEntropyLoss::new().reduction(reduction))),
+        ("asymmetric", pair(AsymmetricSingleLabelLoss::new().reduction(reduction))),
+        ("jsd", pair(JsdCrossEntropyLoss::new().num_splits(2))),
+        ("soft bce", pair(SoftBceWithLogitsLoss::new())),
+        ("distillation", {
+            let loss = DistillationLoss::new().reduction(reduction);
+            Box::new(move |a, b, _| loss.f_forward(a, &a.detach(), Some(b)))
+        }),
+        ("linear cross entropy", {
+            let loss = LinearCrossEntropy::new().reduction(reduction);
+            Box::new(move |a, b, _| {
+                loss.f_forward(a, &Tensor::eye(3, (Kind::Float, Device::Cpu)).to_kind(a.kind()), b, None)
+            })
+        }),
+        ("linear cross entropy in chunks", {
+            let loss = LinearCrossEntropy::new().chunking(Chunking::Rows(1)).reduction(reduction);
+            Box::new(move |a, b, _| {
+                loss.f_forward(a, &Tensor::eye(3, (Kind::Float, Device::Cpu)).to_kind(a.kind()), b, None)
+            })
+        }),
+        ("arcface", {
+            let loss = ArcFace::new();
+            Box::new(move |a, b, _| loss.f_forward(a, &Tensor::eye(3, (Kind::Float, Device::Cpu)).to_kind(a.kind()), b))
+        }),
+        ("proxy nca", {
+            let loss = ProxyNca::new();
+            Box::new(move |a, b, _| loss.f_forward(a, &Tensor::eye(3, (Kind::Float, Device::Cpu)).to_kind(a.kind()), b))
+        }),
+        ("proxy anchor", {
+            let loss = ProxyAnchor::new();
+            Box::new(move |a, b, _| loss.f_forward(a, &Tensor::eye(3, (Kind::Float, Device::Cpu)).to_kind(a.kind()), b))
+        }),
+        ("contrastive", pair(ContrastiveLoss::new())),
+        ("n-pairs", pair(NPairsLoss::new())),
+        ("all triplets", pair(BatchTripletMarginLoss::new())),
+        ("semi-hard triplets", pair(BatchTripletMarginLoss::new().mining(TripletMining::SemiHard))),
+        ("sequence log-probs", {
+            let of = SequenceLogProbs::new();
+            let weight = |a: &Tensor| Tensor::eye(3, (Kind::Float, Device::Cpu)).to_kind(a.kind());
+            Box::new(move |a, b, _| of.f_forward(LinearHead::new(&a.unsqueeze(0), &weight(a)), &b.unsqueeze(0)))
+        }),
+        ("adaptive log softmax", {
+            let store = tch::nn::VarStore::new(Device::Cpu);
+            let config = AdaptiveLogSoftmaxConfig::new();
+            let loss = AdaptiveLogSoftmaxWithLoss::new(store.root(), 3, 7, &[2, 4], config);
+            Box::new(move |a, b, _| Ok(loss.f_forward(a, b)?.loss))
+        }),
+    ]
+}
+
+/// The same of pixels, and of labels that are no classes of rows.
+fn losses_of_pixels(reduction: Reduction) -> Vec<(&'static str, Call)> {
+    vec![
+        ("cross entropy", pair(CrossEntropyLoss::new().reduction(reduction))),
+        ("nll", pair(NllLoss::new().reduction(reduction))),
+        ("softmax focal", pair(SoftmaxFocalLoss::new().reduction(reduction))),
+        ("one-vs-rest focal", pair(OneVsRestFocalLoss::new().reduction(reduction))),
+        ("soft bce", pair(SoftBceWithLogitsLoss::new())),
+        ("dice", pair(DiceLoss::new().activation(Activation::Softmax).reduction(reduction))),
+        ("dice of sigmoids", pair(DiceLoss::new().activation(Activation::Sigmoid))),
+        ("dice and cross entropy", pair(DiceCrossEntropyLoss::new())),
+        ("dice and focal", pair(DiceFocalLoss::new())),
+        ("lovasz softmax", pair(LovaszSoftmaxLoss::new().per_image(true).reduction(reduction))),
+        ("soft cldice", pair(SoftClDiceLoss::new().activation(Activation::Softmax))),
+        ("hausdorff", pair(HausdorffDtLoss::new().activation(Activation::Softmax))),
+        ("generalized dice", pair(GeneralizedDiceLoss::new().activation(Activation::Softmax))),
+    ]
+}
+
+fn losses_of_lists(reduction: Reduction) -> Vec<(&'static str, Call)> {
+    vec![
+        ("multi-label margin", pair(MultiLabelMarginLoss::new().reduction(reduction))),
+        (
+            "ctc",
+            Box::new(move |a, b, _| {
+                let log_probs = a.unsqueeze(0).repeat([4, 1, 1]);
+                CtcLoss::new().reduction(reduction).f_forward(&log_probs, b, vec![4; 4], vec![1; 4])
+            }),
+        ),
+        (
+            "ctc of rows",
+            Box::new(move |a, b, _| {
+                let log_probs = a.unsqueeze(0).repeat([4, 1, 1]);
+                CtcLoss::new().reduction(reduction).f_forward(&log_probs, &b.view([4, -1]), vec![4; 4], vec![1; 4])
+            }),
+        ),
+    ]
+}
+
+/// `data()` is a name of a tensor's memory that libtorch does not watch.
+#[test]
+fn targets_may_change_before_the_backward_pass() {
+    let mut tried = 0;
+    let (none, mean) = (Reduction::None, Reduction::Mean);
+    for (kind, reduction) in [(Kind::Float, none), (Kind::Float, mean), (Kind::Half, none)] {
+        let random = |shape: &[i64]| common::random::rand(shape).to_kind(kind);
+        let (rows, pixels) = (random(&[4, 3]), random(&[1, 3, 4, 6]));
+        let classes = Tensor::from_slice(&[0_i64, 1, 1, 0]);
+        let planes = Tensor::from_slice(&[0_i64, 1, 2, 0, 1, 2, 1, 1, 0, 0, 0, 2].repeat(2)).view([1, 4, 6]);
+        let lists = Tensor::from_slice(&[0_i64, 1, -1, 2, -1, 0, 1, 2, 0, 2, 1, -1]).view([4, 3]);
+        let cases = [
+            (losses_of_indices(reduction), &rows, &classes),
+            (losses_of_pixels(reduction), &pixels, &planes),
+            (losses_of_lists(reduction), &rows, &lists),
+            (losses_of_lists(reduction), &rows, &(&classes + 1)),
+        ];
+        let backends = [Backend::Auto, Backend::Composite];
+        for (losses, input, target) in &cases {
+            for ((name, call), backend) in losses.iter().flat_map(|loss| backends.map(|backend| (loss, backend))) {
+                for (value, create_graph) in [100_000_000_i64, -7].map(|value| [(value, false), (value, true)]).concat()
+                {
+                    let (x, y) = (input.copy().set_requires_grad(true), target.copy());
+                    let spoil = || drop(y.data().fill_(value));
+                    let Ok(loss) = with_backend(backend, || call(&x, &y, &y)) else {
+                        continue;
+                    };
+                    let sum = loss.sum(Kind::Double);
+                    tried += 1;
+                    // Spoilt before the first gradient, or before the second.
+                    if !create_graph {
+                        spoil();
+                    }
+                    let first = Tensor::f_run_backward(&[&sum], &[&x], true, create_graph);
+                    let Ok(first) = first else { continue };
+                    assert!(first[0].size() == x.size(), "{name}");
+                    spoil();
+                    if create_graph && first[0].requires_grad() {
+                        drop(Tensor::f_run_backward(&[first[0].sum(Kind::Double)], &[&x], true, true));
+                    }
+                    // From the start, with a graph.
+                    drop(Tensor::f_run_backward(&[&sum], &[&x], true, true));
+                }
+            }
+        }
+    }
+    assert!(tried > 500, "{tried}");
+}
+
+/// Expanded tensors are larger than any memory.
+#[test]
+fn what_no_memory_holds_is_an_error() {
+    const MANY: i64 = 1 << 36;
+    let expand = |tensor: Tensor| {
+        let mut shape = tensor.size();
+        shape[0] = MANY;
+        tensor.expand(shape, false)
+    };
+    let rows = || expand(Tensor::zeros([1, 3], (Kind::Float, Device::Cpu)));
+    let indices = || expand(Tensor::zeros([1], (Kind::Int64, Device::Cpu)));
+    let masks = || expand(Tensor::ones([1, 3], (Kind::Float, Device::Cpu)));
+    let weights = [Tensor::from_slice(&[0.5_f32, 1.5, 1.0]), rows()];
+    for weight in &weights {
+        for (name, call) in losses(weight, InvalidValues::Error) {
+            // What takes the numbers of its rows for labels or for scores has no limit but the machine's.
+            for (a, b) in [(rows(), indices()), (rows(), masks()), (rows(), rows())] {
+                let result = catch_unwind(AssertUnwindSafe(|| call(&a, &b, &b).map(|_| ())));
+                match result {
+                    Ok(Err(_)) => {}
+                    other => panic!("{name} with {:?}: {other:?}", b.kind()),
+                }
+            }
+        }
     }
 }

@@ -146,10 +146,8 @@ fn a_composition_without_a_graph_has_gradients_of_zero() {
     let value = f_precomputed(&[&x, &other], |inputs| Ok(inputs[0].f_square()?.f_sum(Kind::Double)?)).unwrap();
     let first = Tensor::run_backward(&[&value], &[&x, &other], true, true);
     assert_eq!(first.iter().map(numbers).collect::<Vec<_>>(), [[2.0, 4.0], [0.0, 0.0]]);
-    for (gradient, expected) in first.iter().zip([[2.0, 2.0], [0.0, 0.0]]) {
-        let second = Tensor::run_backward(&[gradient.sum(None)], &[&x, &other], true, false);
-        assert_eq!(numbers(&second[0]), expected);
-        assert!(!second[1].defined() || numbers(&second[1]) == [0.0, 0.0]);
+    for ((gradient, input), expected) in first.iter().zip([&x, &other]).zip([[2.0, 2.0], [0.0, 0.0]]) {
+        assert_eq!(numbers(&Tensor::run_backward(&[gradient.sum(None)], &[input], true, false)[0]), expected);
     }
 }
 

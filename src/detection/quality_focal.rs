@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::divisor::{Divisor, Reducing, f_positives};
 use crate::binary::{self, Logits};
 use crate::kernels::{self, ANY, Logit, NumberOperations, Pointwise, Real, f_pointwise, part, powers, share_or_nan};
-use crate::numeric::{f_power, f_reals, real, wide_kind};
+use crate::numeric::{f_abs, f_power, f_reals, real, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction, check};
 
 /// Quality focal loss of logits: focal loss whose targets are qualities between 0 and 1 instead of labels.
@@ -202,7 +202,7 @@ impl<const BETA: usize> Formula<BETA> {
         let superfluous = target.f_rsub_number(1)?.f_mul(&logits.f_sigmoid()?)?;
         let missing = missing.f_sub(&superfluous)?;
         // The square is curved where it is 0, which a square of the size is not.
-        let focus = if self.beta == 2.0 { missing.f_square()? } else { f_power(&missing.f_abs()?, self.beta)? };
+        let focus = if self.beta == 2.0 { missing.f_square()? } else { f_power(&f_abs(&missing)?, self.beta)? };
         let loss = reduction.f_apply(&focus.f_mul(&entropy)?)?.f_to_kind(input.f_kind()?)?;
         validity.f_poison(&loss, reduction == Reduction::None)
     }

@@ -2,6 +2,7 @@ use tch::Tensor;
 
 use super::{Taps, Unlikeness, check_range, exact_kind, f_check_pair, f_means, f_pair, f_products, gaussian};
 use crate::kernels::{Beyond, Map, NumberOperations, Pointwise, Real, Reduce, f_map, f_pointwise};
+use crate::numeric::f_abs;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// Structural similarity at several scales, and the absolute difference of two images.
@@ -208,7 +209,7 @@ impl Map<2, 1> for Distance {
 
 fn f_distance([x, y]: [&Tensor; 2]) -> Result<Tensor, LossError> {
     let kind = exact_kind(x)?;
-    Ok(x.f_to_kind(kind)?.f_sub(&y.f_to_kind(kind)?)?.f_abs()?.f_unsqueeze(0)?)
+    Ok(f_abs(&x.f_to_kind(kind)?.f_sub(&y.f_to_kind(kind)?)?)?.f_unsqueeze(0)?)
 }
 
 /// The weighted sum of both terms.

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use crate::kernels::f_variation;
-use crate::numeric::wide_kind;
+use crate::numeric::{f_abs, wide_kind};
 use crate::{LossError, Reduction, check};
 
 /// The total variation of an image: the sum of the differences between neighbouring pixels.
@@ -86,7 +86,7 @@ impl TotalVariationLoss {
         let size = image.size();
         let last = (size[(size.len() as i64 + dim) as usize] - 1).max(0);
         let from = if last > 0 { 1 } else { 0 };
-        let sizes = image.f_narrow(dim, from, last)?.f_sub(&image.f_narrow(dim, 0, last)?)?.f_abs()?;
+        let sizes = f_abs(&image.f_narrow(dim, from, last)?.f_sub(&image.f_narrow(dim, 0, last)?)?)?;
         let pixels = size[size.len() - 2..].iter().product::<i64>();
         // Without neighbours there is no difference, and not a mean of none.
         if self.pixels == PixelReduction::Sum || last == 0 || pixels == 0 {

@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use crate::autograd::f_with_zero_gradients;
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
 use crate::numeric::real;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
@@ -27,7 +28,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 ///
 /// # Differences from PyTorch
 ///
-/// A target of another shape is an error, unless [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts silently.
+/// A target of another shape is an error, unless [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts silently. A
+/// target that requires a gradient gets zeros, where PyTorch has none.
 ///
 /// # Errors
 ///
@@ -101,7 +103,8 @@ impl Loss for HingeEmbeddingLoss {
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
         let (margin, reduction) = (self.margin, self.reduction);
         f_pointwise(Formula { margin }, [input, target], reduction, move |[input, target]| {
-            Ok(input.f_hinge_embedding_loss(target, margin, reduction.into())?)
+            let loss = input.f_hinge_embedding_loss(target, margin, reduction.into())?;
+            f_with_zero_gradients(loss, &[target])
         })
     }
 

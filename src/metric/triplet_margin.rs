@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use super::triplet::{self, Triplet};
+use crate::autograd::f_alias;
 use crate::{LossError, MeanParts, Reduction};
 
 /// The triplet margin loss: an anchor shall be nearer to a positive than to a negative example, by a margin.
@@ -125,6 +126,9 @@ impl TripletMarginLoss {
             [anchor, positive, negative],
             reduction,
             move |[anchor, positive, negative]| {
+                // The second derivative of the norm |x| is zeros without memory.
+                let alias = |x: &Tensor| if p == 1.0 { f_alias(x) } else { Ok(x.shallow_clone()) };
+                let [anchor, positive, negative] = &[alias(anchor)?, alias(positive)?, alias(negative)?];
                 Ok(Tensor::f_triplet_margin_loss(anchor, positive, negative, margin, p, eps, swap, reduction.into())?)
             },
         )

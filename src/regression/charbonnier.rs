@@ -3,6 +3,7 @@ use tch::Tensor;
 use super::Elementwise;
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::mean_parts::f_wide_option;
+use crate::numeric::f_abs;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The Charbonnier loss, or pseudo-Huber: a smooth distance of each element to its target.
@@ -187,7 +188,7 @@ fn f_losses(Charbonnier { eps, minimum }: Charbonnier, x: &Tensor, y: &Tensor) -
             near.f_where_self(&finite.f_abs()?.f_lt_number(eps)?, &root.f_sub_number(eps)?)?
         }
     };
-    Ok(difference.f_abs()?.f_where_self(&infinite, &losses)?)
+    Ok(f_abs(&difference)?.f_where_self(&infinite, &losses)?)
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 use tch::Tensor;
 
 use super::{f_expanded, f_weighted};
+use crate::autograd::f_alias;
 use crate::kernels::{Pointwise, Real, f_pointwise};
 use crate::mean_parts::f_wide_option;
+use crate::numeric::f_abs;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The mean absolute error: the distance of each element to its target.
@@ -98,12 +100,12 @@ impl Loss for L1Loss {
             let Some(weight) = &self.weight else {
                 let reduction = self.reduction;
                 return f_pointwise(AbsoluteError, [x, y], reduction, move |[x, y]| {
-                    Ok(x.f_l1_loss(y, reduction.into())?)
+                    Ok(f_alias(x)?.f_l1_loss(&f_alias(y)?, reduction.into())?)
                 });
             };
             check::element_weight(weight, input)?;
             f_weighted(AbsoluteError, [x, y, weight], self.reduction, |[x, y, weight]| {
-                Ok(x.f_sub(y)?.f_abs()?.f_mul(weight)?)
+                Ok(f_abs(&x.f_sub(y)?)?.f_mul(weight)?)
             })
         })
     }

@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::Elementwise;
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::mean_parts::f_wide_option;
-use crate::numeric::f_with_nan_slopes;
+use crate::numeric::{f_abs, f_with_nan_slopes};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The mean absolute percentage error: the distance of each element to its target, as a percentage of the target.
@@ -141,7 +141,7 @@ impl Pointwise<2> for PercentageError {
 }
 
 fn f_losses(PercentageError { eps }: PercentageError, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
-    let losses = x.f_sub(y)?.f_abs()?.f_div(&y.f_abs()?.f_clamp_min_number(eps)?)?.f_mul_number(100)?;
+    let losses = f_abs(&x.f_sub(y)?)?.f_div(&f_abs(y)?.f_clamp_min_number(eps)?)?.f_mul_number(100)?;
     f_with_nan_slopes(&losses)
 }
 

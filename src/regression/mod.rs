@@ -21,7 +21,7 @@ use tch::{Kind, Tensor};
 
 use crate::check::{self, Validity};
 use crate::kernels::{NumberOperations, Pointwise, Weighted, f_pointwise};
-use crate::numeric::{f_reals, f_widely, real, wide_kind};
+use crate::numeric::{f_abs, f_reals, f_widely, real, wide_kind};
 use crate::{InvalidValues, LossError, Reduction};
 
 pub use cauchy::CauchyLoss;
@@ -129,7 +129,7 @@ struct Distances {
 impl Distances {
     /// Those of more than `bound` are far.
     fn f_new(difference: &Tensor, bound: f64) -> Result<Self, LossError> {
-        let size = difference.f_abs()?;
+        let size = f_abs(difference)?;
         let is_far = size.f_gt_number(bound)?;
         let near = difference.f_masked_fill_number(&is_far, 0)?;
         Ok(Self { near, far: size.f_masked_fill_number(&is_far.f_logical_not()?, bound)?, is_far })

@@ -1,6 +1,7 @@
 use tch::{Kind, Tensor};
 
 use super::{f_expanded, f_real_pair};
+use crate::autograd::f_alias;
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
 use crate::numeric::f_widely;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
@@ -106,7 +107,7 @@ impl Loss for SmoothL1Loss {
         f_expanded(input, target, self.broadcast, |x, y| {
             let [x, y] = &f_real_pair(x, y)?;
             if is_zero(beta, x.f_kind()?) {
-                return f_widely([x, y], |[x, y]| Ok(x.f_l1_loss(y, reduction)?));
+                return f_widely([x, y], |[x, y]| Ok(f_alias(x)?.f_l1_loss(&f_alias(y)?, reduction)?));
             }
             f_pointwise(Smooth { beta }, [x, y], self.reduction, move |[x, y]| {
                 Ok(x.f_smooth_l1_loss(y, reduction, beta)?)

@@ -4,7 +4,7 @@ use super::lovasz::{self, Errors};
 use super::region::{Activation, f_activate};
 use crate::check::{self, ClassIndices};
 use crate::kernels::{NumberOperations, Ranked, Ranks, Real};
-use crate::numeric::{f_positions, wide_kind};
+use crate::numeric::{f_abs, f_positions, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
 /// Over which classes [`LovaszSoftmaxLoss`] takes the mean.
@@ -213,7 +213,7 @@ impl Ranked for Distances {
 impl Errors for Distances {
     fn f_errors(self, probabilities: &Tensor, own: &Tensor) -> Result<[Tensor; 2], LossError> {
         let errors = probabilities.f_rsub_number(1)?.f_where_self(own, probabilities)?;
-        let errors = if self.beyond { errors.f_abs()? } else { errors };
+        let errors = if self.beyond { f_abs(&errors)? } else { errors };
         Ok([errors.shallow_clone(), errors])
     }
 }

@@ -398,7 +398,7 @@ impl LinearCrossEntropy {
         }
         let classes = linear_weight.size()[0];
         let target = ClassIndices::f_new(target, classes, Some(self.ignored()), self.invalid_values)?;
-        let indices = Arguments { target: &target.indices, ..*arguments };
+        let indices = Arguments { target: &target.f_kept(arguments.input)?, ..*arguments };
         let loss = fused::f_loss(self, &indices, size, [kind, result])?;
         target.validity.f_poison(&loss, self.reduction == Reduction::None)
     }
