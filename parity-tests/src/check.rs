@@ -86,10 +86,10 @@ impl CheckOptions {
 }
 
 /// The crate's results from one backend.
-struct Side {
+pub(crate) struct Side {
     backend: BackendName,
     actual: Results,
-    verdicts: Vec<Verdict>,
+    pub(crate) verdicts: Vec<Verdict>,
 }
 
 /// A device with its PyTorch name.
@@ -132,46 +132,10 @@ pub fn check(options: &CheckOptions) -> Result<bool> {
     let python = Python::find(&options.python)?;
     python.generate(&options.work, options.seed, options.filter.as_deref(), &[])?;
     let cases_file = options.work.join("cases.json");
-    let tensors_file = options.work.join("tensors.safetensors");
     let cases = read_cases(&cases_file)?;
     ensure!(!cases.is_empty(), "no case matches the filter {:?}", options.filter.as_deref().unwrap_or_default());
 
-    let device = options.device.to_string();
-    let expected_dir = options.work.join("expected");
-    let call = OracleCall {
-        cases: &cases_file,
-        tensors: &tensors_file,
-        out: &expected_dir,
-        device: &device,
-        threads: options.threads,
-        jobs: options.jobs().min(cases.len()),
-        upcast: false,
-        total: cases.len(),
-    };
-    let expected = python.oracle(&call)?;
-    let tensors = read_tensors(&tensors_file)?;
-    let bitwise = options.device.0 == Device::Cpu;
-    let compare = |side: &Side, case: &Case, truth: Option<&Results>| {
-        let sides = Sides { expected: &expected, actual: &side.actual, truth, bitwise, backend: side.backend.into() };
-        compare_case(case, sides)
-    };
-    let mut checked = Vec::new();
-    for backend in options.backends() {
-        let actual = evaluate_with_bar(&cases, &tensors, options, backend)?;
-        let mut side = Side { backend, actual, verdicts: Vec::new() };
-        side.verdicts = cases.iter().map(|case| compare(&side, case, None)).collect();
-        checked.push(side);
-    }
-    if let Some(truth) = &truth_of_unequal(&python, &call, &cases, &checked, &options.work)? {
-        for side in &mut checked {
-            let again = |(case, verdict): (&Case, &Verdict)| match unequal(verdict) {
-                true => compare(side, case, Some(truth)),
-                false => verdict.clone(),
-            };
-            side.verdicts = cases.iter().zip(&side.verdicts).map(again).collect();
-        }
-    }
-
+    let Held { expected, sides: checked } = hold(&python, &cases, options)?;
     let summaries: Vec<Checked> =
         checked.iter().map(|side| (side.backend, Summary::new(&cases, &side.verdicts))).collect();
     print!("{}", text(&summaries, options));
@@ -198,6 +162,55 @@ pub fn check(options: &CheckOptions) -> Result<bool> {
     let all: Vec<&Summary> = summaries.iter().map(|(_, summary)| summary).collect();
     println!("{}", closing_line(&all));
     Ok(all.iter().all(|summary| summary.failures().is_empty()) && stale.is_empty())
+}
+
+/// The results of the references, and those of the crate held against them.
+pub(crate) struct Held {
+    pub(crate) expected: Results,
+    pub(crate) sides: Vec<Side>,
+}
+
+/// Computes the cases in the folder of the check on all sides, and compares them; where they are unequal, with the results
+/// in double precision.
+pub(crate) fn hold(python: &Python, cases: &[Case], options: &CheckOptions) -> Result<Held> {
+    let cases_file = options.work.join("cases.json");
+    let tensors_file = options.work.join("tensors.safetensors");
+    let device = options.device.to_string();
+    let expected_dir = options.work.join("expected");
+    let call = OracleCall {
+        cases: &cases_file,
+        tensors: &tensors_file,
+        out: &expected_dir,
+        device: &device,
+        threads: options.threads,
+        jobs: options.jobs().min(cases.len()),
+        upcast: false,
+        total: cases.len(),
+    };
+    let expected = python.oracle(&call)?;
+    let tensors = read_tensors(&tensors_file)?;
+    let bitwise = options.device.0 == Device::Cpu;
+    let compare = |side: &Side, case: &Case, truth: Option<&Results>| {
+        let sides = Sides { expected: &expected, actual: &side.actual, truth, bitwise, backend: side.backend.into() };
+        compare_case(case, sides)
+    };
+    let mut checked = Vec::new();
+    for backend in options.backends() {
+        let actual = evaluate_with_bar(cases, &tensors, options, backend)?;
+        let mut side = Side { backend, actual, verdicts: Vec::new() };
+        side.verdicts = cases.iter().map(|case| compare(&side, case, None)).collect();
+        checked.push(side);
+    }
+    if let Some(truth) = &truth_of_unequal(python, &call, cases, &checked, &options.work)? {
+        for side in &mut checked {
+            let again = |(case, verdict): (&Case, &Verdict)| match unequal(verdict) {
+                true => compare(side, case, Some(truth)),
+                false => verdict.clone(),
+            };
+            side.verdicts = cases.iter().zip(&side.verdicts).map(again).collect();
+        }
+    }
+    Ok(Held { expected, sides: checked })
 }
 
 type Checked = (BackendName, Summary);

@@ -4,6 +4,7 @@ use anyhow::Result;
 use tch::{Kind, Tensor};
 use tch_losses::{LossError, MeanParts};
 
+use super::data::Data;
 use super::random::Random;
 use super::tensors::{describe, is_floating, values};
 use super::{described, direct};
@@ -19,6 +20,8 @@ pub struct Call {
     pub loss: &'static str,
     /// What the loss is, with its options.
     pub description: String,
+    /// The same as data, where it is made of them.
+    pub data: Option<Data>,
     /// The arguments, by name.
     pub arguments: Vec<(&'static str, Tensor)>,
     /// The kind of the tensors among the options.

@@ -118,13 +118,13 @@ struct Arguments {
 pub fn call(loss: &'static str, intent: Intent, random: &mut Random) -> Result<Call> {
     let family = family(loss).ok_or_else(|| anyhow!("{loss} has no family in described.rs"))?;
     let kind = tensors::floating(random);
-    let made = make(loss, family, kind, intent, random)?;
+    let of_options = if random.chance(0.9) { kind } else { *random.pick(&tensors::FLOATING) };
+    let made = make(loss, family, [kind, of_options], intent, random)?;
     let Arguments { input, target, facts, fixed } = made;
     let description = match family {
         Family::Sum => sum(&facts, random),
         _ => options::describe(loss, &facts, &fixed, random),
     };
-    let of_options = if random.chance(0.9) { kind } else { *random.pick(&tensors::FLOATING) };
     let mut arguments = vec![("input", input), ("target", target)];
     if !intent.sensible {
         disturb(&mut arguments, random);
@@ -142,6 +142,7 @@ pub fn call(loss: &'static str, intent: Intent, random: &mut Random) -> Result<C
     Ok(Call {
         loss,
         description: description.to_string(),
+        data: Some(description),
         arguments,
         options: of_options,
         compute: Box::new(move |arguments, kind| Ok(vec![read(kind)?.f_forward(&arguments[0], &arguments[1])?])),
@@ -197,11 +198,18 @@ pub fn special(intent: Intent, random: &mut Random) -> Special {
     }
 }
 
-fn make(loss: &str, family: Family, kind: Kind, intent: Intent, random: &mut Random) -> Result<Arguments> {
+fn make(
+    loss: &str,
+    family: Family,
+    [kind, of_options]: [Kind; 2],
+    intent: Intent,
+    random: &mut Random,
+) -> Result<Arguments> {
     let mut facts = Facts {
         shape: Vec::new(),
         classes: 3,
         class_weights: false,
+        kind: of_options,
         often: if random.chance(0.3) { 0.0 } else { 0.3 },
         absurd: if intent.sensible { 0.02 } else { 0.4 },
     };

@@ -268,11 +268,17 @@ impl<'a> Judge<'a> {
         let kind = auto.kind();
         let read = |tensor| values(tensor).map_err(|error| format!("cannot be read: {error}"));
         let (auto, composite) = (read(auto)?, read(composite)?);
+        let largest = largest_of(&composite);
         for (position, (a, c)) in auto.iter().zip(&composite).enumerate() {
+            let place = Place { which, index, position, largest };
             if same(*a, *c, kind) {
+                if self.asks_for_digits() && self.lacks_digits(place, *a, *c, kind) {
+                    let truth = self.truth().and_then(|truth| truth.composite.at(which, index, position));
+                    let truth = truth.unwrap_or(f64::NAN);
+                    return Err(format!("element {position} is {a:e}, composite {c:e}, in double precision {truth:e}"));
+                }
                 continue;
             }
-            let place = Place { which, index, position };
             if !self.explained(place, *a, *c, kind) {
                 let truth = self.truth().and_then(|truth| truth.composite.at(which, index, position));
                 let truth = truth.map_or(String::new(), |truth| format!(", in double precision {truth:e}"));
@@ -285,23 +291,20 @@ impl<'a> Judge<'a> {
     /// Whether a difference is one of rounding: the engine is nearer to the result in double precision, or no further
     /// from it than what the last digit of the arguments makes.
     fn explained(&mut self, place: Place, auto: f64, composite: f64, kind: Kind) -> bool {
-        let Place { which, index, position } = place;
-        let extreme = self.call.extreme;
-        if extreme && !auto.is_finite() && !composite.is_finite() {
+        let Place { which, index, position, largest } = place;
+        // Out of range on the way to a result that may not be.
+        if self.call.extreme && !(auto.is_finite() && composite.is_finite()) {
             return true;
         }
         let Some(truth) = self.truth() else { return false };
         let Some(right) = truth.composite.at(which, index, position) else { return false };
-        // Out of range on the way to a result that is not.
-        if extreme && !composite.is_finite() && tolerance(kind).accepts(auto, right) {
-            return true;
-        }
         if auto.is_nan() || composite.is_nan() {
             return false;
         }
         // What is out of the range of the kind is an infinity on one side and a large number on the other.
         let overflows = auto.is_infinite() && auto == rounded(right, kind);
-        if kind != Kind::Double && (overflows || (auto - right).abs() <= (composite - right).abs()) {
+        let nearer = (auto - right).abs() <= (composite - right).abs() || tolerance(kind).accepts(auto, right);
+        if kind != Kind::Double && (overflows || nearer) {
             return true;
         }
         let spread = truth.spread(which, index, position);
@@ -310,7 +313,27 @@ impl<'a> Judge<'a> {
         }
         let agree = truth.auto(which, index, position);
         let agree = agree.is_some_and(|agree| (agree - right).abs() <= spread + 1e-7 * right.abs() + 1e-12);
-        agree && (auto - right).abs() <= 8.0 * spread
+        agree && (auto - right).abs() <= 8.0 * spread + unit(kind) * 0.2 * largest
+    }
+
+    /// Digits of small numbers are looked at in some calls: double precision is asked often.
+    fn asks_for_digits(&self) -> bool {
+        self.call.seed % 4 == 1
+    }
+
+    /// Whether a small number, which the tolerance lets pass, is right in the composite and not in the engine.
+    fn lacks_digits(&mut self, place: Place, auto: f64, composite: f64, kind: Kind) -> bool {
+        let Place { which, index, position, .. } = place;
+        let normal = composite.abs() > 1e-30 && (auto - composite).abs() > 1e-3 * composite.abs();
+        if kind != Kind::Float || !normal || self.call.extreme {
+            return false;
+        }
+        let Some(truth) = self.truth() else { return false };
+        let Some(right) = truth.composite.at(which, index, position) else { return false };
+        let error = |number: f64| (number - right).abs();
+        error(composite) <= 1e-4 * right.abs()
+            && error(auto) > 1e-2 * right.abs()
+            && error(auto) > 16.0 * truth.spread(which, index, position)
     }
 
     /// The first gradient is the same number whatever is asked for next.
@@ -334,7 +357,7 @@ impl<'a> Judge<'a> {
             let differs = first.iter().zip(&second).position(|(a, b)| !same(*a, *b, plain.kind()));
             if let Some(position) = differs {
                 let (a, b) = (first[position], second[position]);
-                let place = Place { which: Which::Gradient, index, position };
+                let place = Place { which: Which::Gradient, index, position, largest: largest_of(&first) };
                 if !self.explained(place, b, a, plain.kind()) {
                     let detail =
                         format!("{name}, gradient {index}: element {position} is {a:e}, under create_graph {b:e}");
@@ -364,7 +387,7 @@ impl<'a> Judge<'a> {
         if let ([value], [mean]) = (&value[..], &mean[..])
             && !same(rounded(*value, kind), *mean, kind)
         {
-            let place = Place { which: Which::Output, index: 0, position: 0 };
+            let place = Place { which: Which::Output, index: 0, position: 0, largest: mean.abs() };
             if !self.explained(place, *value, *mean, kind) {
                 self.add(Class::Parts, format!("numerator / denominator is {value:e}, the mean {mean:e}"));
             }
@@ -383,6 +406,8 @@ impl<'a> Judge<'a> {
         let gradients = side.gradients.as_ref().unwrap_or(&empty);
         let all = [(Which::Output, &side.outputs), (Which::Gradient, gradients)];
         let always = self.call.seed % ONE_IN == 0;
+        let scale = gradients.iter().filter(|tensor| tensor.defined()).filter_map(|tensor| values(tensor).ok());
+        let scale = scale.map(|values| largest_of(&values)).fold(0.0, f64::max);
         for (which, tensors) in all {
             for (index, tensor) in tensors.iter().enumerate().filter(|(_, tensor)| tensor.defined()) {
                 let kind = tensor.kind();
@@ -397,8 +422,9 @@ impl<'a> Judge<'a> {
                         continue;
                     }
                     let close = tolerance(kind).accepts(*element, right) || kind == Kind::Double;
+                    let scale = if which == Which::Gradient { scale } else { right.abs() };
                     let near = (element - right).abs()
-                        <= 4.0 * (1e-5 + unit(kind) * right.abs()) + 16.0 * truth.spread(which, index, position);
+                        <= 4.0 * (1e-5 + unit(kind) * scale) + 16.0 * truth.spread(which, index, position);
                     let beyond = right.abs() > largest(kind);
                     if !close && !near && !beyond {
                         let detail = format!(
@@ -418,6 +444,12 @@ struct Place {
     which: Which,
     index: usize,
     position: usize,
+    /// The largest element of the same tensor.
+    largest: f64,
+}
+
+fn largest_of(values: &[f64]) -> f64 {
+    values.iter().map(|value| value.abs()).filter(|value| value.is_finite()).fold(0.0, f64::max)
 }
 
 fn unit(kind: Kind) -> f64 {

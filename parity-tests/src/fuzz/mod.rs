@@ -7,6 +7,7 @@ mod described;
 mod direct;
 pub mod judge;
 mod options;
+mod oracle;
 mod parent;
 mod random;
 mod report;
@@ -23,6 +24,7 @@ use self::call::{call, losses};
 use self::child::Sabotage;
 use self::judge::judge;
 use self::parent::Plan;
+use crate::oracle::PythonOptions;
 use crate::progress;
 
 /// What to call, and for how long.
@@ -38,7 +40,7 @@ pub struct FuzzOptions {
     #[arg(long)]
     seed: Option<u64>,
     /// Make the call of this seed alone, and show it: the loss, its arguments, what both backends make of it
-    #[arg(long, value_name = "SEED", conflicts_with_all = ["seconds", "calls", "seed", "filter"])]
+    #[arg(long, value_name = "SEED", conflicts_with_all = ["seconds", "calls", "seed", "filter", "oracle_share"])]
     replay: Option<u64>,
     /// Only these losses
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
@@ -55,9 +57,19 @@ pub struct FuzzOptions {
     /// The most memory of a process, in MiB
     #[arg(long, value_name = "N", default_value_t = 8192)]
     memory: u64,
+    /// Which share of the computed calls goes through the Python reference, of losses that have one of the same options
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = parse_share)]
+    oracle_share: f64,
+    #[command(flatten)]
+    python: PythonOptions,
     /// Break the engines, to see that it is found
     #[arg(long, value_enum, hide = true)]
     sabotage: Option<Sabotage>,
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| format!("{text:?} is no number from 0 to 1"))
 }
 
 /// Makes calls, prints what is wrong and says whether nothing is.
@@ -84,9 +96,16 @@ pub fn fuzz(options: &FuzzOptions) -> Result<bool> {
     };
     println!("seed {seed}");
     let (start, bar) = (Instant::now(), progress::bar("calls", options.calls.map(|calls| calls as usize)));
-    let summary = parent::run(&plan, &bar)?;
+    let mut summary = parent::run(&plan, &bar)?;
     bar.finish_and_clear();
     let seconds = start.elapsed().as_secs_f64();
+    let chosen = (summary.comparable.len() as f64 * options.oracle_share).ceil() as usize;
+    if chosen > 0 {
+        summary.comparable.sort_unstable();
+        let seeds: Vec<u64> = summary.comparable.iter().copied().take(chosen).collect();
+        let computed = oracle::check(&seeds, &options.python, plan.jobs as u16, &mut summary)?;
+        println!("{computed} calls held against their Python references");
+    }
 
     if options.verbose {
         println!("{}\n", summary.coverage());

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use once_cell::sync::Lazy;
 use serde::Deserialize;
+use tch::Kind;
 use tch_losses::AnyLoss;
 
 use super::data::Data;
 use super::random::Random;
+use crate::numbers::rounded;
 
 /// The type of an option.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,6 +81,8 @@ pub struct Facts {
     pub classes: i64,
     /// Whether weights are one for each class; otherwise they are one for each element.
     pub class_weights: bool,
+    /// The kind that tensors among the options will have: their numbers are some of that kind.
+    pub kind: Kind,
     /// How often an option is set.
     pub often: f64,
     /// How often an option that is set is absurd.
@@ -208,16 +212,17 @@ fn integers(option: &str, facts: &Facts, random: &mut Random) -> Data {
 
 fn class_numbers(facts: &Facts, absurd: bool, random: &mut Random) -> Data {
     let length = if absurd { random.between(0, 4) } else { facts.classes };
-    Data::numbers((0..length).map(|_| weight(absurd, random)).collect::<Vec<_>>())
+    Data::numbers((0..length).map(|_| weight(absurd, facts, random)).collect::<Vec<_>>())
 }
 
-fn weight(absurd: bool, random: &mut Random) -> f64 {
-    match random.below(8) {
+fn weight(absurd: bool, facts: &Facts, random: &mut Random) -> f64 {
+    let number = match random.below(8) {
         0 if absurd => random.absurd(),
         1 => 0.0,
         2 => 1.0,
         _ => random.uniform(0.1, 2.0),
-    }
+    };
+    rounded(number, facts.kind)
 }
 
 /// A weight or a mask.
@@ -238,7 +243,9 @@ fn tensor(option: &str, facts: &Facts, absurd: bool, random: &mut Random) -> Dat
         shape = vec![1];
     }
     let booleans = option == "mask";
-    nested(&shape, &mut || if booleans { Data::Bool(random.chance(0.7)) } else { Data::Number(weight(absurd, random)) })
+    nested(&shape, &mut || {
+        if booleans { Data::Bool(random.chance(0.7)) } else { Data::Number(weight(absurd, facts, random)) }
+    })
 }
 
 fn nested(shape: &[i64], number: &mut dyn FnMut() -> Data) -> Data {

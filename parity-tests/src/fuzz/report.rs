@@ -6,6 +6,7 @@ use comfy_table::{Table, presets};
 
 use super::child::Report;
 use super::judge::Class;
+use super::oracle::has_reference;
 
 /// The calls of one loss.
 #[derive(Debug, Default)]
@@ -35,6 +36,8 @@ pub struct Findings {
 pub struct Summary {
     /// By loss.
     pub losses: BTreeMap<String, Calls>,
+    /// Calls without a finding, of losses that have a reference in Python.
+    pub comparable: Vec<u64>,
     /// By class and loss.
     pub findings: BTreeMap<(Class, String), Findings>,
 }
@@ -44,6 +47,9 @@ impl Summary {
     pub fn call(&mut self, seed: u64, report: &Report) {
         let calls = self.losses.entry(report.loss.clone()).or_default();
         *if report.accepted { &mut calls.accepted } else { &mut calls.rejected } += 1;
+        if report.accepted && report.findings.is_empty() && has_reference(&report.loss) {
+            self.comparable.push(seed);
+        }
         if let Some(reason) = &report.reason {
             *calls.reasons.entry(without_numbers(reason)).or_default() += 1;
         }
@@ -54,7 +60,7 @@ impl Summary {
         }
     }
 
-    /// Counts a call that ended its process.
+    /// Counts a finding that is not of the process of its call, or has ended it.
     pub fn end(&mut self, loss: &str, seed: u64, class: Class, detail: &str) {
         self.losses.entry(loss.to_owned()).or_default();
         self.finding(class, loss, seed, usize::MAX, detail);

@@ -104,6 +104,7 @@ fn with_references(loss: &str, maker: &mut Maker) -> Result<Compute> {
         shape: vec![2, 2],
         classes: 3,
         class_weights: false,
+        kind: maker.kind,
         often: 0.3,
         absurd: if maker.intent.sensible { 0.02 } else { 0.3 },
     };

@@ -54,6 +54,7 @@ impl Maker<'_> {
         Ok(Call {
             loss,
             description: self.words.join(", "),
+            data: None,
             arguments: self.arguments,
             options: self.kind,
             compute,

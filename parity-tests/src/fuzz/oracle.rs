@@ -1,0 +1,209 @@
+//! A share of the calls, of which both backends agree, goes through the Python references too.
+
+use std::path::Path;
+
+use anyhow::Result;
+use serde_json::{Map, Value as Json, json};
+use tch::{Device, Kind, Tensor};
+
+use super::call::{Call, Order, call, losses};
+use super::data::Data;
+use super::judge::Class;
+use super::report::Summary;
+use super::tensors::{is_floating, values};
+use crate::case::{FORMAT, read_cases};
+use crate::check::{CheckOptions, DeviceName, hold};
+use crate::compare::Verdict;
+use crate::oracle::{Python, PythonOptions};
+use crate::results::Status;
+
+/// A described loss, its reference, and the options that both have by one name. A call with another option is not checked.
+const REFERENCES: &[(&str, &str, &[&str])] = &[
+    ("l1", "torch.nn.functional.l1_loss", &["reduction", "weight"]),
+    ("mse", "torch.nn.functional.mse_loss", &["reduction", "weight"]),
+    ("smooth_l1", "torch.nn.functional.smooth_l1_loss", &["reduction", "beta"]),
+    ("huber", "torch.nn.functional.huber_loss", &["reduction", "delta", "weight"]),
+    ("poisson_nll", "torch.nn.functional.poisson_nll_loss", &["reduction", "log_input", "full", "eps"]),
+    ("cross_entropy", "torch.nn.functional.cross_entropy", &["reduction", "weight", "ignore_index", "label_smoothing"]),
+    ("nll", "torch.nn.functional.nll_loss", &["reduction", "weight", "ignore_index"]),
+    ("bce", "torch.nn.functional.binary_cross_entropy", &["reduction", "weight"]),
+    ("bce_with_logits", "torch.nn.functional.binary_cross_entropy_with_logits", &["reduction", "weight", "pos_weight"]),
+    ("soft_margin", "torch.nn.functional.soft_margin_loss", &["reduction"]),
+    ("multi_margin", "torch.nn.functional.multi_margin_loss", &["reduction", "p", "margin", "weight"]),
+    ("multi_label_margin", "torch.nn.functional.multilabel_margin_loss", &["reduction"]),
+    ("multi_label_soft_margin", "torch.nn.functional.multilabel_soft_margin_loss", &["reduction", "weight"]),
+    ("kl_div", "torch.nn.functional.kl_div", &["reduction", "log_target"]),
+    ("hinge_embedding", "torch.nn.functional.hinge_embedding_loss", &["reduction", "margin"]),
+    ("sigmoid_focal", "torchvision.ops.sigmoid_focal_loss", &["reduction", "alpha", "gamma"]),
+    ("generalized_box_iou", "torchvision.ops.generalized_box_iou_loss", &["reduction", "eps"]),
+    ("distance_box_iou", "torchvision.ops.distance_box_iou_loss", &["reduction", "eps"]),
+    ("complete_box_iou", "torchvision.ops.complete_box_iou_loss", &["reduction", "eps"]),
+];
+
+/// Options that change nothing in a call that is computed.
+const WITHOUT_EFFECT: [&str; 2] = ["broadcast", "invalid_values"];
+
+/// Whether a loss has a reference here.
+pub fn has_reference(loss: &str) -> bool {
+    REFERENCES.iter().any(|(name, ..)| *name == loss)
+}
+
+/// Holds the calls of the seeds against their references. The number of those that have been computed there.
+pub fn check(seeds: &[u64], python: &PythonOptions, jobs: u16, summary: &mut Summary) -> Result<usize> {
+    let known = losses();
+    let mut made = Vec::new();
+    for seed in seeds {
+        made.extend(case(*seed, &call(*seed, &known)?)?.map(|case| (*seed, case)));
+    }
+    if made.is_empty() {
+        return Ok(0);
+    }
+    let work = tempfile::tempdir()?;
+    let seeds = write(&made, work.path())?;
+    let options = CheckOptions {
+        seed: 0,
+        filter: None,
+        device: DeviceName(Device::Cpu),
+        threads: 1,
+        jobs: Some(jobs),
+        report: None,
+        work: work.path().to_path_buf(),
+        backend: None,
+        python: python.clone(),
+    };
+    let cases = read_cases(&work.path().join("cases.json"))?;
+    let held = hold(&Python::find(python)?, &cases, &options)?;
+    for side in &held.sides {
+        for ((case, verdict), (seed, loss)) in cases.iter().zip(&side.verdicts).zip(&seeds) {
+            // What the reference rejects the crate may take.
+            let computed = held.expected.cases.get(&case.id).is_some_and(|result| result.status == Status::Ok);
+            if let (Verdict::Failed(reason), true) = (verdict, computed) {
+                summary.end(loss, *seed, Class::Oracle, &format!("{}: {reason}", case.reference));
+            }
+        }
+    }
+    let computed = held.expected.cases.values().filter(|result| result.status == Status::Ok);
+    Ok(computed.count())
+}
+
+/// A case and its tensors.
+struct Made {
+    loss: &'static str,
+    case: Json,
+    tensors: Vec<(String, Tensor)>,
+}
+
+/// The cases and their tensors in a folder; the seed and the loss of each case.
+fn write(made: &[(u64, Made)], folder: &Path) -> Result<Vec<(u64, &'static str)>> {
+    let cases: Vec<&Json> = made.iter().map(|(_, made)| &made.case).collect();
+    std::fs::write(folder.join("cases.json"), json!({"format": FORMAT, "cases": cases}).to_string())?;
+    let tensors: Vec<&(String, Tensor)> = made.iter().flat_map(|(_, made)| &made.tensors).collect();
+    let named: Vec<(&String, &Tensor)> = tensors.iter().map(|(name, tensor)| (name, tensor)).collect();
+    Tensor::write_safetensors(&named, folder.join("tensors.safetensors"))?;
+    Ok(made.iter().map(|(seed, made)| (*seed, made.loss)).collect())
+}
+
+/// The case of a call; none where its reference has other options, or takes other arguments.
+fn case(seed: u64, call: &Call) -> Result<Option<Made>> {
+    let Some((loss, reference, names)) = REFERENCES.iter().find(|(loss, ..)| *loss == call.loss) else {
+        return Ok(None);
+    };
+    let Some(Data::Map(fields)) = &call.data else { return Ok(None) };
+    let ordinary = |tensor: &Tensor| {
+        tensor.defined()
+            && (is_floating(tensor.kind()) || tensor.kind() == Kind::Int64)
+            && values(tensor).is_ok_and(|values| values.iter().all(|value| value.is_finite()))
+    };
+    if call.extreme || call.same || !call.arguments.iter().all(|(_, tensor)| ordinary(tensor)) {
+        return Ok(None);
+    }
+    let mut tensors = Vec::new();
+    let mut options = Map::new();
+    for (name, value) in fields.iter().filter(|(name, _)| name != "loss" && !WITHOUT_EFFECT.contains(&name.as_str())) {
+        let value = match names.contains(&name.as_str()) {
+            true => option(seed, call, name, value, &mut tensors)?,
+            false => None,
+        };
+        let Some(value) = value else { return Ok(None) };
+        options.insert(name.clone(), value);
+    }
+    let mut grad = Vec::new();
+    let mut directions = Vec::new();
+    let mut inputs = Vec::new();
+    for (position, (name, tensor)) in call.arguments.iter().enumerate() {
+        inputs.push(stored(format!("{seed}/{name}"), tensor, &mut tensors)?);
+        if tensor.requires_grad() {
+            grad.push(position);
+            let direction = Tensor::f_ones(tensor.size(), (tensor.kind(), Device::Cpu))?;
+            directions.push(stored(format!("{seed}/direction/{name}"), &direction, &mut tensors)?);
+        }
+    }
+    let kind = format!("{:?}", call.arguments[0].1.kind()).to_lowercase();
+    let mut case = json!({
+        "id": format!("{reference}/fuzz/{kind}/{seed}"),
+        "reference": reference,
+        "options": options,
+        "inputs": inputs,
+        "grad": grad,
+    });
+    if call.order == Order::Second && !directions.is_empty() {
+        case["second_order"] = directions.into();
+    }
+    Ok(Some(Made { loss, case, tensors }))
+}
+
+/// The value of an option as the reference has it.
+fn option(
+    seed: u64,
+    call: &Call,
+    name: &str,
+    value: &Data,
+    tensors: &mut Vec<(String, Tensor)>,
+) -> Result<Option<Json>> {
+    Ok(match value {
+        Data::Bool(value) => Some(json!(value)),
+        Data::Integer(value) => Some(json!(value)),
+        Data::Number(value) if value.is_finite() => Some(json!(value)),
+        Data::Text(word) if name == "reduction" => Some(json!(word.replace("batch_mean", "batchmean"))),
+        Data::List(_) => {
+            let (mut shape, mut numbers) = (Vec::new(), Vec::new());
+            flatten(value, 0, &mut shape, &mut numbers);
+            let tensor = Tensor::f_from_slice(&numbers)?.f_reshape(&shape)?.f_to_kind(call.options)?;
+            Some(stored(format!("{seed}/option/{name}"), &tensor, tensors)?)
+        }
+        _ => None,
+    })
+}
+
+/// The numbers of nested lists, and their shape.
+fn flatten(value: &Data, depth: usize, shape: &mut Vec<i64>, numbers: &mut Vec<f64>) {
+    match value {
+        Data::List(items) => {
+            if depth == shape.len() {
+                shape.push(items.len() as i64);
+            }
+            items.iter().for_each(|item| flatten(item, depth + 1, shape, numbers));
+        }
+        Data::Number(number) => numbers.push(*number),
+        _ => {}
+    }
+}
+
+/// Keeps a tensor, and says where it is: with its strides, where no two of its elements are one.
+fn stored(name: String, tensor: &Tensor, tensors: &mut Vec<(String, Tensor)>) -> Result<Json> {
+    let (size, stride) = (tensor.size(), tensor.stride());
+    let detached = tensor.f_detach()?;
+    let expanded = size.iter().zip(&stride).any(|(size, stride)| *size > 1 && *stride == 0);
+    if tensor.is_contiguous() || expanded || tensor.numel() == 0 {
+        // A copy, because a tensor of zeros may have no memory.
+        let mut copy = Tensor::f_zeros(&size, (tensor.kind(), Device::Cpu))?;
+        copy.f_copy_(&detached)?;
+        tensors.push((name.clone(), copy));
+        return Ok(json!({"tensor": name}));
+    }
+    let last: i64 = size.iter().zip(&stride).map(|(size, stride)| (size - 1) * stride).sum();
+    let storage = Tensor::f_zeros([last + 1], (tensor.kind(), Device::Cpu))?;
+    storage.f_as_strided(size.as_slice(), stride.as_slice(), 0)?.f_copy_(&detached)?;
+    tensors.push((name.clone(), storage));
+    Ok(json!({"tensor": name, "size": size, "stride": stride}))
+}
