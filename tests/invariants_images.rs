@@ -4,8 +4,9 @@ mod common;
 
 use tch::{Device, Kind, Tensor};
 use tch_losses::{
-    CauchyLoss, CharbonnierLoss, GemanMcClureLoss, L1Loss, LogCoshLoss, Loss, MsSsimL1Loss, MseLoss, PsnrLoss,
-    QuantileLoss, Reduction, SsimForm, SsimLoss, SsimPadding, SsimScope, SsimWindow, TotalVariationLoss, WelschLoss,
+    CauchyLoss, CharbonnierLoss, GemanMcClureLoss, L1Loss, LogCoshLoss, Loss, LossError, MsSsimL1Loss, MsSsimLoss,
+    MseLoss, PixelReduction, PsnrLoss, QuantileLoss, Reduction, SsimForm, SsimLoss, SsimPadding, SsimScope, SsimWindow,
+    TotalVariationLoss, WelschLoss,
 };
 
 use common::random::{rand, randn};
@@ -152,4 +153,78 @@ fn robust_losses_are_between_nothing_and_the_squared_error() {
             assert!(all(pair[1].forward(x, y).le_tensor(&(pair[0].forward(x, y) * (1.0 + 1e-9)))));
         }
     });
+}
+
+/// kornia 0.9: `total_variation` of integers, whose sums are 64-bit integers.
+#[test]
+fn the_total_variation_of_integers_is_exact() {
+    let image = Tensor::from_slice(&[3_i64, 1, 0, 255]).view([1, 2, 2]);
+    for kind in [Kind::Uint8, Kind::Int16, Kind::Int, Kind::Int64] {
+        for reduction in [Reduction::None, Reduction::Sum] {
+            let loss = TotalVariationLoss::new().reduction(reduction).forward(&image.to_kind(kind));
+            assert_eq!((loss.kind(), loss.sum(None).int64_value(&[])), (Kind::Int64, 514));
+        }
+        let loss = TotalVariationLoss::new().pixels(PixelReduction::Mean).forward(&image.to_kind(kind));
+        assert_eq!((loss.kind(), loss.double_value(&[])), (Kind::Float, 257.0));
+        let loss = TotalVariationLoss::new().forward(&image.to_kind(kind));
+        assert_eq!((loss.kind(), loss.double_value(&[])), (Kind::Float, 514.0));
+    }
+    let ends = Tensor::from_slice(&[127_i8, -128]).view([1, 1, 2]);
+    assert_eq!(TotalVariationLoss::new().reduction(Reduction::Sum).forward(&ends).int64_value(&[]), 255);
+}
+
+#[test]
+fn bytes_are_images_too() {
+    let bytes = || (rand([2, 3, 12, 14]) * 255.0).to_kind(Kind::Uint8);
+    let (a, b) = (bytes(), bytes());
+    let losses: [Box<dyn Loss>; 4] = [
+        Box::new(SsimLoss::new().window_size(&[5]).data_range(255.0)),
+        Box::new(MsSsimLoss::new().weights(&[0.5, 0.5]).window_size(&[5]).data_range(255.0)),
+        Box::new(MsSsimL1Loss::new().sigmas(&[0.5, 1.0]).data_range(255.0)),
+        Box::new(PsnrLoss::new().data_range(255.0)),
+    ];
+    for loss in &losses {
+        let expected = loss.forward(&a.to_kind(Kind::Float), &b.to_kind(Kind::Float));
+        assert_eq!(loss.forward(&a, &b), expected);
+        assert_eq!(loss.forward(&a.to_kind(Kind::Int64), &b), expected);
+        assert_eq!(loss.forward(&a.to_kind(Kind::Float), &b), expected);
+        let of_double = loss.forward(&a, &b.to_kind(Kind::Double));
+        assert_eq!(of_double.kind(), Kind::Double);
+        assert!((of_double - &expected).abs().double_value(&[]) < 1e-5 * expected.abs().double_value(&[]));
+        let error = loss.f_forward(&a.to_kind(Kind::ComplexFloat), &b).unwrap_err().to_string();
+        assert_eq!(error, "input has kind ComplexFloat, expected a kind of real numbers");
+    }
+}
+
+#[test]
+fn an_image_without_samples_is_an_error() {
+    let image = rand([3, 16, 16]);
+    let expected = "input has shape [3, 16, 16], expected [N, C, H, W] or [N, C, D, H, W], with at least one channel, or \
+                    spatial_dims(1) for lines [N, C, L]";
+    let ssim = || SsimLoss::new().window_size(&[5]);
+    let ms_ssim = || MsSsimLoss::new().weights(&[0.5, 0.5]).window_size(&[5]);
+    assert_eq!(ssim().f_forward(&image, &image).unwrap_err().to_string(), expected);
+    assert_eq!(ms_ssim().f_forward(&image, &image).unwrap_err().to_string(), expected);
+    assert_eq!(ssim().spatial_dims(1).forward(&image, &image).double_value(&[]), 0.0);
+    assert_eq!(ms_ssim().spatial_dims(1).forward(&image, &image).double_value(&[]), 0.0);
+    let wrong = ssim().spatial_dims(2).f_forward(&image, &image).unwrap_err().to_string();
+    assert_eq!(
+        wrong,
+        "input has shape [3, 16, 16], expected [N, C, ...] with 2 more as spatial_dims, with at least one channel"
+    );
+    let wrong = ssim().spatial_dims(4).f_forward(&image, &image).unwrap_err().to_string();
+    assert_eq!(wrong, "option spatial_dims is 4, expected 1, 2 or 3");
+}
+
+#[test]
+fn an_image_without_channels_is_an_error() {
+    let image = rand([2, 0, 16, 16]);
+    for loss in [
+        &SsimLoss::new().window_size(&[5]) as &dyn Loss,
+        &MsSsimLoss::new().weights(&[0.5, 0.5]).window_size(&[5]),
+        &MsSsimL1Loss::new(),
+    ] {
+        let error = loss.f_forward(&image, &image).unwrap_err();
+        assert!(matches!(error, LossError::Shape { argument: "input", .. }), "{error}");
+    }
 }

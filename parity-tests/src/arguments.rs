@@ -134,8 +134,14 @@ impl Arguments {
         }
     }
 
-    /// A number or a list of numbers, which may be absent.
+    /// A number or a list of numbers, also as a tensor, which may be absent.
     pub fn numbers(&mut self, name: &str) -> Result<Option<Numbers>, EvalError> {
+        if let Some(Argument::Tensor(tensor)) = self.values.get(name) {
+            let numbers = Vec::<f64>::try_from(tensor.f_detach()?.f_to_kind(Kind::Double)?.f_flatten(0, -1)?)?;
+            let numbers = if tensor.dim() == 0 { Numbers::One(numbers[0]) } else { Numbers::Many(numbers) };
+            let _ = self.take(name);
+            return Ok(Some(numbers));
+        }
         if let Some(Argument::Plain(Value::List(_))) = self.values.get(name) {
             let Some(Argument::Plain(Value::List(items))) = self.take(name) else { return Ok(None) };
             let number = |item| match item {

@@ -6,7 +6,7 @@ use crate::kernels::{Logit, Pointwise, Real, part};
 use crate::mean_parts::f_wide_option;
 use crate::numeric::f_widely;
 use crate::precomputed::Precomputed;
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use crate::{Loss, LossError, MeanOver, MeanParts, MultiLabelReduction, Reduction, SoftBceWithLogitsLoss, check};
 
 /// Binary cross entropy of logits: how unlikely a sigmoid of the input makes each yes or no of the target.
 ///
@@ -99,6 +99,25 @@ impl BceWithLogitsLoss {
     pub fn reduction(mut self, reduction: Reduction) -> Self {
         self.reduction = reduction;
         self
+    }
+}
+
+impl BceWithLogitsLoss {
+    /// The same loss of targets of which some count nothing, nor in the mean.
+    pub(crate) fn ignoring(&self, ignore_index: i64) -> SoftBceWithLogitsLoss {
+        let reduction = match self.reduction {
+            Reduction::None => MultiLabelReduction::None,
+            Reduction::Mean => MultiLabelReduction::Mean,
+            Reduction::Sum => MultiLabelReduction::Sum,
+        };
+        let mut loss = SoftBceWithLogitsLoss::new().ignore_index(ignore_index).mean_over(MeanOver::Counted);
+        if let Some(weight) = &self.weight {
+            loss = loss.weight(weight.shallow_clone());
+        }
+        if let Some(pos_weight) = &self.pos_weight {
+            loss = loss.pos_weight(pos_weight.shallow_clone());
+        }
+        loss.reduction(reduction)
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tch::{Kind, Tensor};
 
 use crate::kernels::{Beyond, Map, NumberOperations, Pointwise, Real, f_map, f_pointwise_of_planes, f_slide};
-use crate::numeric::{f_reals, wide_kind};
+use crate::numeric::{f_reals, real, wide_kind};
 use crate::{LossError, Reduction, check};
 
 pub use ms_ssim::{MsSsimLoss, MsSsimScope};
@@ -56,11 +56,18 @@ fn f_means(input: &Tensor, window: &[Taps], beyond: Beyond) -> Result<Tensor, Lo
     window.iter().enumerate().try_fold(input.shallow_clone(), along)
 }
 
-/// The checks that the losses of two images begin with.
-fn f_check_pair(input: &Tensor, target: &Tensor) -> Result<(), LossError> {
+/// The images after the checks that the losses of two of them begin with. Integers, such as bytes, are taken in the floating kind
+/// of the target, or in single precision.
+fn f_images(input: &Tensor, target: &Tensor) -> Result<[Tensor; 2], LossError> {
     check::devices(&[("input", input), ("target", target)])?;
-    check::floating(("input", input))?;
-    check::same_shape(("target", target), ("input", input))
+    let images = [("input", input), ("target", target)];
+    images.into_iter().try_for_each(real)?;
+    check::same_shape(("target", target), ("input", input))?;
+    let floating = images.into_iter().find(|image| check::floating(*image).is_ok());
+    let kind = floating.map_or(Ok(Kind::Float), |(_, image)| image.f_kind())?;
+    let input =
+        if check::floating(("input", input)).is_ok() { input.shallow_clone() } else { input.f_to_kind(kind)? };
+    Ok([input, target.shallow_clone()])
 }
 
 /// Input and target as [`f_products`] takes them: in single precision, which it converts itself, or in the exact kind.

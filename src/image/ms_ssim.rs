@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::{SsimLoss, SsimWindow, Taps, Unlikeness, exact_kind, f_check_pair, f_means, f_products_of_sums};
+use super::{SsimLoss, SsimWindow, Taps, Unlikeness, exact_kind, f_images, f_means, f_products_of_sums};
 use crate::kernels::{Beyond, NumberOperations};
 use crate::numeric::f_reals;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
@@ -23,7 +23,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 ///
 /// # Shapes
 ///
-/// * `input`: `[N, C, d₁, …, dₖ]` with k from 1 to 3; the last scale holds the window
+/// * `input`: `[N, C, H, W]` or `[N, C, D, H, W]`, or `[N, C, L]` with [`spatial_dims(1)`](Self::spatial_dims); the last scale
+///   holds the window; of a floating kind, or integers, such as bytes, with their [`data_range`](Self::data_range)
 /// * `target`: that of `input`
 /// * result: scalar; with [`Reduction::None`] `[N]`, or `[N, C]` with [`MsSsimScope::Channel`]
 ///
@@ -43,7 +44,7 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// # Errors
 ///
 /// [`LossError::Shape`] where shapes differ or the last scale is smaller than the window, [`LossError::Device`] where
-/// devices do, [`LossError::Kind`] for an input that is not floating, [`LossError::Option`] for an option out of its
+/// devices do, [`LossError::Kind`] for complex numbers, [`LossError::Option`] for an option out of its
 /// range.
 ///
 /// # Example
@@ -100,6 +101,13 @@ impl MsSsimLoss {
     /// 0.2363 and 0.1333 by default.
     pub fn weights(mut self, weights: &[f64]) -> Self {
         self.weights = weights.into();
+        self
+    }
+
+    /// Sets how many dimensions an image has, from 1 to 3, and the input beside samples and channels. None by default: two or three, as
+    /// the input has; an input of three dimensions, which may be an image without samples, is an error.
+    pub fn spatial_dims(mut self, spatial_dims: usize) -> Self {
+        self.single = self.single.spatial_dims(spatial_dims);
         self
     }
 
@@ -220,7 +228,7 @@ impl Loss for MsSsimLoss {
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        f_check_pair(input, target)?;
+        let [input, target] = &f_images(input, target)?;
         self.check_options()?;
         let window = self.single.f_window(input, self.weights.len() as u32 - 1)?;
         let (kind, wide) = (input.f_kind()?, exact_kind(input)?);
@@ -255,7 +263,8 @@ mod tests {
             ),
             (
                 message(new(), &small.view([8, 8])),
-                "input has shape [8, 8], expected [N, C, d1, ...] with one to three dimensions of the image",
+                "input has shape [8, 8], expected [N, C, H, W] or [N, C, D, H, W], with at least one channel, or \
+                 spatial_dims(1) for lines [N, C, L]",
             ),
             (message(new().weights(&[]), &small), "option weights is 0 numbers, expected 1 to 32 numbers"),
             (message(new().weights(&[-1.0]), &small), "option weights is -1, expected a number in [0, 1e37]"),

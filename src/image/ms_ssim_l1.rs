@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::{Taps, Unlikeness, check_range, exact_kind, f_check_pair, f_means, f_pair, f_products, gaussian};
+use super::{Taps, Unlikeness, check_range, exact_kind, f_images, f_means, f_pair, f_products, gaussian};
 use crate::kernels::{Beyond, Map, NumberOperations, Pointwise, Real, Reduce, f_map, f_pointwise};
 use crate::numeric::f_abs;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
@@ -23,7 +23,7 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 ///
 /// # Shapes
 ///
-/// * `input`: `[N, C, H, W]`
+/// * `input`: `[N, C, H, W]`, of a floating kind, or integers, such as bytes, with their [`data_range`](Self::data_range)
 /// * `target`: that of `input`
 /// * result: scalar, or `[N, H, W]` with [`Reduction::None`]
 ///
@@ -40,7 +40,7 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// # Errors
 ///
 /// [`LossError::Shape`] where shapes differ or do not fit, [`LossError::Device`] where devices differ,
-/// [`LossError::Kind`] for an input that is not floating, [`LossError::Option`] for an option out of its range.
+/// [`LossError::Kind`] for complex numbers, [`LossError::Option`] for an option out of its range.
 ///
 /// # Example
 ///
@@ -244,7 +244,7 @@ impl Loss for MsSsimL1Loss {
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        f_check_pair(input, target)?;
+        let [input, target] = &f_images(input, target)?;
         let widest = self.check_options()?;
         if input.dim() != 4 || input.size()[1..].contains(&0) {
             return Err(check::shape_error(("input", input), "[N, C, H, W], with pixels"));

@@ -2,6 +2,7 @@ use std::f64::consts::LN_10;
 
 use tch::{Kind, Tensor};
 
+use super::f_images;
 use crate::kernels::{NumberOperations, Pointwise, Real, choose, f_pointwise, f_pointwise_to};
 use crate::numeric::{f_reals, wide_kind};
 use crate::regression::SquaredError;
@@ -22,7 +23,7 @@ use crate::{Loss, LossError, MeanParts, MseLoss, Reduction, check};
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`; `[N, *]` with [`PsnrScope::Sample`]
+/// * `input`: any, `[*]`; `[N, *]` with [`PsnrScope::Sample`]; of a floating kind, or integers, such as bytes
 /// * `target`: that of `input`
 /// * result: scalar, or `[N]` with [`PsnrScope::Sample`] and [`Reduction::None`]
 ///
@@ -36,8 +37,8 @@ use crate::{Loss, LossError, MeanParts, MseLoss, Reduction, check};
 ///
 /// # Errors
 ///
-/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for an input
-/// that is not floating, [`LossError::Option`] for a data range that is not positive or a negative ε.
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for complex
+/// numbers, [`LossError::Option`] for a data range that is not positive or a negative ε.
 ///
 /// # Example
 ///
@@ -145,9 +146,7 @@ impl Loss for PsnrLoss {
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
-        check::same_shape(("target", target), ("input", input))?;
+        let [input, target] = &f_images(input, target)?;
         self.f_check_options()?;
         let (kind, wide) = (input.f_kind()?, wide_kind(input)?);
         let errors = self.f_errors(input, target, wide)?;

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::{Taps, Unlikeness, check_range, f_check_pair, f_means, f_pair, f_products, gaussian};
+use super::{Taps, Unlikeness, check_range, f_images, f_means, f_pair, f_products, gaussian};
 use crate::kernels::{Beyond, NumberOperations};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
@@ -22,7 +22,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 ///
 /// # Shapes
 ///
-/// * `input`: `[N, C, d₁, …, dₖ]` with k from 1 to 3
+/// * `input`: `[N, C, H, W]` or `[N, C, D, H, W]`, or `[N, C, L]` with [`spatial_dims(1)`](Self::spatial_dims); of a floating
+///   kind, or integers, such as bytes, with their [`data_range`](Self::data_range)
 /// * `target`: that of `input`
 /// * result: scalar; with [`Reduction::None`] `[N, C, …]` without the border that the window does not reach, or `[N]`
 ///   with [`SsimScope::Sample`]
@@ -44,7 +45,7 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// # Errors
 ///
 /// [`LossError::Shape`] where shapes differ or an image is smaller than the window, [`LossError::Device`] where devices
-/// do, [`LossError::Kind`] for an input that is not floating, [`LossError::Option`] for an option out of its range.
+/// do, [`LossError::Kind`] for complex numbers, [`LossError::Option`] for an option out of its range.
 ///
 /// # Example
 ///
@@ -68,6 +69,7 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 #[doc(alias = "DSSIM")]
 #[doc(alias = "ssim_loss")]
 pub struct SsimLoss {
+    spatial_dims: Option<usize>,
     window: SsimWindow,
     window_size: Vec<i64>,
     sigma: Vec<f64>,
@@ -125,6 +127,7 @@ impl SsimLoss {
     /// The loss with the paper's window: a Gaussian of 11 pixels with a standard deviation of 1.5.
     pub fn new() -> Self {
         Self {
+            spatial_dims: None,
             window: SsimWindow::Gaussian,
             window_size: vec![11],
             sigma: vec![1.5],
@@ -137,6 +140,13 @@ impl SsimLoss {
             scope: SsimScope::Pixel,
             reduction: Reduction::Mean,
         }
+    }
+
+    /// Sets how many dimensions an image has, from 1 to 3, and the input beside samples and channels. None by default: two or three, as
+    /// the input has; an input of three dimensions, which may be an image without samples, is an error.
+    pub fn spatial_dims(mut self, spatial_dims: usize) -> Self {
+        self.spatial_dims = Some(spatial_dims);
+        self
     }
 
     /// Sets the weights under the window. [`SsimWindow::Gaussian`] by default.
@@ -222,14 +232,26 @@ impl SsimLoss {
         self.sigma.iter().try_for_each(|&sigma| check::positive("sigma", sigma))
     }
 
+    /// The input has samples, channels and an image. Three dimensions are those of lines only where that was said.
+    fn check_shape(&self, input: &Tensor) -> Result<(), LossError> {
+        let (shape, least) = (input.size(), "with at least one channel");
+        let expected = match self.spatial_dims {
+            None if matches!(shape.len(), 4 | 5) && shape[1] > 0 => return Ok(()),
+            None => format!("[N, C, H, W] or [N, C, D, H, W], {least}, or spatial_dims(1) for lines [N, C, L]"),
+            Some(dims) => {
+                check::option("spatial_dims", dims, (1..=3).contains(&dims), "1, 2 or 3")?;
+                if shape.len() == dims + 2 && shape[1] > 0 {
+                    return Ok(());
+                }
+                format!("[N, C, ...] with {dims} more as spatial_dims, {least}")
+            }
+        };
+        Err(check::shape_error(("input", input), expected))
+    }
+
     /// The window along each dimension of the image, which is large enough for it after it has been `halved` so often.
     pub(super) fn f_window(&self, input: &Tensor, halved: u32) -> Result<Vec<Taps>, LossError> {
-        if !(3..=5).contains(&input.dim()) {
-            return Err(check::shape_error(
-                ("input", input),
-                "[N, C, d1, ...] with one to three dimensions of the image",
-            ));
-        }
+        self.check_shape(input)?;
         let image = &input.size()[2..];
         let sizes = of_each("window_size", &self.window_size, image.len())?;
         let sigmas = of_each("sigma", &self.sigma, image.len())?;
@@ -286,7 +308,7 @@ impl Loss for SsimLoss {
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        f_check_pair(input, target)?;
+        let [input, target] = &f_images(input, target)?;
         self.check_options()?;
         let window = self.f_window(input, 0)?;
         let [x, y] = f_pair(input, target)?;
@@ -338,7 +360,8 @@ mod tests {
             ),
             (
                 message(new(), &image(&[4, 4]), &image(&[4, 4])),
-                "input has shape [4, 4], expected [N, C, d1, ...] with one to three dimensions of the image",
+                "input has shape [4, 4], expected [N, C, H, W] or [N, C, D, H, W], with at least one channel, or \
+                 spatial_dims(1) for lines [N, C, L]",
             ),
             (
                 message(new().data_range(0.0), &small, &small),

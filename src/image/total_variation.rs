@@ -1,7 +1,7 @@
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::kernels::f_variation;
-use crate::numeric::{f_abs, wide_kind};
+use crate::numeric::{f_abs, real, wide_kind};
 use crate::{LossError, Reduction, check};
 
 /// The total variation of an image: the sum of the differences between neighbouring pixels.
@@ -18,7 +18,7 @@ use crate::{LossError, Reduction, check};
 ///
 /// # Shapes
 ///
-/// * `input`: `[*, H, W]`
+/// * `input`: `[*, H, W]`; of a floating kind, or integers, of which sums are 64-bit integers and means `f32`
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
 /// # Reference
@@ -28,7 +28,8 @@ use crate::{LossError, Reduction, check};
 ///
 /// # Errors
 ///
-/// [`LossError::Shape`] for an input of fewer than two dimensions, [`LossError::Kind`] for one that is not floating.
+/// [`LossError::Shape`] for an input of fewer than two dimensions, [`LossError::Kind`] for Booleans and
+/// complex numbers.
 ///
 /// # Example
 ///
@@ -92,6 +93,10 @@ impl TotalVariationLoss {
         if self.pixels == PixelReduction::Sum || last == 0 || pixels == 0 {
             return Ok(sizes.f_sum_dim_intlist(&[-2, -1][..], false, None)?);
         }
+        // The mean of integers is none.
+        if check::floating(("input", image)).is_err() {
+            return Ok(sizes.f_mean_dim(&[-2, -1][..], false, Kind::Double)?.f_to_kind(Kind::Float)?);
+        }
         Ok(sizes.f_mean_dim(&[-2, -1][..], false, None)?)
     }
 
@@ -101,9 +106,13 @@ impl TotalVariationLoss {
     /// A [`LossError`] that names the argument at fault.
     pub fn f_forward(&self, input: &Tensor) -> Result<Tensor, LossError> {
         check::dense(("input", input))?;
-        check::floating(("input", input))?;
+        check::not_boolean(("input", input))?;
+        real(("input", input))?;
         if input.dim() < 2 {
             return Err(check::shape_error(("input", input), "[*, H, W]"));
+        }
+        if check::floating(("input", input)).is_err() {
+            return self.f_of_integers(&input.f_to_kind(Kind::Int64)?);
         }
         let loss = *self;
         f_variation(self.factors(&input.size()), input, self.reduction, move |[input]| loss.f_composite(input))
@@ -113,6 +122,16 @@ impl TotalVariationLoss {
         let image = input.f_to_kind(wide_kind(input)?)?;
         let variations = self.f_along(&image, -2)?.f_add(&self.f_along(&image, -1)?)?;
         Ok(self.reduction.f_apply(&variations)?.f_to_kind(input.f_kind()?)?)
+    }
+
+    /// The loss of 64-bit integers, of which sums are some again, and means in single precision.
+    fn f_of_integers(&self, image: &Tensor) -> Result<Tensor, LossError> {
+        let [down, across] = [self.f_along(image, -2)?, self.f_along(image, -1)?];
+        let variations = down.f_add(&across)?;
+        match self.reduction {
+            Reduction::Mean => Ok(variations.f_mean(Kind::Double)?.f_to_kind(Kind::Float)?),
+            reduction => reduction.f_apply(&variations),
+        }
     }
 
     /// What the sums of the differences along the last two dimensions are multiplied by.
@@ -134,7 +153,7 @@ impl TotalVariationLoss {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Device;
 
     use super::*;
     use crate::random::randn;
@@ -144,8 +163,8 @@ mod tests {
     fn an_image_has_two_dimensions() {
         let error = TotalVariationLoss::new().f_forward(&Tensor::from_slice(&[1.0])).unwrap_err();
         assert_eq!(error.to_string(), "input has shape [1], expected [*, H, W]");
-        let error = TotalVariationLoss::new().f_forward(&Tensor::from_slice(&[1_i64]).view([1, 1])).unwrap_err();
-        assert_eq!(error.to_string(), "input has kind Int64, expected a floating kind");
+        let error = TotalVariationLoss::new().f_forward(&Tensor::from_slice(&[true]).view([1, 1])).unwrap_err();
+        assert_eq!(error.to_string(), "input has kind Bool, expected a kind of numbers");
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use tch::{Kind, Tensor};
 
+use super::activation::{Activating, Activation};
 use super::mask::f_drop_background;
-use super::region::{Activation, Grouping, RegionLoss, not_negative};
+use super::region::{Grouping, RegionLoss, Regions, not_negative};
 use super::{DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, JaccardLoss, TverskyLoss};
 use crate::classification::MeanOver;
 use crate::kernels::{NumberOperations, takes_region};
@@ -18,7 +19,8 @@ use crate::{
 
 /// The loss over regions in a sum with a loss over pixels.
 ///
-/// Each of these losses can be passed as it is, such as `.overlap(JaccardLoss::new())`.
+/// Each of these losses can be passed as it is, such as `.overlap(JaccardLoss::new())`. Where it was not given an activation it has
+/// that of the loss over pixels: the softmax, or the sigmoid.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Overlap {
@@ -76,6 +78,27 @@ impl Pixelwise {
             Pixelwise::SoftmaxFocal(loss) => loss,
             Pixelwise::SigmoidFocal(loss) => loss,
             Pixelwise::OneVsRestFocal(loss) => loss,
+        }
+    }
+
+    /// What this loss makes probabilities by.
+    fn activation(&self) -> Activation {
+        match self {
+            Pixelwise::CrossEntropy(_) | Pixelwise::SoftmaxFocal(_) => Activation::Softmax,
+            Pixelwise::BceWithLogits(_) | Pixelwise::SigmoidFocal(_) | Pixelwise::OneVsRestFocal(_) => {
+                Activation::Sigmoid
+            }
+        }
+    }
+
+    /// The same loss, which ignores this target. The binary cross entropy has no such option; see [`Compound::f_pixelwise`].
+    fn ignoring(self, ignore_index: i64) -> Self {
+        match self {
+            Pixelwise::CrossEntropy(loss) => Pixelwise::CrossEntropy(loss.ignore_index(ignore_index)),
+            Pixelwise::SoftmaxFocal(loss) => Pixelwise::SoftmaxFocal(loss.ignore_index(ignore_index)),
+            Pixelwise::SigmoidFocal(loss) => Pixelwise::SigmoidFocal(loss.ignore_index(ignore_index)),
+            Pixelwise::OneVsRestFocal(loss) => Pixelwise::OneVsRestFocal(loss.ignore_index(ignore_index)),
+            Pixelwise::BceWithLogits(loss) => Pixelwise::BceWithLogits(loss),
         }
     }
 }
@@ -159,6 +182,10 @@ variants!(Overlap: Dice(DiceLoss), Jaccard(JaccardLoss), Tversky(TverskyLoss), F
 pub(super) struct Compound {
     pub(super) overlap: Overlap,
     pub(super) pixelwise: Pixelwise,
+    /// The name of the option that is the loss over pixels, and what to take for a single class.
+    pub(super) pixelwise_option: (&'static str, &'static str),
+    /// The target that both ignore.
+    pub(super) ignore_index: Option<i64>,
     /// The factor of the loss over regions, and the name of that option.
     pub(super) lambda_overlap: (&'static str, f64),
     /// The factor of the loss over pixels, and the name of that option.
@@ -174,10 +201,43 @@ impl Compound {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
         self.f_check_own()?;
-        if let Some(loss) = self.f_fused(input, target)? {
+        if self.pixelwise.activation() == Activation::Softmax && input.size().get(1) == Some(&1) {
+            let expected =
+                format!("at least two classes for a softmax; for a single one take {}", self.pixelwise_option.1);
+            return Err(check::shape_error(("input", input), expected));
+        }
+        let parts = self.with_common_options();
+        if let Some(loss) = parts.f_fused(input, target)? {
             return Ok(loss);
         }
-        self.f_precomputed(input, target, Self::f_compute)
+        parts.f_precomputed(input, target, Self::f_compute)
+    }
+
+    /// The same with what both parts have in common said to both: the activation, where the loss over regions has none of its own,
+    /// and the ignored target.
+    fn with_common_options(&self) -> Self {
+        let Compound { overlap, pixelwise, ignore_index, .. } = self;
+        let regions = overlap.loss().regions();
+        let regions = Regions {
+            activation: regions.activation.or(pixelwise.activation()),
+            ignore_index: ignore_index.or(regions.ignore_index),
+            ..regions.clone()
+        };
+        let pixelwise = match *ignore_index {
+            Some(ignored) => pixelwise.clone().ignoring(ignored),
+            None => pixelwise.clone(),
+        };
+        Self { overlap: overlap.loss().with_regions(regions), pixelwise, ..*self }
+    }
+
+    /// The error of the loss over regions.
+    fn in_overlap(error: LossError) -> LossError {
+        error.in_term("overlap")
+    }
+
+    /// The error of the loss over pixels.
+    fn in_pixelwise(&self, error: LossError) -> LossError {
+        error.in_term(self.pixelwise_option.0)
     }
 
     /// Whether no pixel counts.
@@ -208,7 +268,7 @@ impl Compound {
         let Some((weight, ignore_index, mean_over, reduction)) = loss.plain() else { return Ok(None) };
         let overlap = self.overlap.loss();
         let regions = overlap.regions();
-        if regions.activation != Activation::Softmax || !takes_region(input) {
+        if !is_softmax(regions) || !takes_region(input) {
             return Ok(None);
         }
         let (kind, classes, masks) = (input.f_kind()?, input.size()[1], target.size() == input.size());
@@ -218,23 +278,27 @@ impl Compound {
             (None, false) => !(0..classes).contains(&ignore_index),
             (Some(ignored), _) => !masks && ignored == ignore_index,
         };
+        // Of any floating kind: they are converted to the one that is computed in.
         let plain = |weight: &Tensor| {
-            let same = weight.size() == [classes] && weight.device() == input.device() && !weight.requires_grad();
-            Ok::<_, LossError>(same && weight.f_kind()? == kind)
+            let fits = weight.size() == [classes] && weight.device() == input.device() && !weight.requires_grad();
+            fits && check::floating(("weight", weight)).is_ok()
         };
-        if !same_pixels || masks && target.f_kind()? != kind || !weight.map_or(Ok(true), plain)? {
+        if !same_pixels || masks && target.f_kind()? != kind || !weight.is_none_or(plain) {
             return Ok(None);
         }
         let f_numbers = |weight: &Tensor| Ok::<_, LossError>(Vec::try_from(weight.f_to_kind(Kind::Double)?)?);
         let entropy = PlainCrossEntropy { weight: weight.map(f_numbers).transpose()?, ignore_index };
-        let Some((sizes, sum, weights)) = regions.f_measure_with(&entropy, input, target)? else { return Ok(None) };
+        overlap.f_check_own().map_err(Self::in_overlap)?;
+        let measured = regions.f_measure_with(&entropy, input, target).map_err(Self::in_overlap)?;
+        let Some((sizes, sum, weights)) = measured else { return Ok(None) };
         let divisor = match (reduction, mean_over) {
             (Reduction::Mean, MeanOver::Counted) if !masks => weights,
             (Reduction::Mean, _) => (input.numel() as i64 / classes) as f64,
             _ => 1.0,
         };
         let pixelwise = sum.f_div_number(divisor)?;
-        Ok(Some(self.f_sum(&overlap.f_of_sizes(&sizes)?, &pixelwise, input)?))
+        let overlap = overlap.f_of_sizes(&sizes).map_err(Self::in_overlap)?;
+        Ok(Some(self.f_sum(&overlap, &pixelwise, input)?))
     }
 
     /// The loss of options that were checked.
@@ -256,27 +320,42 @@ impl Compound {
     fn f_parts(&self, input: &Tensor, target: &Tensor, kind: Kind) -> Result<(Tensor, Tensor), LossError> {
         let overlap = self.overlap.loss();
         let shared = match &self.pixelwise {
-            _ if overlap.regions().activation != Activation::Softmax || input.dim() < 2 => None,
-            Pixelwise::CrossEntropy(loss) => Some(loss.f_with_log_probabilities(input, target)?),
-            Pixelwise::SoftmaxFocal(loss) => Some(loss.f_with_log_probabilities(input, target)?),
+            _ if !is_softmax(overlap.regions()) || input.dim() < 2 => None,
+            Pixelwise::CrossEntropy(loss) => Some(loss.f_with_log_probabilities(input, target)),
+            Pixelwise::SoftmaxFocal(loss) => Some(loss.f_with_log_probabilities(input, target)),
             _ => None,
         };
-        if let Some((log_probabilities, pixelwise)) = shared {
-            return Ok((overlap.f_of_probabilities(&log_probabilities.f_exp()?, target)?, pixelwise));
+        if let Some(shared) = shared {
+            let (log_probabilities, pixelwise) = shared.map_err(|error| self.in_pixelwise(error))?;
+            let none = Activating::Known(Activation::None);
+            let overlap = overlap.f_of(&log_probabilities.f_exp()?, target, &none).map_err(Self::in_overlap)?;
+            return Ok((overlap, pixelwise));
         }
         let wide = input.f_to_kind(kind)?;
-        let pixelwise = match &self.pixelwise {
-            Pixelwise::CrossEntropy(loss) => loss.f_with_log_probabilities(input, target)?.1,
-            Pixelwise::SoftmaxFocal(loss) => loss.f_forward(&wide, target)?,
+        let pixelwise = self.f_pixelwise(&wide, target).map_err(|error| self.in_pixelwise(error))?;
+        Ok((overlap.f_of_input(&wide, target).map_err(Self::in_overlap)?, pixelwise))
+    }
+
+    /// The loss over pixels of an input in single precision at least.
+    fn f_pixelwise(&self, wide: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        match &self.pixelwise {
+            Pixelwise::CrossEntropy(loss) => Ok(loss.f_with_log_probabilities(wide, target)?.1),
+            Pixelwise::SoftmaxFocal(loss) => loss.f_forward(wide, target),
             Pixelwise::SigmoidFocal(loss) => {
-                check::same_shape(("target", target), ("input", input))?;
+                check::same_shape(("target", target), ("input", wide))?;
                 let f_kept = |tensor| f_drop_background("focal_background", tensor, self.focal_background);
-                loss.f_forward(&f_kept(&wide)?, &f_kept(target)?)?
+                loss.f_forward(&f_kept(wide)?, &f_kept(target)?)
             }
-            Pixelwise::OneVsRestFocal(loss) => loss.f_forward(&wide, target)?,
-            Pixelwise::BceWithLogits(loss) => loss.f_forward(&wide, &f_reals(("target", target), kind)?)?,
-        };
-        Ok((overlap.f_of_input(&wide, target)?, pixelwise))
+            Pixelwise::OneVsRestFocal(loss) => loss.f_forward(wide, target),
+            Pixelwise::BceWithLogits(loss) => {
+                let target = f_reals(("target", target), wide.f_kind()?)?;
+                check::same_shape(("target", &target), ("input", wide))?;
+                let Some(ignored) = self.ignore_index else { return loss.f_forward(wide, &target) };
+                // What an ignored logit holds does not matter.
+                let logits = wide.f_masked_fill_number(&target.f_eq_number(ignored)?, 0)?;
+                loss.ignoring(ignored).f_forward(&logits, &target)
+            }
+        }
     }
 
     /// The losses of the regions in a shape that adds to those of the pixels, with or without a dimension of classes.
@@ -297,6 +376,10 @@ impl Compound {
         shape.resize(pixels.len(), 1);
         Ok(overlap.f_reshape(&shape)?)
     }
+}
+
+fn is_softmax(regions: &Regions) -> bool {
+    matches!(regions.activation, Activating::Known(Activation::Softmax))
 }
 
 /// The product, which for a small loss costs as much as the loss itself.

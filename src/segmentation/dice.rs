@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use super::activation::activation_options;
 use super::compound::Overlap;
 use super::region::{RegionLoss, Regions, Score, Sizes, region_options, score_options};
 use crate::{Loss, LossError};
@@ -102,6 +103,7 @@ impl DiceLoss {
         Self { regions: Regions::new() }
     }
 
+    activation_options!(regions.activation);
     region_options!(regions);
     score_options!(regions);
 }
@@ -359,7 +361,8 @@ mod tests {
 
     #[test]
     fn probabilities_need_no_second_softmax() {
-        let loss = softmax().f_of_probabilities(&logits().softmax(1, Kind::Double), &classes()).unwrap();
+        let none = super::super::activation::Activating::Known(Activation::None);
+        let loss = softmax().f_of(&logits().softmax(1, Kind::Double), &classes(), &none).unwrap();
         assert_eq!(loss.double_value(&[]), value(&softmax(), &logits(), &classes()));
     }
 

@@ -2,7 +2,6 @@ use tch::Tensor;
 
 use super::DiceLoss;
 use super::compound::{Compound, Overlap, Pixelwise, variants};
-use super::region::Activation;
 use crate::{BceWithLogitsLoss, CrossEntropyLoss, Loss, LossError};
 
 /// The cross entropy in a [`DiceCrossEntropyLoss`].
@@ -28,9 +27,9 @@ variants!(CrossEntropyPart: Softmax(CrossEntropyLoss), Sigmoid(BceWithLogitsLoss
 ///
 /// ℓ = λ_d · Dice + λ_c · CE
 ///
-/// where Dice is the [`DiceLoss`](crate::DiceLoss) of softmax(x), or another [`Overlap`] with its own activation and
-/// options, and CE is the [`CrossEntropyLoss`](crate::CrossEntropyLoss) of the logits x, or the
-/// [`BceWithLogitsLoss`](crate::BceWithLogitsLoss). Each part has its own reduction, weights and ignored index.
+/// where Dice is the [`DiceLoss`](crate::DiceLoss) of softmax(x), or another [`Overlap`] with its own options, and CE is the
+/// [`CrossEntropyLoss`](crate::CrossEntropyLoss) of the logits x, or the [`BceWithLogitsLoss`](crate::BceWithLogitsLoss), with
+/// which the overlap is one of σ(x). Each part has its own reduction and weights.
 ///
 /// # Shapes
 ///
@@ -48,13 +47,15 @@ variants!(CrossEntropyPart: Softmax(CrossEntropyLoss), Sigmoid(BceWithLogitsLoss
 ///
 /// * The softmax is the default of the Dice part too; MONAI's default is no activation, and its cross entropy always
 ///   has a softmax.
-/// * A single class needs [`BceWithLogitsLoss`](crate::BceWithLogitsLoss) to be named; MONAI takes it by itself.
+/// * A single class needs [`BceWithLogitsLoss`](crate::BceWithLogitsLoss) to be named, without which it is an error; MONAI takes it
+///   by itself.
 /// * MONAI's `weight` is the weight of both parts, with one class the `pos_weight`.
 /// * `f16` and `bf16` are computed in `f32`.
 ///
 /// # Errors
 ///
-/// Those of the parts, and [`LossError::Option`] for a λ below 0 or for unreduced losses whose shapes do not fit.
+/// Those of the parts, as [`LossError::Term`] with the name of the option, `overlap` or `cross_entropy`; [`LossError::Shape`] for a
+/// softmax of a single class, [`LossError::Option`] for a λ below 0 or for unreduced losses whose shapes do not fit.
 ///
 /// # Example
 ///
@@ -78,11 +79,9 @@ variants!(CrossEntropyPart: Softmax(CrossEntropyLoss), Sigmoid(BceWithLogitsLoss
 ///
 /// ```
 /// use tch::Tensor;
-/// use tch_losses::{Activation, BceWithLogitsLoss, DiceCrossEntropyLoss, DiceLoss, Loss};
+/// use tch_losses::{BceWithLogitsLoss, DiceCrossEntropyLoss, Loss};
 ///
-/// let criterion = DiceCrossEntropyLoss::new()
-///     .overlap(DiceLoss::new().activation(Activation::Sigmoid))
-///     .cross_entropy(BceWithLogitsLoss::new());
+/// let criterion = DiceCrossEntropyLoss::new().cross_entropy(BceWithLogitsLoss::new());
 ///
 /// let logits = Tensor::from_slice(&[0.0, 0.0, 0.0, 0.0]).view([1, 2, 2]);
 /// let masks = Tensor::from_slice(&[true, true, true, false]).view([1, 2, 2]);
@@ -104,8 +103,13 @@ impl DiceCrossEntropyLoss {
     /// The Dice loss of a softmax and the cross entropy of the same, one to one.
     pub fn new() -> Self {
         let parts = Compound {
-            overlap: DiceLoss::new().activation(Activation::Softmax).into(),
+            overlap: DiceLoss::new().into(),
             pixelwise: Pixelwise::CrossEntropy(CrossEntropyLoss::new()),
+            pixelwise_option: (
+                "cross_entropy",
+                "cross_entropy(BceWithLogitsLoss::new()) and with it a Sigmoid in the overlap",
+            ),
+            ignore_index: None,
             lambda_overlap: ("lambda_dice", 1.0),
             lambda_pixelwise: ("lambda_ce", 1.0),
             focal_background: true,
@@ -113,7 +117,8 @@ impl DiceCrossEntropyLoss {
         Self { parts }
     }
 
-    /// Sets the loss over regions with its options. The Dice loss of a softmax by default.
+    /// Sets the loss over regions with its options. The Dice loss by default. Where it is not given an activation it has that of the
+    /// cross entropy: a softmax, or with [`BceWithLogitsLoss`](crate::BceWithLogitsLoss) a sigmoid.
     pub fn overlap(mut self, overlap: impl Into<Overlap>) -> Self {
         self.parts.overlap = overlap.into();
         self
@@ -125,6 +130,13 @@ impl DiceCrossEntropyLoss {
             CrossEntropyPart::Softmax(loss) => Pixelwise::CrossEntropy(loss),
             CrossEntropyPart::Sigmoid(loss) => Pixelwise::BceWithLogits(loss),
         };
+        self
+    }
+
+    /// Sets the class index, or the value of masks, that counts nothing in either part, whatever they say themselves; the mean of a
+    /// binary cross entropy then is over the elements that count. None by default: each part has its own.
+    pub fn ignore_index(mut self, ignore_index: i64) -> Self {
+        self.parts.ignore_index = Some(ignore_index);
         self
     }
 
@@ -168,7 +180,7 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::{JaccardLoss, Reduction};
+    use crate::{Activation, JaccardLoss, Reduction};
 
     /// A loss over regions, as a part and on its own.
     type Parts = fn() -> (Overlap, Box<dyn Loss>);
@@ -208,11 +220,11 @@ mod tests {
             ),
             (
                 message(new(), &logits(), &(indices() + 1)),
-                "target holds 3, expected classes in [0, 3), or ignore_index -100",
+                "term cross_entropy: target holds 3, expected classes in [0, 3), or ignore_index -100",
             ),
             (
                 message(new().cross_entropy(BceWithLogitsLoss::new()), &logits(), &indices()),
-                "target has shape [2, 5, 4], expected [2, 3, 5, 4], the shape of input",
+                "term cross_entropy: target has shape [2, 5, 4], expected [2, 3, 5, 4], the shape of input",
             ),
             (
                 message(new().overlap(regions()).cross_entropy(unreduced()), &logits(), &indices()),

@@ -2,7 +2,6 @@ use tch::Tensor;
 
 use super::DiceLoss;
 use super::compound::{Compound, Overlap, Pixelwise, variants};
-use super::region::Activation;
 use crate::{Loss, LossError, OneVsRestFocalLoss, SigmoidFocalLoss, SoftmaxFocalLoss};
 
 /// The focal loss in a [`DiceFocalLoss`].
@@ -30,10 +29,10 @@ variants!(FocalPart: Softmax(SoftmaxFocalLoss), Sigmoid(SigmoidFocalLoss), OneVs
 ///
 /// ℓ = λ_d · Dice + λ_f · FL
 ///
-/// where Dice is the [`DiceLoss`](crate::DiceLoss) of softmax(x), or another [`Overlap`] with its own activation and
-/// options, and FL is the [`SoftmaxFocalLoss`](crate::SoftmaxFocalLoss) of the logits x, or the
-/// [`SigmoidFocalLoss`](crate::SigmoidFocalLoss) or [`OneVsRestFocalLoss`](crate::OneVsRestFocalLoss). Each part has
-/// its own reduction, weights and ignored index.
+/// where Dice is the [`DiceLoss`](crate::DiceLoss) of softmax(x), or another [`Overlap`] with its own options, and FL is the
+/// [`SoftmaxFocalLoss`](crate::SoftmaxFocalLoss) of the logits x, or the [`SigmoidFocalLoss`](crate::SigmoidFocalLoss) or
+/// [`OneVsRestFocalLoss`](crate::OneVsRestFocalLoss), with which the overlap is one of σ(x). Each part has its own reduction and
+/// weights.
 ///
 /// # Shapes
 ///
@@ -58,7 +57,8 @@ variants!(FocalPart: Softmax(SoftmaxFocalLoss), Sigmoid(SigmoidFocalLoss), OneVs
 ///
 /// # Errors
 ///
-/// Those of the parts, and [`LossError::Option`] for a λ below 0 or for unreduced losses whose shapes do not fit.
+/// Those of the parts, as [`LossError::Term`] with the name of the option, `overlap` or `focal`; [`LossError::Shape`] for a softmax of
+/// a single class, [`LossError::Option`] for a λ below 0 or for unreduced losses whose shapes do not fit.
 ///
 /// # Example
 ///
@@ -89,8 +89,10 @@ impl DiceFocalLoss {
     /// The Dice loss of a softmax and the focal loss of the same, one to one.
     pub fn new() -> Self {
         let parts = Compound {
-            overlap: DiceLoss::new().activation(Activation::Softmax).into(),
+            overlap: DiceLoss::new().into(),
             pixelwise: Pixelwise::SoftmaxFocal(SoftmaxFocalLoss::new()),
+            pixelwise_option: ("focal", "focal(SigmoidFocalLoss::new()) and with it a Sigmoid in the overlap"),
+            ignore_index: None,
             lambda_overlap: ("lambda_dice", 1.0),
             lambda_pixelwise: ("lambda_focal", 1.0),
             focal_background: true,
@@ -98,7 +100,8 @@ impl DiceFocalLoss {
         Self { parts }
     }
 
-    /// Sets the loss over regions with its options. The Dice loss of a softmax by default.
+    /// Sets the loss over regions with its options. The Dice loss by default. Where it is not given an activation it has that of the
+    /// focal loss: a softmax, or a sigmoid.
     pub fn overlap(mut self, overlap: impl Into<Overlap>) -> Self {
         self.parts.overlap = overlap.into();
         self
@@ -111,6 +114,13 @@ impl DiceFocalLoss {
             FocalPart::Sigmoid(loss) => Pixelwise::SigmoidFocal(loss),
             FocalPart::OneVsRest(loss) => Pixelwise::OneVsRestFocal(loss),
         };
+        self
+    }
+
+    /// Sets the class index, or the value of masks, that counts nothing in either part, whatever they say themselves. None by
+    /// default: each part has its own.
+    pub fn ignore_index(mut self, ignore_index: i64) -> Self {
+        self.parts.ignore_index = Some(ignore_index);
         self
     }
 
@@ -163,7 +173,7 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::{FocalAlpha, Reduction};
+    use crate::{Activation, FocalAlpha, Reduction};
 
     fn logits() -> Tensor {
         (Tensor::arange(120, (Kind::Double, Device::Cpu)) * 12.9898).sin().view([2, 3, 5, 4]) * 3.0
@@ -189,14 +199,14 @@ mod tests {
         );
         assert_eq!(
             message(new().focal(SigmoidFocalLoss::new()), &indices()),
-            "target has shape [2, 5, 4], expected [2, 3, 5, 4], the shape of input",
+            "term focal: target has shape [2, 5, 4], expected [2, 3, 5, 4], the shape of input",
         );
         assert_eq!(
             message(new().focal_background(false), &indices()),
             "option focal_background is false, expected true, but for a focal loss of sigmoids over masks",
         );
         assert_eq!(
-            message(new().focal(SoftmaxFocalLoss::new().gamma(-1.0)), &indices()).split(' ').nth(1),
+            message(new().focal(SoftmaxFocalLoss::new().gamma(-1.0)), &indices()).split(' ').nth(3),
             Some("gamma")
         );
     }

@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use super::activation::activation_options;
 use super::compound::Overlap;
 use super::region::{RegionLoss, Regions, Score, Sizes, region_options, score_options};
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
@@ -115,6 +116,7 @@ impl FocalTverskyLoss {
         self
     }
 
+    activation_options!(regions.activation);
     region_options!(regions);
     score_options!(regions);
 
@@ -168,8 +170,12 @@ impl RegionLoss for FocalTverskyLoss {
         FocalTverskyLoss { regions, ..*self }.into()
     }
 
-    fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
+    fn f_check_own(&self) -> Result<(), LossError> {
         self.f_check_power()?;
+        Score::f_tversky(self.alpha, self.beta).map(drop)
+    }
+
+    fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
         let score = Score::f_tversky(self.alpha, self.beta)?;
         let loss = match self.power {
             FocalPower::Region => {

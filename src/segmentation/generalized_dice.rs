@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use super::activation::activation_options;
 use super::compound::Overlap;
 use super::region::{Grouping, RegionLoss, Regions, Score, Sizes, region_options};
 use crate::kernels::NumberOperations;
@@ -102,6 +103,7 @@ impl GeneralizedDiceLoss {
         self
     }
 
+    activation_options!(regions.activation);
     region_options!(regions);
 
     /// The weight of each region. That of an empty one would be infinite; it takes the greatest of the others.

@@ -1,8 +1,9 @@
 use tch::{Device, Kind, Tensor};
 
+use super::activation::{Activating, activation_options, f_check_masks, f_poison};
 use super::distance_transform::squared_distances;
-use super::mask::{f_drop_background, group_dims};
-use super::region::{Activation, Grouping, f_activate};
+use super::mask::{check_background, f_drop_background, group_dims};
+use super::region::Grouping;
 use crate::check::{self, ClassIndices, Validity};
 use crate::kernels::NumberOperations;
 use crate::numeric::{f_reals, wide_kind};
@@ -20,7 +21,7 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 ///
 /// where p is the probability and t the target, in the P pixels i of a class of a sample, and d the Euclidean distance
 /// of a pixel to the nearest one on the other side of the boundary; p and t are inside where they are above 1/2. A mask
-/// without a boundary has d = 0. The distances have no gradient. With [`log`](HausdorffDtLoss::log) the result is
+/// without a boundary has d = 0, unless [`no_boundary`](HausdorffDtLoss::no_boundary) says otherwise. The distances have no gradient. With [`log`](HausdorffDtLoss::log) the result is
 /// log(1 + ℓ), after the reduction.
 ///
 /// # Shapes
@@ -35,6 +36,11 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 /// `monai.losses.HausdorffDTLoss` and `monai.losses.LogHausdorffDTLoss` 1.6. Davood Karimi, Septimiu E. Salcudean:
 /// *Reducing the Hausdorff Distance in Medical Image Segmentation with Convolutional Neural Networks*, IEEE
 /// Transactions on Medical Imaging 2019.
+///
+/// # An empty target
+///
+/// An empty target has no boundary, and a prediction that is inside everywhere has none either: as in MONAI the worst prediction
+/// then costs nothing. [`NoBoundary::Diagonal`] makes it cost; or add a loss of overlap.
 ///
 /// # Differences from MONAI
 ///
@@ -51,7 +57,8 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for an α that is negative or not finite.
+/// [`LossError::Value`] for a class out of range, or a mask or an input without an activation that is not in \[0, 1\],
+/// [`LossError::Option`] for an α that is negative or not finite, and for a softmax of a single class.
 ///
 /// # Example
 ///
@@ -75,12 +82,24 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 #[doc(alias = "LogHausdorffDTLoss")]
 pub struct HausdorffDtLoss {
     alpha: f64,
-    activation: Activation,
+    activation: Activating,
     include_background: bool,
     grouping: Grouping,
+    no_boundary: NoBoundary,
     log: bool,
     invalid_values: InvalidValues,
     reduction: Reduction,
+}
+
+/// How far the pixels of a mask without a boundary are from it, in a [`HausdorffDtLoss`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum NoBoundary {
+    /// Not at all: only the boundary of the other mask counts. The default, as in MONAI. An empty target costs nothing where the
+    /// prediction is inside everywhere.
+    #[default]
+    Zero,
+    /// As far as the image is large: the length of its diagonal. An empty target then costs what is predicted in it.
+    Diagonal,
 }
 
 /// The target as it is compared with probabilities.
@@ -96,9 +115,10 @@ impl HausdorffDtLoss {
     pub fn new() -> Self {
         Self {
             alpha: 2.0,
-            activation: Activation::None,
+            activation: Activating::Unset,
             include_background: true,
             grouping: Grouping::SampleAndClass,
+            no_boundary: NoBoundary::Zero,
             log: false,
             invalid_values: InvalidValues::Error,
             reduction: Reduction::Mean,
@@ -111,11 +131,7 @@ impl HausdorffDtLoss {
         self
     }
 
-    /// Sets what makes probabilities of the input. [`Activation::None`] by default.
-    pub fn activation(mut self, activation: Activation) -> Self {
-        self.activation = activation;
-        self
-    }
+    activation_options!(activation);
 
     /// Sets whether class 0 counts. True by default.
     pub fn include_background(mut self, include_background: bool) -> Self {
@@ -129,13 +145,20 @@ impl HausdorffDtLoss {
         self
     }
 
+    /// Sets how far the pixels of a mask without a boundary, all inside or all outside, are from it. [`NoBoundary::Zero`] by default.
+    pub fn no_boundary(mut self, no_boundary: NoBoundary) -> Self {
+        self.no_boundary = no_boundary;
+        self
+    }
+
     /// Sets whether the result is log(1 + ℓ). False by default.
     pub fn log(mut self, log: bool) -> Self {
         self.log = log;
         self
     }
 
-    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
+    /// Sets what a class does that is out of range, or a mask or an input without activation that is not in \[0, 1\].
+    /// [`InvalidValues::Error`] by default.
     pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
         self.invalid_values = invalid_values;
         self
@@ -149,7 +172,9 @@ impl HausdorffDtLoss {
 
     fn f_target(&self, target: &Tensor, input: &Tensor) -> Result<(Target, Validity), LossError> {
         if target.size() == input.size() {
-            return Ok((Target::Masks(f_reals(("target", target), input.f_kind()?)?), Validity::CHECKED));
+            let masks = f_reals(("target", target), input.f_kind()?)?;
+            let validity = f_check_masks(&masks, None, self.invalid_values)?;
+            return Ok((Target::Masks(masks), validity));
         }
         let (classes, target) = check::class_target(target, input, 1, ", or that of input for masks")?;
         let target = ClassIndices::f_new(&target, classes, None, self.invalid_values)?;
@@ -169,12 +194,25 @@ impl HausdorffDtLoss {
         };
         let pixels: Vec<usize> = shape[2..].iter().map(|&length| length as usize).collect();
         let region = pixels.iter().product::<usize>().max(1);
-        let powers =
-            |mask: &[bool]| squared_distances(mask, &pixels).into_iter().map(|square| square.powf(0.5 * self.alpha));
+        let powers = |mask: &[bool]| {
+            let squares = self.squared_distances(mask, &pixels);
+            squares.into_iter().map(|square| square.powf(0.5 * self.alpha))
+        };
         let regions = predicted.chunks(region).zip(actual.chunks(region));
         let sums = regions.flat_map(|(predicted, actual)| powers(predicted).zip(powers(actual)).map(|(p, t)| p + t));
         let distances = Tensor::f_from_slice(&sums.collect::<Vec<f64>>())?;
         Ok(distances.f_to_kind(kept.f_kind()?)?.f_to_device(kept.device())?.f_reshape(&shape)?)
+    }
+}
+
+impl HausdorffDtLoss {
+    /// The squared distances of the pixels of a mask from its boundary.
+    fn squared_distances(&self, mask: &[bool], pixels: &[usize]) -> Vec<f64> {
+        let bounded = mask.iter().any(|inside| *inside != mask[0]);
+        if bounded || self.no_boundary == NoBoundary::Zero {
+            return squared_distances(mask, pixels);
+        }
+        vec![pixels.iter().map(|length| (length * length) as f64).sum(); mask.len()]
     }
 }
 
@@ -229,9 +267,10 @@ impl Loss for HausdorffDtLoss {
         if shape.len() < 3 || shape[1] == 0 {
             return Err(check::shape_error(("input", input), "[N, C, d1, ...], with at least one class"));
         }
+        check_background("include_background", input, self.include_background)?;
         let wide = input.f_to_kind(wide_kind(input)?)?;
-        let (target, validity) = self.f_target(target, &wide)?;
-        let probabilities = f_activate(&wide, self.activation, None)?;
+        let (target, valid_target) = self.f_target(target, &wide)?;
+        let (probabilities, valid_input) = self.activation.f_probabilities(&wide, self.invalid_values)?;
         let distances = self.f_distances(&probabilities, &target)?;
         let errors =
             f_drop_background("include_background", &f_errors(&probabilities, &target)?, self.include_background)?;
@@ -239,13 +278,14 @@ impl Loss for HausdorffDtLoss {
         let losses = errors.f_square()?.f_mul(&distances)?.f_mean_dim(dims, false, None)?;
         let loss = self.reduction.f_apply(&losses)?;
         let loss = if self.log { loss.f_log1p()? } else { loss };
-        validity.f_poison(&loss.f_to_kind(input.f_kind()?)?, false)
+        f_poison(loss.f_to_kind(input.f_kind()?)?, &[valid_input, valid_target])
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Activation;
 
     fn logits() -> Tensor {
         let values: Vec<f64> = (0..60).map(|i| f64::from(i * 37 % 41) / 10.0 - 2.0).collect();

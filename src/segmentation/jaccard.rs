@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use super::activation::activation_options;
 use super::compound::Overlap;
 use super::region::{RegionLoss, Regions, Score, Sizes, region_options, score_options};
 use crate::{Loss, LossError};
@@ -76,6 +77,7 @@ impl JaccardLoss {
         Self { regions: Regions::new() }
     }
 
+    activation_options!(regions.activation);
     region_options!(regions);
     score_options!(regions);
 }

@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::kernels::{NumberOperations, Ranked, Ranks, f_ranks};
+use crate::numeric::f_positions;
 use crate::{LossError, Reduction};
 
 /// The errors of pixels, by tensor operations too.
@@ -62,6 +63,21 @@ pub(super) fn growths(total: usize) -> impl FnMut(bool) -> f64 {
         let first = if total == 0 && rank == 1 { 1.0 } else { 0.0 };
         of_background / union + first
     }
+}
+
+/// The same of shares `[R, P]` in the order of their errors, with a graph. Δₖ = 1 − I / U, where I is the sum of the shares after the
+/// k-th, t, and U = I + k; Δ₀ = 0. So the growth is (I + k t) / (U (U + t − 1)), of which no digits cancel.
+pub(super) fn f_growths_of_shares(shares: &Tensor) -> Result<Tensor, LossError> {
+    let kind = shares.f_kind()?;
+    let shares = shares.f_to_kind(Kind::Double)?;
+    let intersection = shares.f_sum_dim_intlist(1, true, None)?.f_sub(&shares.f_cumsum(1, None)?)?;
+    let ranks = f_positions(shares.size()[1], (Kind::Double, shares.device()))?.f_add_number(1)?;
+    let union = intersection.f_add(&ranks)?;
+    let f_rest = |tensor: &Tensor| tensor.f_narrow(1, 1, shares.size()[1] - 1);
+    let numerator = intersection.f_add(&shares.f_mul(&ranks)?)?;
+    let denominator = union.f_mul(&union.f_add(&shares)?.f_sub_number(1)?)?;
+    let growths = [union.f_narrow(1, 0, 1)?.f_reciprocal()?, f_rest(&numerator)?.f_div(&f_rest(&denominator)?)?];
+    Ok(Tensor::f_cat(&growths, 1)?.f_to_kind(kind)?)
 }
 
 /// The same by tensor operations, for errors `[R, P]` in any order.

@@ -5,7 +5,7 @@ use super::mask::f_one_channel;
 use crate::check::{self, Validity};
 use crate::kernels::{NumberOperations, Ranked, Ranks, Real, choose};
 use crate::numeric::wide_kind;
-use crate::{InvalidValues, Loss, LossError, Reduction};
+use crate::{InvalidValues, Loss, LossError, Reduction, autograd};
 
 /// The Lovász hinge: a convex surrogate of the Jaccard loss of a binary mask.
 ///
@@ -40,6 +40,7 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 /// * kornia always computes per image; smp, as here by default, over the batch.
 /// * kornia ignores nothing; its result for a target of neither 0 nor 1 is meaningless, and so is smp's. Here it is an
 ///   error.
+/// * A target of a floating kind has a gradient, as in both: that of the loss continued to masks between 0 and 1.
 /// * The differences Δₖ − Δₖ₋₁ are computed in closed form: in `f32` they cancel where there are many pixels.
 /// * smp returns `f32` for `f16` and `bf16`; here the loss has the kind of the input, and is computed in `f32`.
 ///
@@ -146,19 +147,42 @@ impl Loss for LovaszHingeLoss {
         let target = f_one_channel(("target", target), input, kind)?.f_reshape(regions)?;
         let (foreground, ignored, validity) = self.f_pixels(&target)?;
         let logits = input.f_to_kind(kind)?.f_reshape(regions)?;
-        let mut labels = foreground.f_to_kind(Kind::Int64)?;
-        if let Some(ignored) = ignored {
-            labels = labels.f_masked_fill_number(&ignored, -1)?;
-        }
         // Without images there is a single loss.
         let reduction = if self.per_image { self.reduction } else { Reduction::Sum };
-        let (numbers, classes) = (logits.f_unsqueeze(1)?, Tensor::f_ones([1], (Kind::Int64, input.device()))?);
-        let ranks = Ranks { numbers: &numbers, labels: &labels, classes: &classes, weight: None, present: false };
-        let loss = lovasz::f_loss(Hinges, &ranks, reduction)?.f_to_kind(input.f_kind()?)?;
+        let loss = if autograd::grad_enabled() && target.requires_grad() {
+            reduction.f_apply(&f_of_differentiable_target(&logits, &target, ignored.as_ref())?)?
+        } else {
+            let mut labels = foreground.f_to_kind(Kind::Int64)?;
+            if let Some(ignored) = ignored {
+                labels = labels.f_masked_fill_number(&ignored, -1)?;
+            }
+            let (numbers, classes) = (logits.f_unsqueeze(1)?, Tensor::f_ones([1], (Kind::Int64, input.device()))?);
+            let ranks = Ranks { numbers: &numbers, labels: &labels, classes: &classes, weight: None, present: false };
+            lovasz::f_loss(Hinges, &ranks, reduction)?
+        };
+        let loss = loss.f_to_kind(input.f_kind()?)?;
         let unreduced = reduction == Reduction::None;
         let validity = if unreduced { validity.f_rows()? } else { validity };
         validity.f_poison(&loss, unreduced)
     }
+}
+
+/// The losses `[R]` of logits and a target `[R, P]` that has a gradient itself: with s = 2 t − 1 the errors are 1 − x s, and the
+/// weights are those of a Jaccard loss of shares.
+fn f_of_differentiable_target(logits: &Tensor, target: &Tensor, ignored: Option<&Tensor>) -> Result<Tensor, LossError> {
+    let f_without = |tensor: &Tensor, number: f64| match ignored {
+        Some(ignored) => tensor.f_masked_fill_number(ignored, number),
+        None => Ok(tensor.shallow_clone()),
+    };
+    let (logits, target) = (f_without(logits, 0.0)?, f_without(target, 0.0)?);
+    let ranks = logits.f_mul(&target.f_mul_number(2)?.f_rsub_number(1)?)?;
+    let terms = f_without(&ranks.f_add_number(1)?.f_relu()?, 0.0)?;
+    if terms.numel() == 0 {
+        return Ok(terms.f_sum_dim_intlist(1, false, None)?);
+    }
+    let order = f_without(&ranks.f_detach()?, f64::NEG_INFINITY)?.f_argsort_stable(true, 1, true)?;
+    let weights = lovasz::f_growths_of_shares(&target.f_gather(1, &order, false)?)?;
+    Ok(terms.f_gather(1, &order, false)?.f_mul(&weights)?.f_sum_dim_intlist(1, false, None)?)
 }
 
 /// The errors 1 + x of the background and 1 − x of the foreground, of which those above 0 count.

@@ -1,7 +1,7 @@
 use tch::{Kind, Tensor};
 
+use super::activation::{Activation, f_activate, f_check_softmax};
 use super::lovasz::{self, Errors};
-use super::region::{Activation, f_activate};
 use crate::check::{self, ClassIndices};
 use crate::kernels::{NumberOperations, Ranked, Ranks, Real};
 use crate::numeric::{f_abs, f_positions, wide_kind};
@@ -155,6 +155,7 @@ impl LovaszSoftmaxLoss {
 
     fn f_check_options(&self, input: &Tensor, classes: i64) -> Result<(), LossError> {
         Loss::f_check_options(self)?;
+        f_check_softmax(self.activation, input)?;
         if let LovaszClasses::Only(listed) = &self.classes {
             let outside = listed.iter().find(|class| !(0..classes).contains(*class));
             let expected = format!("classes in [0, {classes})");

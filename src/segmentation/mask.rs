@@ -22,9 +22,14 @@ pub(super) fn f_drop_background(option: &'static str, tensor: &Tensor, include: 
     if include {
         return Ok(tensor.shallow_clone());
     }
+    check_background(option, tensor, include)?;
+    Ok(tensor.f_narrow(1, 1, tensor.size()[1] - 1)?)
+}
+
+/// Whether there is a class besides the background, where that does not count.
+pub(super) fn check_background(option: &'static str, tensor: &Tensor, include: bool) -> Result<(), LossError> {
     let classes = tensor.size().get(1).copied().unwrap_or(0);
-    check::option(option, include, classes > 1, "true with a single class")?;
-    Ok(tensor.f_narrow(1, 1, classes - 1)?)
+    check::option(option, include, include || classes > 1, "true with a single class")
 }
 
 /// The dimensions, of as many as `rank`, that make up one group.

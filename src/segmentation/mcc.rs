@@ -1,10 +1,10 @@
 use tch::Tensor;
 
+use super::activation::{Activating, Activation, f_check_masks, f_poison};
 use super::mask::f_one_channel;
-use super::region::{Activation, f_activate};
 use crate::kernels::{Embedding, NumberOperations, Real, f_embedding};
 use crate::numeric::wide_kind;
-use crate::{Loss, LossError, Reduction, check};
+use crate::{InvalidValues, Loss, LossError, Reduction, check};
 
 /// 1 − the Matthews correlation coefficient of a binary mask: the correlation of prediction and target.
 ///
@@ -44,7 +44,8 @@ use crate::{Loss, LossError, Reduction, check};
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Option`] for an ε that is not above 0.
+/// [`LossError::Value`] for a mask, or an input without an activation, that is not in \[0, 1\], [`LossError::Option`] for an ε that is
+/// not above 0 and for a softmax of a single class.
 ///
 /// # Example
 ///
@@ -63,25 +64,33 @@ use crate::{Loss, LossError, Reduction, check};
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[doc(alias = "MCCLoss")]
 pub struct MccLoss {
-    activation: Activation,
+    activation: Option<Activation>,
     eps: f64,
+    invalid_values: InvalidValues,
 }
 
 impl MccLoss {
     /// The loss with smp's defaults.
     pub fn new() -> Self {
-        Self { activation: Activation::None, eps: 1e-5 }
+        Self { activation: None, eps: 1e-5, invalid_values: InvalidValues::Error }
     }
 
-    /// Sets what makes probabilities of the input. [`Activation::None`] by default.
+    /// Sets what makes probabilities of the input. Nothing by default: then the input holds them, and a number far from \[0, 1\] is
+    /// an error. With [`Activation::None`] all numbers are taken as they are.
     pub fn activation(mut self, activation: Activation) -> Self {
-        self.activation = activation;
+        self.activation = Some(activation);
         self
     }
 
     /// Sets what is added to each of the four counts, above 0. 1e−5 by default.
     pub fn eps(mut self, eps: f64) -> Self {
         self.eps = eps;
+        self
+    }
+
+    /// Sets what a mask or an input without activation does that is not in \[0, 1\]. [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
         self
     }
 
@@ -110,20 +119,22 @@ impl Loss for MccLoss {
         self.f_check_options()?;
         let (input_kind, wide) = (input.f_kind()?, wide_kind(input)?);
         // Probabilities and targets of one kind are read as they are.
-        let as_they_are = self.activation == Activation::None && target.f_kind()? == input_kind;
+        let activating = self.activation.map_or(Activating::Unset, Activating::Known);
+        let as_they_are = activating.activation() == Activation::None && target.f_kind()? == input_kind;
         let kind = if as_they_are { input_kind } else { wide };
-        if self.activation == Activation::Softmax && input.dim() < 2 {
+        if activating.activation() == Activation::Softmax && input.dim() < 2 {
             return Err(check::shape_error(("input", input), "[N, C, ...] for a softmax over the classes"));
         }
         let target = f_one_channel(("target", target), input, kind)?;
-        let input = f_activate(&input.f_to_kind(kind)?, self.activation, None)?;
+        let valid_target = f_check_masks(&target, None, self.invalid_values)?;
+        let (input, valid_input) = activating.f_probabilities(&input.f_to_kind(kind)?, self.invalid_values)?;
         let loss = *self;
         // All pixels are one row.
         let rows = [&input.f_reshape([1, -1])?, &target.f_reshape([1, -1])?];
         let composite =
             move |[input, target]: [&Tensor; 2]| loss.f_composite(&input.f_to_kind(wide)?, &target.f_to_kind(wide)?);
         let loss = f_embedding(Formula { eps: self.eps }, rows, Reduction::Sum, composite)?;
-        Ok(loss.f_to_kind(input_kind)?)
+        f_poison(loss.f_to_kind(input_kind)?, &[valid_input, valid_target])
     }
 }
 

@@ -2,6 +2,7 @@
 
 use tch::{Kind, Tensor};
 
+use super::activation::{Activating, Activation, f_activate, f_check_input, f_check_masks, f_check_softmax, f_poison};
 use super::compound::{Overlap, PlainCrossEntropy};
 use crate::check::{self, ClassIndices, Validity};
 use crate::kernels::{
@@ -9,18 +10,6 @@ use crate::kernels::{
 };
 use crate::precomputed::Precomputed;
 use crate::{InvalidValues, LossError, Reduction, numeric};
-
-/// What makes probabilities of the input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Activation {
-    /// The input holds probabilities. The default.
-    #[default]
-    None,
-    /// A sigmoid of each element: classes that may overlap.
-    Sigmoid,
-    /// A softmax over the classes: each pixel belongs to one of them.
-    Softmax,
-}
 
 /// Which pixels make up one region, whose overlap is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -90,7 +79,7 @@ pub enum IgnoreScope {
 /// The options of a loss over regions.
 #[derive(Debug)]
 pub(super) struct Regions {
-    pub(super) activation: Activation,
+    pub(super) activation: Activating,
     pub(super) grouping: Grouping,
     pub(super) measure: OverlapMeasure,
     pub(super) include_background: bool,
@@ -108,7 +97,10 @@ pub(super) struct Regions {
     pub(super) reduction: Reduction,
 }
 
-crate::option_tensors::option_tensors!(inner Regions { weight; classes });
+crate::option_tensors::option_tensors!(inner Regions { weight; activation, classes });
+
+/// The sums of regions, and which targets and inputs they are valid of.
+type Measured = ([Tensor; 3], Validity, Validity);
 
 /// What else a target can be that does not have the shape of class indices.
 const OR_MASKS: &str = ", or that of input for masks";
@@ -121,17 +113,23 @@ pub(super) trait RegionLoss {
     /// The same loss with these options.
     fn with_regions(&self, regions: Regions) -> Overlap;
 
+    /// Checks those options that the regions do not have.
+    fn f_check_own(&self) -> Result<(), LossError> {
+        Ok(())
+    }
+
     /// The loss of regions of these sizes.
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError>;
 
     /// The loss of an input and a target.
     fn f_of_input(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_of_sizes(&self.regions().f_measure(input, target, self.regions().activation)?)
+        self.f_of(input, target, &self.regions().activation)
     }
 
-    /// The loss of an input that has been through its activation already.
-    fn f_of_probabilities(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_of_sizes(&self.regions().f_measure(input, target, Activation::None)?)
+    /// The loss with another activation.
+    fn f_of(&self, input: &Tensor, target: &Tensor, activation: &Activating) -> Result<Tensor, LossError> {
+        self.f_check_own()?;
+        self.f_of_sizes(&self.regions().f_measure(input, target, activation)?)
     }
 }
 
@@ -143,8 +141,8 @@ pub(super) struct Sizes {
     pub(super) input: Tensor,
     /// |t|.
     pub(super) target: Tensor,
-    /// Which targets and weights were valid.
-    validity: [Validity; 2],
+    /// Which inputs, targets and weights were valid.
+    validity: Vec<Validity>,
     /// The kind of the loss.
     pub(super) kind: Kind,
 }
@@ -156,7 +154,7 @@ impl Sizes {
             intersection: f(&self.intersection)?,
             input: f(&self.input)?,
             target: f(&self.target)?,
-            validity: [Validity::CHECKED; 2],
+            validity: vec![],
             kind: self.kind,
         })
     }
@@ -166,7 +164,7 @@ impl Regions {
     /// The defaults, which are MONAI's.
     pub(super) fn new() -> Self {
         Self {
-            activation: Activation::None,
+            activation: Activating::Unset,
             grouping: Grouping::SampleAndClass,
             measure: OverlapMeasure::Product,
             include_background: true,
@@ -186,17 +184,19 @@ impl Regions {
     }
 
     /// Checks the call and measures the regions of `input`, after `activation`, and of `target`.
-    fn f_measure(&self, input: &Tensor, target: &Tensor, activation: Activation) -> Result<Sizes, LossError> {
+    fn f_measure(&self, input: &Tensor, target: &Tensor, activation: &Activating) -> Result<Sizes, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
         self.f_check_options(input)?;
+        f_check_softmax(activation.activation(), input)?;
         let valid_weight = self.f_check_weight(input)?;
-        if let Some(sums) = self.f_fused(input, target, activation, None)? {
-            return self.f_sizes(sums.regions, [Validity::CHECKED, valid_weight], input.f_kind()?);
+        let (kind, input) = (input.f_kind()?, activation.f_prepare(input)?);
+        if let Some(sums) = self.f_fused(&input, target, activation, None)? {
+            return self.f_sizes(sums.regions, vec![valid_weight], kind);
         }
-        let wide = input.f_to_kind(numeric::wide_kind(input)?)?;
-        let (sums, validity) = self.f_composite(&wide, target, activation)?;
-        self.f_sizes(sums, [validity, valid_weight], input.f_kind()?)
+        let wide = input.f_to_kind(numeric::wide_kind(&input)?)?;
+        let (sums, valid_target, valid_input) = self.f_composite(&wide, target, activation)?;
+        self.f_sizes(sums, vec![valid_input, valid_target, valid_weight], kind)
     }
 
     /// The sizes of all regions of a softmax, and the sums of a cross entropy of the same; nothing where the engine does
@@ -209,14 +209,14 @@ impl Regions {
     ) -> Result<Option<(Sizes, Tensor, f64)>, LossError> {
         self.f_check_options(input)?;
         let valid_weight = self.f_check_weight(input)?;
-        let sums = self.f_fused(input, target, Activation::Softmax, Some(entropy))?;
+        let sums = self.f_fused(input, target, &Activating::Known(Activation::Softmax), Some(entropy))?;
         let Some(Sums { regions, entropy: Some(entropy), weight }) = sums else { return Ok(None) };
         // The parts are added up before they are rounded to the input's kind.
-        let sizes = self.f_sizes(regions, [Validity::CHECKED, valid_weight], numeric::wide_kind(input)?)?;
+        let sizes = self.f_sizes(regions, vec![valid_weight], numeric::wide_kind(input)?)?;
         Ok(Some((sizes, entropy, weight)))
     }
 
-    fn f_sizes(&self, sums: [Tensor; 3], validity: [Validity; 2], kind: Kind) -> Result<Sizes, LossError> {
+    fn f_sizes(&self, sums: [Tensor; 3], validity: Vec<Validity>, kind: Kind) -> Result<Sizes, LossError> {
         let [intersection, input, target] = sums;
         let (intersection, input) = (self.f_group(intersection)?, self.f_group(input)?);
         Ok(Sizes { intersection, input, target: self.f_group(target)?, validity, kind })
@@ -227,15 +227,12 @@ impl Regions {
         &self,
         input: &Tensor,
         target: &Tensor,
-        activation: Activation,
+        activation: &Activating,
         entropy: Option<&PlainCrossEntropy>,
     ) -> Result<Option<Sums>, LossError> {
-        let classes = input.size()[1];
         let masks = target.size() == input.size();
-        let element_wise = self.ignore_scope == IgnoreScope::Element || classes == 1;
-        // The softmax of a single class takes its ignored elements out before, all others after it.
-        let ignores = if masks { element_wise && (classes > 1 || activation != Activation::Softmax) } else { true };
-        if !takes_region(input) || self.ignore_index.is_some() && !ignores {
+        let element_wise = self.ignore_scope == IgnoreScope::Element || input.size()[1] == 1;
+        if !takes_region(input) || self.ignore_index.is_some() && masks && !element_wise {
             return Ok(None);
         }
         if !masks && self.invalid_values == InvalidValues::Nan {
@@ -249,9 +246,10 @@ impl Regions {
             numeric::f_reals(("target", target), numeric::wide_kind(input)?)?
         };
         let formula = Regional {
-            activation,
+            activation: activation.activation(),
             measure: self.measure,
             ignored: self.ignore_index,
+            expected: activation.expected(),
             entropy: entropy.map(|entropy| Entropy { weight: entropy.weight.clone() }),
         };
         let ignore_scope = self.ignore_scope;
@@ -262,18 +260,17 @@ impl Regions {
         f_region(formula, input, &target, composite)
     }
 
-    /// The sums `[N, C]` of the intersections, the input's and the target's regions, by tensor operations.
-    fn f_composite(
-        &self,
-        wide: &Tensor,
-        target: &Tensor,
-        activation: Activation,
-    ) -> Result<([Tensor; 3], Validity), LossError> {
-        if target.size() != wide.size() {
-            return self.f_of_indices(wide, target, activation);
+    /// The sums `[N, C]` of the intersections, the input's and the target's regions, by tensor operations. And whether target and
+    /// input are valid.
+    fn f_composite(&self, wide: &Tensor, target: &Tensor, activation: &Activating) -> Result<Measured, LossError> {
+        let (masks, expected) = (target.size() == wide.size(), activation.expected());
+        let activation = activation.activation();
+        let f_check_input = |counted: &Tensor| f_check_input(counted, expected.clone(), self.invalid_values);
+        if !masks {
+            return self.f_of_indices(wide, target, activation, f_check_input);
         }
         let target = numeric::f_reals(("target", target), wide.f_kind()?)?;
-        Ok((self.f_of_masks(wide, &target, activation)?, Validity::CHECKED))
+        self.f_of_masks(wide, &target, activation, f_check_input)
     }
 
     fn f_check_options(&self, input: &Tensor) -> Result<(), LossError> {
@@ -321,15 +318,27 @@ impl Regions {
 
     /// The sizes `[N, C]` of the intersections, the input's and the target's regions, for a target of the input's
     /// shape.
-    fn f_of_masks(&self, input: &Tensor, target: &Tensor, activation: Activation) -> Result<[Tensor; 3], LossError> {
+    fn f_of_masks(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        activation: Activation,
+        f_check_input: impl Fn(&Tensor) -> Result<Validity, LossError>,
+    ) -> Result<Measured, LossError> {
+        let f_measured = |input: &Tensor, target: &Tensor, ignored: Option<i64>| {
+            let valid_target = f_check_masks(target, ignored, self.invalid_values)?;
+            // After the activation; there is nothing to be checked where there is one.
+            let valid_input = f_check_input(input)?;
+            Ok((self.f_sums(input, target)?, valid_target, valid_input))
+        };
         let Some(ignore_index) = self.ignore_index else {
-            return self.f_sums(&f_activate(input, activation, None)?, target);
+            return f_measured(&f_activate(input, activation, None)?, target, None);
         };
         let classes = input.size()[1];
         if self.ignore_scope == IgnoreScope::Element || classes == 1 {
             let ignored = target.f_eq_number(ignore_index as f64)?;
             let input = f_activate(input, activation, Some(&ignored))?;
-            return self.f_sums(&input, &target.f_masked_fill_number(&ignored, 0)?);
+            return f_measured(&input, &target.f_masked_fill_number(&ignored, 0)?, Some(ignore_index));
         }
         let kept = if (0..classes).contains(&ignore_index) {
             target.f_narrow(1, ignore_index, 1)?.f_rsub_number(1)?
@@ -337,7 +346,7 @@ impl Regions {
             target.f_sum_dim_intlist(1, true, None)?.f_gt_number(0)?.f_to_kind(target.f_kind()?)?
         };
         let input = f_activate(input, activation, Some(&kept.f_eq_number(0)?))?;
-        self.f_sums(&input.f_mul(&kept)?, &target.f_mul(&kept)?)
+        f_measured(&input.f_mul(&kept)?, &target.f_mul(&kept)?, None)
     }
 
     fn f_sums(&self, input: &Tensor, target: &Tensor) -> Result<[Tensor; 3], LossError> {
@@ -355,13 +364,14 @@ impl Regions {
         }
     }
 
-    /// The same for class indices, of which no one-hot mask is made.
+    /// The same for class indices, of which a one-hot mask is made for the minimum alone.
     fn f_of_indices(
         &self,
         input: &Tensor,
         target: &Tensor,
         activation: Activation,
-    ) -> Result<([Tensor; 3], Validity), LossError> {
+        f_check_input: impl Fn(&Tensor) -> Result<Validity, LossError>,
+    ) -> Result<Measured, LossError> {
         let (classes, target) = check::class_target(target, input, 1, OR_MASKS)?;
         let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
         let indices = target.indices.f_unsqueeze(1)?;
@@ -371,15 +381,15 @@ impl Regions {
             None => (indices.shallow_clone(), indices.f_ones_like()?),
         };
         let input = f_activate(input, activation, ignored.as_ref())?;
-        let probabilities = input.f_gather(1, &indices, false)?;
-        let intersection = match self.measure {
-            OverlapMeasure::Minimum => probabilities.f_clamp_max_number(1)?,
-            OverlapMeasure::Product | OverlapMeasure::Squared => probabilities,
-        };
-        let kind = input.f_kind()?;
-        let intersections = f_sum_by_class(&intersection, &indices, classes)?.f_to_kind(kind)?;
+        let (kind, valid_input) = (input.f_kind()?, f_check_input(&input)?);
+        if self.measure == OverlapMeasure::Minimum {
+            // Where both are the same the gradient is halved, also that of the classes which a pixel is not of.
+            let shares = input.f_detach()?.f_zeros_like()?.f_scatter(1, &indices, &counted.f_to_kind(kind)?)?;
+            return Ok((self.f_sums(&input, &shares)?, target.validity, valid_input));
+        }
+        let intersections = f_sum_by_class(&input.f_gather(1, &indices, false)?, &indices, classes)?.f_to_kind(kind)?;
         let sizes = f_sum_by_class(&counted, &indices, classes)?.f_to_kind(kind)?;
-        Ok(([intersections, self.f_size(&input)?, sizes], target.validity))
+        Ok(([intersections, self.f_size(&input)?, sizes], target.validity, valid_input))
     }
 
     /// The sizes of the regions, from those of each sample and class.
@@ -472,7 +482,7 @@ impl Regions {
     /// The loss in the input's kind; NaN where a class index was invalid.
     pub(super) fn f_finish(&self, loss: &Tensor, sizes: &Sizes) -> Result<Tensor, LossError> {
         let loss = loss.f_to_kind(sizes.kind)?;
-        sizes.validity.iter().try_fold(loss, |loss, validity| validity.f_poison(&loss, false))
+        f_poison(loss, &sizes.validity)
     }
 }
 
@@ -533,7 +543,7 @@ impl Smoothing {
         if !self.log_loss {
             return Ok(score.f_rsub_number(1)?);
         }
-        Ok(score.f_clamp_min_number(self.eps)?.f_log()?.f_neg()?)
+        Ok(f_at_least(&score, self.eps)?.f_log()?.f_neg()?)
     }
 
     /// The loss of a score, and its derivatives with respect to numerator and denominator.
@@ -607,14 +617,17 @@ impl Pointwise<3> for Scored {
         // No target is smaller than nothing.
         let absent = R::of(if self.of_present { 0.0 } else { -1.0 });
         let (loss, slopes) = self.of_all(sizes);
-        let counted = |number: R| choose(sizes[2] <= absent, R::of(0.0), number);
+        // A NaN stays one: it is an error that training has to show.
+        let nothing = (sizes[2] <= absent) & (loss == loss);
+        let counted = |number: R| choose(nothing, R::of(0.0), number);
         (counted(loss), slopes.map(counted))
     }
 }
 
-/// The losses of the regions that the target has; those of the others are 0.
+/// The losses of the regions that the target has; those of the others are 0, unless they are NaN.
 fn f_of_present(losses: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-    Ok(losses.f_masked_fill_number(&target.f_le_number(0)?, 0)?)
+    let nothing = target.f_le_number(0)?.f_logical_and(&losses.f_isnan()?.f_logical_not()?)?;
+    Ok(losses.f_masked_fill_number(&nothing, 0)?)
 }
 
 /// Those sums of the engine that have a gradient, by differentiable tensor operations.
@@ -627,7 +640,8 @@ fn f_differentiable_sums(
     let &Regional { measure, ignored: ignore_index, .. } = formula;
     let regions = Regions { measure, ignore_index, ignore_scope, ..Regions::new() };
     let wide = input.f_to_kind(numeric::wide_kind(input)?)?;
-    let ([intersection, size, _], _) = regions.f_composite(&wide, target, formula.activation)?;
+    let activation = Activating::Known(formula.activation);
+    let ([intersection, size, _], ..) = regions.f_composite(&wide, target, &activation)?;
     let mut sums = vec![intersection, size];
     if let Some(entropy) = &formula.entropy {
         let entropy = PlainCrossEntropy { weight: entropy.weight.clone(), ignore_index: ignore_index.unwrap_or(-100) };
@@ -639,31 +653,6 @@ fn f_differentiable_sums(
 /// The option is a number of at least 0, of which twice the value is still finite in single precision.
 pub(super) fn not_negative(option: &'static str, value: f64) -> Result<(), LossError> {
     check::option(option, value, (0.0..=f64::from(f32::MAX) / 2.0).contains(&value), "a finite number of at least 0")
-}
-
-/// The probabilities, 0 where they are ignored. `ignored` is a mask of elements, or with one class a mask of pixels.
-pub(super) fn f_activate(
-    input: &Tensor,
-    activation: Activation,
-    ignored: Option<&Tensor>,
-) -> Result<Tensor, LossError> {
-    let f_softmax = |input: &Tensor| input.f_softmax(1, input.f_kind()?);
-    let Some(ignored) = ignored else {
-        return Ok(match activation {
-            Activation::None => input.shallow_clone(),
-            Activation::Sigmoid => input.f_sigmoid()?,
-            Activation::Softmax => f_softmax(input)?,
-        });
-    };
-    // What an ignored logit holds must not matter, not even where it is NaN: so it is masked before the activation.
-    Ok(match activation {
-        Activation::None => input.f_masked_fill_number(ignored, 0)?,
-        Activation::Sigmoid => input.f_masked_fill_number(ignored, f64::NEG_INFINITY)?.f_sigmoid()?,
-        Activation::Softmax if ignored.size()[1] == 1 => {
-            f_softmax(&input.f_masked_fill_number(ignored, 0)?)?.f_masked_fill_number(ignored, 0)?
-        }
-        Activation::Softmax => f_softmax(input)?.f_masked_fill_number(ignored, 0)?,
-    })
 }
 
 /// The sums `[N, C]` over the pixels.
@@ -687,9 +676,14 @@ fn f_sum_by_class(values: &Tensor, indices: &Tensor, classes: i64) -> Result<Ten
 /// `numerator / denominator`, with a denominator of `least` or more; 0 / 0 is 0.
 fn f_ratio(numerator: &Tensor, denominator: &Tensor, least: f64) -> Result<Tensor, LossError> {
     if least > 0.0 {
-        return Ok(numerator.f_div(&denominator.f_clamp_min_number(least)?)?);
+        return Ok(numerator.f_div(&f_at_least(denominator, least)?)?);
     }
     numeric::f_ratio(numerator, denominator)
+}
+
+/// The numbers, or `least`. Other than libtorch's clamp it has a NaN gradient where a number is NaN.
+fn f_at_least(numbers: &Tensor, least: f64) -> Result<Tensor, LossError> {
+    Ok(numbers.f_masked_fill_number(&numbers.f_lt_number(least)?, least)?)
 }
 
 /// The weighted mean over the last dimension, then the plain one. The mean of nothing is 1: no overlap.
@@ -707,12 +701,6 @@ fn f_mean_of_means(losses: &Tensor, shares: &Tensor) -> Result<Tensor, LossError
 /// The options that every loss over regions has. `$region` is its field of [`Regions`].
 macro_rules! region_options {
     ($region:ident) => {
-        /// Sets what makes probabilities of the input. [`Activation::None`](crate::Activation::None) by default.
-        pub fn activation(mut self, activation: crate::Activation) -> Self {
-            self.$region.activation = activation;
-            self
-        }
-
         /// Sets how sizes are measured. [`OverlapMeasure::Product`](crate::OverlapMeasure::Product) by default.
         pub fn measure(mut self, measure: crate::OverlapMeasure) -> Self {
             self.$region.measure = measure;
@@ -756,7 +744,8 @@ macro_rules! region_options {
             self
         }
 
-        /// Sets what a class index out of range does. [`InvalidValues::Error`](crate::InvalidValues::Error) by default.
+        /// Sets what a class index does that is out of range, or a mask or an input without activation that is not in \[0, 1\].
+        /// [`InvalidValues::Error`](crate::InvalidValues::Error) by default.
         pub fn invalid_values(mut self, invalid_values: crate::InvalidValues) -> Self {
             self.$region.invalid_values = invalid_values;
             self

@@ -1,7 +1,8 @@
 use tch::Tensor;
 
-use super::mask::{f_drop_background, group_dims};
-use super::region::{Activation, Grouping, f_activate, not_negative};
+use super::activation::{Activating, activation_options, f_check_masks, f_poison};
+use super::mask::{check_background, f_drop_background, group_dims};
+use super::region::{Grouping, not_negative};
 use crate::check::{self, ClassIndices, Validity};
 use crate::kernels::{Neighbours, NumberOperations, f_neighbours};
 use crate::numeric::{f_ratio, f_reals, wide_kind};
@@ -39,6 +40,12 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 ///
 /// `monai.losses.SoftclDiceLoss` 1.6. Suprosanna Shit et al.: *clDice – a Novel Topology-Preserving Loss Function for
 /// Tubular Structure Segmentation*, CVPR 2021.
+///
+/// # A full target
+///
+/// A target that is everywhere has no edge that could be eroded, and so no centre line. As in MONAI, a prediction that is nowhere
+/// then costs next to nothing: both ratios are the smoothing divided by itself. [`SoftDiceClDiceLoss`](crate::SoftDiceClDiceLoss)
+/// with an α below 1 makes it cost.
 ///
 /// # Differences from MONAI
 ///
@@ -78,10 +85,10 @@ pub struct SoftClDiceLoss {
     smooth_nr: f64,
     smooth_dr: f64,
     smooth: f64,
-    activation: Activation,
+    pub(super) activation: Activating,
     include_background: bool,
     grouping: Grouping,
-    invalid_values: InvalidValues,
+    pub(super) invalid_values: InvalidValues,
     reduction: Reduction,
 }
 
@@ -93,7 +100,7 @@ impl SoftClDiceLoss {
             smooth_nr: 1.0,
             smooth_dr: 1.0,
             smooth: 1e-4,
-            activation: Activation::None,
+            activation: Activating::Unset,
             include_background: true,
             grouping: Grouping::Sample,
             invalid_values: InvalidValues::Error,
@@ -126,11 +133,7 @@ impl SoftClDiceLoss {
         self
     }
 
-    /// Sets what makes probabilities of the input. [`Activation::None`] by default.
-    pub fn activation(mut self, activation: Activation) -> Self {
-        self.activation = activation;
-        self
-    }
+    activation_options!(activation);
 
     /// Sets whether class 0 counts. True by default.
     pub fn include_background(mut self, include_background: bool) -> Self {
@@ -144,7 +147,8 @@ impl SoftClDiceLoss {
         self
     }
 
-    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
+    /// Sets what a class does that is out of range, or a mask or an input without activation that is not in \[0, 1\].
+    /// [`InvalidValues::Error`] by default.
     pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
         self.invalid_values = invalid_values;
         self
@@ -157,7 +161,11 @@ impl SoftClDiceLoss {
     }
 
     /// Checks the call; the probabilities and the masks of the classes that count.
-    pub(super) fn f_masks(&self, input: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor, Validity), LossError> {
+    pub(super) fn f_masks(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+    ) -> Result<(Tensor, Tensor, [Validity; 2]), LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
         self.f_check_options()?;
@@ -168,18 +176,22 @@ impl SoftClDiceLoss {
                 "[N, C, d1, d2] or [N, C, d1, d2, d3], none of C and d 0",
             ));
         }
+        check_background("include_background", input, self.include_background)?;
         let kind = wide_kind(input)?;
-        let (masks, validity) = if target.size() == shape {
-            (f_reals(("target", target), kind)?, Validity::CHECKED)
+        let (masks, valid_target) = if target.size() == shape {
+            let masks = f_reals(("target", target), kind)?;
+            let validity = f_check_masks(&masks, None, self.invalid_values)?;
+            (masks, validity)
         } else {
             let (classes, target) = check::class_target(target, input, 1, ", or that of input for masks")?;
             let target = ClassIndices::f_new(&target, classes, None, self.invalid_values)?;
             let masks = Tensor::f_zeros(&shape, (kind, input.device()))?;
             (masks.f_scatter_number(1, &target.indices.f_unsqueeze(1)?, 1)?, target.validity)
         };
-        let probabilities = f_activate(&input.f_to_kind(kind)?, self.activation, None)?;
+        let (probabilities, valid_input) =
+            self.activation.f_probabilities(&input.f_to_kind(kind)?, self.invalid_values)?;
         let f_kept = |tensor: &Tensor| f_drop_background("include_background", tensor, self.include_background);
-        Ok((f_kept(&probabilities)?, f_kept(&masks)?, validity))
+        Ok((f_kept(&probabilities)?, f_kept(&masks)?, [valid_input, valid_target]))
     }
 
     /// The loss of probabilities and masks.
@@ -261,7 +273,7 @@ impl Loss for SoftClDiceLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let (probabilities, masks, validity) = self.f_masks(input, target)?;
         let loss = self.f_of_masks(&probabilities, &masks)?;
-        validity.f_poison(&loss.f_to_kind(input.f_kind()?)?, false)
+        f_poison(loss.f_to_kind(input.f_kind()?)?, &validity)
     }
 }
 
@@ -270,6 +282,7 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
+    use crate::Activation;
 
     fn logits() -> Tensor {
         (Tensor::arange(120, (Kind::Double, Device::Cpu)) * 12.9898).sin().view([2, 3, 5, 4]) * 3.0

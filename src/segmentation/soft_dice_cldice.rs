@@ -1,6 +1,7 @@
 use tch::Tensor;
 
-use super::{Activation, DiceLoss, SoftClDiceLoss};
+use super::activation::{Activation, activation_options, f_poison};
+use super::{DiceLoss, SoftClDiceLoss};
 use crate::kernels::NumberOperations;
 use crate::{InvalidValues, Loss, LossError, Reduction, check};
 
@@ -102,11 +103,7 @@ impl SoftDiceClDiceLoss {
         self
     }
 
-    /// Sets what makes probabilities of the input. [`Activation::None`] by default.
-    pub fn activation(mut self, activation: Activation) -> Self {
-        self.cldice = self.cldice.activation(activation);
-        self
-    }
+    activation_options!(cldice.activation);
 
     /// Sets whether class 0 counts. True by default.
     pub fn include_background(mut self, include_background: bool) -> Self {
@@ -114,7 +111,8 @@ impl SoftDiceClDiceLoss {
         self
     }
 
-    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
+    /// Sets what a class does that is out of range, or a mask or an input without activation that is not in \[0, 1\].
+    /// [`InvalidValues::Error`] by default.
     pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
         self.cldice = self.cldice.invalid_values(invalid_values);
         self
@@ -147,9 +145,11 @@ impl Loss for SoftDiceClDiceLoss {
         self.f_check_options()?;
         let (probabilities, masks, validity) = self.cldice.f_masks(input, target)?;
         let dice = DiceLoss::new().smooth_nr(self.smooth_nr).smooth_dr(self.smooth_dr).reduction(self.reduction);
+        // What the masks and probabilities are has been looked at.
+        let dice = dice.activation(Activation::None).invalid_values(self.cldice.invalid_values);
         let dice = dice.f_forward(&probabilities, &masks)?.f_mul_number(1.0 - self.alpha)?;
         let loss = dice.f_add(&self.cldice.f_of_masks(&probabilities, &masks)?.f_mul_number(self.alpha)?)?;
-        validity.f_poison(&loss.f_to_kind(input.f_kind()?)?, false)
+        f_poison(loss.f_to_kind(input.f_kind()?)?, &validity)
     }
 }
 

@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use super::activation::activation_options;
 use super::compound::Overlap;
 use super::region::{RegionLoss, Regions, Score, Sizes, region_options, score_options};
 use crate::{Loss, LossError};
@@ -93,6 +94,7 @@ impl TverskyLoss {
         self
     }
 
+    activation_options!(regions.activation);
     region_options!(regions);
     score_options!(regions);
 }
@@ -110,6 +112,10 @@ impl RegionLoss for TverskyLoss {
 
     fn with_regions(&self, regions: Regions) -> Overlap {
         TverskyLoss { regions, ..*self }.into()
+    }
+
+    fn f_check_own(&self) -> Result<(), LossError> {
+        Score::f_tversky(self.alpha, self.beta).map(drop)
     }
 
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {

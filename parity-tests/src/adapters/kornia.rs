@@ -237,6 +237,7 @@ fn ssim(arguments: &mut Arguments, dims: usize) -> Outcome {
         return Err(EvalError::Rejected(format!("a window of {window} pixels has no middle")));
     }
     let loss = SsimLoss::new()
+        .spatial_dims(dims)
         .window_size(&[window])
         .data_range(arguments.number("max_val", 1.0)?)
         .eps(arguments.number("eps", 1e-12)?)

@@ -7,8 +7,8 @@ use tch_losses::{
 };
 
 use tch_losses::{
-    BceWithLogitsLoss, CrossEntropyLoss, DiceCrossEntropyLoss, DiceFocalLoss, HausdorffDtLoss, Overlap, SoftClDiceLoss,
-    SoftDiceClDiceLoss, SsimScope,
+    BceWithLogitsLoss, CrossEntropyLoss, DiceCrossEntropyLoss, DiceFocalLoss, HausdorffDtLoss, LossError, Overlap,
+    SoftClDiceLoss, SoftDiceClDiceLoss, SsimScope,
 };
 
 use super::Equality::Close;
@@ -211,11 +211,30 @@ fn reduce(losses: &Tensor, mask: Option<&Tensor>, reduction: Reduction) -> Outco
     .into())
 }
 
+/// A function of PyTorch that may be an activation.
+type Function = fn(&Tensor) -> Result<Tensor, LossError>;
+
+/// MONAI's `other_act`.
+fn other_act(arguments: &mut Arguments) -> Result<Option<Function>, EvalError> {
+    let path = match arguments.take("other_act") {
+        None => return Ok(None),
+        Some(Argument::Plain(Value::Object(path, None))) => path,
+        Some(other) => return Err(EvalError::Rejected(format!("other_act is {other:?}"))),
+    };
+    Ok(Some(match path.as_str() {
+        "torch.sigmoid" => |input| Ok(input.f_sigmoid()?),
+        "torch.tanh" => |input| Ok(input.f_tanh()?),
+        "torch.nn.functional.softplus" => |input| Ok(input.f_softplus()?),
+        other => return Err(EvalError::Unsupported(format!("other_act {other}"))),
+    }))
+}
+
 /// What the losses over regions share: the arguments as the crate takes them, and what the result looks like.
 struct Regions {
     input: Tensor,
     target: Tensor,
     activation: Activation,
+    other_act: Option<Function>,
     include_background: bool,
     measure: OverlapMeasure,
     ignore_index: Option<i64>,
@@ -236,6 +255,10 @@ impl Regions {
             (false, true) if several => Activation::Softmax,
             (false, _) => Activation::None,
         };
+        let other_act = other_act(arguments)?;
+        if other_act.is_some() && activation != Activation::None {
+            return Err(EvalError::Rejected("two activations".into()));
+        }
         let one_hot = arguments.boolean("to_onehot_y", false)? && several;
         let target = if one_hot { labels(&target)? } else { target };
         let squared = arguments.boolean("squared_pred", false)?;
@@ -252,6 +275,7 @@ impl Regions {
             input: if wide { promoted(&input, Kind::Float)? } else { promoted(&input, target.f_kind()?)? },
             target,
             activation,
+            other_act,
             include_background: arguments.boolean("include_background", true)? || !several,
             measure,
             ignore_index,
@@ -311,6 +335,7 @@ macro_rules! regions {
             .smooth_nr(regions.smooth_nr)
             .smooth_dr(regions.smooth_dr)
             .reduction(regions.reduction);
+        let loss = with(loss, regions.other_act, |loss, function| loss.other_act(function));
         with(loss, regions.ignore_index, |loss, ignore_index| loss.ignore_index(ignore_index))
     }};
 }
@@ -411,6 +436,7 @@ fn hausdorff_or_log(arguments: &mut Arguments, log: bool) -> Outcome {
         .grouping(regions.grouping())
         .log(log)
         .reduction(regions.reduction);
+    let loss = with(loss, regions.other_act, |loss, function| loss.other_act(function));
     let result = loss.f_forward(&regions.input, &regions.target)?;
     if regions.reduction != Reduction::None {
         return Ok(result.into());
@@ -442,6 +468,7 @@ fn soft_cldice(arguments: &mut Arguments) -> Outcome {
         .activation(regions.activation)
         .include_background(regions.include_background)
         .reduction(regions.reduction);
+    let loss = with(loss, regions.other_act, |loss, function| loss.other_act(function));
     regions.run(&loss, 0)
 }
 
@@ -456,6 +483,7 @@ fn soft_dice_cldice(arguments: &mut Arguments) -> Outcome {
         .activation(regions.activation)
         .include_background(regions.include_background)
         .reduction(regions.reduction);
+    let loss = with(loss, regions.other_act, |loss, function| loss.other_act(function));
     regions.run(&loss, 0)
 }
 
@@ -528,11 +556,12 @@ fn dice_focal(arguments: &mut Arguments) -> Outcome {
     // The Dice loss has the same weights, and none for a single class.
     let weights = arguments.take("weight");
     let copy = |argument: &Argument| match argument {
-        Argument::Plain(value) => Ok(Argument::Plain(value.clone())),
-        _ => Err(EvalError::Unsupported("a tensor as weight".into())),
+        Argument::Plain(value) => Argument::Plain(value.clone()),
+        Argument::Tensor(tensor) => Argument::Tensor(tensor.shallow_clone()),
+        Argument::Tensors(tensors) => Argument::Tensors(tensors.iter().map(Tensor::shallow_clone).collect()),
     };
     if let Some(weights) = &weights {
-        arguments.insert("weight", copy(weights)?);
+        arguments.insert("weight", copy(weights));
     }
     let dice_weight = regions.weight(arguments)?;
     if let Some(weights) = weights {
@@ -564,7 +593,7 @@ fn generalized_dice_focal(arguments: &mut Arguments) -> Outcome {
 
 fn ms_ssim(arguments: &mut Arguments) -> Outcome {
     let dims = arguments.integer("spatial_dims", 0)?;
-    let loss = ms_ssim_options(arguments, "kernel_size")?;
+    let loss = ms_ssim_options(arguments, "kernel_size")?.spatial_dims(dims as usize);
     let (input, target) = (arguments.tensor("input")?, arguments.tensor("target")?);
     if input.dim() as i64 != dims + 2 {
         return Err(EvalError::Rejected(format!("images of shape {:?}", input.size())));
@@ -575,7 +604,7 @@ fn ms_ssim(arguments: &mut Arguments) -> Outcome {
 /// MONAI computes in single precision and returns it; unreduced, the losses of the samples are a column.
 fn ssim(arguments: &mut Arguments) -> Outcome {
     let dims = arguments.integer("spatial_dims", 0)?;
-    let loss = ssim_options(arguments)?.scope(SsimScope::Sample);
+    let loss = ssim_options(arguments)?.spatial_dims(dims as usize).scope(SsimScope::Sample);
     let (input, target) = (arguments.tensor("input")?, arguments.tensor("target")?);
     if input.dim() as i64 != dims + 2 {
         return Err(EvalError::Rejected(format!("images of shape {:?}", input.size())));

@@ -8,9 +8,9 @@ use crate::{
     Activation, AnchorReduction, BceWithLogitsLoss, CharbonnierMinimum, CrossEntropyLoss, CrossEntropyPart, DiceLoss,
     Divisor, EmbeddingDistance, EmbeddingReduction, EmptyMask, FocalAlpha, FocalNormalization, FocalPart, FocalPower,
     FocalSoftTargets, FocalTverskyLoss, GeneralizedDiceLoss, Grouping, HingeTargets, IgnoreScope, InvalidValues,
-    JaccardLoss, KlDivReduction, LovaszClasses, MeanOver, MsSsimScope, MultiLabelReduction, OneVsRestFocalLoss,
-    Overlap, OverlapMeasure, PsnrScope, Quantiles, Reduction, SigmoidFocalLoss, SoftmaxFocalLoss, SsimForm,
-    SsimPadding, SsimScope, SsimWindow, TripletMining, TverskyLoss, VolumeWeight, WeightedMean, WhenEmpty,
+    JaccardLoss, KlDivReduction, LovaszClasses, MeanOver, MsSsimScope, MultiLabelReduction, NoBoundary,
+    OneVsRestFocalLoss, Overlap, OverlapMeasure, PsnrScope, Quantiles, Reduction, SigmoidFocalLoss, SoftmaxFocalLoss,
+    SsimForm, SsimPadding, SsimScope, SsimWindow, TripletMining, TverskyLoss, VolumeWeight, WeightedMean, WhenEmpty,
 };
 
 /// Why data describe no loss: one sentence.
@@ -310,6 +310,7 @@ words! {
     Activation { "none" => None, "sigmoid" => Sigmoid, "softmax" => Softmax }
     Grouping { "sample_and_class" => SampleAndClass, "class" => Class, "sample" => Sample, "all" => All }
     OverlapMeasure { "product" => Product, "squared" => Squared, "minimum" => Minimum }
+    NoBoundary { "zero" => Zero, "diagonal" => Diagonal }
     EmptyMask { "formula" => Formula, "zero" => Zero, "skip" => Skip }
     WeightedMean { "count" => Count, "weight" => Weight }
     IgnoreScope { "element" => Element, "pixel" => Pixel }

@@ -298,9 +298,11 @@ described! {
         log_loss,
     }
     "dice_cross_entropy" | "DiceCELoss" => DiceCrossEntropyLoss {
-        overlap: Overlap, cross_entropy: CrossEntropyPart, lambda_dice, lambda_ce,
+        overlap: Overlap, cross_entropy: CrossEntropyPart, ignore_index or none, lambda_dice, lambda_ce,
     }
-    "dice_focal" => DiceFocalLoss { overlap: Overlap, focal: FocalPart, lambda_dice, focal_background, lambda_focal }
+    "dice_focal" => DiceFocalLoss {
+        overlap: Overlap, focal: FocalPart, ignore_index or none, lambda_dice, focal_background, lambda_focal,
+    }
     "focal_tversky" => FocalTverskyLoss {
         alpha, beta, gamma, power, activation, measure, include_background, classes or none: Vec<i64> => as_slice,
         ignore_index or none, ignore_scope, smooth_nr, smooth_dr, invalid_values, reduction, grouping,
@@ -312,7 +314,7 @@ described! {
         ignore_scope, smooth_nr, smooth_dr, invalid_values, reduction,
     }
     "hausdorff_dt" | "hausdorff" => HausdorffDtLoss {
-        alpha, activation, include_background, grouping, log, invalid_values, reduction,
+        alpha, activation, include_background, grouping, no_boundary, log, invalid_values, reduction,
     }
     "jaccard" => JaccardLoss {
         activation, measure, include_background,
@@ -324,7 +326,7 @@ described! {
     "lovasz_softmax" => LovaszSoftmaxLoss {
         activation, per_image, classes, weight or none, ignore_index or none, invalid_values, reduction,
     }
-    "mcc" => MccLoss { activation, eps }
+    "mcc" => MccLoss { activation, eps, invalid_values }
     "soft_cldice" => SoftClDiceLoss {
         iterations, smooth_nr, smooth_dr, smooth, activation, include_background, grouping, invalid_values,
         reduction,
@@ -342,11 +344,11 @@ described! {
     "negative_cosine_similarity" => NegativeCosineSimilarity { dim, eps, reduction }
     "vicreg" => VicRegLoss { lambda_param, mu_param, nu_param, eps }
     "ssim" => SsimLoss {
-        window, window_size: Vec<i64> => as_slice, sigma: Vec<f64> => as_slice, data_range, k1, k2, eps, padding,
+        spatial_dims or none, window, window_size: Vec<i64> => as_slice, sigma: Vec<f64> => as_slice, data_range, k1, k2, eps, padding,
         form, scope, reduction,
     }
     "ms_ssim" => MsSsimLoss {
-        weights: Vec<f64> => as_slice, window, window_size: Vec<i64> => as_slice, sigma: Vec<f64> => as_slice,
+        spatial_dims or none, weights: Vec<f64> => as_slice, window, window_size: Vec<i64> => as_slice, sigma: Vec<f64> => as_slice,
         data_range, k1, k2, scope, reduction,
     }
     "ms_ssim_l1" => MsSsimL1Loss { sigmas: Vec<f64> => as_slice, data_range, k1, k2, alpha, compensation, reduction }

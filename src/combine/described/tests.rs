@@ -88,6 +88,7 @@ fn every_option_of_every_loss_can_be_set_and_refused() {
         json!({"low": 0.5}),
         json!("squared"),
         json!("pixel"),
+        json!("diagonal"),
         json!("weight"),
         json!("zero"),
         json!("simple"),
@@ -181,7 +182,8 @@ fn losses_of_the_sources() -> BTreeMap<String, BTreeSet<String>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut paths = Vec::new();
     sources(&root, &mut paths);
-    let region = fs::read_to_string(root.join("segmentation/region.rs")).unwrap();
+    let shared = ["activation", "region"].map(|file| fs::read_to_string(root.join(format!("segmentation/{file}.rs"))));
+    let region = shared.map(Result::unwrap).concat();
     let mut losses = BTreeMap::new();
     for path in paths {
         let source = fs::read_to_string(path).unwrap();
@@ -192,7 +194,7 @@ fn losses_of_the_sources() -> BTreeMap<String, BTreeSet<String>> {
             }
             let methods = block(&source, &format!("\nimpl {name} {{\n")).unwrap_or_default();
             let mut options = setters(methods);
-            for shared in ["region_options", "score_options"] {
+            for shared in ["activation_options", "region_options", "score_options"] {
                 if methods.contains(&format!("{shared}!(")) {
                     options.extend(setters(block(&region, &format!("macro_rules! {shared} ")).unwrap()));
                 }

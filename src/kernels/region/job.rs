@@ -106,25 +106,26 @@ impl<T: Element> Job<'_, T> {
         self.shape.blocks(task).map(move |pixels| Place { sample, pixels })
     }
 
-    /// The sums of a task; nothing where a class index is out of range.
+    /// The sums of a task; nothing where a class index, a share or a probability is out of range.
     pub(super) fn sum<M: Measure, const HARD: bool>(&self, task: usize) -> Option<Part> {
         let mut room = self.room();
         let mut part = Part { regions: vec![[0.0; 3]; self.shape.classes], entropy: 0.0, weight: 0.0 };
         for place in self.places(task) {
-            if !self.read_classes(&place, &mut room.classes) {
+            let right = self.read_classes(&place, &mut room.classes);
+            if !right || !self.sum_block::<M, HARD>(&place, &mut room, &mut part) {
                 return None;
             }
-            self.sum_block::<M, HARD>(&place, &mut room, &mut part);
         }
         Some(part)
     }
 
+    /// Adds the sums of a block up. Returns whether all of its numbers are in their range.
     pub(super) fn sum_block<M: Measure, const HARD: bool>(
         &self,
         place: &Place,
         room: &mut Room<T::Wide>,
         part: &mut Part,
-    ) {
+    ) -> bool {
         let length = place.pixels.len();
         if self.formula.activation == Activation::Softmax {
             self.softmax(place, room);
@@ -132,17 +133,18 @@ impl<T: Element> Job<'_, T> {
         if self.formula.entropy.is_some() {
             self.entropy::<HARD>(place, room, part);
         }
+        let mut right = true;
         for (class, totals) in part.regions.iter_mut().enumerate() {
             let share = self.share::<HARD>(place, class, &room.classes, &mut room.rows.target);
             let measure = M::default();
-            let sums = match self.formula.activation {
+            let (sums, in_range) = match self.formula.activation {
                 Activation::Softmax => {
                     let start = class * self.shape.block;
                     let input = Softmax(&room.exponentials[start..start + length], &room.inverse[..length]);
                     simd::run(RegionSums { input, share, length, measure })
                 }
                 Activation::None => {
-                    let input = Given(self.read(place, class, &mut room.rows.input));
+                    let input = Given(self.read(place, class, &mut room.rows.input), self.expected());
                     simd::run(RegionSums { input, share, length, measure })
                 }
                 Activation::Sigmoid => {
@@ -151,7 +153,15 @@ impl<T: Element> Job<'_, T> {
                 }
             };
             (0..3).for_each(|which| totals[which] += sums[which]);
+            right &= in_range;
         }
+        right
+    }
+
+    /// The range of inputs that have no activation.
+    fn expected(&self) -> [T::Wide; 2] {
+        let (start, end) = self.formula.expected.clone().into_inner();
+        [start, end].map(T::Wide::from_f64)
     }
 
     /// Adds the cross entropies of a block up, after its softmax.
@@ -291,7 +301,7 @@ impl<T: Element> Job<'_, T> {
                 if self.formula.activation == Activation::Sigmoid {
                     simd::run(Gradients { input: Sigmoid(input), share, slopes, gradient });
                 } else {
-                    simd::run(Gradients { input: Given(input), share, slopes, gradient });
+                    simd::run(Gradients { input: Given(input, self.expected()), share, slopes, gradient });
                 }
                 self.store(&place, class, gradient, output);
             }

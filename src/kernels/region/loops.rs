@@ -159,7 +159,8 @@ impl<W: Wide> Kernel<W> for Inverses<'_, W> {
     }
 }
 
-/// The sums over the regions of pixels: of the intersection, of the input's and of the target's.
+/// The sums over the regions of pixels: of the intersection, of the input's and of the target's. And whether all shares are in
+/// \[0, 1\] and all probabilities may be some.
 pub(super) struct RegionSums<P, S, M> {
     pub(super) input: P,
     pub(super) share: S,
@@ -174,40 +175,48 @@ where
     P: Probabilities<W>,
     M: Measure,
 {
-    type Result = [f64; 3];
+    type Result = ([f64; 3], bool);
 
     #[inline(always)]
-    fn run<R: LaneOf<W>>(self) -> [f64; 3] {
+    fn run<R: LaneOf<W>>(self) -> ([f64; 3], bool) {
         let mut sums = [[W::default(); LANES]; 3];
+        let mut wrong = false;
         for start in (0..self.length).step_by(LANES) {
             let group = start..self.length.min(start + LANES);
             let (input, share) = (self.input.part(group.clone()), self.share.part(group.clone()));
-            match group.len() {
+            wrong |= match group.len() {
                 // So many are a loop without a rest.
                 LANES => add::<W, R, P, M, HARD>(input.part(0..LANES), share.part(0..LANES), LANES, &mut sums),
                 length => add::<W, R, P, M, HARD>(input, share, length, &mut sums),
-            }
+            };
         }
         // Not `map`, which would not be compiled for the instruction set.
-        [total(sums[0]), total(sums[1]), total(sums[2])]
+        ([total(sums[0]), total(sums[1]), total(sums[2])], !wrong)
     }
 }
 
-/// Adds what `length` pixels contribute to the first of the sums.
+/// Adds what `length` pixels contribute to the first of the sums. Returns whether a number of them is out of its range.
 #[inline(always)]
 pub(super) fn add<W: Wide, R: LaneOf<W>, P: Probabilities<W>, M: Measure, const HARD: bool>(
     input: P,
     share: Share<W, HARD>,
     length: usize,
     sums: &mut [[W; LANES]; 3],
-) {
+) -> bool {
+    let (zero, one) = (R::of(0.0), R::of(1.0));
+    let mut wrong = false;
     for i in 0..length {
         let share = share.at::<R>(i);
-        let p = choose(share.counts, input.at::<R>(i).0, R::of(0.0));
+        let p = choose(share.counts, input.at::<R>(i).0, zero);
+        wrong |= input.is_strange(p);
+        if !HARD {
+            wrong |= !((share.value >= zero) & (share.value <= one));
+        }
         sums[0][i] = (R::new(sums[0][i]) + M::intersection(p, share).0).get();
         sums[1][i] = (R::new(sums[1][i]) + M::size(p).0).get();
         sums[2][i] = (R::new(sums[2][i]) + M::size(share.value).0).get();
     }
+    wrong
 }
 
 /// What the class of a logit adds to the cross entropy of each pixel.

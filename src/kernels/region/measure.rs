@@ -93,12 +93,8 @@ impl Measure for Squared {
 impl Measure for Minimum {
     #[inline(always)]
     fn intersection<R: Real, const HARD: bool>(p: R, share: PixelShare<R, HARD>) -> (R, R) {
-        let (zero, one) = (R::of(0.0), R::of(1.0));
-        if HARD {
-            return (share.of(p.at_most(one)), share.of(choose(p > one, zero, one)));
-        }
-        let t = share.value;
-        // Where both are the same, each has half of the gradient, as in PyTorch.
+        let (zero, one, t) = (R::of(0.0), R::of(1.0), share.value);
+        // Where both are the same, each has half of the gradient, as in PyTorch. With class indices too, whose shares are 0 or 1.
         let slope = choose(p > t, zero, choose(p == t, R::of(0.5), one));
         // NaN where either of them is.
         (choose(p >= t, t, choose(p < t, p, p + t)), slope)
@@ -116,10 +112,16 @@ pub(super) trait Probabilities<W>: Copy {
     fn part(self, pixels: Range<usize>) -> Self;
     /// The probability of a pixel, and its derivative by the pixel's input where it depends on nothing else.
     fn at<R: LaneOf<W>>(self, pixel: usize) -> (R, R);
+    /// Whether a number is none of the probabilities that were to be expected.
+    #[inline(always)]
+    fn is_strange<R: LaneOf<W>>(self, _: R) -> bool {
+        false
+    }
 }
 
+/// Numbers, and the range in which they are to be; NaN may be everywhere.
 #[derive(Clone, Copy)]
-pub(super) struct Given<'a, W>(pub(super) &'a [W]);
+pub(super) struct Given<'a, W>(pub(super) &'a [W], pub(super) [W; 2]);
 #[derive(Clone, Copy)]
 pub(super) struct Sigmoid<'a, W>(pub(super) &'a [W]);
 /// Exponentials and the inverse of their sum.
@@ -129,7 +131,13 @@ pub(super) struct Softmax<'a, W>(pub(super) &'a [W], pub(super) &'a [W]);
 impl<W: Wide> Probabilities<W> for Given<'_, W> {
     #[inline(always)]
     fn part(self, pixels: Range<usize>) -> Self {
-        Self(&self.0[pixels])
+        Self(&self.0[pixels], self.1)
+    }
+
+    #[inline(always)]
+    fn is_strange<R: LaneOf<W>>(self, number: R) -> bool {
+        let [least, most] = self.1.map(R::new);
+        (number < least) | (number > most)
     }
 
     #[inline(always)]

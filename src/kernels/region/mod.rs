@@ -10,7 +10,7 @@ mod measure;
 mod tests;
 
 use std::marker::PhantomData;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::OnceLock;
 
 use half::{bf16, f16};
@@ -41,6 +41,8 @@ pub(crate) struct Regional {
     pub(crate) measure: OverlapMeasure,
     /// The class index whose pixels, or the value in masks whose elements, count nothing.
     pub(crate) ignored: Option<i64>,
+    /// Where an input without an activation is expected to be.
+    pub(crate) expected: RangeInclusive<f64>,
     /// A cross entropy of the same softmax.
     pub(crate) entropy: Option<Entropy>,
 }
@@ -70,7 +72,8 @@ pub(crate) fn takes_region(input: &Tensor) -> bool {
 }
 
 /// The sums of `input`, `[N, C, d1, ...]`, and `target`, which holds 64-bit class indices or masks. Nothing where the
-/// engine does not take the call, which includes class indices out of range.
+/// engine does not take the call, which includes class indices out of range, masks that are not in \[0, 1\] and inputs that are
+/// not where they are expected.
 ///
 /// `composite` computes, with differentiable operations, those sums that have a gradient: the intersections, the
 /// input's regions, the cross entropy where there is one.
@@ -240,7 +243,7 @@ impl<'a, T: Element> Pass<'a, T> {
         Job { formula: self.formula, shape: self.shape, input: elements(&self.input), target }
     }
 
-    /// The sums; nothing where a class index is out of range.
+    /// The sums; nothing where a class index, a share or a probability is out of range.
     fn f_sums(&self) -> Result<Option<Totals>, LossError> {
         let (job, shape) = (self.job(), self.shape);
         let parts: Vec<OnceLock<Option<Part>>> = (0..shape.tasks()).map(|_| OnceLock::new()).collect();

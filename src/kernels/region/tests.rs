@@ -6,6 +6,7 @@ use crate::{
 };
 
 const MEASURES: [OverlapMeasure; 3] = [OverlapMeasure::Product, OverlapMeasure::Squared, OverlapMeasure::Minimum];
+const ANYWHERE: RangeInclusive<f64> = f64::NEG_INFINITY..=f64::INFINITY;
 const ACTIVATIONS: [Activation; 3] = [Activation::None, Activation::Sigmoid, Activation::Softmax];
 /// One pixel, one class, blocks with and without a rest, several tasks, more classes than fit a block.
 const SHAPES: [[i64; 4]; 9] = [
@@ -148,7 +149,7 @@ fn the_sums_and_their_gradient_are_as_defined() {
                 let single = size[1] == 1 && activation == Activation::Softmax;
                 let input = input(&size, activation);
                 for measure in MEASURES.into_iter().filter(|_| !single || ignored.is_none()) {
-                    let formula = Regional { activation, measure, ignored, entropy: None };
+                    let formula = Regional { activation, measure, ignored, expected: ANYWHERE, entropy: None };
                     assert_as_defined(&formula, &input, &target);
                 }
             }
@@ -167,7 +168,11 @@ fn so_is_the_cross_entropy() {
             for weight in [None, Some(Vec::try_from(uniform(&size[1..2], Kind::Double)).unwrap())] {
                 let entropy = Some(Entropy { weight });
                 let (activation, measure) = (Activation::Softmax, OverlapMeasure::Product);
-                assert_as_defined(&Regional { activation, measure, ignored, entropy }, &input, &target);
+                assert_as_defined(
+                    &Regional { activation, measure, ignored, expected: ANYWHERE, entropy },
+                    &input,
+                    &target,
+                );
             }
         }
     }
@@ -177,8 +182,13 @@ fn so_is_the_cross_entropy() {
 fn any_layout_is_taken() {
     let size = [2, 4, 6, 5];
     for (target, ignored) in targets(&size) {
-        let formula =
-            Regional { activation: Activation::Softmax, measure: OverlapMeasure::Product, ignored, entropy: None };
+        let formula = Regional {
+            activation: Activation::Softmax,
+            measure: OverlapMeasure::Product,
+            ignored,
+            expected: ANYWHERE,
+            entropy: None,
+        };
         let layouts = [
             randn([2, 4, 5, 6]).transpose(2, 3),
             randn([2, 6, 5, 4]).permute([0, 3, 1, 2]),
@@ -199,7 +209,7 @@ fn equal_probabilities_and_shares_divide_the_gradient_as_in_pytorch() {
     let size = [1, 2, 4, 5];
     let masks = randint(2, size).to_kind(Kind::Double);
     let (activation, measure) = (Activation::None, OverlapMeasure::Minimum);
-    let formula = Regional { activation, measure, ignored: None, entropy: None };
+    let formula = Regional { activation, measure, ignored: None, expected: ANYWHERE, entropy: None };
     assert_as_defined(&formula, &masks, &masks.copy());
 }
 
@@ -210,7 +220,13 @@ fn a_result_does_not_depend_on_the_number_of_threads() {
     for (target, ignored) in [(classes(&size), None), (uniform(&size, Kind::Float), None)] {
         let input = input(&size, Activation::Softmax).to_kind(Kind::Float);
         let entropy = Some(Entropy { weight: None });
-        let formula = Regional { activation: Activation::Softmax, measure: OverlapMeasure::Product, ignored, entropy };
+        let formula = Regional {
+            activation: Activation::Softmax,
+            measure: OverlapMeasure::Product,
+            ignored,
+            expected: ANYWHERE,
+            entropy,
+        };
         let results = [1, 2, 3, 8].map(|threads| {
             tch::set_num_threads(threads);
             fused(&formula, &input, &target).unwrap()
@@ -230,8 +246,13 @@ fn a_class_out_of_range_is_not_taken() {
         let target = classes(&size);
         let _ = target.get(0).get(2).get(3).fill_(wrong);
         for ignored in [None, Some(255)] {
-            let formula =
-                Regional { activation: Activation::None, measure: OverlapMeasure::Product, ignored, entropy: None };
+            let formula = Regional {
+                activation: Activation::None,
+                measure: OverlapMeasure::Product,
+                ignored,
+                expected: ANYWHERE,
+                entropy: None,
+            };
             let sums = f_region(formula, &uniform(&size, Kind::Float), &target, |_, _| Ok(vec![])).unwrap();
             assert!(sums.is_none(), "{wrong}");
         }

@@ -8,7 +8,7 @@ use tch_losses::{
 
 use crate::adapters::Equality::Close;
 use crate::adapters::{Adapter, Outcome, adapter, pair, with};
-use crate::arguments::{Arguments, EvalError, Numbers};
+use crate::arguments::{Argument, Arguments, EvalError, Numbers};
 
 #[rustfmt::skip]
 pub(in crate::adapters) const ADAPTERS: &[Adapter] = &[
@@ -129,8 +129,16 @@ pub(in crate::adapters) fn ssim_options(arguments: &mut Arguments) -> Result<Ssi
     Ok(with(loss, list(arguments, "kernel_sigma")?, |loss, sigma| loss.sigma(&sigma)))
 }
 
+/// How many dimensions the images have, beside samples and channels.
+fn image_dims(arguments: &mut Arguments) -> Result<usize, EvalError> {
+    let input = arguments.tensor("input")?;
+    let dims = input.dim().saturating_sub(2);
+    arguments.insert("input", Argument::Tensor(input));
+    Ok(dims)
+}
+
 fn ssim(arguments: &mut Arguments) -> Outcome {
-    let loss = ssim_options(arguments)?.eps(arguments.number("eps", 0.0)?);
+    let loss = ssim_options(arguments)?.eps(arguments.number("eps", 0.0)?).spatial_dims(image_dims(arguments)?);
     let loss = if arguments.boolean("reflect", false)? { loss.padding(SsimPadding::Reflect) } else { loss };
     let loss = if arguments.boolean("half", false)? { loss.form(SsimForm::Dissimilarity) } else { loss };
     let loss = if arguments.boolean("per_sample", false)? { loss.scope(SsimScope::Sample) } else { loss };
@@ -153,7 +161,7 @@ pub(in crate::adapters) fn ms_ssim_options(arguments: &mut Arguments, size: &str
 }
 
 fn ms_ssim(arguments: &mut Arguments) -> Outcome {
-    let loss = ms_ssim_options(arguments, "win_size")?;
+    let loss = ms_ssim_options(arguments, "win_size")?.spatial_dims(image_dims(arguments)?);
     let loss = if arguments.boolean("per_channel", false)? { loss.scope(MsSsimScope::Channel) } else { loss };
     pair(&loss, arguments)
 }

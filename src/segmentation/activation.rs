@@ -1,0 +1,183 @@
+//! What makes probabilities of an input, and what is looked at before.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use tch::Tensor;
+
+use crate::check::{self, Validity};
+use crate::kernels::{self, NumberOperations};
+use crate::{InvalidValues, LossError, numeric};
+
+/// What makes probabilities of the input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Activation {
+    /// The input holds probabilities. The default, where a number that is far from \[0, 1\] is an error: it is a logit. A loss that
+    /// is given this activation takes any numbers as they are.
+    #[default]
+    None,
+    /// A sigmoid of each element: classes that may overlap, or a single one.
+    Sigmoid,
+    /// A softmax over the classes: each pixel belongs to one of them. An error for a single class, whose softmax is always 1.
+    Softmax,
+}
+
+/// What was said about the activation of a loss.
+#[derive(Debug, Clone, Default)]
+pub(super) enum Activating {
+    /// Nothing: that of the sum that the loss is a part of, or else none.
+    #[default]
+    Unset,
+    /// One of those that there are.
+    Known(Activation),
+    /// A function of the user's own.
+    Other(OtherActivation),
+}
+
+/// A function that makes probabilities of an input.
+#[derive(Clone)]
+pub(super) struct OtherActivation(Arc<dyn Fn(&Tensor) -> Result<Tensor, LossError> + Send + Sync>);
+
+impl OtherActivation {
+    pub(super) fn new(function: impl Fn(&Tensor) -> Result<Tensor, LossError> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(function))
+    }
+}
+
+impl fmt::Debug for OtherActivation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a function")
+    }
+}
+
+/// Numbers that may be probabilities, rounded or interpolated: a little beyond 0 and 1.
+const PROBABILITIES: RangeInclusive<f64> = -0.01..=1.01;
+const ANY: RangeInclusive<f64> = f64::NEG_INFINITY..=f64::INFINITY;
+
+impl Activating {
+    /// The activation that is left to do after [`f_prepare`](Self::f_prepare).
+    pub(super) fn activation(&self) -> Activation {
+        match self {
+            Self::Known(activation) => *activation,
+            Self::Unset | Self::Other(_) => Activation::None,
+        }
+    }
+
+    /// This one, or where nothing was said that one.
+    pub(super) fn or(&self, activation: Activation) -> Self {
+        match self {
+            Self::Unset => Self::Known(activation),
+            said => said.clone(),
+        }
+    }
+
+    /// Where an input is expected to be.
+    pub(super) fn expected(&self) -> RangeInclusive<f64> {
+        if matches!(self, Self::Unset) { PROBABILITIES } else { ANY }
+    }
+
+    /// The input, or what the user's function makes of it.
+    pub(super) fn f_prepare(&self, input: &Tensor) -> Result<Tensor, LossError> {
+        let Self::Other(OtherActivation(function)) = self else { return Ok(input.shallow_clone()) };
+        let result = function(&input.f_to_kind(numeric::wide_kind(input)?)?)?;
+        let argument = ("other_act(input)", &result);
+        check::devices(&[("input", input), argument])?;
+        check::floating(argument)?;
+        check::same_shape(argument, ("input", input))?;
+        Ok(result.f_to_kind(numeric::wide_kind(input)?)?)
+    }
+
+    /// The probabilities of an `input` in single precision at least, and whether they may be some.
+    pub(super) fn f_probabilities(&self, input: &Tensor, mode: InvalidValues) -> Result<(Tensor, Validity), LossError> {
+        f_check_softmax(self.activation(), input)?;
+        let validity = f_check_input(input, self.expected(), mode)?;
+        Ok((f_activate(&self.f_prepare(input)?, self.activation(), None)?, validity))
+    }
+}
+
+/// A softmax of a single class is 1 whatever the logits are: nothing is learnt from it.
+pub(super) fn f_check_softmax(activation: Activation, input: &Tensor) -> Result<(), LossError> {
+    let single = activation == Activation::Softmax && input.size().get(1) == Some(&1);
+    check::option("activation", "Softmax", !single, "Sigmoid for an input of a single class")
+}
+
+/// Looks whether all numbers of an input are in `expected`, or NaN, which the loss then is. Not on CUDA, where that would wait for
+/// the device, unless the loss becomes NaN.
+pub(super) fn f_check_input(
+    input: &Tensor,
+    expected: RangeInclusive<f64>,
+    mode: InvalidValues,
+) -> Result<Validity, LossError> {
+    let waits = input.device().is_cuda() && mode == InvalidValues::Error;
+    if expected == ANY || waits || kernels::scan_range(input, expected.clone()) == Some(true) {
+        return Ok(Validity::CHECKED);
+    }
+    let input = input.f_detach()?;
+    let valid = input.f_clamp_number(*expected.start(), *expected.end())?.f_eq_tensor(&input)?;
+    let valid = valid.f_logical_or(&input.f_isnan()?)?;
+    Validity::f_new(("input", &input), valid, || "probabilities in [0, 1], or an activation".into(), mode)
+}
+
+/// Looks whether all masks hold shares. Those elements that are ignored are 0 in `masks` already.
+pub(super) fn f_check_masks(masks: &Tensor, ignored: Option<i64>, mode: InvalidValues) -> Result<Validity, LossError> {
+    let expected = match ignored {
+        Some(ignored) => format!("values in [0, 1], or ignore_index {ignored}"),
+        None => "values in [0, 1]".to_owned(),
+    };
+    check::f_in_range(("target", masks), 0.0..=1.0, &expected, mode)
+}
+
+/// The loss, NaN where one of the arguments is not valid.
+pub(super) fn f_poison(loss: Tensor, validity: &[Validity]) -> Result<Tensor, LossError> {
+    validity.iter().try_fold(loss, |loss, validity| validity.f_poison(&loss, false))
+}
+
+/// The probabilities, 0 where they are ignored. `ignored` is a mask of elements, or with one class a mask of pixels.
+pub(super) fn f_activate(
+    input: &Tensor,
+    activation: Activation,
+    ignored: Option<&Tensor>,
+) -> Result<Tensor, LossError> {
+    let f_softmax = |input: &Tensor| input.f_softmax(1, input.f_kind()?);
+    let Some(ignored) = ignored else {
+        return Ok(match activation {
+            Activation::None => input.shallow_clone(),
+            Activation::Sigmoid => input.f_sigmoid()?,
+            Activation::Softmax => f_softmax(input)?,
+        });
+    };
+    // What an ignored logit holds must not matter, not even where it is NaN: so it is masked before the activation.
+    Ok(match activation {
+        Activation::None => input.f_masked_fill_number(ignored, 0)?,
+        Activation::Sigmoid => input.f_masked_fill_number(ignored, f64::NEG_INFINITY)?.f_sigmoid()?,
+        Activation::Softmax if ignored.size()[1] == 1 => {
+            f_softmax(&input.f_masked_fill_number(ignored, 0)?)?.f_masked_fill_number(ignored, 0)?
+        }
+        Activation::Softmax => f_softmax(input)?.f_masked_fill_number(ignored, 0)?,
+    })
+}
+
+/// The options of what makes probabilities. `$place` leads to the [`Activating`].
+macro_rules! activation_options {
+    ($($place:ident).+) => {
+        /// Sets what makes probabilities of the input. Nothing by default: then the input holds them, and a number far from
+        /// \[0, 1\] is an error. With [`Activation::None`](crate::Activation::None) all numbers are taken as they are.
+        pub fn activation(mut self, activation: crate::Activation) -> Self {
+            self.$($place).+ = crate::segmentation::activation::Activating::Known(activation);
+            self
+        }
+
+        /// Sets a function that makes probabilities of the input, in place of an activation. It gets the input, `f16` and `bf16`
+        /// as `f32`, and its result, of the same shape, is taken as it is. It cannot be described in data. None by default.
+        pub fn other_act<F>(mut self, other_act: F) -> Self
+        where
+            F: Fn(&tch::Tensor) -> Result<tch::Tensor, crate::LossError> + Send + Sync + 'static,
+        {
+            let function = crate::segmentation::activation::OtherActivation::new(other_act);
+            self.$($place).+ = crate::segmentation::activation::Activating::Other(function);
+            self
+        }
+    };
+}
+pub(super) use activation_options;
