@@ -148,6 +148,25 @@
 //! adds several up. With the feature `serde`, `AnyLoss` is one that is described in data such as TOML or JSON. The
 //! losses that are means have a method `f_parts`, which gives numerator and denominator apart: [`MeanParts`].
 //!
+//! # What is different from PyTorch in every loss
+//!
+//! A page says under "Differences from PyTorch" what its loss does differently. What holds for all of them is said here, once:
+//!
+//! | | PyTorch | here |
+//! |---|---|---|
+//! | half precision | sums and exponentials in `f16` and `bf16` where the operation has such a kernel: they overflow and lose digits | computed in `f32` and rounded once, in value and gradient |
+//! | weights of another floating kind | an error, or a promotion of the loss | converted to the kind that the loss is computed in |
+//! | targets of class indices | `i64` and `u8` | every integer kind; one that is out of range is an error on CUDA too, or NaN with [`InvalidValues::Nan`] |
+//! | masks and soft targets | any number | outside \[0, 1\] an error, where a formula needs that: a mask of 0 and 255 is no mask of 0 and 1 |
+//! | classes masked by −∞ or by the least number of the kind | NaN where 0 · ∞ is met | without a share in the target they cost 0, with gradient 0 |
+//! | confident predictions | 1 − p loses digits | computed from the other classes, or from the sigmoid of the other sign |
+//! | NaN in an argument | may vanish in a comparison | NaN in the loss and in the gradients that depend on it |
+//! | the length of an embedding of zeros | slopes of up to 10¹² | slope 0 |
+//! | `create_graph` | may take another path, with other rounding | the first gradient is the same number, whatever is asked for next |
+//! | sparse, nested and opaque tensors | sometimes computed | an error that names the argument |
+//! | targets that are changed after the forward pass, past autograd's eyes | read and written beside the memory | the gradient is that of the targets that were checked |
+//! | shapes that broadcast by accident | a warning or silence | an error, unless `broadcast(true)` |
+//!
 //! On the CPU many of them are computed by a fused engine, value and gradient in one pass over memory. [`Backend`] says how to
 //! have PyTorch's tensor operations instead, and that a build without optimisation (`opt-level` 0 or 1) has them by default.
 //!
