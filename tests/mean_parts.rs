@@ -424,6 +424,9 @@ fn a_mean_over_no_batch_is_what_was_asked_for() {
                 for backend in [Backend::Auto, Backend::Composite] {
                     with_backend(backend, || {
                         let name = format!("{description} in {kind:?}, {backend:?}");
+                        let default = mean.f_forward(&no_input, &no_target).unwrap().double_value(&[]);
+                        let zero = name.contains("_box_iou");
+                        assert!(if zero { default == 0.0 } else { default.is_nan() }, "{name}: {default} by default");
                         check_nothing(&name, |rule, input| mean.when_empty_of(rule, input, &no_target), &no_input);
                         let plain = mean.f_forward(&input, &target).unwrap();
                         for rule in [WhenEmpty::Zero, WhenEmpty::Error] {

@@ -28,6 +28,8 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, check};
 /// * `weight`, `pos_weight`: any that broadcasts to that of `input`; `[C]` is one weight per label for `[N, C]`
 /// * result: scalar, or `[*]` with [`MultiLabelReduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `timm.loss.AsymmetricLossMultiLabel` of timm 1.0.31; Ridnik et al., Asymmetric Loss for Multi-Label Classification,

@@ -26,6 +26,8 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 /// * `target`: the same without C, of any integer kind
 /// * result: scalar, or that of `target` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `timm.loss.AsymmetricLossSingleLabel` of timm 1.0.31; Ridnik et al., Asymmetric Loss for Multi-Label Classification,

@@ -26,6 +26,8 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 /// * `weight`: any that broadcasts to that of `input`
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `torch.nn.BCELoss` and `torch.nn.functional.binary_cross_entropy` of PyTorch 2.13.

@@ -28,6 +28,8 @@ use crate::{Loss, LossError, MeanOver, MeanParts, MultiLabelReduction, Reduction
 /// * `weight`, `pos_weight`: any that broadcasts to that of `input`; `[C]` is one weight per label for `[N, C]`
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `torch.nn.BCEWithLogitsLoss` and `torch.nn.functional.binary_cross_entropy_with_logits` of PyTorch 2.13.

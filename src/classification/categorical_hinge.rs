@@ -25,6 +25,8 @@ use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_
 ///   numbers
 /// * result: scalar, or the input's shape without C with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// The definition of `keras.losses.CategoricalHinge` of Keras 3.

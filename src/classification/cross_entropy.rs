@@ -38,6 +38,8 @@ use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_
 /// * `weight`: `[C]`
 /// * result: scalar, or the input's shape without C with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `torch.nn.CrossEntropyLoss` and `torch.nn.functional.cross_entropy` of PyTorch 2.13. It also is

@@ -22,6 +22,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// * `target`: that of `input`, of any kind of real numbers
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// The definitions of `keras.losses.Hinge` and, with `p(2)`, `keras.losses.SquaredHinge` of Keras 3.

@@ -27,6 +27,8 @@ use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, MeanParts, check};
 ///   themselves, of a floating kind, for class probabilities. Only its first N rows are looked at
 /// * result: scalar
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `timm.loss.JsdCrossEntropy` of timm 1.0.31; Hendrycks et al., AugMix, <https://arxiv.org/abs/1912.02781>.

@@ -27,6 +27,8 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 ///   a batch `[]` and `[1]` are the same
 /// * result: scalar, or `[N]` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `torch.nn.MultiLabelMarginLoss` and `torch.nn.functional.multilabel_margin_loss` of PyTorch 2.13.

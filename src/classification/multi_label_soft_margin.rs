@@ -26,6 +26,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// * `weight`: any that broadcasts to that of `input`; `[C]` is one weight per class
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `torch.nn.MultiLabelSoftMarginLoss` and `torch.nn.functional.multilabel_soft_margin_loss` of PyTorch 2.13.

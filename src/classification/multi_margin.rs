@@ -24,6 +24,8 @@ use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, numer
 /// * `weight`: `[C]`, of the input's kind
 /// * result: scalar, or that of `target` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `torch.nn.MultiMarginLoss` and `torch.nn.functional.multi_margin_loss` of PyTorch 2.13.

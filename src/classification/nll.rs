@@ -24,6 +24,8 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 /// * `weight`: `[C]`, of the input's kind
 /// * result: scalar, or the input's shape without C with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `torch.nn.NLLLoss` and `torch.nn.functional.nll_loss` of PyTorch 2.13.

@@ -31,6 +31,8 @@ use crate::{InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduction, nume
 /// * `alpha` for each class, `weight`: `[C]`
 /// * result: scalar, or that of `input` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `segmentation_models_pytorch.losses.FocalLoss`, multiclass, of segmentation-models-pytorch 0.6. Lin et al., *Focal

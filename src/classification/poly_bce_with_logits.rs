@@ -26,6 +26,8 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, check};
 /// * `target`: that of `input`, of any kind of real numbers
 /// * result: scalar, or `[*]` with [`MultiLabelReduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `timm.loss.PolyBinaryCrossEntropy` of timm 1.0.31; Leng et al., PolyLoss, <https://arxiv.org/abs/2204.12511>.

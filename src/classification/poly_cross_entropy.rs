@@ -26,6 +26,8 @@ use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_
 ///   for class probabilities
 /// * result: scalar, or the input's shape without C with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `timm.loss.PolyCrossEntropy` of timm 1.0.31; Leng et al., PolyLoss, <https://arxiv.org/abs/2204.12511>.

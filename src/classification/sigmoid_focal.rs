@@ -55,6 +55,8 @@ pub enum FocalSoftTargets {
 ///   `[N, C, H, W]`
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `torchvision.ops.sigmoid_focal_loss` of torchvision 0.28, `kornia.losses.BinaryFocalLossWithLogits` and

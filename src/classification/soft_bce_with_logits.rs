@@ -31,6 +31,8 @@ use crate::{InvalidValues, Loss, LossError, MeanParts};
 /// * `weight`, `pos_weight`: any that broadcasts to that of `input`
 /// * result: scalar, or `[*]` with [`MultiLabelReduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `segmentation_models_pytorch.losses.SoftBCEWithLogitsLoss` of segmentation-models-pytorch 0.6.0 and

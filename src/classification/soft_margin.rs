@@ -20,6 +20,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// * `target`: that of `input`, with values 1 and −1, of any kind, used in the input's
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `torch.nn.SoftMarginLoss` and `torch.nn.functional.soft_margin_loss` of PyTorch 2.13.

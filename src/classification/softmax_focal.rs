@@ -42,6 +42,8 @@ use crate::{Backend, InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduct
 /// * `alpha` for each class, `weight`: `[C]`
 /// * result: scalar, or the input's shape without C with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `kornia.losses.FocalLoss` and `focal_loss` of kornia 0.9, and `monai.losses.FocalLoss` with `use_softmax` of

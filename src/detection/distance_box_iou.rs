@@ -25,6 +25,8 @@ use crate::{Loss, LossError, MeanParts, Reduction};
 /// * `weight`: any that broadcasts to `[*]`
 /// * result: scalar, or `[*]` with [`Reduction::None`]; the mean over no boxes is 0
 ///
+/// Over no boxes the mean is 0; [`when_empty`](Loss::when_empty) makes it NaN or an error.
+///
 /// # Reference
 ///
 /// `torchvision.ops.distance_box_iou_loss` of torchvision 0.28; Zheng et al., Distance-IoU Loss,

@@ -24,6 +24,8 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 /// * `target`: `[*]`, of any kind of real numbers
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// Li et al., Generalized Focal Loss, <https://arxiv.org/abs/2006.04388>, equation 6, with bins of width 1.

@@ -27,6 +27,8 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction, check};
 /// * `weight`: any that broadcasts to that of `input`
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// Li et al., Generalized Focal Loss, <https://arxiv.org/abs/2006.04388>, equation 5.

@@ -25,6 +25,8 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction, check};
 /// * `target`: that of `input`, of any kind of real numbers
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// Zhang et al., VarifocalNet, <https://arxiv.org/abs/2008.13367>, equation 2.

@@ -24,6 +24,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// * `target`: that of `input`
 /// * result: scalar, or `[*]` with [`KlDivReduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `torch.nn.KLDivLoss` and `torch.nn.functional.kl_div` of PyTorch 2.13.

@@ -28,6 +28,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// * `target`: that of `input`
 /// * result: scalar; with [`Reduction::None`] `[N]`, or `[N, C]` with [`MsSsimScope::Channel`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// One minus `monai.metrics.regression.compute_ms_ssim` (`MultiScaleSSIMMetric`) of MONAI 1.6.1. Wang, Simoncelli and Bovik,

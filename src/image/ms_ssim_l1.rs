@@ -27,6 +27,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// * `target`: that of `input`
 /// * result: scalar, or `[N, H, W]` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `kornia.losses.MS_SSIMLoss` of kornia 0.9.0; Zhao et al., *Loss Functions for Image Restoration with Neural

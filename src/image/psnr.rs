@@ -27,6 +27,8 @@ use crate::{Loss, LossError, MeanParts, MseLoss, Reduction, check};
 /// * `target`: that of `input`
 /// * result: scalar, or `[N]` with [`PsnrScope::Sample`] and [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `kornia.losses.PSNRLoss` and `psnr_loss` of kornia 0.9.0.

@@ -28,6 +28,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// * result: scalar; with [`Reduction::None`] `[N, C, …]` without the border that the window does not reach, or `[N]`
 ///   with [`SsimScope::Sample`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `monai.losses.SSIMLoss` of MONAI 1.6.1, with [`SsimScope::Sample`]; `kornia.losses.SSIMLoss`, `ssim_loss`,

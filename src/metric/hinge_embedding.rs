@@ -22,6 +22,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// * `target`: that of `input`, of any kind
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `torch.nn.HingeEmbeddingLoss` and `torch.nn.functional.hinge_embedding_loss` of PyTorch 2.13.

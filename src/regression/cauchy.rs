@@ -27,6 +27,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// * `target`, `weight`: that of `input`
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `kornia.losses.CauchyLoss` and `cauchy_loss` of kornia 0.9.0, for c = 1; there losses are not reduced by default.

@@ -26,6 +26,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// * `target`, `weight`: that of `input`
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `kornia.losses.CharbonnierLoss` and `charbonnier_loss` of kornia 0.9.0, for ε = 1; there losses are not reduced by

@@ -26,6 +26,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// * `target`, `weight`: that of `input`
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `torch.nn.L1Loss` and `torch.nn.functional.l1_loss` of PyTorch 2.13; the weight is that of the function.

@@ -26,6 +26,8 @@ use crate::{Loss, LossError, MeanParts, Reduction};
 /// * `target`, `weight`: that of `input`
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `keras.losses.LogCosh`. Keras takes the mean over the last dimension before it reduces: its mean is the same, its

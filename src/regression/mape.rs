@@ -25,6 +25,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// * `target`, `weight`: that of `input`
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `keras.losses.MeanAbsolutePercentageError`, with ε = 10⁻⁷. Keras takes the mean over the last dimension before it

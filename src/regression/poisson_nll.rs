@@ -27,6 +27,8 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 /// * `target`: that of `input`
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `torch.nn.PoissonNLLLoss` and `torch.nn.functional.poisson_nll_loss` of PyTorch 2.13.

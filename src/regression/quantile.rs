@@ -25,6 +25,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// * `target`, `weight`: `[*]`
 /// * result: scalar, or the input's shape with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// Koenker and Bassett, *Regression Quantiles*, 1978.

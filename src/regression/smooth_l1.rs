@@ -23,6 +23,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// * `target`: that of `input`
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `torch.nn.SmoothL1Loss` and `torch.nn.functional.smooth_l1_loss` of PyTorch 2.13; Girshick, *Fast R-CNN*, 2015,

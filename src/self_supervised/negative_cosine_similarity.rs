@@ -24,6 +24,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// * `target`: that of `input`
 /// * result: scalar, or the input's shape without that dimension with [`Reduction::None`]
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `lightly.loss.NegativeCosineSimilarity` of lightly 1.6.0; Chen and He, SimSiam, <https://arxiv.org/abs/2011.10566>.

@@ -61,6 +61,8 @@ impl LinearCrossEntropyConfig {
 /// The variables on the path are `linear.weight`, `[C·d₁·…·dₖ, D]`, and `linear.bias`, `[C·d₁·…·dₖ]`: the names of
 /// PyTorch's state dict. Their initial values are those of `torch.nn.Linear`.
 ///
+/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+///
 /// # Reference
 ///
 /// `torch.nn.LinearCrossEntropyLoss` of PyTorch 2.13.
