@@ -176,6 +176,13 @@ fn the_fuzzer_survives_what_its_calls_do_not() {
 }
 
 #[test]
+fn the_share_of_the_oracle_is_one() {
+    let output = parity(&["fuzz", "--oracle-share", "2"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("is no number from 0 to 1"), "{}", stderr(&output));
+}
+
+#[test]
 fn the_fuzzer_has_no_loss_of_that_name() {
     let output = parity(&["fuzz", "--filter", "no_such_loss"]);
     assert_eq!(output.status.code(), Some(2));

@@ -9,6 +9,9 @@ use super::random::Random;
 use super::tensors::{describe, is_floating, values};
 use super::{described, direct};
 
+/// The square of a larger number is out of the range of single precision, or nearly so.
+pub const LARGE: f64 = 1e15;
+
 /// A loss with its options, as a function of the tensors of the call; options that are tensors are of the kind.
 pub type Compute = Box<dyn Fn(&[Tensor], Kind) -> Result<Vec<Tensor>, LossError>>;
 /// Numerator and denominator of the mean.
@@ -37,6 +40,14 @@ pub struct Call {
     /// Whether a number is so large that its square or its product with others is out of the range of single precision.
     /// A very negative logit is none of these: it masks a class.
     pub extreme: bool,
+    /// Whether an argument has a number that is not finite.
+    pub infinite: bool,
+    /// Whether an argument behind the first one has an infinity: no target is one.
+    pub infinite_target: bool,
+    /// The largest number of the arguments and the options that is finite.
+    pub largest: f64,
+    /// Whether an embedding is so short, and not 0, that the slope of its unit vector multiplies every last digit.
+    pub steep: bool,
     /// Whether the results are put into words.
     pub shown: bool,
     /// Which derivatives are computed.
@@ -115,24 +126,35 @@ pub fn call(seed: u64, losses: &[&'static str]) -> Result<Call> {
     }
     // Not every layout can be joined with another; then both stay as they are.
     let _ = alias(&mut call, &mut random);
-    call.extreme = is_extreme(&call);
+    look_at_numbers(&mut call);
     call.seed = random.seed();
     call.keep_graph = random.chance(0.5);
     call.order = *random.pick(&[Order::First, Order::First, Order::CreateGraph, Order::Second, Order::Second]);
     Ok(call)
 }
 
-fn is_extreme(call: &Call) -> bool {
-    const LARGE: f64 = 1e15;
-    let of_option = ["e39", "e308"].iter().any(|large| call.description.contains(large));
-    let masks = described::takes_logits_of_classes(call.loss);
-    let mut arguments = call.arguments.iter().enumerate();
-    of_option
-        || arguments.any(|(position, (_, tensor))| {
-            let values = if tensor.defined() { values(tensor).unwrap_or_default() } else { Vec::new() };
-            let masks = masks && position == 0;
-            values.iter().any(|value| value.is_finite() && value.abs() > LARGE && !(masks && *value < 0.0))
-        })
+/// Whether the numbers of the arguments are such that backends may differ in more than rounding.
+fn look_at_numbers(call: &mut Call) {
+    const SHORT: f64 = 1e-9;
+    let of_embeddings = described::takes_embeddings(call.loss) || direct::takes_embeddings(call.loss);
+    let of_classes = described::takes_logits_of_classes(call.loss);
+    call.extreme = ["e39", "e308"].iter().any(|large| call.description.contains(large));
+    let words = call.description.split(|letter: char| !letter.is_ascii_alphanumeric() && !".-".contains(letter));
+    let numbers = words.filter_map(|word| word.parse::<f64>().ok()).map(f64::abs).filter(|number| *number < LARGE);
+    call.largest = numbers.fold(0.0, f64::max);
+    for (position, (_, tensor)) in call.arguments.iter().enumerate().filter(|(_, (_, tensor))| tensor.defined()) {
+        for number in values(tensor).unwrap_or_default() {
+            if !number.is_finite() {
+                call.infinite = true;
+                call.infinite_target |= position > 0 && number.is_infinite();
+                continue;
+            }
+            let masks = of_classes && position == 0 && number < 0.0;
+            call.extreme |= number.abs() > LARGE && !masks;
+            call.steep |= of_embeddings && number != 0.0 && number.abs() < SHORT;
+            call.largest = call.largest.max(number.abs());
+        }
+    }
 }
 
 /// Sometimes two arguments are one tensor, or share memory.

@@ -100,6 +100,18 @@ pub fn takes_logits_of_classes(loss: &str) -> bool {
     matches!(family(loss), Some(Family::Classes { .. } | Family::Splits)) || loss == "distillation"
 }
 
+/// Whether each element or pixel has a loss of its own, which the numbers of others do not change.
+pub fn is_local(loss: &str) -> bool {
+    use Family::{Classes, Elements, Quantiles, Sum};
+    matches!(family(loss), Some(Elements { .. } | Classes { .. } | Quantiles | Sum))
+        || ["margin_ranking", "gaussian_nll"].contains(&loss)
+}
+
+/// Whether the arguments are embeddings.
+pub fn takes_embeddings(loss: &str) -> bool {
+    matches!(family(loss), Some(Family::Embeddings | Family::Views))
+}
+
 /// The names of the losses that can be described.
 pub fn losses() -> impl Iterator<Item = &'static str> {
     AnyLoss::names()
@@ -152,6 +164,10 @@ pub fn call(loss: &'static str, intent: Intent, random: &mut Random) -> Result<C
         seed: 0,
         same: false,
         extreme: false,
+        infinite: false,
+        infinite_target: false,
+        largest: 0.0,
+        steep: false,
         shown: false,
         order: Order::First,
         keep_graph: false,
@@ -314,7 +330,7 @@ fn make(
             (draw(&shape, kind, Values::Real, random)?, target)
         }
         Family::Embeddings => {
-            let (rows, features) = (random.between(1, 9), random.between(1, 6));
+            let (rows, features) = (random.between(1, 9), if random.chance(0.1) { 1 } else { random.between(2, 6) });
             let labels = *random.pick(&[1, 2, 3, 3, 5]);
             let target = draw(&[rows], tensors::integer(random), Values::Classes(labels), random)?;
             (draw(&[rows, features], kind, Values::Real, random)?, target)

@@ -138,6 +138,9 @@ fn replay(seed: u64) -> Result<bool> {
     for finding in &verdict.findings {
         println!("\n{}: {}\n  {}", finding.class.name(), finding.class.meaning(), finding.detail);
     }
+    for reason in &verdict.expected {
+        println!("\nexpected: {reason}");
+    }
     println!("fuzz: 1 calls, {} findings", verdict.findings.len());
     Ok(verdict.findings.is_empty())
 }

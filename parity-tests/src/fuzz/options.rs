@@ -26,6 +26,7 @@ enum Type {
     LovaszClasses,
     Distance,
     EmbeddingReduction,
+    WordsOrNumber(Vec<String>),
     Tensor,
     Loss(Vec<String>),
     Unknown,
@@ -62,6 +63,7 @@ fn learn(loss: &str, option: &str) -> Type {
         _ if expected.starts_with("a list of numbers, or such") => Type::Tensor,
         _ if expected.contains("signal_to_noise") => Type::Distance,
         _ if expected.contains("low and high of a threshold") => Type::EmbeddingReduction,
+        _ if expected.starts_with('"') && expected.ends_with(" or a number") => Type::WordsOrNumber(words()),
         _ if expected.contains("\"present\"") => Type::LovaszClasses,
         _ if expected.starts_with("one of \"") => Type::Words(words()),
         _ if expected.starts_with("one of ") => {
@@ -144,6 +146,8 @@ fn value(loss: &str, option: &str, of: &Type, facts: &Facts, random: &mut Random
         },
         Type::Distance => distance(absurd, random),
         Type::EmbeddingReduction => embedding_reduction(absurd, random),
+        Type::WordsOrNumber(words) if random.chance(0.7) => Data::text(random.pick(words).clone()),
+        Type::WordsOrNumber(_) => Data::Number(if absurd { random.absurd() } else { random.uniform(0.5, 20.0) }),
         Type::Tensor => tensor(option, facts, absurd, random),
         Type::Loss(names) => {
             let name = random.pick(names).clone();
@@ -272,11 +276,16 @@ fn distance(absurd: bool, random: &mut Random) -> Data {
 }
 
 fn embedding_reduction(absurd: bool, random: &mut Random) -> Data {
-    match random.below(5) {
+    match random.below(7) {
         0 => Data::text("none"),
         1 => Data::text("mean"),
         2 => Data::text("mean_non_zero"),
         3 => Data::text("sum"),
+        4 => Data::text("per_anchor"),
+        5 => {
+            let of_anchors = *random.pick(&["none", "mean", "mean_non_zero", "sum"]);
+            Data::Map(vec![("per_anchor".into(), Data::text(of_anchors))])
+        }
         _ => {
             let mut bound = |name: &str| {
                 let number = if absurd { random.absurd() } else { random.uniform(0.0, 1.0) };

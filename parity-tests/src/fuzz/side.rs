@@ -83,7 +83,9 @@ fn f_gradients(
             products.push(output.shallow_clone());
             continue;
         }
-        let numbers: Vec<f64> = (0..output.numel()).map(|_| random.uniform(0.5, 1.5)).collect();
+        // Numbers that every kind has.
+        let number = |random: &mut Random| (random.uniform(0.5, 1.5) * 64.0).round() / 64.0;
+        let numbers: Vec<f64> = (0..output.numel()).map(|_| number(&mut random)).collect();
         let vector = Tensor::f_from_slice(&numbers)?.f_reshape(output.size())?.f_to_kind(output.kind())?;
         products.push(output.f_mul(&vector)?.f_sum(None)?);
     }

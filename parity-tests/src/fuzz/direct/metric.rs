@@ -2,11 +2,12 @@
 
 use anyhow::{Result, anyhow};
 use serde::Deserialize;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use tch_losses::{
     ArcFace, BatchTripletMarginLoss, CircleLoss, ContrastiveLoss, CosFace, CosineEmbeddingLoss, EmbeddingDistance,
-    EmbeddingLoss, GeneralizedLiftedStructureLoss, LossError, MarginRankingLoss, MultiSimilarityLoss, NtXentLoss,
-    ProxyAnchor, ProxyNca, SupConLoss, TripletMarginLoss, TripletMarginWithDistanceLoss,
+    EmbeddingLoss, EmbeddingPairs, GeneralizedLiftedStructureLoss, LiftedStructureLoss, LossError, MarginRankingLoss,
+    MultiSimilarityLoss, NtXentLoss, ProxyAnchor, ProxyNca, SupConLoss, TripletMarginLoss,
+    TripletMarginWithDistanceLoss,
 };
 
 use super::super::call::Compute;
@@ -28,6 +29,15 @@ pub const LOSSES: &[&str] = &[
     "nt_xent.with_references",
     "sup_con.with_references",
     "circle.with_references",
+    "lifted_structure.with_references",
+    "contrastive.of_pairs",
+    "batch_triplet_margin.of_pairs",
+    "generalized_lifted_structure.of_pairs",
+    "multi_similarity.of_pairs",
+    "nt_xent.of_pairs",
+    "sup_con.of_pairs",
+    "circle.of_pairs",
+    "lifted_structure.of_pairs",
     "arc_face",
     "cos_face",
     "proxy_anchor",
@@ -41,6 +51,7 @@ pub fn make(loss: &str, maker: &mut Maker) -> Result<Compute> {
         "triplet_margin" => triplet_margin(maker),
         "triplet_margin_with_distance" => triplet_margin_with_distance(maker),
         "arc_face" | "cos_face" | "proxy_anchor" | "proxy_nca" => class_vectors(loss, maker),
+        _ if loss.ends_with(".of_pairs") => of_pairs(loss, maker),
         _ => with_references(loss, maker),
     }
 }
@@ -85,7 +96,12 @@ fn triplet_margin_with_distance(maker: &mut Maker) -> Result<Compute> {
     let loss = TripletMarginWithDistanceLoss::new().margin(maker.number("margin", 1.0, 0.1, 3.0));
     let mut loss = loss.swap(maker.flag("swap")).reduction(maker.reduction());
     if maker.flag("distance_function") {
-        loss = loss.distance_function(|a, b| Ok(a.f_sub(b)?.f_abs()?.f_sum_dim_intlist(-1_i64, false, None)?));
+        loss = loss.distance_function(|a, b| {
+            let distances = a.f_sub(b)?.f_abs()?;
+            // A sum in half precision would overflow.
+            let wide = if distances.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+            Ok(distances.f_sum_dim_intlist(-1_i64, false, wide)?)
+        });
     }
     triplet(maker)?;
     Ok(Box::new(move |tensors, _| one(loss.f_forward(&tensors[0], &tensors[1], &tensors[2]))))
@@ -98,7 +114,8 @@ fn read<L: EmbeddingLoss + for<'de> Deserialize<'de> + 'static>(
     L::deserialize(options.clone()).map(|loss| Box::new(loss) as _).map_err(|error| error.to_string())
 }
 
-fn with_references(loss: &str, maker: &mut Maker) -> Result<Compute> {
+/// A loss of embeddings with random options, by the first part of its name.
+fn of_embeddings(loss: &str, maker: &mut Maker) -> Result<Result<Box<dyn EmbeddingLoss>, String>> {
     let name = loss.split('.').next().unwrap_or_default().to_owned();
     let facts = Facts {
         shape: vec![2, 2],
@@ -108,30 +125,72 @@ fn with_references(loss: &str, maker: &mut Maker) -> Result<Compute> {
         often: 0.3,
         absurd: if maker.intent.sensible { 0.02 } else { 0.3 },
     };
-    let Data::Map(mut fields) = options::describe(&name, &facts, &[], maker.random) else {
+    // That loss is one of triplets, which have no mean per anchor.
+    let fixed = [("reduction", Some(Data::text(*maker.random.pick(&["mean", "sum", "mean_non_zero"]))))];
+    let fixed = if name == "batch_triplet_margin" && maker.intent.sensible { &fixed[..] } else { &[] };
+    let Data::Map(mut fields) = options::describe(&name, &facts, fixed, maker.random) else {
         return Err(anyhow!("a description has fields"));
     };
     fields.retain(|(field, _)| field != "loss");
     let options = Data::Map(fields);
     maker.words.push(options.to_string());
+    Ok(match name.as_str() {
+        "contrastive" => read::<ContrastiveLoss>(&options),
+        "batch_triplet_margin" => read::<BatchTripletMarginLoss>(&options),
+        "generalized_lifted_structure" => read::<GeneralizedLiftedStructureLoss>(&options),
+        "lifted_structure" => read::<LiftedStructureLoss>(&options),
+        "multi_similarity" => read::<MultiSimilarityLoss>(&options),
+        "nt_xent" => read::<NtXentLoss>(&options),
+        "sup_con" => read::<SupConLoss>(&options),
+        _ => read::<CircleLoss>(&options),
+    })
+}
+
+fn with_references(loss: &str, maker: &mut Maker) -> Result<Compute> {
+    let built = of_embeddings(loss, maker)?;
     let (rows, references, features) =
         (maker.random.between(1, 6), maker.random.between(1, 6), maker.random.between(1, 5));
     maker.argument("embeddings", &[rows, features], Values::Real)?;
     maker.classes("labels", &[rows], 3)?;
     maker.argument("ref_emb", &[references, features], Values::Real)?;
     maker.classes("ref_labels", &[references], 3)?;
-    let built = match name.as_str() {
-        "contrastive" => read::<ContrastiveLoss>(&options),
-        "batch_triplet_margin" => read::<BatchTripletMarginLoss>(&options),
-        "generalized_lifted_structure" => read::<GeneralizedLiftedStructureLoss>(&options),
-        "multi_similarity" => read::<MultiSimilarityLoss>(&options),
-        "nt_xent" => read::<NtXentLoss>(&options),
-        "sup_con" => read::<SupConLoss>(&options),
-        _ => read::<CircleLoss>(&options),
-    };
     Ok(Box::new(move |tensors, _| match &built {
         Ok(loss) => one(loss.f_forward_with(&tensors[0], &tensors[1], &tensors[2], &tensors[3])),
         Err(message) => Err(unreadable(message)),
+    }))
+}
+
+/// Of pairs or triplets that are named, with references or without.
+fn of_pairs(loss: &str, maker: &mut Maker) -> Result<Compute> {
+    let built = of_embeddings(loss, maker)?;
+    let (rows, features) = (maker.random.between(1, 6), maker.random.between(2, 5));
+    let (references, triplets) = (maker.flag("references"), maker.flag("triplets"));
+    let others = if references { maker.random.between(1, 6) } else { rows };
+    let (positives, negatives) = (maker.random.between(0, 5), maker.random.between(0, 5));
+    maker.argument("embeddings", &[rows, features], Values::Real)?;
+    maker.classes("anchors", &[positives], rows)?;
+    maker.classes("positives", &[positives], others)?;
+    let negatives = if triplets { positives } else { negatives };
+    maker.classes("anchors of negatives", &[negatives], rows)?;
+    maker.classes("negatives", &[negatives], others)?;
+    if maker.intent.sensible && others > 1 {
+        // No positive is a negative.
+        let half = others / 2;
+        maker.arguments[2].1 = maker.arguments[2].1.f_remainder(half)?;
+        maker.arguments[4].1 = maker.arguments[4].1.f_remainder(others - half)?.f_add_scalar(half)?;
+    }
+    if references {
+        maker.argument("ref_emb", &[others, features], Values::Real)?;
+    }
+    Ok(Box::new(move |t, _| {
+        let pairs = match triplets {
+            true => EmbeddingPairs::triplets(&t[1], &t[2], &t[4]),
+            false => EmbeddingPairs::pairs(&t[1], &t[2], &t[3], &t[4]),
+        };
+        match &built {
+            Ok(loss) => one(loss.f_forward_pairs(&t[0], &pairs, references.then(|| &t[5]))),
+            Err(message) => Err(unreadable(message)),
+        }
     }))
 }
 
@@ -141,7 +200,7 @@ fn unreadable(message: &str) -> LossError {
 
 fn class_vectors(loss: &str, maker: &mut Maker) -> Result<Compute> {
     let (rows, features, classes) =
-        (maker.random.between(1, 6), maker.random.between(1, 5), maker.random.between(1, 5));
+        (maker.random.between(1, 6), maker.random.between(2, 5), maker.random.between(1, 5));
     let margin = maker.number("margin", 0.4, 0.0, 1.0);
     let scale = maker.number("scale", 8.0, 0.5, 64.0);
     let reduction = maker.embedding_reduction();

@@ -20,6 +20,11 @@ pub fn losses() -> impl Iterator<Item = &'static str> {
     FAMILIES.into_iter().flatten().copied()
 }
 
+/// Whether the arguments are embeddings.
+pub fn takes_embeddings(loss: &str) -> bool {
+    metric::LOSSES.contains(&loss) || ["clip", "siglip"].contains(&loss)
+}
+
 /// A call of one of them; none for another name.
 pub fn call(loss: &'static str, intent: Intent, random: &mut Random) -> Option<Result<Call>> {
     let kind = tensors::floating(random);
@@ -62,6 +67,10 @@ impl Maker<'_> {
             seed: 0,
             same: false,
             extreme: false,
+            infinite: false,
+            infinite_target: false,
+            largest: 0.0,
+            steep: false,
             shown: false,
             order: Order::First,
             keep_graph: false,
