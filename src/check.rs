@@ -193,6 +193,13 @@ pub(crate) fn not_negative(name: &'static str, value: f64) -> Result<(), LossErr
     option(name, value, (0.0..=1e37).contains(&value), "a number in [0, 1e37]")
 }
 
+/// The option is a number of the kind that a loss of `input` is computed in, at least single precision: libtorch takes no
+/// other. Infinity and NaN are such numbers.
+pub(crate) fn fits(name: &'static str, value: f64, input: &Tensor) -> Result<(), LossError> {
+    let fits = !value.is_finite() || value.abs() <= f64::from(f32::MAX) || input.f_kind()? == Kind::Double;
+    option(name, value, fits, "a number that single precision holds")
+}
+
 /// The dimension of the classes: the only one, or the second.
 pub(crate) fn class_dim(input: &Tensor) -> Result<usize, LossError> {
     match input.dim() {

@@ -36,7 +36,7 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// # Errors
 ///
 /// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for an input of
-/// booleans or complex numbers.
+/// booleans or complex numbers, [`LossError::Option`] for a margin that the kind of the computation does not hold.
 ///
 /// # Example
 ///
@@ -103,6 +103,7 @@ impl Loss for HingeEmbeddingLoss {
         check::not_boolean(("input", input))?;
         real(("input", input))?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
+        check::fits("margin", self.margin, input)?;
         let (margin, reduction) = (self.margin, self.reduction);
         f_pointwise(Formula { margin }, [input, target], reduction, move |[input, target]| {
             let loss = input.f_hinge_embedding_loss(target, margin, reduction.into())?;

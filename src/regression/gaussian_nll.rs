@@ -40,7 +40,8 @@ use crate::{InvalidValues, LossError, MeanParts, Reduction};
 ///
 /// [`LossError::Shape`] or [`LossError::Device`] for arguments that do not fit together, [`LossError::Kind`] for a
 /// variance that is not of a floating kind, [`LossError::Value`] for a negative one. On CUDA looking for a negative
-/// variance waits for the device, as in PyTorch; [`invalid_values`](Self::invalid_values) avoids that.
+/// variance waits for the device, as in PyTorch; [`invalid_values`](Self::invalid_values) avoids that. [`LossError::Option`]
+/// for an `eps` that the kind of the computation does not hold.
 ///
 /// # Example
 ///
@@ -151,6 +152,7 @@ impl GaussianNllLoss {
         var: impl Into<Variance<'a>>,
     ) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
+        check::fits("eps", self.eps, input)?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
         check::not_boolean(("input", input))?;
         real(("input", input))?;

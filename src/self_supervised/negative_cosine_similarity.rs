@@ -39,7 +39,7 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Option`] for a dimension that the input does not have.
+/// [`LossError::Option`] for a dimension that the input does not have, or an `eps` that is no number ≥ 0.
 ///
 /// # Example
 ///
@@ -101,7 +101,12 @@ impl Default for NegativeCosineSimilarity {
 impl Loss for NegativeCosineSimilarity {
     crate::option_tensors::with_tensors!(none);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::not_negative("eps", self.eps)
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        self.f_check_options()?;
         views(("input", input), ("target", target))?;
         let rank = input.dim() as i64;
         let expected = format!("a dimension of input, which has {rank}");
