@@ -294,6 +294,21 @@ pub(crate) fn f_in_range(
     Validity::f_new((argument, &tensor), valid, || expected.to_owned(), mode)
 }
 
+/// Log-probabilities are at most 0, up to rounding.
+const LARGEST_LOG_PROB: f64 = 1e-3;
+
+/// Looks for numbers that are no log-probabilities because they are above 0, as raw logits are. NaN is none of them.
+pub(crate) fn f_log_probs((argument, tensor): Named, mode: InvalidValues) -> Result<Validity, LossError> {
+    let range = f64::NEG_INFINITY..=LARGEST_LOG_PROB;
+    if mode == InvalidValues::Error && kernels::scan_range(tensor, range) == Some(true) {
+        return Ok(Validity::CHECKED);
+    }
+    let tensor = tensor.f_detach()?;
+    let valid = tensor.f_gt_number(LARGEST_LOG_PROB)?.f_logical_not()?;
+    let expected = || "log-probabilities, which are at most 0: apply log_softmax before".to_owned();
+    Validity::f_new((argument, &tensor), valid, expected, mode)
+}
+
 /// Where the values of an argument are valid, and what to do where they are not.
 ///
 /// Only needed where [`InvalidValues::Nan`] was asked for: then `valid` says which elements to trust.
@@ -331,6 +346,12 @@ impl Validity {
     /// Where whole rows are valid: all of their elements, along the last dimension.
     pub(crate) fn f_rows(self) -> Result<Validity, LossError> {
         let valid = self.valid.map(|valid| valid.f_all_dim(-1, false)).transpose()?;
+        Ok(Validity { valid })
+    }
+
+    /// Where all elements along `dim` are.
+    pub(crate) fn f_all_along(self, dim: i64) -> Result<Validity, LossError> {
+        let valid = self.valid.map(|valid| valid.f_all_dim(dim, false)).transpose()?;
         Ok(Validity { valid })
     }
 

@@ -76,6 +76,21 @@ pub const DIFFERENCES: &[Difference] = &[
         reason: "class indices may be of any integer kind",
     },
     Difference {
+        cases: &[
+            "torch.nn.CrossEntropyLoss/better_weights/",
+            "torch.nn.NLLLoss/better_weights/",
+            "torch.nn.NLLLoss/module_db_reject/",
+            "torch.nn.MultiMarginLoss/better_weights/",
+        ],
+        rule: Rule::Accepts,
+        reason: "class weights may be of any floating kind",
+    },
+    Difference {
+        cases: &["torch.nn.CrossEntropyLoss/better_masks/", "torch.nn.KLDivLoss/better_masks/"],
+        rule: Rule::Finite,
+        reason: "a class that is masked by -inf and has no share of the target costs nothing, and not 0 * inf",
+    },
+    Difference {
         cases: &["torch.nn.MultiLabelMarginLoss/reject/", "torch.nn.functional.multilabel_margin_loss/reject/"],
         rule: Rule::RejectsOnCuda,
         reason: "for a class out of range PyTorch reads and writes beside the scores",

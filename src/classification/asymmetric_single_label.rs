@@ -36,6 +36,8 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 /// # Differences from timm
 ///
 /// * timm's `eps` is the label smoothing here.
+/// * A class that is masked, by −∞ or by a huge negative number, and is not the target costs nothing; timm's loss is
+///   NaN.
 /// * Exponents below 1 have finite gradients; timm's are NaN where a probability rounds to 0 or 1.
 ///
 /// # Errors

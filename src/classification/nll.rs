@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use crate::check::{self, ClassIndices};
+use crate::check::{self, ClassIndices, Validity};
 use crate::mean_parts::{f_wide, f_wide_option};
 use crate::numeric::f_widely;
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
@@ -66,6 +66,7 @@ pub struct NllLoss {
     weight: Option<Tensor>,
     ignore_index: i64,
     invalid_values: InvalidValues,
+    check_log_probs: bool,
     reduction: Reduction,
 }
 
@@ -74,7 +75,13 @@ crate::option_tensors::option_tensors!(NllLoss { weight });
 impl NllLoss {
     /// The negative log likelihood with PyTorch's defaults.
     pub fn new() -> Self {
-        Self { weight: None, ignore_index: -100, invalid_values: InvalidValues::Error, reduction: Reduction::Mean }
+        Self {
+            weight: None,
+            ignore_index: -100,
+            invalid_values: InvalidValues::Error,
+            check_log_probs: false,
+            reduction: Reduction::Mean,
+        }
     }
 
     /// Sets a weight for each class. None by default.
@@ -90,9 +97,18 @@ impl NllLoss {
         self
     }
 
-    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
+    /// Sets what a class out of range does, and a number above 0 where [`check_log_probs`](Self::check_log_probs) looks
+    /// for those. [`InvalidValues::Error`] by default.
     pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
         self.invalid_values = invalid_values;
+        self
+    }
+
+    /// Sets whether numbers above 0 in the input are invalid: no log-probability is, and raw logits are, which were
+    /// meant for [`CrossEntropyLoss`](crate::CrossEntropyLoss). False by default, as PyTorch takes any numbers. It
+    /// costs another look at the input.
+    pub fn check_log_probs(mut self, check_log_probs: bool) -> Self {
+        self.check_log_probs = check_log_probs;
         self
     }
 
@@ -119,11 +135,17 @@ impl Loss for NllLoss {
         let (classes, target) = check::class_target(target, input, class_dim, "")?;
         let weight = check::f_class_weight(self.weight.as_ref(), input, classes)?;
         let target = ClassIndices::f_new(&target, classes, Some(self.ignore_index), self.invalid_values)?;
+        let log_probs = match self.check_log_probs {
+            true => check::f_log_probs(("input", input), self.invalid_values)?,
+            false => Validity::CHECKED,
+        };
+        let log_probs = log_probs.f_all_along(class_dim as i64)?;
         let indices = target.f_kept(input)?;
         f_widely([input], |[input]| {
             let reduction = self.reduction.into();
             let loss = input.f_nll_loss_nd(&indices, weight.as_ref(), reduction, self.ignore_index)?;
-            target.validity.f_poison(&loss, self.reduction == Reduction::None)
+            let unreduced = self.reduction == Reduction::None;
+            log_probs.f_poison(&target.validity.f_poison(&loss, unreduced)?, unreduced)
         })
     }
 
@@ -190,6 +212,21 @@ mod tests {
         ];
         for (actual, expected) in cases {
             assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn raw_logits_can_be_told_from_log_probabilities() {
+        let (logits, target) = (-log_probs(), Tensor::from_slice(&[0_i64, 1]));
+        let criterion = || NllLoss::new().check_log_probs(true);
+        assert_eq!(
+            message(criterion(), &logits, &target),
+            "input holds 1, expected log-probabilities, which are at most 0: apply log_softmax before"
+        );
+        assert_eq!(criterion().forward(&log_probs(), &target), NllLoss::new().forward(&log_probs(), &target));
+        for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
+            let criterion = criterion().invalid_values(InvalidValues::Nan).reduction(reduction);
+            assert!(criterion.forward(&logits, &target).sum(None).double_value(&[]).is_nan());
         }
     }
 

@@ -32,8 +32,10 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 ///
 /// # Differences from PyTorch
 ///
-/// A target of another shape is an error, unless [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts
-/// silently.
+/// * A target of another shape is an error, unless [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts
+///   silently.
+/// * Where the target is impossible, 0 or the logarithm −∞, an input of −∞ costs nothing, which is the limit; PyTorch's
+///   loss is NaN there.
 ///
 /// # Errors
 ///

@@ -20,9 +20,9 @@ use crate::{LossError, Reduction};
 ///
 /// # Shapes
 ///
-/// * `policy`: any, `[*]`, twice the same
+/// * `policy`: `[N]`, twice the same, one log-probability per answer
 /// * `reference`: none
-/// * result: scalar, or `[*]` with [`Reduction::None`]
+/// * result: scalar, or `[N]` with [`Reduction::None`]
 ///
 /// # Reference
 ///

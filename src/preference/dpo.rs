@@ -23,8 +23,8 @@ use crate::{LossError, Reduction, check};
 ///
 /// # Shapes
 ///
-/// * `policy`, `reference`: any, `[*]`, four times the same
-/// * result: scalar, or `[*]` with [`Reduction::None`]
+/// * `policy`, `reference`: `[N]`, four times the same, one log-probability per answer
+/// * result: scalar, or `[N]` with [`Reduction::None`]
 ///
 /// # Reference
 ///
@@ -294,6 +294,10 @@ mod tests {
         assert_eq!(error.to_string(), "policy rejected has shape [3], expected [2], the shape of policy chosen");
         let error = loss.f_forward(PairLogProbs::new(&two, &two), Some(PairLogProbs::new(&two, &three))).unwrap_err();
         assert_eq!(error.to_string(), "reference rejected has shape [3], expected [2], the shape of policy chosen");
+        let tokens = Tensor::from_slice(&[-1.0, -2.0, -3.0, -4.0]).reshape([2, 2]);
+        let error = loss.f_forward(PairLogProbs::new(&tokens, &tokens), None).unwrap_err();
+        let expected = "[N], one log-probability per answer: the sum over its tokens";
+        assert_eq!(error.to_string(), format!("policy chosen has shape [2, 2], expected {expected}"));
         let integers = Tensor::from_slice(&[1_i64]);
         let error = loss.f_forward(PairLogProbs::new(&integers, &integers), None).unwrap_err();
         assert_eq!(error.to_string(), "policy chosen has kind Int64, expected a floating kind");

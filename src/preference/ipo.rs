@@ -18,8 +18,8 @@ use crate::{LossError, Reduction};
 ///
 /// # Shapes
 ///
-/// * `policy`, `reference`: any, `[*]`, four times the same
-/// * result: scalar, or `[*]` with [`Reduction::None`]
+/// * `policy`, `reference`: `[N]`, four times the same, one log-probability per answer
+/// * result: scalar, or `[N]` with [`Reduction::None`]
 ///
 /// # Reference
 ///

@@ -1,6 +1,6 @@
 use tch::{Kind, Tensor};
 
-use super::check_beta;
+use super::{check_beta, per_answer};
 use crate::kernels::NumberOperations;
 use crate::numeric::wide_kind;
 use crate::{LossError, Reduction, check};
@@ -22,7 +22,7 @@ use crate::{LossError, Reduction, check};
 ///
 /// # Shapes
 ///
-/// * `policy`, `reference`, `labels`: `[B]`, or any other shape, the same for all
+/// * `policy`, `reference`, `labels`: `[B]`, one number per answer; or all scalars
 /// * `kl`: scalar, or a shape that broadcasts to that of `policy`
 /// * result: scalar, or the shape of `policy` with [`Reduction::None`]
 ///
@@ -150,6 +150,7 @@ impl KtoLoss {
         let kl = kl.map(|kl| ("kl", kl));
         let numbers = [&[policy][..], reference.as_slice(), kl.as_slice()].concat();
         check::devices(&[&numbers[..], &[("labels", labels)]].concat())?;
+        per_answer(policy)?;
         numbers.into_iter().try_for_each(check::floating)?;
         reference.map_or(Ok(()), |reference| check::same_shape(reference, policy))?;
         check::same_shape(("labels", labels), policy)?;

@@ -136,6 +136,7 @@ impl LogRatios {
             arguments.extend([("reference chosen", reference.chosen), ("reference rejected", reference.rejected)]);
         }
         check::devices(&arguments)?;
+        per_answer(chosen)?;
         for argument in arguments {
             check::floating(argument)?;
             check::same_shape(argument, chosen)?;
@@ -169,6 +170,14 @@ impl LogRatios {
     /// The loss of the losses of the pairs.
     fn f_reduce(&self, losses: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {
         Ok(reduction.f_apply(losses)?.f_to_kind(self.own)?)
+    }
+}
+
+/// There is one log-probability per answer, not one per token.
+fn per_answer(log_probs: check::Named) -> Result<(), LossError> {
+    match log_probs.1.dim() {
+        0 | 1 => Ok(()),
+        _ => Err(check::shape_error(log_probs, "[N], one log-probability per answer: the sum over its tokens")),
     }
 }
 

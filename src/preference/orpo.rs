@@ -19,9 +19,9 @@ use crate::{LossError, Reduction};
 ///
 /// # Shapes
 ///
-/// * `policy`: any, `[*]`, twice the same, the means of the log-probabilities over the tokens of an answer
+/// * `policy`: `[N]`, twice the same, the means of the log-probabilities over the tokens of an answer
 /// * `reference`: none
-/// * result: scalar, or `[*]` with [`Reduction::None`]
+/// * result: scalar, or `[N]` with [`Reduction::None`]
 ///
 /// # Reference
 ///

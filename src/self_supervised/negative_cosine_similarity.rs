@@ -34,7 +34,7 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 ///
 /// * Arguments of different shapes are an error; lightly broadcasts silently.
 /// * A vector of zeros has no direction: its cosine is 0, with first and second derivatives of 0. There its gradient is over ε.
-/// * On the CPU half precision is computed in single precision along the last dimension.
+/// * Half precision is computed in single precision.
 ///
 /// # Errors
 ///
@@ -111,6 +111,7 @@ impl Loss for NegativeCosineSimilarity {
         let rank = input.dim() as i64;
         let expected = format!("a dimension of input, which has {rank}");
         check::option("dim", self.dim, (-rank..rank).contains(&self.dim), &expected)?;
+        check::not_negative("eps", self.eps)?;
         let loss = *self;
         let composite = move |[input, target]: [&Tensor; 2]| loss.f_composite(input, target);
         if self.dim.rem_euclid(rank) != rank - 1 {

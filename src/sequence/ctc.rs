@@ -3,7 +3,7 @@ use tch::Tensor;
 use crate::kernels::NumberOperations;
 use crate::mean_parts::f_wide;
 use crate::numeric::f_widely;
-use crate::{LossError, MeanParts, Reduction, check, kernels};
+use crate::{InvalidValues, LossError, MeanParts, Reduction, check, kernels};
 
 /// Connectionist temporal classification: how unlikely a sequence of outputs makes a shorter sequence of labels.
 ///
@@ -39,13 +39,16 @@ use crate::{LossError, MeanParts, Reduction, check, kernels};
 /// * Labels, lengths and shapes are checked always. PyTorch writes out of bounds for a label outside \[0, C). Padding is
 ///   not looked at. With targets on CUDA the check copies them to the host and so waits for the device; targets may stay
 ///   on the CPU instead.
+/// * Numbers above 0 are no log-probabilities and an error, see [`invalid_values`](Self::invalid_values); PyTorch computes
+///   something of raw logits. On CUDA looking for them waits for the device, unless that is set.
+/// * Half precision is computed in single precision; PyTorch has no kernel for it.
 /// * Targets are integers; PyTorch takes other kinds too and truncates them.
 /// * cuDNN's implementation, which PyTorch takes for some calls on CUDA, is never used.
 ///
 /// # Errors
 ///
 /// [`LossError::Shape`] or [`LossError::Kind`] for tensors that do not fit, [`LossError::Value`] for a label or a length
-/// out of range, [`LossError::Option`] for a blank outside \[0, C).
+/// out of range or a number above 0 as log-probability, [`LossError::Option`] for a blank outside \[0, C).
 ///
 /// # Example
 ///
@@ -70,6 +73,7 @@ use crate::{LossError, MeanParts, Reduction, check, kernels};
 pub struct CtcLoss {
     blank: i64,
     zero_infinity: bool,
+    invalid_values: InvalidValues,
     reduction: Reduction,
 }
 
@@ -92,6 +96,13 @@ impl CtcLoss {
         self
     }
 
+    /// Sets what a number above 0 among the log-probabilities does, of which raw logits have many.
+    /// [`InvalidValues::Error`] by default.
+    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
+        self.invalid_values = invalid_values;
+        self
+    }
+
     /// Sets the reduction. [`Reduction::Mean`] by default.
     pub fn reduction(mut self, reduction: Reduction) -> Self {
         self.reduction = reduction;
@@ -111,9 +122,15 @@ impl CtcLoss {
     ) -> Result<Tensor, LossError> {
         let (input_lengths, target_lengths) = (input_lengths.as_ref(), target_lengths.as_ref());
         let targets = self.f_check(log_probs, targets, input_lengths, target_lengths)?;
+        let validity = check::f_log_probs(("log_probs", log_probs), self.invalid_values)?;
+        let unreduced = self.reduction == Reduction::None;
+        // Of whole sequences, where there is one loss for each: over their steps and classes.
+        let validity = if unreduced { validity.f_rows()?.f_all_along(0)? } else { validity };
         let (blank, reduction, zero_infinity) = (self.blank, self.reduction.into(), self.zero_infinity);
         f_widely([log_probs], |[log_probs]| {
-            Ok(Tensor::f_ctc_loss(log_probs, &targets, input_lengths, target_lengths, blank, reduction, zero_infinity)?)
+            let lengths = (input_lengths, target_lengths);
+            let loss = Tensor::f_ctc_loss(log_probs, &targets, lengths.0, lengths.1, blank, reduction, zero_infinity)?;
+            validity.f_poison(&loss, unreduced)
         })
     }
 
@@ -168,7 +185,8 @@ impl CtcLoss {
         };
         let in_range = (0..classes).contains(&self.blank);
         check::option("blank", self.blank, in_range, &format!("a class in [0, {classes})"))?;
-        lengths("input_lengths", input_lengths, sequences, steps)?;
+        let read = if log_probs.dim() == 3 { " of log_probs, read as [T, N, C]" } else { "" };
+        lengths("input_lengths", input_lengths, sequences, steps, read)?;
         let targets = check::integers(("targets", targets))?;
         let total = target_lengths.iter().fold(0_i64, |total, &length| total.saturating_add(length));
         let (longest, row) = match targets.size()[..] {
@@ -176,7 +194,7 @@ impl CtcLoss {
             [n, s] if n == sequences => (s, Some(s)),
             _ => return Err(targets_error(&targets, sequences, total)),
         };
-        lengths("target_lengths", target_lengths, sequences, longest)?;
+        lengths("target_lengths", target_lengths, sequences, longest, "")?;
         if row.is_none() && targets.size() != [total] {
             return Err(targets_error(&targets, sequences, total));
         }
@@ -196,10 +214,10 @@ impl CtcLoss {
 }
 
 /// There is one length per sequence, each in `[0, longest]`.
-fn lengths(argument: &'static str, lengths: &[i64], sequences: i64, longest: i64) -> Result<(), LossError> {
+fn lengths(argument: &'static str, lengths: &[i64], sequences: i64, longest: i64, read: &str) -> Result<(), LossError> {
     let count = lengths.len() as i64;
     if count != sequences {
-        let expected = format!("[{sequences}], one length per sequence");
+        let expected = format!("[{sequences}], one length per sequence{read}");
         return Err(LossError::Shape { argument, expected, actual: vec![count] });
     }
     match lengths.iter().find(|length| !(0..=longest).contains(*length)) {
@@ -207,7 +225,8 @@ fn lengths(argument: &'static str, lengths: &[i64], sequences: i64, longest: i64
         Some(length) => {
             let expected = match longest {
                 i64::MAX => "lengths >= 0".into(),
-                _ => format!("lengths in [0, {longest}]"),
+                _ if read.is_empty() => format!("lengths in [0, {longest}]"),
+                _ => format!("lengths in [0, {longest}], the steps{read}"),
             };
             Err(LossError::Value { argument, expected, actual: length.to_string() })
         }
@@ -235,18 +254,50 @@ mod tests {
     }
 
     #[test]
+    fn raw_logits_are_no_log_probabilities() {
+        let logits = Tensor::from_slice(&[0.5, 1.5, -1.0, 0.25]).reshape([2, 1, 2]);
+        let targets = Tensor::from_slice(&[1_i64]);
+        let error = CtcLoss::new().f_forward(&logits, &targets, [2], [1]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "log_probs holds 0.5, expected log-probabilities, which are at most 0: apply log_softmax before"
+        );
+        for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
+            let criterion = CtcLoss::new().invalid_values(InvalidValues::Nan).reduction(reduction);
+            assert!(criterion.forward(&logits, &targets, [2], [1]).sum(None).double_value(&[]).is_nan());
+            let right = criterion.forward(&logits.log_softmax(2, None), &targets, [2], [1]);
+            assert!(right.sum(None).double_value(&[]).is_finite());
+        }
+    }
+
+    #[test]
     fn what_libtorch_would_not_survive_is_named() {
         let x = log_probs(&[5, 2, 4]);
         let (rows, all) = (labels(&[2, 2], &[1, 2, 3, 1]), labels(&[3], &[1, 2, 3]));
         for (targets, input_lengths, target_lengths, message) in [
             (&labels(&[2, 2], &[1, 4, 3, 1]), &[5, 4][..], &[2, 1][..], "targets holds 4, expected labels in [0, 4)"),
             (&labels(&[3], &[1, -1, 3]), &[5, 4], &[2, 1], "targets holds -1, expected labels in [0, 4)"),
-            (&rows, &[6, 4], &[2, 1], "input_lengths holds 6, expected lengths in [0, 5]"),
-            (&rows, &[-1, 4], &[2, 1], "input_lengths holds -1, expected lengths in [0, 5]"),
+            (
+                &rows,
+                &[6, 4],
+                &[2, 1],
+                "input_lengths holds 6, expected lengths in [0, 5], the steps of log_probs, read as [T, N, C]",
+            ),
+            (
+                &rows,
+                &[-1, 4],
+                &[2, 1],
+                "input_lengths holds -1, expected lengths in [0, 5], the steps of log_probs, read as [T, N, C]",
+            ),
             (&rows, &[5, 4], &[2, 3], "target_lengths holds 3, expected lengths in [0, 2]"),
             (&rows, &[5, 4], &[2, -1], "target_lengths holds -1, expected lengths in [0, 2]"),
             (&all, &[5, 4], &[4, -1], "target_lengths holds -1, expected lengths >= 0"),
-            (&rows, &[5], &[2, 1], "input_lengths has shape [1], expected [2], one length per sequence"),
+            (
+                &rows,
+                &[5],
+                &[2, 1],
+                "input_lengths has shape [1], expected [2], one length per sequence of log_probs, read as [T, N, C]",
+            ),
             (&rows, &[5, 4], &[2, 1, 0], "target_lengths has shape [3], expected [2], one length per sequence"),
             (&all, &[5, 4], &[2, 2], "targets has shape [3], expected [2, S], or [4], the sum of target_lengths"),
             (&all, &[5, 4], &[1, 1], "targets has shape [3], expected [2, S], or [2], the sum of target_lengths"),

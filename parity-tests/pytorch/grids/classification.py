@@ -93,18 +93,12 @@ def index_rejects(extra: list) -> list:
         (lambda draw: [draw.normal((2, 3)), draw.normal((2,))], {}),
         (lambda draw: [draw.normal((2, 3, 5)), draw.integers((2, 4), 3)], {}),
         (lambda draw: [draw.normal((2, 3)), draw.integers((2,), 3)], {"weight": wrong_class_weight}),
-        (lambda draw: [draw.normal((2, 3)), draw.integers((2,), 3)], {"weight": half_class_weight}),
         *extra,
     ]
 
 
 def wrong_class_weight(draw: Draw, shape: Shape) -> torch.Tensor:
     return draw.uniform((2,), 0.1, 2.0)
-
-
-def half_class_weight(draw: Draw, shape: Shape) -> torch.Tensor:
-    """A weight whose dtype is not the input's."""
-    return draw.uniform((3,), 0.1, 2.0).to(torch.float16)
 
 
 def cross_entropy(suite: Suite) -> None:

@@ -38,6 +38,7 @@ def add_all(suite: Suite) -> None:
         )
     for dtype in FULL:
         integer_targets(suite, dtype)
+        class_weights(suite, dtype)
         suite.add("torch.nn.MultiMarginLoss", "better_nan", dtype, lambda draw: Call(nan_scores(draw)))
         suite.add("torch.nn.CTCLoss", "better_labels", dtype, lambda draw: Call(float_labels(draw)))
 
@@ -56,6 +57,36 @@ def integer_targets(suite: Suite, dtype: str) -> None:
                 ),
                 expect="error",
             )
+
+
+def class_weights(suite: Suite, dtype: str) -> None:
+    """Class weights of a floating kind that is not the input's, and logits that are masked where they have no share."""
+    for reference in ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss"):
+        for kind in (torch.float16, torch.bfloat16):
+            suite.add(
+                f"torch.nn.{reference}",
+                "better_weights",
+                dtype,
+                lambda draw, kind=kind: Call(
+                    [draw.normal((6, 5)).log_softmax(1), draw.integers((6,), 5)],
+                    {"weight": draw.uniform((5,), 0.1, 2.0).to(kind)},
+                ),
+                expect="error",
+            )
+    suite.add("torch.nn.CrossEntropyLoss", "better_masks", dtype, lambda draw: Call(masked_shares(draw), grad=(0,)))
+    suite.add("torch.nn.KLDivLoss", "better_masks", dtype, lambda draw: Call(masked_log_probs(draw), grad=(0,)))
+
+
+def masked_shares(draw: Draw) -> list:
+    """Every third class is masked and has no share of the target."""
+    scores, shares = draw.normal((6, 5)), draw.uniform((6, 5), 0.1, 1.0)
+    scores[:, ::3], shares[:, ::3] = -float("inf"), 0.0
+    return [scores, shares / shares.sum(1, keepdim=True)]
+
+
+def masked_log_probs(draw: Draw) -> list:
+    scores, shares = masked_shares(draw)
+    return [scores.log_softmax(1), shares]
 
 
 def nan_scores(draw: Draw) -> list:

@@ -258,7 +258,7 @@ described! {
     "multi_label_margin" => MultiLabelMarginLoss { invalid_values, reduction }
     "multi_label_soft_margin" => MultiLabelSoftMarginLoss { weight or none, broadcast, reduction }
     "multi_margin" => MultiMarginLoss { p, margin, weight or none, invalid_values, reduction }
-    "nll" => NllLoss { weight or none, ignore_index, invalid_values, reduction }
+    "nll" => NllLoss { weight or none, ignore_index, invalid_values, check_log_probs, reduction }
     "one_vs_rest_focal" => OneVsRestFocalLoss {
         alpha: FocalAlpha, gamma, reduced_threshold or none, normalization, weight or none,
         ignore_index: Option<i64>, invalid_values, mean_over, reduction,
