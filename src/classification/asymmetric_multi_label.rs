@@ -40,6 +40,7 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, check};
 /// * `f64` is computed in `f64`, and the result has the input's kind; timm computes and returns `f32`.
 /// * Without a clip and an ε the logarithms are those of the logits, so that no probability underflows.
 /// * Exponents below 1 have finite gradients; timm's are NaN where a probability is below the clip or rounds to 0 or 1.
+/// * A target outside \[0, 1\], such as that of a mask of 0 and 255, is an error.
 /// * The paper sums the losses: [`MultiLabelReduction::Sum`]. timm's default, which is the default here, divides the
 ///   sum by the batch.
 ///

@@ -160,6 +160,9 @@ impl OneVsRestFocalLoss {
     fn f_compute(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let class_dim = check::class_dim(input)?;
         let (classes, target) = check::class_target(target, input, class_dim, "")?;
+        if classes == 0 && target.numel() > 0 {
+            return Err(check::shape_error(("input", input), "at least one class"));
+        }
         let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
 
         let dim = class_dim as i64;

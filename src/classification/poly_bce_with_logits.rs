@@ -36,6 +36,8 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, check};
 ///
 /// * `f64` is computed in `f64`, and the result has the input's kind; timm computes and returns `f32`.
 /// * Exponents below 1 have finite gradients; timm's are NaN where a probability rounds to 0 or 1.
+/// * A target outside \[0, 1\], such as that of a mask of 0 and 255, is an error.
+/// * On the CPU an infinite logit has its limit as its loss, 0 or infinite, where timm's is NaN.
 ///
 /// # Errors
 ///

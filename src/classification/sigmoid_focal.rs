@@ -76,6 +76,8 @@ pub enum FocalSoftTargets {
 /// * The class weights of segmentation-models-pytorch divide by their sum: pass w · C / Σ w.
 /// * The gradient is finite for 0 < γ < 1 and saturated logits, where torchvision's and segmentation-models-pytorch's
 ///   is NaN; a mean over nothing but ignored elements is NaN with gradient 0.
+/// * A target outside \[0, 1\] that is not ignored, such as that of a mask of 0 and 255, is an error.
+/// * On the CPU an infinite logit has its limit as its loss, 0 or infinite, where the references' is NaN.
 /// * An α outside \[0, 1\], which makes losses negative, is an error; of the references it is one in torchvision alone.
 /// * Half precision is computed in `f32`.
 ///

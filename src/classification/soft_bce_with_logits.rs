@@ -44,7 +44,9 @@ use crate::{InvalidValues, Loss, LossError, MeanParts};
 /// * smp's mean divides by all elements, which is the default here; [`MeanOver::Counted`] leaves the ignored ones out.
 /// * timm's `sum_classes` is [`MultiLabelReduction::BatchMean`]. timm smooths targets of the input's shape only with
 ///   `smooth_dense`.
-/// * A class index out of range is an error on CUDA too.
+/// * A class index out of range is an error on CUDA too. So is a target of the input's shape outside \[0, 1\], such as that of a
+///   mask of 0 and 255, unless it is ignored or there is a threshold.
+/// * On the CPU an infinite logit has its limit as its loss, 0 or infinite, where the references' is NaN.
 ///
 /// # Errors
 ///
@@ -183,7 +185,7 @@ impl SoftBceWithLogitsLoss {
     fn f_indices(&self, input: &Tensor, target: &Tensor, kind: Kind) -> Result<Labels, LossError> {
         let dim = check::class_dim(input)?;
         let (classes, target) = check::class_target(target, input, dim, ", or that of input")?;
-        if classes == 0 {
+        if classes == 0 && target.numel() > 0 {
             return Err(check::shape_error(("input", input), "at least one class"));
         }
         let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
@@ -192,7 +194,7 @@ impl SoftBceWithLogitsLoss {
         if let Some(ignored) = &ignored {
             indices = indices.f_masked_fill_number(ignored, 0)?;
         }
-        let off = self.label_smoothing / classes as f64;
+        let off = self.label_smoothing / classes.max(1) as f64;
         let labels = Tensor::f_full_number(&input.size(), off, (kind, input.device()))?;
         let labels = labels.f_scatter_number(dim as i64, &indices, 1.0 - self.label_smoothing + off)?;
         Ok(Labels { labels, ignored, validity: target.validity.f_unsqueeze(dim as i64)? })

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use crate::kernels::{NumberOperations, Pointwise, Real, f_pointwise, part, sigmoids};
+use crate::kernels::{NumberOperations, Pointwise, Real, f_pointwise, sigmoids};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The logistic loss of a score whose label is 1 or −1.
@@ -111,7 +111,7 @@ impl Pointwise<2> for Formula {
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
         let margin = x * y;
         let (_, q, log) = sigmoids(margin);
-        (log + (-margin).at_least(R::of(0.0)), [-(q * y), -part(q, x)])
+        (log + (-margin).at_least(R::of(0.0)), [-(q * y), -(q * x)])
     }
 }
 

@@ -35,7 +35,8 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction, check};
 ///
 /// # Differences from the paper
 ///
-/// Where σ(x) = y and 0 < β < 1 the loss has a vertical tangent; its gradient is 0 there.
+/// * Where σ(x) = y and 0 < β < 1 the loss has a vertical tangent; its gradient is 0 there.
+/// * A target outside \[0, 1\] is an error, but for one that rounding has made greater than 1 by up to 10⁻⁴.
 ///
 /// # Errors
 ///

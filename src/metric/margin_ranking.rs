@@ -30,7 +30,7 @@ use crate::{LossError, MeanParts, Reduction, check};
 ///
 /// * Arguments of different shapes are an error, unless [`broadcast`](Self::broadcast) allows them; PyTorch broadcasts
 ///   silently.
-/// * A `uint8` target of 1 counts as 1; PyTorch negates it to 255.
+/// * A `uint8` target of 1 counts as 1; PyTorch negates it to 255. A Boolean target is an error, as in PyTorch.
 ///
 /// # Errors
 ///

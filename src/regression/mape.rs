@@ -136,7 +136,8 @@ impl Pointwise<2> for PercentageError {
         let difference = x - y;
         let size = y.abs().at_least(eps);
         let loss = hundred * (difference.abs() / size);
-        let slope = hundred * difference.sign_or_nan() / size;
+        // NaN where the loss is, also for ∞ / ∞.
+        let slope = choose(loss >= zero, hundred * difference.sign() / size, loss);
         let of_size = choose(y.abs() < eps, zero, loss / size * y.sign());
         (loss, [slope, -slope - of_size])
     }

@@ -140,7 +140,8 @@ impl Pointwise<2> for SquaredLogError {
 }
 
 fn f_losses(SquaredLogError { eps }: SquaredLogError, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
-    let log = |tensor: &Tensor| tensor.f_clamp_min_number(eps)?.f_log1p();
+    // Not a clamp, which has no gradient for NaN.
+    let log = |tensor: &Tensor| tensor.f_masked_fill_number(&tensor.f_lt_number(eps)?, eps)?.f_log1p();
     Ok(log(x)?.f_sub(&log(y)?)?.f_square()?)
 }
 
