@@ -172,7 +172,8 @@ fn assert_message(loss: &dyn Loss, input: &Tensor, target: &Tensor, expected: &s
 /// Images of few pixels, which no engine takes, and of some.
 const SIZES: [[i64; 2]; 2] = [[2, 2], [5, 7]];
 
-/// segmentation-models-pytorch 0.6: `JaccardLoss("multiclass", from_logits=False)`, and `DiceLoss` and `TverskyLoss` of the same.
+/// segmentation-models-pytorch 0.6: `JaccardLoss("multiclass", from_logits=False)`, and `DiceLoss` and `TverskyLoss` of
+/// the same.
 #[test]
 fn a_probability_that_equals_the_target_has_half_of_the_gradient() {
     let input = Tensor::from_slice(&[1.0, 0.25, 0.0, 0.75]).view([1, 2, 2]);
@@ -666,6 +667,37 @@ fn the_backends_agree_on_odd_inputs() {
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_may_be_of_another_kind_than_the_logits() {
+    for [height, width] in SIZES {
+        let (logits, classes) = (randn([2, 3, height, width]), randint(3, [2, height, width]));
+        for (kind, of_weight) in [
+            (Kind::BFloat16, Kind::Float),
+            (Kind::Half, Kind::Float),
+            (Kind::Half, Kind::Double),
+            (Kind::Float, Kind::Double),
+            (Kind::Float, Kind::Half),
+        ] {
+            let weight = |kind| Tensor::from_slice(&[0.5, 1.0, 2.0]).to_kind(kind);
+            let loss = |kind| {
+                let overlap = DiceLoss::new().weight(weight(kind));
+                let new = DiceCrossEntropyLoss::new().overlap(overlap);
+                new.cross_entropy(CrossEntropyLoss::new().weight(weight(kind)))
+            };
+            let wide = if kind == Kind::Float { Kind::Double } else { Kind::Float };
+            let input = logits.to_kind(kind);
+            for backend in BACKENDS {
+                let (value, gradient) = run(backend, &loss(of_weight), &input, &classes);
+                let (expected, expected_gradient) = run(backend, &loss(wide), &input.to_kind(wide), &classes);
+                assert_eq!((value.kind(), gradient.kind()), (kind, kind));
+                let within = if kind == Kind::Float { 1e-6 } else { 1e-2 };
+                assert_near(&value, &numbers(&expected), within);
+                assert_near(&gradient, &numbers(&expected_gradient), within);
             }
         }
     }

@@ -161,6 +161,19 @@ pub const DIFFERENCES: &[Difference] = &[
         reason: "smp takes the targets of one class by a mask of all classes, which cannot work",
     },
     Difference {
+        cases: &[
+            "segmentation_models_pytorch.losses.DiceLoss/multiclass_better_single/",
+            "segmentation_models_pytorch.losses.JaccardLoss/multiclass_better_single/",
+            "segmentation_models_pytorch.losses.TverskyLoss/multiclass_better_single/",
+            "kornia.losses.DiceLoss/better_single/",
+            "kornia.losses.dice_loss/better_single/",
+            "kornia.losses.TverskyLoss/better_single/",
+            "kornia.losses.tversky_loss/better_single/",
+        ],
+        rule: Rule::Rejects,
+        reason: "the softmax of a single class is 1 whatever the logits are, and nothing is learnt from it",
+    },
+    Difference {
         cases: &["monai.losses.DiceLoss/better_empty/", "monai.losses.TverskyLoss/better_empty/"],
         rule: Rule::Finite,
         reason: "a region that is empty in input and target alike, without smoothing, has score 0 and not 0 / 0",

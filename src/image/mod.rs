@@ -56,8 +56,8 @@ fn f_means(input: &Tensor, window: &[Taps], beyond: Beyond) -> Result<Tensor, Lo
     window.iter().enumerate().try_fold(input.shallow_clone(), along)
 }
 
-/// The images after the checks that the losses of two of them begin with. Integers, such as bytes, are taken in the floating kind
-/// of the target, or in single precision.
+/// The images after the checks that the losses of two of them begin with. Integers, such as bytes, are taken in the
+/// floating kind of the target, or in single precision.
 fn f_images(input: &Tensor, target: &Tensor) -> Result<[Tensor; 2], LossError> {
     check::devices(&[("input", input), ("target", target)])?;
     let images = [("input", input), ("target", target)];

@@ -23,7 +23,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 ///
 /// # Shapes
 ///
-/// * `input`: `[N, C, H, W]`, of a floating kind, or integers, such as bytes, with their [`data_range`](Self::data_range)
+/// * `input`: `[N, C, H, W]`, of a floating kind, or integers, such as bytes, with their
+///   [`data_range`](Self::data_range)
 /// * `target`: that of `input`
 /// * result: scalar, or `[N, H, W]` with [`Reduction::None`]
 ///

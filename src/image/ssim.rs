@@ -22,8 +22,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 ///
 /// # Shapes
 ///
-/// * `input`: `[N, C, H, W]` or `[N, C, D, H, W]`, or `[N, C, L]` with [`spatial_dims(1)`](Self::spatial_dims); of a floating
-///   kind, or integers, such as bytes, with their [`data_range`](Self::data_range)
+/// * `input`: `[N, C, H, W]` or `[N, C, D, H, W]`, or `[N, C, L]` with [`spatial_dims(1)`](Self::spatial_dims); of a
+///   floating kind, or integers, such as bytes, with their [`data_range`](Self::data_range)
 /// * `target`: that of `input`
 /// * result: scalar; with [`Reduction::None`] `[N, C, …]` without the border that the window does not reach, or `[N]`
 ///   with [`SsimScope::Sample`]
@@ -144,8 +144,9 @@ impl SsimLoss {
         }
     }
 
-    /// Sets how many dimensions an image has, from 1 to 3, and the input beside samples and channels. None by default: two or three, as
-    /// the input has; an input of three dimensions, which may be an image without samples, is an error.
+    /// Sets how many dimensions an image has, from 1 to 3, and the input beside samples and channels. None by default:
+    /// two or three, as the input has; an input of three dimensions, which may be an image without samples, is an
+    /// error.
     pub fn spatial_dims(mut self, spatial_dims: usize) -> Self {
         self.spatial_dims = Some(spatial_dims);
         self

@@ -127,7 +127,11 @@ impl TotalVariationLoss {
     /// The loss of 64-bit integers, of which sums are some again, and means in single precision.
     fn f_of_integers(&self, image: &Tensor) -> Result<Tensor, LossError> {
         let [down, across] = [self.f_along(image, -2)?, self.f_along(image, -1)?];
-        let variations = down.f_add(&across)?;
+        let mut variations = down.f_add(&across)?;
+        if self.pixels == PixelReduction::Mean {
+            // Also that of no differences, which is a sum.
+            variations = variations.f_to_kind(Kind::Float)?;
+        }
         match self.reduction {
             Reduction::Mean => Ok(variations.f_mean(Kind::Double)?.f_to_kind(Kind::Float)?),
             reduction => reduction.f_apply(&variations),

@@ -13,13 +13,14 @@ use crate::{InvalidValues, LossError, numeric};
 /// What makes probabilities of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Activation {
-    /// The input holds probabilities. The default, where a number that is far from \[0, 1\] is an error: it is a logit. A loss that
-    /// is given this activation takes any numbers as they are.
+    /// The input holds probabilities. The default, where a number that is far from \[0, 1\] is an error: it is a logit.
+    /// A loss that is given this activation takes any numbers as they are.
     #[default]
     None,
     /// A sigmoid of each element: classes that may overlap, or a single one.
     Sigmoid,
-    /// A softmax over the classes: each pixel belongs to one of them. An error for a single class, whose softmax is always 1.
+    /// A softmax over the classes: each pixel belongs to one of them. An error for a single class, whose softmax is
+    /// always 1.
     Softmax,
 }
 
@@ -102,8 +103,8 @@ pub(super) fn f_check_softmax(activation: Activation, input: &Tensor) -> Result<
     check::option("activation", "Softmax", !single, "Sigmoid for an input of a single class")
 }
 
-/// Looks whether all numbers of an input are in `expected`, or NaN, which the loss then is. Not on CUDA, where that would wait for
-/// the device, unless the loss becomes NaN.
+/// Looks whether all numbers of an input are in `expected`, or NaN, which the loss then is. Not on CUDA, where that
+/// would wait for the device, unless the loss becomes NaN.
 pub(super) fn f_check_input(
     input: &Tensor,
     expected: RangeInclusive<f64>,
@@ -161,15 +162,17 @@ pub(super) fn f_activate(
 /// The options of what makes probabilities. `$place` leads to the [`Activating`].
 macro_rules! activation_options {
     ($($place:ident).+) => {
-        /// Sets what makes probabilities of the input. Nothing by default: then the input holds them, and a number far from
-        /// \[0, 1\] is an error. With [`Activation::None`](crate::Activation::None) all numbers are taken as they are.
+        /// Sets what makes probabilities of the input. Nothing by default: then the input holds them, and a number far
+        /// from \[0, 1\] is an error. With [`Activation::None`](crate::Activation::None) all numbers are taken as they
+        /// are.
         pub fn activation(mut self, activation: crate::Activation) -> Self {
             self.$($place).+ = crate::segmentation::activation::Activating::Known(activation);
             self
         }
 
-        /// Sets a function that makes probabilities of the input, in place of an activation. It gets the input, `f16` and `bf16`
-        /// as `f32`, and its result, of the same shape, is taken as it is. It cannot be described in data. None by default.
+        /// Sets a function that makes probabilities of the input, in place of an activation. It gets the input, `f16`
+        /// and `bf16` as `f32`, and its result, of the same shape, is taken as it is. It cannot be described in data.
+        /// None by default.
         pub fn other_act<F>(mut self, other_act: F) -> Self
         where
             F: Fn(&tch::Tensor) -> Result<tch::Tensor, crate::LossError> + Send + Sync + 'static,

@@ -19,8 +19,8 @@ use crate::{
 
 /// The loss over regions in a sum with a loss over pixels.
 ///
-/// Each of these losses can be passed as it is, such as `.overlap(JaccardLoss::new())`. Where it was not given an activation it has
-/// that of the loss over pixels: the softmax, or the sigmoid.
+/// Each of these losses can be passed as it is, such as `.overlap(JaccardLoss::new())`. Where it was not given an
+/// activation it has that of the loss over pixels: the softmax, or the sigmoid.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Overlap {
@@ -91,7 +91,8 @@ impl Pixelwise {
         }
     }
 
-    /// The same loss, which ignores this target. The binary cross entropy has no such option; see [`Compound::f_pixelwise`].
+    /// The same loss, which ignores this target. The binary cross entropy has no such option; see
+    /// [`Compound::f_pixelwise`].
     fn ignoring(self, ignore_index: i64) -> Self {
         match self {
             Pixelwise::CrossEntropy(loss) => Pixelwise::CrossEntropy(loss.ignore_index(ignore_index)),
@@ -213,8 +214,8 @@ impl Compound {
         parts.f_precomputed(input, target, Self::f_compute)
     }
 
-    /// The same with what both parts have in common said to both: the activation, where the loss over regions has none of its own,
-    /// and the ignored target.
+    /// The same with what both parts have in common said to both: the activation, where the loss over regions has none
+    /// of its own, and the ignored target.
     fn with_common_options(&self) -> Self {
         let Compound { overlap, pixelwise, ignore_index, .. } = self;
         let regions = overlap.loss().regions();

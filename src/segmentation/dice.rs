@@ -63,13 +63,16 @@ use crate::{Loss, LossError};
 /// * `f16` and `bf16` are computed in `f32`.
 /// * An input `[N, C]` without pixels' dimensions has a region for each sample and class; MONAI sums over all.
 /// * A weight below 0, or a smoothing below 0, is an error.
+/// * So is a mask that is not in \[0, 1\], such as one of 0 and 255; and, where no [`activation`](Self::activation) was
+///   set, an input that is far from \[0, 1\], which holds logits. On CUDA that is not looked at.
+/// * A softmax of a single class is an error: it is 1 whatever the logits are. MONAI warns and takes no activation.
 ///
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Value`] for a class index out of range or a weight below 0, [`LossError::Option`] for a class that the
-/// input does not have, for no class at all, for a smoothing or an `eps` below 0, and for an `eps` of 0 with
-/// `log_loss`.
+/// [`LossError::Value`] for a class index or a mask out of range, an input without activation that is far from \[0,
+/// 1\], or a weight below 0, [`LossError::Option`] for a softmax of a single class, for a class that the input does not
+/// have, for no class at all, for a smoothing or an `eps` below 0, and for an `eps` of 0 with `log_loss`.
 ///
 /// # Example
 ///

@@ -27,9 +27,10 @@ variants!(CrossEntropyPart: Softmax(CrossEntropyLoss), Sigmoid(BceWithLogitsLoss
 ///
 /// ℓ = λ_d · Dice + λ_c · CE
 ///
-/// where Dice is the [`DiceLoss`](crate::DiceLoss) of softmax(x), or another [`Overlap`] with its own options, and CE is the
-/// [`CrossEntropyLoss`](crate::CrossEntropyLoss) of the logits x, or the [`BceWithLogitsLoss`](crate::BceWithLogitsLoss), with
-/// which the overlap is one of σ(x). Each part has its own reduction and weights.
+/// where Dice is the [`DiceLoss`](crate::DiceLoss) of softmax(x), or another [`Overlap`] with its own options, and CE
+/// is the [`CrossEntropyLoss`](crate::CrossEntropyLoss) of the logits x, or the
+/// [`BceWithLogitsLoss`](crate::BceWithLogitsLoss), with which the overlap is one of σ(x). Each part has its own
+/// reduction and weights.
 ///
 /// # Shapes
 ///
@@ -47,15 +48,16 @@ variants!(CrossEntropyPart: Softmax(CrossEntropyLoss), Sigmoid(BceWithLogitsLoss
 ///
 /// * The softmax is the default of the Dice part too; MONAI's default is no activation, and its cross entropy always
 ///   has a softmax.
-/// * A single class needs [`BceWithLogitsLoss`](crate::BceWithLogitsLoss) to be named, without which it is an error; MONAI takes it
-///   by itself.
+/// * A single class needs [`BceWithLogitsLoss`](crate::BceWithLogitsLoss) to be named, without which it is an error;
+///   MONAI takes it by itself.
 /// * MONAI's `weight` is the weight of both parts, with one class the `pos_weight`.
 /// * `f16` and `bf16` are computed in `f32`.
 ///
 /// # Errors
 ///
-/// Those of the parts, as [`LossError::Term`] with the name of the option, `overlap` or `cross_entropy`; [`LossError::Shape`] for a
-/// softmax of a single class, [`LossError::Option`] for a λ below 0 or for unreduced losses whose shapes do not fit.
+/// Those of the parts, as [`LossError::Term`] with the name of the option, `overlap` or `cross_entropy`;
+/// [`LossError::Shape`] for a softmax of a single class, [`LossError::Option`] for a λ below 0 or for unreduced losses
+/// whose shapes do not fit.
 ///
 /// # Example
 ///
@@ -117,8 +119,8 @@ impl DiceCrossEntropyLoss {
         Self { parts }
     }
 
-    /// Sets the loss over regions with its options. The Dice loss by default. Where it is not given an activation it has that of the
-    /// cross entropy: a softmax, or with [`BceWithLogitsLoss`](crate::BceWithLogitsLoss) a sigmoid.
+    /// Sets the loss over regions with its options. The Dice loss by default. Where it is not given an activation it
+    /// has that of the cross entropy: a softmax, or with [`BceWithLogitsLoss`](crate::BceWithLogitsLoss) a sigmoid.
     pub fn overlap(mut self, overlap: impl Into<Overlap>) -> Self {
         self.parts.overlap = overlap.into();
         self
@@ -133,8 +135,8 @@ impl DiceCrossEntropyLoss {
         self
     }
 
-    /// Sets the class index, or the value of masks, that counts nothing in either part, whatever they say themselves; the mean of a
-    /// binary cross entropy then is over the elements that count. None by default: each part has its own.
+    /// Sets the class index, or the value of masks, that counts nothing in either part, whatever they say themselves;
+    /// the mean of a binary cross entropy then is over the elements that count. None by default: each part has its own.
     pub fn ignore_index(mut self, ignore_index: i64) -> Self {
         self.parts.ignore_index = Some(ignore_index);
         self

@@ -29,10 +29,10 @@ variants!(FocalPart: Softmax(SoftmaxFocalLoss), Sigmoid(SigmoidFocalLoss), OneVs
 ///
 /// ℓ = λ_d · Dice + λ_f · FL
 ///
-/// where Dice is the [`DiceLoss`](crate::DiceLoss) of softmax(x), or another [`Overlap`] with its own options, and FL is the
-/// [`SoftmaxFocalLoss`](crate::SoftmaxFocalLoss) of the logits x, or the [`SigmoidFocalLoss`](crate::SigmoidFocalLoss) or
-/// [`OneVsRestFocalLoss`](crate::OneVsRestFocalLoss), with which the overlap is one of σ(x). Each part has its own reduction and
-/// weights.
+/// where Dice is the [`DiceLoss`](crate::DiceLoss) of softmax(x), or another [`Overlap`] with its own options, and FL
+/// is the [`SoftmaxFocalLoss`](crate::SoftmaxFocalLoss) of the logits x, or the
+/// [`SigmoidFocalLoss`](crate::SigmoidFocalLoss) or [`OneVsRestFocalLoss`](crate::OneVsRestFocalLoss), with which the
+/// overlap is one of σ(x). Each part has its own reduction and weights.
 ///
 /// # Shapes
 ///
@@ -57,8 +57,9 @@ variants!(FocalPart: Softmax(SoftmaxFocalLoss), Sigmoid(SigmoidFocalLoss), OneVs
 ///
 /// # Errors
 ///
-/// Those of the parts, as [`LossError::Term`] with the name of the option, `overlap` or `focal`; [`LossError::Shape`] for a softmax of
-/// a single class, [`LossError::Option`] for a λ below 0 or for unreduced losses whose shapes do not fit.
+/// Those of the parts, as [`LossError::Term`] with the name of the option, `overlap` or `focal`; [`LossError::Shape`]
+/// for a softmax of a single class, [`LossError::Option`] for a λ below 0 or for unreduced losses whose shapes do not
+/// fit.
 ///
 /// # Example
 ///
@@ -100,8 +101,8 @@ impl DiceFocalLoss {
         Self { parts }
     }
 
-    /// Sets the loss over regions with its options. The Dice loss by default. Where it is not given an activation it has that of the
-    /// focal loss: a softmax, or a sigmoid.
+    /// Sets the loss over regions with its options. The Dice loss by default. Where it is not given an activation it
+    /// has that of the focal loss: a softmax, or a sigmoid.
     pub fn overlap(mut self, overlap: impl Into<Overlap>) -> Self {
         self.parts.overlap = overlap.into();
         self
@@ -117,8 +118,8 @@ impl DiceFocalLoss {
         self
     }
 
-    /// Sets the class index, or the value of masks, that counts nothing in either part, whatever they say themselves. None by
-    /// default: each part has its own.
+    /// Sets the class index, or the value of masks, that counts nothing in either part, whatever they say themselves.
+    /// None by default: each part has its own.
     pub fn ignore_index(mut self, ignore_index: i64) -> Self {
         self.parts.ignore_index = Some(ignore_index);
         self

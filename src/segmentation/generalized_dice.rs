@@ -45,6 +45,11 @@ pub enum VolumeWeight {
 /// `monai.losses.GeneralizedDiceLoss` of MONAI 1.6. Sudre et al., Generalised Dice overlap as a deep learning loss
 /// function for highly unbalanced segmentations, 2017.
 ///
+/// # An empty target
+///
+/// Where the target has no class at all every weight is 0, and as in MONAI any prediction costs nothing.
+/// [`VolumeWeight::Uniform`] makes it cost; with the background as one of the classes no target is empty.
+///
 /// # Differences from MONAI
 ///
 /// * It has a gradient for the target with every weighting; MONAI's backward fails there, except for `Uniform`.
@@ -56,8 +61,8 @@ pub enum VolumeWeight {
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Value`] for a class index out of range, [`LossError::Option`] for a class that the input does not have,
-/// for no class at all, and for a smoothing below 0.
+/// [`LossError::Value`] for a class index, a mask or an input out of range, [`LossError::Option`] for a class that the
+/// input does not have, for no class at all, and for a smoothing below 0.
 ///
 /// # Example
 ///

@@ -21,8 +21,8 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 ///
 /// where p is the probability and t the target, in the P pixels i of a class of a sample, and d the Euclidean distance
 /// of a pixel to the nearest one on the other side of the boundary; p and t are inside where they are above 1/2. A mask
-/// without a boundary has d = 0, unless [`no_boundary`](HausdorffDtLoss::no_boundary) says otherwise. The distances have no gradient. With [`log`](HausdorffDtLoss::log) the result is
-/// log(1 + ℓ), after the reduction.
+/// without a boundary has d = 0, unless [`no_boundary`](HausdorffDtLoss::no_boundary) says otherwise. The distances
+/// have no gradient. With [`log`](HausdorffDtLoss::log) the result is log(1 + ℓ), after the reduction.
 ///
 /// # Shapes
 ///
@@ -39,8 +39,8 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 ///
 /// # An empty target
 ///
-/// An empty target has no boundary, and a prediction that is inside everywhere has none either: as in MONAI the worst prediction
-/// then costs nothing. [`NoBoundary::Diagonal`] makes it cost; or add a loss of overlap.
+/// An empty target has no boundary, and a prediction that is inside everywhere has none either: as in MONAI the worst
+/// prediction then costs nothing. [`NoBoundary::Diagonal`] makes it cost; or add a loss of overlap.
 ///
 /// # Differences from MONAI
 ///
@@ -94,8 +94,8 @@ pub struct HausdorffDtLoss {
 /// How far the pixels of a mask without a boundary are from it, in a [`HausdorffDtLoss`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum NoBoundary {
-    /// Not at all: only the boundary of the other mask counts. The default, as in MONAI. An empty target costs nothing where the
-    /// prediction is inside everywhere.
+    /// Not at all: only the boundary of the other mask counts. The default, as in MONAI. An empty target costs nothing
+    /// where the prediction is inside everywhere.
     #[default]
     Zero,
     /// As far as the image is large: the length of its diagonal. An empty target then costs what is predicted in it.
@@ -145,7 +145,8 @@ impl HausdorffDtLoss {
         self
     }
 
-    /// Sets how far the pixels of a mask without a boundary, all inside or all outside, are from it. [`NoBoundary::Zero`] by default.
+    /// Sets how far the pixels of a mask without a boundary, all inside or all outside, are from it.
+    /// [`NoBoundary::Zero`] by default.
     pub fn no_boundary(mut self, no_boundary: NoBoundary) -> Self {
         self.no_boundary = no_boundary;
         self

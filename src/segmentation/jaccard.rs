@@ -44,8 +44,8 @@ use crate::{Loss, LossError};
 /// # Errors
 ///
 /// Those of [`DiceLoss`](crate::DiceLoss): [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for
-/// arguments that do not fit together, [`LossError::Value`] for a class index out of range or a weight below 0,
-/// [`LossError::Option`] for an option out of its range.
+/// arguments that do not fit together, [`LossError::Value`] for a class index, a mask or an input out of range or a
+/// weight below 0, [`LossError::Option`] for an option out of its range.
 ///
 /// # Example
 ///

@@ -65,8 +65,9 @@ pub(super) fn growths(total: usize) -> impl FnMut(bool) -> f64 {
     }
 }
 
-/// The same of shares `[R, P]` in the order of their errors, with a graph. Δₖ = 1 − I / U, where I is the sum of the shares after the
-/// k-th, t, and U = I + k; Δ₀ = 0. So the growth is (I + k t) / (U (U + t − 1)), of which no digits cancel.
+/// The same of shares `[R, P]` in the order of their errors, with a graph. Δₖ = 1 − I / U, where I is the sum of the
+/// shares after the k-th, t, and U = I + k; Δ₀ = 0. So the growth is (I + k t) / (U (U + t − 1)), of which no digits
+/// cancel.
 pub(super) fn f_growths_of_shares(shares: &Tensor) -> Result<Tensor, LossError> {
     let kind = shares.f_kind()?;
     let shares = shares.f_to_kind(Kind::Double)?;

@@ -167,8 +167,8 @@ impl Loss for LovaszHingeLoss {
     }
 }
 
-/// The losses `[R]` of logits and a target `[R, P]` that has a gradient itself: with s = 2 t − 1 the errors are 1 − x s, and the
-/// weights are those of a Jaccard loss of shares.
+/// The losses `[R]` of logits and a target `[R, P]` that has a gradient itself: with s = 2 t − 1 the errors are 1 − x
+/// s, and the weights are those of a Jaccard loss of shares.
 fn f_of_differentiable_target(logits: &Tensor, target: &Tensor, ignored: Option<&Tensor>) -> Result<Tensor, LossError> {
     let f_without = |tensor: &Tensor, number: f64| match ignored {
         Some(ignored) => tensor.f_masked_fill_number(ignored, number),

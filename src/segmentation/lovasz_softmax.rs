@@ -61,7 +61,7 @@ pub enum LovaszClasses {
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
 /// [`LossError::Value`] for a class out of range, [`LossError::Option`] for such a class among those of
-/// [`LovaszClasses::Only`], or for none there.
+/// [`LovaszClasses::Only`], for none there, and for a softmax of a single class.
 ///
 /// # Example
 ///

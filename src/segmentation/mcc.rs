@@ -34,6 +34,8 @@ use crate::{InvalidValues, Loss, LossError, Reduction, check};
 /// # Differences from smp
 ///
 /// * The target may be of Booleans, which smp cannot subtract.
+/// * A mask that is not in \[0, 1\], such as one of 0 and 255, is an error; and without an activation an input far from
+///   it.
 /// * `f16` and `bf16` are computed in `f32`; in `f16` smp's product of four counts overflows from a few dozen pixels
 ///   on.
 /// * The root is taken of two products of two counts, so that it does not overflow in `f32` either.
@@ -44,8 +46,8 @@ use crate::{InvalidValues, Loss, LossError, Reduction, check};
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Value`] for a mask, or an input without an activation, that is not in \[0, 1\], [`LossError::Option`] for an ε that is
-/// not above 0 and for a softmax of a single class.
+/// [`LossError::Value`] for a mask, or an input without an activation, that is not in \[0, 1\], [`LossError::Option`]
+/// for an ε that is not above 0 and for a softmax of a single class.
 ///
 /// # Example
 ///
@@ -75,8 +77,8 @@ impl MccLoss {
         Self { activation: None, eps: 1e-5, invalid_values: InvalidValues::Error }
     }
 
-    /// Sets what makes probabilities of the input. Nothing by default: then the input holds them, and a number far from \[0, 1\] is
-    /// an error. With [`Activation::None`] all numbers are taken as they are.
+    /// Sets what makes probabilities of the input. Nothing by default: then the input holds them, and a number far from
+    /// \[0, 1\] is an error. With [`Activation::None`] all numbers are taken as they are.
     pub fn activation(mut self, activation: Activation) -> Self {
         self.activation = Some(activation);
         self
@@ -88,7 +90,8 @@ impl MccLoss {
         self
     }
 
-    /// Sets what a mask or an input without activation does that is not in \[0, 1\]. [`InvalidValues::Error`] by default.
+    /// Sets what a mask or an input without activation does that is not in \[0, 1\]. [`InvalidValues::Error`] by
+    /// default.
     pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
         self.invalid_values = invalid_values;
         self

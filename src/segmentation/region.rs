@@ -260,8 +260,8 @@ impl Regions {
         f_region(formula, input, &target, composite)
     }
 
-    /// The sums `[N, C]` of the intersections, the input's and the target's regions, by tensor operations. And whether target and
-    /// input are valid.
+    /// The sums `[N, C]` of the intersections, the input's and the target's regions, by tensor operations. And whether
+    /// target and input are valid.
     fn f_composite(&self, wide: &Tensor, target: &Tensor, activation: &Activating) -> Result<Measured, LossError> {
         let (masks, expected) = (target.size() == wide.size(), activation.expected());
         let activation = activation.activation();
@@ -744,8 +744,8 @@ macro_rules! region_options {
             self
         }
 
-        /// Sets what a class index does that is out of range, or a mask or an input without activation that is not in \[0, 1\].
-        /// [`InvalidValues::Error`](crate::InvalidValues::Error) by default.
+        /// Sets what a class index does that is out of range, or a mask or an input without activation that is not in
+        /// \[0, 1\]. [`InvalidValues::Error`](crate::InvalidValues::Error) by default.
         pub fn invalid_values(mut self, invalid_values: crate::InvalidValues) -> Self {
             self.$region.invalid_values = invalid_values;
             self

@@ -43,9 +43,9 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 ///
 /// # A full target
 ///
-/// A target that is everywhere has no edge that could be eroded, and so no centre line. As in MONAI, a prediction that is nowhere
-/// then costs next to nothing: both ratios are the smoothing divided by itself. [`SoftDiceClDiceLoss`](crate::SoftDiceClDiceLoss)
-/// with an α below 1 makes it cost.
+/// A target that is everywhere has no edge that could be eroded, and so no centre line. As in MONAI, a prediction that
+/// is nowhere then costs next to nothing: both ratios are the smoothing divided by itself.
+/// [`SoftDiceClDiceLoss`](crate::SoftDiceClDiceLoss) with an α below 1 makes it cost.
 ///
 /// # Differences from MONAI
 ///
@@ -56,7 +56,8 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for an option out of its range.
+/// [`LossError::Value`] for a class, a mask or an input out of range, [`LossError::Option`] for an option out of its
+/// range and for a softmax of a single class.
 ///
 /// # Example
 ///

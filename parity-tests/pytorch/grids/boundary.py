@@ -144,6 +144,7 @@ def lovasz_hinge(suite: Suite) -> None:
             add("extreme", dtype, pair(extremes, masks, base, given))
             add("empty_masks", dtype, pair(distinct, constant(0.0), base, given))
             add("full_masks", dtype, pair(distinct, constant(1.0), base, given))
+            add("target", dtype, pair(distinct, masks, base, given, grad=(0, 1)))
             add("separated", dtype, pair(right, signs, base, given))
         for options, dtype in product(ignored, kinds):
             change = every(options["ignore_index"])
@@ -292,11 +293,12 @@ def kornia(suite: Suite) -> None:
     for reference, dtype in product(hinge, DTYPES):
 
         def add(tag: str, input: Values, target: Values, shape: Shape = flat, **more: Any) -> None:
-            make = {key: more.pop(key) for key in ("layout", "change") if key in more}
+            make = {key: more.pop(key) for key in ("layout", "change", "grad") if key in more}
             layout = make.get("layout")
             suite.add(reference, tag, dtype, pair(one_channel(input), target, shape, **make), layout=layout, **more)
 
         add("options", distinct, masks, key=("options", dtype))
+        add("target", distinct, masks, grad=(0, 1))
         add("integers", distinct, lambda draw, shape: draw.integers(shape, 2))
         add("booleans", distinct, lambda draw, shape: draw.integers(shape, 2) > 0)
         add("extreme", extremes, masks)

@@ -250,6 +250,10 @@ def total_variation(suite: Suite) -> None:
         add(reference, "ones", dtype, makes["noise"], shapes[0], options, ones=True)
         add(reference, "reject", dtype, makes["noise"], (5,), options, expect="error")
     add("kornia.losses.total_variation", "reject", "f32", makes["noise"], (4, 5), {"reduction": "none"}, expect="error")
+    for (reference, options), kind, shape in product(references, (torch.uint8, torch.int16, torch.int64), shapes[:3]):
+        make = lambda draw, shape, kind=kind: [draw.integers(shape, 256).to(kind)]  # noqa: E731
+        call = lambda draw, make=make, shape=shape, options=options: Call(make(draw, shape), dict(options))  # noqa: E731
+        suite.add(reference, f"{options.get('reduction', 'default')}_integers", "f32", call)
 
 
 def add_all(suite: Suite) -> None:

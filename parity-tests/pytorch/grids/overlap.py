@@ -7,7 +7,7 @@ from itertools import product
 
 import torch
 
-from cases import DTYPES, LAYOUTS, Call, Draw, Shape, Suite, lay_out
+from cases import DTYPES, LAYOUTS, Call, Draw, Object, Shape, Suite, lay_out
 
 IMAGE: Shape = (2, 3, 4, 5)
 SMP = "segmentation_models_pytorch.losses"
@@ -86,6 +86,11 @@ def edges(draw: Draw, shape: Shape) -> torch.Tensor:
     return draw.choose(shape, EDGES)
 
 
+def quarters(draw: Draw, shape: Shape) -> torch.Tensor:
+    """Probabilities of which many are those of the target."""
+    return draw.choose(shape, (0.0, 0.25, 0.75, 1.0))
+
+
 def probabilities(draw: Draw, shape: Shape) -> torch.Tensor:
     return draw.uniform(shape, 0.05, 0.95)
 
@@ -126,6 +131,7 @@ def monai(suite: Suite) -> None:
             {"smooth_nr": 0.0, "smooth_dr": 1e-3},
             {"weight": [0.5, 1.0, 2.0]},
             {"weight": 3.0, "jaccard": True},
+            {"weight": torch.tensor([0.5, 1.0, 2.0])},
         ],
         tversky: [
             {},
@@ -168,6 +174,8 @@ def monai(suite: Suite) -> None:
                 )
             add("extreme", dtype, {**options, **hot}, channel(labels), input=edges)
             add("extreme", dtype, {**everything, "sigmoid": True}, masks, input=edges)
+            for path in ("torch.tanh", "torch.sigmoid"):
+                add("other_act", dtype, {**options, "to_onehot_y": True, "other_act": Object(path)}, channel(labels))
             add("empty_masks", dtype, {**options, "sigmoid": True}, empty)
             add("empty_masks", dtype, {**options, **hot, "batch": True}, channel(background_only))
             add("absent", dtype, {**options, **hot, "batch": True}, channel(one_absent))
@@ -307,6 +315,7 @@ def smp(suite: Suite) -> None:
             add("options", dtype, {**options, **mine}, key=key)
         for mine, dtype in product(own, ("f64", "f32")):
             add("probabilities", dtype, {**mine, "from_logits": False}, input=probabilities)
+            add("ties", dtype, {**mine, "from_logits": False}, input=quarters)
             add("extreme", dtype, mine, input=edges)
             add("extreme", dtype, {**mine, "smooth": 1.0}, input=edges)
             add("ones", dtype, mine, ones=True)
@@ -329,7 +338,9 @@ def smp(suite: Suite) -> None:
         for shape, options, dtype in product(shapes, ({}, {"smooth": 0.5, "log_loss": True}), DTYPES):
             if dtype in HALVES and (options or shape != shapes[-2]):
                 continue
-            add("shape", dtype, options, shape=(shape[0], 1, *shape[2:]) if mode == "binary" else shape)
+            # A softmax of a single class is 1 whatever the logits are.
+            tag = "better_single" if mode == "multiclass" and shape[1] == 1 else "shape"
+            add(tag, dtype, options, shape=(shape[0], 1, *shape[2:]) if mode == "binary" else shape)
         if mode == "binary":
             for dtype in ("f64", "f32"):
                 add("shape", dtype, {}, shape=(3, 4, 5))
@@ -401,7 +412,7 @@ def kornia(suite: Suite) -> None:
             add("extreme", dtype, options, input=edges)
         for options, shape, dtype in product(settings[:2], shapes, main):
             if dtype not in HALVES or shape == shapes[3]:
-                add("shape", dtype, options, shape=shape)
+                add("better_single" if shape[1] == 1 else "shape", dtype, options, shape=shape)
         for options, layout, dtype in product(settings[:2], LAYOUTS, ("f64", "f32")):
             add("layout", dtype, options, layout=layout)
         ignored = [

@@ -290,9 +290,11 @@ fn total_variation(arguments: &mut Arguments) -> Outcome {
     Ok(loss.f_forward(&arguments.tensor("img")?)?.into())
 }
 
-/// The kind of a result of two tensors: the wider of the two.
+/// The kind of a result of two tensors: the wider of the two, and a floating one where one of them is.
 fn promoted(input: &Tensor, other: &Tensor) -> Result<Kind, EvalError> {
     Ok(match (input.f_kind()?, other.f_kind()?) {
+        (_, other) if !input.is_floating_point() => other,
+        (kind, _) if !other.is_floating_point() => kind,
         (_, Kind::Double) => Kind::Double,
         (Kind::Half | Kind::BFloat16, Kind::Float) => Kind::Float,
         (kind, _) => kind,

@@ -159,8 +159,8 @@ impl<W: Wide> Kernel<W> for Inverses<'_, W> {
     }
 }
 
-/// The sums over the regions of pixels: of the intersection, of the input's and of the target's. And whether all shares are in
-/// \[0, 1\] and all probabilities may be some.
+/// The sums over the regions of pixels: of the intersection, of the input's and of the target's. And whether all shares
+/// are in \[0, 1\] and all probabilities may be some.
 pub(super) struct RegionSums<P, S, M> {
     pub(super) input: P,
     pub(super) share: S,

@@ -94,7 +94,8 @@ impl Measure for Minimum {
     #[inline(always)]
     fn intersection<R: Real, const HARD: bool>(p: R, share: PixelShare<R, HARD>) -> (R, R) {
         let (zero, one, t) = (R::of(0.0), R::of(1.0), share.value);
-        // Where both are the same, each has half of the gradient, as in PyTorch. With class indices too, whose shares are 0 or 1.
+        // Where both are the same, each has half of the gradient, as in PyTorch. With class indices too, whose shares
+        // are 0 or 1.
         let slope = choose(p > t, zero, choose(p == t, R::of(0.5), one));
         // NaN where either of them is.
         (choose(p >= t, t, choose(p < t, p, p + t)), slope)

@@ -72,8 +72,8 @@ pub(crate) fn takes_region(input: &Tensor) -> bool {
 }
 
 /// The sums of `input`, `[N, C, d1, ...]`, and `target`, which holds 64-bit class indices or masks. Nothing where the
-/// engine does not take the call, which includes class indices out of range, masks that are not in \[0, 1\] and inputs that are
-/// not where they are expected.
+/// engine does not take the call, which includes class indices out of range, masks that are not in \[0, 1\] and inputs
+/// that are not where they are expected.
 ///
 /// `composite` computes, with differentiable operations, those sums that have a gradient: the intersections, the
 /// input's regions, the cross entropy where there is one.
