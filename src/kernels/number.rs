@@ -79,6 +79,13 @@ pub(crate) trait Real:
         choose(self > other, other, self)
     }
 
+    /// Whether it is not NaN, which is the one that differs from itself.
+    #[inline(always)]
+    #[allow(clippy::eq_op)]
+    fn is_number(self) -> bool {
+        self == self
+    }
+
     /// −1, 0 or 1; 0 for NaN, as in PyTorch.
     #[inline(always)]
     fn sign(self) -> Self {

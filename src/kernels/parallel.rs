@@ -101,7 +101,9 @@ mod openmp {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(tasks)) {
             // The last one is told of; those before it are dropped here, where nothing may unwind.
             let before = region.panic.lock().unwrap_or_else(PoisonError::into_inner).replace(panic);
-            before.map(drop_payload);
+            if let Some(before) = before {
+                drop_payload(before);
+            }
         }
     }
 

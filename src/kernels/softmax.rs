@@ -827,7 +827,7 @@ impl<T: Element> Kernel<T::Wide> for SharePixels<'_, T> {
                 let target = R::new(factors[i]) * call.target(shares[i], weight);
                 let (own, gradient) = (R::new(of_target[i]), R::new(e) * R::new(of_p[i]) - target);
                 // NaN is the gradient of none.
-                choose((R::new(e) == one) & (own == own), own, gradient).get()
+                choose((R::new(e) == one) & own.is_number(), own, gradient).get()
             };
             job.store_gradient(pixels.of(class).start, exponentials, gradient, None);
         }

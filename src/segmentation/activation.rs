@@ -38,7 +38,9 @@ pub(super) enum Activating {
 
 /// A function that makes probabilities of an input.
 #[derive(Clone)]
-pub(super) struct OtherActivation(Arc<dyn Fn(&Tensor) -> Result<Tensor, LossError> + Send + Sync>);
+pub(super) struct OtherActivation(Arc<Activate>);
+
+type Activate = dyn Fn(&Tensor) -> Result<Tensor, LossError> + Send + Sync;
 
 impl OtherActivation {
     pub(super) fn new(function: impl Fn(&Tensor) -> Result<Tensor, LossError> + Send + Sync + 'static) -> Self {

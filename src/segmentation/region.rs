@@ -618,7 +618,7 @@ impl Pointwise<3> for Scored {
         let absent = R::of(if self.of_present { 0.0 } else { -1.0 });
         let (loss, slopes) = self.of_all(sizes);
         // A NaN stays one: it is an error that training has to show.
-        let nothing = (sizes[2] <= absent) & (loss == loss);
+        let nothing = (sizes[2] <= absent) & loss.is_number();
         let counted = |number: R| choose(nothing, R::of(0.0), number);
         (counted(loss), slopes.map(counted))
     }
