@@ -4,6 +4,9 @@
 use tch::{Device, Kind, Tensor};
 use tch_losses::*;
 
+/// A loss of one tensor.
+type Function = Box<dyn Fn(&Tensor) -> Tensor>;
+
 const BACKENDS: [Backend; 2] = [Backend::Auto, Backend::Composite];
 
 type Call<'a> = &'a dyn Fn(&Tensor) -> Tensor;
@@ -49,7 +52,7 @@ fn sums_and_means_of_half_precision_are_formed_in_single_precision() {
     let rows = |value: f64, columns: i64| Tensor::full([N, columns], value, (Kind::Half, Device::Cpu));
     let least = 1.0 / N as f64;
     let ln_2 = 2_f64.ln();
-    let cases: Vec<(&str, Tensor, Box<dyn Fn(&Tensor) -> Tensor>, f64, f64)> = vec![
+    let cases: Vec<(&str, Tensor, Function, f64, f64)> = vec![
         ("NLL", rows(-0.5, 1), Box::new(|x| NllLoss::new().forward(x, &zeros())), 0.5, -least),
         (
             "NLL, weighted",
@@ -197,7 +200,7 @@ fn the_gradient_of_half_precision_has_the_least_denominators_of_single_precision
 }
 
 /// A loss of one row of three classes, of which the last is masked and the first is the target.
-fn losses_of_masked_rows() -> Vec<(&'static str, Box<dyn Fn(&Tensor) -> Tensor>)> {
+fn losses_of_masked_rows() -> Vec<(&'static str, Function)> {
     fn row(x: &Tensor) -> Tensor {
         x.reshape([1, 3])
     }
@@ -405,10 +408,10 @@ fn a_share_on_a_masked_class_is_infinite() {
 fn engines_keep_the_digits_of_confident_predictions() {
     for (kind, gaps, tolerance) in [(Kind::Float, [15.0, 40.0], 1e-6), (Kind::Double, [34.0, 300.0], 1e-14)] {
         for gap in gaps {
-            let other = (-gap as f64).exp();
+            let other = (-gap).exp();
             let (value, slope) = (other.ln_1p(), -other / (1.0 + other));
             let class = || Tensor::from_slice(&[0_i64]);
-            let losses: Vec<(&str, Box<dyn Fn(&Tensor) -> Tensor>, f64, f64)> = vec![
+            let losses: Vec<(&str, Function, f64, f64)> = vec![
                 (
                     "cross entropy",
                     Box::new(|x| CrossEntropyLoss::new().forward(&x.reshape([1, 2]), &class())),

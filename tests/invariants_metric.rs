@@ -260,8 +260,8 @@ fn backends_agree_on_ties() {
     for round in 0..200 {
         let count = 6 + round % 5;
         let embeddings = randint(7, [count, 2 + round % 2]).to_kind(Kind::Double) - 3.0;
-        let _ = embeddings.get(0).copy_(&embeddings.get(1));
-        let _ = embeddings.get(2).copy_(&(embeddings.get(3) * 7.0));
+        embeddings.get(0).copy_(&embeddings.get(1));
+        embeddings.get(2).copy_(&(embeddings.get(3) * 7.0));
         let labels = randint(3, [count]);
         for (name, loss) in losses_of_pairs() {
             let kinds = [Kind::Double, Kind::Float];

@@ -287,6 +287,6 @@ fn the_fuzzer_finds_broken_engines() {
     assert_the_fuzzer_finds(Class::Accepts, |_| Err(LossError::Undefined { argument: "input" }));
     assert_the_fuzzer_finds(Class::Panic, |_| panic!("at once"));
     assert_the_fuzzer_finds(Class::Raw, |outputs| {
-        outputs.or_else(|_| Err(tch::TchError::Torch("an internal assertion".into()).into()))
+        outputs.map_err(|_| tch::TchError::Torch("an internal assertion".into()).into())
     });
 }

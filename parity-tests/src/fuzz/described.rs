@@ -342,7 +342,7 @@ fn make(
             (draw(&shape, kind, Values::Real, random)?, target)
         }
         Family::Regions { least } => {
-            let most = if least == 4 && loss != "hausdorff_dt" { 5 } else { 5 };
+            let most = 5;
             let mut shape = shape(least, most, random);
             shape[1] = *random.pick(&[1, 2, 3, 3, 4]);
             facts.classes = shape[1];

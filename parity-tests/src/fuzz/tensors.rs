@@ -82,8 +82,7 @@ const NON_FINITE: [f64; 9] = [
     -1e20,
     f64::MIN_POSITIVE,
 ];
-const ODD_CLASSES: [f64; 9] =
-    [-1.0, -100.0, 255.0, 1e3, -7.0, 127.0, 2147483647.0, -9.223372036854775808e18, 4294967296.0];
+const ODD_CLASSES: [f64; 9] = [-1.0, -100.0, 255.0, 1e3, -7.0, 127.0, 2147483647.0, i64::MIN as f64, 4294967296.0];
 
 /// One of the kinds that losses are computed in.
 pub fn floating(random: &mut Random) -> Kind {
