@@ -161,11 +161,17 @@ impl Loss for KlDivLoss {
 
 /// Input and target with finite numbers where the target is impossible and costs nothing: there 0 · ∞ would be NaN.
 fn f_possible(input: &Tensor, target: &Tensor, log_target: bool) -> Result<[Tensor; 2], LossError> {
+    let impossible = match log_target {
+        true => target.f_eq_number(f64::NEG_INFINITY)?,
+        false => target.f_eq_number(0)?.f_logical_and(&input.f_eq_number(f64::NEG_INFINITY)?)?,
+    };
+    // A copy would be summed up in the order of another layout. On CUDA a look would wait for the device.
+    if !impossible.device().is_cuda() && impossible.f_any()?.f_int64_value(&[])? == 0 {
+        return Ok([input.shallow_clone(), target.shallow_clone()]);
+    }
     if log_target {
-        let impossible = target.f_eq_number(f64::NEG_INFINITY)?;
         return Ok([input.f_masked_fill_number(&impossible, 0)?, target.f_masked_fill_number(&impossible, 0)?]);
     }
-    let impossible = target.f_eq_number(0)?.f_logical_and(&input.f_eq_number(f64::NEG_INFINITY)?)?;
     Ok([input.f_masked_fill_number(&impossible, 0)?, target.shallow_clone()])
 }
 
