@@ -223,7 +223,7 @@ fn holds(rule: Rule, case: &Case, sides: Sides) -> bool {
             if e.is_finite() { tolerance.accepts(a, e) || truer } else { a == e || right || beyond }
         }),
         (Rule::Zero, Some(Status::Ok), Some(Status::Ok)) => all_elements(case, sides, |e, a, truth, kind| {
-            const BEYOND: f64 = 1e6;
+            const BEYOND: f64 = 1e4;
             // NaN is beyond, too.
             let large = e.is_nan() || e.abs() > BEYOND;
             let truer = || truth.is_some_and(|truth| (a - truth).abs() <= (e - truth).abs());

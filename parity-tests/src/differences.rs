@@ -25,7 +25,7 @@ pub enum Rule {
     Finite,
     /// The reference has a number where this crate says NaN.
     Nan,
-    /// The reference is beyond 10⁶, infinite or NaN where this crate is 0 or right, and equal everywhere else.
+    /// The reference is beyond 10⁴, infinite or NaN where this crate is 0 or right, and equal everywhere else.
     Zero,
 }
 
@@ -38,7 +38,7 @@ impl Rule {
             Rule::RejectsOnCuda => "rejected, where the reference computes on CUDA",
             Rule::Finite => "finite, where the reference is infinite or NaN",
             Rule::Nan => "NaN, where the reference has a number",
-            Rule::Zero => "0, where the reference is beyond 10^6, infinite or NaN",
+            Rule::Zero => "0, where the reference is beyond 10^4, infinite or NaN",
         }
     }
 }

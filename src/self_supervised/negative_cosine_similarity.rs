@@ -1,4 +1,4 @@
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::views;
 use crate::kernels::{NumberOperations, f_embedding};
@@ -131,6 +131,11 @@ impl NegativeCosineSimilarity {
         // A vector of zeros has no direction: any other stands in for it.
         let f_zero = |vectors: &Tensor| vectors.f_detach()?.f_eq_number(0)?.f_all_dim(self.dim, true);
         let zero = f_zero(input)?.f_logical_or(&f_zero(target)?)?;
+        // Without any the layouts stay what they are, and so do the sums; elsewhere to look would be to wait.
+        if zero.device() == Device::Cpu && zero.f_any()?.f_int64_value(&[])? == 0 {
+            let similarity = Tensor::f_cosine_similarity(input, target, self.dim, self.eps)?;
+            return Ok(self.reduction.f_apply(&similarity)?.f_neg()?);
+        }
         let [input, target] = [input, target].map(|vectors| vectors.f_masked_fill_number(&zero, 1));
         let similarity = Tensor::f_cosine_similarity(&input?, &target?, self.dim, self.eps)?;
         let similarity = similarity.f_masked_fill_number(&zero.f_squeeze_dim(self.dim)?, 0)?;
@@ -161,7 +166,7 @@ impl AngleLoss for Formula {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     use super::*;
 

@@ -104,11 +104,14 @@ def losses_of_views(suite: Suite) -> None:
         views,
         ((6, 5), (1, 3), (17, 1), (2, 3, 4), (40, 9)),
         [{}, {"dim": 0}, {"dim": -1}, {"eps": 0.5}],
-        {**VALUES, "better_zeros": zeros},
+        VALUES,
         [of((5,), (5,)), of((6, 5), (4, 5)), of((6, 5), (6, 4))],
         reductions=(),
         empty=((0, 5), (6, 0)),
     )
+    for dtype in DTYPES:
+        of_zeros = lambda draw: Call(zeros(draw, (6, 5)), grad=(0, 1))  # noqa: E731
+        suite.add("lightly.loss.NegativeCosineSimilarity", "better_zeros", dtype, of_zeros)
     for dtype in FULL:
         empty = Call([torch.zeros(0, 5, dtype=DTYPES[dtype])] * 2)
         suite.add("lightly.loss.BarlowTwinsLoss", "better_empty", dtype, lambda draw, call=empty: call)
