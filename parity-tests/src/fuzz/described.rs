@@ -342,8 +342,7 @@ fn make(
             (draw(&shape, kind, Values::Real, random)?, target)
         }
         Family::Regions { least } => {
-            let most = 5;
-            let mut shape = shape(least, most, random);
+            let mut shape = shape(least, 5, random);
             shape[1] = *random.pick(&[1, 2, 3, 3, 4]);
             facts.classes = shape[1];
             facts.class_weights = true;
@@ -357,17 +356,21 @@ fn make(
                 "softmax" if shape[1] > 1 || random.chance(0.05) => (Values::Real, "softmax"),
                 _ => (Values::Real, "sigmoid"),
             };
+            // A loss of sigmoids takes masks, and so does one channel.
+            let mut masks = random.chance(0.5) || shape[1] == 1;
             match loss {
                 "dice_cross_entropy" | "dice_focal" => {
                     input = Values::Real;
-                    fixed.extend(compound(loss, shape[1] == 1, random));
+                    let sigmoid = shape[1] == 1 || random.chance(0.4);
+                    masks |= sigmoid;
+                    fixed.extend(compound(loss, sigmoid, random));
                     if loss == "dice_focal" && intent.sensible && random.chance(0.8) {
                         fixed.push(("focal_background", None));
                     }
                 }
                 _ => fixed.push(("activation", Some(Data::text(name)))),
             }
-            let target = if random.chance(0.5) || shape[1] == 1 {
+            let target = if masks {
                 let of_kind =
                     if random.chance(0.7) { kind } else { *random.pick(&[Kind::Bool, Kind::Uint8, Kind::Int64]) };
                 draw(
@@ -409,7 +412,7 @@ fn make(
             let mut shape = vec![random.between(1, 2), random.between(1, 3)];
             shape.extend((0..dims).map(|_| side(random)));
             let window = Data::List(vec![Data::Integer(*random.pick(&[1, 3, 3]))]);
-            if loss != "ms_ssim_l1" && intent.sensible && random.chance(0.8) {
+            if loss != "ms_ssim_l1" && intent.sensible {
                 fixed.push(("window_size", Some(window)));
             }
             if loss == "ms_ssim" && intent.sensible {
@@ -463,13 +466,13 @@ fn target_kind(loss: &str, kind: Kind, values: Values, random: &mut Random) -> K
 }
 
 /// Options of an overlap with another loss that go with one another.
-fn compound(loss: &str, one_channel: bool, random: &mut Random) -> Vec<(&'static str, Option<Data>)> {
+fn compound(loss: &str, sigmoid: bool, random: &mut Random) -> Vec<(&'static str, Option<Data>)> {
     let part = |name: &str, options: &[(&str, &str)]| {
         let mut fields = vec![("loss".to_owned(), Data::text(name))];
         fields.extend(options.iter().map(|(name, value)| ((*name).to_owned(), Data::text(*value))));
         Some(Data::Map(fields))
     };
-    let sigmoid = one_channel || random.chance(0.4);
+    const OF_SOFTMAX: [&str; 2] = ["softmax_focal", "one_vs_rest_focal"];
     if !sigmoid && random.chance(0.3) {
         return Vec::new();
     }
@@ -480,7 +483,7 @@ fn compound(loss: &str, one_channel: bool, random: &mut Random) -> Vec<(&'static
         ("dice_cross_entropy", true) => ("cross_entropy", part("bce_with_logits", &[])),
         ("dice_cross_entropy", false) => ("cross_entropy", part("cross_entropy", &[])),
         (_, true) => ("focal", part("sigmoid_focal", &[])),
-        (_, false) => ("focal", part(*random.pick(&["softmax_focal", "one_vs_rest_focal"]), &[])),
+        (_, false) => ("focal", part(OF_SOFTMAX[random.below(OF_SOFTMAX.len())], &[])),
     });
     options
 }

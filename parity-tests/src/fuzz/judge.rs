@@ -463,7 +463,7 @@ impl<'a> Judge<'a> {
         let empty = Vec::new();
         let gradients = side.gradients.as_ref().unwrap_or(&empty);
         let all = [(Which::Output, &side.outputs), (Which::Gradient, gradients)];
-        let always = self.call.seed % ONE_IN == 0;
+        let always = self.call.seed.is_multiple_of(ONE_IN);
         let scale = gradients.iter().filter(|tensor| tensor.defined()).filter_map(|tensor| values(tensor).ok());
         let scale = scale.map(|values| largest_of(&values)).fold(0.0, f64::max);
         for (which, tensors) in all {

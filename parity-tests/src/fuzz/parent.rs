@@ -19,6 +19,9 @@ use crate::jobs::run_all;
 /// How many calls a process makes: it takes a fifth of a second to start.
 const CALLS_OF_A_PROCESS: u64 = 5000;
 
+/// The longest start of a process.
+const START: Duration = Duration::from_secs(120);
+
 /// When to stop, and what to call.
 #[derive(Debug)]
 pub struct Plan {
@@ -120,7 +123,9 @@ fn run_child(plan: &Plan, chunk: Chunk, summary: &Mutex<Summary>, bar: &Progress
             child.wait()?;
             return Ok(None);
         }
-        match lines.recv_timeout(plan.patience) {
+        // The start of a process takes its time where the machine is busy.
+        let patience = if begun.is_some() { plan.patience } else { plan.patience.max(START) };
+        match lines.recv_timeout(patience) {
             Ok(line) => match (line.strip_prefix(BEGINS), begun) {
                 (Some(seed), _) => begun = Some(seed.parse()?),
                 (None, Some(seed)) => {

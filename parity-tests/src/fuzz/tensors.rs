@@ -166,7 +166,7 @@ fn normalize(numbers: &mut [f64], shape: &[i64], dim: usize, logarithm: bool) {
     if classes == 0 || numbers.is_empty() {
         return;
     }
-    for start in (0..numbers.len()).filter(|position| position / inner % classes == 0) {
+    for start in (0..numbers.len()).filter(|position| (position / inner).is_multiple_of(classes)) {
         let positions = (0..classes).map(|class| start + class * inner);
         let sum: f64 = positions.clone().map(|position| numbers[position].exp()).sum();
         for position in positions {

@@ -6,7 +6,7 @@ use tch_losses::{
     AdaptiveLogSoftmaxConfig, AdaptiveLogSoftmaxWithLoss, Chunking, CpoLoss, CtcLoss, DistillationLoss, DpoLoss,
     DpoVariant, IpoLoss, KtoLoss, LinearCrossEntropy, LinearCrossEntropyConfig, LinearCrossEntropyLoss,
     LinearDistillation, LinearHead, LinearKto, LinearPreference, Loss, OrpoLoss, PairLogProbs, PreferenceLoss,
-    ReferenceModel, SequenceLogProbs, SimpoLoss, SoftLoss, TokenReduction,
+    Reduction, ReferenceModel, SequenceLogProbs, SimpoLoss, SoftLoss, TokenReduction,
 };
 
 use super::super::call::Compute;
@@ -324,7 +324,7 @@ fn linear_kto(maker: &mut Maker) -> Result<Compute> {
     }))
 }
 
-fn distillation_loss(labels: bool, maker: &mut Maker) -> DistillationLoss {
+fn distillation_loss(labels: bool, reductions: &[Reduction], maker: &mut Maker) -> DistillationLoss {
     let share = maker.random.uniform(0.0, 1.0);
     let soft = maker.one_of(
         "soft_loss",
@@ -335,13 +335,13 @@ fn distillation_loss(labels: bool, maker: &mut Maker) -> DistillationLoss {
     let loss = loss.soft_weight(maker.number("soft_weight", 0.5, 0.0, 1.0));
     let hard = if labels || !maker.intent.sensible { maker.number("hard_weight", 0.5, 0.0, 1.0) } else { 0.0 };
     let loss = loss.hard_weight(hard);
-    let loss = loss.invalid_values(maker.invalid_values()).reduction(maker.reduction());
+    let loss = loss.invalid_values(maker.invalid_values()).reduction(maker.one_of("reduction", reductions));
     loss.ignore_index(maker.integer("ignore_index", -100, 0, 1))
 }
 
 fn distillation(maker: &mut Maker) -> Result<Compute> {
     let labels = maker.flag("labels");
-    let loss = distillation_loss(labels, maker);
+    let loss = distillation_loss(labels, &[Reduction::None, Reduction::Mean, Reduction::Sum], maker);
     let mut shape = shape(1, 4, maker.random);
     let dim = usize::from(shape.len() > 1);
     shape[dim] = maker.random.between(1, 6);
@@ -355,9 +355,10 @@ fn distillation(maker: &mut Maker) -> Result<Compute> {
     Ok(Box::new(move |t, _| one(loss.f_forward(&t[0], &t[1], labels.then(|| &t[2])))))
 }
 
+/// The loss has no result for each token.
 fn linear_distillation(maker: &mut Maker) -> Result<Compute> {
     let labels = maker.flag("labels");
-    let loss = LinearDistillation::new(distillation_loss(labels, maker));
+    let loss = LinearDistillation::new(distillation_loss(labels, &[Reduction::Mean, Reduction::Sum], maker));
     let loss = loss.chunking(Chunking::Rows(maker.integer("rows", 2, 1, 4)));
     let (rows, classes) = (maker.random.between(1, 5), maker.random.between(2, 5));
     let (features, of_teacher) = (maker.random.between(1, 4), maker.random.between(1, 4));
