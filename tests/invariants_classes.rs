@@ -406,7 +406,7 @@ fn a_share_on_a_masked_class_is_infinite() {
 /// −log p and p − 1 of a p near 1, in double precision: log(1 + exp(−15)) and −exp(−15) / (1 + exp(−15)).
 #[test]
 fn engines_keep_the_digits_of_confident_predictions() {
-    for (kind, gaps, tolerance) in [(Kind::Float, [15.0, 40.0], 1e-6), (Kind::Double, [34.0, 300.0], 1e-14)] {
+    for (kind, gaps, tolerance) in [(Kind::Float, [15.0_f64, 40.0], 1e-6), (Kind::Double, [34.0, 300.0], 1e-14)] {
         for gap in gaps {
             let other = (-gap).exp();
             let (value, slope) = (other.ln_1p(), -other / (1.0 + other));

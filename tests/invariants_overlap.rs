@@ -429,7 +429,8 @@ fn both_parts_of_a_sum_ignore_the_same_targets() {
         let sigmoids = || SigmoidFocalLoss::new().gamma(1.5);
         let bce = || BceWithLogitsLoss::new().pos_weight(Tensor::from_slice(&[2.0, 3.0, 0.5]).view([3, 1, 1]));
         let with = |ignore: bool| if ignore { 255 } else { -7 };
-        let cases: Vec<(Box<dyn Fn(bool) -> Box<dyn Loss>>, bool)> = vec![
+        type Build = Box<dyn Fn(bool) -> Box<dyn Loss>>;
+        let cases: Vec<(Build, bool)> = vec![
             (Box::new(move |on| Box::new(DiceCrossEntropyLoss::new().ignore_index(with(on)))), false),
             (Box::new(move |on| Box::new(DiceFocalLoss::new().ignore_index(with(on)))), false),
             (
@@ -482,7 +483,8 @@ fn an_error_in_a_sum_says_which_part_it_is_of() {
 /// segmentation-models-pytorch's `LovaszLoss` in the modes binary and multilabel, and kornia's `lovasz_hinge_loss`.
 #[test]
 fn a_floating_target_of_the_lovasz_hinge_has_a_gradient() {
-    let cases: [(&[f64], &[f64], f64, &[f64], &[f64]); 2] = [
+    type Numbers = &'static [f64];
+    let cases: [(Numbers, Numbers, f64, Numbers, Numbers); 2] = [
         (&[0.5, -0.25], &[1.0, 0.0], 0.625, &[-0.5, 0.5], &[-0.5625, 0.25]),
         (
             &[0.5, -0.25, 2.0, 0.7],

@@ -202,10 +202,10 @@ fn equal_sub_centers_are_one_center() {
 const BACKENDS: [Backend; 2] = [Backend::Auto, Backend::Composite];
 const KINDS: [Kind; 4] = [Kind::Double, Kind::Float, Kind::Half, Kind::BFloat16];
 
-/// The losses of vectors that are scaled to length 1, of two batches of rows.
 /// A loss of two tensors.
 type Function = Box<dyn Fn(&Tensor, &Tensor) -> Tensor>;
 
+/// The losses of vectors that are scaled to length 1, of two batches of rows.
 fn normalising_losses() -> Vec<(&'static str, Function)> {
     fn classes() -> Tensor {
         Tensor::from_slice(&[0_i64, 1, 2, 3, 0])
