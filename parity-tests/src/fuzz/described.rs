@@ -178,7 +178,8 @@ pub fn call(loss: &'static str, intent: Intent, random: &mut Random) -> Result<C
 fn takes_mean(description: &Data) -> bool {
     let Data::Map(fields) = description else { return false };
     let reduction = fields.iter().find(|(name, _)| name == "reduction").map(|(_, value)| value);
-    reduction.is_none_or(|value| *value == Data::text("mean"))
+    // The default of some is none.
+    reduction.is_some_and(|value| *value == Data::text("mean"))
 }
 
 /// An error of this crate that says what reading said.
