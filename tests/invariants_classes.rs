@@ -5,7 +5,8 @@ use tch::{Device, Kind, Tensor};
 use tch_losses::*;
 
 /// A loss of one tensor.
-type Function = Box<dyn Fn(&Tensor) -> Tensor>;
+type Function = Box<LossOf<'static>>;
+type LossOf<'a> = dyn Fn(&Tensor) -> Tensor + 'a;
 
 const BACKENDS: [Backend; 2] = [Backend::Auto, Backend::Composite];
 
@@ -411,7 +412,7 @@ fn engines_keep_the_digits_of_confident_predictions() {
             let other = (-gap).exp();
             let (value, slope) = (other.ln_1p(), -other / (1.0 + other));
             let class = || Tensor::from_slice(&[0_i64]);
-            let losses: Vec<(&str, Function, f64, f64)> = vec![
+            let losses: Vec<(&str, Box<LossOf<'_>>, f64, f64)> = vec![
                 (
                     "cross entropy",
                     Box::new(|x| CrossEntropyLoss::new().forward(&x.reshape([1, 2]), &class())),
