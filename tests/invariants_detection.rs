@@ -7,6 +7,8 @@ use tch_losses::*;
 
 use common::random::{rand, randn};
 
+type Boxed = Box<dyn Loss>;
+
 const ROUNDS: i64 = 40;
 
 /// Boxes with an area, many of which overlap.
@@ -330,7 +332,7 @@ fn soft_margin_has_limits() {
 
 #[test]
 fn targets_are_shares() {
-    let losses: Vec<(&str, Box<dyn Loss>, Box<dyn Loss>)> = vec![
+    let losses: Vec<(&str, Boxed, Boxed)> = vec![
         (
             "quality focal",
             Box::new(QualityFocalLoss::new()),
@@ -406,7 +408,7 @@ fn targets_are_shares() {
 fn an_image_without_positives_costs_what_its_negatives_do() {
     let none = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu)).set_requires_grad(true);
     let positives = || Divisor::Positives;
-    let cases: Vec<(&str, Box<dyn Loss>, Box<dyn Loss>, Tensor, Tensor)> = vec![
+    let cases: Vec<(&str, Boxed, Boxed, Tensor, Tensor)> = vec![
         (
             "quality",
             Box::new(QualityFocalLoss::new().divisor(positives())),

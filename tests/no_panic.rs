@@ -1155,7 +1155,7 @@ fn a_number_beyond_the_kind_is_named() {
     for (number, kind) in
         [1e5, 1e39, -1e39, 1e-300].into_iter().flat_map(|number| [Kind::Float, Kind::Half].map(|kind| (number, kind)))
     {
-        let input = common::random::rand(&[2, 2, 3, 4]).to_kind(kind);
+        let input = common::random::rand([2, 2, 3, 4]).to_kind(kind);
         let (masks, indices) = (input.round(), Tensor::ones([2, 3, 4], (Kind::Int64, Device::Cpu)));
         let mut compare = |name: &str, call: &dyn Fn() -> Result<Tensor, LossError>| {
             let results = [Backend::Auto, Backend::Composite].map(|backend| with_backend(backend, call));
