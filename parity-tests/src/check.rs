@@ -259,15 +259,7 @@ fn truth_of_unequal(
     if failed.is_empty() {
         return Ok(None);
     }
-    let mut file: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(call.cases)?)?;
-    let list = file["cases"].as_array_mut().context("a case file has a list of cases")?;
-    list.retain(|case| case["id"].as_str().is_some_and(|id| failed.contains(id)));
-    let (total, out) = (list.len(), work.join("truth"));
-    std::fs::create_dir_all(&out)?;
-    let cases = out.join("cases.json");
-    std::fs::write(&cases, file.to_string())?;
-    let call = OracleCall { cases: &cases, out: &out, upcast: true, total, jobs: call.jobs.min(total), ..*call };
-    python.oracle(&call).map(Some)
+    python.in_double_precision(call, |id| failed.contains(id), &work.join("truth")).map(Some)
 }
 
 fn text(summaries: &[Checked], options: &CheckOptions) -> String {

@@ -99,6 +99,19 @@ impl Python {
         Ok(results)
     }
 
+    /// Computes those cases of a call whose id is `wanted` in double precision.
+    pub fn in_double_precision(&self, call: &OracleCall, wanted: impl Fn(&str) -> bool, out: &Path) -> Result<Results> {
+        let mut file: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(call.cases)?)?;
+        let list = file["cases"].as_array_mut().context("a case file has a list of cases")?;
+        list.retain(|case| case["id"].as_str().is_some_and(&wanted));
+        let total = list.len();
+        std::fs::create_dir_all(out)?;
+        let cases = out.join("cases.json");
+        std::fs::write(&cases, file.to_string())?;
+        let call = OracleCall { cases: &cases, out, upcast: true, total, jobs: call.jobs.min(total), ..*call };
+        self.oracle(&call)
+    }
+
     fn oracle_job(&self, call: &OracleCall, job: usize, out: &Path, bar: &ProgressBar) -> Result<()> {
         std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
         let mut command = self.command("oracle.py");

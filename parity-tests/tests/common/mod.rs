@@ -13,6 +13,8 @@ pub struct Golden {
     pub cases: Vec<Case>,
     pub tensors: Tensors,
     pub expected: Results,
+    /// Those of half precision in double precision.
+    pub truth: Results,
 }
 
 impl Golden {
@@ -23,6 +25,7 @@ impl Golden {
             cases: read_cases(&dir.join("cases.json")).unwrap(),
             tensors: read_tensors(&dir.join("tensors.safetensors")).unwrap(),
             expected: Results::read_dir(&dir).unwrap(),
+            truth: Results::read_dir(&dir.join("truth")).unwrap(),
         }
     }
 
@@ -33,8 +36,11 @@ impl Golden {
     /// The verdicts on a runner. Another processor may sum in another order, so the bits need not be equal.
     pub fn verdicts(&self, runner: &Runner) -> Vec<(&Case, Verdict)> {
         let actual = self.evaluate(runner);
-        let sides =
-            Sides { expected: &self.expected, actual: &actual, truth: None, bitwise: false, backend: Backend::Auto };
-        self.cases.iter().map(|case| (case, compare_case(case, sides))).collect()
+        let compare = |case: &Case| {
+            let truth = self.truth.cases.contains_key(&case.id).then_some(&self.truth);
+            let (expected, actual) = (&self.expected, &actual);
+            compare_case(case, Sides { expected, actual, truth, bitwise: false, backend: Backend::Auto })
+        };
+        self.cases.iter().map(|case| (case, compare(case))).collect()
     }
 }
