@@ -380,6 +380,14 @@ impl Validity {
     }
 }
 
+/// There is a class for the targets to be, even for those that are ignored or invalid: the logarithm of one is looked up.
+pub(crate) fn some_class(input: &Tensor, classes: i64, target: &Tensor) -> Result<(), LossError> {
+    if classes > 0 || target.numel() == 0 {
+        return Ok(());
+    }
+    Err(shape_error(("input", input), "at least one class"))
+}
+
 /// Class indices that libtorch can take.
 pub(crate) struct ClassIndices {
     /// 64-bit, each in `[0, classes)` or the ignored one.

@@ -175,6 +175,12 @@ impl MeanParts {
         Self::f_new(numerator, denominator)
     }
 
+    /// The parts of the mean of what the `unreduced` loss gives. Half precision becomes single precision before, so that
+    /// no loss is rounded to it, and none too large for it.
+    pub(crate) fn f_of_unreduced(unreduced: &impl Loss, input: &Tensor, target: &Tensor) -> Result<Self, LossError> {
+        Self::f_of_losses(&unreduced.f_forward(&f_wide(input)?, &f_wide(target)?)?)
+    }
+
     /// The parts of the mean of unreduced losses.
     pub(crate) fn f_of_losses(losses: &Tensor) -> Result<Self, LossError> {
         Self::f_over(f_wide_sum(losses)?, losses.numel() as i64)

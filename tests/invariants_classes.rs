@@ -652,3 +652,161 @@ fn regression_takes_real_numbers() {
         assert!(error.to_string().starts_with("var has shape [0, 1]"), "{error}");
     }
 }
+
+/// A weight that no target asks for: whatever it is, it must stay out of a loss that spreads nothing over the classes.
+#[test]
+fn weights_of_other_classes_stay_out_of_the_loss() {
+    let target = || Tensor::from_slice(&[1_i64, 1]);
+    let eye = Tensor::eye(3, (Kind::Double, Device::Cpu));
+    for number in [f64::INFINITY, f64::NAN] {
+        let weight = tensor(&[number, 0.5, 0.0], Kind::Double);
+        let usual = tensor(&[7.0, 0.5, 0.0], Kind::Double);
+        let losses: Vec<(&str, Box<dyn Fn(&Tensor, &Tensor) -> Tensor>)> = vec![
+            ("cross entropy", Box::new(|x, w| CrossEntropyLoss::new().weight(w.shallow_clone()).forward(x, &target()))),
+            ("softmax focal", Box::new(|x, w| SoftmaxFocalLoss::new().weight(w.shallow_clone()).forward(x, &target()))),
+            (
+                "linear, in chunks",
+                Box::new(|x, w| {
+                    let criterion = LinearCrossEntropy::new().weight(w.shallow_clone()).chunking(Chunking::Rows(1));
+                    criterion.forward(x, &eye, &target(), None)
+                }),
+            ),
+            (
+                "linear, in chunks with a cap",
+                Box::new(|x, w| {
+                    let criterion = LinearCrossEntropy::new().weight(w.shallow_clone()).soft_cap(3.0);
+                    criterion.chunking(Chunking::Rows(1)).forward(x, &eye, &target(), None)
+                }),
+            ),
+        ];
+        for (name, loss) in &losses {
+            // Numbers above 30 take another way through the engine.
+            for largest in [2.0, 40.0] {
+                let input = tensor(&[0.5, -1.0, largest, 0.25, 1.0, -0.5], Kind::Double).view([2, 3]);
+                for backend in BACKENDS {
+                    let what = format!("{name}, {number}, {backend:?}");
+                    let actual = value_and_gradient(&what, backend, &input, &|x| loss(x, &weight));
+                    let expected = value_and_gradient(&what, backend, &input, &|x| loss(x, &usual));
+                    assert_eq!(actual, expected, "{what}");
+                }
+            }
+        }
+    }
+}
+
+/// PyTorch: 0 / 0, and what is spread over the other classes does not change it.
+#[test]
+fn a_mean_over_weights_of_0_is_nan() {
+    let weight = || tensor(&[0.0, 1.5], Kind::Double);
+    let input = tensor(&[0.1, -1.1], Kind::Double).view([1, 2]);
+    let target = Tensor::from_slice(&[0_i64]);
+    for backend in BACKENDS {
+        let smoothed = || CrossEntropyLoss::new().weight(weight()).label_smoothing(0.5);
+        assert!(with_backend(backend, || smoothed().forward(&input, &target)).double_value(&[]).is_nan());
+        let focal = SoftmaxFocalLoss::new().weight(weight());
+        let (value, gradient) = value_and_gradient("focal", backend, &input, &|x| focal.forward(x, &target));
+        assert!(value.is_nan() && gradient.iter().all(|number| number.is_nan()), "{backend:?} {gradient:?}");
+        let eye = Tensor::eye(2, (Kind::Double, Device::Cpu));
+        let linear = LinearCrossEntropy::new().weight(weight()).label_smoothing(0.5).chunking(Chunking::Rows(1));
+        let input = Tensor::cat(&[&input, &input], 0);
+        let value = with_backend(backend, || linear.forward(&input, &eye, &Tensor::from_slice(&[0_i64, 0]), None));
+        assert!(value.double_value(&[]).is_nan());
+    }
+}
+
+/// As in cross entropy the gradient of −log p is p − 1 = −1 at p = 0: there the modulating factor is 1.
+#[test]
+fn a_masked_target_has_a_finite_gradient() {
+    let target = Tensor::from_slice(&[0_i64]);
+    let input = tensor(&[f64::NEG_INFINITY, 1.0], Kind::Double).view([1, 2]);
+    for backend in BACKENDS {
+        let criterion = AsymmetricSingleLabelLoss::new().label_smoothing(0.0).gamma_pos(2.0);
+        let (value, gradient) = value_and_gradient("masked", backend, &input, &|x| criterion.forward(x, &target));
+        assert_eq!((value, gradient), (f64::INFINITY, vec![-1.0, 1.0]), "{backend:?}");
+        for least in [f64::NEG_INFINITY, f64::from(f32::MIN)] {
+            let input = tensor(&[least, 1.0], Kind::Float).view([1, 2]);
+            let focal = SoftmaxFocalLoss::new();
+            let (value, gradient) = value_and_gradient("focal", backend, &input, &|x| focal.forward(x, &target));
+            assert_eq!((value, gradient), (-least, vec![-1.0, 1.0]), "{backend:?}");
+        }
+        // A masked class whose weight is 0 gets nothing of what is spread.
+        let input = tensor(&[0.0, 0.0, f64::NEG_INFINITY], Kind::Double).view([1, 3]);
+        let focal = SoftmaxFocalLoss::new().label_smoothing(0.3).weight(tensor(&[1.0, 1.0, 0.0], Kind::Double));
+        let (value, _) = value_and_gradient("smoothed", backend, &input, &|x| focal.forward(x, &target));
+        assert_near(value, (0.7 + 0.2) * 0.25 * 2_f64.ln(), 1e-12, "smoothed");
+    }
+}
+
+#[test]
+fn views_that_agree_do_not_diverge() {
+    // 5 equal classes cost ln 5, and their divergence, which the pixels multiply, is 0.
+    let input = Tensor::ones([12, 5, 2, 3, 4], (Kind::Float, Device::Cpu));
+    let target = Tensor::zeros([4, 2, 3, 4], (Kind::Int64, Device::Cpu));
+    for backend in BACKENDS {
+        let loss = with_backend(backend, || JsdCrossEntropyLoss::new().forward(&input, &target));
+        assert_near(loss.double_value(&[]), 5_f64.ln(), 1e-6, &format!("{backend:?}"));
+    }
+}
+
+#[test]
+fn parts_of_half_precision_are_formed_in_single_precision() {
+    let logits = Tensor::from_slice(&[0.1, 2.3, -1.7, 0.9, 60.0, -3.3]).view([2, 3]).to_kind(Kind::Half);
+    let indices = Tensor::from_slice(&[2_i64, 1]);
+    let labels = Tensor::from_slice(&[1.0, 0.0, 1.0, 0.0, 0.0, 1.0]).view([2, 3]).to_kind(Kind::Half);
+    let listed = Tensor::from_slice(&[2_i64, -1, -1, 0, 2, -1]).view([2, 3]);
+    let losses: Vec<(&str, Box<dyn Loss>, &Tensor)> = vec![
+        ("asymmetric, one label", Box::new(AsymmetricSingleLabelLoss::new()), &indices),
+        ("categorical hinge", Box::new(CategoricalHingeLoss::new()), &indices),
+        ("hinge", Box::new(HingeLoss::new()), &labels),
+        ("multi-label margin", Box::new(MultiLabelMarginLoss::new()), &listed),
+        ("multi-label soft margin", Box::new(MultiLabelSoftMarginLoss::new()), &labels),
+        ("multi margin", Box::new(MultiMarginLoss::new()), &indices),
+        ("poly", Box::new(PolyCrossEntropyLoss::new()), &indices),
+        ("poly BCE", Box::new(PolyBceWithLogitsLoss::new()), &labels),
+        ("asymmetric", Box::new(AsymmetricMultiLabelLoss::new()), &labels),
+        ("soft BCE", Box::new(SoftBceWithLogitsLoss::new()), &labels),
+    ];
+    for (name, loss, target) in &losses {
+        let of = |kind: Kind| {
+            let target = if target.is_floating_point() { target.to_kind(kind) } else { target.shallow_clone() };
+            loss.f_parts(&logits.to_kind(kind), &target).unwrap().f_value().unwrap()
+        };
+        assert_eq!(of(Kind::Half).kind(), Kind::Float, "{name}");
+        assert_near(of(Kind::Half).double_value(&[]), of(Kind::Double).double_value(&[]), 1e-5, name);
+    }
+}
+
+#[test]
+fn what_no_loss_can_be_of_is_named() {
+    let none = Tensor::zeros([2, 0], (Kind::Float, Device::Cpu));
+    let target = Tensor::from_slice(&[-100_i64, -100]);
+    let losses: Vec<Box<dyn Loss>> = vec![
+        Box::new(AsymmetricSingleLabelLoss::new().invalid_values(InvalidValues::Nan)),
+        Box::new(PolyCrossEntropyLoss::new().invalid_values(InvalidValues::Nan)),
+        Box::new(SoftmaxFocalLoss::new()),
+        Box::new(SoftmaxFocalLoss::new().invalid_values(InvalidValues::Nan)),
+    ];
+    for loss in &losses {
+        let error = loss.f_forward(&none, &target).unwrap_err().to_string();
+        assert_eq!(error, "input has shape [2, 0], expected at least one class");
+    }
+    // In single precision such a cap is 0.
+    let (input, weight) =
+        (Tensor::ones([2, 3], (Kind::Float, Device::Cpu)), Tensor::ones([4, 3], (Kind::Float, Device::Cpu)));
+    let error = LinearCrossEntropy::new().soft_cap(1e-300).f_forward(&input, &weight, &(target * 0), None).unwrap_err();
+    assert!(error.to_string().ends_with("expected a number > 0 in Float"), "{error}");
+}
+
+/// The slope of a cap is 4 e^−2u / (1 + e^−2u)², of which 1 − tanh² loses the digits.
+#[test]
+fn a_cap_that_is_reached_has_a_slope() {
+    let (input, target) = (Tensor::from_slice(&[30_f32, 0.0, 0.0, 30.0]).view([2, 2]), Tensor::from_slice(&[1_i64, 0]));
+    let eye = Tensor::eye(2, (Kind::Float, Device::Cpu));
+    let criterion = LinearCrossEntropy::new().soft_cap(5.0).chunking(Chunking::Rows(1)).reduction(Reduction::Sum);
+    let (_, gradient) =
+        value_and_gradient("cap", Backend::Auto, &input, &|x| criterion.forward(x, &eye, &target, None));
+    let e = (-12_f64).exp();
+    let slope = 4.0 * e / (1.0 + e).powi(2);
+    let p = 1.0 / (1.0 + (-5.0 * 6_f64.tanh()).exp());
+    assert_near(gradient[0], p * slope, 1e-5, "slope");
+}

@@ -3,6 +3,7 @@ use tch::Tensor;
 use super::multi_label::{self, MultiLabelReduction, f_weighted};
 use crate::binary::{self, Logits};
 use crate::kernels::{Logit, NumberOperations, Pointwise, Real, choose, part, share_or_nan};
+use crate::mean_parts::f_wide;
 use crate::numeric::{f_power, f_powers, f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, check};
 
@@ -261,7 +262,7 @@ impl Loss for AsymmetricMultiLabelLoss {
             reduction: MultiLabelReduction::None,
             ..*self
         };
-        self.reduction.f_parts(&unreduced.f_forward(input, target)?)
+        self.reduction.f_parts(&unreduced.f_forward(&f_wide(input)?, &f_wide(target)?)?)
     }
 }
 

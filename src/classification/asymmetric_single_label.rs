@@ -121,7 +121,9 @@ impl AsymmetricSingleLabelLoss {
     fn f_losses(&self, logits: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
         let log_p = logits.f_log_softmax(dim, None)?;
         let own = log_p.f_gather(dim, target, false)?.f_squeeze_dim(dim)?;
-        let mut losses = own.f_mul(&f_power(&own.f_expm1()?.f_neg()?, self.gamma_pos)?)?;
+        // The factor of a target that is masked by −∞ is 1, with slope 0: p log p is 0 there.
+        let possible = own.f_masked_fill_number(&own.f_lt_number(MASKED)?, MASKED)?;
+        let mut losses = own.f_mul(&f_power(&possible.f_expm1()?.f_neg()?, self.gamma_pos)?)?;
         let spread = self.spread(logits.size()[dim as usize]);
         losses = losses.f_mul_number(self.label_smoothing - 1.0 - spread)?;
         if self.label_smoothing == 0.0 {
@@ -187,6 +189,7 @@ impl Loss for AsymmetricSingleLabelLoss {
         self.f_check_options()?;
         let dim = check::class_dim(input)?;
         let (classes, target) = check::class_target(target, input, dim, "")?;
+        check::some_class(input, classes, &target)?;
         let target = ClassIndices::f_new(&target, classes, None, self.invalid_values)?;
         let loss = match self.f_fused(input, &target, dim as i64)? {
             Some(loss) => loss,
@@ -197,7 +200,7 @@ impl Loss for AsymmetricSingleLabelLoss {
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+        MeanParts::f_of_unreduced(&unreduced, input, target)
     }
 }
 

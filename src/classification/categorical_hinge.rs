@@ -160,7 +160,7 @@ impl Loss for CategoricalHingeLoss {
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+        MeanParts::f_of_unreduced(&unreduced, input, target)
     }
 }
 

@@ -1,6 +1,7 @@
 use tch::{Kind, Tensor};
 
 use super::mean_over::MeanOver;
+use super::nll;
 use crate::check::{self, ClassIndices};
 use crate::kernels::{NumberOperations, Real, RowLoss, RowReduction, Rows, f_softmax, f_softmax_of_shares};
 use crate::mean_parts::{self, f_wide, f_wide_option};
@@ -227,6 +228,7 @@ impl CrossEntropyLoss {
     fn f_aten(&self, input: &Tensor, target: &Tensor, logs: bool, reduction: Reduction) -> Result<Tensor, LossError> {
         let weight = self.weight.as_ref().map(|weight| weight.f_to_kind(input.f_kind()?)).transpose()?;
         if logs && self.label_smoothing == 0.0 {
+            let input = nll::f_one_after_another(input)?;
             return Ok(input.f_nll_loss_nd(target, weight.as_ref(), reduction.into(), self.ignore_index)?);
         }
         let (ignore_index, smoothing) = (self.ignore_index, self.label_smoothing);

@@ -182,7 +182,7 @@ impl Loss for MultiMarginLoss {
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let unreduced =
             Self { weight: self.weight.as_ref().map(Tensor::shallow_clone), reduction: Reduction::None, ..*self };
-        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+        MeanParts::f_of_unreduced(&unreduced, input, target)
     }
 }
 

@@ -34,6 +34,7 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 ///
 /// * Class indices may be of any integer kind; PyTorch takes `int64` and `uint8`.
 /// * A class out of range is an error on CUDA too, where PyTorch loses the CUDA context.
+/// * An input of pixels may lie in memory in any order, such as channels last; PyTorch's backward rejects it.
 /// * With an input of `[C]` and a target of `[1]`, [`Reduction::None`] has a gradient; PyTorch's backward fails.
 ///
 /// # Errors
@@ -119,6 +120,11 @@ impl NllLoss {
     }
 }
 
+/// Pixels in the order of their dimensions, as the backward pass of libtorch's loss of pixels needs them.
+pub(super) fn f_one_after_another(log_probs: &Tensor) -> Result<Tensor, LossError> {
+    Ok(if log_probs.dim() > 2 { log_probs.f_contiguous()? } else { log_probs.shallow_clone() })
+}
+
 impl Default for NllLoss {
     fn default() -> Self {
         Self::new()
@@ -143,6 +149,7 @@ impl Loss for NllLoss {
         let indices = target.f_kept(input)?;
         f_widely([input], |[input]| {
             let reduction = self.reduction.into();
+            let input = f_one_after_another(input)?;
             let loss = input.f_nll_loss_nd(&indices, weight.as_ref(), reduction, self.ignore_index)?;
             let unreduced = self.reduction == Reduction::None;
             log_probs.f_poison(&target.validity.f_poison(&loss, unreduced)?, unreduced)
@@ -257,6 +264,20 @@ mod tests {
             loss.backward();
             assert_eq!(loss.size(), [0_i64; 0]);
             assert_eq!(Vec::<f64>::try_from(input.grad()).unwrap(), [0.0, -1.0]);
+        }
+    }
+
+    #[test]
+    fn pixels_may_lie_in_memory_in_any_order() {
+        let log_probs = Tensor::arange(120, (Kind::Double, tch::Device::Cpu)).view([2, 4, 5, 3]).movedim_int(3, 1);
+        let target = Tensor::from_slice(&[0_i64, 2]).view([2, 1, 1]).expand([2, 4, 5], false);
+        for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
+            let gradient = |input: Tensor| {
+                let input = input.set_requires_grad(true);
+                NllLoss::new().reduction(reduction).forward(&input, &target).sum(None).backward();
+                input.grad()
+            };
+            assert_eq!(gradient(log_probs.detach()), gradient(log_probs.contiguous().detach()));
         }
     }
 

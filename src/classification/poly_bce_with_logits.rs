@@ -3,6 +3,7 @@ use tch::Tensor;
 use super::multi_label::{self, MultiLabelReduction};
 use crate::binary::{self, Logits};
 use crate::kernels::{self, ANY, Logit, NumberOperations, Pointwise, Real, f_pointwise, part, powers, share_or_nan};
+use crate::mean_parts::f_wide;
 use crate::numeric::{f_power, f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, check};
 
@@ -187,7 +188,7 @@ impl Loss for PolyBceWithLogitsLoss {
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let unreduced = Self { reduction: MultiLabelReduction::None, ..*self };
-        self.reduction.f_parts(&unreduced.f_forward(input, target)?)
+        self.reduction.f_parts(&unreduced.f_forward(&f_wide(input)?, &f_wide(target)?)?)
     }
 }
 

@@ -185,6 +185,7 @@ impl Loss for PolyCrossEntropyLoss {
         } else {
             let or = ", or that of input for class probabilities";
             let (classes, target) = check::class_target(target, input, dim, or)?;
+            check::some_class(input, classes, &target)?;
             let target = ClassIndices::f_new(&target, classes, None, self.invalid_values)?;
             if let Some(loss) = self.f_fused(input, dim, &target)? {
                 return Ok(loss);
@@ -196,7 +197,7 @@ impl Loss for PolyCrossEntropyLoss {
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+        MeanParts::f_of_unreduced(&unreduced, input, target)
     }
 }
 

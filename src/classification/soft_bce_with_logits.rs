@@ -6,6 +6,7 @@ use super::multi_label::{self, MultiLabelReduction, f_weighted};
 use crate::binary::{self, Logits};
 use crate::check::{self, ClassIndices, Validity};
 use crate::kernels::{self, NumberOperations, Pointwise, Real, choose, share_or_nan};
+use crate::mean_parts::f_wide;
 use crate::numeric::{f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts};
 
@@ -249,7 +250,7 @@ impl Loss for SoftBceWithLogitsLoss {
             reduction: MultiLabelReduction::None,
             ..*self
         };
-        let losses = unreduced.f_forward(input, target)?;
+        let losses = unreduced.f_forward(&f_wide(input)?, &f_wide(target)?)?;
         let parts = self.reduction.f_parts(&losses)?;
         let (Some(ignored), MeanOver::Counted) = (self.ignore_index, self.mean_over) else { return Ok(parts) };
         if self.reduction == MultiLabelReduction::BatchMean {

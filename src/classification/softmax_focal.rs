@@ -199,14 +199,18 @@ impl SoftmaxFocalLoss {
 
     /// (1 − p)^γ · log p.
     fn f_modulated(&self, log_p: &Tensor) -> Result<Tensor, LossError> {
-        self.modulation.f_apply(log_p, || focal::f_log_rest(log_p))
+        self.modulation.f_apply(log_p, || {
+            // Of a class that is masked, by −∞ or by a huge number, the factor is 1 with slope 0: p log p is 0 there.
+            let masked = log_p.f_lt_number(MASKED)?;
+            focal::f_log_rest(&log_p.f_masked_fill_number(&masked, MASKED)?)
+        })
     }
 
     /// −f\[n, c\] of all classes.
     fn f_every_class(&self, log_p: &Tensor, factors: Option<&Tensor>) -> Result<Tensor, LossError> {
         let terms = self.f_modulated(log_p)?;
         Ok(match factors {
-            Some(factors) => terms.f_mul(&focal::f_per_class(factors, &terms)?)?,
+            Some(factors) => numeric::f_share_of(&focal::f_per_class(factors, &terms)?, &terms)?,
             None => terms,
         })
     }
@@ -290,6 +294,7 @@ impl SoftmaxFocalLoss {
     fn f_indices(&self, input: &Tensor, target: &Tensor, kind: Kind) -> Result<(Tensor, Tensor), LossError> {
         let dim = check::class_dim(input)?;
         let (classes, target) = check::class_target(target, input, dim, ", or that of input for class probabilities")?;
+        check::some_class(input, classes, &target)?;
         let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
         let ignored = target.f_ignored()?;
         let own = match &ignored {
@@ -337,9 +342,17 @@ impl SoftmaxFocalLoss {
             Some(ignored) => weights.f_masked_fill_number(&ignored, 0)?,
             None => weights,
         };
-        focal::f_mean(&losses.f_sum(None)?, &weights.f_sum(None)?)
+        let (total, divisor) = (losses.f_sum(None)?, weights.f_sum(None)?);
+        if self.weight.is_some() {
+            // As in cross entropy, targets whose weights are all 0 have a gradient of NaN; ignored ones have one of 0.
+            return Ok(total.f_div(&divisor)?);
+        }
+        focal::f_mean(&total, &divisor)
     }
 }
+
+/// A logarithm below it is that of a masked class.
+const MASKED: f64 = -1e30;
 
 impl Default for SoftmaxFocalLoss {
     fn default() -> Self {

@@ -258,7 +258,7 @@ impl Loss for MsSsimL1Loss {
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let unreduced = Self { reduction: Reduction::None, ..self.clone() };
-        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+        MeanParts::f_of_unreduced(&unreduced, input, target)
     }
 }
 

@@ -163,7 +163,7 @@ impl Loss for PsnrLoss {
             return Err(LossError::no_mean::<Self>("it is the logarithm of a mean over the batch"));
         }
         let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_losses(&unreduced.f_forward(input, target)?)
+        MeanParts::f_of_unreduced(&unreduced, input, target)
     }
 }
 

@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 
 use super::element::{Element, InPlace, Output, elements, integers, is_plain};
 use super::number::choose;
-use super::rows::f_wide_numbers;
+use super::rows::{f_wide_numbers, total_of_spread};
 use super::simd::{self, Kernel, LaneOf};
 use super::softmax::{self, Distances, largest, likely, others};
 use super::{backend, parallel};
@@ -59,7 +59,7 @@ fn f_run<T: Element>(rows: &LogitRows) -> Result<Option<[Tensor; 2]>, LossError>
     let target = integers(rows.target);
     let classes = rows.logits.numel() / target.len();
     let weight = rows.weight.map(f_wide_numbers::<T::Wide>).transpose()?;
-    let total = weight.as_ref().map_or(classes as f64, |weight| weight.iter().map(|&weight| weight.to_f64()).sum());
+    let total = total_of_spread(weight.as_deref(), rows.smoothing, classes);
     let output = || Output::<T::Wide>::f_of_size(&[target.len() as i64]);
     let job = Job {
         logits: InPlace::<T>::new(rows.logits),
@@ -105,6 +105,8 @@ struct Room<W> {
     logits: Vec<W>,
     /// The capped logits, where there is a cap.
     capped: Vec<W>,
+    /// The slopes of the cap, where there is one.
+    slopes: Vec<W>,
     exponentials: Vec<W>,
 }
 
@@ -114,6 +116,7 @@ impl<T: Element> Job<'_, T> {
         let mut room = Room {
             logits: softmax::room::<T>(self.classes),
             capped: zeros(self.soft_cap.is_some()),
+            slopes: zeros(self.soft_cap.is_some()),
             exponentials: zeros(true),
         };
         for row in rows {
@@ -146,12 +149,17 @@ impl<T: Element> Kernel<T::Wide> for LogitRow<'_, T> {
 
     #[inline(always)]
     fn run<R: LaneOf<T::Wide>>(self) -> [T::Wide; 2] {
-        let Self { job, row, x, room: Room { logits, capped, exponentials } } = self;
+        let Self { job, row, x, room: Room { logits, capped, slopes, exponentials } } = self;
         let numbers = T::read(x, logits);
         let cap = R::of(job.soft_cap.unwrap_or(1.0));
         let inverse = R::of(1.0) / cap;
-        for (capped, x) in capped.iter_mut().zip(numbers) {
-            *capped = ((R::new(*x) * inverse).tanh() * cap).get();
+        for ((capped, slope), x) in capped.iter_mut().zip(slopes.iter_mut()).zip(numbers) {
+            let x = R::new(*x) * inverse;
+            *capped = (x.tanh() * cap).get();
+            // Not 1 − tanh², which loses the digits of a slope near 0.
+            let e = (R::of(-2.0) * x.abs()).exp_of_negative();
+            let half = R::of(2.0) / (R::of(1.0) + e);
+            *slope = (e * half * half).get();
         }
         let logits = if job.soft_cap.is_some() { &*capped } else { numbers };
         let class = job.target[row] as usize;
@@ -172,17 +180,15 @@ impl<T: Element> Kernel<T::Wide> for LogitRow<'_, T> {
         let Some([of_entropy, of_z]) = job.derivatives.map(|of| of.map(|of| R::new(of[row]))) else { return losses };
         let of_row = of_entropy * spread * total + R::of(2.0) * z_loss * log_sum * of_z;
         let (of_p, of_weight) = ((of_entropy * weight + of_row) / sum, of_entropy * spread);
-        let slope = |position: usize| {
-            let tanh = R::new(capped[position]) * inverse;
-            R::of(1.0) - tanh * tanh
-        };
-        let of_classes = |position: usize, exponential| R::new(exponential) * of_p - of_weight * weight_of(position);
+        // 0 · ∞ is 0: an infinite weight of which nothing is spread.
+        let spread_to = |class: usize| if job.spread == 0.0 { R::of(0.0) } else { of_weight * weight_of(class) };
+        let of_classes = |position: usize, exponential| R::new(exponential) * of_p - spread_to(position);
         // Not with p − 1, which loses the digits of a p near 1.
-        let own = of_row - others * of_p - of_weight * weight_of(class);
+        let own = of_row - others * of_p - spread_to(class);
         let x = uninit(x);
         let own = if job.soft_cap.is_some() {
-            T::write_mapped(exponentials, x, |position, e| (of_classes(position, e) * slope(position)).get());
-            own * slope(class)
+            T::write_mapped(exponentials, x, |position, e| (of_classes(position, e) * R::new(slopes[position])).get());
+            own * R::new(slopes[class])
         } else if job.weight.is_some() && job.spread != 0.0 {
             T::write_mapped(exponentials, x, |position, e| of_classes(position, e).get());
             own

@@ -188,8 +188,22 @@ impl<W: Element> Options<W> {
         Ok(Self { ignored: rows.ignore_index.unwrap_or(-1), weight: rows.weight.map(f_wide_numbers).transpose()? })
     }
 
+    /// The sum of the weights of all classes where a target is smoothed; else 0, so that it is looked at nowhere.
+    pub(super) fn total_of_spread(&self, smoothing: f64, classes: usize) -> f64 {
+        total_of_spread(self.weight.as_deref(), smoothing, classes)
+    }
+
     pub(super) fn weight_of(&self, class: usize) -> f64 {
         self.weight.as_ref().map_or(1.0, |weight| weight[class].to_f64())
+    }
+}
+
+/// See [`Options::total_of_spread`].
+pub(super) fn total_of_spread<W: Element>(weight: Option<&[W]>, smoothing: f64, classes: usize) -> f64 {
+    match weight {
+        _ if smoothing == 0.0 => 0.0,
+        None => classes as f64,
+        Some(weight) => weight.iter().map(|&weight| weight.to_f64()).sum(),
     }
 }
 
@@ -294,7 +308,17 @@ impl Pass {
                 })
             }
         };
+        if divisor == 0.0 && reduction == RowReduction::WeightedMean && self.all_weightless(options) {
+            // 0 / 0, to which a smoothed target adds what it spreads over the other classes.
+            return f64::NAN;
+        }
         1.0 / divisor
+    }
+
+    /// Whether the class of each target that is not ignored has weight 0.
+    fn all_weightless<W: Element>(&self, options: &Options<W>) -> bool {
+        let counted = integers(&self.target).iter().filter(|class| **class != options.ignored);
+        counted.copied().all(|class| options.weight_of(class as usize) == 0.0)
     }
 
     fn job<'a, T: Element>(

@@ -75,8 +75,7 @@ struct OfClasses<F> {
 
 impl<F: RowLoss> RowFormula for OfClasses<F> {
     fn run<T: Element>(self, job: &Job<T>) -> f64 {
-        let weight = job.options.weight.as_ref();
-        let total = weight.map_or(job.classes as f64, |weight| weight.iter().map(|&w| w.to_f64()).sum());
+        let total = job.options.total_of_spread(self.smoothing, job.classes);
         let spread = self.smoothing / job.classes as f64;
         let call = Classes { job, formula: self.formula, own: 1.0 - self.smoothing, total, spread };
         job.sum(block(job.classes), |rows| call.rows(rows), |pixels| call.pixels(pixels))
@@ -88,7 +87,7 @@ struct Classes<'a, T: Element, F> {
     formula: F,
     /// The share of the target's class that is not spread.
     own: f64,
-    /// The sum of the weights of all classes.
+    /// The sum of the weights of all classes, 0 where the target is not smoothed.
     total: f64,
     /// The share of each class in a smoothed target.
     spread: f64,
@@ -255,7 +254,8 @@ impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassRow<'_, T, F> {
         if !job.needs_gradient() {
             return loss.get();
         }
-        let smooth = of.of_weight * R::of(job.options.weight_of(class));
+        // 0 · ∞ is 0: an infinite weight of which nothing is spread.
+        let smooth = if call.spread == 0.0 { R::of(0.0) } else { of.of_weight * R::of(job.options.weight_of(class)) };
         // Not with p − 1, which loses the digits of a p near 1.
         let own = of.of_row - rest * of.of_p - smooth;
         let of_p = of.of_p / sum;

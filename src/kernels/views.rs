@@ -180,8 +180,8 @@ impl<T: Element> Call<'_, T> {
     #[inline(always)]
     fn block<R: LaneOf<T::Wide>>(&self, sample: usize, block: Range<usize>, room: &mut Room<T::Wide>) -> f64 {
         let (classes, length) = (self.job.classes, block.len());
-        let mut room_of = [[T::Wide::default(); BLOCK]; 3];
-        let [mixture, below, losses] = room_of.each_mut().map(|numbers| &mut numbers[..length]);
+        let mut room_of = [[T::Wide::default(); BLOCK]; 4];
+        let [means, mixture, below, losses] = room_of.each_mut().map(|numbers| &mut numbers[..length]);
         for (view, p) in room.views.iter().zip(room.p.chunks_exact_mut(classes)) {
             let (p, sum) = (&mut p[block.clone()], R::new(view.sum));
             for i in 0..length {
@@ -195,7 +195,8 @@ impl<T: Element> Call<'_, T> {
             let mean = R::new(mixture[i]) * share;
             // Where the floor is the mixture, it does not follow the views.
             below[i] = choose(mean < floor, R::of(1.0), R::of(0.0)).get();
-            mixture[i] = mean.max(floor).ln().get();
+            means[i] = choose(mean < floor, floor, mean).get();
+            mixture[i] = R::new(means[i]).ln().get();
         }
         let rows = room.p.chunks_exact(classes).zip(room.terms.chunks_exact_mut(classes));
         for (index, (view, (p, terms))) in room.views.iter_mut().zip(rows).enumerate() {
@@ -204,11 +205,19 @@ impl<T: Element> Call<'_, T> {
             let (p, terms) = (&p[block.clone()], &mut terms[block.clone()]);
             let (max, log_sum) = (R::new(view.max), R::new(view.log_sum));
             for i in 0..length {
-                let difference = R::new(x[i]) - max - log_sum - R::new(mixture[i]);
+                let (probability, mean) = (R::new(p[i]), R::new(means[i]));
+                let distance = probability - mean;
+                let share = distance / mean;
+                // log p − log m would lose the digits of views that agree.
+                let close = share.abs() < R::of(0.5);
+                let difference = choose(close, share.ln_1p(), R::new(x[i]) - max - log_sum - R::new(mixture[i]));
                 // 0 · ∞ is 0: a class that is masked.
-                let loss = choose(R::new(p[i]) == R::of(0.0), R::of(0.0), R::new(p[i]) * difference);
-                losses[i] = (R::new(losses[i]) + loss).get();
-                terms[i] = R::new(p[i]).mul_add(R::new(below[i]), loss).get();
+                let loss = choose(probability == R::of(0.0), R::of(0.0), probability * difference);
+                // The distances of all views are 0 together, less what the rounding of their mixture leaves.
+                let floored = R::new(below[i]) == R::of(1.0);
+                let centred = loss - choose(floored, R::of(0.0), distance);
+                losses[i] = (R::new(losses[i]) + centred).get();
+                terms[i] = probability.mul_add(R::new(below[i]), loss).get();
             }
             view.terms += Sum(terms).run::<R>();
         }

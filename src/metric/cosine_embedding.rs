@@ -3,6 +3,7 @@ use tch::{Kind, Tensor};
 use super::angle::{Angle, AngleLoss};
 use super::same_shape_or_broadcast_in_rank;
 use crate::kernels::{NumberOperations, f_embedding};
+use crate::mean_parts::f_wide;
 use crate::numeric::wide_kind;
 use crate::{LossError, MeanParts, Reduction, check};
 
@@ -122,7 +123,7 @@ impl CosineEmbeddingLoss {
     /// Those of [`f_forward`](Self::f_forward).
     pub fn f_parts(&self, input1: &Tensor, input2: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_losses(&unreduced.f_forward(input1, input2, target)?)
+        MeanParts::f_of_losses(&unreduced.f_forward(&f_wide(input1)?, &f_wide(input2)?, &f_wide(target)?)?)
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.

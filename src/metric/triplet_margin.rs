@@ -2,6 +2,7 @@ use tch::Tensor;
 
 use super::triplet::{self, Triplet};
 use crate::autograd::f_alias;
+use crate::mean_parts::f_wide;
 use crate::{LossError, MeanParts, Reduction};
 
 /// The triplet margin loss: an anchor shall be nearer to a positive than to a negative example, by a margin.
@@ -140,7 +141,7 @@ impl TripletMarginLoss {
     /// Those of [`f_forward`](Self::f_forward).
     pub fn f_parts(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Result<MeanParts, LossError> {
         let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_losses(&unreduced.f_forward(anchor, positive, negative)?)
+        MeanParts::f_of_losses(&unreduced.f_forward(&f_wide(anchor)?, &f_wide(positive)?, &f_wide(negative)?)?)
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.

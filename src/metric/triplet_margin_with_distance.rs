@@ -5,6 +5,7 @@ use tch::Tensor;
 
 use super::triplet::{self, Triplet};
 use crate::kernels::NumberOperations;
+use crate::mean_parts::f_wide;
 use crate::numeric::f_widely;
 use crate::{LossError, MeanParts, Reduction, check};
 
@@ -133,7 +134,8 @@ impl TripletMarginWithDistanceLoss {
     /// # Errors
     /// Those of [`f_forward`](Self::f_forward).
     pub fn f_parts(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Result<MeanParts, LossError> {
-        MeanParts::f_of_losses(&self.f_reduced([anchor, positive, negative], Reduction::None)?)
+        let [anchor, positive, negative] = [f_wide(anchor)?, f_wide(positive)?, f_wide(negative)?];
+        MeanParts::f_of_losses(&self.f_reduced([&anchor, &positive, &negative], Reduction::None)?)
     }
 
     /// Computes the loss as [`f_forward`](Self::f_forward) does.

@@ -287,7 +287,9 @@ impl Reducer {
             let losses = losses.entropy.f_add(&losses.z)?;
             return Ok(losses.f_reshape(arguments.unreduced())?.f_to_kind(result)?);
         }
-        let entropy = losses.entropy.f_sum(None)?.f_div(&self.entropy)?;
+        // Over weights of 0 alone the mean is 0 / 0, to which a smoothed target adds what it spreads over the other classes.
+        let weightless = self.entropy.f_eq_number(0)?;
+        let entropy = losses.entropy.f_sum(None)?.f_div(&self.entropy)?.f_masked_fill_number(&weightless, f64::NAN)?;
         Ok(entropy.f_add(&losses.z.f_sum(None)?.f_div(&self.z)?)?.f_to_kind(result)?)
     }
 }

@@ -278,6 +278,7 @@ impl LinearCrossEntropy {
             check::class_weight(weight, input, sizes.classes)?;
         }
         self.f_check_options()?;
+        self.f_check_cap(numeric::wide_kind(input)?)?;
         Ok(sizes)
     }
 
@@ -289,6 +290,13 @@ impl LinearCrossEntropy {
         check::option("z_loss", z_loss, z_loss.is_finite() && z_loss >= 0.0, "a number >= 0")?;
         let cap = self.soft_cap.unwrap_or(1.0);
         check::option("soft_cap", cap, cap.is_finite() && cap > 0.0, "a number > 0")
+    }
+
+    /// The cap divides logits of `kind`, where it may be rounded to 0.
+    fn f_check_cap(&self, kind: Kind) -> Result<(), LossError> {
+        let Some(cap) = self.soft_cap else { return Ok(()) };
+        let inverse = if kind == Kind::Double { cap.recip() } else { f64::from((cap as f32).recip()) };
+        check::option("soft_cap", cap, inverse.is_finite() && inverse > 0.0, &format!("a number > 0 in {kind:?}"))
     }
 
     fn ignored(&self) -> i64 {
