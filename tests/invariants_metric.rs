@@ -421,3 +421,57 @@ fn pairs_that_are_named_twice_count_twice() {
         assert_close(name, loss.forward_pairs(&embeddings, &pairs, None).double_value(&[]), expected);
     }
 }
+
+/// A mean over no pairs, or over no triplets, is over nothing; one over pairs that all cost nothing is not.
+#[test]
+fn batches_without_pairs_are_empty() {
+    let losses: Vec<(&str, bool, Box<dyn Loss>)> = vec![
+        ("contrastive", false, Box::new(ContrastiveLoss::new())),
+        ("multi-similarity", false, Box::new(MultiSimilarityLoss::new())),
+        ("generalised lifted structure", false, Box::new(GeneralizedLiftedStructureLoss::new())),
+        ("NT-Xent", true, Box::new(NtXentLoss::new())),
+        ("supervised contrastive", true, Box::new(SupConLoss::new())),
+        ("circle", true, Box::new(CircleLoss::new())),
+        ("lifted structure", true, Box::new(LiftedStructureLoss::new())),
+        ("triplets", true, Box::new(BatchTripletMarginLoss::new())),
+        ("n-pairs", true, Box::new(NPairsLoss::new())),
+    ];
+    for (name, of_triplets, loss) in losses {
+        let empty = |labels: &[i64]| {
+            let embeddings = randn([labels.len() as i64, 3]);
+            let empty = loss.f_is_empty(&embeddings, &Tensor::from_slice(labels)).unwrap();
+            bool::try_from(empty).unwrap()
+        };
+        assert!(empty(&[]) && empty(&[4]), "{name}");
+        assert_eq!((empty(&[4, 4]), empty(&[4, 5])), (of_triplets, of_triplets), "{name}");
+        assert!(!empty(&[4, 5, 4]) && !empty(&[1, 2, 3, 0, 2]), "{name}");
+        let wrong = loss.f_is_empty(&randn([2, 3]), &Tensor::from_slice(&[1_i64])).unwrap_err();
+        assert_eq!(wrong.to_string(), "target has shape [1], expected [2], one label for each of input", "{name}");
+    }
+    let (near, far) = (Tensor::from_slice(&[1.0, 0.0, 1.0, 0.0, -1.0, 0.0]).view([3, 2]), randn([2, 2]));
+    let error = |loss: OverNothing<BatchTripletMarginLoss>, x: &Tensor, labels: &[i64]| {
+        loss.f_forward(x, &Tensor::from_slice(labels)).map(|loss| loss.double_value(&[]))
+    };
+    let loss = || BatchTripletMarginLoss::new().when_empty(WhenEmpty::Error);
+    assert_eq!(error(loss(), &near, &[0, 0, 1]).unwrap(), 0.0);
+    assert!(matches!(error(loss(), &far, &[0, 1]), Err(LossError::Empty)));
+}
+
+/// Without a signal an embedding is infinitely far from all others, which nothing comes of in both backends.
+#[test]
+fn negatives_that_are_infinitely_far_have_no_gradient() {
+    for backend in [Backend::Auto, Backend::Composite] {
+        let distance = EmbeddingDistance::signal_to_noise().normalize_embeddings(false);
+        let losses: [Box<dyn Loss>; 2] = [
+            Box::new(LiftedStructureLoss::new().distance(distance).reduction(EmbeddingReduction::Sum)),
+            Box::new(NtXentLoss::new().distance(distance).reduction(EmbeddingReduction::Sum)),
+        ];
+        for loss in losses {
+            let x = Tensor::from_slice(&[0.5, 0.5, 0.5, 0.0]).view([2, 2]).set_requires_grad(true);
+            let value = with_backend(backend, || loss.forward(&x, &Tensor::from_slice(&[2_i64, 0])));
+            value.backward();
+            assert_eq!(value.double_value(&[]), 0.0);
+            assert_eq!(Vec::<f64>::try_from(x.grad().view(-1)).unwrap(), [0.0; 4], "{backend:?}");
+        }
+    }
+}

@@ -12,6 +12,11 @@ use crate::{Loss, LossError, check};
 /// As a [`Loss`] its `input` are embeddings `[N, D]` and its `target` their labels `[N]`, of any integer kind:
 /// embeddings of one label belong together. References are for embeddings of another origin: a memory of former
 /// batches, of the other modality, or of a slowly moving copy of the model.
+///
+/// For [`when_empty`](Loss::when_empty) a batch is empty that has no pairs, or for losses that hold a pair of one label against
+/// those of others ([`BatchTripletMarginLoss`](crate::BatchTripletMarginLoss), [`CircleLoss`](crate::CircleLoss),
+/// [`LiftedStructureLoss`](crate::LiftedStructureLoss), [`NtXentLoss`](crate::NtXentLoss), [`SupConLoss`](crate::SupConLoss))
+/// no triplets. One whose pairs all cost nothing is not.
 pub trait EmbeddingLoss: Loss {
     /// Computes the loss of `embeddings` `[N, D]` that are compared with `ref_emb` `[M, D]` alone, and not with each
     /// other.
@@ -290,6 +295,29 @@ pub(super) fn f_labels(embeddings: check::Named, labels: check::Named) -> Result
     check::integers(labels)
 }
 
+/// What a batch must have for a loss of its pairs to be over something.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Needed {
+    /// Any two embeddings.
+    Pair,
+    /// Two embeddings of one label, and one of another, with which they make a triplet.
+    Triplet,
+}
+
+/// Whether `labels` leave a loss of pairs with nothing to be over, as a Boolean scalar on their device.
+pub(super) fn f_lacks(embeddings: &Tensor, labels: &Tensor, needed: Needed) -> Result<Tensor, LossError> {
+    let named = [("input", embeddings), ("target", labels)];
+    check::devices(&named)?;
+    let labels = f_labels(named[0], named[1])?;
+    let next = labels.size()[0] - 1;
+    if next < 1 || needed == Needed::Pair {
+        return Ok(Tensor::f_full_number(&[], i64::from(next < 1), (Kind::Bool, labels.device()))?);
+    }
+    let (sorted, _) = labels.f_sort(0, false)?;
+    let equal = sorted.f_narrow(0, 1, next)?.f_eq_tensor(&sorted.f_narrow(0, 0, next)?)?;
+    Ok(equal.f_any()?.f_logical_not()?.f_logical_or(&equal.f_all()?)?)
+}
+
 /// The size of embeddings.
 fn f_rows(embeddings: check::Named) -> Result<Vec<i64>, LossError> {
     check::floating(embeddings)?;
@@ -319,7 +347,8 @@ pub(super) fn f_kind_of_pairs(embeddings: &Tensor, [rows, others]: [i64; 2]) -> 
 pub(crate) fn f_log_sum_exp(matrix: &Tensor, mask: &Tensor) -> Result<Tensor, LossError> {
     // Not −∞, whose difference from itself is NaN.
     let least = if matrix.f_kind()? == Kind::Double { f64::MIN } else { f64::from(f32::MIN) };
-    Ok(matrix.f_masked_fill_number(&mask.f_logical_not()?, least / 2.0)?.f_logsumexp([1_i64].as_slice(), true)?)
+    let masked = matrix.f_masked_fill_number(&mask.f_logical_not()?, least / 2.0)?.f_clamp_min_number(least / 2.0)?;
+    Ok(masked.f_logsumexp([1_i64].as_slice(), true)?)
 }
 
 /// log(1 + exp(x)).

@@ -1,6 +1,6 @@
 use tch::{Kind, TchError, Tensor};
 
-use super::batch::{Batch, Pairs, f_softplus};
+use super::batch::{Batch, Needed, Pairs, f_lacks, f_softplus};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
 use crate::autograd::{Function, f_gradients_of, needed, spread};
 use crate::kernels::{NumberOperations, Triplets, f_triplets};
@@ -398,6 +398,10 @@ impl Loss for BatchTripletMarginLoss {
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_new(input, target)?)
+    }
+
+    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        f_lacks(input, target, Needed::Triplet)
     }
 }
 

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::batch::{Batch, Pairs, f_log_sum_exp, f_softplus, softplus};
+use super::batch::{Batch, Needed, Pairs, f_lacks, f_log_sum_exp, f_softplus, softplus};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
 use crate::kernels::{NumberOperations, PairSlopes, PairSums, PairTerms, Real, Soft, SoftPairs};
 use crate::{Loss, LossError, check};
@@ -159,6 +159,10 @@ impl Loss for CircleLoss {
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_new(input, target)?)
+    }
+
+    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        f_lacks(input, target, Needed::Triplet)
     }
 }
 

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::batch::{Batch, Pairs};
+use super::batch::{Batch, Needed, Pairs, f_lacks};
 use super::{AnchorReduction, EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
 use crate::kernels::{Hard, OTHER, PairTerms, Real, SAME, choose};
 use crate::{Loss, LossError};
@@ -169,6 +169,10 @@ impl Loss for ContrastiveLoss {
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_new(input, target)?)
+    }
+
+    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        f_lacks(input, target, Needed::Pair)
     }
 }
 

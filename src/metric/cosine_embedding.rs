@@ -4,7 +4,7 @@ use super::angle::{Angle, AngleLoss};
 use super::same_shape_or_broadcast_in_rank;
 use crate::kernels::{NumberOperations, f_embedding};
 use crate::mean_parts::f_wide;
-use crate::numeric::wide_kind;
+use crate::numeric::{real, wide_kind};
 use crate::{LossError, MeanParts, Reduction, check};
 
 /// The loss of the angle between two embeddings: small for pairs that belong together, wide for pairs that do not.
@@ -41,7 +41,8 @@ use crate::{LossError, MeanParts, Reduction, check};
 ///
 /// # Errors
 ///
-/// [`LossError::Shape`] where shapes do not fit, [`LossError::Device`] where devices differ.
+/// [`LossError::Shape`] where shapes do not fit, [`LossError::Device`] where devices differ, [`LossError::Kind`] for complex inputs,
+/// [`LossError::Option`] for a margin that the kind of the computation does not hold.
 ///
 /// # Example
 ///
@@ -98,6 +99,9 @@ impl CosineEmbeddingLoss {
     /// A [`LossError`] that names the argument or option at fault.
     pub fn f_forward(&self, input1: &Tensor, input2: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input1", input1), ("input2", input2), ("target", target)])?;
+        real(("input1", input1))?;
+        real(("input2", input2))?;
+        check::fits("margin", self.margin, input1)?;
         let mut pairs = input1.size();
         if !(1..=2).contains(&pairs.len()) {
             return Err(check::shape_error(("input1", input1), "[N, D] or [D]"));
@@ -217,6 +221,15 @@ mod tests {
         ] {
             let error = CosineEmbeddingLoss::new().f_forward(&ones(input1), &ones(input2), &ones(target)).unwrap_err();
             assert_eq!(error.to_string(), message);
+        }
+    }
+
+    #[test]
+    fn complex_embeddings_are_named() {
+        let (x, complex) = (ones(&[3, 4]), ones(&[3, 4]).to_kind(Kind::ComplexFloat));
+        for (input1, input2, argument) in [(&complex, &x, "input1"), (&x, &complex, "input2")] {
+            let error = CosineEmbeddingLoss::new().f_forward(input1, input2, &ones(&[3])).unwrap_err();
+            assert_eq!(error.to_string(), format!("{argument} has kind ComplexFloat, expected a kind of real numbers"));
         }
     }
 

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::batch::{Batch, Pairs, f_log_sum_exp};
+use super::batch::{Batch, Needed, Pairs, f_lacks, f_log_sum_exp};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
 use crate::kernels::{NumberOperations, OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled};
 use crate::{Loss, LossError};
@@ -167,6 +167,10 @@ impl Loss for GeneralizedLiftedStructureLoss {
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_new(input, target)?)
+    }
+
+    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        f_lacks(input, target, Needed::Pair)
     }
 }
 

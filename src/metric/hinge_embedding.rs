@@ -36,7 +36,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// # Errors
 ///
 /// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for an input of
-/// booleans or complex numbers, [`LossError::Option`] for a margin that the kind of the computation does not hold.
+/// booleans or complex numbers, or of integers, which have no mean, [`LossError::Option`] for a margin that the kind of the
+/// computation does not hold.
 ///
 /// # Example
 ///
@@ -102,6 +103,10 @@ impl Loss for HingeEmbeddingLoss {
         check::devices(&[("input", input), ("target", target)])?;
         check::not_boolean(("input", input))?;
         real(("input", input))?;
+        if self.reduction == Reduction::Mean {
+            // libtorch makes no mean of integers.
+            check::floating(("input", input))?;
+        }
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
         check::fits("margin", self.margin, input)?;
         let (margin, reduction) = (self.margin, self.reduction);
@@ -146,6 +151,15 @@ mod tests {
         assert_eq!(error.to_string(), "target has shape [2, 1], expected [2], the shape of input");
         let losses = HingeEmbeddingLoss::new().broadcast(true).reduction(Reduction::None).forward(&input, &target);
         assert_eq!(Vec::<Vec<f64>>::try_from(losses).unwrap(), [[0.5, 2.0], [0.5, 0.0]]);
+    }
+
+    #[test]
+    fn integers_have_a_sum_and_no_mean() {
+        let (input, target) = (Tensor::from_slice(&[3_i64, 4]), Tensor::from_slice(&[1.0, 1.0]));
+        let error = HingeEmbeddingLoss::new().f_forward(&input, &target).unwrap_err();
+        assert_eq!(error.to_string(), "input has kind Int64, expected a floating kind");
+        let sum = HingeEmbeddingLoss::new().reduction(Reduction::Sum).forward(&input, &target);
+        assert_eq!(sum.int64_value(&[]), 7);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 use tch::{Kind, Tensor};
 
-use super::batch::{Batch, Pairs, f_softplus};
+use super::batch::{Batch, Needed, Pairs, f_lacks, f_softplus};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
 use crate::kernels::{Each, NumberOperations, OTHER, Positives, Real, SAME, scaled};
 use crate::{Loss, LossError};
@@ -195,6 +195,10 @@ impl Loss for LiftedStructureLoss {
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(&Batch::f_new(input, target)?)
+    }
+
+    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        f_lacks(input, target, Needed::Triplet)
     }
 }
 

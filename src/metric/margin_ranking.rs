@@ -131,6 +131,10 @@ impl MarginRankingLoss {
         let (margin, reduction) = (self.margin, self.reduction);
         let composite = move |[input1, input2, target]: [&Tensor; 3]| {
             f_widely([input1, input2, target], |[input1, input2, target]| {
+                // The least integer of a kind has no negative.
+                let numbers = input1.is_floating_point() && !target.is_floating_point();
+                let kind = if numbers { input1.f_kind()? } else { target.f_kind()? };
+                let target = &target.f_to_kind(kind)?;
                 Ok(Tensor::f_margin_ranking_loss(input1, input2, target, margin, reduction.into())?)
             })
         };
@@ -166,6 +170,19 @@ mod tests {
 
     fn ones(shape: &[i64]) -> Tensor {
         Tensor::ones(shape, (Kind::Float, Device::Cpu))
+    }
+
+    #[test]
+    fn the_least_integer_of_a_kind_is_negative() {
+        let targets =
+            [Tensor::from_slice(&[i64::MIN]), Tensor::from_slice(&[i32::MIN]), Tensor::from_slice(&[i8::MIN])];
+        for backend in [crate::Backend::Auto, crate::Backend::Composite] {
+            for (target, expected) in targets.iter().zip([-(i64::MIN as f64), -f64::from(i32::MIN), 128.0]) {
+                let (two, one) = (Tensor::from_slice(&[2.0_f32]), Tensor::from_slice(&[1.0_f32]));
+                let loss = crate::with_backend(backend, || MarginRankingLoss::new().forward(&two, &one, target));
+                assert_eq!(loss.double_value(&[]), expected, "{backend:?}");
+            }
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@ use std::array::from_fn;
 
 use tch::Tensor;
 
-use super::batch::{Batch, Pairs, f_log_sum_exp, f_softplus, softplus};
+use super::batch::{Batch, Needed, Pairs, f_lacks, f_log_sum_exp, f_softplus, softplus};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
 use crate::kernels::{NumberOperations, OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled};
 use crate::{Loss, LossError, check};
@@ -173,6 +173,10 @@ impl Loss for MultiSimilarityLoss {
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(Batch::f_new(input, target)?)
+    }
+
+    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        f_lacks(input, target, Needed::Pair)
     }
 }
 

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 
-use super::batch::{Batch, f_kind_of_pairs};
+use super::batch::{Batch, Needed, f_kind_of_pairs, f_lacks};
 use super::class_vectors::OwnSoftmax;
 use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
 use crate::autograd::{Backward, Place, Tape, f_taped};
@@ -163,6 +163,10 @@ impl Loss for NPairsLoss {
         let batch = Batch::f_new(input, target)?;
         let (anchors, positives) = f_pairs(&batch.pairs.labels)?;
         self.f_loss(&batch, anchors, positives)
+    }
+
+    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        f_lacks(input, target, Needed::Triplet)
     }
 }
 

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::batch::{Batch, Pairs, f_softplus, softplus};
+use super::batch::{Batch, Needed, Pairs, f_lacks, f_softplus, softplus};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
 use crate::kernels::{Each, NumberOperations, Positives, Real, scaled};
 use crate::{Loss, LossError, check};
@@ -145,6 +145,10 @@ impl Loss for NtXentLoss {
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_loss(&Batch::f_new(input, target)?)
+    }
+
+    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        f_lacks(input, target, Needed::Triplet)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{LossError, Reduction};
 pub(super) fn check([anchor, positive, negative]: [Named; 3], margin: f64, broadcast: bool) -> Result<(), LossError> {
     check::option("margin", margin, margin > 0.0, "a number > 0")?;
     check::devices(&[anchor, positive, negative])?;
+    [anchor, positive, negative].into_iter().try_for_each(check::not_boolean)?;
     same_shape_or_broadcast_in_rank(positive, anchor, broadcast)?;
     same_shape_or_broadcast_in_rank(negative, anchor, broadcast)
 }

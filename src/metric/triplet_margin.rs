@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::triplet::{self, Triplet};
 use crate::autograd::f_alias;
 use crate::mean_parts::f_wide;
-use crate::{LossError, MeanParts, Reduction};
+use crate::{LossError, MeanParts, Reduction, check};
 
 /// The triplet margin loss: an anchor shall be nearer to a positive than to a negative example, by a margin.
 ///
@@ -39,8 +39,8 @@ use crate::{LossError, MeanParts, Reduction};
 ///
 /// # Errors
 ///
-/// [`LossError::Option`] for a margin that is not positive, [`LossError::Shape`] where shapes differ,
-/// [`LossError::Device`] where devices do.
+/// [`LossError::Option`] for a margin that is not positive or a degree that is NaN, [`LossError::Shape`] where shapes differ or
+/// embeddings of no elements have no norm, [`LossError::Device`] where devices differ, [`LossError::Kind`] for booleans.
 ///
 /// # Example
 ///
@@ -123,6 +123,10 @@ impl TripletMarginLoss {
         let named = [("anchor", anchor), ("positive", positive), ("negative", negative)];
         triplet::check(named, self.margin, self.broadcast)?;
         let (margin, p, eps, swap, reduction) = (self.margin, self.p, self.eps, self.swap, self.reduction);
+        check::option("p", p, !p.is_nan(), "a number")?;
+        if (p < 0.0 || p.is_infinite()) && named.iter().any(|(_, tensor)| tensor.size().last() == Some(&0)) {
+            return Err(check::shape_error(named[0], format!("[*, D] with D > 0, where p is {p}")));
+        }
         Triplet { margin, p, eps, swap }.f_loss(
             [anchor, positive, negative],
             reduction,
@@ -183,6 +187,16 @@ mod tests {
             let error = loss.f_forward(&x, &ones(positive), &ones(negative)).unwrap_err();
             assert_eq!(error.to_string(), message);
         }
+    }
+
+    #[test]
+    fn what_has_no_norm_is_named() {
+        let message = |p: f64, x: &Tensor| TripletMarginLoss::new().p(p).f_forward(x, x, x).unwrap_err().to_string();
+        assert_eq!(message(f64::NAN, &ones(&[3, 4])), "option p is NaN, expected a number");
+        let expected = "anchor has shape [3, 0], expected [*, D] with D > 0, where p is inf";
+        assert_eq!(message(f64::INFINITY, &ones(&[3, 0])), expected);
+        let expected = "anchor has kind Bool, expected a kind of numbers";
+        assert_eq!(message(2.0, &ones(&[3, 4]).to_kind(Kind::Bool)), expected);
     }
 
     #[test]

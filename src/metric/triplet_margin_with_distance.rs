@@ -6,7 +6,7 @@ use tch::Tensor;
 use super::triplet::{self, Triplet};
 use crate::kernels::NumberOperations;
 use crate::mean_parts::f_wide;
-use crate::numeric::f_widely;
+use crate::numeric::{f_widely, real};
 use crate::{LossError, MeanParts, Reduction, check};
 
 type Distance = dyn Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send;
@@ -43,7 +43,7 @@ type Distance = dyn Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send;
 /// # Errors
 ///
 /// [`LossError::Option`] for a margin that is not positive, [`LossError::Shape`] where shapes differ,
-/// [`LossError::Device`] where devices do, and what the distance function returns.
+/// [`LossError::Device`] where devices do, [`LossError::Kind`] for booleans, and what the distance function returns.
 ///
 /// # Example
 ///
@@ -162,6 +162,9 @@ impl TripletMarginWithDistanceLoss {
         };
         let check = |distance: check::Named, first: check::Named| {
             check::devices(&[first, distance])?;
+            check::not_boolean(distance)?;
+            real(first)?;
+            real(distance)?;
             check::same_shape_or_broadcast(distance, first, broadcast)
         };
         let distance_function = distance_function.lock().unwrap_or_else(PoisonError::into_inner);
@@ -264,6 +267,11 @@ mod tests {
         let criterion = TripletMarginWithDistanceLoss::new().distance_function(|_, _| Ok(Tensor::new()));
         let error = criterion.f_forward(&x, &x, &x).unwrap_err();
         assert_eq!(error.to_string(), "distance_function(anchor, positive) is an undefined tensor");
+        let criterion = TripletMarginWithDistanceLoss::new().distance_function(|a, b| Ok(a.f_eq_tensor(b)?));
+        let error = criterion.f_forward(&x, &x, &x).unwrap_err();
+        assert_eq!(error.to_string(), "distance_function(anchor, negative) has kind Bool, expected a kind of numbers");
+        let error = TripletMarginWithDistanceLoss::new().f_forward(&x, &x, &x.gt(0.0)).unwrap_err();
+        assert_eq!(error.to_string(), "negative has kind Bool, expected a kind of numbers");
     }
 
     #[test]

@@ -146,6 +146,10 @@ mod tests {
         assert_eq!(message(&x, &x, LogitParameter::Tensor(&x)), scale);
         let scale = "option logit_scale is NaN, expected a finite number";
         assert_eq!(message(&x, &x, LogitParameter::Number(f64::NAN)), scale);
+        let (single, large) = (x.to_kind(Kind::Float), Tensor::from(1e39));
+        let scale = "logit_scale holds 1000000000000000000000000000000000000000, \
+                     expected a number that single precision holds, as the embeddings";
+        assert_eq!(message(&single, &single, LogitParameter::Tensor(&large)), scale);
         let error = ClipLoss::new().label_smoothing(2.0).f_forward(&x, &x, 1.0).unwrap_err();
         assert_eq!(error.to_string(), "option label_smoothing is 2, expected a number in [0, 1]");
     }

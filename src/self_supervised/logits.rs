@@ -1,6 +1,6 @@
 //! What the losses of images and texts share: the logits of all pairs of embeddings.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::LossError;
 use crate::check;
@@ -45,7 +45,16 @@ impl LogitParameter<'_> {
         if parameter.numel() != 1 {
             return Err(check::shape_error((name, parameter), "one element"));
         }
-        Ok(parameter.f_reshape([0_i64; 0])?.f_to_kind(kind)?)
+        let parameter = parameter.f_reshape([0_i64; 0])?;
+        // Elsewhere a look at the number would wait for the device.
+        if parameter.device() == Device::Cpu && kind != parameter.f_kind()? {
+            let number = parameter.f_double_value(&[])?;
+            if number.is_finite() && number.abs() > f64::from(f32::MAX) {
+                let expected = "a number that single precision holds, as the embeddings".to_owned();
+                return Err(LossError::Value { argument: name, expected, actual: number.to_string() });
+            }
+        }
+        Ok(parameter.f_to_kind(kind)?)
     }
 }
 

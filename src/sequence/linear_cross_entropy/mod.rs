@@ -189,6 +189,7 @@ impl LinearCrossEntropy {
         target: &Tensor,
         linear_bias: Option<&Tensor>,
     ) -> Result<Tensor, LossError> {
+        check::defined(("input", input))?;
         self.f_loss(&Arguments { input, linear_weight, target, linear_bias }, input.f_kind()?)
     }
 
@@ -235,6 +236,7 @@ impl LinearCrossEntropy {
         }
         let arguments = Arguments { input, linear_weight, target, linear_bias };
         let sum = Self { reduction: Reduction::Sum, ..self.clone() };
+        check::defined(("input", input))?;
         let loss = sum.f_loss(&arguments, numeric::wide_kind(input)?)?;
         let sizes = Sizes::f_new(input, linear_weight)?;
         if target.size() == sizes.logits() {

@@ -279,6 +279,15 @@ fn invalid_classes_are_found_or_poison() {
 }
 
 #[test]
+fn an_undefined_input_is_named() {
+    let x = Tensor::ones([2, 3], (Kind::Float, Device::Cpu));
+    let error = LinearCrossEntropy::new().f_forward(&Tensor::new(), &x, &x, None).unwrap_err();
+    assert_eq!(error.to_string(), "input is an undefined tensor");
+    let error = LinearCrossEntropy::new().f_parts(&Tensor::new(), &x, &x, None).unwrap_err();
+    assert_eq!(error.to_string(), "input is an undefined tensor");
+}
+
+#[test]
 fn wrong_calls_are_named() {
     type Shape = &'static [i64];
     let cases: [(Shape, Shape, Shape, Option<Shape>, &str); 9] = [
