@@ -3,6 +3,7 @@ use tch::Tensor;
 use super::bce_with_logits::Formula;
 use crate::binary::Logits;
 use crate::kernels::{self, NumberOperations, Reduce, Weighted, f_pointwise};
+use crate::mean_parts::broadcast_shape;
 use crate::numeric::f_widely;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
@@ -109,7 +110,10 @@ impl Loss for MultiLabelSoftMarginLoss {
         };
         if let Some(weight) = &self.weight {
             check::devices(&[("input", input), ("weight", weight)])?;
-            if !self.broadcast {
+            if self.broadcast {
+                let losses = input.f_expand(broadcast_shape(input, target), false)?;
+                check::same_shape_or_broadcast(("weight", weight), ("input and target", &losses), true)?;
+            } else {
                 check::broadcasts_to(("weight", weight), ("input", input))?;
             }
         }
@@ -205,6 +209,15 @@ mod tests {
         let criterion = MultiLabelSoftMarginLoss::new().broadcast(true);
         let expanded = MultiLabelSoftMarginLoss::new().forward(&input, &target.expand_as(&input));
         assert_eq!(criterion.f_forward(&input, &target).unwrap(), expanded);
+
+        let (criterion, three) = (
+            criterion.weight(Tensor::from_slice(&[1.0, 2.0, 3.0])),
+            Tensor::ones([0], (Kind::Double, tch::Device::Cpu)),
+        );
+        let expected = "expected a shape that broadcasts against [2, 2], that of input and target";
+        assert_eq!(message(criterion, &input, &target), format!("weight has shape [3], {expected}"));
+        let none = MultiLabelSoftMarginLoss::new().broadcast(true).weight(three);
+        assert_eq!(message(none, &input, &target), format!("weight has shape [0], {expected}"));
     }
 
     #[test]

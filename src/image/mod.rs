@@ -49,6 +49,11 @@ fn check_range(data_range: f64, k1: f64, k2: f64) -> Result<(), LossError> {
     Ok(())
 }
 
+/// Whether a window is a single pixel, whose variance is 0.
+fn is_one_pixel(window: &[Taps]) -> bool {
+    window.iter().all(|taps| taps.len() == 1)
+}
+
 /// The means under a window, which has taps for each of the last dimensions.
 fn f_means(input: &Tensor, window: &[Taps], beyond: Beyond) -> Result<Tensor, LossError> {
     let first = input.dim() - window.len();
@@ -71,8 +76,11 @@ fn f_images(input: &Tensor, target: &Tensor) -> Result<[Tensor; 2], LossError> {
 }
 
 /// Input and target as [`f_products`] takes them: in single precision, which it converts itself, or in the exact kind.
-fn f_pair(input: &Tensor, target: &Tensor) -> Result<[Tensor; 2], LossError> {
-    let single = input.f_kind()? == Kind::Float && target.f_kind()? == Kind::Float;
+///
+/// In a window of one pixel the parts of a second derivative that come by the square and by its mean leave nothing, so
+/// that they must not be rounded to single precision before they meet.
+fn f_pair(input: &Tensor, target: &Tensor, one_pixel: bool) -> Result<[Tensor; 2], LossError> {
+    let single = !one_pixel && input.f_kind()? == Kind::Float && target.f_kind()? == Kind::Float;
     let kind = if single { Kind::Float } else { exact_kind(input)? };
     Ok([input.f_to_kind(kind)?, f_reals(("target", target), kind)?])
 }
@@ -106,8 +114,9 @@ impl Map<2, 4> for OfSums {
 
     #[inline(always)]
     fn derive<R: Real>(self, [sum, difference]: [R; 2], of: [R; 4]) -> [R; 2] {
+        // Rounded alike, what a window of one pixel has of a square and of its mean leaves nothing.
         let two = R::of(2.0);
-        [(two * sum).mul_add(of[1], of[0]), (two * difference).mul_add(of[3], of[2])]
+        [two * sum * of[1] + of[0], two * difference * of[3] + of[2]]
     }
 }
 
@@ -142,6 +151,9 @@ struct Unlikeness {
     /// c₂.
     structure: f64,
     eps: f64,
+    /// Whether the window has [one pixel](is_one_pixel). The parts of the gradient of the variances, which is 0, then leave
+    /// nothing where both are rounded alike, as tensor operations do.
+    one_pixel: bool,
 }
 
 impl Unlikeness {
@@ -149,6 +161,9 @@ impl Unlikeness {
     /// lacks of 1.
     fn f_of(&self, moments: &Tensor, so_far: Option<&Tensor>, reduction: Reduction) -> Result<Tensor, LossError> {
         let own = *self;
+        if self.one_pixel {
+            return reduction.f_apply(&own.f_composite(moments, so_far)?);
+        }
         match so_far {
             None => f_pointwise_of_planes::<1, 4, _, _>(own, [moments], reduction, move |[moments]| {
                 reduction.f_apply(&own.f_composite(moments, None)?)
@@ -228,4 +243,56 @@ impl Pointwise<5> for Unlikeness {
 /// few digits of. A GPU has no time for double precision.
 fn exact_kind(image: &Tensor) -> Result<Kind, LossError> {
     if image.device().is_cuda() { wide_kind(image) } else { Ok(Kind::Double) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::rand;
+    use crate::{Backend, Loss, with_backend};
+
+    /// A window of one pixel has no variance: the similarity is the luminance, and structure leaves no gradient.
+    #[test]
+    fn a_window_of_one_pixel_has_the_derivatives_of_the_luminance() {
+        let (x, y) = (rand(&[1, 1, 8, 8]), rand(&[1, 1, 8, 8]));
+        let (k1, range) = (0.3, 0.25_f64);
+        let derivatives = |loss: &dyn Fn(&Tensor) -> Tensor, kind: Kind| {
+            let x = x.to_kind(kind).set_requires_grad(true);
+            let first = Tensor::run_backward(&[loss(&x)], &[&x], true, true).remove(0);
+            let second = Tensor::run_backward(&[first.square().sum(None)], &[&x], false, false).remove(0);
+            [first.detach(), second].map(|derivative| derivative.to_kind(Kind::Double))
+        };
+        let luminance = |x: &Tensor| {
+            let c = (k1 * range).powi(2);
+            let y = y.to_kind(Kind::Double);
+            let x = x.to_kind(Kind::Double);
+            ((x.square() + y.square() - &x * &y * 2.0) / (x.square() + y.square() + c)).mean(None)
+        };
+        let expected = derivatives(&luminance, Kind::Double);
+        let ssim = SsimLoss::new().window_size(&[1]).data_range(range).k1(k1);
+        for kind in [Kind::Double, Kind::Float] {
+            for backend in [Backend::Auto, Backend::Composite] {
+                let target = y.to_kind(kind);
+                let actual = with_backend(backend, || derivatives(&|x| ssim.forward(x, &target), kind));
+                for (actual, expected) in actual.iter().zip(&expected) {
+                    let scale = expected.abs().max().double_value(&[]);
+                    let off = (actual - expected).abs().max().double_value(&[]) / scale;
+                    assert!(off < if kind == Kind::Double { 1e-10 } else { 1e-5 }, "{kind:?} {backend:?} {off:e}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_scales_of_a_window_of_one_pixel_have_no_gradient_of_structure() {
+        // At the first scale there is structure alone: a bright pixel has the gradient of the last one, next to nothing.
+        let (x, y) = (rand(&[1, 1, 8, 8]), rand(&[1, 1, 8, 8]));
+        let _ = x.view(-1).get(0).fill_(3e38);
+        let loss = MsSsimLoss::new().weights(&[0.5, 0.5]).window_size(&[1]);
+        for kind in [Kind::Double, Kind::Float] {
+            let x = x.to_kind(kind).set_requires_grad(true);
+            loss.forward(&x, &y.to_kind(kind)).backward();
+            assert!(x.grad().view(-1).double_value(&[0]).abs() < 1e-20, "{kind:?}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::{SsimLoss, SsimWindow, Taps, Unlikeness, exact_kind, f_images, f_means, f_products_of_sums};
+use super::{SsimLoss, SsimWindow, Taps, Unlikeness, exact_kind, f_images, f_means, f_products_of_sums, is_one_pixel};
 use crate::kernels::{Beyond, NumberOperations};
 use crate::numeric::f_reals;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
@@ -187,7 +187,7 @@ impl MsSsimLoss {
             }
             let luminance = (scale + 1 == self.weights.len()).then_some(c1);
             let moments = f_means(&f_products_of_sums(&sum, &difference)?, window, Beyond::Nothing)?;
-            let unlikeness = Unlikeness { luminance, structure: c2, eps: 0.0 };
+            let unlikeness = Unlikeness { luminance, structure: c2, eps: 0.0, one_pixel: is_one_pixel(window) };
             let lacking = self.f_means(&unlikeness.f_of(&moments, None, Reduction::None)?)?;
             let none_left = lacking.f_ge_number(1)?;
             let term = lacking.f_masked_fill_number(&none_left, 0)?.f_neg()?.f_log1p()?.f_mul_number(weight)?;

@@ -145,7 +145,7 @@ impl MsSsimL1Loss {
 
     /// The loss of two images, in the exact kind.
     fn f_loss(&self, x: &Tensor, y: &Tensor, widest: f64) -> Result<Tensor, LossError> {
-        let radius = (2.0 * widest) as i64;
+        let radius = radius(widest);
         // A window reaches no further than the image: beyond it there are zeros alone.
         let reach: Vec<i64> = x.size()[2..].iter().map(|pixels| radius.min(pixels - 1)).collect();
         let window = |sigma: f64| -> Vec<Taps> {
@@ -158,7 +158,7 @@ impl MsSsimL1Loss {
         let mut lacking = None;
         for (scale, &sigma) in self.sigmas.iter().enumerate() {
             let luminance = (scale + 1 == self.sigmas.len()).then_some(c1);
-            let unlikeness = Unlikeness { luminance, structure: c2, eps: 0.0 };
+            let unlikeness = Unlikeness { luminance, structure: c2, eps: 0.0, one_pixel: radius == 0 };
             let moments = f_means(&products, &window(sigma), Beyond::Zeros)?;
             lacking = Some(unlikeness.f_of(&moments, lacking.as_ref(), Reduction::None)?);
         }
@@ -233,6 +233,11 @@ impl Pointwise<2> for Sum {
 /// The largest standard deviation: windows of 40000 pixels are beyond any image.
 const WIDEST: f64 = 1e4;
 
+/// How many pixels a window reaches from its middle, by its standard deviation.
+fn radius(sigma: f64) -> i64 {
+    (2.0 * sigma) as i64
+}
+
 impl Default for MsSsimL1Loss {
     fn default() -> Self {
         Self::new()
@@ -252,7 +257,7 @@ impl Loss for MsSsimL1Loss {
         if input.dim() != 4 || input.size()[1..].contains(&0) {
             return Err(check::shape_error(("input", input), "[N, C, H, W], with pixels"));
         }
-        let [x, y] = f_pair(input, target)?;
+        let [x, y] = f_pair(input, target, radius(widest) == 0)?;
         Ok(self.f_loss(&x, &y, widest)?.f_to_kind(input.f_kind()?)?)
     }
 

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::{Taps, Unlikeness, check_range, f_images, f_means, f_pair, f_products, gaussian};
+use super::{Taps, Unlikeness, check_range, f_images, f_means, f_pair, f_products, gaussian, is_one_pixel};
 use crate::kernels::{Beyond, NumberOperations};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
@@ -314,11 +314,12 @@ impl Loss for SsimLoss {
         let [input, target] = &f_images(input, target)?;
         self.check_options()?;
         let window = self.f_window(input, 0)?;
-        let [x, y] = f_pair(input, target)?;
+        let one_pixel = is_one_pixel(&window);
+        let [x, y] = f_pair(input, target, one_pixel)?;
         let products = f_products(&self.f_padded(&x, &window)?, &self.f_padded(&y, &window)?)?;
         let moments = f_means(&products, &window, Beyond::Nothing)?;
         let [c1, c2] = self.constants();
-        let unlikeness = Unlikeness { luminance: Some(c1), structure: c2, eps: self.eps };
+        let unlikeness = Unlikeness { luminance: Some(c1), structure: c2, eps: self.eps, one_pixel };
         let loss = match self.scope {
             SsimScope::Pixel => unlikeness.f_of(&moments, None, self.reduction)?,
             SsimScope::Sample => {

@@ -1,4 +1,4 @@
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::{f_expanded, f_weighted};
 use crate::autograd::f_alias;
@@ -22,7 +22,7 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`
+/// * `input`: any, `[*]`, of numbers
 /// * `target`, `weight`: that of `input`
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
@@ -39,7 +39,8 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 ///
 /// # Errors
 ///
-/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do.
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for an input of
+/// booleans, and for a mean of integers.
 ///
 /// # Example
 ///
@@ -99,8 +100,14 @@ impl Loss for L1Loss {
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         f_expanded(input, target, self.broadcast, |x, y| {
+            check::not_boolean(("input", x))?;
+            // libtorch subtracts no booleans.
+            let y = &if y.f_kind()? == Kind::Bool { y.f_to_kind(x.f_kind()?)? } else { y.shallow_clone() };
             let Some(weight) = &self.weight else {
                 let reduction = self.reduction;
+                if reduction == Reduction::Mean && [x, y].into_iter().all(is_integral) {
+                    check::floating(("input", x))?;
+                }
                 return f_pointwise(AbsoluteError, [x, y], reduction, move |[x, y]| {
                     Ok(f_alias(x)?.f_l1_loss(&f_alias(y)?, reduction.into())?)
                 });
@@ -118,6 +125,11 @@ impl Loss for L1Loss {
     }
 }
 
+/// Whether it holds integers, which libtorch makes no mean of.
+fn is_integral(tensor: &Tensor) -> bool {
+    !tensor.is_floating_point() && !tensor.is_complex()
+}
+
 #[derive(Clone, Copy)]
 struct AbsoluteError;
 
@@ -132,8 +144,6 @@ impl Pointwise<2> for AbsoluteError {
 
 #[cfg(test)]
 mod tests {
-    use tch::Kind;
-
     use super::*;
 
     fn ones(shape: &[i64]) -> Tensor {
@@ -160,5 +170,39 @@ mod tests {
         let loss = weighted
             .forward(&Tensor::from_slice(&[1.0, 2.0]), &Tensor::zeros([3, 2], (Kind::Double, tch::Device::Cpu)));
         assert_eq!(f64::try_from(loss).unwrap(), 3.0 * (1.0 + 6.0) / 4.0);
+    }
+
+    #[test]
+    fn booleans_are_a_target_and_no_input() {
+        let yes = Tensor::from_slice(&[true, false]);
+        let input = Tensor::from_slice(&[0.25, -0.5]).set_requires_grad(true);
+        for backend in [crate::Backend::Auto, crate::Backend::Composite] {
+            let loss = crate::with_backend(backend, || L1Loss::new().forward(&input, &yes));
+            assert_eq!(f64::try_from(loss).unwrap(), (0.75 + 0.5) / 2.0);
+        }
+        let error = L1Loss::new().f_forward(&yes, &yes).unwrap_err().to_string();
+        assert!(error.starts_with("input has kind Bool"), "{error}");
+
+        // Integers have a sum and no mean.
+        let (one, three) = (Tensor::from_slice(&[1_i64]), Tensor::from_slice(&[3_i64]));
+        assert_eq!(L1Loss::new().reduction(Reduction::Sum).forward(&one, &three).int64_value(&[]), 2);
+        let error = L1Loss::new().f_forward(&one, &three).unwrap_err().to_string();
+        assert_eq!(error, "input has kind Int64, expected a floating kind");
+    }
+
+    #[test]
+    fn the_weights_of_half_precision_are_summed_up_in_the_kind_of_the_losses() {
+        // 256 + 1 is 256 in bf16.
+        let weight = || Tensor::from_slice(&[256.0, 1.0]).to_kind(Kind::BFloat16);
+        let (zero, ones) = (Tensor::zeros([2], (Kind::Double, tch::Device::Cpu)), ones(&[2]));
+        let l1 = L1Loss::new().weight(weight());
+        let mse = crate::MseLoss::new().weight(weight());
+        for kind in [Kind::Double, Kind::Float] {
+            let (zero, ones) = (zero.to_kind(kind), ones.to_kind(kind));
+            for loss in [&l1 as &dyn Loss, &mse] {
+                assert_eq!(loss.f_forward(&zero, &ones).unwrap().double_value(&[]), 1.0, "{kind:?}");
+                assert_eq!(loss.f_parts(&zero, &ones).unwrap().f_value().unwrap().double_value(&[]), 1.0, "{kind:?}");
+            }
+        }
     }
 }

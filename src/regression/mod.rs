@@ -21,7 +21,7 @@ use tch::{Kind, Tensor};
 
 use crate::check::{self, Validity};
 use crate::kernels::{NumberOperations, Pointwise, Weighted, f_pointwise};
-use crate::numeric::{f_abs, f_reals, f_widely, real, wide_kind};
+use crate::numeric::{f_abs, f_reals, f_widely, is_half, real, wide_kind};
 use crate::{InvalidValues, LossError, Reduction};
 
 pub use cauchy::CauchyLoss;
@@ -63,7 +63,10 @@ fn f_weighted<P: Pointwise<2>>(
     if reduction != Reduction::Mean {
         return Ok(reduced);
     }
-    Ok(reduced.f_div(&arguments[2].f_sum(None)?)?)
+    // A sum in half precision would lose what the losses keep.
+    let of_weight = arguments[2].f_kind()?;
+    let narrow = is_half(of_weight) || (of_weight == Kind::Float && kind == Kind::Double);
+    Ok(reduced.f_div(&arguments[2].f_sum(narrow.then_some(kind))?)?)
 }
 
 /// The `loss` of input and target, expanded to one shape first where `broadcast` lets them differ.

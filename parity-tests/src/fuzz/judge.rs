@@ -429,9 +429,14 @@ impl<'a> Judge<'a> {
     fn parts(&mut self, auto: &Side) {
         let Some(parts) = &self.call.parts else { return };
         let arguments: Vec<Tensor> = self.call.arguments.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
-        let value = guarded(|| with_backend(Backend::Auto, || parts(&arguments, self.call.options)?.f_value()));
-        let value = match value {
-            Ok(value) => value,
+        let both = guarded(|| {
+            let parts = with_backend(Backend::Auto, || parts(&arguments, self.call.options))?;
+            // Over nothing the mean is what its loss says: that of no boxes is 0.
+            let nothing = [parts.numerator(), parts.denominator()].iter().all(|part| is_zero(part));
+            Ok((parts.f_value()?, nothing))
+        });
+        let (value, nothing) = match both {
+            Ok(both) => both,
             Err(Failure::Rejected(message)) if message.contains("has no numerator and denominator") => return,
             Err(failure) => {
                 self.failure("parts", &failure);
@@ -445,6 +450,7 @@ impl<'a> Judge<'a> {
         let kind = auto.outputs[0].kind();
         if let ([value], [mean]) = (&value[..], &mean[..])
             && !same(rounded(*value, kind), *mean, kind)
+            && !(nothing && *mean == 0.0)
         {
             let place = Place { which: Which::Output, index: 0, position: 0, largest: mean.abs() };
             if !self.explained(place, *value, *mean, kind) {
@@ -504,6 +510,11 @@ struct Place {
     position: usize,
     /// The largest element of the same tensor.
     largest: f64,
+}
+
+/// Whether a part of a mean is 0.
+fn is_zero(part: &Tensor) -> bool {
+    values(part).is_ok_and(|values| values == [0.0])
 }
 
 fn largest_of(values: &[f64]) -> f64 {
