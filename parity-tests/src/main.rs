@@ -61,6 +61,9 @@ enum Command {
     /// Make the calls of a process of fuzz
     #[command(hide = true)]
     FuzzCalls(fuzz::child::ChildOptions),
+    /// Hold calls of fuzz against their references
+    #[command(hide = true)]
+    FuzzReferences(fuzz::oracle::ReferenceOptions),
 }
 
 #[derive(Debug, clap::Args)]
@@ -161,6 +164,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Bench(options) => bench::run(&options),
         Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::FuzzCalls(options) => fuzz::child::run(&options).map(|()| true),
+        Command::FuzzReferences(options) => fuzz::oracle::run(&options).map(|()| true),
     }
 }
 

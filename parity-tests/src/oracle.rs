@@ -31,6 +31,17 @@ pub struct PythonOptions {
     scripts: Option<PathBuf>,
 }
 
+impl PythonOptions {
+    /// The same for another process.
+    pub fn pass_on(&self, command: &mut Command) {
+        for (name, path) in [("--python", &self.python), ("--scripts", &self.scripts)] {
+            if let Some(path) = path {
+                command.arg(name).arg(path);
+            }
+        }
+    }
+}
+
 /// The Python side.
 #[derive(Debug)]
 pub struct Python {

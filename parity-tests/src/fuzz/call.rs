@@ -7,7 +7,7 @@ use tch_losses::{LossError, MeanParts};
 use super::data::Data;
 use super::random::Random;
 use super::tensors::{describe, is_floating, values};
-use super::{described, direct};
+use super::{described, direct, families};
 
 /// The square of a larger number is out of the range of single precision, or nearly so.
 pub const LARGE: f64 = 1e15;
@@ -37,13 +37,8 @@ pub struct Call {
     pub seed: u64,
     /// Whether the second argument is the first one.
     pub same: bool,
-    /// Whether a number is so large that its square or its product with others is out of the range of single precision.
-    /// A very negative logit is none of these: it masks a class.
-    pub extreme: bool,
     /// Whether an argument has a number that is not finite.
     pub infinite: bool,
-    /// Whether an argument behind the first one has an infinity: no target is one.
-    pub infinite_target: bool,
     /// The largest number of the arguments and the options that is finite.
     pub largest: f64,
     /// Whether an embedding is so short, and not 0, that the slope of its unit vector multiplies every last digit.
@@ -63,6 +58,33 @@ impl std::fmt::Debug for Call {
 }
 
 impl Call {
+    /// A call of which nothing else is known.
+    pub fn new(
+        loss: &'static str,
+        description: String,
+        arguments: Vec<(&'static str, Tensor)>,
+        options: Kind,
+        compute: Compute,
+    ) -> Call {
+        Call {
+            loss,
+            description,
+            data: None,
+            arguments,
+            options,
+            compute,
+            parts: None,
+            seed: 0,
+            same: false,
+            infinite: false,
+            largest: 0.0,
+            steep: false,
+            shown: false,
+            order: Order::First,
+            keep_graph: false,
+        }
+    }
+
     /// The loss and its arguments in words.
     pub fn describe(&self) -> String {
         let mut text = format!("{}\n", self.description);
@@ -73,6 +95,11 @@ impl Call {
             text += &format!("  {name}: {}\n", describe(tensor));
         }
         text
+    }
+
+    /// Whether the square of a number, or its product with others, may be out of the range of single precision.
+    pub fn has_huge_numbers(&self) -> bool {
+        self.infinite || self.largest > LARGE || ["e39", "e308"].iter().any(|huge| self.description.contains(huge))
     }
 
     /// How many elements the arguments have.
@@ -101,7 +128,7 @@ pub struct Intent {
 
 /// The names of all losses.
 pub fn losses() -> Vec<&'static str> {
-    described::losses().chain(direct::losses()).collect()
+    families::losses().chain(direct::losses()).collect()
 }
 
 /// The loss of the call of a seed: the first thing that it decides.
@@ -133,26 +160,21 @@ pub fn call(seed: u64, losses: &[&'static str]) -> Result<Call> {
     Ok(call)
 }
 
-/// Whether the numbers of the arguments are such that backends may differ in more than rounding.
+/// Which numbers there are among the arguments and the options.
 fn look_at_numbers(call: &mut Call) {
     const SHORT: f64 = 1e-9;
-    let of_embeddings = described::takes_embeddings(call.loss) || direct::takes_embeddings(call.loss);
-    let of_classes = described::takes_logits_of_classes(call.loss);
-    call.extreme = ["e39", "e308"].iter().any(|large| call.description.contains(large));
     let words = call.description.split(|letter: char| !letter.is_ascii_alphanumeric() && !".-".contains(letter));
     let numbers = words.filter_map(|word| word.parse::<f64>().ok()).map(f64::abs).filter(|number| *number < LARGE);
     call.largest = numbers.fold(0.0, f64::max);
-    for (position, (_, tensor)) in call.arguments.iter().enumerate().filter(|(_, (_, tensor))| tensor.defined()) {
-        for number in values(tensor).unwrap_or_default() {
-            if !number.is_finite() {
-                call.infinite = true;
-                call.infinite_target |= position > 0 && number.is_infinite();
-                continue;
-            }
-            let masks = of_classes && position == 0 && number < 0.0;
-            call.extreme |= number.abs() > LARGE && !masks;
-            call.steep |= of_embeddings && number != 0.0 && number.abs() < SHORT;
-            call.largest = call.largest.max(number.abs());
+    let of_embeddings = families::takes_embeddings(call.loss) || direct::takes_embeddings(call.loss);
+    for (_, tensor) in call.arguments.iter().filter(|(_, tensor)| tensor.defined()) {
+        let numbers = values(tensor).unwrap_or_default();
+        let features = tensor.size().last().map_or(1, |size| (*size).max(1) as usize);
+        let is_short = |row: &[f64]| row.iter().any(|x| *x != 0.0) && row.iter().all(|x| x.abs() < SHORT);
+        call.steep |= of_embeddings && is_floating(tensor.kind()) && numbers.chunks(features).any(is_short);
+        for number in numbers {
+            call.infinite |= !number.is_finite();
+            call.largest = if number.is_finite() { call.largest.max(number.abs()) } else { call.largest };
         }
     }
 }

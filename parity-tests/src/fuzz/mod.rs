@@ -1,13 +1,18 @@
 //! Calls by chance: what no case has thought of.
 
+mod arguments;
 pub mod call;
 pub mod child;
+pub mod class;
 mod data;
 mod described;
 mod direct;
+mod disturb;
+mod expected;
+mod families;
 pub mod judge;
 mod options;
-mod oracle;
+pub mod oracle;
 mod parent;
 mod random;
 mod report;
@@ -100,10 +105,10 @@ pub fn fuzz(options: &FuzzOptions) -> Result<bool> {
     bar.finish_and_clear();
     let seconds = start.elapsed().as_secs_f64();
     let chosen = (summary.comparable.len() as f64 * options.oracle_share).ceil() as usize;
-    if chosen > 0 {
-        summary.comparable.sort_unstable();
-        let seeds: Vec<u64> = summary.comparable.iter().copied().take(chosen).collect();
-        let computed = oracle::check(&seeds, &options.python, plan.jobs as u16, &mut summary)?;
+    summary.comparable.sort_unstable();
+    let seeds: Vec<u64> = summary.comparable.iter().copied().take(chosen).collect();
+    let held = (chosen > 0).then(|| oracle::check(&seeds, &options.python, plan.jobs, &mut summary));
+    if let Some(Ok(computed)) = held {
         println!("{computed} calls held against their Python references");
     }
 
@@ -122,6 +127,7 @@ pub fn fuzz(options: &FuzzOptions) -> Result<bool> {
         calls - accepted
     );
     println!("fuzz: {calls} calls, {} findings", summary.count());
+    held.transpose()?;
     Ok(summary.findings.is_empty())
 }
 

@@ -1,17 +1,20 @@
 //! A share of the calls, of which both backends agree, goes through the Python references too.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use clap::Args;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 use tch::{Device, Kind, Tensor};
 
-use super::call::{Call, Order, call, losses};
+use super::call::{Call, LARGE, Order, call, losses};
+use super::class::Class;
 use super::data::Data;
-use super::judge::Class;
 use super::report::Summary;
-use super::tensors::{is_floating, values};
-use crate::case::{FORMAT, read_cases};
+use super::tensors::{is_floating, is_plain, values};
+use crate::case::{Case, FORMAT, read_cases};
 use crate::check::{CheckOptions, DeviceName, hold};
 use crate::compare::Verdict;
 use crate::oracle::{Python, PythonOptions};
@@ -48,15 +51,62 @@ pub fn has_reference(loss: &str) -> bool {
     REFERENCES.iter().any(|(name, ..)| *name == loss)
 }
 
-/// Holds the calls of the seeds against their references. The number of those that have been computed there.
-pub fn check(seeds: &[u64], python: &PythonOptions, jobs: u16, summary: &mut Summary) -> Result<usize> {
+/// What the parent process asks for.
+#[derive(Debug, Args)]
+pub struct ReferenceOptions {
+    /// A file with the seeds, one a line
+    #[arg(long)]
+    seeds: PathBuf,
+    /// How many processes there are at a time
+    #[arg(long)]
+    jobs: u16,
+    #[command(flatten)]
+    python: PythonOptions,
+}
+
+/// What a process says of a share of the calls.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Share {
+    /// How many references have computed theirs.
+    computed: usize,
+    /// Loss, seed, and what is wrong.
+    findings: Vec<(String, u64, String)>,
+}
+
+/// Holds the calls of the seeds against their references, in a process of its own: what ends it ends no more than that.
+/// The number of those that the references have computed.
+pub fn check(seeds: &[u64], python: &PythonOptions, jobs: usize, summary: &mut Summary) -> Result<usize> {
+    let work = tempfile::tempdir()?;
+    let file = work.path().join("seeds");
+    std::fs::write(&file, seeds.iter().map(|seed| format!("{seed}\n")).collect::<String>())?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("fuzz-references").arg("--seeds").arg(&file).arg("--jobs").arg(jobs.to_string());
+    python.pass_on(&mut command);
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "the process of the references ended: {}", output.status);
+    let share: Share = serde_json::from_slice(&output.stdout)?;
+    for (loss, seed, detail) in &share.findings {
+        summary.end(loss, *seed, Class::Oracle, detail);
+    }
+    Ok(share.computed)
+}
+
+/// Holds the calls of a file of seeds against their references, and writes what is wrong.
+pub fn run(options: &ReferenceOptions) -> Result<()> {
+    let text = std::fs::read_to_string(&options.seeds)?;
+    let seeds = text.lines().map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+    println!("{}", serde_json::to_string(&share(&seeds, &options.python, options.jobs)?)?);
+    Ok(())
+}
+
+fn share(seeds: &[u64], python: &PythonOptions, jobs: u16) -> Result<Share> {
     let known = losses();
     let mut made = Vec::new();
     for seed in seeds {
         made.extend(case(*seed, &call(*seed, &known)?)?.map(|case| (*seed, case)));
     }
     if made.is_empty() {
-        return Ok(0);
+        return Ok(Share::default());
     }
     let work = tempfile::tempdir()?;
     let seeds = write(&made, work.path())?;
@@ -73,17 +123,17 @@ pub fn check(seeds: &[u64], python: &PythonOptions, jobs: u16, summary: &mut Sum
     };
     let cases = read_cases(&work.path().join("cases.json"))?;
     let held = hold(&Python::find(python)?, &cases, &options)?;
+    // What the reference rejects the crate may take.
+    let is_computed = |case: &Case| held.expected.cases.get(&case.id).is_some_and(|result| result.status == Status::Ok);
+    let mut share = Share { computed: cases.iter().filter(|case| is_computed(case)).count(), findings: Vec::new() };
     for side in &held.sides {
         for ((case, verdict), (seed, loss)) in cases.iter().zip(&side.verdicts).zip(&seeds) {
-            // What the reference rejects the crate may take.
-            let computed = held.expected.cases.get(&case.id).is_some_and(|result| result.status == Status::Ok);
-            if let (Verdict::Failed(reason), true) = (verdict, computed) {
-                summary.end(loss, *seed, Class::Oracle, &format!("{}: {reason}", case.reference));
+            if let (Verdict::Failed(reason), true) = (verdict, is_computed(case)) {
+                share.findings.push(((*loss).to_owned(), *seed, format!("{}: {reason}", case.reference)));
             }
         }
     }
-    let computed = held.expected.cases.values().filter(|result| result.status == Status::Ok);
-    Ok(computed.count())
+    Ok(share)
 }
 
 /// A case and its tensors.
@@ -110,11 +160,22 @@ fn case(seed: u64, call: &Call) -> Result<Option<Made>> {
     };
     let Some(Data::Map(fields)) = &call.data else { return Ok(None) };
     let ordinary = |tensor: &Tensor| {
-        tensor.defined()
+        is_plain(tensor)
             && (is_floating(tensor.kind()) || tensor.kind() == Kind::Int64)
-            && values(tensor).is_ok_and(|values| values.iter().all(|value| value.is_finite()))
+            && values(tensor).is_ok_and(|values| values.iter().all(|value| value.abs() < LARGE))
     };
-    if call.extreme || call.same || !call.arguments.iter().all(|(_, tensor)| ordinary(tensor)) {
+    if call.same || !call.arguments.iter().all(|(_, tensor)| ordinary(tensor)) {
+        return Ok(None);
+    }
+    // PyTorch leaves the mean of no rows unwritten, and returns what the memory holds.
+    let unwritten = ["multi_margin", "multi_label_margin"].contains(&call.loss);
+    if unwritten && call.arguments[0].1.numel() == 0 {
+        return Ok(None);
+    }
+    // Of mixed kinds this crate has rules of its own: the kind of the result is that of the input.
+    let own = call.arguments[0].1.kind();
+    let mut kinds = call.arguments.iter().map(|(_, tensor)| tensor.kind()).chain([call.options]);
+    if kinds.any(|kind| is_floating(kind) && kind != own) {
         return Ok(None);
     }
     let mut tensors = Vec::new();
@@ -163,7 +224,7 @@ fn option(
     Ok(match value {
         Data::Bool(value) => Some(json!(value)),
         Data::Integer(value) => Some(json!(value)),
-        Data::Number(value) if value.is_finite() => Some(json!(value)),
+        Data::Number(value) if value.abs() < LARGE => Some(json!(of_few_digits(*value)?)),
         Data::Text(word) if name == "reduction" => Some(json!(word.replace("batch_mean", "batchmean"))),
         Data::List(_) => {
             let (mut shape, mut numbers) = (Vec::new(), Vec::new());
@@ -173,6 +234,11 @@ fn option(
         }
         _ => None,
     })
+}
+
+/// Nearly the same number. Python and serde_json read it alike; one of more digits serde_json may read one unit off.
+fn of_few_digits(value: f64) -> Result<f64> {
+    Ok(format!("{value:.12e}").parse()?)
 }
 
 /// The numbers of nested lists, and their shape.

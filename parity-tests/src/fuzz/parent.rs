@@ -12,7 +12,7 @@ use indicatif::ProgressBar;
 
 use super::call::{loss_of, losses};
 use super::child::{BEGINS, Report, Sabotage, is_chosen};
-use super::judge::Class;
+use super::class::Class;
 use super::report::Summary;
 use crate::jobs::run_all;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use comfy_table::{Table, presets};
 
 use super::child::Report;
-use super::judge::Class;
+use super::class::Class;
 use super::oracle::has_reference;
 
 /// The calls of one loss.

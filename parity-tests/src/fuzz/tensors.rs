@@ -3,6 +3,7 @@
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
+use super::call::Intent;
 use super::random::Random;
 
 /// The kinds that losses are computed in.
@@ -107,6 +108,31 @@ pub fn any_kind(random: &mut Random) -> Kind {
 /// Whether a kind is one of real floating numbers.
 pub fn is_floating(kind: Kind) -> bool {
     FLOATING.contains(&kind)
+}
+
+/// A shape of up to `most` dimensions, small most of the time, now and then with a dimension of 0.
+pub fn shape(least: usize, most: usize, random: &mut Random) -> Vec<i64> {
+    let dims = least + random.below(most - least + 1);
+    (0..dims).map(|_| size(random)).collect()
+}
+
+fn size(random: &mut Random) -> i64 {
+    match random.below(40) {
+        0 => 0,
+        1..5 => 1,
+        5 => random.between(6, 20),
+        _ => random.between(2, 5),
+    }
+}
+
+/// A tensor of a sensible call has values of the edge now and then.
+pub fn special(intent: Intent, random: &mut Random) -> Special {
+    match random.below(20) {
+        0..3 => Special::Finite,
+        3 => Special::Any,
+        4..10 if !intent.sensible => Special::Any,
+        _ => Special::None,
+    }
 }
 
 /// A tensor with random values of a random layout.
@@ -269,7 +295,7 @@ pub fn describe(tensor: &Tensor) -> String {
     if tensor.requires_grad() {
         text += " with gradient";
     }
-    if tensor.is_sparse() || tensor.is_mkldnn() {
+    if !is_plain(tensor) {
         return text + " not plain";
     }
     if !tensor.is_contiguous() {
@@ -290,6 +316,11 @@ pub fn describe(tensor: &Tensor) -> String {
 fn short(value: f64) -> String {
     let plain = format!("{value}");
     if plain.len() > 12 { format!("{value:e}") } else { plain }
+}
+
+/// Whether a tensor has its elements in memory as PyTorch's tensors mostly do.
+pub fn is_plain(tensor: &Tensor) -> bool {
+    tensor.defined() && !tensor.is_sparse() && !tensor.is_mkldnn()
 }
 
 /// The elements as doubles, also of tensors without memory.

@@ -10,8 +10,8 @@ use tch_losses::{
 };
 
 use super::super::call::Compute;
-use super::super::described::shape;
 use super::super::tensors::Values;
+use super::super::tensors::shape;
 use super::{Maker, one};
 
 pub const LOSSES: &[&str] = &[

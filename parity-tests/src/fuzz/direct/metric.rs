@@ -12,9 +12,9 @@ use tch_losses::{
 
 use super::super::call::Compute;
 use super::super::data::Data;
-use super::super::described::shape;
 use super::super::options::{self, Facts};
 use super::super::tensors::Values;
+use super::super::tensors::shape;
 use super::{Maker, one};
 
 pub const LOSSES: &[&str] = &[

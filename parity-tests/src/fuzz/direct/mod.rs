@@ -8,10 +8,10 @@ use anyhow::Result;
 use tch::{Kind, Tensor};
 use tch_losses::{EmbeddingReduction, InvalidValues, LossError, Reduction};
 
-use super::call::{Call, Compute, Intent, Order};
-use super::described::{disturb, special};
+use super::call::{Call, Compute, Intent};
+use super::disturb::disturb;
 use super::random::Random;
-use super::tensors::{self, Values};
+use super::tensors::{self, Values, special};
 
 const FAMILIES: [&[&str]; 3] = [language::LOSSES, metric::LOSSES, others::LOSSES];
 
@@ -56,25 +56,7 @@ impl Maker<'_> {
         if !self.intent.sensible {
             disturb(&mut self.arguments, self.random);
         }
-        Ok(Call {
-            loss,
-            description: self.words.join(", "),
-            data: None,
-            arguments: self.arguments,
-            options: self.kind,
-            compute,
-            parts: None,
-            seed: 0,
-            same: false,
-            extreme: false,
-            infinite: false,
-            infinite_target: false,
-            largest: 0.0,
-            steep: false,
-            shown: false,
-            order: Order::First,
-            keep_graph: false,
-        })
+        Ok(Call::new(loss, self.words.join(", "), self.arguments, self.kind, compute))
     }
 
     /// Whether an option that is set is absurd.

@@ -4,8 +4,8 @@ use anyhow::Result;
 use tch_losses::{ClipLoss, DinoConfig, DinoLoss, GaussianNllLoss, PixelReduction, SigLipLoss, TotalVariationLoss};
 
 use super::super::call::Compute;
-use super::super::described::shape;
 use super::super::tensors::Values;
+use super::super::tensors::shape;
 use super::{Maker, one};
 
 pub const LOSSES: &[&str] = &["gaussian_nll", "total_variation", "clip", "siglip", "dino"];
