@@ -513,7 +513,7 @@ fn detectors_learn_from_an_image_without_objects() {
     let (boxes, bins) = (numbers(&[0, 4], 0.0), numbers(&[0, 8], 0.0));
     let positions = numbers(&[0], 0.0);
     let read = |description: Value| -> AnyLoss { serde_json::from_value(description).unwrap() };
-    let of_scores = ["quality_focal", "varifocal"].map(|name| read(json!({"loss": name, "mean_over": "positives"})));
+    let of_scores = ["quality_focal", "varifocal"].map(|name| read(json!({"loss": name, "divisor": "positives"})));
     let of_bins = read(json!({"loss": "distribution_focal", "when_empty": "zero"}));
     let of_boxes = read(json!({"loss": "generalized_box_iou", "reduction": "mean", "when_empty": "zero"}));
     for (loss, name) in of_scores.iter().zip(["quality_focal", "varifocal"]) {

@@ -242,8 +242,11 @@ fn all_elements(case: &Case, sides: Sides, accepts: impl Fn(f64, f64, Option<f64
     let holds_for = |name: &str| -> Result<bool> {
         let key = format!("{}:{name}", case.id);
         let elements = |results: &Results| results.tensors.get(&key).map(Elements::new).transpose();
-        let (Some(expected), Some(actual)) = (elements(sides.expected)?, elements(sides.actual)?) else {
-            return Ok(false);
+        let (expected, actual) = match (elements(sides.expected)?, elements(sides.actual)?) {
+            (Some(expected), Some(actual)) => (expected, actual),
+            // As everywhere, no gradient and a gradient of zeros say the same.
+            (None, Some(_)) => return is_zero(&sides.actual.tensors[&key]),
+            _ => return Ok(false),
         };
         let truth = sides.truth.map(elements).transpose()?.flatten();
         let accepts = |position| {
