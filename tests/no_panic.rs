@@ -728,7 +728,7 @@ const CALLS: usize = 6;
 /// For each loss, those of the arguments that it takes: pairs of a first and a second one, with some third one. The weight of
 /// the table that it took them with comes first: one for each class, or one for each element.
 fn taken() -> Vec<(&'static str, usize, Vec<Positions>)> {
-    const THIRD: [usize; 8] = [0, 3, 5, 8, 10, 13, 15, 16];
+    const THIRD: [usize; 9] = [0, 3, 5, 7, 8, 10, 13, 15, 16];
     let arguments = plain_arguments(Kind::Float);
     let weights = weights(&arguments);
     std::panic::set_hook(Box::new(|_| {}));
