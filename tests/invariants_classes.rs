@@ -661,7 +661,8 @@ fn weights_of_other_classes_stay_out_of_the_loss() {
     for number in [f64::INFINITY, f64::NAN] {
         let weight = tensor(&[number, 0.5, 0.0], Kind::Double);
         let usual = tensor(&[7.0, 0.5, 0.0], Kind::Double);
-        let losses: Vec<(&str, Box<dyn Fn(&Tensor, &Tensor) -> Tensor>)> = vec![
+        type OfTwo<'a> = Box<dyn Fn(&Tensor, &Tensor) -> Tensor + 'a>;
+        let losses: Vec<(&str, OfTwo<'_>)> = vec![
             ("cross entropy", Box::new(|x, w| CrossEntropyLoss::new().weight(w.shallow_clone()).forward(x, &target()))),
             ("softmax focal", Box::new(|x, w| SoftmaxFocalLoss::new().weight(w.shallow_clone()).forward(x, &target()))),
             (
@@ -793,7 +794,8 @@ fn what_no_loss_can_be_of_is_named() {
     // In single precision such a cap is 0.
     let (input, weight) =
         (Tensor::ones([2, 3], (Kind::Float, Device::Cpu)), Tensor::ones([4, 3], (Kind::Float, Device::Cpu)));
-    let error = LinearCrossEntropy::new().soft_cap(1e-300).f_forward(&input, &weight, &(target * 0), None).unwrap_err();
+    let error =
+        LinearCrossEntropy::new().soft_cap(1e-300).f_forward(&input, &weight, &target.zeros_like(), None).unwrap_err();
     assert!(error.to_string().ends_with("expected a number > 0 in Float"), "{error}");
 }
 

@@ -254,7 +254,7 @@ mod tests {
     /// A window of one pixel has no variance: the similarity is the luminance, and structure leaves no gradient.
     #[test]
     fn a_window_of_one_pixel_has_the_derivatives_of_the_luminance() {
-        let (x, y) = (rand(&[1, 1, 8, 8]), rand(&[1, 1, 8, 8]));
+        let (x, y) = (rand([1, 1, 8, 8]), rand([1, 1, 8, 8]));
         let (k1, range) = (0.3, 0.25_f64);
         let derivatives = |loss: &dyn Fn(&Tensor) -> Tensor, kind: Kind| {
             let x = x.to_kind(kind).set_requires_grad(true);
@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn the_scales_of_a_window_of_one_pixel_have_no_gradient_of_structure() {
         // At the first scale there is structure alone: a bright pixel has the gradient of the last one, next to nothing.
-        let (x, y) = (rand(&[1, 1, 8, 8]), rand(&[1, 1, 8, 8]));
+        let (x, y) = (rand([1, 1, 8, 8]), rand([1, 1, 8, 8]));
         let _ = x.view(-1).get(0).fill_(3e38);
         let loss = MsSsimLoss::new().weights(&[0.5, 0.5]).window_size(&[1]);
         for kind in [Kind::Double, Kind::Float] {

@@ -1,7 +1,7 @@
 use tch::{Kind, Tensor};
 
 use super::same_shape_or_broadcast_in_rank;
-use crate::kernels::{self, Pointwise, Real, choose, f_pointwise};
+use crate::kernels::{self, NumberOperations, Pointwise, Real, choose, f_pointwise};
 use crate::mean_parts::f_wide;
 use crate::numeric::{f_widely, real};
 use crate::{LossError, MeanParts, Reduction, check};
@@ -131,11 +131,8 @@ impl MarginRankingLoss {
         let (margin, reduction) = (self.margin, self.reduction);
         let composite = move |[input1, input2, target]: [&Tensor; 3]| {
             f_widely([input1, input2, target], |[input1, input2, target]| {
-                // The least integer of a kind has no negative.
-                let numbers = input1.is_floating_point() && !target.is_floating_point();
-                let kind = if numbers { input1.f_kind()? } else { target.f_kind()? };
-                let target = &target.f_to_kind(kind)?;
-                Ok(Tensor::f_margin_ranking_loss(input1, input2, target, margin, reduction.into())?)
+                let target = f_negatable(target)?;
+                Ok(Tensor::f_margin_ranking_loss(input1, input2, &target, margin, reduction.into())?)
             })
         };
         match kernels::f_beside(input1, target)? {
@@ -143,6 +140,14 @@ impl MarginRankingLoss {
             None => composite([input1, input2, target]),
         }
     }
+}
+
+/// A target that libtorch can negate: the least integer of a kind has no negative in it.
+fn f_negatable(target: &Tensor) -> Result<Tensor, LossError> {
+    if target.is_floating_point() {
+        return Ok(target.shallow_clone());
+    }
+    Ok(target.f_to_kind(Kind::Int64)?.f_clamp_min_number(-i64::MAX)?)
 }
 
 #[derive(Clone, Copy)]

@@ -168,7 +168,7 @@ impl TripletMarginWithDistanceLoss {
             check::same_shape_or_broadcast(distance, first, broadcast)
         };
         let distance_function = distance_function.lock().unwrap_or_else(PoisonError::into_inner);
-        f_losses(&*distance_function, arguments, margin, swap, reduction, check)
+        f_widely(arguments, |arguments| f_losses(&*distance_function, arguments, margin, swap, reduction, check))
     }
 }
 

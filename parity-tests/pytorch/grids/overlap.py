@@ -174,7 +174,8 @@ def monai(suite: Suite) -> None:
                 )
             add("extreme", dtype, {**options, **hot}, channel(labels), input=edges)
             add("extreme", dtype, {**everything, "sigmoid": True}, masks, input=edges)
-            for path in ("torch.tanh", "torch.sigmoid"):
+            # A negative number has no soft overlap; MONAI takes its size.
+            for path in ("torch.sigmoid",) if options.get("soft_label") else ("torch.tanh", "torch.sigmoid"):
                 add("other_act", dtype, {**options, "to_onehot_y": True, "other_act": Object(path)}, channel(labels))
             add("empty_masks", dtype, {**options, "sigmoid": True}, empty)
             add("empty_masks", dtype, {**options, **hot, "batch": True}, channel(background_only))

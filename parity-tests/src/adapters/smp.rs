@@ -373,7 +373,8 @@ fn lovasz_softmax_of_probabilities(arguments: &mut Arguments) -> Outcome {
 }
 
 fn mcc(arguments: &mut Arguments) -> Outcome {
-    let loss = MccLoss::new().eps(arguments.number("eps", 1e-5)?);
+    // smp takes any numbers for probabilities.
+    let loss = MccLoss::new().activation(Activation::None).eps(arguments.number("eps", 1e-5)?);
     let (input, target) = flattened(arguments)?;
     Ok(loss.f_forward(&input, &target)?.into())
 }
