@@ -90,9 +90,10 @@ impl Summary {
         self.losses.values().map(|calls| calls.accepted).sum()
     }
 
-    /// How many findings there are.
-    pub fn count(&self) -> u64 {
-        self.findings.values().map(|findings| findings.count).sum()
+    /// How many findings of these classes there are.
+    pub fn count(&self, classes: &[Class]) -> u64 {
+        let counted = self.findings.iter().filter(|((class, _), _)| classes.contains(class));
+        counted.map(|(_, findings)| findings.count).sum()
     }
 
     /// The findings, one row for each class and loss.
