@@ -347,8 +347,7 @@ pub(super) fn f_kind_of_pairs(embeddings: &Tensor, [rows, others]: [i64; 2]) -> 
 pub(crate) fn f_log_sum_exp(matrix: &Tensor, mask: &Tensor) -> Result<Tensor, LossError> {
     // Not −∞, whose difference from itself is NaN.
     let least = if matrix.f_kind()? == Kind::Double { f64::MIN } else { f64::from(f32::MIN) };
-    let masked = matrix.f_masked_fill_number(&mask.f_logical_not()?, least / 2.0)?.f_clamp_min_number(least / 2.0)?;
-    Ok(masked.f_logsumexp([1_i64].as_slice(), true)?)
+    Ok(matrix.f_masked_fill_number(&mask.f_logical_not()?, least / 2.0)?.f_logsumexp([1_i64].as_slice(), true)?)
 }
 
 /// log(1 + exp(x)).
