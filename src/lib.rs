@@ -159,9 +159,9 @@
 //! | targets of class indices | `i64` and `u8` | every integer kind; one that is out of range is an error on CUDA too, or NaN with [`InvalidValues::Nan`] |
 //! | masks and soft targets | any number | outside \[0, 1\] an error, where a formula needs that: a mask of 0 and 255 is no mask of 0 and 1 |
 //! | classes masked by −∞ or by the least number of the kind | NaN where 0 · ∞ is met | without a share in the target they cost 0, with gradient 0 |
-//! | confident predictions | 1 − p loses digits | computed from the other classes, or from the sigmoid of the other sign |
-//! | NaN in an argument | may vanish in a comparison | NaN in the loss and in the gradients that depend on it |
-//! | the length of an embedding of zeros | slopes of up to 10¹² | slope 0 |
+//! | confident predictions | 1 − p loses digits | an engine computes them from the other classes, or from the sigmoid of the other sign |
+//! | NaN in an argument | may vanish in a comparison | NaN in the loss, and in its gradient but for losses of absolute values and hinges, whose slope at NaN is PyTorch's 0 |
+//! | an embedding of zeros that is scaled to length 1 | slopes of up to 10¹² | slope 0; [`CosineEmbeddingLoss`] keeps PyTorch's in single and double precision |
 //! | `create_graph` | may take another path, with other rounding | the first gradient is the same number, whatever is asked for next |
 //! | sparse, nested and opaque tensors | sometimes computed | an error that names the argument |
 //! | targets that are changed after the forward pass, past autograd's eyes | read and written beside the memory | the gradient is that of the targets that were checked |
