@@ -1,9 +1,10 @@
 use tch::Tensor;
 
+use super::check_scores;
 use super::divisor::{Divisor, Reducing, f_positives};
 use crate::binary::{self, Logits};
 use crate::kernels::{self, ANY, Logit, NumberOperations, Pointwise, Real, f_pointwise, part, powers, share_or_nan};
-use crate::numeric::{f_abs, f_power, f_reals, real, wide_kind};
+use crate::numeric::{f_abs, f_power, f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction, check};
 
 /// Quality focal loss of logits: focal loss whose targets are qualities between 0 and 1 instead of labels.
@@ -145,10 +146,7 @@ impl Loss for QualityFocalLoss {
 
 impl QualityFocalLoss {
     fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
-        real(("target", target))?;
-        check::same_shape(("target", target), ("input", input))?;
+        check_scores(input, target)?;
         self.f_check_options()
     }
 

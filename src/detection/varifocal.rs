@@ -1,9 +1,10 @@
 use tch::Tensor;
 
+use super::check_scores;
 use super::divisor::{Divisor, Reducing, f_positives};
 use crate::binary::{self, Logits};
 use crate::kernels::{self, Logit, NumberOperations, Pointwise, Real, choose, f_pointwise, part, share_or_nan};
-use crate::numeric::{f_reals, real, wide_kind};
+use crate::numeric::{f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction, check};
 
 /// Varifocal loss of logits: positives weigh by their quality, negatives by how sure the model is of them.
@@ -147,10 +148,7 @@ impl Loss for VarifocalLoss {
 
 impl VarifocalLoss {
     fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
-        real(("target", target))?;
-        check::same_shape(("target", target), ("input", input))?;
+        check_scores(input, target)?;
         self.f_check_options()
     }
 

@@ -58,18 +58,6 @@ pub(super) enum Pixelwise {
     OneVsRestFocal(OneVsRestFocalLoss),
 }
 
-impl Overlap {
-    fn as_loss(&self) -> &dyn Loss {
-        match self {
-            Overlap::Dice(loss) => loss,
-            Overlap::Jaccard(loss) => loss,
-            Overlap::Tversky(loss) => loss,
-            Overlap::FocalTversky(loss) => loss,
-            Overlap::GeneralizedDice(loss) => loss,
-        }
-    }
-}
-
 impl Pixelwise {
     fn as_loss(&self) -> &dyn Loss {
         match self {
@@ -259,7 +247,7 @@ impl Compound {
     /// Those of its parts, too, where no input is needed for it.
     pub(super) fn f_check_options(&self) -> Result<(), LossError> {
         self.f_check_own()?;
-        self.overlap.as_loss().f_check_options()?;
+        self.overlap.loss().f_check_options()?;
         self.pixelwise.as_loss().f_check_options()
     }
 

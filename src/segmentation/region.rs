@@ -9,7 +9,7 @@ use crate::kernels::{
     Entropy, NumberOperations, Pointwise, Real, Regional, Sums, choose, f_pointwise_to, f_region, takes_region,
 };
 use crate::precomputed::Precomputed;
-use crate::{InvalidValues, LossError, Reduction, numeric};
+use crate::{InvalidValues, Loss, LossError, Reduction, numeric};
 
 /// Which pixels make up one region, whose overlap is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -106,7 +106,7 @@ type Measured = ([Tensor; 3], Validity, Validity);
 const OR_MASKS: &str = ", or that of input for masks";
 
 /// A loss that is a function of the sizes of regions.
-pub(super) trait RegionLoss {
+pub(super) trait RegionLoss: Loss {
     /// Its options.
     fn regions(&self) -> &Regions;
 
