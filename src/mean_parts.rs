@@ -95,6 +95,8 @@ use crate::{Loss, LossError, WhenEmpty};
 pub struct MeanParts {
     numerator: Tensor,
     denominator: Tensor,
+    /// What a smaller denominator counts as: 1 for a number of positives that may be 0.
+    least: f64,
 }
 
 impl MeanParts {
@@ -109,7 +111,12 @@ impl MeanParts {
                 return Err(crate::check::shape_error(named, "[], a scalar"));
             }
         }
-        Ok(Self { numerator, denominator })
+        Ok(Self { numerator, denominator, least: 0.0 })
+    }
+
+    /// The same of a mean whose denominator, that of all calls together, counts as `least` where it is smaller.
+    pub(crate) fn at_least(self, least: f64) -> Self {
+        Self { least, ..self }
     }
 
     /// The sum of the losses, with its graph.
@@ -117,7 +124,8 @@ impl MeanParts {
         &self.numerator
     }
 
-    /// What the sum is to be divided by.
+    /// What the sum is to be divided by. A number of positives, or a sum of weights, of a [`Divisor`](crate::Divisor) is
+    /// at least 1 in the mean, and is here what it is, so that those of several calls can be added up.
     pub fn denominator(&self) -> &Tensor {
         &self.denominator
     }
@@ -128,7 +136,15 @@ impl MeanParts {
     /// # Errors
     /// [`LossError::Torch`] where libtorch cannot divide them.
     pub fn f_value(&self) -> Result<Tensor, LossError> {
-        Ok(self.numerator.f_div(&self.denominator)?.f_to_kind(self.numerator.f_kind()?)?)
+        Ok(self.numerator.f_div(&self.f_divisor()?)?.f_to_kind(self.numerator.f_kind()?)?)
+    }
+
+    /// The denominator with its bound.
+    fn f_divisor(&self) -> Result<Tensor, LossError> {
+        match self.least {
+            0.0 => Ok(self.denominator.shallow_clone()),
+            least => Ok(self.denominator.f_clamp_min_number(least)?),
+        }
     }
 
     /// The mean, in the kind of the numerator; where the denominator is 0, what `when_empty` says.
@@ -146,9 +162,10 @@ impl MeanParts {
     /// # Errors
     /// [`LossError::Empty`] where that was asked for, [`LossError::Torch`] where libtorch cannot divide them.
     pub fn f_value_when_empty(&self, when_empty: WhenEmpty) -> Result<Tensor, LossError> {
-        let empty = self.denominator.f_eq_number(0)?;
+        let divisor = self.f_divisor()?;
+        let empty = divisor.f_eq_number(0)?;
         // 0 / 0 would have a gradient of NaN.
-        let mean = self.numerator.f_div(&self.denominator.f_masked_fill_number(&empty, 1)?)?;
+        let mean = self.numerator.f_div(&divisor.f_masked_fill_number(&empty, 1)?)?;
         when_empty.f_choose(&mean.f_to_kind(self.numerator.f_kind()?)?, &empty)
     }
 
@@ -158,7 +175,8 @@ impl MeanParts {
     /// [`LossError::Torch`] where libtorch cannot add them, such as those of two devices.
     pub fn f_add(&self, other: &Self) -> Result<Self, LossError> {
         let numerator = self.numerator.f_add(&other.numerator)?;
-        Ok(Self { numerator, denominator: self.denominator.f_add(&other.denominator)? })
+        let (denominator, least) = (self.denominator.f_add(&other.denominator)?, self.least.max(other.least));
+        Ok(Self { numerator, denominator, least })
     }
 
     /// The same without the graph: to add up means over an epoch without keeping what computed them.
@@ -166,7 +184,7 @@ impl MeanParts {
     /// # Errors
     /// [`LossError::Torch`] where libtorch fails.
     pub fn f_detach(&self) -> Result<Self, LossError> {
-        Ok(Self { numerator: self.numerator.f_detach()?, denominator: self.denominator.f_detach()? })
+        Ok(Self { numerator: self.numerator.f_detach()?, denominator: self.denominator.f_detach()?, ..*self })
     }
 
     /// The parts of a mean over `count` losses.

@@ -444,6 +444,12 @@ fn an_image_without_positives_costs_what_its_negatives_do() {
                 let _ = target.view(-1).narrow(0, 3, 2).fill_(0.5);
                 let expected = sum.forward(&negatives, &target) / 2.0;
                 assert!(close(&mean.forward(&negatives, &target), &expected), "{name}");
+                // The bound of 1 is that of all calls together.
+                let none = mean.f_parts(&negatives, &negatives.detach()).unwrap();
+                assert_eq!(none.f_value().unwrap(), sum.forward(&negatives, &negatives.detach()), "{name}");
+                let both = none.f_add(&mean.f_parts(&negatives, &target).unwrap()).unwrap();
+                let expected_of_both = &expected + sum.forward(&negatives, &negatives.detach()) / 2.0;
+                assert!(close(&both.f_value().unwrap(), &expected_of_both), "{name}");
                 let half = mean.forward(&negatives.to_kind(Kind::Half), &target.to_kind(Kind::Half));
                 assert!(half.kind() == Kind::Half && half.allclose(&expected.to_kind(Kind::Half), 1e-3, 1e-3, false));
             });

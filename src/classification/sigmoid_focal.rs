@@ -404,7 +404,8 @@ impl Loss for SigmoidFocalLoss {
         if self.divisor != Divisor::Losses && self.reduction == Reduction::Mean {
             // A sum may be beyond half precision.
             let sum = self.f_sum(input, target)?;
-            return Ok(self.divisor.f_divide(&sum, &self.f_count(input, target)?)?.f_to_kind(input.f_kind()?)?);
+            let parts = self.divisor.f_parts(sum, self.f_count(input, target)?)?;
+            return Ok(parts.f_value()?.f_to_kind(input.f_kind()?)?);
         }
         if !self.is_fused(input, target)? {
             return self.f_composite(input, target);
@@ -423,7 +424,7 @@ impl Loss for SigmoidFocalLoss {
         focal::check_mean::<Self>(self.normalization)?;
         let numerator = self.f_sum(input, target)?;
         if self.divisor != Divisor::Losses {
-            return MeanParts::f_new(numerator, self.f_count(input, target)?);
+            return self.divisor.f_parts(numerator, self.f_count(input, target)?);
         }
         self.f_counted(&target.f_to_kind(Kind::Double)?)?.f_parts(numerator, input, self.mean_over)
     }

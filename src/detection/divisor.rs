@@ -72,13 +72,13 @@ impl Divisor {
         })
     }
 
-    /// `sum` divided by [`f_count`](Self::f_count), where that is less than 1 by 1.
-    pub(crate) fn f_divide(self, sum: &Tensor, count: &Tensor) -> Result<Tensor, LossError> {
-        let count = match self {
-            Divisor::Positives | Divisor::Weights => count.f_clamp_min_number(1)?,
-            Divisor::Losses | Divisor::Number(_) => count.shallow_clone(),
-        };
-        Ok(sum.f_div(&count.f_to_kind(sum.f_kind()?)?)?)
+    /// Numerator and denominator of a mean, given [`f_count`](Self::f_count), which counts as 1 where it is less.
+    pub(crate) fn f_parts(self, sum: Tensor, count: Tensor) -> Result<MeanParts, LossError> {
+        let parts = MeanParts::f_new(sum, count)?;
+        Ok(match self {
+            Divisor::Positives | Divisor::Weights => parts.at_least(1.0),
+            Divisor::Losses | Divisor::Number(_) => parts,
+        })
     }
 }
 
@@ -121,7 +121,7 @@ impl Reducing<'_> {
             }
             (Reduction::Mean, weight) => {
                 let count = self.divisor.f_count(self.shape, weight, input, positives)?;
-                self.divisor.f_divide(&self.f_sum(&wide, &losses)?, &count)?
+                self.divisor.f_parts(self.f_sum(&wide, &losses)?, count)?.f_value()?
             }
         };
         Ok(loss.f_to_kind(input.f_kind()?)?)
@@ -136,7 +136,7 @@ impl Reducing<'_> {
     ) -> Result<MeanParts, LossError> {
         self.f_check(input)?;
         let numerator = self.f_sum(&input.f_to_kind(wide_kind(input)?)?, &losses)?;
-        MeanParts::f_new(numerator, self.divisor.f_count(self.shape, self.weight, input, positives)?)
+        self.divisor.f_parts(numerator, self.divisor.f_count(self.shape, self.weight, input, positives)?)
     }
 
     /// How many losses there are.

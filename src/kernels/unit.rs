@@ -81,13 +81,13 @@ fn f_gradient<T: Element, U: Wide>(rows: &Tensor, grad: &Tensor, least: f64) -> 
             // A row of zeros has no direction, and no slope.
             slopes.fill(T::Wide::default());
         } else {
+            let divisors = [scale, length.max(least)];
+            let mut units = vec![0.0; width];
+            simd::run(Divide { numbers, divisors, quotients: &mut units });
             // A vector that is too short to be scaled to length 1 is multiplied by a constant.
-            let along = match length < least {
-                true => 0.0,
-                false => simd::run(Product { a: numbers, b: &grad }) / scale / (length * length) / scale,
-            };
-            let factor = 1.0 / length.max(least) / scale;
-            simd::run(Slopes { numbers, grad: &grad, factor, along, slopes });
+            let along = if length < least { 0.0 } else { simd::run(Product { a: &units, b: &grad }) };
+            let factor = 1.0 / divisors[1] / scale;
+            simd::run(Slopes { units: &units, grad: &grad, factor, along, slopes });
         }
         // SAFETY: each row is one thread's.
         unsafe { output.write(place, slopes) };
@@ -196,9 +196,9 @@ impl<U: Wide> Kernel<f64> for Divide<'_, U> {
     }
 }
 
-/// (g − x · `along`) times a factor.
+/// (g − u · `along`) times a factor: 0 for a row of one number, whose unit vector is 1 or −1.
 struct Slopes<'a, W> {
-    numbers: &'a [f64],
+    units: &'a [f64],
     grad: &'a [f64],
     factor: f64,
     along: f64,
@@ -211,8 +211,8 @@ impl<W: Wide> Kernel<f64> for Slopes<'_, W> {
     #[inline(always)]
     fn run<R: LaneOf<f64>>(self) {
         let (factor, along) = (R::of(self.factor), R::of(-self.along));
-        for ((slope, number), grad) in self.slopes.iter_mut().zip(self.numbers).zip(self.grad) {
-            *slope = W::from_f64((R::new(*number).mul_add(along, R::new(*grad)) * factor).get());
+        for ((slope, unit), grad) in self.slopes.iter_mut().zip(self.units).zip(self.grad) {
+            *slope = W::from_f64((R::new(*unit).mul_add(along, R::new(*grad)) * factor).get());
         }
     }
 }
@@ -282,6 +282,16 @@ mod tests {
             let furthest = ((actual - expected).abs() / scale).max().double_value(&[]);
             assert!(furthest <= tolerance, "{own:?} {kind:?} {rows} {columns}: {furthest:e}");
         }
+    }
+
+    #[test]
+    fn a_row_of_one_number_has_no_slope() {
+        let input = Tensor::from_slice(&[0.1, -7.3, 49.0, 1e-7]).view([4, 1]).set_requires_grad(true);
+        let unit = f_by_engine(&input, Kind::Double, |_| unreachable!()).unwrap();
+        let factors = Tensor::from_slice(&[1e300, 0.3, 1.0 / 3.0, 0.7]).view([4, 1]);
+        let slopes = Tensor::run_backward(&[(unit * factors).sum(Kind::Double)], &[&input], false, false).remove(0);
+        // The last row is shorter than the least length.
+        assert_eq!(Vec::<f64>::try_from(slopes.view(-1)).unwrap()[..3], [0.0; 3]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::angle::{Angle, AngleLoss};
 use super::same_shape_or_broadcast_in_rank;
 use crate::kernels::{NumberOperations, f_embedding};
 use crate::mean_parts::f_wide;
-use crate::numeric::{real, wide_kind};
+use crate::numeric::{f_widely, real, wide_kind};
 use crate::{LossError, MeanParts, Reduction, check};
 
 /// The loss of the angle between two embeddings: small for pairs that belong together, wide for pairs that do not.
@@ -116,7 +116,10 @@ impl CosineEmbeddingLoss {
         let formula = Formula { margin, no_slope_of_zeros: input1.f_kind()? == Kind::Half };
         let composite = move |[input1, input2, target]: [&Tensor; 3]| match formula.no_slope_of_zeros {
             true => formula.f_composite(input1, input2, target, reduction),
-            false => Ok(Tensor::f_cosine_embedding_loss(input1, input2, target, margin, reduction.into())?),
+            // The length of one of half precision is computed in single precision, beside one of any kind.
+            false => f_widely([input1, input2], |[input1, input2]| {
+                Ok(Tensor::f_cosine_embedding_loss(input1, input2, target, margin, reduction.into())?)
+            }),
         };
         f_embedding(Angle(formula), [input1, input2, target], reduction, composite)
     }

@@ -2,7 +2,7 @@ use tch::{Kind, Tensor};
 
 use crate::autograd::{Backward, Function, Gradients, Place, Tape, f_gradients_of, f_taped, needed};
 use crate::kernels::{NumberOperations, f_distance_slopes, f_distances, f_unit};
-use crate::numeric::{f_power, f_unit_rows};
+use crate::numeric::{f_power, f_unit_rows, wide_kind};
 use crate::{LossError, check};
 
 /// How far apart, or how alike, two embeddings are.
@@ -224,6 +224,8 @@ impl EmbeddingDistance {
 
     /// Embeddings of length 1, or as they are, in this kind, single or double precision.
     pub(super) fn f_prepared(self, embeddings: &Tensor, kind: Kind) -> Result<Tensor, LossError> {
+        // What comes back of several derivatives is added up in single precision at least.
+        let embeddings = &embeddings.f_to_kind(wide_kind(embeddings)?)?;
         match self.normalize_embeddings {
             false => Ok(embeddings.f_to_kind(kind)?),
             true if self.p == 2.0 => {

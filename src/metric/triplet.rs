@@ -17,6 +17,9 @@ pub(super) fn check([anchor, positive, negative]: [Named; 3], margin: f64, broad
     same_shape_or_broadcast_in_rank(negative, anchor, broadcast)
 }
 
+/// The largest p of the engine. Powers soon overflow, each way of computing them at another difference.
+const LARGEST_POWER: f64 = 8.0;
+
 /// The options of a triplet loss of a p-norm distance.
 #[derive(Clone, Copy)]
 pub(super) struct Triplet {
@@ -36,10 +39,10 @@ impl Triplet {
             self.f_of_norm(Euclidean, of, reduction, composite)
         } else if self.p == 1.0 {
             self.f_of_norm(Manhattan, of, reduction, composite)
-        } else if self.p > 1.0 && self.p.is_finite() {
+        } else if self.p > 1.0 && self.p <= LARGEST_POWER {
             self.f_of_norm(Minkowski { p: self.p }, of, reduction, composite)
         } else {
-            // The number of differences, the largest one, and norms with a vertical tangent.
+            // The number of differences, the largest one, norms with a vertical tangent, and powers out of range.
             f_widely(of, composite)
         }
     }

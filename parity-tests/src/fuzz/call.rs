@@ -41,6 +41,10 @@ pub struct Call {
     pub infinite: bool,
     /// The largest number of the arguments and the options that is finite.
     pub largest: f64,
+    /// The smallest number that is not 0.
+    pub smallest: f64,
+    /// The numbers among the options.
+    pub numbers: Vec<f64>,
     /// Whether an embedding is so short, and not 0, that the slope of its unit vector multiplies every last digit.
     pub steep: bool,
     /// Whether the results are put into words.
@@ -78,6 +82,8 @@ impl Call {
             same: false,
             infinite: false,
             largest: 0.0,
+            smallest: f64::INFINITY,
+            numbers: Vec::new(),
             steep: false,
             shown: false,
             order: Order::First,
@@ -99,7 +105,17 @@ impl Call {
 
     /// Whether the square of a number, or its product with others, may be out of the range of single precision.
     pub fn has_huge_numbers(&self) -> bool {
-        self.infinite || self.largest > LARGE || ["e39", "e308"].iter().any(|huge| self.description.contains(huge))
+        self.infinite || self.largest > LARGE || self.numbers.iter().any(|number| number.abs() > LARGE)
+    }
+
+    /// Whether an option is so large that no digit is left of the numbers that it is added to, or so small.
+    pub fn has_absurd_options(&self) -> bool {
+        self.numbers.iter().any(|number| number.abs() > LARGE || *number != 0.0 && number.abs() < 1.0 / LARGE)
+    }
+
+    /// Whether an option is infinite or 0 in single precision.
+    pub fn has_options_beyond_single(&self) -> bool {
+        self.numbers.iter().any(|number| *number != 0.0 && !number.is_nan() && !(*number as f32).is_normal())
     }
 
     /// How many elements the arguments have.
@@ -164,8 +180,9 @@ pub fn call(seed: u64, losses: &[&'static str]) -> Result<Call> {
 fn look_at_numbers(call: &mut Call) {
     const SHORT: f64 = 1e-9;
     let words = call.description.split(|letter: char| !letter.is_ascii_alphanumeric() && !".-".contains(letter));
-    let numbers = words.filter_map(|word| word.parse::<f64>().ok()).map(f64::abs).filter(|number| *number < LARGE);
-    call.largest = numbers.fold(0.0, f64::max);
+    call.numbers = words.filter_map(|word| word.parse::<f64>().ok()).collect();
+    let bounded = call.numbers.iter().map(|number| number.abs()).filter(|number| *number < LARGE);
+    call.largest = bounded.fold(0.0, f64::max);
     let of_embeddings = families::takes_embeddings(call.loss) || direct::takes_embeddings(call.loss);
     for (_, tensor) in call.arguments.iter().filter(|(_, tensor)| tensor.defined()) {
         let numbers = values(tensor).unwrap_or_default();
@@ -174,6 +191,7 @@ fn look_at_numbers(call: &mut Call) {
         call.steep |= of_embeddings && is_floating(tensor.kind()) && numbers.chunks(features).any(is_short);
         for number in numbers {
             call.infinite |= !number.is_finite();
+            call.smallest = if number == 0.0 { call.smallest } else { call.smallest.min(number.abs()) };
             call.largest = if number.is_finite() { call.largest.max(number.abs()) } else { call.largest };
         }
     }

@@ -1,5 +1,7 @@
 //! Differences that are meant.
 
+use tch::Kind;
+
 use super::call::Call;
 use super::families::takes_elements;
 use super::truth::Which;
@@ -27,6 +29,22 @@ pub const BETWEEN_BACKENDS: &[Expected] = &[
         reason: "of a number that is infinite, or whose square is, a sum of terms is infinite or NaN, whichever comes first",
     },
     Expected {
+        holds: |call, _, own, other| {
+            call.has_absurd_options() && !takes_elements(call.loss) && !own.is_nan() && !other.is_nan()
+        },
+        reason: "beside an option of more than 10¹⁵, or less than 10⁻¹⁵, tensor operations keep no digit of the terms",
+    },
+    Expected {
+        holds: |call, which, own, other| {
+            let count = 4.0 * call.arguments[0].1.numel() as f64;
+            let is_single = call.arguments.iter().any(|(_, tensor)| tensor.defined() && tensor.kind() == Kind::Float);
+            let most = if is_single { f32::MAX.into() } else { f64::MAX };
+            which != Which::Output && own.is_infinite() && own * other > 0.0 && other.abs() > most / count
+        },
+        reason: "the slope of one loss is out of the range of the kind, and that of the mean is not",
+    },
+    Expected { holds: is_certain_answer, reason: CERTAIN },
+    Expected {
         holds: |call, which, _, _| call.steep && which != Which::Output,
         reason: "the slope of the unit vector of an embedding shorter than 1e-9 multiplies the last digit by 10⁹ and more",
     },
@@ -40,10 +58,26 @@ pub const BESIDE_DOUBLE: &[Expected] = &[
         reason: "what overflows in single precision does not in double precision",
     },
     Expected {
-        holds: |call, _, _, _| call.loss == "orpo",
-        reason: "log(1 - p) of a certain answer is bounded by the precision of the kind",
+        holds: |call, _, _, _| call.has_options_beyond_single(),
+        reason: "an option is infinite or 0 in single precision",
     },
+    Expected {
+        holds: |call, _, _, _| call.description.contains("generalized_dice") && call.smallest < 1e-18,
+        reason: "the square of a volume is 0 in single precision",
+    },
+    Expected {
+        holds: |call, _, _, _| call.loss == "kl_div" && call.largest > 88.0,
+        reason: "e⁸⁹ is infinite in single precision",
+    },
+    Expected { holds: is_certain_answer, reason: CERTAIN },
 ];
+
+const CERTAIN: &str = "log(1 - p) of a certain answer is bounded by the precision of the kind";
+
+/// The odds of an answer whose probability is 1 in the kind.
+fn is_certain_answer(call: &Call, _: Which, _: f64, _: f64) -> bool {
+    call.loss == "orpo" || call.description.contains("orpo")
+}
 
 /// The reason for a difference, where a row has one.
 pub fn find(rows: &[Expected], call: &Call, which: Which, own: f64, other: f64) -> Option<&'static str> {
@@ -56,7 +90,12 @@ fn is_over_another_count(call: &Call, _: Which, own: f64, other: f64) -> bool {
     if !["MeanNonZero", "mean_non_zero"].iter().any(|word| call.description.contains(word)) {
         return false;
     }
-    let rows = call.arguments[0].1.size().first().copied().unwrap_or(1).min(MOST);
-    let is_near = |a: f64, b: f64| (a - b).abs() <= 1e-5 * b.abs();
+    let (rows, kind) = (call.arguments[0].1.size().first().copied().unwrap_or(1).min(MOST), call.arguments[0].1.kind());
+    let digit = match kind {
+        Kind::BFloat16 => 8e-3,
+        Kind::Half => 1e-3,
+        _ => 1e-5,
+    };
+    let is_near = |a: f64, b: f64| (a - b).abs() <= digit * b.abs();
     (1..=rows).any(|n| (1..=rows).any(|m| is_near(own * n as f64, other * m as f64)))
 }

@@ -6,6 +6,7 @@ use tch_losses::{Backend, with_backend};
 use super::call::Call;
 use super::class::{Class, Finding};
 use super::expected;
+use super::families::takes_elements;
 use super::side::{Derivatives, Failure, Runner, Side, compute, guarded};
 use super::tensors::{is_floating, is_plain, values};
 use super::truth::{Truth, Which};
@@ -156,8 +157,9 @@ impl<'a> Judge<'a> {
     }
 
     fn tensors(&mut self, class: Class, which: Which, auto: &[Tensor], composite: &[Tensor]) {
+        let largest = largest_of_all(composite);
         for (index, (auto, composite)) in auto.iter().zip(composite).enumerate() {
-            if let Err(detail) = self.tensor(which, index, auto, composite) {
+            if let Err(detail) = self.tensor((which, index, largest), auto, composite) {
                 self.add(class, format!("{which:?} {index}: {detail}"));
             }
         }
@@ -166,7 +168,12 @@ impl<'a> Judge<'a> {
         }
     }
 
-    fn tensor(&mut self, which: Which, index: usize, auto: &Tensor, composite: &Tensor) -> Result<(), String> {
+    fn tensor(
+        &mut self,
+        (which, index, largest): (Which, usize, f64),
+        auto: &Tensor,
+        composite: &Tensor,
+    ) -> Result<(), String> {
         if !auto.defined() || !composite.defined() {
             let other = if auto.defined() { auto } else { composite };
             let zero = !other.defined() || values(other).is_ok_and(|values| values.iter().all(|value| *value == 0.0));
@@ -189,7 +196,6 @@ impl<'a> Judge<'a> {
         let kind = self.precision(auto.kind());
         let read = |tensor| values(tensor).map_err(|error| format!("cannot be read: {error}"));
         let (auto, composite) = (read(auto)?, read(composite)?);
-        let largest = largest_of(&composite);
         for (position, (a, c)) in auto.iter().zip(&composite).enumerate() {
             let place = Place { which, index, position, largest };
             if same(*a, *c, kind) {
@@ -229,7 +235,7 @@ impl<'a> Judge<'a> {
     }
 
     /// Whether a difference is one of rounding: the engine is nearer to the result in double precision, or no further
-    /// from it than what the last digit of the arguments makes.
+    /// from it than rounding makes.
     fn explained(&mut self, place: Place, auto: f64, composite: f64, kind: Kind) -> bool {
         let Place { which, index, position, largest } = place;
         let Some(truth) = self.truth() else { return false };
@@ -237,26 +243,48 @@ impl<'a> Judge<'a> {
         if auto.is_nan() || composite.is_nan() {
             return false;
         }
+        if kind == Kind::Double {
+            let spread = truth.spread(which, index, position);
+            let is_noise = truth.is_smooth(which, index, position) || spread <= 1e-9 * largest;
+            let between = (auto - composite).abs();
+            return is_noise && between <= 64.0 * spread || between <= self.of_others(place, kind);
+        }
         // What is out of the range of the kind is an infinity on one side and a large number on the other.
         let overflows = auto.is_infinite() && auto == rounded(right, kind);
         let nearer = (auto - right).abs() <= (composite - right).abs() || tolerance(kind).accepts(auto, right);
-        if kind != Kind::Double && (overflows || nearer) {
+        if overflows || nearer {
             return true;
         }
-        let spread = truth.spread(which, index, position);
-        if kind == Kind::Double {
-            return truth.is_smooth(which, index, position) && (auto - composite).abs() <= 64.0 * spread;
-        }
         let agree = truth.auto(which, index, position);
-        let agree = agree.is_some_and(|agree| (agree - right).abs() <= spread + 1e-7 * right.abs() + 1e-12);
-        // A second derivative is a sum of terms as large as the others.
-        let of_others = if which == Which::Second { 0.2 * unit(kind) * largest } else { 0.0 };
-        // What cancels on the way has the last digit of the arguments, in single precision. The slope of a linear layer is made of
-        // its weights.
+        let slack = truth.spread(which, index, position) + 1e-7 * right.abs() + 1e-12;
+        agree.is_some_and(|agree| (agree - right).abs() <= slack) && self.is_rounding(place, auto, kind)
+    }
+
+    /// Whether a number is no further from the result in double precision than rounding makes: that of the arguments, that on
+    /// the way, and that of larger numbers which it is the rest of.
+    fn is_rounding(&mut self, place: Place, number: f64, kind: Kind) -> bool {
+        let Place { which, index, position, .. } = place;
+        let Some(truth) = self.truth() else { return false };
+        let Some(right) = truth.composite.at(which, index, position) else { return false };
+        let (spread, noise) = (truth.spread(which, index, position), truth.noise(which, index, position));
+        // What cancels on the way has the last digit of the arguments, in single precision. The slope of a linear layer is
+        // made of its weights.
         let of_arguments =
             which == Which::Output || ["linear_", "sequence_"].iter().any(|word| self.call.loss.starts_with(word));
         let cancelled = if of_arguments { 8.0 * f64::from(f32::EPSILON) * self.call.largest } else { 0.0 };
-        agree && (auto - right).abs() <= 8.0 * spread + of_others + cancelled
+        (number - right).abs() <= 8.0 * spread + 4.0 * noise + self.of_others(place, kind) + cancelled
+    }
+
+    /// The rounding of the other derivatives, which one of a loss that takes its numbers together is computed with. A second
+    /// derivative is a sum of terms as large as the others.
+    fn of_others(&self, Place { which, largest, .. }: Place, kind: Kind) -> f64 {
+        let epsilon = if kind == Kind::Double { f64::EPSILON } else { f32::EPSILON.into() };
+        match which {
+            Which::Output => 0.0,
+            Which::Second if kind != Kind::Double => 0.2 * unit(kind) * largest,
+            _ if takes_elements(self.call.loss) => 0.0,
+            _ => 4.0 * epsilon * largest,
+        }
     }
 
     /// Digits of small numbers are looked at in some calls: double precision is asked often.
@@ -265,9 +293,12 @@ impl<'a> Judge<'a> {
     }
 
     /// Whether a small number, which the tolerance lets pass, is right in the composite and not in the engine.
+    ///
+    /// Where a loss takes its numbers together, double precision forms p − y itself, and has no digits of less than 10⁻¹⁶.
     fn lacks_digits(&mut self, place: Place, auto: f64, composite: f64, kind: Kind) -> bool {
         let Place { which, index, position, .. } = place;
-        let normal = composite.abs() > 1e-30 && (auto - composite).abs() > 1e-3 * composite.abs();
+        let least = if takes_elements(self.call.loss) { 1e-30 } else { 1e-13 };
+        let normal = composite.abs() > least && (auto - composite).abs() > 1e-3 * composite.abs();
         if kind != Kind::Float || !normal || which == Which::Second {
             return false;
         }
@@ -317,9 +348,10 @@ impl<'a> Judge<'a> {
             let parts = with_backend(Backend::Auto, || parts(&arguments, self.call.options))?;
             // Over nothing the mean is what its loss says: that of no boxes is 0.
             let nothing = [parts.numerator(), parts.denominator()].iter().all(|part| is_zero(part));
-            Ok((parts.f_value()?, nothing))
+            let count = f64::try_from(parts.denominator())?;
+            Ok((parts.f_value()?, nothing, count))
         });
-        let (value, nothing) = match both {
+        let (value, nothing, count) = match both {
             Ok(both) => both,
             Err(Failure::Rejected(message)) if message.contains("has no numerator and denominator") => return,
             Err(failure) => {
@@ -337,7 +369,9 @@ impl<'a> Judge<'a> {
             && !(nothing && *mean == 0.0)
         {
             let place = Place { which: Which::Output, index: 0, position: 0, largest: mean.abs() };
-            if !self.explained(place, *value, *mean, kind) {
+            // A sum may be out of the range of the kind where the mean is not.
+            let overflows = value.is_infinite() && mean.abs() * count > largest(kind);
+            if !overflows && !self.explained(place, *value, *mean, kind) {
                 self.add(Class::Parts, format!("numerator / denominator is {value:e}, the mean {mean:e}"));
             }
         }
@@ -352,8 +386,7 @@ impl<'a> Judge<'a> {
         let gradients = side.gradients.as_ref().unwrap_or(&empty);
         let all = [(Which::Output, &side.outputs), (Which::Gradient, gradients)];
         let always = self.call.seed.is_multiple_of(ONE_IN);
-        let scale = gradients.iter().filter(|tensor| tensor.defined()).filter_map(|tensor| values(tensor).ok());
-        let scale = scale.map(|values| largest_of(&values)).fold(0.0, f64::max);
+        let scale = largest_of_all(gradients);
         for (which, tensors) in all {
             for (index, tensor) in tensors.iter().enumerate().filter(|(_, tensor)| tensor.defined()) {
                 let kind = tensor.kind();
@@ -372,7 +405,8 @@ impl<'a> Judge<'a> {
                     let near = (element - right).abs()
                         <= 4.0 * (1e-5 + unit(kind) * scale) + 16.0 * truth.spread(which, index, position);
                     let beyond = right.abs() > largest(kind);
-                    if !close && !near && !beyond {
+                    let place = Place { which, index, position, largest: scale };
+                    if !close && !near && !beyond && !self.is_rounding(place, *element, kind) {
                         let found = expected::find(expected::BESIDE_DOUBLE, self.call, which, *element, right);
                         self.expected.extend(found);
                         if found.is_some() {
@@ -395,7 +429,7 @@ struct Place {
     which: Which,
     index: usize,
     position: usize,
-    /// The largest element of the same tensor.
+    /// The largest element of the derivatives of one order.
     largest: f64,
 }
 
@@ -406,6 +440,11 @@ fn is_zero(part: &Tensor) -> bool {
 
 fn largest_of(values: &[f64]) -> f64 {
     values.iter().map(|value| value.abs()).filter(|value| value.is_finite()).fold(0.0, f64::max)
+}
+
+fn largest_of_all(tensors: &[Tensor]) -> f64 {
+    let all = tensors.iter().filter(|tensor| tensor.defined()).filter_map(|tensor| values(tensor).ok());
+    all.map(|values| largest_of(&values)).fold(0.0, f64::max)
 }
 
 fn unit(kind: Kind) -> f64 {

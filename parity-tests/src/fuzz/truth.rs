@@ -9,6 +9,7 @@ use super::call::Call;
 use super::random::Random;
 use super::side::{Runner, Side, compute};
 use super::tensors::{is_floating, values};
+use crate::numbers::rounded;
 
 /// The results of a call, each as its elements; none where it has none.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +31,7 @@ pub struct Truth<'a> {
     auto: OnceCell<Option<Numbers>>,
     near: OnceCell<Vec<Numbers>>,
     far: OnceCell<Vec<Numbers>>,
+    rounded: OnceCell<Vec<[Numbers; 2]>>,
 }
 
 /// Which results.
@@ -71,12 +73,15 @@ impl Numbers {
 }
 
 const NEIGHBOURS: u64 = 3;
+/// How many neighbours are rounded.
+const ROUNDED: u64 = 5;
 
 impl<'a> Truth<'a> {
     /// The truth of a call, where double precision takes it.
     pub fn new(runner: &'a Runner<'a>, call: &'a Call) -> Option<Truth<'a>> {
         let composite = numbers(runner, call, Backend::Composite, 0.0, 0)?;
-        Some(Truth { call, runner, composite, auto: OnceCell::new(), near: OnceCell::new(), far: OnceCell::new() })
+        let (auto, near, far, rounded) = (OnceCell::new(), OnceCell::new(), OnceCell::new(), OnceCell::new());
+        Some(Truth { call, runner, composite, auto, near, far, rounded })
     }
 
     /// An element as the engines compute it in double precision.
@@ -88,6 +93,27 @@ impl<'a> Truth<'a> {
     /// By how much an element moves where the arguments change in their last digit.
     pub fn spread(&self, which: Which, index: usize, position: usize) -> f64 {
         self.movement(self.near.get_or_init(|| self.around(1.0)), which, index, position)
+    }
+
+    /// By how much rounding on the way moves an element: how far the errors of tensor operations in the kinds of the call lie
+    /// apart, for these arguments and for some beside them. An error that is none of rounding is the same for all of them.
+    pub fn noise(&self, which: Which, index: usize, position: usize) -> f64 {
+        let pairs = self.rounded.get_or_init(|| (0..=ROUNDED).filter_map(|seed| self.rounded_pair(seed)).collect());
+        let errors = pairs.iter().filter_map(|[own, wide]| {
+            Some(own.at(which, index, position)? - wide.at(which, index, position)?).filter(|error| error.is_finite())
+        });
+        let (least, most) = errors.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), e| (a.min(e), b.max(e)));
+        (most - least).max(0.0)
+    }
+
+    /// The results of tensor operations in the kinds of the call and in double precision, of the same arguments.
+    fn rounded_pair(&self, seed: u64) -> Option<[Numbers; 2]> {
+        const STEPS: f64 = 2.0;
+        let (call, runner) = (self.call, self.runner);
+        let steps = if seed == 0 { 0.0 } else { STEPS };
+        let [own, wide] = [false, true].map(|wide| changed(call, steps, seed, rounded, wide));
+        let side = |arguments: &[Tensor], kind| compute(runner, Backend::Composite, call, arguments, kind).ok();
+        Some([Numbers::of(&side(&own?, call.options)?), Numbers::of(&side(&wide?, Kind::Double)?)])
     }
 
     /// Whether it moves as a smooth function does, and does not jump.
@@ -110,12 +136,19 @@ impl<'a> Truth<'a> {
 }
 
 fn numbers(runner: &Runner, call: &Call, backend: Backend, scale: f64, seed: u64) -> Option<Numbers> {
-    let arguments = widened(call, scale, seed)?;
+    let arguments = changed(call, scale, seed, |number, _| number, true)?;
     compute(runner, backend, call, &arguments, Kind::Double).ok().map(|side| Numbers::of(&side))
 }
 
-/// The arguments in double precision, each element changed by about `scale` units in the last place of its kind.
-fn widened(call: &Call, scale: f64, seed: u64) -> Option<Vec<Tensor>> {
+/// The arguments, each element changed by about `scale` units in the last place of its kind and put through `round`; in
+/// double precision where they are `wide`.
+fn changed(
+    call: &Call,
+    scale: f64,
+    seed: u64,
+    round: impl Fn(f64, Kind) -> f64,
+    wide: bool,
+) -> Option<Vec<Tensor>> {
     let mut random = Random::new(call.seed ^ (seed + 1));
     let mut all: Vec<Tensor> = Vec::new();
     for (position, (_, tensor)) in call.arguments.iter().enumerate() {
@@ -128,14 +161,13 @@ fn widened(call: &Call, scale: f64, seed: u64) -> Option<Vec<Tensor>> {
             continue;
         }
         let mut numbers = values(tensor).ok()?;
-        if scale > 0.0 {
-            let unit = scale * unit_roundoff(tensor.kind());
-            for number in &mut numbers {
-                *number *= 1.0 + unit * random.uniform(-1.0, 1.0);
-            }
+        let unit = scale * unit_roundoff(tensor.kind());
+        for number in numbers.iter_mut().filter(|_| scale > 0.0) {
+            *number = round(*number * (1.0 + unit * random.uniform(-1.0, 1.0)), tensor.kind());
         }
-        let wide = Tensor::f_from_slice(&numbers).ok()?.f_reshape(tensor.size()).ok()?;
-        all.push(wide.f_set_requires_grad(tensor.requires_grad()).ok()?);
+        let kind = if wide { Kind::Double } else { tensor.kind() };
+        let made = Tensor::f_from_slice(&numbers).ok()?.f_reshape(tensor.size()).ok()?.f_to_kind(kind).ok()?;
+        all.push(made.f_set_requires_grad(tensor.requires_grad()).ok()?);
     }
     Some(all)
 }
