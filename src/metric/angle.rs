@@ -1,6 +1,10 @@
 //! What losses of the angle between two vectors give the engine of embeddings.
 
-use crate::kernels::{Embedding, Real};
+use tch::Tensor;
+
+use crate::kernels::{Embedding, Real, f_embedding};
+use crate::numeric::f_widely_alike;
+use crate::{LossError, Reduction};
 
 /// A loss of the cosine of an angle, by Σ aᵢbᵢ, Σ aᵢ² and Σ bᵢ².
 pub(crate) trait AngleLoss: Copy + Send + Sync + 'static {
@@ -11,6 +15,25 @@ pub(crate) trait AngleLoss: Copy + Send + Sync + 'static {
 /// Such a loss as one of two embeddings.
 #[derive(Clone, Copy)]
 pub(crate) struct Angle<L>(pub(crate) L);
+
+impl<L: AngleLoss> Angle<L> {
+    /// The loss of two embeddings and what goes with them, by the engine, or by `composite`.
+    pub(crate) fn f_loss<const M: usize, C>(
+        self,
+        arguments: [&Tensor; M],
+        reduction: Reduction,
+        composite: C,
+    ) -> Result<Tensor, LossError>
+    where
+        C: Fn([&Tensor; M]) -> Result<Tensor, LossError> + Send + 'static,
+    {
+        // The cosine of two numbers is 1 or −1, without a slope; an engine's would be what rounding leaves.
+        if arguments[..2].iter().any(|embedding| embedding.size().last() == Some(&1)) {
+            return f_widely_alike(arguments, composite);
+        }
+        f_embedding(self, arguments, reduction, composite)
+    }
+}
 
 impl<L: AngleLoss> Embedding<2, 3> for Angle<L> {
     #[inline(always)]

@@ -2,7 +2,7 @@ use tch::{Kind, Tensor};
 
 use super::angle::{Angle, AngleLoss};
 use super::same_shape_or_broadcast_in_rank;
-use crate::kernels::{NumberOperations, f_embedding};
+use crate::kernels::NumberOperations;
 use crate::mean_parts::f_wide;
 use crate::numeric::{f_widely, real, wide_kind};
 use crate::{LossError, MeanParts, Reduction, check};
@@ -121,7 +121,7 @@ impl CosineEmbeddingLoss {
                 Ok(Tensor::f_cosine_embedding_loss(input1, input2, target, margin, reduction.into())?)
             }),
         };
-        f_embedding(Angle(formula), [input1, input2, target], reduction, composite)
+        Angle(formula).f_loss([input1, input2, target], reduction, composite)
     }
 
     /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].

@@ -2,7 +2,7 @@ use tch::{Kind, Tensor};
 
 use crate::autograd::{Backward, Function, Gradients, Place, Tape, f_gradients_of, f_taped, needed};
 use crate::kernels::{NumberOperations, f_distance_slopes, f_distances, f_unit};
-use crate::numeric::{f_power, f_unit_rows, wide_kind};
+use crate::numeric::{f_power, f_unit_rows};
 use crate::{LossError, check};
 
 /// How far apart, or how alike, two embeddings are.
@@ -224,20 +224,20 @@ impl EmbeddingDistance {
 
     /// Embeddings of length 1, or as they are, in this kind, single or double precision.
     pub(super) fn f_prepared(self, embeddings: &Tensor, kind: Kind) -> Result<Tensor, LossError> {
-        // What comes back of several derivatives is added up in single precision at least.
-        let embeddings = &embeddings.f_to_kind(wide_kind(embeddings)?)?;
+        // What comes back of several derivatives is added up in this kind.
+        let embeddings = &embeddings.f_to_kind(kind)?;
         match self.normalize_embeddings {
-            false => Ok(embeddings.f_to_kind(kind)?),
+            false => Ok(embeddings.shallow_clone()),
             true if self.p == 2.0 => {
                 let steps = |tape: &mut Tape, places: &[Place]| f_unit(tape, places[0], kind, LEAST_NORM);
-                f_taped(&[embeddings], steps, move |inputs| self.f_unit(&inputs[0], kind))
+                f_taped(&[embeddings], steps, move |inputs| self.f_unit(&inputs[0]))
             }
-            true => self.f_unit(embeddings, kind),
+            true => self.f_unit(embeddings),
         }
     }
 
-    fn f_unit(self, embeddings: &Tensor, kind: Kind) -> Result<Tensor, LossError> {
-        f_unit_rows(&embeddings.f_to_kind(kind)?, self.p, LEAST_NORM)
+    fn f_unit(self, embeddings: &Tensor) -> Result<Tensor, LossError> {
+        f_unit_rows(embeddings, self.p, LEAST_NORM)
     }
 
     fn f_lp(self, a: &Tensor, b: Option<&Tensor>) -> Result<Tensor, LossError> {

@@ -126,7 +126,9 @@ impl LiftedStructureLoss {
         let of_both = rows.f_where_self(&row_alone, &of_both)?;
         let of_both = columns.f_where_self(&any_of_rows.f_logical_not()?, &of_both)?;
         let losses = of_both.f_add(&self.distance.f_beyond(matrix, self.pos_margin)?)?.f_relu()?;
-        let losses = losses.f_masked_fill_number(&any_of_rows.f_any()?.f_logical_not()?, 0)?;
+        // Others may be infinite, and 0 times their slope NaN.
+        let counted = pairs.f_positive()?.f_logical_and(&any_of_rows.f_any()?)?;
+        let losses = losses.f_masked_fill_number(&counted.f_logical_not()?, 0)?;
         pairs.f_reduce_positives(&losses.f_square()?.f_div_number(2)?, self.reduction)
     }
 }

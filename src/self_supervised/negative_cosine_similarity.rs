@@ -1,7 +1,7 @@
 use tch::{Device, Tensor};
 
 use super::views;
-use crate::kernels::{NumberOperations, f_embedding};
+use crate::kernels::NumberOperations;
 use crate::metric::angle::{Angle, AngleLoss};
 use crate::numeric::f_widely;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
@@ -117,7 +117,7 @@ impl Loss for NegativeCosineSimilarity {
         if self.dim.rem_euclid(rank) != rank - 1 {
             return f_widely([input, target], composite);
         }
-        f_embedding(Angle(Formula { eps: self.eps }), [input, target], self.reduction, composite)
+        Angle(Formula { eps: self.eps }).f_loss([input, target], self.reduction, composite)
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {

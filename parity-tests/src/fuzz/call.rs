@@ -113,6 +113,11 @@ impl Call {
         self.numbers.iter().any(|number| number.abs() > LARGE || *number != 0.0 && number.abs() < 1.0 / LARGE)
     }
 
+    /// The largest option that is not too large for the others to count.
+    pub fn largest_option(&self) -> f64 {
+        self.numbers.iter().map(|number| number.abs()).filter(|number| *number < LARGE).fold(0.0, f64::max)
+    }
+
     /// Whether an option is infinite or 0 in single precision.
     pub fn has_options_beyond_single(&self) -> bool {
         self.numbers.iter().any(|number| *number != 0.0 && !number.is_nan() && !(*number as f32).is_normal())
@@ -181,8 +186,7 @@ fn look_at_numbers(call: &mut Call) {
     const SHORT: f64 = 1e-9;
     let words = call.description.split(|letter: char| !letter.is_ascii_alphanumeric() && !".-".contains(letter));
     call.numbers = words.filter_map(|word| word.parse::<f64>().ok()).collect();
-    let bounded = call.numbers.iter().map(|number| number.abs()).filter(|number| *number < LARGE);
-    call.largest = bounded.fold(0.0, f64::max);
+    call.largest = call.largest_option();
     let of_embeddings = families::takes_embeddings(call.loss) || direct::takes_embeddings(call.loss);
     for (_, tensor) in call.arguments.iter().filter(|(_, tensor)| tensor.defined()) {
         let numbers = values(tensor).unwrap_or_default();

@@ -3,8 +3,9 @@
 use tch::Kind;
 
 use super::call::Call;
-use super::families::takes_elements;
+use super::families::{Family, family, takes_elements};
 use super::truth::Which;
+use super::{direct, families};
 
 /// A difference that is meant, or none of the crate's doing.
 #[derive(Debug)]
@@ -35,15 +36,31 @@ pub const BETWEEN_BACKENDS: &[Expected] = &[
         reason: "beside an option of more than 10¹⁵, or less than 10⁻¹⁵, tensor operations keep no digit of the terms",
     },
     Expected {
+        holds: |call, _, _, _| (call.infinite || call.largest > 1e4) && family(call.loss) == Some(Family::Images),
+        reason: "the variance under a window has few digits left of the numbers beside one of more than 10⁴",
+    },
+    Expected {
         holds: |call, which, own, other| {
             let count = 4.0 * call.arguments[0].1.numel() as f64;
-            let is_single = call.arguments.iter().any(|(_, tensor)| tensor.defined() && tensor.kind() == Kind::Float);
-            let most = if is_single { f32::MAX.into() } else { f64::MAX };
+            let is_double = call.arguments.iter().any(|(_, tensor)| tensor.defined() && tensor.kind() == Kind::Double);
+            let most = if is_double { f64::MAX } else { f32::MAX.into() };
             which != Which::Output && own.is_infinite() && own * other > 0.0 && other.abs() > most / count
         },
         reason: "the slope of one loss is out of the range of the kind, and that of the mean is not",
     },
+    Expected {
+        holds: |call, _, own, other| call.has_options_beyond_single() && !own.is_finite() && !other.is_finite(),
+        reason: BEYOND,
+    },
     Expected { holds: is_certain_answer, reason: CERTAIN },
+    Expected {
+        holds: |call, which, _, _| {
+            which == Which::Second
+                && call.has_huge_numbers()
+                && (families::takes_embeddings(call.loss) || direct::takes_embeddings(call.loss))
+        },
+        reason: "embeddings beside one of more than 10¹⁵ may have nearly one direction, and 1/distance is a factor",
+    },
     Expected {
         holds: |call, which, _, _| call.steep && which != Which::Output,
         reason: "the slope of the unit vector of an embedding shorter than 1e-9 multiplies the last digit by 10⁹ and more",
@@ -57,10 +74,7 @@ pub const BESIDE_DOUBLE: &[Expected] = &[
         holds: |call, _, _, _| call.has_huge_numbers(),
         reason: "what overflows in single precision does not in double precision",
     },
-    Expected {
-        holds: |call, _, _, _| call.has_options_beyond_single(),
-        reason: "an option is infinite or 0 in single precision",
-    },
+    Expected { holds: |call, _, _, _| call.has_options_beyond_single(), reason: BEYOND },
     Expected {
         holds: |call, _, _, _| call.description.contains("generalized_dice") && call.smallest < 1e-18,
         reason: "the square of a volume is 0 in single precision",
@@ -72,6 +86,7 @@ pub const BESIDE_DOUBLE: &[Expected] = &[
     Expected { holds: is_certain_answer, reason: CERTAIN },
 ];
 
+const BEYOND: &str = "an option is infinite or 0 in single precision";
 const CERTAIN: &str = "log(1 - p) of a certain answer is bounded by the precision of the kind";
 
 /// The odds of an answer whose probability is 1 in the kind.

@@ -54,7 +54,7 @@ pub struct FuzzOptions {
     /// How many processes make calls [default: one for each core, up to 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
-    /// Show how often each loss was computed
+    /// Show how often each loss was computed, and the seeds of the findings
     #[arg(long, short)]
     verbose: bool,
     /// How many seconds a call may take
@@ -126,6 +126,9 @@ pub fn fuzz(options: &FuzzOptions) -> Result<bool> {
     }
     if !summary.findings.is_empty() {
         println!("{}\n", summary.table());
+        if options.verbose {
+            println!("{}", summary.seeds());
+        }
         println!("Show one: parity fuzz --replay SEED\n");
     }
     let (calls, accepted) = (summary.calls(), summary.accepted());

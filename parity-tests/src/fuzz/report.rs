@@ -27,6 +27,8 @@ pub struct Findings {
     /// The seed of the call with the fewest elements.
     pub seed: u64,
     elements: usize,
+    /// The first ones.
+    pub seeds: Vec<u64>,
     /// What is wrong with that one.
     pub detail: String,
 }
@@ -67,11 +69,15 @@ impl Summary {
     }
 
     fn finding(&mut self, class: Class, loss: &str, seed: u64, elements: usize, detail: &str) {
-        let new = || Findings { count: 0, seed, elements: usize::MAX, detail: detail.to_owned() };
+        const FIRST: usize = 20;
+        let new = || Findings { count: 0, seed, elements: usize::MAX, seeds: Vec::new(), detail: detail.to_owned() };
         let findings = self.findings.entry((class, loss.to_owned())).or_insert_with(new);
         findings.count += 1;
+        if findings.seeds.len() < FIRST {
+            findings.seeds.push(seed);
+        }
         if elements < findings.elements {
-            *findings = Findings { count: findings.count, seed, elements, detail: detail.to_owned() };
+            (findings.seed, findings.elements, findings.detail) = (seed, elements, detail.to_owned());
         }
     }
 
@@ -106,6 +112,15 @@ impl Summary {
             table.add_row([class.name(), loss, &count, &seed, &findings.detail]);
         }
         table
+    }
+
+    /// The seeds of the findings: up to 20 of each class and loss.
+    pub fn seeds(&self) -> String {
+        let line = |((class, loss), findings): (&(Class, String), &Findings)| {
+            let seeds = findings.seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
+            format!("{} {loss}: {seeds}\n", class.name())
+        };
+        self.findings.iter().map(line).collect()
     }
 
     /// How often each loss was computed.

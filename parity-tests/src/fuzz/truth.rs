@@ -74,7 +74,7 @@ impl Numbers {
 
 const NEIGHBOURS: u64 = 3;
 /// How many neighbours are rounded.
-const ROUNDED: u64 = 5;
+const ROUNDED: u64 = 6;
 
 impl<'a> Truth<'a> {
     /// The truth of a call, where double precision takes it.
@@ -106,12 +106,19 @@ impl<'a> Truth<'a> {
         (most - least).max(0.0)
     }
 
-    /// The results of tensor operations in the kinds of the call and in double precision, of the same arguments.
+    /// The results of tensor operations in the kinds of the call and in double precision, of the same arguments: those of the
+    /// call, some in whose last digits others round, and some that are a little smaller, in which all is rounded anew.
     fn rounded_pair(&self, seed: u64) -> Option<[Numbers; 2]> {
-        const STEPS: f64 = 2.0;
         let (call, runner) = (self.call, self.runner);
-        let steps = if seed == 0 { 0.0 } else { STEPS };
-        let [own, wide] = [false, true].map(|wide| changed(call, steps, seed, rounded, wide));
+        let change = |random: &mut Random, number: f64, kind: Kind| {
+            let by = match seed {
+                0 => 0.0,
+                1..=3 => 64.0 * unit_roundoff(kind) * random.uniform(-1.0, 1.0),
+                _ => -0.005 * random.uniform(0.0, 1.0),
+            };
+            rounded(number * (1.0 + by), kind)
+        };
+        let [own, wide] = [false, true].map(|wide| changed(call, seed, change, wide));
         let side = |arguments: &[Tensor], kind| compute(runner, Backend::Composite, call, arguments, kind).ok();
         Some([Numbers::of(&side(&own?, call.options)?), Numbers::of(&side(&wide?, Kind::Double)?)])
     }
@@ -136,19 +143,16 @@ impl<'a> Truth<'a> {
 }
 
 fn numbers(runner: &Runner, call: &Call, backend: Backend, scale: f64, seed: u64) -> Option<Numbers> {
-    let arguments = changed(call, scale, seed, |number, _| number, true)?;
+    let change = |random: &mut Random, number: f64, kind: Kind| match scale {
+        0.0 => number,
+        scale => number * (1.0 + scale * unit_roundoff(kind) * random.uniform(-1.0, 1.0)),
+    };
+    let arguments = changed(call, seed, change, true)?;
     compute(runner, backend, call, &arguments, Kind::Double).ok().map(|side| Numbers::of(&side))
 }
 
-/// The arguments, each element changed by about `scale` units in the last place of its kind and put through `round`; in
-/// double precision where they are `wide`.
-fn changed(
-    call: &Call,
-    scale: f64,
-    seed: u64,
-    round: impl Fn(f64, Kind) -> f64,
-    wide: bool,
-) -> Option<Vec<Tensor>> {
+/// The arguments with each floating element changed; in double precision where they are `wide`.
+fn changed(call: &Call, seed: u64, change: impl Fn(&mut Random, f64, Kind) -> f64, wide: bool) -> Option<Vec<Tensor>> {
     let mut random = Random::new(call.seed ^ (seed + 1));
     let mut all: Vec<Tensor> = Vec::new();
     for (position, (_, tensor)) in call.arguments.iter().enumerate() {
@@ -160,11 +164,8 @@ fn changed(
             all.push(tensor.shallow_clone());
             continue;
         }
-        let mut numbers = values(tensor).ok()?;
-        let unit = scale * unit_roundoff(tensor.kind());
-        for number in numbers.iter_mut().filter(|_| scale > 0.0) {
-            *number = round(*number * (1.0 + unit * random.uniform(-1.0, 1.0)), tensor.kind());
-        }
+        let numbers: Vec<f64> =
+            values(tensor).ok()?.into_iter().map(|number| change(&mut random, number, tensor.kind())).collect();
         let kind = if wide { Kind::Double } else { tensor.kind() };
         let made = Tensor::f_from_slice(&numbers).ok()?.f_reshape(tensor.size()).ok()?.f_to_kind(kind).ok()?;
         all.push(made.f_set_requires_grad(tensor.requires_grad()).ok()?);
