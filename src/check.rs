@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use tch::{Kind, Tensor};
 
 use crate::autograd::{self, Form};
-use crate::kernels::NumberOperations;
+use crate::kernels::{Number, NumberOperations};
 use crate::numeric::wide_kind;
 use crate::{LossError, kernels};
 
@@ -193,10 +193,16 @@ pub(crate) fn not_negative(name: &'static str, value: f64) -> Result<(), LossErr
     option(name, value, (0.0..=1e37).contains(&value), "a number in [0, 1e37]")
 }
 
+/// The option is a number, which may be infinite, and not NaN: with that nothing could be computed.
+pub(crate) fn number(name: &'static str, value: f64) -> Result<(), LossError> {
+    option(name, value, !value.is_nan(), "a number")
+}
+
 /// The option is a number of the kind that a loss of `input` is computed in, at least single precision: libtorch takes no
-/// other. Infinity and NaN are such numbers.
+/// other. Infinity is such a number, NaN is none.
 pub(crate) fn fits(name: &'static str, value: f64, input: &Tensor) -> Result<(), LossError> {
-    let fits = !value.is_finite() || value.abs() <= f64::from(f32::MAX) || input.f_kind()? == Kind::Double;
+    number(name, value)?;
+    let fits = value.is_infinite() || value.abs() <= f64::from(f32::MAX) || input.f_kind()? == Kind::Double;
     option(name, value, fits, "a number that single precision holds")
 }
 
@@ -362,7 +368,7 @@ impl Validity {
     }
 
     /// `tensor` with a harmless value in place of the invalid ones.
-    pub(crate) fn f_replace(&self, tensor: &Tensor, harmless: f64) -> Result<Tensor, LossError> {
+    pub(crate) fn f_replace(&self, tensor: &Tensor, harmless: impl Into<Number>) -> Result<Tensor, LossError> {
         let Some(valid) = &self.valid else {
             return Ok(tensor.shallow_clone());
         };
@@ -421,7 +427,7 @@ impl ClassIndices {
         }
         let expected = || expected_class(classes, ignore_index);
         let validity = Validity::f_new(("target", &indices), valid, expected, mode)?;
-        let indices = validity.f_replace(&indices, ignore_index.unwrap_or(0) as f64)?;
+        let indices = validity.f_replace(&indices, ignore_index.unwrap_or(0))?;
         Ok(ClassIndices { indices, ignored: ignore_index, validity })
     }
 

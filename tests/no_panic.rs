@@ -889,6 +889,10 @@ fn odd_forms(tensor: &Tensor) -> Vec<(&'static str, Tensor)> {
             tensor.f_quantize_per_tensor(0.1, 0, Kind::QInt8).map(|odd| ("quantized", odd)),
             nested().map(|odd| ("nested", odd)),
             complex().and_then(|complex| complex.f_conj()?.f_imag()).map(|odd| ("negated", odd)),
+            tensor
+                .f_to_kind(Kind::Bool)
+                .and_then(|flags| flags.f_internal_neg_view())
+                .map(|odd| ("negated flags", odd)),
             Tensor::f_internal_efficientzerotensor(tensor.size(), (kind, tensor.device())).map(|odd| ("zeros", odd)),
         ]
     };
@@ -1215,4 +1219,100 @@ fn a_target_without_a_slope_has_gradients_of_zero() {
             assert_eq!(numbers(&second), [0.0]);
         });
     }
+}
+
+/// An integer that went through a floating number would be another one.
+#[test]
+fn any_integer_may_be_the_ignored_one() {
+    const MOST: i64 = i64::MAX;
+    let (input, pixels) = (common::random::rand([2, 3]), common::random::rand([2, 3, 1, 1]));
+    let eye = Tensor::eye(3, (Kind::Double, Device::Cpu));
+    for (target, is_nan) in [([0, MOST], false), ([0, 127], true)] {
+        let target = Tensor::from_slice(&target);
+        let regions = |loss: DiceLoss| {
+            let loss = loss.ignore_index(MOST).invalid_values(InvalidValues::Nan).activation(Activation::Softmax);
+            loss.f_forward(&pixels, &target.view([2, 1, 1]))
+        };
+        let of_tokens = SequenceLogProbs::new().ignore_index(MOST).invalid_values(InvalidValues::Nan);
+        let of_rows = LinearCrossEntropy::new().ignore_index(Some(MOST)).invalid_values(InvalidValues::Nan);
+        let entropy = CrossEntropyLoss::new().ignore_index(MOST).invalid_values(InvalidValues::Nan);
+        let likelihood = NllLoss::new().ignore_index(MOST).invalid_values(InvalidValues::Nan);
+        let focal = SoftmaxFocalLoss::new().ignore_index(MOST).invalid_values(InvalidValues::Nan);
+        let of_labels = SoftBceWithLogitsLoss::new().ignore_index(Some(MOST)).invalid_values(InvalidValues::Nan);
+        let distillation = DistillationLoss::new().ignore_index(MOST).invalid_values(InvalidValues::Nan);
+        let row = &target.view([1, 2]);
+        let calls: [(&str, &dyn Fn() -> Result<Tensor, LossError>); 9] = [
+            ("dice", &|| regions(DiceLoss::new())),
+            ("dice of all", &|| regions(DiceLoss::new().grouping(Grouping::All).measure(OverlapMeasure::Minimum))),
+            ("tokens", &|| of_tokens.f_forward(LinearHead::new(&input.unsqueeze(0), &eye), row)),
+            ("rows", &|| of_rows.f_forward(&input, &eye, &target, None)),
+            ("cross entropy", &|| entropy.f_forward(&input, &target)),
+            ("nll", &|| likelihood.f_forward(&input, &target)),
+            ("softmax focal", &|| focal.f_forward(&input, &target)),
+            ("soft bce", &|| of_labels.f_forward(&input, &target)),
+            ("distillation", &|| distillation.f_forward(&input, &input.flip([0]), Some(&target))),
+        ];
+        for ((name, call), backend) in
+            calls.iter().flat_map(|call| [Backend::Auto, Backend::Composite].map(|b| (call, b)))
+        {
+            match with_backend(backend, || call()) {
+                Ok(loss) => assert_eq!(bool::try_from(loss.isnan().any()).unwrap(), is_nan, "{name}, {backend:?}"),
+                Err(error) => panic!("{name}, {backend:?}: {error}"),
+            }
+        }
+    }
+}
+
+/// With an option that is NaN nothing can be computed, whatever the loss and the backend.
+#[test]
+fn nan_is_no_option() {
+    const NAN: f64 = f64::NAN;
+    let pixels = common::random::rand([2, 2, 3, 4]);
+    let (masks, indices) = (pixels.round(), Tensor::ones([2, 3, 4], (Kind::Int64, Device::Cpu)));
+    let (rows, labels) = (pixels.view([6, 8]), Tensor::from_slice(&[0_i64, 0, 1, 1, 2, 2]));
+    let (other, signs) = (rows.flip([0]), labels.remainder(2) * 2 - 1);
+    let (x, y, of_one) = (&rows.select(1, 0), &other.select(1, 0), &signs.to_kind(Kind::Double));
+    let mut faults = Vec::new();
+    for backend in [Backend::Auto, Backend::Composite] {
+        let mut check = |name: &str, call: &dyn Fn() -> Result<Tensor, LossError>| match with_backend(backend, call) {
+            Err(LossError::Option { .. }) => {}
+            result => faults.push(format!("{name}, {backend:?}: {result:?}")),
+        };
+        for (name, of_indices, loss) in with_number(NAN) {
+            check(name, &|| loss.f_forward(&pixels, if of_indices { &indices } else { &masks }));
+        }
+        for (name, loss) in embedding_losses_with_number(NAN) {
+            check(name, &|| loss.f_forward(&rows, &labels));
+        }
+        let calls: [(_, Attempt); 16] = [
+            ("eps of Gaussian", &|| GaussianNllLoss::new().eps(NAN).f_forward(&pixels, &masks, &pixels)),
+            ("eps of Gaussian, number", &|| GaussianNllLoss::new().eps(NAN).f_forward(&pixels, &masks, 1.0)),
+            ("eps of Poisson", &|| PoissonNllLoss::new().eps(NAN).f_forward(&pixels, &masks)),
+            ("beta", &|| SmoothL1Loss::new().beta(NAN).f_forward(&pixels, &masks)),
+            ("delta", &|| HuberLoss::new().delta(NAN).f_forward(&pixels, &masks)),
+            ("margin of hinges", &|| HingeEmbeddingLoss::new().margin(NAN).f_forward(&pixels, &masks)),
+            ("margin of cosines", &|| CosineEmbeddingLoss::new().margin(NAN).f_forward(&rows, &other, &signs)),
+            ("margin of ranks", &|| MarginRankingLoss::new().margin(NAN).f_forward(x, y, of_one)),
+            ("margin of scores", &|| MultiMarginLoss::new().margin(NAN).f_forward(&rows, &labels)),
+            ("margin of triplets", &|| TripletMarginLoss::new().margin(NAN).f_forward(&rows, &other, &rows)),
+            ("eps of triplets", &|| TripletMarginLoss::new().eps(NAN).f_forward(&rows, &other, &rows)),
+            ("p of triplets", &|| TripletMarginLoss::new().p(NAN).f_forward(&rows, &other, &rows)),
+            ("margin with distance", &|| {
+                TripletMarginWithDistanceLoss::new().margin(NAN).f_forward(&rows, &other, &rows)
+            }),
+            ("label smoothing", &|| CrossEntropyLoss::new().label_smoothing(NAN).f_forward(&rows, &labels)),
+            ("z-loss", &|| LinearCrossEntropy::new().z_loss(NAN).f_forward(&rows, &rows, &labels, None)),
+            ("soft cap", &|| LinearCrossEntropy::new().soft_cap(NAN).f_forward(&rows, &rows, &labels, None)),
+        ];
+        for (name, call) in calls {
+            check(name, call);
+        }
+    }
+    let log_probs = Tensor::from_slice(&[-1.0, -2.0]);
+    for (position, result) in of_language_models(NAN, &log_probs).into_iter().enumerate() {
+        if !matches!(result, Err(LossError::Option { .. })) {
+            faults.push(format!("language models, {position}: {result:?}"));
+        }
+    }
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }

@@ -71,6 +71,7 @@ impl Form {
     const NESTED: c_uint = 1 << 4;
     const QUANTIZED: c_uint = 1 << 5;
     const LAZY: c_uint = 1 << 6;
+    const NEGATED_BOOLEAN: c_uint = 1 << 7;
 
     pub(crate) fn of(tensor: &Tensor) -> Self {
         // SAFETY: looks at a tensor that is borrowed for the call; an undefined one is one of its answers.
@@ -103,6 +104,7 @@ impl Form {
             0 => return None,
             bits if bits & (Self::UNDEFINED | Self::SPARSE) != 0 => return None,
             bits if bits & Self::NESTED != 0 => "nested",
+            bits if bits & Self::NEGATED_BOOLEAN != 0 => "lazily negated Boolean",
             bits if bits & Self::MKLDNN != 0 => "mkldnn",
             bits if bits & Self::QUANTIZED != 0 => "quantized",
             _ => "opaque",

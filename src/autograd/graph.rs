@@ -31,10 +31,10 @@ pub(super) fn f_on_graph_of(values: Vec<Option<Tensor>>, gradients: Vec<Option<T
 /// `value`, with a derivative of zero for each of `inputs` that requires one, beside those that it has.
 ///
 /// A backward pass may start from a tensor that depends on something, whatever the derivative: tch ends the process where it
-/// starts from one that depends on nothing.
+/// starts from one that depends on nothing. Integers have no graph, as everywhere in libtorch.
 pub(crate) fn f_with_zero_gradients(value: Tensor, inputs: &[&Tensor]) -> Result<Tensor, LossError> {
     let inputs: Vec<&Tensor> = inputs.iter().copied().filter(|input| input.requires_grad()).collect();
-    if inputs.is_empty() || !grad_enabled() {
+    if inputs.is_empty() || !grad_enabled() || !value.is_floating_point() {
         return Ok(value);
     }
     let all: Vec<&Tensor> = [&value].into_iter().chain(inputs.iter().copied()).collect();

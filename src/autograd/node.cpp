@@ -205,6 +205,8 @@ unsigned tch_losses_form(const Tensor* tensor) {
   }
   if (tensor->is_nested()) form |= 1u << 4;
   if (tensor->is_quantized()) form |= 1u << 5;
+  // libtorch negates no Booleans, so that nothing can read these.
+  if (tensor->is_neg() && tensor->scalar_type() == at::kBool) form |= 1u << 7;
   if (tensor->_is_zerotensor() || tensor->is_neg() || tensor->is_conj()) form |= 1u << 6;
   return form;
 }

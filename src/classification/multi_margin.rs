@@ -148,6 +148,7 @@ impl Loss for MultiMarginLoss {
     crate::option_tensors::with_tensors!(options);
 
     fn f_check_options(&self) -> Result<(), LossError> {
+        check::number("margin", self.margin)?;
         check::option("p", self.p, matches!(self.p, 1 | 2), "1 or 2")
     }
 

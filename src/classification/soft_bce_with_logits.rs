@@ -222,6 +222,7 @@ impl Loss for SoftBceWithLogitsLoss {
     crate::option_tensors::with_tensors!(options);
 
     fn f_check_options(&self) -> Result<(), LossError> {
+        self.target_threshold.map_or(Ok(()), |threshold| check::number("target_threshold", threshold))?;
         multi_label::check_smoothing(self.label_smoothing)
     }
 

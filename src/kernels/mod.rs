@@ -59,7 +59,7 @@ pub(crate) use margin::{Hinges, Margin, f_margin};
 pub use memory::set_gradient_cache;
 pub(crate) use neighbours::{Neighbours, f_neighbours};
 pub(crate) use number::{ANY, Logit, Real, choose, part, powers, share_or_nan, sigmoids};
-pub(crate) use number_operations::NumberOperations;
+pub(crate) use number_operations::{Number, NumberOperations};
 pub(crate) use pair_labels::PairLabels;
 pub(crate) use pairs::{
     Counted, Hard, OTHER, PairPlan, PairSlopes, PairSums, PairTerms, SAME, Soft, SoftPairs, f_pairs, f_pairs_on, scaled,

@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::batch::{Batch, Needed, Pairs, f_lacks};
 use super::{AnchorReduction, EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
 use crate::kernels::{Hard, OTHER, PairTerms, Real, SAME, choose};
-use crate::{Loss, LossError};
+use crate::{Loss, LossError, check};
 
 /// The contrastive loss: pulls embeddings of one label together, and pushes others apart up to a margin.
 ///
@@ -103,6 +103,7 @@ impl ContrastiveLoss {
     }
 
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
+        self.f_check_options()?;
         // What is met up to rounding costs nothing, and does not count.
         let reduction = self.reduction.above(self.distance.noise(batch.f_kind()?));
         let loss = Self { reduction, ..*self };
@@ -163,6 +164,8 @@ impl Loss for ContrastiveLoss {
     crate::option_tensors::with_tensors!(none);
 
     fn f_check_options(&self) -> Result<(), LossError> {
+        check::number("pos_margin", self.pos_margin)?;
+        check::number("neg_margin", self.neg_margin)?;
         self.distance.check()?;
         self.reduction.bounds().map(drop)
     }

@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::batch::{Batch, Needed, Pairs, f_lacks, f_log_sum_exp};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
 use crate::kernels::{NumberOperations, OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled};
-use crate::{Loss, LossError};
+use crate::{Loss, LossError, check};
 
 /// The generalised lifted structure loss: all positives of an embedding against all of its negatives.
 ///
@@ -102,6 +102,7 @@ impl GeneralizedLiftedStructureLoss {
     }
 
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
+        self.f_check_options()?;
         let loss = *self;
         let formula = Formula { sign: self.distance.sign(), margins: [self.pos_margin, self.neg_margin] };
         batch.f_reduced(self.distance, Soft(formula), self.reduction.of_anchors(), move |matrix, pairs| {
@@ -161,6 +162,8 @@ impl Loss for GeneralizedLiftedStructureLoss {
     crate::option_tensors::with_tensors!(none);
 
     fn f_check_options(&self) -> Result<(), LossError> {
+        check::number("pos_margin", self.pos_margin)?;
+        check::number("neg_margin", self.neg_margin)?;
         self.distance.check()?;
         self.reduction.bounds().map(drop)
     }

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use crate::autograd::f_with_zero_gradients;
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
-use crate::numeric::real;
+use crate::numeric::{real, wide_kind};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The hinge loss of a distance: small for pairs that belong together, at least a margin for pairs that do not.
@@ -109,10 +109,12 @@ impl Loss for HingeEmbeddingLoss {
         }
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
         check::fits("margin", self.margin, input)?;
-        let (margin, reduction) = (self.margin, self.reduction);
+        let (margin, reduction, kind) = (self.margin, self.reduction, input.f_kind()?);
         f_pointwise(Formula { margin }, [input, target], reduction, move |[input, target]| {
+            // libtorch takes no margin that half precision does not hold.
+            let input = input.f_to_kind(wide_kind(input)?)?;
             let loss = input.f_hinge_embedding_loss(target, margin, reduction.into())?;
-            f_with_zero_gradients(loss, &[target])
+            f_with_zero_gradients(loss.f_to_kind(kind)?, &[target])
         })
     }
 
@@ -142,7 +144,10 @@ impl Pointwise<2> for Formula {
 
 #[cfg(test)]
 mod tests {
+    use tch::{Device, Kind};
+
     use super::*;
+    use crate::{Backend, with_backend};
 
     #[test]
     fn broadcasting_is_asked_for() {
@@ -160,6 +165,33 @@ mod tests {
         assert_eq!(error.to_string(), "input has kind Int64, expected a floating kind");
         let sum = HingeEmbeddingLoss::new().reduction(Reduction::Sum).forward(&input, &target);
         assert_eq!(sum.int64_value(&[]), 7);
+    }
+
+    #[test]
+    fn an_integer_has_no_graph() {
+        let (input, target) =
+            (Tensor::from_slice(&[3_i64, 4]), Tensor::from_slice(&[1.0, 1.0]).set_requires_grad(true));
+        for (backend, reduction) in
+            [Backend::Auto, Backend::Composite].into_iter().flat_map(|b| [(b, Reduction::Sum), (b, Reduction::None)])
+        {
+            let criterion = HingeEmbeddingLoss::new().reduction(reduction);
+            let loss = with_backend(backend, || criterion.forward(&input, &target));
+            assert!(loss.kind() == Kind::Int64 && !loss.requires_grad(), "{backend:?}, {reduction:?}");
+        }
+    }
+
+    #[test]
+    fn half_precision_takes_any_margin() {
+        for (backend, size) in [Backend::Auto, Backend::Composite].into_iter().flat_map(|b| [(b, 0), (b, 2)]) {
+            let input = Tensor::ones([size], (Kind::Half, Device::Cpu)).set_requires_grad(true);
+            let target = -Tensor::ones([size], (Kind::Double, Device::Cpu));
+            let criterion = HingeEmbeddingLoss::new().margin(1e5).reduction(Reduction::Sum);
+            let loss = with_backend(backend, || criterion.f_forward(&input, &target)).unwrap();
+            assert_eq!(
+                (loss.kind(), loss.double_value(&[])),
+                (Kind::Half, if size == 0 { 0.0 } else { f64::INFINITY })
+            );
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@ use tch::{Kind, Tensor};
 use super::batch::{Batch, Needed, Pairs, f_lacks, f_softplus};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
 use crate::kernels::{Each, NumberOperations, OTHER, Positives, Real, SAME, scaled};
-use crate::{Loss, LossError};
+use crate::{Loss, LossError, check};
 
 /// The lifted structure loss: each pair of one label against all negatives of both of its embeddings.
 ///
@@ -103,6 +103,7 @@ impl LiftedStructureLoss {
     }
 
     fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
+        self.f_check_options()?;
         let loss = *self;
         let formula = Formula { sign: self.distance.sign(), margins: [self.pos_margin, self.neg_margin] };
         batch.f_reduced(self.distance, Each(formula), self.reduction, move |matrix, pairs| {
@@ -191,6 +192,8 @@ impl Loss for LiftedStructureLoss {
     crate::option_tensors::with_tensors!(none);
 
     fn f_check_options(&self) -> Result<(), LossError> {
+        check::number("pos_margin", self.pos_margin)?;
+        check::number("neg_margin", self.neg_margin)?;
         self.distance.check()?;
         self.reduction.bounds().map(drop)
     }

@@ -96,6 +96,7 @@ impl MarginRankingLoss {
     /// A [`LossError`] that names the argument or option at fault.
     pub fn f_forward(&self, input1: &Tensor, input2: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let first = ("input1", input1);
+        check::number("margin", self.margin)?;
         check::devices(&[first, ("input2", input2), ("target", target)])?;
         for argument in [first, ("input2", input2), ("target", target)] {
             check::not_boolean(argument)?;

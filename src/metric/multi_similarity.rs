@@ -167,6 +167,7 @@ impl Loss for MultiSimilarityLoss {
         let finite = |x: f64| x > 0.0 && x.is_finite();
         check::option("alpha", self.alpha, finite(self.alpha), "a finite number > 0")?;
         check::option("beta", self.beta, finite(self.beta), "a finite number > 0")?;
+        check::number("base", self.base)?;
         self.distance.check()?;
         self.reduction.bounds().map(drop)
     }

@@ -123,7 +123,8 @@ impl TripletMarginLoss {
         let named = [("anchor", anchor), ("positive", positive), ("negative", negative)];
         triplet::check(named, self.margin, self.broadcast)?;
         let (margin, p, eps, swap, reduction) = (self.margin, self.p, self.eps, self.swap, self.reduction);
-        check::option("p", p, !p.is_nan(), "a number")?;
+        check::number("p", p)?;
+        check::number("eps", eps)?;
         if (p < 0.0 || p.is_infinite()) && named.iter().any(|(_, tensor)| tensor.size().last() == Some(&0)) {
             return Err(check::shape_error(named[0], format!("[*, D] with D > 0, where p is {p}")));
         }

@@ -164,13 +164,19 @@ impl GaussianNllLoss {
             Variance::Tensor(var) => {
                 check::devices(&[("input", input), ("var", var)])?;
                 check::floating(("var", var))?;
+                // It is ε of the variance, in whose kind libtorch takes it.
+                check::fits("eps", self.eps, var)?;
                 let var = f_shaped(var, input)?;
                 let composite = move |arguments: [&Tensor; 3]| {
                     f_widely(arguments, |[input, target, var]| loss.f_of_tensor(input, target, var))
                 };
                 let shared = var.size() != input.size();
-                // The gradient of a variance of many elements is a sum, of which half precision would round each part.
-                if !kernels::takes(input) || (shared && input.f_kind()? != numeric::wide_kind(input)?) {
+                // The gradient of a variance of many elements is a sum, of which half precision would round each part. And an
+                // input of no elements would leave no variance to be looked at.
+                if !kernels::takes(input)
+                    || input.numel() == 0
+                    || (shared && input.f_kind()? != numeric::wide_kind(input)?)
+                {
                     return composite([input, target, &var]);
                 }
                 let var = if var.size() == input.size() { var } else { var.f_expand_as(input)? };
@@ -320,6 +326,7 @@ fn f_shaped(var: &Tensor, input: &Tensor) -> Result<Tensor, LossError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Backend, with_backend};
 
     const CPU: (tch::Kind, tch::Device) = (tch::Kind::Double, tch::Device::Cpu);
 
@@ -351,6 +358,36 @@ mod tests {
         }
         let nan = Tensor::from_slice(&[1.0, f64::NAN]);
         assert_eq!(Vec::<bool>::try_from(none().forward(&x, &x, &nan).isnan()).unwrap(), [false, true]);
+    }
+
+    #[test]
+    fn nothing_has_variances_too() {
+        let (x, var) = (Tensor::zeros([1, 0, 2], CPU), Tensor::from_slice(&[-2.0, 0.0]).view([1, 1, 2]));
+        for backend in [Backend::Auto, Backend::Composite] {
+            with_backend(backend, || {
+                let error = none().f_forward(&x, &x, &var).unwrap_err();
+                assert_eq!(error.to_string(), "var holds -2, expected variances ≥ 0");
+                let sum = GaussianNllLoss::new().reduction(Reduction::Sum).invalid_values(InvalidValues::Nan);
+                assert!(sum.forward(&x, &x, &var).double_value(&[]).is_nan(), "{backend:?}");
+            });
+        }
+    }
+
+    #[test]
+    fn eps_is_a_number_of_the_variances() {
+        let (x, var) = (Tensor::from_slice(&[1.0, 2.0]), Tensor::from_slice(&[1.0_f32, 2.0]));
+        for (backend, mode) in [Backend::Auto, Backend::Composite]
+            .into_iter()
+            .flat_map(|b| [(b, InvalidValues::Error), (b, InvalidValues::Nan)])
+        {
+            let message = |eps: f64, var: &Tensor| {
+                let loss = GaussianNllLoss::new().invalid_values(mode).eps(eps);
+                with_backend(backend, || loss.f_forward(&x, &x, var)).unwrap_err().to_string()
+            };
+            let (double, expected) = (var.to_kind(tch::Kind::Double), "a number that single precision holds");
+            assert_eq!(message(1e39, &var), format!("option eps is {}, expected {expected}", 1e39));
+            assert_eq!(message(f64::NAN, &double), "option eps is NaN, expected a number");
+        }
     }
 
     #[test]

@@ -132,8 +132,13 @@ impl Default for PoissonNllLoss {
 impl Loss for PoissonNllLoss {
     crate::option_tensors::with_tensors!(none);
 
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::number("eps", self.eps)
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
+        self.f_check_options()?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
         check::not_boolean(("input", input))?;
         real(("input", input))?;

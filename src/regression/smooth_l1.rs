@@ -140,7 +140,8 @@ impl Pointwise<2> for Smooth {
         let difference = x - y;
         let size = difference.abs();
         let loss = choose(size < beta, half * size * size / beta, size - half * beta);
-        let slope = (difference / beta).at_least(-R::of(1.0)).at_most(R::of(1.0));
+        // Not bounds of the quotient, which has none where β and the difference are infinite.
+        let slope = choose(size >= beta, difference.sign(), difference / beta);
         (loss, [slope, -slope])
     }
 }
@@ -148,6 +149,7 @@ impl Pointwise<2> for Smooth {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Backend, with_backend};
 
     #[test]
     fn beta_is_not_negative() {
@@ -156,6 +158,18 @@ mod tests {
         assert_eq!(error.to_string(), "option beta is -1, expected a number ≥ 0");
         let error = SmoothL1Loss::new().beta(f64::NAN).f_forward(&x, &x).unwrap_err();
         assert_eq!(error.to_string(), "option beta is NaN, expected a number ≥ 0");
+    }
+
+    #[test]
+    fn an_infinite_beta_has_the_slope_of_libtorch() {
+        let y = Tensor::from_slice(&[0.0, 0.0, 0.0]);
+        for backend in [Backend::Auto, Backend::Composite] {
+            let x = Tensor::from_slice(&[f64::INFINITY, 2.0, f64::NAN]).set_requires_grad(true);
+            let loss = SmoothL1Loss::new().beta(f64::INFINITY).reduction(Reduction::Sum);
+            with_backend(backend, || loss.forward(&x, &y).backward());
+            let slopes = Vec::<f64>::try_from(x.grad()).unwrap();
+            assert!(slopes[..2] == [1.0, 0.0] && slopes[2].is_nan(), "{backend:?}: {slopes:?}");
+        }
     }
 
     #[test]

@@ -336,7 +336,7 @@ impl Regions {
         };
         let classes = input.size()[1];
         if self.ignore_scope == IgnoreScope::Element || classes == 1 {
-            let ignored = target.f_eq_number(ignore_index as f64)?;
+            let ignored = target.f_eq_number(ignore_index)?;
             let input = f_activate(input, activation, Some(&ignored))?;
             return f_measured(&input, &target.f_masked_fill_number(&ignored, 0)?, Some(ignore_index));
         }
