@@ -54,12 +54,11 @@ pub const BETWEEN_BACKENDS: &[Expected] = &[
     },
     Expected { holds: is_certain_answer, reason: CERTAIN },
     Expected {
-        holds: |call, which, _, _| {
-            which == Which::Second
-                && call.has_huge_numbers()
-                && (families::takes_embeddings(call.loss) || direct::takes_embeddings(call.loss))
+        holds: |call, _, _, _| {
+            let takes = families::takes_embeddings(call.loss) || direct::takes_embeddings(call.loss);
+            call.has_huge_numbers() && takes
         },
-        reason: "embeddings beside one of more than 10¹⁵ may have nearly one direction, and 1/distance is a factor",
+        reason: "the distances of an embedding of more than 10¹⁵ have no digit of the others, nor directions beside it",
     },
     Expected {
         holds: |call, which, _, _| call.steep && which != Which::Output,
