@@ -1,6 +1,7 @@
 //! The crate's losses against PyTorch: each workload is one call, timed here and in a Python process in turns.
 
 mod accuracy;
+mod busy;
 mod load;
 mod measure;
 mod memory;
@@ -18,6 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use tch::{Device, Kind};
 
+use self::busy::Busy;
 use self::load::Ticks;
 use self::measure::{Pass, Plan, Quartiles, Side, measure};
 use self::ours::{Copy, Ours};
@@ -42,6 +44,7 @@ use crate::results::Results;
   parity bench --json b.json --svg b.svg --report b.md files besides the table
   parity bench --backend composite --no-compile        without the fused engines, against eager alone
   parity bench --overhead                              what a call costs over the bare tch operation
+  parity bench --busy 1 --no-compile                   beside a process that keeps a core busy, and without it
   parity bench --accuracy                              how far both sides are from the result in double precision
 
 Status: 0 when all was measured, 1 when a loss differs from its reference or could not be measured, or is further from double
@@ -74,6 +77,9 @@ pub struct BenchOptions {
     /// Leave backward out
     #[arg(long)]
     forward_only: bool,
+    /// Measure beside so many processes that each keep a core busy; the crate without them, too
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = ["accuracy", "overhead"])]
+    busy: usize,
     /// How the crate computes: sets TCH_LOSSES_BACKEND
     #[arg(long, value_enum)]
     backend: Option<Backend>,
@@ -101,6 +107,9 @@ pub struct BenchOptions {
     /// Measure the memory of one workload in this process: for this program's own use
     #[arg(long, value_name = "ID", hide = true)]
     memory_of: Option<String>,
+    /// Keep a core busy: for this program's own use
+    #[arg(long, hide = true)]
+    keep_busy: bool,
     #[command(flatten)]
     python: PythonOptions,
 }
@@ -118,6 +127,9 @@ const BACKEND_VARIABLE: &str = "TCH_LOSSES_BACKEND";
 
 /// Measures and reports. Whether all could be measured.
 pub fn run(options: &BenchOptions) -> Result<bool> {
+    if options.keep_busy {
+        busy::keep_busy();
+    }
     if let Some(backend) = options.backend.and_then(|backend| backend.to_possible_value())
         && std::env::var(BACKEND_VARIABLE).as_deref() != Ok(backend.get_name())
     {
@@ -185,6 +197,7 @@ struct Bench<'a> {
     copy: Copy,
     /// The Python side whose memory is measured, started when it is needed.
     memory_peer: Option<Peer>,
+    busy: Busy,
     report: Report,
 }
 
@@ -210,6 +223,8 @@ impl<'a> Bench<'a> {
         let hello = peer.hello()?;
         ensure!(hello.threads == threads, "PyTorch takes {} threads, not {threads}", hello.threads);
         let mut report = Report::new(Machine::new(hello, threads, options.dtype)?, !options.no_compile);
+        report.machine.busy = options.busy;
+        let busy = Busy::start(options.busy)?;
         let copy = Copy::new(device.0)?;
         let seconds = measure(&[&copy], Pass::Forward, Plan { rounds: 15, ..plan })?.swap_remove(0);
         report.machine.bandwidth = Copy::BYTES as f64 / Quartiles::of(seconds).median;
@@ -218,7 +233,7 @@ impl<'a> Bench<'a> {
             report.notes.push(format!("torch.compile is left out: {problem}"));
             report.compile = false;
         }
-        Ok(Bench { options, workloads, plan, threads, python, dir, peer, copy, memory_peer: None, report })
+        Ok(Bench { options, workloads, plan, threads, python, dir, peer, copy, memory_peer: None, busy, report })
     }
 
     fn run(mut self) -> Result<Report> {
@@ -282,12 +297,24 @@ impl<'a> Bench<'a> {
         let compiles = self.compiles(workload, pass);
         let eager = PeerSide { peer: &self.peer, name: "eager" };
         let compiled = PeerSide { peer: &self.peer, name: "compile" };
+        let quiet = match self.options.busy {
+            0 => None,
+            _ => Some(Quartiles::of(measure(&[ours as &dyn Side], pass, self.plan)?.swap_remove(0))),
+        };
         let copies = workload.is_pointwise() && workload.size == Size::Large;
         let mut sides: Vec<&dyn Side> = vec![ours, &eager];
         let copy_at = copies.then(|| push(&mut sides, &self.copy));
         let compile_at = compiles.then(|| push(&mut sides, &compiled));
 
-        let samples = measure(&sides, pass, self.plan)?;
+        let samples = match self.options.busy {
+            0 => measure(&sides, pass, self.plan)?,
+            _ => {
+                self.busy.set(true)?;
+                let samples = measure(&sides, pass, self.plan);
+                self.busy.set(false)?;
+                samples?
+            }
+        };
         let seconds = |side: usize| Quartiles::of(samples[side].iter().copied());
         let ratio = |side: usize| Quartiles::of_ratios(&samples[side], &samples[0]);
         let (all, leaves) = inputs.bytes();
@@ -301,6 +328,7 @@ impl<'a> Bench<'a> {
             pass,
             rounds: samples[0].len(),
             ours: seconds(0),
+            quiet,
             eager: seconds(1),
             compile: compile_at.map(seconds),
             eager_ratio: ratio(1),

@@ -26,6 +26,8 @@ pub struct Machine {
     pub bandwidth: f64,
     /// How many cores other processes took during the run, on average.
     pub others: Option<f64>,
+    /// How many processes of the run itself kept cores busy.
+    pub busy: usize,
     /// The other side.
     pub python: Hello,
 }
@@ -43,6 +45,7 @@ impl Machine {
             backend: std::env::var("TCH_LOSSES_BACKEND").ok(),
             bandwidth: 0.0,
             others: None,
+            busy: 0,
             python,
         })
     }
@@ -67,6 +70,9 @@ impl Machine {
             format!("PyTorch {}, Python {}{}", python.torch, python.python, compiler.unwrap_or_default()),
             format!("copy of 64 MiB: {:.1} GB/s read and written", self.bandwidth / 1e9),
         ];
+        if self.busy > 0 {
+            lines.push(format!("{} processes of the run kept a core busy each, but for the quiet times", self.busy));
+        }
         lines.extend(self.others.map(|others| format!("other processes took {others:.2} of {cores} cores meanwhile")));
         lines
     }
@@ -89,6 +95,8 @@ pub struct Record {
     pub rounds: usize,
     /// Seconds per call of the crate.
     pub ours: Quartiles,
+    /// The same without the processes that keep cores busy.
+    pub quiet: Option<Quartiles>,
     /// Seconds per call of PyTorch eager.
     pub eager: Quartiles,
     /// Seconds per call of `torch.compile`.
@@ -179,10 +187,15 @@ impl Report {
     }
 
     fn times(&self) -> Table {
-        let header = ["loss", "shape", "pass", "ours", "eager", "compile", "eager/ours", "compile/ours", "of copy"];
+        let mut header =
+            vec!["loss", "shape", "pass", "ours", "eager", "compile", "eager/ours", "compile/ours", "of copy"];
+        if self.machine.busy > 0 {
+            header.push("of quiet");
+        }
         let mut table = table(&header, 3);
         for record in &self.records {
-            table.add_row([
+            let of_quiet = record.quiet.map(|quiet| format!("{:.2}", record.ours.median / quiet.median));
+            let cells = [
                 record.loss.to_owned(),
                 record.shape.clone(),
                 record.pass.title().to_owned(),
@@ -192,7 +205,8 @@ impl Report {
                 ratio(record.eager_ratio),
                 or_na(record.compile_ratio.map(ratio)),
                 record.of_copy.map_or(String::new(), |fraction| format!("{:.0} %", fraction * 100.0)),
-            ]);
+            ];
+            table.add_row(cells.into_iter().chain(of_quiet));
         }
         table
     }
@@ -246,7 +260,8 @@ impl Report {
 
 const LEGEND: &str = "ours, eager, compile: median time of a call, in rounds in which the sides take turns. eager/ours and \
 compile/ours: median of the ratios of the rounds, with their quartiles; above 1 this crate is faster. of copy: the time of \
-the least memory traffic (each argument read once, each gradient written once) at the speed of the copy, over ours. fwd: \
+the least memory traffic (each argument read once, each gradient written once) at the speed of the copy, over ours. of quiet: \
+ours over its time without the busy processes. fwd: \
 inputs without gradient. fwd+bwd: the loss and its gradients by torch.autograd.grad. Values and gradients of both sides \
 were compared first.";
 const MEMORY_LEGEND: &str = "in multiples of the inputs that get a gradient. kept: what the result of forward holds for \
