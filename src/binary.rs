@@ -48,12 +48,11 @@ impl<'a> Logits<'a> {
         Ok(self.logits.f_clamp_number(-most, most)?)
     }
 
-    /// The binary cross entropy of each element, without a reduction.
+    /// The binary cross entropy of each element with targets in \[0, 1\], without a reduction.
+    ///
+    /// Not by libtorch's operation, which takes log(1 + exp(x)) from a logit x and adds it again: nothing is left of what a
+    /// confident prediction costs.
     pub(crate) fn f_entropy(&self, target: &Tensor, pos_weight: Option<&Tensor>) -> Result<Tensor, LossError> {
-        if !self.infinite {
-            let (none, reduction) = (None::<&Tensor>, tch::Reduction::None);
-            return Ok(self.logits.f_binary_cross_entropy_with_logits(target, none, pos_weight, reduction)?);
-        }
         let (log_p, log_q) = (self.logits.f_log_sigmoid()?, self.logits.f_neg()?.f_log_sigmoid()?);
         let positive = match pos_weight {
             Some(weight) => target.f_mul(weight)?,
@@ -62,17 +61,35 @@ impl<'a> Logits<'a> {
         Ok(self.f_part(&positive, &log_p)?.f_add(&self.f_part(&target.f_rsub_number(1)?, &log_q)?)?.f_neg()?)
     }
 
+    /// The same with any targets. Outside of \[0, 1\] the parts cancel, and libtorch's operation does not.
+    pub(crate) fn f_entropy_of_any(&self, target: &Tensor, pos_weight: Option<&Tensor>) -> Result<Tensor, LossError> {
+        let of_shares = self.f_entropy(target, pos_weight)?;
+        if kernels::scan_range(&target.f_detach()?, 0.0..=1.0) == Some(true) {
+            return Ok(of_shares);
+        }
+        let infinite = self.logits.f_isinf()?;
+        let share = target.f_ge_number(0)?.f_logical_and(&target.f_le_number(1)?)?;
+        let kind = if target.f_kind()? == Kind::Double { Kind::Double } else { self.logits.f_kind()? };
+        let (x, y) = (self.logits.f_masked_fill_number(&infinite, 0)?.f_to_kind(kind)?, target.f_to_kind(kind)?);
+        let (none, reduction) = (None::<&Tensor>, tch::Reduction::None);
+        let alike = Tensor::f_broadcast_tensors(&[x, y])?;
+        let of_any = alike[0].f_binary_cross_entropy_with_logits(&alike[1], none, pos_weight, reduction)?;
+        Ok(of_shares.f_where_self(&share.f_logical_or(&infinite)?, &of_any)?)
+    }
+
     /// `share` times what is shared, which counts nothing where the share is 0, and is still the slope of the share.
     pub(crate) fn f_part(&self, share: &Tensor, whole: &Tensor) -> Result<Tensor, LossError> {
         if !self.infinite {
             return Ok(share.f_mul(whole)?);
         }
-        // Twice the number of greatest size is infinite in the gradient of the share, and 0 in the value.
         let most = f_largest(whole.f_kind()?);
         let nothing = share.f_eq_number(0)?.f_logical_and(&whole.f_isinf()?)?;
         let bound = whole.f_detach()?.f_clamp_number(-most, most)?;
-        let again = bound.f_masked_fill_number(&nothing.f_logical_not()?, 0)?;
-        Ok(share.f_mul(&bound.f_where_self(&nothing, whole)?)?.f_add(&share.f_mul(&again)?)?)
+        let parts = share.f_mul(&bound.f_where_self(&nothing, whole)?)?;
+        // The greatest number several times is infinite in the gradient of the share, however small what it is multiplied by
+        // is, and 0 in the value.
+        let steep = share.f_mul(&bound)?.f_mul_number(most)?.f_mul_number(most)?;
+        Ok(steep.f_where_self(&nothing, &parts)?)
     }
 }
 
@@ -90,4 +107,10 @@ fn f_any_infinite(tensor: &Tensor) -> Result<bool, LossError> {
         return Ok(false);
     }
     Ok(tensor.f_isinf()?.f_any()?.f_int64_value(&[])? != 0)
+}
+
+/// σ(`logits`), of which the slope keeps its digits: near 1 it is that of 1 − σ(−x).
+pub(crate) fn f_sigmoid(logits: &Tensor) -> Result<Tensor, LossError> {
+    let of_rest = logits.f_neg()?.f_sigmoid()?.f_rsub_number(1)?;
+    Ok(of_rest.f_where_self(&logits.f_gt_number(0)?, &logits.f_sigmoid()?)?)
 }

@@ -186,16 +186,16 @@ impl AsymmetricMultiLabelLoss {
         if self.clip == 0.0 {
             return self.f_log_sigmoid(logits);
         }
-        Ok(logits.f_sigmoid()?.f_add_number(self.clip)?.f_clamp_number(self.eps, 1.0)?.f_log()?)
+        Ok(binary::f_sigmoid(logits)?.f_add_number(self.clip)?.f_clamp_number(self.eps, 1.0)?.f_log()?)
     }
 
     /// The focusing factor: what is missing of a right answer, to the power of γ₊ or γ₋.
     fn f_focus(&self, logits: &Tensor, opposite: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        let mut surplus = logits.f_sigmoid()?;
+        let mut surplus = binary::f_sigmoid(logits)?;
         if self.clip > 0.0 {
             surplus = surplus.f_sub_number(self.clip)?.f_relu()?;
         }
-        let missing = target.f_mul(&opposite.f_sigmoid()?)?.f_add(&target.f_rsub_number(1)?.f_mul(&surplus)?)?;
+        let missing = target.f_mul(&binary::f_sigmoid(opposite)?)?.f_add(&target.f_rsub_number(1)?.f_mul(&surplus)?)?;
         if self.gamma_pos == self.gamma_neg {
             return f_power(&missing, self.gamma_pos);
         }
@@ -312,7 +312,7 @@ struct Formula {
 impl Formula {
     /// The cross entropy and its derivatives, given the sigmoids.
     #[inline(always)]
-    fn entropy<R: Real>(self, [y, pos_weight]: [R; 2], Logit { p, q, of_yes, of_no }: Logit<R>) -> (R, [R; 3]) {
+    fn entropy<R: Real>(self, [y, pos_weight]: [R; 2], Logit { p, q, of_yes, of_no, .. }: Logit<R>) -> (R, [R; 3]) {
         let (zero, one, least) = (R::of(0.0), R::of(1.0), R::of(self.eps.ln()));
         let log_p = -of_yes;
         let (log_p, log_p_of_x) = (log_p.at_least(least), choose(log_p < least, zero, q));
@@ -382,6 +382,7 @@ mod tests {
 
     use super::*;
     use crate::BceWithLogitsLoss;
+    use crate::{Backend, with_backend};
 
     fn logits() -> Tensor {
         Tensor::from_slice(&[0.5, -2.0, 1.5, -6.0, 3.0, 0.1]).view([2, 3])
@@ -480,6 +481,22 @@ mod tests {
             let loss = AsymmetricMultiLabelLoss::new().forward(&input, &labels().to_kind(Kind::Bool));
             let expected = AsymmetricMultiLabelLoss::new().forward(&input.to_kind(Kind::Float), &labels());
             assert_eq!(loss, expected.to_kind(kind));
+        }
+    }
+
+    #[test]
+    fn a_wrong_prediction_keeps_the_slope_of_its_focus() {
+        let (q, clip) = ((-37.43_f64).exp(), 0.05_f64);
+        let surplus = 1.0 - clip;
+        let expected = q * (surplus.powi(4) / clip - 4.0 * surplus.powi(3) * clip.ln());
+        for (backend, kind) in
+            [Backend::Auto, Backend::Composite].into_iter().flat_map(|b| [(b, Kind::Float), (b, Kind::Double)])
+        {
+            let x = Tensor::from_slice(&[37.43]).to_kind(kind).set_requires_grad(true);
+            let loss = || AsymmetricMultiLabelLoss::new().forward(&x, &Tensor::from_slice(&[0_i64]));
+            with_backend(backend, loss).backward();
+            let slope = x.grad().double_value(&[0]);
+            assert!((slope / expected - 1.0).abs() < 1e-5, "{backend:?}, {kind:?}: {slope}, not {expected}");
         }
     }
 }

@@ -161,7 +161,7 @@ fn f_composite(
     if !logits.are_infinite() {
         return Ok(input.f_binary_cross_entropy_with_logits(target, weight, pos_weight, reduction.into())?);
     }
-    let losses = logits.f_entropy(target, pos_weight)?;
+    let losses = logits.f_entropy_of_any(target, pos_weight)?;
     reduction.f_apply(&weight.map(|weight| losses.f_mul(weight)).transpose()?.unwrap_or(losses))
 }
 
@@ -180,11 +180,9 @@ impl Pointwise<2> for Formula {
 impl Pointwise<3> for Formula {
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y, pos_weight]: [R; 3]) -> (R, [R; 3]) {
-        let one = R::of(1.0);
-        let Logit { p, q, of_yes, of_no } = Logit::new(x);
-        let loss = part(pos_weight * y, of_yes) + part(one - y, of_no);
-        let of_x = (one - y) * p - pos_weight * y * q;
-        (loss, [of_x, part(pos_weight, of_yes) - of_no, part(y, of_yes)])
+        let logit = Logit::new(x);
+        let (loss, of_x) = logit.weighted(y, pos_weight);
+        (loss, [of_x, part(pos_weight, logit.of_yes) - logit.of_no, part(y, logit.of_yes)])
     }
 }
 
@@ -199,6 +197,7 @@ mod tests {
     use tch::Kind;
 
     use super::*;
+    use crate::{Backend, MultiLabelSoftMarginLoss, with_backend};
 
     #[test]
     fn wrong_calls_name_the_argument() {
@@ -235,5 +234,54 @@ mod tests {
         loss.sum(None).backward();
         assert_eq!(Vec::<f64>::try_from(&loss).unwrap(), [1000.0, 1000.0, 0.0]);
         assert_eq!(Vec::<f64>::try_from(input.grad()).unwrap(), [1.0, -1.0, 0.0]);
+    }
+
+    #[test]
+    fn labels_far_outside_do_not_cancel() {
+        let (x, y) = (Tensor::from_slice(&[-0.0, 0.0, 2.0, -2.0]), Tensor::from_slice(&[1e20, -1e20, 0.0, 1.0]));
+        let tail = 2.0 + (-2_f64).exp().ln_1p();
+        for backend in [Backend::Auto, Backend::Composite] {
+            let none = BceWithLogitsLoss::new().reduction(Reduction::None);
+            let weighted = none.clone().pos_weight(Tensor::from(1.0));
+            let of_labels = MultiLabelSoftMarginLoss::new().reduction(Reduction::None);
+            let losses = with_backend(backend, || {
+                [none.forward(&x, &y), weighted.forward(&x, &y), of_labels.forward(&x.view([4, 1]), &y.view([4, 1]))]
+            });
+            for losses in losses.map(|losses| Vec::<f64>::try_from(losses).unwrap()) {
+                let expected = [2_f64.ln(), 2_f64.ln(), tail, tail];
+                let close =
+                    losses.iter().zip(expected).all(|(loss, expected)| (loss - expected).abs() < 1e-15 * expected);
+                assert!(close, "{backend:?}: {losses:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_small_weight_of_the_positive_part_keeps_its_digits() {
+        // libtorch's operation, which the composite is, subtracts 1 from it.
+        let x = Tensor::from_slice(&[0.0, 3.0]).set_requires_grad(true);
+        let loss = BceWithLogitsLoss::new().pos_weight(Tensor::from(1e-20)).reduction(Reduction::None);
+        let losses = with_backend(Backend::Auto, || loss.forward(&x, &Tensor::from_slice(&[1.0, 1.0])));
+        losses.sum(None).backward();
+        let (losses, slopes) = (Vec::<f64>::try_from(losses).unwrap(), Vec::<f64>::try_from(x.grad()).unwrap());
+        assert!(
+            (losses[0] / 1e-20 - 2_f64.ln()).abs() < 1e-15
+                && (losses[1] / 1e-20 - (-3_f64).exp().ln_1p()).abs() < 1e-15
+        );
+        assert!(
+            (slopes[0] / 1e-20 + 0.5).abs() < 1e-15 && (slopes[1] / 1e-20 + 1.0 / (1.0 + 3_f64.exp())).abs() < 1e-15
+        );
+    }
+
+    #[test]
+    fn an_infinite_logit_has_an_infinite_slope_of_the_label() {
+        for backend in [Backend::Auto, Backend::Composite] {
+            let x = Tensor::from_slice(&[0.5, f64::INFINITY, f64::NEG_INFINITY]).set_requires_grad(true);
+            let y = Tensor::from_slice(&[0.0, 1.0, 0.0]).set_requires_grad(true);
+            with_backend(backend, || BceWithLogitsLoss::new().forward(&x, &y).backward());
+            let slopes = Vec::<f64>::try_from(y.grad()).unwrap();
+            assert_eq!(slopes[1..], [f64::NEG_INFINITY, f64::INFINITY], "{backend:?}");
+            assert_eq!(Vec::<f64>::try_from(x.grad()).unwrap()[1..], [0.0, 0.0]);
+        }
     }
 }

@@ -156,10 +156,10 @@ fn f_losses(
     target: &Tensor,
     weight: Option<&Tensor>,
 ) -> Result<Tensor, LossError> {
-    let logits = Logits::f_new(input)?;
-    let positive = logits.f_part(target, &input.f_log_sigmoid()?)?;
-    let negative = logits.f_part(&target.f_rsub_number(1)?, &input.f_neg()?.f_log_sigmoid()?)?;
-    let mut losses = positive.f_add(&negative)?.f_neg()?;
+    // 1 − y of integers may overflow.
+    let integral = !target.is_floating_point() && !target.is_complex();
+    let target = if integral { target.f_to_kind(input.f_kind()?)? } else { target.shallow_clone() };
+    let mut losses = Logits::f_new(input)?.f_entropy_of_any(&target, None)?;
     if let Some(weight) = weight {
         losses = losses.f_mul(weight)?;
     }
@@ -175,6 +175,7 @@ mod tests {
     use tch::Kind;
 
     use super::*;
+    use crate::{Backend, with_backend};
 
     fn logits() -> Tensor {
         Tensor::from_slice(&[0.0, 1.0, -2.0, 0.5]).view([2, 2])
@@ -227,5 +228,23 @@ mod tests {
         loss.backward();
         assert_eq!(loss.double_value(&[]), 1000.0);
         assert_eq!(Vec::<f64>::try_from(input.grad()).unwrap(), [0.5, -0.5]);
+    }
+
+    #[test]
+    fn any_integer_is_a_label() {
+        let (x, y) =
+            (Tensor::from_slice(&[0.5, -0.25]).view([1, 2]), Tensor::from_slice(&[i64::MIN, i64::MAX]).view([1, 2]));
+        for backend in [Backend::Auto, Backend::Composite] {
+            let (integers, numbers) = with_backend(backend, || {
+                let loss = MultiLabelSoftMarginLoss::new();
+                (loss.forward(&x, &y), loss.forward(&x, &y.to_kind(Kind::Double)))
+            });
+            assert_eq!(integers, numbers, "{backend:?}");
+            // (2⁶³ · 0.5 + 2⁶³ · 0.25) / 2
+            assert!(
+                (integers.double_value(&[]) / (0.375 * 2_f64.powi(63)) - 1.0).abs() < 1e-15,
+                "{backend:?}: {integers}"
+            );
+        }
     }
 }

@@ -225,6 +225,8 @@ mod tests {
 
     use super::*;
     use crate::BceWithLogitsLoss;
+    use crate::SoftBceWithLogitsLoss;
+    use crate::{Backend, with_backend};
 
     fn logits() -> Tensor {
         Tensor::from_slice(&[0.5, -2.0, 1.5, -6.0, 3.0, 0.1]).view([2, 3])
@@ -279,6 +281,31 @@ mod tests {
             let loss = PolyBceWithLogitsLoss::new().gamma(gamma).alpha(0.3).label_smoothing(0.1);
             crate::numeric::assert_gradient(&logits(), |input| loss.forward(input, &labels()));
             crate::numeric::assert_gradient(&(labels() * 0.8 + 0.1), |target| loss.forward(&logits(), target));
+        }
+    }
+
+    #[test]
+    fn a_confident_prediction_keeps_its_digits() {
+        let (x, y) = (Tensor::from_slice(&[-40_f32, 40.0]), Tensor::from_slice(&[0_f32, 1.0]));
+        for backend in [Backend::Auto, Backend::Composite] {
+            let poly = || PolyBceWithLogitsLoss::new().reduction(MultiLabelReduction::None).forward(&x, &y);
+            let soft = || SoftBceWithLogitsLoss::new().reduction(MultiLabelReduction::None).forward(&x, &y);
+            // ε is 2.
+            for (losses, factor) in [(with_backend(backend, poly), 3.0), (with_backend(backend, soft), 1.0)] {
+                let losses = Vec::<f64>::try_from(losses.to_kind(Kind::Double)).unwrap();
+                let expected = factor * (-40_f64).exp();
+                assert!(losses.iter().all(|loss| (loss / expected - 1.0).abs() < 1e-5), "{backend:?}: {losses:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_infinite_logit_has_an_infinite_slope_of_the_label() {
+        for backend in [Backend::Auto, Backend::Composite] {
+            let x = Tensor::from_slice(&[f64::NEG_INFINITY, 0.5, -0.5, 1.0]);
+            let y = Tensor::from_slice(&[0.0, 1.0, 0.5, 0.0]).set_requires_grad(true);
+            with_backend(backend, || PolyBceWithLogitsLoss::new().epsilon(0.9).forward(&x, &y).backward());
+            assert_eq!(y.grad().double_value(&[0]), f64::INFINITY, "{backend:?}");
         }
     }
 }

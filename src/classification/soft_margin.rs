@@ -1,6 +1,7 @@
 use tch::Tensor;
 
-use crate::kernels::{NumberOperations, Pointwise, Real, f_pointwise, sigmoids};
+use crate::kernels::{self, NumberOperations, Pointwise, Real, f_pointwise, sigmoids};
+use crate::numeric::{f_reals, wide_kind};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 /// The logistic loss of a score whose label is 1 or −1.
@@ -89,11 +90,17 @@ impl Loss for SoftMarginLoss {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
-        let (reduction, target) = (self.reduction, target.f_to_kind(input.f_kind()?)?);
-        f_pointwise(Formula, [input, &target], reduction, move |[input, target]| {
-            let reduced = reduction.f_apply(&target.f_mul(input)?.f_log_sigmoid()?)?;
+        let (reduction, kind, wide) = (self.reduction, input.f_kind()?, wide_kind(input)?);
+        // Half precision does not hold all integers.
+        let labels = match kernels::f_beside(input, target)? {
+            Some(labels) => labels,
+            None => f_reals(("target", target), wide)?,
+        };
+        f_pointwise(Formula, [input, &labels], reduction, move |[input, target]| {
+            let margins = target.f_to_kind(wide)?.f_mul(&input.f_to_kind(wide)?)?;
+            let reduced = reduction.f_apply(&margins.f_log_sigmoid()?)?;
             // Not the negation, which makes -0 of a loss of 0.
-            Ok(reduced.f_rsub_number(0)?)
+            Ok(reduced.f_rsub_number(0)?.f_to_kind(kind)?)
         })
     }
 
@@ -120,6 +127,7 @@ mod tests {
     use tch::Kind;
 
     use super::*;
+    use crate::{Backend, with_backend};
 
     #[test]
     fn large_margins_do_not_overflow() {
@@ -155,5 +163,18 @@ mod tests {
         let input = Tensor::from_slice(&[1_i64]);
         let error = SoftMarginLoss::new().f_forward(&input, &input).unwrap_err();
         assert_eq!(error.to_string(), "input has kind Int64, expected a floating kind");
+    }
+
+    #[test]
+    fn half_precision_takes_any_integer() {
+        let target = Tensor::from_slice(&[i32::MIN, 0]);
+        for backend in [Backend::Auto, Backend::Composite] {
+            let input = Tensor::from_slice(&[-0.0, 65504.0]).to_kind(Kind::Half).set_requires_grad(true);
+            let loss = with_backend(backend, || SoftMarginLoss::new().forward(&input, &target));
+            loss.backward();
+            assert_eq!((loss.kind(), loss.double_value(&[])), (Kind::Half, f64::from(half::f16::from_f64(2_f64.ln()))));
+            let slopes = Vec::<f64>::try_from(input.grad().to_kind(Kind::Double)).unwrap();
+            assert_eq!(slopes, [f64::INFINITY, 0.0], "{backend:?}");
+        }
     }
 }

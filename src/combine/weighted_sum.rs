@@ -1,9 +1,11 @@
 use std::fmt;
 
+use half::f16;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use crate::kernels::NumberOperations;
 use crate::loss::Part;
+use crate::mean_parts::f_wide;
 use crate::{Loss, LossError, MeanParts, check};
 
 /// A weighted sum of losses of the same input and target, such as 0.5 · Dice + 0.5 · focal.
@@ -150,6 +152,9 @@ impl WeightedSum {
     /// A [`LossError`] that names the term at fault.
     pub fn f_forward_terms(&self, input: &Tensor, target: &Tensor) -> Result<WeightedSumOutput, LossError> {
         self.check()?;
+        if self.is_beyond_half(input) {
+            return f_narrowed(self.f_forward_terms(&f_wide(input)?, &f_wide(target)?)?);
+        }
         let mut terms: Vec<Term> = Vec::with_capacity(self.terms.len());
         let mut total = None;
         for Summand { name, factor, loss } in &self.terms {
@@ -201,6 +206,13 @@ impl WeightedSum {
         self.terms.iter().map(f_parts).collect()
     }
 
+    /// Whether the losses of an input of f16 have factors which are none of its numbers: the gradients of the terms are these.
+    fn is_beyond_half(&self, input: &Tensor) -> bool {
+        let range = f64::from(f16::MIN_POSITIVE)..=f64::from(f16::MAX);
+        let beyond = |factor: f64| factor != 0.0 && !range.contains(&factor.abs());
+        self.terms.iter().any(|term| beyond(term.factor)) && matches!(input.f_kind(), Ok(Kind::Half))
+    }
+
     fn check(&self) -> Result<(), LossError> {
         if self.terms.is_empty() {
             return Err(no_terms());
@@ -213,6 +225,13 @@ impl WeightedSum {
         }
         Ok(())
     }
+}
+
+/// What was computed in single precision, in f16.
+fn f_narrowed(WeightedSumOutput { total, terms }: WeightedSumOutput) -> Result<WeightedSumOutput, LossError> {
+    let f_term = |term: Term| Ok(Term { loss: term.loss.f_to_kind(Kind::Half)?, ..term });
+    let terms = terms.into_iter().map(f_term).collect::<Result<_, LossError>>()?;
+    Ok(WeightedSumOutput { total: total.f_to_kind(Kind::Half)?, terms })
 }
 
 fn no_terms() -> LossError {
@@ -269,6 +288,7 @@ impl Loss for WeightedSum {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Backend, with_backend};
     use crate::{CrossEntropyLoss, DiceLoss, L1Loss, MseLoss, Reduction};
 
     fn pair() -> (Tensor, Tensor) {
@@ -372,5 +392,25 @@ mod tests {
         let error = dice.f_term_parts(&input, &target).unwrap_err().to_string();
         let expected = "term dice: DiceLoss has no numerator and denominator: it is no mean over samples or elements";
         assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn factors_beyond_half_precision_are_taken() {
+        for backend in [Backend::Auto, Backend::Composite] {
+            // 2⁻²⁵ is half of the least number of f16, 1e5 is beyond the greatest.
+            for (factor, scale) in [(1e5, 2_f64.powi(-10)), (2_f64.powi(-25), 4096.0)] {
+                let input = Tensor::from_slice(&[0.0, 0.5]).to_kind(Kind::Half).set_requires_grad(true);
+                let target = Tensor::from_slice(&[0.0, 0.0]).to_kind(Kind::Half);
+                let sum = WeightedSum::new().term("l1", factor, L1Loss::new().reduction(Reduction::Sum));
+                let output = with_backend(backend, || sum.forward_terms(&input, &target));
+                (&output.total * scale).backward();
+                let slopes = Vec::<f64>::try_from(input.grad().to_kind(Kind::Double)).unwrap();
+                assert_eq!(output.total.kind(), Kind::Half);
+                assert_eq!((output.terms[0].loss.kind(), output.terms[0].loss.double_value(&[])), (Kind::Half, 0.5));
+                assert_eq!(slopes[0], 0.0, "{backend:?}, {factor}");
+                let expected = scale * factor;
+                assert!((slopes[1] / expected - 1.0).abs() < 1e-3, "{backend:?}, {factor}: {slopes:?}, not {expected}");
+            }
+        }
     }
 }

@@ -1,6 +1,6 @@
 use std::f64::consts::LN_10;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::f_images;
 use crate::kernels::{NumberOperations, Pointwise, Real, choose, f_pointwise, f_pointwise_to};
@@ -110,6 +110,22 @@ impl PsnrLoss {
 
     /// The mean squared errors, computed in the kind `wide`.
     fn f_errors(&self, input: &Tensor, target: &Tensor, wide: Kind) -> Result<Tensor, LossError> {
+        let errors = self.f_squared_errors(input, target, wide)?;
+        if errors.device() != Device::Cpu
+            || errors.f_detach()?.f_sum(Kind::Double)?.f_double_value(&[])? != f64::INFINITY
+        {
+            return Ok(errors);
+        }
+        // The logarithm has slope 0 there, and the difference times 2 is infinite: a product has no such factor.
+        let difference = input.f_to_kind(wide)?.f_sub(&f_reals(("target", target), wide)?)?;
+        let squares = difference.f_mul(&difference)?;
+        match self.scope {
+            PsnrScope::Batch => Ok(squares.f_mean(None)?),
+            PsnrScope::Sample => f_means_of_samples(&squares),
+        }
+    }
+
+    fn f_squared_errors(&self, input: &Tensor, target: &Tensor, wide: Kind) -> Result<Tensor, LossError> {
         let f_widened = move |[input, target]: [&Tensor; 2]| {
             Ok::<_, LossError>((input.f_to_kind(wide)?, f_reals(("target", target), wide)?))
         };
@@ -127,10 +143,14 @@ impl PsnrLoss {
             return Err(check::shape_error(("input", input), "[N, ...], with a dimension of samples"));
         }
         let errors = MseLoss::new().reduction(Reduction::None).f_forward(input, target)?;
-        let samples = errors.size()[0];
-        let pixels: i64 = errors.size()[1..].iter().product();
-        Ok(errors.f_reshape([samples, pixels])?.f_mean_dim(1, false, None)?)
+        f_means_of_samples(&errors)
     }
+}
+
+fn f_means_of_samples(errors: &Tensor) -> Result<Tensor, LossError> {
+    let samples = errors.size()[0];
+    let pixels: i64 = errors.size()[1..].iter().product();
+    Ok(errors.f_reshape([samples, pixels])?.f_mean_dim(1, false, None)?)
 }
 
 impl Default for PsnrLoss {
@@ -202,6 +222,7 @@ impl Pointwise<1> for Decibels {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Backend, with_backend};
 
     #[test]
     fn wrong_options_are_named() {
@@ -235,5 +256,21 @@ mod tests {
     fn gradients_are_those_of_finite_differences() {
         let (x, y) = (Tensor::from_slice(&[0.3, 0.5, 0.9]), Tensor::from_slice(&[0.1, 0.6, 0.9]));
         crate::numeric::assert_gradient(&x, |x| PsnrLoss::new().data_range(2.0).forward(x, &y));
+    }
+
+    #[test]
+    fn errors_beyond_the_kind_have_no_slope() {
+        let target = Tensor::from_slice(&[0_f32, 1.0]);
+        for (backend, scope) in [Backend::Auto, Backend::Composite]
+            .into_iter()
+            .flat_map(|b| [(b, PsnrScope::Batch), (b, PsnrScope::Sample)])
+        {
+            let input = Tensor::from_slice(&[f32::MAX, -1.0]).set_requires_grad(true);
+            let loss = PsnrLoss::new().scope(scope).reduction(Reduction::Sum);
+            let loss = with_backend(backend, || loss.forward(&input, &target));
+            loss.backward();
+            let slope = input.grad().double_value(&[0]);
+            assert!(loss.double_value(&[]) == f64::INFINITY && slope == 0.0, "{backend:?}, {scope:?}: {slope}");
+        }
     }
 }

@@ -183,8 +183,9 @@ impl<T: Element> Kernel<T::Wide> for LogitRow<'_, T> {
         // 0 · ∞ is 0: an infinite weight of which nothing is spread.
         let spread_to = |class: usize| if job.spread == 0.0 { R::of(0.0) } else { of_weight * weight_of(class) };
         let of_classes = |position: usize, exponential| R::new(exponential) * of_p - spread_to(position);
-        // Not with p − 1, which loses the digits of a p near 1.
-        let own = of_row - others * of_p - spread_to(class);
+        // Not with p − 1, which loses the digits of a p near 1; and what the row has is not taken from itself, which loses those
+        // of the class where the row has more.
+        let own = (R::new(exponentials[class]) * of_row - others * (of_entropy * weight)) / sum - spread_to(class);
         let x = uninit(x);
         let own = if job.soft_cap.is_some() {
             T::write_mapped(exponentials, x, |position, e| (of_classes(position, e) * R::new(slopes[position])).get());

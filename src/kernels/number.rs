@@ -151,26 +151,44 @@ pub(crate) struct Logit<R> {
     /// −log σ(x), which a yes costs, and −log σ(−x), which a no does.
     pub(crate) of_yes: R,
     pub(crate) of_no: R,
+    /// What both cost, log(1 + exp(−|x|)), and what a no and a yes cost beside it, max(x, 0) and max(−x, 0).
+    log: R,
+    above: R,
+    below: R,
 }
 
 impl<R: Real> Logit<R> {
     #[inline(always)]
     pub(crate) fn new(x: R) -> Self {
         let (p, q, log) = sigmoids(x);
-        let zero = R::of(0.0);
-        Self { p, q, of_yes: log + (-x).at_least(zero), of_no: log + x.at_least(zero) }
+        let (above, below) = (x.at_least(R::of(0.0)), (-x).at_least(R::of(0.0)));
+        Self { p, q, of_yes: log + below, of_no: log + above, log, above, below }
     }
 
-    /// The cross entropy with a label y in \[0, 1\].
+    /// The cross entropy with a label y. What a yes and a no have in common is no difference of the two, which would cancel
+    /// for a label far outside \[0, 1\].
     #[inline(always)]
     pub(crate) fn entropy(self, y: R) -> R {
-        part(y, self.of_yes) + part(R::of(1.0) - y, self.of_no)
+        self.log + part(y, self.below) + part(R::of(1.0) - y, self.above)
     }
 
-    /// Its derivative σ(x) − y with respect to the logit. The difference would lose the digits of a confident one.
+    /// Its derivative σ(x) − y with respect to the logit. For x > 0 it is of 1 − σ(x), since the difference would lose the
+    /// digits of a confident one.
     #[inline(always)]
     pub(crate) fn slope(self, y: R) -> R {
-        (R::of(1.0) - y) * self.p - y * self.q
+        choose(self.p >= self.q, R::of(1.0) - y - self.q, self.p - y)
+    }
+
+    /// The cross entropy of which the part of a yes has a weight, and its derivative with respect to the logit.
+    #[inline(always)]
+    pub(crate) fn weighted(self, y: R, pos_weight: R) -> (R, R) {
+        let (one, yes) = (R::of(1.0), pos_weight * y);
+        let no = one - y;
+        // The sum is exact for a label in [0, 1] whatever the weight, and cancels for others.
+        let inside = (y >= R::of(0.0)) & (y <= one);
+        let both = choose(inside, no + yes, one + (pos_weight - one) * y);
+        let loss = self.log * both + part(yes, self.below) + part(no, self.above);
+        (loss, choose(self.p >= self.q, no - self.q * both, self.p * both - yes))
     }
 
     /// How far the sigmoid is from the wrong answer to y: y σ(−x) + (1 − y) σ(x).

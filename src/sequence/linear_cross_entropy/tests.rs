@@ -1,8 +1,8 @@
 use tch::{Device, nn};
 
 use super::*;
-use crate::Loss;
 use crate::random::{randint, randn};
+use crate::{Backend, Loss, with_backend};
 
 fn ones(shape: &[i64]) -> Tensor {
     Tensor::ones(shape, (Kind::Int64, Device::Cpu))
@@ -450,6 +450,19 @@ fn memory_grows_with_the_chunk() {
         let arguments = 2 * 4 * (rows + classes) * features;
         let growth = peak_growth(|| step(rows, classes)) - arguments;
         assert!(growth <= rows * classes * 4 / 8, "{reduction:?}: {growth} bytes");
+    }
+}
+
+/// A z-loss whose slope is far more than that of the cross entropy leaves the latter alone where it counts nothing.
+#[test]
+fn an_impossible_target_keeps_its_slope_beside_a_z_loss() {
+    for (backend, z_loss) in [Backend::Auto, Backend::Composite].into_iter().flat_map(|b| [(b, 0.0), (b, 0.05)]) {
+        let weight = Tensor::from_slice(&[1e20, -1e20]).view([2, 1]).set_requires_grad(true);
+        let input = Tensor::from_slice(&[1.0]).view([1, 1]);
+        let criterion = LinearCrossEntropy::new().z_loss(z_loss).label_smoothing(0.5).chunking(Chunking::Rows(1));
+        let loss = || criterion.forward(&input, &weight, &Tensor::from_slice(&[1_i64]), None);
+        with_backend(backend, loss).backward();
+        assert_eq!(weight.grad().double_value(&[1, 0]), -0.75, "{backend:?}, {z_loss}");
     }
 }
 
