@@ -1241,7 +1241,7 @@ fn any_integer_may_be_the_ignored_one() {
         let of_labels = SoftBceWithLogitsLoss::new().ignore_index(Some(MOST)).invalid_values(InvalidValues::Nan);
         let distillation = DistillationLoss::new().ignore_index(MOST).invalid_values(InvalidValues::Nan);
         let row = &target.view([1, 2]);
-        let calls: [(&str, &dyn Fn() -> Result<Tensor, LossError>); 9] = [
+        let calls: [(_, Attempt); 9] = [
             ("dice", &|| regions(DiceLoss::new())),
             ("dice of all", &|| regions(DiceLoss::new().grouping(Grouping::All).measure(OverlapMeasure::Minimum))),
             ("tokens", &|| of_tokens.f_forward(LinearHead::new(&input.unsqueeze(0), &eye), row)),
@@ -1255,7 +1255,7 @@ fn any_integer_may_be_the_ignored_one() {
         for ((name, call), backend) in
             calls.iter().flat_map(|call| [Backend::Auto, Backend::Composite].map(|b| (call, b)))
         {
-            match with_backend(backend, || call()) {
+            match with_backend(backend, call) {
                 Ok(loss) => assert_eq!(bool::try_from(loss.isnan().any()).unwrap(), is_nan, "{name}, {backend:?}"),
                 Err(error) => panic!("{name}, {backend:?}: {error}"),
             }

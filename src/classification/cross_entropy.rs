@@ -358,6 +358,7 @@ impl RowLoss for LogLoss {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Backend, with_backend};
 
     fn logits() -> Tensor {
         Tensor::from_slice(&[0.0, 0.0, 1.0, 1.0]).view([2, 2])
@@ -466,6 +467,34 @@ mod tests {
             assert!(loss.view(-1).double_value(&[-1]).is_nan());
             let used = if reduction == Reduction::None { 0.5 } else { 0.0 };
             assert_eq!(Vec::<f64>::try_from(input.grad().view(-1)).unwrap(), [used, -used, 0.0, 0.0]);
+        }
+    }
+
+    #[test]
+    fn an_impossible_target_has_the_slope_of_pytorch() {
+        let weight = || Tensor::from_slice(&[0.5, 2.0]);
+        for (weight, smoothing, class, slope) in [
+            (None, 0.0, 0, 1.0),
+            (None, 0.0, 1, 0.0),
+            (None, 0.35, 0, 0.825),
+            (None, 0.35, 1, 0.175),
+            (Some(weight()), 0.0, 0, 0.5),
+            (Some(weight()), 0.35, 0, 0.4125),
+            (Some(weight()), 0.35, 1, 0.0875),
+        ] {
+            for backend in [Backend::Auto, Backend::Composite] {
+                let x = Tensor::from_slice(&[f64::NEG_INFINITY, 0.0]).view([1, 2]).set_requires_grad(true);
+                let mut criterion = CrossEntropyLoss::new().label_smoothing(smoothing).reduction(Reduction::Sum);
+                if let Some(weight) = &weight {
+                    criterion = criterion.weight(weight.shallow_clone());
+                }
+                let loss = with_backend(backend, || criterion.forward(&x, &Tensor::from_slice(&[class])));
+                loss.backward();
+                assert_eq!(loss.double_value(&[]), if slope == 0.0 { 0.0 } else { f64::INFINITY });
+                let slopes = Vec::<f64>::try_from(x.grad().view(-1)).unwrap();
+                let close = (slopes[0] + slope).abs() < 1e-15 && (slopes[1] - slope).abs() < 1e-15;
+                assert!(close, "{backend:?}, {smoothing}, {class}: {slopes:?}");
+            }
         }
     }
 }

@@ -42,7 +42,8 @@ use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, numer
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a `p` other than 1 and 2.
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a `p` other than 1 and 2
+/// or a margin that is NaN.
 ///
 /// # Example
 ///

@@ -39,7 +39,7 @@ use crate::{Loss, LossError, check};
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Option`] for a distance out of range.
+/// [`LossError::Option`] for a distance out of range or a margin that is NaN.
 ///
 /// # Example
 ///

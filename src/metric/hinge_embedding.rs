@@ -31,13 +31,13 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// # Differences from PyTorch
 ///
 /// A target of another shape is an error, unless [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts silently. A
-/// target that requires a gradient gets zeros, where PyTorch has none.
+/// target that requires a gradient gets zeros, where PyTorch has none; a loss of integers has no graph.
 ///
 /// # Errors
 ///
 /// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for an input of
-/// booleans or complex numbers, or of integers, which have no mean, [`LossError::Option`] for a margin that the kind of the
-/// computation does not hold.
+/// booleans or complex numbers, or of integers, which have no mean, [`LossError::Option`] for a margin that is NaN, or that
+/// the kind of the computation does not hold.
 ///
 /// # Example
 ///

@@ -36,7 +36,7 @@ use crate::{LossError, MeanParts, Reduction, check};
 /// # Errors
 ///
 /// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for booleans and
-/// complex numbers.
+/// complex numbers, [`LossError::Option`] for a margin that is NaN.
 ///
 /// # Example
 ///

@@ -38,7 +38,7 @@ use crate::{Loss, LossError, check};
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Option`] for α, β or the distance out of range.
+/// [`LossError::Option`] for α, β or the distance out of range, or a base that is NaN.
 ///
 /// # Example
 ///

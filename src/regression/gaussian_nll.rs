@@ -41,7 +41,7 @@ use crate::{InvalidValues, LossError, MeanParts, Reduction};
 /// [`LossError::Shape`] or [`LossError::Device`] for arguments that do not fit together, [`LossError::Kind`] for a
 /// variance that is not of a floating kind, [`LossError::Value`] for a negative one. On CUDA looking for a negative
 /// variance waits for the device, as in PyTorch; [`invalid_values`](Self::invalid_values) avoids that. [`LossError::Option`]
-/// for an `eps` that the kind of the computation does not hold.
+/// for an `eps` that is NaN, or that the kind of the variances does not hold.
 ///
 /// # Example
 ///

@@ -43,7 +43,8 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 /// # Errors
 ///
 /// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for Booleans
-/// as input and for complex numbers, [`LossError::Value`] for a negative rate.
+/// as input and for complex numbers, [`LossError::Value`] for a negative rate,
+/// [`LossError::Option`] for an `eps` that is NaN.
 ///
 /// # Example
 ///
