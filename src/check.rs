@@ -19,6 +19,7 @@ use crate::{LossError, kernels};
 /// waits for all work queued before it. Left unfound they would stop the whole CUDA context with a device-side
 /// assertion, so they are never just passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum InvalidValues {
     /// They are a [`LossError::Value`]. The default.
     #[default]
@@ -26,6 +27,8 @@ pub enum InvalidValues {
     /// They make the loss NaN and its gradient 0, without waiting for the device.
     Nan,
 }
+
+crate::options::words!(InvalidValues);
 
 /// A tensor argument and its name.
 pub(crate) type Named<'a> = (&'static str, &'a Tensor);

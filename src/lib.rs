@@ -179,6 +179,8 @@ mod binary;
 mod check;
 mod classification;
 mod combine;
+#[cfg(feature = "serde")]
+mod description;
 mod detection;
 mod divergence;
 mod error;
@@ -189,6 +191,7 @@ mod mean_parts;
 mod metric;
 mod numeric;
 mod option_tensors;
+mod options;
 mod precomputed;
 mod preference;
 #[cfg(test)]

@@ -242,6 +242,21 @@ impl Clone for Part {
     }
 }
 
+/// The method that panics where another one of the loss returns an error.
+macro_rules! or_panic {
+    ($forward:ident as $f_forward:ident($($argument:ident: $type:ty),+) -> $result:ty) => {
+        #[doc = concat!("Computes the loss as [`", stringify!($f_forward), "`](Self::", stringify!($f_forward), ") does.")]
+        ///
+        /// # Panics
+        #[doc = concat!("Where `", stringify!($f_forward), "` returns an error, with its message.")]
+        #[track_caller]
+        pub fn $forward(&self, $($argument: $type),+) -> $result {
+            $crate::loss::expect(self.$f_forward($($argument),+))
+        }
+    };
+}
+pub(crate) use or_panic;
+
 /// The value, or a panic with the error's one line at the caller's line.
 #[track_caller]
 pub(crate) fn expect<T>(result: Result<T, LossError>) -> T {

@@ -37,6 +37,22 @@ impl<T: OptionTensors> OptionTensors for [T; 2] {
     }
 }
 
+/// Options that hold no tensors.
+macro_rules! without_tensors {
+    ($($type:ty),+) => {
+        $(
+            impl $crate::option_tensors::OptionTensors for $type {
+                fn map_tensors(&self, _: &mut $crate::option_tensors::Replace) -> Self {
+                    Clone::clone(self)
+                }
+            }
+        )+
+    };
+}
+pub(crate) use without_tensors;
+
+without_tensors!(bool, i64, usize, f64, Kind);
+
 /// The same options with their tensors on `device`, those of a floating kind in `kind`.
 pub(crate) fn f_to<T: OptionTensors>(options: &T, device: Device, kind: Kind) -> Result<T, LossError> {
     f_with(device, kind, |replace| options.map_tensors(replace))
@@ -79,50 +95,6 @@ pub(crate) fn f_tensor_to(tensor: &Tensor, device: Device, kind: Kind) -> Result
     Ok(moved.f_to_kind(kind)?)
 }
 
-/// Names the tensors among the options of a loss, or the options that hold some, and after a semicolon the others that
-/// are not `Copy`. The loss can then be copied, moved, and made again of other tensors.
-///
-/// `inner` is for what is part of a loss.
-macro_rules! option_tensors {
-    (inner $loss:ident { $($field:ident),+ $(; $($other:ident),+)? }) => {
-        impl $crate::option_tensors::OptionTensors for $loss {
-            // Some losses have no other options.
-            #[allow(clippy::needless_update)]
-            fn map_tensors(&self, replace: &mut $crate::option_tensors::Replace) -> Self {
-                Self {
-                    $($field: $crate::option_tensors::OptionTensors::map_tensors(&self.$field, replace),)+
-                    $($($other: self.$other.clone(),)+)?
-                    ..*self
-                }
-            }
-        }
-
-        /// A copy shares the tensors.
-        impl Clone for $loss {
-            fn clone(&self) -> Self {
-                $crate::option_tensors::OptionTensors::map_tensors(self, &mut tch::Tensor::shallow_clone)
-            }
-        }
-    };
-    ($loss:ident { $($fields:tt)+ }) => {
-        $crate::option_tensors::option_tensors!(inner $loss { $($fields)+ });
-
-        impl $loss {
-            /// The same loss with the tensors among its options on `device` and in `kind`, such as those of the input.
-            /// Boolean tensors and integers keep their kind. Parameters stay where they are: they move with the
-            /// `nn::VarStore` that they were created in.
-            ///
-            /// # Errors
-            /// [`LossError::Kind`](crate::LossError::Kind) for a kind that is not floating,
-            /// [`LossError::Torch`](crate::LossError::Torch) where libtorch cannot make the tensors.
-            pub fn f_to(&self, device: tch::Device, kind: tch::Kind) -> Result<Self, $crate::LossError> {
-                $crate::option_tensors::f_to(self, device, kind)
-            }
-        }
-    };
-}
-pub(crate) use option_tensors;
-
 /// The copy of what has parameters shares them; the others that are not `Copy` stand after a semicolon.
 macro_rules! shared_parameters {
     ($loss:ident { $($field:ident),+ $(; $($other:ident),+)? }) => {
@@ -142,16 +114,16 @@ macro_rules! shared_parameters {
 }
 pub(crate) use shared_parameters;
 
-/// The method `with_tensors` of a [`Loss`](crate::Loss): of one with tensors among its options, or of one without.
+/// The method `with_tensors` of a [`Loss`](crate::Loss), or `shared` of one that has parameters alone.
 macro_rules! with_tensors {
-    (options) => {
-        fn with_tensors(&self, replace: &mut dyn FnMut(&tch::Tensor) -> tch::Tensor) -> Option<Box<dyn $crate::Loss>> {
-            Some(Box::new($crate::option_tensors::OptionTensors::map_tensors(self, replace)))
-        }
-    };
-    (none) => {
+    (shared) => {
         fn with_tensors(&self, _: &mut dyn FnMut(&tch::Tensor) -> tch::Tensor) -> Option<Box<dyn $crate::Loss>> {
             Some(Box::new(Self::clone(self)))
+        }
+    };
+    () => {
+        fn with_tensors(&self, replace: &mut dyn FnMut(&tch::Tensor) -> tch::Tensor) -> Option<Box<dyn $crate::Loss>> {
+            Some(Box::new($crate::option_tensors::OptionTensors::map_tensors(self, replace)))
         }
     };
 }
@@ -168,7 +140,7 @@ mod tests {
         let loss = SigmoidFocalLoss::new().alpha(FocalAlpha::Classes(Tensor::from_slice(&[0.5_f32, 0.25]))).mask(mask);
         let moved = loss.f_to(Device::Cpu, Kind::Double).unwrap();
         let mut kinds = Vec::new();
-        moved.map_tensors(&mut |tensor| {
+        let _ = moved.map_tensors(&mut |tensor| {
             kinds.push(tensor.kind());
             tensor.shallow_clone()
         });

@@ -10,6 +10,7 @@ use crate::LossError;
 /// the classes of the targets, for example). Over no elements at all the mean is NaN and the sum 0, as in PyTorch;
 /// [`Loss::when_empty`](crate::Loss::when_empty) makes the mean 0 or an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[doc(alias = "reduction")]
 pub enum Reduction {
     /// One loss per element, without a reduction.
@@ -20,6 +21,8 @@ pub enum Reduction {
     /// Their sum.
     Sum,
 }
+
+crate::options::words!(Reduction);
 
 impl Reduction {
     /// Reduces the losses of the single elements.

@@ -2,7 +2,9 @@
 
 mod common;
 
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Tensor};
 use tch_losses::*;
@@ -347,6 +349,32 @@ fn arguments(device: Device) -> Vec<Tensor> {
 /// Whether the device still computes: an assertion on a GPU ends all its work for this process.
 fn lives(device: Device) -> bool {
     Tensor::f_ones([2], (Kind::Float, device)).and_then(|ones| ones.f_sum(None)?.f_double_value(&[])).is_ok()
+}
+
+/// The sources below `folder`, with their text.
+fn sources(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let of_entry = |path: PathBuf| if path.is_dir() { sources(&path) } else { vec![fs::read_to_string(path).unwrap()] };
+    entries.filter(|path| path.is_dir() || path.extension() == Some("rs".as_ref())).flat_map(of_entry).collect()
+}
+
+/// Every loss is in the table of the documentation and in that of this file. The options of what is no loss itself are in none.
+#[test]
+fn no_loss_is_forgotten() {
+    let (pages, calls) = (include_str!("../src/lib.rs"), include_str!("no_panic.rs"));
+    let mut count = 0;
+    for source in sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
+        let declared = source.split("\npub struct ").skip(1).filter_map(|rest| rest.split_once(";\n"));
+        for (name, _) in declared.filter(|(header, _)| !header.contains(['(', '{', '\n'])) {
+            let name = name.split(':').next().unwrap();
+            if !name.ends_with("Config") && name != "SequenceLogProbs" {
+                count += 1;
+                assert!(pages.contains(&format!("[`{name}`]")), "{name} is not in the table of src/lib.rs");
+                assert!(calls.contains(&format!("{name}::")), "{name} is not tried here");
+            }
+        }
+    }
+    assert!(count >= 90, "{count} losses are found");
 }
 
 /// Tries every pair of arguments, with a third one that changes with the pair: a call panics never, and its error names what is

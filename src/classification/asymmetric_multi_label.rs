@@ -7,6 +7,7 @@ use crate::mean_parts::f_wide;
 use crate::numeric::{f_power, f_powers, f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, check};
 
+crate::options::options! {
 /// Asymmetric loss of several labels: a focal loss that plays down easy negatives more than easy positives.
 ///
 /// For images with a few labels out of many, where nearly all of the binary cross entropy comes from labels that are
@@ -68,105 +69,40 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, check};
 /// assert!((loss.double_value(&[0, 1]) + 0.45_f64.powi(4) * 0.55_f64.ln()).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "AsymmetricLossMultiLabel")]
 #[doc(alias = "ASL")]
-pub struct AsymmetricMultiLabelLoss {
-    gamma_neg: f64,
-    gamma_pos: f64,
-    clip: f64,
-    eps: f64,
-    detach_focus: bool,
-    label_smoothing: f64,
-    weight: Option<Tensor>,
-    pos_weight: Option<Tensor>,
-    invalid_values: InvalidValues,
-    reduction: MultiLabelReduction,
-}
+pub struct AsymmetricMultiLabelLoss: "asymmetric_multi_label" | "AsymmetricLossMultiLabel";
 
-crate::option_tensors::option_tensors!(AsymmetricMultiLabelLoss { weight, pos_weight });
-
-impl AsymmetricMultiLabelLoss {
-    /// Asymmetric loss with timm's defaults.
-    pub fn new() -> Self {
-        Self {
-            gamma_neg: 4.0,
-            gamma_pos: 1.0,
-            clip: 0.05,
-            eps: 1e-8,
-            detach_focus: false,
-            label_smoothing: 0.0,
-            weight: None,
-            pos_weight: None,
-            invalid_values: InvalidValues::Error,
-            reduction: MultiLabelReduction::BatchMean,
-        }
-    }
-
-    /// Sets the focusing exponent of the negatives. 4 by default.
-    pub fn gamma_neg(mut self, gamma_neg: f64) -> Self {
-        self.gamma_neg = gamma_neg;
-        self
-    }
-
-    /// Sets the focusing exponent of the positives. 1 by default.
-    pub fn gamma_pos(mut self, gamma_pos: f64) -> Self {
-        self.gamma_pos = gamma_pos;
-        self
-    }
-
-    /// Sets the probability below which a negative counts nothing, in \[0, 1\]. 0.05 by default.
-    pub fn clip(mut self, clip: f64) -> Self {
-        self.clip = clip;
-        self
-    }
-
-    /// Sets the probability that a logarithm is at least taken of, in \[0, 1\]. 10⁻⁸ by default.
+/// Asymmetric loss with timm's defaults.
+new {
+    /// the focusing exponent of the negatives.
+    gamma_neg: f64 = 4.0,
+    /// the focusing exponent of the positives.
+    gamma_pos: f64 = 1.0,
+    /// the probability below which a negative counts nothing, in \[0, 1\].
+    clip: f64 = 0.05,
+    /// the probability that a logarithm is at least taken of, in \[0, 1\].
     ///
     /// Below it there is no gradient: 0 also lets a label learn that is missed by far.
-    pub fn eps(mut self, eps: f64) -> Self {
-        self.eps = eps;
-        self
-    }
+    eps: f64 = 1e-8,
+    /// whether the focusing factor is a constant, through which no gradient goes.
+    detach_focus: bool = false,
+    /// the share of each label, in \[0, 1\], that is moved to ½.
+    label_smoothing: f64 = 0.0,
+    /// a weight for each element, broadcast to the input's shape. It is on the device of the input, in any floating
+    /// kind.
+    weight: Option<Tensor> = None,
+    /// a weight for the logarithm of the positives, broadcast to the input's shape. It is on the device of the input,
+    /// in any floating kind.
+    pos_weight: Option<Tensor> = None,
+    /// what a target outside \[0, 1\] does.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// the reduction.
+    reduction: MultiLabelReduction = MultiLabelReduction::BatchMean,
+}
+}
 
-    /// Sets whether the focusing factor is a constant, through which no gradient goes. `false` by default.
-    pub fn detach_focus(mut self, detach_focus: bool) -> Self {
-        self.detach_focus = detach_focus;
-        self
-    }
-
-    /// Sets the share of each label, in \[0, 1\], that is moved to ½. 0 by default.
-    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
-        self.label_smoothing = label_smoothing;
-        self
-    }
-
-    /// Sets a weight for each element, broadcast to the input's shape. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets a weight for the logarithm of the positives, broadcast to the input's shape. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn pos_weight(mut self, pos_weight: Tensor) -> Self {
-        self.pos_weight = Some(pos_weight);
-        self
-    }
-
-    /// Sets what a target outside \[0, 1\] does. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets the reduction. [`MultiLabelReduction::BatchMean`] by default.
-    pub fn reduction(mut self, reduction: MultiLabelReduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
+impl AsymmetricMultiLabelLoss {
     fn check_options(&self) -> Result<(), LossError> {
         multi_label::check_exponent("gamma_neg", self.gamma_neg)?;
         multi_label::check_exponent("gamma_pos", self.gamma_pos)?;
@@ -224,14 +160,8 @@ impl AsymmetricMultiLabelLoss {
     }
 }
 
-impl Default for AsymmetricMultiLabelLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for AsymmetricMultiLabelLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         self.check_options()

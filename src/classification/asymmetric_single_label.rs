@@ -8,6 +8,7 @@ use crate::kernels::{
 use crate::numeric::{f_power, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
+crate::options::options! {
 /// Asymmetric loss of one label: a focal cross entropy whose smoothed labels are focused by an exponent of their own.
 ///
 /// For classes of which some are rare, where [`CrossEntropyLoss`](crate::CrossEntropyLoss) is ruled by the easy
@@ -60,58 +61,26 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 /// assert!((f64::try_from(&loss)? - 0.5 * 2_f64.ln()).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "AsymmetricLossSingleLabel")]
-pub struct AsymmetricSingleLabelLoss {
-    gamma_pos: f64,
-    gamma_neg: f64,
-    label_smoothing: f64,
-    invalid_values: InvalidValues,
-    reduction: Reduction,
+pub struct AsymmetricSingleLabelLoss: "asymmetric_single_label" | "AsymmetricLossSingleLabel";
+
+/// Asymmetric loss with timm's defaults.
+new {
+    /// the focusing exponent of the target.
+    gamma_pos: f64 = 1.0,
+    /// the focusing exponent of the other classes, which count with label smoothing alone.
+    gamma_neg: f64 = 4.0,
+    /// the share of the target, in \[0, 1\], that is spread over all classes.
+    label_smoothing: f64 = 0.1,
+    /// what a class out of range does.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 impl AsymmetricSingleLabelLoss {
-    /// Asymmetric loss with timm's defaults.
-    pub fn new() -> Self {
-        Self {
-            gamma_pos: 1.0,
-            gamma_neg: 4.0,
-            label_smoothing: 0.1,
-            invalid_values: InvalidValues::Error,
-            reduction: Reduction::Mean,
-        }
-    }
-
-    /// Sets the focusing exponent of the target. 1 by default.
-    pub fn gamma_pos(mut self, gamma_pos: f64) -> Self {
-        self.gamma_pos = gamma_pos;
-        self
-    }
-
-    /// Sets the focusing exponent of the other classes, which count with label smoothing alone. 4 by default.
-    pub fn gamma_neg(mut self, gamma_neg: f64) -> Self {
-        self.gamma_neg = gamma_neg;
-        self
-    }
-
-    /// Sets the share of the target, in \[0, 1\], that is spread over all classes. 0.1 by default.
-    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
-        self.label_smoothing = label_smoothing;
-        self
-    }
-
-    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// The share of each class in a smoothed target.
     fn spread(&self, classes: i64) -> f64 {
         self.label_smoothing / classes.max(1) as f64
@@ -168,14 +137,8 @@ impl AsymmetricSingleLabelLoss {
 /// A logarithm below it is that of a masked class, of which every power is 0.
 const MASKED: f64 = -1e30;
 
-impl Default for AsymmetricSingleLabelLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for AsymmetricSingleLabelLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         multi_label::check_exponent("gamma_pos", self.gamma_pos)?;

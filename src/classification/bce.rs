@@ -6,6 +6,7 @@ use crate::mean_parts::f_wide_option;
 use crate::numeric::{f_widely, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
+crate::options::options! {
 /// Binary cross entropy of probabilities: how unlikely the input makes each yes or no of the target.
 ///
 /// For a model whose output is a probability already. Where it is a logit, choose
@@ -59,45 +60,24 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 /// assert_eq!(Vec::<f64>::try_from(input.grad())?, [-1.0, 1.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Default)]
 #[doc(alias = "nn.BCELoss")]
 #[doc(alias = "binary_cross_entropy")]
-pub struct BceLoss {
-    weight: Option<Tensor>,
-    invalid_values: InvalidValues,
-    reduction: Reduction,
+pub struct BceLoss: "bce" | "binary_cross_entropy";
+
+/// Binary cross entropy with PyTorch's defaults.
+new {
+    /// a weight for each element, broadcast to the input's shape. It is on the device of the input, in any floating
+    /// kind.
+    weight: Option<Tensor> = None,
+    /// what a value outside \[0, 1\] does.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
 }
-
-crate::option_tensors::option_tensors!(BceLoss { weight });
-
-impl BceLoss {
-    /// Binary cross entropy with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets a weight for each element, broadcast to the input's shape. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets what a value outside \[0, 1\] does. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
 }
 
 impl Loss for BceLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;

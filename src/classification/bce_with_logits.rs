@@ -8,6 +8,7 @@ use crate::numeric::f_widely;
 use crate::precomputed::Precomputed;
 use crate::{Loss, LossError, MeanOver, MeanParts, MultiLabelReduction, Reduction, SoftBceWithLogitsLoss, check};
 
+crate::options::options! {
 /// Binary cross entropy of logits: how unlikely a sigmoid of the input makes each yes or no of the target.
 ///
 /// The usual loss of binary classification, of several labels at once and of segmentation with a mask per class. It
@@ -64,44 +65,23 @@ use crate::{Loss, LossError, MeanOver, MeanParts, MultiLabelReduction, Reduction
 /// assert_eq!(Vec::<f64>::try_from(logits.grad())?, [-0.75, 0.25]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Default)]
 #[doc(alias = "nn.BCEWithLogitsLoss")]
 #[doc(alias = "binary_cross_entropy_with_logits")]
-pub struct BceWithLogitsLoss {
-    weight: Option<Tensor>,
-    pos_weight: Option<Tensor>,
-    reduction: Reduction,
-}
+pub struct BceWithLogitsLoss: "bce_with_logits" | "binary_cross_entropy_with_logits";
 
-crate::option_tensors::option_tensors!(BceWithLogitsLoss { weight, pos_weight });
-
-impl BceWithLogitsLoss {
-    /// Binary cross entropy of logits with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets a weight for each element, broadcast to the input's shape. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets a weight for the positive part of the loss, broadcast to the input's shape. None by default.
-    /// It is on the device of the input, in any floating kind.
+/// Binary cross entropy of logits with PyTorch's defaults.
+new {
+    /// a weight for each element, broadcast to the input's shape. It is on the device of the input, in any floating
+    /// kind.
+    weight: Option<Tensor> = None,
+    /// a weight for the positive part of the loss, broadcast to the input's shape. It is on the device of the input, in
+    /// any floating kind.
     ///
     /// Above 1 it raises recall, below 1 precision.
-    pub fn pos_weight(mut self, pos_weight: Tensor) -> Self {
-        self.pos_weight = Some(pos_weight);
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
+    pos_weight: Option<Tensor> = None,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 impl BceWithLogitsLoss {
@@ -124,7 +104,7 @@ impl BceWithLogitsLoss {
 }
 
 impl Loss for BceWithLogitsLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;

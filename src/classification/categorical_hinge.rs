@@ -5,6 +5,7 @@ use crate::kernels::{Hinges, Margin, NumberOperations, RowReduction, Rows, f_mar
 use crate::numeric::{f_reals, f_share_of, wide_kind};
 use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_backend};
 
+crate::options::options! {
 /// The categorical hinge loss: the best of the other classes shall score less than the target by a margin.
 ///
 /// A multi-class support vector machine that looks at the strongest rival alone;
@@ -56,38 +57,22 @@ use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_
 /// assert_eq!(Vec::<f64>::try_from(scores.grad().view(-1))?, [1.0, -1.0, 0.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "categorical_hinge")]
-pub struct CategoricalHingeLoss {
-    margin: f64,
-    invalid_values: InvalidValues,
-    reduction: Reduction,
+pub struct CategoricalHingeLoss: "categorical_hinge";
+
+/// The categorical hinge loss with Keras' margin of 1.
+new {
+    /// the margin between the score of the target and the others.
+    margin: f64 = 1.0,
+    /// what a class out of range does.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 impl CategoricalHingeLoss {
-    /// The categorical hinge loss with Keras' margin of 1.
-    pub fn new() -> Self {
-        Self { margin: 1.0, invalid_values: InvalidValues::Error, reduction: Reduction::Mean }
-    }
-
-    /// Sets the margin between the score of the target and the others. 1 by default.
-    pub fn margin(mut self, margin: f64) -> Self {
-        self.margin = margin;
-        self
-    }
-
-    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// The reduced loss of the scores of the target and of the others, these along `dim`.
     fn f_reduced(&self, own: &Tensor, others: &Tensor, dim: i64) -> Result<Tensor, LossError> {
         let losses = others.f_amax(dim, false)?.f_sub(own)?.f_add_number(self.margin)?.f_relu()?;
@@ -130,14 +115,8 @@ impl CategoricalHingeLoss {
     }
 }
 
-impl Default for CategoricalHingeLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for CategoricalHingeLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::option("margin", self.margin, self.margin.is_finite(), "a finite number")

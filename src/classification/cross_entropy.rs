@@ -9,6 +9,7 @@ use crate::numeric::{f_widely, wide_kind};
 use crate::precomputed::Precomputed;
 use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_backend};
 
+crate::options::options! {
 /// Cross entropy of logits: how unlikely a softmax over the classes makes the target.
 ///
 /// The usual loss of classification and segmentation, over class indices or over class probabilities. It takes logits:
@@ -78,73 +79,31 @@ use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_
 /// assert_eq!(logits.grad().size(), [2, 3]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "nn.CrossEntropyLoss")]
 #[doc(alias = "cross_entropy")]
 #[doc(alias = "SoftTargetCrossEntropy")]
 #[doc(alias = "LabelSmoothingCrossEntropy")]
 #[doc(alias = "SoftCrossEntropyLoss")]
-pub struct CrossEntropyLoss {
-    weight: Option<Tensor>,
-    ignore_index: i64,
-    label_smoothing: f64,
-    invalid_values: InvalidValues,
-    mean_over: MeanOver,
-    reduction: Reduction,
+pub struct CrossEntropyLoss: "cross_entropy";
+
+/// Cross entropy with PyTorch's defaults.
+new {
+    /// a weight for each class. It is on the device of the input, in any floating kind.
+    weight: Option<Tensor> = None,
+    /// the class index whose targets count nothing.
+    ignore_index: i64 = -100,
+    /// the share of the target, in \[0, 1\], that is spread over all classes.
+    label_smoothing: f64 = 0.0,
+    /// what a class out of range does.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// what the mean of class indices divides by where some are ignored.
+    mean_over: MeanOver = MeanOver::Counted,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
-crate::option_tensors::option_tensors!(CrossEntropyLoss { weight });
-
 impl CrossEntropyLoss {
-    /// Cross entropy with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self {
-            weight: None,
-            ignore_index: -100,
-            label_smoothing: 0.0,
-            invalid_values: InvalidValues::Error,
-            mean_over: MeanOver::Counted,
-            reduction: Reduction::Mean,
-        }
-    }
-
-    /// Sets a weight for each class. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets the class index whose targets count nothing. −100 by default.
-    pub fn ignore_index(mut self, ignore_index: i64) -> Self {
-        self.ignore_index = ignore_index;
-        self
-    }
-
-    /// Sets the share of the target, in \[0, 1\], that is spread over all classes. 0 by default.
-    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
-        self.label_smoothing = label_smoothing;
-        self
-    }
-
-    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets what the mean of class indices divides by where some are ignored. [`MeanOver::Counted`] by default.
-    pub fn mean_over(mut self, mean_over: MeanOver) -> Self {
-        self.mean_over = mean_over;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// The weight, the ignored class, what the mean divides by, and the reduction, where these are all there is to a
     /// reduced loss: for an engine that computes it along with another one.
     pub(crate) fn plain(&self) -> Option<(Option<&Tensor>, i64, MeanOver, Reduction)> {
@@ -310,14 +269,8 @@ impl Precomputed for CrossEntropyLoss {
     }
 }
 
-impl Default for CrossEntropyLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for CrossEntropyLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         let smoothing = self.label_smoothing;

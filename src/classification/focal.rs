@@ -39,6 +39,7 @@ impl From<Tensor> for FocalAlpha {
 
 /// By what a focal loss is divided before its reduction, so that it keeps its size while the factors shrink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum FocalNormalization {
     /// By nothing. The default.
     #[default]
@@ -48,6 +49,8 @@ pub enum FocalNormalization {
     /// Each class by the sum of its own modulating factors.
     PerClass,
 }
+
+crate::options::words!(FocalNormalization);
 
 /// A loss that is divided by a sum over the batch is no mean.
 pub(super) fn check_mean<L>(normalization: FocalNormalization) -> Result<(), LossError> {
@@ -158,10 +161,6 @@ pub(super) struct Modulation {
 }
 
 impl Modulation {
-    pub(super) fn new() -> Self {
-        Self { gamma: 2.0, reduced_threshold: None }
-    }
-
     pub(super) fn check(&self) -> Result<(), LossError> {
         let gamma = self.gamma;
         check::option("gamma", gamma, gamma >= 0.0 && gamma.is_finite(), "a finite number of at least 0")?;

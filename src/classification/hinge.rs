@@ -4,6 +4,7 @@ use crate::kernels::{self, NumberOperations, Pointwise, Real, choose, f_pointwis
 use crate::numeric::{f_reals, wide_kind};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// The hinge loss of yes or no: a score shall be on the right side of 0 by a margin.
 ///
 /// The loss of a support vector machine with two classes, and of the discriminators of many GANs. Choose it where only
@@ -52,18 +53,27 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert_eq!(Vec::<f64>::try_from(scores.grad())?, [-0.5, 0.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "squared_hinge")]
 #[doc(alias = "SquaredHinge")]
-pub struct HingeLoss {
-    p: i64,
-    margin: f64,
-    targets: HingeTargets,
-    reduction: Reduction,
+pub struct HingeLoss: "hinge";
+
+/// The hinge loss with Keras' conventions.
+new {
+    /// the power of the hinges: 1, or 2 for squared hinges.
+    p: i64 = 1,
+    /// the margin between a score and 0.
+    margin: f64 = 1.0,
+    /// what the targets mean.
+    targets: HingeTargets = HingeTargets::Detect,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 /// What the targets of a [`HingeLoss`] mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum HingeTargets {
     /// 0 and 1 where there is nothing else, −1 and 1 otherwise. The rule of Keras, and the default.
     #[default]
@@ -74,36 +84,9 @@ pub enum HingeTargets {
     Binary,
 }
 
+crate::options::words!(HingeTargets);
+
 impl HingeLoss {
-    /// The hinge loss with Keras' conventions.
-    pub fn new() -> Self {
-        Self { p: 1, margin: 1.0, targets: HingeTargets::Detect, reduction: Reduction::Mean }
-    }
-
-    /// Sets the power of the hinges: 1, or 2 for squared hinges. 1 by default.
-    pub fn p(mut self, p: i64) -> Self {
-        self.p = p;
-        self
-    }
-
-    /// Sets the margin between a score and 0. 1 by default.
-    pub fn margin(mut self, margin: f64) -> Self {
-        self.margin = margin;
-        self
-    }
-
-    /// Sets what the targets mean. [`HingeTargets::Detect`] by default.
-    pub fn targets(mut self, targets: HingeTargets) -> Self {
-        self.targets = targets;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// The targets as −1 and 1.
     fn f_signs(&self, target: Tensor) -> Result<Tensor, LossError> {
         if self.targets == HingeTargets::Signs {
@@ -118,14 +101,8 @@ impl HingeLoss {
     }
 }
 
-impl Default for HingeLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for HingeLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::option("p", self.p, matches!(self.p, 1 | 2), "1 or 2")?;

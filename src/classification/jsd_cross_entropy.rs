@@ -7,6 +7,7 @@ use crate::mean_parts::f_wide;
 use crate::numeric::wide_kind;
 use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, MeanParts, check};
 
+crate::options::options! {
 /// Cross entropy of clean samples, plus how far the predictions of their augmentations lie apart.
 ///
 /// The loss of AugMix and similar augmentations: the batch holds the clean samples first, then one or more augmented
@@ -62,46 +63,25 @@ use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, MeanParts, check};
 /// assert!(f64::try_from(&loss)? > 2_f64.ln());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "JsdCrossEntropy")]
 #[doc(alias = "AugMix")]
-pub struct JsdCrossEntropyLoss {
-    num_splits: i64,
-    alpha: f64,
-    label_smoothing: f64,
-    invalid_values: InvalidValues,
+pub struct JsdCrossEntropyLoss: "jsd_cross_entropy";
+
+/// The loss with timm's defaults.
+new {
+    /// how many views of each sample the batch holds, the clean one included.
+    num_splits: i64 = 3,
+    /// the weight of the divergence.
+    alpha: f64 = 12.0,
+    /// the share of the target, in \[0, 1\], that is spread over all classes.
+    label_smoothing: f64 = 0.1,
+    /// what a class out of range does.
+    invalid_values: InvalidValues = InvalidValues::Error,
+}
 }
 
 impl JsdCrossEntropyLoss {
-    /// The loss with timm's defaults.
-    pub fn new() -> Self {
-        Self { num_splits: 3, alpha: 12.0, label_smoothing: 0.1, invalid_values: InvalidValues::Error }
-    }
-
-    /// Sets how many views of each sample the batch holds, the clean one included. 3 by default.
-    pub fn num_splits(mut self, num_splits: i64) -> Self {
-        self.num_splits = num_splits;
-        self
-    }
-
-    /// Sets the weight of the divergence. 12 by default.
-    pub fn alpha(mut self, alpha: f64) -> Self {
-        self.alpha = alpha;
-        self
-    }
-
-    /// Sets the share of the target, in \[0, 1\], that is spread over all classes. 0.1 by default.
-    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
-        self.label_smoothing = label_smoothing;
-        self
-    }
-
-    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
     /// The divergence of the splits from their mixture, for log-probabilities `[K, N, C, …]`.
     fn f_divergence(&self, log_p: &Tensor) -> Result<Tensor, LossError> {
         let p = log_p.f_exp()?;
@@ -145,14 +125,8 @@ const FLOOR: f64 = 1e-7;
 /// The class that is ignored.
 const IGNORED: i64 = -100;
 
-impl Default for JsdCrossEntropyLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for JsdCrossEntropyLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::option("num_splits", self.num_splits, self.num_splits > 0, "at least 1")?;

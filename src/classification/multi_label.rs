@@ -8,6 +8,7 @@ use crate::{LossError, MeanParts, autograd, check};
 
 /// How the losses of the single labels become the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[doc(alias = "batchmean")]
 pub enum MultiLabelReduction {
     /// One loss per label, without a reduction.
@@ -21,6 +22,8 @@ pub enum MultiLabelReduction {
     /// Their sum.
     Sum,
 }
+
+crate::options::words!(MultiLabelReduction);
 
 impl MultiLabelReduction {
     /// The same for an engine, given the input.

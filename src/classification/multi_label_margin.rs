@@ -6,6 +6,7 @@ use crate::kernels::{NumberOperations, f_label_margin, f_own};
 use crate::numeric::{f_widely, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
+crate::options::options! {
 /// The multi-label hinge loss: every class that is a label shall outscore every class that is none by a margin of 1.
 ///
 /// Choose it to rank the labels of a sample above the rest, with the labels given as a list. For one label per sample
@@ -62,32 +63,21 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 /// assert_eq!(Vec::<f64>::try_from(scores.grad())?, [-0.5, 0.5, 0.5, -0.5]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Copy)]
 #[doc(alias = "nn.MultiLabelMarginLoss")]
 #[doc(alias = "multilabel_margin_loss")]
-pub struct MultiLabelMarginLoss {
-    invalid_values: InvalidValues,
-    reduction: Reduction,
+pub struct MultiLabelMarginLoss: "multi_label_margin";
+
+/// The multi-label hinge loss with PyTorch's defaults.
+new {
+    /// what an entry of the target outside \[−1, C) does.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 impl MultiLabelMarginLoss {
-    /// The multi-label hinge loss with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets what an entry of the target outside \[−1, C) does. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     fn f_aten(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let target = f_kept(input, target)?;
         f_widely([input], |[input]| Ok(input.f_multilabel_margin_loss(&target, self.reduction.into())?))
@@ -151,7 +141,7 @@ fn f_open_hinges(input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
 }
 
 impl Loss for MultiLabelMarginLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;

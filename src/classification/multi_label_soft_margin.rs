@@ -7,6 +7,7 @@ use crate::mean_parts::broadcast_shape;
 use crate::numeric::f_widely;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// Binary cross entropy of logits, averaged over the classes of each sample.
 ///
 /// For several labels at once, with one loss per sample. With the mean over everything it is
@@ -59,46 +60,24 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert_eq!(Vec::<f64>::try_from(logits.grad().view(-1))?, [-0.25, 0.25]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Default)]
 #[doc(alias = "nn.MultiLabelSoftMarginLoss")]
 #[doc(alias = "multilabel_soft_margin_loss")]
-pub struct MultiLabelSoftMarginLoss {
-    weight: Option<Tensor>,
-    broadcast: bool,
-    reduction: Reduction,
+pub struct MultiLabelSoftMarginLoss: "multi_label_soft_margin";
+
+/// The multi-label soft margin loss with PyTorch's defaults.
+new {
+    /// a weight for each element, broadcast to the input's shape. It is on the device of the input, in any floating
+    /// kind.
+    weight: Option<Tensor> = None,
+    /// whether input, target and weight may differ in shape and are broadcast against each other.
+    broadcast: bool = false,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
 }
-
-crate::option_tensors::option_tensors!(MultiLabelSoftMarginLoss { weight });
-
-impl MultiLabelSoftMarginLoss {
-    /// The multi-label soft margin loss with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets a weight for each element, broadcast to the input's shape. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets whether input, target and weight may differ in shape and are broadcast against each other. False by
-    /// default.
-    pub fn broadcast(mut self, broadcast: bool) -> Self {
-        self.broadcast = broadcast;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
 }
 
 impl Loss for MultiLabelSoftMarginLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;

@@ -4,6 +4,7 @@ use crate::check::{self, ClassIndices};
 use crate::kernels::{Hinges, Margin, NumberOperations, RowReduction, Rows, f_margin};
 use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, numeric, with_backend};
 
+crate::options::options! {
 /// The multi-class hinge loss: every other class shall score less than the target by a margin.
 ///
 /// The loss of a multi-class support vector machine. Choose it where only the order of the scores matters; for
@@ -61,56 +62,26 @@ use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, numer
 /// assert_eq!(Vec::<f64>::try_from(scores.grad().view(-1))?, [0.25, -0.5, 0.25, 0.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "nn.MultiMarginLoss")]
 #[doc(alias = "multi_margin_loss")]
-pub struct MultiMarginLoss {
-    p: i64,
-    margin: f64,
-    weight: Option<Tensor>,
-    invalid_values: InvalidValues,
-    reduction: Reduction,
+pub struct MultiMarginLoss: "multi_margin";
+
+/// The multi-class hinge loss with PyTorch's defaults.
+new {
+    /// the power of the hinges: 1, or 2 for squared hinges.
+    p: i64 = 1,
+    /// the margin between the target's score and the others.
+    margin: f64 = 1.0,
+    /// a weight for each class. It is on the device of the input, in any floating kind.
+    weight: Option<Tensor> = None,
+    /// what a class out of range does.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
-crate::option_tensors::option_tensors!(MultiMarginLoss { weight });
-
 impl MultiMarginLoss {
-    /// The multi-class hinge loss with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self { p: 1, margin: 1.0, weight: None, invalid_values: InvalidValues::Error, reduction: Reduction::Mean }
-    }
-
-    /// Sets the power of the hinges: 1, or 2 for squared hinges. 1 by default.
-    pub fn p(mut self, p: i64) -> Self {
-        self.p = p;
-        self
-    }
-
-    /// Sets the margin between the target's score and the others. 1 by default.
-    pub fn margin(mut self, margin: f64) -> Self {
-        self.margin = margin;
-        self
-    }
-
-    /// Sets a weight for each class. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// The losses `[N]` of an input `[N, C]` with a target `[N]`.
     fn f_losses(&self, input: &Tensor, target: &Tensor, classes: i64) -> Result<Tensor, LossError> {
         let kind = numeric::wide_kind(input)?;
@@ -139,14 +110,8 @@ impl MultiMarginLoss {
     }
 }
 
-impl Default for MultiMarginLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for MultiMarginLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::number("margin", self.margin)?;

@@ -5,6 +5,7 @@ use crate::mean_parts::{f_wide, f_wide_option};
 use crate::numeric::f_widely;
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
+crate::options::options! {
 /// The negative log likelihood of the target class, given log-probabilities.
 ///
 /// The loss of classification for a model that ends in a log-softmax. For one that ends in logits choose
@@ -59,65 +60,27 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 /// assert_eq!(grad, [-0.5, 0.0, 0.0, 0.0, 0.0, -0.5]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "nn.NLLLoss")]
 #[doc(alias = "NLLLoss2d")]
 #[doc(alias = "nll_loss")]
-pub struct NllLoss {
-    weight: Option<Tensor>,
-    ignore_index: i64,
-    invalid_values: InvalidValues,
-    check_log_probs: bool,
-    reduction: Reduction,
+pub struct NllLoss: "nll";
+
+/// The negative log likelihood with PyTorch's defaults.
+new {
+    /// a weight for each class. It is on the device of the input, in any floating kind.
+    weight: Option<Tensor> = None,
+    /// the class index whose targets count nothing.
+    ignore_index: i64 = -100,
+    /// what a class out of range does, and a number above 0 where [`check_log_probs`](Self::check_log_probs) looks for
+    /// those.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// whether numbers above 0 in the input are invalid: no log-probability is, and raw logits are, which were meant
+    /// for [`CrossEntropyLoss`](crate::CrossEntropyLoss). It costs another look at the input; PyTorch takes any
+    /// numbers.
+    check_log_probs: bool = false,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
 }
-
-crate::option_tensors::option_tensors!(NllLoss { weight });
-
-impl NllLoss {
-    /// The negative log likelihood with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self {
-            weight: None,
-            ignore_index: -100,
-            invalid_values: InvalidValues::Error,
-            check_log_probs: false,
-            reduction: Reduction::Mean,
-        }
-    }
-
-    /// Sets a weight for each class. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets the class index whose targets count nothing. −100 by default.
-    pub fn ignore_index(mut self, ignore_index: i64) -> Self {
-        self.ignore_index = ignore_index;
-        self
-    }
-
-    /// Sets what a class out of range does, and a number above 0 where [`check_log_probs`](Self::check_log_probs) looks
-    /// for those. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets whether numbers above 0 in the input are invalid: no log-probability is, and raw logits are, which were
-    /// meant for [`CrossEntropyLoss`](crate::CrossEntropyLoss). False by default, as PyTorch takes any numbers. It
-    /// costs another look at the input.
-    pub fn check_log_probs(mut self, check_log_probs: bool) -> Self {
-        self.check_log_probs = check_log_probs;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
 }
 
 /// Pixels in the order of their dimensions, as the backward pass of libtorch's loss of pixels needs them.
@@ -125,14 +88,8 @@ pub(super) fn f_one_after_another(log_probs: &Tensor) -> Result<Tensor, LossErro
     Ok(if log_probs.dim() > 2 { log_probs.f_contiguous()? } else { log_probs.shallow_clone() })
 }
 
-impl Default for NllLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for NllLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;

@@ -9,6 +9,7 @@ use crate::mean_parts::f_wide;
 use crate::precomputed::Precomputed;
 use crate::{InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduction, numeric};
 
+crate::options::options! {
 /// The focal loss of one sigmoid per class: the target's class against each other one.
 ///
 /// For class indices where the classes are scored independently of each other, as in dense detection: a place of no
@@ -69,93 +70,34 @@ use crate::{InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduction, nume
 /// assert!((f64::try_from(&loss)? - 0.25 * 2_f64.ln()).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "FocalLoss")]
-pub struct OneVsRestFocalLoss {
-    alpha: FocalAlpha,
-    modulation: Modulation,
-    normalization: FocalNormalization,
-    weight: Option<Tensor>,
-    ignore_index: Option<i64>,
-    invalid_values: InvalidValues,
-    mean_over: MeanOver,
-    reduction: Reduction,
+pub struct OneVsRestFocalLoss: "one_vs_rest_focal";
+
+/// The focal loss with γ = 2 and without α.
+new {
+    /// the balance of a class against the rest: a number, or a tensor of one for each class. A tensor is on the device
+    /// of the input, in any floating kind.
+    alpha: FocalAlpha = FocalAlpha::None => into,
+    /// the power γ of the modulating factor, at least 0.
+    gamma: f64 = 2.0,
+    /// the probability in (0, 1\] below which a value counts in full.
+    reduced_threshold: Option<f64> = None,
+    /// by what the losses are divided.
+    normalization: FocalNormalization = FocalNormalization::None,
+    /// a weight for each class. It is on the device of the input, in any floating kind.
+    weight: Option<Tensor> = None,
+    /// the class index whose targets count nothing, or none.
+    ignore_index: Option<i64> = None => into,
+    /// what a class out of range does.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// what the mean divides by.
+    mean_over: MeanOver = MeanOver::Counted,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
-crate::option_tensors::option_tensors!(OneVsRestFocalLoss { alpha, weight });
-
 impl OneVsRestFocalLoss {
-    /// The focal loss with γ = 2 and without α.
-    pub fn new() -> Self {
-        Self {
-            alpha: FocalAlpha::None,
-            modulation: Modulation::new(),
-            normalization: FocalNormalization::None,
-            weight: None,
-            ignore_index: None,
-            invalid_values: InvalidValues::Error,
-            mean_over: MeanOver::Counted,
-            reduction: Reduction::Mean,
-        }
-    }
-
-    /// Sets the balance of a class against the rest: a number, or a tensor of one for each class.
-    /// [`FocalAlpha::None`] by default.
-    /// A tensor is on the device of the input, in any floating kind.
-    pub fn alpha(mut self, alpha: impl Into<FocalAlpha>) -> Self {
-        self.alpha = alpha.into();
-        self
-    }
-
-    /// Sets the power γ of the modulating factor, at least 0. 2 by default.
-    pub fn gamma(mut self, gamma: f64) -> Self {
-        self.modulation.gamma = gamma;
-        self
-    }
-
-    /// Sets the probability in (0, 1\] below which a value counts in full. None by default.
-    pub fn reduced_threshold(mut self, reduced_threshold: f64) -> Self {
-        self.modulation.reduced_threshold = Some(reduced_threshold);
-        self
-    }
-
-    /// Sets by what the losses are divided. [`FocalNormalization::None`] by default.
-    pub fn normalization(mut self, normalization: FocalNormalization) -> Self {
-        self.normalization = normalization;
-        self
-    }
-
-    /// Sets a weight for each class. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets the class index whose targets count nothing, or none. None by default.
-    pub fn ignore_index(mut self, ignore_index: impl Into<Option<i64>>) -> Self {
-        self.ignore_index = ignore_index.into();
-        self
-    }
-
-    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets what the mean divides by. [`MeanOver::Counted`] by default.
-    pub fn mean_over(mut self, mean_over: MeanOver) -> Self {
-        self.mean_over = mean_over;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// The reduced loss of options that were checked.
     fn f_compute(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let class_dim = check::class_dim(input)?;
@@ -199,7 +141,7 @@ impl OneVsRestFocalLoss {
 
     /// The cross entropy of a logit that is on the wrong side by `u`, and its factor, made of finite logits.
     fn f_wrong_by(&self, u: &Tensor, finite: &Tensor) -> Result<(Tensor, Tensor), LossError> {
-        let factor = self.modulation.f_factor(&finite.f_log_sigmoid()?)?;
+        let factor = self.modulation().f_factor(&finite.f_log_sigmoid()?)?;
         Ok((u.f_neg()?.f_log_sigmoid()?.f_neg()?, factor))
     }
 
@@ -218,19 +160,17 @@ impl OneVsRestFocalLoss {
         let chosen = alpha.f_expand_as(negative)?.f_gather(dim, own, false)?;
         Ok((positive.f_mul(&chosen)?, negative.f_mul(&alpha.f_rsub_number(1)?)?))
     }
-}
 
-impl Default for OneVsRestFocalLoss {
-    fn default() -> Self {
-        Self::new()
+    fn modulation(&self) -> Modulation {
+        Modulation { gamma: self.gamma, reduced_threshold: self.reduced_threshold }
     }
 }
 
 impl Loss for OneVsRestFocalLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
-        self.modulation.check()?;
+        self.modulation().check()?;
         self.alpha.check_number()
     }
 
@@ -247,7 +187,7 @@ impl Loss for OneVsRestFocalLoss {
             return self.f_composite(input, target);
         }
         // So the labels of all classes are gone once there is a gradient.
-        self.f_precomputed(input, target, |loss, input, target| match loss.modulation.gamma == 2.0 {
+        self.f_precomputed(input, target, |loss, input, target| match loss.gamma == 2.0 {
             true => loss.f_by_engine::<true>(input, target),
             false => loss.f_by_engine::<false>(input, target),
         })
@@ -268,7 +208,7 @@ impl OneVsRestFocalLoss {
     fn is_fused(&self, input: &Tensor) -> bool {
         self.normalization == FocalNormalization::None
             && !matches!(self.alpha, FocalAlpha::Classes(_))
-            && self.modulation.reduced_threshold.is_none()
+            && self.reduced_threshold.is_none()
             && self.weight.is_none()
             && self.ignore_index.is_none()
             && self.invalid_values == InvalidValues::Error
@@ -283,7 +223,7 @@ impl OneVsRestFocalLoss {
         let dim = class_dim as i64;
         let mut labels = input.f_detach()?.f_zeros_like()?;
         let _ = labels.f_scatter_number_(dim, &target.indices.f_unsqueeze(dim)?, 1.0)?;
-        let formula = Formula::<SQUARE> { gamma: self.modulation.gamma, alpha: self.alpha.number() };
+        let formula = Formula::<SQUARE> { gamma: self.gamma, alpha: self.alpha.number() };
         let own = self.clone();
         f_pointwise(formula, [input, &labels], self.reduction, move |[input, labels]| {
             own.f_composite(input, &labels.f_argmax(dim, false)?)

@@ -7,6 +7,7 @@ use crate::mean_parts::f_wide;
 use crate::numeric::{f_power, f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, check};
 
+crate::options::options! {
 /// Binary cross entropy or focal loss of logits with another weight for the first term of its expansion: Poly-1.
 ///
 /// For several labels at once, and with γ and α for detection: a positive ε makes predictions more confident, a
@@ -60,67 +61,29 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, check};
 /// assert!((f64::try_from(&loss)? - (2_f64.ln() + 2.0 * 0.5)).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "PolyBinaryCrossEntropy")]
 #[doc(alias = "PolyLoss")]
-pub struct PolyBceWithLogitsLoss {
-    epsilon: f64,
-    gamma: f64,
-    alpha: Option<f64>,
-    label_smoothing: f64,
-    invalid_values: InvalidValues,
-    reduction: MultiLabelReduction,
+pub struct PolyBceWithLogitsLoss: "poly_bce_with_logits" | "PolyBinaryCrossEntropy";
+
+/// Poly-1 binary cross entropy with timm's ε = 2.
+new {
+    /// what is added to the weight of the first term.
+    epsilon: f64 = 2.0,
+    /// the focusing exponent; 0 is none.
+    gamma: f64 = 0.0,
+    /// the share α of the positives, in \[0, 1\]; the negatives have 1 − α.
+    alpha: Option<f64> = None,
+    /// the share of each label, in \[0, 1\], that is moved to ½.
+    label_smoothing: f64 = 0.0,
+    /// what a target outside \[0, 1\] does.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// the reduction.
+    reduction: MultiLabelReduction = MultiLabelReduction::Mean,
+}
 }
 
 impl PolyBceWithLogitsLoss {
-    /// Poly-1 binary cross entropy with timm's ε = 2.
-    pub fn new() -> Self {
-        Self {
-            epsilon: 2.0,
-            gamma: 0.0,
-            alpha: None,
-            label_smoothing: 0.0,
-            invalid_values: InvalidValues::Error,
-            reduction: MultiLabelReduction::Mean,
-        }
-    }
-
-    /// Sets what is added to the weight of the first term. 2 by default.
-    pub fn epsilon(mut self, epsilon: f64) -> Self {
-        self.epsilon = epsilon;
-        self
-    }
-
-    /// Sets the focusing exponent. 0, which is none, by default.
-    pub fn gamma(mut self, gamma: f64) -> Self {
-        self.gamma = gamma;
-        self
-    }
-
-    /// Sets the share α of the positives, in \[0, 1\]; the negatives have 1 − α. None by default.
-    pub fn alpha(mut self, alpha: f64) -> Self {
-        self.alpha = Some(alpha);
-        self
-    }
-
-    /// Sets the share of each label, in \[0, 1\], that is moved to ½. 0 by default.
-    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
-        self.label_smoothing = label_smoothing;
-        self
-    }
-
-    /// Sets what a target outside \[0, 1\] does. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets the reduction. [`MultiLabelReduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: MultiLabelReduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     fn check_options(&self) -> Result<(), LossError> {
         check::option("epsilon", self.epsilon, self.epsilon.is_finite(), "a finite number")?;
         multi_label::check_exponent("gamma", self.gamma)?;
@@ -165,14 +128,8 @@ impl PolyBceWithLogitsLoss {
     }
 }
 
-impl Default for PolyBceWithLogitsLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for PolyBceWithLogitsLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         self.check_options()

@@ -6,6 +6,7 @@ use crate::kernels::{NumberOperations, Real, RowLoss, RowReduction, Rows, f_soft
 use crate::numeric::{f_reals, f_share_of, wide_kind};
 use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_backend};
 
+crate::options::options! {
 /// Cross entropy with another weight for the first term of its expansion: Poly-1.
 ///
 /// As a series in the probability that the model misses, cross entropy is Σⱼ (1 − p)ʲ / j; this loss adds ε to the
@@ -58,46 +59,25 @@ use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_
 /// assert!((f64::try_from(&loss)? - (2_f64.ln() + 2.0 * 0.5)).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "PolyLoss")]
 #[doc(alias = "PolyCrossEntropy")]
-pub struct PolyCrossEntropyLoss {
-    epsilon: f64,
-    label_smoothing: f64,
-    invalid_values: InvalidValues,
-    reduction: Reduction,
+pub struct PolyCrossEntropyLoss: "poly_cross_entropy";
+
+/// Poly-1 cross entropy with timm's ε = 2.
+new {
+    /// what is added to the weight of the first term.
+    epsilon: f64 = 2.0,
+    /// the share of the target, in \[0, 1\], that is spread over all classes.
+    label_smoothing: f64 = 0.0,
+    /// what a class out of range does.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 impl PolyCrossEntropyLoss {
-    /// Poly-1 cross entropy with timm's ε = 2.
-    pub fn new() -> Self {
-        Self { epsilon: 2.0, label_smoothing: 0.0, invalid_values: InvalidValues::Error, reduction: Reduction::Mean }
-    }
-
-    /// Sets what is added to the weight of the first term. 2 by default.
-    pub fn epsilon(mut self, epsilon: f64) -> Self {
-        self.epsilon = epsilon;
-        self
-    }
-
-    /// Sets the share of the target, in \[0, 1\], that is spread over all classes. 0 by default.
-    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
-        self.label_smoothing = label_smoothing;
-        self
-    }
-
-    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// From −Σ t log p and 1 − Σ t p of the target before smoothing to the losses.
     fn f_losses(&self, log_p: &Tensor, dim: i64, entropy: &Tensor, missing: &Tensor) -> Result<Tensor, LossError> {
         let smoothing = self.label_smoothing;
@@ -160,14 +140,8 @@ impl RowLoss for Poly {
     }
 }
 
-impl Default for PolyCrossEntropyLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for PolyCrossEntropyLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::option("epsilon", self.epsilon, self.epsilon.is_finite(), "a finite number")?;

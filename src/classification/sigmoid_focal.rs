@@ -12,6 +12,7 @@ use crate::{InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduction, chec
 
 /// What the modulating factor of a target between 0 and 1 is. For targets of 0 and 1 all are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum FocalSoftTargets {
     /// (1 − pₜ)^γ with the expected probability pₜ = p y + (1 − p)(1 − y): torchvision's. The default.
     #[default]
@@ -25,6 +26,9 @@ pub enum FocalSoftTargets {
     Likelihood,
 }
 
+crate::options::words!(FocalSoftTargets);
+
+crate::options::options! {
 /// The focal loss of logits: binary cross entropy in which what is easy counts little.
 ///
 /// The loss of dense detection and of segmentation with a mask per class, where the negatives are many and easy. γ says
@@ -103,132 +107,49 @@ pub enum FocalSoftTargets {
 /// assert!((f64::try_from(&loss)? - 0.25 * 2_f64.ln()).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "sigmoid_focal_loss")]
 #[doc(alias = "BinaryFocalLossWithLogits")]
 #[doc(alias = "binary_focal_loss_with_logits")]
 #[doc(alias = "FocalLoss")]
-pub struct SigmoidFocalLoss {
-    alpha: FocalAlpha,
-    modulation: Modulation,
-    soft_targets: FocalSoftTargets,
-    normalization: FocalNormalization,
-    weight: Option<Tensor>,
-    pos_weight: Option<Tensor>,
-    ignore_index: Option<i64>,
-    mask: Option<Tensor>,
-    invalid_values: InvalidValues,
-    mean_over: MeanOver,
-    divisor: Divisor,
-    reduction: Reduction,
+pub struct SigmoidFocalLoss: "sigmoid_focal" | "BinaryFocalLossWithLogits";
+
+/// The focal loss with α = 0.25 and γ = 2.
+new {
+    /// the balance of positives and negatives: a number, a tensor of one for each class, or [`FocalAlpha::None`]. A
+    /// tensor is on the device of the input, in any floating kind.
+    alpha: FocalAlpha = FocalAlpha::Balance(0.25) => into,
+    /// the power γ of the modulating factor, at least 0; 0 is binary cross entropy.
+    gamma: f64 = 2.0,
+    /// the factor of targets between 0 and 1.
+    soft_targets: FocalSoftTargets = FocalSoftTargets::Expectation,
+    /// the probability in (0, 1\] below which an element counts in full.
+    reduced_threshold: Option<f64> = None,
+    /// by what the losses are divided.
+    normalization: FocalNormalization = FocalNormalization::None,
+    /// a weight for each element, broadcast to the input's shape. It is on the device of the input, in any floating
+    /// kind.
+    weight: Option<Tensor> = None,
+    /// a weight for the positive part of the loss, broadcast to the input's shape. It is on the device of the input, in
+    /// any floating kind.
+    pos_weight: Option<Tensor> = None,
+    /// the target value whose elements count nothing.
+    ignore_index: Option<i64> = None,
+    /// which elements count: a Boolean tensor, broadcast to the input's shape, false where an element counts nothing.
+    /// It is on the device of the input.
+    mask: Option<Tensor> = None,
+    /// what a target outside \[0, 1\] does.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// what the mean divides by.
+    mean_over: MeanOver = MeanOver::Counted,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+    /// what the mean divides by in place of [`mean_over`](Self::mean_over), such as the number of positives of a dense
+    /// detector, [`Divisor::Positives`].
+    divisor: Divisor = Divisor::Losses => into,
+}
 }
 
-crate::option_tensors::option_tensors!(SigmoidFocalLoss { alpha, weight, pos_weight, mask });
-
 impl SigmoidFocalLoss {
-    /// The focal loss with α = 0.25 and γ = 2.
-    pub fn new() -> Self {
-        Self {
-            alpha: FocalAlpha::Balance(0.25),
-            modulation: Modulation::new(),
-            soft_targets: FocalSoftTargets::Expectation,
-            normalization: FocalNormalization::None,
-            weight: None,
-            pos_weight: None,
-            ignore_index: None,
-            mask: None,
-            invalid_values: InvalidValues::Error,
-            mean_over: MeanOver::Counted,
-            divisor: Divisor::Losses,
-            reduction: Reduction::Mean,
-        }
-    }
-
-    /// Sets the balance of positives and negatives: a number, a tensor of one for each class, or
-    /// [`FocalAlpha::None`]. 0.25 by default.
-    /// A tensor is on the device of the input, in any floating kind.
-    pub fn alpha(mut self, alpha: impl Into<FocalAlpha>) -> Self {
-        self.alpha = alpha.into();
-        self
-    }
-
-    /// Sets the power γ of the modulating factor, at least 0. 2 by default; 0 is binary cross entropy.
-    pub fn gamma(mut self, gamma: f64) -> Self {
-        self.modulation.gamma = gamma;
-        self
-    }
-
-    /// Sets the factor of targets between 0 and 1. [`FocalSoftTargets::Expectation`] by default.
-    pub fn soft_targets(mut self, soft_targets: FocalSoftTargets) -> Self {
-        self.soft_targets = soft_targets;
-        self
-    }
-
-    /// Sets the probability in (0, 1\] below which an element counts in full. None by default.
-    pub fn reduced_threshold(mut self, reduced_threshold: f64) -> Self {
-        self.modulation.reduced_threshold = Some(reduced_threshold);
-        self
-    }
-
-    /// Sets by what the losses are divided. [`FocalNormalization::None`] by default.
-    pub fn normalization(mut self, normalization: FocalNormalization) -> Self {
-        self.normalization = normalization;
-        self
-    }
-
-    /// Sets a weight for each element, broadcast to the input's shape. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets a weight for the positive part of the loss, broadcast to the input's shape. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn pos_weight(mut self, pos_weight: Tensor) -> Self {
-        self.pos_weight = Some(pos_weight);
-        self
-    }
-
-    /// Sets the target value whose elements count nothing. None by default.
-    pub fn ignore_index(mut self, ignore_index: i64) -> Self {
-        self.ignore_index = Some(ignore_index);
-        self
-    }
-
-    /// Sets which elements count: a Boolean tensor, broadcast to the input's shape, false where an element counts
-    /// nothing. None by default.
-    /// It is on the device of the input.
-    pub fn mask(mut self, mask: Tensor) -> Self {
-        self.mask = Some(mask);
-        self
-    }
-
-    /// Sets what a target outside \[0, 1\] does. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets what the mean divides by. [`MeanOver::Counted`] by default.
-    pub fn mean_over(mut self, mean_over: MeanOver) -> Self {
-        self.mean_over = mean_over;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
-    /// Sets what the mean divides by in place of [`mean_over`](Self::mean_over), such as the number of positives of a dense
-    /// detector, [`Divisor::Positives`]. [`Divisor::Losses`] by default.
-    pub fn divisor(mut self, divisor: impl Into<Divisor>) -> Self {
-        self.divisor = divisor.into();
-        self
-    }
-
     fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
@@ -311,9 +232,9 @@ impl SigmoidFocalLoss {
             _ => focal::f_log(&z.f_mul(&log_p.f_exp()?)?.f_add(&y.f_mul(&log_q.f_exp()?)?)?),
         };
         if self.normalization == FocalNormalization::None {
-            return self.modulation.f_apply(&balanced, log_rest);
+            return self.modulation().f_apply(&balanced, log_rest);
         }
-        let factor = self.modulation.f_factor(&log_rest()?)?;
+        let factor = self.modulation().f_factor(&log_rest()?)?;
         counted.f_normalize(&balanced.f_mul(&factor)?, &factor, self.normalization)
     }
 
@@ -331,13 +252,14 @@ impl SigmoidFocalLoss {
         let positive = logits.f_part(&self.f_positive(&positive)?, &log_p)?;
         let negative = logits.f_part(&negative, &log_q)?;
         let [log_p, log_q] = &finite;
-        let positive = self.modulation.f_apply(&positive, || Ok(log_q.shallow_clone()))?;
-        let negative = self.modulation.f_apply(&negative, || Ok(log_p.shallow_clone()))?;
+        let positive = self.modulation().f_apply(&positive, || Ok(log_q.shallow_clone()))?;
+        let negative = self.modulation().f_apply(&negative, || Ok(log_p.shallow_clone()))?;
         let losses = positive.f_add(&negative)?.f_neg()?;
         if self.normalization == FocalNormalization::None {
             return Ok(losses);
         }
-        let factor = y.f_mul(&self.modulation.f_factor(log_q)?)?.f_add(&z.f_mul(&self.modulation.f_factor(log_p)?)?)?;
+        let factor =
+            y.f_mul(&self.modulation().f_factor(log_q)?)?.f_add(&z.f_mul(&self.modulation().f_factor(log_p)?)?)?;
         counted.f_normalize(&losses, &factor, self.normalization)
     }
 
@@ -348,7 +270,7 @@ impl SigmoidFocalLoss {
         let plain = matches!(self.soft_targets, FocalSoftTargets::Expectation | FocalSoftTargets::Margin)
             && self.normalization == FocalNormalization::None
             && !matches!(self.alpha, FocalAlpha::Classes(_))
-            && self.modulation.reduced_threshold.is_none()
+            && self.reduced_threshold.is_none()
             && self.pos_weight.is_none()
             && self.ignore_index.is_none()
             && self.mask.is_none()
@@ -382,19 +304,17 @@ impl SigmoidFocalLoss {
             None => term.shallow_clone(),
         })
     }
-}
 
-impl Default for SigmoidFocalLoss {
-    fn default() -> Self {
-        Self::new()
+    fn modulation(&self) -> Modulation {
+        Modulation { gamma: self.gamma, reduced_threshold: self.reduced_threshold }
     }
 }
 
 impl Loss for SigmoidFocalLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
-        self.modulation.check()?;
+        self.modulation().check()?;
         self.divisor.check()?;
         self.alpha.check_number()
     }
@@ -411,7 +331,7 @@ impl Loss for SigmoidFocalLoss {
             return self.f_composite(input, target);
         }
         let target = numeric::f_reals(("target", target), input.f_kind()?)?;
-        let (gamma, alpha) = (self.modulation.gamma, self.alpha.number());
+        let (gamma, alpha) = (self.gamma, self.alpha.number());
         match (self.soft_targets == FocalSoftTargets::Margin, gamma == 2.0) {
             (false, true) => self.f_fused(Formula::<true> { gamma, alpha }, input, &target),
             (false, false) => self.f_fused(Formula::<false> { gamma, alpha }, input, &target),

@@ -10,6 +10,7 @@ use crate::mean_parts::f_wide;
 use crate::numeric::{f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts};
 
+crate::options::options! {
 /// Binary cross entropy of logits whose targets are smoothed, thresholded, ignored, or class indices.
 ///
 /// For masks in which some pixels are not labelled, and for training a classifier of one label out of many with a
@@ -73,21 +74,33 @@ use crate::{InvalidValues, Loss, LossError, MeanParts};
 /// assert_eq!(Vec::<f64>::try_from(logits.grad())?, [-0.5, 0.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "SoftBCEWithLogitsLoss")]
 #[doc(alias = "BinaryCrossEntropy")]
-pub struct SoftBceWithLogitsLoss {
-    weight: Option<Tensor>,
-    pos_weight: Option<Tensor>,
-    ignore_index: Option<i64>,
-    label_smoothing: f64,
-    target_threshold: Option<f64>,
-    invalid_values: InvalidValues,
-    mean_over: MeanOver,
-    reduction: MultiLabelReduction,
-}
+pub struct SoftBceWithLogitsLoss: "soft_bce_with_logits";
 
-crate::option_tensors::option_tensors!(SoftBceWithLogitsLoss { weight, pos_weight });
+/// Binary cross entropy with the defaults of segmentation-models-pytorch.
+new {
+    /// a weight for each element, broadcast to the input's shape. It is on the device of the input, in any floating
+    /// kind.
+    weight: Option<Tensor> = None,
+    /// a weight for the positive part of the loss, broadcast to the input's shape. It is on the device of the input, in
+    /// any floating kind.
+    pos_weight: Option<Tensor> = None,
+    /// the value, or the class index, whose targets count nothing; `None` is none.
+    ignore_index: Option<i64> = Some(-100) => into,
+    /// the share of each label, in \[0, 1\], that is moved to ½, or of a class index that is spread over all classes.
+    label_smoothing: f64 = 0.0,
+    /// the value above which a target, smoothed, is 1; all others are 0.
+    target_threshold: Option<f64> = None,
+    /// what a target outside \[0, 1\] or a class index out of range does. With a
+    /// [`target_threshold`](Self::target_threshold) a target may be any number.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// what the mean divides by where targets are ignored.
+    mean_over: MeanOver = MeanOver::All,
+    /// the reduction.
+    reduction: MultiLabelReduction = MultiLabelReduction::Mean,
+}
+}
 
 /// The targets as they enter the cross entropy.
 struct Labels {
@@ -100,72 +113,6 @@ struct Labels {
 }
 
 impl SoftBceWithLogitsLoss {
-    /// Binary cross entropy with the defaults of segmentation-models-pytorch.
-    pub fn new() -> Self {
-        Self {
-            weight: None,
-            pos_weight: None,
-            ignore_index: Some(-100),
-            label_smoothing: 0.0,
-            target_threshold: None,
-            invalid_values: InvalidValues::Error,
-            mean_over: MeanOver::All,
-            reduction: MultiLabelReduction::Mean,
-        }
-    }
-
-    /// Sets a weight for each element, broadcast to the input's shape. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets a weight for the positive part of the loss, broadcast to the input's shape. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn pos_weight(mut self, pos_weight: Tensor) -> Self {
-        self.pos_weight = Some(pos_weight);
-        self
-    }
-
-    /// Sets the value, or the class index, whose targets count nothing; `None` is none. −100 by default.
-    pub fn ignore_index(mut self, ignore_index: impl Into<Option<i64>>) -> Self {
-        self.ignore_index = ignore_index.into();
-        self
-    }
-
-    /// Sets the share of each label, in \[0, 1\], that is moved to ½, or of a class index that is spread over all
-    /// classes. 0 by default.
-    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
-        self.label_smoothing = label_smoothing;
-        self
-    }
-
-    /// Sets the value above which a target, smoothed, is 1; all others are 0. None by default.
-    pub fn target_threshold(mut self, target_threshold: f64) -> Self {
-        self.target_threshold = Some(target_threshold);
-        self
-    }
-
-    /// Sets what a target outside \[0, 1\] or a class index out of range does. With a
-    /// [`target_threshold`](Self::target_threshold) a target may be any number. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets what the mean divides by where targets are ignored. [`MeanOver::All`] by default.
-    pub fn mean_over(mut self, mean_over: MeanOver) -> Self {
-        self.mean_over = mean_over;
-        self
-    }
-
-    /// Sets the reduction. [`MultiLabelReduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: MultiLabelReduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// The labels of targets that are given element by element.
     fn f_dense(&self, target: &Tensor, kind: Kind) -> Result<Labels, LossError> {
         let labels = f_reals(("target", target), kind)?;
@@ -212,14 +159,8 @@ impl SoftBceWithLogitsLoss {
     }
 }
 
-impl Default for SoftBceWithLogitsLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for SoftBceWithLogitsLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         self.target_threshold.map_or(Ok(()), |threshold| check::number("target_threshold", threshold))?;

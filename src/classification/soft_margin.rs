@@ -4,6 +4,7 @@ use crate::kernels::{self, NumberOperations, Pointwise, Real, f_pointwise, sigmo
 use crate::numeric::{f_reals, wide_kind};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// The logistic loss of a score whose label is 1 or −1.
 ///
 /// It is [`BceWithLogitsLoss`](crate::BceWithLogitsLoss) for labels of 1 and −1 in place of 1 and 0: choose it where
@@ -56,35 +57,21 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert_eq!(Vec::<f64>::try_from(input.grad())?, [-0.5, -1.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Default)]
 #[doc(alias = "nn.SoftMarginLoss")]
 #[doc(alias = "soft_margin_loss")]
-pub struct SoftMarginLoss {
-    broadcast: bool,
-    reduction: Reduction,
+pub struct SoftMarginLoss: "soft_margin";
+
+/// The soft margin loss with PyTorch's defaults.
+new {
+    /// whether input and target may differ in shape and are broadcast against each other.
+    broadcast: bool = false,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
 }
-
-impl SoftMarginLoss {
-    /// The soft margin loss with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
-    pub fn broadcast(mut self, broadcast: bool) -> Self {
-        self.broadcast = broadcast;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
 }
 
 impl Loss for SoftMarginLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;

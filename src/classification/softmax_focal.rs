@@ -7,6 +7,7 @@ use crate::mean_parts::{self, f_wide, f_wide_option};
 use crate::precomputed::Precomputed;
 use crate::{Backend, InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduction, numeric, with_backend};
 
+crate::options::options! {
 /// The focal loss of a softmax: cross entropy in which what is easy counts little.
 ///
 /// The loss of classification and segmentation with classes of very different size. γ says how little the easy targets
@@ -84,89 +85,33 @@ use crate::{Backend, InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduct
 /// assert!((f64::try_from(&loss)? - 0.125 * 2_f64.ln()).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "focal_loss")]
 #[doc(alias = "FocalLoss")]
-pub struct SoftmaxFocalLoss {
-    alpha: FocalAlpha,
-    modulation: Modulation,
-    weight: Option<Tensor>,
-    ignore_index: Option<i64>,
-    label_smoothing: f64,
-    invalid_values: InvalidValues,
-    mean_over: MeanOver,
-    reduction: Reduction,
+pub struct SoftmaxFocalLoss: "softmax_focal";
+
+/// The focal loss with γ = 2 and without α.
+new {
+    /// how much the classes count: a number α for \[1 − α, α, α, …\], or a tensor of one for each class. A tensor is on
+    /// the device of the input, in any floating kind.
+    alpha: FocalAlpha = FocalAlpha::None => into,
+    /// the power γ of the modulating factor, at least 0; 0 is cross entropy.
+    gamma: f64 = 2.0,
+    /// a weight for each class, which divides the mean, too. It is on the device of the input, in any floating kind.
+    weight: Option<Tensor> = None,
+    /// the class index whose targets count nothing, or none.
+    ignore_index: Option<i64> = Some(-100) => into,
+    /// the share of the target, in \[0, 1\], that is spread over all classes.
+    label_smoothing: f64 = 0.0,
+    /// what a class out of range does.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// what the mean divides by; with [`MeanOver::All`] it is the number of targets, whatever the weights.
+    mean_over: MeanOver = MeanOver::Counted,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
-crate::option_tensors::option_tensors!(SoftmaxFocalLoss { alpha, weight });
-
 impl SoftmaxFocalLoss {
-    /// The focal loss with γ = 2 and without α.
-    pub fn new() -> Self {
-        Self {
-            alpha: FocalAlpha::None,
-            modulation: Modulation::new(),
-            weight: None,
-            ignore_index: Some(-100),
-            label_smoothing: 0.0,
-            invalid_values: InvalidValues::Error,
-            mean_over: MeanOver::Counted,
-            reduction: Reduction::Mean,
-        }
-    }
-
-    /// Sets how much the classes count: a number α for \[1 − α, α, α, …\], or a tensor of one for each class.
-    /// [`FocalAlpha::None`] by default.
-    /// A tensor is on the device of the input, in any floating kind.
-    pub fn alpha(mut self, alpha: impl Into<FocalAlpha>) -> Self {
-        self.alpha = alpha.into();
-        self
-    }
-
-    /// Sets the power γ of the modulating factor, at least 0. 2 by default; 0 is cross entropy.
-    pub fn gamma(mut self, gamma: f64) -> Self {
-        self.modulation.gamma = gamma;
-        self
-    }
-
-    /// Sets a weight for each class, which divides the mean, too. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets the class index whose targets count nothing, or none. −100 by default.
-    pub fn ignore_index(mut self, ignore_index: impl Into<Option<i64>>) -> Self {
-        self.ignore_index = ignore_index.into();
-        self
-    }
-
-    /// Sets the share of the target, in \[0, 1\], that is spread over all classes. 0 by default.
-    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
-        self.label_smoothing = label_smoothing;
-        self
-    }
-
-    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets what the mean divides by. [`MeanOver::Counted`] by default; with [`MeanOver::All`] it is the number of
-    /// targets, whatever the weights.
-    pub fn mean_over(mut self, mean_over: MeanOver) -> Self {
-        self.mean_over = mean_over;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
@@ -199,7 +144,7 @@ impl SoftmaxFocalLoss {
 
     /// (1 − p)^γ · log p.
     fn f_modulated(&self, log_p: &Tensor) -> Result<Tensor, LossError> {
-        self.modulation.f_apply(log_p, || {
+        self.modulation().f_apply(log_p, || {
             // Of a class that is masked, by −∞ or by a huge number, the factor is 1 with slope 0: p log p is 0 there.
             let masked = log_p.f_lt_number(MASKED)?;
             focal::f_log_rest(&log_p.f_masked_fill_number(&masked, MASKED)?)
@@ -245,10 +190,10 @@ impl SoftmaxFocalLoss {
         let own = self.clone();
         let composite =
             move |input: &Tensor, target: &Tensor| with_backend(Backend::Composite, || own.f_forward(input, target));
-        if self.modulation.gamma == 2.0 {
+        if self.gamma == 2.0 {
             return f_softmax(Formula(Square), 0.0, &rows, reduction, composite);
         }
-        f_softmax(Formula(Power { gamma: self.modulation.gamma }), 0.0, &rows, reduction, composite)
+        f_softmax(Formula(Power { gamma: self.gamma }), 0.0, &rows, reduction, composite)
     }
 
     /// The log-probabilities of `input`, in single precision at least, and their loss: for a loss that needs both.
@@ -349,22 +294,20 @@ impl SoftmaxFocalLoss {
         }
         focal::f_mean(&total, &divisor)
     }
+
+    fn modulation(&self) -> Modulation {
+        Modulation { gamma: self.gamma, reduced_threshold: None }
+    }
 }
 
 /// A logarithm below it is that of a masked class.
 const MASKED: f64 = -1e30;
 
-impl Default for SoftmaxFocalLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for SoftmaxFocalLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
-        self.modulation.check()?;
+        self.modulation().check()?;
         self.alpha.check_number()?;
         let smoothing = self.label_smoothing;
         check::option("label_smoothing", smoothing, (0.0..=1.0).contains(&smoothing), "a number in [0, 1]")

@@ -72,6 +72,7 @@ use crate::{Loss, LossError, MeanParts, check};
 #[doc(alias = "Weighted")]
 #[doc(alias = "Sum")]
 #[doc(alias = "combined loss")]
+#[must_use]
 pub struct WeightedSum {
     terms: Vec<Summand>,
 }

@@ -11,6 +11,7 @@ use crate::{Loss, LossError, MeanParts};
 /// By default it is what the reference of the loss has, NaN for most. [`Loss::when_empty`] sets it for any loss;
 /// [`MeanParts::f_value_when_empty`] for the losses of other arguments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum WhenEmpty {
     /// NaN, with a gradient of 0.
     Nan,
@@ -19,6 +20,8 @@ pub enum WhenEmpty {
     /// An error: [`LossError::Empty`].
     Error,
 }
+
+crate::options::words!(WhenEmpty);
 
 impl WhenEmpty {
     /// The value; the error, where that is asked for.
@@ -47,6 +50,7 @@ impl WhenEmpty {
 /// Its value is that of the loss where it is over something. On the CPU a loss that is neither 0 nor NaN is known to be;
 /// of another one the denominator is looked at, as it is of every one on CUDA, which [`WhenEmpty::Error`] waits for.
 #[derive(Debug, Clone, Copy)]
+#[must_use]
 pub struct OverNothing<L> {
     loss: L,
     when_empty: WhenEmpty,

@@ -2,9 +2,11 @@ use tch::Tensor;
 
 use super::boxes::{self, Axis, Boxes, Overlap};
 use super::divisor::{Divisor, Reducing};
+use super::of_boxes;
 use crate::kernels::{Pointwise, Real, f_boxes};
 use crate::{Loss, LossError, MeanParts, Reduction};
 
+crate::options::options! {
 /// Distance IoU loss of boxes: one minus their overlap, plus the distance of their centres.
 ///
 /// It moves boxes together directly and so converges faster than
@@ -59,60 +61,22 @@ use crate::{Loss, LossError, MeanParts, Reduction};
 /// assert!((f64::try_from(&loss)? - 1.4).abs() < 1e-6);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "distance_box_iou_loss")]
 #[doc(alias = "DIoU")]
-pub struct DistanceBoxIouLoss {
-    eps: f64,
-    weight: Option<Tensor>,
-    divisor: Divisor,
-    reduction: Reduction,
-}
+pub struct DistanceBoxIouLoss: "distance_box_iou" | "DIoU";
 
-crate::option_tensors::option_tensors!(DistanceBoxIouLoss { weight });
-
-impl DistanceBoxIouLoss {
-    /// The loss with torchvision's defaults.
-    pub fn new() -> Self {
-        Self { eps: 1e-7, weight: None, divisor: Divisor::Losses, reduction: Reduction::None }
-    }
-
-    /// Sets the ε that is added to the area and the squared diagonal that are divided by. 10⁻⁷ by default.
+/// The loss with torchvision's defaults.
+new {
+    /// the ε that is added to the area and the squared diagonal that are divided by.
     ///
     /// Boxes without an area are defined with 0, too.
-    pub fn eps(mut self, eps: f64) -> Self {
-        self.eps = eps;
-        self
-    }
-
-    /// Sets a weight for each pair of boxes, broadcast to the losses' shape `[*]`. None by default. It is on the device of the
-    /// input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets what the mean divides by. [`Divisor::Losses`] by default.
-    pub fn divisor(mut self, divisor: impl Into<Divisor>) -> Self {
-        self.divisor = divisor.into();
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::None`] by default, as in torchvision.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
+    eps: f64 = 1e-7,
+    ..of_boxes,
 }
-
-impl Default for DistanceBoxIouLoss {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Loss for DistanceBoxIouLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         boxes::check_eps("eps", self.eps)?;

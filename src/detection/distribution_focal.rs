@@ -6,6 +6,7 @@ use crate::kernels::{NumberOperations, RowReduction, Rows, f_softmax_of_position
 use crate::numeric::{f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
+crate::options::options! {
 /// Distribution focal loss: cross entropy of the two bins beside a continuous target.
 ///
 /// For a model that predicts a number, such as the distance from a point to a side of its box, as a distribution over
@@ -50,52 +51,26 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 /// assert!((f64::try_from(&loss)? - 1.5 * 2_f64.ln()).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Default)]
 #[doc(alias = "DFL")]
 #[doc(alias = "distribution_focal_loss")]
-pub struct DistributionFocalLoss {
-    weight: Option<Tensor>,
-    divisor: Divisor,
-    invalid_values: InvalidValues,
-    reduction: Reduction,
+pub struct DistributionFocalLoss: "distribution_focal" | "DFL";
+
+/// Distribution focal loss.
+new {
+    /// a weight for each target, broadcast to the target's shape. It is on the device of the input, in any floating
+    /// kind.
+    weight: Option<Tensor> = None,
+    /// what the mean divides by.
+    divisor: Divisor = Divisor::Losses => into,
+    /// what a target outside the bins does.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
 }
-
-crate::option_tensors::option_tensors!(DistributionFocalLoss { weight });
-
-impl DistributionFocalLoss {
-    /// Distribution focal loss.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets a weight for each target, broadcast to the target's shape. None by default. It is on the device of the input, in
-    /// any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets what the mean divides by. [`Divisor::Losses`] by default.
-    pub fn divisor(mut self, divisor: impl Into<Divisor>) -> Self {
-        self.divisor = divisor.into();
-        self
-    }
-
-    /// Sets what a target outside the bins does. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
 }
 
 impl Loss for DistributionFocalLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_check(input, target)?;

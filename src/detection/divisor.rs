@@ -38,6 +38,8 @@ pub enum Divisor {
     Number(f64),
 }
 
+crate::option_tensors::without_tensors!(Divisor);
+
 impl From<f64> for Divisor {
     fn from(number: f64) -> Self {
         Divisor::Number(number)

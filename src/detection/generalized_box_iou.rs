@@ -2,10 +2,12 @@ use tch::Tensor;
 
 use super::boxes::{self, Axis, Boxes, Lengths, Overlap, Quotient};
 use super::divisor::{Divisor, Reducing};
+use super::of_boxes;
 use crate::kernels::{NumberOperations, Pointwise, Real, f_boxes};
 use crate::numeric::f_ratio;
 use crate::{Loss, LossError, MeanParts, Reduction};
 
+crate::options::options! {
 /// Generalised IoU loss of boxes: one minus their overlap, plus how empty the box around both is.
 ///
 /// The loss of box regression that also pulls together boxes that do not overlap, where plain IoU has no gradient.
@@ -60,60 +62,22 @@ use crate::{Loss, LossError, MeanParts, Reduction};
 /// assert!((f64::try_from(&loss)? - 4.0 / 3.0).abs() < 1e-6);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "generalized_box_iou_loss")]
 #[doc(alias = "GIoU")]
-pub struct GeneralizedBoxIouLoss {
-    eps: f64,
-    weight: Option<Tensor>,
-    divisor: Divisor,
-    reduction: Reduction,
-}
+pub struct GeneralizedBoxIouLoss: "generalized_box_iou" | "GIoU";
 
-crate::option_tensors::option_tensors!(GeneralizedBoxIouLoss { weight });
-
-impl GeneralizedBoxIouLoss {
-    /// The loss with torchvision's defaults.
-    pub fn new() -> Self {
-        Self { eps: 1e-7, weight: None, divisor: Divisor::Losses, reduction: Reduction::None }
-    }
-
-    /// Sets the ε that is added to the areas that are divided by. 10⁻⁷ by default.
+/// The loss with torchvision's defaults.
+new {
+    /// the ε that is added to the areas that are divided by.
     ///
     /// Boxes without an area are defined with 0, too.
-    pub fn eps(mut self, eps: f64) -> Self {
-        self.eps = eps;
-        self
-    }
-
-    /// Sets a weight for each pair of boxes, broadcast to the losses' shape `[*]`. None by default. It is on the device of the
-    /// input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets what the mean divides by. [`Divisor::Losses`] by default.
-    pub fn divisor(mut self, divisor: impl Into<Divisor>) -> Self {
-        self.divisor = divisor.into();
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::None`] by default, as in torchvision.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
+    eps: f64 = 1e-7,
+    ..of_boxes,
 }
-
-impl Default for GeneralizedBoxIouLoss {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Loss for GeneralizedBoxIouLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         boxes::check_eps("eps", self.eps)?;

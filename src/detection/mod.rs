@@ -30,3 +30,37 @@ fn check_scores(input: &Tensor, target: &Tensor) -> Result<(), LossError> {
     real(("target", target))?;
     check::same_shape(("target", target), ("input", input))
 }
+
+/// The options of losses of pairs of boxes.
+macro_rules! of_boxes {
+    ($($state:tt)*) => {
+        crate::options::options! { @group $($state)*
+            /// a weight for each pair of boxes, broadcast to the losses' shape `[*]`. It is on the device of the input,
+            /// in any floating kind.
+            weight: Option<Tensor> = None,
+            /// what the mean divides by.
+            divisor: Divisor = Divisor::Losses => into,
+            /// the reduction; the default is torchvision's.
+            reduction: Reduction = Reduction::None,
+        }
+    };
+}
+use of_boxes;
+
+/// The options of losses of the scores of a detector.
+macro_rules! of_scores {
+    ($($state:tt)*) => {
+        crate::options::options! { @group $($state)*
+            /// a weight for each element, broadcast to the input's shape; `[N, 1]` is one for each place of `[N, C]`.
+            /// It is on the device of the input, in any floating kind.
+            weight: Option<Tensor> = None,
+            /// what the mean divides by.
+            divisor: Divisor = Divisor::Losses => into,
+            /// what a target outside \[0, 1\] does.
+            invalid_values: InvalidValues = InvalidValues::Error,
+            /// the reduction.
+            reduction: Reduction = Reduction::Mean,
+        }
+    };
+}
+use of_scores;

@@ -1,12 +1,13 @@
 use tch::Tensor;
 
-use super::check_scores;
 use super::divisor::{Divisor, Reducing, f_positives};
+use super::{check_scores, of_scores};
 use crate::binary::{self, Logits};
 use crate::kernels::{self, ANY, Logit, NumberOperations, Pointwise, Real, f_pointwise, part, powers, share_or_nan};
 use crate::numeric::{f_abs, f_power, f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// Quality focal loss of logits: focal loss whose targets are qualities between 0 and 1 instead of labels.
 ///
 /// The score of a dense detector that is to say both what a box holds and how well it fits: the target is the IoU of
@@ -59,71 +60,20 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction, check};
 /// assert!((f64::try_from(&loss)? - 2_f64.ln() / 8.0).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "QFL")]
 #[doc(alias = "quality_focal_loss")]
-pub struct QualityFocalLoss {
-    beta: f64,
-    weight: Option<Tensor>,
-    divisor: Divisor,
-    invalid_values: InvalidValues,
-    reduction: Reduction,
+pub struct QualityFocalLoss: "quality_focal" | "QFL";
+
+/// Quality focal loss with the paper's β = 2.
+new {
+    /// β: the greater, the less a score counts that is nearly right.
+    beta: f64 = 2.0,
+    ..of_scores,
 }
-
-crate::option_tensors::option_tensors!(QualityFocalLoss { weight });
-
-impl QualityFocalLoss {
-    /// Quality focal loss with the paper's β = 2.
-    pub fn new() -> Self {
-        Self {
-            beta: 2.0,
-            weight: None,
-            divisor: Divisor::Losses,
-            invalid_values: InvalidValues::Error,
-            reduction: Reduction::Mean,
-        }
-    }
-
-    /// Sets β: the greater, the less a score counts that is nearly right. 2 by default.
-    pub fn beta(mut self, beta: f64) -> Self {
-        self.beta = beta;
-        self
-    }
-
-    /// Sets a weight for each element, broadcast to the input's shape; `[N, 1]` is one for each place of `[N, C]`. None by
-    /// default. It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets what the mean divides by. [`Divisor::Losses`] by default.
-    pub fn divisor(mut self, divisor: impl Into<Divisor>) -> Self {
-        self.divisor = divisor.into();
-        self
-    }
-
-    /// Sets what a target outside \[0, 1\] does. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-}
-
-impl Default for QualityFocalLoss {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Loss for QualityFocalLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         let valid = self.beta.is_finite() && self.beta >= 0.0;

@@ -1,12 +1,13 @@
 use tch::Tensor;
 
-use super::check_scores;
 use super::divisor::{Divisor, Reducing, f_positives};
+use super::{check_scores, of_scores};
 use crate::binary::{self, Logits};
 use crate::kernels::{self, Logit, NumberOperations, Pointwise, Real, choose, f_pointwise, part, share_or_nan};
 use crate::numeric::{f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// Varifocal loss of logits: positives weigh by their quality, negatives by how sure the model is of them.
 ///
 /// The score of a dense detector that ranks boxes by how well they fit: the target is the IoU of the predicted box at
@@ -52,79 +53,22 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction, check};
 /// assert!((f64::try_from(&loss)? - (0.8 + 0.75 / 4.0) * 2_f64.ln()).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "VFL")]
 #[doc(alias = "varifocal_loss")]
-pub struct VarifocalLoss {
-    alpha: f64,
-    gamma: f64,
-    weight: Option<Tensor>,
-    divisor: Divisor,
-    invalid_values: InvalidValues,
-    reduction: Reduction,
+pub struct VarifocalLoss: "varifocal" | "VFL";
+
+/// Varifocal loss with the paper's α = 0.75 and γ = 2.
+new {
+    /// the weight of the negatives.
+    alpha: f64 = 0.75,
+    /// γ: the greater, the less a negative counts that is nearly right.
+    gamma: f64 = 2.0,
+    ..of_scores,
 }
-
-crate::option_tensors::option_tensors!(VarifocalLoss { weight });
-
-impl VarifocalLoss {
-    /// Varifocal loss with the paper's α = 0.75 and γ = 2.
-    pub fn new() -> Self {
-        Self {
-            alpha: 0.75,
-            gamma: 2.0,
-            weight: None,
-            divisor: Divisor::Losses,
-            invalid_values: InvalidValues::Error,
-            reduction: Reduction::Mean,
-        }
-    }
-
-    /// Sets the weight of the negatives. 0.75 by default.
-    pub fn alpha(mut self, alpha: f64) -> Self {
-        self.alpha = alpha;
-        self
-    }
-
-    /// Sets γ: the greater, the less a negative counts that is nearly right. 2 by default.
-    pub fn gamma(mut self, gamma: f64) -> Self {
-        self.gamma = gamma;
-        self
-    }
-
-    /// Sets a weight for each element, broadcast to the input's shape; `[N, 1]` is one for each place of `[N, C]`. None by
-    /// default. It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets what the mean divides by. [`Divisor::Losses`] by default.
-    pub fn divisor(mut self, divisor: impl Into<Divisor>) -> Self {
-        self.divisor = divisor.into();
-        self
-    }
-
-    /// Sets what a target outside \[0, 1\] does. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-}
-
-impl Default for VarifocalLoss {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Loss for VarifocalLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::option("alpha", self.alpha, self.alpha.is_finite(), "a finite number")?;

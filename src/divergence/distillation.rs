@@ -5,6 +5,7 @@ use crate::kernels::NumberOperations;
 use crate::numeric::wide_kind;
 use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, Reduction, autograd};
 
+crate::options::options! {
 /// The loss of knowledge distillation: how far a student's predictions are from a teacher's, plus the cross entropy of
 /// the labels.
 ///
@@ -66,18 +67,32 @@ use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, Reduction, autogra
 /// assert!((student.grad().double_value(&[0, 1]) + 0.25).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "LigerFusedLinearJSDLoss")]
 #[doc(alias = "knowledge distillation")]
-pub struct DistillationLoss {
-    soft_loss: SoftLoss,
-    temperature: f64,
-    temperature_squared: bool,
-    soft_weight: f64,
-    hard_weight: f64,
-    ignore_index: i64,
-    invalid_values: InvalidValues,
-    reduction: Reduction,
+pub struct DistillationLoss;
+
+/// The distillation loss with Liger's defaults.
+new {
+    /// the loss of the two distributions.
+    soft_loss: SoftLoss = SoftLoss::JensenShannon(0.5),
+    /// the temperature τ, which makes both distributions flatter where it is above 1.
+    temperature: f64 = 1.0,
+    /// whether the soft loss is multiplied by τ², as Hinton et al. do.
+    temperature_squared: bool = false,
+    /// the weight of the soft loss.
+    #[doc(alias = "weight_soft_loss")]
+    soft_weight: f64 = 0.5,
+    /// the weight of the cross entropy of the labels; it must be 0 where there are no labels.
+    #[doc(alias = "weight_hard_loss")]
+    hard_weight: f64 = 0.5,
+    /// the class index whose targets count nothing, in the soft loss too.
+    ignore_index: i64 = -100,
+    /// what a class out of range does.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 /// How far the student's distribution q is from the teacher's distribution p.
@@ -97,6 +112,8 @@ pub enum SoftLoss {
     Cosine,
 }
 
+crate::option_tensors::without_tensors!(SoftLoss);
+
 /// The sums of the two losses over the rows that count, or one number for each row.
 pub(super) struct Terms {
     /// Times τ² where that is asked for.
@@ -105,70 +122,6 @@ pub(super) struct Terms {
 }
 
 impl DistillationLoss {
-    /// The distillation loss with Liger's defaults.
-    pub fn new() -> Self {
-        Self {
-            soft_loss: SoftLoss::JensenShannon(0.5),
-            temperature: 1.0,
-            temperature_squared: false,
-            soft_weight: 0.5,
-            hard_weight: 0.5,
-            ignore_index: -100,
-            invalid_values: InvalidValues::Error,
-            reduction: Reduction::Mean,
-        }
-    }
-
-    /// Sets the loss of the two distributions. [`SoftLoss::JensenShannon`] of ½ by default.
-    pub fn soft_loss(mut self, soft_loss: SoftLoss) -> Self {
-        self.soft_loss = soft_loss;
-        self
-    }
-
-    /// Sets the temperature τ, which makes both distributions flatter where it is above 1. 1 by default.
-    pub fn temperature(mut self, temperature: f64) -> Self {
-        self.temperature = temperature;
-        self
-    }
-
-    /// Sets whether the soft loss is multiplied by τ², as Hinton et al. do. False by default.
-    pub fn temperature_squared(mut self, temperature_squared: bool) -> Self {
-        self.temperature_squared = temperature_squared;
-        self
-    }
-
-    /// Sets the weight of the soft loss. 0.5 by default.
-    #[doc(alias = "weight_soft_loss")]
-    pub fn soft_weight(mut self, soft_weight: f64) -> Self {
-        self.soft_weight = soft_weight;
-        self
-    }
-
-    /// Sets the weight of the cross entropy of the labels. 0.5 by default; it must be 0 where there are no labels.
-    #[doc(alias = "weight_hard_loss")]
-    pub fn hard_weight(mut self, hard_weight: f64) -> Self {
-        self.hard_weight = hard_weight;
-        self
-    }
-
-    /// Sets the class index whose targets count nothing, in the soft loss too. −100 by default.
-    pub fn ignore_index(mut self, ignore_index: i64) -> Self {
-        self.ignore_index = ignore_index;
-        self
-    }
-
-    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// Computes the loss, with a graph where student or teacher requires a gradient.
     ///
     /// # Errors
@@ -193,14 +146,7 @@ impl DistillationLoss {
         Ok(target.validity.f_poison(&loss, self.reduction == Reduction::None)?.f_to_kind(own)?)
     }
 
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward(&self, input: &Tensor, teacher: &Tensor, target: Option<&Tensor>) -> Tensor {
-        crate::loss::expect(self.f_forward(input, teacher, target))
-    }
+    crate::loss::or_panic!(forward as f_forward(input: &Tensor, teacher: &Tensor, target: Option<&Tensor>) -> Tensor);
 
     /// The ignored class, and what a class out of range does.
     pub(super) fn targets(&self) -> (i64, InvalidValues) {
@@ -371,12 +317,6 @@ fn f_direction(logits: &Tensor, dim: i64) -> Result<Tensor, LossError> {
     let (low, high) = (low?, high?);
     let scaled = logits.f_masked_fill_number(&low.f_logical_or(&high)?, 0)?.f_div(&scale)?;
     Ok(scaled.f_masked_fill_number(&low, -1)?.f_masked_fill_number(&high, 1)?)
-}
-
-impl Default for DistillationLoss {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 #[cfg(test)]

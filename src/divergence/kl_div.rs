@@ -5,6 +5,7 @@ use crate::mean_parts::f_wide;
 use crate::numeric::f_widely;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// The Kullback-Leibler divergence of a target distribution from a predicted one.
 ///
 /// For distillation, variational models and soft labels. The input is log-probabilities, as of a `log_softmax`. Set
@@ -59,17 +60,24 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert_eq!(Vec::<f64>::try_from(log_p.grad().view([-1]))?, [-0.125, -0.375, -0.5, 0.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Default)]
 #[doc(alias = "nn.KLDivLoss")]
 #[doc(alias = "kl_div")]
-pub struct KlDivLoss {
-    log_target: bool,
-    broadcast: bool,
-    reduction: KlDivReduction,
+pub struct KlDivLoss: "kl_div" | "kullback_leibler_divergence";
+
+/// The Kullback-Leibler divergence with PyTorch's defaults.
+new {
+    /// whether the target is log-probabilities too, which avoids taking the logarithm of it.
+    log_target: bool = false,
+    /// whether input and target may differ in shape and are broadcast against each other.
+    broadcast: bool = false,
+    /// the reduction.
+    reduction: KlDivReduction = KlDivReduction::Mean,
+}
 }
 
 /// How the terms of a [`KlDivLoss`] become the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[doc(alias = "batchmean")]
 pub enum KlDivReduction {
     /// One term per element, without a reduction.
@@ -85,6 +93,8 @@ pub enum KlDivReduction {
     BatchMean,
 }
 
+crate::options::words!(KlDivReduction);
+
 impl KlDivReduction {
     /// The reduction of the operation, before the sum is divided by the batch.
     fn of_operation(self) -> Reduction {
@@ -96,33 +106,8 @@ impl KlDivReduction {
     }
 }
 
-impl KlDivLoss {
-    /// The Kullback-Leibler divergence with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets whether the target is log-probabilities too, which avoids taking the logarithm of it. False by default.
-    pub fn log_target(mut self, log_target: bool) -> Self {
-        self.log_target = log_target;
-        self
-    }
-
-    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
-    pub fn broadcast(mut self, broadcast: bool) -> Self {
-        self.broadcast = broadcast;
-        self
-    }
-
-    /// Sets the reduction. [`KlDivReduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: KlDivReduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-}
-
 impl Loss for KlDivLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;

@@ -72,6 +72,7 @@ use crate::{Chunking, LinearHead, LossError, Reduction};
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[doc(alias = "LigerFusedLinearJSDLoss")]
 #[doc(alias = "LigerFusedLinearCosineSimilarityLoss")]
+#[must_use]
 pub struct LinearDistillation {
     distillation: DistillationLoss,
     chunking: Chunking,
@@ -121,18 +122,10 @@ impl LinearDistillation {
         Ok(output)
     }
 
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward(
-        &self,
-        student: LinearHead,
-        teacher: LinearHead,
-        target: Option<&Tensor>,
-    ) -> LinearDistillationOutput {
-        crate::loss::expect(self.f_forward(student, teacher, target))
+    crate::loss::or_panic! {
+        forward as f_forward(
+            student: LinearHead, teacher: LinearHead, target: Option<&Tensor>
+        ) -> LinearDistillationOutput
     }
 
     /// The number of classes, once the arguments fit together.

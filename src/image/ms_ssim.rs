@@ -1,10 +1,12 @@
 use tch::Tensor;
 
-use super::{SsimLoss, SsimWindow, Taps, Unlikeness, exact_kind, f_images, f_means, f_products_of_sums, is_one_pixel};
+use super::ssim::of_similarity;
+use super::{SsimLoss, Taps, Unlikeness, exact_kind, f_images, f_means, f_products_of_sums, is_one_pixel};
 use crate::kernels::{Beyond, NumberOperations};
 use crate::numeric::f_reals;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// One minus the structural similarity of two images at several scales: under a small window, in the image and in smaller
 /// and smaller copies of it.
 ///
@@ -67,20 +69,28 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert_eq!(f64::try_from(criterion.f_forward(&image, &image)?)?, 0.0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, PartialEq)]
 #[doc(alias = "MS_SSIM")]
 #[doc(alias = "MultiScaleSSIMMetric")]
 #[doc(alias = "compute_ms_ssim")]
-pub struct MsSsimLoss {
-    /// The options that it has in common with the loss of a single scale.
-    single: SsimLoss,
-    weights: Vec<f64>,
-    scope: MsSsimScope,
-    reduction: Reduction,
+pub struct MsSsimLoss: "ms_ssim";
+
+/// The loss with the paper's five scales and window.
+new {
+    // The options that it has in common with the loss of a single scale.
+    inner single: SsimLoss = SsimLoss::new();
+    /// the weights of the scales, the exponents w ≥ 0, from the image itself to its smallest copy.
+    weights: Vec<f64> = vec![0.0448, 0.2856, 0.3001, 0.2363, 0.1333] => slice,
+    /// what has a loss of its own.
+    scope: MsSsimScope = MsSsimScope::Sample,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+    ..of_similarity in single,
+}
 }
 
 /// What has a loss of its own in an [`MsSsimLoss`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum MsSsimScope {
     /// Each sample: the means are over its channels and pixels. The default, as in MONAI.
     #[default]
@@ -89,81 +99,9 @@ pub enum MsSsimScope {
     Channel,
 }
 
+crate::options::words!(MsSsimScope);
+
 impl MsSsimLoss {
-    /// The loss with the paper's five scales and window.
-    pub fn new() -> Self {
-        Self {
-            single: SsimLoss::new(),
-            weights: vec![0.0448, 0.2856, 0.3001, 0.2363, 0.1333],
-            scope: MsSsimScope::Sample,
-            reduction: Reduction::Mean,
-        }
-    }
-
-    /// Sets the weights of the scales, the exponents w ≥ 0, from the image itself to its smallest copy. 0.0448, 0.2856, 0.3001,
-    /// 0.2363 and 0.1333 by default.
-    pub fn weights(mut self, weights: &[f64]) -> Self {
-        self.weights = weights.into();
-        self
-    }
-
-    /// Sets how many dimensions an image has, from 1 to 3, and the input beside samples and channels. None by default:
-    /// two or three, as the input has; an input of three dimensions, which may be an image without samples, is an
-    /// error.
-    pub fn spatial_dims(mut self, spatial_dims: usize) -> Self {
-        self.single = self.single.spatial_dims(spatial_dims);
-        self
-    }
-
-    /// Sets the weights under the window. [`SsimWindow::Gaussian`] by default.
-    pub fn window(mut self, window: SsimWindow) -> Self {
-        self.single = self.single.window(window);
-        self
-    }
-
-    /// Sets the pixels of the window: one number for all dimensions of the image, or one for each. 11 by default.
-    pub fn window_size(mut self, window_size: &[i64]) -> Self {
-        self.single = self.single.window_size(window_size);
-        self
-    }
-
-    /// Sets the standard deviation of the Gaussian: one for all dimensions of the image, or one for each. 1.5 by
-    /// default.
-    pub fn sigma(mut self, sigma: &[f64]) -> Self {
-        self.single = self.single.sigma(sigma);
-        self
-    }
-
-    /// Sets L > 0, the range of the pixels: 1 for those in \[0, 1\], 255 for bytes. 1 by default.
-    pub fn data_range(mut self, data_range: f64) -> Self {
-        self.single = self.single.data_range(data_range);
-        self
-    }
-
-    /// Sets k₁ ≥ 0, which keeps the luminance of black stable. 0.01 by default.
-    pub fn k1(mut self, k1: f64) -> Self {
-        self.single = self.single.k1(k1);
-        self
-    }
-
-    /// Sets k₂ ≥ 0, which keeps the structure of plain areas stable. 0.03 by default.
-    pub fn k2(mut self, k2: f64) -> Self {
-        self.single = self.single.k2(k2);
-        self
-    }
-
-    /// Sets what has a loss of its own. [`MsSsimScope::Sample`] by default.
-    pub fn scope(mut self, scope: MsSsimScope) -> Self {
-        self.scope = scope;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     fn check_options(&self) -> Result<(), LossError> {
         self.single.check_options()?;
         let count = self.weights.len();
@@ -218,14 +156,8 @@ fn f_halved(image: &Tensor) -> Result<Tensor, LossError> {
     })
 }
 
-impl Default for MsSsimLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for MsSsimLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         self.check_options()

@@ -5,6 +5,7 @@ use crate::kernels::{Beyond, Map, NumberOperations, Pointwise, Real, Reduce, f_m
 use crate::numeric::f_abs;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// Structural similarity at several scales, and the absolute difference of two images.
 ///
 /// For restoring images: the similarity keeps contrast and structure from the finest details to the largest window,
@@ -62,75 +63,31 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert_eq!(f64::try_from(criterion.f_forward(&image, &image)?)?, 0.0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(PartialEq)]
 #[doc(alias = "MS_SSIMLoss")]
 #[doc(alias = "MS-SSIM")]
-pub struct MsSsimL1Loss {
-    sigmas: Vec<f64>,
-    data_range: f64,
-    k1: f64,
-    k2: f64,
-    alpha: f64,
-    compensation: f64,
-    reduction: Reduction,
+pub struct MsSsimL1Loss: "ms_ssim_l1";
+
+/// The loss with kornia's defaults: five scales from 0.5 to 8.
+new {
+    /// the standard deviations of the windows in pixels, the widest last. 0.5, 1, 2, 4,
+    sigmas: Vec<f64> = vec![0.5, 1.0, 2.0, 4.0, 8.0] => slice,
+    /// L > 0, the range of the pixels: 1 for those in \[0, 1\], 255 for bytes.
+    data_range: f64 = 1.0,
+    /// k₁ ≥ 0, which keeps the luminance of black stable.
+    k1: f64 = 0.01,
+    /// k₂ ≥ 0, which keeps the structure of plain areas stable.
+    k2: f64 = 0.03,
+    /// the share of the similarity, in \[0, 1\]; the rest is that of the absolute difference.
+    alpha: f64 = 0.025,
+    /// what the loss is multiplied by.
+    compensation: f64 = 200.0,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 impl MsSsimL1Loss {
-    /// The loss with kornia's defaults: five scales from 0.5 to 8.
-    pub fn new() -> Self {
-        Self {
-            sigmas: vec![0.5, 1.0, 2.0, 4.0, 8.0],
-            data_range: 1.0,
-            k1: 0.01,
-            k2: 0.03,
-            alpha: 0.025,
-            compensation: 200.0,
-            reduction: Reduction::Mean,
-        }
-    }
-
-    /// Sets the standard deviations of the windows in pixels, the widest last. 0.5, 1, 2, 4, 8 by default.
-    pub fn sigmas(mut self, sigmas: &[f64]) -> Self {
-        self.sigmas = sigmas.into();
-        self
-    }
-
-    /// Sets L > 0, the range of the pixels: 1 for those in \[0, 1\], 255 for bytes. 1 by default.
-    pub fn data_range(mut self, data_range: f64) -> Self {
-        self.data_range = data_range;
-        self
-    }
-
-    /// Sets k₁ ≥ 0, which keeps the luminance of black stable. 0.01 by default.
-    pub fn k1(mut self, k1: f64) -> Self {
-        self.k1 = k1;
-        self
-    }
-
-    /// Sets k₂ ≥ 0, which keeps the structure of plain areas stable. 0.03 by default.
-    pub fn k2(mut self, k2: f64) -> Self {
-        self.k2 = k2;
-        self
-    }
-
-    /// Sets the share of the similarity, in \[0, 1\]; the rest is that of the absolute difference. 0.025 by default.
-    pub fn alpha(mut self, alpha: f64) -> Self {
-        self.alpha = alpha;
-        self
-    }
-
-    /// Sets what the loss is multiplied by. 200 by default.
-    pub fn compensation(mut self, compensation: f64) -> Self {
-        self.compensation = compensation;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// Returns the last of the standard deviations.
     fn check_options(&self) -> Result<f64, LossError> {
         for &sigma in &self.sigmas {
@@ -238,14 +195,8 @@ fn radius(sigma: f64) -> i64 {
     (2.0 * sigma) as i64
 }
 
-impl Default for MsSsimL1Loss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for MsSsimL1Loss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         self.check_options().map(drop)

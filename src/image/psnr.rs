@@ -8,6 +8,7 @@ use crate::numeric::{f_reals, wide_kind};
 use crate::regression::SquaredError;
 use crate::{Loss, LossError, MeanParts, MseLoss, Reduction, check};
 
+crate::options::options! {
 /// The negative peak signal-to-noise ratio of two images, in decibels.
 ///
 /// For restoring images, where the ratio is what is reported: a factor in the squared error counts the same whether the
@@ -57,18 +58,28 @@ use crate::{Loss, LossError, MeanParts, MseLoss, Reduction, check};
 /// assert!((f64::try_from(&loss)? + 20.0).abs() < 1e-9);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "PSNRLoss")]
 #[doc(alias = "psnr_loss")]
-pub struct PsnrLoss {
-    data_range: f64,
-    eps: f64,
-    scope: PsnrScope,
-    reduction: Reduction,
+pub struct PsnrLoss: "psnr";
+
+/// The negative ratio of the whole batch, of images in \[0, 1\].
+new {
+    /// L > 0, the range of the pixels: 1 for those in \[0, 1\], 255 for bytes.
+    #[doc(alias = "max_val")]
+    data_range: f64 = 1.0,
+    /// ε ≥ 0, which keeps the loss of equal images finite.
+    eps: f64 = 0.0,
+    /// what has a ratio of its own.
+    scope: PsnrScope = PsnrScope::Batch,
+    /// the reduction over the samples, for [`PsnrScope::Sample`].
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 /// What has a ratio of its own in a [`PsnrLoss`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum PsnrScope {
     /// The whole batch, as in kornia. The default; there is nothing to reduce.
     #[default]
@@ -77,37 +88,9 @@ pub enum PsnrScope {
     Sample,
 }
 
+crate::options::words!(PsnrScope);
+
 impl PsnrLoss {
-    /// The negative ratio of the whole batch, of images in \[0, 1\].
-    pub fn new() -> Self {
-        Self { data_range: 1.0, eps: 0.0, scope: PsnrScope::Batch, reduction: Reduction::Mean }
-    }
-
-    /// Sets L > 0, the range of the pixels: 1 for those in \[0, 1\], 255 for bytes. 1 by default.
-    #[doc(alias = "max_val")]
-    pub fn data_range(mut self, data_range: f64) -> Self {
-        self.data_range = data_range;
-        self
-    }
-
-    /// Sets ε ≥ 0, which keeps the loss of equal images finite. 0 by default.
-    pub fn eps(mut self, eps: f64) -> Self {
-        self.eps = eps;
-        self
-    }
-
-    /// Sets what has a ratio of its own. [`PsnrScope::Batch`] by default.
-    pub fn scope(mut self, scope: PsnrScope) -> Self {
-        self.scope = scope;
-        self
-    }
-
-    /// Sets the reduction over the samples, for [`PsnrScope::Sample`]. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// The mean squared errors, computed in the kind `wide`.
     fn f_errors(&self, input: &Tensor, target: &Tensor, wide: Kind) -> Result<Tensor, LossError> {
         let errors = self.f_squared_errors(input, target, wide)?;
@@ -153,14 +136,8 @@ fn f_means_of_samples(errors: &Tensor) -> Result<Tensor, LossError> {
     Ok(errors.f_reshape([samples, pixels])?.f_mean_dim(1, false, None)?)
 }
 
-impl Default for PsnrLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for PsnrLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::positive("data_range", self.data_range)?;

@@ -4,6 +4,7 @@ use super::{Taps, Unlikeness, check_range, f_images, f_means, f_pair, f_products
 use crate::kernels::{Beyond, NumberOperations};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// One minus the structural similarity of two images: of their luminance, contrast and structure under a small window.
 ///
 /// For restoring and generating images, where pixel losses such as [`MseLoss`](crate::MseLoss) make them blurred: it
@@ -66,27 +67,56 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert_eq!(f64::try_from(criterion.f_forward(&image, &image)?)?, 0.0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(PartialEq)]
 #[doc(alias = "SSIM")]
 #[doc(alias = "DSSIM")]
 #[doc(alias = "ssim_loss")]
-pub struct SsimLoss {
-    spatial_dims: Option<usize>,
-    window: SsimWindow,
-    window_size: Vec<i64>,
-    sigma: Vec<f64>,
-    data_range: f64,
-    k1: f64,
-    k2: f64,
-    eps: f64,
-    padding: SsimPadding,
-    form: SsimForm,
-    scope: SsimScope,
-    reduction: Reduction,
+pub struct SsimLoss: "ssim";
+
+/// The loss with the paper's window: a Gaussian of 11 pixels with a standard deviation of 1.5.
+new {
+    /// ε ≥ 0, which is added to the denominator of the similarity: 1e-12 in kornia.
+    eps: f64 = 0.0,
+    /// what is beyond the border.
+    padding: SsimPadding = SsimPadding::Valid,
+    /// whether the loss is 1 − SSIM or half of it.
+    form: SsimForm = SsimForm::Complement,
+    /// what has a loss of its own.
+    scope: SsimScope = SsimScope::Pixel,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+    ..of_similarity,
 }
+}
+
+/// The options of the structural similarity at one or several scales.
+macro_rules! of_similarity {
+    ($($state:tt)*) => {
+        crate::options::options! { @group $($state)*
+            /// how many dimensions an image has, from 1 to 3, and the input beside samples and channels. Without a
+            /// number it has two or three, as the input has; an input of three dimensions, which may be an image
+            /// without samples, is an error.
+            pub(super) spatial_dims: Option<usize> = None,
+            /// the weights under the window.
+            pub(super) window: crate::SsimWindow = SsimWindow::Gaussian,
+            /// the pixels of the window: one number for all dimensions of the image, or one for each.
+            pub(super) window_size: Vec<i64> = vec![11] => slice,
+            /// the standard deviation of the Gaussian: one for all dimensions of the image, or one for each.
+            pub(super) sigma: Vec<f64> = vec![1.5] => slice,
+            /// L > 0, the range of the pixels: 1 for those in \[0, 1\], 255 for bytes.
+            pub(super) data_range: f64 = 1.0,
+            /// k₁ ≥ 0, which keeps the luminance of black stable.
+            pub(super) k1: f64 = 0.01,
+            /// k₂ ≥ 0, which keeps the structure of plain areas stable.
+            pub(super) k2: f64 = 0.03,
+        }
+    };
+}
+pub(super) use of_similarity;
 
 /// The weights under the window of an [`SsimLoss`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum SsimWindow {
     /// Those of a Gaussian. The default.
     #[default]
@@ -97,6 +127,7 @@ pub enum SsimWindow {
 
 /// What is beyond the border of the images of an [`SsimLoss`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum SsimPadding {
     /// Nothing: the window stays inside, as in the paper. The default.
     #[default]
@@ -107,6 +138,7 @@ pub enum SsimPadding {
 
 /// What becomes of the similarity in an [`SsimLoss`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum SsimForm {
     /// 1 − SSIM, between 0 and 2. The default.
     #[default]
@@ -117,6 +149,7 @@ pub enum SsimForm {
 
 /// What has a loss of its own in an [`SsimLoss`]; the mean over all is the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum SsimScope {
     /// Each place of the window, in each channel. The default.
     #[default]
@@ -125,100 +158,9 @@ pub enum SsimScope {
     Sample,
 }
 
+crate::options::words!(SsimWindow, SsimPadding, SsimForm, SsimScope);
+
 impl SsimLoss {
-    /// The loss with the paper's window: a Gaussian of 11 pixels with a standard deviation of 1.5.
-    pub fn new() -> Self {
-        Self {
-            spatial_dims: None,
-            window: SsimWindow::Gaussian,
-            window_size: vec![11],
-            sigma: vec![1.5],
-            data_range: 1.0,
-            k1: 0.01,
-            k2: 0.03,
-            eps: 0.0,
-            padding: SsimPadding::Valid,
-            form: SsimForm::Complement,
-            scope: SsimScope::Pixel,
-            reduction: Reduction::Mean,
-        }
-    }
-
-    /// Sets how many dimensions an image has, from 1 to 3, and the input beside samples and channels. None by default:
-    /// two or three, as the input has; an input of three dimensions, which may be an image without samples, is an
-    /// error.
-    pub fn spatial_dims(mut self, spatial_dims: usize) -> Self {
-        self.spatial_dims = Some(spatial_dims);
-        self
-    }
-
-    /// Sets the weights under the window. [`SsimWindow::Gaussian`] by default.
-    pub fn window(mut self, window: SsimWindow) -> Self {
-        self.window = window;
-        self
-    }
-
-    /// Sets the pixels of the window: one number for all dimensions of the image, or one for each. 11 by default.
-    pub fn window_size(mut self, window_size: &[i64]) -> Self {
-        self.window_size = window_size.into();
-        self
-    }
-
-    /// Sets the standard deviation of the Gaussian: one for all dimensions of the image, or one for each. 1.5 by
-    /// default.
-    pub fn sigma(mut self, sigma: &[f64]) -> Self {
-        self.sigma = sigma.into();
-        self
-    }
-
-    /// Sets L > 0, the range of the pixels: 1 for those in \[0, 1\], 255 for bytes. 1 by default.
-    pub fn data_range(mut self, data_range: f64) -> Self {
-        self.data_range = data_range;
-        self
-    }
-
-    /// Sets k₁ ≥ 0, which keeps the luminance of black stable. 0.01 by default.
-    pub fn k1(mut self, k1: f64) -> Self {
-        self.k1 = k1;
-        self
-    }
-
-    /// Sets k₂ ≥ 0, which keeps the structure of plain areas stable. 0.03 by default.
-    pub fn k2(mut self, k2: f64) -> Self {
-        self.k2 = k2;
-        self
-    }
-
-    /// Sets ε ≥ 0, which is added to the denominator of the similarity. 0 by default, 1e-12 in kornia.
-    pub fn eps(mut self, eps: f64) -> Self {
-        self.eps = eps;
-        self
-    }
-
-    /// Sets what is beyond the border. [`SsimPadding::Valid`] by default.
-    pub fn padding(mut self, padding: SsimPadding) -> Self {
-        self.padding = padding;
-        self
-    }
-
-    /// Sets whether the loss is 1 − SSIM or half of it. [`SsimForm::Complement`] by default.
-    pub fn form(mut self, form: SsimForm) -> Self {
-        self.form = form;
-        self
-    }
-
-    /// Sets what has a loss of its own. [`SsimScope::Pixel`] by default.
-    pub fn scope(mut self, scope: SsimScope) -> Self {
-        self.scope = scope;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// c₁ and c₂.
     pub(super) fn constants(&self) -> [f64; 2] {
         [self.k1, self.k2].map(|k| (k * self.data_range).powi(2))
@@ -297,14 +239,8 @@ fn of_each<T: Copy + std::fmt::Debug>(option: &'static str, values: &[T], dims: 
     Ok(values.into())
 }
 
-impl Default for SsimLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for SsimLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         self.check_options()

@@ -4,6 +4,7 @@ use crate::kernels::f_variation;
 use crate::numeric::{f_abs, real, wide_kind};
 use crate::{LossError, Reduction, check};
 
+crate::options::options! {
 /// The total variation of an image: the sum of the differences between neighbouring pixels.
 ///
 /// A penalty beside another loss, for images that are to be smooth within edges that stay sharp: denoising, style
@@ -46,12 +47,18 @@ use crate::{LossError, Reduction, check};
 /// assert_eq!(Vec::<f64>::try_from(image.grad().view(-1))?, [-1.0, 0.0, -1.0, 2.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "TotalVariation")]
 #[doc(alias = "total_variation")]
-pub struct TotalVariationLoss {
-    pixels: PixelReduction,
-    reduction: Reduction,
+pub struct TotalVariationLoss;
+
+/// The sum of the differences within each image, and the mean over the images.
+new {
+    /// how the differences within an image become one number.
+    pixels: PixelReduction = PixelReduction::Sum,
+    /// the reduction over the images.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 /// How the differences within an image become one number, in a [`TotalVariationLoss`].
@@ -64,24 +71,9 @@ pub enum PixelReduction {
     Mean,
 }
 
+crate::option_tensors::without_tensors!(PixelReduction);
+
 impl TotalVariationLoss {
-    /// The sum of the differences within each image, and the mean over the images.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets how the differences within an image become one number. [`PixelReduction::Sum`] by default.
-    pub fn pixels(mut self, pixels: PixelReduction) -> Self {
-        self.pixels = pixels;
-        self
-    }
-
-    /// Sets the reduction over the images. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// The differences along `dim`, one number for each image.
     fn f_along(&self, image: &Tensor, dim: i64) -> Result<Tensor, LossError> {
         let size = image.size();
@@ -145,14 +137,7 @@ impl TotalVariationLoss {
         counts.map(|count| if self.pixels == PixelReduction::Mean { 1.0 / count.max(1) as f64 } else { 1.0 })
     }
 
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward(&self, input: &Tensor) -> Tensor {
-        crate::loss::expect(self.f_forward(input))
-    }
+    crate::loss::or_panic!(forward as f_forward(input: &Tensor) -> Tensor);
 }
 
 #[cfg(test)]

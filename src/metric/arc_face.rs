@@ -8,6 +8,7 @@ use super::{EmbeddingPairs, EmbeddingReduction};
 use crate::kernels::{Embedding, NumberOperations, Real, f_embedding};
 use crate::{Loss, LossError, Reduction, check};
 
+crate::options::options! {
 /// Additive angular margin with weights that are passed in: [`ArcFaceLoss`] without parameters of its own, and its options.
 ///
 /// For weights that are shared, kept elsewhere or partly frozen. Where the loss may own them choose [`ArcFaceLoss`].
@@ -64,45 +65,24 @@ use crate::{Loss, LossError, Reduction, check};
 /// assert!(bool::try_from(embeddings.grad().isfinite().all())?);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ArcFace {
-    margin: f64,
-    scale: f64,
-    sub_centers: i64,
-    reduction: EmbeddingReduction,
+#[derive(Copy, PartialEq)]
+pub struct ArcFace;
+
+/// The defaults of pytorch-metric-learning.
+new {
+    /// the margin in degrees, in \[0, 180\]: half a radian where nothing is said.
+    margin: f64 = 28.6,
+    /// the scale of the logits, the inverse of a temperature.
+    scale: f64 = 64.0,
+    /// how many weights a class has, of which the nearest counts: noisy labels and other modes of a class gather around
+    /// weights of their own. 3 is usual.
+    sub_centers: i64 = 1,
+    /// the reduction.
+    reduction: EmbeddingReduction = EmbeddingReduction::Mean,
+}
 }
 
 impl ArcFace {
-    /// The defaults of pytorch-metric-learning.
-    pub fn new() -> Self {
-        Self { margin: 28.6, scale: 64.0, sub_centers: 1, reduction: EmbeddingReduction::Mean }
-    }
-
-    /// Sets the margin in degrees, in \[0, 180\]. 28.6 by default, half a radian.
-    pub fn margin(mut self, margin: f64) -> Self {
-        self.margin = margin;
-        self
-    }
-
-    /// Sets the scale of the logits, the inverse of a temperature. 64 by default.
-    pub fn scale(mut self, scale: f64) -> Self {
-        self.scale = scale;
-        self
-    }
-
-    /// Sets how many weights a class has, of which the nearest counts: noisy labels and other modes of a class gather around
-    /// weights of their own. 1 by default; 3 is usual.
-    pub fn sub_centers(mut self, sub_centers: i64) -> Self {
-        self.sub_centers = sub_centers;
-        self
-    }
-
-    /// Sets the reduction. [`EmbeddingReduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// Computes the loss, with a graph where an argument requires a gradient.
     ///
     /// # Errors
@@ -142,22 +122,12 @@ impl ArcFace {
         angles.f_loss(softmax, Some(&own), self.reduction)
     }
 
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward(&self, input: &Tensor, weight: &Tensor, target: &Tensor) -> Tensor {
-        crate::loss::expect(self.f_forward(input, weight, target))
-    }
+    crate::loss::or_panic!(forward as f_forward(input: &Tensor, weight: &Tensor, target: &Tensor) -> Tensor);
 
-    /// Computes the loss as [`f_forward_pairs`](Self::f_forward_pairs) does.
-    ///
-    /// # Panics
-    /// Where `f_forward_pairs` returns an error, with its message.
-    #[track_caller]
-    pub fn forward_pairs(&self, input: &Tensor, weight: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor {
-        crate::loss::expect(self.f_forward_pairs(input, weight, target, pairs))
+    crate::loss::or_panic! {
+        forward_pairs as f_forward_pairs(
+            input: &Tensor, weight: &Tensor, target: &Tensor, pairs: &EmbeddingPairs
+        ) -> Tensor
     }
 
     fn f_check(&self) -> Result<(), LossError> {
@@ -215,12 +185,6 @@ impl Embedding<2, 2> for Moved {
     }
 }
 
-impl Default for ArcFace {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// ArcFace: classification by angles, with a margin that each embedding must leave to the other classes.
 ///
 /// For recognition of faces, products, landmarks: trained as a classifier, used without its weights, by the angles between
@@ -274,6 +238,7 @@ impl Default for ArcFace {
 /// ```
 #[derive(Debug)]
 #[doc(alias = "SubCenterArcFaceLoss")]
+#[must_use]
 pub struct ArcFaceLoss {
     weight: Tensor,
     arc_face: ArcFace,
@@ -321,13 +286,8 @@ impl ArcFaceLoss {
         self.arc_face.f_forward_pairs(input, &self.weight, target, pairs)
     }
 
-    /// Computes the loss as [`f_forward_pairs`](Self::f_forward_pairs) does.
-    ///
-    /// # Panics
-    /// Where `f_forward_pairs` returns an error, with its message.
-    #[track_caller]
-    pub fn forward_pairs(&self, input: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor {
-        crate::loss::expect(self.f_forward_pairs(input, target, pairs))
+    crate::loss::or_panic! {
+        forward_pairs as f_forward_pairs(input: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor
     }
 
     /// The weights of the classes.
@@ -337,7 +297,7 @@ impl ArcFaceLoss {
 }
 
 impl Loss for ArcFaceLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!(shared);
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.arc_face.f_forward(input, &self.weight, target)

@@ -6,6 +6,7 @@ use crate::autograd::{Function, f_gradients_of, needed, spread};
 use crate::kernels::{NumberOperations, Triplets, f_triplets};
 use crate::{Loss, LossError, check};
 
+crate::options::options! {
 /// The triplet margin loss over the triplets of a batch, with a choice of those that are mined.
 ///
 /// An anchor should be nearer to each embedding of its own label than to any other, by a margin: the order counts,
@@ -66,19 +67,30 @@ use crate::{Loss, LossError, check};
 /// assert_eq!(f64::try_from(&loss)?, 0.5);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "BatchHardTripletLoss")]
-pub struct BatchTripletMarginLoss {
-    margin: f64,
-    swap: bool,
-    smooth_loss: bool,
-    mining: TripletMining,
-    distance: EmbeddingDistance,
-    reduction: EmbeddingReduction,
+pub struct BatchTripletMarginLoss: "batch_triplet_margin" | "batch_triplet";
+
+/// The triplet margin loss with the defaults of pytorch-metric-learning.
+new {
+    /// by how much n should be farther than p.
+    margin: f64 = 0.05,
+    /// whether n is compared with the nearer one of a and p.
+    swap: bool = false,
+    /// whether the hinge is a softplus, which no triplet satisfies once and for all.
+    smooth_loss: bool = false,
+    /// which triplets are mined; `swap` does not matter for that.
+    mining: TripletMining = TripletMining::All,
+    /// the distance.
+    distance: EmbeddingDistance = EmbeddingDistance::lp(),
+    /// the reduction.
+    reduction: EmbeddingReduction = EmbeddingReduction::MeanNonZero,
+}
 }
 
 /// Which triplets of a batch are mined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[doc(alias = "TripletMarginMiner")]
 #[doc(alias = "BatchHardMiner")]
 pub enum TripletMining {
@@ -93,58 +105,12 @@ pub enum TripletMining {
     BatchHard,
 }
 
+crate::options::words!(TripletMining);
+
 /// How many losses are computed at a time where each triplet has its own.
 const CHUNK: i64 = 1 << 22;
 
 impl BatchTripletMarginLoss {
-    /// The triplet margin loss with the defaults of pytorch-metric-learning.
-    pub fn new() -> Self {
-        Self {
-            margin: 0.05,
-            swap: false,
-            smooth_loss: false,
-            mining: TripletMining::All,
-            distance: EmbeddingDistance::lp(),
-            reduction: EmbeddingReduction::MeanNonZero,
-        }
-    }
-
-    /// Sets by how much n should be farther than p. 0.05 by default.
-    pub fn margin(mut self, margin: f64) -> Self {
-        self.margin = margin;
-        self
-    }
-
-    /// Sets whether n is compared with the nearer one of a and p. False by default.
-    pub fn swap(mut self, swap: bool) -> Self {
-        self.swap = swap;
-        self
-    }
-
-    /// Sets whether the hinge is a softplus, which no triplet satisfies once and for all. False by default.
-    pub fn smooth_loss(mut self, smooth_loss: bool) -> Self {
-        self.smooth_loss = smooth_loss;
-        self
-    }
-
-    /// Sets which triplets are mined; `swap` does not matter for that. [`TripletMining::All`] by default.
-    pub fn mining(mut self, mining: TripletMining) -> Self {
-        self.mining = mining;
-        self
-    }
-
-    /// Sets the distance. [`EmbeddingDistance::lp`] by default.
-    pub fn distance(mut self, distance: EmbeddingDistance) -> Self {
-        self.distance = distance;
-        self
-    }
-
-    /// Sets the reduction. [`EmbeddingReduction::MeanNonZero`] by default.
-    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     fn check(&self, batch: &Batch) -> Result<(), LossError> {
         self.f_check_options()?;
         let swaps = self.swap && batch.reference.is_some();
@@ -374,14 +340,8 @@ fn f_chunks(pairs: &Tensor, negatives: i64) -> Result<Vec<Tensor>, TchError> {
     (0..count).step_by(rows as usize).map(|start| pairs.f_narrow(0, start, rows.min(count - start))).collect()
 }
 
-impl Default for BatchTripletMarginLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for BatchTripletMarginLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::option("margin", self.margin, self.margin.is_finite(), "a finite number")?;

@@ -5,6 +5,7 @@ use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction
 use crate::kernels::{NumberOperations, PairSlopes, PairSums, PairTerms, Real, Soft, SoftPairs};
 use crate::{Loss, LossError, check};
 
+crate::options::options! {
 /// The circle loss: pairs count the more, the farther their cosine is from where it should be.
 ///
 /// A triplet loss has the same slope for both of its pairs, also where one of them is good enough already; this one
@@ -55,37 +56,21 @@ use crate::{Loss, LossError, check};
 /// assert!((f64::try_from(&loss)? - (1.0 + (-2.0 * 8.0 * 0.25 * 0.25_f64).exp()).ln()).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct CircleLoss {
-    margin: f64,
-    gamma: f64,
-    reduction: EmbeddingReduction,
+#[derive(Copy, PartialEq)]
+pub struct CircleLoss: "circle";
+
+/// The circle loss with the defaults of pytorch-metric-learning.
+new {
+    /// the margin m: pairs of one label should have a cosine above 1 − m, and others one below m.
+    margin: f64 = 0.4,
+    /// the scale γ > 0 of the cosines.
+    gamma: f64 = 80.0,
+    /// the reduction.
+    reduction: EmbeddingReduction = EmbeddingReduction::MeanNonZero,
+}
 }
 
 impl CircleLoss {
-    /// The circle loss with the defaults of pytorch-metric-learning.
-    pub fn new() -> Self {
-        Self { margin: 0.4, gamma: 80.0, reduction: EmbeddingReduction::MeanNonZero }
-    }
-
-    /// Sets the margin m: pairs of one label should have a cosine above 1 − m, and others one below m. 0.4 by default.
-    pub fn margin(mut self, margin: f64) -> Self {
-        self.margin = margin;
-        self
-    }
-
-    /// Sets the scale γ > 0 of the cosines. 80 by default.
-    pub fn gamma(mut self, gamma: f64) -> Self {
-        self.gamma = gamma;
-        self
-    }
-
-    /// Sets the reduction. [`EmbeddingReduction::MeanNonZero`] by default.
-    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         let (m, gamma) = (self.margin, self.gamma);
         self.f_check_options()?;
@@ -141,14 +126,8 @@ impl SoftPairs for Formula {
     }
 }
 
-impl Default for CircleLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for CircleLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         let (m, gamma) = (self.margin, self.gamma);

@@ -5,6 +5,7 @@ use super::{AnchorReduction, EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, E
 use crate::kernels::{Hard, OTHER, PairTerms, Real, SAME, choose};
 use crate::{Loss, LossError, check};
 
+crate::options::options! {
 /// The contrastive loss: pulls embeddings of one label together, and pushes others apart up to a margin.
 ///
 /// The oldest loss of pairs, and the one whose margins are easiest to read: they are the distances that embeddings
@@ -57,51 +58,25 @@ use crate::{Loss, LossError, check};
 /// assert_eq!(f64::try_from(&loss)?, 5.0 + 0.5);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ContrastiveLoss {
-    pos_margin: f64,
-    neg_margin: f64,
-    distance: EmbeddingDistance,
-    reduction: EmbeddingReduction,
+#[derive(Copy, PartialEq)]
+pub struct ContrastiveLoss: "contrastive";
+
+/// The contrastive loss with the defaults of pytorch-metric-learning.
+new {
+    /// the distance up to which a pair of one label costs nothing, or the similarity from which on; for a similarity 1
+    /// is usual.
+    pos_margin: f64 = 0.0,
+    /// the distance from which on a pair of two labels costs nothing, or the similarity up to which; for a similarity 0
+    /// is usual.
+    neg_margin: f64 = 1.0,
+    /// the distance.
+    distance: EmbeddingDistance = EmbeddingDistance::lp(),
+    /// the reduction.
+    reduction: EmbeddingReduction = EmbeddingReduction::MeanNonZero,
+}
 }
 
 impl ContrastiveLoss {
-    /// The contrastive loss with the defaults of pytorch-metric-learning.
-    pub fn new() -> Self {
-        Self {
-            pos_margin: 0.0,
-            neg_margin: 1.0,
-            distance: EmbeddingDistance::lp(),
-            reduction: EmbeddingReduction::MeanNonZero,
-        }
-    }
-
-    /// Sets the distance up to which a pair of one label costs nothing, or the similarity from which on. 0 by default;
-    /// for a similarity 1 is usual.
-    pub fn pos_margin(mut self, pos_margin: f64) -> Self {
-        self.pos_margin = pos_margin;
-        self
-    }
-
-    /// Sets the distance from which on a pair of two labels costs nothing, or the similarity up to which. 1 by default;
-    /// for a similarity 0 is usual.
-    pub fn neg_margin(mut self, neg_margin: f64) -> Self {
-        self.neg_margin = neg_margin;
-        self
-    }
-
-    /// Sets the distance. [`EmbeddingDistance::lp`] by default.
-    pub fn distance(mut self, distance: EmbeddingDistance) -> Self {
-        self.distance = distance;
-        self
-    }
-
-    /// Sets the reduction. [`EmbeddingReduction::MeanNonZero`] by default.
-    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         self.f_check_options()?;
         // What is met up to rounding costs nothing, and does not count.
@@ -154,14 +129,8 @@ impl PairTerms for Hinges {
     }
 }
 
-impl Default for ContrastiveLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for ContrastiveLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::number("pos_margin", self.pos_margin)?;

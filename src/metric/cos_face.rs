@@ -7,6 +7,7 @@ use super::pairs::CountedAs;
 use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
 use crate::{Loss, LossError, check};
 
+crate::options::options! {
 /// Large margin of cosines with weights that are passed in: [`CosFaceLoss`] without parameters of its own, and its options.
 ///
 /// For weights that are shared, kept elsewhere or partly frozen. Where the loss may own them choose [`CosFaceLoss`].
@@ -56,37 +57,21 @@ use crate::{Loss, LossError, check};
 /// assert!((f64::try_from(&loss)? - (-0.65_f64).exp().ln_1p()).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct CosFace {
-    margin: f64,
-    scale: f64,
-    reduction: EmbeddingReduction,
+#[derive(Copy, PartialEq)]
+pub struct CosFace;
+
+/// The defaults of pytorch-metric-learning.
+new {
+    /// by how much the cosine with the own class must be larger.
+    margin: f64 = 0.35,
+    /// the scale of the logits, the inverse of a temperature.
+    scale: f64 = 64.0,
+    /// the reduction.
+    reduction: EmbeddingReduction = EmbeddingReduction::Mean,
+}
 }
 
 impl CosFace {
-    /// The defaults of pytorch-metric-learning.
-    pub fn new() -> Self {
-        Self { margin: 0.35, scale: 64.0, reduction: EmbeddingReduction::Mean }
-    }
-
-    /// Sets by how much the cosine with the own class must be larger. 0.35 by default.
-    pub fn margin(mut self, margin: f64) -> Self {
-        self.margin = margin;
-        self
-    }
-
-    /// Sets the scale of the logits, the inverse of a temperature. 64 by default.
-    pub fn scale(mut self, scale: f64) -> Self {
-        self.scale = scale;
-        self
-    }
-
-    /// Sets the reduction. [`EmbeddingReduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// Computes the loss, with a graph where an argument requires a gradient.
     ///
     /// # Errors
@@ -122,33 +107,17 @@ impl CosFace {
         batch.f_cross_entropy_of(EmbeddingDistance::cosine(), softmax, self.reduction)
     }
 
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward(&self, input: &Tensor, weight: &Tensor, target: &Tensor) -> Tensor {
-        crate::loss::expect(self.f_forward(input, weight, target))
-    }
+    crate::loss::or_panic!(forward as f_forward(input: &Tensor, weight: &Tensor, target: &Tensor) -> Tensor);
 
-    /// Computes the loss as [`f_forward_pairs`](Self::f_forward_pairs) does.
-    ///
-    /// # Panics
-    /// Where `f_forward_pairs` returns an error, with its message.
-    #[track_caller]
-    pub fn forward_pairs(&self, input: &Tensor, weight: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor {
-        crate::loss::expect(self.f_forward_pairs(input, weight, target, pairs))
+    crate::loss::or_panic! {
+        forward_pairs as f_forward_pairs(
+            input: &Tensor, weight: &Tensor, target: &Tensor, pairs: &EmbeddingPairs
+        ) -> Tensor
     }
 
     fn f_check(&self) -> Result<(), LossError> {
         check::option("margin", self.margin, self.margin.is_finite(), "a finite number")?;
         check::option("scale", self.scale, self.scale.is_finite(), "a finite number")
-    }
-}
-
-impl Default for CosFace {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -201,6 +170,7 @@ impl Default for CosFace {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
+#[must_use]
 pub struct CosFaceLoss {
     weight: Tensor,
     cos_face: CosFace,
@@ -247,13 +217,8 @@ impl CosFaceLoss {
         self.cos_face.f_forward_pairs(input, &self.weight, target, pairs)
     }
 
-    /// Computes the loss as [`f_forward_pairs`](Self::f_forward_pairs) does.
-    ///
-    /// # Panics
-    /// Where `f_forward_pairs` returns an error, with its message.
-    #[track_caller]
-    pub fn forward_pairs(&self, input: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor {
-        crate::loss::expect(self.f_forward_pairs(input, target, pairs))
+    crate::loss::or_panic! {
+        forward_pairs as f_forward_pairs(input: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor
     }
 
     /// The weights of the classes.
@@ -263,7 +228,7 @@ impl CosFaceLoss {
 }
 
 impl Loss for CosFaceLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!(shared);
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.cos_face.f_forward(input, &self.weight, target)

@@ -7,6 +7,7 @@ use crate::mean_parts::f_wide;
 use crate::numeric::{f_widely, real, wide_kind};
 use crate::{LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// The loss of the angle between two embeddings: small for pairs that belong together, wide for pairs that do not.
 ///
 /// For embeddings whose direction counts and whose length does not, of sentences or products for example. Where the
@@ -60,39 +61,22 @@ use crate::{LossError, MeanParts, Reduction, check};
 /// assert!((f64::try_from(loss)? - (0.04 + 0.46) / 2.0).abs() < 1e-9);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Default)]
 #[doc(alias = "nn.CosineEmbeddingLoss")]
 #[doc(alias = "cosine_embedding_loss")]
-pub struct CosineEmbeddingLoss {
-    margin: f64,
-    broadcast: bool,
-    reduction: Reduction,
+pub struct CosineEmbeddingLoss;
+
+/// The cosine embedding loss with PyTorch's defaults.
+new {
+    /// the cosine, in \[−1, 1\], up to which a pair that does not belong together costs nothing.
+    margin: f64 = 0.0,
+    /// whether inputs and target may differ in shape and are broadcast against each other.
+    broadcast: bool = false,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 impl CosineEmbeddingLoss {
-    /// The cosine embedding loss with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets the cosine, in \[−1, 1\], up to which a pair that does not belong together costs nothing. 0 by default.
-    pub fn margin(mut self, margin: f64) -> Self {
-        self.margin = margin;
-        self
-    }
-
-    /// Sets whether inputs and target may differ in shape and are broadcast against each other. False by default.
-    pub fn broadcast(mut self, broadcast: bool) -> Self {
-        self.broadcast = broadcast;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// Computes the loss, with a graph where an argument requires a gradient.
     ///
     /// # Errors
@@ -133,14 +117,7 @@ impl CosineEmbeddingLoss {
         MeanParts::f_of_losses(&unreduced.f_forward(&f_wide(input1)?, &f_wide(input2)?, &f_wide(target)?)?)
     }
 
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward(&self, input1: &Tensor, input2: &Tensor, target: &Tensor) -> Tensor {
-        crate::loss::expect(self.f_forward(input1, input2, target))
-    }
+    crate::loss::or_panic!(forward as f_forward(input1: &Tensor, input2: &Tensor, target: &Tensor) -> Tensor);
 }
 
 #[derive(Clone, Copy)]

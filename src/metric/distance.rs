@@ -61,12 +61,15 @@ use crate::{LossError, check};
 #[doc(alias = "CosineSimilarity")]
 #[doc(alias = "DotProductSimilarity")]
 #[doc(alias = "SNRDistance")]
+#[must_use]
 pub struct EmbeddingDistance {
     measure: Measure,
     normalize_embeddings: bool,
     p: f64,
     power: f64,
 }
+
+crate::option_tensors::without_tensors!(EmbeddingDistance);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Measure {
@@ -108,6 +111,17 @@ impl EmbeddingDistance {
     /// The variance of the difference over that of the first embedding, each over the dimensions of one embedding.
     pub const fn signal_to_noise() -> Self {
         Self::new(Measure::SignalToNoise)
+    }
+
+    /// The name of the measure in data, whether embeddings are normalised, p and the power.
+    #[cfg(feature = "serde")]
+    pub(crate) fn parts(self) -> (&'static str, bool, f64, f64) {
+        let measure = match self.measure {
+            Measure::Lp => "lp",
+            Measure::DotProduct => "dot_product",
+            Measure::SignalToNoise => "signal_to_noise",
+        };
+        (measure, self.normalize_embeddings, self.p, self.power)
     }
 
     /// Sets whether embeddings are scaled to length 1 before they are compared. True by default.

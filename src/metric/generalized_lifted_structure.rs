@@ -5,6 +5,7 @@ use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction
 use crate::kernels::{NumberOperations, OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled};
 use crate::{Loss, LossError, check};
 
+crate::options::options! {
 /// The generalised lifted structure loss: all positives of an embedding against all of its negatives.
 ///
 /// Where [`LiftedStructureLoss`](crate::LiftedStructureLoss) has a loss for each pair of one label, this has one for
@@ -56,51 +57,23 @@ use crate::{Loss, LossError, check};
 /// assert!((f64::try_from(&loss)? - (2.0 + 2.0 + 2_f64.ln()) / 3.0).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct GeneralizedLiftedStructureLoss {
-    pos_margin: f64,
-    neg_margin: f64,
-    distance: EmbeddingDistance,
-    reduction: EmbeddingReduction,
+#[derive(Copy, PartialEq)]
+pub struct GeneralizedLiftedStructureLoss: "generalized_lifted_structure";
+
+/// The generalised lifted structure loss with the defaults of pytorch-metric-learning.
+new {
+    /// what is taken from the distance of a pair of one label, or from which its similarity is taken.
+    pos_margin: f64 = 0.0,
+    /// the distance that embeddings of two labels should have, or the similarity that they should not.
+    neg_margin: f64 = 1.0,
+    /// the distance.
+    distance: EmbeddingDistance = EmbeddingDistance::lp(),
+    /// the reduction.
+    reduction: EmbeddingReduction = EmbeddingReduction::Mean,
+}
 }
 
 impl GeneralizedLiftedStructureLoss {
-    /// The generalised lifted structure loss with the defaults of pytorch-metric-learning.
-    pub fn new() -> Self {
-        Self {
-            pos_margin: 0.0,
-            neg_margin: 1.0,
-            distance: EmbeddingDistance::lp(),
-            reduction: EmbeddingReduction::Mean,
-        }
-    }
-
-    /// Sets what is taken from the distance of a pair of one label, or from which its similarity is taken. 0 by
-    /// default.
-    pub fn pos_margin(mut self, pos_margin: f64) -> Self {
-        self.pos_margin = pos_margin;
-        self
-    }
-
-    /// Sets the distance that embeddings of two labels should have, or the similarity that they should not. 1 by
-    /// default.
-    pub fn neg_margin(mut self, neg_margin: f64) -> Self {
-        self.neg_margin = neg_margin;
-        self
-    }
-
-    /// Sets the distance. [`EmbeddingDistance::lp`] by default.
-    pub fn distance(mut self, distance: EmbeddingDistance) -> Self {
-        self.distance = distance;
-        self
-    }
-
-    /// Sets the reduction. [`EmbeddingReduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         self.f_check_options()?;
         let loss = *self;
@@ -152,14 +125,8 @@ impl SoftPairs for Formula {
     }
 }
 
-impl Default for GeneralizedLiftedStructureLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for GeneralizedLiftedStructureLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::number("pos_margin", self.pos_margin)?;

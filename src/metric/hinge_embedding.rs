@@ -5,6 +5,7 @@ use crate::kernels::{Pointwise, Real, choose, f_pointwise};
 use crate::numeric::{real, wide_kind};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// The hinge loss of a distance: small for pairs that belong together, at least a margin for pairs that do not.
 ///
 /// For distances, or other dissimilarities, that were computed already. From two embeddings and their cosine compute
@@ -56,48 +57,23 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert_eq!(Vec::<f64>::try_from(distance.grad())?, [0.25, -0.25, 0.0, 0.25]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone)]
 #[doc(alias = "nn.HingeEmbeddingLoss")]
 #[doc(alias = "hinge_embedding_loss")]
-pub struct HingeEmbeddingLoss {
-    margin: f64,
-    broadcast: bool,
-    reduction: Reduction,
+pub struct HingeEmbeddingLoss: "hinge_embedding";
+
+/// The hinge embedding loss with PyTorch's defaults.
+new {
+    /// the distance from which on a pair that does not belong together costs nothing.
+    margin: f64 = 1.0,
+    /// whether input and target may differ in shape and are broadcast against each other.
+    broadcast: bool = false,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
 }
-
-impl HingeEmbeddingLoss {
-    /// The hinge embedding loss with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self { margin: 1.0, broadcast: false, reduction: Reduction::Mean }
-    }
-
-    /// Sets the distance from which on a pair that does not belong together costs nothing. 1 by default.
-    pub fn margin(mut self, margin: f64) -> Self {
-        self.margin = margin;
-        self
-    }
-
-    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
-    pub fn broadcast(mut self, broadcast: bool) -> Self {
-        self.broadcast = broadcast;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-}
-
-impl Default for HingeEmbeddingLoss {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Loss for HingeEmbeddingLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;

@@ -5,6 +5,7 @@ use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction
 use crate::kernels::{Each, NumberOperations, OTHER, Positives, Real, SAME, scaled};
 use crate::{Loss, LossError, check};
 
+crate::options::options! {
 /// The lifted structure loss: each pair of one label against all negatives of both of its embeddings.
 ///
 /// It was the first loss to use all pairs of a batch at once. Squares make its large losses larger, so that wrong
@@ -57,51 +58,23 @@ use crate::{Loss, LossError, check};
 /// assert!((f64::try_from(&loss)? - (2_f64.ln() + 2.0).powi(2) / 2.0).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LiftedStructureLoss {
-    pos_margin: f64,
-    neg_margin: f64,
-    distance: EmbeddingDistance,
-    reduction: EmbeddingReduction,
+#[derive(Copy, PartialEq)]
+pub struct LiftedStructureLoss: "lifted_structure";
+
+/// The lifted structure loss with the defaults of pytorch-metric-learning.
+new {
+    /// what is taken from the distance of a pair of one label, or from which its similarity is taken.
+    pos_margin: f64 = 0.0,
+    /// the distance that embeddings of two labels should have, or the similarity that they should not.
+    neg_margin: f64 = 1.0,
+    /// the distance.
+    distance: EmbeddingDistance = EmbeddingDistance::lp(),
+    /// the reduction.
+    reduction: EmbeddingReduction = EmbeddingReduction::Mean,
+}
 }
 
 impl LiftedStructureLoss {
-    /// The lifted structure loss with the defaults of pytorch-metric-learning.
-    pub fn new() -> Self {
-        Self {
-            pos_margin: 0.0,
-            neg_margin: 1.0,
-            distance: EmbeddingDistance::lp(),
-            reduction: EmbeddingReduction::Mean,
-        }
-    }
-
-    /// Sets what is taken from the distance of a pair of one label, or from which its similarity is taken. 0 by
-    /// default.
-    pub fn pos_margin(mut self, pos_margin: f64) -> Self {
-        self.pos_margin = pos_margin;
-        self
-    }
-
-    /// Sets the distance that embeddings of two labels should have, or the similarity that they should not. 1 by
-    /// default.
-    pub fn neg_margin(mut self, neg_margin: f64) -> Self {
-        self.neg_margin = neg_margin;
-        self
-    }
-
-    /// Sets the distance. [`EmbeddingDistance::lp`] by default.
-    pub fn distance(mut self, distance: EmbeddingDistance) -> Self {
-        self.distance = distance;
-        self
-    }
-
-    /// Sets the reduction. [`EmbeddingReduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
         self.f_check_options()?;
         let loss = *self;
@@ -182,14 +155,8 @@ fn log_add_exp([a, b]: [f64; 2]) -> f64 {
     if most == f64::NEG_INFINITY { a + b } else { most + ((a - most).exp() + (b - most).exp()).ln() }
 }
 
-impl Default for LiftedStructureLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for LiftedStructureLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::number("pos_margin", self.pos_margin)?;

@@ -6,6 +6,7 @@ use crate::mean_parts::f_wide;
 use crate::numeric::{f_widely, real};
 use crate::{LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// The margin ranking loss: of two scores, the right one shall be higher by a margin.
 ///
 /// For learning to rank from pairs: search results, preferences, recommendations.
@@ -56,40 +57,23 @@ use crate::{LossError, MeanParts, Reduction, check};
 /// assert_eq!(Vec::<f64>::try_from(clicked.grad())?, [0.0, -0.5]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Default)]
 #[doc(alias = "nn.MarginRankingLoss")]
 #[doc(alias = "margin_ranking_loss")]
-pub struct MarginRankingLoss {
-    margin: f64,
-    broadcast: bool,
-    reduction: Reduction,
+pub struct MarginRankingLoss;
+
+/// The margin ranking loss with PyTorch's defaults.
+new {
+    /// the difference of the scores from which on a pair costs nothing.
+    margin: f64 = 0.0,
+    /// whether the arguments may differ in shape and are broadcast against each other; they still need the same number
+    /// of dimensions.
+    broadcast: bool = false,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 impl MarginRankingLoss {
-    /// The margin ranking loss with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets the difference of the scores from which on a pair costs nothing. 0 by default.
-    pub fn margin(mut self, margin: f64) -> Self {
-        self.margin = margin;
-        self
-    }
-
-    /// Sets whether the arguments may differ in shape and are broadcast against each other; they still need the same
-    /// number of dimensions. False by default.
-    pub fn broadcast(mut self, broadcast: bool) -> Self {
-        self.broadcast = broadcast;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// Computes the loss, with a graph where an argument requires a gradient.
     ///
     /// # Errors
@@ -119,14 +103,7 @@ impl MarginRankingLoss {
         MeanParts::f_of_losses(&unreduced.f_forward(&f_wide(input1)?, &f_wide(input2)?, &f_wide(target)?)?)
     }
 
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward(&self, input1: &Tensor, input2: &Tensor, target: &Tensor) -> Tensor {
-        crate::loss::expect(self.f_forward(input1, input2, target))
-    }
+    crate::loss::or_panic!(forward as f_forward(input1: &Tensor, input2: &Tensor, target: &Tensor) -> Tensor);
 
     fn f_aten(&self, input1: &Tensor, input2: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let (margin, reduction) = (self.margin, self.reduction);

@@ -7,6 +7,7 @@ use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction
 use crate::kernels::{NumberOperations, OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled};
 use crate::{Loss, LossError, check};
 
+crate::options::options! {
 /// The multi-similarity loss: a soft maximum over the positives of an embedding that are too far, and over the
 /// negatives that are too near.
 ///
@@ -55,57 +56,25 @@ use crate::{Loss, LossError, check};
 /// assert!((f64::try_from(&loss)? - (1.0 + (-2.0 * 0.5_f64).exp()).ln() / 2.0).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct MultiSimilarityLoss {
-    alpha: f64,
-    beta: f64,
-    base: f64,
-    distance: EmbeddingDistance,
-    reduction: EmbeddingReduction,
+#[derive(Copy, PartialEq)]
+pub struct MultiSimilarityLoss: "multi_similarity";
+
+/// The multi-similarity loss with the defaults of pytorch-metric-learning.
+new {
+    /// how sharply the positives that are farthest stand out, α > 0.
+    alpha: f64 = 2.0,
+    /// how sharply the negatives that are nearest stand out, β > 0.
+    beta: f64 = 50.0,
+    /// the similarity, or distance, that positives should exceed and negatives should not.
+    base: f64 = 0.5,
+    /// the distance.
+    distance: EmbeddingDistance = EmbeddingDistance::cosine(),
+    /// the reduction.
+    reduction: EmbeddingReduction = EmbeddingReduction::Mean,
+}
 }
 
 impl MultiSimilarityLoss {
-    /// The multi-similarity loss with the defaults of pytorch-metric-learning.
-    pub fn new() -> Self {
-        Self {
-            alpha: 2.0,
-            beta: 50.0,
-            base: 0.5,
-            distance: EmbeddingDistance::cosine(),
-            reduction: EmbeddingReduction::Mean,
-        }
-    }
-
-    /// Sets how sharply the positives that are farthest stand out, α > 0. 2 by default.
-    pub fn alpha(mut self, alpha: f64) -> Self {
-        self.alpha = alpha;
-        self
-    }
-
-    /// Sets how sharply the negatives that are nearest stand out, β > 0. 50 by default.
-    pub fn beta(mut self, beta: f64) -> Self {
-        self.beta = beta;
-        self
-    }
-
-    /// Sets the similarity, or distance, that positives should exceed and negatives should not. 0.5 by default.
-    pub fn base(mut self, base: f64) -> Self {
-        self.base = base;
-        self
-    }
-
-    /// Sets the distance. [`EmbeddingDistance::cosine`] by default.
-    pub fn distance(mut self, distance: EmbeddingDistance) -> Self {
-        self.distance = distance;
-        self
-    }
-
-    /// Sets the reduction. [`EmbeddingReduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         self.f_check_options()?;
         let (loss, sign) = (*self, self.distance.sign());
@@ -154,14 +123,8 @@ impl SoftPairs for Formula {
     }
 }
 
-impl Default for MultiSimilarityLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for MultiSimilarityLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         let finite = |x: f64| x > 0.0 && x.is_finite();

@@ -10,6 +10,7 @@ use crate::kernels::{self, PairLabels, Soft, f_pairs_on};
 use crate::numeric::f_positions;
 use crate::{CrossEntropyLoss, Loss, LossError, Reduction, check};
 
+crate::options::options! {
 /// The N-pairs loss: one pair of each label, and each anchor picks its positive out of the positives of all labels.
 ///
 /// It makes N·(N − 1) comparisons of 2N embeddings, which is cheap; for batches that are made of pairs, one per
@@ -60,30 +61,19 @@ use crate::{CrossEntropyLoss, Loss, LossError, Reduction, check};
 /// assert!((f64::try_from(&loss)? - (1.0 + (-3_f64).exp()).ln()).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct NPairsLoss {
-    distance: EmbeddingDistance,
-    reduction: EmbeddingReduction,
+#[derive(Copy, PartialEq)]
+pub struct NPairsLoss: "n_pairs";
+
+/// The N-pairs loss with the defaults of pytorch-metric-learning.
+new {
+    /// the distance.
+    distance: EmbeddingDistance = EmbeddingDistance::dot_product(),
+    /// the reduction.
+    reduction: EmbeddingReduction = EmbeddingReduction::Mean,
+}
 }
 
 impl NPairsLoss {
-    /// The N-pairs loss with the defaults of pytorch-metric-learning.
-    pub fn new() -> Self {
-        Self { distance: EmbeddingDistance::dot_product(), reduction: EmbeddingReduction::Mean }
-    }
-
-    /// Sets the distance. [`EmbeddingDistance::dot_product`] by default.
-    pub fn distance(mut self, distance: EmbeddingDistance) -> Self {
-        self.distance = distance;
-        self
-    }
-
-    /// Sets the reduction. [`EmbeddingReduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// Computes the loss of the first of the `pairs` of each label, given the anchors' labels, in place of the first two
     /// embeddings of each label. Negatives are not needed; triplets will do.
     ///
@@ -106,13 +96,8 @@ impl NPairsLoss {
         self.f_loss(&batch, anchors.f_index_select(0, &first)?, positives.f_index_select(0, &first)?)
     }
 
-    /// Computes the loss as [`f_forward_pairs`](Self::f_forward_pairs) does.
-    ///
-    /// # Panics
-    /// Where `f_forward_pairs` returns an error, with its message.
-    #[track_caller]
-    pub fn forward_pairs(&self, input: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor {
-        crate::loss::expect(self.f_forward_pairs(input, target, pairs))
+    crate::loss::or_panic! {
+        forward_pairs as f_forward_pairs(input: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor
     }
 
     fn f_loss(&self, batch: &Batch, anchors: Tensor, positives: Tensor) -> Result<Tensor, LossError> {
@@ -145,14 +130,8 @@ impl NPairsLoss {
     }
 }
 
-impl Default for NPairsLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for NPairsLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         self.distance.check()?;

@@ -5,6 +5,7 @@ use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction
 use crate::kernels::{Each, NumberOperations, Positives, Real, scaled};
 use crate::{Loss, LossError, check};
 
+crate::options::options! {
 /// The normalised temperature-scaled cross entropy: each embedding picks its positive out of all negatives. InfoNCE.
 ///
 /// The loss of SimCLR, MoCo and CLIP's kin: for embeddings of two views of each sample, where the label is the number
@@ -58,40 +59,23 @@ use crate::{Loss, LossError, check};
 /// assert!((f64::try_from(&loss)? - (1.0 + 4.0 * (-1_f64).exp()).ln()).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "NTXentLoss")]
 #[doc(alias = "InfoNCE")]
-pub struct NtXentLoss {
-    temperature: f64,
-    distance: EmbeddingDistance,
-    reduction: EmbeddingReduction,
+pub struct NtXentLoss: "nt_xent" | "info_nce";
+
+/// NT-Xent with the defaults of pytorch-metric-learning.
+new {
+    /// the temperature > 0 that similarities are divided by: the lower, the more the nearest negatives count.
+    temperature: f64 = 0.07,
+    /// the distance.
+    distance: EmbeddingDistance = EmbeddingDistance::cosine(),
+    /// the reduction.
+    reduction: EmbeddingReduction = EmbeddingReduction::Mean,
+}
 }
 
 impl NtXentLoss {
-    /// NT-Xent with the defaults of pytorch-metric-learning.
-    pub fn new() -> Self {
-        Self { temperature: 0.07, distance: EmbeddingDistance::cosine(), reduction: EmbeddingReduction::Mean }
-    }
-
-    /// Sets the temperature > 0 that similarities are divided by: the lower, the more the nearest negatives count.
-    /// 0.07 by default.
-    pub fn temperature(mut self, temperature: f64) -> Self {
-        self.temperature = temperature;
-        self
-    }
-
-    /// Sets the distance. [`EmbeddingDistance::cosine`] by default.
-    pub fn distance(mut self, distance: EmbeddingDistance) -> Self {
-        self.distance = distance;
-        self
-    }
-
-    /// Sets the reduction. [`EmbeddingReduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
         self.f_check_options()?;
         let (loss, scale) = (*self, -self.distance.sign() / self.temperature);
@@ -128,14 +112,8 @@ impl Positives for Formula {
     }
 }
 
-impl Default for NtXentLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for NtXentLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::option("temperature", self.temperature, self.temperature > 0.0, "a number > 0")?;

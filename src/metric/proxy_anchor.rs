@@ -14,6 +14,7 @@ use crate::kernels::{
 use crate::numeric::f_positions;
 use crate::{Loss, LossError, check};
 
+crate::options::options! {
 /// Proxy anchor with proxies that are passed in: [`ProxyAnchorLoss`] without parameters of its own, and its options.
 ///
 /// For proxies that are shared, kept elsewhere or partly frozen. Where the loss may own them choose [`ProxyAnchorLoss`].
@@ -70,45 +71,23 @@ use crate::{Loss, LossError, check};
 /// assert!((f64::try_from(&loss)? - ((-1_f64).exp().ln_1p() + 2_f64.ln() / 2.0)).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ProxyAnchor {
-    margin: f64,
-    alpha: f64,
-    distance: EmbeddingDistance,
-    reduction: EmbeddingReduction,
+#[derive(Copy, PartialEq)]
+pub struct ProxyAnchor;
+
+/// The defaults of pytorch-metric-learning.
+new {
+    /// the margin δ.
+    margin: f64 = 0.1,
+    /// the scale α.
+    alpha: f64 = 32.0,
+    /// the distance.
+    distance: EmbeddingDistance = EmbeddingDistance::cosine(),
+    /// the reduction.
+    reduction: EmbeddingReduction = EmbeddingReduction::Mean,
+}
 }
 
 impl ProxyAnchor {
-    /// The defaults of pytorch-metric-learning.
-    pub fn new() -> Self {
-        let (distance, reduction) = (EmbeddingDistance::cosine(), EmbeddingReduction::Mean);
-        Self { margin: 0.1, alpha: 32.0, distance, reduction }
-    }
-
-    /// Sets the margin δ. 0.1 by default.
-    pub fn margin(mut self, margin: f64) -> Self {
-        self.margin = margin;
-        self
-    }
-
-    /// Sets the scale α. 32 by default.
-    pub fn alpha(mut self, alpha: f64) -> Self {
-        self.alpha = alpha;
-        self
-    }
-
-    /// Sets the distance. [`EmbeddingDistance::cosine`] by default.
-    pub fn distance(mut self, distance: EmbeddingDistance) -> Self {
-        self.distance = distance;
-        self
-    }
-
-    /// Sets the reduction. [`EmbeddingReduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// Computes the loss, with a graph where an argument requires a gradient.
     ///
     /// # Errors
@@ -215,22 +194,12 @@ impl ProxyAnchor {
         self.reduction.of_anchors().f_apply(&losses(too_near, &positive.f_logical_not()?)?, None)
     }
 
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward(&self, input: &Tensor, proxies: &Tensor, target: &Tensor) -> Tensor {
-        crate::loss::expect(self.f_forward(input, proxies, target))
-    }
+    crate::loss::or_panic!(forward as f_forward(input: &Tensor, proxies: &Tensor, target: &Tensor) -> Tensor);
 
-    /// Computes the loss as [`f_forward_pairs`](Self::f_forward_pairs) does.
-    ///
-    /// # Panics
-    /// Where `f_forward_pairs` returns an error, with its message.
-    #[track_caller]
-    pub fn forward_pairs(&self, input: &Tensor, proxies: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor {
-        crate::loss::expect(self.f_forward_pairs(input, proxies, target, pairs))
+    crate::loss::or_panic! {
+        forward_pairs as f_forward_pairs(
+            input: &Tensor, proxies: &Tensor, target: &Tensor, pairs: &EmbeddingPairs
+        ) -> Tensor
     }
 
     fn f_check(&self) -> Result<(), LossError> {
@@ -272,12 +241,6 @@ impl SoftPairs for Maximum {
     /// A proxy without embeddings of its class has no loss by them.
     fn exists(self, sums: &PairSums) -> bool {
         self.of == OTHER || sums.counts[SAME] > 0.0
-    }
-}
-
-impl Default for ProxyAnchor {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -331,6 +294,7 @@ impl Default for ProxyAnchor {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
+#[must_use]
 pub struct ProxyAnchorLoss {
     proxies: Tensor,
     proxy_anchor: ProxyAnchor,
@@ -383,13 +347,8 @@ impl ProxyAnchorLoss {
         self.proxy_anchor.f_forward_pairs(input, &self.proxies, target, pairs)
     }
 
-    /// Computes the loss as [`f_forward_pairs`](Self::f_forward_pairs) does.
-    ///
-    /// # Panics
-    /// Where `f_forward_pairs` returns an error, with its message.
-    #[track_caller]
-    pub fn forward_pairs(&self, input: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor {
-        crate::loss::expect(self.f_forward_pairs(input, target, pairs))
+    crate::loss::or_panic! {
+        forward_pairs as f_forward_pairs(input: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor
     }
 
     /// The proxies of the classes.
@@ -399,7 +358,7 @@ impl ProxyAnchorLoss {
 }
 
 impl Loss for ProxyAnchorLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!(shared);
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.proxy_anchor.f_forward(input, &self.proxies, target)

@@ -7,6 +7,7 @@ use super::pairs::CountedAs;
 use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
 use crate::{Loss, LossError, check};
 
+crate::options::options! {
 /// Proxy NCA with proxies that are passed in: [`ProxyNcaLoss`] without parameters of its own, and its options.
 ///
 /// For proxies that are shared, kept elsewhere or partly frozen. Where the loss may own them choose [`ProxyNcaLoss`].
@@ -60,38 +61,21 @@ use crate::{Loss, LossError, check};
 /// assert!((f64::try_from(&loss)? - 2_f64.exp().ln_1p()).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ProxyNca {
-    softmax_scale: f64,
-    distance: EmbeddingDistance,
-    reduction: EmbeddingReduction,
+#[derive(Copy, PartialEq)]
+pub struct ProxyNca;
+
+/// The defaults of pytorch-metric-learning.
+new {
+    /// the scale of the logits, the inverse of a temperature.
+    softmax_scale: f64 = 1.0,
+    /// the distance. [`EmbeddingDistance::lp`] with power
+    distance: EmbeddingDistance = EmbeddingDistance::lp().power(2.0),
+    /// the reduction.
+    reduction: EmbeddingReduction = EmbeddingReduction::Mean,
+}
 }
 
 impl ProxyNca {
-    /// The defaults of pytorch-metric-learning.
-    pub fn new() -> Self {
-        let (distance, reduction) = (EmbeddingDistance::lp().power(2.0), EmbeddingReduction::Mean);
-        Self { softmax_scale: 1.0, distance, reduction }
-    }
-
-    /// Sets the scale of the logits, the inverse of a temperature. 1 by default.
-    pub fn softmax_scale(mut self, softmax_scale: f64) -> Self {
-        self.softmax_scale = softmax_scale;
-        self
-    }
-
-    /// Sets the distance. [`EmbeddingDistance::lp`] with power 2 by default.
-    pub fn distance(mut self, distance: EmbeddingDistance) -> Self {
-        self.distance = distance;
-        self
-    }
-
-    /// Sets the reduction. [`EmbeddingReduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// Computes the loss, with a graph where an argument requires a gradient.
     ///
     /// # Errors
@@ -128,33 +112,17 @@ impl ProxyNca {
         batch.f_cross_entropy_of(self.distance, softmax, self.reduction)
     }
 
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward(&self, input: &Tensor, proxies: &Tensor, target: &Tensor) -> Tensor {
-        crate::loss::expect(self.f_forward(input, proxies, target))
-    }
+    crate::loss::or_panic!(forward as f_forward(input: &Tensor, proxies: &Tensor, target: &Tensor) -> Tensor);
 
-    /// Computes the loss as [`f_forward_pairs`](Self::f_forward_pairs) does.
-    ///
-    /// # Panics
-    /// Where `f_forward_pairs` returns an error, with its message.
-    #[track_caller]
-    pub fn forward_pairs(&self, input: &Tensor, proxies: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor {
-        crate::loss::expect(self.f_forward_pairs(input, proxies, target, pairs))
+    crate::loss::or_panic! {
+        forward_pairs as f_forward_pairs(
+            input: &Tensor, proxies: &Tensor, target: &Tensor, pairs: &EmbeddingPairs
+        ) -> Tensor
     }
 
     fn f_check(&self) -> Result<(), LossError> {
         check::option("softmax_scale", self.softmax_scale, self.softmax_scale.is_finite(), "a finite number")?;
         self.distance.check()
-    }
-}
-
-impl Default for ProxyNca {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -207,6 +175,7 @@ impl Default for ProxyNca {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
+#[must_use]
 pub struct ProxyNcaLoss {
     proxies: Tensor,
     proxy_nca: ProxyNca,
@@ -258,13 +227,8 @@ impl ProxyNcaLoss {
         self.proxy_nca.f_forward_pairs(input, &self.proxies, target, pairs)
     }
 
-    /// Computes the loss as [`f_forward_pairs`](Self::f_forward_pairs) does.
-    ///
-    /// # Panics
-    /// Where `f_forward_pairs` returns an error, with its message.
-    #[track_caller]
-    pub fn forward_pairs(&self, input: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor {
-        crate::loss::expect(self.f_forward_pairs(input, target, pairs))
+    crate::loss::or_panic! {
+        forward_pairs as f_forward_pairs(input: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor
     }
 
     /// The proxies of the classes.
@@ -274,7 +238,7 @@ impl ProxyNcaLoss {
 }
 
 impl Loss for ProxyNcaLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!(shared);
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.proxy_nca.f_forward(input, &self.proxies, target)

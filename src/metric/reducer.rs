@@ -57,6 +57,8 @@ pub enum AnchorReduction {
     },
 }
 
+crate::option_tensors::without_tensors!(EmbeddingReduction);
+
 impl From<AnchorReduction> for EmbeddingReduction {
     fn from(reduction: AnchorReduction) -> Self {
         match reduction {

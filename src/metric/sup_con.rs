@@ -7,6 +7,7 @@ use crate::kernels::{
 };
 use crate::{Loss, LossError, check};
 
+crate::options::options! {
 /// The supervised contrastive loss: each embedding picks all of its class out of the batch.
 ///
 /// For classes with many members in a batch, where it trains encoders that beat those of cross entropy in the paper.
@@ -55,39 +56,22 @@ use crate::{Loss, LossError, check};
 /// assert!((f64::try_from(&loss)? - (1.0 + (-1_f64).exp()).ln()).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "SupervisedContrastiveLoss")]
-pub struct SupConLoss {
-    temperature: f64,
-    distance: EmbeddingDistance,
-    reduction: EmbeddingReduction,
+pub struct SupConLoss: "sup_con";
+
+/// The supervised contrastive loss with the defaults of pytorch-metric-learning.
+new {
+    /// the temperature > 0 that similarities are divided by: the lower, the more the nearest embeddings count.
+    temperature: f64 = 0.1,
+    /// the distance.
+    distance: EmbeddingDistance = EmbeddingDistance::cosine(),
+    /// the reduction.
+    reduction: EmbeddingReduction = EmbeddingReduction::MeanNonZero,
+}
 }
 
 impl SupConLoss {
-    /// The supervised contrastive loss with the defaults of pytorch-metric-learning.
-    pub fn new() -> Self {
-        Self { temperature: 0.1, distance: EmbeddingDistance::cosine(), reduction: EmbeddingReduction::MeanNonZero }
-    }
-
-    /// Sets the temperature > 0 that similarities are divided by: the lower, the more the nearest embeddings count.
-    /// 0.1 by default.
-    pub fn temperature(mut self, temperature: f64) -> Self {
-        self.temperature = temperature;
-        self
-    }
-
-    /// Sets the distance. [`EmbeddingDistance::cosine`] by default.
-    pub fn distance(mut self, distance: EmbeddingDistance) -> Self {
-        self.distance = distance;
-        self
-    }
-
-    /// Sets the reduction. [`EmbeddingReduction::MeanNonZero`] by default.
-    pub fn reduction(mut self, reduction: EmbeddingReduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         self.f_check_options()?;
         let loss = *self;
@@ -145,14 +129,8 @@ impl SoftPairs for Formula {
     }
 }
 
-impl Default for SupConLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for SupConLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::option("temperature", self.temperature, self.temperature > 0.0, "a number > 0")?;

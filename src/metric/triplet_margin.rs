@@ -5,6 +5,7 @@ use crate::autograd::f_alias;
 use crate::mean_parts::f_wide;
 use crate::{LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// The triplet margin loss: an anchor shall be nearer to a positive than to a negative example, by a margin.
 ///
 /// For embeddings of faces, signatures, products: whatever is compared by its p-norm distance. For another distance
@@ -59,62 +60,29 @@ use crate::{LossError, MeanParts, Reduction, check};
 /// assert!((f64::try_from(&loss)? - 2.0).abs() < 1e-5);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone)]
 #[doc(alias = "nn.TripletMarginLoss")]
 #[doc(alias = "triplet_margin_loss")]
-pub struct TripletMarginLoss {
-    margin: f64,
-    p: f64,
-    eps: f64,
-    swap: bool,
-    broadcast: bool,
-    reduction: Reduction,
+pub struct TripletMarginLoss;
+
+/// The triplet margin loss with PyTorch's defaults.
+new {
+    /// by how much the negative must be farther away, > 0, for a triplet to cost nothing.
+    margin: f64 = 1.0,
+    /// the degree of the norm.
+    p: f64 = 2.0,
+    /// what is added to each difference, which keeps the gradient at equal embeddings finite.
+    eps: f64 = 1e-6,
+    /// whether the distance from the positive to the negative counts where it is the smaller one.
+    swap: bool = false,
+    /// whether the arguments may differ in shape and are broadcast against each other; they still need the same number
+    /// of dimensions.
+    broadcast: bool = false,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 impl TripletMarginLoss {
-    /// The triplet margin loss with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self { margin: 1.0, p: 2.0, eps: 1e-6, swap: false, broadcast: false, reduction: Reduction::Mean }
-    }
-
-    /// Sets by how much the negative must be farther away, > 0, for a triplet to cost nothing. 1 by default.
-    pub fn margin(mut self, margin: f64) -> Self {
-        self.margin = margin;
-        self
-    }
-
-    /// Sets the degree of the norm. 2 by default.
-    pub fn p(mut self, p: f64) -> Self {
-        self.p = p;
-        self
-    }
-
-    /// Sets what is added to each difference, which keeps the gradient at equal embeddings finite. 10⁻⁶ by default.
-    pub fn eps(mut self, eps: f64) -> Self {
-        self.eps = eps;
-        self
-    }
-
-    /// Sets whether the distance from the positive to the negative counts where it is the smaller one. False by
-    /// default.
-    pub fn swap(mut self, swap: bool) -> Self {
-        self.swap = swap;
-        self
-    }
-
-    /// Sets whether the arguments may differ in shape and are broadcast against each other; they still need the same
-    /// number of dimensions. False by default.
-    pub fn broadcast(mut self, broadcast: bool) -> Self {
-        self.broadcast = broadcast;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// Computes the loss, with a graph where an argument requires a gradient.
     ///
     /// # Errors
@@ -149,20 +117,7 @@ impl TripletMarginLoss {
         MeanParts::f_of_losses(&unreduced.f_forward(&f_wide(anchor)?, &f_wide(positive)?, &f_wide(negative)?)?)
     }
 
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Tensor {
-        crate::loss::expect(self.f_forward(anchor, positive, negative))
-    }
-}
-
-impl Default for TripletMarginLoss {
-    fn default() -> Self {
-        Self::new()
-    }
+    crate::loss::or_panic!(forward as f_forward(anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Tensor);
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use crate::{LossError, MeanParts, Reduction, check};
 
 type Distance = dyn Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send;
 
+crate::options::options! {
 /// The triplet margin loss with a distance of your own.
 ///
 /// As [`TripletMarginLoss`](crate::TripletMarginLoss), for embeddings whose distance is no p-norm: the cosine, a
@@ -67,57 +68,39 @@ type Distance = dyn Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send;
 /// assert_eq!(Vec::<f64>::try_from(anchor.grad().view(-1))?, [-2.0, 0.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone)]
 #[doc(alias = "nn.TripletMarginWithDistanceLoss")]
 #[doc(alias = "triplet_margin_with_distance_loss")]
-pub struct TripletMarginWithDistanceLoss {
-    /// One thread calls it at a time: a closure that owns tensors is `Send` alone.
-    distance_function: Option<Arc<Mutex<Distance>>>,
-    margin: f64,
-    swap: bool,
-    broadcast: bool,
-    reduction: Reduction,
+pub struct TripletMarginWithDistanceLoss;
+
+/// The triplet margin loss with PyTorch's defaults.
+new {
+    inner distance_function: DistanceFunction = DistanceFunction(None);
+    /// by how much the negative must be farther away, > 0, for a triplet to cost nothing.
+    margin: f64 = 1.0,
+    /// whether the distance from the positive to the negative counts where it is the smaller one.
+    swap: bool = false,
+    /// whether the arguments may differ in shape and are broadcast against each other, and their distances too; the
+    /// arguments still need the same number of dimensions.
+    broadcast: bool = false,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
-impl TripletMarginWithDistanceLoss {
-    /// The triplet margin loss with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self { distance_function: None, margin: 1.0, swap: false, broadcast: false, reduction: Reduction::Mean }
-    }
+/// One thread calls it at a time: a closure that owns tensors is `Send` alone.
+#[derive(Clone)]
+struct DistanceFunction(Option<Arc<Mutex<Distance>>>);
 
+crate::option_tensors::without_tensors!(DistanceFunction);
+
+impl TripletMarginWithDistanceLoss {
     /// Sets the distance of two tensors. That of `torch.nn.PairwiseDistance` by default: the Euclidean distance over
     /// the last dimension, with 10⁻⁶ added to each difference. Clones of the loss share it, and their threads take turns with it.
     pub fn distance_function<F>(mut self, distance_function: F) -> Self
     where
         F: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
     {
-        self.distance_function = Some(Arc::new(Mutex::new(distance_function)));
-        self
-    }
-
-    /// Sets by how much the negative must be farther away, > 0, for a triplet to cost nothing. 1 by default.
-    pub fn margin(mut self, margin: f64) -> Self {
-        self.margin = margin;
-        self
-    }
-
-    /// Sets whether the distance from the positive to the negative counts where it is the smaller one. False by
-    /// default.
-    pub fn swap(mut self, swap: bool) -> Self {
-        self.swap = swap;
-        self
-    }
-
-    /// Sets whether the arguments may differ in shape and are broadcast against each other, and their distances too;
-    /// the arguments still need the same number of dimensions. False by default.
-    pub fn broadcast(mut self, broadcast: bool) -> Self {
-        self.broadcast = broadcast;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
+        self.distance_function = DistanceFunction(Some(Arc::new(Mutex::new(distance_function))));
         self
     }
 
@@ -138,21 +121,14 @@ impl TripletMarginWithDistanceLoss {
         MeanParts::f_of_losses(&self.f_reduced([&anchor, &positive, &negative], Reduction::None)?)
     }
 
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Tensor {
-        crate::loss::expect(self.f_forward(anchor, positive, negative))
-    }
+    crate::loss::or_panic!(forward as f_forward(anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Tensor);
 
     fn f_reduced(&self, arguments: [&Tensor; 3], reduction: Reduction) -> Result<Tensor, LossError> {
         let [anchor, positive, negative] = arguments;
         let named = [("anchor", anchor), ("positive", positive), ("negative", negative)];
         triplet::check(named, self.margin, self.broadcast)?;
         let (margin, swap, broadcast) = (self.margin, self.swap, self.broadcast);
-        let Some(distance_function) = &self.distance_function else {
+        let Some(distance_function) = &self.distance_function.0 else {
             let triplet = Triplet { margin, p: 2.0, eps: 1e-6, swap };
             return triplet.f_loss(arguments, reduction, move |arguments| {
                 f_widely(arguments, |arguments| {
@@ -200,22 +176,9 @@ fn f_euclidean(a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {
     Ok(Tensor::f_pairwise_distance(a, b, 2.0, 1e-6, false)?)
 }
 
-impl Default for TripletMarginWithDistanceLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl fmt::Debug for TripletMarginWithDistanceLoss {
+impl fmt::Debug for DistanceFunction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let distance_function = if self.distance_function.is_some() { "given" } else { "pairwise distance" };
-        f.debug_struct("TripletMarginWithDistanceLoss")
-            .field("distance_function", &format_args!("{distance_function}"))
-            .field("margin", &self.margin)
-            .field("swap", &self.swap)
-            .field("broadcast", &self.broadcast)
-            .field("reduction", &self.reduction)
-            .finish()
+        f.write_str(if self.0.is_some() { "given" } else { "pairwise distance" })
     }
 }
 

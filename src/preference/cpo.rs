@@ -4,6 +4,7 @@ use super::{LogRatios, PairLogProbs, PreferenceLoss, check_beta, check_smoothing
 use crate::kernels::NumberOperations;
 use crate::{LossError, Reduction};
 
+crate::options::options! {
 /// Contrastive preference optimisation: DPO with a uniform reference model, that is, without one.
 ///
 /// For pairs of answers of about the same length, of translations for example, where a reference model does not fit
@@ -51,43 +52,19 @@ use crate::{LossError, Reduction};
 /// assert_eq!(f64::try_from(chosen.grad())?, -0.05);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "LigerFusedLinearCPOLoss")]
-pub struct CpoLoss {
-    beta: f64,
-    label_smoothing: f64,
-    reduction: Reduction,
+pub struct CpoLoss;
+
+/// Contrastive preference optimisation with Liger's defaults.
+new {
+    /// the factor β of the log-probabilities.
+    beta: f64 = 0.1,
+    /// the share ε of the preferences that is taken to be wrong.
+    label_smoothing: f64 = 0.0,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
 }
-
-impl CpoLoss {
-    /// Contrastive preference optimisation with Liger's defaults.
-    pub fn new() -> Self {
-        Self { beta: 0.1, label_smoothing: 0.0, reduction: Reduction::Mean }
-    }
-
-    /// Sets the factor β of the log-probabilities. 0.1 by default.
-    pub fn beta(mut self, beta: f64) -> Self {
-        self.beta = beta;
-        self
-    }
-
-    /// Sets the share ε of the preferences that is taken to be wrong. 0 by default.
-    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
-        self.label_smoothing = label_smoothing;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-}
-
-impl Default for CpoLoss {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl PreferenceLoss for CpoLoss {

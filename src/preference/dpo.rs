@@ -4,6 +4,7 @@ use super::{LogRatios, PairLogProbs, PreferenceLoss, check_beta, f_smoothed};
 use crate::kernels::NumberOperations;
 use crate::{LossError, Reduction, check};
 
+crate::options::options! {
 /// Direct preference optimisation: the chosen answer is to gain on the rejected one, measured by a reference model.
 ///
 /// The usual way to align a language model with pairs of answers without a reward model: the reference model is the
@@ -63,14 +64,23 @@ use crate::{LossError, Reduction, check};
 /// assert_eq!(Vec::<f64>::try_from(chosen.grad())?, [-0.125, -0.125]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "LigerFusedLinearDPOLoss")]
 #[doc(alias = "DPOTrainer")]
-pub struct DpoLoss {
-    beta: f64,
-    variant: DpoVariant,
-    label_smoothing: f64,
-    reduction: Reduction,
+pub struct DpoLoss;
+
+/// Direct preference optimisation with Liger's defaults.
+new {
+    /// β, which keeps the policy the nearer to the reference model the larger it is.
+    beta: f64 = 0.1,
+    /// the loss of the rewards.
+    #[doc(alias = "loss_type")]
+    variant: DpoVariant = DpoVariant::Sigmoid,
+    /// the share ε of the preferences that is taken to be wrong, for the variants that know it.
+    label_smoothing: f64 = 0.0,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 /// The loss that [`DpoLoss`] makes of the rewards r⁺ and r⁻ of a pair and of their difference z.
@@ -104,37 +114,9 @@ pub enum DpoVariant {
     DiscoPop(f64),
 }
 
+crate::option_tensors::without_tensors!(DpoVariant);
+
 impl DpoLoss {
-    /// Direct preference optimisation with Liger's defaults.
-    pub fn new() -> Self {
-        Self { beta: 0.1, variant: DpoVariant::Sigmoid, label_smoothing: 0.0, reduction: Reduction::Mean }
-    }
-
-    /// Sets β, which keeps the policy the nearer to the reference model the larger it is. 0.1 by default.
-    pub fn beta(mut self, beta: f64) -> Self {
-        self.beta = beta;
-        self
-    }
-
-    /// Sets the loss of the rewards. [`DpoVariant::Sigmoid`] by default.
-    #[doc(alias = "loss_type")]
-    pub fn variant(mut self, variant: DpoVariant) -> Self {
-        self.variant = variant;
-        self
-    }
-
-    /// Sets the share ε of the preferences that is taken to be wrong, for the variants that know it. 0 by default.
-    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
-        self.label_smoothing = label_smoothing;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     fn f_check_options(&self) -> Result<(), LossError> {
         check_beta(self.beta)?;
         let smoothing = self.label_smoothing;
@@ -195,12 +177,6 @@ fn f_disco_pop(z: &Tensor, tau: f64) -> Result<Tensor, LossError> {
     // As one power, because exp(−z) overflows where m underflows.
     let exponential = scaled.f_log_sigmoid()?.f_sub(z)?.f_exp()?;
     Ok(exponential.f_sub(&logistic)?)
-}
-
-impl Default for DpoLoss {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl PreferenceLoss for DpoLoss {

@@ -4,6 +4,7 @@ use super::{LogRatios, PairLogProbs, PreferenceLoss, TokenReduction, check_beta}
 use crate::kernels::NumberOperations;
 use crate::{LossError, Reduction};
 
+crate::options::options! {
 /// Identity preference optimisation: the chosen answer is to gain on the rejected one by a fixed margin, and no more.
 ///
 /// For preferences that are nearly certain, with which [`DpoLoss`](crate::DpoLoss) moves the policy further and further
@@ -48,36 +49,17 @@ use crate::{LossError, Reduction};
 /// assert_eq!(f64::try_from(chosen.grad())?, 2.0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "ipo")]
-pub struct IpoLoss {
-    beta: f64,
-    reduction: Reduction,
+pub struct IpoLoss;
+
+/// Identity preference optimisation with β = 0.1.
+new {
+    /// β: the margin that is asked for is 1/(2β).
+    beta: f64 = 0.1,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
 }
-
-impl IpoLoss {
-    /// Identity preference optimisation with β = 0.1.
-    pub fn new() -> Self {
-        Self { beta: 0.1, reduction: Reduction::Mean }
-    }
-
-    /// Sets β: the margin that is asked for is 1/(2β). 0.1 by default.
-    pub fn beta(mut self, beta: f64) -> Self {
-        self.beta = beta;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-}
-
-impl Default for IpoLoss {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl PreferenceLoss for IpoLoss {

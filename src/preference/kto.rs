@@ -5,6 +5,7 @@ use crate::kernels::NumberOperations;
 use crate::numeric::wide_kind;
 use crate::{LossError, Reduction, check};
 
+crate::options::options! {
 /// Kahneman-Tversky optimisation: good answers are to become likelier than a reference model makes them, bad ones less
 /// likely.
 ///
@@ -53,45 +54,24 @@ use crate::{LossError, Reduction, check};
 /// assert_eq!(Vec::<f64>::try_from(policy.grad())?, [-0.0125, 0.0125]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "LigerFusedLinearKTOLoss")]
-pub struct KtoLoss {
-    beta: f64,
-    desirable_weight: f64,
-    undesirable_weight: f64,
-    reduction: Reduction,
+pub struct KtoLoss;
+
+/// Kahneman-Tversky optimisation with Liger's defaults.
+new {
+    /// the factor β of the log-ratios.
+    beta: f64 = 0.1,
+    /// the weight λ⁺ of desirable answers.
+    desirable_weight: f64 = 1.0,
+    /// the weight λ⁻ of undesirable answers.
+    undesirable_weight: f64 = 1.0,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 impl KtoLoss {
-    /// Kahneman-Tversky optimisation with Liger's defaults.
-    pub fn new() -> Self {
-        Self { beta: 0.1, desirable_weight: 1.0, undesirable_weight: 1.0, reduction: Reduction::Mean }
-    }
-
-    /// Sets the factor β of the log-ratios. 0.1 by default.
-    pub fn beta(mut self, beta: f64) -> Self {
-        self.beta = beta;
-        self
-    }
-
-    /// Sets the weight λ⁺ of desirable answers. 1 by default.
-    pub fn desirable_weight(mut self, desirable_weight: f64) -> Self {
-        self.desirable_weight = desirable_weight;
-        self
-    }
-
-    /// Sets the weight λ⁻ of undesirable answers. 1 by default.
-    pub fn undesirable_weight(mut self, undesirable_weight: f64) -> Self {
-        self.undesirable_weight = undesirable_weight;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// Computes the loss of the log-probabilities of answers, `labels` being true for the desirable ones, with a graph
     /// where one of them requires a gradient. `kl` is z, 0 where it is none.
     ///
@@ -124,13 +104,10 @@ impl KtoLoss {
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(policy.f_kind()?)?)
     }
 
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward(&self, policy: &Tensor, reference: Option<&Tensor>, labels: &Tensor, kl: Option<&Tensor>) -> Tensor {
-        crate::loss::expect(self.f_forward(policy, reference, labels, kl))
+    crate::loss::or_panic! {
+        forward as f_forward(
+            policy: &Tensor, reference: Option<&Tensor>, labels: &Tensor, kl: Option<&Tensor>
+        ) -> Tensor
     }
 
     /// The factor of the rewards.
@@ -164,12 +141,6 @@ impl KtoLoss {
         let weights = [("desirable_weight", self.desirable_weight), ("undesirable_weight", self.undesirable_weight)];
         let valid = |weight: f64| weight.is_finite() && weight >= 0.0;
         weights.into_iter().try_for_each(|(name, weight)| check::option(name, weight, valid(weight), "a number >= 0"))
-    }
-}
-
-impl Default for KtoLoss {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -67,6 +67,7 @@ use crate::{LinearHead, LossError, check};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[doc(alias = "LigerFusedLinearKTOLoss")]
+#[must_use]
 pub struct LinearKto {
     kto: KtoLoss,
     log_probs: SequenceLogProbs,
@@ -124,20 +125,11 @@ impl LinearKto {
         Ok(LinearKtoOutput { loss, log_probs, logits_means: f_logits_means(policy)?, rewards })
     }
 
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward(
-        &self,
-        policy: LinearHead,
-        target: &Tensor,
-        labels: &Tensor,
-        reference: Option<ReferenceModel>,
-        kl: Option<&Tensor>,
-    ) -> LinearKtoOutput {
-        crate::loss::expect(self.f_forward(policy, target, labels, reference, kl))
+    crate::loss::or_panic! {
+        forward as f_forward(
+            policy: LinearHead, target: &Tensor, labels: &Tensor, reference: Option<ReferenceModel>, kl:
+            Option<&Tensor>
+        ) -> LinearKtoOutput
     }
 }
 

@@ -77,6 +77,7 @@ use crate::{LinearHead, LossError, check};
 #[doc(alias = "LigerFusedLinearORPOLoss")]
 #[doc(alias = "LigerFusedLinearSimPOLoss")]
 #[doc(alias = "LigerFusedLinearCPOLoss")]
+#[must_use]
 pub struct LinearPreference<L> {
     preference: L,
     log_probs: SequenceLogProbs,
@@ -137,18 +138,10 @@ impl<L: PreferenceLoss> LinearPreference<L> {
         self.f_compute(policy, target, None, reference)
     }
 
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward(
-        &self,
-        policy: LinearHead,
-        target: &Tensor,
-        reference: Option<ReferenceModel>,
-    ) -> LinearPreferenceOutput {
-        crate::loss::expect(self.f_forward(policy, target, reference))
+    crate::loss::or_panic! {
+        forward as f_forward(
+            policy: LinearHead, target: &Tensor, reference: Option<ReferenceModel>
+        ) -> LinearPreferenceOutput
     }
 
     /// The same with other tokens for the negative log-likelihood: those of the prompt as well, for example. The logits

@@ -4,6 +4,7 @@ use super::{LogRatios, PairLogProbs, PreferenceLoss, TokenReduction, check_beta}
 use crate::kernels::NumberOperations;
 use crate::{LossError, Reduction};
 
+crate::options::options! {
 /// Odds-ratio preference optimisation: the chosen answer is to have the higher odds.
 ///
 /// For fine-tuning and alignment in one: to the negative log-likelihood of the chosen answers, which
@@ -54,31 +55,20 @@ use crate::{LossError, Reduction};
 /// assert!((f64::try_from(chosen.grad())? + 1.0).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "LigerFusedLinearORPOLoss")]
-pub struct OrpoLoss {
-    beta: f64,
-    reduction: Reduction,
+pub struct OrpoLoss;
+
+/// Odds-ratio preference optimisation with Liger's defaults.
+new {
+    /// the weight β of the loss.
+    beta: f64 = 0.1,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 impl OrpoLoss {
-    /// Odds-ratio preference optimisation with Liger's defaults.
-    pub fn new() -> Self {
-        Self { beta: 0.1, reduction: Reduction::Mean }
-    }
-
-    /// Sets the weight β of the loss. 0.1 by default.
-    pub fn beta(mut self, beta: f64) -> Self {
-        self.beta = beta;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// log (o⁺ / o⁻), a metric of its own.
     ///
     /// # Errors
@@ -105,12 +95,6 @@ fn f_log_rest(x: &Tensor) -> Result<Tensor, LossError> {
     let likely = x.f_masked_fill_number(&near.f_logical_not()?, -1)?.f_expm1()?.f_neg()?.f_log()?;
     let unlikely = x.f_masked_fill_number(&near, -1)?.f_exp()?.f_neg()?.f_log1p()?;
     Ok(likely.f_where_self(&near, &unlikely)?)
-}
-
-impl Default for OrpoLoss {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl PreferenceLoss for OrpoLoss {

@@ -16,6 +16,9 @@ pub enum TokenReduction {
     Mean,
 }
 
+crate::option_tensors::without_tensors!(TokenReduction);
+
+crate::options::options! {
 /// The log-probabilities of sequences of tokens, from the hidden states of a model.
 ///
 /// Not a loss, but what the preference losses are losses of: for the log-probabilities of a reference model, computed
@@ -66,13 +69,27 @@ pub enum TokenReduction {
 /// assert_eq!(Vec::<f64>::try_from(log_probs)?, [-3.0 * 4_f64.ln(), -2.0 * 4_f64.ln()]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SequenceLogProbs {
-    ignore_index: i64,
-    token_reduction: Option<TokenReduction>,
-    invalid_values: InvalidValues,
-    chunking: Chunking,
-    soft_cap: Option<f64>,
+#[derive(Copy, PartialEq)]
+pub struct SequenceLogProbs;
+
+/// The log-probabilities of sequences, with targets of −100 ignored.
+new {
+    /// the token that counts nothing, of prompts and padding.
+    ignore_index: i64 = -100,
+    /// whether tokens are summed up or averaged. Where nothing is said they are summed up, and inside a
+    /// [`LinearPreference`](crate::LinearPreference) it is what the [loss](crate::PreferenceLoss::token_reduction)
+    /// says.
+    #[doc(alias = "average_log_prob")]
+    token_reduction: Option<TokenReduction> = None,
+    /// what a token out of range does.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// how many tokens are taken at once.
+    chunking: Chunking = Chunking::default(),
+    /// the number between whose negative and itself the logits are squeezed.
+    #[doc(alias = "softcap")]
+    #[doc(alias = "final_logit_softcapping")]
+    soft_cap: Option<f64> = None,
+}
 }
 
 /// What a reference model says of the sequences of a batch. It gets no gradient.
@@ -98,52 +115,6 @@ pub(super) struct Scores {
 }
 
 impl SequenceLogProbs {
-    /// The log-probabilities of sequences, with targets of −100 ignored.
-    pub fn new() -> Self {
-        Self {
-            ignore_index: -100,
-            token_reduction: None,
-            invalid_values: InvalidValues::Error,
-            chunking: Chunking::default(),
-            soft_cap: None,
-        }
-    }
-
-    /// Sets the token that counts nothing, of prompts and padding. −100 by default.
-    pub fn ignore_index(mut self, ignore_index: i64) -> Self {
-        self.ignore_index = ignore_index;
-        self
-    }
-
-    /// Sets whether tokens are summed up or averaged. By default they are summed up, and inside a
-    /// [`LinearPreference`](crate::LinearPreference) it is what the [loss](crate::PreferenceLoss::token_reduction)
-    /// says.
-    #[doc(alias = "average_log_prob")]
-    pub fn token_reduction(mut self, token_reduction: TokenReduction) -> Self {
-        self.token_reduction = Some(token_reduction);
-        self
-    }
-
-    /// Sets what a token out of range does. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets how many tokens are taken at once. [`Chunking::default`] by default.
-    pub fn chunking(mut self, chunking: Chunking) -> Self {
-        self.chunking = chunking;
-        self
-    }
-
-    /// Sets the number between whose negative and itself the logits are squeezed. None by default.
-    #[doc(alias = "softcap")]
-    #[doc(alias = "final_logit_softcapping")]
-    pub fn soft_cap(mut self, soft_cap: f64) -> Self {
-        self.soft_cap = Some(soft_cap);
-        self
-    }
-
     /// Computes the log-probabilities, with a graph where an argument requires a gradient.
     ///
     /// # Errors
@@ -232,12 +203,6 @@ impl SequenceLogProbs {
         }
         let input = head.input.f_reshape([rows, features])?;
         criterion.f_forward(&input, head.weight, &target.f_reshape([rows])?, head.bias)
-    }
-}
-
-impl Default for SequenceLogProbs {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

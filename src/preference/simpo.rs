@@ -4,6 +4,7 @@ use super::{LogRatios, PairLogProbs, PreferenceLoss, TokenReduction, check_beta,
 use crate::kernels::NumberOperations;
 use crate::{LossError, Reduction, check};
 
+crate::options::options! {
 /// Simple preference optimisation: the chosen answer is to be likelier per token than the rejected one, by a margin.
 ///
 /// For pairs of answers of different lengths, and where a reference model does not fit into memory: it needs none. With
@@ -51,50 +52,21 @@ use crate::{LossError, Reduction, check};
 /// assert_eq!(f64::try_from(chosen.grad())?, -1.0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "LigerFusedLinearSimPOLoss")]
-pub struct SimpoLoss {
-    beta: f64,
-    gamma: f64,
-    label_smoothing: f64,
-    reduction: Reduction,
+pub struct SimpoLoss;
+
+/// Simple preference optimisation with Liger's defaults.
+new {
+    /// the factor β of the log-probabilities; the paper has 2 to 2.5.
+    beta: f64 = 0.1,
+    /// the margin γ.
+    gamma: f64 = 0.5,
+    /// the share ε of the preferences that is taken to be wrong.
+    label_smoothing: f64 = 0.0,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
 }
-
-impl SimpoLoss {
-    /// Simple preference optimisation with Liger's defaults.
-    pub fn new() -> Self {
-        Self { beta: 0.1, gamma: 0.5, label_smoothing: 0.0, reduction: Reduction::Mean }
-    }
-
-    /// Sets the factor β of the log-probabilities. 0.1 by default; the paper has 2 to 2.5.
-    pub fn beta(mut self, beta: f64) -> Self {
-        self.beta = beta;
-        self
-    }
-
-    /// Sets the margin γ. 0.5 by default.
-    pub fn gamma(mut self, gamma: f64) -> Self {
-        self.gamma = gamma;
-        self
-    }
-
-    /// Sets the share ε of the preferences that is taken to be wrong. 0 by default.
-    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
-        self.label_smoothing = label_smoothing;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-}
-
-impl Default for SimpoLoss {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl PreferenceLoss for SimpoLoss {

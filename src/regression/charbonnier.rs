@@ -1,11 +1,12 @@
 use tch::Tensor;
 
-use super::Elementwise;
+use super::{Elementwise, elementwise};
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::mean_parts::f_wide_option;
 use crate::numeric::f_abs;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// The Charbonnier loss, or pseudo-Huber: a smooth distance of each element to its target.
 ///
 /// For regression with outliers and for restoring images, where it gives sharper results than
@@ -61,21 +62,23 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert_eq!(f64::try_from(of_the_paper.f_forward(&input, &target)?)?, (5.0 + 3.0) / 2.0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "charbonnier_loss")]
 #[doc(alias = "PseudoHuberLoss")]
-pub struct CharbonnierLoss {
-    eps: f64,
-    minimum: CharbonnierMinimum,
-    weight: Option<Tensor>,
-    broadcast: bool,
-    reduction: Reduction,
-}
+pub struct CharbonnierLoss: "charbonnier";
 
-crate::option_tensors::option_tensors!(CharbonnierLoss { weight });
+/// The Charbonnier loss with kornia's ε.
+new {
+    /// ε > 0, the distance from which on the loss grows with the distance; the default is kornia's.
+    eps: f64 = 1.0,
+    /// the loss of an element that equals its target.
+    minimum: CharbonnierMinimum = CharbonnierMinimum::Zero,
+    ..elementwise,
+}
+}
 
 /// The loss of an element that equals its target, in a [`CharbonnierLoss`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum CharbonnierMinimum {
     /// 0, as in kornia and of Barron's loss. The default.
     #[default]
@@ -84,52 +87,10 @@ pub enum CharbonnierMinimum {
     Eps,
 }
 
-impl CharbonnierLoss {
-    /// The Charbonnier loss with kornia's ε.
-    pub fn new() -> Self {
-        Self { eps: 1.0, minimum: CharbonnierMinimum::Zero, weight: None, broadcast: false, reduction: Reduction::Mean }
-    }
-
-    /// Sets ε > 0, the distance from which on the loss grows with the distance. 1 by default, as in kornia.
-    pub fn eps(mut self, eps: f64) -> Self {
-        self.eps = eps;
-        self
-    }
-
-    /// Sets the loss of an element that equals its target. [`CharbonnierMinimum::Zero`] by default.
-    pub fn minimum(mut self, minimum: CharbonnierMinimum) -> Self {
-        self.minimum = minimum;
-        self
-    }
-
-    /// Sets a weight for each element, of the input's shape. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
-    pub fn broadcast(mut self, broadcast: bool) -> Self {
-        self.broadcast = broadcast;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-}
-
-impl Default for CharbonnierLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
+crate::options::words!(CharbonnierMinimum);
 
 impl Loss for CharbonnierLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::positive("eps", self.eps)

@@ -6,6 +6,7 @@ use crate::kernels::{self, NumberOperations, Pointwise, Real, choose, f_pointwis
 use crate::numeric::{self, f_widely, real};
 use crate::{InvalidValues, LossError, MeanParts, Reduction};
 
+crate::options::options! {
 /// The negative log-likelihood of targets under Gaussian distributions.
 ///
 /// For regression with an uncertainty: the model predicts a mean and a variance for each element, and pays for a
@@ -66,15 +67,24 @@ use crate::{InvalidValues, LossError, MeanParts, Reduction};
 /// assert_eq!(f64::try_from(&loss)?, 1.0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy)]
+#[derive(Copy)]
 #[doc(alias = "nn.GaussianNLLLoss")]
 #[doc(alias = "gaussian_nll_loss")]
-pub struct GaussianNllLoss {
-    full: bool,
-    eps: f64,
-    broadcast: bool,
-    invalid_values: InvalidValues,
-    reduction: Reduction,
+pub struct GaussianNllLoss;
+
+/// The Gaussian loss with PyTorch's defaults.
+new {
+    /// whether to add the constant ½ log 2π.
+    full: bool = false,
+    /// ε, the least variance; smaller ones are raised to it.
+    eps: f64 = 1e-6,
+    /// whether input and target may differ in shape and are broadcast against each other.
+    broadcast: bool = false,
+    /// what a negative variance in a tensor does; as a number it is always an error.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 /// The variance of a [`GaussianNllLoss`], made from a tensor or a number.
@@ -99,48 +109,6 @@ impl From<f64> for Variance<'_> {
 }
 
 impl GaussianNllLoss {
-    /// The Gaussian loss with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self {
-            full: false,
-            eps: 1e-6,
-            broadcast: false,
-            invalid_values: InvalidValues::Error,
-            reduction: Reduction::Mean,
-        }
-    }
-
-    /// Sets whether to add the constant ½ log 2π. False by default.
-    pub fn full(mut self, full: bool) -> Self {
-        self.full = full;
-        self
-    }
-
-    /// Sets ε, the least variance; smaller ones are raised to it. 1e-6 by default.
-    pub fn eps(mut self, eps: f64) -> Self {
-        self.eps = eps;
-        self
-    }
-
-    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
-    pub fn broadcast(mut self, broadcast: bool) -> Self {
-        self.broadcast = broadcast;
-        self
-    }
-
-    /// Sets what a negative variance in a tensor does; as a number it is always an error. [`InvalidValues::Error`] by
-    /// default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// Computes the loss, with a graph where an argument requires a gradient.
     ///
     /// # Errors
@@ -240,12 +208,6 @@ impl GaussianNllLoss {
         let _guard = no_grad_guard();
         let _ = copy.f_clamp_min_number_(self.eps)?;
         Ok(copy)
-    }
-}
-
-impl Default for GaussianNllLoss {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

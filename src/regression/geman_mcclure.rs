@@ -1,10 +1,11 @@
 use tch::Tensor;
 
-use super::{Distances, Elementwise};
+use super::{Distances, Elementwise, elementwise};
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::mean_parts::f_wide_option;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// The Geman-McClure loss: a squared error that levels off at 2.
 ///
 /// For regression where some targets are plainly wrong: the pull of a target fades with the cube of its distance.
@@ -56,58 +57,20 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert_eq!(input.grad().double_value(&[0]), 0.25);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "GemanMcclureLoss")]
 #[doc(alias = "geman_mcclure_loss")]
-pub struct GemanMcClureLoss {
-    scale: f64,
-    weight: Option<Tensor>,
-    broadcast: bool,
-    reduction: Reduction,
+pub struct GemanMcClureLoss: "geman_mcclure";
+
+/// The Geman-McClure loss with kornia's scale.
+new {
+    /// c > 0, the scale of the differences: from about there on they count as outliers.
+    scale: f64 = 1.0,
+    ..elementwise,
 }
-
-crate::option_tensors::option_tensors!(GemanMcClureLoss { weight });
-
-impl GemanMcClureLoss {
-    /// The Geman-McClure loss with kornia's scale.
-    pub fn new() -> Self {
-        Self { scale: 1.0, weight: None, broadcast: false, reduction: Reduction::Mean }
-    }
-
-    /// Sets c > 0, the scale of the differences: from about there on they count as outliers. 1 by default.
-    pub fn scale(mut self, scale: f64) -> Self {
-        self.scale = scale;
-        self
-    }
-
-    /// Sets a weight for each element, of the input's shape. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
-    pub fn broadcast(mut self, broadcast: bool) -> Self {
-        self.broadcast = broadcast;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-}
-
-impl Default for GemanMcClureLoss {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Loss for GemanMcClureLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::positive("scale", self.scale)

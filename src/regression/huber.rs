@@ -1,11 +1,12 @@
 use tch::Tensor;
 
-use super::{f_expanded, f_real_pair};
+use super::{elementwise, f_expanded, f_real_pair};
 use crate::kernels::{Pointwise, Real, Weighted, choose, f_pointwise};
 use crate::mean_parts::f_wide_option;
 use crate::numeric::f_widely;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// The Huber loss: squared where an element is near its target, linear where it is far.
 ///
 /// For regression with outliers: near the target it is half of [`MseLoss`](crate::MseLoss), and far from it the
@@ -58,58 +59,20 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert_eq!(Vec::<f64>::try_from(input.grad())?, [-0.5, -1.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "nn.HuberLoss")]
 #[doc(alias = "huber_loss")]
-pub struct HuberLoss {
-    delta: f64,
-    weight: Option<Tensor>,
-    broadcast: bool,
-    reduction: Reduction,
+pub struct HuberLoss: "huber";
+
+/// The Huber loss with PyTorch's defaults.
+new {
+    /// δ > 0, the distance from which on the loss is linear.
+    delta: f64 = 1.0,
+    ..elementwise,
 }
-
-crate::option_tensors::option_tensors!(HuberLoss { weight });
-
-impl HuberLoss {
-    /// The Huber loss with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self { delta: 1.0, weight: None, broadcast: false, reduction: Reduction::Mean }
-    }
-
-    /// Sets δ > 0, the distance from which on the loss is linear. 1 by default.
-    pub fn delta(mut self, delta: f64) -> Self {
-        self.delta = delta;
-        self
-    }
-
-    /// Sets a weight for each element, of the input's shape. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
-    pub fn broadcast(mut self, broadcast: bool) -> Self {
-        self.broadcast = broadcast;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-}
-
-impl Default for HuberLoss {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Loss for HuberLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::option("delta", self.delta, self.delta > 0.0, "a number > 0")

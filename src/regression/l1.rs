@@ -1,12 +1,13 @@
 use tch::{Kind, Tensor};
 
-use super::{f_expanded, f_weighted};
+use super::{elementwise, f_expanded, f_weighted};
 use crate::autograd::f_alias;
 use crate::kernels::{Pointwise, Real, f_pointwise};
 use crate::mean_parts::f_wide_option;
 use crate::numeric::f_abs;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// The mean absolute error: the distance of each element to its target.
 ///
 /// For regression towards the median rather than the mean: a target that is far off the mark counts no more than in
@@ -58,45 +59,18 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert_eq!(Vec::<f64>::try_from(input.grad())?, [0.0, 0.25, -0.25, -0.25]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Default)]
 #[doc(alias = "nn.L1Loss")]
 #[doc(alias = "l1_loss")]
-pub struct L1Loss {
-    weight: Option<Tensor>,
-    broadcast: bool,
-    reduction: Reduction,
+pub struct L1Loss: "l1" | "mae" | "mean_absolute_error";
+
+/// The mean absolute error with PyTorch's defaults.
+new {
+    ..elementwise,
 }
-
-crate::option_tensors::option_tensors!(L1Loss { weight });
-
-impl L1Loss {
-    /// The mean absolute error with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets a weight for each element, of the input's shape. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
-    pub fn broadcast(mut self, broadcast: bool) -> Self {
-        self.broadcast = broadcast;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
 }
 
 impl Loss for L1Loss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         f_expanded(input, target, self.broadcast, |x, y| {

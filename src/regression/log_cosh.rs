@@ -2,11 +2,12 @@ use std::f64::consts::LN_2;
 
 use tch::Tensor;
 
-use super::{Distances, Elementwise};
+use super::{Distances, Elementwise, elementwise};
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::mean_parts::f_wide_option;
 use crate::{Loss, LossError, MeanParts, Reduction};
 
+crate::options::options! {
 /// The logarithm of the hyperbolic cosine of each element's distance to its target.
 ///
 /// For regression with outliers: near the target it is half the squared error, far from it the distance less log 2, as
@@ -54,45 +55,18 @@ use crate::{Loss, LossError, MeanParts, Reduction};
 /// assert_eq!(Vec::<f64>::try_from(input.grad())?, [0.0, 0.5]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Default)]
 #[doc(alias = "LogCosh")]
 #[doc(alias = "log_cosh")]
-pub struct LogCoshLoss {
-    weight: Option<Tensor>,
-    broadcast: bool,
-    reduction: Reduction,
+pub struct LogCoshLoss: "log_cosh";
+
+/// The log-cosh loss.
+new {
+    ..elementwise,
 }
-
-crate::option_tensors::option_tensors!(LogCoshLoss { weight });
-
-impl LogCoshLoss {
-    /// The log-cosh loss.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets a weight for each element, of the input's shape. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
-    pub fn broadcast(mut self, broadcast: bool) -> Self {
-        self.broadcast = broadcast;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
 }
 
 impl Loss for LogCoshLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let formula = LogCosh;

@@ -1,11 +1,12 @@
 use tch::Tensor;
 
-use super::Elementwise;
+use super::{Elementwise, elementwise};
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::mean_parts::f_wide_option;
 use crate::numeric::{f_abs, f_with_nan_slopes};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// The mean absolute percentage error: the distance of each element to its target, as a percentage of the target.
 ///
 /// For regression of quantities whose relative error matters, and for reports that people read. Targets near 0 make it
@@ -53,58 +54,20 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert_eq!(Vec::<f64>::try_from(input.grad())?, [10.0, -0.5]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "MeanAbsolutePercentageError")]
 #[doc(alias = "mean_absolute_percentage_error")]
-pub struct MapeLoss {
-    eps: f64,
-    weight: Option<Tensor>,
-    broadcast: bool,
-    reduction: Reduction,
+pub struct MapeLoss: "mape" | "mean_absolute_percentage_error";
+
+/// The mean absolute percentage error with Keras' ε.
+new {
+    /// ε > 0, the least size that targets are taken for.
+    eps: f64 = 1e-7,
+    ..elementwise,
 }
-
-crate::option_tensors::option_tensors!(MapeLoss { weight });
-
-impl MapeLoss {
-    /// The mean absolute percentage error with Keras' ε.
-    pub fn new() -> Self {
-        Self { eps: 1e-7, weight: None, broadcast: false, reduction: Reduction::Mean }
-    }
-
-    /// Sets ε > 0, the least size that targets are taken for. 1e-7 by default.
-    pub fn eps(mut self, eps: f64) -> Self {
-        self.eps = eps;
-        self
-    }
-
-    /// Sets a weight for each element, of the input's shape. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
-    pub fn broadcast(mut self, broadcast: bool) -> Self {
-        self.broadcast = broadcast;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-}
-
-impl Default for MapeLoss {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Loss for MapeLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::positive("eps", self.eps)

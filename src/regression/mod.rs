@@ -176,3 +176,18 @@ impl Elementwise<'_> {
         })
     }
 }
+
+/// The options of losses of single elements.
+macro_rules! elementwise {
+    ($($state:tt)*) => {
+        crate::options::options! { @group $($state)*
+            /// a weight for each element, of the input's shape. It is on the device of the input, in any floating kind.
+            weight: Option<Tensor> = None,
+            /// whether input and target may differ in shape and are broadcast against each other.
+            broadcast: bool = false,
+            /// the reduction.
+            reduction: Reduction = Reduction::Mean,
+        }
+    };
+}
+use elementwise;

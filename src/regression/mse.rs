@@ -1,9 +1,11 @@
 use tch::Tensor;
 
+use super::elementwise;
 use crate::kernels::{NumberOperations, Pointwise, Real, f_pointwise};
 use crate::mean_parts::f_wide_option;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// The mean squared error: the squared distance of each element to its target.
 ///
 /// The usual loss of regression. Where single targets may be far off the mark, [`HuberLoss`](crate::HuberLoss) and
@@ -52,45 +54,18 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert_eq!(Vec::<f64>::try_from(input.grad())?, [0.0, 0.0, -2.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Default)]
 #[doc(alias = "nn.MSELoss")]
 #[doc(alias = "mse_loss")]
-pub struct MseLoss {
-    weight: Option<Tensor>,
-    broadcast: bool,
-    reduction: Reduction,
+pub struct MseLoss: "mse" | "mean_squared_error";
+
+/// The mean squared error with PyTorch's defaults.
+new {
+    ..elementwise,
 }
-
-crate::option_tensors::option_tensors!(MseLoss { weight });
-
-impl MseLoss {
-    /// The mean squared error with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets a weight for each element, of the input's shape. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
-    pub fn broadcast(mut self, broadcast: bool) -> Self {
-        self.broadcast = broadcast;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
 }
 
 impl Loss for MseLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         super::f_expanded(input, target, self.broadcast, |input, target| {

@@ -1,10 +1,11 @@
 use tch::Tensor;
 
-use super::Elementwise;
+use super::{Elementwise, elementwise};
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::mean_parts::f_wide_option;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// The mean squared logarithmic error: the squared difference of the logarithms of 1 + each element.
 ///
 /// For regression of quantities that range over magnitudes (prices, counts, durations), where twice as much is as wrong
@@ -50,58 +51,20 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert!((f64::try_from(&loss)? - 2_f64.ln().powi(2)).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "MeanSquaredLogarithmicError")]
 #[doc(alias = "mean_squared_logarithmic_error")]
-pub struct MsleLoss {
-    eps: f64,
-    weight: Option<Tensor>,
-    broadcast: bool,
-    reduction: Reduction,
+pub struct MsleLoss: "msle" | "mean_squared_logarithmic_error";
+
+/// The mean squared logarithmic error with Keras' ε.
+new {
+    /// ε ≥ 0, the least value that inputs and targets are taken for.
+    eps: f64 = 1e-7,
+    ..elementwise,
 }
-
-crate::option_tensors::option_tensors!(MsleLoss { weight });
-
-impl MsleLoss {
-    /// The mean squared logarithmic error with Keras' ε.
-    pub fn new() -> Self {
-        Self { eps: 1e-7, weight: None, broadcast: false, reduction: Reduction::Mean }
-    }
-
-    /// Sets ε ≥ 0, the least value that inputs and targets are taken for. 1e-7 by default.
-    pub fn eps(mut self, eps: f64) -> Self {
-        self.eps = eps;
-        self
-    }
-
-    /// Sets a weight for each element, of the input's shape. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
-    pub fn broadcast(mut self, broadcast: bool) -> Self {
-        self.broadcast = broadcast;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-}
-
-impl Default for MsleLoss {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Loss for MsleLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::not_negative("eps", self.eps)

@@ -8,6 +8,7 @@ use crate::kernels::{Pointwise, Real, choose, f_pointwise};
 use crate::numeric::{f_widely, real};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
+crate::options::options! {
 /// The negative log-likelihood of counts under Poisson distributions.
 ///
 /// For regression of counts: visits, photons, word occurrences. By default the input is the logarithm of the expected
@@ -62,76 +63,30 @@ use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 /// assert_eq!(Vec::<f64>::try_from(log_rate.grad())?, [0.0, -1.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy)]
+#[derive(Copy)]
 #[doc(alias = "nn.PoissonNLLLoss")]
 #[doc(alias = "poisson_nll_loss")]
-pub struct PoissonNllLoss {
-    log_input: bool,
-    full: bool,
-    eps: f64,
-    broadcast: bool,
-    invalid_values: InvalidValues,
-    reduction: Reduction,
+pub struct PoissonNllLoss: "poisson_nll";
+
+/// The Poisson loss with PyTorch's defaults.
+new {
+    /// whether the input is the logarithm of the expected count, rather than that count.
+    log_input: bool = true,
+    /// whether to add Stirling's approximation of log(yᵢ!).
+    full: bool = false,
+    /// ε, which is added to an input that is not a logarithm before its logarithm is taken.
+    eps: f64 = 1e-8,
+    /// whether input and target may differ in shape and are broadcast against each other.
+    broadcast: bool = false,
+    /// what a negative rate does, where the input holds rates.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
 }
-
-impl PoissonNllLoss {
-    /// The Poisson loss with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self {
-            log_input: true,
-            full: false,
-            eps: 1e-8,
-            broadcast: false,
-            invalid_values: InvalidValues::Error,
-            reduction: Reduction::Mean,
-        }
-    }
-
-    /// Sets whether the input is the logarithm of the expected count, rather than that count. True by default.
-    pub fn log_input(mut self, log_input: bool) -> Self {
-        self.log_input = log_input;
-        self
-    }
-
-    /// Sets whether to add Stirling's approximation of log(yᵢ!). False by default.
-    pub fn full(mut self, full: bool) -> Self {
-        self.full = full;
-        self
-    }
-
-    /// Sets ε, which is added to an input that is not a logarithm before its logarithm is taken. 1e-8 by default.
-    pub fn eps(mut self, eps: f64) -> Self {
-        self.eps = eps;
-        self
-    }
-
-    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
-    pub fn broadcast(mut self, broadcast: bool) -> Self {
-        self.broadcast = broadcast;
-        self
-    }
-
-    /// Sets what a negative rate does, where the input holds rates. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-}
-
-impl Default for PoissonNllLoss {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Loss for PoissonNllLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::number("eps", self.eps)

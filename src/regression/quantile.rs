@@ -6,6 +6,7 @@ use crate::mean_parts::{f_wide, f_wide_option};
 use crate::numeric::{f_reals, f_with_nan_slopes, wide_kind};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// The quantile loss, or pinball: the distance of each element to its target, weighed by the side on which it lies.
 ///
 /// For predictions that are to be exceeded in a given share of cases: stocks, loads, arrival times. A model that
@@ -56,17 +57,22 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert!((f64::try_from(&loss)? - 14.2 / 3.0).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "PinballLoss")]
 #[doc(alias = "mean_pinball_loss")]
-pub struct QuantileLoss {
-    quantiles: Quantiles,
-    weight: Option<Tensor>,
-    broadcast: bool,
-    reduction: Reduction,
-}
+pub struct QuantileLoss: "quantile" | "pinball";
 
-crate::option_tensors::option_tensors!(QuantileLoss { weight; quantiles });
+/// The quantile loss of the median.
+new {
+    /// the quantile, in (0, 1), or a list of them.
+    quantiles: Quantiles = Quantiles::One(0.5) => into,
+    /// a weight for each target. It is on the device of the input, in any floating kind.
+    weight: Option<Tensor> = None,
+    /// whether input and target may differ in shape and are broadcast against each other.
+    broadcast: bool = false,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
+}
 
 /// What a [`QuantileLoss`] predicts.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,6 +82,8 @@ pub enum Quantiles {
     /// Several quantiles: the last dimension of the input.
     Many(Vec<f64>),
 }
+
+crate::option_tensors::without_tensors!(Quantiles);
 
 impl From<f64> for Quantiles {
     fn from(quantile: f64) -> Self {
@@ -102,36 +110,6 @@ impl From<Vec<f64>> for Quantiles {
 }
 
 impl QuantileLoss {
-    /// The quantile loss of the median.
-    pub fn new() -> Self {
-        Self { quantiles: Quantiles::One(0.5), weight: None, broadcast: false, reduction: Reduction::Mean }
-    }
-
-    /// Sets the quantile, in (0, 1), or a list of them. ½ by default.
-    pub fn quantiles(mut self, quantiles: impl Into<Quantiles>) -> Self {
-        self.quantiles = quantiles.into();
-        self
-    }
-
-    /// Sets a weight for each target. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
-    pub fn broadcast(mut self, broadcast: bool) -> Self {
-        self.broadcast = broadcast;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     fn f_one(&self, input: &Tensor, target: &Tensor, quantile: f64) -> Result<Tensor, LossError> {
         let elements =
             Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
@@ -159,14 +137,8 @@ impl QuantileLoss {
     }
 }
 
-impl Default for QuantileLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for QuantileLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         let quantiles = match &self.quantiles {

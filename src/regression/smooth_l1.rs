@@ -6,6 +6,7 @@ use crate::kernels::{Pointwise, Real, choose, f_pointwise};
 use crate::numeric::f_widely;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// The smooth L1 loss: squared where an element is near its target, its distance where it is far.
 ///
 /// For regression with outliers, as of bounding boxes: far from the target the gradient is that of
@@ -56,48 +57,23 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert_eq!(Vec::<f64>::try_from(input.grad())?, [-0.25, -0.5]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone)]
 #[doc(alias = "nn.SmoothL1Loss")]
 #[doc(alias = "smooth_l1_loss")]
-pub struct SmoothL1Loss {
-    beta: f64,
-    broadcast: bool,
-    reduction: Reduction,
+pub struct SmoothL1Loss: "smooth_l1";
+
+/// The smooth L1 loss with PyTorch's defaults.
+new {
+    /// β ≥ 0, the distance from which on the loss is no longer squared.
+    beta: f64 = 1.0,
+    /// whether input and target may differ in shape and are broadcast against each other.
+    broadcast: bool = false,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
 }
-
-impl SmoothL1Loss {
-    /// The smooth L1 loss with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self { beta: 1.0, broadcast: false, reduction: Reduction::Mean }
-    }
-
-    /// Sets β ≥ 0, the distance from which on the loss is no longer squared. 1 by default.
-    pub fn beta(mut self, beta: f64) -> Self {
-        self.beta = beta;
-        self
-    }
-
-    /// Sets whether input and target may differ in shape and are broadcast against each other. False by default.
-    pub fn broadcast(mut self, broadcast: bool) -> Self {
-        self.broadcast = broadcast;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-}
-
-impl Default for SmoothL1Loss {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Loss for SmoothL1Loss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::option("beta", self.beta, self.beta >= 0.0, "a number ≥ 0")

@@ -7,11 +7,14 @@ use std::sync::Arc;
 use tch::Tensor;
 
 use crate::check::{self, Validity};
+#[cfg(feature = "serde")]
+use crate::description::{Mismatch, OptionValue, Place, Problem, Value};
 use crate::kernels::{self, NumberOperations};
 use crate::{InvalidValues, LossError, numeric};
 
 /// What makes probabilities of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Activation {
     /// The input holds probabilities. The default, where a number that is far from \[0, 1\] is an error: it is a logit.
     /// A loss that is given this activation takes any numbers as they are.
@@ -23,6 +26,8 @@ pub enum Activation {
     /// always 1.
     Softmax,
 }
+
+crate::options::words!(Activation);
 
 /// What was said about the activation of a loss.
 #[derive(Debug, Clone, Default)]
@@ -39,6 +44,23 @@ pub(super) enum Activating {
 /// A function that makes probabilities of an input.
 #[derive(Clone)]
 pub(super) struct OtherActivation(Arc<Activate>);
+
+crate::option_tensors::without_tensors!(Activating);
+
+#[cfg(feature = "serde")]
+impl OptionValue for Activating {
+    fn f_read(value: &Value, place: Place) -> Result<Self, Mismatch> {
+        Activation::f_read(value, place).map(Activating::Known)
+    }
+
+    fn f_write(&self) -> Result<Value, Problem> {
+        match self {
+            Activating::Unset => Ok(Value::Null),
+            Activating::Known(activation) => activation.f_write(),
+            Activating::Other(_) => Err("data cannot say a function".into()),
+        }
+    }
+}
 
 type Activate = dyn Fn(&Tensor) -> Result<Tensor, LossError> + Send + Sync;
 
@@ -161,12 +183,23 @@ pub(super) fn f_activate(
     })
 }
 
-/// The options of what makes probabilities. `$place` leads to the [`Activating`].
-macro_rules! activation_options {
-    ($($place:ident).+) => {
-        /// Sets what makes probabilities of the input. Nothing by default: then the input holds them, and a number far
-        /// from \[0, 1\] is an error. With [`Activation::None`](crate::Activation::None) all numbers are taken as they
-        /// are.
+/// The option of what makes probabilities.
+macro_rules! activation_option {
+    ($($state:tt)*) => {
+        crate::options::options! { @group $($state)*
+            /// what makes probabilities of the input. Without one the input holds them, and a number far from \[0, 1\]
+            /// is an error. With [`Activation::None`](crate::Activation::None) all numbers are taken as they are.
+            pub(super) activation: crate::segmentation::activation::Activating =
+                crate::segmentation::activation::Activating::Unset => activation,
+        }
+    };
+}
+pub(super) use activation_option;
+
+/// Its setters: one of the activations, or a function.
+macro_rules! activation {
+    ({ $($doc:tt)* } $($place:ident).+) => {
+        $($doc)*
         pub fn activation(mut self, activation: crate::Activation) -> Self {
             self.$($place).+ = crate::segmentation::activation::Activating::Known(activation);
             self
@@ -185,4 +218,4 @@ macro_rules! activation_options {
         }
     };
 }
-pub(super) use activation_options;
+pub(super) use activation;

@@ -98,12 +98,6 @@ impl Precomputed for Overlap {
     }
 }
 
-impl OptionTensors for Overlap {
-    fn map_tensors(&self, replace: &mut Replace) -> Self {
-        self.loss().with_regions(self.loss().regions().map_tensors(replace))
-    }
-}
-
 impl Precomputed for Pixelwise {
     fn reduction(&self) -> Reduction {
         match self {
@@ -149,7 +143,7 @@ impl PlainCrossEntropy {
     }
 }
 
-/// A conversion of each of several losses to the enum that they are variants of.
+/// An enum of several losses, of which each can be passed as it is.
 macro_rules! variants {
     ($enum:ident: $($variant:ident($loss:ident)),+) => {
         $(
@@ -159,6 +153,40 @@ macro_rules! variants {
                 }
             }
         )+
+
+        impl crate::option_tensors::OptionTensors for $enum {
+            fn map_tensors(&self, replace: &mut crate::option_tensors::Replace) -> Self {
+                match self {
+                    $($enum::$variant(loss) => $enum::$variant(loss.map_tensors(replace)),)+
+                }
+            }
+        }
+
+        /// The data are a description of one of them.
+        #[cfg(feature = "serde")]
+        impl crate::description::OptionValue for $enum {
+            fn f_read(
+                value: &crate::description::Value,
+                place: crate::description::Place,
+            ) -> Result<Self, crate::description::Mismatch> {
+                use crate::description::{Described, Mismatch, f_one_of};
+                let (name, fields) = f_one_of(value, &[$($loss::NAMES),+]).map_err(Mismatch::Inside)?;
+                $(
+                    if name == $loss::NAMES[0] {
+                        return Ok($enum::$variant($loss::f_read(fields, place).map_err(Mismatch::Inside)?));
+                    }
+                )+
+                Err(Mismatch::Inside(format!("there is no loss {name}")))
+            }
+
+            fn f_write(
+                &self,
+            ) -> Result<crate::description::Value, crate::description::Problem> {
+                match self {
+                    $($enum::$variant(loss) => crate::description::Described::f_write_named(loss),)+
+                }
+            }
+        }
     };
 }
 pub(super) use variants;
@@ -183,10 +211,14 @@ pub(super) struct Compound {
     pub(super) focal_background: bool,
 }
 
-crate::option_tensors::option_tensors!(inner Compound { overlap, pixelwise });
+impl OptionTensors for Compound {
+    fn map_tensors(&self, replace: &mut Replace) -> Self {
+        Self { overlap: self.overlap.map_tensors(replace), pixelwise: self.pixelwise.map_tensors(replace), ..*self }
+    }
+}
 
 impl Compound {
-    pub(super) fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+    pub(super) fn f_forward(self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
         self.f_check_own()?;
@@ -204,7 +236,7 @@ impl Compound {
 
     /// The same with what both parts have in common said to both: the activation, where the loss over regions has none
     /// of its own, and the ignored target.
-    fn with_common_options(&self) -> Self {
+    fn with_common_options(self) -> Self {
         let Compound { overlap, pixelwise, ignore_index, .. } = self;
         let regions = overlap.loss().regions();
         let regions = Regions {
@@ -212,11 +244,11 @@ impl Compound {
             ignore_index: ignore_index.or(regions.ignore_index),
             ..regions.clone()
         };
-        let pixelwise = match *ignore_index {
-            Some(ignored) => pixelwise.clone().ignoring(ignored),
-            None => pixelwise.clone(),
+        let pixelwise = match ignore_index {
+            Some(ignored) => pixelwise.ignoring(ignored),
+            None => pixelwise,
         };
-        Self { overlap: overlap.loss().with_regions(regions), pixelwise, ..*self }
+        Self { overlap: overlap.loss().with_regions(regions), pixelwise, ..self }
     }
 
     /// The error of the loss over regions.

@@ -1,10 +1,11 @@
 use tch::Tensor;
 
-use super::activation::activation_options;
+use super::activation::activation;
 use super::compound::Overlap;
 use super::region::{RegionLoss, Regions, Score, Sizes, region_options, score_options};
 use crate::{Loss, LossError};
 
+crate::options::options! {
 /// The Dice loss: how little the predicted region and the target's region overlap, relative to their sizes.
 ///
 /// The usual loss of segmentation where regions are small against the image, because it weighs a region by its own
@@ -92,23 +93,15 @@ use crate::{Loss, LossError};
 /// assert_eq!(f64::try_from(&loss)?, 1.0 - 2.0 * 0.5 / (1.0 + 1.0));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "dice_loss")]
-pub struct DiceLoss {
-    regions: Regions,
+pub struct DiceLoss: "dice";
+
+/// The Dice loss with MONAI's defaults.
+new {
+    inner regions: Regions = Regions::new();
+    ..region_options in regions,
+    ..score_options in regions,
 }
-
-crate::option_tensors::option_tensors!(DiceLoss { regions });
-
-impl DiceLoss {
-    /// The Dice loss with MONAI's defaults.
-    pub fn new() -> Self {
-        Self { regions: Regions::new() }
-    }
-
-    activation_options!(regions.activation);
-    region_options!(regions);
-    score_options!(regions);
 }
 
 impl RegionLoss for DiceLoss {
@@ -125,14 +118,8 @@ impl RegionLoss for DiceLoss {
     }
 }
 
-impl Default for DiceLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for DiceLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         self.regions.f_check_numbers()

@@ -18,6 +18,7 @@ pub enum CrossEntropyPart {
 
 variants!(CrossEntropyPart: Softmax(CrossEntropyLoss), Sigmoid(BceWithLogitsLoss));
 
+crate::options::options! {
 /// Dice loss and cross entropy, added up: the overlap of regions and the classes of pixels.
 ///
 /// The usual loss of medical segmentation: cross entropy has the steadier gradient, Dice finds small regions. For very
@@ -92,88 +93,60 @@ variants!(CrossEntropyPart: Softmax(CrossEntropyLoss), Sigmoid(BceWithLogitsLoss
 /// assert!((f64::try_from(criterion.f_forward(&logits, &masks)?)? - (dice + 2_f64.ln())).abs() < 1e-5);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "DiceCELoss")]
 #[doc(alias = "DC_and_CE_loss")]
-pub struct DiceCrossEntropyLoss {
-    parts: Compound,
+pub struct DiceCrossEntropyLoss: "dice_cross_entropy" | "DiceCELoss";
+
+/// The Dice loss of a softmax and the cross entropy of the same, one to one.
+new {
+    /// the loss over regions with its options. Where it is not given an activation it has that of the cross entropy: a
+    /// softmax, or with [`BceWithLogitsLoss`](crate::BceWithLogitsLoss) a sigmoid.
+    overlap: Overlap = Overlap::Dice(DiceLoss::new()) => into,
+    /// the cross entropy with its options.
+    cross_entropy: CrossEntropyPart = CrossEntropyPart::Softmax(CrossEntropyLoss::new()) => into,
+    /// the class index, or the value of masks, that counts nothing in either part, whatever they say themselves; the mean
+    /// of a binary cross entropy then is over the elements that count. Without it each part has its own.
+    ignore_index: Option<i64> = None,
+    /// the factor of the loss over regions, at least 0.
+    lambda_dice: f64 = 1.0,
+    /// the factor of the cross entropy, at least 0.
+    lambda_ce: f64 = 1.0,
+}
 }
 
-crate::option_tensors::option_tensors!(DiceCrossEntropyLoss { parts });
-
 impl DiceCrossEntropyLoss {
-    /// The Dice loss of a softmax and the cross entropy of the same, one to one.
-    pub fn new() -> Self {
-        let parts = Compound {
-            overlap: DiceLoss::new().into(),
-            pixelwise: Pixelwise::CrossEntropy(CrossEntropyLoss::new()),
+    fn parts(&self) -> Compound {
+        Compound {
+            overlap: self.overlap.clone(),
+            pixelwise: match self.cross_entropy.clone() {
+                CrossEntropyPart::Softmax(loss) => Pixelwise::CrossEntropy(loss),
+                CrossEntropyPart::Sigmoid(loss) => Pixelwise::BceWithLogits(loss),
+            },
             pixelwise_option: (
                 "cross_entropy",
                 "cross_entropy(BceWithLogitsLoss::new()) and with it a Sigmoid in the overlap",
             ),
-            ignore_index: None,
-            lambda_overlap: ("lambda_dice", 1.0),
-            lambda_pixelwise: ("lambda_ce", 1.0),
+            ignore_index: self.ignore_index,
+            lambda_overlap: ("lambda_dice", self.lambda_dice),
+            lambda_pixelwise: ("lambda_ce", self.lambda_ce),
             focal_background: true,
-        };
-        Self { parts }
-    }
-
-    /// Sets the loss over regions with its options. The Dice loss by default. Where it is not given an activation it
-    /// has that of the cross entropy: a softmax, or with [`BceWithLogitsLoss`](crate::BceWithLogitsLoss) a sigmoid.
-    pub fn overlap(mut self, overlap: impl Into<Overlap>) -> Self {
-        self.parts.overlap = overlap.into();
-        self
-    }
-
-    /// Sets the cross entropy with its options. [`CrossEntropyLoss`](crate::CrossEntropyLoss) by default.
-    pub fn cross_entropy(mut self, cross_entropy: impl Into<CrossEntropyPart>) -> Self {
-        self.parts.pixelwise = match cross_entropy.into() {
-            CrossEntropyPart::Softmax(loss) => Pixelwise::CrossEntropy(loss),
-            CrossEntropyPart::Sigmoid(loss) => Pixelwise::BceWithLogits(loss),
-        };
-        self
-    }
-
-    /// Sets the class index, or the value of masks, that counts nothing in either part, whatever they say themselves;
-    /// the mean of a binary cross entropy then is over the elements that count. None by default: each part has its own.
-    pub fn ignore_index(mut self, ignore_index: i64) -> Self {
-        self.parts.ignore_index = Some(ignore_index);
-        self
-    }
-
-    /// Sets the factor of the loss over regions, at least 0. 1 by default.
-    pub fn lambda_dice(mut self, lambda_dice: f64) -> Self {
-        self.parts.lambda_overlap.1 = lambda_dice;
-        self
-    }
-
-    /// Sets the factor of the cross entropy, at least 0. 1 by default.
-    pub fn lambda_ce(mut self, lambda_ce: f64) -> Self {
-        self.parts.lambda_pixelwise.1 = lambda_ce;
-        self
-    }
-}
-
-impl Default for DiceCrossEntropyLoss {
-    fn default() -> Self {
-        Self::new()
+        }
     }
 }
 
 impl Loss for DiceCrossEntropyLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.parts.f_is_empty(input, target)
+        self.parts().f_is_empty(input, target)
     }
 
     fn f_check_options(&self) -> Result<(), LossError> {
-        self.parts.f_check_options()
+        self.parts().f_check_options()
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.parts.f_forward(input, target)
+        self.parts().f_forward(input, target)
     }
 }
 

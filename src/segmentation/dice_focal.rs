@@ -20,6 +20,7 @@ pub enum FocalPart {
 
 variants!(FocalPart: Softmax(SoftmaxFocalLoss), Sigmoid(SigmoidFocalLoss), OneVsRest(OneVsRestFocalLoss));
 
+crate::options::options! {
 /// Dice loss and focal loss, added up: the overlap of regions and the hard ones among the pixels.
 ///
 /// Choose it over [`DiceCrossEntropyLoss`](crate::DiceCrossEntropyLoss) where most pixels are easy background. Where
@@ -78,94 +79,62 @@ variants!(FocalPart: Softmax(SoftmaxFocalLoss), Sigmoid(SigmoidFocalLoss), OneVs
 /// assert!((f64::try_from(&loss)? - (0.5 + 4.0 * 0.25 * 2_f64.ln())).abs() < 1e-5);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "GeneralizedDiceFocalLoss")]
-pub struct DiceFocalLoss {
-    parts: Compound,
-}
+pub struct DiceFocalLoss: "dice_focal";
 
-crate::option_tensors::option_tensors!(DiceFocalLoss { parts });
+/// The Dice loss of a softmax and the focal loss of the same, one to one.
+new {
+    /// the loss over regions with its options. Where it is not given an activation it has that of the focal loss: a
+    /// softmax, or a sigmoid.
+    overlap: Overlap = Overlap::Dice(DiceLoss::new()) => into,
+    /// the focal loss with its options.
+    focal: FocalPart = FocalPart::Softmax(SoftmaxFocalLoss::new()) => into,
+    /// the class index, or the value of masks, that counts nothing in either part, whatever they say themselves. Without
+    /// it each part has its own.
+    ignore_index: Option<i64> = None,
+    /// the factor of the loss over regions, at least 0.
+    #[doc(alias = "lambda_gdl")]
+    lambda_dice: f64 = 1.0,
+    /// whether a [`SigmoidFocalLoss`](crate::SigmoidFocalLoss) counts class 0; its weights then are those of the other
+    /// classes.
+    #[doc(alias = "include_background")]
+    focal_background: bool = true,
+    /// the factor of the focal loss, at least 0.
+    lambda_focal: f64 = 1.0,
+}
+}
 
 impl DiceFocalLoss {
-    /// The Dice loss of a softmax and the focal loss of the same, one to one.
-    pub fn new() -> Self {
-        let parts = Compound {
-            overlap: DiceLoss::new().into(),
-            pixelwise: Pixelwise::SoftmaxFocal(SoftmaxFocalLoss::new()),
+    fn parts(&self) -> Compound {
+        Compound {
+            overlap: self.overlap.clone(),
+            pixelwise: match self.focal.clone() {
+                FocalPart::Softmax(loss) => Pixelwise::SoftmaxFocal(loss),
+                FocalPart::Sigmoid(loss) => Pixelwise::SigmoidFocal(loss),
+                FocalPart::OneVsRest(loss) => Pixelwise::OneVsRestFocal(loss),
+            },
             pixelwise_option: ("focal", "focal(SigmoidFocalLoss::new()) and with it a Sigmoid in the overlap"),
-            ignore_index: None,
-            lambda_overlap: ("lambda_dice", 1.0),
-            lambda_pixelwise: ("lambda_focal", 1.0),
-            focal_background: true,
-        };
-        Self { parts }
-    }
-
-    /// Sets the loss over regions with its options. The Dice loss by default. Where it is not given an activation it
-    /// has that of the focal loss: a softmax, or a sigmoid.
-    pub fn overlap(mut self, overlap: impl Into<Overlap>) -> Self {
-        self.parts.overlap = overlap.into();
-        self
-    }
-
-    /// Sets the focal loss with its options. [`SoftmaxFocalLoss`](crate::SoftmaxFocalLoss) by default.
-    pub fn focal(mut self, focal: impl Into<FocalPart>) -> Self {
-        self.parts.pixelwise = match focal.into() {
-            FocalPart::Softmax(loss) => Pixelwise::SoftmaxFocal(loss),
-            FocalPart::Sigmoid(loss) => Pixelwise::SigmoidFocal(loss),
-            FocalPart::OneVsRest(loss) => Pixelwise::OneVsRestFocal(loss),
-        };
-        self
-    }
-
-    /// Sets the class index, or the value of masks, that counts nothing in either part, whatever they say themselves.
-    /// None by default: each part has its own.
-    pub fn ignore_index(mut self, ignore_index: i64) -> Self {
-        self.parts.ignore_index = Some(ignore_index);
-        self
-    }
-
-    /// Sets the factor of the loss over regions, at least 0. 1 by default.
-    #[doc(alias = "lambda_gdl")]
-    pub fn lambda_dice(mut self, lambda_dice: f64) -> Self {
-        self.parts.lambda_overlap.1 = lambda_dice;
-        self
-    }
-
-    /// Sets whether a [`SigmoidFocalLoss`](crate::SigmoidFocalLoss) counts class 0; its weights then are those of the
-    /// other classes. True by default.
-    #[doc(alias = "include_background")]
-    pub fn focal_background(mut self, focal_background: bool) -> Self {
-        self.parts.focal_background = focal_background;
-        self
-    }
-
-    /// Sets the factor of the focal loss, at least 0. 1 by default.
-    pub fn lambda_focal(mut self, lambda_focal: f64) -> Self {
-        self.parts.lambda_pixelwise.1 = lambda_focal;
-        self
-    }
-}
-
-impl Default for DiceFocalLoss {
-    fn default() -> Self {
-        Self::new()
+            ignore_index: self.ignore_index,
+            lambda_overlap: ("lambda_dice", self.lambda_dice),
+            lambda_pixelwise: ("lambda_focal", self.lambda_focal),
+            focal_background: self.focal_background,
+        }
     }
 }
 
 impl Loss for DiceFocalLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.parts.f_is_empty(input, target)
+        self.parts().f_is_empty(input, target)
     }
 
     fn f_check_options(&self) -> Result<(), LossError> {
-        self.parts.f_check_options()
+        self.parts().f_check_options()
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.parts.f_forward(input, target)
+        self.parts().f_forward(input, target)
     }
 }
 

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::activation::activation_options;
+use super::activation::activation;
 use super::compound::Overlap;
 use super::region::{RegionLoss, Regions, Score, Sizes, region_options, score_options};
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
@@ -8,6 +8,7 @@ use crate::{Loss, LossError, Reduction, check, numeric};
 
 /// What [`FocalTverskyLoss`] raises to a power.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum FocalPower {
     /// The loss of each region, as in the paper. The default.
     #[default]
@@ -16,6 +17,9 @@ pub enum FocalPower {
     Reduced,
 }
 
+crate::options::words!(FocalPower);
+
+crate::options::options! {
 /// The focal Tversky loss: a Tversky loss to a power, which shifts the weight between bad and good regions.
 ///
 /// Choose it for small regions that training keeps missing. A power γ above 1 lets regions that are good already count
@@ -75,51 +79,25 @@ pub enum FocalPower {
 /// assert_eq!(f64::try_from(&loss)?, tversky * tversky);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
-pub struct FocalTverskyLoss {
-    regions: Regions,
-    alpha: f64,
-    beta: f64,
-    gamma: f64,
-    power: FocalPower,
+pub struct FocalTverskyLoss: "focal_tversky";
+
+/// The focal Tversky loss with the paper's α, β and γ.
+new {
+    inner regions: Regions = Regions::new();
+    /// the weight of false positives.
+    alpha: f64 = 0.3,
+    /// the weight of false negatives.
+    beta: f64 = 0.7,
+    /// the power, above 0.
+    gamma: f64 = 0.75,
+    /// what is raised to the power.
+    power: FocalPower = FocalPower::Region,
+    ..region_options in regions,
+    ..score_options in regions,
+}
 }
 
-crate::option_tensors::option_tensors!(FocalTverskyLoss { regions });
-
 impl FocalTverskyLoss {
-    /// The focal Tversky loss with the paper's α, β and γ.
-    pub fn new() -> Self {
-        Self { regions: Regions::new(), alpha: 0.3, beta: 0.7, gamma: 0.75, power: FocalPower::Region }
-    }
-
-    /// Sets the weight of false positives. 0.3 by default.
-    pub fn alpha(mut self, alpha: f64) -> Self {
-        self.alpha = alpha;
-        self
-    }
-
-    /// Sets the weight of false negatives. 0.7 by default.
-    pub fn beta(mut self, beta: f64) -> Self {
-        self.beta = beta;
-        self
-    }
-
-    /// Sets the power, above 0. 0.75 by default.
-    pub fn gamma(mut self, gamma: f64) -> Self {
-        self.gamma = gamma;
-        self
-    }
-
-    /// Sets what is raised to the power. [`FocalPower::Region`] by default.
-    pub fn power(mut self, power: FocalPower) -> Self {
-        self.power = power;
-        self
-    }
-
-    activation_options!(regions.activation);
-    region_options!(regions);
-    score_options!(regions);
-
     fn f_power(&self, losses: &Tensor) -> Result<Tensor, LossError> {
         if self.gamma == 1.0 {
             return Ok(losses.shallow_clone());
@@ -155,12 +133,6 @@ impl FocalTverskyLoss {
     }
 }
 
-impl Default for FocalTverskyLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl RegionLoss for FocalTverskyLoss {
     fn regions(&self) -> &Regions {
         &self.regions
@@ -191,7 +163,7 @@ impl RegionLoss for FocalTverskyLoss {
 }
 
 impl Loss for FocalTverskyLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         self.f_check_power()?;

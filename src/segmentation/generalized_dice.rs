@@ -1,13 +1,14 @@
 use tch::Tensor;
 
-use super::activation::activation_options;
+use super::activation::activation;
 use super::compound::Overlap;
-use super::region::{Grouping, RegionLoss, Regions, Score, Sizes, region_options};
+use super::region::{RegionLoss, Regions, Score, Sizes, region_options};
 use crate::kernels::NumberOperations;
 use crate::{Loss, LossError};
 
 /// How [`GeneralizedDiceLoss`] weighs a class by its volume, the size of its region in the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum VolumeWeight {
     /// 1 / volume². The default, as in the paper.
     #[default]
@@ -18,6 +19,9 @@ pub enum VolumeWeight {
     Uniform,
 }
 
+crate::options::words!(VolumeWeight);
+
+crate::options::options! {
 /// The generalised Dice loss: one Dice score over all classes, each weighed by how rare it is.
 ///
 /// Choose it for several classes of very different sizes. For a mean of one score for each class choose
@@ -81,36 +85,21 @@ pub enum VolumeWeight {
 /// assert!((f64::try_from(&loss)? - (1.0 - 2.0 * intersections / sizes)).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
-pub struct GeneralizedDiceLoss {
-    regions: Regions,
-    weighting: VolumeWeight,
+pub struct GeneralizedDiceLoss: "generalized_dice";
+
+/// The generalised Dice loss with MONAI's defaults.
+new {
+    // The denominator is kept away from 0 by its smoothing alone.
+    inner regions: Regions = Regions { eps: 0.0, ..Regions::new() };
+    /// how a class is weighed by its volume.
+    weighting: VolumeWeight = VolumeWeight::Square,
+    /// whether there is one score for the whole batch instead of one for each sample.
+    batch: bool = false,
+    ..region_options in regions,
+}
 }
 
-crate::option_tensors::option_tensors!(GeneralizedDiceLoss { regions });
-
 impl GeneralizedDiceLoss {
-    /// The generalised Dice loss with MONAI's defaults.
-    pub fn new() -> Self {
-        // The denominator is kept away from 0 by its smoothing alone.
-        Self { regions: Regions { eps: 0.0, ..Regions::new() }, weighting: VolumeWeight::Square }
-    }
-
-    /// Sets how a class is weighed by its volume. [`VolumeWeight::Square`] by default.
-    pub fn weighting(mut self, weighting: VolumeWeight) -> Self {
-        self.weighting = weighting;
-        self
-    }
-
-    /// Sets whether there is one score for the whole batch instead of one for each sample. `false` by default.
-    pub fn batch(mut self, batch: bool) -> Self {
-        self.regions.grouping = if batch { Grouping::Class } else { Grouping::SampleAndClass };
-        self
-    }
-
-    activation_options!(regions.activation);
-    region_options!(regions);
-
     /// The weight of each region. That of an empty one would be infinite; it takes the greatest of the others.
     fn f_weights(&self, volumes: &Tensor) -> Result<Tensor, LossError> {
         let f_inverse = |volumes: &Tensor| match self.weighting {
@@ -125,12 +114,6 @@ impl GeneralizedDiceLoss {
     }
 }
 
-impl Default for GeneralizedDiceLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl RegionLoss for GeneralizedDiceLoss {
     fn regions(&self) -> &Regions {
         &self.regions
@@ -141,14 +124,19 @@ impl RegionLoss for GeneralizedDiceLoss {
     }
 
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
-        let weights = self.f_weights(&sizes.target)?;
-        let weighted = sizes.f_map(|sizes| Ok(sizes.f_mul(&weights)?.f_sum_dim_intlist(-1, false, None)?))?;
+        let f_group = |sizes: &Tensor| match self.batch {
+            true => Ok(sizes.f_sum_dim_intlist(0, false, None)?),
+            false => Ok(sizes.shallow_clone()),
+        };
+        let grouped = sizes.f_map(f_group)?;
+        let weights = self.f_weights(&grouped.target)?;
+        let weighted = grouped.f_map(|sizes| Ok(sizes.f_mul(&weights)?.f_sum_dim_intlist(-1, false, None)?))?;
         self.regions.f_finish(&self.regions.f_loss_of(&weighted, Score::Dice, sizes.kind)?, sizes)
     }
 }
 
 impl Loss for GeneralizedDiceLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         self.regions.f_check_numbers()
@@ -163,7 +151,7 @@ impl Loss for GeneralizedDiceLoss {
 mod tests {
     use super::*;
     use crate::numeric::assert_gradient;
-    use crate::{Activation, DiceLoss, Reduction};
+    use crate::{Activation, DiceLoss, Grouping, Reduction};
 
     fn logits() -> Tensor {
         Tensor::from_slice(&[0.5, -1.0, 2.0, 1.0, 0.0, 0.25, -0.5, 1.5]).view([2, 2, 2])

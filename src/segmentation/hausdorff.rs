@@ -1,6 +1,6 @@
 use tch::{Device, Kind, Tensor};
 
-use super::activation::{Activating, activation_options, f_check_masks, f_poison};
+use super::activation::{activation, activation_option, f_check_masks, f_poison};
 use super::distance_transform::squared_distances;
 use super::mask::{check_background, f_drop_background, group_dims};
 use super::region::Grouping;
@@ -9,6 +9,7 @@ use crate::kernels::NumberOperations;
 use crate::numeric::{f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
+crate::options::options! {
 /// The Hausdorff loss by distance transforms: errors count the more, the farther they are from the boundaries.
 ///
 /// A smooth stand-in for the Hausdorff distance, the largest distance between two boundaries. Choose it, added to a
@@ -77,22 +78,33 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 /// assert_eq!(f64::try_from(criterion.f_forward(&far, &target)?)?, (1.0 + 9.0) / 4.0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone)]
 #[doc(alias = "HausdorffDTLoss")]
 #[doc(alias = "LogHausdorffDTLoss")]
-pub struct HausdorffDtLoss {
-    alpha: f64,
-    activation: Activating,
-    include_background: bool,
-    grouping: Grouping,
-    no_boundary: NoBoundary,
-    log: bool,
-    invalid_values: InvalidValues,
-    reduction: Reduction,
+pub struct HausdorffDtLoss: "hausdorff_dt" | "hausdorff";
+
+/// The loss with MONAI's defaults, but with the background.
+new {
+    /// the exponent of the distances, at least 0.
+    alpha: f64 = 2.0,
+    /// whether class 0 counts.
+    include_background: bool = true,
+    /// over which pixels one mean is taken.
+    grouping: Grouping = Grouping::SampleAndClass,
+    /// how far the pixels of a mask without a boundary, all inside or all outside, are from it.
+    no_boundary: NoBoundary = NoBoundary::Zero,
+    /// whether the result is log(1 + ℓ).
+    log: bool = false,
+    /// what a class does that is out of range, or a mask or an input without activation that is not in \[0, 1\].
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// the reduction over the groups.
+    reduction: Reduction = Reduction::Mean,
+    ..activation_option,
+}
 }
 
 /// How far the pixels of a mask without a boundary are from it, in a [`HausdorffDtLoss`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum NoBoundary {
     /// Not at all: only the boundary of the other mask counts. The default, as in MONAI. An empty target costs nothing
     /// where the prediction is inside everywhere.
@@ -101,6 +113,8 @@ pub enum NoBoundary {
     /// As far as the image is large: the length of its diagonal. An empty target then costs what is predicted in it.
     Diagonal,
 }
+
+crate::options::words!(NoBoundary);
 
 /// The target as it is compared with probabilities.
 enum Target {
@@ -111,66 +125,6 @@ enum Target {
 }
 
 impl HausdorffDtLoss {
-    /// The loss with MONAI's defaults, but with the background.
-    pub fn new() -> Self {
-        Self {
-            alpha: 2.0,
-            activation: Activating::Unset,
-            include_background: true,
-            grouping: Grouping::SampleAndClass,
-            no_boundary: NoBoundary::Zero,
-            log: false,
-            invalid_values: InvalidValues::Error,
-            reduction: Reduction::Mean,
-        }
-    }
-
-    /// Sets the exponent of the distances, at least 0. 2 by default.
-    pub fn alpha(mut self, alpha: f64) -> Self {
-        self.alpha = alpha;
-        self
-    }
-
-    activation_options!(activation);
-
-    /// Sets whether class 0 counts. True by default.
-    pub fn include_background(mut self, include_background: bool) -> Self {
-        self.include_background = include_background;
-        self
-    }
-
-    /// Sets over which pixels one mean is taken. [`Grouping::SampleAndClass`] by default.
-    pub fn grouping(mut self, grouping: Grouping) -> Self {
-        self.grouping = grouping;
-        self
-    }
-
-    /// Sets how far the pixels of a mask without a boundary, all inside or all outside, are from it.
-    /// [`NoBoundary::Zero`] by default.
-    pub fn no_boundary(mut self, no_boundary: NoBoundary) -> Self {
-        self.no_boundary = no_boundary;
-        self
-    }
-
-    /// Sets whether the result is log(1 + ℓ). False by default.
-    pub fn log(mut self, log: bool) -> Self {
-        self.log = log;
-        self
-    }
-
-    /// Sets what a class does that is out of range, or a mask or an input without activation that is not in \[0, 1\].
-    /// [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets the reduction over the groups. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     fn f_target(&self, target: &Tensor, input: &Tensor) -> Result<(Target, Validity), LossError> {
         if target.size() == input.size() {
             let masks = f_reals(("target", target), input.f_kind()?)?;
@@ -247,14 +201,8 @@ fn f_errors(probabilities: &Tensor, target: &Target) -> Result<Tensor, LossError
     }
 }
 
-impl Default for HausdorffDtLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for HausdorffDtLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::option("alpha", self.alpha, self.alpha >= 0.0 && self.alpha.is_finite(), "a number of at least 0")

@@ -1,10 +1,11 @@
 use tch::Tensor;
 
-use super::activation::activation_options;
+use super::activation::activation;
 use super::compound::Overlap;
 use super::region::{RegionLoss, Regions, Score, Sizes, region_options, score_options};
 use crate::{Loss, LossError};
 
+crate::options::options! {
 /// The Jaccard loss: 1 − IoU, the intersection of the predicted and the target's region over their union.
 ///
 /// Choose it where the IoU is what the model will be judged by. It ranks single predictions as
@@ -63,29 +64,15 @@ use crate::{Loss, LossError};
 /// assert_eq!(f64::try_from(&loss)?, 1.0 - 1.5 / 2.5);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "IoU")]
-pub struct JaccardLoss {
-    regions: Regions,
+pub struct JaccardLoss: "jaccard";
+
+/// The Jaccard loss with the defaults of [`DiceLoss`](crate::DiceLoss).
+new {
+    inner regions: Regions = Regions::new();
+    ..region_options in regions,
+    ..score_options in regions,
 }
-
-crate::option_tensors::option_tensors!(JaccardLoss { regions });
-
-impl JaccardLoss {
-    /// The Jaccard loss with the defaults of [`DiceLoss`](crate::DiceLoss).
-    pub fn new() -> Self {
-        Self { regions: Regions::new() }
-    }
-
-    activation_options!(regions.activation);
-    region_options!(regions);
-    score_options!(regions);
-}
-
-impl Default for JaccardLoss {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl RegionLoss for JaccardLoss {
@@ -103,7 +90,7 @@ impl RegionLoss for JaccardLoss {
 }
 
 impl Loss for JaccardLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         self.regions.f_check_numbers()

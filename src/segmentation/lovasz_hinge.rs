@@ -7,6 +7,7 @@ use crate::kernels::{NumberOperations, Ranked, Ranks, Real, choose};
 use crate::numeric::wide_kind;
 use crate::{InvalidValues, Loss, LossError, Reduction, autograd};
 
+crate::options::options! {
 /// The Lovász hinge: a convex surrogate of the Jaccard loss of a binary mask.
 ///
 /// It optimises the intersection over union of the mask itself, where pixelwise losses optimise the pixels, so that
@@ -67,47 +68,25 @@ use crate::{InvalidValues, Loss, LossError, Reduction, autograd};
 /// assert_eq!(Vec::<f64>::try_from(logits.grad().view(-1))?, [0.0, -1.0 / 3.0, 0.0, 1.0 / 3.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Default)]
 #[doc(alias = "LovaszLoss")]
 #[doc(alias = "lovasz_hinge")]
 #[doc(alias = "lovasz_hinge_loss")]
-pub struct LovaszHingeLoss {
-    per_image: bool,
-    ignore_index: Option<i64>,
-    invalid_values: InvalidValues,
-    reduction: Reduction,
+pub struct LovaszHingeLoss: "lovasz_hinge";
+
+/// The Lovász hinge with smp's defaults: over the whole batch at once.
+new {
+    /// whether each image, with all of its channels, is a region of its own.
+    per_image: bool = false,
+    /// the value of the target whose pixels count nothing.
+    ignore_index: Option<i64> = None,
+    /// what a target does that is neither 0 nor 1 nor ignored.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// the reduction over the images; without `per_image` there is only one loss.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 impl LovaszHingeLoss {
-    /// The Lovász hinge with smp's defaults: over the whole batch at once.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets whether each image, with all of its channels, is a region of its own. False by default.
-    pub fn per_image(mut self, per_image: bool) -> Self {
-        self.per_image = per_image;
-        self
-    }
-
-    /// Sets the value of the target whose pixels count nothing. None by default.
-    pub fn ignore_index(mut self, ignore_index: i64) -> Self {
-        self.ignore_index = Some(ignore_index);
-        self
-    }
-
-    /// Sets what a target does that is neither 0 nor 1 nor ignored. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets the reduction over the images. [`Reduction::Mean`] by default; without `per_image` there is only one loss.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// The numbers of regions and of the pixels of each.
     fn regions(&self, input: &Tensor) -> Result<[i64; 2], LossError> {
         let shape = input.size();
@@ -137,7 +116,7 @@ impl LovaszHingeLoss {
 }
 
 impl Loss for LovaszHingeLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;

@@ -19,6 +19,9 @@ pub enum LovaszClasses {
     Only(Vec<i64>),
 }
 
+crate::option_tensors::without_tensors!(LovaszClasses);
+
+crate::options::options! {
 /// The Lovász-softmax loss: a surrogate of the Jaccard loss of classes that exclude each other.
 ///
 /// It optimises the mean intersection over union itself, where [`CrossEntropyLoss`](crate::CrossEntropyLoss) optimises
@@ -80,79 +83,31 @@ pub enum LovaszClasses {
 /// assert_eq!(Vec::<f64>::try_from(logits.grad().view(-1))?, [0.125, -0.125, 0.125, -0.125]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "LovaszLoss")]
 #[doc(alias = "lovasz_softmax")]
 #[doc(alias = "lovasz_softmax_loss")]
-pub struct LovaszSoftmaxLoss {
-    activation: Activation,
-    per_image: bool,
-    classes: LovaszClasses,
-    weight: Option<Tensor>,
-    ignore_index: Option<i64>,
-    invalid_values: InvalidValues,
-    reduction: Reduction,
+pub struct LovaszSoftmaxLoss: "lovasz_softmax";
+
+/// The Lovász-softmax loss with smp's defaults: over the whole batch at once, and the classes present.
+new {
+    /// what makes probabilities of the input.
+    activation: Activation = Activation::Softmax,
+    /// whether the loss is computed for each image.
+    per_image: bool = false,
+    /// over which classes the mean is.
+    classes: LovaszClasses = LovaszClasses::Present,
+    /// a weight for each class. It is on the device of the input, in any floating kind.
+    weight: Option<Tensor> = None,
+    /// the class index whose pixels count nothing.
+    ignore_index: Option<i64> = None,
+    /// what a class out of range does.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// the reduction over the images; without `per_image` there is only one loss.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
-crate::option_tensors::option_tensors!(LovaszSoftmaxLoss { weight; classes });
-
 impl LovaszSoftmaxLoss {
-    /// The Lovász-softmax loss with smp's defaults: over the whole batch at once, and the classes present.
-    pub fn new() -> Self {
-        Self {
-            activation: Activation::Softmax,
-            per_image: false,
-            classes: LovaszClasses::Present,
-            weight: None,
-            ignore_index: None,
-            invalid_values: InvalidValues::Error,
-            reduction: Reduction::Mean,
-        }
-    }
-
-    /// Sets what makes probabilities of the input. [`Activation::Softmax`] by default.
-    pub fn activation(mut self, activation: Activation) -> Self {
-        self.activation = activation;
-        self
-    }
-
-    /// Sets whether the loss is computed for each image. False by default.
-    pub fn per_image(mut self, per_image: bool) -> Self {
-        self.per_image = per_image;
-        self
-    }
-
-    /// Sets over which classes the mean is. [`LovaszClasses::Present`] by default.
-    pub fn classes(mut self, classes: LovaszClasses) -> Self {
-        self.classes = classes;
-        self
-    }
-
-    /// Sets a weight for each class. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets the class index whose pixels count nothing. None by default.
-    pub fn ignore_index(mut self, ignore_index: i64) -> Self {
-        self.ignore_index = Some(ignore_index);
-        self
-    }
-
-    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets the reduction over the images. [`Reduction::Mean`] by default; without `per_image` there is only one loss.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     fn f_check_options(&self, input: &Tensor, classes: i64) -> Result<(), LossError> {
         Loss::f_check_options(self)?;
         f_check_softmax(self.activation, input)?;
@@ -219,14 +174,8 @@ impl Errors for Distances {
     }
 }
 
-impl Default for LovaszSoftmaxLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for LovaszSoftmaxLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         let listed = !matches!(&self.classes, LovaszClasses::Only(listed) if listed.is_empty());

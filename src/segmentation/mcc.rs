@@ -6,6 +6,7 @@ use crate::kernels::{Embedding, NumberOperations, Real, f_embedding};
 use crate::numeric::wide_kind;
 use crate::{InvalidValues, Loss, LossError, Reduction, check};
 
+crate::options::options! {
 /// 1 − the Matthews correlation coefficient of a binary mask: the correlation of prediction and target.
 ///
 /// Unlike [`DiceLoss`](crate::DiceLoss) it also counts the background that is found right, and so treats both sides of
@@ -63,54 +64,31 @@ use crate::{InvalidValues, Loss, LossError, Reduction, check};
 /// assert_eq!(f64::try_from(criterion.f_forward(&unsure, &mask)?)?, 1.0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "MCCLoss")]
-pub struct MccLoss {
-    activation: Option<Activation>,
-    eps: f64,
-    invalid_values: InvalidValues,
+pub struct MccLoss: "mcc";
+
+/// The loss with smp's defaults.
+new {
+    /// what makes probabilities of the input. Without one the input holds them, and a number far from \[0, 1\] is an
+    /// error. With [`Activation::None`] all numbers are taken as they are.
+    activation: Option<Activation> = None,
+    /// what is added to each of the four counts, above 0.
+    eps: f64 = 1e-5,
+    /// what a mask or an input without activation does that is not in \[0, 1\].
+    invalid_values: InvalidValues = InvalidValues::Error,
+}
 }
 
 impl MccLoss {
-    /// The loss with smp's defaults.
-    pub fn new() -> Self {
-        Self { activation: None, eps: 1e-5, invalid_values: InvalidValues::Error }
-    }
-
-    /// Sets what makes probabilities of the input. Nothing by default: then the input holds them, and a number far from
-    /// \[0, 1\] is an error. With [`Activation::None`] all numbers are taken as they are.
-    pub fn activation(mut self, activation: Activation) -> Self {
-        self.activation = Some(activation);
-        self
-    }
-
-    /// Sets what is added to each of the four counts, above 0. 1e−5 by default.
-    pub fn eps(mut self, eps: f64) -> Self {
-        self.eps = eps;
-        self
-    }
-
-    /// Sets what a mask or an input without activation does that is not in \[0, 1\]. [`InvalidValues::Error`] by
-    /// default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
     /// Σ a b + ε.
     fn f_count(&self, a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {
         Ok(a.f_mul(b)?.f_sum(None)?.f_add_number(self.eps)?)
     }
 }
 
-impl Default for MccLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for MccLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::option("eps", self.eps, self.eps > 0.0 && self.eps.is_finite(), "a number above 0")

@@ -13,6 +13,7 @@ use crate::{InvalidValues, Loss, LossError, Reduction, numeric};
 
 /// Which pixels make up one region, whose overlap is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Grouping {
     /// Those of one class in one sample: `[N, C]` regions. The default, as in MONAI and in kornia's `macro`.
     #[default]
@@ -30,6 +31,7 @@ pub enum Grouping {
 ///
 /// For a target of zeros and ones `Product` and `Minimum` are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum OverlapMeasure {
     /// The sizes Σp and Σt, the intersection Σpt. The default.
     #[default]
@@ -43,6 +45,7 @@ pub enum OverlapMeasure {
 
 /// What a region without a pixel of the target contributes, such as a class that is absent from a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum EmptyMask {
     /// What the formula says: 0 where nothing is predicted either and there is smoothing, else nearly 1. The default,
     /// as in MONAI.
@@ -57,6 +60,7 @@ pub enum EmptyMask {
 
 /// What the mean of weighted losses is divided by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum WeightedMean {
     /// Their number. The default, as in MONAI.
     #[default]
@@ -67,6 +71,7 @@ pub enum WeightedMean {
 
 /// What is ignored in a target of the input's shape; a class index always stands for its pixel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum IgnoreScope {
     /// The elements that are `ignore_index`. The default, as in segmentation-models-pytorch.
     #[default]
@@ -76,28 +81,18 @@ pub enum IgnoreScope {
     Pixel,
 }
 
-/// The options of a loss over regions.
-#[derive(Debug)]
-pub(super) struct Regions {
-    pub(super) activation: Activating,
-    pub(super) grouping: Grouping,
-    pub(super) measure: OverlapMeasure,
-    pub(super) include_background: bool,
-    pub(super) classes: Option<Vec<i64>>,
-    pub(super) weight: Option<Tensor>,
-    pub(super) weighted_mean: WeightedMean,
-    pub(super) ignore_index: Option<i64>,
-    pub(super) ignore_scope: IgnoreScope,
-    pub(super) smooth_nr: f64,
-    pub(super) smooth_dr: f64,
-    pub(super) eps: f64,
-    pub(super) log_loss: bool,
-    pub(super) empty_mask: EmptyMask,
-    pub(super) invalid_values: InvalidValues,
-    pub(super) reduction: Reduction,
-}
+crate::options::words!(Grouping, OverlapMeasure, EmptyMask, WeightedMean, IgnoreScope);
 
-crate::option_tensors::option_tensors!(inner Regions { weight; activation, classes });
+crate::options::options! {
+/// The options of a loss over regions.
+inner pub(super) struct Regions;
+
+/// The defaults, which are MONAI's.
+new {
+    ..region_options,
+    ..score_options,
+}
+}
 
 /// The sums of regions, and which targets and inputs they are valid of.
 type Measured = ([Tensor; 3], Validity, Validity);
@@ -161,28 +156,6 @@ impl Sizes {
 }
 
 impl Regions {
-    /// The defaults, which are MONAI's.
-    pub(super) fn new() -> Self {
-        Self {
-            activation: Activating::Unset,
-            grouping: Grouping::SampleAndClass,
-            measure: OverlapMeasure::Product,
-            include_background: true,
-            classes: None,
-            weight: None,
-            weighted_mean: WeightedMean::Count,
-            ignore_index: None,
-            ignore_scope: IgnoreScope::Element,
-            smooth_nr: 1e-5,
-            smooth_dr: 1e-5,
-            eps: 1e-7,
-            log_loss: false,
-            empty_mask: EmptyMask::Formula,
-            invalid_values: InvalidValues::Error,
-            reduction: Reduction::Mean,
-        }
-    }
-
     /// Checks the call and measures the regions of `input`, after `activation`, and of `target`.
     fn f_measure(&self, input: &Tensor, target: &Tensor, activation: &Activating) -> Result<Sizes, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
@@ -199,8 +172,8 @@ impl Regions {
         self.f_sizes(sums, vec![valid_input, valid_target, valid_weight], kind)
     }
 
-    /// The sizes of all regions of a softmax, and the sums of a cross entropy of the same; nothing where the engine does
-    /// not take the call.
+    /// The sizes of all regions of a softmax, and the sums of a cross entropy of the same; nothing where the engine
+    /// does not take the call.
     pub(super) fn f_measure_with(
         &self,
         entropy: &PlainCrossEntropy,
@@ -698,111 +671,57 @@ fn f_mean_of_means(losses: &Tensor, shares: &Tensor) -> Result<Tensor, LossError
     Ok(means.f_mean(None)?)
 }
 
-/// The options that every loss over regions has. `$region` is its field of [`Regions`].
+/// The options that every loss over regions has.
 macro_rules! region_options {
-    ($region:ident) => {
-        /// Sets how sizes are measured. [`OverlapMeasure::Product`](crate::OverlapMeasure::Product) by default.
-        pub fn measure(mut self, measure: crate::OverlapMeasure) -> Self {
-            self.$region.measure = measure;
-            self
-        }
-
-        /// Sets whether class 0 counts. `true` by default.
-        pub fn include_background(mut self, include_background: bool) -> Self {
-            self.$region.include_background = include_background;
-            self
-        }
-
-        /// Sets the classes that count. All by default.
-        pub fn classes(mut self, classes: &[i64]) -> Self {
-            self.$region.classes = Some(classes.to_vec());
-            self
-        }
-
-        /// Sets the class index, or the value of a mask, that counts nothing. None by default.
-        pub fn ignore_index(mut self, ignore_index: i64) -> Self {
-            self.$region.ignore_index = Some(ignore_index);
-            self
-        }
-
-        /// Sets what `ignore_index` means in a target of the input's shape.
-        /// [`IgnoreScope::Element`](crate::IgnoreScope::Element) by default.
-        pub fn ignore_scope(mut self, ignore_scope: crate::IgnoreScope) -> Self {
-            self.$region.ignore_scope = ignore_scope;
-            self
-        }
-
-        /// Sets what is added to the numerator. 1e−5 by default.
-        pub fn smooth_nr(mut self, smooth_nr: f64) -> Self {
-            self.$region.smooth_nr = smooth_nr;
-            self
-        }
-
-        /// Sets what is added to the denominator. 1e−5 by default.
-        pub fn smooth_dr(mut self, smooth_dr: f64) -> Self {
-            self.$region.smooth_dr = smooth_dr;
-            self
-        }
-
-        /// Sets what a class index does that is out of range, or a mask or an input without activation that is not in
-        /// \[0, 1\]. [`InvalidValues::Error`](crate::InvalidValues::Error) by default.
-        pub fn invalid_values(mut self, invalid_values: crate::InvalidValues) -> Self {
-            self.$region.invalid_values = invalid_values;
-            self
-        }
-
-        /// Sets the reduction. [`Reduction::Mean`](crate::Reduction::Mean) by default.
-        pub fn reduction(mut self, reduction: crate::Reduction) -> Self {
-            self.$region.reduction = reduction;
-            self
+    ($($state:tt)*) => {
+        crate::options::options! { @group $($state)*
+            /// what makes probabilities of the input. Without one the input holds them, and a number far from \[0, 1\]
+            /// is an error. With [`Activation::None`](crate::Activation::None) all numbers are taken as they are.
+            pub(super) activation: crate::segmentation::activation::Activating =
+                crate::segmentation::activation::Activating::Unset => activation,
+            /// how sizes are measured.
+            pub(super) measure: crate::OverlapMeasure = OverlapMeasure::Product,
+            /// whether class 0 counts.
+            pub(super) include_background: bool = true,
+            /// the classes that count, all where there is no list.
+            pub(super) classes: Option<Vec<i64>> = None => integers,
+            /// the class index, or the value of a mask, that counts nothing.
+            pub(super) ignore_index: Option<i64> = None,
+            /// what `ignore_index` means in a target of the input's shape.
+            pub(super) ignore_scope: crate::IgnoreScope = IgnoreScope::Element,
+            /// what is added to the numerator.
+            pub(super) smooth_nr: f64 = 1e-5,
+            /// what is added to the denominator.
+            pub(super) smooth_dr: f64 = 1e-5,
+            /// what a class index does that is out of range, or a mask or an input without activation that is not in
+            /// \[0, 1\].
+            pub(super) invalid_values: crate::InvalidValues = InvalidValues::Error,
+            /// the reduction.
+            pub(super) reduction: crate::Reduction = Reduction::Mean,
         }
     };
 }
+pub(super) use region_options;
 
 /// The options of the losses with one score for each region.
 macro_rules! score_options {
-    ($region:ident) => {
-        /// Sets which pixels make up a region. [`Grouping::SampleAndClass`](crate::Grouping::SampleAndClass) by
-        /// default.
-        pub fn grouping(mut self, grouping: crate::Grouping) -> Self {
-            self.$region.grouping = grouping;
-            self
-        }
-
-        /// Sets a weight, of at least 0, for each class of the input: a factor of the losses of its regions, or of its
-        /// share in the sizes where a region spans all classes. None by default.
-        /// It is on the device of the input, in any floating kind.
-        pub fn weight(mut self, weight: tch::Tensor) -> Self {
-            self.$region.weight = Some(weight);
-            self
-        }
-
-        /// Sets what the mean of weighted losses is divided by.
-        /// [`WeightedMean::Count`](crate::WeightedMean::Count) by default.
-        pub fn weighted_mean(mut self, weighted_mean: crate::WeightedMean) -> Self {
-            self.$region.weighted_mean = weighted_mean;
-            self
-        }
-
-        /// Sets what a region without a pixel of the target contributes.
-        /// [`EmptyMask::Formula`](crate::EmptyMask::Formula) by default.
-        pub fn empty_mask(mut self, empty_mask: crate::EmptyMask) -> Self {
-            self.$region.empty_mask = empty_mask;
-            self
-        }
-
-        /// Sets the least value of the denominator and of the logarithm's argument. 1e−7 by default.
-        pub fn eps(mut self, eps: f64) -> Self {
-            self.$region.eps = eps;
-            self
-        }
-
-        /// Sets whether the loss is −log of the score instead of 1 − score. `false` by default.
-        pub fn log_loss(mut self, log_loss: bool) -> Self {
-            self.$region.log_loss = log_loss;
-            self
+    ($($state:tt)*) => {
+        crate::options::options! { @group $($state)*
+            /// which pixels make up a region.
+            pub(super) grouping: crate::Grouping = Grouping::SampleAndClass,
+            /// a weight, of at least 0, for each class of the input: a factor of the losses of its regions, or of its
+            /// share in the sizes where a region spans all classes. It is on the device of the input, in any floating
+            /// kind.
+            pub(super) weight: Option<tch::Tensor> = None,
+            /// what the mean of weighted losses is divided by.
+            pub(super) weighted_mean: crate::WeightedMean = WeightedMean::Count,
+            /// what a region without a pixel of the target contributes.
+            pub(super) empty_mask: crate::EmptyMask = EmptyMask::Formula,
+            /// the least value of the denominator and of the logarithm's argument.
+            pub(super) eps: f64 = 1e-7,
+            /// whether the loss is −log of the score instead of 1 − score.
+            pub(super) log_loss: bool = false,
         }
     };
 }
-
-pub(super) use {region_options, score_options};
+pub(super) use score_options;

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::activation::{Activating, activation_options, f_check_masks, f_poison};
+use super::activation::{activation, activation_option, f_check_masks, f_poison};
 use super::mask::{check_background, f_drop_background, group_dims};
 use super::region::{Grouping, not_negative};
 use crate::check::{self, ClassIndices, Validity};
@@ -8,6 +8,7 @@ use crate::kernels::{Neighbours, NumberOperations, f_neighbours};
 use crate::numeric::{f_ratio, f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
+crate::options::options! {
 /// The soft clDice loss: how little the centre lines of prediction and target lie within each other.
 ///
 /// It rewards the connection of thin structures such as vessels, roads and nerves, where a gap of one pixel costs a
@@ -78,89 +79,34 @@ use crate::{InvalidValues, Loss, LossError, Reduction};
 /// assert!((f64::try_from(criterion.f_forward(&gap, &line)?)? - expected).abs() < 1e-9);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone)]
 #[doc(alias = "SoftclDiceLoss")]
 #[doc(alias = "clDice")]
-pub struct SoftClDiceLoss {
-    iterations: usize,
-    smooth_nr: f64,
-    smooth_dr: f64,
-    smooth: f64,
-    pub(super) activation: Activating,
-    include_background: bool,
-    grouping: Grouping,
-    pub(super) invalid_values: InvalidValues,
-    reduction: Reduction,
+pub struct SoftClDiceLoss: "soft_cldice";
+
+/// The loss with MONAI's defaults.
+new {
+    /// how often is eroded: at least half the width of the widest structure.
+    #[doc(alias = "iter_")]
+    iterations: usize = 3,
+    /// what is added to the numerators of precision and sensitivity, at least 0.
+    smooth_nr: f64 = 1.0,
+    /// what is added to the denominators of precision and sensitivity, at least 0.
+    smooth_dr: f64 = 1.0,
+    /// what is added to the denominator of their harmonic mean, above 0.
+    smooth: f64 = 1e-4,
+    /// whether class 0 counts.
+    include_background: bool = true,
+    /// which pixels and classes are summed into one loss.
+    grouping: Grouping = Grouping::Sample,
+    /// what a class does that is out of range, or a mask or an input without activation that is not in \[0, 1\].
+    pub(super) invalid_values: InvalidValues = InvalidValues::Error,
+    /// the reduction over the groups.
+    reduction: Reduction = Reduction::Mean,
+    ..activation_option,
+}
 }
 
 impl SoftClDiceLoss {
-    /// The loss with MONAI's defaults.
-    pub fn new() -> Self {
-        Self {
-            iterations: 3,
-            smooth_nr: 1.0,
-            smooth_dr: 1.0,
-            smooth: 1e-4,
-            activation: Activating::Unset,
-            include_background: true,
-            grouping: Grouping::Sample,
-            invalid_values: InvalidValues::Error,
-            reduction: Reduction::Mean,
-        }
-    }
-
-    /// Sets how often is eroded: at least half the width of the widest structure. 3 by default.
-    #[doc(alias = "iter_")]
-    pub fn iterations(mut self, iterations: usize) -> Self {
-        self.iterations = iterations;
-        self
-    }
-
-    /// Sets what is added to the numerators of precision and sensitivity, at least 0. 1 by default.
-    pub fn smooth_nr(mut self, smooth_nr: f64) -> Self {
-        self.smooth_nr = smooth_nr;
-        self
-    }
-
-    /// Sets what is added to the denominators of precision and sensitivity, at least 0. 1 by default.
-    pub fn smooth_dr(mut self, smooth_dr: f64) -> Self {
-        self.smooth_dr = smooth_dr;
-        self
-    }
-
-    /// Sets what is added to the denominator of their harmonic mean, above 0. 1e−4 by default.
-    pub fn smooth(mut self, smooth: f64) -> Self {
-        self.smooth = smooth;
-        self
-    }
-
-    activation_options!(activation);
-
-    /// Sets whether class 0 counts. True by default.
-    pub fn include_background(mut self, include_background: bool) -> Self {
-        self.include_background = include_background;
-        self
-    }
-
-    /// Sets which pixels and classes are summed into one loss. [`Grouping::Sample`] by default.
-    pub fn grouping(mut self, grouping: Grouping) -> Self {
-        self.grouping = grouping;
-        self
-    }
-
-    /// Sets what a class does that is out of range, or a mask or an input without activation that is not in \[0, 1\].
-    /// [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets the reduction over the groups. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// Checks the call; the probabilities and the masks of the classes that count.
     pub(super) fn f_masks(
         &self,
@@ -256,14 +202,8 @@ fn f_max_pool(region: &Tensor, window: &[i64]) -> Result<Tensor, LossError> {
     })
 }
 
-impl Default for SoftClDiceLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for SoftClDiceLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         not_negative("smooth_nr", self.smooth_nr)?;

@@ -1,10 +1,11 @@
 use tch::Tensor;
 
-use super::activation::{Activation, activation_options, f_poison};
+use super::activation::{Activation, activation, activation_option, f_poison};
 use super::{DiceLoss, SoftClDiceLoss};
 use crate::kernels::NumberOperations;
 use crate::{InvalidValues, Loss, LossError, Reduction, check};
 
+crate::options::options! {
 /// The Dice loss and the soft clDice loss, added up: overlap and connection.
 ///
 /// The usual way to use [`SoftClDiceLoss`]: the Dice loss finds the region, clDice keeps thin structures connected.
@@ -54,101 +55,60 @@ use crate::{InvalidValues, Loss, LossError, Reduction, check};
 /// assert!((f64::try_from(loss)? - (dice + cldice) / 2.0).abs() < 1e-9);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone)]
 #[doc(alias = "SoftDiceclDiceLoss")]
-pub struct SoftDiceClDiceLoss {
-    alpha: f64,
-    smooth_nr: f64,
-    smooth_dr: f64,
-    reduction: Reduction,
-    cldice: SoftClDiceLoss,
+pub struct SoftDiceClDiceLoss: "soft_dice_cldice";
+
+/// The sum with MONAI's defaults.
+new {
+    /// the share of clDice, in \[0, 1\].
+    alpha: f64 = 0.5,
+    /// how often is eroded: at least half the width of the widest structure.
+    #[doc(alias = "iter_")]
+    iterations: usize = 3,
+    /// what is added to the numerators of both losses, at least 0.
+    smooth_nr: f64 = 1.0,
+    /// what is added to the denominators of both losses, at least 0.
+    smooth_dr: f64 = 1.0,
+    /// what is added to the denominator of clDice's harmonic mean, above 0.
+    smooth: f64 = 1e-4,
+    /// whether class 0 counts.
+    include_background: bool = true,
+    /// what a class does that is out of range, or a mask or an input without activation that is not in \[0, 1\].
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// the reduction of both losses, not [`Reduction::None`].
+    reduction: Reduction = Reduction::Mean,
+    ..activation_option,
+}
 }
 
 impl SoftDiceClDiceLoss {
-    /// The sum with MONAI's defaults.
-    pub fn new() -> Self {
-        Self { alpha: 0.5, smooth_nr: 1.0, smooth_dr: 1.0, reduction: Reduction::Mean, cldice: SoftClDiceLoss::new() }
-    }
-
-    /// Sets the share of clDice, in \[0, 1\]. 1/2 by default.
-    pub fn alpha(mut self, alpha: f64) -> Self {
-        self.alpha = alpha;
-        self
-    }
-
-    /// Sets how often is eroded: at least half the width of the widest structure. 3 by default.
-    #[doc(alias = "iter_")]
-    pub fn iterations(mut self, iterations: usize) -> Self {
-        self.cldice = self.cldice.iterations(iterations);
-        self
-    }
-
-    /// Sets what is added to the numerators of both losses, at least 0. 1 by default.
-    pub fn smooth_nr(mut self, smooth_nr: f64) -> Self {
-        self.smooth_nr = smooth_nr;
-        self.cldice = self.cldice.smooth_nr(smooth_nr);
-        self
-    }
-
-    /// Sets what is added to the denominators of both losses, at least 0. 1 by default.
-    pub fn smooth_dr(mut self, smooth_dr: f64) -> Self {
-        self.smooth_dr = smooth_dr;
-        self.cldice = self.cldice.smooth_dr(smooth_dr);
-        self
-    }
-
-    /// Sets what is added to the denominator of clDice's harmonic mean, above 0. 1e−4 by default.
-    pub fn smooth(mut self, smooth: f64) -> Self {
-        self.cldice = self.cldice.smooth(smooth);
-        self
-    }
-
-    activation_options!(cldice.activation);
-
-    /// Sets whether class 0 counts. True by default.
-    pub fn include_background(mut self, include_background: bool) -> Self {
-        self.cldice = self.cldice.include_background(include_background);
-        self
-    }
-
-    /// Sets what a class does that is out of range, or a mask or an input without activation that is not in \[0, 1\].
-    /// [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.cldice = self.cldice.invalid_values(invalid_values);
-        self
-    }
-
-    /// Sets the reduction of both losses, not [`Reduction::None`]. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self.cldice = self.cldice.reduction(reduction);
-        self
-    }
-}
-
-impl Default for SoftDiceClDiceLoss {
-    fn default() -> Self {
-        Self::new()
+    fn cldice(&self) -> SoftClDiceLoss {
+        let mut cldice = SoftClDiceLoss::new().iterations(self.iterations).smooth(self.smooth);
+        cldice.activation = self.activation.clone();
+        let cldice = cldice.smooth_nr(self.smooth_nr).smooth_dr(self.smooth_dr);
+        let cldice = cldice.include_background(self.include_background).invalid_values(self.invalid_values);
+        cldice.reduction(self.reduction)
     }
 }
 
 impl Loss for SoftDiceClDiceLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::option("alpha", self.alpha, (0.0..=1.0).contains(&self.alpha), "a number in [0, 1]")?;
         check::option("reduction", "None", self.reduction != Reduction::None, "Mean or Sum")?;
-        self.cldice.f_check_options()
+        self.cldice().f_check_options()
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         self.f_check_options()?;
-        let (probabilities, masks, validity) = self.cldice.f_masks(input, target)?;
+        let cldice = self.cldice();
+        let (probabilities, masks, validity) = cldice.f_masks(input, target)?;
         let dice = DiceLoss::new().smooth_nr(self.smooth_nr).smooth_dr(self.smooth_dr).reduction(self.reduction);
         // What the masks and probabilities are has been looked at.
-        let dice = dice.activation(Activation::None).invalid_values(self.cldice.invalid_values);
+        let dice = dice.activation(Activation::None).invalid_values(self.invalid_values);
         let dice = dice.f_forward(&probabilities, &masks)?.f_mul_number(1.0 - self.alpha)?;
-        let loss = dice.f_add(&self.cldice.f_of_masks(&probabilities, &masks)?.f_mul_number(self.alpha)?)?;
+        let loss = dice.f_add(&cldice.f_of_masks(&probabilities, &masks)?.f_mul_number(self.alpha)?)?;
         f_poison(loss.f_to_kind(input.f_kind()?)?, &validity)
     }
 }

@@ -1,10 +1,11 @@
 use tch::Tensor;
 
-use super::activation::activation_options;
+use super::activation::activation;
 use super::compound::Overlap;
 use super::region::{RegionLoss, Regions, Score, Sizes, region_options, score_options};
 use crate::{Loss, LossError};
 
+crate::options::options! {
 /// The Tversky loss: a Dice loss that weighs false positives and false negatives differently.
 ///
 /// Choose it where missing a pixel of a region is worse than predicting one too many, as with lesions: β > α. With
@@ -66,43 +67,19 @@ use crate::{Loss, LossError};
 /// assert_eq!(f64::try_from(&loss)?, 1.0 - 1.5 / (1.5 + 0.25 * 0.5 + 0.75 * 1.5));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "tversky_loss")]
-pub struct TverskyLoss {
-    regions: Regions,
-    alpha: f64,
-    beta: f64,
+pub struct TverskyLoss: "tversky";
+
+/// The Tversky loss with MONAI's defaults.
+new {
+    inner regions: Regions = Regions::new();
+    /// the weight of false positives.
+    alpha: f64 = 0.5,
+    /// the weight of false negatives.
+    beta: f64 = 0.5,
+    ..region_options in regions,
+    ..score_options in regions,
 }
-
-crate::option_tensors::option_tensors!(TverskyLoss { regions });
-
-impl TverskyLoss {
-    /// The Tversky loss with MONAI's defaults.
-    pub fn new() -> Self {
-        Self { regions: Regions::new(), alpha: 0.5, beta: 0.5 }
-    }
-
-    /// Sets the weight of false positives. 0.5 by default.
-    pub fn alpha(mut self, alpha: f64) -> Self {
-        self.alpha = alpha;
-        self
-    }
-
-    /// Sets the weight of false negatives. 0.5 by default.
-    pub fn beta(mut self, beta: f64) -> Self {
-        self.beta = beta;
-        self
-    }
-
-    activation_options!(regions.activation);
-    region_options!(regions);
-    score_options!(regions);
-}
-
-impl Default for TverskyLoss {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl RegionLoss for TverskyLoss {
@@ -125,7 +102,7 @@ impl RegionLoss for TverskyLoss {
 }
 
 impl Loss for TverskyLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         Score::f_tversky(self.alpha, self.beta)?;

@@ -5,6 +5,7 @@ use crate::kernels::{NumberOperations, PairTerms, Real};
 use crate::numeric::wide_kind;
 use crate::{Loss, LossError, check};
 
+crate::options::options! {
 /// Two views of a batch agree feature by feature, and no feature repeats another.
 ///
 /// For self-supervised learning without negative examples, momentum encoders or stopped gradients: what keeps the
@@ -58,33 +59,19 @@ use crate::{Loss, LossError, check};
 /// assert!((f64::try_from(&loss)? - 3.0).abs() < 1e-4);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "Barlow Twins")]
-pub struct BarlowTwinsLoss {
-    lambda_param: f64,
+pub struct BarlowTwinsLoss: "barlow_twins";
+
+/// The loss with lightly's defaults, which are the paper's.
+new {
+    /// λ, the weight of the redundancy.
+    lambda_param: f64 = 5e-3,
 }
-
-impl BarlowTwinsLoss {
-    /// The loss with lightly's defaults, which are the paper's.
-    pub fn new() -> Self {
-        Self { lambda_param: 5e-3 }
-    }
-
-    /// Sets λ, the weight of the redundancy. 0.005 by default.
-    pub fn lambda_param(mut self, lambda_param: f64) -> Self {
-        self.lambda_param = lambda_param;
-        self
-    }
-}
-
-impl Default for BarlowTwinsLoss {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Loss for BarlowTwinsLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::option("lambda_param", self.lambda_param, self.lambda_param.is_finite(), "a finite number")

@@ -5,6 +5,7 @@ use crate::kernels::NumberOperations;
 use crate::numeric::f_positions;
 use crate::{CrossEntropyLoss, Loss, LossError, Reduction, check};
 
+crate::options::options! {
 /// Each image finds its text among those of the batch, and each text its image.
 ///
 /// For models that embed images and texts, or any two modalities, in one space. A softmax over the batch makes it depend on
@@ -56,39 +57,23 @@ use crate::{CrossEntropyLoss, Loss, LossError, Reduction, check};
 /// ClipLoss::new().f_forward(&image, &text, 1.0 / 0.07)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "CLIP")]
 #[doc(alias = "InfoNCE")]
-pub struct ClipLoss {
-    normalize: bool,
-    label_smoothing: f64,
-    reduction: Reduction,
+pub struct ClipLoss;
+
+/// The loss of the paper.
+new {
+    /// whether the embeddings are divided by their norms; false for those that have norm 1.
+    normalize: bool = true,
+    /// the share of the target, in \[0, 1\], that is spread over all texts or images of the batch.
+    label_smoothing: f64 = 0.0,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 impl ClipLoss {
-    /// The loss of the paper.
-    pub fn new() -> Self {
-        Self { normalize: true, label_smoothing: 0.0, reduction: Reduction::Mean }
-    }
-
-    /// Sets whether the embeddings are divided by their norms. True by default; false for those that have norm 1.
-    pub fn normalize(mut self, normalize: bool) -> Self {
-        self.normalize = normalize;
-        self
-    }
-
-    /// Sets the share of the target, in \[0, 1\], that is spread over all texts or images of the batch. 0 by default.
-    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
-        self.label_smoothing = label_smoothing;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// Computes the loss, with a graph where an argument requires a gradient.
     ///
     /// # Errors
@@ -118,12 +103,6 @@ impl ClipLoss {
     #[track_caller]
     pub fn forward<'a>(&self, image: &Tensor, text: &Tensor, logit_scale: impl Into<LogitParameter<'a>>) -> Tensor {
         crate::loss::expect(self.f_forward(image, text, logit_scale))
-    }
-}
-
-impl Default for ClipLoss {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

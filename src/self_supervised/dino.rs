@@ -7,59 +7,28 @@ use crate::kernels::NumberOperations;
 use crate::numeric::wide_kind;
 use crate::{LossError, check};
 
+crate::options::options! {
 /// The options of [`DinoLoss`].
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct DinoConfig {
-    warmup_teacher_temp: f64,
-    teacher_temp: f64,
-    warmup_teacher_temp_epochs: i64,
-    student_temp: f64,
-    center_momentum: f64,
+#[derive(Copy, PartialEq)]
+pub struct DinoConfig;
+
+/// lightly's defaults.
+new {
+    /// the temperature of the teacher, > 0, in the first epoch of the warm-up.
+    warmup_teacher_temp: f64 = 0.04,
+    /// the temperature of the teacher, > 0.
+    teacher_temp: f64 = 0.04,
+    /// the number of epochs in which the temperature of the teacher goes, in equal steps, from that of the warm-up to
+    /// the final one.
+    warmup_teacher_temp_epochs: i64 = 30,
+    /// the temperature of the student, > 0.
+    student_temp: f64 = 0.1,
+    /// the share of the centre, in \[0, 1\], that an update leaves.
+    center_momentum: f64 = 0.9,
+}
 }
 
 impl DinoConfig {
-    /// lightly's defaults.
-    pub fn new() -> Self {
-        Self {
-            warmup_teacher_temp: 0.04,
-            teacher_temp: 0.04,
-            warmup_teacher_temp_epochs: 30,
-            student_temp: 0.1,
-            center_momentum: 0.9,
-        }
-    }
-
-    /// Sets the temperature of the teacher, > 0, in the first epoch of the warm-up. 0.04 by default.
-    pub fn warmup_teacher_temp(mut self, warmup_teacher_temp: f64) -> Self {
-        self.warmup_teacher_temp = warmup_teacher_temp;
-        self
-    }
-
-    /// Sets the temperature of the teacher, > 0. 0.04 by default.
-    pub fn teacher_temp(mut self, teacher_temp: f64) -> Self {
-        self.teacher_temp = teacher_temp;
-        self
-    }
-
-    /// Sets the number of epochs in which the temperature of the teacher goes, in equal steps, from that of the warm-up to
-    /// the final one. 30 by default.
-    pub fn warmup_teacher_temp_epochs(mut self, warmup_teacher_temp_epochs: i64) -> Self {
-        self.warmup_teacher_temp_epochs = warmup_teacher_temp_epochs;
-        self
-    }
-
-    /// Sets the temperature of the student, > 0. 0.1 by default.
-    pub fn student_temp(mut self, student_temp: f64) -> Self {
-        self.student_temp = student_temp;
-        self
-    }
-
-    /// Sets the share of the centre, in \[0, 1\], that an update leaves. 0.9 by default.
-    pub fn center_momentum(mut self, center_momentum: f64) -> Self {
-        self.center_momentum = center_momentum;
-        self
-    }
-
     /// The temperature of the teacher in an epoch.
     fn temperature(&self, epoch: i64) -> f64 {
         let (first, last) = (self.warmup_teacher_temp, self.teacher_temp);
@@ -69,12 +38,6 @@ impl DinoConfig {
             0 => first,
             epoch => first + (last - first) * (epoch as f64 / steps as f64),
         }
-    }
-}
-
-impl Default for DinoConfig {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -149,6 +112,7 @@ impl Default for DinoConfig {
 /// ```
 #[derive(Debug)]
 #[doc(alias = "DINO")]
+#[must_use]
 pub struct DinoLoss {
     /// On the path, so that it is changed in place.
     center: Tensor,

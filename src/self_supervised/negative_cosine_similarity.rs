@@ -6,6 +6,7 @@ use crate::metric::angle::{Angle, AngleLoss};
 use crate::numeric::f_widely;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
+crate::options::options! {
 /// The negative cosine of a prediction and what it is to predict: −1 where they point the same way.
 ///
 /// For self-supervised learning by prediction of one view from the other, as in SimSiam and BYOL. What keeps these from
@@ -58,48 +59,24 @@ use crate::{Loss, LossError, MeanParts, Reduction, check};
 /// assert!(prediction.grad().defined() && !projection.grad().defined());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "SimSiam")]
 #[doc(alias = "BYOL")]
-pub struct NegativeCosineSimilarity {
-    dim: i64,
-    eps: f64,
-    reduction: Reduction,
+pub struct NegativeCosineSimilarity: "negative_cosine_similarity";
+
+/// The loss with lightly's defaults.
+new {
+    /// the dimension of the vectors; a negative one counts from the end.
+    dim: i64 = 1,
+    /// ε, the least norm; smaller ones are raised to it.
+    eps: f64 = 1e-8,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
 }
-
-impl NegativeCosineSimilarity {
-    /// The loss with lightly's defaults.
-    pub fn new() -> Self {
-        Self { dim: 1, eps: 1e-8, reduction: Reduction::Mean }
-    }
-
-    /// Sets the dimension of the vectors; a negative one counts from the end. 1 by default.
-    pub fn dim(mut self, dim: i64) -> Self {
-        self.dim = dim;
-        self
-    }
-
-    /// Sets ε, the least norm; smaller ones are raised to it. 1e-8 by default.
-    pub fn eps(mut self, eps: f64) -> Self {
-        self.eps = eps;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-}
-
-impl Default for NegativeCosineSimilarity {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Loss for NegativeCosineSimilarity {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::not_negative("eps", self.eps)

@@ -3,6 +3,7 @@ use tch::{Kind, Tensor};
 use super::logits::{LogitParameter, f_similarities, pairs};
 use crate::{LossError, Reduction};
 
+crate::options::options! {
 /// For each pair of an image and a text of the batch, whether they belong together.
 ///
 /// For models that embed images and texts in one space, as [`ClipLoss`](crate::ClipLoss), but with a sigmoid for each pair
@@ -54,31 +55,20 @@ use crate::{LossError, Reduction};
 /// assert!((f64::try_from(&loss)? - (2_f64.ln() + (-10_f64).exp().ln_1p())).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "SigLIP")]
-pub struct SigLipLoss {
-    normalize: bool,
-    reduction: Reduction,
+pub struct SigLipLoss;
+
+/// The loss of the paper.
+new {
+    /// whether the embeddings are divided by their norms; false for those that have norm 1.
+    normalize: bool = true,
+    /// the reduction of the losses of the images.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 impl SigLipLoss {
-    /// The loss of the paper.
-    pub fn new() -> Self {
-        Self { normalize: true, reduction: Reduction::Mean }
-    }
-
-    /// Sets whether the embeddings are divided by their norms. True by default; false for those that have norm 1.
-    pub fn normalize(mut self, normalize: bool) -> Self {
-        self.normalize = normalize;
-        self
-    }
-
-    /// Sets the reduction of the losses of the images. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// Computes the loss, with a graph where an argument requires a gradient.
     ///
     /// # Errors
@@ -114,12 +104,6 @@ impl SigLipLoss {
         logit_bias: impl Into<LogitParameter<'b>>,
     ) -> Tensor {
         crate::loss::expect(self.f_forward(image, text, logit_scale, logit_bias))
-    }
-}
-
-impl Default for SigLipLoss {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

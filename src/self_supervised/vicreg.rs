@@ -6,6 +6,7 @@ use crate::kernels::{NumberOperations, PairTerms, Pointwise, Real, choose, f_poi
 use crate::numeric::wide_kind;
 use crate::{Loss, LossError, MseLoss, Reduction, check};
 
+crate::options::options! {
 /// Variance, invariance, covariance: two views agree, each feature of a view varies over the batch, and no feature follows
 /// another.
 ///
@@ -62,45 +63,24 @@ use crate::{Loss, LossError, MseLoss, Reduction, check};
 /// assert!((f64::try_from(&loss)? - 25.0 * 0.99).abs() < 1e-9);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Copy, PartialEq)]
 #[doc(alias = "VICReg")]
-pub struct VicRegLoss {
-    lambda_param: f64,
-    mu_param: f64,
-    nu_param: f64,
-    eps: f64,
+pub struct VicRegLoss: "vicreg";
+
+/// The loss with lightly's defaults, which are the paper's.
+new {
+    /// λ, the weight of the invariance.
+    lambda_param: f64 = 25.0,
+    /// μ, the weight of the variance.
+    mu_param: f64 = 25.0,
+    /// ν, the weight of the covariance.
+    nu_param: f64 = 1.0,
+    /// ε, > 0, which is added to variances.
+    eps: f64 = 1e-4,
+}
 }
 
 impl VicRegLoss {
-    /// The loss with lightly's defaults, which are the paper's.
-    pub fn new() -> Self {
-        Self { lambda_param: 25.0, mu_param: 25.0, nu_param: 1.0, eps: 1e-4 }
-    }
-
-    /// Sets λ, the weight of the invariance. 25 by default.
-    pub fn lambda_param(mut self, lambda_param: f64) -> Self {
-        self.lambda_param = lambda_param;
-        self
-    }
-
-    /// Sets μ, the weight of the variance. 25 by default.
-    pub fn mu_param(mut self, mu_param: f64) -> Self {
-        self.mu_param = mu_param;
-        self
-    }
-
-    /// Sets ν, the weight of the covariance. 1 by default.
-    pub fn nu_param(mut self, nu_param: f64) -> Self {
-        self.nu_param = nu_param;
-        self
-    }
-
-    /// Sets ε, > 0, which is added to variances. 1e-4 by default.
-    pub fn eps(mut self, eps: f64) -> Self {
-        self.eps = eps;
-        self
-    }
-
     /// The terms of the variance and of the covariance of one view.
     fn f_spread(&self, view: &Tensor) -> Result<[Tensor; 2], LossError> {
         let shape = view.size();
@@ -185,14 +165,8 @@ impl PairTerms for Squares {
     }
 }
 
-impl Default for VicRegLoss {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Loss for VicRegLoss {
-    crate::option_tensors::with_tensors!(none);
+    crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
         let (lambda, mu, nu) = (self.lambda_param, self.mu_param, self.nu_param);

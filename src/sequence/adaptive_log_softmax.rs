@@ -8,36 +8,18 @@ use crate::kernels::NumberOperations;
 use crate::mean_parts::f_wide;
 use crate::{InvalidValues, LossError, MeanParts};
 
+crate::options::options! {
 /// The options of [`AdaptiveLogSoftmaxWithLoss`].
-#[derive(Debug, Clone, Copy)]
-pub struct AdaptiveLogSoftmaxConfig {
-    div_value: f64,
-    head_bias: bool,
+#[derive(Copy)]
+pub struct AdaptiveLogSoftmaxConfig;
+
+/// PyTorch's defaults.
+new {
+    /// by what the number of features is divided from one cluster to the next.
+    div_value: f64 = 4.0,
+    /// whether the head has a bias.
+    head_bias: bool = false,
 }
-
-impl AdaptiveLogSoftmaxConfig {
-    /// PyTorch's defaults.
-    pub fn new() -> Self {
-        Self { div_value: 4.0, head_bias: false }
-    }
-
-    /// Sets by what the number of features is divided from one cluster to the next. 4 by default.
-    pub fn div_value(mut self, div_value: f64) -> Self {
-        self.div_value = div_value;
-        self
-    }
-
-    /// Sets whether the head has a bias. False by default.
-    pub fn head_bias(mut self, head_bias: bool) -> Self {
-        self.head_bias = head_bias;
-        self
-    }
-}
-
-impl Default for AdaptiveLogSoftmaxConfig {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 /// What [`AdaptiveLogSoftmaxWithLoss`] computes.
@@ -133,6 +115,7 @@ pub struct AdaptiveLogSoftmaxOutput {
 #[derive(Debug, Clone)]
 #[doc(alias = "nn.AdaptiveLogSoftmaxWithLoss")]
 #[doc(alias = "adaptive_log_softmax_with_loss")]
+#[must_use]
 pub struct AdaptiveLogSoftmaxWithLoss {
     in_features: i64,
     /// The given ones and the number of classes.
@@ -416,7 +399,8 @@ mod tests {
     #[test]
     fn the_initial_values_are_those_of_a_linear_layer() {
         let vs = nn::VarStore::new(Device::Cpu);
-        AdaptiveLogSoftmaxWithLoss::new(vs.root(), 64, 2000, &[1000], AdaptiveLogSoftmaxConfig::new().head_bias(true));
+        let config = AdaptiveLogSoftmaxConfig::new().head_bias(true);
+        let _loss = AdaptiveLogSoftmaxWithLoss::new(vs.root(), 64, 2000, &[1000], config);
         for (name, bound) in [("head.weight", 0.125), ("head.bias", 0.125), ("tail.0.1.weight", 0.25)] {
             let largest = f64::try_from(vs.variables()[name].abs().max()).unwrap();
             assert!((0.95 * bound..=bound).contains(&largest), "{name}: {largest}");

@@ -5,6 +5,7 @@ use crate::mean_parts::f_wide;
 use crate::numeric::f_widely;
 use crate::{InvalidValues, LossError, MeanParts, Reduction, check, kernels};
 
+crate::options::options! {
 /// Connectionist temporal classification: how unlikely a sequence of outputs makes a shorter sequence of labels.
 ///
 /// For speech and handwriting, where it is known which labels follow each other and not when: it sums over every
@@ -67,48 +68,25 @@ use crate::{InvalidValues, LossError, MeanParts, Reduction, check, kernels};
 /// assert!((f64::try_from(&loss)? + 0.75_f64.ln()).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Default)]
 #[doc(alias = "nn.CTCLoss")]
 #[doc(alias = "ctc_loss")]
-pub struct CtcLoss {
-    blank: i64,
-    zero_infinity: bool,
-    invalid_values: InvalidValues,
-    reduction: Reduction,
+pub struct CtcLoss;
+
+/// The CTC loss with PyTorch's defaults.
+new {
+    /// the class that stands for no label.
+    blank: i64 = 0,
+    /// whether an infinite loss, and its gradient, is 0 instead. It is infinite where the input is too short for its
+    /// target.
+    zero_infinity: bool = false,
+    /// what a number above 0 among the log-probabilities does, of which raw logits have many.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
 }
 
 impl CtcLoss {
-    /// The CTC loss with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets the class that stands for no label. 0 by default.
-    pub fn blank(mut self, blank: i64) -> Self {
-        self.blank = blank;
-        self
-    }
-
-    /// Sets whether an infinite loss, and its gradient, is 0 instead. It is infinite where the input is too short for its
-    /// target. False by default.
-    pub fn zero_infinity(mut self, zero_infinity: bool) -> Self {
-        self.zero_infinity = zero_infinity;
-        self
-    }
-
-    /// Sets what a number above 0 among the log-probabilities does, of which raw logits have many.
-    /// [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// Computes the loss, with a graph where an argument requires a gradient.
     ///
     /// # Errors
@@ -152,19 +130,11 @@ impl CtcLoss {
         MeanParts::f_of_losses(&losses.f_div(&lengths.f_reshape(losses.size())?)?)
     }
 
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward(
-        &self,
-        log_probs: &Tensor,
-        targets: &Tensor,
-        input_lengths: impl AsRef<[i64]>,
-        target_lengths: impl AsRef<[i64]>,
-    ) -> Tensor {
-        crate::loss::expect(self.f_forward(log_probs, targets, input_lengths, target_lengths))
+    crate::loss::or_panic! {
+        forward as f_forward(
+            log_probs: &Tensor, targets: &Tensor, input_lengths: impl AsRef<[i64]>,
+            target_lengths: impl AsRef<[i64]>
+        ) -> Tensor
     }
 
     /// The targets as 64-bit integers, once nothing in the call can make libtorch read or write out of bounds.

@@ -1,22 +1,21 @@
 //! Losses described in data.
 
-mod read;
 mod registry;
+mod special;
 #[cfg(test)]
 mod tests;
-mod value;
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error};
+use serde::ser::{Serialize, Serializer};
 use tch::{Device, Kind, TchError, Tensor};
 
-use self::read::{Place, Problem, Read};
-use self::registry::{Fields, LOSSES, f_one_of};
-use self::value::Value;
+use self::registry::LOSSES;
 use super::{Term, TermParts, WeightedSum, WeightedSumOutput};
+use crate::description::{Fields, LOSS, OptionValue, Place, Problem, Value, f_one_of};
 use crate::loss::Part;
-use crate::{Loss, LossError, MeanParts, WhenEmpty, option_tensors};
+use crate::{Loss, LossError, MeanParts, option_tensors};
 
 /// A loss that data describe: a training program reads it from JSON, TOML or another format of [serde].
 ///
@@ -42,10 +41,17 @@ use crate::{Loss, LossError, MeanParts, WhenEmpty, option_tensors};
 /// Each single loss can be read without the field `loss`, too, where a program knows which one it wants:
 /// `serde_json::from_str::<DiceLoss>(r#"{"activation": "sigmoid"}"#)`.
 ///
+/// # Writing
+///
+/// A loss is written into data by [serde], too, such as a log or a checkpoint: its name, and those of its options that are
+/// not the default. What is read again is the same loss. A single loss is written without its name. Data cannot say a
+/// function in place of an activation, which is an error.
+///
 /// # Tensors
 ///
 /// The weights of classes and the like are `Float` on the CPU. Where a loss wants them in another kind, or on the
-/// device of its input, [`f_to`](Self::f_to) makes them so.
+/// device of its input, [`f_to`](Self::f_to) makes them so. Those of a single loss in another kind are written with it:
+/// `{ kind = "double", values = [0.5, 1.0] }`; on which device they are is not written.
 ///
 /// # Errors
 ///
@@ -90,6 +96,9 @@ use crate::{Loss, LossError, MeanParts, WhenEmpty, option_tensors};
 /// output.total.f_backward()?;
 /// assert_eq!(output.terms[1].name, "cross_entropy");
 ///
+/// let log = r#"{"loss":"sum","terms":[{"loss":"dice","activation":"softmax","factor":0.5},"#;
+/// assert!(serde_json::to_string(&criterion)?.starts_with(log));
+///
 /// let error = serde_json::from_str::<AnyLoss>(r#"{"loss": "dice", "smooth": 1}"#).unwrap_err().to_string();
 /// assert_eq!(error, "loss dice has no option smooth; did you mean smooth_nr, smooth_dr, log_loss?");
 /// # assert_eq!(training.learning_rate, 1e-3);
@@ -98,6 +107,7 @@ use crate::{Loss, LossError, MeanParts, WhenEmpty, option_tensors};
 ///
 /// [serde]: https://docs.rs/serde
 #[derive(Clone)]
+#[must_use]
 pub struct AnyLoss {
     name: &'static str,
     description: Value,
@@ -147,7 +157,7 @@ impl AnyLoss {
     /// tensors.
     pub fn f_to(&self, device: Device, kind: Kind) -> Result<AnyLoss, LossError> {
         option_tensors::f_floating(kind)?;
-        let again = AnyLoss::f_read(self.description.clone(), Place { device, kind });
+        let again = AnyLoss::f_read(self.description.clone(), Place { device, kind: Some(kind) });
         // The description has been read before; only libtorch can fail.
         again.map_err(|message| LossError::Torch { source: TchError::Torch(message.clone()), message })
     }
@@ -182,35 +192,52 @@ impl AnyLoss {
     }
 
     fn f_read(description: Value, place: Place) -> Result<AnyLoss, Problem> {
-        let (name, built) = f_build(&description, place)?;
+        let (description, name, built) = f_build(&description, place)?;
         Ok(AnyLoss { name, description, built })
     }
 }
 
-fn f_build(description: &Value, place: Place) -> Result<(&'static str, Built), Problem> {
+/// The loss that is described, its name, and its description without what is the default.
+fn f_build(description: &Value, place: Place) -> Result<(Value, &'static str, Built), Problem> {
     let names: Vec<&[&str]> = LOSSES.iter().map(|entry| entry.names).chain([SUM]).collect();
     let (name, mut fields) = f_one_of(description, &names)?;
-    let built = match LOSSES.iter().find(|entry| entry.names[0] == name) {
-        Some(entry) => {
-            let when_empty = fields.f_option::<WhenEmpty>(WHEN_EMPTY, true, place)?;
-            let loss = (entry.read)(fields, place)?;
-            Built::One(Part::new(match when_empty {
-                Some(when_empty) => Box::new(loss.when_empty(when_empty)),
-                None => loss,
-            }))
-        }
-        None => Built::Sum(f_sum(fields, place)?),
+    let named = (LOSS.to_owned(), Value::Text(name.to_owned()));
+    let Some(entry) = LOSSES.iter().find(|entry| entry.names[0] == name) else {
+        let (terms, sum) = f_sum(fields, place)?;
+        return Ok((Value::Map(vec![named, (TERMS.to_owned(), terms)]), name, Built::Sum(sum)));
     };
-    Ok((name, built))
+    let given = fields.fields.clone();
+    let mut when_empty = None;
+    fields.f_read(WHEN_EMPTY, &mut when_empty, place)?;
+    let (loss, said) = (entry.read)(fields, place)?;
+    let told = given.into_iter().filter(|(option, value)| match option.as_str() {
+        WHEN_EMPTY => *value != Value::Null,
+        option => said.iter().any(|said| said == option),
+    });
+    // Null is a word of some formats alone.
+    let in_words = |(option, value): &(String, Value)| match value {
+        Value::Null => (option.clone(), Value::Text("none".to_owned())),
+        value => (option.clone(), value.clone()),
+    };
+    let description = Value::Map([named].into_iter().chain(told.map(in_words)).collect());
+    let loss = Part::new(match when_empty {
+        Some(when_empty) => Box::new(loss.when_empty(when_empty)),
+        None => loss,
+    });
+    Ok((description, name, Built::One(loss)))
 }
 
-fn f_sum(mut fields: Fields, place: Place) -> Result<WeightedSum, Problem> {
+/// The sum, and the description of its terms.
+fn f_sum(mut fields: Fields, place: Place) -> Result<(Value, WeightedSum), Problem> {
     const EXPECTED: &str = "a list of losses, each with a factor, which is 1 by default";
-    let mut sum = WeightedSum::new();
+    let (mut sum, mut described) = (WeightedSum::new(), Vec::new());
     match fields.take(TERMS) {
         Some(Value::List(terms)) if !terms.is_empty() => {
             for (index, term) in terms.iter().enumerate() {
-                sum = f_add_term(sum, term, place).map_err(|problem| format!("term {index}: {problem}"))?;
+                let in_term = |problem| format!("term {index}: {problem}");
+                let (description, name, factor, built) = f_term(term, place).map_err(in_term)?;
+                sum = built.add_to(sum, name, factor);
+                described.push(description);
             }
         }
         Some(other) => return Err(format!("loss {}: option {TERMS} is {other}, expected {EXPECTED}", SUM[0])),
@@ -218,14 +245,14 @@ fn f_sum(mut fields: Fields, place: Place) -> Result<WeightedSum, Problem> {
     }
     fields.f_end(&[TERMS])?;
     sum.f_check_options().map_err(|error| format!("loss {}: {error}", SUM[0]))?;
-    Ok(sum)
+    Ok((Value::List(described), sum))
 }
 
-/// `sum` with one more term.
-fn f_add_term(sum: WeightedSum, term: &Value, place: Place) -> Result<WeightedSum, Problem> {
+/// A term of a sum: its description, name, factor, and the loss.
+fn f_term(term: &Value, place: Place) -> Result<(Value, String, f64, Built), Problem> {
     let Value::Map(fields) = term else {
-        let (name, built) = f_build(term, place)?;
-        return Ok(built.add_to(sum, name.to_owned(), 1.0));
+        let (description, name, built) = f_build(term, place)?;
+        return Ok((description, name.to_owned(), 1.0, built));
     };
     let (own, rest): (Vec<_>, Vec<_>) = fields.iter().partition(|(field, _)| [FACTOR, NAME].contains(&field.as_str()));
     if own.iter().all(|(field, _)| field != FACTOR)
@@ -234,7 +261,7 @@ fn f_add_term(sum: WeightedSum, term: &Value, place: Place) -> Result<WeightedSu
     {
         return Err(format!("option weight is {weight}, but what a term counts is its {FACTOR}"));
     }
-    let (loss, built) = f_build(&Value::Map(rest.into_iter().cloned().collect()), place)?;
+    let (mut description, loss, built) = f_build(&Value::Map(rest.into_iter().cloned().collect()), place)?;
     let mut name = loss.to_owned();
     let mut factor = 1.0;
     for (field, value) in own {
@@ -242,14 +269,18 @@ fn f_add_term(sum: WeightedSum, term: &Value, place: Place) -> Result<WeightedSu
             (NAME, Value::Text(text)) => name.clone_from(text),
             (NAME, other) => return Err(format!("{NAME} is {other}, expected a string")),
             (_, value) => {
-                let Ok(number) = f64::read(value, place) else {
+                let Ok(number) = f64::f_read(value, place) else {
                     return Err(format!("{FACTOR} is {value}, expected a number"));
                 };
                 factor = number;
             }
         }
     }
-    Ok(built.add_to(sum, name, factor))
+    if let Value::Map(fields) = &mut description {
+        fields.extend((factor != 1.0).then(|| (FACTOR.to_owned(), Value::Number(factor))));
+        fields.extend((name != loss).then(|| (NAME.to_owned(), Value::Text(name.clone()))));
+    }
+    Ok((description, name, factor, built))
 }
 
 impl Built {
@@ -307,5 +338,12 @@ impl Loss for AnyLoss {
 impl<'de> Deserialize<'de> for AnyLoss {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         AnyLoss::f_read(Value::deserialize(deserializer)?, Place::DEFAULT).map_err(D::Error::custom)
+    }
+}
+
+/// Into the fields that describe it, without those that are the default.
+impl Serialize for AnyLoss {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.description.serialize(serializer)
     }
 }

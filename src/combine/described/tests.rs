@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 use tch::{Device, Kind, Tensor};
 
-use super::read::WORDS;
-use super::registry::{Entry, Fields, LOSSES, nearest, spelling};
-use super::value::Value;
+use super::registry::{Entry, LOSSES};
 use super::*;
+use crate::description::{Described, nearest, spelling};
 use crate::{Activation, CrossEntropyLoss, DiceLoss, MseLoss, SoftmaxFocalLoss, with_backend};
 
 fn snake_case(name: &str) -> String {
@@ -36,7 +35,7 @@ fn tensors(entry: &Entry, option: &str, value: &Json) -> usize {
     let value: Value = serde_json::from_value(json!({ option: value })).unwrap();
     let Value::Map(fields) = &value else { panic!("options are fields") };
     let fields = Fields { loss: entry.names[0], fields: fields.iter().collect() };
-    let loss = (entry.read)(fields, Place::DEFAULT).unwrap();
+    let (loss, _) = (entry.read)(fields, Place::DEFAULT).unwrap();
     let mut count = 0;
     let again = loss.with_tensors(&mut |tensor| {
         count += 1;
@@ -54,18 +53,15 @@ fn names_are_those_of_the_types_in_snake_case() {
         let expected = snake_case(type_name.strip_suffix("Loss").unwrap_or(type_name));
         assert_eq!(joined(entry.names[0]), joined(&expected), "{type_name}");
     }
-    for (word, variant) in WORDS {
-        assert_eq!(*word, snake_case(variant));
-    }
     let all: Vec<&str> = LOSSES.iter().flat_map(|entry| entry.names).copied().chain(SUM.iter().copied()).collect();
     let unique: BTreeSet<&str> = all.iter().copied().collect();
     let repeated = LOSSES.iter().filter(|entry| entry.names[2..].contains(&entry.names[1])).count();
     assert_eq!(unique.len() + repeated, all.len(), "a name means one loss");
 }
 
-#[test]
-fn every_option_of_every_loss_can_be_set_and_refused() {
-    let candidates = [
+/// Values of which each option takes one that is not its default.
+fn candidates() -> Vec<Json> {
+    vec![
         json!(true),
         json!(false),
         json!(2),
@@ -106,7 +102,11 @@ fn every_option_of_every_loss_can_be_set_and_refused() {
         json!([[1], [1, 2]]),
         json!([1, true]),
         json!(null),
-    ];
+    ]
+}
+
+#[test]
+fn every_option_of_every_loss_can_be_set_and_refused() {
     for entry in LOSSES {
         let name = entry.names[0];
         let [described, new] = debug(entry, &json!({})).unwrap();
@@ -118,7 +118,7 @@ fn every_option_of_every_loss_can_be_set_and_refused() {
         for option in entry.options {
             assert!(![FACTOR, NAME, TERMS, "loss"].contains(option), "{name}.{option} is a field of another meaning");
             let (mut set, mut refused) = (0, 0);
-            for candidate in &candidates {
+            for candidate in &candidates() {
                 match debug(entry, &json!({ *option: candidate })) {
                     Ok([described, _]) => {
                         set += usize::from(described != new);
@@ -141,6 +141,134 @@ fn every_option_of_every_loss_can_be_set_and_refused() {
     }
 }
 
+/// The options of a loss, each with a value that is not its default, as far as they go together.
+fn every_option(entry: &Entry) -> Json {
+    let mut options = json!({});
+    let mut before = debug(entry, &options).unwrap()[0].clone();
+    for option in entry.options {
+        let set = candidates().into_iter().find_map(|candidate| {
+            let mut with = options.clone();
+            with[*option] = candidate;
+            let [described, _] = debug(entry, &with).ok()?;
+            (described != before).then_some((with, described))
+        });
+        (options, before) = set.unwrap_or_else(|| panic!("{}.{option} cannot be set with {options}", entry.names[0]));
+    }
+    options
+}
+
+/// The tensors among the options of a loss.
+fn all_tensors(loss: &dyn Loss) -> Vec<Tensor> {
+    let mut all = Vec::new();
+    loss.with_tensors(&mut |tensor| {
+        all.push(tensor.shallow_clone());
+        tensor.shallow_clone()
+    });
+    all
+}
+
+fn assert_same_tensors(a: &dyn Loss, b: &dyn Loss) {
+    let (a, b) = (all_tensors(a), all_tensors(b));
+    assert_eq!(a.len(), b.len());
+    for (a, b) in a.iter().zip(&b) {
+        assert!(a.kind() == b.kind() && a.equal(b), "{a} {b}");
+    }
+}
+
+/// The loss of the options, written as JSON and as TOML, and read again.
+pub(super) fn round_trip<L: Described + fmt::Debug>(fields: Fields) {
+    let loss = L::f_read(fields, Place::DEFAULT).unwrap();
+    let json = serde_json::to_string(&loss).unwrap();
+    let toml = toml::to_string(&loss).unwrap();
+    let names: Vec<String> = L::OPTIONS.iter().map(|option| format!("\"{option}\":")).collect();
+    assert!(names.iter().all(|name| json.contains(name)), "{json}");
+    for again in [serde_json::from_str::<L>(&json).unwrap(), toml::from_str::<L>(&toml).unwrap()] {
+        assert_eq!(format!("{again:?}"), format!("{loss:?}"));
+        assert_same_tensors(&again, &loss);
+    }
+    assert_eq!(serde_json::to_string(&L::default()).unwrap(), "{}");
+}
+
+#[test]
+fn every_loss_is_written_and_read_again() {
+    for entry in LOSSES {
+        let mut options = every_option(entry);
+        let value: Value = serde_json::from_value(options.clone()).unwrap();
+        let Value::Map(fields) = &value else { panic!("options are fields") };
+        (entry.round_trip)(Fields { loss: entry.names[0], fields: fields.iter().collect() });
+
+        options["loss"] = json!(entry.names[1]);
+        options["when_empty"] = json!("zero");
+        let any: AnyLoss = serde_json::from_value(options.clone()).unwrap();
+        let json = serde_json::to_string(&any).unwrap();
+        options["loss"] = json!(entry.names[0]);
+        assert_eq!(serde_json::from_str::<Json>(&json).unwrap(), options);
+        let toml = toml::to_string(&any).unwrap();
+        for again in [serde_json::from_str::<AnyLoss>(&json).unwrap(), toml::from_str::<AnyLoss>(&toml).unwrap()] {
+            assert_same_tensors(&again, &any);
+            assert_eq!(serde_json::to_value(&again).unwrap(), options);
+        }
+    }
+}
+
+#[test]
+fn what_is_written_is_what_is_not_the_default() {
+    let written = |description: Json| serde_json::to_value(serde_json::from_value::<AnyLoss>(description).unwrap());
+    let same = [
+        (json!("nn.MSELoss"), json!({"loss": "mse"})),
+        (json!({"loss": "huber", "delta": 1, "reduction": "mean"}), json!({"loss": "huber"})),
+        (
+            json!({"loss": "softmax_focal", "ignore_index": null}),
+            json!({"loss": "softmax_focal", "ignore_index": "none"}),
+        ),
+        (
+            json!({"loss": "sum", "terms": ["L1Loss", {"factor": 1, "loss": "dice", "name": "overlap", "eps": 0.5}]}),
+            json!({"loss": "sum", "terms": [{"loss": "l1"}, {"loss": "dice", "eps": 0.5, "name": "overlap"}]}),
+        ),
+        (
+            json!({"loss": "sum", "terms": [{"factor": 0.5, "loss": "sum", "terms": ["mse"]}]}),
+            json!({"loss": "sum", "terms": [{"loss": "sum", "terms": [{"loss": "mse"}], "factor": 0.5}]}),
+        ),
+    ];
+    for (description, expected) in same {
+        assert_eq!(written(description).unwrap(), expected);
+        assert_eq!(written(expected.clone()).unwrap(), expected);
+    }
+    let loss = SoftmaxFocalLoss::new().ignore_index(None).alpha(Tensor::from_slice(&[0.1_f32, 0.7]));
+    assert_eq!(serde_json::to_string(&loss).unwrap(), r#"{"alpha":[0.1,0.7],"ignore_index":"none"}"#);
+    let loss = DiceLoss::new().activation(Activation::None);
+    assert_eq!(serde_json::to_string(&loss).unwrap(), r#"{"activation":"none"}"#);
+    let function = DiceLoss::new().other_act(|input| Ok(input.f_sigmoid()?));
+    let error = serde_json::to_string(&function).unwrap_err().to_string();
+    assert_eq!(error, "loss dice: option activation: data cannot say a function");
+}
+
+#[test]
+fn tensors_are_written_in_their_kind() {
+    let numbers = || Tensor::from_slice(&[0.1, f64::INFINITY, -3.0, 1e-300]).view([2, 2]);
+    for kind in [Kind::Float, Kind::Double, Kind::Half, Kind::BFloat16] {
+        let loss = MseLoss::new().weight(numbers().to_kind(kind));
+        let json = serde_json::to_string(&loss).unwrap();
+        assert_same_tensors(&serde_json::from_str::<MseLoss>(&json).unwrap(), &loss);
+        assert_same_tensors(&toml::from_str::<MseLoss>(&toml::to_string(&loss).unwrap()).unwrap(), &loss);
+        // Moved, it has the numbers of the data, and not those of the kind that it was read in first.
+        let any: AnyLoss = serde_json::from_str(&json.replacen('{', "{\"loss\": \"mse\", ", 1)).unwrap();
+        let double = any.f_to(Device::Cpu, Kind::Double).unwrap();
+        let number = all_tensors(&double)[0].double_value(&[0, 0]);
+        assert!([Kind::Half, Kind::BFloat16].contains(&kind) || number == 0.1, "{number}");
+    }
+    for scalar in [Tensor::from(0.1_f32), Tensor::from(0.1_f64), Tensor::from(true)] {
+        let loss = MseLoss::new().weight(scalar);
+        let json = serde_json::to_string(&loss).unwrap();
+        assert_same_tensors(&serde_json::from_str::<MseLoss>(&json).unwrap(), &loss);
+    }
+    let complex = MseLoss::new().weight(numbers().to_kind(Kind::ComplexFloat));
+    let error = serde_json::to_string(&complex).unwrap_err().to_string();
+    assert_eq!(error, "loss mse: option weight: a tensor of kind ComplexFloat cannot be written as data");
+    let undefined = MseLoss::new().weight(Tensor::new());
+    assert!(serde_json::to_string(&undefined).unwrap_err().to_string().starts_with("loss mse: option weight: "));
+}
+
 fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -150,22 +278,6 @@ fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
             into.push(path);
         }
     }
-}
-
-/// The names of the methods `pub fn name(mut self, …)` of a piece of source.
-fn setters(source: &str) -> BTreeSet<String> {
-    let starts = source.split("pub fn ").skip(1);
-    starts
-        .filter_map(|start| start.split_once("(mut self,"))
-        .map(|(name, _)| name.trim().to_owned())
-        .filter(|name| name.chars().all(|c| c.is_alphanumeric() || c == '_'))
-        .collect()
-}
-
-/// The piece of source from `start` to the next line that is `}`.
-fn block<'a>(source: &'a str, start: &str) -> Option<&'a str> {
-    let from = source.find(start)?;
-    Some(&source[from..from + source[from..].find("\n}\n")?])
 }
 
 /// The losses of this folder, and those with parameters.
@@ -179,45 +291,21 @@ const WITHOUT_DATA: [&str; 7] = [
     "ProxyNcaLoss",
 ];
 
-/// The losses of `(input, target)` and their setters, as the sources have them.
-fn losses_of_the_sources() -> BTreeMap<String, BTreeSet<String>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+#[test]
+fn no_loss_is_missing() {
     let mut paths = Vec::new();
-    sources(&root, &mut paths);
-    let shared = ["activation", "region"].map(|file| fs::read_to_string(root.join(format!("segmentation/{file}.rs"))));
-    let region = shared.map(Result::unwrap).concat();
-    let mut losses = BTreeMap::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut paths);
+    let (mut named, mut losses) = (BTreeSet::new(), BTreeSet::new());
     for path in paths {
         let source = fs::read_to_string(path).unwrap();
-        for start in source.split("\nimpl Loss for ").skip(1) {
-            let name = start.split(' ').next().unwrap();
-            if WITHOUT_DATA.contains(&name) {
-                continue;
-            }
-            let methods = block(&source, &format!("\nimpl {name} {{\n")).unwrap_or_default();
-            let mut options = setters(methods);
-            for shared in ["activation_options", "region_options", "score_options"] {
-                if methods.contains(&format!("{shared}!(")) {
-                    options.extend(setters(block(&region, &format!("macro_rules! {shared} ")).unwrap()));
-                }
-            }
-            losses.insert(name.to_owned(), options);
-        }
+        let word = |start: &str| start.split([' ', ':', ';']).next().unwrap().to_owned();
+        named.extend(source.split("\npub struct ").skip(1).filter(|start| start.contains(": \"")).map(word));
+        losses.extend(source.split("\nimpl Loss for ").skip(1).map(word));
     }
-    losses
-}
-
-#[test]
-fn no_loss_and_no_option_is_missing() {
-    let described: BTreeMap<String, BTreeSet<String>> = LOSSES
-        .iter()
-        .map(|entry| (entry.names[1].to_owned(), entry.options.iter().map(|option| (*option).to_owned()).collect()))
-        .collect();
-    let sources = losses_of_the_sources();
-    for (name, options) in &sources {
-        assert_eq!(described.get(name), Some(options), "{name} in the registry, and its setters");
-    }
-    assert_eq!(described.len(), sources.len(), "a loss of the registry is none of the sources");
+    named.retain(|name| losses.contains(name));
+    losses.retain(|name| !WITHOUT_DATA.contains(&name.as_str()));
+    let listed: BTreeSet<String> = LOSSES.iter().map(|entry| entry.names[1].to_owned()).collect();
+    assert_eq!(listed, losses, "the list of losses, and those of the sources");
 }
 
 #[test]

@@ -14,6 +14,8 @@ pub enum Chunking {
     AspectRatio(i64),
 }
 
+crate::option_tensors::without_tensors!(Chunking);
+
 impl Chunking {
     /// The number of rows per chunk, at least 1.
     pub(crate) fn f_rows(self, rows: i64, features: i64, classes: i64) -> Result<i64, LossError> {

@@ -17,6 +17,7 @@ use crate::kernels::NumberOperations;
 use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, MeanParts, Reduction, numeric};
 use row_loss::RowLoss;
 
+crate::options::options! {
 /// Cross entropy of the logits that a linear layer makes of the input: the function, for weights of your own.
 ///
 /// For the last layer of a classifier or language model, above all where its weights are shared with an embedding.
@@ -89,95 +90,44 @@ use row_loss::RowLoss;
 /// assert_eq!(linear_weight.grad().size(), [2, 2]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Default)]
 #[doc(alias = "linear_cross_entropy")]
-pub struct LinearCrossEntropy {
-    weight: Option<Tensor>,
-    ignore_index: Option<i64>,
-    label_smoothing: f64,
-    invalid_values: InvalidValues,
-    chunking: Option<Chunking>,
-    acc_dtype: Option<Kind>,
-    z_loss: f64,
-    soft_cap: Option<f64>,
-    reduction: Reduction,
-}
+pub struct LinearCrossEntropy;
 
-crate::option_tensors::option_tensors!(LinearCrossEntropy { weight });
+/// Linear cross entropy with PyTorch's defaults.
+new {
+    /// a weight for each class. It is on the device of the input, in any floating kind.
+    weight: Option<Tensor> = None,
+    /// the class index whose targets count nothing. Where nothing is said it is −100 for class indices; with class
+    /// probabilities it must be none.
+    ignore_index: Option<i64> = None => whole,
+    /// the share of the target, in \[0, 1\], that is spread over all classes.
+    label_smoothing: f64 = 0.0,
+    /// what a class out of range does.
+    invalid_values: InvalidValues = InvalidValues::Error,
+    /// the factor λ of the z-loss, which keeps the logits small.
+    #[doc(alias = "lse_square_scale")]
+    z_loss: f64 = 0.0,
+    /// the number between whose negative and itself the logits are squeezed.
+    #[doc(alias = "softcap")]
+    #[doc(alias = "final_logit_softcapping")]
+    soft_cap: Option<f64> = None,
+    /// that the rows are taken in chunks, where they are not taken all at once. It is not done, with a warning in the
+    /// log, where class probabilities or class weights require a gradient.
+    #[doc(alias = "options")]
+    chunking: Option<Chunking> = None,
+    /// the kind in which chunks are computed: that of the input, or `Float` for one of half precision. Where nothing is
+    /// said it is the wider one. What chunks make is added up in `Float` at least. Without chunking it is that of the
+    /// input, except that z-loss and soft cap need `Float` at least.
+    acc_dtype: Option<Kind> = None,
+    /// the reduction.
+    reduction: Reduction = Reduction::Mean,
+}
+}
 
 /// So many logits in a single chunk are computed without chunking, which takes fewer operations.
 const SMALL: i64 = 1 << 16;
 
 impl LinearCrossEntropy {
-    /// Linear cross entropy with PyTorch's defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets a weight for each class. None by default.
-    /// It is on the device of the input, in any floating kind.
-    pub fn weight(mut self, weight: Tensor) -> Self {
-        self.weight = Some(weight);
-        self
-    }
-
-    /// Sets the class index whose targets count nothing. None by default, which is −100 for class indices; with class
-    /// probabilities it must be none.
-    pub fn ignore_index(mut self, ignore_index: Option<i64>) -> Self {
-        self.ignore_index = ignore_index;
-        self
-    }
-
-    /// Sets the share of the target, in \[0, 1\], that is spread over all classes. 0 by default.
-    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
-        self.label_smoothing = label_smoothing;
-        self
-    }
-
-    /// Sets what a class out of range does. [`InvalidValues::Error`] by default.
-    pub fn invalid_values(mut self, invalid_values: InvalidValues) -> Self {
-        self.invalid_values = invalid_values;
-        self
-    }
-
-    /// Sets the factor λ of the z-loss, which keeps the logits small. 0 by default.
-    #[doc(alias = "lse_square_scale")]
-    pub fn z_loss(mut self, z_loss: f64) -> Self {
-        self.z_loss = z_loss;
-        self
-    }
-
-    /// Sets the number between whose negative and itself the logits are squeezed. None by default.
-    #[doc(alias = "softcap")]
-    #[doc(alias = "final_logit_softcapping")]
-    pub fn soft_cap(mut self, soft_cap: f64) -> Self {
-        self.soft_cap = Some(soft_cap);
-        self
-    }
-
-    /// Sets that the rows are taken in chunks. All at once by default.
-    ///
-    /// It is not done, with a warning in the log, where class probabilities or class weights require a gradient.
-    #[doc(alias = "options")]
-    pub fn chunking(mut self, chunking: Chunking) -> Self {
-        self.chunking = Some(chunking);
-        self
-    }
-
-    /// Sets the kind in which chunks are computed: that of the input, or `Float` for one of half precision. The wider one by
-    /// default. What chunks make is added up in `Float` at least. Without chunking it is that of the input,
-    /// except that z-loss and soft cap need `Float` at least.
-    pub fn acc_dtype(mut self, acc_dtype: Kind) -> Self {
-        self.acc_dtype = Some(acc_dtype);
-        self
-    }
-
-    /// Sets the reduction. [`Reduction::Mean`] by default.
-    pub fn reduction(mut self, reduction: Reduction) -> Self {
-        self.reduction = reduction;
-        self
-    }
-
     /// Computes the loss, with a graph where an argument requires a gradient.
     ///
     /// # Errors
@@ -245,19 +195,10 @@ impl LinearCrossEntropy {
         MeanParts::f_of_counted(loss, target, sizes.classes, Some(self.ignored()), self.weight.as_ref())
     }
 
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward(
-        &self,
-        input: &Tensor,
-        linear_weight: &Tensor,
-        target: &Tensor,
-        linear_bias: Option<&Tensor>,
-    ) -> Tensor {
-        crate::loss::expect(self.f_forward(input, linear_weight, target, linear_bias))
+    crate::loss::or_panic! {
+        forward as f_forward(
+            input: &Tensor, linear_weight: &Tensor, target: &Tensor, linear_bias: Option<&Tensor>
+        ) -> Tensor
     }
 
     /// Checks what can be checked without looking at values.

@@ -1,42 +1,25 @@
 use std::borrow::Borrow;
 
-use tch::{Tensor, nn};
+use tch::{Device, Kind, Tensor, nn};
 
 use super::LinearCrossEntropy;
+use crate::option_tensors::{OptionTensors, Replace};
 use crate::sequence::Linear;
-use crate::{Loss, LossError, MeanParts, check};
+use crate::{Loss, LossError, MeanParts, check, option_tensors};
 
+crate::options::options! {
 /// The options of [`LinearCrossEntropyLoss`].
-#[derive(Debug, Clone, Default)]
-pub struct LinearCrossEntropyConfig {
-    out_features: Vec<i64>,
-    bias: bool,
-    cross_entropy: LinearCrossEntropy,
+pub struct LinearCrossEntropyConfig;
+
+/// PyTorch's defaults.
+new {
+    /// the dimensions d₁, …, dₖ of k-dimensional targets.
+    out_features: Vec<i64> = vec![] => slice,
+    /// whether the linear layer has a bias.
+    bias: bool = false,
+    /// the options of the cross entropy.
+    cross_entropy: LinearCrossEntropy = LinearCrossEntropy::new(),
 }
-
-impl LinearCrossEntropyConfig {
-    /// PyTorch's defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets the dimensions d₁, …, dₖ of k-dimensional targets. None by default.
-    pub fn out_features(mut self, out_features: &[i64]) -> Self {
-        self.out_features = out_features.to_vec();
-        self
-    }
-
-    /// Sets whether the linear layer has a bias. False by default.
-    pub fn bias(mut self, bias: bool) -> Self {
-        self.bias = bias;
-        self
-    }
-
-    /// Sets the options of the cross entropy. Those of [`LinearCrossEntropy::new`] by default.
-    pub fn cross_entropy(mut self, cross_entropy: LinearCrossEntropy) -> Self {
-        self.cross_entropy = cross_entropy;
-        self
-    }
 }
 
 /// A linear layer and the cross entropy of its logits in one.
@@ -97,6 +80,7 @@ impl LinearCrossEntropyConfig {
 /// ```
 #[derive(Debug)]
 #[doc(alias = "nn.LinearCrossEntropyLoss")]
+#[must_use]
 pub struct LinearCrossEntropyLoss {
     linear: Linear,
     /// Without the features.
@@ -104,9 +88,31 @@ pub struct LinearCrossEntropyLoss {
     cross_entropy: LinearCrossEntropy,
 }
 
-crate::option_tensors::option_tensors!(LinearCrossEntropyLoss { cross_entropy; linear, bias_shape });
+impl OptionTensors for LinearCrossEntropyLoss {
+    fn map_tensors(&self, replace: &mut Replace) -> Self {
+        let cross_entropy = self.cross_entropy.map_tensors(replace);
+        Self { linear: self.linear.clone(), bias_shape: self.bias_shape.clone(), cross_entropy }
+    }
+}
+
+/// A copy shares the parameters.
+impl Clone for LinearCrossEntropyLoss {
+    fn clone(&self) -> Self {
+        self.map_tensors(&mut Tensor::shallow_clone)
+    }
+}
 
 impl LinearCrossEntropyLoss {
+    /// The same loss with the tensors among its options on `device` and in `kind`, such as those of the input. Boolean
+    /// tensors and integers keep their kind. Parameters stay where they are: they move with the `nn::VarStore` that they
+    /// were created in.
+    ///
+    /// # Errors
+    /// [`LossError::Kind`] for a kind that is not floating, [`LossError::Torch`] where libtorch cannot make the tensors.
+    pub fn f_to(&self, device: Device, kind: Kind) -> Result<Self, LossError> {
+        option_tensors::f_to(self, device, kind)
+    }
+
     /// Creates the variables on `path`.
     ///
     /// # Errors
@@ -171,7 +177,7 @@ impl LinearCrossEntropyLoss {
 }
 
 impl Loss for LinearCrossEntropyLoss {
-    crate::option_tensors::with_tensors!(options);
+    crate::option_tensors::with_tensors!();
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let (weight, bias) = self.f_layer()?;
