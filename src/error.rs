@@ -164,7 +164,11 @@ impl LossError {
 
     /// The error for a loss of type `L` that is no mean.
     pub(crate) fn no_mean<L: ?Sized>(reason: &'static str) -> Self {
-        let path = std::any::type_name::<L>().split('<').next().unwrap_or_default();
+        Self::no_mean_of(std::any::type_name::<L>(), reason)
+    }
+
+    fn no_mean_of(type_name: &str, reason: &'static str) -> Self {
+        let path = type_name.split('<').next().unwrap_or_default();
         let loss = path.rsplit("::").next().unwrap_or_default().to_owned();
         LossError::NoMean { loss, reason }
     }

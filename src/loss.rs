@@ -62,11 +62,7 @@ pub trait Loss: Send {
     /// Those of [`f_forward`](Loss::f_forward).
     fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let _guard = no_grad_guard();
-        match self.f_parts(input, target) {
-            Ok(parts) => Ok(parts.denominator().f_eq_number(0)?),
-            Err(LossError::NoMean { .. }) => f_has_no_elements(input),
-            Err(error) => Err(error),
-        }
+        f_is_mean_of_nothing(self.f_parts(input, target), input)
     }
 
     /// The same loss with what it is where the mean is over nothing: an empty batch, or targets that are all ignored.
@@ -189,6 +185,15 @@ impl<L: Loss + ?Sized> Loss for Box<L> {
 
     fn with_tensors(&self, replace: &mut dyn FnMut(&Tensor) -> Tensor) -> Option<Box<dyn Loss>> {
         (**self).with_tensors(replace)
+    }
+}
+
+/// Whether the denominator of a mean is 0; for a loss that is none, whether its input has no elements.
+fn f_is_mean_of_nothing(parts: Result<MeanParts, LossError>, input: &Tensor) -> Result<Tensor, LossError> {
+    match parts {
+        Ok(parts) => Ok(parts.denominator().f_eq_number(0)?),
+        Err(LossError::NoMean { .. }) => f_has_no_elements(input),
+        Err(error) => Err(error),
     }
 }
 

@@ -31,35 +31,65 @@ pub(crate) fn f_widely<const N: usize>(
     tensors: [&Tensor; N],
     compute: impl FnOnce([&Tensor; N]) -> Result<Tensor, LossError>,
 ) -> Result<Tensor, LossError> {
-    let kinds = f_floating_kinds(&tensors)?;
-    if !kinds.iter().any(|(kind, _)| is_half(*kind)) {
-        return compute(tensors);
+    match f_half_of(&tensors)? {
+        None => compute(tensors),
+        Some(half) => {
+            let wide = f_widened(&tensors)?;
+            half.f_narrowed(compute(references(&wide))?)
+        }
     }
-    let mut wide = Vec::with_capacity(N);
-    for tensor in tensors {
-        wide.push(if is_half(tensor.f_kind()?) { tensor.f_to_kind(Kind::Float)? } else { tensor.shallow_clone() });
-    }
-    let result = compute(std::array::from_fn(|position| &wide[position]))?;
-    // A scalar gives way to a tensor with dimensions.
-    let scalars = kinds.iter().all(|(_, scalar)| *scalar);
-    let mut promoting = kinds.iter().filter(|(_, scalar)| scalars || !scalar).map(|(kind, _)| *kind);
-    let first = promoting.next().filter(|first| is_half(*first) && promoting.all(|kind| kind == *first));
-    Ok(match first {
-        Some(kind) => result.f_to_kind(kind)?,
-        None => result,
-    })
+}
+
+/// The first of the tensors.
+pub(crate) fn references<const N: usize>(tensors: &[Tensor]) -> [&Tensor; N] {
+    std::array::from_fn(|position| &tensors[position])
 }
 
 /// The same where the floating tensors are of one kind, as an engine has them; with others `compute` gets them as they are.
-pub(crate) fn f_widely_alike<const N: usize>(
-    tensors: [&Tensor; N],
-    compute: impl FnOnce([&Tensor; N]) -> Result<Tensor, LossError>,
+pub(crate) fn f_widely_alike(
+    tensors: &[&Tensor],
+    compute: &dyn Fn(&[&Tensor]) -> Result<Tensor, LossError>,
 ) -> Result<Tensor, LossError> {
-    let kinds = f_floating_kinds(&tensors)?;
-    match kinds.windows(2).all(|pair| pair[0].0 == pair[1].0) {
-        true => f_widely(tensors, compute),
-        false => compute(tensors),
+    let alike = f_floating_kinds(tensors)?.windows(2).all(|pair| pair[0].0 == pair[1].0);
+    match if alike { f_half_of(tensors)? } else { None } {
+        None => compute(tensors),
+        Some(half) => {
+            let wide = f_widened(tensors)?;
+            half.f_narrowed(compute(&wide.iter().collect::<Vec<_>>())?)
+        }
     }
+}
+
+/// What a result of tensors of half precision is rounded to, where libtorch's operations on them would round it.
+struct Half(Option<Kind>);
+
+impl Half {
+    fn f_narrowed(&self, result: Tensor) -> Result<Tensor, LossError> {
+        Ok(match self.0 {
+            Some(kind) => result.f_to_kind(kind)?,
+            None => result,
+        })
+    }
+}
+
+/// None where no tensor is of half precision.
+fn f_half_of(tensors: &[&Tensor]) -> Result<Option<Half>, LossError> {
+    let kinds = f_floating_kinds(tensors)?;
+    if !kinds.iter().any(|(kind, _)| is_half(*kind)) {
+        return Ok(None);
+    }
+    // A scalar gives way to a tensor with dimensions.
+    let scalars = kinds.iter().all(|(_, scalar)| *scalar);
+    let mut promoting = kinds.iter().filter(|(_, scalar)| scalars || !scalar).map(|(kind, _)| *kind);
+    Ok(Some(Half(promoting.next().filter(|first| is_half(*first) && promoting.all(|kind| kind == *first)))))
+}
+
+/// The tensors, those of half precision in single precision.
+fn f_widened(tensors: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
+    let wide = |tensor: &&Tensor| {
+        Ok(if is_half(tensor.f_kind()?) { tensor.f_to_kind(Kind::Float)? } else { tensor.shallow_clone() })
+    };
+    tensors.iter().map(wide).collect()
 }
 
 /// The kinds of the floating tensors, and whether they are scalars.

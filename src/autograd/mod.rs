@@ -128,8 +128,8 @@ impl Context {
     /// derivatives of those that `differentiable` computes with a graph: what is asked for next does not change a gradient.
     pub(crate) fn f_gradients(
         &self,
-        fused: impl FnOnce() -> Gradients,
-        differentiable: impl FnOnce() -> Gradients,
+        fused: &dyn Fn() -> Gradients,
+        differentiable: &dyn Fn() -> Gradients,
     ) -> Gradients {
         if !self.create_graph() {
             return fused();
@@ -202,6 +202,10 @@ impl<'a> Function<'a> {
     where
         F: Fn(Context) -> Gradients + Send + 'static,
     {
+        self.f_attach_closure(outputs, Box::new(backward))
+    }
+
+    fn f_attach_closure(self, outputs: Vec<Tensor>, backward: Box<Closure>) -> Result<Vec<Tensor>, LossError> {
         let named =
             |argument, tensors: &[&Tensor]| tensors.iter().try_for_each(|tensor| check::defined((argument, tensor)));
         named("input", &self.inputs)?;
@@ -209,18 +213,23 @@ impl<'a> Function<'a> {
         named("output", &outputs.iter().collect::<Vec<_>>())?;
         // Detached, so that neither a graph of the caller's nor an input handed through is taken over.
         let outputs = outputs.iter().map(Tensor::f_detach).collect::<Result<Vec<_>, _>>()?;
-        self.f_attach_own(outputs, backward)
+        self.f_attach_own_closure(outputs, backward)
     }
 
     /// Does the same for outputs that are new tensors without a graph.
-    pub(crate) fn f_attach_own<F>(self, mut outputs: Vec<Tensor>, backward: F) -> Result<Vec<Tensor>, LossError>
+    pub(crate) fn f_attach_own<F>(self, outputs: Vec<Tensor>, backward: F) -> Result<Vec<Tensor>, LossError>
     where
         F: Fn(Context) -> Gradients + Send + 'static,
     {
+        self.f_attach_own_closure(outputs, Box::new(backward))
+    }
+
+    /// The same, compiled once for all closures.
+    fn f_attach_own_closure(self, mut outputs: Vec<Tensor>, backward: Box<Closure>) -> Result<Vec<Tensor>, LossError> {
         if !ffi::grad_enabled() || !self.inputs.iter().any(|input| input.requires_grad()) {
             return Ok(outputs);
         }
-        ffi::f_attach(&mut outputs, &self.inputs, &self.saved, self.once, Box::new(backward))?;
+        ffi::f_attach(&mut outputs, &self.inputs, &self.saved, self.once, backward)?;
         Ok(outputs)
     }
 

@@ -68,7 +68,7 @@ where
             let scaled = gradients.iter().map(|gradient| gradient.f_mul(&factor)).collect::<Result<_, _>>()?;
             Ok(spread(scaled, &needed))
         };
-        context.f_gradients(scaled, || f_gradients_of(&loss, &grad, inputs, &needed))
+        context.f_gradients(&scaled, &|| f_gradients_of(&loss, &grad, inputs, &needed))
     })
 }
 
@@ -78,7 +78,7 @@ where
 /// The incoming gradient may depend on the inputs, too, and a gradient with respect to the aliases leaves that part to whoever
 /// computed it.
 pub(crate) fn f_gradients_of(
-    loss: impl Fn(&[Tensor]) -> Result<Tensor, LossError>,
+    loss: &dyn Fn(&[Tensor]) -> Result<Tensor, LossError>,
     grad: &Tensor,
     inputs: &[Tensor],
     needed: &[bool],

@@ -27,14 +27,18 @@ where
     S: FnOnce(&mut Tape, &[Place]) -> Result<Option<Place>, LossError>,
     C: Fn(&[Tensor]) -> Result<Tensor, LossError> + Send + 'static,
 {
-    let values = inputs.iter().map(|input| input.f_detach()).collect::<Result<_, _>>()?;
-    let mut tape = Tape { inputs: inputs.len(), values, needed: needed(inputs), steps: Vec::new() };
-    let places: Vec<Place> = (0..inputs.len()).map(Place).collect();
+    let (mut tape, places) = Tape::f_new(inputs)?;
     match steps(&mut tape, &places)? {
-        Some(result) => tape.f_attach(inputs, result, otherwise),
-        None => otherwise(&inputs.iter().map(|input| input.shallow_clone()).collect::<Vec<_>>()),
+        Some(result) => tape.f_attach(inputs, result, Box::new(otherwise)),
+        None => otherwise(&copies(inputs)),
     }
 }
+
+fn copies(inputs: &[&Tensor]) -> Vec<Tensor> {
+    inputs.iter().map(|input| input.shallow_clone()).collect()
+}
+
+type Composite = dyn Fn(&[Tensor]) -> Result<Tensor, LossError> + Send;
 
 /// A computation of tensors without a graph, step by step.
 pub(crate) struct Tape {
@@ -55,6 +59,12 @@ struct Step {
 pub(crate) struct Place(usize);
 
 impl Tape {
+    fn f_new(inputs: &[&Tensor]) -> Result<(Self, Vec<Place>), LossError> {
+        let values = inputs.iter().map(|input| input.f_detach()).collect::<Result<_, _>>()?;
+        let tape = Self { inputs: inputs.len(), values, needed: needed(inputs), steps: Vec::new() };
+        Ok((tape, (0..inputs.len()).map(Place).collect()))
+    }
+
     pub(crate) fn value(&self, place: Place) -> &Tensor {
         &self.values[place.0]
     }
@@ -64,23 +74,24 @@ impl Tape {
     where
         F: Fn(Backward) -> Gradients + Send + 'static,
     {
+        self.add_step(value, arguments, Box::new(pull))
+    }
+
+    fn add_step(&mut self, value: Tensor, arguments: &[Place], pull: Box<Pull>) -> Place {
         self.needed.push(arguments.iter().any(|place| self.needed[place.0]));
         self.values.push(value);
-        self.steps.push(Step { arguments: arguments.to_vec(), pull: Box::new(pull) });
+        self.steps.push(Step { arguments: arguments.to_vec(), pull });
         Place(self.values.len() - 1)
     }
 
-    fn f_attach<C>(self, inputs: &[&Tensor], result: Place, composite: C) -> Result<Tensor, LossError>
-    where
-        C: Fn(&[Tensor]) -> Result<Tensor, LossError> + Send + 'static,
-    {
+    fn f_attach(self, inputs: &[&Tensor], result: Place, composite: Box<Composite>) -> Result<Tensor, LossError> {
         // Another tensor of the same numbers: one that the closure held would hold the node, and that the closure.
         let value = self.value(result).f_detach()?;
         let backward = move |context: Context| {
             let needed = &self.needed[..self.inputs];
             let Some(grad) = context.grad(0) else { return Ok(spread(vec![], &vec![false; self.inputs])) };
             let of_steps = || self.f_gradients(context.saved(), result, grad.f_detach()?);
-            context.f_gradients(of_steps, || f_gradients_of(&composite, &grad, context.saved(), needed))
+            context.f_gradients(&of_steps, &|| f_gradients_of(&composite, &grad, context.saved(), needed))
         };
         Ok(Function::new(inputs).save(inputs).f_attach_own(vec![value], backward)?.remove(0))
     }

@@ -145,7 +145,7 @@ impl Pointwise<8> for Formula {
     #[inline(always)]
     fn evaluate<R: Real>(self, corners: [R; 8]) -> (R, [R; 8]) {
         let axes = Axis::both(corners);
-        let lengths = axes.map(Axis::lengths);
+        let lengths = [axes[0].lengths(), axes[1].lengths()];
         let [x, y] = lengths;
         let overlap = Overlap::new(lengths, self.eps);
         let (distance_loss, [mut of_x, mut of_y]) = boxes::distance_loss(lengths, overlap, self.eps);

@@ -131,7 +131,7 @@ impl Pointwise<8> for Formula {
     #[inline(always)]
     fn evaluate<R: Real>(self, corners: [R; 8]) -> (R, [R; 8]) {
         let axes = Axis::both(corners);
-        let lengths = axes.map(Axis::lengths);
+        let lengths = [axes[0].lengths(), axes[1].lengths()];
         let (loss, of_lengths) = boxes::distance_loss(lengths, Overlap::new(lengths, self.eps), self.eps);
         (loss, Axis::derive_both(axes, of_lengths))
     }

@@ -134,7 +134,7 @@ impl Pointwise<8> for Formula {
     #[inline(always)]
     fn evaluate<R: Real>(self, corners: [R; 8]) -> (R, [R; 8]) {
         let axes = Axis::both(corners);
-        let [x, y] = axes.map(Axis::lengths);
+        let [x, y] = [axes[0].lengths(), axes[1].lengths()];
         let overlap = Overlap::new([x, y], self.eps);
         let area = x.enclosing * y.enclosing;
         let empty = Quotient::new(area - overlap.union, area + R::of(self.eps));

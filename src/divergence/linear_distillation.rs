@@ -188,7 +188,7 @@ impl LinearDistillation {
                 Run::f_new(distillation, student, teacher, target, i64::MAX)?.f_whole()
             };
             let chunked = || stored.f_scaled(&context, &grad);
-            context.f_gradients(chunked, || f_gradients_of(whole, &grad, context.saved(), &needed))
+            context.f_gradients(&chunked, &|| f_gradients_of(&whole, &grad, context.saved(), &needed))
         })?;
         Ok(output(loss))
     }

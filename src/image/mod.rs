@@ -210,7 +210,10 @@ impl Pointwise<4> for Unlikeness {
         let [mean_of_sum, square_of_sum, mean_of_difference, square_of_difference] = moments;
         let (half, two, eps) = (R::of(0.5), R::of(2.0), R::of(self.eps));
         // No luminance is the fraction 0 / 1, so that the loop has no branch.
-        let (on, c1) = self.luminance.map_or((R::of(0.0), R::of(1.0)), |c| (R::of(1.0), R::of(c)));
+        let (on, c1) = match self.luminance {
+            Some(c) => (R::of(1.0), R::of(c)),
+            None => (R::of(0.0), R::of(1.0)),
+        };
         let (bright, apart) = (mean_of_sum * mean_of_sum, mean_of_difference * mean_of_difference);
         let (varied, loose) = (square_of_sum - bright, square_of_difference - apart);
         let dark = on * apart;

@@ -1,13 +1,16 @@
 use std::cell::Cell;
 use std::sync::OnceLock;
 
+use super::simd;
+
 /// What computes the losses that have a fused engine.
 ///
 /// The environment variable `TCH_LOSSES_BACKEND` chooses it for the whole process: `auto`, the default, or `composite`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Backend {
     /// An engine where one takes the call, otherwise tensor operations. The default, except where this crate was compiled
-    /// without optimisation: there an engine would be slower than libtorch, and tensor operations are the default.
+    /// without optimisation: there an engine would be slower than libtorch, and tensor operations are the default. An engine
+    /// takes no call on a processor without its vector instructions: on x86-64 those of 2013, AVX2 and FMA.
     #[default]
     Auto,
     /// Tensor operations, always: those of PyTorch, with results equal bit by bit.
@@ -44,7 +47,7 @@ pub fn with_backend<T>(backend: Backend, work: impl FnOnce() -> T) -> T {
 
 /// Whether engines are to be used on this thread.
 pub(super) fn fused() -> bool {
-    CHOSEN.get().unwrap_or_else(of_process) == Backend::Auto
+    CHOSEN.get().unwrap_or_else(of_process) == Backend::Auto && simd::has_vectors()
 }
 
 fn of_process() -> Backend {

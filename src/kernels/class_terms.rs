@@ -4,11 +4,10 @@ use std::ops::Range;
 
 use tch::Tensor;
 
-use super::element::Element;
 use super::number::{Real, choose};
 use super::rows::{Job, RowFormula, RowReduction, Rows, f_rows};
-use super::simd::{self, Kernel, LaneOf};
-use super::softmax::{Distances, exponentials, largest, likely, others, room};
+use super::simd::{self, Kernel, LaneOf, Wide};
+use super::softmax::{Distances, exponentials, largest, likely, others};
 use crate::LossError;
 
 /// The terms of a loss, each of the probability p of one class, and their derivatives with respect to log p. To be
@@ -39,18 +38,18 @@ where
 struct OfTerms<F>(F);
 
 impl<F: ClassTerms> RowFormula for OfTerms<F> {
-    fn run<T: Element>(self, job: &Job<T>) -> f64 {
+    fn run<W: Wide>(&self, job: &Job<W>) -> f64 {
         job.sum_rows(|rows| self.rows(job, rows))
     }
 }
 
 impl<F: ClassTerms> OfTerms<F> {
-    fn rows<T: Element>(self, job: &Job<T>, rows: Range<usize>) -> f64 {
-        let mut numbers = room::<T>(job.classes);
-        let zeros = vec![T::Wide::default(); job.classes];
+    fn rows<W: Wide>(self, job: &Job<W>, rows: Range<usize>) -> f64 {
+        let mut numbers = job.input.room(job.classes);
+        let zeros = vec![W::default(); job.classes];
         let mut room = Room { p: zeros.clone(), terms: zeros.clone(), slopes: zeros };
         job.sum_classes(rows, |row, class| {
-            let x = T::read(&job.input[row * job.classes..(row + 1) * job.classes], &mut numbers);
+            let x = job.input.read(row * job.classes..(row + 1) * job.classes, &mut numbers);
             simd::run(TermsRow { job, formula: self.0, row, class, x, room: &mut room })
         })
     }
@@ -66,22 +65,22 @@ struct Room<W> {
 }
 
 /// One row: stores its gradient, returns the loss.
-struct TermsRow<'a, T: Element, F> {
-    job: &'a Job<'a, T>,
+struct TermsRow<'a, W, F> {
+    job: &'a Job<'a, W>,
     formula: F,
     row: usize,
     class: usize,
-    x: &'a [T::Wide],
-    room: &'a mut Room<T::Wide>,
+    x: &'a [W],
+    room: &'a mut Room<W>,
 }
 
-impl<T: Element, F: ClassTerms> Kernel<T::Wide> for TermsRow<'_, T, F> {
-    type Result = T::Wide;
+impl<W: Wide, F: ClassTerms> Kernel<W> for TermsRow<'_, W, F> {
+    type Result = W;
 
     #[inline(always)]
-    fn run<R: LaneOf<T::Wide>>(self) -> T::Wide {
+    fn run<R: LaneOf<W>>(self) -> W {
         let Self { job, formula, row, class, x, room: Room { p, terms, slopes } } = self;
-        let max = largest::<T::Wide, R>(x);
+        let max = largest::<W, R>(x);
         let [sum, _] = exponentials(x, max, Distances::Nothing, p, |range| job.fetch_row(row, range));
         let (own, rest) = (R::new(p[class]), others(p, class, sum));
         let (length, log_sum, reciprocal) = (x.len(), sum.ln(), R::of(1.0) / sum);
@@ -94,11 +93,11 @@ impl<T: Element, F: ClassTerms> Kernel<T::Wide> for TermsRow<'_, T, F> {
         }
         let log_p = choose(own > rest, likely(own, rest), R::new(x[class]) - max - log_sum);
         let (term, slope) = formula.of_target(log_p, R::new(p[class]));
-        (terms[class], slopes[class]) = (term.get(), T::Wide::default());
-        let loss = T::Wide::from_f64(simd::sum::<T::Wide, R>(terms));
+        (terms[class], slopes[class]) = (term.get(), W::default());
+        let loss = W::from_f64(simd::sum::<W, R>(terms));
         if job.needs_gradient() {
             let factor = R::new(job.factor(row));
-            let of_others = R::of(simd::sum::<T::Wide, R>(slopes));
+            let of_others = R::of(simd::sum::<W, R>(slopes));
             let of_p = factor * (of_others + slope);
             let gradient = |i: usize, slope| (R::new(slope) * factor - R::new(p[i]) * of_p).get();
             // Not with p − 1, which loses the digits of a p near 1.

@@ -2,12 +2,11 @@
 //!
 //! A few rows of the one meet a few numbers of the other at a time, which stay in registers until they are done.
 
-use std::array::from_fn;
 use std::ops::Range;
 
 use tch::{Kind, Tensor};
 
-use super::element::{Element, Output, elements, is_plain};
+use super::element::{Output, elements, is_plain};
 use super::number::{Real, choose};
 use super::simd::{self, Kernel, LaneOf, Wide};
 use super::{backend, parallel};
@@ -54,7 +53,7 @@ fn takes<const N: usize>(tensors: [&Tensor; N]) -> Result<bool, LossError> {
     Ok(backend::fused() && wide && tensors.iter().all(plain))
 }
 
-fn f_run_distances<T: Element<Wide = T> + Wide>(a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {
+fn f_run_distances<T: Wide>(a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {
     let (rows, columns) = (f_contiguous(a)?, b.size()[0] as usize);
     // The terms of a sum are the numbers of a row.
     let numbers = Packed::<T>::f_new(&b.f_detach()?.f_transpose(0, 1)?)?;
@@ -66,12 +65,7 @@ fn f_run_distances<T: Element<Wide = T> + Wide>(a: &Tensor, b: &Tensor) -> Resul
     Ok(output.into_tensor())
 }
 
-fn f_run_slopes<T: Element<Wide = T> + Wide>(
-    grad: &Tensor,
-    a: &Tensor,
-    b: &Tensor,
-    distances: &Tensor,
-) -> Result<Tensor, LossError> {
+fn f_run_slopes<T: Wide>(grad: &Tensor, a: &Tensor, b: &Tensor, distances: &Tensor) -> Result<Tensor, LossError> {
     let [grad, a, distances] = [f_contiguous(grad)?, f_contiguous(a)?, f_contiguous(distances)?];
     // The terms of a sum are the rows.
     let numbers = Packed::<T>::f_new(&b.f_detach()?)?;
@@ -109,7 +103,7 @@ struct Packed<T> {
     terms: usize,
 }
 
-impl<T: Element<Wide = T> + Wide> Packed<T> {
+impl<T: Wide> Packed<T> {
     fn f_new(matrix: &Tensor) -> Result<Self, LossError> {
         let (terms, columns) = (matrix.size()[0] as usize, matrix.size()[1] as usize);
         let matrix = f_contiguous(matrix)?;
@@ -230,7 +224,7 @@ struct Task<'a, T, F> {
     output: &'a Output<T>,
 }
 
-impl<T: Element<Wide = T> + Wide, F: Formula<T>> Kernel<T> for Task<'_, T, F> {
+impl<T: Wide, F: Formula<T>> Kernel<T> for Task<'_, T, F> {
     type Result = ();
 
     #[inline(always)]
@@ -238,16 +232,27 @@ impl<T: Element<Wide = T> + Wide, F: Formula<T>> Kernel<T> for Task<'_, T, F> {
         let [first, count] = self.rows;
         let terms = self.numbers.terms;
         // Where there are fewer rows, the last one is computed several times.
-        let rows: [usize; ROWS] = from_fn(|k| first + k.min(count - 1));
+        let mut rows = [first; ROWS];
+        for k in 0..count {
+            rows[k] = first + k;
+        }
+        for k in count..ROWS {
+            rows[k] = first + count - 1;
+        }
         for (group, numbers) in self.numbers.groups.chunks_exact(terms).enumerate() {
             let columns = group * LANES..self.columns.min((group + 1) * LANES);
-            let of_columns: [[R; LANES]; ROWS] = from_fn(|k| self.formula.of_columns(rows[k], columns.clone()));
-            let mut sums = [[R::of(0.0); LANES]; ROWS];
+            let (mut of_columns, mut sums) = ([[R::of(0.0); LANES]; ROWS], [[R::of(0.0); LANES]; ROWS]);
+            for k in 0..ROWS {
+                of_columns[k] = self.formula.of_columns(rows[k], columns.clone());
+            }
             for start in (0..terms).step_by(TERMS) {
                 let mut part = [[R::of(0.0); LANES]; ROWS];
                 for term in start..terms.min(start + TERMS) {
                     let number = &numbers[term];
-                    let of_rows: [R; ROWS] = from_fn(|k| self.formula.of_row(rows[k], term));
+                    let mut of_rows = [R::of(0.0); ROWS];
+                    for k in 0..ROWS {
+                        of_rows[k] = self.formula.of_row(rows[k], term);
+                    }
                     for k in 0..ROWS {
                         for lane in 0..LANES {
                             part[k][lane] =
@@ -262,7 +267,10 @@ impl<T: Element<Wide = T> + Wide, F: Formula<T>> Kernel<T> for Task<'_, T, F> {
                 }
             }
             for k in 0..count {
-                let results: [T; LANES] = from_fn(|lane| F::finish(sums[k][lane]).get());
+                let mut results = [T::default(); LANES];
+                for lane in 0..LANES {
+                    results[lane] = F::finish(sums[k][lane]).get();
+                }
                 let start = rows[k] * self.columns;
                 let range = start + columns.start..start + columns.end;
                 // SAFETY: tasks have rows of their own, and write their groups one after another.

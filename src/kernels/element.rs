@@ -7,163 +7,138 @@ use std::ops::Range;
 use half::{bf16, f16};
 use tch::{Device, Kind, Tensor};
 
-use super::narrow::Narrow;
 use super::simd::{self, Wide};
 use super::{BLOCK, memory};
 use crate::autograd::Form;
+use crate::numeric::is_half;
 use crate::{LossError, check};
 
 /// Room for the elements of one block.
 pub(super) type Block<W> = [W; BLOCK];
 
-/// A kind of elements that an engine reads and writes, a block at a time, and computes in [`Wide`] numbers.
-pub(super) trait Element: Copy + Send + Sync + 'static {
+/// What the elements of a floating tensor are stored as.
+pub(super) trait Stored: Copy + Send + Sync + 'static {
     const KIND: Kind;
-    /// Whether gradients are computed in the forward pass, to be multiplied by the one of the loss in the backward pass. In `f16`
-    /// they could underflow, where that one is a scale against it.
-    const STORED: bool;
-    /// What it is computed in.
-    type Wide: Wide;
+}
 
-    fn from_f64(value: f64) -> Self;
-    fn to_f64(self) -> f64;
-    fn wide(self) -> Self::Wide;
-    /// The elements as wide numbers: themselves, or converted into `room`.
-    fn read<'a>(elements: &'a [Self], room: &'a mut [Self::Wide]) -> &'a [Self::Wide];
-    /// Writes the elements to `numbers`, as many.
-    fn copy(elements: &[Self], numbers: &mut [Self::Wide]);
-    /// The elements as places for wide numbers, where they are such themselves.
-    fn places(elements: &mut [MaybeUninit<Self>]) -> Option<&mut [MaybeUninit<Self::Wide>]>;
-    /// Converts numbers into elements.
-    fn write(numbers: &[Self::Wide], elements: &mut [MaybeUninit<Self>]);
-    /// Does so past the caches, where there is a way: other threads see it after [`simd::fence`](super::simd::fence).
-    fn stream(numbers: &[Self::Wide], elements: &mut [MaybeUninit<Self>]) {
-        Self::write(numbers, elements);
+impl Stored for f32 {
+    const KIND: Kind = Kind::Float;
+}
+impl Stored for f64 {
+    const KIND: Kind = Kind::Double;
+}
+impl Stored for f16 {
+    const KIND: Kind = Kind::Half;
+}
+impl Stored for bf16 {
+    const KIND: Kind = Kind::BFloat16;
+}
+
+/// The elements of a tensor, which an engine reads as wide numbers: as they are, or widened a block at a time.
+#[derive(Clone, Copy)]
+pub(super) enum Numbers<'a, W> {
+    Wide(&'a [W]),
+    Half(&'a [f16]),
+    BFloat16(&'a [bf16]),
+}
+
+impl<'a, W: Wide> Numbers<'a, W> {
+    pub(super) const NONE: Self = Self::Wide(&[]);
+
+    /// Those of a tensor without gaps and overlaps, in the order of its memory. Its kind is half precision, or that of `W`.
+    pub(super) fn of(tensor: &'a Tensor) -> Self {
+        match tensor.f_kind() {
+            Ok(Kind::Half) => Self::Half(elements(tensor)),
+            Ok(Kind::BFloat16) => Self::BFloat16(elements(tensor)),
+            _ => Self::Wide(elements(tensor)),
+        }
     }
-    /// Converts what `map` makes of each number, given its position, into elements. The numbers may be lost.
-    fn write_mapped(
-        numbers: &mut [Self::Wide],
-        elements: &mut [MaybeUninit<Self>],
-        map: impl Fn(usize, Self::Wide) -> Self::Wide,
-    );
-}
 
-macro_rules! wide {
-    ($number:ty, $kind:expr) => {
-        impl Element for $number {
-            const KIND: Kind = $kind;
-            const STORED: bool = true;
-            type Wide = Self;
+    #[inline(always)]
+    pub(super) fn len(self) -> usize {
+        match self {
+            Self::Wide(numbers) => numbers.len(),
+            Self::Half(elements) => elements.len(),
+            Self::BFloat16(elements) => elements.len(),
+        }
+    }
 
-            fn from_f64(value: f64) -> Self {
-                value as $number
-            }
+    /// How much room [`read`](Self::read) needs for so many.
+    pub(super) fn room(self, length: usize) -> Vec<W> {
+        vec![W::default(); if matches!(self, Self::Wide(_)) { 0 } else { length }]
+    }
 
-            fn to_f64(self) -> f64 {
-                self.into()
-            }
-
-            #[inline(always)]
-            fn wide(self) -> Self {
-                self
-            }
-
-            fn read<'a>(elements: &'a [Self], _: &'a mut [Self]) -> &'a [Self] {
-                elements
-            }
-
-            fn copy(elements: &[Self], numbers: &mut [Self]) {
-                numbers.copy_from_slice(elements);
-            }
-
-            fn places(elements: &mut [MaybeUninit<Self>]) -> Option<&mut [MaybeUninit<Self>]> {
-                Some(elements)
-            }
-
-            fn write(numbers: &[Self], elements: &mut [MaybeUninit<Self>]) {
-                assert_eq!(numbers.len(), elements.len());
-                // SAFETY: both are of this length, and apart, since one of them is borrowed for writing.
-                unsafe { std::ptr::copy_nonoverlapping(numbers.as_ptr(), elements.as_mut_ptr().cast(), numbers.len()) };
-            }
-
-            fn stream(numbers: &[Self], elements: &mut [MaybeUninit<Self>]) {
-                simd::stream(numbers, elements);
-            }
-
-            #[inline(always)]
-            fn write_mapped(
-                numbers: &mut [Self],
-                elements: &mut [MaybeUninit<Self>],
-                map: impl Fn(usize, Self) -> Self,
-            ) {
-                assert_eq!(numbers.len(), elements.len());
-                let numbers = &numbers[..elements.len()];
-                for position in 0..elements.len() {
-                    elements[position] = MaybeUninit::new(map(position, numbers[position]));
-                }
+    /// The numbers in `range`: themselves, or converted into `room`.
+    #[inline(always)]
+    pub(super) fn read<'b>(self, range: Range<usize>, room: &'b mut [W]) -> &'b [W]
+    where
+        'a: 'b,
+    {
+        match self {
+            Self::Wide(numbers) => &numbers[range],
+            _ => {
+                let room = &mut room[..range.len()];
+                self.widen(range, room);
+                room
             }
         }
-    };
-}
-wide!(f32, Kind::Float);
-wide!(f64, Kind::Double);
+    }
 
-macro_rules! half {
-    ($number:ty, $kind:expr, $stored:expr) => {
-        impl Element for $number {
-            const KIND: Kind = $kind;
-            const STORED: bool = $stored;
-            type Wide = f32;
-
-            fn from_f64(value: f64) -> Self {
-                // By way of f32, as libtorch rounds.
-                <$number>::from_f32(value as f32)
-            }
-
-            fn to_f64(self) -> f64 {
-                <$number>::to_f64(self)
-            }
-
-            #[inline(always)]
-            fn wide(self) -> f32 {
-                self.widen()
-            }
-
-            fn read<'a>(elements: &'a [Self], room: &'a mut [f32]) -> &'a [f32] {
-                let numbers = &mut room[..elements.len()];
-                <$number>::widen_all(elements, numbers);
-                numbers
-            }
-
-            fn copy(elements: &[Self], numbers: &mut [f32]) {
-                <$number>::widen_all(elements, numbers);
-            }
-
-            fn places(_: &mut [MaybeUninit<Self>]) -> Option<&mut [MaybeUninit<f32>]> {
-                None
-            }
-
-            fn write(numbers: &[f32], elements: &mut [MaybeUninit<Self>]) {
-                <$number>::narrow_all(numbers, elements);
-            }
-
-            #[inline(always)]
-            fn write_mapped(numbers: &mut [f32], elements: &mut [MaybeUninit<Self>], map: impl Fn(usize, f32) -> f32) {
-                for position in 0..numbers.len() {
-                    numbers[position] = map(position, numbers[position]);
-                }
-                Self::write(numbers, elements);
-            }
+    /// Writes the numbers in `range` to `places`, as many.
+    #[inline(always)]
+    pub(super) fn copy(self, range: Range<usize>, places: &mut [W]) {
+        match self {
+            Self::Wide(numbers) => places.copy_from_slice(&numbers[range]),
+            _ => self.widen(range, places),
         }
-    };
-}
-half!(f16, Kind::Half, false);
-half!(bf16, Kind::BFloat16, true);
+    }
 
-/// Whether a stored gradient can be multiplied by `grad`, that of the loss. In half precision it loses digits unless this is a
-/// power of two, as the usual 1 is.
-pub(super) fn f_keeps_digits<T: Element>(grad: &Tensor) -> Result<bool, LossError> {
-    if size_of::<T>() >= size_of::<f32>() {
+    #[inline(never)]
+    fn widen(self, range: Range<usize>, places: &mut [W]) {
+        match self {
+            Self::Wide(numbers) => places.copy_from_slice(&numbers[range]),
+            Self::Half(elements) => W::widen(&elements[range], places),
+            Self::BFloat16(elements) => W::widen(&elements[range], places),
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn wide(self, position: usize) -> W {
+        match self {
+            Self::Wide(numbers) => numbers[position],
+            _ => W::from_f64(self.get(position)),
+        }
+    }
+
+    pub(super) fn get(self, position: usize) -> f64 {
+        match self {
+            Self::Wide(numbers) => numbers[position].into(),
+            Self::Half(elements) => elements[position].to_f64(),
+            Self::BFloat16(elements) => elements[position].to_f64(),
+        }
+    }
+
+    /// Has the memory of those in `range` fetched, which are needed soon.
+    #[inline(always)]
+    pub(super) fn fetch(self, range: Range<usize>) {
+        match self {
+            Self::Wide(numbers) => simd::fetch(numbers.as_ptr(), range),
+            Self::Half(elements) => simd::fetch(elements.as_ptr(), range),
+            Self::BFloat16(elements) => simd::fetch(elements.as_ptr(), range),
+        }
+    }
+}
+
+/// Whether gradients of arguments of this kind are computed in the forward pass, to be multiplied by the one of the loss in the
+/// backward pass. In `f16` they could underflow, where that one is a scale against it.
+pub(super) fn is_stored(kind: Kind) -> bool {
+    kind != Kind::Half
+}
+
+/// Whether a stored gradient of this kind can be multiplied by `grad`, that of the loss. In half precision it loses digits unless
+/// this is a power of two, as the usual 1 is.
+pub(super) fn f_keeps_digits(kind: Kind, grad: &Tensor) -> Result<bool, LossError> {
+    if !is_half(kind) {
         return Ok(true);
     }
     let factor = grad.f_double_value(&[])?;
@@ -193,7 +168,7 @@ pub(crate) fn f_own(tensor: &Tensor) -> Result<Tensor, LossError> {
 }
 
 /// The elements of a tensor without gaps and overlaps, in the order of its memory.
-pub(super) fn elements<T: Element>(tensor: &Tensor) -> &[T] {
+pub(super) fn elements<T: Stored>(tensor: &Tensor) -> &[T] {
     assert!(is_plain(tensor, T::KIND) && is_dense(tensor));
     // SAFETY: just checked.
     unsafe { memory_of(tensor) }
@@ -225,7 +200,7 @@ pub(super) fn f_numbers(tensor: &Tensor) -> Result<Vec<f64>, LossError> {
     let tensor = &f_plain(tensor)?;
     let mut numbers = check::f_room(tensor.numel())?;
     match tensor.f_kind()? {
-        Kind::Float if tensor.is_contiguous() => numbers.extend(elements::<f32>(tensor).iter().map(|n| n.to_f64())),
+        Kind::Float if tensor.is_contiguous() => numbers.extend(elements::<f32>(tensor).iter().map(|n| f64::from(*n))),
         Kind::Int64 if tensor.is_contiguous() => numbers.extend(integers(tensor).iter().map(|n| *n as f64)),
         _ => {
             let wide = tensor.f_detach()?.f_to_kind(Kind::Double)?.f_contiguous()?;
@@ -254,61 +229,90 @@ pub(super) fn is_dense(tensor: &Tensor) -> bool {
 }
 
 /// `tensors` with one memory layout, that of the first where it has no gaps: themselves, or copies without a graph.
-pub(super) fn f_one_layout<const N: usize>(tensors: [&Tensor; N]) -> Result<[Tensor; N], LossError> {
+pub(super) fn f_one_layout(tensors: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
     if tensors.iter().all(|tensor| tensor.is_contiguous()) {
-        return Ok(tensors.map(Tensor::shallow_clone));
+        return Ok(tensors.iter().map(|tensor| tensor.shallow_clone()).collect());
     }
     let first =
         if is_dense(tensors[0]) { tensors[0].shallow_clone() } else { tensors[0].f_detach()?.f_contiguous()? };
     let (size, stride) = (first.size(), first.stride());
-    let mut same = Vec::with_capacity(N);
+    let mut all = vec![first];
     for tensor in &tensors[1..] {
         if tensor.stride() == stride {
-            same.push(tensor.shallow_clone());
+            all.push(tensor.shallow_clone());
             continue;
         }
         let mut copy = Tensor::f_empty_strided(&size, &stride, (tensor.f_kind()?, Device::Cpu))?;
         copy.f_copy_(&tensor.f_detach()?)?;
-        same.push(copy);
+        all.push(copy);
     }
-    let mut all = std::iter::once(first).chain(same);
-    Ok(std::array::from_fn(|_| all.next().unwrap_or_default()))
+    Ok(all)
 }
 
 /// From how many bytes on an output is written past the caches, which would not keep it for who reads it next: it and an input of
 /// its size fill the 32 MiB that a third cache usually has.
 const STREAMED: usize = 16 << 20;
 
-/// A new tensor that an engine fills, all of it, from several threads.
-pub(super) struct Output<T> {
+/// A tensor that an engine fills, all of it, from several threads. Its kind is half precision, or that of `W`.
+pub(super) struct Output<W> {
     tensor: Tensor,
-    start: *mut MaybeUninit<T>,
+    start: *mut u8,
     length: usize,
+    /// Of half precision, in which its numbers are stored.
+    half: Option<Half>,
     /// Whether it is written past the caches.
     streamed: bool,
+    numbers: PhantomData<W>,
 }
 
-// SAFETY: the pointer is that of memory which the tensor keeps, and is used through `range` alone.
-unsafe impl<T: Send> Send for Output<T> {}
-// SAFETY: see above; `range` demands that no two threads ask for the same elements.
-unsafe impl<T: Send> Sync for Output<T> {}
+/// A kind of half precision.
+#[derive(Clone, Copy, PartialEq)]
+enum Half {
+    F16,
+    BF16,
+}
 
-impl<T: Element> Output<T> {
-    /// A tensor of the size and layout of `like`, which is dense.
+// SAFETY: the pointer is that of memory which the tensor keeps, and is used through `part` alone.
+unsafe impl<W: Send> Send for Output<W> {}
+// SAFETY: see above; `part` demands that no two threads ask for the same elements.
+unsafe impl<W: Send> Sync for Output<W> {}
+
+impl<W: Wide> Output<W> {
+    /// A new tensor of the size, layout and kind of `like`, which is dense.
     pub(super) fn f_like(like: &Tensor) -> Result<Self, LossError> {
-        Self::f_new(memory::f_empty_like(like)?)
+        Self::f_of(memory::f_empty_like(like)?)
     }
 
-    /// A contiguous tensor.
+    /// A new contiguous tensor of the kind of the numbers.
     pub(super) fn f_of_size(size: &[i64]) -> Result<Self, LossError> {
-        Self::f_new(memory::f_empty(size, T::KIND)?)
+        Self::f_of_kind(size, W::KIND)
     }
 
-    fn f_new(tensor: Tensor) -> Result<Self, LossError> {
-        assert!(is_plain(&tensor, T::KIND) && is_dense(&tensor));
-        let length = tensor.numel();
-        let streamed = length * size_of::<T>() >= STREAMED;
-        Ok(Self { start: tensor.data_ptr().cast(), length, streamed, tensor })
+    /// The same of this kind.
+    pub(super) fn f_of_kind(size: &[i64], kind: Kind) -> Result<Self, LossError> {
+        Self::f_of(memory::f_empty(size, kind)?)
+    }
+
+    fn f_of(tensor: Tensor) -> Result<Self, LossError> {
+        let bytes = tensor.numel() * tensor.f_kind()?.elt_size_in_bytes();
+        Ok(Self { streamed: bytes >= STREAMED, ..Self::f_over(tensor)? })
+    }
+
+    /// A dense tensor whose elements are overwritten. Nobody else uses its memory meanwhile.
+    pub(super) fn f_over(tensor: Tensor) -> Result<Self, LossError> {
+        let kind = tensor.f_kind()?;
+        let half = match kind {
+            Kind::Half => Some(Half::F16),
+            Kind::BFloat16 => Some(Half::BF16),
+            _ => None,
+        };
+        assert!((half.is_some() || kind == W::KIND) && is_plain(&tensor, kind) && is_dense(&tensor));
+        let (start, length) = (tensor.data_ptr().cast(), tensor.numel());
+        Ok(Self { start, length, half, streamed: false, tensor, numbers: PhantomData })
+    }
+
+    fn element_size(&self) -> usize {
+        if self.half.is_some() { size_of::<f16>() } else { size_of::<W>() }
     }
 
     /// The parts of it, as many of the same length, one after the other in memory.
@@ -317,9 +321,11 @@ impl<T: Element> Output<T> {
         let part = |index: usize| Self {
             tensor: self.tensor.shallow_clone(),
             // Stays within the tensor's memory, or at its end.
-            start: self.start.wrapping_add(index * length),
+            start: self.start.wrapping_add(index * length * self.element_size()),
             length,
+            half: self.half,
             streamed: self.streamed,
+            numbers: PhantomData,
         };
         (0..count).map(part).collect()
     }
@@ -328,72 +334,144 @@ impl<T: Element> Output<T> {
     /// which other threads see them.
     ///
     /// # Safety
-    /// As for [`range`](Self::range).
-    pub(super) unsafe fn write(&self, range: Range<usize>, numbers: &[T::Wide]) {
+    /// No other call has a part of the range at the same time, neither of this nor of what `parts` has returned.
+    pub(super) unsafe fn write(&self, range: Range<usize>, numbers: &[W]) {
+        if self.streamed && self.half.is_none() {
+            // SAFETY: the caller's promise.
+            simd::stream(numbers, unsafe { self.part(range) });
+            return;
+        }
         // SAFETY: the caller's promise.
-        let elements = unsafe { self.range(range) };
-        match self.streamed {
-            true => T::stream(numbers, elements),
-            false => T::write(numbers, elements),
+        unsafe { self.write_cached(range, numbers) };
+    }
+
+    /// Does so through the caches, of few numbers.
+    ///
+    /// # Safety
+    /// As for [`write`](Self::write).
+    #[inline(always)]
+    pub(super) unsafe fn write_cached(&self, range: Range<usize>, numbers: &[W]) {
+        // SAFETY: the caller's promise; elements are of this type.
+        unsafe {
+            match self.half {
+                None => simd::copy(numbers, self.part(range)),
+                Some(half) => self.narrow(half, range, numbers),
+            }
         }
     }
 
-    /// The elements in `range`.
+    /// # Safety
+    /// As for [`write`](Self::write).
+    #[inline(never)]
+    unsafe fn narrow(&self, half: Half, range: Range<usize>, numbers: &[W]) {
+        // SAFETY: the caller's promise; elements are of this type.
+        unsafe {
+            match half {
+                Half::F16 => W::narrow::<f16>(numbers, self.part(range)),
+                Half::BF16 => W::narrow::<bf16>(numbers, self.part(range)),
+            }
+        }
+    }
+
+    /// Writes zeros to the elements in `range`.
     ///
     /// # Safety
-    /// No other call has a part of it at the same time, neither of this nor of what `parts` has returned.
-    #[allow(clippy::mut_from_ref)]
-    pub(super) unsafe fn range(&self, range: Range<usize>) -> &mut [MaybeUninit<T>] {
+    /// As for [`write`](Self::write).
+    pub(super) unsafe fn write_zeros(&self, range: Range<usize>) {
+        let size = self.element_size();
         assert!(range.start <= range.end && range.end <= self.length);
+        // SAFETY: within the tensor's memory; zero has no bits in any of the kinds.
+        unsafe { self.start.add(range.start * size).write_bytes(0, range.len() * size) };
+    }
+
+    /// The elements in `range`, which are of this type.
+    ///
+    /// # Safety
+    /// As for [`write`](Self::write).
+    #[allow(clippy::mut_from_ref)]
+    pub(super) unsafe fn part<T: Stored>(&self, range: Range<usize>) -> &mut [MaybeUninit<T>] {
+        assert!(range.start <= range.end && range.end <= self.length && size_of::<T>() == self.element_size());
         if range.is_empty() {
             return &mut [];
         }
         // SAFETY: the range is within the tensor's memory, which nobody else knows of until `into_tensor`.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+        unsafe { std::slice::from_raw_parts_mut(self.start.cast::<MaybeUninit<T>>().add(range.start), range.len()) }
     }
 
-    /// The elements in `range` as places for the numbers that they are computed as, where [`write`](Self::write) would but copy these.
+    /// The elements in `range` as places for numbers, where [`write`](Self::write) would but copy these.
     ///
     /// # Safety
-    /// As for [`range`](Self::range).
+    /// As for [`write`](Self::write).
     #[allow(clippy::mut_from_ref)]
-    pub(super) unsafe fn place(&self, range: Range<usize>) -> Option<&mut [MaybeUninit<T::Wide>]> {
-        if self.streamed {
+    #[inline(always)]
+    pub(super) unsafe fn places(&self, range: Range<usize>) -> Option<&mut [MaybeUninit<W>]> {
+        if !self.has_places() {
             return None;
         }
         // SAFETY: the caller's promise.
-        T::places(unsafe { self.range(range) })
+        Some(unsafe { self.part(range) })
     }
 
     /// Whether there are such places.
     pub(super) fn has_places(&self) -> bool {
-        !self.streamed && T::places(&mut []).is_some()
+        !self.streamed && self.half.is_none()
     }
 
-    /// Where the elements are, to have their memory fetched; nowhere where they are written past the caches.
-    pub(super) fn address(&self) -> Option<*const T> {
-        (!self.streamed).then_some(self.start.cast_const().cast())
+    /// The elements in `range` as they are.
+    ///
+    /// # Safety
+    /// No call writes to the range as long as they are read.
+    pub(super) unsafe fn numbers(&self, range: Range<usize>) -> Numbers<'_, W> {
+        assert!(range.start <= range.end && range.end <= self.length);
+        let length = range.len();
+        if length == 0 {
+            return Numbers::NONE;
+        }
+        // SAFETY: the range is within the tensor's memory, whose elements are of these types.
+        unsafe {
+            let start = self.start.add(range.start * self.element_size());
+            match self.half {
+                None => Numbers::Wide(std::slice::from_raw_parts(start.cast(), length)),
+                Some(Half::F16) => Numbers::Half(std::slice::from_raw_parts(start.cast(), length)),
+                Some(Half::BF16) => Numbers::BFloat16(std::slice::from_raw_parts(start.cast(), length)),
+            }
+        }
+    }
+
+    /// Has the memory of the elements in `range` fetched, which are written soon, unless that is past the caches.
+    #[inline(always)]
+    pub(super) fn fetch(&self, range: Range<usize>) {
+        if self.streamed {
+            return;
+        }
+        match self.half {
+            None => simd::fetch(self.start.cast::<W>(), range),
+            Some(_) => simd::fetch(self.start.cast::<f16>(), range),
+        }
     }
 
     /// Converts what `map` makes of each number, given its position, into the elements in `range`; see [`write`](Self::write).
     /// The numbers may be lost. `other` is a position and what is written there instead.
     ///
     /// # Safety
-    /// As for [`range`](Self::range).
+    /// As for [`write`](Self::write).
     #[inline(always)]
     pub(super) unsafe fn write_mapped(
         &self,
         range: Range<usize>,
-        numbers: &mut [T::Wide],
-        map: impl Fn(usize, T::Wide) -> T::Wide,
-        other: Option<(usize, T::Wide)>,
+        numbers: &mut [W],
+        map: impl Fn(usize, W) -> W,
+        other: Option<(usize, W)>,
     ) {
-        if !self.streamed {
-            // SAFETY: the caller's promise.
-            let elements = unsafe { self.range(range) };
-            T::write_mapped(numbers, elements, map);
+        // SAFETY: the caller's promise.
+        if let Some(places) = unsafe { self.places(range.clone()) } {
+            assert_eq!(numbers.len(), places.len());
+            let numbers = &numbers[..places.len()];
+            for position in 0..places.len() {
+                places[position] = MaybeUninit::new(map(position, numbers[position]));
+            }
             if let Some((position, number)) = other {
-                T::write(&[number], &mut elements[position..=position]);
+                places[position].write(number);
             }
             return;
         }
@@ -413,52 +491,18 @@ impl<T: Element> Output<T> {
     }
 }
 
-/// The elements of a contiguous tensor that an engine overwrites, from several threads.
-pub(super) struct InPlace<'a, T> {
-    start: *mut T,
-    length: usize,
-    tensor: PhantomData<&'a Tensor>,
-}
-
-// SAFETY: the elements are used through `range` alone, which demands that no two threads ask for the same ones.
-unsafe impl<T: Send> Sync for InPlace<'_, T> {}
-
-impl<'a, T: Element> InPlace<'a, T> {
-    pub(super) fn new(tensor: &'a Tensor) -> Self {
-        assert!(is_plain(tensor, T::KIND) && tensor.is_contiguous());
-        Self { start: tensor.data_ptr().cast(), length: tensor.numel(), tensor: PhantomData }
-    }
-
-    /// The elements in `range`.
-    ///
-    /// # Safety
-    /// No other call has a part of it at the same time, and nobody else uses the tensor's memory.
-    #[allow(clippy::mut_from_ref)]
-    pub(super) unsafe fn range(&self, range: Range<usize>) -> &mut [T] {
-        assert!(range.start <= range.end && range.end <= self.length);
-        if range.is_empty() {
-            return &mut [];
-        }
-        // SAFETY: the range is within the memory of the tensor, which is borrowed.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
-    }
-}
-
 /// A scalar tensor of a floating kind.
 pub(super) fn f_scalar_of(kind: Kind, value: f64) -> Result<Tensor, LossError> {
     match kind {
-        Kind::Float => f_scalar::<f32>(value),
-        Kind::Half => f_scalar::<f16>(value),
-        Kind::BFloat16 => f_scalar::<bf16>(value),
-        _ => f_scalar::<f64>(value),
+        // By way of f32, as libtorch rounds.
+        Kind::Float | Kind::Half | Kind::BFloat16 => f_scalar::<f32>(kind, value),
+        _ => f_scalar::<f64>(Kind::Double, value),
     }
 }
 
-/// A scalar tensor.
-pub(super) fn f_scalar<T: Element>(value: f64) -> Result<Tensor, LossError> {
-    let output = Output::<T>::f_of_size(&[])?;
+fn f_scalar<W: Wide>(kind: Kind, value: f64) -> Result<Tensor, LossError> {
+    let output = Output::<W>::f_of_kind(&[], kind)?;
     // SAFETY: nobody else has a part of it.
-    let element = unsafe { output.range(0..1) };
-    element[0].write(T::from_f64(value));
+    unsafe { output.write_cached(0..1, &[W::from_f64(value)]) };
     Ok(output.into_tensor())
 }

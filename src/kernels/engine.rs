@@ -1,33 +1,65 @@
 //! From a pass of an engine over memory to a loss with a graph.
 
-use half::{bf16, f16};
 use tch::{Kind, Tensor};
 
-use super::element::{Element, f_keeps_digits, f_numbers, f_plain, f_scalar_of};
+use super::element::{f_keeps_digits, f_numbers, f_plain, f_scalar_of, is_stored};
 use crate::autograd::{self, Context, Function, StoredGradients};
+use crate::numeric::f_widely_alike;
 use crate::{LossError, Reduction};
 
-/// What computes losses of `N` arguments, for each kind of elements.
-pub(super) trait Engine<const N: usize>: Copy + Send + 'static {
+/// What computes losses of some arguments, the first of which tells the kind: one of a floating kind.
+pub(super) trait Engine: Send + 'static {
     /// Whether some arguments have no loss. It is NaN there, and the composite is asked for the error.
-    const PARTIAL: bool = false;
+    fn is_partial(&self) -> bool {
+        false
+    }
+
     /// How many of the arguments, the first ones, have a gradient.
-    const DIFFERENTIABLE: usize = N;
+    fn differentiable(&self) -> usize {
+        usize::MAX
+    }
 
     /// How many losses the arguments have.
-    fn count(self, arguments: [&Tensor; N]) -> usize;
+    fn count(&self, arguments: &[&Tensor]) -> usize;
 
     /// Each loss, and their sum.
-    fn f_losses<T: Element>(self, arguments: [&Tensor; N]) -> Result<(f64, Tensor), LossError>;
+    fn f_losses(&self, arguments: &[&Tensor]) -> Result<(f64, Tensor), LossError>;
 
     /// The sum of the losses, and those derivatives that are wanted, times `factor`.
-    fn f_sum<T: Element>(
-        self,
-        arguments: [&Tensor; N],
-        factor: Factor,
-        wanted: [bool; N],
-    ) -> Result<(f64, Vec<Tensor>), LossError>;
+    fn f_sum(&self, arguments: &[&Tensor], factor: Factor, wanted: &[bool]) -> Result<(f64, Vec<Tensor>), LossError>;
 }
+
+/// The tensor operations that define a loss of some arguments.
+pub(super) type Composite = Box<dyn Fn(&[&Tensor]) -> Result<Tensor, LossError> + Send>;
+
+/// A `composite` of `N` arguments.
+pub(super) fn composite_of<const N: usize, C>(composite: C) -> Composite
+where
+    C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
+{
+    Box::new(move |arguments| composite(first(arguments)))
+}
+
+/// The first of the arguments.
+pub(super) fn first<'a, const N: usize>(arguments: &[&'a Tensor]) -> [&'a Tensor; N] {
+    std::array::from_fn(|position| arguments[position])
+}
+
+/// A composite that computes half precision in single precision; see [`f_widely_alike`].
+pub(super) fn widely(composite: Composite) -> Composite {
+    Box::new(move |arguments| f_widely_alike(arguments, &composite))
+}
+
+/// Calls a function of the numbers that arguments of a floating kind are computed in.
+macro_rules! by_width {
+    ($kind:expr, $function:ident($($argument:expr),* $(,)?)) => {
+        match $kind {
+            tch::Kind::Double => $function::<f64>($($argument),*),
+            _ => $function::<f32>($($argument),*),
+        }
+    };
+}
+pub(super) use by_width;
 
 /// What the derivatives are multiplied by.
 #[derive(Clone, Copy)]
@@ -88,74 +120,51 @@ impl From<Reduction> for Reduce {
 
 /// The reduced losses of `arguments`, plain tensors of which the first tells the kind, by `engine`; by the `composite` where
 /// the kind is not one of an engine.
-pub(super) fn f_dispatch<const N: usize, E, C>(
-    engine: E,
-    arguments: [&Tensor; N],
+pub(super) fn f_dispatch(
+    engine: Box<dyn Engine>,
+    arguments: &[&Tensor],
     reduce: Reduce,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    E: Engine<N>,
-    C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
-{
+    composite: Composite,
+) -> Result<Tensor, LossError> {
     let kind = arguments[0].f_kind()?;
     f_dispatch_to(kind, engine, arguments, reduce, composite)
 }
 
-/// The same, of which a reduced loss has this floating `kind`, as that of the `composite` has.
-pub(super) fn f_dispatch_to<const N: usize, E, C>(
-    kind: Kind,
-    engine: E,
-    arguments: [&Tensor; N],
+/// The same, of which a reduced loss has this floating `result` kind, as that of the `composite` has.
+pub(super) fn f_dispatch_to(
+    result: Kind,
+    engine: Box<dyn Engine>,
+    arguments: &[&Tensor],
     reduce: Reduce,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    E: Engine<N>,
-    C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
-{
-    match arguments[0].f_kind()? {
-        Kind::Float => f_run::<f32, N, E, C>(kind, engine, arguments, reduce, composite),
-        Kind::Double => f_run::<f64, N, E, C>(kind, engine, arguments, reduce, composite),
-        Kind::Half => f_run::<f16, N, E, C>(kind, engine, arguments, reduce, composite),
-        Kind::BFloat16 => f_run::<bf16, N, E, C>(kind, engine, arguments, reduce, composite),
-        _ => composite(arguments),
+    composite: Composite,
+) -> Result<Tensor, LossError> {
+    let kind = arguments[0].f_kind()?;
+    if !matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16) {
+        return composite(arguments);
     }
-}
-
-fn f_run<T, const N: usize, E, C>(
-    kind: Kind,
-    engine: E,
-    arguments: [&Tensor; N],
-    reduce: Reduce,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    T: Element,
-    E: Engine<N>,
-    C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
-{
     let graph = autograd::grad_enabled();
-    let needed: [bool; N] =
-        std::array::from_fn(|position| graph && position < E::DIFFERENTIABLE && arguments[position].requires_grad());
+    let needs = |(position, argument): (usize, &&Tensor)| {
+        graph && position < engine.differentiable() && argument.requires_grad()
+    };
+    let needed: Vec<bool> = arguments.iter().enumerate().map(needs).collect();
     let scale = match reduce {
         Reduce::No => 1.0,
         Reduce::Mean => 1.0 / engine.count(arguments) as f64,
         Reduce::Sum(scale) => scale,
     };
-    let at_once = reduce != Reduce::No && T::STORED;
-    let wanted = needed.map(|needed| needed && at_once);
+    let at_once = reduce != Reduce::No && is_stored(kind);
     let (sum, loss, gradients) = match reduce {
         Reduce::No => {
-            let (sum, losses) = engine.f_losses::<T>(arguments)?;
+            let (sum, losses) = engine.f_losses(arguments)?;
             (sum, losses, Vec::new())
         }
         _ => {
-            let (sum, gradients) = engine.f_sum::<T>(arguments, Factor::Number(scale), wanted)?;
-            (sum, f_scalar_of(kind, sum * scale)?, gradients)
+            let wanted: Vec<bool> = needed.iter().map(|needed| *needed && at_once).collect();
+            let (sum, gradients) = engine.f_sum(arguments, Factor::Number(scale), &wanted)?;
+            (sum, f_scalar_of(result, sum * scale)?, gradients)
         }
     };
-    if E::PARTIAL && sum.is_nan() {
+    if engine.is_partial() && sum.is_nan() {
         return composite(arguments);
     }
     if !needed.contains(&true) {
@@ -168,7 +177,7 @@ where
         let fused = || {
             let grad = f_plain(&grad)?;
             if let Some(stored) = &stored
-                && f_keeps_digits::<T>(&grad)?
+                && f_keeps_digits(kind, &grad)?
             {
                 return stored.f_scaled(&context, &grad);
             }
@@ -176,11 +185,11 @@ where
                 Reduce::No => Factor::Tensor(&grad),
                 _ => Factor::Number(grad.f_double_value(&[])? * scale),
             };
-            let arguments = std::array::from_fn(|position| &context.saved()[position]);
-            Ok(autograd::spread(engine.f_sum::<T>(arguments, factor, needed)?.1, &needed))
+            let arguments: Vec<&Tensor> = context.saved().iter().collect();
+            Ok(autograd::spread(engine.f_sum(&arguments, factor, &needed)?.1, &needed))
         };
-        let loss = |inputs: &[Tensor]| composite(std::array::from_fn(|position| &inputs[position]));
-        context.f_gradients(fused, || autograd::f_gradients_of(loss, &grad, context.saved(), &needed))
+        let loss = |inputs: &[Tensor]| composite(&inputs.iter().collect::<Vec<_>>());
+        context.f_gradients(&fused, &|| autograd::f_gradients_of(&loss, &grad, context.saved(), &needed))
     };
-    Ok(Function::new(&arguments).save(&arguments).f_attach_own(vec![loss], backward)?.remove(0))
+    Ok(Function::new(arguments).save(arguments).f_attach_own(vec![loss], backward)?.remove(0))
 }

@@ -1,13 +1,14 @@
 //! The engine of hinges between the score of each label of a row and those of all classes that are none.
 
+use std::ops::Range;
+
 use tch::{Kind, Tensor};
 
-use super::element::{Element, Output, elements, integers, is_plain};
-use super::engine::{Engine, Factor, Reduce, RowFactors, f_dispatch, row_length};
+use super::element::{Numbers, Output, integers, is_plain};
+use super::engine::{Engine, Factor, Reduce, RowFactors, by_width, composite_of, f_dispatch, row_length, widely};
 use super::number::{Real, choose};
 use super::simd::{self, Kernel, LANES, LaneOf, Wide, fold, fold_into, total};
 use super::{BLOCK, backend, parallel};
-use crate::numeric::f_widely_alike;
 use crate::{LossError, Reduction};
 
 /// Σ max(0, 1 − x\[t\] + x\[c\]) / C over the labels t of each row, which end at the first −1, and its other classes c, reduced; by
@@ -21,66 +22,73 @@ pub(crate) fn f_label_margin<C>(
 where
     C: Fn([&Tensor; 2]) -> Result<Tensor, LossError> + Send + 'static,
 {
-    let composite = move |arguments: [&Tensor; 2]| f_widely_alike(arguments, &composite);
+    let composite = widely(composite_of(composite));
     let [input, target] = arguments;
     let kind = input.f_kind()?;
     let plain = is_plain(input, kind) && is_plain(target, Kind::Int64);
     if !backend::fused() || !plain || input.numel() == 0 || input.dim() == 0 || input.size() != target.size() {
-        return composite(arguments);
+        return composite(&arguments);
     }
-    f_dispatch(LabelMargin, arguments, Reduce::from(reduction), composite)
+    f_dispatch(Box::new(LabelMargin), &arguments, Reduce::from(reduction), composite)
 }
 
 /// The engine.
-#[derive(Clone, Copy)]
 struct LabelMargin;
 
-impl Engine<2> for LabelMargin {
-    const PARTIAL: bool = true;
-    const DIFFERENTIABLE: usize = 1;
-
-    fn count(self, [input, _]: [&Tensor; 2]) -> usize {
-        input.numel() / row_length(input)
+impl Engine for LabelMargin {
+    fn is_partial(&self) -> bool {
+        true
     }
 
-    fn f_losses<T: Element>(self, arguments: [&Tensor; 2]) -> Result<(f64, Tensor), LossError> {
-        let size = arguments[0].size();
-        let losses = Output::<T>::f_of_size(&size[..size.len() - 1])?;
-        let sum = f_run(arguments, &RowFactors::Number(0.0), Some(&losses), None)?;
-        Ok((sum, losses.into_tensor()))
+    fn differentiable(&self) -> usize {
+        1
     }
 
-    fn f_sum<T: Element>(
-        self,
-        arguments: [&Tensor; 2],
-        factor: Factor,
-        [wanted, _]: [bool; 2],
-    ) -> Result<(f64, Vec<Tensor>), LossError> {
-        let gradient = wanted.then(|| Output::<T>::f_of_size(&arguments[0].size())).transpose()?;
-        let sum = f_run(arguments, &RowFactors::f_new(factor)?, None, gradient.as_ref())?;
-        Ok((sum, gradient.into_iter().map(Output::into_tensor).collect()))
+    fn count(&self, arguments: &[&Tensor]) -> usize {
+        arguments[0].numel() / row_length(arguments[0])
+    }
+
+    fn f_losses(&self, arguments: &[&Tensor]) -> Result<(f64, Tensor), LossError> {
+        by_width!(arguments[0].f_kind()?, f_losses(arguments))
+    }
+
+    fn f_sum(&self, arguments: &[&Tensor], factor: Factor, wanted: &[bool]) -> Result<(f64, Vec<Tensor>), LossError> {
+        by_width!(arguments[0].f_kind()?, f_sum(arguments, factor, wanted[0]))
     }
 }
 
+fn f_losses<W: Wide>(arguments: &[&Tensor]) -> Result<(f64, Tensor), LossError> {
+    let size = arguments[0].size();
+    let losses = Output::<W>::f_of_kind(&size[..size.len() - 1], arguments[0].f_kind()?)?;
+    let sum = f_run(arguments, &RowFactors::Number(0.0), Some(&losses), None)?;
+    Ok((sum, losses.into_tensor()))
+}
+
+fn f_sum<W: Wide>(arguments: &[&Tensor], factor: Factor, wanted: bool) -> Result<(f64, Vec<Tensor>), LossError> {
+    let kind = arguments[0].f_kind()?;
+    let gradient = wanted.then(|| Output::<W>::f_of_kind(&arguments[0].size(), kind)).transpose()?;
+    let sum = f_run(arguments, &RowFactors::f_new(factor)?, None, gradient.as_ref())?;
+    Ok((sum, gradient.into_iter().map(Output::into_tensor).collect()))
+}
+
 /// Runs over all rows. Returns the sum of the losses, NaN where a label is none or infinite scores have no sum.
-fn f_run<T: Element>(
-    [input, target]: [&Tensor; 2],
+fn f_run<W: Wide>(
+    arguments: &[&Tensor],
     factors: &RowFactors,
-    losses: Option<&Output<T>>,
-    gradient: Option<&Output<T>>,
+    losses: Option<&Output<W>>,
+    gradient: Option<&Output<W>>,
 ) -> Result<f64, LossError> {
-    let classes = row_length(input);
-    let (input, target) = (input.f_detach()?.f_contiguous()?, target.f_contiguous()?);
-    let (scores, labels) = (elements::<T>(&input), integers(&target));
+    let classes = row_length(arguments[0]);
+    let (input, target) = (arguments[0].f_detach()?.f_contiguous()?, arguments[1].f_contiguous()?);
+    let (scores, labels) = (Numbers::of(&input), integers(&target));
     Ok(parallel::rows(scores.len() / classes, classes, |rows| {
         let mut room = Row::default();
         let each = |row: usize| {
             let place = row * classes..(row + 1) * classes;
-            let loss = room.loss(&scores[place.clone()], &labels[place.clone()], gradient.is_some());
+            let loss = room.loss(scores, place.clone(), &labels[place.clone()], gradient.is_some());
             if let Some(losses) = losses {
                 // SAFETY: each row is one thread's.
-                let place = unsafe { losses.range(row..row + 1) };
-                place[0].write(T::from_f64(loss));
+                unsafe { losses.write_cached(row..row + 1, &[W::from_f64(loss)]) };
             }
             if let Some(gradient) = gradient {
                 simd::run(Scale { slopes: &mut room.slopes, factor: factors.of_row(row) / classes as f64 });
@@ -106,8 +114,8 @@ struct Row<W> {
 
 impl<W: Wide> Row<W> {
     /// The loss, NaN where a label is none; and the slopes, where they are wanted.
-    fn loss<T: Element<Wide = W>>(&mut self, scores: &[T], labels: &[i64], wanted: bool) -> f64 {
-        let classes = scores.len();
+    fn loss(&mut self, scores: Numbers<W>, place: Range<usize>, labels: &[i64], wanted: bool) -> f64 {
+        let classes = labels.len();
         self.slopes.clear();
         self.slopes.resize(classes, W::default());
         // Those after the end of the list are to be labels too.
@@ -116,15 +124,15 @@ impl<W: Wide> Row<W> {
         }
         let labels = || labels.iter().take_while(|label| **label >= 0).map(|label| *label as usize);
         self.others.resize(classes, W::default());
-        T::copy(scores, &mut self.others);
+        scores.copy(place.clone(), &mut self.others);
+        let score = |label: usize| W::from_f64(scores.get(place.start + label));
         labels().for_each(|label| self.others[label] = W::from_f64(f64::NEG_INFINITY));
         for label in labels().filter(|_| wanted) {
-            let score = scores[label].wide();
-            let count = simd::run(Outscored { score, others: &self.others, slopes: &mut self.slopes });
+            let count = simd::run(Outscored { score: score(label), others: &self.others, slopes: &mut self.slopes });
             self.slopes[label] = W::from_f64(self.slopes[label].into() - count);
         }
         self.scores.clear();
-        self.scores.extend(labels().map(|label| scores[label].wide()));
+        self.scores.extend(labels().map(score));
         simd::run(Hinges { scores: &self.scores, others: &self.others }) / classes as f64
     }
 }
@@ -152,19 +160,17 @@ impl<W: Wide> Kernel<W> for Hinges<'_, W> {
     fn run<R: LaneOf<W>>(self) -> f64 {
         let zero = R::of(0.0);
         let mut sum = 0.0;
-        for (scores, block) in self
-            .scores
-            .chunks(FEW_LABELS)
-            .flat_map(|scores| self.others.chunks(BLOCK).map(move |block| (scores, block)))
-        {
-            let mut lanes = [[zero; LANES]];
-            for score in scores {
-                fold_into(&mut lanes, [block], |[other], [sum]| {
-                    let (gap, costs) = hinge(R::new(*score), other);
-                    [sum + choose(costs, gap, zero)]
-                });
+        for scores in self.scores.chunks(FEW_LABELS) {
+            for block in self.others.chunks(BLOCK) {
+                let mut lanes = [[zero; LANES]];
+                for score in scores {
+                    fold_into(&mut lanes, [block], |[other], [sum]| {
+                        let (gap, costs) = hinge(R::new(*score), other);
+                        [sum + choose(costs, gap, zero)]
+                    });
+                }
+                sum += total(lanes[0]);
             }
-            sum += total(lanes[0].map(|lane| lane.get()));
         }
         sum
     }
@@ -188,7 +194,7 @@ impl<W: Wide> Kernel<W> for Outscored<'_, W> {
             *slope = (R::new(*slope) + costs(R::new(*other))).get();
         }
         let [counts] = fold([self.others], [zero], |[other], [count]| [count + costs(other)]);
-        total(counts.map(|count| count.get()))
+        total(counts)
     }
 }
 

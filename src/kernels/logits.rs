@@ -1,15 +1,13 @@
 //! The engine of cross entropy with z-loss of logits that nobody needs afterwards: the gradient takes their place.
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use half::{bf16, f16};
 use tch::{Kind, Tensor};
 
-use super::element::{Element, InPlace, Output, elements, integers, is_plain};
+use super::element::{Output, elements, integers, is_plain};
 use super::number::choose;
 use super::rows::{f_wide_numbers, total_of_spread};
-use super::simd::{self, Kernel, LaneOf};
+use super::simd::{self, Kernel, LaneOf, Wide};
 use super::softmax::{self, Distances, largest, likely, others};
 use super::{backend, parallel};
 use crate::LossError;
@@ -42,27 +40,27 @@ pub(crate) fn f_logits(rows: &LogitRows) -> Result<Option<[Tensor; 2]>, LossErro
         && is_plain(rows.target, Kind::Int64)
         && rows.target.is_contiguous();
     match rows.logits.f_kind()? {
-        Kind::Float if taken => f_run::<f32>(rows),
         Kind::Double if taken => f_run::<f64>(rows),
-        Kind::Half if taken => f_run::<f16>(rows),
-        Kind::BFloat16 if taken => f_run::<bf16>(rows),
+        Kind::Float | Kind::Half | Kind::BFloat16 if taken => f_run::<f32>(rows),
         _ => Ok(None),
     }
 }
 
-fn f_run<T: Element>(rows: &LogitRows) -> Result<Option<[Tensor; 2]>, LossError> {
-    let fits = |tensor: &Tensor| is_plain(tensor, T::Wide::KIND) && tensor.is_contiguous();
-    if !is_plain(rows.logits, T::KIND) || !rows.derivatives.is_none_or(|derivatives| derivatives.into_iter().all(fits))
+fn f_run<W: Wide>(rows: &LogitRows) -> Result<Option<[Tensor; 2]>, LossError> {
+    let fits = |tensor: &Tensor| is_plain(tensor, W::KIND) && tensor.is_contiguous();
+    if !is_plain(rows.logits, rows.logits.f_kind()?)
+        || !rows.derivatives.is_none_or(|derivatives| derivatives.into_iter().all(fits))
     {
         return Ok(None);
     }
     let target = integers(rows.target);
     let classes = rows.logits.numel() / target.len();
-    let weight = rows.weight.map(f_wide_numbers::<T::Wide>).transpose()?;
+    let weight = rows.weight.map(f_wide_numbers::<W>).transpose()?;
     let total = total_of_spread(weight.as_deref(), rows.smoothing, classes);
-    let output = || Output::<T::Wide>::f_of_size(&[target.len() as i64]);
+    let output = || Output::<W>::f_of_size(&[target.len() as i64]);
     let job = Job {
-        logits: InPlace::<T>::new(rows.logits),
+        logits: Output::f_over(rows.logits.shallow_clone())?,
+        converted: rows.logits.f_kind()? != W::KIND,
         target,
         classes,
         weight,
@@ -71,7 +69,7 @@ fn f_run<T: Element>(rows: &LogitRows) -> Result<Option<[Tensor; 2]>, LossError>
         total,
         z_loss: rows.z_loss,
         soft_cap: rows.soft_cap,
-        derivatives: rows.derivatives.map(|derivatives| derivatives.map(elements::<T::Wide>)),
+        derivatives: rows.derivatives.map(|derivatives| derivatives.map(elements::<W>)),
         losses: [output()?, output()?],
     };
     parallel::rows(rows.logits.numel() / classes, classes, |rows| {
@@ -82,11 +80,14 @@ fn f_run<T: Element>(rows: &LogitRows) -> Result<Option<[Tensor; 2]>, LossError>
 }
 
 /// What all threads work on.
-struct Job<'a, T: Element> {
-    logits: InPlace<'a, T>,
+struct Job<'a, W> {
+    /// Also the gradient, row by row.
+    logits: Output<W>,
+    /// Whether the logits are numbers of half precision.
+    converted: bool,
     target: &'a [i64],
     classes: usize,
-    weight: Option<Vec<T::Wide>>,
+    weight: Option<Vec<W>>,
     /// The share of the target's class that is not spread.
     own: f64,
     /// The share of each class.
@@ -95,8 +96,8 @@ struct Job<'a, T: Element> {
     total: f64,
     z_loss: f64,
     soft_cap: Option<f64>,
-    derivatives: Option<[&'a [T::Wide]; 2]>,
-    losses: [Output<T::Wide>; 2],
+    derivatives: Option<[&'a [W]; 2]>,
+    losses: [Output<W>; 2],
 }
 
 /// Room for the numbers of a row.
@@ -110,47 +111,47 @@ struct Room<W> {
     exponentials: Vec<W>,
 }
 
-impl<T: Element> Job<'_, T> {
+impl<W: Wide> Job<'_, W> {
     fn rows(&self, rows: Range<usize>) {
-        let zeros = |needed: bool| vec![T::Wide::default(); if needed { self.classes } else { 0 }];
+        let zeros = |needed: bool| vec![W::default(); if needed { self.classes } else { 0 }];
         let mut room = Room {
-            logits: softmax::room::<T>(self.classes),
+            logits: zeros(self.converted),
             capped: zeros(self.soft_cap.is_some()),
             slopes: zeros(self.soft_cap.is_some()),
             exponentials: zeros(true),
         };
         for row in rows {
-            // SAFETY: tasks have rows of their own, and the logits belong to this call.
-            let x = unsafe { self.logits.range(row * self.classes..(row + 1) * self.classes) };
             let losses = if self.target[row] < 0 {
-                x.fill(T::from_f64(0.0));
-                [T::Wide::default(); 2]
+                // SAFETY: tasks have rows of their own, and the logits belong to this call.
+                unsafe { self.logits.write_zeros(row * self.classes..(row + 1) * self.classes) };
+                [W::default(); 2]
             } else {
-                simd::run(LogitRow { job: self, row, x, room: &mut room })
+                simd::run(LogitRow { job: self, row, room: &mut room })
             };
             for (output, loss) in self.losses.iter().zip(losses) {
                 // SAFETY: as above.
-                T::Wide::write(&[loss], unsafe { output.range(row..row + 1) });
+                unsafe { output.write_cached(row..row + 1, &[loss]) };
             }
         }
     }
 }
 
 /// One row: leaves its gradient in place of `x`, returns its losses.
-struct LogitRow<'a, T: Element> {
-    job: &'a Job<'a, T>,
+struct LogitRow<'a, W> {
+    job: &'a Job<'a, W>,
     row: usize,
-    x: &'a mut [T],
-    room: &'a mut Room<T::Wide>,
+    room: &'a mut Room<W>,
 }
 
-impl<T: Element> Kernel<T::Wide> for LogitRow<'_, T> {
-    type Result = [T::Wide; 2];
+impl<W: Wide> Kernel<W> for LogitRow<'_, W> {
+    type Result = [W; 2];
 
     #[inline(always)]
-    fn run<R: LaneOf<T::Wide>>(self) -> [T::Wide; 2] {
-        let Self { job, row, x, room: Room { logits, capped, slopes, exponentials } } = self;
-        let numbers = T::read(x, logits);
+    fn run<R: LaneOf<W>>(self) -> [W; 2] {
+        let Self { job, row, room: Room { logits, capped, slopes, exponentials } } = self;
+        let place = row * job.classes..(row + 1) * job.classes;
+        // SAFETY: tasks have rows of their own, and a row is written when its numbers are no longer used.
+        let numbers = unsafe { job.logits.numbers(place.clone()) }.read(0..job.classes, logits);
         let cap = R::of(job.soft_cap.unwrap_or(1.0));
         let inverse = R::of(1.0) / cap;
         for ((capped, slope), x) in capped.iter_mut().zip(slopes.iter_mut()).zip(numbers) {
@@ -163,13 +164,15 @@ impl<T: Element> Kernel<T::Wide> for LogitRow<'_, T> {
         }
         let logits = if job.soft_cap.is_some() { &*capped } else { numbers };
         let class = job.target[row] as usize;
-        let max = largest::<T::Wide, R>(logits);
+        let max = largest::<W, R>(logits);
         let distances = Distances::of_smoothed(job.spread != 0.0, job.weight.as_deref());
         let [sum, distances] = softmax::exponentials(logits, max, distances, exponentials, |_| ());
         let (log, own, others) = (sum.ln(), R::new(exponentials[class]), others(exponentials, class, sum));
         let log_p = choose(own > others, likely(own, others), R::new(logits[class]) - max - log);
-        let weight_of =
-            |class: usize| R::new(job.weight.as_ref().map_or(T::Wide::from_f64(1.0), |weight| weight[class]));
+        let weight_of = |class: usize| match &job.weight {
+            Some(weight) => R::new(weight[class]),
+            None => R::of(1.0),
+        };
         let (weight, spread, total) = (R::of(job.own) * weight_of(class), R::of(job.spread), R::of(job.total));
         let mut entropy = -(weight * log_p);
         if job.spread != 0.0 {
@@ -177,7 +180,8 @@ impl<T: Element> Kernel<T::Wide> for LogitRow<'_, T> {
         }
         let (log_sum, z_loss) = (max + log, R::of(job.z_loss));
         let losses = [entropy.get(), (z_loss * log_sum * log_sum).get()];
-        let Some([of_entropy, of_z]) = job.derivatives.map(|of| of.map(|of| R::new(of[row]))) else { return losses };
+        let Some(derivatives) = job.derivatives else { return losses };
+        let [of_entropy, of_z]: [R; 2] = simd::at(&derivatives, row);
         let of_row = of_entropy * spread * total + R::of(2.0) * z_loss * log_sum * of_z;
         let (of_p, of_weight) = ((of_entropy * weight + of_row) / sum, of_entropy * spread);
         // 0 · ∞ is 0: an infinite weight of which nothing is spread.
@@ -186,24 +190,19 @@ impl<T: Element> Kernel<T::Wide> for LogitRow<'_, T> {
         // Not with p − 1, which loses the digits of a p near 1; and what the row has is not taken from itself, which loses those
         // of the class where the row has more.
         let own = (R::new(exponentials[class]) * of_row - others * (of_entropy * weight)) / sum - spread_to(class);
-        let x = uninit(x);
-        let own = if job.soft_cap.is_some() {
-            T::write_mapped(exponentials, x, |position, e| (of_classes(position, e) * R::new(slopes[position])).get());
-            own * R::new(slopes[class])
-        } else if job.weight.is_some() && job.spread != 0.0 {
-            T::write_mapped(exponentials, x, |position, e| of_classes(position, e).get());
-            own
-        } else {
-            T::write_mapped(exponentials, x, |_, e| R::new(e).mul_add(of_p, -of_weight).get());
-            own
-        };
-        T::write(&[own.get()], &mut x[class..=class]);
+        let of = |own: R| Some((class, own.get()));
+        // SAFETY: as above.
+        unsafe {
+            if job.soft_cap.is_some() {
+                let gradient = |position, e| (of_classes(position, e) * R::new(slopes[position])).get();
+                job.logits.write_mapped(place, exponentials, gradient, of(own * R::new(slopes[class])));
+            } else if job.weight.is_some() && job.spread != 0.0 {
+                job.logits.write_mapped(place, exponentials, |position, e| of_classes(position, e).get(), of(own));
+            } else {
+                let gradient = |_, e| R::new(e).mul_add(of_p, -of_weight).get();
+                job.logits.write_mapped(place, exponentials, gradient, of(own));
+            }
+        }
         losses
     }
-}
-
-/// Elements that are to be overwritten.
-fn uninit<T: Element>(elements: &mut [T]) -> &mut [MaybeUninit<T>] {
-    // SAFETY: an engine writes whole elements only.
-    unsafe { &mut *(std::ptr::from_mut(elements) as *mut [MaybeUninit<T>]) }
 }

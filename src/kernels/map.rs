@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use tch::{Kind, Tensor};
 
-use super::element::{Output, elements, f_plain, is_plain};
+use super::element::{Block, Output, elements, f_plain, is_plain};
+use super::engine::{Composite, composite_of};
 use super::number::Real;
 use super::simd::{self, Kernel, LaneOf, Wide};
 use super::{BLOCK, backend, parallel};
@@ -31,77 +32,106 @@ where
     F: Map<N, M>,
     C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
 {
+    f_planes(Box::new(Typed(formula)), M, &arguments, composite_of(composite))
+}
+
+fn f_planes(
+    formula: Box<dyn Formula>,
+    planes: usize,
+    arguments: &[&Tensor],
+    composite: Composite,
+) -> Result<Tensor, LossError> {
     let (kind, size) = (arguments[0].f_kind()?, arguments[0].size());
     if !backend::fused() || !arguments.iter().all(|argument| is_plain(argument, kind) && argument.size() == size) {
         return composite(arguments);
     }
     match kind {
-        Kind::Float => f_run::<f32, N, M, F, C>(formula, arguments, composite),
-        Kind::Double => f_run::<f64, N, M, F, C>(formula, arguments, composite),
+        Kind::Float => f_run::<f32>(formula, |formula| formula, planes, arguments, composite),
+        Kind::Double => f_run::<f64>(formula, |formula| formula, planes, arguments, composite),
         _ => composite(arguments),
     }
 }
 
-fn f_run<T: Wide, const N: usize, const M: usize, F, C>(
-    formula: F,
-    arguments: [&Tensor; N],
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    F: Map<N, M>,
-    C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
-{
-    let size = [&[M as i64], &arguments[0].size()[..]].concat();
-    let planes = Output::<f64>::f_of_size(&size)?;
+/// A formula without its type, which the engine calls once for each block.
+trait Formula: OfBlock<f32> + OfBlock<f64> + Send + Sync {}
+
+/// What a formula makes of a block of numbers.
+trait OfBlock<W>: Sync {
+    /// Computes the numbers of the arguments, in as many arrays as there are planes.
+    fn evaluate(&self, arguments: &[&[W]], numbers: &mut [Block<f64>]);
+
+    /// Computes the gradients of the arguments, given those of their numbers.
+    fn derive(&self, arguments: &[&[W]], of_numbers: &[&[f64]], gradients: &mut [Block<W>]);
+}
+
+/// The formula of a type.
+struct Typed<F, const N: usize, const M: usize>(F);
+
+impl<F: Map<N, M>, const N: usize, const M: usize> Formula for Typed<F, N, M> {}
+
+impl<W: Wide, F: Map<N, M>, const N: usize, const M: usize> OfBlock<W> for Typed<F, N, M> {
+    fn evaluate(&self, arguments: &[&[W]], numbers: &mut [Block<f64>]) {
+        simd::run(Evaluate::<_, _, N, M> { formula: self.0, arguments, numbers });
+    }
+
+    fn derive(&self, arguments: &[&[W]], of_numbers: &[&[f64]], gradients: &mut [Block<W>]) {
+        simd::run(Derive::<_, _, N, M> { formula: self.0, arguments, of_numbers, gradients });
+    }
+}
+
+fn f_run<W: Wide>(
+    formula: Box<dyn Formula>,
+    of_width: fn(&dyn Formula) -> &(dyn OfBlock<W> + '_),
+    planes: usize,
+    arguments: &[&Tensor],
+    composite: Composite,
+) -> Result<Tensor, LossError> {
+    let size = [&[planes as i64], &arguments[0].size()[..]].concat();
+    let outputs = Output::<f64>::f_of_size(&size)?;
     let contiguous = f_contiguous(arguments)?;
-    let job = Job { formula, arguments: contiguous.each_ref().map(elements::<T>) };
-    let parts = planes.parts(M);
-    parallel::sum(contiguous[0].numel(), BLOCK, |range| job.evaluate(range, &parts));
-    let needed: [bool; N] = std::array::from_fn(|position| arguments[position].requires_grad());
+    let length = contiguous[0].numel();
+    let job = Job { formula: of_width(&*formula), arguments: contiguous.iter().map(elements).collect() };
+    let parts = outputs.parts(planes);
+    parallel::sum(length, BLOCK, |range| job.evaluate(range, &parts));
+    let needed: Vec<bool> = arguments.iter().map(|argument| argument.requires_grad()).collect();
     let backward = move |context: Context| -> autograd::Gradients {
         let Some(grad) = context.grad(0) else { return Ok(autograd::spread(vec![], &needed)) };
         let fused = || {
             let grad = f_plain(&grad)?.f_detach()?.f_contiguous()?;
-            let contiguous = f_contiguous::<N>(std::array::from_fn(|position| &context.saved()[position]))?;
-            let mut gradients = [const { None }; N];
-            for (gradient, _) in gradients.iter_mut().zip(needed).filter(|(_, needed)| *needed) {
-                *gradient = Some(Output::<T>::f_of_size(&contiguous[0].size())?);
+            let contiguous = f_contiguous(&context.saved().iter().collect::<Vec<_>>())?;
+            let mut gradients = Vec::with_capacity(needed.len());
+            for needed in &needed {
+                gradients.push(needed.then(|| Output::<W>::f_of_size(&contiguous[0].size())).transpose()?);
             }
-            let job = Job { formula, arguments: contiguous.each_ref().map(elements::<T>) };
+            let job = Job { formula: of_width(&*formula), arguments: contiguous.iter().map(elements).collect() };
             let grad = elements(&grad);
-            parallel::sum(contiguous[0].numel(), BLOCK, |range| job.derive::<M>(range, grad, &gradients));
+            let of_planes: Vec<&[f64]> = (0..planes).map(|plane| &grad[plane * length..][..length]).collect();
+            parallel::sum(length, BLOCK, |range| job.derive(range, &of_planes, &gradients));
             Ok(gradients.into_iter().map(|gradient| gradient.map(Output::into_tensor)).collect())
         };
-        let planes = |inputs: &[Tensor]| composite(std::array::from_fn(|position| &inputs[position]));
-        context.f_gradients(fused, || autograd::f_gradients_of(planes, &grad, context.saved(), &needed))
+        let planes = |inputs: &[Tensor]| composite(&inputs.iter().collect::<Vec<_>>());
+        context.f_gradients(&fused, &|| autograd::f_gradients_of(&planes, &grad, context.saved(), &needed))
     };
-    Ok(Function::new(&arguments).save(&arguments).f_attach_own(vec![planes.into_tensor()], backward)?.remove(0))
+    let outputs = vec![outputs.into_tensor()];
+    Ok(Function::new(arguments).save(arguments).f_attach_own(outputs, backward)?.remove(0))
 }
 
-fn f_contiguous<const N: usize>(tensors: [&Tensor; N]) -> Result<[Tensor; N], LossError> {
-    let contiguous: Result<Vec<Tensor>, LossError> =
-        tensors.iter().map(|tensor| Ok(tensor.f_detach()?.f_contiguous()?)).collect();
-    let mut contiguous = contiguous?.into_iter();
-    Ok(std::array::from_fn(|_| contiguous.next().unwrap_or_default()))
+fn f_contiguous(tensors: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
+    tensors.iter().map(|tensor| Ok(tensor.f_detach()?.f_contiguous()?)).collect()
 }
 
 /// What all threads work on.
-struct Job<'a, T, F, const N: usize> {
-    formula: F,
-    arguments: [&'a [T]; N],
+struct Job<'a, W> {
+    formula: &'a (dyn OfBlock<W> + 'a),
+    arguments: Vec<&'a [W]>,
 }
 
-impl<T: Wide, F, const N: usize> Job<'_, T, F, N> {
+impl<W: Wide> Job<'_, W> {
     /// Computes the numbers of the elements in `range`, which no other thread has.
-    fn evaluate<const M: usize>(&self, range: Range<usize>, planes: &[Output<f64>]) -> f64
-    where
-        F: Map<N, M>,
-    {
-        let mut room = [[0.0; BLOCK]; M];
+    fn evaluate(&self, range: Range<usize>, planes: &[Output<f64>]) -> f64 {
+        let mut room = vec![[0.0; BLOCK]; planes.len()];
         for block in blocks(range) {
-            let arguments = self.arguments.map(|argument| &argument[block.clone()]);
-            let numbers = room.each_mut().map(|numbers| &mut numbers[..block.len()]);
-            simd::run(Evaluate { formula: self.formula, arguments, numbers });
+            self.formula.evaluate(&self.arguments_in(&block), &mut room);
             for (plane, numbers) in planes.iter().zip(&room) {
                 // SAFETY: tasks have ranges of their own, and the blocks of a task are computed one after another.
                 unsafe { plane.write(block.clone(), &numbers[..block.len()]) };
@@ -111,17 +141,11 @@ impl<T: Wide, F, const N: usize> Job<'_, T, F, N> {
     }
 
     /// Computes the gradients of the elements in `range`, which no other thread has, given that of the planes.
-    fn derive<const M: usize>(&self, range: Range<usize>, of_planes: &[f64], gradients: &[Option<Output<T>>; N]) -> f64
-    where
-        F: Map<N, M>,
-    {
-        let length = self.arguments[0].len();
-        let mut room = [[T::default(); BLOCK]; N];
+    fn derive(&self, range: Range<usize>, of_planes: &[&[f64]], gradients: &[Option<Output<W>>]) -> f64 {
+        let mut room = vec![[W::default(); BLOCK]; gradients.len()];
         for block in blocks(range) {
-            let arguments = self.arguments.map(|argument| &argument[block.clone()]);
-            let of_numbers = std::array::from_fn(|k| &of_planes[k * length..][block.clone()]);
-            let outputs = room.each_mut().map(|gradient| &mut gradient[..block.len()]);
-            simd::run(Derive { formula: self.formula, arguments, of_numbers, gradients: outputs });
+            let of_numbers: Vec<&[f64]> = of_planes.iter().map(|of_plane| &of_plane[block.clone()]).collect();
+            self.formula.derive(&self.arguments_in(&block), &of_numbers, &mut room);
             for (output, gradient) in gradients.iter().zip(&room) {
                 let Some(output) = output else { continue };
                 // SAFETY: as above.
@@ -130,17 +154,31 @@ impl<T: Wide, F, const N: usize> Job<'_, T, F, N> {
         }
         0.0
     }
+
+    fn arguments_in(&self, block: &Range<usize>) -> Vec<&[W]> {
+        self.arguments.iter().map(|argument| &argument[block.clone()]).collect()
+    }
 }
 
 fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     range.clone().step_by(BLOCK).map(move |start| start..range.end.min(start + BLOCK))
 }
 
+/// The numbers of all arrays at one place, in double precision.
+#[inline(always)]
+fn doubles_at<R: LaneOf<f64>, W: Wide, const N: usize>(arrays: &[&[W]; N], place: usize) -> [R; N] {
+    let mut numbers = [R::of(0.0); N];
+    for k in 0..N {
+        numbers[k] = R::new(arrays[k][place].into());
+    }
+    numbers
+}
+
 /// The numbers of a block.
 struct Evaluate<'a, T, F, const N: usize, const M: usize> {
     formula: F,
-    arguments: [&'a [T]; N],
-    numbers: [&'a mut [f64]; M],
+    arguments: &'a [&'a [T]],
+    numbers: &'a mut [Block<f64>],
 }
 
 impl<T: Wide, F: Map<N, M>, const N: usize, const M: usize> Kernel<f64> for Evaluate<'_, T, F, N, M> {
@@ -148,11 +186,10 @@ impl<T: Wide, F: Map<N, M>, const N: usize, const M: usize> Kernel<f64> for Eval
 
     #[inline(always)]
     fn run<R: LaneOf<f64>>(self) {
-        let length = self.numbers[0].len();
-        let arguments = self.arguments.map(|argument| &argument[..length]);
-        let planes = self.numbers.map(|numbers| &mut numbers[..length]);
+        let (length, planes) = (self.arguments[0].len().min(BLOCK), &mut self.numbers[..M]);
+        let arguments = simd::first(self.arguments, length);
         for i in 0..length {
-            let numbers = self.formula.evaluate(arguments.map(|argument| R::new(argument[i].into())));
+            let numbers: [R; M] = self.formula.evaluate(doubles_at(&arguments, i));
             for k in 0..M {
                 planes[k][i] = numbers[k].get();
             }
@@ -163,9 +200,9 @@ impl<T: Wide, F: Map<N, M>, const N: usize, const M: usize> Kernel<f64> for Eval
 /// The gradients of a block.
 struct Derive<'a, T, F, const N: usize, const M: usize> {
     formula: F,
-    arguments: [&'a [T]; N],
-    of_numbers: [&'a [f64]; M],
-    gradients: [&'a mut [T]; N],
+    arguments: &'a [&'a [T]],
+    of_numbers: &'a [&'a [f64]],
+    gradients: &'a mut [Block<T>],
 }
 
 impl<T: Wide, F: Map<N, M>, const N: usize, const M: usize> Kernel<f64> for Derive<'_, T, F, N, M> {
@@ -173,13 +210,11 @@ impl<T: Wide, F: Map<N, M>, const N: usize, const M: usize> Kernel<f64> for Deri
 
     #[inline(always)]
     fn run<R: LaneOf<f64>>(self) {
-        let length = self.gradients[0].len();
-        let arguments = self.arguments.map(|argument| &argument[..length]);
-        let of_numbers = self.of_numbers.map(|of_numbers| &of_numbers[..length]);
-        let gradients = self.gradients.map(|gradient| &mut gradient[..length]);
+        let (length, gradients) = (self.arguments[0].len().min(BLOCK), &mut self.gradients[..N]);
+        let arguments = simd::first(self.arguments, length);
+        let of_numbers: [_; M] = simd::first(self.of_numbers, length);
         for i in 0..length {
-            let of_numbers = of_numbers.map(|of_numbers| R::new(of_numbers[i]));
-            let derivatives = self.formula.derive(arguments.map(|argument| R::new(argument[i].into())), of_numbers);
+            let derivatives: [R; N] = self.formula.derive(doubles_at(&arguments, i), simd::at(&of_numbers, i));
             for k in 0..N {
                 gradients[k][i] = T::from_f64(derivatives[k].get());
             }

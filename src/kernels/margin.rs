@@ -5,7 +5,6 @@ use std::ops::Range;
 use tch::Tensor;
 
 use super::BLOCK;
-use super::element::Element;
 use super::number::choose;
 use super::rows::{Job, RowFormula, RowReduction, Rows, f_rows};
 use super::simd::{self, Kernel, LaneOf, Sum, Wide, fold, total};
@@ -45,7 +44,7 @@ where
 }
 
 impl RowFormula for Margin {
-    fn run<T: Element>(self, job: &Job<T>) -> f64 {
+    fn run<W: Wide>(&self, job: &Job<W>) -> f64 {
         match self.hinges {
             Hinges::All | Hinges::Squared => job.sum_rows(|rows| self.all(job, rows)),
             Hinges::Strongest => job.sum_rows(|rows| self.strongest(job, rows)),
@@ -54,19 +53,19 @@ impl RowFormula for Margin {
 }
 
 impl Margin {
-    fn all<T: Element>(self, job: &Job<T>, rows: Range<usize>) -> f64 {
-        let zeros = vec![T::Wide::default(); job.classes];
+    fn all<W: Wide>(self, job: &Job<W>, rows: Range<usize>) -> f64 {
+        let zeros = vec![W::default(); job.classes];
         let (mut room, mut hinges) = (zeros.clone(), zeros);
         job.sum_classes(rows, |row, class| {
-            let x = T::read(&job.input[row * job.classes..(row + 1) * job.classes], &mut room);
+            let x = job.input.read(row * job.classes..(row + 1) * job.classes, &mut room);
             simd::run(MarginRow { job, margin: self, row, class, x, hinges: &mut hinges })
         })
     }
 
-    fn strongest<T: Element>(self, job: &Job<T>, rows: Range<usize>) -> f64 {
-        let mut rivals = vec![T::Wide::default(); job.classes];
+    fn strongest<W: Wide>(self, job: &Job<W>, rows: Range<usize>) -> f64 {
+        let mut rivals = vec![W::default(); job.classes];
         job.sum_classes(rows, |row, class| {
-            T::copy(&job.input[row * job.classes..(row + 1) * job.classes], &mut rivals);
+            job.input.copy(row * job.classes..(row + 1) * job.classes, &mut rivals);
             let own = std::mem::take(&mut rivals[class]);
             simd::run(RivalRow { job, margin: self.margin, row, class, own, rivals: &mut rivals })
         })
@@ -74,20 +73,20 @@ impl Margin {
 }
 
 /// The hinges of all classes of a row: stores their gradient, returns the loss.
-struct MarginRow<'a, T: Element> {
-    job: &'a Job<'a, T>,
+struct MarginRow<'a, W> {
+    job: &'a Job<'a, W>,
     margin: Margin,
     row: usize,
     class: usize,
-    x: &'a [T::Wide],
-    hinges: &'a mut [T::Wide],
+    x: &'a [W],
+    hinges: &'a mut [W],
 }
 
-impl<T: Element> Kernel<T::Wide> for MarginRow<'_, T> {
-    type Result = T::Wide;
+impl<W: Wide> Kernel<W> for MarginRow<'_, W> {
+    type Result = W;
 
     #[inline(always)]
-    fn run<R: LaneOf<T::Wide>>(self) -> T::Wide {
+    fn run<R: LaneOf<W>>(self) -> W {
         let Self { job, margin, row, class, x, hinges } = self;
         let zero = R::of(0.0);
         let gap = R::of(margin.margin) - R::new(x[class]);
@@ -97,7 +96,7 @@ impl<T: Element> Kernel<T::Wide> for MarginRow<'_, T> {
         hinges[class] = zero.get();
         let mut sum = 0.0;
         for hinges in hinges.chunks(BLOCK) {
-            sum += margin.sum::<T, R>(hinges);
+            sum += margin.sum::<W, R>(hinges);
         }
         let weight = R::of(job.options.weight_of(class)) / R::of(job.classes as f64);
         let loss = (R::of(sum) * weight).get();
@@ -109,7 +108,7 @@ impl<T: Element> Kernel<T::Wide> for MarginRow<'_, T> {
             let slope = if squared { R::of(2.0) * R::new(*hinge) * factor } else { factor };
             *hinge = choose(R::new(*hinge) <= zero, zero, slope).get();
         }
-        let sum = simd::sum::<T::Wide, R>(hinges);
+        let sum = simd::sum::<W, R>(hinges);
         job.store_gradient(row * job.classes, hinges, |_, slope| slope, Some((class, R::of(-sum).get())));
         loss
     }
@@ -118,11 +117,11 @@ impl<T: Element> Kernel<T::Wide> for MarginRow<'_, T> {
 impl Margin {
     /// The sum of the hinges of a block, or of their squares.
     #[inline(always)]
-    fn sum<T: Element, R: LaneOf<T::Wide>>(self, hinges: &[T::Wide]) -> f64 {
+    fn sum<W: Wide, R: LaneOf<W>>(self, hinges: &[W]) -> f64 {
         if self.hinges != Hinges::Squared {
             return Sum(hinges).run::<R>();
         }
-        let mut squares = [T::Wide::default(); BLOCK];
+        let mut squares = [W::default(); BLOCK];
         for (square, hinge) in squares.iter_mut().zip(hinges) {
             *square = (R::new(*hinge) * R::new(*hinge)).get();
         }
@@ -131,24 +130,24 @@ impl Margin {
 }
 
 /// The hinge of the strongest class of a row: stores its gradient, returns the loss.
-struct RivalRow<'a, T: Element> {
-    job: &'a Job<'a, T>,
+struct RivalRow<'a, W> {
+    job: &'a Job<'a, W>,
     margin: f64,
     row: usize,
     class: usize,
-    own: T::Wide,
+    own: W,
     /// The scores of the other classes, and 0 in the place of the class.
-    rivals: &'a mut [T::Wide],
+    rivals: &'a mut [W],
 }
 
-impl<T: Element> Kernel<T::Wide> for RivalRow<'_, T> {
-    type Result = T::Wide;
+impl<W: Wide> Kernel<W> for RivalRow<'_, W> {
+    type Result = W;
 
     #[inline(always)]
-    fn run<R: LaneOf<T::Wide>>(self) -> T::Wide {
+    fn run<R: LaneOf<W>>(self) -> W {
         let Self { job, margin, row, class, own, rivals } = self;
         let (zero, start) = (R::of(0.0), row * job.classes);
-        let (best, equal) = strongest::<T::Wide, R>(rivals);
+        let (best, equal) = strongest::<W, R>(rivals);
         let hinge = (best - R::new(own) + R::of(margin)).at_least(zero);
         if !job.needs_gradient() {
             return hinge.get();
@@ -176,6 +175,6 @@ fn strongest<W: Wide, R: LaneOf<W>>(numbers: &[W]) -> (R, f64) {
     let counts = fold([numbers], [zero; 2], |[x], [equal, ordered]| {
         [equal + choose(x == best, one, zero), ordered + choose(x <= best, one, zero)]
     });
-    let [equal, ordered] = counts.map(|lanes| total(lanes.map(R::get)));
+    let [equal, ordered] = [total(counts[0]), total(counts[1])];
     if ordered == numbers.len() as f64 { (best, equal) } else { (R::of(f64::NAN), 0.0) }
 }

@@ -7,6 +7,8 @@
 #![allow(unsafe_code)]
 // Several arrays with one index are what the compiler makes vector instructions of.
 #![allow(clippy::needless_range_loop)]
+// Adapters' closures may be compiled apart from a kernel, without its instructions; see `simd::Kernel`.
+#![allow(clippy::manual_find, clippy::manual_map)]
 
 use tch::{Device, Kind, Tensor};
 

@@ -63,7 +63,7 @@ where
             Ok(vec![Some(gradient.into_tensor())])
         };
         let again = |inputs: &[Tensor]| composite(&inputs[0]);
-        context.f_gradients(fused, || autograd::f_gradients_of(again, &grad, &[regions.shallow_clone()], &[true]))
+        context.f_gradients(&fused, &|| autograd::f_gradients_of(&again, &grad, &[regions.shallow_clone()], &[true]))
     };
     // Another name for its memory, which an output may be saved under.
     let saved = output.f_detach()?;
@@ -229,7 +229,7 @@ impl<W: Wide, const LEAST: bool> Kernel<W> for Extremes<'_, W, LEAST> {
         let (zero, one) = (R::of(0.0), R::of(1.0));
         let [numbers] =
             simd::fold([own], [zero], |[x], [numbers]| [numbers + choose((x < zero) | (x >= zero), one, zero)]);
-        length as f64 - simd::total(numbers.map(|numbers| numbers.get()))
+        length as f64 - simd::total(numbers)
     }
 }
 

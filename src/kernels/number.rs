@@ -1,8 +1,8 @@
 //! Arithmetic of formulas, written so that the compiler makes vector instructions of a loop over it.
 //!
-//! Each function is free of branches and calls. They are inlined into loops that are compiled once for each instruction set
-//! (see `simd`), which is also what [`Lane`]'s parameter is for: without a fused multiply-add in hardware,
-//! `f32::mul_add` is a slow library call.
+//! Each function is free of branches and calls. They are inlined into loops that are compiled for vector instructions
+//! (see `simd`). Elsewhere there may be no fused multiply-add in hardware, and `f32::mul_add` is a slow library call, which is
+//! what [`Lane`]'s parameter is for.
 
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
@@ -248,8 +248,11 @@ macro_rules! operators {
             /// A polynomial with the first coefficient in front of the highest power.
             #[inline(always)]
             fn polynomial<const N: usize>(self, coefficients: [$number; N]) -> Self {
-                let rest = coefficients[1..].iter();
-                rest.fold(Lane(coefficients[0]), |sum, coefficient| sum.mul_add(self, Lane(*coefficient)))
+                let mut sum = Lane(coefficients[0]);
+                for k in 1..N {
+                    sum = sum.mul_add(self, Lane(coefficients[k]));
+                }
+                sum
             }
         }
     };

@@ -59,10 +59,13 @@ unsafe fn f_call<const N: usize>(
 ) -> Result<Tensor, TchError> {
     let scalars = numbers.map(Scalar::new);
     let mut result = std::ptr::null_mut();
-    operation(&raw mut result, std::array::from_fn(|index| scalars[index].0));
-    f_last_error()?;
-    // SAFETY: there was no error, so that this is a new tensor which nobody else owns.
-    Ok(unsafe { Tensor::from_ptr(result) })
+    operation(&raw mut result, pointers(&scalars));
+    // SAFETY: where there was no error, this is a new tensor which nobody else owns.
+    f_last_error().map(|()| unsafe { Tensor::from_ptr(result) })
+}
+
+fn pointers<const N: usize>(scalars: &[Scalar; N]) -> [*mut C_scalar; N] {
+    std::array::from_fn(|index| scalars[index].0)
 }
 
 /// The error that libtorch's C interface has kept for this thread, which is taken from it.

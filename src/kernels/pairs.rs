@@ -8,13 +8,14 @@ use std::array::from_fn;
 
 use tch::{Kind, Tensor};
 
-use super::element::{Element, Output, elements, f_numbers, f_plain, f_scalar_of, is_plain};
+use super::element::{Output, elements, f_numbers, f_plain, f_scalar_of, is_plain};
 use super::number::{Real, choose};
 use super::pair_labels::PairLabels;
-use super::simd::{self, Kernel, LANES, LaneOf, Wide, fold};
+use super::simd::{self, Kernel, LANES, LaneOf, Wide, fold, lanes_of};
 use super::{BLOCK, backend, parallel};
 use crate::LossError;
 use crate::autograd::{Backward, Gradients, Place, Tape, f_taped};
+use crate::numeric::references;
 
 /// Stands for the label of a column that is no pair with the row. Labels are counted from 0.
 const NO_PAIR: f64 = -1.0;
@@ -135,8 +136,11 @@ pub(crate) trait PairPlan: PairPass {
 /// What the sums of the rows become.
 pub(crate) trait OfSums: PairPass {
     /// The loss, and what the derivatives of the terms are multiplied by in each row, or in all rows.
-    fn reduce(self, rows: &[PairSums], counted: Counted) -> (f64, Vec<Weights>);
+    fn reduce(self, rows: &[PairSums], counted: Counted) -> Reduced;
 }
+
+/// A loss, and the weights of the terms of each row, or of all rows.
+type Reduced = (f64, Vec<Weights>);
 
 /// What the derivative of a term t is multiplied by: `soft` exp(t − `shift`) + `plain`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -166,7 +170,7 @@ impl<F: SoftPairs> PairPass for Soft<F> {
 }
 
 impl<F: SoftPairs> OfSums for Soft<F> {
-    fn reduce(self, rows: &[PairSums], counted: Counted) -> (f64, Vec<Weights>) {
+    fn reduce(self, rows: &[PairSums], counted: Counted) -> Reduced {
         let losses: Vec<(f64, PairSlopes)> = rows.iter().map(|sums| self.0.loss(sums)).collect();
         let counts = |sums: &PairSums, loss: f64| self.0.exists(sums) && counted.counts(loss);
         let those =
@@ -199,7 +203,7 @@ impl<F: PairTerms> PairPass for Hard<F> {
 }
 
 impl<F: PairTerms> OfSums for Hard<F> {
-    fn reduce(self, rows: &[PairSums], counted: Counted) -> (f64, Vec<Weights>) {
+    fn reduce(self, rows: &[PairSums], counted: Counted) -> Reduced {
         let total = |part: fn(&PairSums) -> [f64; 2], k| rows.iter().map(|sums| part(sums)[k]).sum::<f64>();
         let plain = from_fn(|k| counted.scale(total(|sums| sums.counts, k)));
         let loss = plain[SAME] * total(|sums| sums.sums, SAME) + plain[OTHER] * total(|sums| sums.sums, OTHER);
@@ -222,7 +226,7 @@ where
     C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
 {
     let steps = |tape: &mut Tape, places: &[Place]| f_pairs_on(tape, plan, places, labels, counted, kind);
-    f_taped(&arguments, steps, move |inputs| composite(from_fn(|position| &inputs[position])))
+    f_taped(&arguments, steps, move |inputs| composite(references(inputs)))
 }
 
 /// The same of tensors of a tape; none where the engine does not take them.
@@ -234,16 +238,19 @@ pub(crate) fn f_pairs_on<P: PairPlan>(
     counted: Option<Counted>,
     kind: Kind,
 ) -> Result<Option<Place>, LossError> {
-    let (Some(labels), Some(counted)) = (labels, counted) else { return Ok(None) };
+    match labels.zip(counted) {
+        Some((labels, counted)) if takes(tape, arguments, labels)? => plan.f_on(tape, arguments, labels, counted, kind),
+        _ => Ok(None),
+    }
+}
+
+fn takes(tape: &Tape, arguments: &[Place], labels: &PairLabels) -> Result<bool, LossError> {
     let matrix = tape.value(arguments[0]);
     let (own, size) = (matrix.f_kind()?, matrix.size());
     let fits =
         |argument: &Place, size: &[i64]| tape.value(*argument).size() == size && is_plain(tape.value(*argument), own);
     let fit = fits(&arguments[0], &labels.size()) && arguments[1..].iter().all(|beside| fits(beside, &size[..1]));
-    if !backend::fused() || !fit || matrix.numel() == 0 {
-        return Ok(None);
-    }
-    plan.f_on(tape, arguments, labels, counted, kind)
+    Ok(backend::fused() && fit && matrix.numel() != 0)
 }
 
 impl<P: OfSums> PairPlan for P {
@@ -255,37 +262,40 @@ impl<P: OfSums> PairPlan for P {
         counted: Counted,
         kind: Kind,
     ) -> Result<Option<Place>, LossError> {
+        let reduce = &|sums: &[PairSums]| self.reduce(sums, counted);
         match tape.value(arguments[0]).f_kind()? {
-            Kind::Float => f_run::<f32, P>(self, tape, arguments, labels, counted, kind),
-            Kind::Double => f_run::<f64, P>(self, tape, arguments, labels, counted, kind),
+            Kind::Float => f_run(Job::<f32>::new(Box::new(self), labels, counted), reduce, tape, arguments, kind),
+            Kind::Double => f_run(Job::<f64>::new(Box::new(self), labels, counted), reduce, tape, arguments, kind),
             _ => Ok(None),
         }
     }
 }
 
-fn f_run<W: Wide, P: OfSums>(
-    plan: P,
+fn f_run<W: Wide>(
+    job: Job<W>,
+    reduce: &dyn Fn(&[PairSums]) -> Reduced,
     tape: &mut Tape,
     arguments: &[Place],
-    labels: &PairLabels,
-    counted: Counted,
     kind: Kind,
 ) -> Result<Option<Place>, LossError> {
-    let job = Job::<W, P>::new(plan, labels, counted);
     let mut sums = job.f_sums(tape.value(arguments[0]))?;
     if let Some(beside) = arguments.get(1) {
         sums.iter_mut().zip(f_numbers(tape.value(*beside))?).for_each(|(sums, own)| sums.own = Some(own));
     }
-    let (loss, weights) = plan.reduce(&sums, counted);
+    let (loss, weights) = reduce(&sums);
     if loss.is_nan() {
         return Ok(None);
     }
     let pull = move |Backward { arguments, grad, needed, .. }: Backward| -> Gradients {
         let grad = f_plain(grad)?.f_double_value(&[])?;
-        let of_matrix =
-            needed[0].then(|| job.f_gradient(arguments[0], &weights, grad, |_| std::iter::empty())).transpose()?;
-        let of_rows = needed[1..].iter().map(|needed| needed.then(|| f_of_rows::<W>(&weights, grad)).transpose());
-        std::iter::once(Ok(of_matrix)).chain(of_rows).collect()
+        let mut gradients = vec![None];
+        if needed[0] {
+            gradients[0] = Some(job.f_gradient(arguments[0], &weights, grad, &|_| Vec::new())?);
+        }
+        for needed in &needed[1..] {
+            gradients.push(needed.then(|| f_of_rows::<W>(&weights, grad)).transpose()?);
+        }
+        Ok(gradients)
     };
     Ok(Some(tape.add(f_scalar_of(kind, loss)?, arguments, pull)))
 }
@@ -299,9 +309,28 @@ fn f_of_rows<W: Wide>(weights: &[Weights], grad: f64) -> Result<Tensor, LossErro
     Ok(output.into_tensor())
 }
 
+/// A pass without the type of its formula, which is called once for each row.
+pub(super) trait AnyPass<W>: Send + Sync {
+    /// What the row sums up to.
+    fn sums(&self, task: &Task<W>) -> PairSums;
+
+    /// Writes the gradient of the row.
+    fn slopes(&self, task: &Task<W>, weights: Weights, output: &Output<W>);
+}
+
+impl<W: Wide, P: PairPass> AnyPass<W> for P {
+    fn sums(&self, task: &Task<W>) -> PairSums {
+        simd::run(Sum { pass: *self, task })
+    }
+
+    fn slopes(&self, task: &Task<W>, weights: Weights, output: &Output<W>) {
+        simd::run(Slopes { pass: *self, task, weights, output });
+    }
+}
+
 /// What all threads work on.
-pub(super) struct Job<W, P> {
-    plan: P,
+pub(super) struct Job<W> {
+    pass: Box<dyn AnyPass<W>>,
     counted: Counted,
     /// Labels in the kind of the matrix, to be compared beside its elements.
     rows: Vec<W>,
@@ -309,11 +338,11 @@ pub(super) struct Job<W, P> {
     own: bool,
 }
 
-impl<W: Wide, P: PairPass> Job<W, P> {
-    pub(super) fn new(plan: P, labels: &PairLabels, counted: Counted) -> Self {
+impl<W: Wide> Job<W> {
+    pub(super) fn new(pass: Box<dyn AnyPass<W>>, labels: &PairLabels, counted: Counted) -> Self {
         let wide = |labels: &[u32]| labels.iter().map(|label| W::from_f64(f64::from(*label))).collect();
         let (rows, columns) = (wide(&labels.rows), wide(&labels.columns));
-        Self { plan, counted, rows, columns, own: labels.own }
+        Self { pass, counted, rows, columns, own: labels.own }
     }
 
     /// What each row sums up to.
@@ -321,9 +350,9 @@ impl<W: Wide, P: PairPass> Job<W, P> {
         const NUMBERS: usize = 8;
         let matrix = matrix.f_detach()?.f_contiguous()?;
         let output = Output::<f64>::f_of_size(&[self.rows.len() as i64, NUMBERS as i64])?;
-        self.each_row(&matrix, |task| {
+        self.each_row(&matrix, &|task| {
             let row = task.row;
-            let PairSums { most, exponentials, sums, counts, .. } = simd::run(Sum { task });
+            let PairSums { most, exponentials, sums, counts, .. } = self.pass.sums(&task);
             let numbers: [f64; NUMBERS] = from_fn(|k| [most, exponentials, sums, counts][k / 2][k % 2]);
             // SAFETY: each row is one thread's.
             unsafe { output.write(row * NUMBERS..(row + 1) * NUMBERS, &numbers) };
@@ -337,21 +366,21 @@ impl<W: Wide, P: PairPass> Job<W, P> {
     }
 
     /// The gradient of the matrix, given the loss's, but for the elements in the columns that `others` names in a row.
-    pub(super) fn f_gradient<O: Iterator<Item = (usize, W)>>(
+    pub(super) fn f_gradient(
         &self,
         matrix: &Tensor,
         weights: &[Weights],
         grad: f64,
-        others: impl Fn(usize) -> O + Sync,
+        others: &(dyn Fn(usize) -> Vec<(usize, W)> + Sync),
     ) -> Result<Tensor, LossError> {
         let matrix = matrix.f_detach()?.f_contiguous()?;
         let output = Output::<W>::f_of_size(&matrix.size())?;
         let scaled = |numbers: [f64; 2]| numbers.map(|number| number * grad);
-        self.each_row(&matrix, |task| {
+        self.each_row(&matrix, &|task| {
             let Weights { soft, shift, plain, own } = weights[if weights.len() == 1 { 0 } else { task.row }];
             let weights = Weights { soft: scaled(soft), shift, plain: scaled(plain), own };
             let (row, start) = (task.row, task.row * self.columns.len());
-            simd::run(Slopes { task, weights, output: &output });
+            self.pass.slopes(&task, weights, &output);
             for (column, gradient) in others(row) {
                 // SAFETY: each row is one thread's.
                 unsafe { output.write(start + column..start + column + 1, &[gradient]) };
@@ -360,13 +389,14 @@ impl<W: Wide, P: PairPass> Job<W, P> {
         Ok(output.into_tensor())
     }
 
-    fn each_row(&self, matrix: &Tensor, task: impl Fn(Task<W, P>) + Sync) {
+    fn each_row(&self, matrix: &Tensor, task: &(dyn Fn(Task<W>) + Sync)) {
         let (x, width) = (elements(matrix), self.columns.len());
         parallel::rows(self.rows.len(), width, |rows| {
             let mut labels = self.columns.clone();
             for row in rows {
                 let own = self.own.then(|| std::mem::replace(&mut labels[row], W::from_f64(NO_PAIR)));
-                task(Task { job: self, row, x: &x[row * width..(row + 1) * width], labels: &labels });
+                let (x, label) = (&x[row * width..(row + 1) * width], self.rows[row]);
+                task(Task { row, x, label, labels: &labels, counted: self.counted });
                 if let Some(own) = own {
                     labels[row] = own;
                 }
@@ -377,12 +407,14 @@ impl<W: Wide, P: PairPass> Job<W, P> {
 }
 
 /// A row.
-struct Task<'a, W, P> {
-    job: &'a Job<W, P>,
+pub(super) struct Task<'a, W> {
     row: usize,
     x: &'a [W],
+    /// That of the row.
+    label: W,
     /// Those of the columns; [`NO_PAIR`] where column and row are one and the same.
     labels: &'a [W],
+    counted: Counted,
 }
 
 /// A term, its derivative, and whether it is that of a pair of one label, or of two; of no pair where it is neither.
@@ -393,17 +425,16 @@ struct Term<R> {
     other: bool,
 }
 
-impl<W: Wide, P: PairPass> Task<'_, W, P> {
+impl<W: Wide> Task<'_, W> {
     /// The columns, a block at a time.
     #[inline(always)]
-    fn blocks(&self) -> impl Iterator<Item = [&[W]; 2]> {
-        self.x.chunks(BLOCK).zip(self.labels.chunks(BLOCK)).map(|(x, labels)| [x, labels])
+    fn blocks(&self) -> impl Iterator<Item = (&[W], &[W])> {
+        self.x.chunks(BLOCK).zip(self.labels.chunks(BLOCK))
     }
 
     #[inline(always)]
-    fn term<R: LaneOf<W>>(&self, x: R, label: R) -> Term<R> {
-        let terms = self.job.plan.terms();
-        let same = label == R::new(self.job.rows[self.row]);
+    fn term<R: LaneOf<W>, P: PairTerms>(&self, terms: P, x: R, label: R) -> Term<R> {
+        let same = label == R::new(self.label);
         let ((same_term, same_slope), (other_term, other_slope)) = (terms.same(x), terms.other(x));
         let other = !same & (label >= R::of(0.0));
         Term { term: choose(same, same_term, other_term), slope: choose(same, same_slope, other_slope), same, other }
@@ -411,14 +442,15 @@ impl<W: Wide, P: PairPass> Task<'_, W, P> {
 
     #[inline(always)]
     fn counts<R: LaneOf<W>>(&self, term: R) -> bool {
-        let Counted { low, high, .. } = self.job.counted;
+        let Counted { low, high, .. } = self.counted;
         !((term <= R::of(low)) | (term >= R::of(high)))
     }
 }
 
 /// The sums of a row.
 struct Sum<'a, W, P> {
-    task: Task<'a, W, P>,
+    pass: P,
+    task: &'a Task<'a, W>,
 }
 
 impl<W: Wide, P: PairPass> Kernel<W> for Sum<'_, W, P> {
@@ -426,24 +458,26 @@ impl<W: Wide, P: PairPass> Kernel<W> for Sum<'_, W, P> {
 
     #[inline(always)]
     fn run<R: LaneOf<W>>(self) -> PairSums {
-        let task = self.task;
+        let (task, terms) = (self.task, self.pass.terms());
         let (zero, one) = (R::of(0.0), R::of(1.0));
         let mut sums = PairSums::NOTHING;
         let mut most = [R::of(f64::NEG_INFINITY); 2];
         if P::SOFT {
-            for block in task.blocks() {
-                let greatest = fold(block, most, |[x, label], [same, other]| {
-                    let Term { term, same: is_same, other: is_other, .. } = task.term(x, label);
+            for (x, labels) in task.blocks() {
+                let greatest = fold([x, labels], most, |[x, label], [same, other]| {
+                    let Term { term, same: is_same, other: is_other, .. } = task.term(terms, x, label);
                     [choose(is_same, same.max(term), same), choose(is_other, other.max(term), other)]
                 });
-                most = from_fn(|k| greatest[k].into_iter().fold(most[k], R::max));
+                for k in 0..2 {
+                    most[k] = simd::largest_lane(greatest[k], most[k]);
+                }
             }
-            sums.most = most.map(|most| most.get().into());
+            sums.most = [most[SAME].get().into(), most[OTHER].get().into()];
         }
-        for block in task.blocks() {
+        for (x, labels) in task.blocks() {
             let [same, other, same_sum, other_sum, same_count, other_count] =
-                fold(block, [zero; 6], |[x, label], [a, b, c, d, e, f]| {
-                    let Term { term, same, other, .. } = task.term(x, label);
+                fold([x, labels], [zero; 6], |[x, label], [a, b, c, d, e, f]| {
+                    let Term { term, same, other, .. } = task.term(terms, x, label);
                     let exponential =
                         if P::SOFT { (term - choose(same, most[SAME], most[OTHER])).exp_of_moderate() } else { zero };
                     let counts = P::SOFT | task.counts(term);
@@ -469,14 +503,15 @@ impl<W: Wide, P: PairPass> Kernel<W> for Sum<'_, W, P> {
 /// Adds what the lanes sum up to.
 #[inline(always)]
 fn add<R: LaneOf<W>, W: Wide>(sums: &mut [f64; 2], lanes: [[R; LANES]; 2]) {
-    for (sum, lanes) in sums.iter_mut().zip(lanes) {
-        *sum += simd::total(lanes.map(|lane| lane.get()));
+    for k in 0..2 {
+        sums[k] += simd::total(lanes[k]);
     }
 }
 
 /// The gradient of a row.
-struct Slopes<'a, W: Element, P> {
-    task: Task<'a, W, P>,
+struct Slopes<'a, W, P> {
+    pass: P,
+    task: &'a Task<'a, W>,
     weights: Weights,
     output: &'a Output<W>,
 }
@@ -486,8 +521,10 @@ impl<W: Wide, P: PairPass> Kernel<W> for Slopes<'_, W, P> {
 
     #[inline(always)]
     fn run<R: LaneOf<W>>(self) {
-        let Self { task, weights, output } = self;
-        let [soft, shift, plain] = [weights.soft, weights.shift, weights.plain].map(|pair| pair.map(R::of));
+        let Self { pass, task, weights, output } = self;
+        let terms = pass.terms();
+        let Weights { soft, shift, plain, .. } = weights;
+        let [soft, shift, plain]: [[R; 2]; 3] = [lanes_of(soft), lanes_of(shift), lanes_of(plain)];
         let width = task.x.len();
         let mut room = [W::default(); BLOCK];
         for start in (0..width).step_by(BLOCK) {
@@ -496,7 +533,7 @@ impl<W: Wide, P: PairPass> Kernel<W> for Slopes<'_, W, P> {
             let gradients = &mut room[..x.len()];
             let labels = &labels[..x.len()];
             for i in 0..x.len() {
-                let Term { term, slope, same, other } = task.term(R::new(x[i]), R::new(labels[i]));
+                let Term { term, slope, same, other } = task.term(terms, R::new(x[i]), R::new(labels[i]));
                 let of = |pair: [R; 2]| choose(same, pair[SAME], pair[OTHER]);
                 let weight = match P::SOFT {
                     true => (term - of(shift)).exp_of_moderate().mul_add(of(soft), of(plain)),

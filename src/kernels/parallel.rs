@@ -15,6 +15,11 @@ pub(super) const TASK: usize = 1 << 15;
 /// The sum, in the order of the elements, of what `work` returns for each part of `0..length`. The parts are a multiple of
 /// `unit` long.
 pub(super) fn sum(length: usize, unit: usize, work: impl Fn(Range<usize>) -> f64 + Sync) -> f64 {
+    sum_of(length, unit, &work)
+}
+
+/// The same, compiled once for all kinds of work.
+fn sum_of(length: usize, unit: usize, work: &(dyn Fn(Range<usize>) -> f64 + Sync)) -> f64 {
     let task = TASK.next_multiple_of(unit);
     let part = |index: usize| work(index * task..length.min((index + 1) * task));
     let tasks = length.div_ceil(task);

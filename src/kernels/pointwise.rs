@@ -5,13 +5,12 @@ use std::ops::Range;
 
 use tch::{Kind, Tensor};
 
-use super::element::{Block, Element, Output, elements, f_one_layout, is_plain};
-use super::engine::{Engine, Factor, Reduce, f_dispatch_to};
+use super::element::{Block, Numbers, Output, f_one_layout, is_plain};
+use super::engine::{Composite, Engine, Factor, Reduce, composite_of, f_dispatch_to, widely};
 use super::number::Real;
-use super::simd::{self, Kernel, LaneOf, Sum, Wide};
+use super::simd::{self, LANES, LaneOf, Sum, Wide};
 use super::{BLOCK, backend, parallel};
 use crate::LossError;
-use crate::numeric::f_widely_alike;
 
 /// A loss of one element, given `N` numbers for it.
 pub(crate) trait Pointwise<const N: usize>: Copy + Send + Sync + 'static {
@@ -73,13 +72,19 @@ where
     P: Pointwise<N>,
     C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
 {
+    f_elements(result, Box::new(Typed(formula)), &arguments, reduce.into(), composite_of(composite))
+}
+
+fn f_elements(
+    result: Kind,
+    formula: Box<dyn Formula>,
+    arguments: &[&Tensor],
+    reduce: Reduce,
+    composite: Composite,
+) -> Result<Tensor, LossError> {
     let kind = arguments[0].f_kind()?;
     // A result of another kind is the business of the composite.
-    let widely = result == kind;
-    let composite = move |arguments: [&Tensor; N]| match widely {
-        true => f_widely_alike(arguments, &composite),
-        false => composite(arguments),
-    };
+    let composite = if result == kind { widely(composite) } else { composite };
     if !backend::fused() {
         return composite(arguments);
     }
@@ -87,7 +92,7 @@ where
     if !arguments.iter().all(|argument| is_plain(argument, kind) && argument.size() == size) {
         return composite(arguments);
     }
-    f_dispatch_to(result, Elements(formula), arguments, reduce.into(), composite)
+    f_dispatch_to(result, Box::new(Elements(formula)), arguments, reduce, composite)
 }
 
 /// The reduced losses of elements `[*]` by a `formula` of their numbers in the planes `[planes, *]` of the first argument, and
@@ -102,208 +107,392 @@ where
     P: Pointwise<N>,
     C: Fn([&Tensor; A]) -> Result<Tensor, LossError> + Send + 'static,
 {
-    let composite = move |arguments: [&Tensor; A]| f_widely_alike(arguments, &composite);
+    let engine = Planes { formula: Box::new(Typed(formula)), count: N + 1 - A };
+    f_planes(engine, &arguments, reduce.into(), widely(composite_of(composite)))
+}
+
+fn f_planes(engine: Planes, arguments: &[&Tensor], reduce: Reduce, composite: Composite) -> Result<Tensor, LossError> {
     let kind = arguments[0].f_kind()?;
     let size = arguments[0].size();
     let fits = |argument: &&Tensor| is_plain(argument, kind) && argument.size() == size[1..];
     let planes = size.first().map(|planes| *planes as usize);
-    let taken = planes == Some(N + 1 - A) && is_plain(arguments[0], kind) && arguments[1..].iter().all(fits);
+    let taken = planes == Some(engine.count) && is_plain(arguments[0], kind) && arguments[1..].iter().all(fits);
     if !backend::fused() || !taken {
         return composite(arguments);
     }
-    f_dispatch_to(kind, Planes::<P, N>(formula), arguments, reduce.into(), composite)
+    f_dispatch_to(kind, Box::new(engine), arguments, reduce, composite)
+}
+
+/// A formula without its type, which the engine calls once for each block.
+trait Formula: OfBlock<f32> + OfBlock<f64> + Send + Sync {
+    fn is_partial(&self) -> bool;
+}
+
+/// What a formula makes of a block of numbers.
+trait OfBlock<W>: Sync {
+    fn evaluate(&self, block: Numerals<W>);
+}
+
+/// The numbers of a block, of which there is a multiple of [`LANES`], and places for its losses and its first derivatives, times
+/// the factors.
+struct Numerals<'a, W> {
+    /// As many as the formula has; the others are empty.
+    arguments: [&'a [W]; MOST],
+    factors: &'a [W],
+    losses: &'a mut [W],
+    /// How many there are of these: none, that of the first argument, or those of all.
+    differentiated: usize,
+    gradients: [&'a mut [MaybeUninit<W>]; MOST],
+}
+
+/// How many arguments a formula has, at most.
+const MOST: usize = 5;
+
+/// The formula of a type.
+struct Typed<P, const N: usize>(P);
+
+impl<P: Pointwise<N>, const N: usize> Formula for Typed<P, N> {
+    fn is_partial(&self) -> bool {
+        P::PARTIAL
+    }
+}
+
+impl<W: Wide, P: Pointwise<N>, const N: usize> OfBlock<W> for Typed<P, N> {
+    fn evaluate(&self, block: Numerals<W>) {
+        match block.differentiated {
+            0 => self.0.run_block::<W, 0>(block),
+            // The first argument is the one that has a gradient as a rule.
+            1 => self.0.run_block::<W, 1>(block),
+            _ => self.0.run_block::<W, N>(block),
+        }
+    }
+}
+
+/// Makes a method of what follows, the loop over the slices of a block, in these instructions.
+macro_rules! loop_in {
+    ($(#[$attribute:meta])* $name:ident) => {
+        /// # Safety
+        /// The processor has these instructions.
+        #[allow(clippy::too_many_arguments)]
+        $(#[$attribute])*
+        unsafe fn $name<W: Wide, const M: usize>(
+            self,
+            a: &[W],
+            b: &[W],
+            c: &[W],
+            d: &[W],
+            e: &[W],
+            factors: &[W],
+            losses: &mut [W],
+            of_a: &mut [MaybeUninit<W>],
+            of_b: &mut [MaybeUninit<W>],
+            of_c: &mut [MaybeUninit<W>],
+            of_d: &mut [MaybeUninit<W>],
+            of_e: &mut [MaybeUninit<W>],
+        ) {
+            self.run_slices::<W, M>([a, b, c, d, e], factors, losses, [of_a, of_b, of_c, of_d, of_e]);
+        }
+    };
+}
+
+/// The loop over a block. As methods, so that they are compiled beside the formula; see [`Kernel`](simd::Kernel).
+///
+/// Slices that are arguments of a function do not overlap, as the compiler knows, and that their length is a multiple of that of
+/// vectors spares the loop a rest. So it makes one loop of vector instructions, and no other ones beside it.
+trait Losses<const N: usize>: Pointwise<N> {
+    fn run_block<W: Wide, const M: usize>(self, block: Numerals<W>) {
+        let Numerals { arguments: [a, b, c, d, e], factors, losses, gradients, .. } = block;
+        let [of_a, of_b, of_c, of_d, of_e] = gradients;
+        simd::check_vectors();
+        #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+        if simd::has_long_vectors() {
+            // SAFETY: just checked.
+            unsafe {
+                self.run_in_long_vectors::<W, M>(a, b, c, d, e, factors, losses, of_a, of_b, of_c, of_d, of_e);
+            }
+            return;
+        }
+        // SAFETY: just checked.
+        unsafe { self.run_in_vectors::<W, M>(a, b, c, d, e, factors, losses, of_a, of_b, of_c, of_d, of_e) };
+    }
+
+    loop_in!(
+        #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,bmi1,bmi2,fma,lzcnt,popcnt"))]
+        run_in_vectors
+    );
+    loop_in!(
+        #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+        #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,bmi1,bmi2,fma,lzcnt,popcnt")]
+        run_in_long_vectors
+    );
+
+    /// Computes the losses, and the first `M` of their derivatives, times the factors. The losses are stored, not added up at once,
+    /// which would keep the loop from being one of vector instructions.
+    #[inline(always)]
+    fn run_slices<W: Wide, const M: usize>(
+        self,
+        arguments: [&[W]; MOST],
+        factors: &[W],
+        losses: &mut [W],
+        mut gradients: [&mut [MaybeUninit<W>]; MOST],
+    ) {
+        let length = losses.len() / LANES * LANES;
+        if length < LANES {
+            return;
+        }
+        // Without a look at their bounds at each place, which would keep a rest.
+        let arguments: [_; N] = simd::starts(&arguments, length);
+        let gradients: [_; M] = simd::starts_mut(&mut gradients, length);
+        let (factors, losses) = (factors[..length].as_ptr(), losses[..length].as_mut_ptr());
+        for i in 0..length {
+            let mut numbers = [W::Fused::of(0.0); N];
+            for k in 0..N {
+                // SAFETY: there are `length` numbers from each of the starts on, which are borrowed.
+                numbers[k] = W::Fused::new(unsafe { *arguments[k].add(i) });
+            }
+            let (loss, derivatives) = self.evaluate(numbers);
+            // SAFETY: as above.
+            unsafe { losses.add(i).write(loss.get()) };
+            for k in 0..M {
+                // SAFETY: as above.
+                unsafe {
+                    let gradient = (derivatives[k] * W::Fused::new(*factors.add(i))).get();
+                    gradients[k].add(i).write(MaybeUninit::new(gradient));
+                }
+            }
+        }
+    }
+}
+
+impl<P: Pointwise<N>, const N: usize> Losses<N> for P {}
+
+/// Calls a function with the formula of the numbers that arguments of this kind are computed in.
+macro_rules! of_width {
+    ($kind:expr, $function:ident($formula:expr, $($argument:expr),*)) => {
+        match $kind {
+            Kind::Double => $function::<f64>(&*$formula, $($argument),*),
+            _ => $function::<f32>(&*$formula, $($argument),*),
+        }
+    };
+}
+
+/// The engine with a formula.
+struct Elements(Box<dyn Formula>);
+
+impl Engine for Elements {
+    fn is_partial(&self) -> bool {
+        self.0.is_partial()
+    }
+
+    fn count(&self, arguments: &[&Tensor]) -> usize {
+        arguments[0].numel()
+    }
+
+    fn f_losses(&self, arguments: &[&Tensor]) -> Result<(f64, Tensor), LossError> {
+        of_width!(arguments[0].f_kind()?, f_losses(self.0, &f_one_layout(arguments)?))
+    }
+
+    fn f_sum(&self, arguments: &[&Tensor], factor: Factor, wanted: &[bool]) -> Result<(f64, Vec<Tensor>), LossError> {
+        of_width!(arguments[0].f_kind()?, f_sum(self.0, &f_one_layout(arguments)?, factor, wanted))
+    }
+}
+
+fn f_losses<W: Wide>(formula: &dyn OfBlock<W>, arguments: &[Tensor]) -> Result<(f64, Tensor), LossError> {
+    let losses = Output::<W>::f_like(&arguments[0])?;
+    let gradients: Vec<Option<Output<W>>> = arguments.iter().map(|_| None).collect();
+    let sum = run(formula, arguments, Factors::Number(W::default()), Some(&losses), &gradients);
+    Ok((sum, losses.into_tensor()))
+}
+
+fn f_sum<W: Wide>(
+    formula: &dyn OfBlock<W>,
+    arguments: &[Tensor],
+    factor: Factor,
+    wanted: &[bool],
+) -> Result<(f64, Vec<Tensor>), LossError> {
+    let mut gradients = Vec::with_capacity(wanted.len());
+    for wanted in wanted {
+        gradients.push(wanted.then(|| Output::<W>::f_like(&arguments[0])).transpose()?);
+    }
+    let sum = match factor {
+        Factor::Number(number) => run(formula, arguments, Factors::Number(W::from_f64(number)), None, &gradients),
+        Factor::Tensor(factors) => {
+            let factors = f_one_layout(&[&arguments[0], factors])?.remove(1);
+            run(formula, arguments, Factors::Elements(Numbers::of(&factors)), None, &gradients)
+        }
+    };
+    Ok((sum, gradients.into_iter().flatten().map(Output::into_tensor).collect()))
 }
 
 /// The engine with a formula of planes.
-#[derive(Clone, Copy)]
-struct Planes<P, const N: usize>(P);
+struct Planes {
+    formula: Box<dyn Formula>,
+    /// How many of its numbers are planes of the first argument.
+    count: usize,
+}
 
-impl<P: Pointwise<N>, const A: usize, const N: usize> Engine<A> for Planes<P, N> {
-    const PARTIAL: bool = P::PARTIAL;
-
-    fn count(self, arguments: [&Tensor; A]) -> usize {
-        arguments[0].numel() / (N + 1 - A)
+impl Engine for Planes {
+    fn is_partial(&self) -> bool {
+        self.formula.is_partial()
     }
 
-    fn f_losses<T: Element>(self, arguments: [&Tensor; A]) -> Result<(f64, Tensor), LossError> {
-        let losses = Output::<T>::f_of_size(&arguments[0].size()[1..])?;
-        let none = Factors::Number(T::Wide::default());
-        let sum = Elements(self.0).run(&f_planes::<A, N>(arguments)?, none, Some(&losses), &[const { None }; N]);
-        Ok((sum, losses.into_tensor()))
+    fn count(&self, arguments: &[&Tensor]) -> usize {
+        arguments[0].numel() / self.count
     }
 
-    fn f_sum<T: Element>(
-        self,
-        arguments: [&Tensor; A],
-        factor: Factor,
-        wanted: [bool; A],
-    ) -> Result<(f64, Vec<Tensor>), LossError> {
-        let mut outputs = Vec::with_capacity(A);
-        let mut gradients = [const { None }; N];
-        for position in (0..A).filter(|position| wanted[*position]) {
-            let (first, count) = if position == 0 { (0, N + 1 - A) } else { (N - A + position, 1) };
-            let output = Output::<T>::f_of_size(&arguments[position].size())?;
-            for (gradient, part) in gradients[first..].iter_mut().zip(output.parts(count)) {
-                *gradient = Some(part);
-            }
-            outputs.push(output);
-        }
-        let planes = f_planes::<A, N>(arguments)?;
-        let sum = match factor {
-            Factor::Number(number) => {
-                Elements(self.0).run(&planes, Factors::Number(T::Wide::from_f64(number)), None, &gradients)
-            }
-            Factor::Tensor(factors) => {
-                let factors = factors.f_detach()?.f_contiguous()?;
-                Elements(self.0).run(&planes, Factors::Elements(elements(&factors)), None, &gradients)
-            }
-        };
-        Ok((sum, outputs.into_iter().map(Output::into_tensor).collect()))
+    fn f_losses(&self, arguments: &[&Tensor]) -> Result<(f64, Tensor), LossError> {
+        of_width!(arguments[0].f_kind()?, f_losses_of_planes(self.formula, arguments))
+    }
+
+    fn f_sum(&self, arguments: &[&Tensor], factor: Factor, wanted: &[bool]) -> Result<(f64, Vec<Tensor>), LossError> {
+        of_width!(arguments[0].f_kind()?, f_sum_of_planes(self.formula, self.count, arguments, factor, wanted))
     }
 }
 
+fn f_losses_of_planes<W: Wide>(formula: &dyn OfBlock<W>, arguments: &[&Tensor]) -> Result<(f64, Tensor), LossError> {
+    let losses = Output::<W>::f_of_kind(&arguments[0].size()[1..], arguments[0].f_kind()?)?;
+    let planes = f_split(arguments)?;
+    let gradients: Vec<Option<Output<W>>> = planes.iter().map(|_| None).collect();
+    let sum = run(formula, &planes, Factors::Number(W::default()), Some(&losses), &gradients);
+    Ok((sum, losses.into_tensor()))
+}
+
+fn f_sum_of_planes<W: Wide>(
+    formula: &dyn OfBlock<W>,
+    count: usize,
+    arguments: &[&Tensor],
+    factor: Factor,
+    wanted: &[bool],
+) -> Result<(f64, Vec<Tensor>), LossError> {
+    let (mut outputs, mut gradients) = (Vec::new(), Vec::new());
+    for (position, (argument, wanted)) in arguments.iter().zip(wanted).enumerate() {
+        let parts = if position == 0 { count } else { 1 };
+        if !wanted {
+            gradients.extend((0..parts).map(|_| None));
+            continue;
+        }
+        let output = Output::<W>::f_of_kind(&argument.size(), argument.f_kind()?)?;
+        gradients.extend(output.parts(parts).into_iter().map(Some));
+        outputs.push(output);
+    }
+    let planes = f_split(arguments)?;
+    let sum = match factor {
+        Factor::Number(number) => run(formula, &planes, Factors::Number(W::from_f64(number)), None, &gradients),
+        Factor::Tensor(factors) => {
+            let factors = factors.f_detach()?.f_contiguous()?;
+            run(formula, &planes, Factors::Elements(Numbers::of(&factors)), None, &gradients)
+        }
+    };
+    Ok((sum, outputs.into_iter().map(Output::into_tensor).collect()))
+}
+
 /// The planes of the first argument, and the other arguments, contiguous.
-fn f_planes<const A: usize, const N: usize>(arguments: [&Tensor; A]) -> Result<[Tensor; N], LossError> {
+fn f_split(arguments: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
     let planes = arguments[0].f_detach()?.f_contiguous()?;
-    let mut all = Vec::with_capacity(N);
+    let mut all = Vec::new();
     for plane in 0..planes.size()[0] {
         all.push(planes.f_select(0, plane)?);
     }
     for argument in &arguments[1..] {
         all.push(argument.f_detach()?.f_contiguous()?);
     }
-    let mut all = all.into_iter();
-    Ok(std::array::from_fn(|_| all.next().unwrap_or_default()))
+    Ok(all)
 }
 
-/// The engine with a formula.
-#[derive(Clone, Copy)]
-struct Elements<P>(P);
-
-impl<P: Pointwise<N>, const N: usize> Engine<N> for Elements<P> {
-    const PARTIAL: bool = P::PARTIAL;
-
-    fn count(self, arguments: [&Tensor; N]) -> usize {
-        arguments[0].numel()
-    }
-
-    fn f_losses<T: Element>(self, arguments: [&Tensor; N]) -> Result<(f64, Tensor), LossError> {
-        let arguments = f_one_layout(arguments)?;
-        let losses = Output::<T>::f_like(&arguments[0])?;
-        let sum = self.run(&arguments, Factors::Number(T::Wide::default()), Some(&losses), &[const { None }; N]);
-        Ok((sum, losses.into_tensor()))
-    }
-
-    fn f_sum<T: Element>(
-        self,
-        arguments: [&Tensor; N],
-        factor: Factor,
-        wanted: [bool; N],
-    ) -> Result<(f64, Vec<Tensor>), LossError> {
-        let arguments = f_one_layout(arguments)?;
-        let mut gradients = [const { None }; N];
-        for (gradient, _) in gradients.iter_mut().zip(wanted).filter(|(_, wanted)| *wanted) {
-            *gradient = Some(Output::<T>::f_like(&arguments[0])?);
-        }
-        let sum = match factor {
-            Factor::Number(number) => {
-                self.run(&arguments, Factors::Number(T::Wide::from_f64(number)), None, &gradients)
-            }
-            Factor::Tensor(factors) => {
-                let [_, factors] = f_one_layout([&arguments[0], factors])?;
-                self.run(&arguments, Factors::Elements(elements(&factors)), None, &gradients)
-            }
-        };
-        Ok((sum, gradients.into_iter().flatten().map(Output::into_tensor).collect()))
-    }
-}
-
-impl<P> Elements<P> {
-    /// Runs over all elements of arguments in one layout. Returns the sum of the losses.
-    fn run<T: Element, const N: usize>(
-        self,
-        arguments: &[Tensor; N],
-        factor: Factors<T>,
-        losses: Option<&Output<T>>,
-        gradients: &[Option<Output<T>>; N],
-    ) -> f64
-    where
-        P: Pointwise<N>,
-    {
-        let length = arguments[0].numel();
-        let arguments = std::array::from_fn(|position| elements(&arguments[position]));
-        let job = Job { formula: self.0, arguments, factor, losses, gradients };
-        parallel::sum(length, BLOCK, |range| job.task(range))
-    }
+/// Runs over all elements of arguments in one layout. Returns the sum of the losses.
+fn run<W: Wide>(
+    formula: &dyn OfBlock<W>,
+    arguments: &[Tensor],
+    factor: Factors<W>,
+    losses: Option<&Output<W>>,
+    gradients: &[Option<Output<W>>],
+) -> f64 {
+    let length = arguments[0].numel();
+    let arguments = arguments.iter().map(Numbers::of).collect();
+    // The first argument is the one that has a gradient as a rule.
+    let differentiated = match gradients.iter().rposition(Option::is_some) {
+        None => 0,
+        Some(0) => 1,
+        Some(_) => gradients.len(),
+    };
+    let job = Job { formula, arguments, factor, losses, gradients: &gradients[..differentiated] };
+    parallel::sum(length, BLOCK, |range| job.task(range))
 }
 
 /// What all threads work on.
-struct Job<'a, T: Element, P, const N: usize> {
-    formula: P,
-    arguments: [&'a [T]; N],
-    factor: Factors<'a, T>,
-    losses: Option<&'a Output<T>>,
-    gradients: &'a [Option<Output<T>>; N],
+struct Job<'a, W> {
+    formula: &'a (dyn OfBlock<W> + 'a),
+    arguments: Vec<Numbers<'a, W>>,
+    factor: Factors<'a, W>,
+    losses: Option<&'a Output<W>>,
+    /// None, that of the first argument, or those of all, of which some may not be wanted.
+    gradients: &'a [Option<Output<W>>],
 }
 
-enum Factors<'a, T: Element> {
-    Number(T::Wide),
-    Elements(&'a [T]),
+enum Factors<'a, W> {
+    Number(W),
+    Elements(Numbers<'a, W>),
 }
 
-/// Room for one block of each argument and of those gradients that are computed.
-struct Room<W, const N: usize, const M: usize> {
-    arguments: [Block<W>; N],
+/// Room for one block of each argument that has to be converted, and of each gradient that has no places of its own.
+struct Room<W> {
+    arguments: Vec<Vec<W>>,
     factors: Block<W>,
     losses: Block<W>,
-    gradients: [[MaybeUninit<W>; BLOCK]; M],
+    gradients: Vec<Vec<W>>,
 }
 
-impl<T: Element, P: Pointwise<N>, const N: usize> Job<'_, T, P, N> {
+impl<W: Wide> Job<'_, W> {
     /// Computes the elements in `range`, which no other thread has. Returns the sum of their losses.
     fn task(&self, range: Range<usize>) -> f64 {
-        match self.gradients.iter().rposition(Option::is_some) {
-            None => self.blocks::<0>(range),
-            // The first argument is the one that has a gradient as a rule.
-            Some(0) => self.blocks::<1>(range),
-            Some(_) => self.blocks::<N>(range),
-        }
-    }
-
-    /// The same, with the first `M` gradients.
-    fn blocks<const M: usize>(&self, range: Range<usize>) -> f64 {
         let factor = match self.factor {
             Factors::Number(number) => number,
-            Factors::Elements(_) => T::Wide::default(),
+            Factors::Elements(_) => W::default(),
         };
-        let zeros = [T::Wide::default(); BLOCK];
-        let gradients = [[MaybeUninit::uninit(); BLOCK]; M];
-        let mut room = Room { arguments: [zeros; N], factors: [factor; BLOCK], losses: zeros, gradients };
+        let room_of = |output: &Option<Output<W>>| match output {
+            Some(output) if output.has_places() => Vec::new(),
+            _ => vec![W::default(); BLOCK],
+        };
+        let mut room = Room {
+            arguments: self.arguments.iter().map(|argument| argument.room(BLOCK)).collect(),
+            factors: [factor; BLOCK],
+            losses: [W::default(); BLOCK],
+            gradients: self.gradients.iter().map(room_of).collect(),
+        };
         let blocks = range.clone().step_by(BLOCK).map(|start| start..range.end.min(start + BLOCK));
         blocks.map(|block| self.block(block, &mut room)).sum()
     }
 
-    fn block<const M: usize>(&self, range: Range<usize>, room: &mut Room<T::Wide, N, M>) -> f64 {
-        let length = range.len();
-        let slices = self.arguments.map(|argument| &argument[range.clone()]);
-        let mut read = slices.iter().zip(&mut room.arguments).map(|(slice, room)| T::read(slice, room));
-        let arguments = std::array::from_fn(|_| read.next().unwrap_or_default());
+    fn block(&self, range: Range<usize>, room: &mut Room<W>) -> f64 {
+        let (length, whole) = (range.len(), range.len() / LANES * LANES);
+        let mut arguments = [&[][..]; MOST];
+        for ((read, argument), room) in arguments.iter_mut().zip(&self.arguments).zip(&mut room.arguments) {
+            *read = argument.read(range.clone(), room);
+        }
         let factors = match self.factor {
             Factors::Number(_) => &room.factors[..length],
-            Factors::Elements(elements) => T::read(&elements[range.clone()], &mut room.factors),
+            Factors::Elements(elements) => elements.read(range.clone(), &mut room.factors),
         };
-        let mut places = self.gradients.iter().zip(&mut room.gradients).map(|(output, room)| {
+        let mut gradients: [&mut [MaybeUninit<W>]; MOST] = Default::default();
+        for ((places, output), room) in gradients.iter_mut().zip(self.gradients).zip(&mut room.gradients) {
             // SAFETY: tasks have ranges of their own, and the blocks of a task are computed one after another.
-            let place = output.as_ref().and_then(|output| unsafe { output.place(range.clone()) });
-            place.unwrap_or(&mut room[..length])
-        });
-        let gradients: [_; M] = std::array::from_fn(|_| places.next().unwrap_or_default());
-        let losses = &mut room.losses[..length];
-        simd::run(Losses { formula: self.formula, arguments, factors, losses, gradients });
+            let own = output.as_ref().and_then(|output| unsafe { output.places(range.clone()) });
+            *places = own.unwrap_or_else(|| uninit(&mut room[..length]));
+        }
+        let (losses, rest) = room.losses[..length].split_at_mut(whole);
+        if !rest.is_empty() {
+            let arguments = arguments.map(|argument| argument.get(whole..).unwrap_or_default());
+            let gradients = gradients.each_mut().map(|places| places.get_mut(whole..).unwrap_or_default());
+            self.rest(arguments, &factors[whole..], rest, gradients);
+        }
+        if whole > 0 {
+            let differentiated = self.gradients.len();
+            self.formula.evaluate(Numerals { arguments, factors, losses, differentiated, gradients });
+        }
         for (output, room) in self.gradients.iter().zip(&room.gradients) {
             if let Some(output) = output.as_ref().filter(|output| !output.has_places()) {
-                // SAFETY: as above; the kernel has written so many numbers.
-                unsafe { output.write(range.clone(), std::slice::from_raw_parts(room.as_ptr().cast(), length)) };
+                // SAFETY: as above.
+                unsafe { output.write(range.clone(), &room[..length]) };
             }
         }
         let losses = &room.losses[..length];
@@ -313,34 +502,33 @@ impl<T: Element, P: Pointwise<N>, const N: usize> Job<'_, T, P, N> {
         }
         simd::run(Sum(losses))
     }
-}
 
-/// The losses of a block, and the first `M` of their derivatives, times the factors.
-///
-/// The losses are stored, not added up at once: the loop would not be made of vector instructions.
-struct Losses<'a, W, P, const N: usize, const M: usize> {
-    formula: P,
-    arguments: [&'a [W]; N],
-    factors: &'a [W],
-    losses: &'a mut [W],
-    gradients: [&'a mut [MaybeUninit<W>]; M],
-}
-
-impl<W: Wide, P: Pointwise<N>, const N: usize, const M: usize> Kernel<W> for Losses<'_, W, P, N, M> {
-    type Result = ();
-
-    #[inline(always)]
-    fn run<R: LaneOf<W>>(self) {
-        let length = self.losses.len();
-        let arguments = self.arguments.map(|argument| &argument[..length]);
-        let factors = &self.factors[..length];
-        let gradients = self.gradients.map(|gradient| &mut gradient[..length]);
-        for i in 0..length {
-            let (loss, derivatives) = self.formula.evaluate(arguments.map(|argument| R::new(argument[i])));
-            self.losses[i] = loss.get();
-            for k in 0..M {
-                gradients[k][i] = MaybeUninit::new((derivatives[k] * R::new(factors[i])).get());
-            }
+    /// Computes the last numbers of a block, fewer than [`LANES`], which are filled up with zeros.
+    fn rest(&self, arguments: [&[W]; MOST], factors: &[W], losses: &mut [W], gradients: [&mut [MaybeUninit<W>]; MOST]) {
+        let zeros = [W::default(); LANES];
+        let filled = |numbers: &[W]| {
+            let mut filled = zeros;
+            filled[..numbers.len()].copy_from_slice(numbers);
+            filled
+        };
+        let (arguments, factors, mut all) = (arguments.map(filled), filled(factors), zeros);
+        let mut places = [[MaybeUninit::new(W::default()); LANES]; MOST];
+        self.formula.evaluate(Numerals {
+            arguments: arguments.each_ref().map(|argument| &argument[..]),
+            factors: &factors,
+            losses: &mut all,
+            differentiated: self.gradients.len(),
+            gradients: places.each_mut().map(|places| &mut places[..]),
+        });
+        losses.copy_from_slice(&all[..losses.len()]);
+        for (gradient, places) in gradients.into_iter().zip(&places) {
+            gradient.copy_from_slice(&places[..gradient.len()]);
         }
     }
+}
+
+/// Numbers that are to be overwritten.
+fn uninit<W>(numbers: &mut [W]) -> &mut [MaybeUninit<W>] {
+    // SAFETY: a formula writes whole numbers only.
+    unsafe { &mut *(std::ptr::from_mut(numbers) as *mut [MaybeUninit<W>]) }
 }

@@ -6,11 +6,10 @@ use std::ops::Range;
 
 use tch::Tensor;
 
-use super::element::Element;
 use super::number::choose;
 use super::rows::{Job, RowFormula, RowReduction, Rows, f_rows};
 use super::simd::{self, Kernel, LaneOf, Wide};
-use super::softmax::{self, largest, room};
+use super::softmax::{self, largest};
 use crate::LossError;
 
 /// The reduced loss of `rows` whose target is a position among the classes, which are the last dimension: the two classes beside
@@ -31,8 +30,8 @@ where
 struct OfPositions;
 
 impl RowFormula for OfPositions {
-    fn run<T: Element>(self, job: &Job<T>) -> f64 {
-        job.sum_rows(|rows| simd::run(PositionRows { job, rows, room: &mut Room::new::<T>(job.classes) }))
+    fn run<W: Wide>(&self, job: &Job<W>) -> f64 {
+        job.sum_rows(|rows| simd::run(PositionRows { job, rows, room: &mut Room::new(job) }))
     }
 }
 
@@ -57,25 +56,25 @@ struct Room<W> {
 }
 
 impl<W: Wide> Room<W> {
-    fn new<T: Element<Wide = W>>(classes: usize) -> Self {
-        let (length, zeros) = (ROWS * classes, [W::default(); ROWS]);
-        let (x, numbers) = (room::<T>(length), vec![W::default(); length]);
+    fn new(job: &Job<W>) -> Self {
+        let (length, zeros) = (ROWS * job.classes, [W::default(); ROWS]);
+        let (x, numbers) = (job.input.room(length), vec![W::default(); length]);
         Self { x, numbers, sums: zeros, others: zeros, left: zeros, right: zeros, of_right: zeros, losses: zeros }
     }
 }
 
 /// Rows with their positions: stores their gradients and losses, returns the sum of the losses.
-struct PositionRows<'a, T: Element> {
-    job: &'a Job<'a, T>,
+struct PositionRows<'a, W> {
+    job: &'a Job<'a, W>,
     rows: Range<usize>,
-    room: &'a mut Room<T::Wide>,
+    room: &'a mut Room<W>,
 }
 
-impl<T: Element> Kernel<T::Wide> for PositionRows<'_, T> {
+impl<W: Wide> Kernel<W> for PositionRows<'_, W> {
     type Result = f64;
 
     #[inline(always)]
-    fn run<R: LaneOf<T::Wide>>(mut self) -> f64 {
+    fn run<R: LaneOf<W>>(mut self) -> f64 {
         let rows = self.rows.clone();
         let mut sum = 0.0;
         for first in rows.clone().step_by(ROWS) {
@@ -84,7 +83,7 @@ impl<T: Element> Kernel<T::Wide> for PositionRows<'_, T> {
             self.evaluate::<R>();
             let losses = &self.room.losses[..rows.len()];
             self.job.store_losses(first, losses);
-            sum += simd::sum::<T::Wide, R>(losses);
+            sum += simd::sum::<W, R>(losses);
             if self.job.needs_gradient() {
                 self.gradient::<R>(rows);
             }
@@ -93,43 +92,47 @@ impl<T: Element> Kernel<T::Wide> for PositionRows<'_, T> {
     }
 }
 
-impl<T: Element> PositionRows<'_, T> {
+impl<W: Wide> PositionRows<'_, W> {
     /// The class on the left of the position of a row.
     fn class(&self, row: usize) -> usize {
-        (self.job.numbers[row].to_f64() as usize).min(self.job.classes - 2)
+        (self.job.numbers.get(row) as usize).min(self.job.classes - 2)
     }
 
     /// Reads rows: their exponentials, the sums of these, and what is beside the positions.
     #[inline(always)]
-    fn read<R: LaneOf<T::Wide>>(&mut self, rows: Range<usize>) {
+    fn read<R: LaneOf<W>>(&mut self, rows: Range<usize>) {
         let classes = self.job.classes;
         for (index, row) in rows.clone().enumerate() {
             let class = self.class(row);
             let Room { x, numbers, left, right, of_right, .. } = &mut *self.room;
-            let x = &T::read(&self.job.input[row * classes..(row + 1) * classes], x)[..classes];
+            let x = &self.job.input.read(row * classes..(row + 1) * classes, x)[..classes];
             let numbers = &mut numbers[index * classes..][..classes];
-            let max: R = largest::<T::Wide, R>(x);
+            let max: R = largest::<W, R>(x);
             for i in 0..classes {
                 numbers[i] = (R::new(x[i]) - max).get();
             }
             (left[index], right[index]) = (numbers[class], numbers[class + 1]);
-            of_right[index] = T::Wide::from_f64(self.job.numbers[row].to_f64() - class as f64);
+            of_right[index] = W::from_f64(self.job.numbers.get(row) - class as f64);
         }
         for number in &mut self.room.numbers[..rows.len() * classes] {
             *number = R::new(*number).exp_of_negative().get();
         }
         let Room { numbers, sums, others, .. } = &mut *self.room;
         for (index, numbers) in numbers.chunks_mut(classes).enumerate().take(rows.len()) {
-            let sum = R::of(simd::sum::<T::Wide, R>(numbers));
-            let peak = softmax::peak::<T::Wide, R>(numbers, sum);
+            let sum = R::of(simd::sum::<W, R>(numbers));
+            let peak = softmax::peak::<W, R>(numbers, sum);
             sums[index] = sum.get();
-            others[index] = peak.map_or(sum - R::of(1.0), |peak| softmax::others(numbers, peak, sum)).get();
+            let rest = match peak {
+                Some(peak) => softmax::others(numbers, peak, sum),
+                None => sum - R::of(1.0),
+            };
+            others[index] = rest.get();
         }
     }
 
     /// The losses of all rows that there is room for.
     #[inline(always)]
-    fn evaluate<R: LaneOf<T::Wide>>(&mut self) {
+    fn evaluate<R: LaneOf<W>>(&mut self) {
         let Room { others, left, right, of_right, losses, .. } = &mut *self.room;
         let (zero, one) = (R::of(0.0), R::of(1.0));
         for i in 0..ROWS {
@@ -142,14 +145,14 @@ impl<T: Element> PositionRows<'_, T> {
     }
 
     #[inline(always)]
-    fn gradient<R: LaneOf<T::Wide>>(&mut self, rows: Range<usize>) {
+    fn gradient<R: LaneOf<W>>(&mut self, rows: Range<usize>) {
         let classes = self.job.classes;
         for (index, row) in rows.clone().enumerate() {
             let class = self.class(row);
             let Room { numbers, sums, others, of_right, .. } = &mut *self.room;
             let numbers = &mut numbers[index * classes..][..classes];
             let (factor, of_right) = (R::new(self.job.factor(row)), R::new(of_right[index]));
-            let peak = softmax::peak::<T::Wide, R>(numbers, R::new(sums[index]));
+            let peak = softmax::peak::<W, R>(numbers, R::new(sums[index]));
             let scale = factor / R::new(sums[index]);
             for number in numbers.iter_mut() {
                 *number = (R::new(*number) * scale).get();

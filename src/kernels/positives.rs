@@ -75,7 +75,7 @@ fn f_run<W: Wide, F: Positives>(
     kind: Kind,
 ) -> Result<Option<Place>, LossError> {
     let matrix = tape.value(arguments[0]).f_contiguous()?;
-    let job = Job::<W, Each<F>>::new(plan, labels, counted);
+    let job = Job::<W>::new(Box::new(plan), labels, counted);
     let sums = job.f_sums(&matrix)?;
     let pairs = SamePairs {
         formula: plan.0,
@@ -100,9 +100,9 @@ fn f_run<W: Wide, F: Positives>(
         let grad = f_plain(grad)?.f_double_value(&[])?;
         let matrix = arguments[0].f_detach()?.f_contiguous()?;
         let x = elements::<W>(&matrix);
-        let slopes =
-            |row: usize| pairs.slopes(x, row).map(move |(column, slope)| (column, W::from_f64(grad * scale * slope)));
-        Ok(vec![Some(job.f_gradient(&matrix, &weights, grad, slopes)?)])
+        let slope = |(column, slope)| (column, W::from_f64(grad * scale * slope));
+        let slopes = |row: usize| pairs.slopes(x, row).map(slope).collect();
+        Ok(vec![Some(job.f_gradient(&matrix, &weights, grad, &slopes)?)])
     };
     Ok(Some(tape.add(f_scalar_of(kind, loss)?, arguments, pull)))
 }

@@ -4,8 +4,8 @@
 
 use tch::{Kind, Tensor};
 
-use super::element::{Element, Output, elements, f_numbers, integers, is_plain};
-use super::engine::{Engine, Factor, Reduce, RowFactors, f_dispatch, row_length};
+use super::element::{Output, elements, f_numbers, integers, is_plain};
+use super::engine::{Engine, Factor, Reduce, RowFactors, composite_of, f_dispatch, first, row_length};
 use super::number::Real;
 use super::simd::{LaneOf, Wide};
 use super::{backend, parallel};
@@ -61,39 +61,41 @@ where
     if !taken {
         return composite(arguments);
     }
-    f_dispatch(Engined { formula, present, weighted: weight.is_some() }, arguments, reduce.into(), composite)
+    let engine = Engined { formula, present, weighted: weight.is_some() };
+    f_dispatch(Box::new(engine), &arguments, reduce.into(), composite_of(composite))
 }
 
 /// The engine with a formula.
-#[derive(Clone, Copy)]
 struct Engined<F> {
     formula: F,
     present: bool,
     weighted: bool,
 }
 
-impl<F: Ranked> Engine<4> for Engined<F> {
-    const DIFFERENTIABLE: usize = 1;
-
-    fn count(self, [numbers, ..]: [&Tensor; 4]) -> usize {
-        numbers.size()[0] as usize
+impl<F: Ranked> Engine for Engined<F> {
+    fn differentiable(&self) -> usize {
+        1
     }
 
-    fn f_losses<T: Element>(self, arguments: [&Tensor; 4]) -> Result<(f64, Tensor), LossError> {
-        let losses = self.f_run::<T>(arguments, &RowFactors::Number(0.0), None)?;
+    fn count(&self, arguments: &[&Tensor]) -> usize {
+        arguments[0].size()[0] as usize
+    }
+
+    fn f_losses(&self, arguments: &[&Tensor]) -> Result<(f64, Tensor), LossError> {
+        let none = RowFactors::Number(0.0);
+        let losses = match arguments[0].f_kind()? {
+            Kind::Double => self.f_run::<f64>(arguments, &none, None)?,
+            _ => self.f_run::<f32>(arguments, &none, None)?,
+        };
         let tensor = Tensor::f_from_slice(&losses)?.f_to_kind(arguments[0].f_kind()?)?;
         Ok((losses.iter().sum(), tensor))
     }
 
-    fn f_sum<T: Element>(
-        self,
-        arguments: [&Tensor; 4],
-        factor: Factor,
-        [wanted, ..]: [bool; 4],
-    ) -> Result<(f64, Vec<Tensor>), LossError> {
-        let gradient = wanted.then(|| Output::<T>::f_of_size(&arguments[0].size())).transpose()?;
-        let losses = self.f_run(arguments, &RowFactors::f_new(factor)?, gradient.as_ref())?;
-        Ok((losses.iter().sum(), gradient.into_iter().map(Output::into_tensor).collect()))
+    fn f_sum(&self, arguments: &[&Tensor], factor: Factor, wanted: &[bool]) -> Result<(f64, Vec<Tensor>), LossError> {
+        match arguments[0].f_kind()? {
+            Kind::Double => self.f_sum_of::<f64>(arguments, factor, wanted[0]),
+            _ => self.f_sum_of::<f32>(arguments, factor, wanted[0]),
+        }
     }
 }
 
@@ -101,18 +103,30 @@ impl<F: Ranked> Engine<4> for Engined<F> {
 const SORTING: usize = 8;
 
 impl<F: Ranked> Engined<F> {
+    fn f_sum_of<W: Wide>(
+        &self,
+        arguments: &[&Tensor],
+        factor: Factor,
+        wanted: bool,
+    ) -> Result<(f64, Vec<Tensor>), LossError> {
+        let gradient = wanted.then(|| Output::<W>::f_of_size(&arguments[0].size())).transpose()?;
+        let losses = self.f_run(arguments, &RowFactors::f_new(factor)?, gradient.as_ref())?;
+        Ok((losses.iter().sum(), gradient.into_iter().map(Output::into_tensor).collect()))
+    }
+
     /// Runs over all rows. Returns the losses.
-    fn f_run<T: Element>(
-        self,
-        [numbers, labels, classes, weight]: [&Tensor; 4],
+    fn f_run<W: Wide>(
+        &self,
+        arguments: &[&Tensor],
         factors: &RowFactors,
-        gradient: Option<&Output<T>>,
+        gradient: Option<&Output<W>>,
     ) -> Result<Vec<f64>, LossError> {
+        let [numbers, labels, classes, weight] = first(arguments);
         let length = row_length(numbers);
         let weights = if self.weighted { f_numbers(weight)? } else { vec![1.0; classes.numel()] };
         let [numbers, labels, classes] =
             [numbers.f_detach()?.f_contiguous()?, labels.f_contiguous()?, classes.f_contiguous()?];
-        let (numbers, labels, classes) = (elements::<T>(&numbers), integers(&labels), integers(&classes));
+        let (numbers, labels, classes) = (elements::<W>(&numbers), integers(&labels), integers(&classes));
         let rows = labels.len() / length;
         let labels_of = |row: usize| &labels[row * length..(row + 1) * length];
         let place = |task: usize| (task / classes.len(), task % classes.len());
@@ -134,10 +148,10 @@ impl<F: Ranked> Engined<F> {
                 total: counts[task] as usize,
             };
             // SAFETY: tasks have ranges of their own.
-            let mut gradient = gradient.map(|gradient| unsafe { gradient.range(range) });
+            let mut gradient = gradient.map(|gradient| unsafe { gradient.part::<W>(range) });
             of_class.loss(shares[task], |place, slope| {
                 if let Some(gradient) = &mut gradient {
-                    gradient[place].write(T::from_f64(slope * factors.of_row(row)));
+                    gradient[place].write(W::from_f64(slope * factors.of_row(row)));
                 }
             })
         });
@@ -145,7 +159,7 @@ impl<F: Ranked> Engined<F> {
     }
 
     /// What each class has in the mean, given how many elements it has.
-    fn shares<'a>(self, counts: &'a [f64], weights: &'a [f64]) -> impl Iterator<Item = f64> + 'a {
+    fn shares<'a>(&'a self, counts: &'a [f64], weights: &'a [f64]) -> impl Iterator<Item = f64> + 'a {
         let counted = move |count: f64| f64::from(u8::from(count > 0.0 || !self.present));
         let total = counts.iter().map(|count| counted(*count)).sum::<f64>().max(1.0);
         counts.iter().zip(weights).map(move |(count, weight)| counted(*count) * weight / total)
@@ -153,24 +167,24 @@ impl<F: Ranked> Engined<F> {
 }
 
 /// The elements of a row as one class sees them.
-struct OfClass<'a, F, T> {
+struct OfClass<'a, F, W> {
     formula: F,
-    numbers: &'a [T],
+    numbers: &'a [W],
     labels: &'a [i64],
     class: i64,
     /// How many are of the class.
     total: usize,
 }
 
-impl<F: Ranked, T: Element> OfClass<'_, F, T> {
+impl<F: Ranked, W: Wide> OfClass<'_, F, W> {
     /// Whether an element is of the class, and what [`Ranked::error`] says.
-    fn element(&self, place: usize) -> (bool, [T::Wide; 3]) {
+    fn element(&self, place: usize) -> (bool, [W; 3]) {
         let label = self.labels[place];
         if label < 0 {
             // After all others, and nothing.
-            return (false, [f64::NEG_INFINITY, 0.0, 0.0].map(T::Wide::from_f64));
+            return (false, [f64::NEG_INFINITY, 0.0, 0.0].map(W::from_f64));
         }
-        let number = <T::Wide as Wide>::Plain::new(self.numbers[place].wide());
+        let number = W::Plain::new(self.numbers[place]);
         (label == self.class, self.formula.error(number, label == self.class).map(LaneOf::get))
     }
 
@@ -183,7 +197,7 @@ impl<F: Ranked, T: Element> OfClass<'_, F, T> {
             return share * places.map(|place| self.element(place).1[1].into()).sum::<f64>();
         }
         let mut order: Vec<_> = places.map(|place| (descending(self.element(place).1[0]), place as u32)).collect();
-        T::Wide::sort(&mut order);
+        W::sort(&mut order);
         let mut weights = self.formula.weights(self.total);
         let mut sum = 0.0;
         for (_, place) in order {

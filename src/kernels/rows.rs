@@ -7,12 +7,13 @@ use half::{bf16, f16};
 use tch::{Kind, Tensor};
 
 use super::element::{
-    Element, Output, elements, f_keeps_digits, f_numbers, f_one_layout, f_own, f_plain, f_scalar, integers, is_dense,
-    is_plain,
+    Numbers, Output, Stored, elements, f_keeps_digits, f_numbers, f_one_layout, f_own, f_plain, f_scalar_of, integers,
+    is_dense, is_plain, is_stored,
 };
-use super::{backend, parallel, simd};
+use super::engine::{Composite, composite_of, widely};
+use super::simd::Wide;
+use super::{backend, parallel};
 use crate::autograd::{self, Context, Function, StoredGradients};
-use crate::numeric::f_widely_alike;
 use crate::{LossError, Reduction, check};
 
 /// What the losses of rows are reduced to.
@@ -63,9 +64,23 @@ pub(crate) struct Rows<'a> {
 }
 
 /// Losses of rows of classes.
-pub(super) trait RowFormula: Copy + Send + Sync + 'static {
+pub(super) trait RowFormula: Send + Sync + 'static {
     /// Runs over all rows of the job, stores what it has outputs for, returns the sum of the losses.
-    fn run<T: Element>(self, job: &Job<T>) -> f64;
+    fn run<W: Wide>(&self, job: &Job<W>) -> f64;
+}
+
+/// The same without its type.
+trait AnyFormula: OfWidth<f32> + OfWidth<f64> + Send {}
+impl<F: RowFormula> AnyFormula for F {}
+
+/// Such a formula of numbers of one type.
+trait OfWidth<W: Wide>: Sync {
+    fn run(&self, job: &Job<W>) -> f64;
+}
+impl<W: Wide, F: RowFormula> OfWidth<W> for F {
+    fn run(&self, job: &Job<W>) -> f64 {
+        RowFormula::run(self, job)
+    }
 }
 
 /// The reduced loss of `rows`; `None` where the engine does not take the call. Second derivatives are those of the
@@ -80,54 +95,66 @@ where
     F: RowFormula,
     C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
 {
-    let composite = move |input: &Tensor, target: &Tensor| f_widely_alike([input, target], |[x, y]| composite(x, y));
+    let composite = move || widely(composite_of(move |[input, target]: [&Tensor; 2]| composite(input, target)));
+    if !takes(rows)? {
+        return Ok(None);
+    }
+    f_engine(Box::new(formula), rows, reduction, composite()).map(Some)
+}
+
+fn takes(rows: &Rows) -> Result<bool, LossError> {
     let kind = rows.input.f_kind()?;
     let target = rows.target.f_kind()?;
-    let taken = backend::fused()
+    Ok(backend::fused()
+        && matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16)
         && rows.input.numel() != 0
         && rows.input.size()[rows.class_dim] < CLASSES
         && is_plain(rows.input, kind)
         && (target == Kind::Int64 || target == kind)
         && is_plain(rows.target, target)
         && !rows.target.requires_grad()
-        && rows.weight.is_none_or(|weight| !weight.requires_grad());
-    if !taken {
-        return Ok(None);
-    }
-    Ok(Some(match kind {
-        Kind::Float => f_run::<f32, F, _>(formula, rows, reduction, composite)?,
-        Kind::Double => f_run::<f64, F, _>(formula, rows, reduction, composite)?,
-        Kind::Half => f_run::<f16, F, _>(formula, rows, reduction, composite)?,
-        Kind::BFloat16 => f_run::<bf16, F, _>(formula, rows, reduction, composite)?,
-        _ => return Ok(None),
-    }))
+        && rows.weight.is_none_or(|weight| !weight.requires_grad()))
 }
 
 /// More classes are not exact numbers in `f32`.
 const CLASSES: i64 = 1 << 24;
 
-fn f_run<T, F, C>(formula: F, rows: &Rows, reduction: RowReduction, composite: C) -> Result<Tensor, LossError>
-where
-    T: Element,
-    F: RowFormula,
-    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    let options = Options::<T::Wide>::f_new(rows)?;
+fn f_engine(
+    formula: Box<dyn AnyFormula>,
+    rows: &Rows,
+    reduction: RowReduction,
+    composite: Composite,
+) -> Result<Tensor, LossError> {
+    match rows.input.f_kind()? {
+        Kind::Double => f_run::<f64>(formula, |formula| formula, rows, reduction, composite),
+        _ => f_run::<f32>(formula, |formula| formula, rows, reduction, composite),
+    }
+}
+
+fn f_run<W: Wide>(
+    formula: Box<dyn AnyFormula>,
+    of_width: fn(&dyn AnyFormula) -> &dyn OfWidth<W>,
+    rows: &Rows,
+    reduction: RowReduction,
+    composite: Composite,
+) -> Result<Tensor, LossError> {
+    let kind = rows.input.f_kind()?;
+    let options = Options::<W>::f_new(rows)?;
     let pass = Pass::f_new(rows.input, rows.class_dim, rows.target)?;
     let needed = autograd::grad_enabled() && rows.input.requires_grad();
     let unreduced = reduction == RowReduction::None;
-    let at_once = !unreduced && T::STORED;
+    let at_once = !unreduced && is_stored(kind);
     let scale = pass.scale(&options, reduction);
     let (loss, gradient) = if unreduced {
         let mut size = rows.input.size();
         size.remove(rows.class_dim);
-        let losses = Output::<T>::f_of_size(&size)?;
-        formula.run(&pass.job(&options, Factors::Number(1.0), Some(&losses), None));
+        let losses = Output::f_of_kind(&size, kind)?;
+        of_width(&*formula).run(&pass.job(&options, Factors::Number(1.0), Some(&losses), None));
         (losses.into_tensor(), None)
     } else {
-        let gradient = (needed && at_once).then(|| Output::<T>::f_like(&pass.input)).transpose()?;
-        let sum = formula.run(&pass.job(&options, Factors::Number(scale), None, gradient.as_ref()));
-        (f_scalar::<T>(sum * scale)?, gradient.map(Output::into_tensor))
+        let gradient = (needed && at_once).then(|| Output::f_like(&pass.input)).transpose()?;
+        let sum = of_width(&*formula).run(&pass.job(&options, Factors::Number(scale), None, gradient.as_ref()));
+        (f_scalar_of(kind, sum * scale)?, gradient.map(Output::into_tensor))
     };
     if !needed {
         return Ok(loss);
@@ -140,25 +167,25 @@ where
         let fused = || {
             let grad = f_plain(&grad)?.f_contiguous()?;
             if let Some(stored) = &stored
-                && f_keeps_digits::<T>(&grad)?
+                && f_keeps_digits(kind, &grad)?
             {
                 return stored.f_scaled(&context, &grad);
             }
             let pass = Pass::f_new(input, class_dim, target)?;
             f_unchanged(&pass.target, pass.classes, options.ignored)?;
-            let gradient = Output::<T>::f_like(&pass.input)?;
+            let gradient = Output::f_like(&pass.input)?;
             let factors = match unreduced {
-                true => Factors::Rows(elements::<T>(&grad)),
-                false => Factors::Number(elements::<T>(&grad)[0].to_f64() * scale),
+                true => Factors::Rows(Numbers::of(&grad)),
+                false => Factors::Number(grad.f_double_value(&[])? * scale),
             };
-            formula.run(&pass.job(&options, factors, None, Some(&gradient)));
+            of_width(&*formula).run(&pass.job(&options, factors, None, Some(&gradient)));
             Ok(vec![Some(gradient.into_tensor())])
         };
-        context.f_gradients(fused, || {
+        context.f_gradients(&fused, &|| {
             let target = f_own(target)?;
             f_unchanged(&target, input.size()[class_dim] as usize, options.ignored)?;
-            let loss = |inputs: &[Tensor]| composite(&inputs[0], &target);
-            autograd::f_gradients_of(loss, &grad, std::slice::from_ref(input), &[true])
+            let loss = |inputs: &[Tensor]| composite(&[&inputs[0], &target]);
+            autograd::f_gradients_of(&loss, &grad, std::slice::from_ref(input), &[true])
         })
     };
     Ok(Function::new(&[rows.input]).save(&[rows.input, rows.target]).f_attach_own(vec![loss], backward)?.remove(0))
@@ -183,7 +210,7 @@ pub(super) struct Options<W> {
     pub(super) weight: Option<Vec<W>>,
 }
 
-impl<W: Element> Options<W> {
+impl<W: Wide> Options<W> {
     fn f_new(rows: &Rows) -> Result<Self, LossError> {
         Ok(Self { ignored: rows.ignore_index.unwrap_or(-1), weight: rows.weight.map(f_wide_numbers).transpose()? })
     }
@@ -199,7 +226,7 @@ impl<W: Element> Options<W> {
 }
 
 /// See [`Options::total_of_spread`].
-pub(super) fn total_of_spread<W: Element>(weight: Option<&[W]>, smoothing: f64, classes: usize) -> f64 {
+pub(super) fn total_of_spread<W: Wide>(weight: Option<&[W]>, smoothing: f64, classes: usize) -> f64 {
     match weight {
         _ if smoothing == 0.0 => 0.0,
         None => classes as f64,
@@ -208,7 +235,7 @@ pub(super) fn total_of_spread<W: Element>(weight: Option<&[W]>, smoothing: f64, 
 }
 
 /// The elements of a tensor, in the kind that a call is computed in.
-pub(super) fn f_wide_numbers<W: Element>(tensor: &Tensor) -> Result<Vec<W>, LossError> {
+pub(super) fn f_wide_numbers<W: Wide>(tensor: &Tensor) -> Result<Vec<W>, LossError> {
     let numbers = f_numbers(tensor)?;
     let mut wide = check::f_room(numbers.len())?;
     wide.extend(numbers.into_iter().map(W::from_f64));
@@ -238,8 +265,8 @@ pub(crate) fn scan_classes(indices: &Tensor, classes: i64, ignored: Option<i64>)
 
 /// Whether all numbers of a floating tensor are in the range, NaN is not; `None` where their memory cannot be looked at.
 pub(crate) fn scan_range(tensor: &Tensor, range: RangeInclusive<f64>) -> Option<bool> {
-    fn all<T: Element>(tensor: &Tensor, range: RangeInclusive<f64>) -> bool {
-        all_in(elements::<T>(tensor), |number| range.contains(&number.to_f64()))
+    fn all<T: Stored + Into<f64>>(tensor: &Tensor, range: RangeInclusive<f64>) -> bool {
+        all_in(elements::<T>(tensor), |number| range.contains(&(*number).into()))
     }
     let kind = tensor.f_kind().ok()?;
     if !is_plain(tensor, kind) || !tensor.is_contiguous() {
@@ -283,16 +310,13 @@ impl Pass {
         let target = match target.f_kind()? {
             Kind::Int64 => target.f_contiguous()?,
             _ if target.size() != size => target.f_detach()?.f_contiguous()?,
-            _ => {
-                let [_, target] = f_one_layout([&input, target])?;
-                target
-            }
+            _ => f_one_layout(&[&input, target])?.remove(1),
         };
         Ok(Self { input, target, classes, inner })
     }
 
     /// What the sum of the losses is multiplied by.
-    fn scale<W: Element>(&self, options: &Options<W>, reduction: RowReduction) -> f64 {
+    fn scale<W: Wide>(&self, options: &Options<W>, reduction: RowReduction) -> f64 {
         let divisor = match reduction {
             RowReduction::None | RowReduction::Sum => 1.0,
             RowReduction::Mean => (self.input.numel() / self.classes) as f64,
@@ -316,26 +340,25 @@ impl Pass {
     }
 
     /// Whether the class of each target that is not ignored has weight 0.
-    fn all_weightless<W: Element>(&self, options: &Options<W>) -> bool {
+    fn all_weightless<W: Wide>(&self, options: &Options<W>) -> bool {
         let counted = integers(&self.target).iter().filter(|class| **class != options.ignored);
         counted.copied().all(|class| options.weight_of(class as usize) == 0.0)
     }
 
-    fn job<'a, T: Element>(
+    fn job<'a, W: Wide>(
         &'a self,
-        options: &'a Options<T::Wide>,
-        factors: Factors<'a, T>,
-        losses: Option<&'a Output<T>>,
-        gradient: Option<&'a Output<T>>,
-    ) -> Job<'a, T> {
+        options: &'a Options<W>,
+        factors: Factors<'a, W>,
+        losses: Option<&'a Output<W>>,
+        gradient: Option<&'a Output<W>>,
+    ) -> Job<'a, W> {
         let (classes, numbers) = match self.target.f_kind() {
-            Ok(Kind::Int64) => (integers(&self.target), &[][..]),
-            _ => (&[][..], elements::<T>(&self.target)),
+            Ok(Kind::Int64) => (integers(&self.target), Numbers::NONE),
+            _ => (&[][..], Numbers::of(&self.target)),
         };
-        let input = elements::<T>(&self.input);
         Job {
             options,
-            input,
+            input: Numbers::of(&self.input),
             target: classes,
             numbers,
             classes: self.classes,
@@ -349,25 +372,25 @@ impl Pass {
 
 /// What the gradients of the rows are multiplied by.
 #[derive(Clone, Copy)]
-enum Factors<'a, T> {
+enum Factors<'a, W> {
     Number(f64),
-    Rows(&'a [T]),
+    Rows(Numbers<'a, W>),
 }
 
 /// What all threads work on.
-pub(super) struct Job<'a, T: Element> {
-    pub(super) options: &'a Options<T::Wide>,
-    pub(super) input: &'a [T],
+pub(super) struct Job<'a, W> {
+    pub(super) options: &'a Options<W>,
+    pub(super) input: Numbers<'a, W>,
     /// The class of each row, where there is one.
     pub(super) target: &'a [i64],
     /// The numbers of the target, where there is no class.
-    pub(super) numbers: &'a [T],
+    pub(super) numbers: Numbers<'a, W>,
     pub(super) classes: usize,
     /// How many rows lie beside each other: the distance of the classes of a row.
     inner: usize,
-    factors: Factors<'a, T>,
-    losses: Option<&'a Output<T>>,
-    gradient: Option<&'a Output<T>>,
+    factors: Factors<'a, W>,
+    losses: Option<&'a Output<W>>,
+    gradient: Option<&'a Output<W>>,
 }
 
 /// Pixels of one sample beside each other.
@@ -391,7 +414,7 @@ impl Pixels {
     }
 }
 
-impl<T: Element> Job<'_, T> {
+impl<W: Wide> Job<'_, W> {
     /// The sum of what `rows` returns for ranges of rows with their classes side by side, or where these are apart, `pixels`
     /// for blocks of at most `block` pixels.
     pub(super) fn sum(
@@ -438,13 +461,13 @@ impl<T: Element> Job<'_, T> {
 
     #[inline(always)]
     fn fetch(&self, range: Range<usize>, to_next: usize) {
-        if let Some(address) = self.gradient.and_then(Output::address) {
-            simd::fetch(address, range.clone());
+        if let Some(gradient) = self.gradient {
+            gradient.fetch(range.clone());
         }
         let next = range.start + to_next..(range.end + to_next).min(self.input.len());
-        simd::fetch(self.input.as_ptr(), next.clone());
+        self.input.fetch(next.clone());
         if self.numbers.len() == self.input.len() {
-            simd::fetch(self.numbers.as_ptr(), next);
+            self.numbers.fetch(next);
         }
     }
 
@@ -456,14 +479,14 @@ impl<T: Element> Job<'_, T> {
 
     /// The sum of the losses of `rows`, which are stored, too: what `loss` returns for a row and its class, and 0 with gradient 0
     /// where a row is ignored.
-    pub(super) fn sum_classes(&self, rows: Range<usize>, mut loss: impl FnMut(usize, usize) -> T::Wide) -> f64 {
+    pub(super) fn sum_classes(&self, rows: Range<usize>, mut loss: impl FnMut(usize, usize) -> W) -> f64 {
         let mut sum = 0.0;
         for row in rows {
             let loss = match self.class(row) {
                 Some(class) => loss(row, class),
                 None => {
                     self.store_zeros(row * self.classes, self.classes);
-                    T::Wide::default()
+                    W::default()
                 }
             };
             self.store_losses(row, &[loss]);
@@ -474,27 +497,27 @@ impl<T: Element> Job<'_, T> {
 
     /// The classes of pixels as numbers; −1 where they are ignored.
     #[inline(always)]
-    pub(super) fn class_numbers(&self, pixels: Pixels, numbers: &mut [T::Wide]) {
+    pub(super) fn class_numbers(&self, pixels: Pixels, numbers: &mut [W]) {
         let ignored = self.options.ignored;
         for (number, &class) in numbers[..pixels.length].iter_mut().zip(&self.target[pixels.row..]) {
             let class = if class == ignored { -1 } else { class as i32 };
-            *number = T::Wide::from_f64(f64::from(class));
+            *number = W::from_f64(f64::from(class));
         }
     }
 
-    pub(super) fn factor(&self, row: usize) -> T::Wide {
+    pub(super) fn factor(&self, row: usize) -> W {
         match self.factors {
-            Factors::Number(number) => T::Wide::from_f64(number),
-            Factors::Rows(factors) => T::Wide::from_f64(factors[row].to_f64()),
+            Factors::Number(number) => W::from_f64(number),
+            Factors::Rows(factors) => W::from_f64(factors.get(row)),
         }
     }
 
     /// Writes the factors of pixels into `room`.
-    pub(super) fn read_factors(&self, pixels: Pixels, room: &mut [T::Wide]) {
+    pub(super) fn read_factors(&self, pixels: Pixels, room: &mut [W]) {
         let room = &mut room[..pixels.length];
         match self.factors {
-            Factors::Number(number) => room.fill(T::Wide::from_f64(number)),
-            Factors::Rows(factors) => T::copy(&factors[pixels.row..pixels.row + pixels.length], room),
+            Factors::Number(number) => room.fill(W::from_f64(number)),
+            Factors::Rows(factors) => factors.copy(pixels.row..pixels.row + pixels.length, room),
         }
     }
 
@@ -503,10 +526,10 @@ impl<T: Element> Job<'_, T> {
     }
 
     /// Stores the losses of rows from `row` on.
-    pub(super) fn store_losses(&self, row: usize, losses: &[T::Wide]) {
+    pub(super) fn store_losses(&self, row: usize, losses: &[W]) {
         let Some(output) = self.losses else { return };
         // SAFETY: tasks have rows of their own, and write them one after another.
-        T::write(losses, unsafe { output.range(row..row + losses.len()) });
+        unsafe { output.write_cached(row..row + losses.len(), losses) };
     }
 
     /// Stores what `map` makes of numbers as the gradient from `position` on, but `other` at a place among them. The numbers may
@@ -515,9 +538,9 @@ impl<T: Element> Job<'_, T> {
     pub(super) fn store_gradient(
         &self,
         position: usize,
-        numbers: &mut [T::Wide],
-        map: impl Fn(usize, T::Wide) -> T::Wide,
-        other: Option<(usize, T::Wide)>,
+        numbers: &mut [W],
+        map: impl Fn(usize, W) -> W,
+        other: Option<(usize, W)>,
     ) {
         let Some(output) = self.gradient else { return };
         // SAFETY: tasks have rows of their own, and write them one after another.
@@ -528,7 +551,6 @@ impl<T: Element> Job<'_, T> {
     pub(super) fn store_zeros(&self, position: usize, length: usize) {
         let Some(output) = self.gradient else { return };
         // SAFETY: tasks have rows of their own, and write them one after another.
-        let elements = unsafe { output.range(position..position + length) };
-        elements.fill(std::mem::MaybeUninit::new(T::from_f64(0.0)));
+        unsafe { output.write_zeros(position..position + length) };
     }
 }

@@ -1,31 +1,63 @@
-//! Loops compiled once for each instruction set, of which the best that the processor has is chosen at run time.
+//! Loops compiled for the vector instructions of today's processors, beside a program that is compiled for any.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::sync::OnceLock;
-
-use pulp::{Arch, Simd, WithSimd};
+#[cfg(target_arch = "x86_64")]
+use std::sync::LazyLock;
 
 use super::BLOCK;
+use super::element::Stored;
+use super::narrow::Narrow;
 use super::number::{Lane, Real};
 
 /// A loop over lanes of numbers.
-pub(super) trait Kernel<W: Wide> {
+pub(super) trait Kernel<W: Wide>: Sized {
     type Result;
     /// Runs it; implementations are `#[inline(always)]`, and so is all that they call.
     ///
     /// Loops in it are `for` loops: what a closure does in an adapter's `map` and `sum` may be compiled apart, without the vector
-    /// instructions.
+    /// instructions. `tests/kernel_loops.rs` looks for such.
     fn run<R: LaneOf<W>>(self) -> Self::Result;
+
+    /// The same in vector instructions. A method, so that it is compiled beside the type that it is of: one function for all would
+    /// be one unit of code, which one core compiles.
+    ///
+    /// # Safety
+    /// The processor has these instructions.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,bmi1,bmi2,fma,lzcnt,popcnt")]
+    unsafe fn run_in_vectors(self) -> Self::Result {
+        self.run::<W::Fused>()
+    }
+
+    /// The same in vectors of 512 bits.
+    ///
+    /// # Safety
+    /// The processor has these instructions.
+    #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+    #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,bmi1,bmi2,fma,lzcnt,popcnt")]
+    unsafe fn run_in_long_vectors(self) -> Self::Result {
+        self.run::<W::Fused>()
+    }
 }
 
 /// A number type that engines compute in.
-pub(super) trait Wide: super::element::Element<Wide = Self> + Default + PartialEq + Into<f64> {
+pub(super) trait Wide: Stored + Default + PartialEq + Into<f64> {
     #[doc(hidden)]
     type Fused: LaneOf<Self>;
     #[doc(hidden)]
     type Plain: LaneOf<Self>;
 
+    fn from_f64(value: f64) -> Self;
+
+    fn to_f64(self) -> f64 {
+        self.into()
+    }
+
+    /// Converts elements of half precision into numbers, as many.
+    fn widen<H: Narrow>(elements: &[H], numbers: &mut [Self]);
+    /// Converts numbers into elements of half precision, as many.
+    fn narrow<H: Narrow>(numbers: &[Self], elements: &mut [MaybeUninit<H>]);
     /// Sorts numbers, with something beside each, in ascending order; equal ones stay as they are.
     fn sort(numbers: &mut [(Self, u32)]);
 }
@@ -37,10 +69,19 @@ pub(super) trait LaneOf<W>: Real {
 }
 
 macro_rules! wide {
-    ($number:ty) => {
+    ($number:ty, $widen:item, $narrow:item) => {
         impl Wide for $number {
             type Fused = Lane<$number, true>;
             type Plain = Lane<$number, false>;
+
+            #[inline(always)]
+            fn from_f64(value: f64) -> Self {
+                value as $number
+            }
+
+            $widen
+
+            $narrow
 
             fn sort(numbers: &mut [(Self, u32)]) {
                 radsort::sort_by_key(numbers, |(number, _)| *number);
@@ -59,24 +100,91 @@ macro_rules! wide {
         }
     };
 }
-wide!(f32);
-wide!(f64);
+wide!(
+    f32,
+    fn widen<H: Narrow>(elements: &[H], numbers: &mut [Self]) {
+        H::widen_all(elements, numbers);
+    },
+    fn narrow<H: Narrow>(numbers: &[Self], elements: &mut [MaybeUninit<H>]) {
+        H::narrow_all(numbers, elements);
+    }
+);
+wide!(
+    f64,
+    fn widen<H: Narrow>(elements: &[H], numbers: &mut [Self]) {
+        for (number, element) in numbers.iter_mut().zip(elements) {
+            *number = element.widen().into();
+        }
+    },
+    fn narrow<H: Narrow>(numbers: &[Self], elements: &mut [MaybeUninit<H>]) {
+        for (element, number) in elements.iter_mut().zip(numbers) {
+            element.write(H::narrow(*number as f32));
+        }
+    }
+);
 
-/// Runs `kernel` on the best instruction set there is.
-pub(super) fn run<W: Wide, K: Kernel<W>>(kernel: K) -> K::Result {
-    static ARCH: OnceLock<Arch> = OnceLock::new();
-    ARCH.get_or_init(Arch::new).dispatch(Dispatched(kernel, std::marker::PhantomData::<W>))
+/// Whether the processor has the instructions that kernels are compiled for. Where it has not, tensor operations compute the
+/// losses.
+pub(super) fn has_vectors() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        static HAS: LazyLock<bool> = LazyLock::new(|| {
+            is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("bmi1")
+                && is_x86_feature_detected!("bmi2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("lzcnt")
+                && is_x86_feature_detected!("popcnt")
+        });
+        *HAS
+    }
+    // The vector instructions and the fused multiply-add that every processor of the architecture has.
+    #[cfg(not(target_arch = "x86_64"))]
+    cfg!(target_arch = "aarch64")
 }
 
-struct Dispatched<K, W>(K, std::marker::PhantomData<W>);
+/// Whether the processor has vectors of 512 bits.
+#[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+#[inline]
+pub(super) fn has_long_vectors() -> bool {
+    static HAS: LazyLock<bool> = LazyLock::new(|| {
+        has_vectors()
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512cd")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+    });
+    *HAS
+}
 
-impl<W: Wide, K: Kernel<W>> WithSimd for Dispatched<K, W> {
-    type Output = K::Result;
+/// Runs `kernel` in vector instructions, which the processor [has](has_vectors).
+#[inline]
+pub(super) fn run<W: Wide, K: Kernel<W>>(kernel: K) -> K::Result {
+    check_vectors();
+    #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+    if has_long_vectors() {
+        // SAFETY: just checked.
+        return unsafe { kernel.run_in_long_vectors() };
+    }
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: just checked.
+    unsafe {
+        kernel.run_in_vectors()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    kernel.run::<W::Fused>()
+}
 
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> K::Result {
-        // All but the scalar fallback have a fused multiply-add.
-        if S::IS_SCALAR { self.0.run::<W::Plain>() } else { self.0.run::<W::Fused>() }
+/// Panics where the processor has no vector instructions, so that no engine is to be asked.
+#[inline]
+pub(super) fn check_vectors() {
+    #[cold]
+    fn without() -> ! {
+        unreachable!("a fused engine takes no call on a processor without vector instructions")
+    }
+    if !has_vectors() {
+        without();
     }
 }
 
@@ -103,16 +211,23 @@ pub(super) fn stream<W: Wide>(numbers: &[W], elements: &mut [MaybeUninit<W>]) {
         let (start, groups, end) = unsafe { elements.align_to_mut::<MaybeUninit<__m128i>>() };
         let (first, rest) = numbers.split_at(start.len());
         let lanes = size_of::<__m128i>() / size_of::<W>();
-        W::write(first, start);
+        copy(first, start);
         let whole = rest.chunks_exact(lanes);
-        W::write(whole.remainder(), end);
+        copy(whole.remainder(), end);
         for (group, numbers) in groups.iter_mut().zip(whole) {
             // SAFETY: reads as many bytes as the chunk has, and writes an aligned place of as many.
             unsafe { _mm_stream_si128(group.as_mut_ptr(), _mm_loadu_si128(numbers.as_ptr().cast())) };
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    W::write(numbers, elements);
+    copy(numbers, elements);
+}
+
+/// Copies numbers to places, as many.
+pub(super) fn copy<W: Copy>(numbers: &[W], places: &mut [MaybeUninit<W>]) {
+    assert_eq!(numbers.len(), places.len());
+    // SAFETY: both are of this length, and apart, since one of them is borrowed for writing.
+    unsafe { std::ptr::copy_nonoverlapping(numbers.as_ptr(), places.as_mut_ptr().cast(), numbers.len()) };
 }
 
 /// Makes what [`stream`] has written in this thread visible to those that synchronise with it.
@@ -140,16 +255,16 @@ impl<W: Wide> Kernel<W> for Sum<'_, W> {
 
     #[inline(always)]
     fn run<R: LaneOf<W>>(self) -> f64 {
-        let mut sums = [W::default(); LANES];
+        let mut sums = [R::of(0.0); LANES];
         let groups = self.0.chunks_exact(LANES);
         let rest = groups.remainder();
         for group in groups {
             for (sum, number) in sums.iter_mut().zip(group) {
-                *sum = (R::new(*sum) + R::new(*number)).get();
+                *sum = *sum + R::new(*number);
             }
         }
         for (sum, number) in sums.iter_mut().zip(rest) {
-            *sum = (R::new(*sum) + R::new(*number)).get();
+            *sum = *sum + R::new(*number);
         }
         total(sums)
     }
@@ -172,7 +287,10 @@ pub(super) fn fold<R: LaneOf<W>, W: Wide, const N: usize, const S: usize>(
     start: [R; S],
     add: impl Fn([R; N], [R; S]) -> [R; S],
 ) -> [[R; LANES]; S] {
-    let mut lanes = start.map(|start| [start; LANES]);
+    let mut lanes = [[R::of(0.0); LANES]; S];
+    for k in 0..S {
+        lanes[k] = [start[k]; LANES];
+    }
     fold_into(&mut lanes, arrays, add);
     lanes
 }
@@ -186,10 +304,10 @@ pub(super) fn fold_into<R: LaneOf<W>, W: Wide, const N: usize, const S: usize>(
 ) {
     let length = arrays[0].len();
     for start in (0..length).step_by(LANES) {
-        let group = arrays.map(|array| &array[start..length.min(start + LANES)]);
+        let group = part(arrays, start..length.min(start + LANES));
         match length - start {
-            // So many are a loop without a rest.
-            LANES.. => fold_group(group.map(|array| &array[..LANES]), lanes, LANES, &add),
+            // A loop of a length that the compiler knows.
+            LANES.. => fold_group(part(group, 0..LANES), lanes, LANES, &add),
             length => fold_group(group, lanes, length, &add),
         }
     }
@@ -204,23 +322,98 @@ fn fold_group<R: LaneOf<W>, W: Wide, const N: usize, const S: usize>(
     add: &impl Fn([R; N], [R; S]) -> [R; S],
 ) {
     for lane in 0..length {
-        // By index: `map` would copy the numbers of all lanes each time.
-        let so_far = std::array::from_fn(|k| lanes[k][lane]);
-        let added = add(arrays.map(|array| R::new(array[lane])), so_far);
+        let mut so_far = [R::of(0.0); S];
+        for k in 0..S {
+            so_far[k] = lanes[k][lane];
+        }
+        let added = add(at(&arrays, lane), so_far);
         for k in 0..S {
             lanes[k][lane] = added[k];
         }
     }
 }
 
+/// The same places of all arrays.
+#[inline(always)]
+pub(super) fn part<W, const N: usize>(mut arrays: [&[W]; N], places: Range<usize>) -> [&[W]; N] {
+    for k in 0..N {
+        arrays[k] = &arrays[k][places.start..places.end];
+    }
+    arrays
+}
+
+/// The first numbers of each of the first `N` arrays.
+#[inline(always)]
+pub(super) fn first<'a, W, const N: usize>(arrays: &[&'a [W]], length: usize) -> [&'a [W]; N] {
+    let mut first = [&[][..]; N];
+    for k in 0..N {
+        first[k] = &arrays[k][..length];
+    }
+    first
+}
+
+/// Where the first of the `length` numbers of each of the first `N` arrays is.
+#[inline(always)]
+pub(super) fn starts<W, const N: usize>(arrays: &[&[W]], length: usize) -> [*const W; N] {
+    let mut starts = [std::ptr::null(); N];
+    for k in 0..N {
+        starts[k] = arrays[k][..length].as_ptr();
+    }
+    starts
+}
+
+/// The same of places.
+#[inline(always)]
+pub(super) fn starts_mut<W, const N: usize>(arrays: &mut [&mut [W]], length: usize) -> [*mut W; N] {
+    let mut starts = [std::ptr::null_mut(); N];
+    for k in 0..N {
+        starts[k] = arrays[k][..length].as_mut_ptr();
+    }
+    starts
+}
+
+/// The numbers of all arrays at one place.
+#[inline(always)]
+pub(super) fn at<R: LaneOf<W>, W: Wide, const N: usize>(arrays: &[&[W]; N], place: usize) -> [R; N] {
+    let mut numbers = [R::of(0.0); N];
+    for k in 0..N {
+        numbers[k] = R::new(arrays[k][place]);
+    }
+    numbers
+}
+
+/// Numbers as lanes.
+#[inline(always)]
+pub(super) fn lanes_of<R: Real, const N: usize>(numbers: [f64; N]) -> [R; N] {
+    let mut lanes = [R::of(0.0); N];
+    for k in 0..N {
+        lanes[k] = R::of(numbers[k]);
+    }
+    lanes
+}
+
+/// The largest of the lanes and `least`.
+#[inline(always)]
+pub(super) fn largest_lane<R: Real>(lanes: [R; LANES], least: R) -> R {
+    let mut largest = least;
+    for lane in 0..LANES {
+        largest = largest.max(lanes[lane]);
+    }
+    largest
+}
+
 /// The sum of the few sums of a block, in double precision, in pairs, so that none waits for all before it.
 #[inline(always)]
-pub(super) fn total<W: Wide>(sums: [W; LANES]) -> f64 {
+pub(super) fn total<R: LaneOf<W>, W: Wide>(sums: [R; LANES]) -> f64 {
     let mut doubles = [0.0; LANES];
     for lane in 0..LANES {
-        doubles[lane] = sums[lane].into();
+        doubles[lane] = sums[lane].get().into();
     }
-    let mut sums = doubles;
+    total_of(doubles)
+}
+
+#[inline(always)]
+pub(super) fn total_of(mut sums: [f64; LANES]) -> f64 {
     let mut width = LANES;
     while width > 1 {
         width /= 2;

@@ -9,7 +9,6 @@ use std::ops::Range;
 use tch::Tensor;
 
 use super::BLOCK;
-use super::element::Element;
 use super::number::{Real, choose};
 use super::rows::{Job, Pixels, RowFormula, RowReduction, Rows, f_rows};
 use super::simd::{self, Kernel, LANES, LaneOf, Sum, Wide};
@@ -53,38 +52,100 @@ where
 /// How many pixels are worked on at a time, at most.
 const PIXELS: usize = 512;
 
-/// How many losses of pixels are computed at a time; the last ones of a block may be of no pixel.
-const GROUP: usize = 64;
-
 /// How many, so that they fit the second cache with all their classes.
 fn block(classes: usize) -> usize {
     ((1 << 15) / classes / 16 * 16).clamp(32, PIXELS)
 }
 
-/// Room for the numbers of a row or block, where its elements are converted to be read.
-pub(super) fn room<T: Element>(length: usize) -> Vec<T::Wide> {
-    vec![T::Wide::default(); if size_of::<T>() == size_of::<T::Wide>() { 0 } else { length }]
+/// How many rows of classes side by side are worked on at a time, so that the first cache has their exponentials until they are
+/// read again.
+fn rows_at_once(classes: usize) -> usize {
+    ((1 << 13) / classes).clamp(1, ROWS)
 }
 
+/// So many at most.
+const ROWS: usize = 64;
+
 /// Losses of a class for each row.
-#[derive(Clone, Copy)]
 struct OfClasses<F> {
     formula: F,
     smoothing: f64,
 }
 
 impl<F: RowLoss> RowFormula for OfClasses<F> {
-    fn run<T: Element>(self, job: &Job<T>) -> f64 {
-        let total = job.options.total_of_spread(self.smoothing, job.classes);
-        let spread = self.smoothing / job.classes as f64;
-        let call = Classes { job, formula: self.formula, own: 1.0 - self.smoothing, total, spread };
-        job.sum(block(job.classes), |rows| call.rows(rows), |pixels| call.pixels(pixels))
+    fn run<W: Wide>(&self, job: &Job<W>) -> f64 {
+        Classes::new(job, &self.formula, self.smoothing).sum()
     }
 }
 
-struct Classes<'a, T: Element, F> {
-    job: &'a Job<'a, T>,
+/// A formula without its type, which the engine calls once for some rows.
+trait OfRows<W>: Sync {
+    fn evaluate(&self, rows: Evaluation<W>);
+}
+
+impl<W: Wide, F: RowLoss> OfRows<W> for F {
+    fn evaluate(&self, rows: Evaluation<W>) {
+        simd::run(Evaluate { formula: *self, rows });
+    }
+}
+
+/// Rows, whose losses and coefficients are to be computed. The gradient of a row is `of_p` p\[c\] − `of_weight` w\[c\], and
+/// `of_target` − `of_weight` w\[t\] at the target.
+struct Evaluation<'a, W> {
+    /// log p\[t\]
+    log_p: &'a [W],
+    /// 1 − p\[t\]
+    rest: &'a [W],
+    /// log Σ exp(x)
+    log_sum: &'a [W],
+    /// −Σ w log p over all classes; anything where the target is not smoothed.
+    smooth: &'a [W],
+    weights: &'a [W],
+    factors: &'a [W],
+    /// The share of each class in a smoothed target, and the sum of the weights of all classes.
+    spread: f64,
+    total: f64,
+    losses: &'a mut [W],
+    of_p: &'a mut [W],
+    of_target: &'a mut [W],
+    of_weight: &'a mut [W],
+}
+
+/// Computes them.
+struct Evaluate<'a, W, F> {
     formula: F,
+    rows: Evaluation<'a, W>,
+}
+
+impl<W: Wide, F: RowLoss> Kernel<W> for Evaluate<'_, W, F> {
+    type Result = ();
+
+    #[inline(always)]
+    fn run<R: LaneOf<W>>(self) {
+        let Evaluation { log_p, rest, log_sum, smooth, weights, factors, spread, total, .. } = self.rows;
+        let Evaluation { losses, of_p, of_target, of_weight, .. } = self.rows;
+        let length = losses.len();
+        let [log_p, rest, log_sum, smooth, weights, factors] =
+            simd::first(&[log_p, rest, log_sum, smooth, weights, factors], length);
+        let (of_p, of_target, of_weight) = (&mut of_p[..length], &mut of_target[..length], &mut of_weight[..length]);
+        let (spread, total) = (R::of(spread), R::of(total));
+        for i in 0..length {
+            let (weight, factor) = (R::new(weights[i]), R::new(factors[i]));
+            let (loss, [of_log_p, of_log_sum]) = self.formula.evaluate(R::new(log_p[i]), R::new(log_sum[i]));
+            let of_row = factor * (weight * of_log_sum + spread * total);
+            let of_row_p = of_row - factor * weight * of_log_p;
+            losses[i] = (weight * loss + spread * R::new(smooth[i])).get();
+            of_p[i] = of_row_p.get();
+            // Not with p − 1, which loses the digits of a p near 1.
+            of_target[i] = (of_row - R::new(rest[i]) * of_row_p).get();
+            of_weight[i] = (factor * spread).get();
+        }
+    }
+}
+
+struct Classes<'a, W> {
+    job: &'a Job<'a, W>,
+    formula: &'a (dyn OfRows<W> + 'a),
     /// The share of the target's class that is not spread.
     own: f64,
     /// The sum of the weights of all classes, 0 where the target is not smoothed.
@@ -93,43 +154,84 @@ struct Classes<'a, T: Element, F> {
     spread: f64,
 }
 
-/// The gradient of a row: `of_p` p\[c\] − `of_weight` w\[c\], and `of_row` − `of_p` (1 − p\[t\]) − `of_weight` w\[t\] at the target.
-#[derive(Clone, Copy)]
-struct Coefficients<R> {
-    of_p: R,
-    of_row: R,
-    of_weight: R,
+/// Numbers of up to `L` rows.
+struct Lines<W, const L: usize> {
+    /// The class of the target, −1 where it is ignored.
+    classes: [W; L],
+    /// The logit of the target.
+    targets: [W; L],
+    /// The largest logit, the exponential of the target's logit less it, and the sum of those of the others.
+    max: [W; L],
+    own: [W; L],
+    others: [W; L],
+    /// The sum of the weighted distances from the largest logit.
+    distances: [W; L],
+    /// See [`Evaluation`].
+    log_p: [W; L],
+    rest: [W; L],
+    log_sum: [W; L],
+    smooth: [W; L],
+    weights: [W; L],
+    factors: [W; L],
+    losses: [W; L],
+    of_p: [W; L],
+    of_target: [W; L],
+    of_weight: [W; L],
 }
 
-/// What a loss is made of.
-struct RowSums<R> {
-    /// log p\[t\]
-    log_p: R,
-    /// 1 − p\[t\]
-    rest: R,
-    /// log Σ exp(x)
-    log_sum: R,
-    /// −Σ w log p over all classes; anything where the target is not smoothed.
-    smooth: R,
-}
-
-impl<R: Real> RowSums<R> {
-    /// From the logit of the target less the largest one, the largest one, the sum of the weighted distances from it, the
-    /// exponential of the target's logit less the largest one, and the sum of the others.
-    #[inline(always)]
-    fn of_shifted([x, max, distances]: [R; 3], own: R, others: R, total: f64) -> Self {
-        let sum = own + others;
-        let log = sum.ln();
-        let log_p = choose(own > others, likely(own, others), x - log);
-        Self { log_p, rest: others / sum, log_sum: max + log, smooth: distances + R::of(total) * log }
+impl<W: Wide, const L: usize> Lines<W, L> {
+    fn new() -> Self {
+        let zeros = [W::default(); L];
+        Self {
+            classes: zeros,
+            targets: zeros,
+            max: zeros,
+            own: zeros,
+            others: zeros,
+            distances: zeros,
+            log_p: zeros,
+            rest: zeros,
+            log_sum: zeros,
+            smooth: zeros,
+            weights: zeros,
+            factors: zeros,
+            losses: zeros,
+            of_p: zeros,
+            of_target: zeros,
+            of_weight: zeros,
+        }
     }
 
-    /// From the exponential of the target's logit, and the sum of the others.
     #[inline(always)]
-    fn of_moderate(own: R, others: R) -> Self {
-        let sum = own + others;
-        // Not x − log Σ exp(x), which loses digits where both are large.
-        Self { log_p: likely(own, others), rest: others / sum, log_sum: sum.ln(), smooth: R::of(0.0) }
+    fn take<R: LaneOf<W>>(&mut self, rows: Range<usize>, unshifted: bool, total: f64) {
+        match unshifted {
+            true => self.take_logarithms::<R, true>(rows, total),
+            false => self.take_logarithms::<R, false>(rows, total),
+        }
+    }
+
+    /// What the losses of some rows are made of, `UNSHIFTED` where exponentials are those of the logits themselves.
+    #[inline(always)]
+    fn take_logarithms<R: LaneOf<W>, const UNSHIFTED: bool>(&mut self, rows: Range<usize>, total: f64) {
+        for i in rows.start..rows.end.min(L) {
+            let (own, others) = (R::new(self.own[i]), R::new(self.others[i]));
+            let sum = own + others;
+            let log = sum.ln();
+            let likely = likely(own, others);
+            self.rest[i] = (others / sum).get();
+            if UNSHIFTED {
+                // Not x − log Σ exp(x), which loses digits where both are large.
+                self.log_p[i] = likely.get();
+                self.log_sum[i] = log.get();
+                self.smooth[i] = W::default();
+            } else {
+                let max = R::new(self.max[i]);
+                let x = R::new(self.targets[i]) - max;
+                self.log_p[i] = choose(own > others, likely, x - log).get();
+                self.log_sum[i] = (max + log).get();
+                self.smooth[i] = (R::new(self.distances[i]) + R::of(total) * log).get();
+            }
+        }
     }
 }
 
@@ -154,122 +256,179 @@ pub(super) fn others<W: Wide, R: LaneOf<W>>(exponentials: &mut [W], place: usize
     R::of(others)
 }
 
-impl<T: Element, F: RowLoss> Classes<'_, T, F> {
-    /// The loss of a row whose target has this weight, and the coefficients of its gradient.
-    #[inline(always)]
-    fn evaluate<R: LaneOf<T::Wide>>(&self, weight: R, factor: R, row: RowSums<R>) -> (R, Coefficients<R>) {
-        let (loss, [of_log_p, of_log_sum]) = self.formula.evaluate(row.log_p, row.log_sum);
-        let (spread, total) = (R::of(self.spread), R::of(self.total));
-        let loss = weight * loss + spread * row.smooth;
-        let of_row = factor * (weight * of_log_sum + spread * total);
-        (loss, Coefficients { of_p: of_row - factor * weight * of_log_p, of_row, of_weight: factor * spread })
+impl<'a, W: Wide> Classes<'a, W> {
+    fn new(job: &'a Job<'a, W>, formula: &'a (dyn OfRows<W> + 'a), smoothing: f64) -> Self {
+        let total = job.options.total_of_spread(smoothing, job.classes);
+        Self { job, formula, own: 1.0 - smoothing, total, spread: smoothing / job.classes as f64 }
+    }
+
+    fn sum(&self) -> f64 {
+        self.job.sum(block(self.job.classes), |rows| self.rows(rows), |pixels| self.pixels(pixels))
     }
 
     /// How much the target of this class counts.
-    fn weight(&self, class: usize) -> T::Wide {
-        T::Wide::from_f64(self.own * self.job.options.weight_of(class))
+    fn weight(&self, class: usize) -> W {
+        W::from_f64(self.own * self.job.options.weight_of(class))
+    }
+
+    /// The losses of the first rows, and the coefficients of their gradients.
+    fn evaluate<const L: usize>(&self, lines: &mut Lines<W, L>, rows: usize) {
+        self.formula.evaluate(Evaluation {
+            log_p: &lines.log_p,
+            rest: &lines.rest,
+            log_sum: &lines.log_sum,
+            smooth: &lines.smooth,
+            weights: &lines.weights,
+            factors: &lines.factors,
+            spread: self.spread,
+            total: self.total,
+            losses: &mut lines.losses[..rows],
+            of_p: &mut lines.of_p,
+            of_target: &mut lines.of_target,
+            of_weight: &mut lines.of_weight,
+        });
     }
 
     /// Rows of classes side by side in memory.
     fn rows(&self, rows: Range<usize>) -> f64 {
-        let classes = self.job.classes;
-        simd::run(ClassRows {
-            call: self,
-            rows,
-            room: &mut room::<T>(classes),
-            exponentials: &mut vec![T::Wide::default(); classes],
-        })
+        let (job, classes) = (self.job, self.job.classes);
+        let at_once = rows_at_once(classes);
+        let (mut lines, mut sums, mut room) = (Lines::<W, ROWS>::new(), [W::default(); ROWS], job.input.room(classes));
+        let mut exponentials = vec![W::default(); at_once.min(rows.len()) * classes];
+        let mut sum = 0.0;
+        for first in rows.clone().step_by(at_once) {
+            let rows = first..rows.end.min(first + at_once);
+            let group = ClassRows { call: self, rows: rows.clone(), lines: &mut lines, sums: &mut sums };
+            simd::run(SumRows { group, room: &mut room, exponentials: &mut exponentials });
+            self.evaluate(&mut lines, rows.len());
+            if job.needs_gradient() {
+                let group = ClassRows { call: self, rows: rows.clone(), lines: &mut lines, sums: &mut sums };
+                simd::run(DeriveRows { group, exponentials: &mut exponentials });
+            }
+            for (row, loss) in rows.clone().zip(&mut lines.losses) {
+                if job.class(row).is_none() {
+                    *loss = W::default();
+                }
+                sum += loss.to_f64();
+            }
+            job.store_losses(first, &lines.losses[..rows.len()]);
+        }
+        sum
     }
 
     /// Blocks of pixels; a class has its pixels side by side in memory.
     fn pixels(&self, blocks: &mut dyn Iterator<Item = Pixels>) -> f64 {
         let mut room = Room::new(self.job.classes);
-        blocks.map(|pixels| simd::run(ClassPixels { call: self, pixels, room: &mut room })).sum()
-    }
-}
-
-/// Rows of classes: stores their gradients and losses, returns the sum of the losses.
-struct ClassRows<'a, T: Element, F> {
-    call: &'a Classes<'a, T, F>,
-    rows: Range<usize>,
-    room: &'a mut [T::Wide],
-    exponentials: &'a mut [T::Wide],
-}
-
-impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassRows<'_, T, F> {
-    type Result = f64;
-
-    #[inline(always)]
-    fn run<R: LaneOf<T::Wide>>(self) -> f64 {
-        let Self { call, rows, room, exponentials } = self;
-        let (job, classes) = (call.job, call.job.classes);
         let mut sum = 0.0;
-        for row in rows {
-            let start = row * classes;
-            let Some(class) = job.class(row) else {
-                job.store_zeros(start, classes);
-                job.store_losses(row, &[T::Wide::default()]);
-                continue;
-            };
-            let x = T::read(&job.input[start..start + classes], room);
-            let loss = ClassRow { call, row, class, x, exponentials: &mut *exponentials }.run::<R>();
-            job.store_losses(row, &[loss]);
-            sum += loss.to_f64();
+        for pixels in blocks {
+            simd::run(SumPixels(ClassPixels { call: self, pixels, room: &mut room }));
+            self.evaluate(&mut room.lines, pixels.length);
+            sum += simd::run(DerivePixels(ClassPixels { call: self, pixels, room: &mut room }));
         }
         sum
     }
 }
 
-/// One row of classes: stores its gradient, returns the loss.
-struct ClassRow<'a, T: Element, F> {
-    call: &'a Classes<'a, T, F>,
-    row: usize,
-    class: usize,
-    x: &'a [T::Wide],
-    exponentials: &'a mut [T::Wide],
+/// Rows of classes.
+struct ClassRows<'a, W> {
+    call: &'a Classes<'a, W>,
+    rows: Range<usize>,
+    lines: &'a mut Lines<W, ROWS>,
+    /// The sums of the exponentials.
+    sums: &'a mut [W; ROWS],
 }
 
-impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassRow<'_, T, F> {
-    type Result = T::Wide;
+/// Their exponentials, and what their losses are made of.
+struct SumRows<'a, W> {
+    group: ClassRows<'a, W>,
+    room: &'a mut [W],
+    exponentials: &'a mut [W],
+}
+
+impl<W: Wide> Kernel<W> for SumRows<'_, W> {
+    type Result = ();
 
     #[inline(always)]
-    fn run<R: LaneOf<T::Wide>>(self) -> T::Wide {
-        let Self { call, row, class, x, exponentials } = self;
-        let (job, start) = (call.job, row * call.job.classes);
-        let weights = job.options.weight.as_deref();
-        let ahead = |range| job.fetch_row(row, range);
-        let moderate = if call.spread == 0.0 { powers::<T::Wide, R>(x, exponentials, ahead) } else { None };
-        let (sum, sums) = if let Some(sum) = moderate {
-            let others = others(exponentials, class, R::of(sum));
-            (R::of(sum), RowSums::of_moderate(R::new(exponentials[class]), others))
-        } else {
-            let max = largest::<T::Wide, R>(x);
-            let distances = Distances::of_smoothed(call.spread != 0.0, weights);
-            let [sum, distances] = self::exponentials(x, max, distances, exponentials, ahead);
-            let (own, others) = (R::new(exponentials[class]), others(exponentials, class, sum));
-            (sum, RowSums::of_shifted([R::new(x[class]) - max, max, distances], own, others, call.total))
-        };
-        let rest = sums.rest;
-        let (loss, of) = call.evaluate(R::new(call.weight(class)), R::new(job.factor(row)), sums);
-        if !job.needs_gradient() {
-            return loss.get();
-        }
-        // 0 · ∞ is 0: an infinite weight of which nothing is spread.
-        let smooth = if call.spread == 0.0 { R::of(0.0) } else { of.of_weight * R::of(job.options.weight_of(class)) };
-        // Not with p − 1, which loses the digits of a p near 1.
-        let own = of.of_row - rest * of.of_p - smooth;
-        let of_p = of.of_p / sum;
-        let own = Some((class, own.get()));
-        match weights {
-            _ if call.spread == 0.0 => job.store_gradient(start, exponentials, |_, e| (R::new(e) * of_p).get(), own),
-            None => job.store_gradient(start, exponentials, |_, e| R::new(e).mul_add(of_p, -of.of_weight).get(), own),
-            Some(weights) => {
-                let weights = &weights[..exponentials.len()];
-                let gradient = |i: usize, e| (R::new(e) * of_p - of.of_weight * R::new(weights[i])).get();
-                job.store_gradient(start, exponentials, gradient, own);
+    fn run<R: LaneOf<W>>(self) {
+        let ClassRows { call, rows, lines, sums } = self.group;
+        let (job, classes, count) = (call.job, call.job.classes, rows.len());
+        // From where on the rows are as this one: with exponentials of the logits themselves, or not.
+        let (mut start, mut unshifted) = (0, true);
+        for (i, row) in rows.enumerate() {
+            let Some(class) = job.class(row) else {
+                // The loss of anything, which is not looked at.
+                lines.own[i] = R::of(1.0).get();
+                lines.others[i] = W::default();
+                continue;
+            };
+            let x = job.input.read(row * classes..(row + 1) * classes, self.room);
+            let exponentials = &mut self.exponentials[i * classes..(i + 1) * classes];
+            let ahead = |range| job.fetch_row(row, range);
+            let moderate = if call.spread == 0.0 { powers::<W, R>(x, exponentials, ahead) } else { None };
+            let is_unshifted = moderate.is_some();
+            let sum = if let Some(sum) = moderate {
+                R::of(sum)
+            } else {
+                let max = largest::<W, R>(x);
+                let distances = Distances::of_smoothed(call.spread != 0.0, job.options.weight.as_deref());
+                let [sum, distances] = self::exponentials(x, max, distances, exponentials, ahead);
+                lines.max[i] = max.get();
+                lines.targets[i] = x[class];
+                lines.distances[i] = distances.get();
+                sum
+            };
+            lines.own[i] = exponentials[class];
+            lines.others[i] = others(exponentials, class, sum).get();
+            sums[i] = sum.get();
+            lines.weights[i] = call.weight(class);
+            lines.factors[i] = job.factor(row);
+            if is_unshifted != unshifted {
+                lines.take::<R>(start..i, unshifted, call.total);
+                (start, unshifted) = (i, is_unshifted);
             }
         }
-        loss.get()
+        lines.take::<R>(start..count, unshifted, call.total);
+    }
+}
+
+/// Their gradients.
+struct DeriveRows<'a, W> {
+    group: ClassRows<'a, W>,
+    exponentials: &'a mut [W],
+}
+
+impl<W: Wide> Kernel<W> for DeriveRows<'_, W> {
+    type Result = ();
+
+    #[inline(always)]
+    fn run<R: LaneOf<W>>(self) {
+        let ClassRows { call, rows, lines, sums } = self.group;
+        let (job, classes) = (call.job, call.job.classes);
+        let weights = job.options.weight.as_deref();
+        for (i, row) in rows.enumerate() {
+            let start = row * classes;
+            let Some(class) = job.class(row) else {
+                job.store_zeros(start, classes);
+                continue;
+            };
+            let exponentials = &mut self.exponentials[i * classes..(i + 1) * classes];
+            let of_weight = R::new(lines.of_weight[i]);
+            // 0 · ∞ is 0: an infinite weight of which nothing is spread.
+            let smooth = if call.spread == 0.0 { R::of(0.0) } else { of_weight * R::of(job.options.weight_of(class)) };
+            let own = Some((class, (R::new(lines.of_target[i]) - smooth).get()));
+            let of_p = R::new(lines.of_p[i]) / R::new(sums[i]);
+            match weights {
+                _ if call.spread == 0.0 => {
+                    job.store_gradient(start, exponentials, |_, e| (R::new(e) * of_p).get(), own)
+                }
+                None => job.store_gradient(start, exponentials, |_, e| R::new(e).mul_add(of_p, -of_weight).get(), own),
+                Some(weights) => {
+                    let weights = &weights[..exponentials.len()];
+                    let gradient = |i: usize, e| (R::new(e) * of_p - of_weight * R::new(weights[i])).get();
+                    job.store_gradient(start, exponentials, gradient, own);
+                }
+            }
+        }
     }
 }
 
@@ -330,7 +489,7 @@ pub(super) fn exponentials<W: Wide, R: LaneOf<W>>(
     for (index, (x, exponentials)) in x.chunks(BLOCK).zip(exponentials.chunks_mut(BLOCK)).enumerate() {
         let start = index * BLOCK;
         ahead(start..start + x.len());
-        let mut sums = [[W::default(); LANES]; 2];
+        let mut sums = [[R::of(0.0); LANES]; 2];
         for (group, (x, exponentials)) in x.chunks(LANES).zip(exponentials.chunks_mut(LANES)).enumerate() {
             let start = start + group * LANES;
             let distances = match distances {
@@ -343,8 +502,8 @@ pub(super) fn exponentials<W: Wide, R: LaneOf<W>>(
                 _ => add_group(x, max, distances, exponentials, &mut sums),
             }
         }
-        for (total, sums) in totals.iter_mut().zip(sums) {
-            *total += simd::total(sums);
+        for k in 0..2 {
+            totals[k] += simd::total(sums[k]);
         }
     }
     [R::of(totals[0]), R::of(totals[1])]
@@ -357,19 +516,19 @@ fn add_group<W: Wide, R: LaneOf<W>>(
     max: R,
     distances: Distances<W>,
     exponentials: &mut [W],
-    sums: &mut [[W; LANES]; 2],
+    sums: &mut [[R; LANES]; 2],
 ) {
     let (length, exponentials) = (x.len(), &mut exponentials[..x.len()]);
     for i in 0..length {
         let exponential = (R::new(x[i]) - max).exp_of_negative();
         exponentials[i] = exponential.get();
-        sums[0][i] = (R::new(sums[0][i]) + exponential).get();
+        sums[0][i] = sums[0][i] + exponential;
     }
     match distances {
         Distances::Nothing => (),
         Distances::Equally => {
             for i in 0..length {
-                sums[1][i] = (R::new(sums[1][i]) + (max - R::new(x[i]))).get();
+                sums[1][i] = sums[1][i] + (max - R::new(x[i]));
             }
         }
         Distances::Weighted(weights) => {
@@ -378,7 +537,7 @@ fn add_group<W: Wide, R: LaneOf<W>>(
                 let weight = R::new(weights[i]);
                 // 0 · ∞ is 0: a class that is masked and has no share.
                 let distance = choose(weight == R::of(0.0), R::of(0.0), max - R::new(x[i]));
-                sums[1][i] = distance.mul_add(weight, R::new(sums[1][i])).get();
+                sums[1][i] = distance.mul_add(weight, sums[1][i]);
             }
         }
     }
@@ -409,62 +568,27 @@ pub(super) fn largest<W: Wide, R: LaneOf<W>>(numbers: &[W]) -> R {
     R::new(lanes[0])
 }
 
-/// Numbers of pixels.
-type Line<W> = [W; PIXELS];
-
 /// Room for a block of pixels.
 struct Room<W> {
-    x: Line<W>,
-    max: Line<W>,
-    sums: Line<W>,
-    /// The sums without the exponential of the target, or of the largest logit.
-    others: Line<W>,
-    distances: Line<W>,
-    /// The class of the target, −1 where it is ignored.
-    classes: Line<W>,
-    /// The logit of the target.
-    targets: Line<W>,
-    /// The exponential of it.
-    own: Line<W>,
-    weights: Line<W>,
-    factors: Line<W>,
-    losses: Line<W>,
-    of_p: Line<W>,
-    /// The gradient at the target, but for its weight in a smoothed one.
-    of_target: Line<W>,
-    of_weight: Line<W>,
+    x: [W; PIXELS],
+    sums: [W; PIXELS],
+    lines: Lines<W, PIXELS>,
     exponentials: Vec<W>,
 }
 
 impl<W: Wide> Room<W> {
     fn new(classes: usize) -> Self {
         let zeros = [W::default(); PIXELS];
-        Self {
-            x: zeros,
-            max: zeros,
-            sums: zeros,
-            others: zeros,
-            distances: zeros,
-            classes: zeros,
-            targets: zeros,
-            own: zeros,
-            weights: zeros,
-            factors: zeros,
-            losses: zeros,
-            of_p: zeros,
-            of_target: zeros,
-            of_weight: zeros,
-            exponentials: vec![W::default(); block(classes) * classes],
-        }
+        Self { x: zeros, sums: zeros, lines: Lines::new(), exponentials: vec![W::default(); block(classes) * classes] }
     }
 
     /// Finds the largest number of each pixel.
     #[inline(always)]
-    fn find_max<T: Element<Wide = W>, R: LaneOf<W>>(&mut self, job: &Job<T>, pixels: Pixels) {
-        let max = &mut self.max[..pixels.length];
+    fn find_max<R: LaneOf<W>>(&mut self, job: &Job<W>, pixels: Pixels) {
+        let max = &mut self.lines.max[..pixels.length];
         max.fill(W::from_f64(f64::NEG_INFINITY));
         for class in 0..job.classes {
-            let x = T::read(&job.input[pixels.of(class)], &mut self.x);
+            let x = job.input.read(pixels.of(class), &mut self.x);
             for (max, x) in max.iter_mut().zip(x) {
                 *max = R::new(*max).max(R::new(*x)).get();
             }
@@ -472,49 +596,70 @@ impl<W: Wide> Room<W> {
     }
 }
 
-/// One block of pixels: stores its gradient and losses, returns the sum of the losses.
-struct ClassPixels<'a, T: Element, F> {
-    call: &'a Classes<'a, T, F>,
+/// One block of pixels.
+struct ClassPixels<'a, W> {
+    call: &'a Classes<'a, W>,
     pixels: Pixels,
-    room: &'a mut Room<T::Wide>,
+    room: &'a mut Room<W>,
 }
 
-impl<T: Element, F: RowLoss> Kernel<T::Wide> for ClassPixels<'_, T, F> {
+/// Its exponentials, and what its losses are made of.
+struct SumPixels<'a, W>(ClassPixels<'a, W>);
+
+impl<W: Wide> Kernel<W> for SumPixels<'_, W> {
+    type Result = ();
+
+    #[inline(always)]
+    fn run<R: LaneOf<W>>(self) {
+        let Self(mut block) = self;
+        let (call, job, pixels) = (block.call, block.call.job, block.pixels);
+        job.class_numbers(pixels, &mut block.room.lines.classes);
+        let unshifted = call.spread == 0.0 && block.powers::<R>();
+        if !unshifted {
+            block.room.find_max::<R>(job, pixels);
+            block.exponentials::<R>();
+        }
+        block.read_targets();
+        block.room.lines.take::<R>(0..pixels.length, unshifted, call.total);
+    }
+}
+
+/// Stores its gradient and its losses, and returns their sum.
+struct DerivePixels<'a, W>(ClassPixels<'a, W>);
+
+impl<W: Wide> Kernel<W> for DerivePixels<'_, W> {
     type Result = f64;
 
     #[inline(always)]
-    fn run<R: LaneOf<T::Wide>>(mut self) -> f64 {
-        let (job, pixels) = (self.call.job, self.pixels);
-        job.class_numbers(pixels, &mut self.room.classes);
-        if self.call.spread == 0.0 && self.powers::<R>() {
-            self.read_targets();
-            self.evaluate::<R, true>();
-        } else {
-            self.room.find_max::<T, R>(job, pixels);
-            self.exponentials::<R>();
-            self.read_targets();
-            self.evaluate::<R, false>();
+    fn run<R: LaneOf<W>>(self) -> f64 {
+        let Self(mut block) = self;
+        let (job, pixels, zero) = (block.call.job, block.pixels, R::of(0.0));
+        let lines = &mut block.room.lines;
+        for i in 0..pixels.length.min(PIXELS) {
+            lines.losses[i] = choose(R::new(lines.classes[i]) >= zero, R::new(lines.losses[i]), zero).get();
+            let sum = R::new(lines.own[i]) + R::new(lines.others[i]);
+            lines.of_p[i] = (R::new(lines.of_p[i]) / sum).get();
         }
-        self.gradient::<R>();
-        let losses = &self.room.losses[..pixels.length];
+        block.gradient::<R>();
+        let losses = &block.room.lines.losses[..pixels.length];
         job.store_losses(pixels.row, losses);
         Sum(losses).run::<R>()
     }
 }
 
-impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
+impl<W: Wide> ClassPixels<'_, W> {
     /// The exponentials of the logits themselves, and their sums. Returns whether all logits are [`MODERATE`]; if not, what it has
     /// computed is worthless.
     #[inline(always)]
-    fn powers<R: LaneOf<T::Wide>>(&mut self) -> bool {
+    fn powers<R: LaneOf<W>>(&mut self) -> bool {
         let (job, pixels, room) = (self.call.job, self.pixels, &mut *self.room);
         let length = pixels.length;
-        let (others, classes) = (&mut room.others[..length], &room.classes[..length]);
-        others.fill(T::Wide::default());
+        let (others, classes) = (&mut room.lines.others[..length], &room.lines.classes[..length]);
+        others.fill(W::default());
         let (mut extreme, zero) = (false, R::of(0.0));
         for class in 0..job.classes {
             let index = R::of(class as f64);
-            let x = &T::read(&job.input[pixels.of(class)], &mut room.x)[..length];
+            let x = &job.input.read(pixels.of(class), &mut room.x)[..length];
             let exponentials = &mut room.exponentials[class * length..][..length];
             job.fetch_pixels(pixels, class);
             for i in 0..length {
@@ -530,17 +675,17 @@ impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
 
     /// The exponentials, their sums, and for a smoothed target the distances from the maximum.
     #[inline(always)]
-    fn exponentials<R: LaneOf<T::Wide>>(&mut self) {
+    fn exponentials<R: LaneOf<W>>(&mut self) {
         let (job, pixels, room) = (self.call.job, self.pixels, &mut *self.room);
         let length = pixels.length;
-        let max = &room.max[..length];
-        let (others, distances) = (&mut room.others[..length], &mut room.distances[..length]);
-        let (classes, zero) = (&room.classes[..length], R::of(0.0));
-        others.fill(T::Wide::default());
-        distances.fill(T::Wide::default());
+        let max = &room.lines.max[..length];
+        let (others, distances) = (&mut room.lines.others[..length], &mut room.lines.distances[..length]);
+        let (classes, zero) = (&room.lines.classes[..length], R::of(0.0));
+        others.fill(W::default());
+        distances.fill(W::default());
         for class in 0..job.classes {
             let index = R::of(class as f64);
-            let x = &T::read(&job.input[pixels.of(class)], &mut room.x)[..length];
+            let x = &job.input.read(pixels.of(class), &mut room.x)[..length];
             let exponentials = &mut room.exponentials[class * length..][..length];
             job.fetch_pixels(pixels, class);
             for i in 0..length {
@@ -565,69 +710,36 @@ impl<T: Element, F: RowLoss> ClassPixels<'_, T, F> {
         let (call, job, pixels, room) = (self.call, self.call.job, self.pixels, &mut *self.room);
         for i in 0..pixels.length {
             let class = job.class(pixels.row + i).unwrap_or(0);
-            room.own[i] = room.exponentials[class * pixels.length + i];
-            room.targets[i] = job.input[pixels.of(class).start + i].wide();
+            room.lines.own[i] = room.exponentials[class * pixels.length + i];
+            room.lines.targets[i] = job.input.wide(pixels.of(class).start + i);
         }
         match job.options.weight {
-            None => room.weights.fill(T::Wide::from_f64(call.own)),
+            None => room.lines.weights.fill(W::from_f64(call.own)),
             Some(_) => {
-                for (i, weight) in room.weights[..pixels.length].iter_mut().enumerate() {
+                for (i, weight) in room.lines.weights[..pixels.length].iter_mut().enumerate() {
                     *weight = call.weight(job.class(pixels.row + i).unwrap_or(0));
                 }
             }
         }
-        job.read_factors(pixels, &mut room.factors);
-    }
-
-    /// The losses and the coefficients of the gradient.
-    #[inline(always)]
-    fn evaluate<R: LaneOf<T::Wide>, const UNSHIFTED: bool>(&mut self) {
-        let (call, room) = (self.call, &mut *self.room);
-        let zero = R::of(0.0);
-        for first in (0..self.pixels.length).step_by(GROUP) {
-            let group = |line: &Line<T::Wide>| -> [T::Wide; GROUP] { std::array::from_fn(|i| line[first + i]) };
-            let (max, others, distances) = (group(&room.max), group(&room.others), group(&room.distances));
-            let (classes, targets, own) = (group(&room.classes), group(&room.targets), group(&room.own));
-            let (weights, factors) = (group(&room.weights), group(&room.factors));
-            let [mut losses, mut of_p, mut of_target, mut of_weight] = [[T::Wide::default(); GROUP]; 4];
-            for i in 0..GROUP {
-                let (max, own, others) = (R::new(max[i]), R::new(own[i]), R::new(others[i]));
-                let pixel = if UNSHIFTED {
-                    RowSums::of_moderate(own, others)
-                } else {
-                    let shifted = [R::new(targets[i]) - max, max, R::new(distances[i])];
-                    RowSums::of_shifted(shifted, own, others, call.total)
-                };
-                let rest = pixel.rest;
-                let (loss, of) = call.evaluate(R::new(weights[i]), R::new(factors[i]), pixel);
-                losses[i] = choose(R::new(classes[i]) >= zero, loss, zero).get();
-                of_p[i] = (of.of_p / (own + others)).get();
-                of_target[i] = (of.of_row - rest * of.of_p).get();
-                of_weight[i] = of.of_weight.get();
-            }
-            room.losses[first..first + GROUP].copy_from_slice(&losses);
-            room.of_p[first..first + GROUP].copy_from_slice(&of_p);
-            room.of_target[first..first + GROUP].copy_from_slice(&of_target);
-            room.of_weight[first..first + GROUP].copy_from_slice(&of_weight);
-        }
+        job.read_factors(pixels, &mut room.lines.factors);
     }
 
     #[inline(always)]
-    fn gradient<R: LaneOf<T::Wide>>(&mut self) {
+    fn gradient<R: LaneOf<W>>(&mut self) {
         let (job, pixels, room) = (self.call.job, self.pixels, &mut *self.room);
         if !job.needs_gradient() {
             return;
         }
         let length = pixels.length;
-        let (of_p, classes) = (&room.of_p[..length], &room.classes[..length]);
-        let (of_target, of_weight) = (&room.of_target[..length], &room.of_weight[..length]);
+        let (of_p, classes) = (&room.lines.of_p[..length], &room.lines.classes[..length]);
+        let (of_target, of_weight) = (&room.lines.of_target[..length], &room.lines.of_weight[..length]);
         let zero = R::of(0.0);
         for class in 0..job.classes {
             let exponentials = &mut room.exponentials[class * length..][..length];
             let (index, weight) = (R::of(class as f64), R::of(job.options.weight_of(class)));
             let position = pixels.of(class).start;
             // Whatever an ignored pixel holds stays out of the gradient.
-            let gradient = |i: usize, exponential: T::Wide, spread: R| {
+            let gradient = |i: usize, exponential: W, spread: R| {
                 let others = R::new(exponential) * R::new(of_p[i]);
                 let gradient = choose(R::new(classes[i]) == index, R::new(of_target[i]), others) - spread;
                 choose(R::new(classes[i]) >= zero, gradient, zero).get()
@@ -649,29 +761,29 @@ struct OfShares {
 }
 
 impl RowFormula for OfShares {
-    fn run<T: Element>(self, job: &Job<T>) -> f64 {
+    fn run<W: Wide>(&self, job: &Job<W>) -> f64 {
         let call = Shares { job, own: 1.0 - self.smoothing, spread: self.smoothing / job.classes as f64 };
         job.sum(block(job.classes), |rows| call.rows(rows), |pixels| call.pixels(pixels))
     }
 }
 
-struct Shares<'a, T: Element> {
-    job: &'a Job<'a, T>,
+struct Shares<'a, W> {
+    job: &'a Job<'a, W>,
     /// What a share is multiplied by, and what is added to it, before the weight of its class.
     own: f64,
     spread: f64,
 }
 
-impl<T: Element> Shares<'_, T> {
+impl<W: Wide> Shares<'_, W> {
     /// Rows of classes side by side in memory.
     fn rows(&self, rows: Range<usize>) -> f64 {
         let (job, classes) = (self.job, self.job.classes);
-        let (mut room, mut of_shares) = (room::<T>(classes), room::<T>(classes));
-        let (mut exponentials, mut target) = (vec![T::Wide::default(); classes], vec![T::Wide::default(); classes]);
+        let (mut room, mut of_shares) = (job.input.room(classes), job.numbers.room(classes));
+        let (mut exponentials, mut target) = (vec![W::default(); classes], vec![W::default(); classes]);
         rows.map(|row| {
             let range = row * classes..(row + 1) * classes;
-            let x = T::read(&job.input[range.clone()], &mut room);
-            let shares = T::read(&job.numbers[range], &mut of_shares);
+            let x = job.input.read(range.clone(), &mut room);
+            let shares = job.numbers.read(range, &mut of_shares);
             let (exponentials, target) = (&mut exponentials[..], &mut target[..]);
             let loss = simd::run(ShareRow { call: self, row, x, shares, exponentials, target });
             job.store_losses(row, &[loss]);
@@ -688,26 +800,26 @@ impl<T: Element> Shares<'_, T> {
 
     /// The target of a class with this share, given its weight.
     #[inline(always)]
-    fn target<R: LaneOf<T::Wide>>(&self, share: T::Wide, weight: R) -> R {
+    fn target<R: LaneOf<W>>(&self, share: W, weight: R) -> R {
         R::new(share).mul_add(R::of(self.own), R::of(self.spread)) * weight
     }
 }
 
 /// One row of classes and its shares: stores its gradient, returns the loss.
-struct ShareRow<'a, T: Element> {
-    call: &'a Shares<'a, T>,
+struct ShareRow<'a, W> {
+    call: &'a Shares<'a, W>,
     row: usize,
-    x: &'a [T::Wide],
-    shares: &'a [T::Wide],
-    exponentials: &'a mut [T::Wide],
-    target: &'a mut [T::Wide],
+    x: &'a [W],
+    shares: &'a [W],
+    exponentials: &'a mut [W],
+    target: &'a mut [W],
 }
 
-impl<T: Element> Kernel<T::Wide> for ShareRow<'_, T> {
-    type Result = T::Wide;
+impl<W: Wide> Kernel<W> for ShareRow<'_, W> {
+    type Result = W;
 
     #[inline(always)]
-    fn run<R: LaneOf<T::Wide>>(self) -> T::Wide {
+    fn run<R: LaneOf<W>>(self) -> W {
         let Self { call, row, x, shares, exponentials, target } = self;
         let job = call.job;
         match &job.options.weight {
@@ -722,21 +834,28 @@ impl<T: Element> Kernel<T::Wide> for ShareRow<'_, T> {
                 }
             }
         }
-        let max = largest::<T::Wide, R>(x);
-        let total = R::of(simd::sum::<T::Wide, R>(target));
+        let max = largest::<W, R>(x);
+        let total = R::of(simd::sum::<W, R>(target));
         let ahead = |range| job.fetch_row(row, range);
         let [sum, distances] = self::exponentials(x, max, Distances::Weighted(target), exponentials, ahead);
-        let peak = peak::<T::Wide, R>(exponentials, sum);
-        let rest = peak.map(|peak| others(exponentials, peak, sum));
-        let loss = distances + total * rest.map_or(sum.ln(), |rest| rest.ln_1p());
+        let peak = peak::<W, R>(exponentials, sum);
+        let peak = match peak {
+            Some(peak) => Some((peak, others(exponentials, peak, sum))),
+            None => None,
+        };
+        let log = match peak {
+            Some((_, rest)) => rest.ln_1p(),
+            None => sum.ln(),
+        };
+        let loss = distances + total * log;
         if job.needs_gradient() {
             let factor = R::new(job.factor(row));
             let of_p = factor * total / sum;
             // Not with p − 1, which loses the digits of a p near 1.
-            let own = peak.zip(rest).map(|(peak, rest)| {
-                let of_others = others(target, peak, total);
-                (peak, (factor * of_others - rest * of_p).get())
-            });
+            let own = match peak {
+                Some((peak, rest)) => Some((peak, (factor * others(target, peak, total) - rest * of_p).get())),
+                None => None,
+            };
             let target = &target[..exponentials.len()];
             let gradient = |i: usize, e| (R::new(e) * of_p - factor * R::new(target[i])).get();
             job.store_gradient(row * job.classes, exponentials, gradient, own);
@@ -749,36 +868,44 @@ impl<T: Element> Kernel<T::Wide> for ShareRow<'_, T> {
 #[inline(always)]
 pub(super) fn peak<W: Wide, R: LaneOf<W>>(exponentials: &[W], sum: R) -> Option<usize> {
     let peaked = sum < R::of(2.0);
-    if peaked { exponentials.iter().position(|e| R::new(*e) == R::of(1.0)) } else { None }
+    if !peaked {
+        return None;
+    }
+    for place in 0..exponentials.len() {
+        if R::new(exponentials[place]) == R::of(1.0) {
+            return Some(place);
+        }
+    }
+    None
 }
 
 /// One block of pixels and their shares: stores its gradient and losses, returns the sum of the losses.
-struct SharePixels<'a, T: Element> {
-    call: &'a Shares<'a, T>,
+struct SharePixels<'a, W> {
+    call: &'a Shares<'a, W>,
     pixels: Pixels,
-    room: &'a mut Room<T::Wide>,
+    room: &'a mut Room<W>,
 }
 
-impl<T: Element> Kernel<T::Wide> for SharePixels<'_, T> {
+impl<W: Wide> Kernel<W> for SharePixels<'_, W> {
     type Result = f64;
 
     #[inline(always)]
-    fn run<R: LaneOf<T::Wide>>(self) -> f64 {
+    fn run<R: LaneOf<W>>(self) -> f64 {
         let (call, job, pixels, room) = (self.call, self.call.job, self.pixels, self.room);
         let length = pixels.length;
-        room.find_max::<T, R>(job, pixels);
-        let max = &room.max[..length];
-        let (sums, totals) = (&mut room.sums[..length], &mut room.weights[..length]);
-        let (distances, others) = (&mut room.distances[..length], &mut room.others[..length]);
+        room.find_max::<R>(job, pixels);
+        let max = &room.lines.max[..length];
+        let (sums, totals) = (&mut room.sums[..length], &mut room.lines.weights[..length]);
+        let (distances, others) = (&mut room.lines.distances[..length], &mut room.lines.others[..length]);
         // The shares of all classes but the most likely one.
-        let lesser = &mut room.own[..length];
+        let lesser = &mut room.lines.own[..length];
         for numbers in [&mut *sums, &mut *totals, &mut *distances, &mut *others, &mut *lesser] {
-            numbers.fill(T::Wide::default());
+            numbers.fill(W::default());
         }
         let (zero, one) = (R::of(0.0), R::of(1.0));
         for class in 0..job.classes {
-            let x = &T::read(&job.input[pixels.of(class)], &mut room.x)[..length];
-            let shares = &T::read(&job.numbers[pixels.of(class)], &mut room.targets)[..length];
+            let x = &job.input.read(pixels.of(class), &mut room.x)[..length];
+            let shares = &job.numbers.read(pixels.of(class), &mut room.lines.targets)[..length];
             let exponentials = &mut room.exponentials[class * length..][..length];
             let weight = R::of(job.options.weight_of(class));
             job.fetch_pixels(pixels, class);
@@ -797,10 +924,10 @@ impl<T: Element> Kernel<T::Wide> for SharePixels<'_, T> {
                 distances[i] = target.mul_add(distance, R::new(distances[i])).get();
             }
         }
-        job.read_factors(pixels, &mut room.factors);
-        let factors = &room.factors[..length];
-        let (losses, of_p) = (&mut room.losses[..length], &mut room.of_p[..length]);
-        let of_target = &mut room.of_target[..length];
+        job.read_factors(pixels, &mut room.lines.factors);
+        let factors = &room.lines.factors[..length];
+        let (losses, of_p) = (&mut room.lines.losses[..length], &mut room.lines.of_p[..length]);
+        let of_target = &mut room.lines.of_target[..length];
         for i in 0..length {
             let (sum, total, others) = (R::new(sums[i]), R::new(totals[i]), R::new(others[i]));
             // One class is more likely than all others together.
@@ -818,9 +945,9 @@ impl<T: Element> Kernel<T::Wide> for SharePixels<'_, T> {
         if !job.needs_gradient() {
             return sum;
         }
-        let (of_p, of_target) = (&room.of_p[..length], &room.of_target[..length]);
+        let (of_p, of_target) = (&room.lines.of_p[..length], &room.lines.of_target[..length]);
         for class in 0..job.classes {
-            let shares = &T::read(&job.numbers[pixels.of(class)], &mut room.targets)[..length];
+            let shares = &job.numbers.read(pixels.of(class), &mut room.lines.targets)[..length];
             let weight = R::of(job.options.weight_of(class));
             let exponentials = &mut room.exponentials[class * length..][..length];
             let gradient = |i: usize, e| {

@@ -96,7 +96,7 @@ where
             stored.f_scaled(&context, &f_scalar_of(W::KIND, grad * scale)?)
         };
         let loss = |inputs: &[Tensor]| composite(&inputs[0]);
-        context.f_gradients(fused, || autograd::f_gradients_of(loss, &grad, context.saved(), &[true]))
+        context.f_gradients(&fused, &|| autograd::f_gradients_of(&loss, &grad, context.saved(), &[true]))
     };
     Ok(Function::new(&[far]).save(&[far]).f_attach_own(vec![loss], backward)?.remove(0))
 }

@@ -3,10 +3,9 @@
 //! Rows are computed in double precision and divided, first by their largest element and then by their length: rows of one
 //! direction have the same unit vector then, bit by bit. A product with a reciprocal is not always 1 where a quotient is.
 
-use half::{bf16, f16};
 use tch::{Kind, Tensor};
 
-use super::element::{Element, Output, elements, f_plain, is_plain};
+use super::element::{Numbers, Output, elements, f_plain, is_plain};
 use super::simd::{self, Kernel, LaneOf, Wide, fold, total};
 use super::{BLOCK, backend, parallel};
 use crate::LossError;
@@ -21,23 +20,19 @@ pub(crate) fn f_unit(tape: &mut Tape, rows: Place, kind: Kind, least: f64) -> Re
         return Ok(None);
     }
     match (own, kind) {
-        (Kind::Float, Kind::Float) => f_run::<f32, f32>(tape, rows, least),
-        (Kind::Float, Kind::Double) => f_run::<f32, f64>(tape, rows, least),
         (Kind::Double, Kind::Double) => f_run::<f64, f64>(tape, rows, least),
-        (Kind::Half, Kind::Float) => f_run::<f16, f32>(tape, rows, least),
-        (Kind::Half, Kind::Double) => f_run::<f16, f64>(tape, rows, least),
-        (Kind::BFloat16, Kind::Float) => f_run::<bf16, f32>(tape, rows, least),
-        (Kind::BFloat16, Kind::Double) => f_run::<bf16, f64>(tape, rows, least),
+        (Kind::Float | Kind::Half | Kind::BFloat16, Kind::Float) => f_run::<f32, f32>(tape, rows, least),
+        (Kind::Float | Kind::Half | Kind::BFloat16, Kind::Double) => f_run::<f32, f64>(tape, rows, least),
         _ => Ok(None),
     }
 }
 
-/// Rows of `T` become such of `U`.
-fn f_run<T: Element, U: Wide>(tape: &mut Tape, rows: Place, least: f64) -> Result<Option<Place>, LossError> {
+/// Rows that are read as `W` become such of `U`.
+fn f_run<W: Wide, U: Wide>(tape: &mut Tape, rows: Place, least: f64) -> Result<Option<Place>, LossError> {
     let input = tape.value(rows).f_contiguous()?;
     let width = input.size()[1] as usize;
     let output = Output::<U>::f_of_size(&input.size())?;
-    let unusual = each_row(elements::<T>(&input), width, |row, numbers, scaled: &mut [U]| {
+    let unusual = each_row(Numbers::<W>::of(&input), width, |row, numbers, scaled: &mut [U]| {
         let Row { length, scale } = Row::new(numbers, least);
         simd::run(Divide { numbers, divisors: [scale, length.max(least)], quotients: scaled });
         // SAFETY: each row is one thread's.
@@ -47,7 +42,7 @@ fn f_run<T: Element, U: Wide>(tape: &mut Tape, rows: Place, least: f64) -> Resul
     if unusual > 0.0 {
         return Ok(None);
     }
-    let pull = move |of: Backward| Ok(vec![Some(f_gradient::<T, U>(of.arguments[0], of.grad, least)?)]);
+    let pull = move |of: Backward| Ok(vec![Some(f_gradient::<W, U>(of.arguments[0], of.grad, least)?)]);
     Ok(Some(tape.add(output.into_tensor(), &[rows], pull)))
 }
 
@@ -68,18 +63,18 @@ impl Row {
 }
 
 /// The gradient of the rows, given that of the unit vectors.
-fn f_gradient<T: Element, U: Wide>(rows: &Tensor, grad: &Tensor, least: f64) -> Result<Tensor, LossError> {
+fn f_gradient<W: Wide, U: Wide>(rows: &Tensor, grad: &Tensor, least: f64) -> Result<Tensor, LossError> {
     let (input, grad) = (rows.f_detach()?.f_contiguous()?, f_plain(grad)?.f_detach()?.f_contiguous()?);
     let width = rows.size()[1] as usize;
-    let output = Output::<T>::f_of_size(&rows.size())?;
+    let output = Output::<W>::f_of_kind(&rows.size(), rows.f_kind()?)?;
     let grad = elements::<U>(&grad);
-    each_row(elements::<T>(&input), width, |row, numbers, slopes: &mut [T::Wide]| {
+    each_row(Numbers::<W>::of(&input), width, |row, numbers, slopes: &mut [W]| {
         let place = row * width..(row + 1) * width;
         let grad: Vec<f64> = grad[place.clone()].iter().map(|number| (*number).into()).collect();
         let Row { length, scale } = Row::new(numbers, least);
         if length == 0.0 {
             // A row of zeros has no direction, and no slope.
-            slopes.fill(T::Wide::default());
+            slopes.fill(W::default());
         } else {
             let divisors = [scale, length.max(least)];
             let mut units = vec![0.0; width];
@@ -97,21 +92,23 @@ fn f_gradient<T: Element, U: Wide>(rows: &Tensor, grad: &Tensor, least: f64) -> 
 }
 
 /// Calls `task` with the position of each row, its numbers, and room for as many. Returns the sum of what it returns.
-fn each_row<T, W, F>(rows: &[T], width: usize, task: F) -> f64
+fn each_row<W, U, F>(rows: Numbers<W>, width: usize, task: F) -> f64
 where
-    T: Element,
     W: Wide,
-    F: Fn(usize, &[f64], &mut [W]) -> f64 + Sync,
+    U: Wide,
+    F: Fn(usize, &[f64], &mut [U]) -> f64 + Sync,
 {
     parallel::rows(rows.len() / width, width, |range| {
-        let (mut numbers, mut room) = (vec![0.0; width], vec![W::default(); width]);
-        let each = |row: usize| {
-            for (number, element) in numbers.iter_mut().zip(&rows[row * width..(row + 1) * width]) {
-                *number = element.wide().into();
+        let (mut wide, mut numbers, mut room) = (rows.room(width), vec![0.0; width], vec![U::default(); width]);
+        let mut sum = 0.0;
+        for row in range {
+            let elements = rows.read(row * width..(row + 1) * width, &mut wide);
+            for (number, element) in numbers.iter_mut().zip(elements) {
+                *number = (*element).into();
             }
-            task(row, &numbers, &mut room)
-        };
-        range.map(each).sum()
+            sum += task(row, &numbers, &mut room);
+        }
+        sum
     })
 }
 
@@ -129,7 +126,7 @@ impl Kernel<f64> for Product<'_> {
         let mut product = 0.0;
         for (a, b) in self.a.chunks(BLOCK).zip(self.b.chunks(BLOCK)) {
             let [sums] = fold([a, b], [R::of(0.0)], |[a, b], [sum]| [a.mul_add(b, sum)]);
-            product += total(sums.map(|sum| sum.get()));
+            product += total(sums);
         }
         product
     }
@@ -148,7 +145,7 @@ impl Kernel<f64> for Largest<'_> {
         let mut largest = R::of(0.0);
         for numbers in self.numbers.chunks(BLOCK) {
             let [lanes] = fold([numbers], [largest], |[number], [most]| [most.max(number.abs())]);
-            largest = lanes.into_iter().fold(largest, R::max);
+            largest = simd::largest_lane(lanes, largest);
         }
         largest.get()
     }
@@ -171,7 +168,7 @@ impl Kernel<f64> for Squares<'_> {
                 let number = number / scale;
                 [number.mul_add(number, sum)]
             });
-            squares += total(sums.map(|sum| sum.get()));
+            squares += total(sums);
         }
         squares
     }
@@ -189,7 +186,7 @@ impl<U: Wide> Kernel<f64> for Divide<'_, U> {
 
     #[inline(always)]
     fn run<R: LaneOf<f64>>(self) {
-        let [first, last] = self.divisors.map(R::of);
+        let [first, last]: [R; 2] = simd::lanes_of(self.divisors);
         for (quotient, number) in self.quotients.iter_mut().zip(self.numbers) {
             *quotient = U::from_f64((R::new(*number) / first / last).get());
         }

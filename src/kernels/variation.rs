@@ -4,8 +4,8 @@ use std::array::from_fn;
 
 use tch::Tensor;
 
-use super::element::{Element, Output, elements, is_plain};
-use super::engine::{Engine, Factor, Reduce, RowFactors, f_dispatch};
+use super::element::{Numbers, Output, elements, is_plain};
+use super::engine::{Engine, Factor, Reduce, RowFactors, by_width, composite_of, f_dispatch};
 use super::simd::{self, Kernel, LaneOf, Wide, fold, total};
 use super::{BLOCK, backend, parallel};
 use crate::{LossError, Reduction};
@@ -25,41 +25,46 @@ where
     if !backend::fused() || !is_plain(planes, kind) || planes.dim() < 2 || planes.numel() == 0 {
         return composite([planes]);
     }
-    f_dispatch(Variation(factors), [planes], Reduce::from(reduction), composite)
+    f_dispatch(Box::new(Variation(factors)), &[planes], Reduce::from(reduction), composite_of(composite))
 }
 
 /// The engine with the factors of both directions.
-#[derive(Clone, Copy)]
 struct Variation([f64; 2]);
 
-impl Engine<1> for Variation {
-    fn count(self, [planes]: [&Tensor; 1]) -> usize {
-        let [height, width] = sizes(planes);
-        planes.numel() / (height * width)
+impl Engine for Variation {
+    fn count(&self, arguments: &[&Tensor]) -> usize {
+        let [height, width] = sizes(arguments[0]);
+        arguments[0].numel() / (height * width)
     }
 
-    fn f_losses<T: Element>(self, arguments: [&Tensor; 1]) -> Result<(f64, Tensor), LossError> {
-        let size = arguments[0].size();
-        let sums = self.f_run::<T>(arguments, &RowFactors::Number(0.0), None)?;
-        let losses = Output::<T>::f_of_size(&size[..size.len() - 2])?;
-        // SAFETY: nobody else has a part of it.
-        let places = unsafe { losses.range(0..sums.len()) };
-        for (place, sum) in places.iter_mut().zip(&sums) {
-            place.write(T::from_f64(*sum));
-        }
-        Ok((sums.iter().sum(), losses.into_tensor()))
+    fn f_losses(&self, arguments: &[&Tensor]) -> Result<(f64, Tensor), LossError> {
+        by_width!(arguments[0].f_kind()?, f_losses(self.0, arguments[0]))
     }
 
-    fn f_sum<T: Element>(
-        self,
-        arguments: [&Tensor; 1],
-        factor: Factor,
-        [wanted]: [bool; 1],
-    ) -> Result<(f64, Vec<Tensor>), LossError> {
-        let gradient = wanted.then(|| Output::<T>::f_of_size(&arguments[0].size())).transpose()?;
-        let sums = self.f_run(arguments, &RowFactors::f_new(factor)?, gradient.as_ref())?;
-        Ok((sums.iter().sum(), gradient.into_iter().map(Output::into_tensor).collect()))
+    fn f_sum(&self, arguments: &[&Tensor], factor: Factor, wanted: &[bool]) -> Result<(f64, Vec<Tensor>), LossError> {
+        by_width!(arguments[0].f_kind()?, f_sum(self.0, arguments[0], factor, wanted[0]))
     }
+}
+
+fn f_losses<W: Wide>(factors: [f64; 2], planes: &Tensor) -> Result<(f64, Tensor), LossError> {
+    let size = planes.size();
+    let sums = f_run::<W>(factors, planes, &RowFactors::Number(0.0), None)?;
+    let losses = Output::f_of_kind(&size[..size.len() - 2], planes.f_kind()?)?;
+    let numbers: Vec<W> = sums.iter().map(|sum| W::from_f64(*sum)).collect();
+    // SAFETY: nobody else has a part of it.
+    unsafe { losses.write_cached(0..sums.len(), &numbers) };
+    Ok((sums.iter().sum(), losses.into_tensor()))
+}
+
+fn f_sum<W: Wide>(
+    factors: [f64; 2],
+    planes: &Tensor,
+    factor: Factor,
+    wanted: bool,
+) -> Result<(f64, Vec<Tensor>), LossError> {
+    let gradient = wanted.then(|| Output::<W>::f_of_kind(&planes.size(), planes.f_kind()?)).transpose()?;
+    let sums = f_run(factors, planes, &RowFactors::f_new(factor)?, gradient.as_ref())?;
+    Ok((sums.iter().sum(), gradient.into_iter().map(Output::into_tensor).collect()))
 }
 
 fn sizes(planes: &Tensor) -> [usize; 2] {
@@ -67,44 +72,42 @@ fn sizes(planes: &Tensor) -> [usize; 2] {
     from_fn(|k| size[size.len() - 2 + k] as usize)
 }
 
-impl Variation {
-    /// Runs over all planes, a row after the other. Returns the sum of each plane.
-    fn f_run<T: Element>(
-        self,
-        [planes]: [&Tensor; 1],
-        of_planes: &RowFactors,
-        gradient: Option<&Output<T>>,
-    ) -> Result<Vec<f64>, LossError> {
-        let [height, width] = sizes(planes);
-        let planes = planes.f_detach()?.f_contiguous()?;
-        let numbers = elements::<T>(&planes);
-        let rows = numbers.len() / width;
-        let sums = Output::<f64>::f_of_size(&[rows as i64])?;
-        parallel::rows(rows, width, |range| {
-            let zeros = vec![T::Wide::default(); width];
-            let (mut room, mut slopes) = ([zeros.clone(), zeros.clone(), zeros.clone()], zeros);
-            for row in range {
-                let [above, own, below] = &mut room;
-                let read = |row: usize| &numbers[row * width..(row + 1) * width];
-                let own = T::read(read(row), own);
-                let line = row % height;
-                let above = if line > 0 { T::read(read(row - 1), above) } else { own };
-                let below = if line + 1 < height { T::read(read(row + 1), below) } else { own };
-                let sum = simd::run(Sum { own, below: (line + 1 < height).then_some(below), factors: self.0 });
-                // SAFETY: each row is one thread's.
-                unsafe { sums.write(row..row + 1, &[sum]) };
-                if let Some(gradient) = gradient {
-                    let factors = self.0.map(|factor| factor * of_planes.of_row(row / height));
-                    simd::run(Slopes { above, own, below, factors, slopes: &mut slopes });
-                    // SAFETY: as above.
-                    unsafe { gradient.write(row * width..(row + 1) * width, &slopes) };
-                }
+/// Runs over all planes, a row after the other. Returns the sum of each plane.
+fn f_run<W: Wide>(
+    factors: [f64; 2],
+    planes: &Tensor,
+    of_planes: &RowFactors,
+    gradient: Option<&Output<W>>,
+) -> Result<Vec<f64>, LossError> {
+    let [height, width] = sizes(planes);
+    let planes = planes.f_detach()?.f_contiguous()?;
+    let numbers = Numbers::of(&planes);
+    let rows = numbers.len() / width;
+    let sums = Output::<f64>::f_of_size(&[rows as i64])?;
+    parallel::rows(rows, width, |range| {
+        let zeros = vec![W::default(); width];
+        let (mut room, mut slopes) = ([zeros.clone(), zeros.clone(), zeros.clone()], zeros);
+        for row in range {
+            let [above, own, below] = &mut room;
+            let place = |row: usize| row * width..(row + 1) * width;
+            let own = numbers.read(place(row), own);
+            let line = row % height;
+            let above = if line > 0 { numbers.read(place(row - 1), above) } else { own };
+            let below = if line + 1 < height { numbers.read(place(row + 1), below) } else { own };
+            let sum = simd::run(Sum { own, below: (line + 1 < height).then_some(below), factors });
+            // SAFETY: each row is one thread's.
+            unsafe { sums.write(row..row + 1, &[sum]) };
+            if let Some(gradient) = gradient {
+                let factors = factors.map(|factor| factor * of_planes.of_row(row / height));
+                simd::run(Slopes { above, own, below, factors, slopes: &mut slopes });
+                // SAFETY: as above.
+                unsafe { gradient.write(row * width..(row + 1) * width, &slopes) };
             }
-            0.0
-        });
-        let sums = sums.into_tensor();
-        Ok(elements::<f64>(&sums).chunks_exact(height).map(|rows| rows.iter().sum()).collect())
-    }
+        }
+        0.0
+    });
+    let sums = sums.into_tensor();
+    Ok(elements::<f64>(&sums).chunks_exact(height).map(|rows| rows.iter().sum()).collect())
 }
 
 /// The sum of a row's differences within it and to the one below.
@@ -121,7 +124,10 @@ impl<W: Wide> Kernel<W> for Sum<'_, W> {
     fn run<R: LaneOf<W>>(self) -> f64 {
         let Self { own, below, factors: [down, across] } = self;
         let across = across * differences::<R, W>(&own[1..], &own[..own.len() - 1]);
-        across + below.map_or(0.0, |below| down * differences::<R, W>(below, own))
+        match below {
+            Some(below) => across + down * differences::<R, W>(below, own),
+            None => across,
+        }
     }
 }
 
@@ -131,7 +137,7 @@ fn differences<R: LaneOf<W>, W: Wide>(a: &[W], b: &[W]) -> f64 {
     let mut differences = 0.0;
     for (a, b) in a.chunks(BLOCK).zip(b.chunks(BLOCK)) {
         let [sums] = fold([a, b], [R::of(0.0)], |[a, b], [sum]| [sum + (a - b).abs()]);
-        differences += total(sums.map(|sum| sum.get()));
+        differences += total(sums);
     }
     differences
 }
@@ -151,7 +157,7 @@ impl<W: Wide> Kernel<W> for Slopes<'_, W> {
     #[inline(always)]
     fn run<R: LaneOf<W>>(self) {
         let Self { above, own, below, factors, slopes } = self;
-        let [down, across] = factors.map(R::of);
+        let [down, across]: [R; 2] = simd::lanes_of(factors);
         let width = own.len();
         let (above, below, slopes) = (&above[..width], &below[..width], &mut slopes[..width]);
         for i in 0..width {

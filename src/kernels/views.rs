@@ -7,11 +7,10 @@ use std::ops::Range;
 
 use tch::Tensor;
 
-use super::element::Element;
 use super::number::choose;
 use super::rows::{Job, RowFormula, RowReduction, Rows, f_rows};
-use super::simd::{self, Kernel, LaneOf, Sum};
-use super::softmax::{Distances, exponentials, largest, likely, others, room};
+use super::simd::{self, Kernel, LaneOf, Sum, Wide};
+use super::softmax::{Distances, exponentials, largest, likely, others};
 use super::{BLOCK, parallel};
 use crate::LossError;
 
@@ -39,12 +38,12 @@ where
 }
 
 impl RowFormula for Views {
-    fn run<T: Element>(self, job: &Job<T>) -> f64 {
+    fn run<W: Wide>(&self, job: &Job<W>) -> f64 {
         let samples = job.target.len();
         let counted = (0..samples).filter(|sample| job.class(*sample).is_some()).count();
         let call = Call {
             job,
-            views: self,
+            views: *self,
             samples,
             of_entropy: 1.0 / counted as f64,
             of_divergence: self.weight / (samples * self.count) as f64,
@@ -55,8 +54,8 @@ impl RowFormula for Views {
     }
 }
 
-struct Call<'a, T: Element> {
-    job: &'a Job<'a, T>,
+struct Call<'a, W> {
+    job: &'a Job<'a, W>,
     views: Views,
     samples: usize,
     /// What a cross entropy and a divergence are multiplied by.
@@ -64,13 +63,13 @@ struct Call<'a, T: Element> {
     of_divergence: f64,
 }
 
-impl<T: Element> Call<'_, T> {
+impl<W: Wide> Call<'_, W> {
     fn task(&self, samples: Range<usize>) -> f64 {
         let (count, classes) = (self.views.count, self.job.classes);
         let mut room = Room {
-            x: room::<T>(classes),
-            p: vec![T::Wide::default(); count * classes],
-            terms: vec![T::Wide::default(); count * classes],
+            x: self.job.input.room(classes),
+            p: vec![W::default(); count * classes],
+            terms: vec![W::default(); count * classes],
             views: vec![View::default(); count],
         };
         simd::run(Samples { call: self, samples, room: &mut room })
@@ -100,17 +99,17 @@ struct View<W> {
 }
 
 /// Samples that no other thread has: stores their gradients, returns the sum of their losses.
-struct Samples<'a, T: Element> {
-    call: &'a Call<'a, T>,
+struct Samples<'a, W> {
+    call: &'a Call<'a, W>,
     samples: Range<usize>,
-    room: &'a mut Room<T::Wide>,
+    room: &'a mut Room<W>,
 }
 
-impl<T: Element> Kernel<T::Wide> for Samples<'_, T> {
+impl<W: Wide> Kernel<W> for Samples<'_, W> {
     type Result = f64;
 
     #[inline(always)]
-    fn run<R: LaneOf<T::Wide>>(self) -> f64 {
+    fn run<R: LaneOf<W>>(self) -> f64 {
         let Self { call, samples, room } = self;
         let mut sum = 0.0;
         for sample in samples {
@@ -123,13 +122,16 @@ impl<T: Element> Kernel<T::Wide> for Samples<'_, T> {
     }
 }
 
-impl<T: Element> Call<'_, T> {
+impl<W: Wide> Call<'_, W> {
     fn row(&self, sample: usize, view: usize) -> usize {
         view * self.samples + sample
     }
 
-    fn numbers(&self, row: usize) -> &[T] {
-        &self.job.input[row * self.job.classes..(row + 1) * self.job.classes]
+    /// The numbers of some classes of a row.
+    #[inline(always)]
+    fn read<'b>(&'b self, row: usize, classes: Range<usize>, room: &'b mut [W]) -> &'b [W] {
+        let start = row * self.job.classes;
+        self.job.input.read(start + classes.start..start + classes.end, room)
     }
 
     /// The share of each class in a smoothed target.
@@ -139,19 +141,19 @@ impl<T: Element> Call<'_, T> {
 
     /// The exponentials of all views, and the weighted cross entropy of the first one.
     #[inline(always)]
-    fn entropy<R: LaneOf<T::Wide>>(&self, sample: usize, room: &mut Room<T::Wide>) -> f64 {
+    fn entropy<R: LaneOf<W>>(&self, sample: usize, room: &mut Room<W>) -> f64 {
         let classes = self.job.classes;
         let mut entropy = 0.0;
         for (index, p) in room.p.chunks_exact_mut(classes).enumerate() {
             let row = self.row(sample, index);
-            let x = T::read(self.numbers(row), &mut room.x);
-            let max = largest::<T::Wide, R>(x);
+            let x = self.read(row, 0..classes, &mut room.x);
+            let max = largest::<W, R>(x);
             let class = if index == 0 { self.job.class(sample) } else { None };
             let smoothed = class.is_some() && self.views.smoothing != 0.0;
             let distances = Distances::of_smoothed(smoothed, None);
             let [sum, distances] = exponentials(x, max, distances, p, |range| self.job.fetch_row(row, range));
             let log_sum = sum.ln();
-            let zero = T::Wide::default();
+            let zero = W::default();
             let view = View { max: max.get(), sum: sum.get(), log_sum: log_sum.get(), rest: zero, terms: 0.0 };
             room.views[index] = view;
             let Some(class) = class else { continue };
@@ -167,7 +169,7 @@ impl<T: Element> Call<'_, T> {
 
     /// The sum of the divergences of the views from their mixture. Leaves their probabilities instead of the exponentials.
     #[inline(always)]
-    fn divergence<R: LaneOf<T::Wide>>(&self, sample: usize, room: &mut Room<T::Wide>) -> f64 {
+    fn divergence<R: LaneOf<W>>(&self, sample: usize, room: &mut Room<W>) -> f64 {
         let classes = self.job.classes;
         let mut sum = 0.0;
         for start in (0..classes).step_by(BLOCK) {
@@ -178,10 +180,12 @@ impl<T: Element> Call<'_, T> {
     }
 
     #[inline(always)]
-    fn block<R: LaneOf<T::Wide>>(&self, sample: usize, block: Range<usize>, room: &mut Room<T::Wide>) -> f64 {
+    fn block<R: LaneOf<W>>(&self, sample: usize, block: Range<usize>, room: &mut Room<W>) -> f64 {
         let (classes, length) = (self.job.classes, block.len());
-        let mut room_of = [[T::Wide::default(); BLOCK]; 4];
-        let [means, mixture, below, losses] = room_of.each_mut().map(|numbers| &mut numbers[..length]);
+        let mut room_of = [[W::default(); BLOCK]; 4];
+        let [means, mixture, below, losses] = &mut room_of;
+        let (means, mixture) = (&mut means[..length], &mut mixture[..length]);
+        let (below, losses) = (&mut below[..length], &mut losses[..length]);
         for (view, p) in room.views.iter().zip(room.p.chunks_exact_mut(classes)) {
             let (p, sum) = (&mut p[block.clone()], R::new(view.sum));
             for i in 0..length {
@@ -200,8 +204,7 @@ impl<T: Element> Call<'_, T> {
         }
         let rows = room.p.chunks_exact(classes).zip(room.terms.chunks_exact_mut(classes));
         for (index, (view, (p, terms))) in room.views.iter_mut().zip(rows).enumerate() {
-            let numbers = &self.numbers(self.row(sample, index))[block.clone()];
-            let x = &T::read(numbers, &mut room.x)[..length];
+            let x = &self.read(self.row(sample, index), block.clone(), &mut room.x)[..length];
             let (p, terms) = (&p[block.clone()], &mut terms[block.clone()]);
             let (max, log_sum) = (R::new(view.max), R::new(view.log_sum));
             for i in 0..length {
@@ -225,7 +228,7 @@ impl<T: Element> Call<'_, T> {
     }
 
     #[inline(always)]
-    fn gradient<R: LaneOf<T::Wide>>(&self, sample: usize, room: &mut Room<T::Wide>) {
+    fn gradient<R: LaneOf<W>>(&self, sample: usize, room: &mut Room<W>) {
         let classes = self.job.classes;
         let rows = room.p.chunks_exact(classes).zip(room.terms.chunks_exact_mut(classes));
         for (index, (view, (p, terms))) in room.views.iter().zip(rows).enumerate() {
@@ -237,13 +240,14 @@ impl<T: Element> Call<'_, T> {
             let of_p = R::of(of_entropy - of_divergence * view.terms);
             let (of_term, spread) = (R::of(of_divergence), R::of(of_entropy * self.spread()));
             let gradient = |i: usize, term| R::new(p[i]).mul_add(of_p, R::new(term).mul_add(of_term, -spread));
-            let own = class.map(|class| {
+            let mut own = None;
+            if let Some(class) = class {
                 // p − (1 − ε), which would lose the digits of a p near 1.
                 let entropy = R::of(of_entropy) * (R::of(self.views.smoothing) - R::new(view.rest));
                 let of_p = R::of(-of_divergence * view.terms);
                 let divergence = R::new(p[class]).mul_add(of_p, R::new(terms[class]) * of_term);
-                (class, (entropy + divergence - spread).get())
-            });
+                own = Some((class, (entropy + divergence - spread).get()));
+            }
             self.job.store_gradient(row * classes, terms, |i, term| gradient(i, term).get(), own);
         }
     }

@@ -97,7 +97,7 @@ fn f_run<W: Wide>(input: &Tensor, slide: &Slide) -> Result<Tensor, LossError> {
 }
 
 /// What all threads work on: lines of `read` numbers, each of which becomes a line of `written` numbers.
-struct Job<'a, W: Wide> {
+struct Job<'a, W> {
     input: &'a [W],
     output: &'a Output<W>,
     taps: &'a [W],
@@ -129,7 +129,7 @@ impl<W: Wide> Job<'_, W> {
             };
             simd::run(Sums { line, taps: self.taps, step: self.step, first, lead, sums });
             // SAFETY: tasks have ranges of their own, and the blocks of a task are computed one after another.
-            W::write(&room[..length], unsafe { self.output.range(start..start + length) });
+            unsafe { self.output.write_cached(start..start + length, &room[..length]) };
             start += length;
         }
         0.0
@@ -172,7 +172,10 @@ impl<W: Wide> Kernel<W> for Sums<'_, W> {
         // Those sums all of whose numbers are in the line.
         let begin = lead.saturating_sub(first).min(sums.len());
         let end = (line.len() + lead).saturating_sub(reach + first).clamp(begin, sums.len());
-        for edge in [0..begin, end..sums.len()].into_iter().filter(|edge| !edge.is_empty()) {
+        for edge in [0..begin, end..sums.len()] {
+            if edge.is_empty() {
+                continue;
+            }
             sums[edge.clone()].fill(W::default());
             for (t, tap) in taps.iter().enumerate() {
                 // The sum `i` reads at i + from − lead.

@@ -29,7 +29,7 @@ impl<L: AngleLoss> Angle<L> {
     {
         // The cosine of two numbers is 1 or −1, without a slope; an engine's would be what rounding leaves.
         if arguments[..2].iter().any(|embedding| embedding.size().last() == Some(&1)) {
-            return f_widely_alike(arguments, composite);
+            return f_widely_alike(&arguments, &|arguments| composite(std::array::from_fn(|at| arguments[at])));
         }
         f_embedding(self, arguments, reduction, composite)
     }

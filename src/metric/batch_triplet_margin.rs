@@ -270,7 +270,7 @@ impl Mined {
             let [far, gradient, pairs, negative] = context.saved() else { return Ok(vec![None]) };
             let chunked = || Ok(spread(vec![gradient.f_mul(&grad.f_to_kind(gradient.f_kind()?)?)?], &needed));
             let again = |far: &[Tensor]| Ok(mined.f_triplets(&far[0], pairs, negative)?.0);
-            context.f_gradients(chunked, || f_gradients_of(again, &grad, &[far.shallow_clone()], &[true]))
+            context.f_gradients(&chunked, &|| f_gradients_of(&again, &grad, &[far.shallow_clone()], &[true]))
         })?;
         self.loss.reduction.f_of_sum(&sum, &count)
     }

@@ -305,8 +305,8 @@ fn f_norms(a: &Tensor, b: Option<&Tensor>, p: f64) -> Result<Tensor, LossError> 
         let Some(grad) = context.grad(0) else { return Ok(needed.iter().map(|_| None).collect()) };
         let saved: Vec<&Tensor> = context.saved().iter().collect();
         let norms = move |inputs: &[Tensor]| f_norms_of_differences(&inputs[0], inputs.get(1), p);
-        let with_graph = || f_gradients_of(norms, &grad, &context.saved()[..needed.len()], &needed);
-        let gradients = context.f_gradients(|| f_slopes_of_norms(&saved, &grad, p), with_graph)?;
+        let with_graph = || f_gradients_of(&norms, &grad, &context.saved()[..needed.len()], &needed);
+        let gradients = context.f_gradients(&|| f_slopes_of_norms(&saved, &grad, p), &with_graph)?;
         Ok(gradients.into_iter().zip(&needed).map(|(gradient, needed)| gradient.filter(|_| *needed)).collect())
     })
 }
@@ -334,7 +334,7 @@ fn f_euclidean(a: &Tensor, b: Option<&Tensor>) -> Result<Tensor, LossError> {
     Function::new(&inputs).save(&saved).f_attach_one(distances.f_detach()?, move |context| {
         let Some(grad) = context.grad(0) else { return Ok(needed.iter().map(|_| None).collect()) };
         let saved: Vec<&Tensor> = context.saved().iter().collect();
-        let gradients = context.f_gradients(|| f_slopes(&saved, &grad), || f_slopes_with_graph(&saved, &grad))?;
+        let gradients = context.f_gradients(&|| f_slopes(&saved, &grad), &|| f_slopes_with_graph(&saved, &grad))?;
         Ok(gradients.into_iter().zip(&needed).map(|(gradient, needed)| gradient.filter(|_| *needed)).collect())
     })
 }

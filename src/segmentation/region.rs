@@ -593,7 +593,8 @@ impl Pointwise<3> for Scored {
         // A NaN stays one: it is an error that training has to show.
         let nothing = (sizes[2] <= absent) & loss.is_number();
         let counted = |number: R| choose(nothing, R::of(0.0), number);
-        (counted(loss), slopes.map(counted))
+        let [a, b, c] = slopes;
+        (counted(loss), [counted(a), counted(b), counted(c)])
     }
 }
 

@@ -10,20 +10,20 @@ use super::measure::{Given, Measure, Share, Sigmoid, Slopes, Softmax};
 use super::{Regional, Shape};
 use crate::Activation;
 use crate::kernels::BLOCK;
-use crate::kernels::element::{Block, Element, Output};
+use crate::kernels::element::{Block, Numbers, Output};
 use crate::kernels::simd::{self, Sum, Wide};
 
 /// What all threads work on.
-pub(super) struct Job<'a, T> {
+pub(super) struct Job<'a, W> {
     pub(super) formula: &'a Regional,
     pub(super) shape: Shape,
-    pub(super) input: &'a [T],
-    pub(super) target: Target<'a, T>,
+    pub(super) input: Numbers<'a, W>,
+    pub(super) target: Target<'a, W>,
 }
 
-pub(super) enum Target<'a, T> {
+pub(super) enum Target<'a, W> {
     Indices(&'a [i64]),
-    Masks(&'a [T]),
+    Masks(Numbers<'a, W>),
 }
 
 /// The sums of one task.
@@ -95,8 +95,8 @@ pub(super) struct Place {
     pub(super) pixels: Range<usize>,
 }
 
-impl<T: Element> Job<'_, T> {
-    pub(super) fn room(&self) -> Room<T::Wide> {
+impl<W: Wide> Job<'_, W> {
+    pub(super) fn room(&self) -> Room<W> {
         let softmax = self.formula.activation == Activation::Softmax;
         Room::new(if softmax { self.shape.classes * self.shape.block } else { 0 })
     }
@@ -123,7 +123,7 @@ impl<T: Element> Job<'_, T> {
     pub(super) fn sum_block<M: Measure, const HARD: bool>(
         &self,
         place: &Place,
-        room: &mut Room<T::Wide>,
+        room: &mut Room<W>,
         part: &mut Part,
     ) -> bool {
         let length = place.pixels.len();
@@ -159,17 +159,17 @@ impl<T: Element> Job<'_, T> {
     }
 
     /// The range of inputs that have no activation.
-    fn expected(&self) -> [T::Wide; 2] {
+    fn expected(&self) -> [W; 2] {
         let (start, end) = self.formula.expected.clone().into_inner();
-        [start, end].map(T::Wide::from_f64)
+        [start, end].map(W::from_f64)
     }
 
     /// Adds the cross entropies of a block up, after its softmax.
-    pub(super) fn entropy<const HARD: bool>(&self, place: &Place, room: &mut Room<T::Wide>, part: &mut Part) {
+    pub(super) fn entropy<const HARD: bool>(&self, place: &Place, room: &mut Room<W>, part: &mut Part) {
         let length = place.pixels.len();
         let (picked, weights) = (&mut room.picked[..length], &mut room.weights[..length]);
-        picked.fill(T::Wide::default());
-        weights.fill(T::Wide::default());
+        picked.fill(W::default());
+        weights.fill(W::default());
         for class in 0..self.shape.classes {
             let logits = self.logits(place, class, &room.classes, &mut room.rows.input, &mut room.rows.masked);
             let share = self.share::<HARD>(place, class, &room.classes, &mut room.rows.target);
@@ -183,13 +183,13 @@ impl<T: Element> Job<'_, T> {
     }
 
     /// The weight of a class in the cross entropy.
-    pub(super) fn weight(&self, class: usize) -> T::Wide {
+    pub(super) fn weight(&self, class: usize) -> W {
         let weight = self.formula.entropy.as_ref().and_then(|entropy| entropy.weight.as_ref());
-        T::Wide::from_f64(weight.map_or(1.0, |weight| weight[class]))
+        W::from_f64(weight.map_or(1.0, |weight| weight[class]))
     }
 
     /// Computes the exponentials of a block and the inverse of their sum, which is 0 where the pixel is ignored.
-    pub(super) fn softmax(&self, place: &Place, room: &mut Room<T::Wide>) {
+    pub(super) fn softmax(&self, place: &Place, room: &mut Room<W>) {
         let length = place.pixels.len();
         let Room { exponentials, classes, greatest, inverse, logarithm, rows, .. } = room;
         let (greatest, inverse) = (&mut greatest[..length], &mut inverse[..length]);
@@ -201,8 +201,8 @@ impl<T: Element> Job<'_, T> {
             moderate &= simd::run(Powers { logits, exponentials, sums: inverse, first: class == 0 });
         }
         if !moderate {
-            greatest.fill(T::Wide::from_f64(f64::NEG_INFINITY));
-            inverse.fill(T::Wide::default());
+            greatest.fill(W::from_f64(f64::NEG_INFINITY));
+            inverse.fill(W::default());
             for class in 0..self.shape.classes {
                 let logits = self.logits(place, class, classes, &mut rows.input, &mut rows.masked);
                 simd::run(Greatest { logits, greatest });
@@ -231,10 +231,10 @@ impl<T: Element> Job<'_, T> {
         &'b self,
         place: &Place,
         class: usize,
-        classes: &Block<T::Wide>,
-        room: &'b mut Block<T::Wide>,
-        masked: &'b mut Block<T::Wide>,
-    ) -> &'b [T::Wide] {
+        classes: &Block<W>,
+        room: &'b mut Block<W>,
+        masked: &'b mut Block<W>,
+    ) -> &'b [W] {
         let numbers = self.read(place, class, room);
         if !self.ignores_pixels() {
             return numbers;
@@ -245,8 +245,8 @@ impl<T: Element> Job<'_, T> {
     }
 
     /// The input of a class.
-    pub(super) fn read<'b>(&'b self, place: &Place, class: usize, room: &'b mut Block<T::Wide>) -> &'b [T::Wide] {
-        T::read(&self.input[self.shape.row(place, class)], room)
+    pub(super) fn read<'b>(&'b self, place: &Place, class: usize, room: &'b mut Block<W>) -> &'b [W] {
+        self.input.read(self.shape.row(place, class), room)
     }
 
     /// The shares that the target has in a class.
@@ -254,23 +254,21 @@ impl<T: Element> Job<'_, T> {
         &'b self,
         place: &Place,
         class: usize,
-        classes: &'b Block<T::Wide>,
-        room: &'b mut Block<T::Wide>,
-    ) -> Share<'b, T::Wide, HARD> {
+        classes: &'b Block<W>,
+        room: &'b mut Block<W>,
+    ) -> Share<'b, W, HARD> {
         match self.target {
-            Target::Indices(_) => {
-                Share { numbers: &classes[..place.pixels.len()], key: T::Wide::from_f64(class as f64) }
-            }
+            Target::Indices(_) => Share { numbers: &classes[..place.pixels.len()], key: W::from_f64(class as f64) },
             Target::Masks(masks) => {
                 let ignored = self.formula.ignored.map_or(f64::NAN, |ignored| ignored as f64);
-                let numbers = T::read(&masks[self.shape.row(place, class)], room);
-                Share { numbers, key: T::Wide::from_f64(ignored) }
+                let numbers = masks.read(self.shape.row(place, class), room);
+                Share { numbers, key: W::from_f64(ignored) }
             }
         }
     }
 
     /// Reads the class indices of a block. Whether all of them are in range.
-    pub(super) fn read_classes(&self, place: &Place, classes: &mut Block<T::Wide>) -> bool {
+    pub(super) fn read_classes(&self, place: &Place, classes: &mut Block<W>) -> bool {
         let Target::Indices(indices) = self.target else { return true };
         let start = place.sample * self.shape.pixels;
         let indices = &indices[start + place.pixels.start..start + place.pixels.end];
@@ -279,12 +277,7 @@ impl<T: Element> Job<'_, T> {
     }
 
     /// Writes the gradient of a task.
-    pub(super) fn gradient<M: Measure, const HARD: bool>(
-        &self,
-        task: usize,
-        factors: &Factors<T::Wide>,
-        output: &Output<T>,
-    ) {
+    pub(super) fn gradient<M: Measure, const HARD: bool>(&self, task: usize, factors: &Factors<W>, output: &Output<W>) {
         let mut room = self.room();
         for place in self.places(task) {
             // They were in range in the forward pass, and have not changed since.
@@ -311,15 +304,15 @@ impl<T: Element> Job<'_, T> {
     pub(super) fn softmax_gradient<M: Measure, const HARD: bool>(
         &self,
         place: &Place,
-        room: &mut Room<T::Wide>,
-        factors: &Factors<T::Wide>,
-        output: &Output<T>,
+        room: &mut Room<W>,
+        factors: &Factors<W>,
+        output: &Output<W>,
     ) {
         let length = place.pixels.len();
         self.softmax(place, room);
         let Room { exponentials, classes, inverse, mean, term, rows, .. } = room;
         let (mean, gradient) = (&mut mean[..length], &mut term[..length]);
-        mean.fill(T::Wide::default());
+        mean.fill(W::default());
         for class in 0..self.shape.classes {
             let share = self.share::<HARD>(place, class, classes, &mut rows.target);
             let slopes = self.slopes::<M>(place, class, factors);
@@ -335,19 +328,14 @@ impl<T: Element> Job<'_, T> {
         }
     }
 
-    pub(super) fn slopes<M: Measure>(
-        &self,
-        place: &Place,
-        class: usize,
-        factors: &Factors<T::Wide>,
-    ) -> Slopes<T::Wide, M> {
+    pub(super) fn slopes<M: Measure>(&self, place: &Place, class: usize, factors: &Factors<W>) -> Slopes<W, M> {
         let region = place.sample * self.shape.classes + class;
-        let entropy = T::Wide::from_f64(factors.entropy.into() * self.weight(class).into());
+        let entropy = W::from_f64(factors.entropy.into() * self.weight(class).into());
         let (intersection, size) = (factors.intersection[region], factors.size[region]);
         Slopes { intersection, size, entropy, measure: M::default() }
     }
 
-    pub(super) fn store(&self, place: &Place, class: usize, numbers: &[T::Wide], output: &Output<T>) {
+    pub(super) fn store(&self, place: &Place, class: usize, numbers: &[W], output: &Output<W>) {
         // SAFETY: tasks have pixels of their own, and the rows of a task are computed one after another.
         unsafe { output.write(self.shape.row(place, class), numbers) };
     }

@@ -179,7 +179,7 @@ where
 
     #[inline(always)]
     fn run<R: LaneOf<W>>(self) -> ([f64; 3], bool) {
-        let mut sums = [[W::default(); LANES]; 3];
+        let mut sums = [[R::of(0.0); LANES]; 3];
         let mut wrong = false;
         for start in (0..self.length).step_by(LANES) {
             let group = start..self.length.min(start + LANES);
@@ -190,7 +190,6 @@ where
                 length => add::<W, R, P, M, HARD>(input, share, length, &mut sums),
             };
         }
-        // Not `map`, which would not be compiled for the instruction set.
         ([total(sums[0]), total(sums[1]), total(sums[2])], !wrong)
     }
 }
@@ -201,7 +200,7 @@ pub(super) fn add<W: Wide, R: LaneOf<W>, P: Probabilities<W>, M: Measure, const 
     input: P,
     share: Share<W, HARD>,
     length: usize,
-    sums: &mut [[W; LANES]; 3],
+    sums: &mut [[R; LANES]; 3],
 ) -> bool {
     let (zero, one) = (R::of(0.0), R::of(1.0));
     let mut wrong = false;
@@ -212,9 +211,9 @@ pub(super) fn add<W: Wide, R: LaneOf<W>, P: Probabilities<W>, M: Measure, const 
         if !HARD {
             wrong |= !((share.value >= zero) & (share.value <= one));
         }
-        sums[0][i] = (R::new(sums[0][i]) + M::intersection(p, share).0).get();
-        sums[1][i] = (R::new(sums[1][i]) + M::size(p).0).get();
-        sums[2][i] = (R::new(sums[2][i]) + M::size(share.value).0).get();
+        sums[0][i] = sums[0][i] + M::intersection(p, share).0;
+        sums[1][i] = sums[1][i] + M::size(p).0;
+        sums[2][i] = sums[2][i] + M::size(share.value).0;
     }
     wrong
 }

@@ -137,7 +137,7 @@ impl<W: Wide> Probabilities<W> for Given<'_, W> {
 
     #[inline(always)]
     fn is_strange<R: LaneOf<W>>(self, number: R) -> bool {
-        let [least, most] = self.1.map(R::new);
+        let [least, most] = [R::new(self.1[0]), R::new(self.1[1])];
         (number < least) | (number > most)
     }
 

@@ -13,10 +13,10 @@ use std::marker::PhantomData;
 use std::ops::{Range, RangeInclusive};
 use std::sync::OnceLock;
 
-use half::{bf16, f16};
 use tch::{Device, Kind, Tensor};
 
-use super::element::{Element, Output, elements, f_plain, integers, is_plain};
+use super::element::{Numbers, Output, elements, f_plain, integers, is_plain};
+use super::simd::Wide;
 use super::{BLOCK, parallel, takes};
 use crate::autograd::{self, Context, Function};
 use crate::{Activation, LossError, OverlapMeasure};
@@ -86,6 +86,18 @@ pub(crate) fn f_region<C>(
 where
     C: Fn(&Tensor, &Tensor) -> Result<Vec<Tensor>, LossError> + Send + 'static,
 {
+    f_engine(formula, input, target, Box::new(composite))
+}
+
+/// The tensor operations that define the sums.
+type Composite = Box<dyn Fn(&Tensor, &Tensor) -> Result<Vec<Tensor>, LossError> + Send>;
+
+fn f_engine(
+    formula: Regional,
+    input: &Tensor,
+    target: &Tensor,
+    composite: Composite,
+) -> Result<Option<Sums>, LossError> {
     if input.dim() < 3 || input.numel() == 0 || input.size()[1] > MOST_CLASSES {
         return Ok(None);
     }
@@ -96,20 +108,19 @@ where
         return Ok(None);
     }
     match kind {
-        Kind::Float => f_run::<f32, C>(formula, input, target, composite),
-        Kind::Double => f_run::<f64, C>(formula, input, target, composite),
-        Kind::Half => f_run::<f16, C>(formula, input, target, composite),
-        Kind::BFloat16 => f_run::<bf16, C>(formula, input, target, composite),
+        Kind::Double => f_run::<f64>(formula, input, target, composite),
+        Kind::Float | Kind::Half | Kind::BFloat16 => f_run::<f32>(formula, input, target, composite),
         _ => Ok(None),
     }
 }
 
-fn f_run<T, C>(formula: Regional, input: &Tensor, target: &Tensor, composite: C) -> Result<Option<Sums>, LossError>
-where
-    T: Element,
-    C: Fn(&Tensor, &Tensor) -> Result<Vec<Tensor>, LossError> + Send + 'static,
-{
-    let Some(Totals { regions, entropy, weight }) = Pass::<T>::f_new(&formula, input, target)?.f_sums()? else {
+fn f_run<W: Wide>(
+    formula: Regional,
+    input: &Tensor,
+    target: &Tensor,
+    composite: Composite,
+) -> Result<Option<Sums>, LossError> {
+    let Some(Totals { regions, entropy, weight }) = Pass::<W>::f_new(&formula, input, target)?.f_sums()? else {
         return Ok(None);
     };
     let [intersection, of_input, of_target] = regions;
@@ -119,11 +130,11 @@ where
         let [input, target] = context.saved() else { return Ok(vec![None, None]) };
         let grads: Vec<Option<Tensor>> =
             (0..2 + usize::from(with_entropy)).map(|output| context.grad(output)).collect();
-        let fused = || Ok(vec![Some(Pass::<T>::f_new(&formula, input, target)?.f_gradient(&grads)?)]);
-        context.f_gradients(fused, || {
+        let fused = || Ok(vec![Some(Pass::<W>::f_new(&formula, input, target)?.f_gradient(&grads)?)]);
+        context.f_gradients(&fused, &|| {
             let loss = |inputs: &[Tensor]| f_weighted(&composite(&inputs[0], target)?, &grads);
             let one = Tensor::f_ones([], (Kind::Double, Device::Cpu))?;
-            autograd::f_gradients_of(loss, &one, std::slice::from_ref(input), &[true])
+            autograd::f_gradients_of(&loss, &one, std::slice::from_ref(input), &[true])
         })
     };
     let outputs = Function::new(&[input]).save(&[input, target]).f_attach_own(differentiable, backward)?;
@@ -150,12 +161,12 @@ struct Totals {
 }
 
 /// A contiguous input and its target.
-struct Pass<'a, T> {
+struct Pass<'a, W> {
     formula: &'a Regional,
     input: Tensor,
     target: Tensor,
     shape: Shape,
-    kind: PhantomData<T>,
+    kind: PhantomData<W>,
 }
 
 /// The sizes of the input, and of the parts that it is worked on in.
@@ -226,7 +237,7 @@ macro_rules! by_type {
     };
 }
 
-impl<'a, T: Element> Pass<'a, T> {
+impl<'a, W: Wide> Pass<'a, W> {
     fn f_new(formula: &'a Regional, input: &Tensor, target: &Tensor) -> Result<Self, LossError> {
         let f_contiguous = |tensor: &Tensor| tensor.f_detach()?.f_contiguous();
         let (masks, softmax) = (target.size() == input.size(), formula.activation == Activation::Softmax);
@@ -234,13 +245,13 @@ impl<'a, T: Element> Pass<'a, T> {
         Ok(Self { formula, input: f_contiguous(input)?, target: f_contiguous(target)?, shape, kind: PhantomData })
     }
 
-    fn job(&self) -> Job<'_, T> {
+    fn job(&self) -> Job<'_, W> {
         let target = if self.target.size() == self.input.size() {
-            Target::Masks(elements(&self.target))
+            Target::Masks(Numbers::of(&self.target))
         } else {
             Target::Indices(integers(&self.target))
         };
-        Job { formula: self.formula, shape: self.shape, input: elements(&self.input), target }
+        Job { formula: self.formula, shape: self.shape, input: Numbers::of(&self.input), target }
     }
 
     /// The sums; nothing where a class index, a share or a probability is out of range.
@@ -277,17 +288,17 @@ impl<'a, T: Element> Pass<'a, T> {
         let regions = self.shape.samples * self.shape.classes;
         let f_numbers = |position: usize, count: usize| {
             let Some(grad) = grads.get(position).and_then(Option::as_ref) else {
-                return Ok(vec![T::Wide::default(); count]);
+                return Ok(vec![W::default(); count]);
             };
-            let grad = f_plain(grad)?.f_detach()?.f_to_kind(T::Wide::KIND)?;
-            Ok::<_, LossError>(elements(&grad.f_contiguous()?).to_vec())
+            let grad = f_plain(grad)?.f_detach()?.f_to_kind(W::KIND)?;
+            Ok::<_, LossError>(elements::<W>(&grad.f_contiguous()?).to_vec())
         };
         let factors = Factors {
             intersection: f_numbers(0, regions)?,
             size: f_numbers(1, regions)?,
             entropy: f_numbers(2, 1)?[0],
         };
-        let output = Output::<T>::f_like(&self.input)?;
+        let output = Output::<W>::f_like(&self.input)?;
         let job = self.job();
         parallel::each(self.shape.tasks(), job.input.len(), &|task| {
             by_type!(job.gradient(task, &factors, &output));

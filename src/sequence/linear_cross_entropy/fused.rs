@@ -45,7 +45,7 @@ pub(super) fn f_loss(
             None => no_grad(|| f_recompute(&criterion, &context, &grad, size, kind, &needed)),
         };
         let whole = |saved: &[Tensor]| criterion.f_whole(&Arguments::of(saved), result);
-        context.f_gradients(chunked, || f_gradients_of(whole, &grad, context.saved(), &needed))
+        context.f_gradients(&chunked, &|| f_gradients_of(&whole, &grad, context.saved(), &needed))
     })
 }
 
