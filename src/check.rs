@@ -202,10 +202,15 @@ pub(crate) fn number(name: &'static str, value: f64) -> Result<(), LossError> {
 }
 
 /// The option is a number of the kind that a loss of `input` is computed in, at least single precision: libtorch takes no
-/// other. Infinity is such a number, NaN is none.
+/// other. Infinity is such a number, NaN is none. With integers it is a number that their kind holds.
 pub(crate) fn fits(name: &'static str, value: f64, input: &Tensor) -> Result<(), LossError> {
     number(name, value)?;
-    let fits = value.is_infinite() || value.abs() <= f64::from(f32::MAX) || input.f_kind()? == Kind::Double;
+    let kind = input.f_kind()?;
+    if !input.is_floating_point() {
+        let bits = 8 * kind.elt_size_in_bytes() as i32 - i32::from(kind != Kind::Uint8);
+        return option(name, value, value.abs() < 2_f64.powi(bits), &format!("a number that {kind:?} holds"));
+    }
+    let fits = value.is_infinite() || value.abs() <= f64::from(f32::MAX) || kind == Kind::Double;
     option(name, value, fits, "a number that single precision holds")
 }
 

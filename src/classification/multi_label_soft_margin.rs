@@ -4,7 +4,7 @@ use super::bce_with_logits::Formula;
 use crate::binary::Logits;
 use crate::kernels::{self, NumberOperations, Reduce, Weighted, f_pointwise};
 use crate::mean_parts::broadcast_shape;
-use crate::numeric::f_widely;
+use crate::numeric::{f_widely, real};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 crate::options::options! {
@@ -83,6 +83,7 @@ impl Loss for MultiLabelSoftMarginLoss {
         check::devices(&[("input", input), ("target", target)])?;
         check::floating(("input", input))?;
         check::not_boolean(("target", target))?;
+        real(("target", target))?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
         let Some(&classes) = input.size().last() else {
             return Err(check::shape_error(("input", input), "[C] or [..., C]"));

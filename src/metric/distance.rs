@@ -269,7 +269,9 @@ impl EmbeddingDistance {
         // that of an embedding. In their quotient the D − 1 is gone.
         let deviation = |x: &Tensor| {
             let scaled = x.f_div(&scale)?;
-            scaled.f_sub(&scaled.f_mean_dim([1_i64].as_slice(), true, None)?)
+            // From the first number: the rounded mean of equal numbers may be another one.
+            let shifted = scaled.f_sub(&scaled.f_detach()?.f_narrow(1, 0, 1)?)?;
+            shifted.f_sub(&shifted.f_mean_dim([1_i64].as_slice(), true, None)?)
         };
         let (a, b) = (deviation(a)?, b.map(deviation).transpose()?);
         let noise = f_euclidean(&a, b.as_ref())?.f_square()?;

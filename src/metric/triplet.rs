@@ -17,9 +17,6 @@ pub(super) fn check([anchor, positive, negative]: [Named; 3], margin: f64, broad
     same_shape_or_broadcast_in_rank(negative, anchor, broadcast)
 }
 
-/// The largest p of the engine. Powers soon overflow, each way of computing them at another difference.
-const LARGEST_POWER: f64 = 8.0;
-
 /// The options of a triplet loss of a p-norm distance.
 #[derive(Clone, Copy)]
 pub(super) struct Triplet {
@@ -39,10 +36,8 @@ impl Triplet {
             self.f_of_norm(Euclidean, of, reduction, composite)
         } else if self.p == 1.0 {
             self.f_of_norm(Manhattan, of, reduction, composite)
-        } else if self.p > 1.0 && self.p <= LARGEST_POWER {
-            self.f_of_norm(Minkowski { p: self.p }, of, reduction, composite)
         } else {
-            // The number of differences, the largest one, norms with a vertical tangent, and powers out of range.
+            // Powers by an exponential and a logarithm lose digits that libtorch's have.
             f_widely(of, composite)
         }
     }
@@ -180,28 +175,5 @@ impl Norm for Manhattan {
 
     fn root(self, sum: f64) -> (f64, f64) {
         (sum, 1.0)
-    }
-}
-
-/// p > 1
-#[derive(Clone, Copy)]
-struct Minkowski {
-    p: f64,
-}
-
-impl Norm for Minkowski {
-    #[inline(always)]
-    fn add<R: Real>(self, difference: R, sum: R) -> R {
-        sum + difference.abs().power(R::of(self.p))
-    }
-
-    #[inline(always)]
-    fn slope<R: Real>(self, difference: R) -> R {
-        R::of(self.p) * difference.abs().power(R::of(self.p - 1.0)) * difference.sign()
-    }
-
-    fn root(self, sum: f64) -> (f64, f64) {
-        let root = sum.powf(1.0 / self.p);
-        (root, if sum == 0.0 { 0.0 } else { root / (self.p * sum) })
     }
 }

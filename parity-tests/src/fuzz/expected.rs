@@ -40,17 +40,19 @@ pub const BETWEEN_BACKENDS: &[Expected] = &[
         reason: "the variance under a window has few digits left of the numbers beside one of more than 10⁴",
     },
     Expected {
-        holds: |call, which, own, other| {
-            let count = 4.0 * call.arguments[0].1.numel() as f64;
-            let is_double = call.arguments.iter().any(|(_, tensor)| tensor.defined() && tensor.kind() == Kind::Double);
-            let most = if is_double { f64::MAX } else { f32::MAX.into() };
-            which != Which::Output && own.is_infinite() && own * other > 0.0 && other.abs() > most / count
-        },
-        reason: "the slope of one loss is out of the range of the kind, and that of the mean is not",
+        holds: |call, which, own, other| which != Which::Output && is_sum_beyond(call, own, other),
+        reason: SUM,
     },
     Expected {
-        holds: |call, _, own, other| call.has_options_beyond_single() && !own.is_finite() && !other.is_finite(),
+        holds: |call, _, own, other| {
+            let is_infinite = |option: &f64| option.abs() > f64::from(f32::MAX);
+            call.has_options_beyond_single() && (own.is_nan() == other.is_nan() || call.numbers.iter().any(is_infinite))
+        },
         reason: BEYOND,
+    },
+    Expected {
+        holds: |call, which, _, _| which == Which::Second && call.has_huge_numbers() && !takes_elements(call.loss),
+        reason: "a second derivative is a difference of squares of numbers of more than 10¹⁵",
     },
     Expected { holds: is_certain_answer, reason: CERTAIN },
     Expected {
@@ -84,6 +86,16 @@ pub const BESIDE_DOUBLE: &[Expected] = &[
     },
     Expected { holds: is_certain_answer, reason: CERTAIN },
 ];
+
+const SUM: &str = "what one loss has is out of the range of the kind, and what the mean has is not";
+
+/// Whether a number overflowed as a part of a sum over all elements that does not.
+fn is_sum_beyond(call: &Call, own: f64, other: f64) -> bool {
+    let count = 4.0 * call.arguments[0].1.numel() as f64;
+    let is_double = call.arguments.iter().any(|(_, tensor)| tensor.defined() && tensor.kind() == Kind::Double);
+    let most = if is_double { f64::MAX } else { f32::MAX.into() };
+    own.is_infinite() && own * other > 0.0 && other.abs() > most / count
+}
 
 const BEYOND: &str = "an option is infinite or 0 in single precision";
 const CERTAIN: &str = "log(1 - p) of a certain answer is bounded by the precision of the kind";
