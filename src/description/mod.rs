@@ -7,7 +7,7 @@ mod value;
 
 pub(crate) use described::{Described, Fields, LOSS, Written, f_deserialize, f_one_of, f_serialize};
 #[cfg(test)]
-pub(crate) use names::{nearest, spelling};
+pub(crate) use names::{OTHERS, nearest, spelling};
 pub(crate) use option_value::{
     Mismatch, OptionValue, Place, Problem, expected, f_read_word, f_write_word, none_is_null,
 };

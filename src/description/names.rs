@@ -1,7 +1,7 @@
 //! Names of losses and options: their spellings, and which come nearest to one that is none.
 
 /// Losses that are none of an input and a target alone, and those that have parameters.
-pub(super) const OTHERS: &[(&str, &str)] = &[
+pub(crate) const OTHERS: &[(&str, &str)] = &[
     ("ctc", "CtcLoss"),
     ("gaussian_nll", "GaussianNllLoss"),
     ("cosine_embedding", "CosineEmbeddingLoss"),

@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::registry::{Entry, LOSSES};
 use super::*;
-use crate::description::{Described, nearest, spelling};
+use crate::description::{Described, OTHERS, nearest, spelling};
 use crate::{Activation, CrossEntropyLoss, DiceLoss, MseLoss, SoftmaxFocalLoss, with_backend};
 
 fn snake_case(name: &str) -> String {
@@ -231,6 +231,9 @@ fn what_is_written_is_what_is_not_the_default() {
         ),
     ];
     for (description, expected) in same {
+        let loss: AnyLoss = serde_json::from_value(description.clone()).unwrap();
+        let again: AnyLoss = toml::from_str(&toml::to_string(&loss).unwrap()).unwrap();
+        assert_eq!(serde_json::to_value(&again).unwrap(), expected);
         assert_eq!(written(description).unwrap(), expected);
         assert_eq!(written(expected.clone()).unwrap(), expected);
     }
@@ -295,17 +298,24 @@ const WITHOUT_DATA: [&str; 7] = [
 fn no_loss_is_missing() {
     let mut paths = Vec::new();
     sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut paths);
-    let (mut named, mut losses) = (BTreeSet::new(), BTreeSet::new());
+    let (mut losses, mut others) = (BTreeSet::new(), BTreeSet::new());
     for path in paths {
         let source = fs::read_to_string(path).unwrap();
         let word = |start: &str| start.split([' ', ':', ';']).next().unwrap().to_owned();
-        named.extend(source.split("\npub struct ").skip(1).filter(|start| start.contains(": \"")).map(word));
         losses.extend(source.split("\nimpl Loss for ").skip(1).map(word));
+        // Those that are declared without a name in data.
+        let unnamed =
+            |start: &&str| start.split_once(";\n").is_some_and(|(name, _)| name.chars().all(char::is_alphanumeric));
+        others.extend(source.split("\npub struct ").skip(1).filter(unnamed).map(word));
     }
-    named.retain(|name| losses.contains(name));
     losses.retain(|name| !WITHOUT_DATA.contains(&name.as_str()));
     let listed: BTreeSet<String> = LOSSES.iter().map(|entry| entry.names[1].to_owned()).collect();
     assert_eq!(listed, losses, "the list of losses, and those of the sources");
+    others.retain(|name| name.ends_with("Loss"));
+    assert!(others.len() > 10, "{others:?}");
+    for name in others {
+        assert!(OTHERS.iter().any(|(_, loss)| *loss == name), "{name} is not among the losses of other arguments");
+    }
 }
 
 #[test]
