@@ -5,6 +5,8 @@
 
 mod common;
 
+use std::process::Command;
+
 use tch::{Device, Kind, Tensor};
 use tch_losses::*;
 
@@ -26,8 +28,23 @@ fn kept(forward: impl Fn(&Tensor) -> Tensor, input: &Tensor) -> f64 {
     growth / (input.numel() * size_of::<f32>()) as f64
 }
 
+/// Whether this is a process in which malloc gives back what is freed. Elsewhere the test is run in such a process: malloc keeps
+/// blocks below a threshold, which grows with what is freed.
+fn frees_at_once() -> bool {
+    const THRESHOLD: &str = "MALLOC_MMAP_THRESHOLD_";
+    if std::env::var_os(THRESHOLD).is_some() {
+        return true;
+    }
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    assert!(again.args(std::env::args().skip(1)).env(THRESHOLD, "65536").status().unwrap().success());
+    false
+}
+
 #[test]
 fn losses_keep_little_more_than_their_gradient() {
+    if !frees_at_once() {
+        return;
+    }
     // What is kept for the next gradient is not kept by a loss.
     set_gradient_cache(0);
     let shape = [1, CLASSES, PIXELS];
