@@ -6,10 +6,15 @@ use std::path::{Path, PathBuf};
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rustc-check-cfg=cfg(tch_losses_unoptimised)");
+    println!("cargo:rustc-check-cfg=cfg(tch_losses_unoptimised, tch_losses_no_loops)");
+    println!("cargo:rerun-if-env-changed=TCH_LOSSES_BACKEND");
     // The loops of `kernels` are only faster than libtorch once they are made of vector instructions.
     if matches!(env::var("OPT_LEVEL").as_deref(), Ok("0" | "1")) {
         println!("cargo:rustc-cfg=tch_losses_unoptimised");
+        // And so they are left out, unless this build asks for them.
+        if env::var("TCH_LOSSES_BACKEND").as_deref() != Ok("auto") {
+            println!("cargo:rustc-cfg=tch_losses_no_loops");
+        }
     }
     // Set by torch-sys; absent with the feature `doc-only`.
     let Ok(libtorch) = env::var("DEP_TCH_LIBTORCH_LIB") else {

@@ -19,8 +19,8 @@ const ADAPTERS: [&str; 14] = [
     ".map(",
     ".map_or(",
     ".position(",
-    ".sum(",
-    ".sum::",
+    ".sum()",
+    ".sum::<f64>",
     ".unwrap_or_else(",
     "from_fn(",
 ];

@@ -75,6 +75,7 @@ struct TermsRow<'a, W, F> {
 }
 
 impl<W: Wide, F: ClassTerms> Kernel<W> for TermsRow<'_, W, F> {
+    const LONG: bool = true;
     type Result = W;
 
     #[inline(always)]

@@ -130,7 +130,7 @@ trait Formula: OfBlock<f32> + OfBlock<f64> + Send + Sync {
 
 /// What a formula makes of a block of numbers.
 trait OfBlock<W>: Sync {
-    fn evaluate(&self, block: Numerals<W>);
+    fn evaluate(&self, block: &mut Numerals<W>);
 }
 
 /// The numbers of a block, of which there is a multiple of [`LANES`], and places for its losses and its first derivatives, times
@@ -158,7 +158,7 @@ impl<P: Pointwise<N>, const N: usize> Formula for Typed<P, N> {
 }
 
 impl<W: Wide, P: Pointwise<N>, const N: usize> OfBlock<W> for Typed<P, N> {
-    fn evaluate(&self, block: Numerals<W>) {
+    fn evaluate(&self, block: &mut Numerals<W>) {
         match block.differentiated {
             0 => self.0.run_block::<W, 0>(block),
             // The first argument is the one that has a gradient as a rule.
@@ -200,12 +200,15 @@ macro_rules! loop_in {
 /// Slices that are arguments of a function do not overlap, as the compiler knows, and that their length is a multiple of that of
 /// vectors spares the loop a rest. So it makes one loop of vector instructions, and no other ones beside it.
 trait Losses<const N: usize>: Pointwise<N> {
-    fn run_block<W: Wide, const M: usize>(self, block: Numerals<W>) {
+    fn run_block<W: Wide, const M: usize>(self, block: &mut Numerals<W>) {
         let Numerals { arguments: [a, b, c, d, e], factors, losses, gradients, .. } = block;
         let [of_a, of_b, of_c, of_d, of_e] = gradients;
         simd::check_vectors();
+        if simd::WITHOUT_LOOPS {
+            unreachable!();
+        }
         #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
-        if simd::has_long_vectors() {
+        if const { W::LONG } && simd::has_long_vectors() {
             // SAFETY: just checked.
             unsafe {
                 self.run_in_long_vectors::<W, M>(a, b, c, d, e, factors, losses, of_a, of_b, of_c, of_d, of_e);
@@ -487,7 +490,7 @@ impl<W: Wide> Job<'_, W> {
         }
         if whole > 0 {
             let differentiated = self.gradients.len();
-            self.formula.evaluate(Numerals { arguments, factors, losses, differentiated, gradients });
+            self.formula.evaluate(&mut Numerals { arguments, factors, losses, differentiated, gradients });
         }
         for (output, room) in self.gradients.iter().zip(&room.gradients) {
             if let Some(output) = output.as_ref().filter(|output| !output.has_places()) {
@@ -513,7 +516,7 @@ impl<W: Wide> Job<'_, W> {
         };
         let (arguments, factors, mut all) = (arguments.map(filled), filled(factors), zeros);
         let mut places = [[MaybeUninit::new(W::default()); LANES]; MOST];
-        self.formula.evaluate(Numerals {
+        self.formula.evaluate(&mut Numerals {
             arguments: arguments.each_ref().map(|argument| &argument[..]),
             factors: &factors,
             losses: &mut all,

@@ -13,6 +13,10 @@ use super::number::{Lane, Real};
 /// A loop over lanes of numbers.
 pub(super) trait Kernel<W: Wide>: Sized {
     type Result;
+    /// Whether it is compiled for vectors of 512 bits as well, for single precision: where that has been measured to earn the
+    /// code that it takes.
+    const LONG: bool = false;
+
     /// Runs it; implementations are `#[inline(always)]`, and so is all that they call.
     ///
     /// Loops in it are `for` loops: what a closure does in an adapter's `map` and `sum` may be compiled apart, without the vector
@@ -47,6 +51,9 @@ pub(super) trait Wide: Stored + Default + PartialEq + Into<f64> {
     type Fused: LaneOf<Self>;
     #[doc(hidden)]
     type Plain: LaneOf<Self>;
+    /// Whether kernels of it are compiled for vectors of 512 bits; see [`Kernel::LONG`].
+    #[doc(hidden)]
+    const LONG: bool;
 
     fn from_f64(value: f64) -> Self;
 
@@ -69,8 +76,9 @@ pub(super) trait LaneOf<W>: Real {
 }
 
 macro_rules! wide {
-    ($number:ty, $widen:item, $narrow:item) => {
+    ($number:ty, $long:literal, $widen:item, $narrow:item) => {
         impl Wide for $number {
+            const LONG: bool = $long;
             type Fused = Lane<$number, true>;
             type Plain = Lane<$number, false>;
 
@@ -102,6 +110,7 @@ macro_rules! wide {
 }
 wide!(
     f32,
+    true,
     fn widen<H: Narrow>(elements: &[H], numbers: &mut [Self]) {
         H::widen_all(elements, numbers);
     },
@@ -111,6 +120,7 @@ wide!(
 );
 wide!(
     f64,
+    false,
     fn widen<H: Narrow>(elements: &[H], numbers: &mut [Self]) {
         for (number, element) in numbers.iter_mut().zip(elements) {
             *number = element.widen().into();
@@ -124,8 +134,11 @@ wide!(
 );
 
 /// Whether the processor has the instructions that kernels are compiled for. Where it has not, tensor operations compute the
-/// losses.
+/// losses; so they do in a build without kernels, see build.rs.
 pub(super) fn has_vectors() -> bool {
+    if WITHOUT_LOOPS {
+        return false;
+    }
     #[cfg(target_arch = "x86_64")]
     {
         static HAS: LazyLock<bool> = LazyLock::new(|| {
@@ -158,12 +171,18 @@ pub(super) fn has_long_vectors() -> bool {
     *HAS
 }
 
+/// Whether kernels are left out of this build. What follows a look at it is not compiled then.
+pub(super) const WITHOUT_LOOPS: bool = cfg!(all(tch_losses_no_loops, not(test)));
+
 /// Runs `kernel` in vector instructions, which the processor [has](has_vectors).
 #[inline]
 pub(super) fn run<W: Wide, K: Kernel<W>>(kernel: K) -> K::Result {
     check_vectors();
+    if WITHOUT_LOOPS {
+        unreachable!();
+    }
     #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
-    if has_long_vectors() {
+    if const { K::LONG && W::LONG } && has_long_vectors() {
         // SAFETY: just checked.
         return unsafe { kernel.run_in_long_vectors() };
     }
@@ -251,6 +270,7 @@ pub(super) const LANES: usize = 32;
 pub(super) struct Sum<'a, W>(pub(super) &'a [W]);
 
 impl<W: Wide> Kernel<W> for Sum<'_, W> {
+    const LONG: bool = true;
     type Result = f64;
 
     #[inline(always)]

@@ -60,7 +60,7 @@ fn block(classes: usize) -> usize {
 /// How many rows of classes side by side are worked on at a time, so that the first cache has their exponentials until they are
 /// read again.
 fn rows_at_once(classes: usize) -> usize {
-    ((1 << 13) / classes).clamp(1, ROWS)
+    ((1 << 10) / classes).clamp(1, ROWS)
 }
 
 /// So many at most.
@@ -118,6 +118,7 @@ struct Evaluate<'a, W, F> {
 }
 
 impl<W: Wide, F: RowLoss> Kernel<W> for Evaluate<'_, W, F> {
+    const LONG: bool = true;
     type Result = ();
 
     #[inline(always)]
@@ -346,6 +347,7 @@ struct SumRows<'a, W> {
 }
 
 impl<W: Wide> Kernel<W> for SumRows<'_, W> {
+    const LONG: bool = true;
     type Result = ();
 
     #[inline(always)]
@@ -398,6 +400,7 @@ struct DeriveRows<'a, W> {
 }
 
 impl<W: Wide> Kernel<W> for DeriveRows<'_, W> {
+    const LONG: bool = true;
     type Result = ();
 
     #[inline(always)]
@@ -450,9 +453,15 @@ fn powers<W: Wide, R: LaneOf<W>>(x: &[W], exponentials: &mut [W], ahead: impl Fn
         if extreme {
             return None;
         }
-        sum += Sum(exponentials).run::<R>();
+        sum += sum_of(exponentials);
     }
     Some(sum)
+}
+
+/// The sum of a block, in a function of its own: beside the other loops of a kernel the compiler splits its vectors.
+#[inline(never)]
+fn sum_of<W: Wide>(numbers: &[W]) -> f64 {
+    simd::run(Sum(numbers))
 }
 
 /// What is summed up of the distances of numbers from the largest one.
@@ -607,6 +616,7 @@ struct ClassPixels<'a, W> {
 struct SumPixels<'a, W>(ClassPixels<'a, W>);
 
 impl<W: Wide> Kernel<W> for SumPixels<'_, W> {
+    const LONG: bool = true;
     type Result = ();
 
     #[inline(always)]
@@ -628,6 +638,7 @@ impl<W: Wide> Kernel<W> for SumPixels<'_, W> {
 struct DerivePixels<'a, W>(ClassPixels<'a, W>);
 
 impl<W: Wide> Kernel<W> for DerivePixels<'_, W> {
+    const LONG: bool = true;
     type Result = f64;
 
     #[inline(always)]
@@ -816,6 +827,7 @@ struct ShareRow<'a, W> {
 }
 
 impl<W: Wide> Kernel<W> for ShareRow<'_, W> {
+    const LONG: bool = true;
     type Result = W;
 
     #[inline(always)]
@@ -887,6 +899,7 @@ struct SharePixels<'a, W> {
 }
 
 impl<W: Wide> Kernel<W> for SharePixels<'_, W> {
+    const LONG: bool = true;
     type Result = f64;
 
     #[inline(always)]

@@ -106,6 +106,7 @@ struct Samples<'a, W> {
 }
 
 impl<W: Wide> Kernel<W> for Samples<'_, W> {
+    const LONG: bool = true;
     type Result = f64;
 
     #[inline(always)]

@@ -38,6 +38,7 @@ pub(super) struct Masked<'a, W> {
 }
 
 impl<W: Wide> Kernel<W> for Masked<'_, W> {
+    const LONG: bool = true;
     type Result = ();
 
     #[inline(always)]
@@ -64,6 +65,7 @@ pub(super) struct Powers<'a, W> {
 }
 
 impl<W: Wide> Kernel<W> for Powers<'_, W> {
+    const LONG: bool = true;
     type Result = bool;
 
     #[inline(always)]
@@ -93,6 +95,7 @@ pub(super) struct Greatest<'a, W> {
 }
 
 impl<W: Wide> Kernel<W> for Greatest<'_, W> {
+    const LONG: bool = true;
     type Result = ();
 
     #[inline(always)]
@@ -113,6 +116,7 @@ pub(super) struct Exponentials<'a, W> {
 }
 
 impl<W: Wide> Kernel<W> for Exponentials<'_, W> {
+    const LONG: bool = true;
     type Result = ();
 
     #[inline(always)]
@@ -134,6 +138,7 @@ pub(super) struct Logarithms<'a, W> {
 }
 
 impl<W: Wide> Kernel<W> for Logarithms<'_, W> {
+    const LONG: bool = true;
     type Result = ();
 
     #[inline(always)]
@@ -149,6 +154,7 @@ impl<W: Wide> Kernel<W> for Logarithms<'_, W> {
 pub(super) struct Inverses<'a, W>(pub(super) &'a mut [W]);
 
 impl<W: Wide> Kernel<W> for Inverses<'_, W> {
+    const LONG: bool = true;
     type Result = ();
 
     #[inline(always)]
@@ -175,6 +181,7 @@ where
     P: Probabilities<W>,
     M: Measure,
 {
+    const LONG: bool = true;
     type Result = ([f64; 3], bool);
 
     #[inline(always)]
@@ -229,6 +236,7 @@ pub(super) struct Picked<'a, W, const HARD: bool> {
 }
 
 impl<W: Wide, const HARD: bool> Kernel<W> for Picked<'_, W, HARD> {
+    const LONG: bool = true;
     type Result = ();
 
     #[inline(always)]
@@ -255,6 +263,7 @@ pub(super) struct Entropies<'a, W> {
 }
 
 impl<W: Wide> Kernel<W> for Entropies<'_, W> {
+    const LONG: bool = true;
     type Result = ();
 
     #[inline(always)]
@@ -276,6 +285,7 @@ pub(super) struct Gradients<'a, W, P, M, const HARD: bool> {
 }
 
 impl<W: Wide, P: Probabilities<W>, M: Measure, const HARD: bool> Kernel<W> for Gradients<'_, W, P, M, HARD> {
+    const LONG: bool = true;
     type Result = ();
 
     #[inline(always)]
@@ -300,6 +310,7 @@ pub(super) struct Means<'a, W, M, const HARD: bool> {
 }
 
 impl<W: Wide, M: Measure, const HARD: bool> Kernel<W> for Means<'_, W, M, HARD> {
+    const LONG: bool = true;
     type Result = ();
 
     #[inline(always)]
@@ -328,6 +339,7 @@ pub(super) struct SoftmaxGradients<'a, W, M, const HARD: bool> {
 }
 
 impl<W: Wide, M: Measure, const HARD: bool> Kernel<W> for SoftmaxGradients<'_, W, M, HARD> {
+    const LONG: bool = true;
     type Result = ();
 
     #[inline(always)]
