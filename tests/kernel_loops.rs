@@ -1,8 +1,9 @@
 //! What runs in vector instructions is written in loops.
 //!
-//! The closure of an adapter, of `map` or `fold`, may be compiled apart from the function that it is in, and then without the vector
-//! instructions of that function and with a library call for each fused multiply-add. A third of the instructions of one loss
-//! were such. Functions that kernels are made of are `#[inline(always)]`; here their sources are looked through.
+//! The closure of an adapter, of `map` or `fold`, may be compiled apart from the function that it is in, and then
+//! without the vector instructions of that function and with a library call for each fused multiply-add. A third of
+//! the instructions of one loss were such. Functions that kernels are made of are `#[inline(always)]`; here their
+//! sources are looked through.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,8 +35,8 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     entries.flat_map(of).filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
 }
 
-/// The lines of functions that are always inlined in which there is an adapter, with their numbers. What follows `mod tests` is
-/// left out.
+/// The lines of functions that are always inlined in which there is an adapter, with their numbers. What follows `mod
+/// tests` is left out.
 fn adapters(source: &str) -> Vec<(usize, &str)> {
     let mut found = Vec::new();
     let mut lines = source.lines().enumerate().take_while(|(_, line)| !line.starts_with("mod tests"));

@@ -9,8 +9,9 @@ use super::simd;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Backend {
     /// An engine where one takes the call, otherwise tensor operations. The default, except where this crate was compiled
-    /// without optimisation: there an engine would be slower than libtorch, and tensor operations are the default. An engine
-    /// takes no call on a processor without its vector instructions: on x86-64 those of 2013, AVX2 and FMA.
+    /// without optimisation: there an engine would be slower than libtorch, and there are none, unless this variable
+    /// was `auto` in the environment of the build. An engine takes no call on a processor without its vector
+    /// instructions: on x86-64 those of 2013, AVX2 and FMA.
     #[default]
     Auto,
     /// Tensor operations, always: those of PyTorch, with results equal bit by bit.

@@ -45,7 +45,8 @@ pub(super) enum Numbers<'a, W> {
 impl<'a, W: Wide> Numbers<'a, W> {
     pub(super) const NONE: Self = Self::Wide(&[]);
 
-    /// Those of a tensor without gaps and overlaps, in the order of its memory. Its kind is half precision, or that of `W`.
+    /// Those of a tensor without gaps and overlaps, in the order of its memory. Its kind is half precision, or that
+    /// of `W`.
     pub(super) fn of(tensor: &'a Tensor) -> Self {
         match tensor.f_kind() {
             Ok(Kind::Half) => Self::Half(elements(tensor)),
@@ -129,14 +130,14 @@ impl<'a, W: Wide> Numbers<'a, W> {
     }
 }
 
-/// Whether gradients of arguments of this kind are computed in the forward pass, to be multiplied by the one of the loss in the
-/// backward pass. In `f16` they could underflow, where that one is a scale against it.
+/// Whether gradients of arguments of this kind are computed in the forward pass, to be multiplied by the one of the
+/// loss in the backward pass. In `f16` they could underflow, where that one is a scale against it.
 pub(super) fn is_stored(kind: Kind) -> bool {
     kind != Kind::Half
 }
 
-/// Whether a stored gradient of this kind can be multiplied by `grad`, that of the loss. In half precision it loses digits unless
-/// this is a power of two, as the usual 1 is.
+/// Whether a stored gradient of this kind can be multiplied by `grad`, that of the loss. In half precision it loses
+/// digits unless this is a power of two, as the usual 1 is.
 pub(super) fn f_keeps_digits(kind: Kind, grad: &Tensor) -> Result<bool, LossError> {
     if !is_half(kind) {
         return Ok(true);

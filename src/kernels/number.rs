@@ -1,8 +1,8 @@
 //! Arithmetic of formulas, written so that the compiler makes vector instructions of a loop over it.
 //!
 //! Each function is free of branches and calls. They are inlined into loops that are compiled for vector instructions
-//! (see `simd`). Elsewhere there may be no fused multiply-add in hardware, and `f32::mul_add` is a slow library call, which is
-//! what [`Lane`]'s parameter is for.
+//! (see `simd`). Elsewhere there may be no fused multiply-add in hardware, and `f32::mul_add` is a slow library call,
+//! which is what [`Lane`]'s parameter is for.
 
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
@@ -187,7 +187,8 @@ impl<R: Real> Logit<R> {
         // The sum is exact for a label in [0, 1] whatever the weight, and cancels for others.
         let inside = (y >= R::of(0.0)) & (y <= one);
         let both = choose(inside, no + yes, one + (pos_weight - one) * y);
-        let loss = self.log * both + part(yes, self.below) + part(no, self.above);
+        // Not of `yes`, which may be infinite where nothing is below.
+        let loss = self.log * both + part(pos_weight, part(y, self.below)) + part(no, self.above);
         (loss, choose(self.p >= self.q, no - self.q * both, self.p * both - yes))
     }
 

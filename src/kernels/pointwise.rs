@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 use super::element::{Block, Numbers, Output, f_one_layout, is_plain};
 use super::engine::{Composite, Engine, Factor, Reduce, composite_of, f_dispatch_to, widely};
 use super::number::Real;
-use super::simd::{self, LANES, LaneOf, Sum, Wide};
+use super::simd::{self, Aligned, LANES, LaneOf, Sum, Wide};
 use super::{BLOCK, backend, parallel};
 use crate::LossError;
 
@@ -133,8 +133,8 @@ trait OfBlock<W>: Sync {
     fn evaluate(&self, block: &mut Numerals<W>);
 }
 
-/// The numbers of a block, of which there is a multiple of [`LANES`], and places for its losses and its first derivatives, times
-/// the factors.
+/// The numbers of a block, of which there is a multiple of [`LANES`], and places for its losses and its first
+/// derivatives, times the factors.
 struct Numerals<'a, W> {
     /// As many as the formula has; the others are empty.
     arguments: [&'a [W]; MOST],
@@ -197,8 +197,8 @@ macro_rules! loop_in {
 
 /// The loop over a block. As methods, so that they are compiled beside the formula; see [`Kernel`](simd::Kernel).
 ///
-/// Slices that are arguments of a function do not overlap, as the compiler knows, and that their length is a multiple of that of
-/// vectors spares the loop a rest. So it makes one loop of vector instructions, and no other ones beside it.
+/// Slices that are arguments of a function do not overlap, as the compiler knows, and that their length is a multiple
+/// of that of vectors spares the loop a rest. So it makes one loop of vector instructions, and no other ones beside it.
 trait Losses<const N: usize>: Pointwise<N> {
     fn run_block<W: Wide, const M: usize>(self, block: &mut Numerals<W>) {
         let Numerals { arguments: [a, b, c, d, e], factors, losses, gradients, .. } = block;
@@ -229,8 +229,8 @@ trait Losses<const N: usize>: Pointwise<N> {
         run_in_long_vectors
     );
 
-    /// Computes the losses, and the first `M` of their derivatives, times the factors. The losses are stored, not added up at once,
-    /// which would keep the loop from being one of vector instructions.
+    /// Computes the losses, and the first `M` of their derivatives, times the factors. The losses are stored, not
+    /// added up at once, which would keep the loop from being one of vector instructions.
     #[inline(always)]
     fn run_slices<W: Wide, const M: usize>(
         self,
@@ -440,8 +440,8 @@ enum Factors<'a, W> {
 /// Room for one block of each argument that has to be converted, and of each gradient that has no places of its own.
 struct Room<W> {
     arguments: Vec<Vec<W>>,
-    factors: Block<W>,
-    losses: Block<W>,
+    factors: Aligned<Block<W>>,
+    losses: Aligned<Block<W>>,
     gradients: Vec<Vec<W>>,
 }
 
@@ -458,8 +458,8 @@ impl<W: Wide> Job<'_, W> {
         };
         let mut room = Room {
             arguments: self.arguments.iter().map(|argument| argument.room(BLOCK)).collect(),
-            factors: [factor; BLOCK],
-            losses: [W::default(); BLOCK],
+            factors: Aligned([factor; BLOCK]),
+            losses: Aligned([W::default(); BLOCK]),
             gradients: self.gradients.iter().map(room_of).collect(),
         };
         let blocks = range.clone().step_by(BLOCK).map(|start| start..range.end.min(start + BLOCK));
@@ -473,8 +473,8 @@ impl<W: Wide> Job<'_, W> {
             *read = argument.read(range.clone(), room);
         }
         let factors = match self.factor {
-            Factors::Number(_) => &room.factors[..length],
-            Factors::Elements(elements) => elements.read(range.clone(), &mut room.factors),
+            Factors::Number(_) => &room.factors.0[..length],
+            Factors::Elements(elements) => elements.read(range.clone(), &mut room.factors.0),
         };
         let mut gradients: [&mut [MaybeUninit<W>]; MOST] = Default::default();
         for ((places, output), room) in gradients.iter_mut().zip(self.gradients).zip(&mut room.gradients) {
@@ -482,7 +482,7 @@ impl<W: Wide> Job<'_, W> {
             let own = output.as_ref().and_then(|output| unsafe { output.places(range.clone()) });
             *places = own.unwrap_or_else(|| uninit(&mut room[..length]));
         }
-        let (losses, rest) = room.losses[..length].split_at_mut(whole);
+        let (losses, rest) = room.losses.0[..length].split_at_mut(whole);
         if !rest.is_empty() {
             let arguments = arguments.map(|argument| argument.get(whole..).unwrap_or_default());
             let gradients = gradients.each_mut().map(|places| places.get_mut(whole..).unwrap_or_default());
@@ -498,7 +498,7 @@ impl<W: Wide> Job<'_, W> {
                 unsafe { output.write(range.clone(), &room[..length]) };
             }
         }
-        let losses = &room.losses[..length];
+        let losses = &room.losses.0[..length];
         if let Some(output) = self.losses {
             // SAFETY: as above.
             unsafe { output.write(range, losses) };

@@ -13,8 +13,8 @@ use super::number::{Lane, Real};
 /// A loop over lanes of numbers.
 pub(super) trait Kernel<W: Wide>: Sized {
     type Result;
-    /// Whether it is compiled for vectors of 512 bits as well, for single precision: where that has been measured to earn the
-    /// code that it takes.
+    /// Whether it is compiled for vectors of 512 bits as well, for single precision: where that has been measured to
+    /// earn the code that it takes.
     const LONG: bool = false;
 
     /// Runs it; implementations are `#[inline(always)]`, and so is all that they call.
@@ -23,8 +23,8 @@ pub(super) trait Kernel<W: Wide>: Sized {
     /// instructions. `tests/kernel_loops.rs` looks for such.
     fn run<R: LaneOf<W>>(self) -> Self::Result;
 
-    /// The same in vector instructions. A method, so that it is compiled beside the type that it is of: one function for all would
-    /// be one unit of code, which one core compiles.
+    /// The same in vector instructions. A method, so that it is compiled beside the type that it is of: one function
+    /// for all would be one unit of code, which one core compiles.
     ///
     /// # Safety
     /// The processor has these instructions.
@@ -133,8 +133,8 @@ wide!(
     }
 );
 
-/// Whether the processor has the instructions that kernels are compiled for. Where it has not, tensor operations compute the
-/// losses; so they do in a build without kernels, see build.rs.
+/// Whether the processor has the instructions that kernels are compiled for. Where it has not, tensor operations
+/// compute the losses; so they do in a build without kernels, see build.rs.
 pub(super) fn has_vectors() -> bool {
     if WITHOUT_LOOPS {
         return false;
@@ -262,6 +262,11 @@ pub(super) fn fence() {
 /// The bytes that are fetched at a time.
 #[cfg(target_arch = "x86_64")]
 const LINE: usize = 64;
+
+/// Numbers that begin where a line of the cache does. Of others each long vector would be in two lines, which takes
+/// twice as long.
+#[repr(align(64))]
+pub(super) struct Aligned<T>(pub(super) T);
 
 /// How many sums of numbers are kept beside each other.
 pub(super) const LANES: usize = 32;

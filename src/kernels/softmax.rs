@@ -57,8 +57,8 @@ fn block(classes: usize) -> usize {
     ((1 << 15) / classes / 16 * 16).clamp(32, PIXELS)
 }
 
-/// How many rows of classes side by side are worked on at a time, so that the first cache has their exponentials until they are
-/// read again.
+/// How many rows of classes side by side are worked on at a time, so that the first cache has their exponentials
+/// until they are read again.
 fn rows_at_once(classes: usize) -> usize {
     ((1 << 10) / classes).clamp(1, ROWS)
 }
@@ -89,8 +89,8 @@ impl<W: Wide, F: RowLoss> OfRows<W> for F {
     }
 }
 
-/// Rows, whose losses and coefficients are to be computed. The gradient of a row is `of_p` p\[c\] − `of_weight` w\[c\], and
-/// `of_target` − `of_weight` w\[t\] at the target.
+/// Rows, whose losses and coefficients are to be computed. The gradient of a row is `of_p` p\[c\] − `of_weight`
+/// w\[c\], and `of_target` − `of_weight` w\[t\] at the target.
 struct Evaluation<'a, W> {
     /// log p\[t\]
     log_p: &'a [W],
@@ -155,7 +155,8 @@ struct Classes<'a, W> {
     spread: f64,
 }
 
-/// Numbers of up to `L` rows.
+/// Numbers of up to `L` rows, each line where one of the cache begins; see [`Aligned`](simd::Aligned).
+#[repr(align(64))]
 struct Lines<W, const L: usize> {
     /// The class of the target, −1 where it is ignored.
     classes: [W; L],

@@ -47,6 +47,8 @@ pub struct Call {
     pub numbers: Vec<f64>,
     /// Whether an embedding is so short, and not 0, that the slope of its unit vector multiplies every last digit.
     pub steep: bool,
+    /// Whether an embedding has equal numbers, which is not 0.
+    pub flat: bool,
     /// Whether the results are put into words.
     pub shown: bool,
     /// Which derivatives are computed.
@@ -85,6 +87,7 @@ impl Call {
             smallest: f64::INFINITY,
             numbers: Vec::new(),
             steep: false,
+            flat: false,
             shown: false,
             order: Order::First,
             keep_graph: false,
@@ -193,6 +196,8 @@ fn look_at_numbers(call: &mut Call) {
         let features = tensor.size().last().map_or(1, |size| (*size).max(1) as usize);
         let is_short = |row: &[f64]| row.iter().any(|x| *x != 0.0) && row.iter().all(|x| x.abs() < SHORT);
         call.steep |= of_embeddings && is_floating(tensor.kind()) && numbers.chunks(features).any(is_short);
+        let is_flat = |row: &[f64]| row.len() > 1 && row[0] != 0.0 && row.iter().all(|x| *x == row[0]);
+        call.flat |= of_embeddings && is_floating(tensor.kind()) && numbers.chunks(features).any(is_flat);
         for number in numbers {
             call.infinite |= !number.is_finite();
             call.smallest = if number == 0.0 { call.smallest } else { call.smallest.min(number.abs()) };
