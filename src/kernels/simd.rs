@@ -15,6 +15,7 @@ pub(super) trait Kernel<W: Wide>: Sized {
     type Result;
     /// Whether it is compiled for vectors of 512 bits as well, for single precision: where that has been measured to
     /// earn the code that it takes.
+    #[cfg_attr(not(all(target_arch = "x86_64", feature = "avx512")), allow(dead_code))]
     const LONG: bool = false;
 
     /// Runs it; implementations are `#[inline(always)]`, and so is all that they call.
@@ -52,7 +53,7 @@ pub(super) trait Wide: Stored + Default + PartialEq + Into<f64> {
     #[doc(hidden)]
     type Plain: LaneOf<Self>;
     /// Whether kernels of it are compiled for vectors of 512 bits; see [`Kernel::LONG`].
-    #[doc(hidden)]
+    #[cfg_attr(not(all(target_arch = "x86_64", feature = "avx512")), allow(dead_code))]
     const LONG: bool;
 
     fn from_f64(value: f64) -> Self;

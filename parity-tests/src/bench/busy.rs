@@ -57,8 +57,9 @@ impl Drop for Busy {
 pub fn keep_busy() {
     static WORKS: AtomicBool = AtomicBool::new(false);
     thread::spawn(|| {
-        for letter in std::io::stdin().bytes() {
-            WORKS.store(matches!(letter, Ok(WORK)), Ordering::Relaxed);
+        let mut letter = [REST];
+        while std::io::stdin().read_exact(&mut letter).is_ok() {
+            WORKS.store(letter == [WORK], Ordering::Relaxed);
         }
         std::process::exit(0);
     });
