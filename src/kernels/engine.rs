@@ -30,10 +30,10 @@ pub(super) trait Engine: Send + 'static {
 }
 
 /// The tensor operations that define a loss of some arguments.
-pub(super) type Composite = Box<dyn Fn(&[&Tensor]) -> Result<Tensor, LossError> + Send>;
+pub(crate) type Composite = Box<dyn Fn(&[&Tensor]) -> Result<Tensor, LossError> + Send>;
 
 /// A `composite` of `N` arguments.
-pub(super) fn composite_of<const N: usize, C>(composite: C) -> Composite
+pub(crate) fn composite_of<const N: usize, C>(composite: C) -> Composite
 where
     C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
 {
@@ -46,7 +46,7 @@ pub(super) fn first<'a, const N: usize>(arguments: &[&'a Tensor]) -> [&'a Tensor
 }
 
 /// A composite that computes half precision in single precision; see [`f_widely_alike`].
-pub(super) fn widely(composite: Composite) -> Composite {
+pub(crate) fn widely(composite: Composite) -> Composite {
     Box::new(move |arguments| f_widely_alike(arguments, &composite))
 }
 

@@ -53,7 +53,7 @@ pub(crate) use class_terms::{ClassTerms, f_class_terms};
 pub(crate) use distances::{f_distance_slopes, f_distances};
 pub(crate) use element::{f_own, f_plain};
 pub(crate) use embedding::{Embedding, f_embedding};
-pub(crate) use engine::Reduce;
+pub(crate) use engine::{Reduce, composite_of, widely};
 pub(crate) use label_margin::f_label_margin;
 pub(crate) use logits::{LogitRows, f_logits};
 pub(crate) use map::{Map, f_map};

@@ -6,7 +6,7 @@ use std::ops::Range;
 use tch::{Kind, Tensor};
 
 use super::element::{Block, Numbers, Output, f_one_layout, is_plain};
-use super::engine::{Composite, Engine, Factor, Reduce, composite_of, f_dispatch_to, widely};
+use super::engine::{Composite, Engine, Factor, Reduce, by_width, composite_of, f_dispatch_to, widely};
 use super::number::Real;
 use super::simd::{self, Aligned, LANES, LaneOf, Sum, Wide};
 use super::{BLOCK, backend, parallel};
@@ -269,16 +269,6 @@ trait Losses<const N: usize>: Pointwise<N> {
 
 impl<P: Pointwise<N>, const N: usize> Losses<N> for P {}
 
-/// Calls a function with the formula of the numbers that arguments of this kind are computed in.
-macro_rules! of_width {
-    ($kind:expr, $function:ident($formula:expr, $($argument:expr),*)) => {
-        match $kind {
-            Kind::Double => $function::<f64>(&*$formula, $($argument),*),
-            _ => $function::<f32>(&*$formula, $($argument),*),
-        }
-    };
-}
-
 /// The engine with a formula.
 struct Elements(Box<dyn Formula>);
 
@@ -292,11 +282,11 @@ impl Engine for Elements {
     }
 
     fn f_losses(&self, arguments: &[&Tensor]) -> Result<(f64, Tensor), LossError> {
-        of_width!(arguments[0].f_kind()?, f_losses(self.0, &f_one_layout(arguments)?))
+        by_width!(arguments[0].f_kind()?, f_losses(&*self.0, &f_one_layout(arguments)?))
     }
 
     fn f_sum(&self, arguments: &[&Tensor], factor: Factor, wanted: &[bool]) -> Result<(f64, Vec<Tensor>), LossError> {
-        of_width!(arguments[0].f_kind()?, f_sum(self.0, &f_one_layout(arguments)?, factor, wanted))
+        by_width!(arguments[0].f_kind()?, f_sum(&*self.0, &f_one_layout(arguments)?, factor, wanted))
     }
 }
 
@@ -344,11 +334,11 @@ impl Engine for Planes {
     }
 
     fn f_losses(&self, arguments: &[&Tensor]) -> Result<(f64, Tensor), LossError> {
-        of_width!(arguments[0].f_kind()?, f_losses_of_planes(self.formula, arguments))
+        by_width!(arguments[0].f_kind()?, f_losses_of_planes(&*self.formula, arguments))
     }
 
     fn f_sum(&self, arguments: &[&Tensor], factor: Factor, wanted: &[bool]) -> Result<(f64, Vec<Tensor>), LossError> {
-        of_width!(arguments[0].f_kind()?, f_sum_of_planes(self.formula, self.count, arguments, factor, wanted))
+        by_width!(arguments[0].f_kind()?, f_sum_of_planes(&*self.formula, self.count, arguments, factor, wanted))
     }
 }
 

@@ -2,8 +2,7 @@
 
 use tch::Tensor;
 
-use crate::kernels::{Embedding, Real, f_embedding};
-use crate::numeric::f_widely_alike;
+use crate::kernels::{Embedding, Real, composite_of, f_embedding, widely};
 use crate::{LossError, Reduction};
 
 /// A loss of the cosine of an angle, by Σ aᵢbᵢ, Σ aᵢ² and Σ bᵢ².
@@ -29,7 +28,7 @@ impl<L: AngleLoss> Angle<L> {
     {
         // The cosine of two numbers is 1 or −1, without a slope; an engine's would be what rounding leaves.
         if arguments[..2].iter().any(|embedding| embedding.size().last() == Some(&1)) {
-            return f_widely_alike(&arguments, &|arguments| composite(std::array::from_fn(|at| arguments[at])));
+            return widely(composite_of(composite))(&arguments);
         }
         f_embedding(self, arguments, reduction, composite)
     }

@@ -297,24 +297,17 @@ impl<'a> Bench<'a> {
         let compiles = self.compiles(workload, pass);
         let eager = PeerSide { peer: &self.peer, name: "eager" };
         let compiled = PeerSide { peer: &self.peer, name: "compile" };
-        let quiet = match self.options.busy {
-            0 => None,
-            _ => Some(Quartiles::of(measure(&[ours as &dyn Side], pass, self.plan)?.swap_remove(0))),
-        };
+        let alone = || Ok::<_, anyhow::Error>(Quartiles::of(measure(&[ours], pass, self.plan)?.swap_remove(0)));
+        let quiet = (self.options.busy > 0).then(alone).transpose()?;
         let copies = workload.is_pointwise() && workload.size == Size::Large;
         let mut sides: Vec<&dyn Side> = vec![ours, &eager];
         let copy_at = copies.then(|| push(&mut sides, &self.copy));
         let compile_at = compiles.then(|| push(&mut sides, &compiled));
 
-        let samples = match self.options.busy {
-            0 => measure(&sides, pass, self.plan)?,
-            _ => {
-                self.busy.set(true)?;
-                let samples = measure(&sides, pass, self.plan);
-                self.busy.set(false)?;
-                samples?
-            }
-        };
+        self.busy.set(true)?;
+        let samples = measure(&sides, pass, self.plan);
+        self.busy.set(false)?;
+        let samples = samples?;
         let seconds = |side: usize| Quartiles::of(samples[side].iter().copied());
         let ratio = |side: usize| Quartiles::of_ratios(&samples[side], &samples[0]);
         let (all, leaves) = inputs.bytes();

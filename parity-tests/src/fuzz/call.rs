@@ -106,6 +106,11 @@ impl Call {
         text
     }
 
+    /// Whether the arguments are embeddings.
+    pub fn takes_embeddings(&self) -> bool {
+        families::takes_embeddings(self.loss) || direct::takes_embeddings(self.loss)
+    }
+
     /// Whether the square of a number, or its product with others, may be out of the range of single precision.
     pub fn has_huge_numbers(&self) -> bool {
         self.infinite || self.largest > LARGE || self.numbers.iter().any(|number| number.abs() > LARGE)
@@ -190,7 +195,7 @@ fn look_at_numbers(call: &mut Call) {
     let words = call.description.split(|letter: char| !letter.is_ascii_alphanumeric() && !".-".contains(letter));
     call.numbers = words.filter_map(|word| word.parse::<f64>().ok()).collect();
     call.largest = call.largest_option();
-    let of_embeddings = families::takes_embeddings(call.loss) || direct::takes_embeddings(call.loss);
+    let of_embeddings = call.takes_embeddings();
     for (_, tensor) in call.arguments.iter().filter(|(_, tensor)| tensor.defined()) {
         let numbers = values(tensor).unwrap_or_default();
         let features = tensor.size().last().map_or(1, |size| (*size).max(1) as usize);
