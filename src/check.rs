@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 
 use tch::{Kind, Tensor};
 
+pub(crate) use crate::argument::{Named, defined};
 use crate::autograd::{self, Form};
 use crate::kernels::{Number, NumberOperations};
 use crate::numeric::wide_kind;
@@ -30,9 +31,6 @@ pub enum InvalidValues {
 
 crate::options::words!(InvalidValues);
 
-/// A tensor argument and its name.
-pub(crate) type Named<'a> = (&'static str, &'a Tensor);
-
 /// All arguments are defined, dense and on the device of the first.
 pub(crate) fn devices(arguments: &[Named]) -> Result<(), LossError> {
     arguments.iter().try_for_each(|argument| dense(*argument))?;
@@ -45,11 +43,6 @@ pub(crate) fn devices(arguments: &[Named]) -> Result<(), LossError> {
         }
     }
     Ok(())
-}
-
-/// `tensor` is defined.
-pub(crate) fn defined((argument, tensor): Named) -> Result<(), LossError> {
-    if tensor.defined() { Ok(()) } else { Err(LossError::Undefined { argument }) }
 }
 
 /// `tensor` is defined and dense: it has sizes and strides, which nothing may ask for before.

@@ -174,6 +174,7 @@
 //!
 //! [tch]: https://docs.rs/tch
 
+mod argument;
 pub mod autograd;
 mod binary;
 mod check;

@@ -3,8 +3,8 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::LossError;
+use crate::argument::Named;
 use crate::autograd::{self, f_alias};
-use crate::check::Named;
 use crate::kernels::NumberOperations;
 
 /// The smallest base that a power below 1 is differentiated at; below it the power is 0, and so is its gradient.

@@ -80,7 +80,7 @@ pub(crate) use precomputed::{f_gradients_of, spread};
 pub(crate) use stored::{Stored, StoredGradients};
 pub(crate) use tape::{Backward, Place, Tape, f_taped};
 
-use crate::{LossError, check};
+use crate::{LossError, argument};
 
 /// What the backward closure of a [`Function`] returns: the gradient of each input, `None` where there is none.
 pub type Gradients = Result<Vec<Option<Tensor>>, LossError>;
@@ -207,7 +207,7 @@ impl<'a> Function<'a> {
 
     fn f_attach_closure(self, outputs: Vec<Tensor>, backward: Box<Closure>) -> Result<Vec<Tensor>, LossError> {
         let named =
-            |argument, tensors: &[&Tensor]| tensors.iter().try_for_each(|tensor| check::defined((argument, tensor)));
+            |argument, tensors: &[&Tensor]| tensors.iter().try_for_each(|tensor| argument::defined((argument, tensor)));
         named("input", &self.inputs)?;
         named("saved", &self.saved)?;
         named("output", &outputs.iter().collect::<Vec<_>>())?;

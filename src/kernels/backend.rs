@@ -1,7 +1,7 @@
 use std::cell::Cell;
 use std::sync::OnceLock;
 
-use super::simd;
+use super::cpu::simd::has_vectors;
 
 /// What computes the losses that have a fused engine.
 ///
@@ -48,7 +48,7 @@ pub fn with_backend<T>(backend: Backend, work: impl FnOnce() -> T) -> T {
 
 /// Whether engines are to be used on this thread.
 pub(super) fn fused() -> bool {
-    CHOSEN.get().unwrap_or_else(of_process) == Backend::Auto && simd::has_vectors()
+    CHOSEN.get().unwrap_or_else(of_process) == Backend::Auto && has_vectors()
 }
 
 fn of_process() -> Backend {

@@ -2,7 +2,9 @@
 
 use tch::{Kind, Tensor};
 
-use super::element::{f_keeps_digits, f_numbers, f_plain, f_scalar_of, is_stored};
+use super::cpu::elements::f_numbers;
+use super::cpu::output::f_scalar_of;
+use super::tensors::{f_keeps_digits, f_plain, is_stored};
 use crate::autograd::{self, Context, Function, StoredGradients};
 use crate::numeric::f_widely_alike;
 use crate::{LossError, Reduction};

@@ -15,72 +15,30 @@ use tch::{Device, Kind, Tensor};
 use crate::LossError;
 
 mod backend;
-mod boxes;
-mod class_terms;
-mod distances;
-mod element;
-mod embedding;
+mod cpu;
 mod engine;
-mod label_margin;
-mod logits;
-mod map;
-mod margin;
-mod memory;
-mod narrow;
-mod neighbours;
+mod formulas;
 mod number;
 mod number_operations;
-mod pair_labels;
-mod pairs;
-mod parallel;
-mod pointwise;
-mod positions;
-mod positives;
-mod ranks;
-mod region;
-mod rows;
-mod simd;
-mod softmax;
-mod triplets;
-mod unit;
-mod variation;
-mod views;
-mod window;
+mod tensors;
 
 pub use backend::{Backend, with_backend};
-pub(crate) use boxes::f_boxes;
-pub(crate) use class_terms::{ClassTerms, f_class_terms};
-pub(crate) use distances::{f_distance_slopes, f_distances};
-pub(crate) use element::{f_own, f_plain};
-pub(crate) use embedding::{Embedding, f_embedding};
+pub use cpu::set_gradient_cache;
+pub(crate) use cpu::{
+    Beyond, Counted, Each, Entropy, Hard, Hinges, LogitRows, Margin, Neighbours, PairLabels, PairPlan, Ranks, Regional,
+    RowReduction, Rows, Soft, Sums, Triplets, Views, f_boxes, f_class_terms, f_distance_slopes, f_distances,
+    f_embedding, f_label_margin, f_logits, f_map, f_margin, f_neighbours, f_pairs, f_pairs_on, f_pointwise,
+    f_pointwise_of_planes, f_pointwise_to, f_ranks, f_region, f_slide, f_softmax, f_softmax_of_positions,
+    f_softmax_of_shares, f_triplets, f_unit, f_variation, f_views, scan_classes, scan_range, takes_region,
+};
 pub(crate) use engine::{Reduce, composite_of, widely};
-pub(crate) use label_margin::f_label_margin;
-pub(crate) use logits::{LogitRows, f_logits};
-pub(crate) use map::{Map, f_map};
-pub(crate) use margin::{Hinges, Margin, f_margin};
-pub use memory::set_gradient_cache;
-pub(crate) use neighbours::{Neighbours, f_neighbours};
+pub(crate) use formulas::{
+    ClassTerms, Embedding, Map, OTHER, PairSlopes, PairSums, PairTerms, Pointwise, Positives, Ranked, RowLoss, SAME,
+    SoftPairs, Weighted, scaled,
+};
 pub(crate) use number::{ANY, Logit, Real, choose, part, powers, share_or_nan, sigmoids};
 pub(crate) use number_operations::{Number, NumberOperations};
-pub(crate) use pair_labels::PairLabels;
-pub(crate) use pairs::{
-    Counted, Hard, OTHER, PairPlan, PairSlopes, PairSums, PairTerms, SAME, Soft, SoftPairs, f_pairs, f_pairs_on, scaled,
-};
-pub(crate) use pointwise::{Pointwise, Weighted, f_pointwise, f_pointwise_of_planes, f_pointwise_to};
-pub(crate) use positions::f_softmax_of_positions;
-pub(crate) use positives::{Each, Positives};
-pub(crate) use ranks::{Ranked, Ranks, f_ranks};
-pub(crate) use region::{Entropy, Regional, Sums, f_region, takes_region};
-pub(crate) use rows::{RowReduction, Rows, scan_classes, scan_range};
-pub(crate) use softmax::{RowLoss, f_softmax, f_softmax_of_shares};
-pub(crate) use triplets::{Triplets, f_triplets};
-pub(crate) use unit::f_unit;
-pub(crate) use variation::f_variation;
-pub(crate) use views::{Views, f_views};
-pub(crate) use window::{Beyond, f_slide};
-
-/// How many elements are worked on at a time; a few arrays of so many numbers fit the first cache.
-const BLOCK: usize = 1024;
+pub(crate) use tensors::{f_own, f_plain};
 
 /// Whether engines are used for this input.
 pub(crate) fn takes(input: &Tensor) -> bool {

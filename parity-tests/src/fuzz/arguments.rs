@@ -3,11 +3,11 @@
 use anyhow::Result;
 use tch::{Kind, Tensor};
 
-use super::call::Intent;
 use super::data::Data;
 use super::families::Family;
 use super::options::Facts;
 use super::random::Random;
+use super::tensors::Intent;
 use super::tensors::{self, Values, shape, special};
 
 /// The arguments that a loss is made for.

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 use tch_losses::{Backend, LossError};
 
-use super::call::{Call, call, loss_of, losses};
+use super::call::Call;
+use super::chance::{call, loss_of, losses};
 use super::judge::judge;
 use super::side::crate_itself;
 

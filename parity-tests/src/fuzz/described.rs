@@ -6,13 +6,14 @@ use tch::{Device, Tensor};
 use tch_losses::{AnyLoss, Loss};
 
 use super::arguments::{Arguments, make};
-use super::call::{Call, Intent, Parts};
+use super::call::{Call, Parts};
 use super::data::Data;
 use super::disturb::disturb;
 use super::families::{Family, family};
 use super::options::{self, Facts};
 use super::random::Random;
 use super::tensors;
+use super::tensors::Intent;
 
 /// A call of a loss.
 pub fn call(loss: &'static str, intent: Intent, random: &mut Random) -> Result<Call> {

@@ -56,7 +56,7 @@ pub const BETWEEN_BACKENDS: &[Expected] = &[
     },
     Expected { holds: is_certain_answer, reason: CERTAIN },
     Expected {
-        holds: |call, _, _, _| call.has_huge_numbers() && call.takes_embeddings(),
+        holds: |call, _, _, _| call.has_huge_numbers() && call.takes_embeddings,
         reason: "the distances of an embedding of more than 10¹⁵ have no digit of the others, nor directions beside it",
     },
     Expected { holds: is_mean_over_no_weight, reason: NO_WEIGHT },

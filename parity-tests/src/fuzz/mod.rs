@@ -2,6 +2,7 @@
 
 mod arguments;
 pub mod call;
+mod chance;
 pub mod child;
 pub mod class;
 mod data;
@@ -15,6 +16,7 @@ mod options;
 pub mod oracle;
 mod parent;
 mod random;
+mod references;
 mod report;
 pub mod side;
 mod tensors;
@@ -25,7 +27,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::Args;
 
-use self::call::{call, losses};
+use self::chance::{call, losses};
 use self::child::Sabotage;
 use self::class::Class;
 use self::judge::judge;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 
-use super::call::{loss_of, losses};
+use super::chance::{loss_of, losses};
 use super::child::{BEGINS, Report, Sabotage, is_chosen};
 use super::class::Class;
 use super::report::Summary;

@@ -6,7 +6,7 @@ use comfy_table::{Table, presets};
 
 use super::child::Report;
 use super::class::Class;
-use super::oracle::has_reference;
+use super::references::has_reference;
 
 /// The calls of one loss.
 #[derive(Debug, Default)]

@@ -3,8 +3,14 @@
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-use super::call::Intent;
 use super::random::Random;
+
+/// How a call is meant.
+#[derive(Debug, Clone, Copy)]
+pub struct Intent {
+    /// Whether all is as the loss wants it, apart from the values that options and tensors have; otherwise anything.
+    pub sensible: bool,
+}
 
 /// The kinds that losses are computed in.
 pub const FLOATING: [Kind; 4] = [Kind::Float, Kind::Double, Kind::Half, Kind::BFloat16];

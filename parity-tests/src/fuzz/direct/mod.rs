@@ -8,10 +8,10 @@ use anyhow::Result;
 use tch::{Kind, Tensor};
 use tch_losses::{EmbeddingReduction, InvalidValues, LossError, Reduction};
 
-use super::call::{Call, Compute, Intent};
+use super::call::{Call, Compute};
 use super::disturb::disturb;
 use super::random::Random;
-use super::tensors::{self, Values, special};
+use super::tensors::{self, Intent, Values, special};
 
 const FAMILIES: [&[&str]; 3] = [language::LOSSES, metric::LOSSES, others::LOSSES];
 

@@ -1,0 +1,105 @@
+//! The engine of losses with a term for every class of a softmax, not for the target alone.
+
+use std::ops::Range;
+
+use tch::Tensor;
+
+use super::kinds::Wide;
+use super::lane::LaneOf;
+use super::rows::job::Job;
+use super::rows::{RowFormula, RowReduction, Rows, f_rows};
+use super::simd::{self, Kernel};
+use super::softmax::exponentials::{Distances, exponentials, largest, likely, others};
+use crate::LossError;
+use crate::kernels::formulas::ClassTerms;
+use crate::kernels::number::choose;
+
+/// The reduced loss of `rows`, whose classes are the last dimension; `None` where the engine does not take the call. Second
+/// derivatives are those of the `composite` of input and target.
+pub(crate) fn f_class_terms<F, C>(
+    formula: F,
+    rows: &Rows,
+    reduction: RowReduction,
+    composite: C,
+) -> Result<Option<Tensor>, LossError>
+where
+    F: ClassTerms,
+    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
+{
+    f_rows(OfTerms(formula), rows, reduction, composite)
+}
+
+#[derive(Clone, Copy)]
+struct OfTerms<F>(F);
+
+impl<F: ClassTerms> RowFormula for OfTerms<F> {
+    fn run<W: Wide>(&self, job: &Job<W>) -> f64 {
+        job.sum_rows(|rows| self.rows(job, rows))
+    }
+}
+
+impl<F: ClassTerms> OfTerms<F> {
+    fn rows<W: Wide>(self, job: &Job<W>, rows: Range<usize>) -> f64 {
+        let mut numbers = job.input.room(job.classes);
+        let zeros = vec![W::default(); job.classes];
+        let mut room = Room { p: zeros.clone(), terms: zeros.clone(), slopes: zeros };
+        job.sum_classes(rows, |row, class| {
+            let x = job.input.read(row * job.classes..(row + 1) * job.classes, &mut numbers);
+            simd::run(TermsRow { job, formula: self.0, row, class, x, room: &mut room })
+        })
+    }
+}
+
+/// Room for the numbers of a row.
+struct Room<W> {
+    /// The exponentials, then the probabilities.
+    p: Vec<W>,
+    terms: Vec<W>,
+    /// The derivatives of the terms with respect to log p.
+    slopes: Vec<W>,
+}
+
+/// One row: stores its gradient, returns the loss.
+struct TermsRow<'a, W, F> {
+    job: &'a Job<'a, W>,
+    formula: F,
+    row: usize,
+    class: usize,
+    x: &'a [W],
+    room: &'a mut Room<W>,
+}
+
+impl<W: Wide, F: ClassTerms> Kernel<W> for TermsRow<'_, W, F> {
+    const LONG: bool = true;
+    type Result = W;
+
+    #[inline(always)]
+    fn run<R: LaneOf<W>>(self) -> W {
+        let Self { job, formula, row, class, x, room: Room { p, terms, slopes } } = self;
+        let max = largest::<W, R>(x);
+        let [sum, _] = exponentials(x, max, Distances::Nothing, p, |range| job.fetch_row(row, range));
+        let (own, rest) = (R::new(p[class]), others(p, class, sum));
+        let (length, log_sum, reciprocal) = (x.len(), sum.ln(), R::of(1.0) / sum);
+        let (p, terms, slopes) = (&mut p[..length], &mut terms[..length], &mut slopes[..length]);
+        for i in 0..length {
+            let (term, slope) = formula.of_other(R::new(x[i]) - max - log_sum);
+            p[i] = (R::new(p[i]) * reciprocal).get();
+            terms[i] = term.get();
+            slopes[i] = slope.get();
+        }
+        let log_p = choose(own > rest, likely(own, rest), R::new(x[class]) - max - log_sum);
+        let (term, slope) = formula.of_target(log_p, R::new(p[class]));
+        (terms[class], slopes[class]) = (term.get(), W::default());
+        let loss = W::from_f64(simd::sum::<W, R>(terms));
+        if job.needs_gradient() {
+            let factor = R::new(job.factor(row));
+            let of_others = R::of(simd::sum::<W, R>(slopes));
+            let of_p = factor * (of_others + slope);
+            let gradient = |i: usize, slope| (R::new(slope) * factor - R::new(p[i]) * of_p).get();
+            // Not with p − 1, which loses the digits of a p near 1.
+            let own = factor * (slope * rest * reciprocal - R::new(p[class]) * of_others);
+            job.store_gradient(row * job.classes, slopes, gradient, Some((class, own.get())));
+        }
+        loss
+    }
+}

@@ -1,0 +1,202 @@
+//! The elements of CPU tensors as slices.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+use tch::{Device, Kind, Tensor};
+
+use super::BLOCK;
+use super::kinds::{Stored, Wide};
+use super::simd;
+use crate::autograd::Form;
+use crate::kernels::tensors::f_plain;
+use crate::{LossError, check};
+
+/// Room for the elements of one block.
+pub(super) type Block<W> = [W; BLOCK];
+
+/// The elements of a tensor, which an engine reads as wide numbers: as they are, or widened a block at a time.
+#[derive(Clone, Copy)]
+pub(super) enum Numbers<'a, W> {
+    Wide(&'a [W]),
+    Half(&'a [f16]),
+    BFloat16(&'a [bf16]),
+}
+
+impl<'a, W: Wide> Numbers<'a, W> {
+    pub(super) const NONE: Self = Self::Wide(&[]);
+
+    /// Those of a tensor without gaps and overlaps, in the order of its memory. Its kind is half precision, or that
+    /// of `W`.
+    pub(super) fn of(tensor: &'a Tensor) -> Self {
+        match tensor.f_kind() {
+            Ok(Kind::Half) => Self::Half(elements(tensor)),
+            Ok(Kind::BFloat16) => Self::BFloat16(elements(tensor)),
+            _ => Self::Wide(elements(tensor)),
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn len(self) -> usize {
+        match self {
+            Self::Wide(numbers) => numbers.len(),
+            Self::Half(elements) => elements.len(),
+            Self::BFloat16(elements) => elements.len(),
+        }
+    }
+
+    /// How much room [`read`](Self::read) needs for so many.
+    pub(super) fn room(self, length: usize) -> Vec<W> {
+        vec![W::default(); if matches!(self, Self::Wide(_)) { 0 } else { length }]
+    }
+
+    /// The numbers in `range`: themselves, or converted into `room`.
+    #[inline(always)]
+    pub(super) fn read<'b>(self, range: Range<usize>, room: &'b mut [W]) -> &'b [W]
+    where
+        'a: 'b,
+    {
+        match self {
+            Self::Wide(numbers) => &numbers[range],
+            _ => {
+                let room = &mut room[..range.len()];
+                self.widen(range, room);
+                room
+            }
+        }
+    }
+
+    /// Writes the numbers in `range` to `places`, as many.
+    #[inline(always)]
+    pub(super) fn copy(self, range: Range<usize>, places: &mut [W]) {
+        match self {
+            Self::Wide(numbers) => places.copy_from_slice(&numbers[range]),
+            _ => self.widen(range, places),
+        }
+    }
+
+    #[inline(never)]
+    fn widen(self, range: Range<usize>, places: &mut [W]) {
+        match self {
+            Self::Wide(numbers) => places.copy_from_slice(&numbers[range]),
+            Self::Half(elements) => W::widen(&elements[range], places),
+            Self::BFloat16(elements) => W::widen(&elements[range], places),
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn wide(self, position: usize) -> W {
+        match self {
+            Self::Wide(numbers) => numbers[position],
+            _ => W::from_f64(self.get(position)),
+        }
+    }
+
+    pub(super) fn get(self, position: usize) -> f64 {
+        match self {
+            Self::Wide(numbers) => numbers[position].into(),
+            Self::Half(elements) => elements[position].to_f64(),
+            Self::BFloat16(elements) => elements[position].to_f64(),
+        }
+    }
+
+    /// Has the memory of those in `range` fetched, which are needed soon.
+    #[inline(always)]
+    pub(super) fn fetch(self, range: Range<usize>) {
+        match self {
+            Self::Wide(numbers) => simd::fetch(numbers.as_ptr(), range),
+            Self::Half(elements) => simd::fetch(elements.as_ptr(), range),
+            Self::BFloat16(elements) => simd::fetch(elements.as_ptr(), range),
+        }
+    }
+}
+
+/// Whether `tensor` is one whose elements [`elements`] gives.
+pub(super) fn is_plain(tensor: &Tensor, kind: Kind) -> bool {
+    Form::of(tensor).is_plain()
+        && tensor.device() == Device::Cpu
+        && tensor.f_kind().is_ok_and(|actual| actual == kind)
+        && (tensor.numel() == 0 || !tensor.data_ptr().is_null())
+}
+
+/// The elements of a tensor without gaps and overlaps, in the order of its memory.
+pub(super) fn elements<T: Stored>(tensor: &Tensor) -> &[T] {
+    assert!(is_plain(tensor, T::KIND) && is_dense(tensor));
+    // SAFETY: just checked.
+    unsafe { memory_of(tensor) }
+}
+
+/// The elements of a contiguous CPU tensor of 64-bit integers.
+pub(super) fn integers(tensor: &Tensor) -> &[i64] {
+    assert!(is_plain(tensor, Kind::Int64) && tensor.is_contiguous());
+    // SAFETY: just checked.
+    unsafe { memory_of(tensor) }
+}
+
+/// The elements of a tensor in the order of its memory.
+///
+/// # Safety
+/// It is plain and dense, and its elements are stored as this type.
+unsafe fn memory_of<E>(tensor: &Tensor) -> &[E] {
+    let length = tensor.numel();
+    if length == 0 {
+        return &[];
+    }
+    // SAFETY: a dense CPU tensor has its elements side by side from its data pointer on, of this type. They live as long as
+    // the tensor. That nobody writes to them meanwhile is what every operation of libtorch relies on.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), length) }
+}
+
+/// The elements of a CPU tensor of real numbers of any kind.
+pub(in crate::kernels) fn f_numbers(tensor: &Tensor) -> Result<Vec<f64>, LossError> {
+    let tensor = &f_plain(tensor)?;
+    let mut numbers = check::f_room(tensor.numel())?;
+    match tensor.f_kind()? {
+        Kind::Float if tensor.is_contiguous() => numbers.extend(elements::<f32>(tensor).iter().map(|n| f64::from(*n))),
+        Kind::Int64 if tensor.is_contiguous() => numbers.extend(integers(tensor).iter().map(|n| *n as f64)),
+        _ => {
+            let wide = tensor.f_detach()?.f_to_kind(Kind::Double)?.f_contiguous()?;
+            numbers.extend_from_slice(elements::<f64>(&wide));
+        }
+    }
+    Ok(numbers)
+}
+
+/// The strides that a tensor without gaps and overlaps has are a permutation of those of a contiguous one.
+pub(super) fn is_dense(tensor: &Tensor) -> bool {
+    if tensor.is_contiguous() {
+        return true;
+    }
+    let mut dims: Vec<(i64, i64)> = tensor.stride().into_iter().zip(tensor.size()).collect();
+    dims.retain(|(_, size)| *size != 1);
+    dims.sort_unstable();
+    let mut expected = 1;
+    for (stride, size) in dims {
+        if stride != expected {
+            return false;
+        }
+        expected *= size;
+    }
+    true
+}
+
+/// `tensors` with one memory layout, that of the first where it has no gaps: themselves, or copies without a graph.
+pub(super) fn f_one_layout(tensors: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
+    if tensors.iter().all(|tensor| tensor.is_contiguous()) {
+        return Ok(tensors.iter().map(|tensor| tensor.shallow_clone()).collect());
+    }
+    let first =
+        if is_dense(tensors[0]) { tensors[0].shallow_clone() } else { tensors[0].f_detach()?.f_contiguous()? };
+    let (size, stride) = (first.size(), first.stride());
+    let mut all = vec![first];
+    for tensor in &tensors[1..] {
+        if tensor.stride() == stride {
+            all.push(tensor.shallow_clone());
+            continue;
+        }
+        let mut copy = Tensor::f_empty_strided(&size, &stride, (tensor.f_kind()?, Device::Cpu))?;
+        copy.f_copy_(&tensor.f_detach()?)?;
+        all.push(copy);
+    }
+    Ok(all)
+}

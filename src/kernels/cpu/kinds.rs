@@ -1,0 +1,69 @@
+//! The kinds that the elements of floating tensors are stored as, and those that engines compute in.
+
+use std::mem::MaybeUninit;
+
+use half::{bf16, f16};
+use tch::Kind;
+
+use super::lane::Scalar;
+use super::narrow::Narrow;
+
+/// What the elements of a floating tensor are stored as.
+pub(super) trait Stored: Copy + Send + Sync + 'static {
+    const KIND: Kind;
+}
+
+impl Stored for f32 {
+    const KIND: Kind = Kind::Float;
+}
+impl Stored for f64 {
+    const KIND: Kind = Kind::Double;
+}
+impl Stored for f16 {
+    const KIND: Kind = Kind::Half;
+}
+impl Stored for bf16 {
+    const KIND: Kind = Kind::BFloat16;
+}
+
+/// A number type that engines compute in, and half precision is widened to.
+pub(super) trait Wide: Scalar + Stored {
+    /// Converts elements of half precision into numbers, as many.
+    fn widen<H: Narrow>(elements: &[H], numbers: &mut [Self]);
+    /// Converts numbers into elements of half precision, as many.
+    fn narrow<H: Narrow>(numbers: &[Self], elements: &mut [MaybeUninit<H>]);
+    /// Sorts numbers, with something beside each, in ascending order; equal ones stay as they are.
+    fn sort(numbers: &mut [(Self, u32)]);
+}
+
+impl Wide for f32 {
+    fn widen<H: Narrow>(elements: &[H], numbers: &mut [Self]) {
+        H::widen_all(elements, numbers);
+    }
+
+    fn narrow<H: Narrow>(numbers: &[Self], elements: &mut [MaybeUninit<H>]) {
+        H::narrow_all(numbers, elements);
+    }
+
+    fn sort(numbers: &mut [(Self, u32)]) {
+        radsort::sort_by_key(numbers, |(number, _)| *number);
+    }
+}
+
+impl Wide for f64 {
+    fn widen<H: Narrow>(elements: &[H], numbers: &mut [Self]) {
+        for (number, element) in numbers.iter_mut().zip(elements) {
+            *number = element.widen().into();
+        }
+    }
+
+    fn narrow<H: Narrow>(numbers: &[Self], elements: &mut [MaybeUninit<H>]) {
+        for (element, number) in elements.iter_mut().zip(numbers) {
+            element.write(H::narrow(*number as f32));
+        }
+    }
+
+    fn sort(numbers: &mut [(Self, u32)]) {
+        radsort::sort_by_key(numbers, |(number, _)| *number);
+    }
+}

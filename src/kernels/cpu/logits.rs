@@ -1,0 +1,213 @@
+//! The engine of cross entropy with z-loss of logits that nobody needs afterwards: the gradient takes their place.
+
+use std::ops::Range;
+
+use tch::{Kind, Tensor};
+
+use super::elements::{elements, integers, is_plain};
+use super::kinds::Wide;
+use super::lane::LaneOf;
+use super::output::Output;
+use super::parallel;
+use super::rows::options::{f_wide_numbers, total_of_spread};
+use super::simd::{self, Kernel};
+use super::softmax::exponentials::{Distances, largest, likely, others};
+use super::softmax::{self};
+use crate::LossError;
+use crate::kernels::backend;
+use crate::kernels::number::choose;
+
+/// Rows of logits and their targets.
+pub(crate) struct LogitRows<'a> {
+    /// `[n, C]`, without a graph.
+    pub(crate) logits: &'a Tensor,
+    /// `[n]`: a class in range, or −1 where it is ignored; 64-bit.
+    pub(crate) target: &'a Tensor,
+    /// A factor for each class, of any floating kind.
+    pub(crate) weight: Option<&'a Tensor>,
+    /// The share of the target that is spread over all classes.
+    pub(crate) smoothing: f64,
+    /// The factor of the squared logarithm of the sum of the exponentials.
+    pub(crate) z_loss: f64,
+    /// The bound s of s tanh(x / s), which is what the losses are of.
+    pub(crate) soft_cap: Option<f64>,
+    /// The derivatives of the result with respect to the cross entropy and to the z-loss of each row, `[n]`, in the kind that
+    /// the logits are computed in.
+    pub(crate) derivatives: Option<[&'a Tensor; 2]>,
+}
+
+/// The cross entropy and the z-loss of each row, `[n]`, in single precision for logits of half; `None` where the engine does not take the call. With derivatives the
+/// logits become the gradient.
+pub(crate) fn f_logits(rows: &LogitRows) -> Result<Option<[Tensor; 2]>, LossError> {
+    let taken = backend::fused()
+        && rows.logits.numel() != 0
+        && rows.logits.is_contiguous()
+        && is_plain(rows.target, Kind::Int64)
+        && rows.target.is_contiguous();
+    match rows.logits.f_kind()? {
+        Kind::Double if taken => f_run::<f64>(rows),
+        Kind::Float | Kind::Half | Kind::BFloat16 if taken => f_run::<f32>(rows),
+        _ => Ok(None),
+    }
+}
+
+fn f_run<W: Wide>(rows: &LogitRows) -> Result<Option<[Tensor; 2]>, LossError> {
+    let fits = |tensor: &Tensor| is_plain(tensor, W::KIND) && tensor.is_contiguous();
+    if !is_plain(rows.logits, rows.logits.f_kind()?)
+        || !rows.derivatives.is_none_or(|derivatives| derivatives.into_iter().all(fits))
+    {
+        return Ok(None);
+    }
+    let target = integers(rows.target);
+    let classes = rows.logits.numel() / target.len();
+    let weight = rows.weight.map(f_wide_numbers::<W>).transpose()?;
+    let total = total_of_spread(weight.as_deref(), rows.smoothing, classes);
+    let output = || Output::<W>::f_of_size(&[target.len() as i64]);
+    let job = Job {
+        logits: Output::f_over(rows.logits.shallow_clone())?,
+        converted: rows.logits.f_kind()? != W::KIND,
+        target,
+        classes,
+        weight,
+        own: 1.0 - rows.smoothing,
+        spread: rows.smoothing / classes as f64,
+        total,
+        z_loss: rows.z_loss,
+        soft_cap: rows.soft_cap,
+        derivatives: rows.derivatives.map(|derivatives| derivatives.map(elements::<W>)),
+        losses: [output()?, output()?],
+    };
+    parallel::rows(rows.logits.numel() / classes, classes, |rows| {
+        job.rows(rows);
+        0.0
+    });
+    Ok(Some(job.losses.map(Output::into_tensor)))
+}
+
+/// What all threads work on.
+struct Job<'a, W> {
+    /// Also the gradient, row by row.
+    logits: Output<W>,
+    /// Whether the logits are numbers of half precision.
+    converted: bool,
+    target: &'a [i64],
+    classes: usize,
+    weight: Option<Vec<W>>,
+    /// The share of the target's class that is not spread.
+    own: f64,
+    /// The share of each class.
+    spread: f64,
+    /// The sum of the weights of all classes.
+    total: f64,
+    z_loss: f64,
+    soft_cap: Option<f64>,
+    derivatives: Option<[&'a [W]; 2]>,
+    losses: [Output<W>; 2],
+}
+
+/// Room for the numbers of a row.
+struct Room<W> {
+    /// The logits, where they have to be converted.
+    logits: Vec<W>,
+    /// The capped logits, where there is a cap.
+    capped: Vec<W>,
+    /// The slopes of the cap, where there is one.
+    slopes: Vec<W>,
+    exponentials: Vec<W>,
+}
+
+impl<W: Wide> Job<'_, W> {
+    fn rows(&self, rows: Range<usize>) {
+        let zeros = |needed: bool| vec![W::default(); if needed { self.classes } else { 0 }];
+        let mut room = Room {
+            logits: zeros(self.converted),
+            capped: zeros(self.soft_cap.is_some()),
+            slopes: zeros(self.soft_cap.is_some()),
+            exponentials: zeros(true),
+        };
+        for row in rows {
+            let losses = if self.target[row] < 0 {
+                // SAFETY: tasks have rows of their own, and the logits belong to this call.
+                unsafe { self.logits.write_zeros(row * self.classes..(row + 1) * self.classes) };
+                [W::default(); 2]
+            } else {
+                simd::run(LogitRow { job: self, row, room: &mut room })
+            };
+            for (output, loss) in self.losses.iter().zip(losses) {
+                // SAFETY: as above.
+                unsafe { output.write_cached(row..row + 1, &[loss]) };
+            }
+        }
+    }
+}
+
+/// One row: leaves its gradient in place of `x`, returns its losses.
+struct LogitRow<'a, W> {
+    job: &'a Job<'a, W>,
+    row: usize,
+    room: &'a mut Room<W>,
+}
+
+impl<W: Wide> Kernel<W> for LogitRow<'_, W> {
+    type Result = [W; 2];
+
+    #[inline(always)]
+    fn run<R: LaneOf<W>>(self) -> [W; 2] {
+        let Self { job, row, room: Room { logits, capped, slopes, exponentials } } = self;
+        let place = row * job.classes..(row + 1) * job.classes;
+        // SAFETY: tasks have rows of their own, and a row is written when its numbers are no longer used.
+        let numbers = unsafe { job.logits.numbers(place.clone()) }.read(0..job.classes, logits);
+        let cap = R::of(job.soft_cap.unwrap_or(1.0));
+        let inverse = R::of(1.0) / cap;
+        for ((capped, slope), x) in capped.iter_mut().zip(slopes.iter_mut()).zip(numbers) {
+            let x = R::new(*x) * inverse;
+            *capped = (x.tanh() * cap).get();
+            // Not 1 − tanh², which loses the digits of a slope near 0.
+            let e = (R::of(-2.0) * x.abs()).exp_of_negative();
+            let half = R::of(2.0) / (R::of(1.0) + e);
+            *slope = (e * half * half).get();
+        }
+        let logits = if job.soft_cap.is_some() { &*capped } else { numbers };
+        let class = job.target[row] as usize;
+        let max = largest::<W, R>(logits);
+        let distances = Distances::of_smoothed(job.spread != 0.0, job.weight.as_deref());
+        let [sum, distances] = softmax::exponentials::exponentials(logits, max, distances, exponentials, |_| ());
+        let (log, own, others) = (sum.ln(), R::new(exponentials[class]), others(exponentials, class, sum));
+        let log_p = choose(own > others, likely(own, others), R::new(logits[class]) - max - log);
+        let weight_of = |class: usize| match &job.weight {
+            Some(weight) => R::new(weight[class]),
+            None => R::of(1.0),
+        };
+        let (weight, spread, total) = (R::of(job.own) * weight_of(class), R::of(job.spread), R::of(job.total));
+        let mut entropy = -(weight * log_p);
+        if job.spread != 0.0 {
+            entropy = entropy + spread * (distances + total * log);
+        }
+        let (log_sum, z_loss) = (max + log, R::of(job.z_loss));
+        let losses = [entropy.get(), (z_loss * log_sum * log_sum).get()];
+        let Some(derivatives) = job.derivatives else { return losses };
+        let [of_entropy, of_z]: [R; 2] = simd::at(&derivatives, row);
+        let of_row = of_entropy * spread * total + R::of(2.0) * z_loss * log_sum * of_z;
+        let (of_p, of_weight) = ((of_entropy * weight + of_row) / sum, of_entropy * spread);
+        // 0 · ∞ is 0: an infinite weight of which nothing is spread.
+        let spread_to = |class: usize| if job.spread == 0.0 { R::of(0.0) } else { of_weight * weight_of(class) };
+        let of_classes = |position: usize, exponential| R::new(exponential) * of_p - spread_to(position);
+        // Not with p − 1, which loses the digits of a p near 1; and what the row has is not taken from itself, which loses those
+        // of the class where the row has more.
+        let own = (R::new(exponentials[class]) * of_row - others * (of_entropy * weight)) / sum - spread_to(class);
+        let of = |own: R| Some((class, own.get()));
+        // SAFETY: as above.
+        unsafe {
+            if job.soft_cap.is_some() {
+                let gradient = |position, e| (of_classes(position, e) * R::new(slopes[position])).get();
+                job.logits.write_mapped(place, exponentials, gradient, of(own * R::new(slopes[class])));
+            } else if job.weight.is_some() && job.spread != 0.0 {
+                job.logits.write_mapped(place, exponentials, |position, e| of_classes(position, e).get(), of(own));
+            } else {
+                let gradient = |_, e| R::new(e).mul_add(of_p, -of_weight).get();
+                job.logits.write_mapped(place, exponentials, gradient, of(own));
+            }
+        }
+        losses
+    }
+}

@@ -1,0 +1,322 @@
+//! The engine of erosion and dilation: the least and the largest numbers around each element of a plane or a volume.
+//!
+//! Where several are the least or the largest, the gradient goes where libtorch's pooling lets it go: to the first one.
+
+use std::array::from_fn;
+use std::ops::Range;
+
+use tch::{Kind, Tensor};
+
+use super::elements::{elements, is_plain};
+use super::kinds::Wide;
+use super::lane::LaneOf;
+use super::output::Output;
+use super::parallel;
+use super::simd::{self, Kernel};
+use crate::LossError;
+use crate::autograd::{self, Context, Function};
+use crate::kernels::backend;
+use crate::kernels::number::choose;
+use crate::kernels::tensors::f_plain;
+
+/// What becomes of each element.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Neighbours {
+    /// The least of it and its direct neighbours: the minima along each dimension, the one after the other.
+    Erode,
+    /// The largest of it and all its neighbours, diagonal ones as well.
+    Dilate,
+}
+
+/// The elements of `regions` `[N, C, H, W]` or `[N, C, D, H, W]` and their neighbours in one; by the `composite` of tensor operations
+/// where the engine does not take the call.
+pub(crate) fn f_neighbours<C>(neighbours: Neighbours, regions: &Tensor, composite: C) -> Result<Tensor, LossError>
+where
+    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
+{
+    let kind = regions.f_kind()?;
+    let fits = matches!(regions.dim(), 4 | 5) && regions.numel() != 0;
+    if !backend::fused() || !fits || !is_plain(regions, kind) {
+        return composite(regions);
+    }
+    match kind {
+        Kind::Float => f_run::<f32, C>(neighbours, regions, composite),
+        Kind::Double => f_run::<f64, C>(neighbours, regions, composite),
+        _ => composite(regions),
+    }
+}
+
+fn f_run<W: Wide, C>(neighbours: Neighbours, regions: &Tensor, composite: C) -> Result<Tensor, LossError>
+where
+    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
+{
+    let shape = Shape::new(neighbours, regions);
+    let input = regions.f_detach()?.f_contiguous()?;
+    let output = Output::<W>::f_of_size(&regions.size())?;
+    if !shape.extremes(elements(&input), &output) {
+        return composite(regions);
+    }
+    let output = output.into_tensor();
+    let backward = move |context: Context| -> autograd::Gradients {
+        let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
+        let [regions, extremes] = context.saved() else { return Ok(vec![None]) };
+        let fused = || {
+            let input = regions.f_detach()?.f_contiguous()?;
+            let grad = f_plain(&grad)?.f_detach()?.f_contiguous()?;
+            let gradient = Output::<W>::f_of_size(&regions.size())?;
+            shape.slopes(elements(&input), elements(extremes), elements(&grad), &gradient);
+            Ok(vec![Some(gradient.into_tensor())])
+        };
+        let again = |inputs: &[Tensor]| composite(&inputs[0]);
+        context.f_gradients(&fused, &|| autograd::f_gradients_of(&again, &grad, &[regions.shallow_clone()], &[true]))
+    };
+    // Another name for its memory, which an output may be saved under.
+    let saved = output.f_detach()?;
+    Ok(Function::new(&[regions]).save(&[regions, &saved]).f_attach_own(vec![output], backward)?.remove(0))
+}
+
+/// Volumes, of which planes are those of a single layer.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    neighbours: Neighbours,
+    /// Layers, rows, columns.
+    sizes: [usize; 3],
+    /// The first dimension that there are neighbours along.
+    first: usize,
+}
+
+impl Shape {
+    fn new(neighbours: Neighbours, regions: &Tensor) -> Self {
+        let size = regions.size();
+        let first = 5 - size.len();
+        let sizes = from_fn(|axis| if axis < first { 1 } else { size[axis + 2 - first] as usize });
+        Self { neighbours, sizes, first }
+    }
+
+    fn volume(&self) -> usize {
+        self.sizes.iter().product()
+    }
+
+    /// Writes the extremes around each number. Returns whether all are numbers.
+    fn extremes<W: Wide>(&self, x: &[W], output: &Output<W>) -> bool {
+        let [layers, rows, width] = self.sizes;
+        let nans = parallel::rows(x.len() / width, width, |range| {
+            let mut room = [vec![W::default(); width], vec![W::default(); width]];
+            let mut nans = 0.0;
+            for row in range {
+                let (layer, line) = (row / rows % layers, row % rows);
+                let mut others = Vec::with_capacity(9);
+                for (z, y) in self.rows_around(layer, line) {
+                    let start = (row - layer * rows - line + z * rows + y) * width;
+                    others.push(&x[start..start + width]);
+                }
+                let own = &x[row * width..(row + 1) * width];
+                let [extremes, base] = &mut room;
+                nans += match self.neighbours {
+                    Neighbours::Erode => simd::run(Extremes::<W, true> { own, others: &others, extremes, base }),
+                    Neighbours::Dilate => simd::run(Extremes::<W, false> { own, others: &others, extremes, base }),
+                };
+                // SAFETY: each row is one thread's.
+                unsafe { output.write(row * width..(row + 1) * width, extremes) };
+            }
+            nans
+        });
+        nans == 0.0
+    }
+
+    /// The layers and lines of the rows beside one, or around it.
+    fn rows_around(&self, layer: usize, line: usize) -> impl Iterator<Item = (usize, usize)> {
+        let [layers, rows, _] = self.sizes;
+        let direct = self.neighbours == Neighbours::Erode;
+        let all = around(layer, layers).flat_map(move |z| around(line, rows).map(move |y| (z, y)));
+        all.filter(move |(z, y)| (*z, *y) != (layer, line) && !(direct && *z != layer && *y != line))
+    }
+
+    /// Writes the gradient of `x`, of which the `extremes` have the gradient `grad`.
+    fn slopes<W: Wide>(&self, x: &[W], extremes: &[W], grad: &[W], output: &Output<W>) {
+        let volume = self.volume();
+        parallel::rows(x.len() / volume, volume, |range| {
+            for index in range {
+                let place = index * volume..(index + 1) * volume;
+                let [x, extremes, grad] = [x, extremes, grad].map(|all| &all[place.clone()]);
+                let mut slopes = vec![W::default(); volume];
+                for (position, (grad, extreme)) in grad.iter().zip(extremes).enumerate() {
+                    if *grad == W::default() {
+                        continue;
+                    }
+                    let is = |place: &usize| x[*place] == *extreme;
+                    match self.neighbours {
+                        Neighbours::Erode => self.share(position, is, *grad, &mut slopes),
+                        Neighbours::Dilate => {
+                            if let Some(place) = self.all_around(position).find(is) {
+                                add(&mut slopes[place], *grad);
+                            }
+                        }
+                    }
+                }
+                // SAFETY: each volume is one thread's.
+                unsafe { output.write(place, &slopes) };
+            }
+            0.0
+        });
+    }
+
+    fn coordinates(&self, position: usize) -> [usize; 3] {
+        let [_, rows, width] = self.sizes;
+        [position / (rows * width), position / width % rows, position % width]
+    }
+
+    /// An element and all its neighbours, in the order of memory.
+    fn all_around(&self, position: usize) -> impl Iterator<Item = usize> {
+        let [layers, rows, width] = self.sizes;
+        let [layer, line, column] = self.coordinates(position);
+        let lines = around(layer, layers).flat_map(move |z| around(line, rows).map(move |y| z * rows + y));
+        lines.flat_map(move |row| around(column, width).map(move |x| row * width + x))
+    }
+
+    /// Shares a gradient out to the first of the least along each dimension. The minimum of two equal minima gives half to each, and
+    /// the next one halves what both have.
+    fn share<W: Wide>(&self, position: usize, is_least: impl Fn(&usize) -> bool, grad: W, slopes: &mut [W]) {
+        let [_, rows, width] = self.sizes;
+        let (coordinates, strides) = (self.coordinates(position), [rows * width, width, 1]);
+        let least = |axis: usize| {
+            let start = position - coordinates[axis] * strides[axis];
+            around(coordinates[axis], self.sizes[axis]).map(|place| start + place * strides[axis]).find(&is_least)
+        };
+        let mut share: f64 = grad.into();
+        let mut last = None;
+        for place in (self.first..3).rev().filter_map(least) {
+            if let Some(place) = last.replace(place) {
+                share /= 2.0;
+                add(&mut slopes[place], W::from_f64(share));
+            }
+        }
+        if let Some(place) = last {
+            add(&mut slopes[place], W::from_f64(share));
+        }
+    }
+}
+
+/// A place and those before and after it, as far as they exist.
+fn around(place: usize, size: usize) -> Range<usize> {
+    place.saturating_sub(1)..(place + 2).min(size)
+}
+
+fn add<W: Wide>(sum: &mut W, number: W) {
+    *sum = W::from_f64((*sum).into() + number.into());
+}
+
+/// The least, or else the largest numbers of a row, other rows, and the numbers to the left and right: those of the row itself for the
+/// least, and of all rows for the largest.
+struct Extremes<'a, W, const LEAST: bool> {
+    own: &'a [W],
+    others: &'a [&'a [W]],
+    extremes: &'a mut [W],
+    base: &'a mut [W],
+}
+
+impl<W: Wide, const LEAST: bool> Kernel<W> for Extremes<'_, W, LEAST> {
+    /// How many numbers of the row are none.
+    type Result = f64;
+
+    #[inline(always)]
+    fn run<R: LaneOf<W>>(self) -> f64 {
+        let Self { own, others, extremes, base } = self;
+        let length = own.len();
+        extremes.copy_from_slice(own);
+        for other in others {
+            take::<R, W, LEAST>(extremes, &other[..length]);
+        }
+        base.copy_from_slice(if LEAST { own } else { extremes });
+        take::<R, W, LEAST>(&mut extremes[1..], &base[..length - 1]);
+        take::<R, W, LEAST>(&mut extremes[..length - 1], &base[1..]);
+        // Whatever is a number is below 0 or at least 0.
+        let (zero, one) = (R::of(0.0), R::of(1.0));
+        let [numbers] =
+            simd::fold([own], [zero], |[x], [numbers]| [numbers + choose((x < zero) | (x >= zero), one, zero)]);
+        length as f64 - simd::total(numbers)
+    }
+}
+
+/// Takes the numbers that are less, or else larger.
+#[inline(always)]
+fn take<R: LaneOf<W>, W: Wide, const LEAST: bool>(extremes: &mut [W], others: &[W]) {
+    for (extreme, other) in extremes.iter_mut().zip(others) {
+        let (mine, other) = (R::new(*extreme), R::new(*other));
+        *extreme = choose(if LEAST { other < mine } else { other > mine }, other, mine).get();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::{Backend, with_backend};
+    use crate::random::randn;
+
+    /// Erosion and dilation by libtorch's pooling.
+    fn f_pooled(neighbours: Neighbours, regions: &Tensor) -> Result<Tensor, LossError> {
+        let axes = regions.dim() - 2;
+        let pool = |regions: &Tensor, window: &[i64]| {
+            let (ones, padding) = (vec![1; axes], window.iter().map(|length| length / 2).collect::<Vec<_>>());
+            match axes {
+                2 => regions.max_pool2d(window, &ones[..], &padding[..], &ones[..], false),
+                _ => regions.max_pool3d(window, &ones[..], &padding[..], &ones[..], false),
+            }
+        };
+        if neighbours == Neighbours::Dilate {
+            return Ok(pool(regions, &vec![3; axes]));
+        }
+        let along = |axis: usize| (0..axes).map(|other| if other == axis { 3 } else { 1 }).collect::<Vec<_>>();
+        let minima = (0..axes).map(|axis| -pool(&-regions, &along(axis)));
+        Ok(minima.reduce(|least, other| least.minimum(&other)).unwrap())
+    }
+
+    /// The elements, their gradient, and the second derivative of a sum.
+    fn results(regions: &Tensor, weights: &Tensor, of: &dyn Fn(&Tensor) -> Tensor) -> [Tensor; 3] {
+        let leaf = regions.detach().set_requires_grad(true);
+        let elements = of(&leaf);
+        let sum = (elements.square() * weights).sum(None);
+        let first = Tensor::run_backward(&[&sum], &[&leaf], true, false).remove(0);
+        let slopes = Tensor::run_backward(&[&sum], &[&leaf], true, true).remove(0);
+        let second = Tensor::run_backward(&[slopes.square().sum(None)], &[&leaf], false, false).remove(0);
+        [elements.detach(), first, second]
+    }
+
+    #[test]
+    fn elements_and_gradients_are_those_of_pooling() {
+        let shapes: [&[i64]; 6] =
+            [&[1, 1, 1, 1], &[2, 3, 5, 4], &[1, 2, 1, 7], &[2, 1, 40, 1100], &[2, 2, 3, 4, 5], &[1, 1, 2, 1, 2]];
+        for (neighbours, shape) in
+            [Neighbours::Erode, Neighbours::Dilate].into_iter().flat_map(|way| shapes.map(|shape| (way, shape)))
+        {
+            let normal = || randn(shape);
+            let (random, weights) = (normal(), normal());
+            // Few numbers, so that many are equal; and all of them.
+            for regions in [random.shallow_clone(), random.round(), random.zeros_like()] {
+                for kind in [Kind::Double, Kind::Float] {
+                    let (regions, weights) = (regions.to_kind(kind), weights.to_kind(kind));
+                    let regions = regions.transpose(1, -1).contiguous().transpose(1, -1);
+                    let composite = move |regions: &Tensor| f_pooled(neighbours, regions);
+                    let engine = |regions: &Tensor| {
+                        with_backend(Backend::Auto, || f_neighbours(neighbours, regions, composite)).unwrap()
+                    };
+                    let expected = results(&regions, &weights, &|regions| composite(regions).unwrap());
+                    for (actual, expected) in results(&regions, &weights, &engine).iter().zip(&expected) {
+                        let furthest = (actual - expected).abs().max().double_value(&[]);
+                        let scale = expected.abs().max().double_value(&[]).max(1.0);
+                        let tolerance = if kind == Kind::Double { 1e-14 } else { 1e-6 };
+                        assert!(furthest <= tolerance * scale, "{neighbours:?} {shape:?} {kind:?}: {furthest:e}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_is_left_to_the_composite() {
+        let regions = Tensor::from_slice(&[0.0, f64::NAN, 1.0, 2.0]).view([1, 1, 2, 2]);
+        let composite = |regions: &Tensor| Ok(regions.ones_like());
+        let left = with_backend(Backend::Auto, || f_neighbours(Neighbours::Erode, &regions, composite)).unwrap();
+        assert_eq!(left.double_value(&[0, 0, 0, 0]), 1.0);
+    }
+}

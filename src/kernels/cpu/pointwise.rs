@@ -1,0 +1,499 @@
+//! The engine of losses that are a function of each element.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use tch::{Kind, Tensor};
+
+use super::elements::{Block, Numbers, f_one_layout, is_plain};
+use super::kinds::Wide;
+use super::lane::LaneOf;
+use super::output::Output;
+use super::simd::{self, Aligned, LANES, Sum};
+use super::{BLOCK, parallel};
+use crate::LossError;
+use crate::kernels::backend;
+use crate::kernels::engine::{Composite, Engine, Factor, Reduce, by_width, composite_of, f_dispatch_to, widely};
+use crate::kernels::formulas::Pointwise;
+use crate::kernels::number::Real;
+
+/// The reduced losses of `arguments`, by `formula`, or by the `composite` of tensor operations where the engine does not take
+/// the call.
+pub(crate) fn f_pointwise<const N: usize, P, C>(
+    formula: P,
+    arguments: [&Tensor; N],
+    reduce: impl Into<Reduce>,
+    composite: C,
+) -> Result<Tensor, LossError>
+where
+    P: Pointwise<N>,
+    C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
+{
+    f_pointwise_to(arguments[0].f_kind()?, formula, arguments, reduce, composite)
+}
+
+/// The same, of which a reduced loss has this floating kind, `result`, as that of the `composite` has.
+pub(crate) fn f_pointwise_to<const N: usize, P, C>(
+    result: Kind,
+    formula: P,
+    arguments: [&Tensor; N],
+    reduce: impl Into<Reduce>,
+    composite: C,
+) -> Result<Tensor, LossError>
+where
+    P: Pointwise<N>,
+    C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
+{
+    f_elements(result, Box::new(Typed(formula)), &arguments, reduce.into(), composite_of(composite))
+}
+
+fn f_elements(
+    result: Kind,
+    formula: Box<dyn Formula>,
+    arguments: &[&Tensor],
+    reduce: Reduce,
+    composite: Composite,
+) -> Result<Tensor, LossError> {
+    let kind = arguments[0].f_kind()?;
+    // A result of another kind is the business of the composite.
+    let composite = if result == kind { widely(composite) } else { composite };
+    if !backend::fused() {
+        return composite(arguments);
+    }
+    let size = arguments[0].size();
+    if !arguments.iter().all(|argument| is_plain(argument, kind) && argument.size() == size) {
+        return composite(arguments);
+    }
+    f_dispatch_to(result, Box::new(Elements(formula)), arguments, reduce, composite)
+}
+
+/// The reduced losses of elements `[*]` by a `formula` of their numbers in the planes `[planes, *]` of the first argument, and
+/// then in the other ones, `[*]`, or by the `composite` of tensor operations where the engine does not take the call.
+pub(crate) fn f_pointwise_of_planes<const A: usize, const N: usize, P, C>(
+    formula: P,
+    arguments: [&Tensor; A],
+    reduce: impl Into<Reduce>,
+    composite: C,
+) -> Result<Tensor, LossError>
+where
+    P: Pointwise<N>,
+    C: Fn([&Tensor; A]) -> Result<Tensor, LossError> + Send + 'static,
+{
+    let engine = Planes { formula: Box::new(Typed(formula)), count: N + 1 - A };
+    f_planes(engine, &arguments, reduce.into(), widely(composite_of(composite)))
+}
+
+fn f_planes(engine: Planes, arguments: &[&Tensor], reduce: Reduce, composite: Composite) -> Result<Tensor, LossError> {
+    let kind = arguments[0].f_kind()?;
+    let size = arguments[0].size();
+    let fits = |argument: &&Tensor| is_plain(argument, kind) && argument.size() == size[1..];
+    let planes = size.first().map(|planes| *planes as usize);
+    let taken = planes == Some(engine.count) && is_plain(arguments[0], kind) && arguments[1..].iter().all(fits);
+    if !backend::fused() || !taken {
+        return composite(arguments);
+    }
+    f_dispatch_to(kind, Box::new(engine), arguments, reduce, composite)
+}
+
+/// A formula without its type, which the engine calls once for each block.
+trait Formula: OfBlock<f32> + OfBlock<f64> + Send + Sync {
+    fn is_partial(&self) -> bool;
+}
+
+/// What a formula makes of a block of numbers.
+trait OfBlock<W>: Sync {
+    fn evaluate(&self, block: &mut Numerals<W>);
+}
+
+/// The numbers of a block, of which there is a multiple of [`LANES`], and places for its losses and its first
+/// derivatives, times the factors.
+struct Numerals<'a, W> {
+    /// As many as the formula has; the others are empty.
+    arguments: [&'a [W]; MOST],
+    factors: &'a [W],
+    losses: &'a mut [W],
+    /// How many there are of these: none, that of the first argument, or those of all.
+    differentiated: usize,
+    gradients: [&'a mut [MaybeUninit<W>]; MOST],
+}
+
+/// How many arguments a formula has, at most.
+const MOST: usize = 5;
+
+/// The formula of a type.
+struct Typed<P, const N: usize>(P);
+
+impl<P: Pointwise<N>, const N: usize> Formula for Typed<P, N> {
+    fn is_partial(&self) -> bool {
+        P::PARTIAL
+    }
+}
+
+impl<W: Wide, P: Pointwise<N>, const N: usize> OfBlock<W> for Typed<P, N> {
+    fn evaluate(&self, block: &mut Numerals<W>) {
+        match block.differentiated {
+            0 => self.0.run_block::<W, 0>(block),
+            // The first argument is the one that has a gradient as a rule.
+            1 => self.0.run_block::<W, 1>(block),
+            _ => self.0.run_block::<W, N>(block),
+        }
+    }
+}
+
+/// Makes a method of what follows, the loop over the slices of a block, in these instructions.
+macro_rules! loop_in {
+    ($(#[$attribute:meta])* $name:ident) => {
+        /// # Safety
+        /// The processor has these instructions.
+        #[allow(clippy::too_many_arguments)]
+        $(#[$attribute])*
+        unsafe fn $name<W: Wide, const M: usize>(
+            self,
+            a: &[W],
+            b: &[W],
+            c: &[W],
+            d: &[W],
+            e: &[W],
+            factors: &[W],
+            losses: &mut [W],
+            of_a: &mut [MaybeUninit<W>],
+            of_b: &mut [MaybeUninit<W>],
+            of_c: &mut [MaybeUninit<W>],
+            of_d: &mut [MaybeUninit<W>],
+            of_e: &mut [MaybeUninit<W>],
+        ) {
+            self.run_slices::<W, M>([a, b, c, d, e], factors, losses, [of_a, of_b, of_c, of_d, of_e]);
+        }
+    };
+}
+
+/// The loop over a block. As methods, so that they are compiled beside the formula; see [`Kernel`](simd::Kernel).
+///
+/// Slices that are arguments of a function do not overlap, as the compiler knows, and that their length is a multiple
+/// of that of vectors spares the loop a rest. So it makes one loop of vector instructions, and no other ones beside it.
+trait Losses<const N: usize>: Pointwise<N> {
+    fn run_block<W: Wide, const M: usize>(self, block: &mut Numerals<W>) {
+        let Numerals { arguments: [a, b, c, d, e], factors, losses, gradients, .. } = block;
+        let [of_a, of_b, of_c, of_d, of_e] = gradients;
+        simd::check_vectors();
+        if simd::WITHOUT_LOOPS {
+            unreachable!();
+        }
+        #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+        if const { W::LONG } && simd::has_long_vectors() {
+            // SAFETY: just checked.
+            unsafe {
+                self.run_in_long_vectors::<W, M>(a, b, c, d, e, factors, losses, of_a, of_b, of_c, of_d, of_e);
+            }
+            return;
+        }
+        // SAFETY: just checked.
+        unsafe { self.run_in_vectors::<W, M>(a, b, c, d, e, factors, losses, of_a, of_b, of_c, of_d, of_e) };
+    }
+
+    loop_in!(
+        #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,bmi1,bmi2,fma,lzcnt,popcnt"))]
+        run_in_vectors
+    );
+    loop_in!(
+        #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+        #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,bmi1,bmi2,fma,lzcnt,popcnt")]
+        run_in_long_vectors
+    );
+
+    /// Computes the losses, and the first `M` of their derivatives, times the factors. The losses are stored, not
+    /// added up at once, which would keep the loop from being one of vector instructions.
+    #[inline(always)]
+    fn run_slices<W: Wide, const M: usize>(
+        self,
+        arguments: [&[W]; MOST],
+        factors: &[W],
+        losses: &mut [W],
+        mut gradients: [&mut [MaybeUninit<W>]; MOST],
+    ) {
+        let length = losses.len() / LANES * LANES;
+        if length < LANES {
+            return;
+        }
+        // Without a look at their bounds at each place, which would keep a rest.
+        let arguments: [_; N] = simd::starts(&arguments, length);
+        let gradients: [_; M] = simd::starts_mut(&mut gradients, length);
+        let (factors, losses) = (factors[..length].as_ptr(), losses[..length].as_mut_ptr());
+        for i in 0..length {
+            let mut numbers = [W::Lane::of(0.0); N];
+            for k in 0..N {
+                // SAFETY: there are `length` numbers from each of the starts on, which are borrowed.
+                numbers[k] = W::Lane::new(unsafe { *arguments[k].add(i) });
+            }
+            let (loss, derivatives) = self.evaluate(numbers);
+            // SAFETY: as above.
+            unsafe { losses.add(i).write(loss.get()) };
+            for k in 0..M {
+                // SAFETY: as above.
+                unsafe {
+                    let gradient = (derivatives[k] * W::Lane::new(*factors.add(i))).get();
+                    gradients[k].add(i).write(MaybeUninit::new(gradient));
+                }
+            }
+        }
+    }
+}
+
+impl<P: Pointwise<N>, const N: usize> Losses<N> for P {}
+
+/// The engine with a formula.
+struct Elements(Box<dyn Formula>);
+
+impl Engine for Elements {
+    fn is_partial(&self) -> bool {
+        self.0.is_partial()
+    }
+
+    fn count(&self, arguments: &[&Tensor]) -> usize {
+        arguments[0].numel()
+    }
+
+    fn f_losses(&self, arguments: &[&Tensor]) -> Result<(f64, Tensor), LossError> {
+        by_width!(arguments[0].f_kind()?, f_losses(&*self.0, &f_one_layout(arguments)?))
+    }
+
+    fn f_sum(&self, arguments: &[&Tensor], factor: Factor, wanted: &[bool]) -> Result<(f64, Vec<Tensor>), LossError> {
+        by_width!(arguments[0].f_kind()?, f_sum(&*self.0, &f_one_layout(arguments)?, factor, wanted))
+    }
+}
+
+fn f_losses<W: Wide>(formula: &dyn OfBlock<W>, arguments: &[Tensor]) -> Result<(f64, Tensor), LossError> {
+    let losses = Output::<W>::f_like(&arguments[0])?;
+    let gradients: Vec<Option<Output<W>>> = arguments.iter().map(|_| None).collect();
+    let sum = run(formula, arguments, Factors::Number(W::default()), Some(&losses), &gradients);
+    Ok((sum, losses.into_tensor()))
+}
+
+fn f_sum<W: Wide>(
+    formula: &dyn OfBlock<W>,
+    arguments: &[Tensor],
+    factor: Factor,
+    wanted: &[bool],
+) -> Result<(f64, Vec<Tensor>), LossError> {
+    let mut gradients = Vec::with_capacity(wanted.len());
+    for wanted in wanted {
+        gradients.push(wanted.then(|| Output::<W>::f_like(&arguments[0])).transpose()?);
+    }
+    let sum = match factor {
+        Factor::Number(number) => run(formula, arguments, Factors::Number(W::from_f64(number)), None, &gradients),
+        Factor::Tensor(factors) => {
+            let factors = f_one_layout(&[&arguments[0], factors])?.remove(1);
+            run(formula, arguments, Factors::Elements(Numbers::of(&factors)), None, &gradients)
+        }
+    };
+    Ok((sum, gradients.into_iter().flatten().map(Output::into_tensor).collect()))
+}
+
+/// The engine with a formula of planes.
+struct Planes {
+    formula: Box<dyn Formula>,
+    /// How many of its numbers are planes of the first argument.
+    count: usize,
+}
+
+impl Engine for Planes {
+    fn is_partial(&self) -> bool {
+        self.formula.is_partial()
+    }
+
+    fn count(&self, arguments: &[&Tensor]) -> usize {
+        arguments[0].numel() / self.count
+    }
+
+    fn f_losses(&self, arguments: &[&Tensor]) -> Result<(f64, Tensor), LossError> {
+        by_width!(arguments[0].f_kind()?, f_losses_of_planes(&*self.formula, arguments))
+    }
+
+    fn f_sum(&self, arguments: &[&Tensor], factor: Factor, wanted: &[bool]) -> Result<(f64, Vec<Tensor>), LossError> {
+        by_width!(arguments[0].f_kind()?, f_sum_of_planes(&*self.formula, self.count, arguments, factor, wanted))
+    }
+}
+
+fn f_losses_of_planes<W: Wide>(formula: &dyn OfBlock<W>, arguments: &[&Tensor]) -> Result<(f64, Tensor), LossError> {
+    let losses = Output::<W>::f_of_kind(&arguments[0].size()[1..], arguments[0].f_kind()?)?;
+    let planes = f_split(arguments)?;
+    let gradients: Vec<Option<Output<W>>> = planes.iter().map(|_| None).collect();
+    let sum = run(formula, &planes, Factors::Number(W::default()), Some(&losses), &gradients);
+    Ok((sum, losses.into_tensor()))
+}
+
+fn f_sum_of_planes<W: Wide>(
+    formula: &dyn OfBlock<W>,
+    count: usize,
+    arguments: &[&Tensor],
+    factor: Factor,
+    wanted: &[bool],
+) -> Result<(f64, Vec<Tensor>), LossError> {
+    let (mut outputs, mut gradients) = (Vec::new(), Vec::new());
+    for (position, (argument, wanted)) in arguments.iter().zip(wanted).enumerate() {
+        let parts = if position == 0 { count } else { 1 };
+        if !wanted {
+            gradients.extend((0..parts).map(|_| None));
+            continue;
+        }
+        let output = Output::<W>::f_of_kind(&argument.size(), argument.f_kind()?)?;
+        gradients.extend(output.parts(parts).into_iter().map(Some));
+        outputs.push(output);
+    }
+    let planes = f_split(arguments)?;
+    let sum = match factor {
+        Factor::Number(number) => run(formula, &planes, Factors::Number(W::from_f64(number)), None, &gradients),
+        Factor::Tensor(factors) => {
+            let factors = factors.f_detach()?.f_contiguous()?;
+            run(formula, &planes, Factors::Elements(Numbers::of(&factors)), None, &gradients)
+        }
+    };
+    Ok((sum, outputs.into_iter().map(Output::into_tensor).collect()))
+}
+
+/// The planes of the first argument, and the other arguments, contiguous.
+fn f_split(arguments: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
+    let planes = arguments[0].f_detach()?.f_contiguous()?;
+    let mut all = Vec::new();
+    for plane in 0..planes.size()[0] {
+        all.push(planes.f_select(0, plane)?);
+    }
+    for argument in &arguments[1..] {
+        all.push(argument.f_detach()?.f_contiguous()?);
+    }
+    Ok(all)
+}
+
+/// Runs over all elements of arguments in one layout. Returns the sum of the losses.
+fn run<W: Wide>(
+    formula: &dyn OfBlock<W>,
+    arguments: &[Tensor],
+    factor: Factors<W>,
+    losses: Option<&Output<W>>,
+    gradients: &[Option<Output<W>>],
+) -> f64 {
+    let length = arguments[0].numel();
+    let arguments = arguments.iter().map(Numbers::of).collect();
+    // The first argument is the one that has a gradient as a rule.
+    let differentiated = match gradients.iter().rposition(Option::is_some) {
+        None => 0,
+        Some(0) => 1,
+        Some(_) => gradients.len(),
+    };
+    let job = Job { formula, arguments, factor, losses, gradients: &gradients[..differentiated] };
+    parallel::sum(length, BLOCK, |range| job.task(range))
+}
+
+/// What all threads work on.
+struct Job<'a, W> {
+    formula: &'a (dyn OfBlock<W> + 'a),
+    arguments: Vec<Numbers<'a, W>>,
+    factor: Factors<'a, W>,
+    losses: Option<&'a Output<W>>,
+    /// None, that of the first argument, or those of all, of which some may not be wanted.
+    gradients: &'a [Option<Output<W>>],
+}
+
+enum Factors<'a, W> {
+    Number(W),
+    Elements(Numbers<'a, W>),
+}
+
+/// Room for one block of each argument that has to be converted, and of each gradient that has no places of its own.
+struct Room<W> {
+    arguments: Vec<Vec<W>>,
+    factors: Aligned<Block<W>>,
+    losses: Aligned<Block<W>>,
+    gradients: Vec<Vec<W>>,
+}
+
+impl<W: Wide> Job<'_, W> {
+    /// Computes the elements in `range`, which no other thread has. Returns the sum of their losses.
+    fn task(&self, range: Range<usize>) -> f64 {
+        let factor = match self.factor {
+            Factors::Number(number) => number,
+            Factors::Elements(_) => W::default(),
+        };
+        let room_of = |output: &Option<Output<W>>| match output {
+            Some(output) if output.has_places() => Vec::new(),
+            _ => vec![W::default(); BLOCK],
+        };
+        let mut room = Room {
+            arguments: self.arguments.iter().map(|argument| argument.room(BLOCK)).collect(),
+            factors: Aligned([factor; BLOCK]),
+            losses: Aligned([W::default(); BLOCK]),
+            gradients: self.gradients.iter().map(room_of).collect(),
+        };
+        let blocks = range.clone().step_by(BLOCK).map(|start| start..range.end.min(start + BLOCK));
+        blocks.map(|block| self.block(block, &mut room)).sum()
+    }
+
+    fn block(&self, range: Range<usize>, room: &mut Room<W>) -> f64 {
+        let (length, whole) = (range.len(), range.len() / LANES * LANES);
+        let mut arguments = [&[][..]; MOST];
+        for ((read, argument), room) in arguments.iter_mut().zip(&self.arguments).zip(&mut room.arguments) {
+            *read = argument.read(range.clone(), room);
+        }
+        let factors = match self.factor {
+            Factors::Number(_) => &room.factors.0[..length],
+            Factors::Elements(elements) => elements.read(range.clone(), &mut room.factors.0),
+        };
+        let mut gradients: [&mut [MaybeUninit<W>]; MOST] = Default::default();
+        for ((places, output), room) in gradients.iter_mut().zip(self.gradients).zip(&mut room.gradients) {
+            // SAFETY: tasks have ranges of their own, and the blocks of a task are computed one after another.
+            let own = output.as_ref().and_then(|output| unsafe { output.places(range.clone()) });
+            *places = own.unwrap_or_else(|| uninit(&mut room[..length]));
+        }
+        let (losses, rest) = room.losses.0[..length].split_at_mut(whole);
+        if !rest.is_empty() {
+            let arguments = arguments.map(|argument| argument.get(whole..).unwrap_or_default());
+            let gradients = gradients.each_mut().map(|places| places.get_mut(whole..).unwrap_or_default());
+            self.rest(arguments, &factors[whole..], rest, gradients);
+        }
+        if whole > 0 {
+            let differentiated = self.gradients.len();
+            self.formula.evaluate(&mut Numerals { arguments, factors, losses, differentiated, gradients });
+        }
+        for (output, room) in self.gradients.iter().zip(&room.gradients) {
+            if let Some(output) = output.as_ref().filter(|output| !output.has_places()) {
+                // SAFETY: as above.
+                unsafe { output.write(range.clone(), &room[..length]) };
+            }
+        }
+        let losses = &room.losses.0[..length];
+        if let Some(output) = self.losses {
+            // SAFETY: as above.
+            unsafe { output.write(range, losses) };
+        }
+        simd::run(Sum(losses))
+    }
+
+    /// Computes the last numbers of a block, fewer than [`LANES`], which are filled up with zeros.
+    fn rest(&self, arguments: [&[W]; MOST], factors: &[W], losses: &mut [W], gradients: [&mut [MaybeUninit<W>]; MOST]) {
+        let zeros = [W::default(); LANES];
+        let filled = |numbers: &[W]| {
+            let mut filled = zeros;
+            filled[..numbers.len()].copy_from_slice(numbers);
+            filled
+        };
+        let (arguments, factors, mut all) = (arguments.map(filled), filled(factors), zeros);
+        let mut places = [[MaybeUninit::new(W::default()); LANES]; MOST];
+        self.formula.evaluate(&mut Numerals {
+            arguments: arguments.each_ref().map(|argument| &argument[..]),
+            factors: &factors,
+            losses: &mut all,
+            differentiated: self.gradients.len(),
+            gradients: places.each_mut().map(|places| &mut places[..]),
+        });
+        losses.copy_from_slice(&all[..losses.len()]);
+        for (gradient, places) in gradients.into_iter().zip(&places) {
+            gradient.copy_from_slice(&places[..gradient.len()]);
+        }
+    }
+}
+
+/// Numbers that are to be overwritten.
+fn uninit<W>(numbers: &mut [W]) -> &mut [MaybeUninit<W>] {
+    // SAFETY: a formula writes whole numbers only.
+    unsafe { &mut *(std::ptr::from_mut(numbers) as *mut [MaybeUninit<W>]) }
+}

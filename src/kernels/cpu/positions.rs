@@ -1,0 +1,175 @@
+//! The engine of cross entropy with a position between two classes as the target.
+//!
+//! Rows are short, a class for each bin of a distribution, so that many of them make one loop.
+
+use std::ops::Range;
+
+use tch::Tensor;
+
+use super::kinds::Wide;
+use super::lane::LaneOf;
+use super::rows::job::Job;
+use super::rows::{RowFormula, RowReduction, Rows, f_rows};
+use super::simd::{self, Kernel};
+use super::softmax::exponentials::{self, largest, peak};
+use crate::LossError;
+use crate::kernels::number::choose;
+
+/// The reduced loss of `rows` whose target is a position among the classes, which are the last dimension: the two classes beside
+/// it share it. `None` where the engine does not take the call. Second derivatives are those of the `composite` of input and
+/// target.
+pub(crate) fn f_softmax_of_positions<C>(
+    rows: &Rows,
+    reduction: RowReduction,
+    composite: C,
+) -> Result<Option<Tensor>, LossError>
+where
+    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
+{
+    f_rows(OfPositions, rows, reduction, composite)
+}
+
+#[derive(Clone, Copy)]
+struct OfPositions;
+
+impl RowFormula for OfPositions {
+    fn run<W: Wide>(&self, job: &Job<W>) -> f64 {
+        job.sum_rows(|rows| simd::run(PositionRows { job, rows, room: &mut Room::new(job) }))
+    }
+}
+
+/// How many rows are worked on at a time.
+const ROWS: usize = 64;
+
+/// Room for so many rows.
+struct Room<W> {
+    x: Vec<W>,
+    /// What the exponentials are of, then these, then the gradient.
+    numbers: Vec<W>,
+    /// The sum of the exponentials of each row.
+    sums: [W; ROWS],
+    /// The same without that of the largest logit, where it is more than half of it; else all but 1.
+    others: [W; ROWS],
+    /// The logits beside each position, less the largest one.
+    left: [W; ROWS],
+    right: [W; ROWS],
+    /// The share of the class on the right.
+    of_right: [W; ROWS],
+    losses: [W; ROWS],
+}
+
+impl<W: Wide> Room<W> {
+    fn new(job: &Job<W>) -> Self {
+        let (length, zeros) = (ROWS * job.classes, [W::default(); ROWS]);
+        let (x, numbers) = (job.input.room(length), vec![W::default(); length]);
+        Self { x, numbers, sums: zeros, others: zeros, left: zeros, right: zeros, of_right: zeros, losses: zeros }
+    }
+}
+
+/// Rows with their positions: stores their gradients and losses, returns the sum of the losses.
+struct PositionRows<'a, W> {
+    job: &'a Job<'a, W>,
+    rows: Range<usize>,
+    room: &'a mut Room<W>,
+}
+
+impl<W: Wide> Kernel<W> for PositionRows<'_, W> {
+    type Result = f64;
+
+    #[inline(always)]
+    fn run<R: LaneOf<W>>(mut self) -> f64 {
+        let rows = self.rows.clone();
+        let mut sum = 0.0;
+        for first in rows.clone().step_by(ROWS) {
+            let rows = first..rows.end.min(first + ROWS);
+            self.read::<R>(rows.clone());
+            self.evaluate::<R>();
+            let losses = &self.room.losses[..rows.len()];
+            self.job.store_losses(first, losses);
+            sum += simd::sum::<W, R>(losses);
+            if self.job.needs_gradient() {
+                self.gradient::<R>(rows);
+            }
+        }
+        sum
+    }
+}
+
+impl<W: Wide> PositionRows<'_, W> {
+    /// The class on the left of the position of a row.
+    fn class(&self, row: usize) -> usize {
+        (self.job.numbers.get(row) as usize).min(self.job.classes - 2)
+    }
+
+    /// Reads rows: their exponentials, the sums of these, and what is beside the positions.
+    #[inline(always)]
+    fn read<R: LaneOf<W>>(&mut self, rows: Range<usize>) {
+        let classes = self.job.classes;
+        for (index, row) in rows.clone().enumerate() {
+            let class = self.class(row);
+            let Room { x, numbers, left, right, of_right, .. } = &mut *self.room;
+            let x = &self.job.input.read(row * classes..(row + 1) * classes, x)[..classes];
+            let numbers = &mut numbers[index * classes..][..classes];
+            let max: R = largest::<W, R>(x);
+            for i in 0..classes {
+                numbers[i] = (R::new(x[i]) - max).get();
+            }
+            (left[index], right[index]) = (numbers[class], numbers[class + 1]);
+            of_right[index] = W::from_f64(self.job.numbers.get(row) - class as f64);
+        }
+        for number in &mut self.room.numbers[..rows.len() * classes] {
+            *number = R::new(*number).exp_of_negative().get();
+        }
+        let Room { numbers, sums, others, .. } = &mut *self.room;
+        for (index, numbers) in numbers.chunks_mut(classes).enumerate().take(rows.len()) {
+            let sum = R::of(simd::sum::<W, R>(numbers));
+            let peak = peak::<W, R>(numbers, sum);
+            sums[index] = sum.get();
+            let rest = match peak {
+                Some(peak) => exponentials::others(numbers, peak, sum),
+                None => sum - R::of(1.0),
+            };
+            others[index] = rest.get();
+        }
+    }
+
+    /// The losses of all rows that there is room for.
+    #[inline(always)]
+    fn evaluate<R: LaneOf<W>>(&mut self) {
+        let Room { others, left, right, of_right, losses, .. } = &mut *self.room;
+        let (zero, one) = (R::of(0.0), R::of(1.0));
+        for i in 0..ROWS {
+            let of_right = R::new(of_right[i]);
+            // 0 · ∞ is 0: a class that is masked and has no share.
+            let left = choose(of_right == one, zero, (one - of_right) * R::new(left[i]));
+            let right = choose(of_right == zero, zero, of_right * R::new(right[i]));
+            losses[i] = (R::new(others[i]).ln_1p() - (left + right)).get();
+        }
+    }
+
+    #[inline(always)]
+    fn gradient<R: LaneOf<W>>(&mut self, rows: Range<usize>) {
+        let classes = self.job.classes;
+        for (index, row) in rows.clone().enumerate() {
+            let class = self.class(row);
+            let Room { numbers, sums, others, of_right, .. } = &mut *self.room;
+            let numbers = &mut numbers[index * classes..][..classes];
+            let (factor, of_right) = (R::new(self.job.factor(row)), R::new(of_right[index]));
+            let peak = peak::<W, R>(numbers, R::new(sums[index]));
+            let scale = factor / R::new(sums[index]);
+            for number in numbers.iter_mut() {
+                *number = (R::new(*number) * scale).get();
+            }
+            let of_left = R::of(1.0) - of_right;
+            for (place, share, rest) in [(class, of_left, of_right), (class + 1, of_right, of_left)] {
+                // Not with p − 1, which loses the digits of a p near 1.
+                numbers[place] = match peak == Some(place) {
+                    true => (factor * rest - R::new(others[index]) * scale).get(),
+                    false => (R::new(numbers[place]) - factor * share).get(),
+                };
+            }
+        }
+        let numbers = &mut self.room.numbers[..rows.len() * classes];
+        self.job.store_gradient(rows.start * classes, numbers, |_, gradient| gradient, None);
+    }
+}

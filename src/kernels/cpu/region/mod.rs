@@ -1,0 +1,311 @@
+//! The engine of losses that are a function of sums over the pixels of each class.
+//!
+//! One pass over the input and the target gives the sums, a second one the gradient. Neither probabilities nor one-hot
+//! masks are kept: the softmax of a block of pixels is computed when it is needed, in either pass.
+
+mod job;
+mod loops;
+mod measure;
+#[cfg(test)]
+mod tests;
+
+use std::marker::PhantomData;
+use std::ops::{Range, RangeInclusive};
+use std::sync::OnceLock;
+
+use tch::{Device, Kind, Tensor};
+
+use super::{BLOCK, parallel};
+use crate::autograd::{self, Context, Function};
+use crate::kernels::cpu::elements::{Numbers, elements, integers, is_plain};
+use crate::kernels::cpu::kinds::Wide;
+use crate::kernels::cpu::output::Output;
+use crate::kernels::takes;
+use crate::kernels::tensors::f_plain;
+use crate::{Activation, LossError, OverlapMeasure};
+use job::{Factors, Job, Part, Place, Target};
+use measure::{Minimum, Product, Squared};
+
+/// Rows of fewer pixels are not worth the calls that each of them costs.
+const FEW_PIXELS: i64 = 16;
+/// How many elements of all classes a block has, so that they fit the first caches.
+const BLOCK_ELEMENTS: usize = 8192;
+/// A block of many classes has this many pixels at least, for the sake of whole vectors.
+const LEAST_PIXELS: usize = 64;
+/// How many elements of all classes one task has.
+const TASK_ELEMENTS: usize = 1 << 15;
+/// Class indices up to here are exact in single precision.
+const MOST_CLASSES: i64 = 1 << 24;
+
+/// What is summed up.
+#[derive(Debug, Clone)]
+pub(crate) struct Regional {
+    pub(crate) activation: Activation,
+    pub(crate) measure: OverlapMeasure,
+    /// The class index whose pixels, or the value in masks whose elements, count nothing.
+    pub(crate) ignored: Option<i64>,
+    /// Where an input without an activation is expected to be.
+    pub(crate) expected: RangeInclusive<f64>,
+    /// A cross entropy of the same softmax.
+    pub(crate) entropy: Option<Entropy>,
+}
+
+/// A cross entropy to be summed up.
+#[derive(Debug, Clone)]
+pub(crate) struct Entropy {
+    /// The weight of each class; ones where absent.
+    pub(crate) weight: Option<Vec<f64>>,
+}
+
+/// The sums, in double precision.
+pub(crate) struct Sums {
+    /// `[N, C]` each: those of the intersections, of the input's regions and of the target's.
+    pub(crate) regions: [Tensor; 3],
+    /// That of the cross entropies.
+    pub(crate) entropy: Option<Tensor>,
+    /// That of the weights in it.
+    pub(crate) weight: f64,
+}
+
+/// Whether the engine is to be asked about an input: it is on the CPU, and has more than a few pixels.
+pub(crate) fn takes_region(input: &Tensor) -> bool {
+    let size = input.size();
+    let enough = size.len() >= 3 && size[2..].iter().product::<i64>() >= FEW_PIXELS;
+    enough && takes(input)
+}
+
+/// The sums of `input`, `[N, C, d1, ...]`, and `target`, which holds 64-bit class indices or masks. Nothing where the
+/// engine does not take the call, which includes class indices out of range, masks that are not in \[0, 1\] and inputs
+/// that are not where they are expected.
+///
+/// `composite` computes, with differentiable operations, those sums that have a gradient: the intersections, the
+/// input's regions, the cross entropy where there is one.
+pub(crate) fn f_region<C>(
+    formula: Regional,
+    input: &Tensor,
+    target: &Tensor,
+    composite: C,
+) -> Result<Option<Sums>, LossError>
+where
+    C: Fn(&Tensor, &Tensor) -> Result<Vec<Tensor>, LossError> + Send + 'static,
+{
+    f_engine(formula, input, target, Box::new(composite))
+}
+
+/// The tensor operations that define the sums.
+type Composite = Box<dyn Fn(&Tensor, &Tensor) -> Result<Vec<Tensor>, LossError> + Send>;
+
+fn f_engine(
+    formula: Regional,
+    input: &Tensor,
+    target: &Tensor,
+    composite: Composite,
+) -> Result<Option<Sums>, LossError> {
+    if input.dim() < 3 || input.numel() == 0 || input.size()[1] > MOST_CLASSES {
+        return Ok(None);
+    }
+    let kind = input.f_kind()?;
+    let target_kind = if target.size() == input.size() { kind } else { Kind::Int64 };
+    let differentiated = autograd::grad_enabled() && target.requires_grad();
+    if !is_plain(input, kind) || !is_plain(target, target_kind) || differentiated {
+        return Ok(None);
+    }
+    match kind {
+        Kind::Double => f_run::<f64>(formula, input, target, composite),
+        Kind::Float | Kind::Half | Kind::BFloat16 => f_run::<f32>(formula, input, target, composite),
+        _ => Ok(None),
+    }
+}
+
+fn f_run<W: Wide>(
+    formula: Regional,
+    input: &Tensor,
+    target: &Tensor,
+    composite: Composite,
+) -> Result<Option<Sums>, LossError> {
+    let Some(Totals { regions, entropy, weight }) = Pass::<W>::f_new(&formula, input, target)?.f_sums()? else {
+        return Ok(None);
+    };
+    let [intersection, of_input, of_target] = regions;
+    let with_entropy = formula.entropy.is_some();
+    let differentiable = [intersection, of_input].into_iter().chain(entropy.filter(|_| with_entropy)).collect();
+    let backward = move |context: Context| -> autograd::Gradients {
+        let [input, target] = context.saved() else { return Ok(vec![None, None]) };
+        let grads: Vec<Option<Tensor>> =
+            (0..2 + usize::from(with_entropy)).map(|output| context.grad(output)).collect();
+        let fused = || Ok(vec![Some(Pass::<W>::f_new(&formula, input, target)?.f_gradient(&grads)?)]);
+        context.f_gradients(&fused, &|| {
+            let loss = |inputs: &[Tensor]| f_weighted(&composite(&inputs[0], target)?, &grads);
+            let one = Tensor::f_ones([], (Kind::Double, Device::Cpu))?;
+            autograd::f_gradients_of(&loss, &one, std::slice::from_ref(input), &[true])
+        })
+    };
+    let outputs = Function::new(&[input]).save(&[input, target]).f_attach_own(differentiable, backward)?;
+    let mut outputs = outputs.into_iter();
+    let mut next = || outputs.next().unwrap_or_default();
+    Ok(Some(Sums { regions: [next(), next(), of_target], entropy: with_entropy.then(next), weight }))
+}
+
+/// The sums times their gradients, added up.
+fn f_weighted(sums: &[Tensor], grads: &[Option<Tensor>]) -> Result<Tensor, LossError> {
+    let mut value = Tensor::f_zeros([0_i64; 0], (Kind::Double, Device::Cpu))?;
+    for (sum, grad) in sums.iter().zip(grads) {
+        let Some(grad) = grad else { continue };
+        value = value.f_add(&sum.f_mul(grad)?.f_sum(None)?)?;
+    }
+    Ok(value)
+}
+
+/// The sums as tensors.
+struct Totals {
+    regions: [Tensor; 3],
+    entropy: Option<Tensor>,
+    weight: f64,
+}
+
+/// A contiguous input and its target.
+struct Pass<'a, W> {
+    formula: &'a Regional,
+    input: Tensor,
+    target: Tensor,
+    shape: Shape,
+    kind: PhantomData<W>,
+}
+
+/// The sizes of the input, and of the parts that it is worked on in.
+#[derive(Clone, Copy)]
+struct Shape {
+    samples: usize,
+    classes: usize,
+    pixels: usize,
+    /// The pixels of a block.
+    block: usize,
+    /// The pixels of a task, a multiple of those of a block.
+    task: usize,
+}
+
+impl Shape {
+    fn new(size: &[i64], masks: bool, softmax: bool) -> Self {
+        let (mut samples, mut classes) = (size[0] as usize, size[1] as usize);
+        let pixels = size[2..].iter().product::<i64>() as usize;
+        // Classes that have nothing to do with each other are like samples, and their elements lie beside each other.
+        if masks && !softmax {
+            (samples, classes) = (samples * classes, 1);
+        }
+        // Only a softmax has all classes of a block at hand together.
+        let at_once = if softmax { classes } else { 1 };
+        let block = (BLOCK_ELEMENTS / at_once).next_multiple_of(LEAST_PIXELS).clamp(LEAST_PIXELS, BLOCK);
+        let task = block * (TASK_ELEMENTS / (classes * block)).max(1);
+        Self { samples, classes, pixels, block, task }
+    }
+
+    fn tasks_of_sample(&self) -> usize {
+        self.pixels.div_ceil(self.task)
+    }
+
+    fn tasks(&self) -> usize {
+        self.samples * self.tasks_of_sample()
+    }
+
+    /// The sample of a task.
+    fn sample(&self, task: usize) -> usize {
+        task / self.tasks_of_sample()
+    }
+
+    /// The blocks of a task, as ranges of pixels.
+    fn blocks(&self, task: usize) -> impl Iterator<Item = Range<usize>> {
+        let start = task % self.tasks_of_sample() * self.task;
+        let (end, block) = (self.pixels.min(start + self.task), self.block);
+        (start..end).step_by(block).map(move |start| start..end.min(start + block))
+    }
+
+    /// The elements of one class.
+    fn row(&self, place: &Place, class: usize) -> Range<usize> {
+        let start = (place.sample * self.classes + class) * self.pixels;
+        start + place.pixels.start..start + place.pixels.end
+    }
+}
+
+/// Calls a method of a job with the types of the measure and of the target.
+macro_rules! by_type {
+    ($job:ident.$method:ident($($argument:expr),*)) => {
+        match ($job.formula.measure, matches!($job.target, Target::Indices(_))) {
+            (OverlapMeasure::Product, true) => $job.$method::<Product, true>($($argument),*),
+            (OverlapMeasure::Product, false) => $job.$method::<Product, false>($($argument),*),
+            (OverlapMeasure::Squared, true) => $job.$method::<Squared, true>($($argument),*),
+            (OverlapMeasure::Squared, false) => $job.$method::<Squared, false>($($argument),*),
+            (OverlapMeasure::Minimum, true) => $job.$method::<Minimum, true>($($argument),*),
+            (OverlapMeasure::Minimum, false) => $job.$method::<Minimum, false>($($argument),*),
+        }
+    };
+}
+
+impl<'a, W: Wide> Pass<'a, W> {
+    fn f_new(formula: &'a Regional, input: &Tensor, target: &Tensor) -> Result<Self, LossError> {
+        let f_contiguous = |tensor: &Tensor| tensor.f_detach()?.f_contiguous();
+        let (masks, softmax) = (target.size() == input.size(), formula.activation == Activation::Softmax);
+        let shape = Shape::new(&input.size(), masks, softmax);
+        Ok(Self { formula, input: f_contiguous(input)?, target: f_contiguous(target)?, shape, kind: PhantomData })
+    }
+
+    fn job(&self) -> Job<'_, W> {
+        let target = if self.target.size() == self.input.size() {
+            Target::Masks(Numbers::of(&self.target))
+        } else {
+            Target::Indices(integers(&self.target))
+        };
+        Job { formula: self.formula, shape: self.shape, input: Numbers::of(&self.input), target }
+    }
+
+    /// The sums; nothing where a class index, a share or a probability is out of range.
+    fn f_sums(&self) -> Result<Option<Totals>, LossError> {
+        let (job, shape) = (self.job(), self.shape);
+        let parts: Vec<OnceLock<Option<Part>>> = (0..shape.tasks()).map(|_| OnceLock::new()).collect();
+        parallel::each(parts.len(), job.input.len(), &|task| {
+            let _ = parts[task].set(by_type!(job.sum(task)));
+        });
+        // The parts are added up in their order, whichever thread computed them.
+        let mut regions = [(); 3].map(|()| vec![0.0; shape.samples * shape.classes]);
+        let (mut entropy, mut weight) = (0.0, 0.0);
+        for (task, part) in parts.into_iter().enumerate() {
+            let Some(part) = part.into_inner().flatten() else { return Ok(None) };
+            let start = shape.sample(task) * shape.classes;
+            for (class, sums) in part.regions.iter().enumerate() {
+                (0..3).for_each(|which| regions[which][start + class] += sums[which]);
+            }
+            entropy += part.entropy;
+            weight += part.weight;
+        }
+        let f_tensor = |sums: &[f64], size: &[i64]| Tensor::f_from_slice(sums)?.f_reshape(size);
+        let size = &self.input.size()[..2];
+        let [intersection, of_input, of_target] = &regions;
+        Ok(Some(Totals {
+            regions: [f_tensor(intersection, size)?, f_tensor(of_input, size)?, f_tensor(of_target, size)?],
+            entropy: Some(f_tensor(&[entropy], &[])?),
+            weight,
+        }))
+    }
+
+    /// The gradient of the input, given those of the sums.
+    fn f_gradient(&self, grads: &[Option<Tensor>]) -> Result<Tensor, LossError> {
+        let regions = self.shape.samples * self.shape.classes;
+        let f_numbers = |position: usize, count: usize| {
+            let Some(grad) = grads.get(position).and_then(Option::as_ref) else {
+                return Ok(vec![W::default(); count]);
+            };
+            let grad = f_plain(grad)?.f_detach()?.f_to_kind(W::KIND)?;
+            Ok::<_, LossError>(elements::<W>(&grad.f_contiguous()?).to_vec())
+        };
+        let factors = Factors {
+            intersection: f_numbers(0, regions)?,
+            size: f_numbers(1, regions)?,
+            entropy: f_numbers(2, 1)?[0],
+        };
+        let output = Output::<W>::f_like(&self.input)?;
+        let job = self.job();
+        parallel::each(self.shape.tasks(), job.input.len(), &|task| {
+            by_type!(job.gradient(task, &factors, &output));
+        });
+        Ok(output.into_tensor())
+    }
+}

@@ -1,0 +1,47 @@
+//! The options of losses over rows, in the kind that a call is computed in.
+
+use tch::Tensor;
+
+use super::Rows;
+use crate::kernels::cpu::elements::f_numbers;
+use crate::kernels::cpu::kinds::Wide;
+use crate::{LossError, check};
+
+/// The options of a call, in the kind that it is computed in.
+pub(in crate::kernels::cpu) struct Options<W> {
+    /// What no class is where nothing is ignored.
+    pub(in crate::kernels::cpu) ignored: i64,
+    pub(in crate::kernels::cpu) weight: Option<Vec<W>>,
+}
+
+impl<W: Wide> Options<W> {
+    pub(in crate::kernels::cpu) fn f_new(rows: &Rows) -> Result<Self, LossError> {
+        Ok(Self { ignored: rows.ignore_index.unwrap_or(-1), weight: rows.weight.map(f_wide_numbers).transpose()? })
+    }
+
+    /// The sum of the weights of all classes where a target is smoothed; else 0, so that it is looked at nowhere.
+    pub(in crate::kernels::cpu) fn total_of_spread(&self, smoothing: f64, classes: usize) -> f64 {
+        total_of_spread(self.weight.as_deref(), smoothing, classes)
+    }
+
+    pub(in crate::kernels::cpu) fn weight_of(&self, class: usize) -> f64 {
+        self.weight.as_ref().map_or(1.0, |weight| weight[class].to_f64())
+    }
+}
+
+/// See [`Options::total_of_spread`].
+pub(in crate::kernels::cpu) fn total_of_spread<W: Wide>(weight: Option<&[W]>, smoothing: f64, classes: usize) -> f64 {
+    match weight {
+        _ if smoothing == 0.0 => 0.0,
+        None => classes as f64,
+        Some(weight) => weight.iter().map(|&weight| weight.to_f64()).sum(),
+    }
+}
+
+/// The elements of a tensor, in the kind that a call is computed in.
+pub(in crate::kernels::cpu) fn f_wide_numbers<W: Wide>(tensor: &Tensor) -> Result<Vec<W>, LossError> {
+    let numbers = f_numbers(tensor)?;
+    let mut wide = check::f_room(numbers.len())?;
+    wide.extend(numbers.into_iter().map(W::from_f64));
+    Ok(wide)
+}

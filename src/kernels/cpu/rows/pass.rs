@@ -1,0 +1,95 @@
+//! The tensors of a call in a layout that the loops read.
+
+use tch::{Kind, Tensor};
+
+use super::RowReduction;
+use super::job::{Factors, Job};
+use super::options::Options;
+use crate::LossError;
+use crate::kernels::cpu::elements::{Numbers, f_one_layout, integers, is_dense};
+use crate::kernels::cpu::kinds::Wide;
+use crate::kernels::cpu::output::Output;
+use crate::kernels::cpu::parallel;
+
+/// Numbers `[outer, classes, inner]` in memory, and their target.
+pub(in crate::kernels::cpu) struct Pass {
+    pub(in crate::kernels::cpu) input: Tensor,
+    pub(in crate::kernels::cpu) target: Tensor,
+    pub(in crate::kernels::cpu) classes: usize,
+    pub(in crate::kernels::cpu) inner: usize,
+}
+
+impl Pass {
+    pub(in crate::kernels::cpu) fn f_new(input: &Tensor, class_dim: usize, target: &Tensor) -> Result<Self, LossError> {
+        let size = input.size();
+        let classes = size[class_dim] as usize;
+        let inner: i64 = size[class_dim + 1..].iter().product();
+        let last = || input.f_movedim_int(class_dim as i64, -1);
+        let (input, inner) = if !input.is_contiguous() && is_dense(input) && last()?.is_contiguous() {
+            // Channels last.
+            (input.f_detach()?, 1)
+        } else {
+            (input.f_detach()?.f_contiguous()?, inner as usize)
+        };
+        let target = match target.f_kind()? {
+            Kind::Int64 => target.f_contiguous()?,
+            _ if target.size() != size => target.f_detach()?.f_contiguous()?,
+            _ => f_one_layout(&[&input, target])?.remove(1),
+        };
+        Ok(Self { input, target, classes, inner })
+    }
+
+    /// What the sum of the losses is multiplied by.
+    pub(in crate::kernels::cpu) fn scale<W: Wide>(&self, options: &Options<W>, reduction: RowReduction) -> f64 {
+        let divisor = match reduction {
+            RowReduction::None | RowReduction::Sum => 1.0,
+            RowReduction::Mean => (self.input.numel() / self.classes) as f64,
+            RowReduction::WeightedMean | RowReduction::CountedMean => {
+                let target = integers(&self.target);
+                let weighted = reduction == RowReduction::WeightedMean && options.weight.is_some();
+                parallel::sum(target.len(), 1, |range| {
+                    let counted = target[range].iter().filter(|class| **class != options.ignored);
+                    match weighted {
+                        true => counted.map(|class| options.weight_of(*class as usize)).sum(),
+                        false => counted.count() as f64,
+                    }
+                })
+            }
+        };
+        if divisor == 0.0 && reduction == RowReduction::WeightedMean && self.all_weightless(options) {
+            // 0 / 0, to which a smoothed target adds what it spreads over the other classes.
+            return f64::NAN;
+        }
+        1.0 / divisor
+    }
+
+    /// Whether the class of each target that is not ignored has weight 0.
+    fn all_weightless<W: Wide>(&self, options: &Options<W>) -> bool {
+        let counted = integers(&self.target).iter().filter(|class| **class != options.ignored);
+        counted.copied().all(|class| options.weight_of(class as usize) == 0.0)
+    }
+
+    pub(in crate::kernels::cpu) fn job<'a, W: Wide>(
+        &'a self,
+        options: &'a Options<W>,
+        factors: Factors<'a, W>,
+        losses: Option<&'a Output<W>>,
+        gradient: Option<&'a Output<W>>,
+    ) -> Job<'a, W> {
+        let (classes, numbers) = match self.target.f_kind() {
+            Ok(Kind::Int64) => (integers(&self.target), Numbers::NONE),
+            _ => (&[][..], Numbers::of(&self.target)),
+        };
+        Job {
+            options,
+            input: Numbers::of(&self.input),
+            target: classes,
+            numbers,
+            classes: self.classes,
+            inner: self.inner,
+            factors,
+            losses,
+            gradient,
+        }
+    }
+}

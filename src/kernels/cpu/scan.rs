@@ -1,0 +1,56 @@
+//! Looks through the values of a tensor in its memory, without the tensors that operations would make.
+
+use std::ops::{Range, RangeInclusive};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use half::{bf16, f16};
+use tch::{Kind, Tensor};
+
+use super::elements::{elements, integers, is_plain};
+use super::kinds::Stored;
+use super::parallel;
+
+/// Whether all `indices`, 64-bit, are classes or the ignored one, and whether any is the latter; `None` where their memory cannot
+/// be looked at.
+pub(crate) fn scan_classes(indices: &Tensor, classes: i64, ignored: Option<i64>) -> Option<(bool, bool)> {
+    if !is_plain(indices, Kind::Int64) || !indices.is_contiguous() {
+        return None;
+    }
+    let indices = integers(indices);
+    let any_ignored = AtomicBool::new(false);
+    let invalid = parallel::sum(indices.len(), 1, |range| {
+        let (mut ignores, mut invalid) = (false, false);
+        for &class in &indices[range] {
+            let ignore = Some(class) == ignored;
+            ignores |= ignore;
+            invalid |= !ignore & ((class as u64) >= classes as u64);
+        }
+        any_ignored.fetch_or(ignores, Ordering::Relaxed);
+        f64::from(u8::from(invalid))
+    });
+    Some((invalid == 0.0, any_ignored.into_inner()))
+}
+
+/// Whether all numbers of a floating tensor are in the range, NaN is not; `None` where their memory cannot be looked at.
+pub(crate) fn scan_range(tensor: &Tensor, range: RangeInclusive<f64>) -> Option<bool> {
+    fn all<T: Stored + Into<f64>>(tensor: &Tensor, range: RangeInclusive<f64>) -> bool {
+        all_in(elements::<T>(tensor), |number| range.contains(&(*number).into()))
+    }
+    let kind = tensor.f_kind().ok()?;
+    if !is_plain(tensor, kind) || !tensor.is_contiguous() {
+        return None;
+    }
+    Some(match kind {
+        Kind::Float => all::<f32>(tensor, range),
+        Kind::Double => all::<f64>(tensor, range),
+        Kind::Half => all::<f16>(tensor, range),
+        Kind::BFloat16 => all::<bf16>(tensor, range),
+        Kind::Int64 => all_in(integers(tensor), |number| range.contains(&(*number as f64))),
+        _ => return None,
+    })
+}
+
+fn all_in<E: Sync>(elements: &[E], inside: impl Fn(&E) -> bool + Sync) -> bool {
+    let outside = |part: Range<usize>| elements[part].iter().filter(|element| !inside(element)).count();
+    parallel::sum(elements.len(), 1, |part| outside(part) as f64) == 0.0
+}

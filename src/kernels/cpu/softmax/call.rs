@@ -1,0 +1,26 @@
+//! What the kernels of losses of classes know of their call.
+
+use crate::kernels::cpu::kinds::Wide;
+use crate::kernels::cpu::rows::job::Job;
+
+pub(super) struct Call<'a, W> {
+    pub(super) job: &'a Job<'a, W>,
+    /// The share of the target's class that is not spread.
+    pub(super) own: f64,
+    /// The sum of the weights of all classes, 0 where the target is not smoothed.
+    pub(super) total: f64,
+    /// The share of each class in a smoothed target.
+    pub(super) spread: f64,
+}
+
+impl<'a, W: Wide> Call<'a, W> {
+    pub(super) fn new(job: &'a Job<'a, W>, smoothing: f64) -> Self {
+        let total = job.options.total_of_spread(smoothing, job.classes);
+        Self { job, own: 1.0 - smoothing, total, spread: smoothing / job.classes as f64 }
+    }
+
+    /// How much the target of this class counts.
+    pub(super) fn weight(&self, class: usize) -> W {
+        W::from_f64(self.own * self.job.options.weight_of(class))
+    }
+}

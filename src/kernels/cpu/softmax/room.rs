@@ -1,0 +1,136 @@
+//! What is kept of some rows, or of a block of pixels, between the kernels that compute them.
+
+use std::ops::Range;
+
+use super::exponentials::likely;
+use crate::kernels::cpu::kinds::Wide;
+use crate::kernels::cpu::lane::LaneOf;
+use crate::kernels::cpu::rows::job::{Job, Pixels};
+use crate::kernels::number::choose;
+
+/// How many pixels are worked on at a time, at most.
+pub(super) const PIXELS: usize = 512;
+
+/// How many, so that they fit the second cache with all their classes.
+pub(super) fn block(classes: usize) -> usize {
+    ((1 << 15) / classes / 16 * 16).clamp(32, PIXELS)
+}
+
+/// How many rows of classes side by side are worked on at a time, so that the first cache has their exponentials
+/// until they are read again.
+pub(super) fn rows_at_once(classes: usize) -> usize {
+    ((1 << 10) / classes).clamp(1, ROWS)
+}
+
+/// So many at most.
+pub(super) const ROWS: usize = 64;
+
+/// Numbers of up to `L` rows, each line where one of the cache begins; see [`Aligned`](crate::kernels::cpu::simd::Aligned).
+#[repr(align(64))]
+pub(super) struct Lines<W, const L: usize> {
+    /// The class of the target, −1 where it is ignored.
+    pub(super) classes: [W; L],
+    /// The logit of the target.
+    pub(super) targets: [W; L],
+    /// The largest logit, the exponential of the target's logit less it, and the sum of those of the others.
+    pub(super) max: [W; L],
+    pub(super) own: [W; L],
+    pub(super) others: [W; L],
+    /// The sum of the weighted distances from the largest logit.
+    pub(super) distances: [W; L],
+    /// See [`Evaluation`](super::classes::Evaluation).
+    pub(super) log_p: [W; L],
+    pub(super) rest: [W; L],
+    pub(super) log_sum: [W; L],
+    pub(super) smooth: [W; L],
+    pub(super) weights: [W; L],
+    pub(super) factors: [W; L],
+    pub(super) losses: [W; L],
+    pub(super) of_p: [W; L],
+    pub(super) of_target: [W; L],
+    pub(super) of_weight: [W; L],
+}
+
+impl<W: Wide, const L: usize> Lines<W, L> {
+    pub(super) fn new() -> Self {
+        let zeros = [W::default(); L];
+        Self {
+            classes: zeros,
+            targets: zeros,
+            max: zeros,
+            own: zeros,
+            others: zeros,
+            distances: zeros,
+            log_p: zeros,
+            rest: zeros,
+            log_sum: zeros,
+            smooth: zeros,
+            weights: zeros,
+            factors: zeros,
+            losses: zeros,
+            of_p: zeros,
+            of_target: zeros,
+            of_weight: zeros,
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn take<R: LaneOf<W>>(&mut self, rows: Range<usize>, unshifted: bool, total: f64) {
+        match unshifted {
+            true => self.take_logarithms::<R, true>(rows, total),
+            false => self.take_logarithms::<R, false>(rows, total),
+        }
+    }
+
+    /// What the losses of some rows are made of, `UNSHIFTED` where exponentials are those of the logits themselves.
+    #[inline(always)]
+    pub(super) fn take_logarithms<R: LaneOf<W>, const UNSHIFTED: bool>(&mut self, rows: Range<usize>, total: f64) {
+        for i in rows.start..rows.end.min(L) {
+            let (own, others) = (R::new(self.own[i]), R::new(self.others[i]));
+            let sum = own + others;
+            let log = sum.ln();
+            let likely = likely(own, others);
+            self.rest[i] = (others / sum).get();
+            if UNSHIFTED {
+                // Not x − log Σ exp(x), which loses digits where both are large.
+                self.log_p[i] = likely.get();
+                self.log_sum[i] = log.get();
+                self.smooth[i] = W::default();
+            } else {
+                let max = R::new(self.max[i]);
+                let x = R::new(self.targets[i]) - max;
+                self.log_p[i] = choose(own > others, likely, x - log).get();
+                self.log_sum[i] = (max + log).get();
+                self.smooth[i] = (R::new(self.distances[i]) + R::of(total) * log).get();
+            }
+        }
+    }
+}
+
+/// Room for a block of pixels.
+pub(super) struct Room<W> {
+    pub(super) x: [W; PIXELS],
+    pub(super) sums: [W; PIXELS],
+    pub(super) lines: Lines<W, PIXELS>,
+    pub(super) exponentials: Vec<W>,
+}
+
+impl<W: Wide> Room<W> {
+    pub(super) fn new(classes: usize) -> Self {
+        let zeros = [W::default(); PIXELS];
+        Self { x: zeros, sums: zeros, lines: Lines::new(), exponentials: vec![W::default(); block(classes) * classes] }
+    }
+
+    /// Finds the largest number of each pixel.
+    #[inline(always)]
+    pub(super) fn find_max<R: LaneOf<W>>(&mut self, job: &Job<W>, pixels: Pixels) {
+        let max = &mut self.lines.max[..pixels.length];
+        max.fill(W::from_f64(f64::NEG_INFINITY));
+        for class in 0..job.classes {
+            let x = job.input.read(pixels.of(class), &mut self.x);
+            for (max, x) in max.iter_mut().zip(x) {
+                *max = R::new(*max).max(R::new(*x)).get();
+            }
+        }
+    }
+}

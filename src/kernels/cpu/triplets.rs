@@ -1,0 +1,223 @@
+//! The engine of the hinges of all triplets of a batch: the negatives of an anchor are sorted once, so that those which a positive
+//! is compared with are a part of them, and their sum is one of two prefix sums.
+
+use tch::{Kind, Tensor};
+
+use super::elements::{elements, is_plain};
+use super::kinds::Wide;
+use super::output::{Output, f_scalar_of};
+use super::pair_labels::PairLabels;
+use super::pairs::Counted;
+use super::parallel;
+use crate::LossError;
+use crate::autograd::{self, Context, Function, StoredGradients};
+use crate::kernels::backend;
+use crate::kernels::tensors::f_plain;
+
+/// Hinges max(0, p + `margin` − n) of the distance p of a positive and that of a negative, n.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Triplets {
+    pub(crate) margin: f64,
+    /// Negatives up to p plus this are left out, where there is one.
+    pub(crate) beyond: Option<f64>,
+    /// Negatives at more than p plus this are left out.
+    pub(crate) up_to: Option<f64>,
+    /// Which of the hinges count.
+    pub(crate) counted: Counted,
+}
+
+/// The reduced hinges of the triplets of which `far` `[N, M]` are the distances, as a scalar of this `kind`; by the `composite` of
+/// tensor operations where the engine does not take the call.
+pub(crate) fn f_triplets<C>(
+    triplets: Triplets,
+    far: &Tensor,
+    labels: Option<&PairLabels>,
+    kind: Kind,
+    composite: C,
+) -> Result<Tensor, LossError>
+where
+    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
+{
+    let own = far.f_kind()?;
+    let Some(labels) = labels.filter(|labels| labels.size() == far.size()[..]) else { return composite(far) };
+    // Without a hinge below it none counts.
+    let none = triplets.counted.high <= 0.0;
+    if !backend::fused() || !is_plain(far, own) || far.numel() == 0 || none {
+        return composite(far);
+    }
+    match own {
+        Kind::Float => f_run::<f32, C>(triplets, far, labels, kind, composite),
+        Kind::Double => f_run::<f64, C>(triplets, far, labels, kind, composite),
+        _ => composite(far),
+    }
+}
+
+fn f_run<W: Wide, C>(
+    triplets: Triplets,
+    far: &Tensor,
+    labels: &PairLabels,
+    kind: Kind,
+    composite: C,
+) -> Result<Tensor, LossError>
+where
+    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
+{
+    let (distances, width) = (far.f_detach()?.f_contiguous()?, labels.columns.len());
+    let needed = autograd::needed(&[far])[0];
+    let gradient = needed.then(|| Output::<W>::f_of_size(&far.size())).transpose()?;
+    let totals = Output::<f64>::f_of_size(&[labels.rows.len() as i64, 2])?;
+    let numbers = elements::<W>(&distances);
+    parallel::rows(labels.rows.len(), width, |rows| {
+        let mut room = Row::default();
+        for row in rows {
+            let place = row * width..(row + 1) * width;
+            let total = room.sum(triplets, labels, row, &numbers[place.clone()]);
+            // SAFETY: each row is one thread's.
+            unsafe { totals.write(2 * row..2 * row + 2, &total) };
+            if let Some(gradient) = &gradient {
+                let slopes: Vec<W> = room.slopes.iter().map(|slope| W::from_f64(*slope)).collect();
+                // SAFETY: as above.
+                unsafe { gradient.write(place, &slopes) };
+            }
+        }
+        0.0
+    });
+    let totals = totals.into_tensor();
+    let totals = elements::<f64>(&totals);
+    let [sum, count] = [0, 1].map(|k| totals.iter().skip(k).step_by(2).sum::<f64>());
+    if sum.is_nan() {
+        return composite(far);
+    }
+    let scale = triplets.counted.scale(count);
+    let loss = f_scalar_of(kind, sum * scale)?;
+    let Some(gradient) = gradient else { return Ok(loss) };
+    let stored = StoredGradients::f_of_own_kind([Some(gradient.into_tensor())])?;
+    let backward = move |context: Context| -> autograd::Gradients {
+        let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
+        let fused = || {
+            let grad = f_plain(&grad)?.f_double_value(&[])?;
+            stored.f_scaled(&context, &f_scalar_of(W::KIND, grad * scale)?)
+        };
+        let loss = |inputs: &[Tensor]| composite(&inputs[0]);
+        context.f_gradients(&fused, &|| autograd::f_gradients_of(&loss, &grad, context.saved(), &[true]))
+    };
+    Ok(Function::new(&[far]).save(&[far]).f_attach_own(vec![loss], backward)?.remove(0))
+}
+
+/// Room for the row of one anchor.
+#[derive(Default)]
+struct Row {
+    /// The distances of the negatives.
+    negatives: Sorted,
+    /// The derivatives of the sum of the hinges.
+    slopes: Vec<f64>,
+}
+
+impl Row {
+    /// The sum and the number of the hinges of an anchor.
+    fn sum<W: Wide>(&mut self, triplets: Triplets, labels: &PairLabels, anchor: usize, far: &[W]) -> [f64; 2] {
+        self.slopes.clear();
+        self.slopes.resize(far.len(), 0.0);
+        // No hinge is satisfied by a distance that is none.
+        if far.iter().any(|far| (*far).into().is_nan()) {
+            return [f64::NAN, 0.0];
+        }
+        let same = |column: usize| labels.columns[column] == labels.rows[anchor];
+        let far = || far.iter().map(|far| (*far).into()).zip(0..);
+        self.negatives.fill(far().filter(|(_, column)| !same(*column)));
+        let (mut total, mut number) = (0.0, 0.0);
+        for (far, column) in far().filter(|(_, column)| same(*column) && !(labels.own && *column == anchor)) {
+            let limit = far + triplets.margin;
+            let (from, to) = self.range(triplets, far, limit);
+            number += to.saturating_sub(from) as f64;
+            let costly = self.below(limit).min(to).saturating_sub(from);
+            if costly > 0 {
+                total += costly as f64 * limit - self.negatives.take(from, costly);
+                self.slopes[column] = costly as f64;
+            }
+        }
+        for (times, column) in self.negatives.taken() {
+            self.slopes[column] = -times;
+        }
+        [total, number]
+    }
+
+    /// From which negative on and up to which the positive is compared.
+    fn range(&self, triplets: Triplets, positive: f64, limit: f64) -> (usize, usize) {
+        let Counted { low, high, .. } = triplets.counted;
+        let mut from = triplets.beyond.map_or(0, |far| self.up_to(positive + far));
+        let mut to = triplets.up_to.map_or(self.negatives.len(), |far| self.up_to(positive + far));
+        if low >= 0.0 {
+            to = to.min(self.below(limit - low));
+        }
+        if high > 0.0 {
+            from = from.max(self.up_to(limit - high));
+        }
+        (from, to)
+    }
+
+    /// How many negatives are nearer than this.
+    fn below(&self, distance: f64) -> usize {
+        self.negatives.first(|far| far < distance)
+    }
+
+    /// How many are at most as far.
+    fn up_to(&self, distance: f64) -> usize {
+        self.negatives.first(|far| far <= distance)
+    }
+}
+
+/// Numbers in their order, of which any that lie side by side are summed up and counted at once; room to be used again.
+#[derive(Default)]
+struct Sorted {
+    /// The numbers, and where they came from.
+    numbers: Vec<(f64, usize)>,
+    /// The sum of so many of the first ones.
+    sums: Vec<f64>,
+    /// How many ranges more each of them is in than the one before.
+    changes: Vec<f64>,
+}
+
+impl Sorted {
+    /// Takes other numbers, none of them NaN, for those that there are.
+    fn fill(&mut self, numbers: impl Iterator<Item = (f64, usize)>) {
+        self.numbers.clear();
+        self.numbers.extend(numbers);
+        self.numbers.sort_unstable_by(|(a, _), (b, _)| a.total_cmp(b));
+        self.sums.clear();
+        self.sums.push(0.0);
+        let mut sum = 0.0;
+        self.sums.extend(self.numbers.iter().map(|(number, _)| {
+            sum += number;
+            sum
+        }));
+        self.changes.clear();
+        self.changes.resize(self.sums.len(), 0.0);
+    }
+
+    fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
+    /// How many of the first ones `are` something that those after them are not.
+    fn first(&self, are: impl Fn(f64) -> bool) -> usize {
+        self.numbers.partition_point(|(number, _)| are(*number))
+    }
+
+    /// The sum of `count` numbers from `from` on.
+    fn take(&mut self, from: usize, count: usize) -> f64 {
+        let to = from + count;
+        self.changes[from] += 1.0;
+        self.changes[to] -= 1.0;
+        self.sums[to] - self.sums[from]
+    }
+
+    /// How often each number was taken, and where it came from.
+    fn taken(&self) -> impl Iterator<Item = (f64, usize)> {
+        let mut times = 0.0;
+        self.numbers.iter().zip(&self.changes).map(move |((_, position), change)| {
+            times += change;
+            (times, *position)
+        })
+    }
+}

@@ -1,0 +1,37 @@
+//! What engines of every device ask of tensors.
+
+use tch::{Kind, Tensor};
+
+use crate::LossError;
+use crate::autograd::Form;
+use crate::numeric::is_half;
+
+/// Whether gradients of arguments of this kind are computed in the forward pass, to be multiplied by the one of the
+/// loss in the backward pass. In `f16` they could underflow, where that one is a scale against it.
+pub(super) fn is_stored(kind: Kind) -> bool {
+    kind != Kind::Half
+}
+
+/// Whether a stored gradient of this kind can be multiplied by `grad`, that of the loss. In half precision it loses
+/// digits unless this is a power of two, as the usual 1 is.
+pub(super) fn f_keeps_digits(kind: Kind, grad: &Tensor) -> Result<bool, LossError> {
+    if !is_half(kind) {
+        return Ok(true);
+    }
+    let factor = grad.f_double_value(&[])?;
+    let fraction = factor.to_bits() << (u64::BITS - (f64::MANTISSA_DIGITS - 1));
+    Ok(factor.is_normal() && fraction == 0)
+}
+
+/// `tensor`, which is dense, as one whose memory holds its numbers: itself, or a copy without a graph where libtorch has yet to
+/// make them.
+pub(crate) fn f_plain(tensor: &Tensor) -> Result<Tensor, LossError> {
+    if Form::of(tensor).is_lazy() { f_own(tensor) } else { Ok(tensor.shallow_clone()) }
+}
+
+/// A contiguous copy of `tensor` without a graph, which nobody else can write to.
+pub(crate) fn f_own(tensor: &Tensor) -> Result<Tensor, LossError> {
+    let mut copy = Tensor::f_empty(tensor.size(), (tensor.f_kind()?, tensor.device()))?;
+    copy.f_copy_(&tensor.f_detach()?)?;
+    Ok(copy)
+}
