@@ -34,7 +34,7 @@ fn main() {
 
 /// The headers are beside the libraries, or where torch-sys was told that they are.
 fn compile(libtorch: &Path) {
-    const SOURCES: [&str; 2] = ["src/autograd/node.cpp", "src/kernels/cpu/memory.cpp"];
+    const SOURCES: [&str; 3] = ["src/autograd/header.cpp", "src/autograd/node.cpp", "src/kernels/cpu/memory.cpp"];
     for source in SOURCES {
         println!("cargo:rerun-if-changed={source}");
     }

@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use tch::{Kind, Tensor};
 
 pub(crate) use crate::argument::{Named, defined};
-use crate::autograd::{self, Form};
+use crate::autograd::{self, Form, Header};
 use crate::kernels::{Number, NumberOperations};
 use crate::numeric::wide_kind;
 use crate::{LossError, kernels};
@@ -35,10 +35,10 @@ crate::options::words!(InvalidValues);
 pub(crate) fn devices(arguments: &[Named]) -> Result<(), LossError> {
     arguments.iter().try_for_each(|argument| dense(*argument))?;
     let (of, first) = arguments[0];
-    let expected = first.device();
+    let expected = Header::of(first);
     for &(argument, tensor) in &arguments[1..] {
-        let actual = tensor.device();
-        if actual != expected {
+        if !Header::of(tensor).is_on_device_of(&expected) {
+            let (expected, actual) = (first.device(), tensor.device());
             return Err(LossError::Device { argument, of, expected, actual });
         }
     }
@@ -66,12 +66,17 @@ pub(crate) fn dense((argument, tensor): Named) -> Result<(), LossError> {
     }
 }
 
+/// Whether two dense tensors have one shape.
+pub(crate) fn sizes_are_equal(tensor: &Tensor, other: &Tensor) -> bool {
+    Header::of(tensor).size() == Header::of(other).size()
+}
+
 /// `tensor` has the shape of `other`.
 pub(crate) fn same_shape((argument, tensor): Named, (of, other): Named) -> Result<(), LossError> {
-    let (actual, expected) = (tensor.size(), other.size());
-    if actual == expected {
+    if sizes_are_equal(tensor, other) {
         return Ok(());
     }
+    let (actual, expected) = (tensor.size(), other.size());
     Err(LossError::Shape { argument, expected: format!("{expected:?}, the shape of {of}"), actual })
 }
 

@@ -1,7 +1,7 @@
 //! The Rust side of `node.cpp`.
 
 use std::any::Any;
-use std::ffi::{c_char, c_uint, c_void};
+use std::ffi::{c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tch::{TchError, Tensor};
@@ -31,7 +31,6 @@ unsafe extern "C" {
     fn tch_losses_set_text(text: *mut Text, bytes: *const c_char, length: usize);
     fn tch_losses_grad_enabled() -> bool;
     fn tch_losses_keep_graph() -> bool;
-    fn tch_losses_form(tensor: *const C_tensor) -> c_uint;
     fn tch_losses_attach(
         outputs: *mut *mut C_tensor,
         output_count: usize,
@@ -58,58 +57,6 @@ pub(crate) fn grad_enabled() -> bool {
 pub(super) fn keep_graph() -> bool {
     // SAFETY: reads a flag of the backward pass that this thread works on; libtorch answers true where there is none.
     unsafe { tch_losses_keep_graph() }
-}
-
-/// What a tensor is beside the numbers that it holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Form(c_uint);
-
-impl Form {
-    const UNDEFINED: c_uint = 1 << 0;
-    const SPARSE: c_uint = 1 << 1;
-    const MKLDNN: c_uint = 1 << 2;
-    const NESTED: c_uint = 1 << 4;
-    const QUANTIZED: c_uint = 1 << 5;
-    const LAZY: c_uint = 1 << 6;
-    const NEGATED_BOOLEAN: c_uint = 1 << 7;
-
-    pub(crate) fn of(tensor: &Tensor) -> Self {
-        // SAFETY: looks at a tensor that is borrowed for the call; an undefined one is one of its answers.
-        Self(unsafe { tch_losses_form(tensor.as_ptr()) })
-    }
-
-    /// Whether it has strides, and memory that holds its numbers as they are.
-    pub(crate) fn is_plain(self) -> bool {
-        self.0 == 0
-    }
-
-    /// Whether libtorch has yet to make its numbers: zeros without memory, or a view that is negated or conjugated when it
-    /// is read.
-    pub(crate) fn is_lazy(self) -> bool {
-        self.0 & Self::LAZY != 0
-    }
-
-    pub(crate) fn is_defined(self) -> bool {
-        self.0 & Self::UNDEFINED == 0
-    }
-
-    /// Whether it is sparse, in coordinates or compressed.
-    pub(crate) fn is_sparse(self) -> bool {
-        self.0 & Self::SPARSE != 0
-    }
-
-    /// The word for a tensor that is not a dense one; none for those that are, and for the sparse.
-    pub(crate) fn other_layout(self) -> Option<&'static str> {
-        Some(match self.0 & !Self::LAZY {
-            0 => return None,
-            bits if bits & (Self::UNDEFINED | Self::SPARSE) != 0 => return None,
-            bits if bits & Self::NESTED != 0 => "nested",
-            bits if bits & Self::NEGATED_BOOLEAN != 0 => "lazily negated Boolean",
-            bits if bits & Self::MKLDNN != 0 => "mkldnn",
-            bits if bits & Self::QUANTIZED != 0 => "quantized",
-            _ => "opaque",
-        })
-    }
 }
 
 /// Drops what a panic has thrown, whose own destructor may panic again.

@@ -65,6 +65,7 @@
 
 mod ffi;
 mod graph;
+mod header;
 mod precomputed;
 mod stored;
 mod tape;
@@ -73,8 +74,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tch::{Tensor, no_grad_guard};
 
-pub(crate) use ffi::{Form, drop_payload, grad_enabled};
+pub(crate) use ffi::{drop_payload, grad_enabled};
 pub(crate) use graph::{f_alias, f_with_zero_gradients};
+pub(crate) use header::{Form, Header};
 pub use precomputed::f_precomputed;
 pub(crate) use precomputed::{f_gradients_of, spread};
 pub(crate) use stored::{Stored, StoredGradients};

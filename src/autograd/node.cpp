@@ -183,34 +183,6 @@ bool tch_losses_keep_graph() {
   return torch::autograd::get_current_graph_task_keep_graph();
 }
 
-// What a tensor is beside its elements, as bits.
-unsigned tch_losses_form(const Tensor* tensor) {
-  if (!tensor->defined()) return 1u << 0;
-  unsigned form = 0;
-  switch (tensor->layout()) {
-    case at::kStrided:
-      break;
-    case at::kSparse:
-    case at::kSparseCsr:
-    case at::kSparseCsc:
-    case at::kSparseBsr:
-    case at::kSparseBsc:
-      form |= 1u << 1;
-      break;
-    case at::kMkldnn:
-      form |= 1u << 2;
-      break;
-    default:
-      form |= 1u << 3;
-  }
-  if (tensor->is_nested()) form |= 1u << 4;
-  if (tensor->is_quantized()) form |= 1u << 5;
-  // libtorch negates no Booleans, so that nothing can read these.
-  if (tensor->is_neg() && tensor->scalar_type() == at::kBool) form |= 1u << 7;
-  if (tensor->_is_zerotensor() || tensor->is_neg() || tensor->is_conj()) form |= 1u << 6;
-  return form;
-}
-
 // Makes `outputs` the results of a node whose backward is `closure`. Takes the closure over in every case. Returns false
 // on failure, and has then handed the text to `report`.
 bool tch_losses_attach(

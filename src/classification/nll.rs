@@ -1,9 +1,10 @@
 use tch::Tensor;
 
 use crate::check::{self, ClassIndices, Validity};
+use crate::kernels::{Rows, f_picked};
 use crate::mean_parts::{f_wide, f_wide_option};
 use crate::numeric::f_widely;
-use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
+use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_backend};
 
 crate::options::options! {
 /// The negative log likelihood of the target class, given log-probabilities.
@@ -103,6 +104,12 @@ impl Loss for NllLoss {
             false => Validity::CHECKED,
         };
         let log_probs = log_probs.f_all_along(class_dim as i64)?;
+        if target.validity.is_checked()
+            && log_probs.is_checked()
+            && let Some(loss) = self.f_fused(input, class_dim, &target.indices)?
+        {
+            return Ok(loss);
+        }
         let indices = target.f_kept(input)?;
         f_widely([input], |[input]| {
             let reduction = self.reduction.into();
@@ -118,6 +125,18 @@ impl Loss for NllLoss {
         let numerator = sum.f_forward(&f_wide(input)?, target)?;
         let classes = input.size()[check::class_dim(input)?];
         MeanParts::f_of_counted(numerator, target, classes, Some(self.ignore_index), self.weight.as_ref())
+    }
+}
+
+impl NllLoss {
+    /// The loss by the engine, where it takes the call.
+    fn f_fused(&self, input: &Tensor, class_dim: usize, target: &Tensor) -> Result<Option<Tensor>, LossError> {
+        let (ignore_index, weight) = (Some(self.ignore_index), self.weight.as_ref());
+        let rows = Rows { input, class_dim, target, ignore_index, weight };
+        let own = self.clone();
+        f_picked(&rows, self.reduction.into(), move |input, target| {
+            with_backend(Backend::Composite, || own.f_forward(input, target))
+        })
     }
 }
 

@@ -80,7 +80,7 @@ fn f_expanded(
     loss: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor, LossError>,
 ) -> Result<Tensor, LossError> {
     check::devices(&[("input", input), ("target", target)])?;
-    if !broadcast || input.size() == target.size() {
+    if !broadcast || check::sizes_are_equal(input, target) {
         check::same_shape(("target", target), ("input", input))?;
         return loss(input, target);
     }

@@ -5,12 +5,12 @@ mod busy;
 mod load;
 mod measure;
 mod memory;
-mod ours;
+pub mod ours;
 mod overhead;
 mod peer;
 mod plot;
 mod report;
-mod workloads;
+pub mod workloads;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

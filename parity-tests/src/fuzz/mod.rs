@@ -2,7 +2,7 @@
 
 mod arguments;
 pub mod call;
-mod chance;
+pub mod chance;
 pub mod child;
 pub mod class;
 mod data;

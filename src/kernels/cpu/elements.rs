@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use super::BLOCK;
 use super::kinds::{Stored, Wide};
 use super::simd;
-use crate::autograd::Form;
+use crate::autograd::Header;
 use crate::kernels::tensors::f_plain;
 use crate::{LossError, check};
 
@@ -113,38 +113,43 @@ impl<'a, W: Wide> Numbers<'a, W> {
 
 /// Whether `tensor` is one whose elements [`elements`] gives.
 pub(super) fn is_plain(tensor: &Tensor, kind: Kind) -> bool {
-    Form::of(tensor).is_plain()
-        && tensor.device() == Device::Cpu
-        && tensor.f_kind().is_ok_and(|actual| actual == kind)
-        && (tensor.numel() == 0 || !tensor.data_ptr().is_null())
+    Header::of(tensor).is_plain(kind)
+}
+
+/// Whether all tensors are such ones of one shape.
+pub(super) fn are_alike(tensors: &[&Tensor], kind: Kind) -> bool {
+    let size = Header::of(tensors[0]).size();
+    let is_alike = |header: Header| header.is_plain(kind) && header.size() == size;
+    tensors.iter().all(|tensor| is_alike(Header::of(tensor)))
 }
 
 /// The elements of a tensor without gaps and overlaps, in the order of its memory.
 pub(super) fn elements<T: Stored>(tensor: &Tensor) -> &[T] {
-    assert!(is_plain(tensor, T::KIND) && is_dense(tensor));
+    let header = Header::of(tensor);
+    assert!(header.is_plain(T::KIND) && header.is_dense());
     // SAFETY: just checked.
-    unsafe { memory_of(tensor) }
+    unsafe { memory_of(header) }
 }
 
 /// The elements of a contiguous CPU tensor of 64-bit integers.
 pub(super) fn integers(tensor: &Tensor) -> &[i64] {
-    assert!(is_plain(tensor, Kind::Int64) && tensor.is_contiguous());
+    let header = Header::of(tensor);
+    assert!(header.is_plain(Kind::Int64) && header.is_contiguous());
     // SAFETY: just checked.
-    unsafe { memory_of(tensor) }
+    unsafe { memory_of(header) }
 }
 
 /// The elements of a tensor in the order of its memory.
 ///
 /// # Safety
 /// It is plain and dense, and its elements are stored as this type.
-unsafe fn memory_of<E>(tensor: &Tensor) -> &[E] {
-    let length = tensor.numel();
-    if length == 0 {
+unsafe fn memory_of<E>(header: Header<'_>) -> &[E] {
+    if header.elements() == 0 {
         return &[];
     }
     // SAFETY: a dense CPU tensor has its elements side by side from its data pointer on, of this type. They live as long as
     // the tensor. That nobody writes to them meanwhile is what every operation of libtorch relies on.
-    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), length) }
+    unsafe { std::slice::from_raw_parts(header.data().cast(), header.elements()) }
 }
 
 /// The elements of a CPU tensor of real numbers of any kind.
@@ -162,27 +167,29 @@ pub(in crate::kernels) fn f_numbers(tensor: &Tensor) -> Result<Vec<f64>, LossErr
     Ok(numbers)
 }
 
-/// The strides that a tensor without gaps and overlaps has are a permutation of those of a contiguous one.
+/// Whether a tensor has neither gaps nor overlaps.
 pub(super) fn is_dense(tensor: &Tensor) -> bool {
-    if tensor.is_contiguous() {
-        return true;
+    Header::of(tensor).is_dense()
+}
+
+/// What `work` makes of tensors with [one memory layout](f_one_layout).
+pub(super) fn f_in_one_layout<T>(
+    tensors: &[&Tensor],
+    work: impl FnOnce(&[&Tensor]) -> Result<T, LossError>,
+) -> Result<T, LossError> {
+    if are_contiguous(tensors) {
+        return work(tensors);
     }
-    let mut dims: Vec<(i64, i64)> = tensor.stride().into_iter().zip(tensor.size()).collect();
-    dims.retain(|(_, size)| *size != 1);
-    dims.sort_unstable();
-    let mut expected = 1;
-    for (stride, size) in dims {
-        if stride != expected {
-            return false;
-        }
-        expected *= size;
-    }
-    true
+    work(&f_one_layout(tensors)?.iter().collect::<Vec<_>>())
+}
+
+fn are_contiguous(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|tensor| Header::of(tensor).is_contiguous())
 }
 
 /// `tensors` with one memory layout, that of the first where it has no gaps: themselves, or copies without a graph.
 pub(super) fn f_one_layout(tensors: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
-    if tensors.iter().all(|tensor| tensor.is_contiguous()) {
+    if are_contiguous(tensors) {
         return Ok(tensors.iter().map(|tensor| tensor.shallow_clone()).collect());
     }
     let first =

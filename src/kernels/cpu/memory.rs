@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
 use crate::LossError;
+use crate::autograd::Header;
 
 /// From this size on the allocator of the C library may give memory back.
 const LARGE: usize = 1 << 20;
@@ -27,7 +28,7 @@ pub fn set_gradient_cache(bytes: usize) {
 
 /// A new tensor like `tensor`, which is on the CPU and has neither gaps nor overlaps.
 pub(super) fn f_empty_like(tensor: &Tensor) -> Result<Tensor, LossError> {
-    if is_large(tensor.numel(), tensor.f_kind()?)
+    if is_large(Header::of(tensor).elements(), tensor.f_kind()?)
         && let Some(empty) = kept(tensor, &tensor.size(), &tensor.stride())
     {
         return Ok(empty);

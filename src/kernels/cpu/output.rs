@@ -7,10 +7,11 @@ use std::ops::Range;
 use half::{bf16, f16};
 use tch::{Kind, Tensor};
 
-use super::elements::{Numbers, is_dense, is_plain};
+use super::elements::Numbers;
 use super::kinds::{Stored, Wide};
 use super::{memory, simd};
 use crate::LossError;
+use crate::autograd::Header;
 
 /// From how many bytes on an output is written past the caches, which would not keep it for who reads it next: it and an input of
 /// its size fill the 32 MiB that a third cache usually has.
@@ -57,7 +58,7 @@ impl<W: Wide> Output<W> {
     }
 
     fn f_of(tensor: Tensor) -> Result<Self, LossError> {
-        let bytes = tensor.numel() * tensor.f_kind()?.elt_size_in_bytes();
+        let bytes = Header::of(&tensor).elements() * tensor.f_kind()?.elt_size_in_bytes();
         Ok(Self { streamed: bytes >= STREAMED, ..Self::f_over(tensor)? })
     }
 
@@ -69,8 +70,9 @@ impl<W: Wide> Output<W> {
             Kind::BFloat16 => Some(Half::BF16),
             _ => None,
         };
-        assert!((half.is_some() || kind == W::KIND) && is_plain(&tensor, kind) && is_dense(&tensor));
-        let (start, length) = (tensor.data_ptr().cast(), tensor.numel());
+        let header = Header::of(&tensor);
+        assert!((half.is_some() || kind == W::KIND) && header.is_plain(kind) && header.is_dense());
+        let (start, length) = (tensor.data_ptr().cast(), header.elements());
         Ok(Self { start, length, half, streamed: false, tensor, numbers: PhantomData })
     }
 

@@ -5,13 +5,14 @@ use std::ops::Range;
 
 use tch::{Kind, Tensor};
 
-use super::elements::{Block, Numbers, f_one_layout, is_plain};
+use super::elements::{Block, Numbers, are_alike, f_in_one_layout, f_one_layout, is_plain};
 use super::kinds::Wide;
 use super::lane::LaneOf;
 use super::output::Output;
 use super::simd::{self, Aligned, LANES, Sum};
 use super::{BLOCK, parallel};
 use crate::LossError;
+use crate::autograd::Header;
 use crate::kernels::backend;
 use crate::kernels::engine::{Composite, Engine, Factor, Reduce, by_width, composite_of, f_dispatch_to, widely};
 use crate::kernels::formulas::Pointwise;
@@ -60,8 +61,7 @@ fn f_elements(
     if !backend::fused() {
         return composite(arguments);
     }
-    let size = arguments[0].size();
-    if !arguments.iter().all(|argument| is_plain(argument, kind) && argument.size() == size) {
+    if !are_alike(arguments, kind) {
         return composite(arguments);
     }
     f_dispatch_to(result, Box::new(Elements(formula)), arguments, reduce, composite)
@@ -250,20 +250,22 @@ impl Engine for Elements {
     }
 
     fn count(&self, arguments: &[&Tensor]) -> usize {
-        arguments[0].numel()
+        Header::of(arguments[0]).elements()
     }
 
     fn f_losses(&self, arguments: &[&Tensor]) -> Result<(f64, Tensor), LossError> {
-        by_width!(arguments[0].f_kind()?, f_losses(&*self.0, &f_one_layout(arguments)?))
+        f_in_one_layout(arguments, |arguments| by_width!(arguments[0].f_kind()?, f_losses(&*self.0, arguments)))
     }
 
     fn f_sum(&self, arguments: &[&Tensor], factor: Factor, wanted: &[bool]) -> Result<(f64, Vec<Tensor>), LossError> {
-        by_width!(arguments[0].f_kind()?, f_sum(&*self.0, &f_one_layout(arguments)?, factor, wanted))
+        let f_sum =
+            |arguments: &[&Tensor]| by_width!(arguments[0].f_kind()?, f_sum(&*self.0, arguments, factor, wanted));
+        f_in_one_layout(arguments, f_sum)
     }
 }
 
-fn f_losses<W: Wide>(formula: &dyn OfBlock<W>, arguments: &[Tensor]) -> Result<(f64, Tensor), LossError> {
-    let losses = Output::<W>::f_like(&arguments[0])?;
+fn f_losses<W: Wide>(formula: &dyn OfBlock<W>, arguments: &[&Tensor]) -> Result<(f64, Tensor), LossError> {
+    let losses = Output::<W>::f_like(arguments[0])?;
     let gradients: Vec<Option<Output<W>>> = arguments.iter().map(|_| None).collect();
     let sum = run(formula, arguments, Factors::Number(W::default()), Some(&losses), &gradients);
     Ok((sum, losses.into_tensor()))
@@ -271,18 +273,18 @@ fn f_losses<W: Wide>(formula: &dyn OfBlock<W>, arguments: &[Tensor]) -> Result<(
 
 fn f_sum<W: Wide>(
     formula: &dyn OfBlock<W>,
-    arguments: &[Tensor],
+    arguments: &[&Tensor],
     factor: Factor,
     wanted: &[bool],
 ) -> Result<(f64, Vec<Tensor>), LossError> {
     let mut gradients = Vec::with_capacity(wanted.len());
     for wanted in wanted {
-        gradients.push(wanted.then(|| Output::<W>::f_like(&arguments[0])).transpose()?);
+        gradients.push(wanted.then(|| Output::<W>::f_like(arguments[0])).transpose()?);
     }
     let sum = match factor {
         Factor::Number(number) => run(formula, arguments, Factors::Number(W::from_f64(number)), None, &gradients),
         Factor::Tensor(factors) => {
-            let factors = f_one_layout(&[&arguments[0], factors])?.remove(1);
+            let factors = f_one_layout(&[arguments[0], factors])?.remove(1);
             run(formula, arguments, Factors::Elements(Numbers::of(&factors)), None, &gradients)
         }
     };
@@ -318,7 +320,8 @@ fn f_losses_of_planes<W: Wide>(formula: &dyn OfBlock<W>, arguments: &[&Tensor]) 
     let losses = Output::<W>::f_of_kind(&arguments[0].size()[1..], arguments[0].f_kind()?)?;
     let planes = f_split(arguments)?;
     let gradients: Vec<Option<Output<W>>> = planes.iter().map(|_| None).collect();
-    let sum = run(formula, &planes, Factors::Number(W::default()), Some(&losses), &gradients);
+    let sum =
+        run(formula, &planes.iter().collect::<Vec<_>>(), Factors::Number(W::default()), Some(&losses), &gradients);
     Ok((sum, losses.into_tensor()))
 }
 
@@ -342,10 +345,12 @@ fn f_sum_of_planes<W: Wide>(
     }
     let planes = f_split(arguments)?;
     let sum = match factor {
-        Factor::Number(number) => run(formula, &planes, Factors::Number(W::from_f64(number)), None, &gradients),
+        Factor::Number(number) => {
+            run(formula, &planes.iter().collect::<Vec<_>>(), Factors::Number(W::from_f64(number)), None, &gradients)
+        }
         Factor::Tensor(factors) => {
             let factors = factors.f_detach()?.f_contiguous()?;
-            run(formula, &planes, Factors::Elements(Numbers::of(&factors)), None, &gradients)
+            run(formula, &planes.iter().collect::<Vec<_>>(), Factors::Elements(Numbers::of(&factors)), None, &gradients)
         }
     };
     Ok((sum, outputs.into_iter().map(Output::into_tensor).collect()))
@@ -367,20 +372,21 @@ fn f_split(arguments: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
 /// Runs over all elements of arguments in one layout. Returns the sum of the losses.
 fn run<W: Wide>(
     formula: &dyn OfBlock<W>,
-    arguments: &[Tensor],
+    arguments: &[&Tensor],
     factor: Factors<W>,
     losses: Option<&Output<W>>,
     gradients: &[Option<Output<W>>],
 ) -> f64 {
-    let length = arguments[0].numel();
-    let arguments = arguments.iter().map(Numbers::of).collect();
+    let length = Header::of(arguments[0]).elements();
+    let arguments = arguments.iter().map(|argument| Numbers::of(argument)).collect();
     // The first argument is the one that has a gradient as a rule.
     let differentiated = match gradients.iter().rposition(Option::is_some) {
         None => 0,
         Some(0) => 1,
         Some(_) => gradients.len(),
     };
-    let job = Job { formula, arguments, factor, losses, gradients: &gradients[..differentiated] };
+    let (gradients, ahead) = (&gradients[..differentiated], length >= FETCHED);
+    let job = Job { formula, arguments, factor, losses, gradients, ahead };
     parallel::sum(length, BLOCK, |range| job.task(range))
 }
 
@@ -392,7 +398,13 @@ struct Job<'a, W> {
     losses: Option<&'a Output<W>>,
     /// None, that of the first argument, or those of all, of which some may not be wanted.
     gradients: &'a [Option<Output<W>>],
+    /// Whether the next block's numbers are fetched while one is computed. A block fills a page of memory, behind which the
+    /// processor does not look ahead by itself.
+    ahead: bool,
 }
+
+/// From how many elements on: fewer are in a cache.
+const FETCHED: usize = 1 << 18;
 
 enum Factors<'a, W> {
     Number(W),
@@ -433,6 +445,9 @@ impl<W: Wide> Job<'_, W> {
         let mut arguments = [&[][..]; MOST];
         for ((read, argument), room) in arguments.iter_mut().zip(&self.arguments).zip(&mut room.arguments) {
             *read = argument.read(range.clone(), room);
+            if self.ahead {
+                argument.fetch(range.end..range.end + BLOCK);
+            }
         }
         let factors = match self.factor {
             Factors::Number(_) => &room.factors.0[..length],

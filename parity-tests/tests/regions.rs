@@ -1,0 +1,60 @@
+//! How many parallel regions of OpenMP a call starts.
+//!
+//! At the end of a region all its threads wait for each other. Beside a busy process one of them may have no core for
+//! milliseconds, so that a small loss must not start any, and a large one few.
+
+use std::ffi::{c_uint, c_void};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::Result;
+use parity::bench::ours::Ours;
+use parity::bench::workloads::{Dtype, Size, workloads};
+
+static REGIONS: AtomicUsize = AtomicUsize::new(0);
+
+type Parallel = unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
+
+/// Stands in front of the function of this name in libgomp, which libtorch calls for each of its regions.
+///
+/// # Safety
+/// As for that one.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn GOMP_parallel(
+    run: unsafe extern "C" fn(*mut c_void),
+    data: *mut c_void,
+    threads: c_uint,
+    flags: c_uint,
+) {
+    static REAL: OnceLock<Parallel> = OnceLock::new();
+    let real = REAL.get_or_init(|| {
+        // SAFETY: the next function of this name is that of libgomp.
+        unsafe {
+            let symbol = libc::dlsym(libc::RTLD_NEXT, c"GOMP_parallel".as_ptr());
+            assert!(!symbol.is_null(), "this libtorch has no OpenMP");
+            std::mem::transmute::<*mut c_void, Parallel>(symbol)
+        }
+    });
+    REGIONS.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: as the caller has it.
+    unsafe { real(run, data, threads, flags) };
+}
+
+/// How many regions `call` starts.
+fn regions<T>(call: impl Fn() -> Result<T>) -> Result<usize> {
+    call()?;
+    let before = REGIONS.load(Ordering::Relaxed);
+    call()?;
+    Ok(REGIONS.load(Ordering::Relaxed) - before)
+}
+
+#[test]
+fn small_work_stays_on_its_thread() -> Result<()> {
+    tch::set_num_threads(2);
+    for workload in workloads(None, &[Size::Tiny, Size::Small, Size::Medium], Dtype::F32) {
+        let ours = Ours::new(&workload, &workload.inputs()?)?;
+        let (forward, step) = (regions(|| ours.loss())?, regions(|| ours.step())?);
+        println!("{:?} {forward} {step} {}", workload.size, workload.id());
+    }
+    Ok(())
+}

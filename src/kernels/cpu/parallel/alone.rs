@@ -1,0 +1,108 @@
+//! Keeps small operations of libtorch on the calling thread.
+//!
+//! Some of them, and the products of matrices of its MKL, share the smallest work among all threads, which then wait for each
+//! other at the end: microseconds on a quiet machine, milliseconds beside a busy process.
+
+use std::ffi::c_int;
+
+/// How many multiplications are worth a second thread.
+const MANY: i64 = 1 << 20;
+
+/// What `compute` returns, whose operations stay on this thread where they do few multiplications.
+pub(crate) fn small_work<T>(multiplications: i64, compute: impl FnOnce() -> T) -> T {
+    let _guard = (multiplications < MANY).then(Guard::new);
+    compute()
+}
+
+/// Sets the threads of operations that this thread calls to one, and back at its end.
+struct Guard {
+    omp: Option<c_int>,
+    mkl: Option<c_int>,
+}
+
+impl Guard {
+    fn new() -> Self {
+        let threads = find::threads();
+        // SAFETY: both set a number of this thread, which is asked for before or returned.
+        unsafe {
+            let omp = threads.omp.map(|(get, set)| {
+                let before = get();
+                set(1);
+                before
+            });
+            Self { omp, mkl: threads.mkl.map(|set| set(1)) }
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let threads = find::threads();
+        // SAFETY: as above.
+        unsafe {
+            if let (Some((_, set)), Some(before)) = (threads.omp, self.omp) {
+                set(before);
+            }
+            if let (Some(set), Some(before)) = (threads.mkl, self.mkl) {
+                set(before);
+            }
+        }
+    }
+}
+
+mod find {
+    use std::ffi::{CStr, c_int, c_void};
+    use std::sync::OnceLock;
+
+    type Get = unsafe extern "C" fn() -> c_int;
+    type Set = unsafe extern "C" fn(c_int);
+    type Exchange = unsafe extern "C" fn(c_int) -> c_int;
+
+    /// The functions that libtorch's libraries have for the number of threads of the calling one.
+    #[derive(Clone, Copy)]
+    pub(super) struct Threads {
+        pub(super) omp: Option<(Get, Set)>,
+        pub(super) mkl: Option<Exchange>,
+    }
+
+    pub(super) fn threads() -> Threads {
+        static FOUND: OnceLock<Threads> = OnceLock::new();
+        *FOUND.get_or_init(|| {
+            // SAFETY: functions of these names have these signatures wherever they are.
+            unsafe {
+                let (get, set) = (symbol(c"omp_get_max_threads"), symbol(c"omp_set_num_threads"));
+                let get = get.map(|get| std::mem::transmute::<*mut c_void, Get>(get));
+                let set = set.map(|set| std::mem::transmute::<*mut c_void, Set>(set));
+                let mkl = symbol(c"MKL_Set_Num_Threads_Local");
+                let mkl = mkl.map(|mkl| std::mem::transmute::<*mut c_void, Exchange>(mkl));
+                Threads { omp: get.zip(set), mkl }
+            }
+        })
+    }
+
+    #[cfg(unix)]
+    fn symbol(name: &CStr) -> Option<*mut c_void> {
+        // SAFETY: looks a name up among the libraries of the process.
+        let symbol = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+        (!symbol.is_null()).then_some(symbol)
+    }
+
+    #[cfg(not(unix))]
+    fn symbol(_: &CStr) -> Option<*mut c_void> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_threads_comes_back() {
+        let threads = tch::get_num_threads();
+        assert_eq!(small_work(1, tch::get_num_threads), 1);
+        assert_eq!(small_work(MANY, tch::get_num_threads), threads);
+        let _ = std::panic::catch_unwind(|| small_work(1, || panic!("on the way")));
+        assert_eq!(tch::get_num_threads(), threads);
+    }
+}

@@ -1,0 +1,94 @@
+//! The threads of libtorch's OpenMP.
+
+use std::any::Any;
+use std::ffi::{c_uint, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
+
+use crate::autograd::drop_payload;
+
+/// `GOMP_parallel`, the function that compilers call for a parallel region; LLVM's OpenMP has it as well.
+type Parallel = unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
+
+struct Region<'a> {
+    task: &'a (dyn Fn(usize) + Sync),
+    count: usize,
+    next: AtomicUsize,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    caller: ThreadId,
+    /// When the caller found no further task, and how many it had.
+    end: OnceLock<(Instant, usize)>,
+}
+
+/// What a region was for the thread that started it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Course {
+    /// How long it had tasks, and how many.
+    pub(super) worked: Duration,
+    pub(super) tasks: usize,
+    /// How long it waited for the other threads after that.
+    pub(super) waited: Duration,
+}
+
+/// Calls `task` for each of `0..count`; none where libtorch's OpenMP cannot be found.
+pub(super) fn each(threads: usize, count: usize, task: &(dyn Fn(usize) + Sync)) -> Option<Course> {
+    let parallel = find()?;
+    let (next, panic, end) = (AtomicUsize::new(0), Mutex::new(None), OnceLock::new());
+    let region = Region { task, count, next, panic, caller: thread::current().id(), end };
+    let start = Instant::now();
+    // SAFETY: `run` gets the region, which outlives the call: it returns when all threads are done.
+    unsafe { parallel(run, std::ptr::from_ref(&region).cast_mut().cast(), threads as c_uint, 0) };
+    if let Some(panic) = region.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        resume_unwind(panic);
+    }
+    let (end, tasks) = region.end.into_inner().unwrap_or((start, 0));
+    Some(Course { worked: end - start, tasks, waited: end.elapsed() })
+}
+
+/// # Safety
+/// `region` is a `Region`.
+unsafe extern "C" fn run(region: *mut c_void) {
+    // SAFETY: see above; threads share it for reading.
+    let region = unsafe { &*region.cast::<Region>() };
+    let tasks = || {
+        for done in 0.. {
+            let index = region.next.fetch_add(1, Ordering::Relaxed);
+            if index < region.count {
+                (region.task)(index);
+                continue;
+            }
+            if thread::current().id() == region.caller {
+                region.end.get_or_init(|| (Instant::now(), done));
+            }
+            return;
+        }
+    };
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(tasks)) {
+        // The last one is told of; those before it are dropped here, where nothing may unwind.
+        let before = region.panic.lock().unwrap_or_else(PoisonError::into_inner).replace(panic);
+        if let Some(before) = before {
+            drop_payload(before);
+        }
+    }
+}
+
+#[cfg(unix)]
+fn find() -> Option<Parallel> {
+    static FOUND: OnceLock<Option<Parallel>> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        // SAFETY: looks a name up among the libraries of the process, in the order in which libtorch's own is resolved;
+        // the function of this name has this signature wherever it is.
+        unsafe {
+            let symbol = libc::dlsym(libc::RTLD_DEFAULT, c"GOMP_parallel".as_ptr());
+            (!symbol.is_null()).then(|| std::mem::transmute::<*mut c_void, Parallel>(symbol))
+        }
+    })
+}
+
+#[cfg(not(unix))]
+fn find() -> Option<Parallel> {
+    None
+}

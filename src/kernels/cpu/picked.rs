@@ -1,0 +1,68 @@
+//! The engine of the negative log likelihood: one number of each row, that of the target's class.
+//!
+//! libtorch's own backward pass starts threads for a handful of rows, and waits for them.
+
+use std::ops::Range;
+
+use tch::Tensor;
+
+use super::kinds::Wide;
+use super::rows::job::{Job, Pixels};
+use super::rows::{RowFormula, RowReduction, Rows, f_rows};
+use crate::LossError;
+
+/// The reduced negatives of the numbers of `rows` at their classes; `None` where the engine does not take the call. Second
+/// derivatives are those of the `composite` of input and target.
+pub(crate) fn f_picked<C>(rows: &Rows, reduction: RowReduction, composite: C) -> Result<Option<Tensor>, LossError>
+where
+    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
+{
+    f_rows(Picked, rows, reduction, composite)
+}
+
+/// How many pixels are worked on at a time.
+const PIXELS: usize = 512;
+
+struct Picked;
+
+impl RowFormula for Picked {
+    fn run<W: Wide>(&self, job: &Job<W>) -> f64 {
+        job.sum(PIXELS, |rows| of_rows(job, rows), |pixels| pixels.map(|pixels| of_pixels(job, pixels)).sum())
+    }
+}
+
+/// Rows of classes side by side in memory.
+fn of_rows<W: Wide>(job: &Job<W>, rows: Range<usize>) -> f64 {
+    job.sum_classes(rows, |row, class| {
+        let start = row * job.classes;
+        job.store_zeros(start, job.classes);
+        of_row(job, row, class, start + class)
+    })
+}
+
+/// Pixels side by side in memory.
+fn of_pixels<W: Wide>(job: &Job<W>, pixels: Pixels) -> f64 {
+    for class in 0..job.classes {
+        job.store_zeros(pixels.of(class).start, pixels.length);
+    }
+    let mut losses = [W::default(); PIXELS];
+    let losses = &mut losses[..pixels.length];
+    for (i, loss) in losses.iter_mut().enumerate() {
+        let row = pixels.row + i;
+        if let Some(class) = job.class(row) {
+            *loss = of_row(job, row, class, pixels.of(class).start + i);
+        }
+    }
+    job.store_losses(pixels.row, losses);
+    losses.iter().map(|loss| loss.to_f64()).sum()
+}
+
+/// The loss of a row, of which the number of the class is at `place`; stores its derivative.
+fn of_row<W: Wide>(job: &Job<W>, row: usize, class: usize, place: usize) -> W {
+    let weight = job.options.weight_of(class);
+    if job.needs_gradient() {
+        let slope = W::from_f64(-weight * job.factor(row).to_f64());
+        job.store_gradient(place, &mut [slope], |_, slope| slope, None);
+    }
+    W::from_f64(-job.input.get(place) * weight)
+}
