@@ -25,9 +25,11 @@ impl Pass {
         let classes = size[class_dim] as usize;
         let inner: i64 = size[class_dim + 1..].iter().product();
         let last = || input.f_movedim_int(class_dim as i64, -1);
-        let (input, inner) = if !input.is_contiguous() && is_dense(input) && last()?.is_contiguous() {
+        let (input, inner) = if input.is_contiguous() {
+            (input.shallow_clone(), inner as usize)
+        } else if is_dense(input) && last()?.is_contiguous() {
             // Channels last.
-            (input.f_detach()?, 1)
+            (input.shallow_clone(), 1)
         } else {
             (input.f_detach()?.f_contiguous()?, inner as usize)
         };

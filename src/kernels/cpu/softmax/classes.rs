@@ -125,7 +125,7 @@ impl<W: Wide> Classes<'_, W> {
     fn rows(&self, rows: Range<usize>) -> f64 {
         let (call, job) = (&self.call, self.call.job);
         let classes = job.classes;
-        let at_once = rows_at_once(classes);
+        let at_once = rows_at_once::<W>(classes);
         let (mut lines, mut sums, mut room) = (Lines::<W, ROWS>::new(), [W::default(); ROWS], job.input.room(classes));
         let mut exponentials = vec![W::default(); at_once.min(rows.len()) * classes];
         let mut sum = 0.0;

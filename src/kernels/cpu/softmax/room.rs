@@ -16,10 +16,10 @@ pub(super) fn block(classes: usize) -> usize {
     ((1 << 15) / classes / 16 * 16).clamp(32, PIXELS)
 }
 
-/// How many rows of classes side by side are worked on at a time, so that the first cache has their exponentials
-/// until they are read again.
-pub(super) fn rows_at_once(classes: usize) -> usize {
-    ((1 << 10) / classes).clamp(1, ROWS)
+/// How many rows of classes side by side are worked on at a time. More of them cost fewer calls of the formula; the first
+/// cache has their exponentials until they are read again.
+pub(super) fn rows_at_once<W>(classes: usize) -> usize {
+    ((1 << 14) / size_of::<W>() / classes).clamp(1, ROWS)
 }
 
 /// So many at most.
