@@ -245,13 +245,13 @@ impl Formula {
     fn entropy<R: Real>(self, [y, pos_weight]: [R; 2], Logit { p, q, of_yes, of_no, .. }: Logit<R>) -> (R, [R; 3]) {
         let (zero, one, least) = (R::of(0.0), R::of(1.0), R::of(self.eps.ln()));
         let log_p = -of_yes;
-        let (log_p, log_p_of_x) = (log_p.at_least(least), choose(log_p < least, zero, q));
+        let (log_p, log_p_of_x) = (log_p.at_least(least), choose(log_p.less(least), zero, q));
         let (log_n, log_n_of_x) = if self.clip == 0.0 {
             let log_q = -of_no;
-            (log_q.at_least(least), choose(log_q < least, zero, -p))
+            (log_q.at_least(least), choose(log_q.less(least), zero, -p))
         } else {
             let shifted = q + R::of(self.clip);
-            let outside = (shifted > one) | (shifted < R::of(self.eps));
+            let outside = shifted.greater(one) | shifted.less(R::of(self.eps));
             let clamped = shifted.at_least(R::of(self.eps)).at_most(one);
             (clamped.ln(), choose(outside, zero, -(p * q) / clamped))
         };
@@ -265,16 +265,16 @@ impl Formula {
     fn focus<R: Real>(self, y: R, Logit { p, q, .. }: Logit<R>) -> (R, [R; 2]) {
         let (zero, one) = (R::of(0.0), R::of(1.0));
         let surplus = p - R::of(self.clip);
-        let open = surplus > zero;
+        let open = surplus.greater(zero);
         let surplus = surplus.at_least(zero);
         let missing = y * q + (one - y) * surplus;
         let difference = R::of(self.gamma_pos - self.gamma_neg);
         let exponent = y * difference + R::of(self.gamma_neg);
-        let flat = (exponent > zero) & (exponent < one) & (missing < R::smallest());
+        let flat = exponent.greater(zero) & exponent.less(one) & missing.less(R::smallest());
         let focus = choose(flat, zero, missing.power(exponent));
         let slope = choose(flat, zero, exponent * missing.power(exponent - one));
-        let slope = choose(exponent == zero, zero, slope);
-        let of_exponent = choose(missing == zero, zero, focus * missing.ln());
+        let slope = choose(exponent.equal(zero), zero, slope);
+        let of_exponent = choose(missing.equal(zero), zero, focus * missing.ln());
         let missing_of_x = p * q * (choose(open, one - y, zero) - y);
         (focus, [slope * missing_of_x, slope * (q - surplus) + of_exponent * difference])
     }

@@ -182,7 +182,7 @@ impl ClassTerms for Formula {
         let (focus, slope) = powers::<R, ANY>(-log_p.exp_m1(), self.gamma_pos);
         let (own, zero) = (R::of(-self.own), R::of(0.0));
         // 0 · ∞ is 0.
-        let product = choose(p == zero, zero, p * log_p);
+        let product = choose(p.equal(zero), zero, p * log_p);
         (own * focus * log_p, own * (focus - slope * product))
     }
 
@@ -190,11 +190,11 @@ impl ClassTerms for Formula {
     fn of_other<R: Real>(self, log_p: R) -> (R, R) {
         let exponent = R::of(self.gamma_neg);
         let zero = R::of(0.0);
-        let power = choose(exponent == zero, R::of(1.0), (exponent * log_p).exp_of_negative());
+        let power = choose(exponent.equal(zero), R::of(1.0), (exponent * log_p).exp_of_negative());
         let share = R::of(-self.spread) * power;
         // 0 · ∞ is 0: a class that is masked, by a finite number or by −∞.
-        let none = share == zero;
-        let slope = choose(exponent == zero, R::of(1.0), exponent.mul_add(log_p, R::of(1.0)));
+        let none = share.equal(zero);
+        let slope = choose(exponent.equal(zero), R::of(1.0), exponent.mul_add(log_p, R::of(1.0)));
         (choose(none, zero, share * log_p), choose(none, zero, share * slope))
     }
 }

@@ -154,7 +154,7 @@ impl Pointwise<2> for Formula {
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
         let (zero, one, least) = (R::of(0.0), R::of(1.0), R::of(-100.0));
         let (log_p, log_q) = (x.ln(), (-x).ln_1p());
-        let valid = x >= zero && x <= one && y >= zero && y <= one;
+        let valid = x.greater_equal(zero) & x.less_equal(one) & y.greater_equal(zero) & y.less_equal(one);
         let loss = choose(valid, -(y * log_p.at_least(least) + (one - y) * log_q.at_least(least)), R::of(f64::NAN));
         let slope = (x - y) / (x * (one - x)).at_least(R::of(1e-12));
         (loss, [slope, log_q - log_p])

@@ -157,7 +157,7 @@ impl Pointwise<2> for Formula {
         let sign = scale * y - shift;
         let short = R::of(self.margin) - x * sign;
         let hinge = short.at_least(zero);
-        let slope = choose(self.square, two * hinge, choose(short <= zero, zero, one));
+        let slope = choose(self.square, two * hinge, choose(short.less_equal(zero), zero, one));
         (choose(self.square, hinge * hinge, hinge), [-(slope * sign), -(slope * scale * x)])
     }
 }
@@ -179,7 +179,7 @@ impl Pointwise<1> for NotBinary {
     #[inline(always)]
     fn evaluate<R: Real>(self, [label]: [R; 1]) -> (R, [R; 1]) {
         let (zero, one) = (R::of(0.0), R::of(1.0));
-        (choose((label == zero) | (label == one), zero, one), [zero])
+        (choose(label.equal(zero) | label.equal(one), zero, one), [zero])
     }
 }
 

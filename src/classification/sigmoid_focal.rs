@@ -401,8 +401,8 @@ impl<const SQUARE: bool> Pointwise<2> for Formula<SQUARE> {
         } else {
             let factor = rest.power(gamma);
             // A power below 1 has a vertical tangent at 0, where the sigmoid is flat: their product has none.
-            let steepness = gamma * choose(rest == zero, zero, rest_of_x / rest);
-            let vertical = rest < R::smallest();
+            let steepness = gamma * choose(rest.equal(zero), zero, rest_of_x / rest);
+            let vertical = rest.less(R::smallest());
             (factor, part(factor * steepness, entropy), choose(vertical, zero, gamma * factor / rest))
         };
         let (balance, of_balance) = balance(self.alpha, y);

@@ -255,9 +255,9 @@ struct Formula {
 impl Formula {
     /// The smoothed label, its derivative, and whether it counts.
     #[inline(always)]
-    fn label<R: Real>(self, label: R) -> (R, R, bool) {
+    fn label<R: Real>(self, label: R) -> (R, R, R::Mask) {
         // Nothing equals NaN.
-        let counted = label != R::of(self.ignored.unwrap_or(f64::NAN));
+        let counted = label.unequal(R::of(self.ignored.unwrap_or(f64::NAN)));
         let share = share_or_nan(choose(counted, label, R::of(0.0)), 1.0);
         let (label, of_label) = multi_label::smooth(share, self.label_smoothing);
         (label, of_label, counted)

@@ -381,9 +381,9 @@ impl<M: Modulate> RowLoss for Formula<M> {
         let (gamma, factor) = self.0.power(rest);
         let (zero, one) = (R::of(0.0), R::of(1.0));
         // A small p would lose its digits in 1 − p.
-        let p = choose(rest > R::of(0.5), log_p.exp_of_negative(), one - rest);
+        let p = choose(rest.greater(R::of(0.5)), log_p.exp_of_negative(), one - rest);
         // p log p / (1 − p), which is −1 at p = 1 and 0 at p = 0.
-        let ratio = choose(rest == zero, -one, choose(p == zero, zero, p * log_p / rest));
+        let ratio = choose(rest.equal(zero), -one, choose(p.equal(zero), zero, p * log_p / rest));
         let slope = factor * (gamma * ratio - one);
         (-(factor * log_p), [slope, zero])
     }

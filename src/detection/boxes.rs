@@ -133,7 +133,7 @@ impl<R: Real> Axis<R> {
     fn derive(self, of: Lengths<R>) -> [[R; 2]; 2] {
         let Self { low: [a, b], high: [c, d] } = self;
         let (zero, half, one) = (R::of(0.0), R::of(0.5), R::of(1.0));
-        let open = choose(smaller(c, d) > larger(a, b), of.overlap, zero);
+        let open = choose(smaller(c, d).greater(larger(a, b)), of.overlap, zero);
         let (low, high) = (share(a, b), share(c, d));
         let (other_low, other_high) = (one - low, one - high);
         let centre = half * of.distance;
@@ -160,25 +160,24 @@ impl<R: Real> Axis<R> {
 /// NaN where either is.
 #[inline(always)]
 fn larger<R: Real>(a: R, b: R) -> R {
-    choose((a > b) | is_nan(a), a, b)
+    choose(a.greater(b) | is_nan(a), a, b)
 }
 
 /// NaN where either is.
 #[inline(always)]
 fn smaller<R: Real>(a: R, b: R) -> R {
-    choose((a < b) | is_nan(a), a, b)
+    choose(a.less(b) | is_nan(a), a, b)
 }
 
 #[inline(always)]
-#[allow(clippy::eq_op)]
-fn is_nan<R: Real>(x: R) -> bool {
-    x != x
+fn is_nan<R: Real>(x: R) -> R::Mask {
+    x.unequal(x)
 }
 
 /// The share that `a` has in the larger one's gradient; equal numbers halve it.
 #[inline(always)]
 fn share<R: Real>(a: R, b: R) -> R {
-    choose(a > b, R::of(1.0), choose(a == b, R::of(0.5), R::of(0.0)))
+    choose(a.greater(b), R::of(1.0), choose(a.equal(b), R::of(0.5), R::of(0.0)))
 }
 
 /// A quotient with its derivatives, all 0 where the divisor is 0.
@@ -193,7 +192,7 @@ impl<R: Real> Quotient<R> {
     #[inline(always)]
     pub(super) fn new(dividend: R, divisor: R) -> Self {
         let (zero, one) = (R::of(0.0), R::of(1.0));
-        let none = divisor == zero;
+        let none = divisor.equal(zero);
         let divisor = choose(none, one, divisor);
         let of_dividend = choose(none, zero, one / divisor);
         let value = choose(none, zero, dividend / divisor);
@@ -253,10 +252,10 @@ pub(super) fn distance_loss<R: Real>(lengths: [Lengths<R>; 2], overlap: Overlap<
 pub(super) fn angle<R: Real>(width: R, height: R) -> (R, R, R) {
     let zero = R::of(0.0);
     let square = width * width + height * height;
-    let none = square == zero;
+    let none = square.equal(zero);
     let inverse = choose(none, zero, R::of(1.0) / choose(none, R::of(1.0), square));
     let size = (width.abs() / height.abs()).atan();
-    let left = (width < zero) ^ (height < zero);
+    let left = width.less(zero) ^ height.less(zero);
     (choose(left, -size, size), height * inverse, -width * inverse)
 }
 

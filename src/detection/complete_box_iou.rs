@@ -153,7 +153,7 @@ impl Pointwise<8> for Formula {
         let (zero, one) = (R::of(0.0), R::of(1.0));
         let (input, input_of_width, input_of_height) = boxes::angle(x.input, y.input);
         let (target, target_of_width, target_of_height) = boxes::angle(x.target, y.target);
-        let is_point = |width: R, height: R| (width == zero) & (height == zero);
+        let is_point = |width: R, height: R| width.equal(zero) & height.equal(zero);
         let points = is_point(x.input, y.input) | is_point(x.target, y.target);
         let turn = choose(points, zero, target - input);
         let factor = R::of(4.0 / std::f64::consts::PI.powi(2));

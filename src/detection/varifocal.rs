@@ -153,7 +153,7 @@ impl Pointwise<2> for Formula {
         let (zero, one, gamma) = (R::of(0.0), R::of(1.0), R::of(self.gamma));
         let y = share_or_nan(y, binary::ROUNDED_ONE);
         let logit = Logit::new(x);
-        let (entropy, negative) = (logit.entropy(y), y == zero);
+        let (entropy, negative) = (logit.entropy(y), y.equal(zero));
         // p^γ by its logarithm.
         let focus = R::of(self.alpha) * (-part(gamma, logit.of_yes)).exp();
         let weight = choose(negative, focus, y);

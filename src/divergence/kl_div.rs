@@ -172,13 +172,13 @@ impl Pointwise<2> for Formula {
         if self.log_target {
             let share = y.exp();
             // 0 · ∞ is 0.
-            let loss = choose(y == R::of(f64::NEG_INFINITY), zero, share * (y - x));
+            let loss = choose(y.equal(R::of(f64::NEG_INFINITY)), zero, share * (y - x));
             return (loss, [-share, loss + share]);
         }
         let log = y.ln();
         // 0 · log 0 is 0, and so is 0 · ∞.
-        let impossible = y == zero && x == R::of(f64::NEG_INFINITY);
-        let loss = choose(y == zero, zero, y * log) - choose(impossible, zero, y * x);
+        let impossible = y.equal(zero) & x.equal(R::of(f64::NEG_INFINITY));
+        let loss = choose(y.equal(zero), zero, y * log) - choose(impossible, zero, y * x);
         (loss, [-y, log + R::of(1.0) - x])
     }
 }

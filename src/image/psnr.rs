@@ -191,7 +191,7 @@ impl Pointwise<1> for Decibels {
     #[inline(always)]
     fn evaluate<R: Real>(self, [error]: [R; 1]) -> (R, [R; 1]) {
         let (factor, error) = (R::of(10.0 / LN_10), error + R::of(self.eps));
-        let slope = choose(error == R::of(0.0), R::of(0.0), factor / error);
+        let slope = choose(error.equal(R::of(0.0)), R::of(0.0), factor / error);
         (factor * error.ln() + R::of(self.offset()), [slope])
     }
 }

@@ -1,23 +1,49 @@
 //! Arithmetic of formulas, written so that the compiler makes vector instructions of a loop over it.
 //!
 //! Each function is free of branches and calls. They are inlined into loops that are compiled for vector instructions
-//! (see `simd`). Elsewhere there may be no fused multiply-add in hardware, and `f32::mul_add` is a slow library call,
-//! which is what [`Lane`]'s parameter is for.
+//! (see `cpu::simd`), or executed once on symbols, which record what is done with them.
 
-use std::ops::{Add, Div, Mul, Neg, Sub};
+use std::ops::{Add, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
-/// A number as a formula sees it: `f32` or `f64`.
+/// Whether something holds for a number: a `bool`, or the record of a comparison.
+pub(crate) trait Mask<T>:
+    Copy + From<bool> + BitAnd<Output = Self> + BitOr<Output = Self> + BitXor<Output = Self>
+{
+    /// `yes` where it holds, else `no`. Both are computed, so that no branch is needed.
+    fn choose(self, yes: T, no: T) -> T;
+}
+
+impl<T> Mask<T> for bool {
+    #[inline(always)]
+    fn choose(self, yes: T, no: T) -> T {
+        if self { yes } else { no }
+    }
+}
+
+/// A number as a formula sees it: `f32` or `f64`, or the record of what is done with one.
 ///
 /// `exp`, `exp_m1`, `ln`, `ln_1p`, `ln_1p_unit` and `atan` are within 2 units in the last place of the exact result.
 pub(crate) trait Real:
-    Copy
-    + PartialOrd
-    + Add<Output = Self>
-    + Sub<Output = Self>
-    + Mul<Output = Self>
-    + Div<Output = Self>
-    + Neg<Output = Self>
+    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> + Neg<Output = Self>
 {
+    /// What a comparison gives.
+    type Mask: Mask<Self>;
+
+    fn less(self, other: Self) -> Self::Mask;
+    fn less_equal(self, other: Self) -> Self::Mask;
+    fn equal(self, other: Self) -> Self::Mask;
+    fn unequal(self, other: Self) -> Self::Mask;
+
+    #[inline(always)]
+    fn greater(self, other: Self) -> Self::Mask {
+        other.less(self)
+    }
+
+    #[inline(always)]
+    fn greater_equal(self, other: Self) -> Self::Mask {
+        other.less_equal(self)
+    }
+
     /// The number nearest to `value`.
     fn of(value: f64) -> Self;
     /// The smallest normal number above 0.
@@ -51,7 +77,7 @@ pub(crate) trait Real:
         let sum = one + self;
         // What the sum has lost is put back, divided by the derivative's denominator.
         let lost = self - (sum - one);
-        let exact = (lost == Self::of(0.0)) | (sum == Self::of(f64::INFINITY));
+        let exact = lost.equal(Self::of(0.0)) | sum.equal(Self::of(f64::INFINITY));
         sum.ln() + choose(exact, Self::of(0.0), lost / sum)
     }
 
@@ -60,7 +86,7 @@ pub(crate) trait Real:
     fn tanh(self) -> Self {
         let rest = (Self::of(-2.0) * self.abs()).exp_m1();
         let tanh = -rest / (rest + Self::of(2.0));
-        choose(self < Self::of(0.0), -tanh, tanh)
+        choose(self.less(Self::of(0.0)), -tanh, tanh)
     }
 
     /// The larger one, the other one where one is NaN. Kept in an array this is written always; what `choose` keeps there
@@ -70,48 +96,47 @@ pub(crate) trait Real:
     /// The larger one, NaN where `self` is.
     #[inline(always)]
     fn at_least(self, other: Self) -> Self {
-        choose(self < other, other, self)
+        choose(self.less(other), other, self)
     }
 
     /// The smaller one, NaN where `self` is.
     #[inline(always)]
     fn at_most(self, other: Self) -> Self {
-        choose(self > other, other, self)
+        choose(self.greater(other), other, self)
     }
 
     /// Whether it is not NaN, which is the one that differs from itself.
     #[inline(always)]
-    #[allow(clippy::eq_op)]
-    fn is_number(self) -> bool {
-        self == self
+    fn is_number(self) -> Self::Mask {
+        self.equal(self)
     }
 
     /// −1, 0 or 1; 0 for NaN, as in PyTorch.
     #[inline(always)]
     fn sign(self) -> Self {
         let (zero, one) = (Self::of(0.0), Self::of(1.0));
-        choose(self > zero, one, choose(self < zero, -one, zero))
+        choose(self.greater(zero), one, choose(self.less(zero), -one, zero))
     }
 
     /// The same, NaN for NaN.
     #[inline(always)]
     fn sign_or_nan(self) -> Self {
         let zero = Self::of(0.0);
-        choose((self < zero) | (self >= zero), self.sign(), self)
+        choose(self.less(zero) | self.greater_equal(zero), self.sign(), self)
     }
 
     /// `self` to the power of `exponent`, for a base of at least 0.
     #[inline(always)]
     fn power(self, exponent: Self) -> Self {
         let power = (exponent * self.ln()).exp();
-        choose(exponent == Self::of(0.0), Self::of(1.0), power)
+        choose(exponent.equal(Self::of(0.0)), Self::of(1.0), power)
     }
 }
 
 /// `yes` where the condition holds, else `no`. Both are computed, so that no branch is needed.
 #[inline(always)]
-pub(crate) fn choose<T>(condition: bool, yes: T, no: T) -> T {
-    if condition { yes } else { no }
+pub(crate) fn choose<T, M: Mask<T>>(condition: M, yes: T, no: T) -> T {
+    condition.choose(yes, no)
 }
 
 /// The sigmoid of `x`, that of −x, and log(1 + exp(−|x|)), of one exponential.
@@ -124,8 +149,8 @@ pub(crate) fn sigmoids<R: Real>(x: R) -> (R, R, R) {
     // What the sum and the quotient have lost is put back: losses have powers of these, which multiply their error.
     let lost = (-rounded).mul_add(e - (sum - one), (-rounded).mul_add(sum, one));
     let large = rounded.mul_add(lost, rounded);
-    let small = choose(e > R::of(0.5), one - large, e * large);
-    let positive = x >= R::of(0.0);
+    let small = choose(e.greater(R::of(0.5)), one - large, e * large);
+    let positive = x.greater_equal(R::of(0.0));
     (choose(positive, large, small), choose(positive, small, large), e.ln_1p_unit())
 }
 
@@ -133,13 +158,13 @@ pub(crate) fn sigmoids<R: Real>(x: R) -> (R, R, R) {
 /// where what is shared is.
 #[inline(always)]
 pub(crate) fn part<R: Real>(share: R, whole: R) -> R {
-    choose(share == R::of(0.0), R::of(0.0), share * whole)
+    choose(share.equal(R::of(0.0)), R::of(0.0), share * whole)
 }
 
 /// `y` where it is a share, from 0 to the `whole`, and NaN elsewhere.
 #[inline(always)]
 pub(crate) fn share_or_nan<R: Real>(y: R, whole: f64) -> R {
-    choose((y >= R::of(0.0)) & (y <= R::of(whole)), y, R::of(f64::NAN))
+    choose(y.greater_equal(R::of(0.0)) & y.less_equal(R::of(whole)), y, R::of(f64::NAN))
 }
 
 /// What the losses of a logit x are made of. All of it has its digits for every logit, and its limit for an infinite one.
@@ -176,7 +201,7 @@ impl<R: Real> Logit<R> {
     /// digits of a confident one.
     #[inline(always)]
     pub(crate) fn slope(self, y: R) -> R {
-        choose(self.p >= self.q, R::of(1.0) - y - self.q, self.p - y)
+        choose(self.p.greater_equal(self.q), R::of(1.0) - y - self.q, self.p - y)
     }
 
     /// The cross entropy of which the part of a yes has a weight, and its derivative with respect to the logit.
@@ -185,11 +210,11 @@ impl<R: Real> Logit<R> {
         let (one, yes) = (R::of(1.0), pos_weight * y);
         let no = one - y;
         // The sum is exact for a label in [0, 1] whatever the weight, and cancels for others.
-        let inside = (y >= R::of(0.0)) & (y <= one);
+        let inside = y.greater_equal(R::of(0.0)) & y.less_equal(one);
         let both = choose(inside, no + yes, one + (pos_weight - one) * y);
         // Not of `yes`, which may be infinite where nothing is below.
         let loss = self.log * both + part(pos_weight, part(y, self.below)) + part(no, self.above);
-        (loss, choose(self.p >= self.q, no - self.q * both, self.p * both - yes))
+        (loss, choose(self.p.greater_equal(self.q), no - self.q * both, self.p * both - yes))
     }
 
     /// How far the sigmoid is from the wrong answer to y: y σ(−x) + (1 − y) σ(x).
@@ -212,7 +237,7 @@ pub(crate) fn powers<R: Real, const WHOLE: usize>(base: R, exponent: f64) -> (R,
             let power = base.power(R::of(exponent));
             let slope = R::of(exponent) * base.power(R::of(exponent - 1.0));
             // A power below 1 has a vertical tangent at 0.
-            let vertical = (R::of(exponent) < one) & (base < R::smallest());
+            let vertical = R::of(exponent).less(one) & base.less(R::smallest());
             (power, choose(vertical, zero, slope))
         }
     }

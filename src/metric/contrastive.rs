@@ -113,7 +113,7 @@ impl Hinges {
     fn hinge<R: Real>(x: R, margin: f64, sign: f64) -> (R, R) {
         let (zero, sign) = (R::of(0.0), R::of(sign));
         let beyond = (x - R::of(margin)) * sign;
-        (beyond.at_least(zero), choose(beyond > zero, sign, zero))
+        (beyond.at_least(zero), choose(beyond.greater(zero), sign, zero))
     }
 }
 

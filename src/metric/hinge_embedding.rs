@@ -111,9 +111,9 @@ impl Pointwise<2> for Formula {
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
         let (zero, one) = (R::of(0.0), R::of(1.0));
         let missing = R::of(self.margin) - x;
-        let (far, near) = (y != one, y != -one);
+        let (far, near) = (y.unequal(one), y.unequal(-one));
         let loss = choose(far, missing.at_least(zero), zero) + choose(near, x, zero);
-        let slope = choose(near, one, zero) - choose(far && missing >= zero, one, zero);
+        let slope = choose(near, one, zero) - choose(far & missing.greater_equal(zero), one, zero);
         (loss, [slope, zero])
     }
 }

@@ -140,7 +140,7 @@ impl Pointwise<3> for Formula {
         let difference = a - b;
         let short = R::of(self.margin) - y * difference;
         // Products, so that NaN and infinity come out as they do in PyTorch.
-        let open = choose(short >= zero, R::of(1.0), zero);
+        let open = choose(short.greater_equal(zero), R::of(1.0), zero);
         (short.at_least(zero), [-(open * y), open * y, -(open * difference)])
     }
 }

@@ -107,7 +107,7 @@ impl Pointwise<2> for Cauchy {
         let (one, two, half, scale) = (R::of(1.0), R::of(2.0), R::of(0.5), R::of(self.scale));
         let difference = (x - y) / scale;
         let size = difference.abs();
-        let far = size > R::of(FAR);
+        let far = size.greater(R::of(FAR));
         let square = half * size * size;
         let log = choose(far, size, square).ln_1p();
         let loss = choose(far, two * log - R::of(LN_2), log);

@@ -122,7 +122,7 @@ impl Pointwise<2> for Charbonnier {
         let (one, eps) = (R::of(1.0), R::of(self.eps));
         let difference = x - y;
         let size = difference.abs();
-        let far = size > eps;
+        let far = size.greater(eps);
         // A ratio of at most 1, whose square does not overflow.
         let ratio = choose(far, eps, size) / choose(far, size, eps);
         let stretch = (one + ratio * ratio).sqrt();

@@ -224,7 +224,7 @@ impl Pointwise<3> for Formula {
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y, var]: [R; 3]) -> (R, [R; 3]) {
         let (half, one) = (R::of(0.5), R::of(1.0));
-        let raised = choose(var < R::of(0.0), R::of(f64::NAN), var).at_least(R::of(self.eps));
+        let raised = choose(var.less(R::of(0.0)), R::of(f64::NAN), var).at_least(R::of(self.eps));
         let difference = x - y;
         let slope = difference / raised;
         let loss = half * (raised.ln() + difference * slope) + R::of(self.constant);

@@ -101,7 +101,7 @@ impl Pointwise<2> for GemanMcClure {
         let (one, two, scale) = (R::of(1.0), R::of(2.0), R::of(2.0 * self.scale));
         let difference = (x - y) / scale;
         let size = difference.abs();
-        let far = size > one;
+        let far = size.greater(one);
         // A ratio of at most 1, whose square does not overflow.
         let ratio = choose(far, one / size, size);
         let square = ratio * ratio;

@@ -119,7 +119,7 @@ impl Pointwise<2> for Smooth {
         let (delta, half) = (R::of(self.delta), R::of(0.5));
         let difference = x - y;
         let size = difference.abs();
-        let loss = choose(size < delta, half * size * size, delta * (size - half * delta));
+        let loss = choose(size.less(delta), half * size * size, delta * (size - half * delta));
         let slope = difference.at_least(-delta).at_most(delta);
         (loss, [slope, -slope])
     }

@@ -93,7 +93,7 @@ impl Pointwise<2> for LogCosh {
         let power = (-(size + size)).exp_m1();
         let tanh = -power / (two + power);
         // Near 0 log cosh is −½ log(1 − tanh²); far from it the difference of two logarithms loses nothing.
-        let near = size < one;
+        let near = size.less(one);
         let log = choose(near, -tanh * tanh, half * power).ln_1p();
         let loss = choose(near, -half * log, size + log);
         let slope = tanh * difference.sign();

@@ -100,8 +100,8 @@ impl Pointwise<2> for PercentageError {
         let size = y.abs().at_least(eps);
         let loss = hundred * (difference.abs() / size);
         // NaN where the loss is, also for ∞ / ∞.
-        let slope = choose(loss >= zero, hundred * difference.sign() / size, loss);
-        let of_size = choose(y.abs() < eps, zero, loss / size * y.sign());
+        let slope = choose(loss.greater_equal(zero), hundred * difference.sign() / size, loss);
+        let of_size = choose(y.abs().less(eps), zero, loss / size * y.sign());
         (loss, [slope, -slope - of_size])
     }
 }

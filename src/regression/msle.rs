@@ -96,8 +96,8 @@ impl Pointwise<2> for SquaredLogError {
         let (a, b) = (x.at_least(eps), y.at_least(eps));
         let difference = a.ln_1p() - b.ln_1p();
         let slope = difference + difference;
-        let of_x = choose(x < eps, zero, slope / (one + a));
-        let of_y = choose(y < eps, zero, -slope / (one + b));
+        let of_x = choose(x.less(eps), zero, slope / (one + a));
+        let of_y = choose(y.less(eps), zero, -slope / (one + b));
         (difference * difference, [of_x, of_y])
     }
 }

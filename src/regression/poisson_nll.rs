@@ -149,7 +149,7 @@ impl Pointwise<2> for Formula {
         } else {
             let rate = x + R::of(self.eps);
             let log = rate.ln();
-            let x = choose(x < R::of(0.0), R::of(f64::NAN), x);
+            let x = choose(x.less(R::of(0.0)), R::of(f64::NAN), x);
             (x - y * log, [R::of(1.0) - y / rate, -log])
         };
         if !self.full {
@@ -158,7 +158,7 @@ impl Pointwise<2> for Formula {
         let (one, half, zero) = (R::of(1.0), R::of(0.5), R::of(0.0));
         let log = y.ln();
         let stirling = y * log - y + half * (R::of((2.0 * PI).ln()) + log);
-        let counted = y > one;
+        let counted = y.greater(one);
         (loss + choose(counted, stirling, zero), [of_x, of_y + choose(counted, log + half / y, zero)])
     }
 }

@@ -186,7 +186,7 @@ impl Pointwise<2> for Pinball {
         let (zero, half) = (R::of(0.0), R::of(0.5));
         let (below, above) = (R::of(self.quantile), R::of(self.quantile - 1.0));
         let difference = y - x;
-        let loss = choose(difference < zero, above, below) * difference;
+        let loss = choose(difference.less(zero), above, below) * difference;
         let slope = half * difference.sign_or_nan() + (below - half);
         (loss, [-slope, slope])
     }

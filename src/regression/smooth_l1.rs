@@ -115,9 +115,9 @@ impl Pointwise<2> for Smooth {
         let (beta, half) = (R::of(self.beta), R::of(0.5));
         let difference = x - y;
         let size = difference.abs();
-        let loss = choose(size < beta, half * size * size / beta, size - half * beta);
+        let loss = choose(size.less(beta), half * size * size / beta, size - half * beta);
         // Not bounds of the quotient, which has none where β and the difference are infinite.
-        let slope = choose(size >= beta, difference.sign(), difference / beta);
+        let slope = choose(size.greater_equal(beta), difference.sign(), difference / beta);
         (loss, [slope, -slope])
     }
 }

@@ -119,7 +119,7 @@ impl Pointwise<1> for Power {
     fn evaluate<R: Real>(self, [loss]: [R; 1]) -> (R, [R; 1]) {
         let (zero, gamma) = (R::of(0.0), R::of(self.gamma));
         // As of `numeric::f_power`, the power of next to nothing and its slope are 0.
-        let vanishes = loss < R::of(numeric::SMALLEST_BASE);
+        let vanishes = loss.less(R::of(numeric::SMALLEST_BASE));
         let base = choose(vanishes, R::of(1.0), loss);
         let power = (gamma * base.ln()).exp();
         (choose(vanishes, zero, power), [choose(vanishes, zero, gamma * power / base)])

@@ -175,7 +175,7 @@ impl Ranked for Hinges {
         // Ranked before the sum with 1 rounds.
         let rank = sign * x;
         let error = rank + R::of(1.0);
-        [rank, error.at_least(zero), choose(error <= zero, zero, sign)]
+        [rank, error.at_least(zero), choose(error.less_equal(zero), zero, sign)]
     }
 
     fn weights(self, total: usize) -> impl FnMut(bool) -> f64 {

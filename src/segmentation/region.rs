@@ -524,10 +524,10 @@ impl Smoothing {
     fn loss<R: Real>(self, numerator: R, denominator: R, least: f64) -> (R, R, R) {
         let (zero, one) = (R::of(0.0), R::of(1.0));
         let (numerator, sum) = (numerator + R::of(self.numerator), denominator + R::of(self.denominator));
-        let small = (least > 0.0) & (sum < R::of(least));
+        let small = R::Mask::from(least > 0.0) & sum.less(R::of(least));
         let denominator = choose(small, R::of(least), sum);
         // 0 / 0 is 0.
-        let nothing = denominator == zero;
+        let nothing = denominator.equal(zero);
         let denominator = choose(nothing, one, denominator);
         let score = choose(nothing, zero, numerator / denominator);
         let of_numerator = choose(nothing, zero, one / denominator);
@@ -535,7 +535,7 @@ impl Smoothing {
         if !self.log_loss {
             return (one - score, -of_numerator, -of_denominator);
         }
-        let slope = choose(score < R::of(self.eps), zero, -(one / score));
+        let slope = choose(score.less(R::of(self.eps)), zero, -(one / score));
         (-score.at_least(R::of(self.eps)).ln(), slope * of_numerator, slope * of_denominator)
     }
 }
@@ -591,7 +591,7 @@ impl Pointwise<3> for Scored {
         let absent = R::of(if self.of_present { 0.0 } else { -1.0 });
         let (loss, slopes) = self.of_all(sizes);
         // A NaN stays one: it is an error that training has to show.
-        let nothing = (sizes[2] <= absent) & loss.is_number();
+        let nothing = sizes[2].less_equal(absent) & loss.is_number();
         let counted = |number: R| choose(nothing, R::of(0.0), number);
         let [a, b, c] = slopes;
         (counted(loss), [counted(a), counted(b), counted(c)])

@@ -132,7 +132,7 @@ impl Pointwise<1> for SmallDeviation {
         let (zero, one) = (R::of(0.0), R::of(1.0));
         let deviation = (variance + R::of(self.eps)).sqrt();
         let missing = one - deviation;
-        (missing.at_least(zero), [choose(missing > zero, R::of(-0.5) / deviation, zero)])
+        (missing.at_least(zero), [choose(missing.greater(zero), R::of(-0.5) / deviation, zero)])
     }
 }
 

@@ -145,9 +145,9 @@ impl<W: Wide> Row<W> {
 
 /// The hinge of a label's score and another one, in the order in which libtorch adds, and whether it is above 0. NaN adds nothing.
 #[inline(always)]
-fn hinge<R: Real>(score: R, other: R) -> (R, bool) {
+fn hinge<R: Real>(score: R, other: R) -> (R, R::Mask) {
     let gap = (R::of(1.0) - score) + other;
-    (gap, gap > R::of(0.0))
+    (gap, gap.greater(R::of(0.0)))
 }
 
 /// The sum of the hinges of the labels.

@@ -20,7 +20,7 @@ pub(super) trait Scalar: Copy + Send + Sync + Default + PartialEq + Into<f64> + 
 }
 
 /// The lane of a number type.
-pub(super) trait LaneOf<W>: Real {
+pub(super) trait LaneOf<W>: Real<Mask = bool> + PartialOrd {
     fn new(number: W) -> Self;
     fn get(self) -> W;
 }
@@ -96,6 +96,38 @@ operators!(f64: Add add, Sub sub, Mul mul, Div div);
 /// What both widths share.
 macro_rules! common {
     ($number:ty) => {
+        type Mask = bool;
+
+        #[inline(always)]
+        fn less(self, other: Self) -> bool {
+            self.0 < other.0
+        }
+
+        #[inline(always)]
+        fn less_equal(self, other: Self) -> bool {
+            self.0 <= other.0
+        }
+
+        #[inline(always)]
+        fn equal(self, other: Self) -> bool {
+            self.0 == other.0
+        }
+
+        #[inline(always)]
+        fn unequal(self, other: Self) -> bool {
+            self.0 != other.0
+        }
+
+        #[inline(always)]
+        fn greater(self, other: Self) -> bool {
+            self.0 > other.0
+        }
+
+        #[inline(always)]
+        fn greater_equal(self, other: Self) -> bool {
+            self.0 >= other.0
+        }
+
         #[inline(always)]
         fn of(value: f64) -> Self {
             Lane(value as $number)

@@ -97,9 +97,9 @@ impl Measure for Minimum {
         let (zero, one, t) = (R::of(0.0), R::of(1.0), share.value);
         // Where both are the same, each has half of the gradient, as in PyTorch. With class indices too, whose shares
         // are 0 or 1.
-        let slope = choose(p > t, zero, choose(p == t, R::of(0.5), one));
+        let slope = choose(p.greater(t), zero, choose(p.equal(t), R::of(0.5), one));
         // NaN where either of them is.
-        (choose(p >= t, t, choose(p < t, p, p + t)), slope)
+        (choose(p.greater_equal(t), t, choose(p.less(t), p, p + t)), slope)
     }
 
     #[inline(always)]
