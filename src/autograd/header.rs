@@ -125,6 +125,12 @@ impl<'a> Header<'a> {
         self.form().is_plain() && self.raw.device == Self::CPU && self.is_of(kind) && has_memory
     }
 
+    /// Whether its memory, on whatever device, holds its elements, which are of this kind.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn is_numbers_of(&self, kind: Kind) -> bool {
+        self.form().is_plain() && self.is_of(kind) && !self.raw.data.is_null()
+    }
+
     /// Whether it has neither gaps nor overlaps: its strides are a permutation of those of a contiguous one.
     pub(crate) fn is_dense(&self) -> bool {
         if self.raw.contiguous {

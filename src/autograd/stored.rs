@@ -36,6 +36,23 @@ impl StoredGradients {
 
     /// The gradients, times that of the scalar.
     pub(crate) fn f_scaled(&self, context: &Context, grad: &Tensor) -> Gradients {
+        // On the CPU a look at the usual gradient of 1 is cheaper than a pass over all others.
+        let one = grad.device() == Device::Cpu && grad.f_double_value(&[])? == 1.0;
+        self.f_scaled_by(context, grad, &|gradient, grad| {
+            if !one {
+                let _ = gradient.f_mul_(grad)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The same, of which `scale` multiplies one in place.
+    pub(crate) fn f_scaled_by(
+        &self,
+        context: &Context,
+        grad: &Tensor,
+        scale: &dyn Fn(&mut Tensor, &Tensor) -> Result<(), LossError>,
+    ) -> Gradients {
         let mut stored = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if context.keep_graph() {
             let scale = |stored: &Option<Stored>| {
@@ -45,16 +62,12 @@ impl StoredGradients {
             return stored.as_ref().ok_or_else(used_up)?.iter().map(scale).collect();
         }
         let gradients = stored.take().ok_or_else(used_up)?;
-        // On the CPU a look at the usual gradient of 1 is cheaper than a pass over all others.
-        let one = grad.device() == Device::Cpu && grad.f_double_value(&[])? == 1.0;
-        let scale = |stored: Stored| {
+        let scaled = |stored: Stored| -> Result<Tensor, LossError> {
             let Stored { mut gradient, kind } = stored;
-            if !one {
-                let _ = gradient.f_mul_(grad)?;
-            }
-            gradient.f_to_kind(kind)
+            scale(&mut gradient, grad)?;
+            Ok(gradient.f_to_kind(kind)?)
         };
-        gradients.into_iter().map(|stored| Ok(stored.map(scale).transpose()?)).collect()
+        gradients.into_iter().map(|stored| stored.map(scaled).transpose()).collect()
     }
 }
 

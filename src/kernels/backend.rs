@@ -46,9 +46,14 @@ pub fn with_backend<T>(backend: Backend, work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// Whether engines are to be used on this thread.
+/// Whether the CPU's engines are to be used on this thread.
 pub(super) fn fused() -> bool {
-    CHOSEN.get().unwrap_or_else(of_process) == Backend::Auto && has_vectors()
+    is_auto() && has_vectors()
+}
+
+/// Whether engines are to be used on this thread, where the device has them.
+pub(super) fn is_auto() -> bool {
+    CHOSEN.get().unwrap_or_else(of_process) == Backend::Auto
 }
 
 fn of_process() -> Backend {

@@ -13,6 +13,9 @@ pub(crate) trait Pointwise<const N: usize>: Copy + Send + Sync + 'static {
     fn evaluate<R: Real>(self, arguments: [R; N]) -> (R, [R; N]);
 }
 
+/// A formula of `N` numbers, so that what follows from its type can be implemented for all formulas.
+pub(super) struct Typed<P, const N: usize>(pub(super) P);
+
 /// A formula whose losses are multiplied by a last argument.
 #[derive(Clone, Copy)]
 pub(crate) struct Weighted<P>(pub(crate) P);

@@ -16,10 +16,15 @@ use crate::LossError;
 
 mod backend;
 mod cpu;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 mod engine;
 mod formulas;
+#[cfg(any(test, feature = "cuda"))]
+mod graph;
 mod number;
 mod number_operations;
+mod pointwise;
 mod tensors;
 
 pub use backend::{Backend, with_backend};
@@ -27,9 +32,9 @@ pub use cpu::set_gradient_cache;
 pub(crate) use cpu::{
     Beyond, Counted, Each, Entropy, Hard, Hinges, LogitRows, Margin, Neighbours, PairLabels, PairPlan, Ranks, Regional,
     RowReduction, Rows, Soft, Sums, Triplets, Views, f_boxes, f_class_terms, f_distance_slopes, f_distances,
-    f_embedding, f_label_margin, f_logits, f_map, f_margin, f_neighbours, f_pairs, f_pairs_on, f_picked, f_pointwise,
-    f_pointwise_of_planes, f_pointwise_to, f_ranks, f_region, f_slide, f_softmax, f_softmax_of_positions,
-    f_softmax_of_shares, f_triplets, f_unit, f_variation, f_views, scan_classes, scan_range, small_work, takes_region,
+    f_embedding, f_label_margin, f_logits, f_map, f_margin, f_neighbours, f_pairs, f_pairs_on, f_picked,
+    f_pointwise_of_planes, f_ranks, f_region, f_slide, f_softmax, f_softmax_of_positions, f_softmax_of_shares,
+    f_triplets, f_unit, f_variation, f_views, scan_classes, scan_range, small_work, takes_region,
 };
 pub(crate) use engine::{Reduce, composite_of, widely};
 pub(crate) use formulas::{
@@ -38,6 +43,7 @@ pub(crate) use formulas::{
 };
 pub(crate) use number::{ANY, Logit, Real, choose, part, powers, share_or_nan, sigmoids};
 pub(crate) use number_operations::{Number, NumberOperations};
+pub(crate) use pointwise::{f_pointwise, f_pointwise_to};
 pub(crate) use tensors::{f_own, f_plain};
 
 /// Whether engines are used for this input.

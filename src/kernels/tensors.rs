@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::LossError;
-use crate::autograd::Form;
+use crate::autograd::{Form, Header};
 use crate::numeric::is_half;
 
 /// Whether gradients of arguments of this kind are computed in the forward pass, to be multiplied by the one of the
@@ -34,4 +34,43 @@ pub(crate) fn f_own(tensor: &Tensor) -> Result<Tensor, LossError> {
     let mut copy = Tensor::f_empty(tensor.size(), (tensor.f_kind()?, tensor.device()))?;
     copy.f_copy_(&tensor.f_detach()?)?;
     Ok(copy)
+}
+
+/// What `work` makes of tensors with [one memory layout](f_one_layout).
+pub(super) fn f_in_one_layout<T>(
+    tensors: &[&Tensor],
+    work: impl FnOnce(&[&Tensor]) -> Result<T, LossError>,
+) -> Result<T, LossError> {
+    if are_contiguous(tensors) {
+        return work(tensors);
+    }
+    work(&f_one_layout(tensors)?.iter().collect::<Vec<_>>())
+}
+
+fn are_contiguous(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|tensor| Header::of(tensor).is_contiguous())
+}
+
+/// `tensors` with one memory layout, that of the first where it has no gaps: themselves, or copies without a graph.
+pub(super) fn f_one_layout(tensors: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
+    if are_contiguous(tensors) {
+        return Ok(tensors.iter().map(|tensor| tensor.shallow_clone()).collect());
+    }
+    let first = if Header::of(tensors[0]).is_dense() {
+        tensors[0].shallow_clone()
+    } else {
+        tensors[0].f_detach()?.f_contiguous()?
+    };
+    let (size, stride, device) = (first.size(), first.stride(), first.device());
+    let mut all = vec![first];
+    for tensor in &tensors[1..] {
+        if tensor.stride() == stride {
+            all.push(tensor.shallow_clone());
+            continue;
+        }
+        let mut copy = Tensor::f_empty_strided(&size, &stride, (tensor.f_kind()?, device))?;
+        copy.f_copy_(&tensor.f_detach()?)?;
+        all.push(copy);
+    }
+    Ok(all)
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use half::{bf16, f16};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::BLOCK;
 use super::kinds::{Stored, Wide};
@@ -170,40 +170,4 @@ pub(in crate::kernels) fn f_numbers(tensor: &Tensor) -> Result<Vec<f64>, LossErr
 /// Whether a tensor has neither gaps nor overlaps.
 pub(super) fn is_dense(tensor: &Tensor) -> bool {
     Header::of(tensor).is_dense()
-}
-
-/// What `work` makes of tensors with [one memory layout](f_one_layout).
-pub(super) fn f_in_one_layout<T>(
-    tensors: &[&Tensor],
-    work: impl FnOnce(&[&Tensor]) -> Result<T, LossError>,
-) -> Result<T, LossError> {
-    if are_contiguous(tensors) {
-        return work(tensors);
-    }
-    work(&f_one_layout(tensors)?.iter().collect::<Vec<_>>())
-}
-
-fn are_contiguous(tensors: &[&Tensor]) -> bool {
-    tensors.iter().all(|tensor| Header::of(tensor).is_contiguous())
-}
-
-/// `tensors` with one memory layout, that of the first where it has no gaps: themselves, or copies without a graph.
-pub(super) fn f_one_layout(tensors: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
-    if are_contiguous(tensors) {
-        return Ok(tensors.iter().map(|tensor| tensor.shallow_clone()).collect());
-    }
-    let first =
-        if is_dense(tensors[0]) { tensors[0].shallow_clone() } else { tensors[0].f_detach()?.f_contiguous()? };
-    let (size, stride) = (first.size(), first.stride());
-    let mut all = vec![first];
-    for tensor in &tensors[1..] {
-        if tensor.stride() == stride {
-            all.push(tensor.shallow_clone());
-            continue;
-        }
-        let mut copy = Tensor::f_empty_strided(&size, &stride, (tensor.f_kind()?, Device::Cpu))?;
-        copy.f_copy_(&tensor.f_detach()?)?;
-        all.push(copy);
-    }
-    Ok(all)
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use tch::{Kind, Tensor};
 
-use super::elements::{Block, Numbers, are_alike, f_in_one_layout, f_one_layout, is_plain};
+use super::elements::{Block, Numbers, are_alike, is_plain};
 use super::kinds::Wide;
 use super::lane::LaneOf;
 use super::output::Output;
@@ -15,40 +15,13 @@ use crate::LossError;
 use crate::autograd::Header;
 use crate::kernels::backend;
 use crate::kernels::engine::{Composite, Engine, Factor, Reduce, by_width, composite_of, f_dispatch_to, widely};
-use crate::kernels::formulas::Pointwise;
+use crate::kernels::formulas::{Pointwise, Typed};
 use crate::kernels::number::Real;
+use crate::kernels::tensors::{f_in_one_layout, f_one_layout};
 
-/// The reduced losses of `arguments`, by `formula`, or by the `composite` of tensor operations where the engine does not take
-/// the call.
-pub(crate) fn f_pointwise<const N: usize, P, C>(
-    formula: P,
-    arguments: [&Tensor; N],
-    reduce: impl Into<Reduce>,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    P: Pointwise<N>,
-    C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
-{
-    f_pointwise_to(arguments[0].f_kind()?, formula, arguments, reduce, composite)
-}
-
-/// The same, of which a reduced loss has this floating kind, `result`, as that of the `composite` has.
-pub(crate) fn f_pointwise_to<const N: usize, P, C>(
-    result: Kind,
-    formula: P,
-    arguments: [&Tensor; N],
-    reduce: impl Into<Reduce>,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    P: Pointwise<N>,
-    C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
-{
-    f_elements(result, Box::new(Typed(formula)), &arguments, reduce.into(), composite_of(composite))
-}
-
-fn f_elements(
+/// The reduced losses of `arguments`; see [`f_pointwise_to`](crate::kernels::pointwise::f_pointwise_to). The composite takes half
+/// precision as it is.
+pub(in crate::kernels) fn f_elements(
     result: Kind,
     formula: Box<dyn Formula>,
     arguments: &[&Tensor],
@@ -56,12 +29,7 @@ fn f_elements(
     composite: Composite,
 ) -> Result<Tensor, LossError> {
     let kind = arguments[0].f_kind()?;
-    // A result of another kind is the business of the composite.
-    let composite = if result == kind { widely(composite) } else { composite };
-    if !backend::fused() {
-        return composite(arguments);
-    }
-    if !are_alike(arguments, kind) {
+    if !backend::fused() || !are_alike(arguments, kind) {
         return composite(arguments);
     }
     f_dispatch_to(result, Box::new(Elements(formula)), arguments, reduce, composite)
@@ -96,18 +64,18 @@ fn f_planes(engine: Planes, arguments: &[&Tensor], reduce: Reduce, composite: Co
 }
 
 /// A formula without its type, which the engine calls once for each block.
-trait Formula: OfBlock<f32> + OfBlock<f64> + Send + Sync {
+pub(in crate::kernels) trait Formula: OfBlock<f32> + OfBlock<f64> + Send + Sync {
     fn is_partial(&self) -> bool;
 }
 
 /// What a formula makes of a block of numbers.
-trait OfBlock<W>: Sync {
+pub(in crate::kernels) trait OfBlock<W>: Sync {
     fn evaluate(&self, block: &mut Numerals<W>);
 }
 
 /// The numbers of a block, of which there is a multiple of [`LANES`], and places for its losses and its first
 /// derivatives, times the factors.
-struct Numerals<'a, W> {
+pub(in crate::kernels) struct Numerals<'a, W> {
     /// As many as the formula has; the others are empty.
     arguments: [&'a [W]; MOST],
     factors: &'a [W],
@@ -119,9 +87,6 @@ struct Numerals<'a, W> {
 
 /// How many arguments a formula has, at most.
 const MOST: usize = 5;
-
-/// The formula of a type.
-struct Typed<P, const N: usize>(P);
 
 impl<P: Pointwise<N>, const N: usize> Formula for Typed<P, N> {
     fn is_partial(&self) -> bool {

@@ -6,10 +6,11 @@ use super::RowReduction;
 use super::job::{Factors, Job};
 use super::options::Options;
 use crate::LossError;
-use crate::kernels::cpu::elements::{Numbers, f_one_layout, integers, is_dense};
+use crate::kernels::cpu::elements::{Numbers, integers, is_dense};
 use crate::kernels::cpu::kinds::Wide;
 use crate::kernels::cpu::output::Output;
 use crate::kernels::cpu::parallel;
+use crate::kernels::tensors::f_one_layout;
 
 /// Numbers `[outer, classes, inner]` in memory, and their target.
 pub(in crate::kernels::cpu) struct Pass {

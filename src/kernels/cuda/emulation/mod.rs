@@ -1,0 +1,85 @@
+//! The CUDA sources run on the CPU, for tests: compiled by the host's C++ compiler with `host.h` in front of them.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_uint, c_void};
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::launch::{Kernel, Launch, THREADS};
+use super::library;
+
+type Launcher = unsafe extern "C" fn(c_uint, c_uint, c_uint, *mut *mut c_void);
+
+/// A source compiled for the CPU.
+pub(super) struct Emulated {
+    library: *mut c_void,
+    /// The blocks of a kernel share static memory, so that one kernel runs at a time.
+    running: Mutex<()>,
+}
+
+// SAFETY: the library is never unloaded, and its kernels run one at a time.
+unsafe impl Send for Emulated {}
+// SAFETY: as above.
+unsafe impl Sync for Emulated {}
+
+impl Emulated {
+    /// The same source is compiled once.
+    pub(super) fn of(source: &str, kernels: &[Kernel]) -> Result<Arc<Self>, String> {
+        static KNOWN: Mutex<Option<HashMap<String, Arc<Emulated>>>> = Mutex::new(None);
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = known.get_or_insert_default();
+        if let Some(emulated) = known.get(source) {
+            return Ok(emulated.clone());
+        }
+        let emulated = Arc::new(Self::new(source, kernels)?);
+        known.insert(source.to_owned(), emulated.clone());
+        Ok(emulated)
+    }
+
+    fn new(source: &str, kernels: &[Kernel]) -> Result<Self, String> {
+        let mut text = format!("{}\n{source}\n", include_str!("host.h"));
+        for Kernel { name, types } in kernels {
+            let name = name.to_string_lossy();
+            let argument = |(i, kind): (usize, &&str)| format!("*({kind}*)parameters[{i}]");
+            let arguments: Vec<String> = types.iter().enumerate().map(argument).collect();
+            text += &format!(
+                "static void run_{name}(void** parameters) {{ {name}({}); }}\n\
+                 extern \"C\" void launch_{name}(unsigned grid, unsigned threads, unsigned order, void** parameters) {{\n  \
+                 emulation::launch(run_{name}, grid, threads, order, parameters);\n}}\n",
+                arguments.join(", ")
+            );
+        }
+        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let (cpp, so) = (folder.path().join("kernel.cpp"), folder.path().join("kernel.so"));
+        std::fs::write(&cpp, text).map_err(|error| error.to_string())?;
+        let options = ["-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-ffp-contract=off", "-o"];
+        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+        let output = Command::new(&compiler).args(options).args([&so, &cpp]).output();
+        let output = output.map_err(|error| format!("{compiler}: {error}"))?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        let path = CString::new(so.to_string_lossy().into_owned()).map_err(|error| error.to_string())?;
+        let library = library::open_apart(&path).ok_or("the emulated kernel cannot be loaded")?;
+        Ok(Self { library, running: Mutex::new(()) })
+    }
+}
+
+/// Runs the threads of a block in an order that this number shuffles; 0 leaves them as they are.
+pub(super) struct InOrder(pub(super) Arc<Emulated>, pub(super) u32);
+
+impl Launch for InOrder {
+    unsafe fn launch(&self, kernel: Kernel, grid: u32, parameters: &mut [*mut c_void]) -> Result<(), String> {
+        let Self(emulated, order) = self;
+        let name =
+            CString::new(format!("launch_{}", kernel.name.to_string_lossy())).map_err(|error| error.to_string())?;
+        let symbol = library::symbol(emulated.library, &name).ok_or_else(|| format!("no kernel {name:?}"))?;
+        let _running = emulated.running.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the function was compiled with this signature; the rest is the caller's promise.
+        unsafe {
+            let launch = std::mem::transmute::<*mut c_void, Launcher>(symbol);
+            launch(grid, THREADS, *order, parameters.as_mut_ptr());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,62 @@
+//! Launches of kernels, and the parameter blocks that they are given, laid out as C++ does it.
+
+use std::ffi::{CStr, c_void};
+
+use tch::Kind;
+
+/// The threads of a block: `THREADS` in prelude.cu.
+pub(super) const THREADS: u32 = 256;
+
+/// The name of a kernel, and the C++ types of its parameters.
+#[derive(Clone, Copy)]
+pub(super) struct Kernel {
+    pub(super) name: &'static CStr,
+    #[cfg_attr(not(test), allow(dead_code))]
+    pub(super) types: &'static [&'static str],
+}
+
+/// What kernels are launched on.
+pub(super) trait Launch {
+    /// Launches a kernel of so many blocks. The parameters are handed over as `cuLaunchKernel` takes them.
+    ///
+    /// # Safety
+    /// The parameters are those of the kernel, and what they point to is there until it has run.
+    unsafe fn launch(&self, kernel: Kernel, grid: u32, parameters: &mut [*mut c_void]) -> Result<(), String>;
+}
+
+/// Bytes of a C++ structure whose members are in the order of their size, the largest first.
+#[derive(Default)]
+pub(super) struct Block(Vec<u8>);
+
+impl Block {
+    pub(super) fn pointer(&mut self, pointer: *const c_void) {
+        self.0.extend((pointer as usize).to_ne_bytes());
+    }
+
+    pub(super) fn long(&mut self, number: i64) {
+        self.0.extend(number.to_ne_bytes());
+    }
+
+    pub(super) fn int(&mut self, number: i32) {
+        self.0.extend(number.to_ne_bytes());
+    }
+
+    /// A number of the type that a kernel of tensors of this kind computes in.
+    pub(super) fn real(&mut self, kind: Kind, number: f64) {
+        match kind {
+            Kind::Double => self.0.extend(number.to_ne_bytes()),
+            _ => self.0.extend((number as f32).to_ne_bytes()),
+        }
+    }
+
+    /// The structure, whose size is a multiple of its alignment.
+    pub(super) fn finish(mut self) -> Vec<u64> {
+        self.0.resize(self.0.len().next_multiple_of(8), 0);
+        let word = |bytes: &[u8]| {
+            let mut word = [0; 8];
+            word.copy_from_slice(bytes);
+            u64::from_ne_bytes(word)
+        };
+        self.0.chunks_exact(8).map(word).collect()
+    }
+}

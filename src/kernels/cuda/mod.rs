@@ -1,0 +1,30 @@
+//! The engines of CUDA: the formulas of the losses, recorded, written out as CUDA C++ and compiled by NVRTC when they are first
+//! called.
+//!
+//! A call goes the same way as on the CPU, and nothing in it waits for the device: sums, factors and the loss stay there.
+//! Whatever keeps an engine from a call (no NVRTC, no driver, another kind) leaves it to tensor operations.
+
+mod driver;
+#[cfg(test)]
+mod emulation;
+mod launch;
+mod library;
+mod modules;
+mod nvrtc;
+pub(super) mod pointwise;
+mod source;
+#[cfg(test)]
+mod tests;
+
+use tch::{Device, Tensor};
+
+use super::backend;
+
+/// Whether the engines of CUDA are asked for a call with this first argument.
+pub(super) fn is_asked(first: &Tensor) -> bool {
+    #[cfg(test)]
+    if tests::is_emulated() {
+        return true;
+    }
+    backend::is_auto() && matches!(first.device(), Device::Cuda(_))
+}

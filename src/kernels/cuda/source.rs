@@ -1,0 +1,154 @@
+//! CUDA C++ of a recorded formula, and of the kernels around it.
+
+use std::fmt::Write;
+
+use tch::Kind;
+
+use crate::kernels::graph::{Binary, Comparison, Id, Logic, Node, Recording, Unary};
+
+/// Source of a kernel, and the numbers that it is to be given.
+pub(super) struct Source {
+    pub(super) text: String,
+    /// In the order of the parameter block.
+    pub(super) parameters: Vec<f64>,
+}
+
+/// The body of a C++ function that computes some outputs of a formula: its statements, and the names of the outputs.
+struct Body {
+    statements: String,
+    outputs: Vec<String>,
+    parameters: Vec<f64>,
+}
+
+/// `arguments` names the numbers that the formula is given.
+fn body(recording: &Recording, outputs: &[Id], arguments: &[&str]) -> Body {
+    let mut names = vec![String::new(); recording.nodes.len()];
+    let (mut statements, mut parameters) = (String::new(), Vec::new());
+    for id in recording.needed(outputs) {
+        let node = recording.nodes[id.index()];
+        let name = |id: Id| names[id.index()].as_str();
+        let value = match node {
+            Node::Argument(position) => {
+                names[id.index()] = arguments[position as usize].to_owned();
+                continue;
+            }
+            Node::Literal(bits) => {
+                names[id.index()] = literal(f64::from_bits(bits));
+                continue;
+            }
+            Node::Always(holds) => {
+                names[id.index()] = holds.to_string();
+                continue;
+            }
+            Node::Smallest => {
+                names[id.index()] = "SMALLEST_REAL".to_owned();
+                continue;
+            }
+            Node::Parameter(bits) => {
+                names[id.index()] = format!("p[{}]", parameters.len());
+                parameters.push(f64::from_bits(bits));
+                continue;
+            }
+            Node::Unary(unary, a) => {
+                let a = name(a);
+                match unary {
+                    Unary::Negate => format!("-{a}"),
+                    Unary::Abs => format!("fabs({a})"),
+                    Unary::Sqrt => format!("sqrt({a})"),
+                    Unary::Exp | Unary::ExpOfNegative | Unary::ExpOfModerate => format!("exp({a})"),
+                    Unary::ExpM1 => format!("expm1({a})"),
+                    Unary::Ln => format!("log({a})"),
+                    Unary::Ln1p | Unary::Ln1pUnit => format!("log1p({a})"),
+                    Unary::Atan => format!("atan({a})"),
+                    Unary::Tanh => format!("tanh({a})"),
+                }
+            }
+            Node::Binary(binary, a, b) => {
+                let (a, b) = (name(a), name(b));
+                match binary {
+                    Binary::Add => format!("{a} + {b}"),
+                    Binary::Subtract => format!("{a} - {b}"),
+                    Binary::Multiply => format!("{a} * {b}"),
+                    Binary::Divide => format!("{a} / {b}"),
+                    Binary::Max => format!("fmax({a}, {b})"),
+                }
+            }
+            Node::MulAdd(a, b, c) => format!("fma({}, {}, {})", name(a), name(b), name(c)),
+            Node::Choose(mask, yes, no) => format!("{} ? {} : {}", name(mask), name(yes), name(no)),
+            Node::Compare(comparison, a, b) => {
+                let operator = match comparison {
+                    Comparison::Less => "<",
+                    Comparison::LessEqual => "<=",
+                    Comparison::Equal => "==",
+                    Comparison::Unequal => "!=",
+                };
+                format!("{} {operator} {}", name(a), name(b))
+            }
+            Node::Logic(logic, a, b) => {
+                let operator = match logic {
+                    Logic::And => "&",
+                    Logic::Or => "|",
+                    Logic::Xor => "^",
+                };
+                format!("{} {operator} {}", name(a), name(b))
+            }
+        };
+        let (kind, letter) = if node.is_mask() { ("bool", 'm') } else { ("Real", 'v') };
+        let name = format!("{letter}{}", id.index());
+        _ = writeln!(statements, "  const {kind} {name} = {value};");
+        names[id.index()] = name;
+    }
+    let outputs = outputs.iter().map(|id| names[id.index()].clone()).collect();
+    Body { statements, outputs, parameters }
+}
+
+/// A number in C++. It is in brackets, since a sign may follow an operator.
+fn literal(value: f64) -> String {
+    match value {
+        _ if value.is_nan() => "NAN_REAL".into(),
+        f64::INFINITY => "INFINITE_REAL".into(),
+        f64::NEG_INFINITY => "(-INFINITE_REAL)".into(),
+        _ => format!("Real({value:?})"),
+    }
+}
+
+/// The kernels of a formula of each element. `wanted` tells which of its derivatives are stored.
+pub(super) fn pointwise(recording: &Recording, kind: Kind, wanted: &[bool], losses: bool) -> Source {
+    let arguments = recording.outputs.len() - 1;
+    assert_eq!(wanted.len(), arguments);
+    let slopes = recording.outputs[1..].iter().zip(wanted).filter(|(_, wanted)| **wanted).map(|(id, _)| *id);
+    let outputs: Vec<Id> = recording.outputs[..1].iter().copied().chain(slopes).collect();
+    let names: Vec<String> = (0..arguments).map(|position| format!("a[{position}]")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let body = body(recording, &outputs, &names);
+    let mut text = head(kind, body.parameters.len());
+    let (gradients, stored) = (outputs.len() - 1, usize::from(losses));
+    _ = write!(text, "#define ARGUMENTS {arguments}\n#define GRADIENTS {gradients}\n#define LOSSES {stored}\n");
+    text.push_str("DEVICE Real evaluate(const Real* a, const Real* p, Real* g) {\n");
+    text.push_str(&body.statements);
+    for (position, output) in body.outputs[1..].iter().enumerate() {
+        _ = writeln!(text, "  g[{position}] = {output};");
+    }
+    _ = writeln!(text, "  return {};\n}}", body.outputs[0]);
+    text.push_str(include_str!("source/pointwise.cu"));
+    Source { text, parameters: body.parameters }
+}
+
+/// The name by which the sources know the kind of the elements.
+fn name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Double => "DOUBLE",
+        Kind::Half => "HALF",
+        Kind::BFloat16 => "BFLOAT16",
+        _ => "FLOAT",
+    }
+}
+
+fn head(kind: Kind, parameters: usize) -> String {
+    format!("#define {} 1\n#define PARAMETERS {parameters}\n{}", name(kind), include_str!("source/prelude.cu"))
+}
+
+/// The kernel that scales a gradient.
+pub(super) fn scale(kind: Kind) -> Source {
+    Source { text: head(kind, 0), parameters: vec![] }
+}

@@ -1,0 +1,108 @@
+// What all kernels share: numbers, elements, sums.
+
+#define DEVICE __device__ __forceinline__
+#define THREADS 256
+#define WARP 32
+
+#if DOUBLE
+typedef double Real;
+#else
+typedef float Real;
+#endif
+#define NAN_REAL Real(__int_as_float(0x7fffffff))
+#if DOUBLE
+#define SMALLEST_REAL 2.2250738585072014e-308
+#else
+#define SMALLEST_REAL 1.17549435e-38f
+#endif
+#define INFINITE_REAL Real(__int_as_float(0x7f800000))
+
+// Elements of half precision are their bits, so that no header is needed.
+#if DOUBLE || FLOAT
+typedef Real Element;
+DEVICE Real widened(Element element) { return element; }
+DEVICE Element narrowed(Real number) { return number; }
+#elif BFLOAT16
+typedef unsigned short Element;
+DEVICE float widened(Element bits) { return __int_as_float(int(bits) << 16); }
+DEVICE Element narrowed(float number) {
+  const unsigned bits = __float_as_int(number);
+  // To the nearest, of two the even one; NaN stays NaN.
+  return number != number ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+#elif HALF
+typedef unsigned short Element;
+#if !EMULATED
+DEVICE float half_to_float(Element bits) {
+  float number;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(number) : "h"(bits));
+  return number;
+}
+DEVICE Element float_to_half(float number) {
+  Element bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(number));
+  return bits;
+}
+#endif
+DEVICE float widened(Element bits) { return half_to_float(bits); }
+DEVICE Element narrowed(float number) { return float_to_half(number); }
+#endif
+
+#define PACK (16 / int(sizeof(Element)))
+
+// Elements that are read or written at once.
+template <int LENGTH>
+struct __align__(LENGTH * sizeof(Element)) Pack {
+  Element elements[LENGTH];
+};
+
+struct Add {
+  template <class T> DEVICE T operator()(T a, T b) const { return a + b; }
+};
+// The larger one; NaN is left out.
+struct Larger {
+  template <class T> DEVICE T operator()(T a, T b) const { return fmax(a, b); }
+};
+
+// What `fold` makes of the numbers of all threads of a warp, in a fixed order, for its first thread.
+template <class T, class Fold>
+DEVICE T of_warp(T number, Fold fold) {
+  for (int distance = WARP / 2; distance > 0; distance /= 2) {
+    number = fold(number, __shfl_down_sync(0xffffffffu, number, distance));
+  }
+  return number;
+}
+
+// The same for a block, for all of its threads.
+template <class T, class Fold>
+DEVICE T of_block(T number, Fold fold, T neutral) {
+  __shared__ T warps[WARP];
+  __shared__ T all;
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, count = blockDim.x / WARP;
+  number = of_warp(number, fold);
+  if (lane == 0) warps[warp] = number;
+  __syncthreads();
+  if (warp == 0) {
+    number = of_warp(lane < count ? warps[lane] : neutral, fold);
+    if (lane == 0) all = number;
+  }
+  __syncthreads();
+  // The next call writes this after a barrier that all threads come to when they have read it.
+  return all;
+}
+
+// The sum of the sums of blocks, in a fixed order, times a number. One block.
+extern "C" __global__ void __launch_bounds__(THREADS) finish(const double* sums, int count, double scale, Element* loss) {
+  double sum = 0;
+  for (int index = threadIdx.x; index < count; index += THREADS) sum += sums[index];
+  sum = of_block(sum, Add(), 0.0);
+  if (threadIdx.x == 0) *loss = narrowed(Real(sum * scale));
+}
+
+// Multiplies a gradient by that of the loss, which is 1 as a rule: then nothing is read or written.
+extern "C" __global__ void __launch_bounds__(THREADS) scale(Element* gradient, long long length, const Element* factor) {
+  const Real number = widened(*factor);
+  if (number == 1) return;
+  const long long thread = blockIdx.x * (long long)THREADS + threadIdx.x, threads = gridDim.x * (long long)THREADS;
+  for (long long i = thread; i < length; i += threads) gradient[i] = narrowed(widened(gradient[i]) * number);
+}

@@ -1,0 +1,179 @@
+//! The engines of CUDA, emulated on the CPU, against the tensor operations that define the losses.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::CString;
+
+use tch::{Kind, Tensor};
+
+use super::library;
+use super::nvrtc::Nvrtc;
+use crate::random::{rand, randn};
+use crate::{
+    Backend, BceWithLogitsLoss, CauchyLoss, CharbonnierLoss, GemanMcClureLoss, HingeEmbeddingLoss, HuberLoss, L1Loss,
+    LogCoshLoss, Loss, MapeLoss, MseLoss, MsleLoss, PoissonNllLoss, QuantileLoss, Reduction, SigmoidFocalLoss,
+    SmoothL1Loss, SoftMarginLoss, WelschLoss, with_backend,
+};
+
+thread_local! {
+    static EMULATED: Cell<bool> = const { Cell::new(false) };
+    /// The sources whose kernels this thread has asked for.
+    static SOURCES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Takes note of a source.
+pub(super) fn note(source: &str) {
+    SOURCES.with_borrow_mut(|sources| sources.push(source.to_owned()));
+}
+
+/// Whether calls on this thread are computed by the engines of CUDA.
+pub(super) fn is_emulated() -> bool {
+    EMULATED.get()
+}
+
+fn emulated<T>(work: impl FnOnce() -> T) -> T {
+    struct Restore;
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            EMULATED.set(false);
+        }
+    }
+    EMULATED.set(true);
+    let _restore = Restore;
+    work()
+}
+
+/// A loss, and what draws its input and target.
+type Row = (&'static str, Box<dyn Loss>, fn(i64) -> [Tensor; 2]);
+
+fn reals(length: i64) -> [Tensor; 2] {
+    [randn([length]), randn([length])]
+}
+
+fn positive(length: i64) -> [Tensor; 2] {
+    [rand([length]), rand([length])]
+}
+
+fn logits(length: i64) -> [Tensor; 2] {
+    [randn([length]) * 5, rand([length])]
+}
+
+fn signs(length: i64) -> [Tensor; 2] {
+    [randn([length]), randn([length]).sign()]
+}
+
+fn rows(reduction: Reduction) -> Vec<Row> {
+    macro_rules! loss {
+        ($loss:expr) => {
+            Box::new($loss.reduction(reduction))
+        };
+    }
+    vec![
+        ("mse", loss!(MseLoss::new()), reals),
+        ("l1", loss!(L1Loss::new()), reals),
+        ("smooth l1", loss!(SmoothL1Loss::new().beta(0.7)), reals),
+        ("huber", loss!(HuberLoss::new().delta(1.3)), reals),
+        ("charbonnier", loss!(CharbonnierLoss::new()), reals),
+        ("cauchy", loss!(CauchyLoss::new().scale(0.3)), reals),
+        ("geman-mcclure", loss!(GemanMcClureLoss::new()), reals),
+        ("welsch", loss!(WelschLoss::new()), reals),
+        ("log-cosh", loss!(LogCoshLoss::new()), reals),
+        ("quantile", loss!(QuantileLoss::new().quantiles(0.2)), reals),
+        ("msle", loss!(MsleLoss::new()), positive),
+        ("mape", loss!(MapeLoss::new()), positive),
+        ("bce with logits", loss!(BceWithLogitsLoss::new()), logits),
+        ("sigmoid focal", loss!(SigmoidFocalLoss::new().gamma(1.7)), logits),
+        ("poisson", loss!(PoissonNllLoss::new()), logits),
+        ("soft margin", loss!(SoftMarginLoss::new()), signs),
+        ("hinge embedding", loss!(HingeEmbeddingLoss::new()), signs),
+    ]
+}
+
+/// The loss and the gradient of the input, in double precision, given a gradient of the loss that is not 1.
+fn results(loss: &dyn Loss, [input, target]: [&Tensor; 2]) -> [Tensor; 2] {
+    let input = input.detach().set_requires_grad(true);
+    let loss = loss.f_forward(&input, target).unwrap();
+    let grad = loss.ones_like() * 0.75;
+    let gradient = Tensor::run_backward(&[(&loss * grad).sum(None)], &[&input], false, false).remove(0);
+    [loss, gradient].map(|tensor| tensor.detach().to_kind(Kind::Double))
+}
+
+fn assert_near(name: &str, actual: &Tensor, expected: &Tensor, kind: Kind) {
+    let (relative, absolute) = match kind {
+        Kind::Double => (1e-12, 1e-12),
+        Kind::Float => (2e-5, 1e-6),
+        Kind::Half => (2e-3, 1e-5),
+        _ => (1e-2, 1e-4),
+    };
+    let far = (actual - expected).abs() - (expected.abs() * relative + absolute);
+    // Infinities are equal and have no difference.
+    let far = far.masked_fill(&actual.eq_tensor(expected), 0.0);
+    assert!(far.max().double_value(&[]) <= 0.0, "{name} {kind:?}: {actual:?} {expected:?}");
+}
+
+fn check(reduction: Reduction, kind: Kind, (name, loss, draw): &Row) {
+    for length in [1, 1000, 4099] {
+        let [input, target] = draw(length).map(|tensor| tensor.to_kind(kind));
+        let arguments = [&input, &target];
+        let [value, gradient] = emulated(|| results(&**loss, arguments));
+        let [expected, of_input] = with_backend(Backend::Composite, || results(&**loss, arguments));
+        assert_near(&format!("{name}, {reduction:?} of {length}"), &value, &expected, kind);
+        assert_near(&format!("{name}, {reduction:?} of {length}, gradient"), &gradient, &of_input, kind);
+    }
+}
+
+#[test]
+fn emulated_formulas_give_what_the_composites_do() {
+    rows(Reduction::Mean).iter().for_each(|row| check(Reduction::Mean, Kind::Float, row));
+}
+
+#[test]
+fn emulated_kernels_take_every_kind_and_reduction() {
+    for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
+        for row in rows(reduction).iter().filter(|(name, ..)| ["mse", "sigmoid focal"].contains(name)) {
+            [Kind::Double, Kind::Float, Kind::Half, Kind::BFloat16]
+                .iter()
+                .for_each(|kind| check(reduction, *kind, row));
+        }
+    }
+}
+
+/// NVRTC beside the libtorch of these tests; none where that is one for the CPU alone.
+fn installed_nvrtc() -> Option<Nvrtc> {
+    let libtorch = std::fs::canonicalize(std::env::var_os("LIBTORCH")?).ok()?;
+    let folders = std::fs::read_dir(libtorch.parent()?.join("nvidia")).ok()?;
+    let files = folders.flatten().filter_map(|folder| std::fs::read_dir(folder.path().join("lib")).ok()).flatten();
+    let mut paths: Vec<_> = files.flatten().map(|file| file.path()).collect();
+    // It looks for its other part by the bare name, which is found where that is loaded.
+    paths.sort_by_key(|path| !path.to_string_lossy().contains("libnvrtc-builtins"));
+    let is_nvrtc = |path: &&std::path::PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        name.starts_with("libnvrtc") && !name.contains(".alt.")
+    };
+    let open = |path: &std::path::PathBuf| library::open(&CString::new(path.to_str()?).ok()?);
+    paths.iter().filter(is_nvrtc).filter_map(open).filter_map(Nvrtc::find).last()
+}
+
+#[test]
+fn sources_compile_for_gpus() {
+    let Some(nvrtc) = installed_nvrtc() else {
+        println!("left out: this libtorch came without NVRTC");
+        return;
+    };
+    for (_, loss, draw) in rows(Reduction::Mean) {
+        let [input, target] = draw(5).map(|tensor| tensor.to_kind(Kind::Float));
+        emulated(|| results(&*loss, [&input, &target]));
+    }
+    let known = nvrtc.architectures();
+    let newest = known.iter().max().copied().unwrap();
+    for source in SOURCES.take() {
+        for capability in [80, 90, newest] {
+            let code =
+                nvrtc.compile(&source, capability).unwrap_or_else(|log| panic!("sm_{capability}: {log}\n{source}"));
+            assert!(code.starts_with(b"\x7fELF"), "no machine code for sm_{capability}");
+        }
+    }
+    // A GPU that is newer than the compiler gets what its driver translates.
+    let kernel = "extern \"C\" __global__ void kernel() {}";
+    assert!(String::from_utf8_lossy(&nvrtc.compile(kernel, newest + 1).unwrap()).contains(".target"));
+    assert!(nvrtc.compile("not C++", 90).is_err_and(|log| log.contains("error")));
+}
