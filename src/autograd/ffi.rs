@@ -1,4 +1,4 @@
-//! The Rust side of `node.cpp`.
+//! The Rust side of `node.cpp`: the functions that it exports, and the callbacks that it calls.
 
 use std::any::Any;
 use std::ffi::{c_char, c_void};
@@ -10,12 +10,13 @@ use torch_sys::C_tensor;
 use super::{Closure, Context, call};
 use crate::LossError;
 
-/// A `std::string`.
+/// A `std::string` of C++.
 #[repr(C)]
 struct Text {
     _private: [u8; 0],
 }
 
+/// The callback of a backward pass; see [`run`].
 type Backward = unsafe extern "C" fn(
     *const c_void,
     *mut *mut C_tensor,
@@ -59,15 +60,15 @@ pub(super) fn keep_graph() -> bool {
     unsafe { tch_losses_keep_graph() }
 }
 
-/// Drops what a panic has thrown, whose own destructor may panic again.
+/// Drops the payload of a panic. The destructor of the payload may panic itself.
 pub(crate) fn drop_payload(payload: Box<dyn Any + Send>) {
     if let Err(next) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        // There is no end to who may panic where; a leak is one.
+        // The payload of that panic may panic when it is dropped, and so on. To leak it ends the chain.
         std::mem::forget(next);
     }
 }
 
-/// Attaches `closure` to `outputs`, which have no graph; `once` where its gradients cannot be differentiated.
+/// Attaches `closure` to `outputs`, which have no graph. `once` says that its gradients cannot be differentiated.
 pub(super) fn f_attach(
     outputs: &mut [Tensor],
     inputs: &[&Tensor],
@@ -78,7 +79,7 @@ pub(super) fn f_attach(
     let mut outputs: Vec<*mut C_tensor> = outputs.iter_mut().map(Tensor::as_mut_ptr).collect();
     let pointers = |tensors: &[&Tensor]| tensors.iter().map(|tensor| tensor.as_ptr()).collect::<Vec<_>>();
     let (inputs, saved) = (pointers(inputs), pointers(saved));
-    // Boxed twice: C++ holds a thin pointer.
+    // Boxed twice, because a pointer to a `dyn` is two words, and C++ holds one.
     let closure = Box::into_raw(Box::new(closure)).cast();
     let mut message = String::new();
     // SAFETY: the pointers are those of tensors that are borrowed for the call, with their true counts. The closure's
@@ -106,8 +107,8 @@ pub(super) fn f_attach(
 /// Calls the closure for C++.
 ///
 /// # Safety
-/// `closure` is that of `f_attach`. `grads` and `saved` are heap-allocated tensors that the callee owns, null for an undefined
-/// gradient; `results` are places for such tensors; `error` is a string.
+/// `closure` is that of `f_attach`. `grads` and `saved` are heap-allocated tensors that the callee owns, null for an
+/// undefined gradient; `results` are places for such tensors; `error` is a string.
 unsafe extern "C" fn run(
     closure: *const c_void,
     grads: *mut *mut C_tensor,

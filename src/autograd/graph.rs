@@ -1,14 +1,15 @@
-//! Tensors put on the graph of others.
+//! Tensors whose value is given and whose derivatives are those of others.
 
 use tch::Tensor;
 
 use super::{Context, Function, Gradients, grad_enabled};
 use crate::LossError;
 
-/// The same tensor under another name.
+/// The identity: a tensor of the same memory, with a node of its own.
 ///
-/// A gradient with respect to it leaves out what else depends on the tensor. And what comes back through it has memory of its
-/// own, where libtorch's derivative of sign(x), that of |x|, is zeros without memory, which kill who reads them.
+/// A gradient with respect to it leaves out what depends on the original tensor in other ways. And gradients that come
+/// back through it are plain, while libtorch's derivative of sign(x), which is that of |x|, is zeros without memory,
+/// and reading those through tch ends the process.
 pub(crate) fn f_alias(tensor: &Tensor) -> Result<Tensor, LossError> {
     if !grad_enabled() || !tensor.requires_grad() {
         return Ok(tensor.shallow_clone());
@@ -16,7 +17,7 @@ pub(crate) fn f_alias(tensor: &Tensor) -> Result<Tensor, LossError> {
     Function::new(&[tensor]).f_attach_one(tensor.shallow_clone(), |context| Ok(vec![context.grad(0)]))
 }
 
-/// The numbers of `values`, each with the derivatives of its one of `gradients`.
+/// The `values`, each on the graph of the gradient at its place in `gradients`.
 pub(super) fn f_on_graph_of(values: Vec<Option<Tensor>>, gradients: Vec<Option<Tensor>>) -> Gradients {
     let put = |(value, gradient): (Option<Tensor>, Option<Tensor>)| match (value, gradient) {
         (Some(value), Some(gradient)) => {
@@ -28,10 +29,11 @@ pub(super) fn f_on_graph_of(values: Vec<Option<Tensor>>, gradients: Vec<Option<T
     values.into_iter().zip(gradients).map(put).collect()
 }
 
-/// `value`, with a derivative of zero for each of `inputs` that requires one, beside those that it has.
+/// `value`, which depends on each of the `inputs` that requires a gradient, with a derivative of zero beside those that
+/// it has.
 ///
-/// A backward pass may start from a tensor that depends on something, whatever the derivative: tch ends the process where it
-/// starts from one that depends on nothing. Integers have no graph, as everywhere in libtorch.
+/// tch ends the process where a backward pass starts from a tensor that depends on nothing. So a gradient that is
+/// constant depends on its input in this way. Integers have no graph, as everywhere in libtorch.
 pub(crate) fn f_with_zero_gradients(value: Tensor, inputs: &[&Tensor]) -> Result<Tensor, LossError> {
     let inputs: Vec<&Tensor> = inputs.iter().copied().filter(|input| input.requires_grad()).collect();
     if inputs.is_empty() || !grad_enabled() || !value.is_floating_point() {

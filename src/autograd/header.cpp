@@ -1,4 +1,4 @@
-// What a tensor is beside its numbers, in one call; header.rs says why.
+// Reads the properties of a tensor in one call; header.rs says why.
 
 #include <ATen/ATen.h>
 
@@ -35,13 +35,13 @@ uint32_t form_of(const at::Tensor& tensor) {
   }
   if (tensor.is_nested()) form |= kNested;
   if (tensor.is_quantized()) form |= kQuantized;
-  // libtorch negates no Booleans, so that nothing can read these.
+  // libtorch cannot negate Booleans, so such a tensor cannot be read.
   if (tensor.is_neg() && tensor.scalar_type() == at::kBool) form |= kNegatedBoolean;
   if (tensor._is_zerotensor() || tensor.is_neg() || tensor.is_conj()) form |= kLazy;
   return form;
 }
 
-// The same as `Raw` in header.rs.
+// The layout of `Raw` in header.rs; both change together.
 struct Header {
   uint32_t form;
   int32_t kind;
@@ -76,7 +76,7 @@ unsigned tch_losses_form(const at::Tensor* tensor) {
   return tensor->defined() ? form_of(*tensor) : unsigned{kUndefined};
 }
 
-// Fills the header of a dense tensor; of any other one its form alone.
+// Fills the header of a strided tensor. Of any other tensor only the form is set.
 void tch_losses_header(const at::Tensor* tensor, Header* header) {
   *header = Header{};
   header->form = tch_losses_form(tensor);
@@ -84,7 +84,7 @@ void tch_losses_header(const at::Tensor* tensor, Header* header) {
   try {
     fill(*tensor, header);
   } catch (const std::exception&) {
-    // One whose sizes or memory cannot be asked for.
+    // A tensor whose sizes or memory libtorch does not tell.
     *header = Header{};
     header->form = kOther;
   }

@@ -1,7 +1,7 @@
-//! What a tensor is beside its numbers, in one call.
+//! The properties of a tensor (shape, strides, kind, device, layout, memory), read from libtorch in one call.
 //!
-//! tch asks libtorch for the shape, the device and the number of elements one by one, with a vector for each shape. An
-//! engine asks for all of that several times, which took as long as to compute a small loss.
+//! tch asks libtorch for each of them in a call of its own, with a vector for each shape. An engine needs them several
+//! times, which took as long as to compute a small loss.
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::marker::PhantomData;
@@ -14,7 +14,7 @@ unsafe extern "C" {
     fn tch_losses_header(tensor: *const C_tensor, header: *mut Raw);
 }
 
-/// What a tensor is beside the numbers that it holds.
+/// The layout of a tensor and whether its memory holds its values, as bits that `header.cpp` sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Form(c_uint);
 
@@ -32,13 +32,13 @@ impl Form {
         Self(unsafe { tch_losses_form(tensor.as_ptr()) })
     }
 
-    /// Whether it has strides, and memory that holds its numbers as they are.
+    /// Whether it has strides, and its memory holds its values as they are.
     pub(crate) fn is_plain(self) -> bool {
         self.0 == 0
     }
 
-    /// Whether libtorch has yet to make its numbers: zeros without memory, or a view that is negated or conjugated when it
-    /// is read.
+    /// Whether its memory does not hold its values: zeros without memory, or a view that is negated or conjugated when
+    /// it is read.
     pub(crate) fn is_lazy(self) -> bool {
         self.0 & Self::LAZY != 0
     }
@@ -52,7 +52,7 @@ impl Form {
         self.0 & Self::SPARSE != 0
     }
 
-    /// The word for a tensor that is not a dense one; none for those that are, and for the sparse.
+    /// The word for its layout in error messages; `None` for strided, sparse and undefined tensors.
     pub(crate) fn other_layout(self) -> Option<&'static str> {
         Some(match self.0 & !Self::LAZY {
             0 => return None,
@@ -66,7 +66,7 @@ impl Form {
     }
 }
 
-/// What `header.cpp` fills.
+/// The header as `header.cpp` fills it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Raw {
@@ -82,7 +82,7 @@ struct Raw {
     strides: *const i64,
 }
 
-/// What is known of a tensor as long as it is borrowed.
+/// The properties of a tensor, as long as that is borrowed.
 #[derive(Clone, Copy)]
 pub(crate) struct Header<'a> {
     raw: Raw,
@@ -92,7 +92,7 @@ pub(crate) struct Header<'a> {
 impl<'a> Header<'a> {
     const CPU: c_int = 0;
 
-    /// That of a dense tensor; of any other one only its [form](Self::form) is known.
+    /// The header of a strided tensor. Of any other tensor only the [form](Self::form) is set.
     pub(crate) fn of(tensor: &'a Tensor) -> Self {
         let mut raw = std::mem::MaybeUninit::uninit();
         // SAFETY: looks at a tensor that is borrowed for the call, and fills all of the header.
@@ -119,7 +119,7 @@ impl<'a> Header<'a> {
         self.raw.contiguous
     }
 
-    /// Whether its memory holds its elements, which are of this kind, and is that of the CPU.
+    /// Whether it is plain: strided, on the CPU, of this kind, and its memory holds its values.
     pub(crate) fn is_plain(&self, kind: Kind) -> bool {
         let has_memory = self.raw.elements == 0 || !self.raw.data.is_null();
         self.form().is_plain() && self.raw.device == Self::CPU && self.is_of(kind) && has_memory
@@ -131,7 +131,8 @@ impl<'a> Header<'a> {
         self.form().is_plain() && self.is_of(kind) && !self.raw.data.is_null()
     }
 
-    /// Whether it has neither gaps nor overlaps: its strides are a permutation of those of a contiguous one.
+    /// Whether it is dense: without gaps and overlaps in memory. Then its strides are a permutation of those of a
+    /// contiguous tensor.
     pub(crate) fn is_dense(&self) -> bool {
         if self.raw.contiguous {
             return true;
@@ -149,12 +150,11 @@ impl<'a> Header<'a> {
         true
     }
 
-    /// How many elements it has.
     pub(crate) fn elements(&self) -> usize {
         self.raw.elements
     }
 
-    /// Where its first element is; null where it has no memory.
+    /// The address of its first element; null where it has no memory.
     pub(crate) fn data(&self) -> *const c_void {
         self.raw.data
     }
@@ -171,13 +171,13 @@ impl<'a> Header<'a> {
         if self.raw.dims == 0 {
             return &[];
         }
-        // SAFETY: libtorch keeps as many numbers as long as the tensor lives and is not resized, which no operation of this
-        // crate does with a tensor that it is given.
+        // SAFETY: libtorch keeps as many numbers as long as the tensor lives and is not resized, which no operation of
+        // this crate does with a tensor that it is given.
         unsafe { std::slice::from_raw_parts(start, self.raw.dims) }
     }
 }
 
-/// The number of a kind in libtorch; none of those that no loss takes.
+/// libtorch's number of a kind; `None` for kinds that no loss takes.
 fn code(kind: Kind) -> Option<c_int> {
     Some(match kind {
         Kind::Uint8 => 0,

@@ -1,20 +1,22 @@
 //! Functions with a backward of their own, written in Rust: the `torch.autograd.Function` that tch lacks.
 //!
-//! [`Function`] attaches a Rust closure to tensors as their backward. The values are computed by whatever means, without a
-//! graph; when a backward pass reaches them, the closure gets the gradients of the outputs and returns those of the inputs.
+//! [`Function`] attaches a Rust closure to tensors as their backward. The values are computed by whatever means,
+//! without a graph; when a backward pass reaches them, the closure gets the gradients of the outputs and returns those
+//! of the inputs.
 //!
 //! * An error or a panic in the closure comes out of `f_backward` as an error; nothing unwinds through C++.
 //! * Tensors that the backward needs are [saved](Function::save): a change in place between forward and backward is an
 //!   error, and their memory is freed after the backward pass, unless it keeps the graph.
-//! * Where the backward pass itself is to be differentiated, [`Context::create_graph`] is true, and the closure must compute
-//!   with differentiable operations on the saved inputs, or return an error. A function that cannot be differentiated twice
-//!   [says so](Function::once_differentiable).
-//! * Backward passes run on libtorch's own threads, one per CUDA device, so the closure is `Send`. It may be called several
-//!   times, so it is an `Fn`. It need not be `Sync`: threads that run backward passes through one graph at the same time enter
-//!   it one after the other. So a closure does not wait for another thread that has to go through the same closure. One that
-//!   runs a backward pass of its own through the same graph comes back to itself on its own thread, as a recursive function.
-//! * Incoming gradients have memory of their own: libtorch's zeros without memory, and views that are negated when they are
-//!   read, come as plain tensors. So do the gradients that the closure returns.
+//! * Where the backward pass itself is to be differentiated, [`Context::create_graph`] is true, and the closure must
+//!   compute with differentiable operations on the saved inputs, or return an error. A function that cannot be
+//!   differentiated twice [says so](Function::once_differentiable).
+//! * Backward passes run on libtorch's own threads, one per CUDA device, so the closure is `Send`. It may be called
+//!   several times, so it is an `Fn`. It need not be `Sync`: threads that run backward passes through one graph at the
+//!   same time enter it one after the other. So a closure does not wait for another thread that has to go through the
+//!   same closure. One that runs a backward pass of its own through the same graph comes back to itself on its own
+//!   thread, as a recursive function.
+//! * Incoming gradients have memory of their own: libtorch's zeros without memory, and views that are negated when they
+//!   are read, come as plain tensors. So do the gradients that the closure returns.
 //!
 //! # Example: a straight-through estimator
 //!
@@ -60,7 +62,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-// The boundary to C++ is here, and nowhere else.
+// This module calls C++ (`node.cpp`, `header.cpp`).
 #![allow(unsafe_code)]
 
 mod ffi;
@@ -121,13 +123,15 @@ impl Context {
         ffi::grad_enabled()
     }
 
-    /// Whether another backward pass may follow through the same graph. Where none does, this is the last call of the closure.
+    /// Whether another backward pass may follow through the same graph. Where none does, this is the last call of the
+    /// closure.
     pub fn keep_graph(&self) -> bool {
         ffi::keep_graph()
     }
 
-    /// The gradients that `fused` computes. Where they are to be differentiated themselves, the same numbers, with the
-    /// derivatives of those that `differentiable` computes with a graph: what is asked for next does not change a gradient.
+    /// The gradients that `fused` computes. Where they are to be differentiated themselves, they stand on the graph of
+    /// those that `differentiable` computes: their values are the same, and their derivatives are those of the
+    /// composite. So a gradient does not depend on whether a second one is asked for.
     pub(crate) fn f_gradients(
         &self,
         fused: &dyn Fn() -> Gradients,
@@ -144,7 +148,7 @@ impl Context {
     }
 }
 
-/// Which of `inputs` a function has to give a gradient to.
+/// Whether each of the `inputs` needs a gradient.
 pub(crate) fn needed(inputs: &[&Tensor]) -> Vec<bool> {
     let enabled = ffi::grad_enabled();
     inputs.iter().map(|input| enabled && input.requires_grad()).collect()
@@ -156,11 +160,11 @@ impl<'a> Function<'a> {
         Self { inputs: inputs.to_vec(), saved: Vec::new(), once: false }
     }
 
-    /// Says that the gradients cannot be differentiated themselves: a backward pass through them is an error that says so.
-    /// The closure is then always called with gradients off, and need not care about [`Context::create_graph`].
+    /// Says that the gradients cannot be differentiated themselves: a backward pass through them is an error that says
+    /// so. The closure is then always called with gradients off, and need not care about [`Context::create_graph`].
     ///
-    /// Without this, the gradients of a closure that computes them without a graph are constants, of which libtorch has no
-    /// derivative. tch does not check that: `run_backward` on a tensor without a graph ends the process.
+    /// Without this, the gradients of a closure that computes them without a graph are constants, of which libtorch has
+    /// no derivative. tch does not check that: `run_backward` on a tensor without a graph ends the process.
     ///
     /// # Example
     ///
@@ -188,15 +192,15 @@ impl<'a> Function<'a> {
         self
     }
 
-    /// Sets the tensors that the backward closure will find in [`Context::saved`]: inputs, or tensors without a graph that
-    /// the forward pass computed. An output may be saved as a detached copy of itself, which shares its memory.
+    /// Sets the tensors that the backward closure will find in [`Context::saved`]: inputs, or tensors without a graph
+    /// that the forward pass computed. An output may be saved as a detached copy of itself, which shares its memory.
     pub fn save(mut self, saved: &[&'a Tensor]) -> Self {
         self.saved = saved.to_vec();
         self
     }
 
-    /// Returns the outputs with `backward` attached to them. Where gradients are off or no input requires one, the outputs
-    /// have no graph and the closure is dropped.
+    /// Returns the outputs with `backward` attached to them. Where gradients are off or no input requires one, the
+    /// outputs have no graph and the closure is dropped.
     ///
     /// # Errors
     /// [`LossError::Undefined`] for an undefined tensor, [`LossError::Torch`] where libtorch cannot attach the closure.
@@ -213,12 +217,14 @@ impl<'a> Function<'a> {
         named("input", &self.inputs)?;
         named("saved", &self.saved)?;
         named("output", &outputs.iter().collect::<Vec<_>>())?;
-        // Detached, so that neither a graph of the caller's nor an input handed through is taken over.
+        // Detached, so that the node is attached neither to a tensor with a graph of the caller's nor to an input that
+        // is returned as an output.
         let outputs = outputs.iter().map(Tensor::f_detach).collect::<Result<Vec<_>, _>>()?;
         self.f_attach_own_closure(outputs, backward)
     }
 
-    /// Does the same for outputs that are new tensors without a graph.
+    /// [`f_attach`](Self::f_attach) for outputs that are new tensors without a graph, so that they need not be
+    /// detached.
     pub(crate) fn f_attach_own<F>(self, outputs: Vec<Tensor>, backward: F) -> Result<Vec<Tensor>, LossError>
     where
         F: Fn(Context) -> Gradients + Send + 'static,
@@ -226,7 +232,7 @@ impl<'a> Function<'a> {
         self.f_attach_own_closure(outputs, Box::new(backward))
     }
 
-    /// The same, compiled once for all closures.
+    /// [`f_attach_own`](Self::f_attach_own), compiled once for all closures.
     fn f_attach_own_closure(self, mut outputs: Vec<Tensor>, backward: Box<Closure>) -> Result<Vec<Tensor>, LossError> {
         if !ffi::grad_enabled() || !self.inputs.iter().any(|input| input.requires_grad()) {
             return Ok(outputs);
@@ -235,7 +241,7 @@ impl<'a> Function<'a> {
         Ok(outputs)
     }
 
-    /// Does what [`f_attach`](Self::f_attach) does, for a function of one output.
+    /// [`f_attach`](Self::f_attach) for a function of one output.
     ///
     /// # Errors
     /// As [`f_attach`](Self::f_attach).
@@ -247,7 +253,8 @@ impl<'a> Function<'a> {
     }
 }
 
-/// Calls the closure for `inputs` gradients; an error or a panic becomes its text.
+/// Calls the closure, which has to return a gradient for each of so many `inputs`. An error or a panic becomes its
+/// text.
 fn call(closure: &Closure, context: Context, inputs: usize) -> Result<Vec<Option<Tensor>>, String> {
     let gradients = catch_unwind(AssertUnwindSafe(|| closure(context))).map_err(|payload| {
         let text = payload.downcast_ref::<String>().map(String::as_str);

@@ -1,7 +1,7 @@
 // Gives Rust closures a place in libtorch's autograd graph; mod.rs holds the Rust side and says why.
 //
-// A tensor crosses the boundary as a pointer to a heap-allocated at::Tensor, as in tch. Nothing unwinds across it: a C++
-// exception becomes an error text for Rust, an error of Rust becomes a C++ exception.
+// A tensor crosses the boundary as a pointer to a heap-allocated at::Tensor, as in tch. Nothing unwinds across it: a
+// C++ exception becomes an error text for Rust, an error of Rust becomes a C++ exception.
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
@@ -22,7 +22,8 @@ using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
-// Owns what it is given. A null pointer stands for an undefined gradient. On failure it returns false and has set the text.
+// Calls the Rust closure, which owns the tensors that it is given. A null pointer stands for an undefined gradient.
+// Returns false on failure, and has then set the text.
 using Backward = bool (*)(
     const void* closure,
     Tensor** grads,
@@ -34,8 +35,8 @@ using Backward = bool (*)(
     std::string* error);
 using Drop = void (*)(void* closure);
 
-// The tensor with memory that holds its numbers as they are. libtorch hands zeros through the graph that have no memory at all
-// (the second derivative of |x| is such a tensor), and lazily negated or conjugated views.
+// A tensor of the same values whose memory holds them. libtorch hands zeros without memory through the graph (the
+// second derivative of |x| is such a tensor), and views that are negated or conjugated lazily.
 Tensor plain(const Tensor& tensor) {
   if (!tensor.defined() || tensor.layout() != at::kStrided) return tensor;
   if (tensor._is_zerotensor()) return tensor.clone();
@@ -46,21 +47,23 @@ Tensor* to_heap(const Tensor& tensor) {
   return tensor.defined() ? new Tensor(tensor) : nullptr;
 }
 
-// What the gradients of a function that can be differentiated once depend on: what they depended on, by way of an error.
+// The node of the gradients of a function that can be differentiated once. It has the edges of a derivative, but its
+// backward is an error.
 struct OnceNode : Node {
   std::string name() const override {
     return "RustFunctionDifferentiatedOnce";
   }
 
   variable_list apply(variable_list&&) override {
-    TORCH_CHECK(false, "the gradient of a function that can be differentiated once was differentiated (once_differentiable)");
+    TORCH_CHECK(
+        false, "the gradient of a function that can be differentiated once was differentiated (once_differentiable)");
   }
 };
 
 struct RustNode : Node {
   std::shared_ptr<void> closure;
-  // Held while the closure runs, which is not for several threads at once. The same thread may come back: the closure may run
-  // a backward pass of its own.
+  // Held while the closure runs, so that one thread at a time is in it. Recursive, because the closure may run a
+  // backward pass that comes back to it on the same thread.
   std::recursive_mutex entered;
   Backward backward = nullptr;
   std::vector<SavedVariable> saved;
@@ -82,7 +85,8 @@ struct RustNode : Node {
       std::lock_guard<std::mutex> lock(mutex_);
       TORCH_CHECK(!released, torch::autograd::ERR_BACKWARD_TWICE);
       held = closure;
-      // Unpacking throws where a saved tensor was changed in place; so it comes before anything is on the heap.
+      // Unpacking throws where a saved tensor was changed in place, so it comes before tensors are allocated that would
+      // leak.
       variable_list unpacked;
       for (const auto& variable : saved) unpacked.push_back(variable.unpack());
       variable_list plain_grads;
@@ -129,7 +133,7 @@ struct Owner<std::shared_ptr<Node>> {
   template <typename T>
   static std::pair<T*, std::shared_ptr<Node>> make() {
     T* node = new T();
-    // Found by its argument: the releases that own nodes in another way have no such function.
+    // Found by argument-dependent lookup: releases that own nodes in another way have no `deleteNode`.
     auto release = [](auto* released) { deleteNode(released); };
     return {node, std::shared_ptr<Node>(static_cast<Node*>(node), release)};
   }
@@ -150,7 +154,7 @@ variable_list RustNode::apply(variable_list&& grads) {
   if (!once || !create_graph) return call(grads);
   variable_list results;
   {
-    // The closure need not know: what it computes has no graph.
+    // The closure need not ask whether a graph is built: gradients are off, so its results have none.
     at::AutoGradMode off(false);
     results = call(grads);
   }
@@ -178,13 +182,13 @@ bool tch_losses_grad_enabled() {
   return at::GradMode::is_enabled();
 }
 
-// Within a backward pass only.
+// Whether the backward pass that runs on this thread keeps its graph. Only to be called within one.
 bool tch_losses_keep_graph() {
   return torch::autograd::get_current_graph_task_keep_graph();
 }
 
-// Makes `outputs` the results of a node whose backward is `closure`. Takes the closure over in every case. Returns false
-// on failure, and has then handed the text to `report`.
+// Makes `outputs` the results of a node whose backward is `closure`. Takes the closure over in every case. Returns
+// false on failure, and has then handed the text to `report`.
 bool tch_losses_attach(
     Tensor** outputs,
     size_t output_count,

@@ -7,17 +7,18 @@ use crate::{LossError, check};
 
 /// Computes a scalar loss of `inputs`, given as a composition of tensor operations, and its gradient at once.
 ///
-/// The graph of the composition, with all that it keeps, is gone when this returns; what stays until the backward pass are
-/// the gradients, one tensor of the size of each input that needs one. Where they are to be differentiated themselves, the
-/// composition is computed once more with its graph, and the gradients keep their numbers.
+/// The graph of the composition, with all that it keeps, is gone when this returns; what stays until the backward pass
+/// are the gradients, one tensor of the size of each input that needs one. Where they are to be differentiated
+/// themselves, the composition is computed once more with its graph, and the gradients keep their numbers.
 ///
-/// All that `loss` depends on and that may need a gradient is in `inputs`. An input that it turns out not to depend on has a
-/// gradient of zeros. Threads that run backward passes through the result at the same time enter `loss` one after the other.
+/// All that `loss` depends on and that may need a gradient is in `inputs`. An input that it turns out not to depend on
+/// has a gradient of zeros. Threads that run backward passes through the result at the same time enter `loss` one after
+/// the other.
 ///
 /// # Errors
-/// Those of `loss`; [`LossError::Shape`] and [`LossError::Kind`] where its result, named `loss`, is to be differentiated and is
-/// not a scalar of a floating kind; [`LossError::Undefined`] for an undefined tensor, [`LossError::Torch`] where libtorch
-/// cannot differentiate it.
+/// Those of `loss`; [`LossError::Shape`] and [`LossError::Kind`] where its result, named `loss`, is to be
+/// differentiated and is not a scalar of a floating kind; [`LossError::Undefined`] for an undefined tensor,
+/// [`LossError::Torch`] where libtorch cannot differentiate it.
 ///
 /// # Example
 ///
@@ -72,11 +73,11 @@ where
     })
 }
 
-/// The gradients, with a graph of their own, of `loss` with respect to those inputs that need one. `needed` may end before
-/// the inputs do.
+/// The gradients of `loss`, times `grad`, with respect to those inputs that need one, with a graph of their own.
+/// `needed` may be shorter than `inputs`.
 ///
-/// The incoming gradient may depend on the inputs, too, and a gradient with respect to the aliases leaves that part to whoever
-/// computed it.
+/// `grad` may depend on the inputs as well. Because the gradients are those with respect to aliases of the inputs, they
+/// leave that part to whoever computed `grad`.
 pub(crate) fn f_gradients_of(
     loss: &dyn Fn(&[Tensor]) -> Result<Tensor, LossError>,
     grad: &Tensor,
@@ -88,12 +89,12 @@ pub(crate) fn f_gradients_of(
     Ok(spread(f_gradients(&value, &aliases, needed, true)?, needed))
 }
 
-/// The gradients of `value` with respect to those inputs that need one: zeros where it does not depend on them. With `create`
-/// each depends on its input, if only with a derivative of zero.
+/// The gradients of `value` with respect to those inputs that need one: zeros where it does not depend on them. With
+/// `create` the gradients have a graph, and each depends on its input, if only with a derivative of zero.
 fn f_gradients(value: &Tensor, inputs: &[Tensor], needed: &[bool], create: bool) -> Result<Vec<Tensor>, LossError> {
     let inputs: Vec<&Tensor> =
         inputs.iter().zip(needed).filter(|(_, needed)| **needed).map(|(input, _)| input).collect();
-    // libtorch ends the process where a backward pass starts from a tensor without a graph.
+    // tch ends the process where a backward pass starts from a tensor without a graph.
     let sources: Vec<&Tensor> =
         inputs.iter().copied().filter(|input| value.requires_grad() && input.requires_grad()).collect();
     let compute = || match sources[..] {
@@ -112,7 +113,7 @@ fn f_gradients(value: &Tensor, inputs: &[Tensor], needed: &[bool], create: bool)
     inputs.into_iter().map(gradient).collect()
 }
 
-/// One entry per input again.
+/// The gradients of the inputs that need one, with `None` at the places of the others.
 pub(crate) fn spread(gradients: Vec<Tensor>, needed: &[bool]) -> Vec<Option<Tensor>> {
     let mut gradients = gradients.into_iter();
     needed.iter().map(|needed| if *needed { gradients.next() } else { None }).collect()

@@ -1,4 +1,4 @@
-//! Gradients that the forward pass has computed already.
+//! Gradients that the forward pass has computed and that the backward pass scales.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,18 +7,19 @@ use tch::{Device, Kind, TchError, Tensor};
 use super::{Context, Gradients};
 use crate::LossError;
 
-/// The gradients of a scalar, kept from the forward pass to the backward pass.
+/// The gradients of a scalar loss, kept from the forward pass to the backward pass.
 ///
-/// They may be wider than the inputs, so that what is too small for half precision is still there to be scaled. The last
-/// backward pass gets the tensors themselves, scaled in place: libtorch makes the gradient of a variable of a tensor that
-/// nobody else holds, and copies any other.
+/// They may be in a wider kind than the inputs, so that numbers too small for half precision still exist when they are
+/// scaled. The last backward pass returns the kept tensors themselves, scaled in place: libtorch uses a tensor that
+/// nobody else holds as the gradient of a variable, and copies any other.
 #[derive(Debug)]
 pub(crate) struct StoredGradients(Mutex<Option<Vec<Option<Stored>>>>);
 
+/// The gradient of one input.
 #[derive(Debug)]
 pub(crate) struct Stored {
     pub(crate) gradient: Tensor,
-    /// That of the input.
+    /// The kind of the input, to which the gradient is converted.
     pub(crate) kind: Kind,
 }
 
@@ -34,7 +35,7 @@ impl StoredGradients {
         Ok(Self::new(stored.collect::<Result<_, LossError>>()?))
     }
 
-    /// The gradients, times that of the scalar.
+    /// The gradients times `grad`, the gradient of the loss.
     pub(crate) fn f_scaled(&self, context: &Context, grad: &Tensor) -> Gradients {
         // On the CPU a look at the usual gradient of 1 is cheaper than a pass over all others.
         let one = grad.device() == Device::Cpu && grad.f_double_value(&[])? == 1.0;
@@ -71,7 +72,8 @@ impl StoredGradients {
     }
 }
 
-/// Only where the first backward pass has failed after it took the gradients.
+/// The error of a second backward pass after one without `keep_graph`. libtorch reports that itself, so this happens
+/// only where the first one has failed after it took the gradients.
 fn used_up() -> LossError {
     TchError::Torch("the gradients of the forward pass were used by an earlier backward pass".into()).into()
 }

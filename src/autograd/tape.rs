@@ -1,27 +1,28 @@
-//! Steps that know how their gradients go back, behind one node of libtorch.
+//! A tape: a computation of several steps, each with the gradient of its arguments, that is one node of libtorch.
+//! Losses of pairs put their steps on it (unit vectors, their products or distances, the terms of the pairs).
 //!
-//! A node costs libtorch some microseconds in each direction, as much as a step of a small batch.
+//! A node for each step would cost some microseconds in each direction, as much as the step of a small batch.
 
 use tch::Tensor;
 
 use super::{Context, Function, Gradients, f_gradients_of, needed, spread};
 use crate::LossError;
 
-/// What a step's gradients are computed of.
+/// What the gradients of a step's arguments are computed from.
 pub(crate) struct Backward<'a> {
     pub(crate) arguments: &'a [&'a Tensor],
     pub(crate) result: &'a Tensor,
-    /// That of the result.
+    /// The gradient of the result.
     pub(crate) grad: &'a Tensor,
     /// Which arguments need a gradient.
     pub(crate) needed: &'a [bool],
 }
 
-/// The gradients of a step's arguments.
+/// Computes the gradients of a step's arguments.
 type Pull = dyn Fn(Backward) -> Gradients + Send;
 
-/// What `steps` compute of the `inputs` on a tape, as a function of one node; where they return none or the gradient is to be
-/// differentiated itself, what `otherwise` computes with a graph.
+/// The result of `steps` of the `inputs` on a tape, as one node. By `otherwise`, a function with a graph, where the
+/// steps return `None` because an engine does not take the call, and where the gradient is to be differentiated itself.
 pub(crate) fn f_taped<S, C>(inputs: &[&Tensor], steps: S, otherwise: C) -> Result<Tensor, LossError>
 where
     S: FnOnce(&mut Tape, &[Place]) -> Result<Option<Place>, LossError>,
@@ -45,16 +46,18 @@ pub(crate) struct Tape {
     inputs: usize,
     /// The inputs, then the results of the steps.
     values: Vec<Tensor>,
+    /// Whether each of the values needs a gradient.
     needed: Vec<bool>,
     steps: Vec<Step>,
 }
 
+/// A step: its arguments, and the gradients of these.
 struct Step {
     arguments: Vec<Place>,
     pull: Box<Pull>,
 }
 
-/// Where a tape has a tensor.
+/// The index of a tensor on a tape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place(usize);
 
@@ -69,7 +72,7 @@ impl Tape {
         &self.values[place.0]
     }
 
-    /// Adds what was computed of `arguments`.
+    /// Adds a `value` that was computed from `arguments`, and how their gradients are computed.
     pub(crate) fn add<F>(&mut self, value: Tensor, arguments: &[Place], pull: F) -> Place
     where
         F: Fn(Backward) -> Gradients + Send + 'static,
@@ -85,7 +88,8 @@ impl Tape {
     }
 
     fn f_attach(self, inputs: &[&Tensor], result: Place, composite: Box<Composite>) -> Result<Tensor, LossError> {
-        // Another tensor of the same numbers: one that the closure held would hold the node, and that the closure.
+        // Another tensor of the same memory. The closure keeps the tape: if the result on it had the node, the node
+        // would keep itself alive.
         let value = self.value(result).f_detach()?;
         let backward = move |context: Context| {
             let needed = &self.needed[..self.inputs];
@@ -96,7 +100,8 @@ impl Tape {
         Ok(Function::new(inputs).save(inputs).f_attach_own(vec![value], backward)?.remove(0))
     }
 
-    /// The gradients of the inputs, given that of a result.
+    /// The gradients of the inputs, given `grad`, that of `result`: goes through the steps in reverse order and adds up
+    /// the gradients of all uses of a value.
     fn f_gradients(&self, inputs: &[Tensor], result: Place, grad: Tensor) -> Gradients {
         let values: Vec<&Tensor> = inputs.iter().chain(&self.values[self.inputs..]).collect();
         let mut gradients: Vec<Option<Tensor>> = values.iter().map(|_| None).collect();
@@ -129,7 +134,7 @@ mod tests {
     use super::*;
     use crate::kernels::NumberOperations;
 
-    /// Σ x² y by two steps, of which each takes x.
+    /// Σ x² y in two steps, each of which uses x.
     fn f_taped_product(x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
         let steps = |tape: &mut Tape, places: &[Place]| {
             let [x, y] = [places[0], places[1]];

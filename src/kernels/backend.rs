@@ -1,17 +1,21 @@
+//! //! The choice between fused engines and tensor operations: by process, by thread, by what the processor can.
+
 use std::cell::Cell;
 use std::sync::OnceLock;
 
 use super::cpu::simd::has_vectors;
 
-/// What computes the losses that have a fused engine.
+/// What computes the losses that have a fused engine: the engine, or libtorch's tensor operations.
 ///
 /// The environment variable `TCH_LOSSES_BACKEND` chooses it for the whole process: `auto`, the default, or `composite`.
+/// [`with_backend`] overrides that for a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Backend {
-    /// An engine where one takes the call, otherwise tensor operations. The default, except where this crate was compiled
-    /// without optimisation: there an engine would be slower than libtorch, and there are none, unless this variable
-    /// was `auto` in the environment of the build. An engine takes no call on a processor without its vector
-    /// instructions: on x86-64 those of 2013, AVX2 and FMA.
+    /// An engine where one takes the call, otherwise tensor operations. The default, except where this crate was
+    /// compiled without optimisation: an engine would be slower than libtorch there, so none is compiled in, unless
+    /// `TCH_LOSSES_BACKEND` was `auto` in the environment of the build.
+    ///
+    /// An engine takes no call on a processor without its vector instructions: on x86-64 those of 2013, AVX2 and FMA.
     #[default]
     Auto,
     /// Tensor operations, always: those of PyTorch, with results equal bit by bit.
@@ -46,7 +50,8 @@ pub fn with_backend<T>(backend: Backend, work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// Whether the CPU's engines are to be used on this thread.
+/// Whether the CPU's engines are to be used on this thread: the backend is `Auto`, and the processor has the vector
+/// instructions.
 pub(super) fn fused() -> bool {
     is_auto() && has_vectors()
 }
@@ -56,6 +61,7 @@ pub(super) fn is_auto() -> bool {
     CHOSEN.get().unwrap_or_else(of_process) == Backend::Auto
 }
 
+/// The backend that the environment chooses, read once.
 fn of_process() -> Backend {
     static BACKEND: OnceLock<Backend> = OnceLock::new();
     *BACKEND.get_or_init(|| match std::env::var("TCH_LOSSES_BACKEND").as_deref() {
@@ -69,7 +75,7 @@ fn of_process() -> Backend {
     })
 }
 
-/// See build.rs.
+/// The backend where the environment names none. `build.rs` sets `tch_losses_unoptimised`.
 fn default() -> Backend {
     if cfg!(tch_losses_unoptimised) { Backend::Composite } else { Backend::Auto }
 }

@@ -1,4 +1,9 @@
-//! From a pass of an engine over memory to a loss with a graph.
+//! What turns an engine into a loss with a graph: the trait that most engines implement, and [`f_dispatch`], which
+//! calls them.
+//!
+//! `f_dispatch` decides what is computed when: where the reduction allows it, the engine computes the loss and its
+//! gradient in one pass, in the forward call. The backward closure then multiplies the stored gradient by that of the
+//! loss. Otherwise it runs the engine again.
 
 use tch::{Kind, Tensor};
 
@@ -9,29 +14,32 @@ use crate::autograd::{self, Context, Function, StoredGradients};
 use crate::numeric::f_widely_alike;
 use crate::{LossError, Reduction};
 
-/// What computes losses of some arguments, the first of which tells the kind: one of a floating kind.
+/// An engine with its formula: computes the losses of some tensors, its arguments. The first one has the kind of all,
+/// which is a floating kind.
 pub(super) trait Engine: Send + 'static {
-    /// Whether some arguments have no loss. It is NaN there, and the composite is asked for the error.
+    /// Whether the losses are undefined for some values of the arguments, such as an invalid label. They are NaN there,
+    /// and the composite is then called, because it returns the error.
     fn is_partial(&self) -> bool {
         false
     }
 
-    /// How many of the arguments, the first ones, have a gradient.
+    /// How many of the arguments can have a gradient. They are the first ones.
     fn differentiable(&self) -> usize {
         usize::MAX
     }
 
-    /// How many losses the arguments have.
+    /// How many losses the arguments have, by which a mean divides.
     fn count(&self, arguments: &[&Tensor]) -> usize;
 
-    /// Each loss, and their sum.
+    /// The sum of the losses, and the tensor of all of them.
     fn f_losses(&self, arguments: &[&Tensor]) -> Result<(f64, Tensor), LossError>;
 
-    /// The sum of the losses, and those derivatives that are wanted, times `factor`.
+    /// The sum of the losses, and for each argument that is `wanted` the derivative of the losses times `factor`. The
+    /// sum itself is not multiplied by the factor.
     fn f_sum(&self, arguments: &[&Tensor], factor: Factor, wanted: &[bool]) -> Result<(f64, Vec<Tensor>), LossError>;
 }
 
-/// The tensor operations that define a loss of some arguments.
+/// The tensor operations that define a loss, called with the same arguments as its engine.
 pub(crate) type Composite = Box<dyn Fn(&[&Tensor]) -> Result<Tensor, LossError> + Send>;
 
 /// A `composite` of `N` arguments.
@@ -42,17 +50,17 @@ where
     Box::new(move |arguments| composite(first(arguments)))
 }
 
-/// The first of the arguments.
+/// The first `N` arguments, as an array.
 pub(super) fn first<'a, const N: usize>(arguments: &[&'a Tensor]) -> [&'a Tensor; N] {
     std::array::from_fn(|position| arguments[position])
 }
 
-/// A composite that computes half precision in single precision; see [`f_widely_alike`].
+/// A composite that computes half precision in single precision, as the engines do; see [`f_widely_alike`].
 pub(crate) fn widely(composite: Composite) -> Composite {
     Box::new(move |arguments| f_widely_alike(arguments, &composite))
 }
 
-/// Calls a function of the numbers that arguments of a floating kind are computed in.
+/// Calls a function with the number type that engines compute this kind in: `f64` for double precision, else `f32`.
 macro_rules! by_width {
     ($kind:expr, $function:ident($($argument:expr),* $(,)?)) => {
         match $kind {
@@ -63,21 +71,22 @@ macro_rules! by_width {
 }
 pub(super) use by_width;
 
-/// What the derivatives are multiplied by.
+/// What the derivatives are multiplied by: the gradient that comes in from what follows the loss, and the reduction's
+/// scale.
 #[derive(Clone, Copy)]
 pub(super) enum Factor<'a> {
     /// The same number for all losses.
     Number(f64),
-    /// A number for each loss.
+    /// A tensor with a number for each loss, for losses that are not reduced.
     Tensor(&'a Tensor),
 }
 
-/// How long the rows of a tensor are, along its last dimension.
+/// The length of the rows of a tensor: the size of its last dimension, 1 for a scalar.
 pub(super) fn row_length(rows: &Tensor) -> usize {
     rows.size().last().map_or(1, |length| *length as usize)
 }
 
-/// What the derivatives of the losses of rows are multiplied by.
+/// [`Factor`] for engines of one loss per row, with the numbers of a tensor read out.
 pub(super) enum RowFactors {
     Number(f64),
     Rows(Vec<f64>),
@@ -91,6 +100,7 @@ impl RowFactors {
         })
     }
 
+    /// The factor of the loss of this row.
     pub(super) fn of_row(&self, row: usize) -> f64 {
         match self {
             Self::Number(number) => *number,
@@ -99,14 +109,14 @@ impl RowFactors {
     }
 }
 
-/// What becomes of the losses.
+/// How the losses are reduced.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Reduce {
-    /// They are returned.
+    /// Not at all: the tensor of all losses is returned.
     No,
     /// Their mean.
     Mean,
-    /// Their sum times a number.
+    /// Their sum, times this number.
     Sum(f64),
 }
 
@@ -120,8 +130,8 @@ impl From<Reduction> for Reduce {
     }
 }
 
-/// The reduced losses of `arguments`, plain tensors of which the first tells the kind, by `engine`; by the `composite` where
-/// the kind is not one of an engine.
+/// The losses of `arguments`, reduced, with a graph: by `engine`, or by the `composite` where the kind is no floating
+/// kind that engines compute. The arguments are plain tensors, and the first one has the kind of the result.
 pub(super) fn f_dispatch(
     engine: Box<dyn Engine>,
     arguments: &[&Tensor],
@@ -132,7 +142,8 @@ pub(super) fn f_dispatch(
     f_dispatch_to(kind, engine, arguments, reduce, composite)
 }
 
-/// The same, of which a reduced loss has this floating `result` kind, as that of the `composite` has.
+/// [`f_dispatch`] with another kind of the result: a reduced loss has the floating kind `result`, which is that of the
+/// `composite`'s result.
 pub(super) fn f_dispatch_to(
     result: Kind,
     engine: Box<dyn Engine>,

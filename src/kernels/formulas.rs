@@ -1,22 +1,26 @@
-//! What a loss gives to an engine: its formula, as Rust that is the same for all numbers.
+//! The formulas that a loss file gives to an engine, as traits: one for each family of engines.
+//!
+//! A formula is written once for all number types ([`Real`]), and returns the loss together with its derivatives.
+//! Engines inline it into their innermost loop. That is why the methods called there are to be `#[inline(always)]`.
 
 use std::array::from_fn;
 
 use super::number::Real;
 
-/// A loss of one element, given `N` numbers for it.
+/// The loss of one element, a function of `N` numbers: the formula of the engine `pointwise`.
 pub(crate) trait Pointwise<const N: usize>: Copy + Send + Sync + 'static {
-    /// Whether some arguments have no loss. It is NaN there, and the composite is asked for the error.
+    /// Whether the loss is undefined for some values of the arguments, such as a target out of range. It is NaN there,
+    /// and the composite is then called, because it returns the error.
     const PARTIAL: bool = false;
 
-    /// The loss and its partial derivatives. To be `#[inline(always)]`.
+    /// The loss and its partial derivatives with respect to the arguments. To be `#[inline(always)]`.
     fn evaluate<R: Real>(self, arguments: [R; N]) -> (R, [R; N]);
 }
 
 /// A formula of `N` numbers, so that what follows from its type can be implemented for all formulas.
 pub(super) struct Typed<P, const N: usize>(pub(super) P);
 
-/// A formula whose losses are multiplied by a last argument.
+/// A formula whose loss is multiplied by one more argument, the weight, which is the last one.
 #[derive(Clone, Copy)]
 pub(crate) struct Weighted<P>(pub(crate) P);
 
@@ -40,65 +44,69 @@ impl<P: Pointwise<3>> Pointwise<4> for Weighted<P> {
     }
 }
 
-/// `M` numbers made of `N`.
+/// `M` numbers of one element, functions of `N` others: the formula of the engine `map`.
 pub(crate) trait Map<const N: usize, const M: usize>: Copy + Send + Sync + 'static {
-    /// The numbers. To be `#[inline(always)]`.
+    /// The `M` numbers. To be `#[inline(always)]`.
     fn evaluate<R: Real>(self, arguments: [R; N]) -> [R; M];
 
-    /// The derivatives with respect to the arguments, given those with respect to the numbers. To be `#[inline(always)]`.
+    /// The derivatives of a loss with respect to the arguments, given `of_numbers`, its derivatives with respect to the
+    /// `M` numbers. To be `#[inline(always)]`.
     fn derive<R: Real>(self, arguments: [R; N], of_numbers: [R; M]) -> [R; N];
 }
 
-/// A loss of one row.
+/// The loss of one row of logits x with the target class t: the formula of the engine `softmax`.
 pub(crate) trait RowLoss: Copy + Send + Sync + 'static {
-    /// The loss, given log p\[t\] and log Σ exp(x), and its derivatives with respect to both. To be `#[inline(always)]`.
+    /// The loss, given log p\[t\] and log Σ exp(x), and its derivatives with respect to these two. To be
+    /// `#[inline(always)]`.
     fn evaluate<R: Real>(self, log_p: R, log_sum: R) -> (R, [R; 2]);
 }
 
-/// The terms of a loss, each of the probability p of one class, and their derivatives with respect to log p. To be
-/// `#[inline(always)]`.
+/// The terms of a loss that is a sum over the classes: the formula of the engine `class_terms`. Each term is a function
+/// of the probability p of one class, and comes with its derivative with respect to log p. To be `#[inline(always)]`.
 pub(crate) trait ClassTerms: Copy + Send + Sync + 'static {
-    /// The term of the target's class, also of a p of 0 with a log p of −∞.
+    /// The term of the target's class. It has to be right for p = 0 with log p = −∞ too.
     fn of_target<R: Real>(self, log_p: R, p: R) -> (R, R);
-    /// The term of any other class, likewise.
+    /// The term of any other class. It has to be right for log p = −∞ too.
     fn of_other<R: Real>(self, log_p: R) -> (R, R);
 }
 
-/// A loss of `N` embeddings and a label, by `S` sums over their numbers.
+/// The loss of `N` embeddings and a label, a function of `S` sums over the embeddings' numbers (such as a dot product):
+/// the formula of the engine `embedding`.
 pub(crate) trait Embedding<const N: usize, const S: usize>: Copy + Send + Sync + 'static {
-    /// The sums with the terms of one place of the embeddings added. To be `#[inline(always)]`.
+    /// The sums after the terms of one place of the embeddings have been added to them. To be `#[inline(always)]`.
     fn add<R: Real>(self, numbers: [R; N], sums: [R; S]) -> [R; S];
 
-    /// The loss of the sums, and its derivatives with respect to them.
+    /// The loss, and its derivatives with respect to the sums.
     fn loss(self, sums: [f64; S], label: f64) -> (f64, [f64; S]);
 
-    /// The derivatives with respect to the numbers of one place, given those with respect to the sums. To be
-    /// `#[inline(always)]`.
+    /// The derivatives of the loss with respect to the embeddings' numbers at one place, given `of_sums`, those with
+    /// respect to the sums. To be `#[inline(always)]`.
     fn derive<R: Real>(self, numbers: [R; N], of_sums: [R; S]) -> [R; N];
 }
 
-/// The errors of the elements of a class and of others, and their weights.
+/// The errors that are sorted and the weights that they get: the formula of the engine `ranks` (the Lovász losses).
 pub(crate) trait Ranked: Copy + Send + Sync + 'static {
-    /// By what a number is ranked: its error, or what has the same order; what its weight is multiplied by; and the derivative of
-    /// that.
+    /// Three numbers of an element x, which is in the class or not (`own`): the key by which it is sorted (its error,
+    /// or what has the same order); what its weight is multiplied by; and the derivative of the latter.
     fn error<R: Real>(self, x: R, own: bool) -> [R; 3];
 
-    /// The weights of the errors in descending order, one after the other, given whether each is of the class, of which there are
-    /// `total`.
+    /// A function that is called for each error in descending order and returns its weight. It is told whether the
+    /// element is in the class, of which there are `total` elements.
     fn weights(self, total: usize) -> impl FnMut(bool) -> f64;
 }
 
-/// Where the numbers of the pairs of one label are in an array of two.
+/// Index into arrays of two: the numbers of pairs with the same label (positives).
 pub(crate) const SAME: usize = 0;
-/// Where those of the pairs of two labels are.
+/// Index into arrays of two: the numbers of pairs with different labels (negatives).
 pub(crate) const OTHER: usize = 1;
 
-/// The terms of pairs.
+/// The terms of pairs, functions of the matrix element x of the pair (a similarity or a distance): the formula of the
+/// engines `pairs` and `triplets`.
 pub(crate) trait PairTerms: Copy + Send + Sync + 'static {
-    /// The term of a pair of one label, and its derivative. To be `#[inline(always)]`.
+    /// The term of a pair with the same label, and its derivative. To be `#[inline(always)]`.
     fn same<R: Real>(self, x: R) -> (R, R);
 
-    /// The same of a pair of two labels.
+    /// The term of a pair with different labels, and its derivative. To be `#[inline(always)]`.
     fn other<R: Real>(self, x: R) -> (R, R);
 }
 
@@ -109,29 +117,29 @@ pub(crate) fn scaled<R: Real>(x: R, margin: f64, scale: f64) -> (R, R) {
     ((x - R::of(margin)) * scale, scale)
 }
 
-/// A loss of each row, of the soft maxima of its terms.
+/// A loss of each row of the matrix, a function of the sums and of log Σ exp (the soft maximum) of its terms.
 pub(crate) trait SoftPairs: PairTerms {
-    /// The loss of what the terms of a row sum up to, and its derivatives.
+    /// The loss of a row, and its derivatives with respect to these sums.
     fn loss(self, sums: &PairSums) -> (f64, PairSlopes);
 
-    /// Whether a row has a loss at all.
+    /// Whether a row has a loss at all. Others count neither in the sum nor in the mean.
     fn exists(self, _: &PairSums) -> bool {
         true
     }
 }
 
-/// What the terms of a row sum up to, those of one label and those of two.
+/// The sums of a row's terms. The arrays have those of pairs with the same label at [`SAME`], the others at [`OTHER`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct PairSums {
     /// The greatest terms, −∞ where there are none.
     pub(super) most: [f64; 2],
-    /// Σ exp(t − the greatest)
+    /// Σ exp(t − `most`) over the terms t
     pub(super) exponentials: [f64; 2],
-    /// Σ t
+    /// Σ t over the terms t
     pub(crate) sums: [f64; 2],
     /// How many they are.
     pub(crate) counts: [f64; 2],
-    /// The row's number beside the matrix, where there is one.
+    /// A number of the row that is not in the matrix, where the engine is given one.
     pub(crate) own: Option<f64>,
 }
 
@@ -145,7 +153,7 @@ impl PairSums {
     }
 }
 
-/// Derivatives with respect to sums.
+/// The derivatives of a row's loss with respect to log Σ exp(t), Σ t and the `own` number of [`PairSums`].
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(crate) struct PairSlopes {
     pub(crate) log_sum_exp: [f64; 2],
@@ -153,15 +161,16 @@ pub(crate) struct PairSlopes {
     pub(crate) own: f64,
 }
 
-/// A loss of a pair of one label.
+/// The loss of each pair with the same label, given the negatives of its row (NT-Xent, lifted structure): the formula
+/// of the engine `positives`.
 pub(crate) trait Positives: Copy + Send + Sync + 'static {
-    /// Whether the negatives of the column count beside those of the row; the matrix is square then.
+    /// Whether the negatives of the pair's column count as well as those of its row. The matrix is square then.
     const BOTH: bool;
 
-    /// The term of a pair of two labels, and its derivative. To be `#[inline(always)]`.
+    /// The term of a pair with different labels, and its derivative. To be `#[inline(always)]`.
     fn negative<R: Real>(self, x: R) -> (R, R);
 
-    /// The loss, given log Σ exp of the terms of the row and of the column, −∞ where there are none; and its derivatives with
-    /// respect to all three.
+    /// The loss of the pair with the matrix element `x`, given log Σ exp over the `negatives` of its row and of its
+    /// column, −∞ where there are none; and its derivatives with respect to these three numbers.
     fn loss(self, x: f64, negatives: [f64; 2]) -> (f64, [f64; 3]);
 }

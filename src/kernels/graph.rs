@@ -6,8 +6,6 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::{Add, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
-#[cfg(test)]
-use super::number::choose;
 use super::number::{Mask, Real};
 
 /// The place of a number or of a mask in the graph that this thread records.
@@ -160,68 +158,6 @@ impl Recording {
             }
         }
         (0..self.nodes.len()).filter(|index| needed[*index]).map(|index| Id(index as u32)).collect()
-    }
-
-    /// What the formula gives for these numbers.
-    #[cfg(test)]
-    pub(super) fn interpret<R: Real<Mask = bool>>(&self, arguments: &[R]) -> Vec<R> {
-        let (mut numbers, mut masks) = (vec![R::of(0.0); self.nodes.len()], vec![false; self.nodes.len()]);
-        for (index, node) in self.nodes.iter().enumerate() {
-            let number = |id: Id| numbers[id.index()];
-            match *node {
-                Node::Compare(comparison, a, b) => {
-                    let (a, b) = (number(a), number(b));
-                    masks[index] = match comparison {
-                        Comparison::Less => a.less(b),
-                        Comparison::LessEqual => a.less_equal(b),
-                        Comparison::Equal => a.equal(b),
-                        Comparison::Unequal => a.unequal(b),
-                    };
-                }
-                Node::Logic(logic, a, b) => {
-                    let (a, b) = (masks[a.index()], masks[b.index()]);
-                    masks[index] = match logic {
-                        Logic::And => a & b,
-                        Logic::Or => a | b,
-                        Logic::Xor => a ^ b,
-                    };
-                }
-                Node::Always(holds) => masks[index] = holds,
-                Node::Argument(position) => numbers[index] = arguments[position as usize],
-                Node::Literal(bits) | Node::Parameter(bits) => numbers[index] = R::of(f64::from_bits(bits)),
-                Node::Smallest => numbers[index] = R::smallest(),
-                Node::Unary(unary, a) => {
-                    let a = number(a);
-                    numbers[index] = match unary {
-                        Unary::Negate => -a,
-                        Unary::Abs => a.abs(),
-                        Unary::Sqrt => a.sqrt(),
-                        Unary::Exp => a.exp(),
-                        Unary::ExpOfNegative => a.exp_of_negative(),
-                        Unary::ExpOfModerate => a.exp_of_moderate(),
-                        Unary::ExpM1 => a.exp_m1(),
-                        Unary::Ln => a.ln(),
-                        Unary::Ln1p => a.ln_1p(),
-                        Unary::Ln1pUnit => a.ln_1p_unit(),
-                        Unary::Atan => a.atan(),
-                        Unary::Tanh => a.tanh(),
-                    };
-                }
-                Node::Binary(binary, a, b) => {
-                    let (a, b) = (number(a), number(b));
-                    numbers[index] = match binary {
-                        Binary::Add => a + b,
-                        Binary::Subtract => a - b,
-                        Binary::Multiply => a * b,
-                        Binary::Divide => a / b,
-                        Binary::Max => a.max(b),
-                    };
-                }
-                Node::MulAdd(a, b, c) => numbers[index] = number(a).mul_add(number(b), number(c)),
-                Node::Choose(mask, yes, no) => numbers[index] = choose(masks[mask.index()], number(yes), number(no)),
-            }
-        }
-        self.outputs.iter().map(|id| numbers[id.index()]).collect()
     }
 }
 

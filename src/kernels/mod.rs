@@ -1,13 +1,45 @@
 //! Fused engines: a loss and its gradient in one pass over memory.
 //!
-//! An engine takes a formula and does the rest: threads, vector instructions, reduction, kinds, layouts, the graph. What it
-//! does not take, and second derivatives, go to the composite of tensor operations that defines the loss.
+//! An engine takes a formula from a loss file and does the rest: threads, vector instructions, reduction, kinds,
+//! layouts, the graph. An engine knows no loss. What it does not take, and second derivatives, go to the composite.
+//!
+//! # The way of a call
+//!
+//! 1. A loss file checks the arguments and calls an engine's entry (`f_pointwise`, `f_softmax`, …) with its formula,
+//!    the tensors, the reduction and its composite.
+//! 2. The entry looks whether the engine takes the call: [`takes`], the kinds, the layouts. If not, the composite
+//!    computes the loss, or the entry returns `None` and the loss file calls the composite.
+//! 3. The engine makes the outputs (`cpu/output.rs`): the losses, where they are not reduced, and the gradient, where
+//!    one is needed and can be computed in the forward pass.
+//! 4. It cuts the elements, rows or pixels into tasks and gives these to the threads (`cpu/parallel`).
+//! 5. A task goes through its part block by block. Half precision is widened into a buffer; a kernel computes the block
+//!    in vector instructions (`cpu/simd.rs`) with the formula inlined, and writes losses and gradients to the outputs.
+//! 6. The sums of the tasks are added up in their order, in double precision.
+//! 7. The loss becomes a tensor with one node of libtorch's graph (`autograd::Function`). Its backward scales the
+//!    gradient that the forward pass has computed, or runs the engine again. A second derivative comes from the
+//!    composite.
+//!
+//! # Words
+//!
+//! * **formula**: the loss of an element, row or pair and its derivatives, as a trait of `formulas.rs`; from a loss
+//!   file.
+//! * **composite**: the tensor operations that define a loss.
+//! * **kernel**: a loop over slices that is compiled for vector instructions (`cpu/simd.rs`).
+//! * **lane**: one number of a vector register. `Lane` is its type in formulas; sums have one accumulator per lane.
+//! * **block**: the elements that a kernel works on at a time; a few arrays of them fit the first-level cache.
+//! * **task**: the part of a call that one thread takes at a time. Tasks depend on the size of the call alone.
+//! * **wide**: `f32` or `f64`, the types that kernels compute in. Half precision is widened to `f32`.
+//! * **plain**, of a tensor: strided, on the CPU, of the expected kind, with memory that holds its values.
+//! * **dense**, of a tensor: without gaps and overlaps in memory, though its dimensions may be permuted.
+//! * **row**: the numbers that one loss is computed from, such as the scores of one sample for all classes.
+//! * **pixel**: a row whose classes are not the last dimension. The numbers of a class lie beside each other for
+//!   pixels.
 
 // Engines read and write the memory of tensors.
 #![allow(unsafe_code)]
-// Several arrays with one index are what the compiler makes vector instructions of.
+// The compiler vectorises loops that read several arrays by one index.
 #![allow(clippy::needless_range_loop)]
-// Adapters' closures may be compiled apart from a kernel, without its instructions; see `simd::Kernel`.
+// The closure of an adapter may be compiled as a function without a kernel's instructions; see `simd::Kernel`.
 #![allow(clippy::manual_find, clippy::manual_map)]
 
 use tch::{Device, Kind, Tensor};
@@ -46,13 +78,13 @@ pub(crate) use number_operations::{Number, NumberOperations};
 pub(crate) use pointwise::{f_pointwise, f_pointwise_to};
 pub(crate) use tensors::{f_own, f_plain};
 
-/// Whether engines are used for this input.
+/// Whether an engine may be used for this input: it is on the CPU, and the [backend](backend::fused) has engines.
 pub(crate) fn takes(input: &Tensor) -> bool {
     backend::fused() && input.device() == Device::Cpu
 }
 
-/// `tensor` in the kind of `input`, to be read by an engine beside it; none where no engine takes both, or where that kind
-/// cannot hold its numbers.
+/// `tensor` in the kind of `input`, so that an engine can read both. `None` where no engine takes both, or where that
+/// kind cannot hold the numbers of `tensor`.
 pub(crate) fn f_beside(input: &Tensor, tensor: &Tensor) -> Result<Option<Tensor>, LossError> {
     let (kind, own) = (input.f_kind()?, tensor.f_kind()?);
     if !takes(input) || tensor.device() != Device::Cpu {

@@ -1,7 +1,9 @@
-//! Arithmetic of formulas, written so that the compiler makes vector instructions of a loop over it.
+//! The arithmetic of formulas: the trait [`Real`], and functions that several losses share, such as sigmoids and
+//! powers.
 //!
-//! Each function is free of branches and calls. They are inlined into loops that are compiled for vector instructions
-//! (see `cpu::simd`), or executed once on symbols, which record what is done with them.
+//! Each function is free of branches and calls, and is inlined into a kernel, so that the compiler makes vector
+//! instructions of the loop around it. The functions take any [`Real`]: in kernels of the CPU that is a `Lane`, and a
+//! `Symbol` where the formula is recorded for another device.
 
 use std::ops::{Add, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
 
@@ -53,9 +55,9 @@ pub(crate) trait Real:
     fn abs(self) -> Self;
     fn sqrt(self) -> Self;
     fn exp(self) -> Self;
-    /// exp(`self`) of a number ≤ 0, at less cost: 0 where the result is not a normal number.
+    /// exp(`self`) of a number ≤ 0, at less cost than [`exp`](Self::exp): 0 where the result is not a normal number.
     fn exp_of_negative(self) -> Self;
-    /// exp(`self`) of a number up to 80, at the same cost.
+    /// exp(`self`) of a number up to 80, at the cost of [`exp_of_negative`](Self::exp_of_negative).
     #[inline(always)]
     fn exp_of_moderate(self) -> Self {
         self.exp_of_negative()
@@ -75,7 +77,7 @@ pub(crate) trait Real:
     fn ln_1p(self) -> Self {
         let one = Self::of(1.0);
         let sum = one + self;
-        // What the sum has lost is put back, divided by the derivative's denominator.
+        // The rounding error of the sum is added back: log(s + e) is log s + e / s for a small e.
         let lost = self - (sum - one);
         let exact = lost.equal(Self::of(0.0)) | sum.equal(Self::of(f64::INFINITY));
         sum.ln() + choose(exact, Self::of(0.0), lost / sum)
@@ -89,23 +91,23 @@ pub(crate) trait Real:
         choose(self.less(Self::of(0.0)), -tanh, tanh)
     }
 
-    /// The larger one, the other one where one is NaN. Kept in an array this is written always; what `choose` keeps there
-    /// is written under a mask, which is slow.
+    /// The larger one; where one is NaN, the other one. For a running maximum in an array: this is stored
+    /// unconditionally, while a `choose` becomes a store under a mask, which is slow.
     fn max(self, other: Self) -> Self;
 
-    /// The larger one, NaN where `self` is.
+    /// The larger of `self` and `other`; NaN where `self` is NaN.
     #[inline(always)]
     fn at_least(self, other: Self) -> Self {
         choose(self.less(other), other, self)
     }
 
-    /// The smaller one, NaN where `self` is.
+    /// The smaller of `self` and `other`; NaN where `self` is NaN.
     #[inline(always)]
     fn at_most(self, other: Self) -> Self {
         choose(self.greater(other), other, self)
     }
 
-    /// Whether it is not NaN, which is the one that differs from itself.
+    /// Whether it is not NaN. NaN alone differs from itself.
     #[inline(always)]
     fn is_number(self) -> Self::Mask {
         self.equal(self)
@@ -118,7 +120,7 @@ pub(crate) trait Real:
         choose(self.greater(zero), one, choose(self.less(zero), -one, zero))
     }
 
-    /// The same, NaN for NaN.
+    /// −1, 0 or 1; NaN for NaN.
     #[inline(always)]
     fn sign_or_nan(self) -> Self {
         let zero = Self::of(0.0);
@@ -133,20 +135,21 @@ pub(crate) trait Real:
     }
 }
 
-/// `yes` where the condition holds, else `no`. Both are computed, so that no branch is needed.
+/// `yes` where the condition holds, else `no`. Both are computed, so that the compiler needs no branch.
 #[inline(always)]
 pub(crate) fn choose<T, M: Mask<T>>(condition: M, yes: T, no: T) -> T {
     condition.choose(yes, no)
 }
 
-/// The sigmoid of `x`, that of −x, and log(1 + exp(−|x|)), of one exponential.
+/// σ(x), σ(−x) and log(1 + exp(−|x|)), from one exponential.
 #[inline(always)]
 pub(crate) fn sigmoids<R: Real>(x: R) -> (R, R, R) {
     let one = R::of(1.0);
     let e = (-x.abs()).exp();
     let sum = one + e;
     let rounded = one / sum;
-    // What the sum and the quotient have lost is put back: losses have powers of these, which multiply their error.
+    // The rounding errors of the sum and of the quotient are put back: losses take powers of these sigmoids, which
+    // multiply their error.
     let lost = (-rounded).mul_add(e - (sum - one), (-rounded).mul_add(sum, one));
     let large = rounded.mul_add(lost, rounded);
     let small = choose(e.greater(R::of(0.5)), one - large, e * large);
@@ -154,29 +157,31 @@ pub(crate) fn sigmoids<R: Real>(x: R) -> (R, R, R) {
     (choose(positive, large, small), choose(positive, small, large), e.ln_1p_unit())
 }
 
-/// `share · whole`, 0 where the share is 0: a share of nothing is nothing, also of what is infinite. A sum over all shares is NaN
-/// where what is shared is.
+/// `share · whole`, and 0 where the share is 0, even of an infinite or NaN `whole`. Where several shares of a NaN add
+/// up to more than 0, one of them is not 0, so that the sum of the parts is NaN.
 #[inline(always)]
 pub(crate) fn part<R: Real>(share: R, whole: R) -> R {
     choose(share.equal(R::of(0.0)), R::of(0.0), share * whole)
 }
 
-/// `y` where it is a share, from 0 to the `whole`, and NaN elsewhere.
+/// `y` where it is from 0 to `whole`, and NaN elsewhere.
 #[inline(always)]
 pub(crate) fn share_or_nan<R: Real>(y: R, whole: f64) -> R {
     choose(y.greater_equal(R::of(0.0)) & y.less_equal(R::of(whole)), y, R::of(f64::NAN))
 }
 
-/// What the losses of a logit x are made of. All of it has its digits for every logit, and its limit for an infinite one.
+/// What losses of a logit x are made of. Each number is accurate for every logit, and has its limit for an infinite
+/// one.
 #[derive(Clone, Copy)]
 pub(crate) struct Logit<R> {
-    /// The probabilities σ(x) of yes and σ(−x) of no.
+    /// The probabilities σ(x) of the label 1 and σ(−x) of the label 0.
     pub(crate) p: R,
     pub(crate) q: R,
-    /// −log σ(x), which a yes costs, and −log σ(−x), which a no does.
+    /// The cross entropy with the label 1, −log σ(x), and with the label 0, −log σ(−x).
     pub(crate) of_yes: R,
     pub(crate) of_no: R,
-    /// What both cost, log(1 + exp(−|x|)), and what a no and a yes cost beside it, max(x, 0) and max(−x, 0).
+    /// The part that both have in common, log(1 + exp(−|x|)); what the label 0 costs beside it, max(x, 0); and what the
+    /// label 1 does, max(−x, 0).
     log: R,
     above: R,
     below: R,
@@ -190,42 +195,44 @@ impl<R: Real> Logit<R> {
         Self { p, q, of_yes: log + below, of_no: log + above, log, above, below }
     }
 
-    /// The cross entropy with a label y. What a yes and a no have in common is no difference of the two, which would cancel
-    /// for a label far outside \[0, 1\].
+    /// The cross entropy with a label y. The common part is added once: y `of_yes` + (1 − y) `of_no` would cancel for a
+    /// label far outside \[0, 1\].
     #[inline(always)]
     pub(crate) fn entropy(self, y: R) -> R {
         self.log + part(y, self.below) + part(R::of(1.0) - y, self.above)
     }
 
-    /// Its derivative σ(x) − y with respect to the logit. For x > 0 it is of 1 − σ(x), since the difference would lose the
-    /// digits of a confident one.
+    /// The derivative of [`entropy`](Self::entropy) with respect to the logit, σ(x) − y. For x > 0 it is computed from
+    /// σ(−x), since σ(x) near 1 has lost the digits of 1 − σ(x).
     #[inline(always)]
     pub(crate) fn slope(self, y: R) -> R {
         choose(self.p.greater_equal(self.q), R::of(1.0) - y - self.q, self.p - y)
     }
 
-    /// The cross entropy of which the part of a yes has a weight, and its derivative with respect to the logit.
+    /// The cross entropy whose term of the label 1 is multiplied by `pos_weight`, and its derivative with respect to
+    /// the logit.
     #[inline(always)]
     pub(crate) fn weighted(self, y: R, pos_weight: R) -> (R, R) {
         let (one, yes) = (R::of(1.0), pos_weight * y);
         let no = one - y;
-        // The sum is exact for a label in [0, 1] whatever the weight, and cancels for others.
+        // The sum does not cancel for a label in [0, 1], whatever the weight; for other labels the second form does
+        // not.
         let inside = y.greater_equal(R::of(0.0)) & y.less_equal(one);
         let both = choose(inside, no + yes, one + (pos_weight - one) * y);
-        // Not of `yes`, which may be infinite where nothing is below.
+        // Not of `yes`: that may be infinite, and `below` 0.
         let loss = self.log * both + part(pos_weight, part(y, self.below)) + part(no, self.above);
         (loss, choose(self.p.greater_equal(self.q), no - self.q * both, self.p * both - yes))
     }
 
-    /// How far the sigmoid is from the wrong answer to y: y σ(−x) + (1 − y) σ(x).
+    /// The probability of the wrong label, for a soft label y: y σ(−x) + (1 − y) σ(x).
     #[inline(always)]
     pub(crate) fn missing(self, y: R) -> R {
         y * self.q + (R::of(1.0) - y) * self.p
     }
 }
 
-/// `base` to the power of an exponent, both at least 0, and its derivative. The exponent is `WHOLE`, or `exponent` where that is
-/// [`ANY`].
+/// `base` to the power of an exponent, both at least 0, and the derivative of it with respect to the base. The exponent
+/// is the constant `WHOLE`, which saves the logarithm, or the argument `exponent` where `WHOLE` is [`ANY`].
 #[inline(always)]
 pub(crate) fn powers<R: Real, const WHOLE: usize>(base: R, exponent: f64) -> (R, R) {
     let (zero, one, two) = (R::of(0.0), R::of(1.0), R::of(2.0));
@@ -236,7 +243,7 @@ pub(crate) fn powers<R: Real, const WHOLE: usize>(base: R, exponent: f64) -> (R,
         _ => {
             let power = base.power(R::of(exponent));
             let slope = R::of(exponent) * base.power(R::of(exponent - 1.0));
-            // A power below 1 has a vertical tangent at 0.
+            // With an exponent below 1 the derivative at 0 is infinite; 0 is returned instead.
             let vertical = R::of(exponent).less(one) & base.less(R::smallest());
             (power, choose(vertical, zero, slope))
         }

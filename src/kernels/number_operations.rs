@@ -1,7 +1,7 @@
-//! Tensor operations with a number.
+//! Tensor operations with a number, such as `f_mul_number`, which return libtorch's errors.
 //!
-//! Those of tch panic where libtorch rejects the call or has no memory left: tch frees the number before it looks at the error,
-//! and the freeing finds it. These return the error. `clippy.toml` forbids the ones of tch.
+//! Those of tch (`f_mul_scalar`, …) panic where libtorch rejects the call or has no memory left: tch frees the number
+//! before it looks at the error, and the freeing finds the error and panics. `clippy.toml` forbids the ones of tch.
 
 use std::ffi::{CStr, c_int};
 
@@ -9,7 +9,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::c_generated::*;
 use torch_sys::{C_scalar, C_tensor};
 
-/// An integer or a floating number, which libtorch tells apart where it finds the kind of a result.
+/// An integer or a floating number. libtorch promotes kinds differently for the two.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Number {
     Integer(i64),
@@ -29,7 +29,7 @@ macro_rules! numbers {
 }
 numbers!(i32 => Integer, i64 => Integer, f32 => Float, f64 => Float);
 
-/// A [`Number`] for libtorch, freed when it is dropped.
+/// A [`Number`] on libtorch's heap, freed when it is dropped.
 struct Scalar(*mut C_scalar);
 
 impl Scalar {
@@ -49,7 +49,8 @@ impl Drop for Scalar {
     }
 }
 
-/// The tensor that `operation` puts at the place it is given, or libtorch's error.
+/// Calls `operation` with a place for its result and with the numbers. Returns the tensor that it has put there, or
+/// libtorch's error.
 ///
 /// # Safety
 /// `operation` calls one function of libtorch's C interface, with pointers that are alive, and writes no other tensor.
@@ -68,7 +69,7 @@ fn pointers<const N: usize>(scalars: &[Scalar; N]) -> [*mut C_scalar; N] {
     std::array::from_fn(|index| scalars[index].0)
 }
 
-/// The error that libtorch's C interface has kept for this thread, which is taken from it.
+/// Takes the error that libtorch's C interface has kept for this thread.
 fn f_last_error() -> Result<(), TchError> {
     // SAFETY: it returns null, or a C string on the heap that is the caller's.
     let text = unsafe { torch_sys::get_and_reset_last_err() };
@@ -118,8 +119,8 @@ macro_rules! operations {
             ) -> Result<Tensor, TchError>;
         }
 
-        // SAFETY of all calls below: tensors are borrowed for the call, lengths are those of the slices, and each function
-        // writes one new tensor. One in place returns the tensor itself under another pointer.
+        // SAFETY of all calls below: tensors are borrowed for the call, lengths are those of the slices, and each
+        // function writes one new tensor. One in place returns the tensor itself under another pointer.
         impl NumberOperations for Tensor {
             $(
                 fn $name(&self, number: impl Into<Number>) -> Result<Tensor, TchError> {
@@ -149,7 +150,12 @@ macro_rules! operations {
                 unsafe { f_call([number.into()], |out, [number]| atg_masked_fill_(out, of(self), of(mask), number)) }
             }
 
-            fn f_scatter_number(&self, dim: i64, index: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError> {
+            fn f_scatter_number(
+                &self,
+                dim: i64,
+                index: &Tensor,
+                number: impl Into<Number>,
+            ) -> Result<Tensor, TchError> {
                 let call = |out, [number]: [_; 1]| {
                     // SAFETY: see above.
                     unsafe { atg_scatter_value(out, of(self), dim, of(index), number) }

@@ -1,4 +1,4 @@
-//! What engines of every device ask of tensors.
+//! What engines ask of tensors, whatever the device.
 
 use tch::{Kind, Tensor};
 
@@ -6,14 +6,14 @@ use crate::LossError;
 use crate::autograd::{Form, Header};
 use crate::numeric::is_half;
 
-/// Whether gradients of arguments of this kind are computed in the forward pass, to be multiplied by the one of the
-/// loss in the backward pass. In `f16` they could underflow, where that one is a scale against it.
+/// Whether gradients of this kind are computed in the forward pass and kept, to be multiplied by the gradient of the
+/// loss in the backward pass. Not in `f16`: they could underflow there before a loss scale multiplies them.
 pub(super) fn is_stored(kind: Kind) -> bool {
     kind != Kind::Half
 }
 
-/// Whether a stored gradient of this kind can be multiplied by `grad`, that of the loss. In half precision it loses
-/// digits unless this is a power of two, as the usual 1 is.
+/// Whether a stored gradient of this kind can be multiplied by `grad`, the gradient of the loss, without a second
+/// rounding. In half precision that needs a power of two, as the usual 1 is.
 pub(super) fn f_keeps_digits(kind: Kind, grad: &Tensor) -> Result<bool, LossError> {
     if !is_half(kind) {
         return Ok(true);
@@ -23,20 +23,20 @@ pub(super) fn f_keeps_digits(kind: Kind, grad: &Tensor) -> Result<bool, LossErro
     Ok(factor.is_normal() && fraction == 0)
 }
 
-/// `tensor`, which is dense, as one whose memory holds its numbers: itself, or a copy without a graph where libtorch has yet to
-/// make them.
+/// `tensor`, which is dense, as one whose memory holds its values: itself, or a copy without a graph where libtorch
+/// negates or conjugates it lazily, or keeps its zeros without memory.
 pub(crate) fn f_plain(tensor: &Tensor) -> Result<Tensor, LossError> {
     if Form::of(tensor).is_lazy() { f_own(tensor) } else { Ok(tensor.shallow_clone()) }
 }
 
-/// A contiguous copy of `tensor` without a graph, which nobody else can write to.
+/// A contiguous copy of `tensor` without a graph. It shares no memory, so nobody else can write to it.
 pub(crate) fn f_own(tensor: &Tensor) -> Result<Tensor, LossError> {
     let mut copy = Tensor::f_empty(tensor.size(), (tensor.f_kind()?, tensor.device()))?;
     copy.f_copy_(&tensor.f_detach()?)?;
     Ok(copy)
 }
 
-/// What `work` makes of tensors with [one memory layout](f_one_layout).
+/// Calls `work` with these tensors in [one memory layout](f_one_layout).
 pub(super) fn f_in_one_layout<T>(
     tensors: &[&Tensor],
     work: impl FnOnce(&[&Tensor]) -> Result<T, LossError>,
@@ -51,7 +51,8 @@ fn are_contiguous(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|tensor| Header::of(tensor).is_contiguous())
 }
 
-/// `tensors` with one memory layout, that of the first where it has no gaps: themselves, or copies without a graph.
+/// `tensors` with one memory layout, so that one index finds the same element in all of them: the layout of the first
+/// one where that is dense, else the contiguous one. Those of another layout are copied without a graph.
 pub(super) fn f_one_layout(tensors: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
     if are_contiguous(tensors) {
         return Ok(tensors.iter().map(|tensor| tensor.shallow_clone()).collect());

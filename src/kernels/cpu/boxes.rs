@@ -1,4 +1,7 @@
-//! The engine of losses of pairs of boxes, four numbers each that lie side by side.
+//! The engine of losses of pairs of boxes, four numbers each that lie side by side: GIoU, DIoU and CIoU.
+//!
+//! The formula is one of `pointwise` with the eight numbers of two boxes. A block is transposed into a column for each
+//! of the eight, so that kernels run over pairs, and the gradients are transposed back.
 
 use std::ops::Range;
 
@@ -15,14 +18,14 @@ use crate::kernels::backend;
 use crate::kernels::engine::{Composite, Engine, Factor, Reduce, composite_of, f_dispatch};
 use crate::kernels::formulas::Pointwise;
 
-/// How many pairs of boxes are worked on at a time.
+/// How many pairs of boxes a block has.
 const PAIRS: usize = 64;
 
-/// The numbers of a box.
+/// How many numbers a box has.
 const CORNERS: usize = 4;
 
-/// The reduced losses of boxes `[*, 4]` by `formula`, whose arguments are the numbers of both, or by the `composite` of tensor
-/// operations where the engine does not take the call.
+/// The losses of pairs of boxes `[*, 4]`, reduced, by `formula`, whose arguments are the numbers of the first box and
+/// then those of the second; by the `composite` of tensor operations where the engine does not take the call.
 pub(crate) fn f_boxes<P, C>(
     formula: P,
     boxes: [&Tensor; 2],
@@ -50,12 +53,13 @@ fn f_pairs(engine: Pairs, boxes: &[&Tensor], reduce: Reduce, composite: Composit
     f_dispatch(Box::new(engine), boxes, reduce, composite)
 }
 
-/// A formula without its type, which the engine calls once for each block.
+/// A formula without its type. The engine calls it once for each block.
 trait Formula: OfPairs<f32> + OfPairs<f64> + Send + Sync {}
 
-/// What a formula makes of a block of pairs.
+/// Computes the losses and derivatives of a block.
 trait OfPairs<W>: Sync {
-    /// Computes the losses of the numbers of the pairs, and where there are factors, the derivatives, times these.
+    /// Computes the losses of the pairs in `columns`, and where there are factors, the derivatives times these, into
+    /// `of`.
     fn evaluate(
         &self,
         columns: &Columns<W>,
@@ -65,10 +69,10 @@ trait OfPairs<W>: Sync {
     );
 }
 
-/// One number of each pair, for each of the numbers of both boxes.
+/// A block of pairs: a column for each of the eight numbers.
 type Columns<W> = [[W; PAIRS]; 2 * CORNERS];
 
-/// The formula of a type.
+/// A formula as a [`Formula`], compiled for its type.
 struct Typed<P>(P);
 
 impl<P: Pointwise<8>> Formula for Typed<P> {}
@@ -140,7 +144,7 @@ fn f_sum<W: Wide>(
     Ok((sum, gradients.into_iter().flatten().map(Output::into_tensor).collect()))
 }
 
-/// Runs over all pairs. Returns the sum of the losses.
+/// Computes all pairs: writes the losses and gradients where there are outputs for them, returns the sum of the losses.
 fn f_run<W: Wide>(
     formula: &dyn OfPairs<W>,
     boxes: &[&Tensor],
@@ -154,7 +158,7 @@ fn f_run<W: Wide>(
     Ok(parallel::sum(numbers[0].len(), PAIRS * CORNERS, |range| job.task(range.start / CORNERS..range.end / CORNERS)))
 }
 
-/// What all threads work on.
+/// A call, which all threads share.
 struct Job<'a, W> {
     formula: &'a (dyn OfPairs<W> + 'a),
     numbers: [Numbers<'a, W>; 2],
@@ -163,19 +167,21 @@ struct Job<'a, W> {
     gradients: &'a [Option<Output<W>>; 2],
 }
 
+/// What the derivatives are multiplied by: one number, or a number for each pair.
 enum Factors<'a, W> {
     Number(f64),
     Pairs(Numbers<'a, W>),
 }
 
 impl<W: Wide> Job<'_, W> {
-    /// The sum of the losses of pairs that no other thread has.
+    /// Computes pairs that no other task has. Returns the sum of their losses.
     fn task(&self, pairs: Range<usize>) -> f64 {
         let starts = pairs.clone().step_by(PAIRS);
         starts.map(|start| self.block(start..pairs.end.min(start + PAIRS))).sum()
     }
 
-    /// The sum of the losses of some pairs. A last block that is not full is filled up with boxes of zeros.
+    /// Computes a block of pairs. Returns the sum of their losses. A last block that is not full is filled up with
+    /// boxes of zeros, so that kernels have loops of a fixed length.
     fn block(&self, pairs: Range<usize>) -> f64 {
         let (zero, length) = (W::default(), pairs.len());
         let corners = pairs.start * CORNERS..pairs.end * CORNERS;
@@ -209,7 +215,7 @@ impl<W: Wide> Job<'_, W> {
     }
 }
 
-/// The numbers of boxes, each in a column of its own.
+/// The kernel that transposes boxes into columns.
 struct Split<'a, W> {
     boxes: &'a [W; PAIRS * CORNERS],
     columns: &'a mut [[W; PAIRS]; CORNERS],
@@ -228,7 +234,7 @@ impl<W: Wide> Kernel<W> for Split<'_, W> {
     }
 }
 
-/// The columns side by side again.
+/// The kernel that transposes columns into boxes.
 struct Join<'a, W> {
     columns: &'a [[W; PAIRS]; CORNERS],
     boxes: &'a mut [W; PAIRS * CORNERS],
@@ -247,7 +253,7 @@ impl<W: Wide> Kernel<W> for Join<'_, W> {
     }
 }
 
-/// The losses of a block, and their derivatives, times the factors, where they are wanted.
+/// The kernel of a block's losses and, with `GRADIENTS`, their derivatives times the factors.
 struct Losses<'a, W, P, const GRADIENTS: bool> {
     formula: P,
     columns: &'a Columns<W>,

@@ -1,4 +1,8 @@
-//! The engine of losses with a term for every class of a softmax, not for the target alone.
+//! The engine of losses with a term for every class of a softmax, not for the target alone: the asymmetric loss of one
+//! label.
+//!
+//! With the slopes s\[c\] of the terms with respect to log p\[c\] and S = Σ s, the gradient of a row is s\[c\] − p\[c\]
+//! S.
 
 use std::ops::Range;
 
@@ -14,8 +18,8 @@ use crate::LossError;
 use crate::kernels::formulas::ClassTerms;
 use crate::kernels::number::choose;
 
-/// The reduced loss of `rows`, whose classes are the last dimension; `None` where the engine does not take the call. Second
-/// derivatives are those of the `composite` of input and target.
+/// The losses of `rows`, whose classes are the last dimension, reduced. `None` where the engine does not take the call.
+/// Second derivatives are those of the `composite` of input and target.
 pub(crate) fn f_class_terms<F, C>(
     formula: F,
     rows: &Rows,
@@ -29,6 +33,7 @@ where
     f_rows(OfTerms(formula), rows, reduction, composite)
 }
 
+/// The formula as a [`RowFormula`].
 #[derive(Clone, Copy)]
 struct OfTerms<F>(F);
 
@@ -50,16 +55,16 @@ impl<F: ClassTerms> OfTerms<F> {
     }
 }
 
-/// Room for the numbers of a row.
+/// The buffers of a row.
 struct Room<W> {
-    /// The exponentials, then the probabilities.
+    /// The exponentials, and later the probabilities.
     p: Vec<W>,
     terms: Vec<W>,
-    /// The derivatives of the terms with respect to log p.
+    /// The derivatives of the terms with respect to log p; 0 at the target's class.
     slopes: Vec<W>,
 }
 
-/// One row: stores its gradient, returns the loss.
+/// The kernel of one row: writes its gradient, returns the loss.
 struct TermsRow<'a, W, F> {
     job: &'a Job<'a, W>,
     formula: F,
@@ -96,7 +101,7 @@ impl<W: Wide, F: ClassTerms> Kernel<W> for TermsRow<'_, W, F> {
             let of_others = R::of(simd::sum::<W, R>(slopes));
             let of_p = factor * (of_others + slope);
             let gradient = |i: usize, slope| (R::new(slope) * factor - R::new(p[i]) * of_p).get();
-            // Not with p − 1, which loses the digits of a p near 1.
+            // At the target s − p S is computed as s (1 − p) − p (S − s): p near 1 has lost the digits of 1 − p.
             let own = factor * (slope * rest * reciprocal - R::new(p[class]) * of_others);
             job.store_gradient(row * job.classes, slopes, gradient, Some((class, own.get())));
         }

@@ -1,6 +1,8 @@
-//! The engine of the Euclidean distances of all pairs of rows of two matrices, by their differences.
+//! The engine of the Euclidean distances of all pairs of rows of two matrices, from their differences. Losses of pairs
+//! and triplets use it.
 //!
-//! A few rows of the one meet a few numbers of the other at a time, which stay in registers until they are done.
+//! Like a matrix product, it computes [`ROWS`] rows by [`LANES`] columns of the result at a time, whose sums stay in
+//! registers. The gradient is a sum of the same form, so that one kernel ([`Task`]) with two formulas serves both.
 
 use std::ops::Range;
 
@@ -16,14 +18,15 @@ use crate::LossError;
 use crate::kernels::backend;
 use crate::kernels::number::{Real, choose};
 
-/// How many rows are worked on at a time.
+/// How many rows of the result are computed at a time.
 const ROWS: usize = 4;
-/// How many numbers of each row's result are: the lanes of vectors.
+/// How many columns of the result are computed at a time.
 const LANES: usize = 16;
-/// How many terms are summed up by themselves, so that long sums lose few digits.
+/// How many terms are added up before their sum is added to the total, so that long sums lose few digits.
 const TERMS: usize = 32;
 
-/// ‖aᵢ − bⱼ‖ for all rows i of `a` and j of `b`, `[N, M]` without a graph; `None` where the engine does not take them.
+/// ‖aᵢ − bⱼ‖ for all rows i of `a` and j of `b`, as `[N, M]` without a graph. `None` where the engine does not take the
+/// call.
 pub(crate) fn f_distances(a: &Tensor, b: &Tensor) -> Result<Option<Tensor>, LossError> {
     if !takes([a, b])? {
         return Ok(None);
@@ -34,7 +37,8 @@ pub(crate) fn f_distances(a: &Tensor, b: &Tensor) -> Result<Option<Tensor>, Loss
     }))
 }
 
-/// Σⱼ `grad`ᵢⱼ (aᵢ − bⱼ) / `distances`ᵢⱼ for all rows i of `a`, without those of distance 0; `None` as above.
+/// The gradient of `a`, given `grad`, that of the distances: Σⱼ `grad`ᵢⱼ (aᵢ − bⱼ) / `distances`ᵢⱼ for all rows i of
+/// `a`. Pairs of distance 0 add nothing. `None` where the engine does not take the call.
 pub(crate) fn f_distance_slopes(
     grad: &Tensor,
     a: &Tensor,
@@ -59,7 +63,7 @@ fn takes<const N: usize>(tensors: [&Tensor; N]) -> Result<bool, LossError> {
 
 fn f_run_distances<T: Wide>(a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {
     let (rows, columns) = (f_contiguous(a)?, b.size()[0] as usize);
-    // The terms of a sum are the numbers of a row.
+    // A sum runs over the numbers of a row.
     let numbers = Packed::<T>::f_new(&b.f_detach()?.f_transpose(0, 1)?)?;
     let output = Output::<T>::f_of_size(&[a.size()[0], b.size()[0]])?;
     let (a, terms) = (elements::<T>(&rows), numbers.terms);
@@ -71,7 +75,7 @@ fn f_run_distances<T: Wide>(a: &Tensor, b: &Tensor) -> Result<Tensor, LossError>
 
 fn f_run_slopes<T: Wide>(grad: &Tensor, a: &Tensor, b: &Tensor, distances: &Tensor) -> Result<Tensor, LossError> {
     let [grad, a, distances] = [f_contiguous(grad)?, f_contiguous(a)?, f_contiguous(distances)?];
-    // The terms of a sum are the rows.
+    // A sum runs over the rows of `b`.
     let numbers = Packed::<T>::f_new(&b.f_detach()?)?;
     let output = Output::<T>::f_of_size(&a.size())?;
     let columns = a.size()[1] as usize;
@@ -91,7 +95,8 @@ fn f_contiguous(tensor: &Tensor) -> Result<Tensor, LossError> {
     Ok(tensor.f_detach()?.f_contiguous()?)
 }
 
-/// Calls `task` with all rows, a few at a time: the first one, and how many. A row has so much `work`.
+/// Calls `task` for all rows, at most [`ROWS`] at a time, with the first one and how many they are. A row costs so much
+/// `work`, in elements.
 fn each_rows(rows: usize, work: usize, task: impl Fn([usize; 2]) + Sync) {
     parallel::sum(rows.div_ceil(ROWS) * ROWS * work, ROWS * work, |range| {
         for first in (range.start / work..range.end / work).step_by(ROWS) {
@@ -101,7 +106,8 @@ fn each_rows(rows: usize, work: usize, task: impl Fn([usize; 2]) + Sync) {
     });
 }
 
-/// A matrix whose rows are the terms of sums, in groups of columns that lie side by side; the last one is filled up with zeros.
+/// A matrix `[terms, columns]` whose columns lie in groups of [`LANES`] side by side: `[groups, terms, LANES]`. The
+/// last group is filled up with zeros.
 struct Packed<T> {
     groups: Vec<[T; LANES]>,
     terms: usize,
@@ -121,18 +127,20 @@ impl<T: Wide> Packed<T> {
     }
 }
 
-/// What is summed up.
+/// What is summed up for a row and a column of the result.
 trait Formula<T>: Copy {
-    /// What the terms of a row need of it.
+    /// The number that a row has for a term.
     fn of_row<R: LaneOf<T>>(self, row: usize, term: usize) -> R;
-    /// What all terms of a row and of some columns need.
+    /// The numbers that a row has for some columns, whatever the term.
     fn of_columns<R: LaneOf<T>>(self, row: usize, columns: Range<usize>) -> [R; LANES];
-    /// The sum with a term added, given what was asked for above, and the number of the term.
+    /// The sum after a term has been added, given the numbers of the row and of the column, and that of the packed
+    /// matrix.
     fn add<R: Real>(of_row: R, of_column: R, number: R, sum: R) -> R;
+    /// The result, given the sum.
     fn finish<R: Real>(sum: R) -> R;
 }
 
-/// Σ (a − b)², and its root.
+/// The distances: √Σ (a − b)².
 #[derive(Clone, Copy)]
 struct Squares<'a, T> {
     a: &'a [T],
@@ -162,7 +170,7 @@ impl<T: Wide> Formula<T> for Squares<'_, T> {
     }
 }
 
-/// g / d, and 0 where d is.
+/// The kernel of the weights g / d of the slopes; 0 where d is 0.
 struct Weights<'a, T> {
     grad: &'a [T],
     distances: &'a [T],
@@ -182,12 +190,12 @@ impl<T: Wide> Kernel<T> for Weights<'_, T> {
     }
 }
 
-/// Σ w (a − b).
+/// The gradient: Σ w (a − b).
 #[derive(Clone, Copy)]
 struct Slopes<'a, T> {
     a: &'a [T],
     columns: usize,
-    /// The first of the rows that the weights are of.
+    /// The row that the first weights belong to.
     first: usize,
     terms: usize,
     weights: &'a [T],
@@ -219,7 +227,7 @@ impl<T: Wide> Formula<T> for Slopes<'_, T> {
     }
 }
 
-/// The results of a few rows.
+/// The kernel of all results of at most [`ROWS`] rows: the first one, and how many they are.
 struct Task<'a, T, F> {
     formula: F,
     numbers: &'a Packed<T>,
@@ -235,7 +243,7 @@ impl<T: Wide, F: Formula<T>> Kernel<T> for Task<'_, T, F> {
     fn run<R: LaneOf<T>>(self) {
         let [first, count] = self.rows;
         let terms = self.numbers.terms;
-        // Where there are fewer rows, the last one is computed several times.
+        // Where there are fewer rows, the last one is computed several times, so that the loops have a fixed length.
         let mut rows = [first; ROWS];
         for k in 0..count {
             rows[k] = first + k;
@@ -293,13 +301,13 @@ mod tests {
         randn(size).to_kind(kind)
     }
 
-    /// Sizes below, at and beyond what is worked on at a time.
+    /// Sizes below, at and beyond those that are computed at a time.
     #[test]
     fn distances_and_slopes_are_those_of_libtorch() {
         for (kind, tolerance) in [(Kind::Double, 1e-13), (Kind::Float, 1e-5)] {
             for (rows, others, features) in [(1, 1, 1), (3, 17, 5), (4, 16, 16), (9, 70, 33), (130, 65, 40)] {
                 let (a, b) = (normal([rows, features], kind), normal([others, features], kind));
-                // One of distance 0.
+                // Two rows of distance 0.
                 a.get(0).copy_(&b.get(0));
                 let distances = Tensor::cdist(&a, &b, 2.0, 2);
                 let grad = normal([rows, others], kind);

@@ -1,4 +1,4 @@
-//! The elements of CPU tensors as slices.
+//! The elements of CPU tensors as slices, as engines read them, and what engines require of a tensor's memory.
 
 use std::ops::Range;
 
@@ -12,10 +12,10 @@ use crate::autograd::Header;
 use crate::kernels::tensors::f_plain;
 use crate::{LossError, check};
 
-/// Room for the elements of one block.
 pub(super) type Block<W> = [W; BLOCK];
 
-/// The elements of a tensor, which an engine reads as wide numbers: as they are, or widened a block at a time.
+/// The elements of a tensor, which an engine reads as wide numbers (`f32` or `f64`): as they are, or converted from
+/// half precision a block at a time.
 #[derive(Clone, Copy)]
 pub(super) enum Numbers<'a, W> {
     Wide(&'a [W]),
@@ -26,8 +26,7 @@ pub(super) enum Numbers<'a, W> {
 impl<'a, W: Wide> Numbers<'a, W> {
     pub(super) const NONE: Self = Self::Wide(&[]);
 
-    /// Those of a tensor without gaps and overlaps, in the order of its memory. Its kind is half precision, or that
-    /// of `W`.
+    /// The elements of a dense tensor, in the order of its memory. Its kind is half precision, or that of `W`.
     pub(super) fn of(tensor: &'a Tensor) -> Self {
         match tensor.f_kind() {
             Ok(Kind::Half) => Self::Half(elements(tensor)),
@@ -45,12 +44,12 @@ impl<'a, W: Wide> Numbers<'a, W> {
         }
     }
 
-    /// How much room [`read`](Self::read) needs for so many.
+    /// A buffer for [`read`](Self::read) of up to `length` elements: empty where they need no conversion.
     pub(super) fn room(self, length: usize) -> Vec<W> {
         vec![W::default(); if matches!(self, Self::Wide(_)) { 0 } else { length }]
     }
 
-    /// The numbers in `range`: themselves, or converted into `room`.
+    /// The numbers in `range`: a part of the memory itself, or converted into `room`.
     #[inline(always)]
     pub(super) fn read<'b>(self, range: Range<usize>, room: &'b mut [W]) -> &'b [W]
     where
@@ -66,7 +65,7 @@ impl<'a, W: Wide> Numbers<'a, W> {
         }
     }
 
-    /// Writes the numbers in `range` to `places`, as many.
+    /// Copies the numbers in `range` to `places`, which has the length of the range.
     #[inline(always)]
     pub(super) fn copy(self, range: Range<usize>, places: &mut [W]) {
         match self {
@@ -75,6 +74,7 @@ impl<'a, W: Wide> Numbers<'a, W> {
         }
     }
 
+    /// Out of line, so that the conversions are not compiled into every kernel.
     #[inline(never)]
     fn widen(self, range: Range<usize>, places: &mut [W]) {
         match self {
@@ -100,7 +100,7 @@ impl<'a, W: Wide> Numbers<'a, W> {
         }
     }
 
-    /// Has the memory of those in `range` fetched, which are needed soon.
+    /// Asks the processor to load the memory of `range` into its cache, because it is read soon.
     #[inline(always)]
     pub(super) fn fetch(self, range: Range<usize>) {
         match self {
@@ -111,19 +111,19 @@ impl<'a, W: Wide> Numbers<'a, W> {
     }
 }
 
-/// Whether `tensor` is one whose elements [`elements`] gives.
+/// Whether `tensor` is plain and of this kind; see [`Header::is_plain`].
 pub(super) fn is_plain(tensor: &Tensor, kind: Kind) -> bool {
     Header::of(tensor).is_plain(kind)
 }
 
-/// Whether all tensors are such ones of one shape.
+/// Whether all tensors are plain, of this kind and of one shape.
 pub(super) fn are_alike(tensors: &[&Tensor], kind: Kind) -> bool {
     let size = Header::of(tensors[0]).size();
     let is_alike = |header: Header| header.is_plain(kind) && header.size() == size;
     tensors.iter().all(|tensor| is_alike(Header::of(tensor)))
 }
 
-/// The elements of a tensor without gaps and overlaps, in the order of its memory.
+/// The elements of a plain and dense tensor, in the order of its memory. Panics for any other tensor.
 pub(super) fn elements<T: Stored>(tensor: &Tensor) -> &[T] {
     let header = Header::of(tensor);
     assert!(header.is_plain(T::KIND) && header.is_dense());
@@ -131,7 +131,7 @@ pub(super) fn elements<T: Stored>(tensor: &Tensor) -> &[T] {
     unsafe { memory_of(header) }
 }
 
-/// The elements of a contiguous CPU tensor of 64-bit integers.
+/// The elements of a plain and contiguous tensor of 64-bit integers. Panics for any other tensor.
 pub(super) fn integers(tensor: &Tensor) -> &[i64] {
     let header = Header::of(tensor);
     assert!(header.is_plain(Kind::Int64) && header.is_contiguous());
@@ -147,12 +147,13 @@ unsafe fn memory_of<E>(header: Header<'_>) -> &[E] {
     if header.elements() == 0 {
         return &[];
     }
-    // SAFETY: a dense CPU tensor has its elements side by side from its data pointer on, of this type. They live as long as
-    // the tensor. That nobody writes to them meanwhile is what every operation of libtorch relies on.
+    // SAFETY: a plain and dense tensor has its elements side by side from its data pointer on, and the caller promises
+    // their type. They live as long as the tensor. That nobody writes to them meanwhile is what every operation of
+    // libtorch relies on.
     unsafe { std::slice::from_raw_parts(header.data().cast(), header.elements()) }
 }
 
-/// The elements of a CPU tensor of real numbers of any kind.
+/// A copy of the elements of a CPU tensor of real numbers of any kind and layout, in the order of its indices.
 pub(in crate::kernels) fn f_numbers(tensor: &Tensor) -> Result<Vec<f64>, LossError> {
     let tensor = &f_plain(tensor)?;
     let mut numbers = check::f_room(tensor.numel())?;
@@ -167,7 +168,7 @@ pub(in crate::kernels) fn f_numbers(tensor: &Tensor) -> Result<Vec<f64>, LossErr
     Ok(numbers)
 }
 
-/// Whether a tensor has neither gaps nor overlaps.
+/// See [`Header::is_dense`].
 pub(super) fn is_dense(tensor: &Tensor) -> bool {
     Header::of(tensor).is_dense()
 }

@@ -1,7 +1,9 @@
-//! The engine of losses of rows of embeddings: a few sums over the numbers of a row, and a formula of these.
+//! The engine of losses of embeddings: a formula of a few sums over the numbers of a row, such as dot products and
+//! squared lengths. Cosine embedding, triplet margin and MCC use it.
 //!
-//! A row is read twice, once for its sums and once for its gradients; the second time it is in the first cache. All threads share
-//! a row that is longer than that.
+//! A row is read twice, once for its sums and once for its gradients; the second time it is in the first-level cache.
+//! The gradient at a place is made of the numbers there and the derivatives of the loss with respect to the sums, times
+//! a factor. A row that is longer than two tasks is shared by all threads.
 
 use std::ops::Range;
 
@@ -20,9 +22,9 @@ use crate::kernels::engine::{
 };
 use crate::kernels::formulas::Embedding;
 
-/// The reduced losses of embeddings `[*, D]`, all but the last of the `arguments`, and of labels `[*]`, the last, by `formula`, or by
-/// the `composite` of tensor operations where the engine does not take the call. Losses without labels give any argument in
-/// their place.
+/// The losses of embeddings `[*, D]`, reduced, by `formula`, or by the `composite` of tensor operations where the
+/// engine does not take the call. The first `N` of the `arguments` are embeddings. One more is the labels `[*]`; losses
+/// without labels have none.
 pub(crate) fn f_embedding<const N: usize, const S: usize, const M: usize, E, C>(
     formula: E,
     arguments: [&Tensor; M],
@@ -63,19 +65,20 @@ fn takes(embeddings: usize, arguments: &[&Tensor]) -> Result<bool, LossError> {
     Ok(*columns > 0 && arguments[0].numel() > 0 && labels.iter().all(is_labels))
 }
 
-/// A formula without its type, which the engine calls once for the rows of a task.
+/// A formula without its type. The engine calls it once for the rows of a task.
 trait Formula: OfRows<f32> + OfRows<f64> + Send + Sync {}
 
-/// What a formula makes of rows.
+/// Computes the rows of a task, or a part of a long row.
 trait OfRows<W>: Sync {
-    /// Does what `part` says. Returns the sum of the losses, or else the `sums`, of which it gets those that are given.
+    /// Computes what `part` says. For whole rows it returns the sum of their losses. For a part of a row it writes the
+    /// sums to `sums`, or it reads the derivatives with respect to the sums from there.
     fn run(&self, job: &Job<W>, part: Part, sums: &mut Vec<f64>) -> f64;
 
-    /// The loss of sums, in place of which it leaves its derivatives.
+    /// The loss of a row with these sums, which are overwritten by the loss's derivatives with respect to them.
     fn loss(&self, sums: &mut [f64], label: f64) -> f64;
 }
 
-/// The formula of a type.
+/// A formula as a [`Formula`], compiled for its type.
 struct Typed<E, const N: usize, const S: usize>(E);
 
 impl<E: Embedding<N, S>, const N: usize, const S: usize> Formula for Typed<E, N, S> {}
@@ -96,7 +99,7 @@ impl<W: Wide, E: Embedding<N, S>, const N: usize, const S: usize> OfRows<W> for 
     }
 }
 
-/// The engine with a formula.
+/// The engine, with its formula.
 struct Rows {
     formula: Box<dyn Formula>,
     /// How many of the arguments are embeddings.
@@ -155,7 +158,8 @@ fn f_sum<W: Wide>(
     Ok((sum, gradients.into_iter().flatten().map(Output::into_tensor).collect()))
 }
 
-/// Runs over all rows, of as many embeddings as there are gradients. Returns the sum of the losses.
+/// Computes all rows: writes the losses and gradients where there are outputs for them, returns the sum of the losses.
+/// There are as many embeddings as `gradients`.
 fn f_run<W: Wide>(
     formula: &dyn OfRows<W>,
     arguments: &[&Tensor],
@@ -177,10 +181,11 @@ fn f_run<W: Wide>(
     Ok(parallel::rows(rows, columns, |rows| formula.run(&job, Part::Rows(rows), &mut Vec::new())))
 }
 
-/// What all threads work on.
+/// A call, which all threads share.
 struct Job<'a, W> {
     formula: &'a (dyn OfRows<W> + 'a),
     embeddings: Vec<Numbers<'a, W>>,
+    /// D, the length of an embedding.
     columns: usize,
     labels: Option<Vec<f64>>,
     factors: RowFactors,
@@ -188,21 +193,22 @@ struct Job<'a, W> {
     gradients: &'a [Option<Output<W>>],
 }
 
-/// What is to be done, by one thread alone.
+/// What one task does.
 #[derive(Clone)]
 enum Part {
-    /// All of these rows.
+    /// The losses and gradients of these rows.
     Rows(Range<usize>),
-    /// The sums of a part of a row.
+    /// The sums over a part of a row, given as positions in the embeddings.
     Sums(Range<usize>),
-    /// The gradients of a part of a row, given the derivatives with respect to the sums.
+    /// The gradients of a part of a row, given the derivatives with respect to the sums of the whole row.
     Gradients(Range<usize>),
 }
 
-/// A row of more numbers has several tasks. It depends on the row alone, so that results do not depend on the number of threads.
+/// A row of more numbers than this has several tasks. That depends on the row alone, so that results do not depend on
+/// the number of threads.
 const LONG: usize = 2 * parallel::TASK;
 
-/// Runs over a part.
+/// The kernel of a task.
 struct Task<'a, 'b, W, E, const N: usize, const S: usize> {
     job: &'a Job<'b, W>,
     formula: E,
@@ -217,7 +223,7 @@ impl<W: Wide, E: Embedding<N, S>, const N: usize, const S: usize> Kernel<W> for 
     fn run<R: LaneOf<W>>(self) -> f64 {
         let Self { job, formula, part, sums } = self;
         let mut room = Room::default();
-        // A part of a row is a row without a loss. So the loops are compiled once.
+        // A part of a row is handled as a row without a loss, so that the loops are compiled once.
         let (rows, part) = match part {
             Part::Rows(rows) => (rows, None),
             Part::Sums(range) => (0..1, Some((range, false))),
@@ -249,7 +255,7 @@ impl<W: Wide, E: Embedding<N, S>, const N: usize, const S: usize> Kernel<W> for 
     }
 }
 
-/// Room for one block of each argument and gradient.
+/// Buffers of one block: for each embedding that has to be converted, and for each gradient.
 struct Room<W, const N: usize> {
     numbers: [Block<W>; N],
     gradients: [Block<W>; N],
@@ -264,7 +270,8 @@ impl<W: Wide, const N: usize> Default for Room<W, N> {
 }
 
 impl<W: Wide> Job<'_, W> {
-    /// The loss of a row that all threads share.
+    /// Computes a row that all threads share: the sums of its parts, the loss, the gradients of its parts. Returns the
+    /// loss.
     fn long_row(&self, row: usize) -> f64 {
         let columns = self.columns;
         let part = |index: usize| {
@@ -303,7 +310,7 @@ impl<W: Wide> Job<'_, W> {
         self.labels.as_ref().map_or(0.0, |labels| labels[row])
     }
 
-    /// Writes the loss of a row that this thread alone has.
+    /// Writes the loss of a row, which no other task has.
     fn store_loss(&self, row: usize, loss: f64) {
         if let Some(losses) = self.losses {
             // SAFETY: this thread alone has this row.
@@ -311,6 +318,7 @@ impl<W: Wide> Job<'_, W> {
         }
     }
 
+    /// The sums over a range of positions.
     #[inline(always)]
     fn sums<R: LaneOf<W>, E: Embedding<N, S>, const N: usize, const S: usize>(
         &self,
@@ -329,7 +337,7 @@ impl<W: Wide> Job<'_, W> {
         sums
     }
 
-    /// Writes the gradients of a range that this thread alone has.
+    /// Writes the gradients of a range of positions, which no other task has.
     #[inline(always)]
     fn derive<R: LaneOf<W>, E: Embedding<N, S>, const N: usize, const S: usize>(
         &self,
@@ -362,7 +370,7 @@ impl<W: Wide> Job<'_, W> {
     }
 }
 
-/// The sums over a block, in a fixed order.
+/// The sums over a block, added up in a fixed order.
 #[inline(always)]
 fn add<R: LaneOf<W>, W: Wide, E: Embedding<N, S>, const N: usize, const S: usize>(
     formula: E,
@@ -384,7 +392,7 @@ fn add<R: LaneOf<W>, W: Wide, E: Embedding<N, S>, const N: usize, const S: usize
     totals
 }
 
-/// The gradients of a block.
+/// Computes the gradients of a block.
 #[inline(always)]
 fn derive<R: LaneOf<W>, W: Wide, E: Embedding<N, S>, const N: usize, const S: usize>(
     formula: E,

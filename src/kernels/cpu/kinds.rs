@@ -8,7 +8,7 @@ use tch::Kind;
 use super::lane::Scalar;
 use super::narrow::Narrow;
 
-/// What the elements of a floating tensor are stored as.
+/// A type that the elements of a floating tensor are stored as.
 pub(super) trait Stored: Copy + Send + Sync + 'static {
     const KIND: Kind;
 }
@@ -26,13 +26,13 @@ impl Stored for bf16 {
     const KIND: Kind = Kind::BFloat16;
 }
 
-/// A number type that engines compute in, and half precision is widened to.
+/// A number type that engines compute in, `f32` or `f64`. Half precision is widened to it.
 pub(super) trait Wide: Scalar + Stored {
-    /// Converts elements of half precision into numbers, as many.
+    /// Converts elements of half precision into numbers; both slices have the same length.
     fn widen<H: Narrow>(elements: &[H], numbers: &mut [Self]);
-    /// Converts numbers into elements of half precision, as many.
+    /// Converts numbers into elements of half precision; both slices have the same length.
     fn narrow<H: Narrow>(numbers: &[Self], elements: &mut [MaybeUninit<H>]);
-    /// Sorts numbers, with something beside each, in ascending order; equal ones stay as they are.
+    /// Sorts numbers, each with an index beside it, in ascending order. Equal numbers keep their order.
     fn sort(numbers: &mut [(Self, u32)]);
 }
 

@@ -1,4 +1,8 @@
-//! The engine of hinges between the score of each label of a row and those of all classes that are none.
+//! The engine of hinges between the score of each label of a row and those of all its other classes: multi-label
+//! margin.
+//!
+//! The gradient of a row is, at another class, how many labels have a hinge above 0 with it, and at a label minus how
+//! many classes have one with it; all of it over C.
 
 use std::ops::Range;
 
@@ -17,9 +21,9 @@ use crate::kernels::engine::{
 use crate::kernels::number::{Real, choose};
 use crate::{LossError, Reduction};
 
-/// Σ max(0, 1 − x\[t\] + x\[c\]) / C over the labels t of each row, which end at the first −1, and its other classes c, reduced; by
-/// the `composite` of tensor operations where the engine does not take the call. The arguments, `[N, C]` or `[C]`, are scores and
-/// labels, 64-bit integers.
+/// The losses Σ max(0, 1 − x\[t\] + x\[c\]) / C of each row, reduced: over its labels t, which end at the first −1, and
+/// its other classes c. By the `composite` of tensor operations where the engine does not take the call. The arguments,
+/// `[N, C]` or `[C]`, are scores and labels, the latter 64-bit integers.
 pub(crate) fn f_label_margin<C>(
     arguments: [&Tensor; 2],
     reduction: Reduction,
@@ -38,7 +42,7 @@ where
     f_dispatch(Box::new(LabelMargin), &arguments, Reduce::from(reduction), composite)
 }
 
-/// The engine.
+/// The engine, which has no options.
 struct LabelMargin;
 
 impl Engine for LabelMargin {
@@ -77,7 +81,8 @@ fn f_sum<W: Wide>(arguments: &[&Tensor], factor: Factor, wanted: bool) -> Result
     Ok((sum, gradient.into_iter().map(Output::into_tensor).collect()))
 }
 
-/// Runs over all rows. Returns the sum of the losses, NaN where a label is none or infinite scores have no sum.
+/// Computes all rows: writes the losses and the gradient where there are outputs for them, returns the sum of the
+/// losses. That is NaN where a label is invalid, or where infinite scores have no sum.
 fn f_run<W: Wide>(
     arguments: &[&Tensor],
     factors: &RowFactors,
@@ -107,24 +112,24 @@ fn f_run<W: Wide>(
     }))
 }
 
-/// Room for a row.
+/// The buffers of a row.
 #[derive(Default)]
 struct Row<W> {
     /// The scores of the labels.
     scores: Vec<W>,
-    /// The scores of the classes that are no label, and −∞ for the others.
+    /// The scores of all classes, with −∞ at the labels, so that these have no hinge.
     others: Vec<W>,
-    /// The derivatives of the sum of the hinges.
+    /// The derivatives of the sum of the hinges with respect to the scores.
     slopes: Vec<W>,
 }
 
 impl<W: Wide> Row<W> {
-    /// The loss, NaN where a label is none; and the slopes, where they are wanted.
+    /// The loss of a row, NaN where a label is invalid. Computes the slopes where they are `wanted`.
     fn loss(&mut self, scores: Numbers<W>, place: Range<usize>, labels: &[i64], wanted: bool) -> f64 {
         let classes = labels.len();
         self.slopes.clear();
         self.slopes.resize(classes, W::default());
-        // Those after the end of the list are to be labels too.
+        // Labels after the end of the list are checked as well, as libtorch does.
         if labels.iter().any(|label| !(-1..classes as i64).contains(label)) {
             return f64::NAN;
         }
@@ -143,20 +148,21 @@ impl<W: Wide> Row<W> {
     }
 }
 
-/// The hinge of a label's score and another one, in the order in which libtorch adds, and whether it is above 0. NaN adds nothing.
+/// The argument of the hinge of a label's `score` and an`other` one, 1 − score + other in the order in which libtorch
+/// adds, and whether it is above 0. It is not where it is NaN, so that NaN adds nothing.
 #[inline(always)]
 fn hinge<R: Real>(score: R, other: R) -> (R, R::Mask) {
     let gap = (R::of(1.0) - score) + other;
     (gap, gap.greater(R::of(0.0)))
 }
 
-/// The sum of the hinges of the labels.
+/// The kernel of a row's sum of hinges.
 struct Hinges<'a, W> {
     scores: &'a [W],
     others: &'a [W],
 }
 
-/// So many labels are summed up in single precision.
+/// How many labels' hinges are added up in the precision of the numbers, before the sum goes to double precision.
 const FEW_LABELS: usize = 16;
 
 impl<W: Wide> Kernel<W> for Hinges<'_, W> {
@@ -182,7 +188,8 @@ impl<W: Wide> Kernel<W> for Hinges<'_, W> {
     }
 }
 
-/// Counts each class whose score costs, and all that do.
+/// The kernel that adds 1 to the slope of each class that has a hinge above 0 with the label of this `score`, and
+/// returns how many classes have one.
 struct Outscored<'a, W> {
     score: W,
     others: &'a [W],
@@ -204,7 +211,7 @@ impl<W: Wide> Kernel<W> for Outscored<'_, W> {
     }
 }
 
-/// Slopes times a factor.
+/// The kernel that multiplies slopes by a factor.
 struct Scale<'a, W> {
     slopes: &'a mut [W],
     factor: f64,

@@ -1,14 +1,17 @@
-//! The numbers that formulas compute with in the loops of the CPU.
+//! The numbers that formulas compute with inside kernels: `f32` and `f64` with arithmetic, exponentials and logarithms
+//! that have no branches and no calls, so that a loop over them vectorises.
 
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 use crate::kernels::number::{Real, choose};
 
-/// A number type that kernels are compiled for.
+/// A number type that kernels are compiled for: `f32` or `f64`.
 pub(super) trait Scalar: Copy + Send + Sync + Default + PartialEq + Into<f64> + 'static {
+    /// The type of these numbers inside a kernel.
     #[doc(hidden)]
     type Lane: LaneOf<Self>;
-    /// Whether kernels of it are compiled for vectors of 512 bits; see [`Kernel::LONG`](super::simd::Kernel::LONG).
+    /// Whether kernels of this type are also compiled for vectors of 512 bits; see
+    /// [`Kernel::LONG`](super::simd::Kernel::LONG).
     #[cfg_attr(not(all(target_arch = "x86_64", feature = "avx512")), allow(dead_code))]
     const LONG: bool;
 
@@ -19,7 +22,7 @@ pub(super) trait Scalar: Copy + Send + Sync + Default + PartialEq + Into<f64> + 
     }
 }
 
-/// The lane of a number type.
+/// The type of a number `W` inside a kernel.
 pub(super) trait LaneOf<W>: Real<Mask = bool> + PartialOrd {
     fn new(number: W) -> Self;
     fn get(self) -> W;
@@ -53,7 +56,8 @@ macro_rules! scalar {
 scalar!(f32, true);
 scalar!(f64, false);
 
-/// An `f32` or `f64` in a loop that is compiled for a processor with a fused multiply-add.
+/// An `f32` or `f64` inside a kernel: a loop that is compiled for a processor with a fused multiply-add. Elsewhere
+/// `mul_add` would be a slow library call, which is why formulas are not written for `f32` and `f64` themselves.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 #[repr(transparent)]
 pub(super) struct Lane<T>(pub(super) T);
@@ -78,7 +82,7 @@ macro_rules! operators {
         }
 
         impl Lane<$number> {
-            /// A polynomial with the first coefficient in front of the highest power.
+            /// The value of a polynomial whose first coefficient is that of the highest power, by Horner's rule.
             #[inline(always)]
             fn polynomial<const N: usize>(self, coefficients: [$number; N]) -> Self {
                 let mut sum = Lane(coefficients[0]);
@@ -93,7 +97,7 @@ macro_rules! operators {
 operators!(f32: Add add, Sub sub, Mul mul, Div div);
 operators!(f64: Add add, Sub sub, Mul mul, Div div);
 
-/// What both widths share.
+/// The functions that both widths implement alike.
 macro_rules! common {
     ($number:ty) => {
         type Mask = bool;
@@ -160,15 +164,17 @@ macro_rules! common {
     };
 }
 
-/// log 2 in two parts, of which the first has so few digits that its small multiples are exact.
+/// log 2 as the sum of two numbers. The first has so few digits that its products with small integers are exact.
 const LN_2_F32: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
 const LN_2_F64: [f64; 2] = [6.931_471_803_691_238e-1, 1.908_214_929_270_587_7e-10];
 
 impl Lane<f32> {
-    /// n and exp(r) − 1 of x = n log 2 + r with |r| ≤ log(2)/2, the latter by a polynomial with an error of 1e-8.
+    /// Splits x into n log 2 + r with |r| ≤ log(2)/2. Returns n and exp(r) − 1, the latter by a polynomial with an
+    /// error of 1e-8.
     #[inline(always)]
     fn exp_parts(self) -> (i32, Self) {
-        /// Added to a small number, it leaves that number rounded to an integer in the last bits.
+        /// A number so large that its units are 1: a small number added to it is rounded to an integer, which stands in
+        /// the last bits of the sum.
         const ROUND: f32 = 12_582_912.0;
         let rounded = self.mul_add(Lane(std::f32::consts::LOG2_E), Lane(ROUND));
         let n = rounded - Lane(ROUND);
@@ -184,7 +190,7 @@ impl Lane<f32> {
         Lane(f32::from_bits((n.wrapping_add(127) << 23) as u32))
     }
 
-    /// 2ⁿ as a product, since it may be out of range itself.
+    /// Two numbers whose product is 2ⁿ, which may be out of range itself.
     #[inline(always)]
     fn powers_of_two(n: i32) -> [Self; 2] {
         let half = n >> 1;
@@ -218,7 +224,7 @@ impl Real for Lane<f32> {
         choose(n > 1, (rest + one) * low * high - one, rest.mul_add(power, power - one))
     }
 
-    /// log(x) = n log 2 + log(1 + f) with 1 + f in [√½, √2), the latter by the polynomial of Cephes' `logf`.
+    /// log(x) = n log 2 + log(1 + f) with 1 + f in [√½, √2). log(1 + f) is the polynomial of Cephes' `logf`.
     #[inline(always)]
     fn ln(self) -> Self {
         const SQRT_HALF: u32 = 0x3f35_04f3;
@@ -246,8 +252,8 @@ impl Real for Lane<f32> {
         choose(self.0 == f32::INFINITY, self, y)
     }
 
-    /// log(1 + x) = 2 artanh(s) = x − s (x − r) with s = x / (2 + x) in [0, ⅓] and r = 2 (artanh(s) / s − 1), the latter by a
-    /// polynomial of least deviation in s².
+    /// log(1 + x) = 2 artanh(s) = x − s (x − r) with s = x / (2 + x) in [0, ⅓] and r = 2 (artanh(s) / s − 1). r is a
+    /// minimax polynomial in s².
     #[inline(always)]
     fn ln_1p_unit(self) -> Self {
         let s = self / (self + Lane(2.0));
@@ -256,10 +262,11 @@ impl Real for Lane<f32> {
         ((z + z) * p - self).mul_add(s, self)
     }
 
-    /// atan(x) = θ + atan(f) with |f| ≤ tan(π/8), the latter by the polynomial of Cephes' `atanf`.
+    /// atan(x) = θ + atan(f) with |f| ≤ tan(π/8) and θ one of 0, π/4, π/2. atan(f) is the polynomial of Cephes'
+    /// `atanf`.
     #[inline(always)]
     fn atan(self) -> Self {
-        /// What π/2 has too much.
+        /// By how much the `f32` nearest to π/2 exceeds π/2.
         const REST: f32 = 4.371_139e-8;
         let (steep, middle) = (self.0 > 2.414_213_7, self.0 > 0.414_213_57);
         let one = Lane(1.0);
@@ -275,10 +282,12 @@ impl Real for Lane<f32> {
 }
 
 impl Lane<f64> {
-    /// n and exp(r) − 1 of x = n log 2 + r with |r| ≤ log(2)/2, the latter by the rational function of FreeBSD's `e_exp.c`.
+    /// Splits x into n log 2 + r with |r| ≤ log(2)/2. Returns n and exp(r) − 1, the latter by the rational function of
+    /// FreeBSD's `e_exp.c`.
     #[inline(always)]
     fn exp_parts(self) -> (i64, Self) {
-        /// Added to a small number, it leaves that number rounded to an integer in the last bits.
+        /// A number so large that its units are 1: a small number added to it is rounded to an integer, which stands in
+        /// the last bits of the sum.
         const ROUND: f64 = 6_755_399_441_055_744.0;
         let rounded = self.mul_add(Lane(std::f64::consts::LOG2_E), Lane(ROUND));
         let n = rounded - Lane(ROUND);
@@ -304,7 +313,7 @@ impl Lane<f64> {
         Lane(f64::from_bits((n.wrapping_add(1023) << 52) as u64))
     }
 
-    /// 2ⁿ as a product, since it may be out of range itself.
+    /// Two numbers whose product is 2ⁿ, which may be out of range itself.
     #[inline(always)]
     fn powers_of_two(n: i64) -> [Self; 2] {
         let half = n >> 1;
@@ -336,14 +345,15 @@ impl Real for Lane<f64> {
         choose(n > 1, (rest + one) * low * high - one, rest.mul_add(power, power - one))
     }
 
-    /// log(x) = n log 2 + log(1 + f) with 1 + f in [√½, √2), the latter by the series of FreeBSD's `e_log.c`.
+    /// log(x) = n log 2 + log(1 + f) with 1 + f in [√½, √2). log(1 + f) is the series of FreeBSD's `e_log.c`.
     #[inline(always)]
     fn ln(self) -> Self {
         const SQRT_HALF: u64 = 0x3fe6_a09e_667f_3bcd;
         const SCALE: f64 = 18_014_398_509_481_984.0;
         let small = self.0 < f64::MIN_POSITIVE;
         let bits = choose(small, self.0 * SCALE, self.0).to_bits().wrapping_sub(SQRT_HALF);
-        // Small integers become numbers through the last bits of a large one; AVX2 has no conversion.
+        // AVX2 has no conversion of 64-bit integers, so the small integer is added to the last bits of a large number,
+        // which is then subtracted.
         const LARGE: f64 = 6_755_399_441_055_744.0;
         let n = f64::from_bits(LARGE.to_bits().wrapping_add(((bits as i64) >> 52) as u64));
         let n = Lane(n) - Lane(LARGE) - choose(small, Lane(54.0), Lane(0.0));
@@ -366,8 +376,8 @@ impl Real for Lane<f64> {
         choose(self.0 == f64::INFINITY, self, y)
     }
 
-    /// log(1 + x) = 2 artanh(s) = x − s (x − r) with s = x / (2 + x) in [0, ⅓] and r = 2 (artanh(s) / s − 1), the latter by a
-    /// polynomial of least deviation in s².
+    /// log(1 + x) = 2 artanh(s) = x − s (x − r) with s = x / (2 + x) in [0, ⅓] and r = 2 (artanh(s) / s − 1). r is a
+    /// minimax polynomial in s².
     #[inline(always)]
     fn ln_1p_unit(self) -> Self {
         let s = self / (self + Lane(2.0));
@@ -388,10 +398,11 @@ impl Real for Lane<f64> {
         ((z + z) * p - self).mul_add(s, self)
     }
 
-    /// atan(x) = θ + atan(f) with |f| ≤ 0.66, the latter by the rational function of Cephes' `atan`.
+    /// atan(x) = θ + atan(f) with |f| ≤ 0.66 and θ one of 0, π/4, π/2. atan(f) is the rational function of Cephes'
+    /// `atan`.
     #[inline(always)]
     fn atan(self) -> Self {
-        /// What π/2 lacks.
+        /// By how much π/2 exceeds the `f64` nearest to it.
         const REST: f64 = 6.123_233_995_736_766e-17;
         let (steep, middle) = (self.0 > 2.414_213_562_373_095, self.0 > 0.66);
         let one = Lane(1.0);

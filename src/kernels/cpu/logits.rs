@@ -1,4 +1,12 @@
-//! The engine of cross entropy with z-loss of logits that nobody needs afterwards: the gradient takes their place.
+//! The engine of cross entropy with z-loss of a chunk of logits, for linear cross entropy. Nobody needs the logits
+//! afterwards, so the gradient overwrites them.
+//!
+//! Let p = softmax(x), t the target, S = Σ w and ε the smoothing. A row has two losses, each with its gradient:
+//!
+//! * the cross entropy (1 − ε) w\[t\] (−log p\[t\]) + ε/C Σ w\[c\] (−log p\[c\]),
+//! * its gradient (1 − ε) w\[t\] (p\[c\] − \[c = t\]) + ε/C (S p\[c\] − w\[c\]),
+//! * the z-loss z (log Σ exp(x))²,
+//! * its gradient 2 z log Σ exp(x) p\[c\].
 
 use std::ops::Range;
 
@@ -23,21 +31,21 @@ pub(crate) struct LogitRows<'a> {
     pub(crate) logits: &'a Tensor,
     /// `[n]`: a class in range, or −1 where it is ignored; 64-bit.
     pub(crate) target: &'a Tensor,
-    /// A factor for each class, of any floating kind.
+    /// A weight for each class, of any floating kind.
     pub(crate) weight: Option<&'a Tensor>,
     /// The share of the target that is spread over all classes.
     pub(crate) smoothing: f64,
-    /// The factor of the squared logarithm of the sum of the exponentials.
+    /// z, the factor of (log Σ exp(x))².
     pub(crate) z_loss: f64,
-    /// The bound s of s tanh(x / s), which is what the losses are of.
+    /// The soft cap s: the losses are those of s tanh(x / s) instead of x.
     pub(crate) soft_cap: Option<f64>,
-    /// The derivatives of the result with respect to the cross entropy and to the z-loss of each row, `[n]`, in the kind that
-    /// the logits are computed in.
+    /// The derivatives of the final result with respect to the cross entropy and to the z-loss of each row, `[n]`, in
+    /// the type that the logits are computed in. `None` in a forward pass.
     pub(crate) derivatives: Option<[&'a Tensor; 2]>,
 }
 
-/// The cross entropy and the z-loss of each row, `[n]`, in single precision for logits of half; `None` where the engine does not take the call. With derivatives the
-/// logits become the gradient.
+/// The cross entropy and the z-loss of each row, `[n]`, in single precision for logits of half precision. `None` where
+/// the engine does not take the call. Where there are derivatives, the logits are overwritten by the gradient.
 pub(crate) fn f_logits(rows: &LogitRows) -> Result<Option<[Tensor; 2]>, LossError> {
     let taken = backend::fused()
         && rows.logits.numel() != 0
@@ -84,39 +92,41 @@ fn f_run<W: Wide>(rows: &LogitRows) -> Result<Option<[Tensor; 2]>, LossError> {
     Ok(Some(job.losses.map(Output::into_tensor)))
 }
 
-/// What all threads work on.
+/// A call, which all threads share.
 struct Job<'a, W> {
-    /// Also the gradient, row by row.
+    /// The logits, which are overwritten by the gradient row by row.
     logits: Output<W>,
-    /// Whether the logits are numbers of half precision.
+    /// Whether the logits are of half precision.
     converted: bool,
     target: &'a [i64],
     classes: usize,
     weight: Option<Vec<W>>,
-    /// The share of the target's class that is not spread.
+    /// 1 − ε
     own: f64,
-    /// The share of each class.
+    /// ε / C
     spread: f64,
-    /// The sum of the weights of all classes.
+    /// Σ w; 0 without smoothing.
     total: f64,
     z_loss: f64,
     soft_cap: Option<f64>,
     derivatives: Option<[&'a [W]; 2]>,
+    /// The cross entropy and the z-loss of each row.
     losses: [Output<W>; 2],
 }
 
-/// Room for the numbers of a row.
+/// The buffers of a row.
 struct Room<W> {
     /// The logits, where they have to be converted.
     logits: Vec<W>,
     /// The capped logits, where there is a cap.
     capped: Vec<W>,
-    /// The slopes of the cap, where there is one.
+    /// The derivatives of the capped logits with respect to the logits, where there is a cap.
     slopes: Vec<W>,
     exponentials: Vec<W>,
 }
 
 impl<W: Wide> Job<'_, W> {
+    /// Computes rows. Those whose target is negative are ignored: their losses and gradients are 0.
     fn rows(&self, rows: Range<usize>) {
         let zeros = |needed: bool| vec![W::default(); if needed { self.classes } else { 0 }];
         let mut room = Room {
@@ -141,7 +151,7 @@ impl<W: Wide> Job<'_, W> {
     }
 }
 
-/// One row: leaves its gradient in place of `x`, returns its losses.
+/// The kernel of one row: overwrites its logits by the gradient where there are derivatives, returns its two losses.
 struct LogitRow<'a, W> {
     job: &'a Job<'a, W>,
     row: usize,
@@ -162,7 +172,7 @@ impl<W: Wide> Kernel<W> for LogitRow<'_, W> {
         for ((capped, slope), x) in capped.iter_mut().zip(slopes.iter_mut()).zip(numbers) {
             let x = R::new(*x) * inverse;
             *capped = (x.tanh() * cap).get();
-            // Not 1 − tanh², which loses the digits of a slope near 0.
+            // 4e / (1 + e)² with e = exp(−2|x|), because 1 − tanh² loses the digits of a slope near 0.
             let e = (R::of(-2.0) * x.abs()).exp_of_negative();
             let half = R::of(2.0) / (R::of(1.0) + e);
             *slope = (e * half * half).get();
@@ -189,11 +199,11 @@ impl<W: Wide> Kernel<W> for LogitRow<'_, W> {
         let [of_entropy, of_z]: [R; 2] = simd::at(&derivatives, row);
         let of_row = of_entropy * spread * total + R::of(2.0) * z_loss * log_sum * of_z;
         let (of_p, of_weight) = ((of_entropy * weight + of_row) / sum, of_entropy * spread);
-        // 0 · ∞ is 0: an infinite weight of which nothing is spread.
+        // Without smoothing `of_weight` is 0, and an infinite weight must not make it NaN.
         let spread_to = |class: usize| if job.spread == 0.0 { R::of(0.0) } else { of_weight * weight_of(class) };
         let of_classes = |position: usize, exponential| R::new(exponential) * of_p - spread_to(position);
-        // Not with p − 1, which loses the digits of a p near 1; and what the row has is not taken from itself, which loses those
-        // of the class where the row has more.
+        // The gradient at the target is computed as p `of_row` − (1 − p) w: p − 1 would lose the digits of a p near 1,
+        // and p (w + `of_row`) − w those of w where `of_row` is much larger.
         let own = (R::new(exponentials[class]) * of_row - others * (of_entropy * weight)) / sum - spread_to(class);
         let of = |own: R| Some((class, own.get()));
         // SAFETY: as above.

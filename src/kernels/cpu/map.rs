@@ -1,4 +1,7 @@
-//! The engine of several numbers made of those of one element, each in a plane of its own.
+//! The engine of functions of each element with several results, each in a plane of its own: the products that SSIM
+//! then sums up under a window.
+//!
+//! The planes are in double precision. The backward pass reads the arguments again.
 
 use std::ops::Range;
 
@@ -17,8 +20,8 @@ use crate::kernels::engine::{Composite, composite_of};
 use crate::kernels::formulas::Map;
 use crate::kernels::tensors::f_plain;
 
-/// The planes `[M, *]` of arguments `[*]` by `formula`, in double precision, or by the `composite` of tensor operations where
-/// the engine does not take the call.
+/// The `M` results of `formula` for the elements of the arguments `[*]`, as planes `[M, *]` in double precision; by the
+/// `composite` of tensor operations where the engine does not take the call.
 pub(crate) fn f_map<const N: usize, const M: usize, F, C>(
     formula: F,
     arguments: [&Tensor; N],
@@ -48,19 +51,20 @@ fn f_planes(
     }
 }
 
-/// A formula without its type, which the engine calls once for each block.
+/// A formula without its type. The engine calls it once for each block, so that only the loop is compiled for each
+/// formula.
 trait Formula: OfBlock<f32> + OfBlock<f64> + Send + Sync {}
 
-/// What a formula makes of a block of numbers.
+/// Computes the results and the gradients of a block.
 trait OfBlock<W>: Sync {
-    /// Computes the numbers of the arguments, in as many arrays as there are planes.
+    /// Computes the results, one array for each plane.
     fn evaluate(&self, arguments: &[&[W]], numbers: &mut [Block<f64>]);
 
-    /// Computes the gradients of the arguments, given those of their numbers.
+    /// Computes the gradients of the arguments, given those of the results.
     fn derive(&self, arguments: &[&[W]], of_numbers: &[&[f64]], gradients: &mut [Block<W>]);
 }
 
-/// The formula of a type.
+/// A formula as a [`Formula`], compiled for its type.
 struct Typed<F, const N: usize, const M: usize>(F);
 
 impl<F: Map<N, M>, const N: usize, const M: usize> Formula for Typed<F, N, M> {}
@@ -116,14 +120,15 @@ fn f_contiguous(tensors: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
     tensors.iter().map(|tensor| Ok(tensor.f_detach()?.f_contiguous()?)).collect()
 }
 
-/// What all threads work on.
+/// A call, which all threads share.
 struct Job<'a, W> {
     formula: &'a (dyn OfBlock<W> + 'a),
     arguments: Vec<&'a [W]>,
 }
 
 impl<W: Wide> Job<'_, W> {
-    /// Computes the numbers of the elements in `range`, which no other thread has.
+    /// Computes the results of the elements in `range`, which no other task has. Returns 0, because `parallel::sum`
+    /// adds up.
     fn evaluate(&self, range: Range<usize>, planes: &[Output<f64>]) -> f64 {
         let mut room = vec![[0.0; BLOCK]; planes.len()];
         for block in blocks(range) {
@@ -136,7 +141,8 @@ impl<W: Wide> Job<'_, W> {
         0.0
     }
 
-    /// Computes the gradients of the elements in `range`, which no other thread has, given that of the planes.
+    /// Computes the gradients of the elements in `range`, which no other task has, given those of the planes. Returns
+    /// 0, because `parallel::sum` adds up.
     fn derive(&self, range: Range<usize>, of_planes: &[&[f64]], gradients: &[Option<Output<W>>]) -> f64 {
         let mut room = vec![[W::default(); BLOCK]; gradients.len()];
         for block in blocks(range) {
@@ -170,7 +176,7 @@ fn doubles_at<R: LaneOf<f64>, W: Wide, const N: usize>(arrays: &[&[W]; N], place
     numbers
 }
 
-/// The numbers of a block.
+/// The kernel that computes the results of a block.
 struct Evaluate<'a, T, F, const N: usize, const M: usize> {
     formula: F,
     arguments: &'a [&'a [T]],
@@ -193,7 +199,7 @@ impl<T: Wide, F: Map<N, M>, const N: usize, const M: usize> Kernel<f64> for Eval
     }
 }
 
-/// The gradients of a block.
+/// The kernel that computes the gradients of a block.
 struct Derive<'a, T, F, const N: usize, const M: usize> {
     formula: F,
     arguments: &'a [&'a [T]],

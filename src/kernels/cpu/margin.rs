@@ -1,4 +1,7 @@
-//! The engine of hinges between the score of a row's class and those of the others: of all of them, or of the strongest.
+//! The engine of hinges between the score of a row's class and those of the other classes: of all of them
+//! (multi-margin), or of the strongest one (categorical hinge).
+//!
+//! The gradient of a row is the slope of each hinge at its class, and minus the sum of these at the target.
 
 use std::ops::Range;
 
@@ -14,7 +17,7 @@ use super::softmax::exponentials::largest;
 use crate::LossError;
 use crate::kernels::number::choose;
 
-/// Hinges of the score of the target t and those of the other classes c.
+/// Hinges of the score x\[t\] of the target t and the scores x\[c\] of the other classes c.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Margin {
     pub(crate) margin: f64,
@@ -32,8 +35,8 @@ pub(crate) enum Hinges {
     Strongest,
 }
 
-/// The reduced losses of `rows`, whose classes are the last dimension; `None` where the engine does not take the call. Second
-/// derivatives are those of the `composite` of input and target.
+/// The losses of `rows`, whose classes are the last dimension, reduced. `None` where the engine does not take the call.
+/// Second derivatives are those of the `composite` of input and target.
 pub(crate) fn f_margin<C>(
     margin: Margin,
     rows: &Rows,
@@ -75,13 +78,14 @@ impl Margin {
     }
 }
 
-/// The hinges of all classes of a row: stores their gradient, returns the loss.
+/// The kernel of a row with the hinges of all classes: writes its gradient, returns the loss.
 struct MarginRow<'a, W> {
     job: &'a Job<'a, W>,
     margin: Margin,
     row: usize,
     class: usize,
     x: &'a [W],
+    /// A buffer for the hinges, and then their slopes.
     hinges: &'a mut [W],
 }
 
@@ -118,7 +122,7 @@ impl<W: Wide> Kernel<W> for MarginRow<'_, W> {
 }
 
 impl Margin {
-    /// The sum of the hinges of a block, or of their squares.
+    /// The sum of the hinges of a block, or of their squares for [`Hinges::Squared`].
     #[inline(always)]
     fn sum<W: Wide, R: LaneOf<W>>(self, hinges: &[W]) -> f64 {
         if self.hinges != Hinges::Squared {
@@ -132,14 +136,16 @@ impl Margin {
     }
 }
 
-/// The hinge of the strongest class of a row: stores its gradient, returns the loss.
+/// The kernel of a row with the hinge of its strongest class: writes its gradient, returns the loss.
 struct RivalRow<'a, W> {
     job: &'a Job<'a, W>,
     margin: f64,
     row: usize,
     class: usize,
+    /// The score of the target's class.
     own: W,
-    /// The scores of the other classes, and 0 in the place of the class.
+    /// The scores of the other classes; 0 in place of the target's, so that the maximum is at least 0, as the formula
+    /// says.
     rivals: &'a mut [W],
 }
 
@@ -160,7 +166,8 @@ impl<W: Wide> Kernel<W> for RivalRow<'_, W> {
             return hinge.get();
         }
         let factor = R::new(job.factor(row));
-        // Equal ones have equal parts. Where NaN is the strongest none is equal to it, and the gradient of all is NaN.
+        // Equally strong classes get equal parts of the gradient, as libtorch's maximum gives them. Where the strongest
+        // is NaN, none is equal to it, and the gradient of all is NaN.
         let part = factor / R::of(equal);
         let rest = if equal == 0.0 { R::of(f64::NAN) } else { zero };
         for rival in rivals.iter_mut() {
@@ -171,7 +178,7 @@ impl<W: Wide> Kernel<W> for RivalRow<'_, W> {
     }
 }
 
-/// The greatest number, NaN where any is, and how many are equal to it.
+/// The greatest number and how many are equal to it. NaN and 0 where any number is NaN.
 #[inline(always)]
 fn strongest<W: Wide, R: LaneOf<W>>(numbers: &[W]) -> (R, f64) {
     let (zero, one, best) = (R::of(0.0), R::of(1.0), largest::<W, R>(numbers));

@@ -1,4 +1,4 @@
-// Memory of large tensors that is used again; memory.rs says why.
+// Keeps the memory of large freed tensors for new ones; memory.rs says why.
 
 #include <ATen/ATen.h>
 #include <c10/core/impl/alloc_cpu.h>
@@ -43,7 +43,7 @@ class Cache {
   }
 
  private:
-  // The oldest go first.
+  // Frees the blocks that were given back first.
   void shrink() {
     while (held_ > limit_) {
       const Block block = blocks_.front();
@@ -69,8 +69,8 @@ Cache& cache() {
 
 extern "C" {
 
-// A new tensor of the kind of `like` with these sizes and strides, which leave neither gaps nor overlaps; null where there is no
-// memory.
+// A new tensor of the kind of `like` with these sizes and strides, which leave neither gaps nor overlaps. Null where
+// the system has no memory.
 at::Tensor* tch_losses_empty(const at::Tensor* like, const int64_t* sizes, const int64_t* strides, size_t dims) {
   try {
     const at::IntArrayRef size(sizes, dims);

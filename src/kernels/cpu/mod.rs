@@ -1,4 +1,6 @@
-//! The engines of the CPU: loops of vector instructions over the memory of tensors, on libtorch's threads.
+//! The engines of the CPU: loops in vector instructions over the memory of tensors, on libtorch's threads.
+//!
+//! The words used here (kernel, lane, block, task, wide, plain, dense) are explained in [`kernels`](super).
 
 mod boxes;
 mod class_terms;
@@ -62,5 +64,5 @@ pub(crate) use variation::f_variation;
 pub(crate) use views::{Views, f_views};
 pub(crate) use window::{Beyond, f_slide};
 
-/// How many elements are worked on at a time; a few arrays of so many numbers fit the first cache.
+/// How many elements a block has. A few arrays of so many numbers fit the first-level cache.
 const BLOCK: usize = 1024;

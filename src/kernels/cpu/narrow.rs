@@ -1,4 +1,5 @@
-//! Half precision to single precision and back, in loops without branches, which vectorise.
+//! Conversion of half precision to single precision and back, for [`Numbers`](super::elements::Numbers) and
+//! [`Output`](super::output::Output). The loops have no branches, so that they vectorise.
 
 use std::mem::MaybeUninit;
 
@@ -10,27 +11,27 @@ use super::simd::{self, Kernel};
 /// A kind of half precision.
 pub(super) trait Narrow: Copy {
     fn widen(self) -> f32;
-    /// The nearest number, of two the even one.
+    /// The nearest number of this kind; of two equally near ones the one with an even last bit.
     fn narrow(number: f32) -> Self;
 
-    /// Converts elements into numbers, as many.
+    /// Converts elements into numbers; both slices have the same length.
     fn widen_all(elements: &[Self], numbers: &mut [f32]) {
         simd::run(Widening(elements, numbers));
     }
 
-    /// Converts numbers into elements, as many.
+    /// Converts numbers into elements; both slices have the same length.
     fn narrow_all(numbers: &[f32], elements: &mut [MaybeUninit<Self>]) {
         simd::run(Narrowing(numbers, elements));
     }
 }
 
-/// The bits that f32 has below those of bf16.
+/// How many bits of an f32 are below those that bf16 keeps.
 const BELOW_BF16: u32 = 16;
-/// The bits of its fraction that f32 has more than f16.
+/// How many bits the fraction of f32 has more than that of f16.
 const BELOW_F16: u32 = 13;
-/// The bits of the fraction of f32.
+/// How many bits the fraction of f32 has.
 const FRACTION: u32 = 23;
-/// What the exponent of f32 is more than that of f16, of the same number.
+/// The difference of the exponents' biases of f32 and f16, at the place of the exponent of f32.
 const BIAS: u32 = (127 - 15) << FRACTION;
 const SIGN: u32 = 1 << 31;
 
@@ -44,7 +45,7 @@ impl Narrow for bf16 {
     fn narrow(number: f32) -> Self {
         let bits = number.to_bits();
         let rounded = bits.wrapping_add(0x7fff + (bits >> BELOW_BF16 & 1));
-        // Rounding could make an infinity of a NaN.
+        // A NaN gets its quiet bit instead of being rounded, which could make an infinity of it.
         let bits = if number.is_nan() { bits | 1 << (FRACTION - 1) } else { rounded };
         Self::from_bits((bits >> BELOW_BF16) as u16)
     }
@@ -57,7 +58,7 @@ impl Narrow for f16 {
         const INFINITY: u32 = 0x1f << FRACTION;
         let bits = u32::from(self.to_bits());
         let magnitude = (bits & 0x7fff) << BELOW_F16;
-        // The bits of a subnormal number are its distance from the smallest normal one.
+        // A subnormal number is computed as a normal one with the same fraction, less the smallest normal one.
         let subnormal = f32::from_bits(magnitude + SMALLEST_NORMAL) - f32::from_bits(SMALLEST_NORMAL);
         let normal = magnitude + BIAS;
         let finite = if magnitude < 1 << FRACTION { subnormal.to_bits() } else { normal };
@@ -67,10 +68,11 @@ impl Narrow for f16 {
 
     #[inline(always)]
     fn narrow(number: f32) -> Self {
-        /// Where the units of f32 are the smallest number of f16.
+        /// The number (½) at which the unit in the last place of f32 is the smallest number of f16. Adding it rounds a
+        /// number to a multiple of that, which stands in the last bits of the sum.
         const UNIT: u32 = BIAS + ((FRACTION - 10 + 1) << FRACTION);
         const SMALLEST_NORMAL: u32 = BIAS + (1 << FRACTION);
-        /// From here on all are rounded to infinity.
+        /// From this f32 on all numbers are rounded to infinity.
         const OVERFLOW: u32 = BIAS + (0x1f << FRACTION) - (1 << (BELOW_F16 - 1));
         let sign = number.to_bits() & SIGN;
         let magnitude = number.to_bits() ^ sign;
@@ -102,7 +104,7 @@ impl Narrow for f16 {
     }
 }
 
-/// The conversions of `f16` that processors have, eight at a time.
+/// The conversions of `f16` in the instructions of x86-64 processors with F16C, eight numbers at a time.
 #[cfg(target_arch = "x86_64")]
 mod f16c {
     use std::arch::x86_64::{
@@ -148,6 +150,7 @@ mod f16c {
     }
 }
 
+/// The kernel of [`Narrow::widen_all`].
 struct Widening<'a, T>(&'a [T], &'a mut [f32]);
 
 impl<T: Narrow> Kernel<f32> for Widening<'_, T> {
@@ -162,6 +165,7 @@ impl<T: Narrow> Kernel<f32> for Widening<'_, T> {
     }
 }
 
+/// The kernel of [`Narrow::narrow_all`].
 struct Narrowing<'a, T>(&'a [f32], &'a mut [MaybeUninit<T>]);
 
 impl<T: Narrow> Kernel<f32> for Narrowing<'_, T> {
@@ -180,7 +184,8 @@ impl<T: Narrow> Kernel<f32> for Narrowing<'_, T> {
 mod tests {
     use super::*;
 
-    /// What becomes of numbers one by one, by all together, and by the loops for processors without instructions of their own.
+    /// The conversion of numbers one by one, by `narrow_all`, and by the loop for processors without conversion
+    /// instructions.
     fn narrowed<T: Narrow>(numbers: &[f32]) -> [Vec<T>; 3] {
         let all = |narrow: &dyn Fn(&mut [MaybeUninit<T>])| {
             let mut elements = vec![MaybeUninit::uninit(); numbers.len()];
@@ -195,7 +200,8 @@ mod tests {
         ]
     }
 
-    /// Does the same the other way.
+    /// The conversion of elements one by one, by `widen_all`, and by the loop for processors without conversion
+    /// instructions.
     fn widened<T: Narrow>(elements: &[T]) -> [Vec<f32>; 3] {
         let all = |widen: &dyn Fn(&mut [f32])| {
             let mut numbers = vec![0.0; elements.len()];
@@ -209,7 +215,7 @@ mod tests {
         ]
     }
 
-    /// Every number of half precision is that of the `half` crate.
+    /// Every number of half precision is converted as the `half` crate converts it.
     #[test]
     fn all_numbers_are_widened() {
         let bits: Vec<u16> = (0..=u16::MAX).collect();
@@ -229,7 +235,8 @@ mod tests {
         }
     }
 
-    /// So is what any number becomes, in particular one beside or midway between two numbers of half precision.
+    /// Single precision is rounded as the `half` crate rounds it, in particular numbers beside or midway between two
+    /// numbers of half precision.
     #[test]
     fn numbers_are_rounded() {
         let mut numbers = Vec::new();

@@ -1,6 +1,8 @@
-//! The engine of erosion and dilation: the least and the largest numbers around each element of a plane or a volume.
+//! The engine of erosion and dilation: the smallest or the largest number around each element of a plane or a volume.
+//! Soft clDice uses it.
 //!
-//! Where several are the least or the largest, the gradient goes where libtorch's pooling lets it go: to the first one.
+//! The gradient of a result goes to the element that it was taken from; where several are equal, to the first one, as
+//! in libtorch's pooling.
 
 use std::array::from_fn;
 use std::ops::Range;
@@ -19,16 +21,16 @@ use crate::kernels::backend;
 use crate::kernels::number::choose;
 use crate::kernels::tensors::f_plain;
 
-/// What becomes of each element.
+/// What is computed for each element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Neighbours {
-    /// The least of it and its direct neighbours: the minima along each dimension, the one after the other.
+    /// The smallest of it and its direct neighbours: the minimum of the minima along each dimension.
     Erode,
     /// The largest of it and all its neighbours, diagonal ones as well.
     Dilate,
 }
 
-/// The elements of `regions` `[N, C, H, W]` or `[N, C, D, H, W]` and their neighbours in one; by the `composite` of tensor operations
+/// The erosion or dilation of `regions` `[N, C, H, W]` or `[N, C, D, H, W]`; by the `composite` of tensor operations
 /// where the engine does not take the call.
 pub(crate) fn f_neighbours<C>(neighbours: Neighbours, regions: &Tensor, composite: C) -> Result<Tensor, LossError>
 where
@@ -70,18 +72,18 @@ where
         let again = |inputs: &[Tensor]| composite(&inputs[0]);
         context.f_gradients(&fused, &|| autograd::f_gradients_of(&again, &grad, &[regions.shallow_clone()], &[true]))
     };
-    // Another name for its memory, which an output may be saved under.
+    // An output is saved as a detached tensor of the same memory; see `Function::save`.
     let saved = output.f_detach()?;
     Ok(Function::new(&[regions]).save(&[regions, &saved]).f_attach_own(vec![output], backward)?.remove(0))
 }
 
-/// Volumes, of which planes are those of a single layer.
+/// The sizes of a volume. A plane is a volume of one layer.
 #[derive(Debug, Clone, Copy)]
 struct Shape {
     neighbours: Neighbours,
     /// Layers, rows, columns.
     sizes: [usize; 3],
-    /// The first dimension that there are neighbours along.
+    /// The first dimension (of layers, rows, columns) along which there are neighbours: 1 for planes.
     first: usize,
 }
 
@@ -93,11 +95,12 @@ impl Shape {
         Self { neighbours, sizes, first }
     }
 
+    /// How many elements a volume has.
     fn volume(&self) -> usize {
         self.sizes.iter().product()
     }
 
-    /// Writes the extremes around each number. Returns whether all are numbers.
+    /// Writes the smallest or largest number around each element of `x`. Returns whether no number of `x` is NaN.
     fn extremes<W: Wide>(&self, x: &[W], output: &Output<W>) -> bool {
         let [layers, rows, width] = self.sizes;
         let nans = parallel::rows(x.len() / width, width, |range| {
@@ -124,7 +127,8 @@ impl Shape {
         nans == 0.0
     }
 
-    /// The layers and lines of the rows beside one, or around it.
+    /// The layers and lines of the rows that count for one: those directly beside it for erosion, all around it for
+    /// dilation.
     fn rows_around(&self, layer: usize, line: usize) -> impl Iterator<Item = (usize, usize)> {
         let [layers, rows, _] = self.sizes;
         let direct = self.neighbours == Neighbours::Erode;
@@ -132,7 +136,7 @@ impl Shape {
         all.filter(move |(z, y)| (*z, *y) != (layer, line) && !(direct && *z != layer && *y != line))
     }
 
-    /// Writes the gradient of `x`, of which the `extremes` have the gradient `grad`.
+    /// Writes the gradient of `x`, given its `extremes` and their gradient `grad`.
     fn slopes<W: Wide>(&self, x: &[W], extremes: &[W], grad: &[W], output: &Output<W>) {
         let volume = self.volume();
         parallel::rows(x.len() / volume, volume, |range| {
@@ -161,12 +165,13 @@ impl Shape {
         });
     }
 
+    /// The layer, row and column of a position in a volume.
     fn coordinates(&self, position: usize) -> [usize; 3] {
         let [_, rows, width] = self.sizes;
         [position / (rows * width), position / width % rows, position % width]
     }
 
-    /// An element and all its neighbours, in the order of memory.
+    /// The positions of an element and all its neighbours, in the order of memory.
     fn all_around(&self, position: usize) -> impl Iterator<Item = usize> {
         let [layers, rows, width] = self.sizes;
         let [layer, line, column] = self.coordinates(position);
@@ -174,8 +179,9 @@ impl Shape {
         lines.flat_map(move |row| around(column, width).map(move |x| row * width + x))
     }
 
-    /// Shares a gradient out to the first of the least along each dimension. The minimum of two equal minima gives half to each, and
-    /// the next one halves what both have.
+    /// Adds the gradient of an erosion to the elements that it was taken from, as the composite min(min(a, b), c) of
+    /// the minima along each dimension does. Each minimum of two equal numbers gives half to each: c gets one half, and
+    /// b and a one quarter each. Along a dimension the first of the smallest elements gets all.
     fn share<W: Wide>(&self, position: usize, is_least: impl Fn(&usize) -> bool, grad: W, slopes: &mut [W]) {
         let [_, rows, width] = self.sizes;
         let (coordinates, strides) = (self.coordinates(position), [rows * width, width, 1]);
@@ -197,7 +203,7 @@ impl Shape {
     }
 }
 
-/// A place and those before and after it, as far as they exist.
+/// A place and those directly before and after it, as far as they exist.
 fn around(place: usize, size: usize) -> Range<usize> {
     place.saturating_sub(1)..(place + 2).min(size)
 }
@@ -206,17 +212,18 @@ fn add<W: Wide>(sum: &mut W, number: W) {
     *sum = W::from_f64((*sum).into() + number.into());
 }
 
-/// The least, or else the largest numbers of a row, other rows, and the numbers to the left and right: those of the row itself for the
-/// least, and of all rows for the largest.
+/// The kernel of a row's smallest (`LEAST`) or largest numbers: of the row itself, the `others` above and below, and
+/// the numbers to the left and right. For erosion these are those of the row itself; for dilation those of all rows.
 struct Extremes<'a, W, const LEAST: bool> {
     own: &'a [W],
     others: &'a [&'a [W]],
     extremes: &'a mut [W],
+    /// A buffer for the row whose left and right neighbours count.
     base: &'a mut [W],
 }
 
 impl<W: Wide, const LEAST: bool> Kernel<W> for Extremes<'_, W, LEAST> {
-    /// How many numbers of the row are none.
+    /// How many numbers of the row are NaN.
     type Result = f64;
 
     #[inline(always)]
@@ -230,7 +237,7 @@ impl<W: Wide, const LEAST: bool> Kernel<W> for Extremes<'_, W, LEAST> {
         base.copy_from_slice(if LEAST { own } else { extremes });
         take::<R, W, LEAST>(&mut extremes[1..], &base[..length - 1]);
         take::<R, W, LEAST>(&mut extremes[..length - 1], &base[1..]);
-        // Whatever is a number is below 0 or at least 0.
+        // Every number but NaN is below 0 or at least 0.
         let (zero, one) = (R::of(0.0), R::of(1.0));
         let [numbers] =
             simd::fold([own], [zero], |[x], [numbers]| [numbers + choose((x < zero) | (x >= zero), one, zero)]);
@@ -238,7 +245,7 @@ impl<W: Wide, const LEAST: bool> Kernel<W> for Extremes<'_, W, LEAST> {
     }
 }
 
-/// Takes the numbers that are less, or else larger.
+/// Replaces the extremes by the `others` that are smaller (`LEAST`) or larger.
 #[inline(always)]
 fn take<R: LaneOf<W>, W: Wide, const LEAST: bool>(extremes: &mut [W], others: &[W]) {
     for (extreme, other) in extremes.iter_mut().zip(others) {
@@ -271,7 +278,7 @@ mod tests {
         Ok(minima.reduce(|least, other| least.minimum(&other)).unwrap())
     }
 
-    /// The elements, their gradient, and the second derivative of a sum.
+    /// The elements, the gradient of a sum of them, and the gradient of a sum of that.
     fn results(regions: &Tensor, weights: &Tensor, of: &dyn Fn(&Tensor) -> Tensor) -> [Tensor; 3] {
         let leaf = regions.detach().set_requires_grad(true);
         let elements = of(&leaf);
@@ -291,7 +298,7 @@ mod tests {
         {
             let normal = || randn(shape);
             let (random, weights) = (normal(), normal());
-            // Few numbers, so that many are equal; and all of them.
+            // Random numbers, then rounded ones, of which many are equal, then zeros, which are all equal.
             for regions in [random.shallow_clone(), random.round(), random.zeros_like()] {
                 for kind in [Kind::Double, Kind::Float] {
                     let (regions, weights) = (regions.to_kind(kind), weights.to_kind(kind));

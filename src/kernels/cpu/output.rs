@@ -1,4 +1,4 @@
-//! The tensors that engines fill.
+//! The tensors that engines fill: losses and gradients, in the kind of the arguments.
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -13,18 +13,21 @@ use super::{memory, simd};
 use crate::LossError;
 use crate::autograd::Header;
 
-/// From how many bytes on an output is written past the caches, which would not keep it for who reads it next: it and an input of
-/// its size fill the 32 MiB that a third cache usually has.
+/// Outputs of this many bytes and more are written past the caches. These would not keep such an output for its next
+/// reader: it and an input of its size fill the 32 MiB that a third-level cache usually has.
 const STREAMED: usize = 16 << 20;
 
-/// A tensor that an engine fills, all of it, from several threads. Its kind is half precision, or that of `W`.
+/// A tensor whose elements an engine overwrites, all of them, from several threads. Its kind is half precision, to
+/// which numbers are converted when they are written, or that of `W`.
 pub(super) struct Output<W> {
     tensor: Tensor,
+    /// The first element.
     start: *mut u8,
+    /// How many elements it has.
     length: usize,
-    /// Of half precision, in which its numbers are stored.
+    /// The kind of half precision in which the elements are stored; none where they are stored as `W`.
     half: Option<Half>,
-    /// Whether it is written past the caches.
+    /// Whether it is written past the caches; see [`STREAMED`].
     streamed: bool,
     numbers: PhantomData<W>,
 }
@@ -47,12 +50,12 @@ impl<W: Wide> Output<W> {
         Self::f_of(memory::f_empty_like(like)?)
     }
 
-    /// A new contiguous tensor of the kind of the numbers.
+    /// A new contiguous tensor of the kind of `W`.
     pub(super) fn f_of_size(size: &[i64]) -> Result<Self, LossError> {
         Self::f_of_kind(size, W::KIND)
     }
 
-    /// The same of this kind.
+    /// A new contiguous tensor of this kind.
     pub(super) fn f_of_kind(size: &[i64], kind: Kind) -> Result<Self, LossError> {
         Self::f_of(memory::f_empty(size, kind)?)
     }
@@ -62,7 +65,7 @@ impl<W: Wide> Output<W> {
         Ok(Self { streamed: bytes >= STREAMED, ..Self::f_over(tensor)? })
     }
 
-    /// A dense tensor whose elements are overwritten. Nobody else uses its memory meanwhile.
+    /// A dense tensor that exists already, whose elements are overwritten. Nobody else uses its memory meanwhile.
     pub(super) fn f_over(tensor: Tensor) -> Result<Self, LossError> {
         let kind = tensor.f_kind()?;
         let half = match kind {
@@ -80,7 +83,7 @@ impl<W: Wide> Output<W> {
         if self.half.is_some() { size_of::<f16>() } else { size_of::<W>() }
     }
 
-    /// The parts of it, as many of the same length, one after the other in memory.
+    /// Cuts it into `count` parts of the same length, one after the other in memory.
     pub(super) fn parts(&self, count: usize) -> Vec<Self> {
         let length = self.length / count;
         let part = |index: usize| Self {
@@ -95,11 +98,11 @@ impl<W: Wide> Output<W> {
         (0..count).map(part).collect()
     }
 
-    /// Converts numbers into the elements in `range`, as many. To be called in a task of [`parallel`](super::parallel), after
-    /// which other threads see them.
+    /// Writes numbers to the elements in `range`, converted to their kind. To be called in a task of
+    /// [`parallel`](super::parallel), after which other threads see them.
     ///
     /// # Safety
-    /// No other call has a part of the range at the same time, neither of this nor of what `parts` has returned.
+    /// No other call has a part of the range at the same time, neither of this output nor of what `parts` has returned.
     pub(super) unsafe fn write(&self, range: Range<usize>, numbers: &[W]) {
         if self.streamed && self.half.is_none() {
             // SAFETY: the caller's promise.
@@ -110,7 +113,7 @@ impl<W: Wide> Output<W> {
         unsafe { self.write_cached(range, numbers) };
     }
 
-    /// Does so through the caches, of few numbers.
+    /// [`write`](Self::write) through the caches in any case, for few numbers.
     ///
     /// # Safety
     /// As for [`write`](Self::write).
@@ -125,6 +128,8 @@ impl<W: Wide> Output<W> {
         }
     }
 
+    /// Writes numbers in half precision. Out of line, so that the conversions are not compiled into every kernel.
+    ///
     /// # Safety
     /// As for [`write`](Self::write).
     #[inline(never)]
@@ -149,7 +154,7 @@ impl<W: Wide> Output<W> {
         unsafe { self.start.add(range.start * size).write_bytes(0, range.len() * size) };
     }
 
-    /// The elements in `range`, which are of this type.
+    /// The elements in `range` as places of the type `T`, which is the one they are stored as.
     ///
     /// # Safety
     /// As for [`write`](Self::write).
@@ -163,7 +168,8 @@ impl<W: Wide> Output<W> {
         unsafe { std::slice::from_raw_parts_mut(self.start.cast::<MaybeUninit<T>>().add(range.start), range.len()) }
     }
 
-    /// The elements in `range` as places for numbers, where [`write`](Self::write) would but copy these.
+    /// The elements in `range` as places that a kernel writes its numbers to directly. `None` where
+    /// [`write`](Self::write) converts the numbers or goes past the caches.
     ///
     /// # Safety
     /// As for [`write`](Self::write).
@@ -177,12 +183,12 @@ impl<W: Wide> Output<W> {
         Some(unsafe { self.part(range) })
     }
 
-    /// Whether there are such places.
+    /// Whether [`places`](Self::places) returns some.
     pub(super) fn has_places(&self) -> bool {
         !self.streamed && self.half.is_none()
     }
 
-    /// The elements in `range` as they are.
+    /// The elements in `range`, to be read again.
     ///
     /// # Safety
     /// No call writes to the range as long as they are read.
@@ -203,7 +209,8 @@ impl<W: Wide> Output<W> {
         }
     }
 
-    /// Has the memory of the elements in `range` fetched, which are written soon, unless that is past the caches.
+    /// Asks the processor to load the memory of `range` into its cache, because it is written soon; does nothing where
+    /// it is written past the caches.
     #[inline(always)]
     pub(super) fn fetch(&self, range: Range<usize>) {
         if self.streamed {
@@ -215,8 +222,8 @@ impl<W: Wide> Output<W> {
         }
     }
 
-    /// Converts what `map` makes of each number, given its position, into the elements in `range`; see [`write`](Self::write).
-    /// The numbers may be lost. `other` is a position and what is written there instead.
+    /// Writes `map(position, number)` of each number to the elements in `range`; see [`write`](Self::write). The
+    /// `numbers` may be overwritten. `other` is a position and the number that is written there instead.
     ///
     /// # Safety
     /// As for [`write`](Self::write).
@@ -259,7 +266,7 @@ impl<W: Wide> Output<W> {
 /// A scalar tensor of a floating kind.
 pub(in crate::kernels) fn f_scalar_of(kind: Kind, value: f64) -> Result<Tensor, LossError> {
     match kind {
-        // By way of f32, as libtorch rounds.
+        // Rounded to f32 first, as libtorch does.
         Kind::Float | Kind::Half | Kind::BFloat16 => f_scalar::<f32>(kind, value),
         _ => f_scalar::<f64>(Kind::Double, value),
     }

@@ -1,4 +1,4 @@
-//! Which rows and columns of a matrix have one label, for the engines of pairs and triplets.
+//! Which rows and columns of a matrix have the same label, for the engines of pairs and triplets.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,18 +12,20 @@ use crate::kernels::backend;
 /// The labels of the rows and columns of a matrix.
 #[derive(Debug, Clone)]
 pub(crate) struct PairLabels {
-    /// Each label as a number of its own, counted from 0.
+    /// The label of each row, as an index that is counted from 0.
     pub(super) rows: Arc<[u32]>,
+    /// The label of each column, as such an index.
     pub(super) columns: Arc<[u32]>,
-    /// Whether row and column of one number are one and the same, and no pair.
+    /// Whether row i and column i are the same sample, so that they form no pair.
     pub(super) own: bool,
 }
 
-/// So many numbers are exact in single precision, in which they may be compared.
+/// How many labels there are at most: the engines compare them as floats, and this many are exact in single precision.
 const MOST_LABELS: usize = 1 << f32::MANTISSA_DIGITS;
 
 impl PairLabels {
-    /// Those of `labels`, 64-bit integers, with each other, or with `others`; `None` where the engine does not take them.
+    /// The labels of the pairs of all samples with each other, given their `labels` as 64-bit integers, or of all
+    /// samples with the `others`. `None` where the engine does not take them.
     pub(crate) fn f_new(labels: &Tensor, others: Option<&Tensor>) -> Result<Option<Self>, LossError> {
         let all: Vec<&Tensor> = [Some(labels), others].into_iter().flatten().collect();
         if !backend::fused() || !all.iter().all(|labels| is_plain(labels, Kind::Int64)) {
@@ -43,7 +45,8 @@ impl PairLabels {
         Ok((numbers.len() <= MOST_LABELS).then_some(Self { rows, columns, own: others.is_none() }))
     }
 
-    /// Those of square matrices, as many times `size` rows, in which the diagonal alone is of pairs of one label; `None` as above.
+    /// The labels of square matrices of `size` rows that lie below each other, where the pairs on the diagonals alone
+    /// have the same label. `None` where there is no engine, or `size` is too large.
     pub(crate) fn of_diagonal(matrices: usize, size: usize) -> Option<Self> {
         let numbers = || 0..size as u32;
         let taken = backend::fused() && size <= MOST_LABELS;
@@ -54,12 +57,13 @@ impl PairLabels {
         })
     }
 
-    /// That of their matrix.
+    /// The size of the matrix that they belong to.
     pub(super) fn size(&self) -> [i64; 2] {
         [self.rows.len() as i64, self.columns.len() as i64]
     }
 
-    /// Those of rows of these classes, 64-bit integers below `count`, and of a column for each class; `None` as above.
+    /// The labels of rows with these classes, 64-bit integers below `count`, and of a column for each class. `None`
+    /// where the engine does not take them.
     pub(crate) fn f_of_classes(classes: &Tensor, count: i64) -> Result<Option<Self>, LossError> {
         if !backend::fused() || !is_plain(classes, Kind::Int64) || count as usize > MOST_LABELS {
             return Ok(None);
@@ -69,12 +73,12 @@ impl PairLabels {
         Ok(Some(Self { rows, columns: (0..count as u32).collect(), own: false }))
     }
 
-    /// Those of the transposed matrix.
+    /// The labels of the transposed matrix.
     pub(crate) fn transposed(self) -> Self {
         Self { rows: self.columns, columns: self.rows, own: self.own }
     }
 
-    /// Whether all are of one label.
+    /// Whether all rows and columns have the same label.
     pub(crate) fn are_one(&self) -> bool {
         let mut all = self.rows.iter().chain(self.columns.iter());
         let first = all.next();

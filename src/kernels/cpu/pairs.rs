@@ -1,8 +1,14 @@
-//! The engine of losses of all pairs of a batch: a term for each element of a matrix, of one formula where the row and the
-//! column have one label and of another where they have two, and the sums of these terms.
+//! The engine of losses of all pairs of a batch: contrastive, SupCon, multi-similarity, circle, N-pairs, ArcFace,
+//! proxies, and the diagonals of Barlow twins and VICReg.
 //!
-//! The gradient is computed in the backward pass, since it is divided by how many terms or rows count, which the forward pass
-//! knows at its end.
+//! Each element x of a matrix (a similarity or a distance) gives a term t(x), by one formula where its row and its
+//! column have the same label and by another where they have not. The kernel `Sum` computes the sums of each row
+//! ([`PairSums`]). A loss is made of the terms' sums ([`Hard`]), or of the sums and soft maxima log Σ exp(t) of each
+//! row ([`Soft`]).
+//!
+//! The gradient is divided by how many terms or rows count, which is known at the end of that pass. So the backward
+//! pass reads the matrix again: the kernel `Slopes` writes (`soft` exp(t − `shift`) + `plain`) t′(x) with the
+//! [`Weights`] of the loss.
 
 use std::array::from_fn;
 
@@ -18,35 +24,30 @@ use super::{BLOCK, parallel};
 use crate::LossError;
 use crate::autograd::{Backward, Gradients, Place, Tape, f_taped};
 use crate::kernels::backend;
-use crate::kernels::formulas::OTHER;
-use crate::kernels::formulas::PairSlopes;
-use crate::kernels::formulas::PairSums;
-use crate::kernels::formulas::PairTerms;
-use crate::kernels::formulas::SAME;
-use crate::kernels::formulas::SoftPairs;
+use crate::kernels::formulas::{OTHER, PairSlopes, PairSums, PairTerms, SAME, SoftPairs};
 use crate::kernels::number::choose;
 use crate::kernels::tensors::f_plain;
 use crate::numeric::references;
 
-/// Stands for the label of a column that is no pair with the row. Labels are counted from 0.
+/// The label of a column that forms no pair with the row. Labels are counted from 0.
 const NO_PAIR: f64 = -1.0;
 
-/// Which losses count, and what becomes of them.
+/// Which losses count, and how they are reduced.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Counted {
-    /// Losses up to here do not count; NaN where all do.
+    /// Losses ≤ this do not count; NaN where there is no such bound.
     pub(crate) low: f64,
-    /// Losses from here on do not count; NaN where all do.
+    /// Losses ≥ this do not count; NaN where there is no such bound.
     pub(crate) high: f64,
-    /// Whether they are averaged, or summed up.
+    /// Whether the losses that count are averaged, or summed up.
     pub(crate) mean: bool,
 }
 
 impl Counted {
-    /// The sum of all.
+    /// The sum of all losses.
     pub(crate) const SUM: Self = Self { low: f64::NAN, high: f64::NAN, mean: false };
 
-    /// What the sum of so many losses is multiplied by.
+    /// What the sum of the losses is multiplied by, given how many count. Without any, the mean is 0 and not NaN.
     pub(super) fn scale(self, count: f64) -> f64 {
         if self.mean { 1.0 / count.max(1.0) } else { 1.0 }
     }
@@ -56,19 +57,19 @@ impl Counted {
     }
 }
 
-/// What is summed up over the rows.
+/// What kernels need to know of a plan: the terms of the pairs and which sums of them.
 pub(crate) trait PairPass: Copy + Send + Sync + 'static {
-    /// Whether rows need the exponentials of their terms.
+    /// Whether the loss is made of log Σ exp(t) of the rows, which needs the maxima and the exponentials of the terms.
     const SOFT: bool;
     type Terms: PairTerms;
 
     fn terms(self) -> Self::Terms;
 }
 
-/// What becomes of a matrix.
+/// How a matrix becomes a loss. Every [`OfSums`] is a plan, and so is [`Each`](super::positives::Each).
 pub(crate) trait PairPlan: PairPass {
-    /// The loss, as a scalar of this `kind`, of a matrix on a tape and of what is beside it; none where it is NaN, or the matrix
-    /// is of neither single nor double precision.
+    /// Puts the loss of a matrix on the tape, as a scalar of this `kind`. A second argument has a number for each row.
+    /// `None` where the loss is NaN, or the matrix is of neither single nor double precision.
     fn f_on(
         self,
         tape: &mut Tape,
@@ -79,22 +80,23 @@ pub(crate) trait PairPlan: PairPass {
     ) -> Result<Option<Place>, LossError>;
 }
 
-/// What the sums of the rows become.
+/// How the sums of the rows become a loss.
 pub(crate) trait OfSums: PairPass {
-    /// The loss, and what the derivatives of the terms are multiplied by in each row, or in all rows.
+    /// The loss, and what the derivatives of the terms are multiplied by.
     fn reduce(self, rows: &[PairSums], counted: Counted) -> Reduced;
 }
 
-/// A loss, and the weights of the terms of each row, or of all rows.
+/// A loss, and the weights of each row, or one weight for all rows.
 type Reduced = (f64, Vec<Weights>);
 
-/// What the derivative of a term t is multiplied by: `soft` exp(t − `shift`) + `plain`.
+/// What the derivative of a term t is multiplied by: `soft` exp(t − `shift`) + `plain`. The arrays have the pairs with
+/// the same label at `SAME`, the others at `OTHER`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Weights {
     pub(super) soft: [f64; 2],
     pub(super) shift: [f64; 2],
     pub(super) plain: [f64; 2],
-    /// The derivative with respect to the row's own number.
+    /// The derivative of the loss with respect to the row's number beside the matrix.
     pub(super) own: f64,
 }
 
@@ -102,7 +104,7 @@ impl Weights {
     pub(super) const NOTHING: Self = Self { soft: [0.0; 2], shift: [0.0; 2], plain: [0.0; 2], own: 0.0 };
 }
 
-/// The losses of the rows, reduced.
+/// The plan of a loss for each row, which are then reduced.
 #[derive(Clone, Copy)]
 pub(crate) struct Soft<F>(pub(crate) F);
 
@@ -135,7 +137,7 @@ impl<F: SoftPairs> OfSums for Soft<F> {
     }
 }
 
-/// The terms of the pairs of one label, reduced, plus those of two labels, reduced.
+/// The plan of the terms of pairs with the same label, reduced, plus those of the others, reduced.
 #[derive(Clone, Copy)]
 pub(crate) struct Hard<F>(pub(crate) F);
 
@@ -157,8 +159,8 @@ impl<F: PairTerms> OfSums for Hard<F> {
     }
 }
 
-/// What `plan` makes of a matrix `[N, M]`, and of a number for each of its rows, `[N]`, where there is a second argument, as a scalar
-/// of this `kind`; by the `composite` of tensor operations where the engine does not take the call.
+/// The loss of a matrix `[N, M]` by `plan`, as a scalar of this `kind`; by the `composite` of tensor operations where
+/// the engine does not take the call. A second argument has a number for each row, `[N]`.
 pub(crate) fn f_pairs<const N: usize, P, C>(
     plan: P,
     arguments: [&Tensor; N],
@@ -175,7 +177,7 @@ where
     f_taped(&arguments, steps, move |inputs| composite(references(inputs)))
 }
 
-/// The same of tensors of a tape; none where the engine does not take them.
+/// [`f_pairs`] of tensors of a tape. `None` where the engine does not take the call.
 pub(crate) fn f_pairs_on<P: PairPlan>(
     tape: &mut Tape,
     plan: P,
@@ -246,7 +248,7 @@ fn f_run<W: Wide>(
     Ok(Some(tape.add(f_scalar_of(kind, loss)?, arguments, pull)))
 }
 
-/// The gradient of the numbers beside the matrix.
+/// The gradient of the rows' numbers beside the matrix.
 fn f_of_rows<W: Wide>(weights: &[Weights], grad: f64) -> Result<Tensor, LossError> {
     let gradients: Vec<W> = weights.iter().map(|weights| W::from_f64(weights.own * grad)).collect();
     let output = Output::<W>::f_of_size(&[gradients.len() as i64])?;
@@ -255,9 +257,9 @@ fn f_of_rows<W: Wide>(weights: &[Weights], grad: f64) -> Result<Tensor, LossErro
     Ok(output.into_tensor())
 }
 
-/// A pass without the type of its formula, which is called once for each row.
+/// A pass without the type of its formula. It is called once for each row.
 pub(super) trait AnyPass<W>: Send + Sync {
-    /// What the row sums up to.
+    /// The sums of a row.
     fn sums(&self, task: &Task<W>) -> PairSums;
 
     /// Writes the gradient of the row.
@@ -274,13 +276,14 @@ impl<W: Wide, P: PairPass> AnyPass<W> for P {
     }
 }
 
-/// What all threads work on.
+/// A pass with its labels, which all threads share.
 pub(super) struct Job<W> {
     pass: Box<dyn AnyPass<W>>,
     counted: Counted,
-    /// Labels in the kind of the matrix, to be compared beside its elements.
+    /// Labels in the type of the matrix, so that vectors of them are compared beside its elements.
     rows: Vec<W>,
     columns: Vec<W>,
+    /// Whether row i and column i are the same sample, so that they form no pair.
     own: bool,
 }
 
@@ -291,7 +294,7 @@ impl<W: Wide> Job<W> {
         Self { pass, counted, rows, columns, own: labels.own }
     }
 
-    /// What each row sums up to.
+    /// The sums of each row.
     pub(super) fn f_sums(&self, matrix: &Tensor) -> Result<Vec<PairSums>, LossError> {
         const NUMBERS: usize = 8;
         let matrix = matrix.f_detach()?.f_contiguous()?;
@@ -311,7 +314,8 @@ impl<W: Wide> Job<W> {
         Ok(elements::<f64>(&output).chunks_exact(NUMBERS).map(of_row).collect())
     }
 
-    /// The gradient of the matrix, given the loss's, but for the elements in the columns that `others` names in a row.
+    /// The gradient of the matrix, given `grad`, that of the loss. `others` returns columns of a row and their
+    /// gradients, which are written instead.
     pub(super) fn f_gradient(
         &self,
         matrix: &Tensor,
@@ -352,18 +356,18 @@ impl<W: Wide> Job<W> {
     }
 }
 
-/// A row.
+/// A row of the matrix, as kernels see it.
 pub(super) struct Task<'a, W> {
     row: usize,
     x: &'a [W],
-    /// That of the row.
+    /// The label of the row.
     label: W,
-    /// Those of the columns; [`NO_PAIR`] where column and row are one and the same.
+    /// The labels of the columns; [`NO_PAIR`] where column and row are the same sample.
     labels: &'a [W],
     counted: Counted,
 }
 
-/// A term, its derivative, and whether it is that of a pair of one label, or of two; of no pair where it is neither.
+/// A term and its derivative. `same` and `other`: whether the labels are equal or not; neither for no pair.
 struct Term<R> {
     term: R,
     slope: R,
@@ -372,12 +376,13 @@ struct Term<R> {
 }
 
 impl<W: Wide> Task<'_, W> {
-    /// The columns, a block at a time.
+    /// The elements and labels of the columns, a block at a time.
     #[inline(always)]
     fn blocks(&self) -> impl Iterator<Item = (&[W], &[W])> {
         self.x.chunks(BLOCK).zip(self.labels.chunks(BLOCK))
     }
 
+    /// The term of the element `x` in a column of this `label`.
     #[inline(always)]
     fn term<R: LaneOf<W>, P: PairTerms>(&self, terms: P, x: R, label: R) -> Term<R> {
         let same = label == R::new(self.label);
@@ -393,7 +398,7 @@ impl<W: Wide> Task<'_, W> {
     }
 }
 
-/// The sums of a row.
+/// The kernel of the sums of a row.
 struct Sum<'a, W, P> {
     pass: P,
     task: &'a Task<'a, W>,
@@ -446,7 +451,7 @@ impl<W: Wide, P: PairPass> Kernel<W> for Sum<'_, W, P> {
     }
 }
 
-/// Adds what the lanes sum up to.
+/// Adds the sums of the lanes.
 #[inline(always)]
 fn add<R: LaneOf<W>, W: Wide>(sums: &mut [f64; 2], lanes: [[R; LANES]; 2]) {
     for k in 0..2 {
@@ -454,7 +459,7 @@ fn add<R: LaneOf<W>, W: Wide>(sums: &mut [f64; 2], lanes: [[R; LANES]; 2]) {
     }
 }
 
-/// The gradient of a row.
+/// The kernel of the gradient of a row.
 struct Slopes<'a, W, P> {
     pass: P,
     task: &'a Task<'a, W>,

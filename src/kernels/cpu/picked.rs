@@ -1,4 +1,5 @@
-//! The engine of the negative log likelihood: one number of each row, that of the target's class.
+//! The engine of the negative log likelihood, whose loss of a row is −w\[t\] x\[t\] with the target's class t. The
+//! gradient is −w\[t\] there and 0 elsewhere.
 //!
 //! libtorch's own backward pass starts threads for a handful of rows, and waits for them.
 
@@ -11,8 +12,8 @@ use super::rows::job::{Job, Pixels};
 use super::rows::{RowFormula, RowReduction, Rows, f_rows};
 use crate::LossError;
 
-/// The reduced negatives of the numbers of `rows` at their classes; `None` where the engine does not take the call. Second
-/// derivatives are those of the `composite` of input and target.
+/// The losses of `rows`, reduced. `None` where the engine does not take the call. Second derivatives are those of the
+/// `composite` of input and target.
 pub(crate) fn f_picked<C>(rows: &Rows, reduction: RowReduction, composite: C) -> Result<Option<Tensor>, LossError>
 where
     C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
@@ -20,9 +21,10 @@ where
     f_rows(Picked, rows, reduction, composite)
 }
 
-/// How many pixels are worked on at a time.
+/// How many pixels a block has.
 const PIXELS: usize = 512;
 
+/// The loss as a [`RowFormula`].
 struct Picked;
 
 impl RowFormula for Picked {
@@ -31,7 +33,7 @@ impl RowFormula for Picked {
     }
 }
 
-/// Rows of classes side by side in memory.
+/// Computes rows whose classes lie side by side in memory. Returns the sum of their losses.
 fn of_rows<W: Wide>(job: &Job<W>, rows: Range<usize>) -> f64 {
     job.sum_classes(rows, |row, class| {
         let start = row * job.classes;
@@ -40,7 +42,7 @@ fn of_rows<W: Wide>(job: &Job<W>, rows: Range<usize>) -> f64 {
     })
 }
 
-/// Pixels side by side in memory.
+/// Computes a block of pixels. Returns the sum of their losses.
 fn of_pixels<W: Wide>(job: &Job<W>, pixels: Pixels) -> f64 {
     for class in 0..job.classes {
         job.store_zeros(pixels.of(class).start, pixels.length);
@@ -57,7 +59,7 @@ fn of_pixels<W: Wide>(job: &Job<W>, pixels: Pixels) -> f64 {
     losses.iter().map(|loss| loss.to_f64()).sum()
 }
 
-/// The loss of a row, of which the number of the class is at `place`; stores its derivative.
+/// The loss of a row, whose number of the target's class is at `place` of the input. Writes the derivative there.
 fn of_row<W: Wide>(job: &Job<W>, row: usize, class: usize, place: usize) -> W {
     let weight = job.options.weight_of(class);
     if job.needs_gradient() {

@@ -1,4 +1,8 @@
-//! The engine of losses that are a function of each element.
+//! The engine of losses that are a function of each element, such as MSE, binary cross entropy or KL divergence.
+//!
+//! Each argument is read once, and each gradient is written once, in the same pass: the formula returns the loss of an
+//! element and its partial derivatives. The gradient is the derivative times a factor, which is the gradient that comes
+//! in, times the reduction's scale.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -35,8 +39,8 @@ pub(in crate::kernels) fn f_elements(
     f_dispatch_to(result, Box::new(Elements(formula)), arguments, reduce, composite)
 }
 
-/// The reduced losses of elements `[*]` by a `formula` of their numbers in the planes `[planes, *]` of the first argument, and
-/// then in the other ones, `[*]`, or by the `composite` of tensor operations where the engine does not take the call.
+/// [`f_pointwise`] of elements `[*]` whose first numbers are in the planes `[planes, *]` of the first argument. The
+/// other arguments `[*]` have one number each.
 pub(crate) fn f_pointwise_of_planes<const A: usize, const N: usize, P, C>(
     formula: P,
     arguments: [&Tensor; A],
@@ -63,29 +67,30 @@ fn f_planes(engine: Planes, arguments: &[&Tensor], reduce: Reduce, composite: Co
     f_dispatch_to(kind, Box::new(engine), arguments, reduce, composite)
 }
 
-/// A formula without its type, which the engine calls once for each block.
+/// A formula without its type. The engine calls it once for each block.
 pub(in crate::kernels) trait Formula: OfBlock<f32> + OfBlock<f64> + Send + Sync {
     fn is_partial(&self) -> bool;
 }
 
-/// What a formula makes of a block of numbers.
+/// Computes the losses and gradients of a block.
 pub(in crate::kernels) trait OfBlock<W>: Sync {
     fn evaluate(&self, block: &mut Numerals<W>);
 }
 
-/// The numbers of a block, of which there is a multiple of [`LANES`], and places for its losses and its first
-/// derivatives, times the factors.
+/// The numbers of a block, and places for its losses and gradients. Their count is a multiple of [`LANES`].
 pub(in crate::kernels) struct Numerals<'a, W> {
-    /// As many as the formula has; the others are empty.
+    /// A slice for each argument of the formula; the others are empty.
     arguments: [&'a [W]; MOST],
+    /// What the derivatives of each element are multiplied by.
     factors: &'a [W],
     losses: &'a mut [W],
-    /// How many there are of these: none, that of the first argument, or those of all.
+    /// How many arguments get a gradient: none, the first one alone, or all.
     differentiated: usize,
+    /// Places for the gradients of the first `differentiated` arguments.
     gradients: [&'a mut [MaybeUninit<W>]; MOST],
 }
 
-/// How many arguments a formula has, at most.
+/// The largest number of arguments that a formula has.
 const MOST: usize = 5;
 
 impl<P: Pointwise<N>, const N: usize> Formula for Typed<P, N> {
@@ -98,14 +103,14 @@ impl<W: Wide, P: Pointwise<N>, const N: usize> OfBlock<W> for Typed<P, N> {
     fn evaluate(&self, block: &mut Numerals<W>) {
         match block.differentiated {
             0 => self.0.run_block::<W, 0>(block),
-            // The first argument is the one that has a gradient as a rule.
+            // As a rule the first argument alone has a gradient.
             1 => self.0.run_block::<W, 1>(block),
             _ => self.0.run_block::<W, N>(block),
         }
     }
 }
 
-/// Makes a method of what follows, the loop over the slices of a block, in these instructions.
+/// Makes a method that is the loop over the slices of a block, compiled for the instructions of the given attribute.
 macro_rules! loop_in {
     ($(#[$attribute:meta])* $name:ident) => {
         /// # Safety
@@ -132,10 +137,11 @@ macro_rules! loop_in {
     };
 }
 
-/// The loop over a block. As methods, so that they are compiled beside the formula; see [`Kernel`](simd::Kernel).
+/// The loop over a block, as methods of the formula, so that they are compiled beside it; see [`Kernel`](simd::Kernel).
 ///
-/// Slices that are arguments of a function do not overlap, as the compiler knows, and that their length is a multiple
-/// of that of vectors spares the loop a rest. So it makes one loop of vector instructions, and no other ones beside it.
+/// The slices are arguments of a function, from which the compiler knows that they do not overlap, and their length is
+/// a multiple of that of vectors, so that no loop for a rest is needed. So the compiler makes one loop of vector
+/// instructions and no other version of it.
 trait Losses<const N: usize>: Pointwise<N> {
     fn run_block<W: Wide, const M: usize>(self, block: &mut Numerals<W>) {
         let Numerals { arguments: [a, b, c, d, e], factors, losses, gradients, .. } = block;
@@ -166,8 +172,8 @@ trait Losses<const N: usize>: Pointwise<N> {
         run_in_long_vectors
     );
 
-    /// Computes the losses, and the first `M` of their derivatives, times the factors. The losses are stored, not
-    /// added up at once, which would keep the loop from being one of vector instructions.
+    /// Computes the losses, and the first `M` of their derivatives, times the factors. The losses are stored and added
+    /// up later: a running sum would keep the loop from being vectorised.
     #[inline(always)]
     fn run_slices<W: Wide, const M: usize>(
         self,
@@ -180,7 +186,7 @@ trait Losses<const N: usize>: Pointwise<N> {
         if length < LANES {
             return;
         }
-        // Without a look at their bounds at each place, which would keep a rest.
+        // Pointers, because a bounds check at each place would bring a loop for a rest.
         let arguments: [_; N] = simd::starts(&arguments, length);
         let gradients: [_; M] = simd::starts_mut(&mut gradients, length);
         let (factors, losses) = (factors[..length].as_ptr(), losses[..length].as_mut_ptr());
@@ -206,7 +212,7 @@ trait Losses<const N: usize>: Pointwise<N> {
 
 impl<P: Pointwise<N>, const N: usize> Losses<N> for P {}
 
-/// The engine with a formula.
+/// The engine of a formula whose arguments are tensors of one shape.
 struct Elements(Box<dyn Formula>);
 
 impl Engine for Elements {
@@ -256,10 +262,10 @@ fn f_sum<W: Wide>(
     Ok((sum, gradients.into_iter().flatten().map(Output::into_tensor).collect()))
 }
 
-/// The engine with a formula of planes.
+/// The engine of a formula whose first numbers are planes of the first argument.
 struct Planes {
     formula: Box<dyn Formula>,
-    /// How many of its numbers are planes of the first argument.
+    /// How many planes the first argument has.
     count: usize,
 }
 
@@ -321,7 +327,7 @@ fn f_sum_of_planes<W: Wide>(
     Ok((sum, outputs.into_iter().map(Output::into_tensor).collect()))
 }
 
-/// The planes of the first argument, and the other arguments, contiguous.
+/// The planes of the first argument, then the other arguments, all of them contiguous.
 fn f_split(arguments: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
     let planes = arguments[0].f_detach()?.f_contiguous()?;
     let mut all = Vec::new();
@@ -334,7 +340,8 @@ fn f_split(arguments: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
     Ok(all)
 }
 
-/// Runs over all elements of arguments in one layout. Returns the sum of the losses.
+/// Computes all elements of arguments in one layout: writes the losses and the gradients where there are outputs for
+/// them, and returns the sum of the losses.
 fn run<W: Wide>(
     formula: &dyn OfBlock<W>,
     arguments: &[&Tensor],
@@ -344,7 +351,7 @@ fn run<W: Wide>(
 ) -> f64 {
     let length = Header::of(arguments[0]).elements();
     let arguments = arguments.iter().map(|argument| Numbers::of(argument)).collect();
-    // The first argument is the one that has a gradient as a rule.
+    // As a rule the first argument alone has a gradient.
     let differentiated = match gradients.iter().rposition(Option::is_some) {
         None => 0,
         Some(0) => 1,
@@ -355,28 +362,30 @@ fn run<W: Wide>(
     parallel::sum(length, BLOCK, |range| job.task(range))
 }
 
-/// What all threads work on.
+/// A call, which all threads share.
 struct Job<'a, W> {
     formula: &'a (dyn OfBlock<W> + 'a),
     arguments: Vec<Numbers<'a, W>>,
     factor: Factors<'a, W>,
     losses: Option<&'a Output<W>>,
-    /// None, that of the first argument, or those of all, of which some may not be wanted.
+    /// The outputs of the gradients of no argument, of the first one, or of all, of which some may not be wanted.
     gradients: &'a [Option<Output<W>>],
-    /// Whether the next block's numbers are fetched while one is computed. A block fills a page of memory, behind which the
-    /// processor does not look ahead by itself.
+    /// Whether the next block is loaded into the cache while one is computed. A block fills a page of memory, and the
+    /// processor does not look ahead beyond a page by itself.
     ahead: bool,
 }
 
-/// From how many elements on: fewer are in a cache.
+/// From how many elements on the next block is loaded ahead. Fewer are in a cache already.
 const FETCHED: usize = 1 << 18;
 
+/// What the derivatives are multiplied by: one number, or a number for each element.
 enum Factors<'a, W> {
     Number(W),
     Elements(Numbers<'a, W>),
 }
 
-/// Room for one block of each argument that has to be converted, and of each gradient that has no places of its own.
+/// Buffers of one block: for each argument that has to be converted, and for each gradient that cannot be written
+/// directly.
 struct Room<W> {
     arguments: Vec<Vec<W>>,
     factors: Aligned<Block<W>>,
@@ -385,7 +394,7 @@ struct Room<W> {
 }
 
 impl<W: Wide> Job<'_, W> {
-    /// Computes the elements in `range`, which no other thread has. Returns the sum of their losses.
+    /// Computes the elements in `range`, which no other task has. Returns the sum of their losses.
     fn task(&self, range: Range<usize>) -> f64 {
         let factor = match self.factor {
             Factors::Number(number) => number,
@@ -448,7 +457,8 @@ impl<W: Wide> Job<'_, W> {
         simd::run(Sum(losses))
     }
 
-    /// Computes the last numbers of a block, fewer than [`LANES`], which are filled up with zeros.
+    /// Computes the last numbers of a block, fewer than [`LANES`]. They are filled up with zeros to that number, so
+    /// that the formula's loop needs no version for them.
     fn rest(&self, arguments: [&[W]; MOST], factors: &[W], losses: &mut [W], gradients: [&mut [MaybeUninit<W>]; MOST]) {
         let zeros = [W::default(); LANES];
         let filled = |numbers: &[W]| {
@@ -472,7 +482,7 @@ impl<W: Wide> Job<'_, W> {
     }
 }
 
-/// Numbers that are to be overwritten.
+/// Numbers as places to be overwritten.
 fn uninit<W>(numbers: &mut [W]) -> &mut [MaybeUninit<W>] {
     // SAFETY: a formula writes whole numbers only.
     unsafe { &mut *(std::ptr::from_mut(numbers) as *mut [MaybeUninit<W>]) }

@@ -1,6 +1,9 @@
-//! The engine of cross entropy with a position between two classes as the target.
+//! The engine of cross entropy with a position between two classes as the target: distribution focal loss.
 //!
-//! Rows are short, a class for each bin of a distribution, so that many of them make one loop.
+//! Rows are short, with a class for each bin of a distribution, so that one loop runs over the classes of many rows.
+//!
+//! With the share r of the class on the right of the position, the loss of a row is log Σ exp(x) − (1 − r) x\[left\] −
+//! r x\[right\], and its gradient is p, less 1 − r at the left class and r at the right one.
 
 use std::ops::Range;
 
@@ -15,9 +18,9 @@ use super::softmax::exponentials::{self, largest, peak};
 use crate::LossError;
 use crate::kernels::number::choose;
 
-/// The reduced loss of `rows` whose target is a position among the classes, which are the last dimension: the two classes beside
-/// it share it. `None` where the engine does not take the call. Second derivatives are those of the `composite` of input and
-/// target.
+/// The losses of `rows`, reduced, whose target is a position among the classes: the two classes beside it have it in
+/// proportion to how near they are. The classes are the last dimension. `None` where the engine does not take the call.
+/// Second derivatives are those of the `composite` of input and target.
 pub(crate) fn f_softmax_of_positions<C>(
     rows: &Rows,
     reduction: RowReduction,
@@ -29,6 +32,7 @@ where
     f_rows(OfPositions, rows, reduction, composite)
 }
 
+/// The loss as a [`RowFormula`].
 #[derive(Clone, Copy)]
 struct OfPositions;
 
@@ -38,22 +42,23 @@ impl RowFormula for OfPositions {
     }
 }
 
-/// How many rows are worked on at a time.
+/// How many rows are computed at a time.
 const ROWS: usize = 64;
 
-/// Room for so many rows.
+/// The buffers of [`ROWS`] rows.
 struct Room<W> {
+    /// The logits, where they have to be converted.
     x: Vec<W>,
-    /// What the exponentials are of, then these, then the gradient.
+    /// The logits less the largest one, then their exponentials, then the gradient.
     numbers: Vec<W>,
     /// The sum of the exponentials of each row.
     sums: [W; ROWS],
-    /// The same without that of the largest logit, where it is more than half of it; else all but 1.
+    /// The sum without the exponential of the largest logit, which is 1.
     others: [W; ROWS],
-    /// The logits beside each position, less the largest one.
+    /// The logits of the classes to the left and right of each position, less the row's largest one.
     left: [W; ROWS],
     right: [W; ROWS],
-    /// The share of the class on the right.
+    /// The share r of the class on the right.
     of_right: [W; ROWS],
     losses: [W; ROWS],
 }
@@ -66,7 +71,7 @@ impl<W: Wide> Room<W> {
     }
 }
 
-/// Rows with their positions: stores their gradients and losses, returns the sum of the losses.
+/// The kernel of some rows: writes their gradients and losses, returns the sum of the losses.
 struct PositionRows<'a, W> {
     job: &'a Job<'a, W>,
     rows: Range<usize>,
@@ -101,7 +106,7 @@ impl<W: Wide> PositionRows<'_, W> {
         (self.job.numbers.get(row) as usize).min(self.job.classes - 2)
     }
 
-    /// Reads rows: their exponentials, the sums of these, and what is beside the positions.
+    /// Reads rows: computes their exponentials and the sums of these, and what belongs to the positions.
     #[inline(always)]
     fn read<R: LaneOf<W>>(&mut self, rows: Range<usize>) {
         let classes = self.job.classes;
@@ -133,20 +138,22 @@ impl<W: Wide> PositionRows<'_, W> {
         }
     }
 
-    /// The losses of all rows that there is room for.
+    /// Computes the losses of all [`ROWS`] rows of the buffers, also where fewer are filled: the loop has a fixed
+    /// length.
     #[inline(always)]
     fn evaluate<R: LaneOf<W>>(&mut self) {
         let Room { others, left, right, of_right, losses, .. } = &mut *self.room;
         let (zero, one) = (R::of(0.0), R::of(1.0));
         for i in 0..ROWS {
             let of_right = R::new(of_right[i]);
-            // 0 · ∞ is 0: a class that is masked and has no share.
+            // A masked class has x = −∞. With share 0 it must add 0, not 0 · ∞ = NaN.
             let left = choose(of_right == one, zero, (one - of_right) * R::new(left[i]));
             let right = choose(of_right == zero, zero, of_right * R::new(right[i]));
             losses[i] = (R::new(others[i]).ln_1p() - (left + right)).get();
         }
     }
 
+    /// Computes and writes the gradient of the rows.
     #[inline(always)]
     fn gradient<R: LaneOf<W>>(&mut self, rows: Range<usize>) {
         let classes = self.job.classes;
@@ -162,7 +169,7 @@ impl<W: Wide> PositionRows<'_, W> {
             }
             let of_left = R::of(1.0) - of_right;
             for (place, share, rest) in [(class, of_left, of_right), (class + 1, of_right, of_left)] {
-                // Not with p − 1, which loses the digits of a p near 1.
+                // Where p > ½, p − share is computed as (1 − share) − (1 − p): p near 1 has lost the digits of 1 − p.
                 numbers[place] = match peak == Some(place) {
                     true => (factor * rest - R::new(others[index]) * scale).get(),
                     false => (R::new(numbers[place]) - factor * share).get(),

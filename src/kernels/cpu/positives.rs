@@ -1,4 +1,11 @@
-//! The engine of losses of each pair of one label, by what the pairs of two labels sum up to in its row, and in its column.
+//! The engine of losses of each pair with the same label (a positive), given the soft maximum of its negatives: NT-Xent
+//! and lifted structure.
+//!
+//! The sums of `pairs` give L\[i\] = log Σ exp(t) of the negatives of each row i. The loss of a positive (i, j) is a
+//! function of its element x, of L\[i\], and where both embeddings' negatives count, of L\[j\].
+//!
+//! The gradient is, at a positive, the derivative with respect to x; at a negative of row i, exp(t − L\[i\]) t′ times
+//! the sum of the derivatives with respect to L\[i\] of all positives that use it.
 
 use tch::{Kind, Tensor};
 
@@ -15,7 +22,7 @@ use crate::kernels::formulas::{OTHER, PairTerms};
 use crate::kernels::number::Real;
 use crate::kernels::tensors::f_plain;
 
-/// These losses, reduced.
+/// The plan of these losses for `pairs`, reduced. Positives have no term there.
 #[derive(Clone, Copy)]
 pub(crate) struct Each<F>(pub(crate) F);
 
@@ -82,7 +89,7 @@ fn f_run<W: Wide, F: Positives>(
         return Ok(None);
     }
     let weights = rows.iter().zip(&sums).map(|(row, sums)| {
-        // Without negatives there is nothing to be weighed.
+        // A row without negatives has slope 0 and Σ exp = 0.
         let weight = if row.slope == 0.0 { 0.0 } else { scale * row.slope / sums.exponentials[OTHER] };
         Weights { soft: [0.0, weight], shift: sums.most, ..Weights::NOTHING }
     });
@@ -98,7 +105,7 @@ fn f_run<W: Wide, F: Positives>(
     Ok(Some(tape.add(f_scalar_of(kind, loss)?, arguments, pull)))
 }
 
-/// The columns of each label.
+/// The columns that have each label.
 fn members(labels: &PairLabels) -> Vec<Vec<usize>> {
     let count = labels.rows.iter().chain(labels.columns.iter()).max().map_or(0, |most| *most as usize + 1);
     let mut members = vec![Vec::new(); count];
@@ -108,21 +115,22 @@ fn members(labels: &PairLabels) -> Vec<Vec<usize>> {
     members
 }
 
-/// The pairs of one label.
+/// The positives of a call.
 struct SamePairs<F> {
     formula: F,
     counted: Counted,
-    /// log Σ exp of the terms of two labels of each row.
+    /// L: log Σ exp of the terms of each row's negatives.
     negatives: Vec<f64>,
+    /// The columns that have each label.
     members: Vec<Vec<usize>>,
     labels: PairLabels,
 }
 
-/// What the losses of a row sum up to.
+/// The sums over the positives of a row.
 struct Row {
     loss: f64,
     count: f64,
-    /// The derivative with respect to log Σ exp of the row's negatives.
+    /// The derivative of the sum of all losses with respect to L of the row.
     slope: f64,
 }
 
@@ -159,7 +167,7 @@ impl<F: Positives> SamePairs<F> {
         sums
     }
 
-    /// The columns of a row's pairs, and the derivatives with respect to their elements.
+    /// The columns of a row's positives, and the derivatives of the sum with respect to their elements.
     fn slopes<W: Wide>(&self, x: &[W], row: usize) -> impl Iterator<Item = (usize, f64)> {
         self.columns(row).map(move |column| {
             let (loss, [slope, ..]) = self.loss(x, row, column);
@@ -167,11 +175,13 @@ impl<F: Positives> SamePairs<F> {
         })
     }
 
+    /// The columns of a row's positives.
     fn columns(&self, row: usize) -> impl Iterator<Item = usize> {
         let columns = self.members[self.labels.rows[row] as usize].iter().copied();
         columns.filter(move |column| !self.labels.own || *column != row)
     }
 
+    /// The loss of a positive, and its derivatives with respect to the element, L of the row and L of the column.
     fn loss<W: Wide>(&self, x: &[W], row: usize, column: usize) -> (f64, [f64; 3]) {
         let of_column = if F::BOTH { self.negatives[column] } else { f64::NEG_INFINITY };
         let x = x[row * self.labels.columns.len() + column];

@@ -1,6 +1,7 @@
-//! The engine of losses that weigh the errors of a row by their order.
+//! The engine of losses that weigh the errors of a row by their order: the Lovász losses.
 //!
-//! A row is sorted once, which is most of the work, and its gradient is computed with the loss.
+//! The errors of each class are sorted in descending order, which is most of the work, and the formula gives each its
+//! weight. The gradient is the weight times the derivative of the error, and is computed with the loss.
 
 use tch::{Kind, Tensor};
 
@@ -14,22 +15,23 @@ use crate::kernels::backend;
 use crate::kernels::engine::{Engine, Factor, Reduce, RowFactors, composite_of, f_dispatch, first, row_length};
 use crate::kernels::formulas::Ranked;
 
-/// The weighted mean over classes of sums of weighted errors.
+/// The arguments of a loss that is the weighted mean over classes of sums of weighted errors.
 pub(crate) struct Ranks<'a> {
-    /// Numbers `[R, C, P]`.
+    /// Numbers `[R, C, P]`: for each row the elements P as each class C sees them.
     pub(crate) numbers: &'a Tensor,
-    /// 64-bit integers `[R, P]`; what is below 0 has no error, and comes last.
+    /// The label of each element, 64-bit integers `[R, P]`. One with a negative label is ignored: it has no error and
+    /// comes last.
     pub(crate) labels: &'a Tensor,
-    /// The label of each class, `[C]`.
+    /// The label of each class, 64-bit integers `[C]`.
     pub(crate) classes: &'a Tensor,
-    /// A factor for each class, `[C]`, which does not change what the mean divides by.
+    /// A weight for each class, `[C]`. The mean divides by the number of classes, not by the sum of the weights.
     pub(crate) weight: Option<&'a Tensor>,
-    /// Whether classes without an element are left out.
+    /// Whether classes without an element are left out of the mean.
     pub(crate) present: bool,
 }
 
-/// The reduced losses `[R]`, or those of the `composite` of numbers, labels and classes, and the weight or any tensor in its place,
-/// where the engine does not take the call.
+/// The losses `[R]`, reduced; by the `composite` where the engine does not take the call. The composite's arguments are
+/// the numbers, the labels, the classes and the weight, in whose place there is any tensor if there is none.
 pub(crate) fn f_ranks<F, C>(
     formula: F,
     ranks: &Ranks,
@@ -53,18 +55,18 @@ where
     if !taken {
         return composite(arguments);
     }
-    let engine = Engined { formula, present, weighted: weight.is_some() };
+    let engine = RanksEngine { formula, present, weighted: weight.is_some() };
     f_dispatch(Box::new(engine), &arguments, reduce.into(), composite_of(composite))
 }
 
-/// The engine with a formula.
-struct Engined<F> {
+/// The engine, with its formula.
+struct RanksEngine<F> {
     formula: F,
     present: bool,
     weighted: bool,
 }
 
-impl<F: Ranked> Engine for Engined<F> {
+impl<F: Ranked> Engine for RanksEngine<F> {
     fn differentiable(&self) -> usize {
         1
     }
@@ -91,10 +93,10 @@ impl<F: Ranked> Engine for Engined<F> {
     }
 }
 
-/// So many times as much work as a formula of each number is it to sort them.
+/// By how much sorting an element costs more than a formula of it, for the choice of the number of threads.
 const SORTING: usize = 8;
 
-impl<F: Ranked> Engined<F> {
+impl<F: Ranked> RanksEngine<F> {
     fn f_sum_of<W: Wide>(
         &self,
         arguments: &[&Tensor],
@@ -106,7 +108,7 @@ impl<F: Ranked> Engined<F> {
         Ok((losses.iter().sum(), gradient.into_iter().map(Output::into_tensor).collect()))
     }
 
-    /// Runs over all rows. Returns the losses.
+    /// Computes all rows: writes the gradient where there is an output for it, returns the losses.
     fn f_run<W: Wide>(
         &self,
         arguments: &[&Tensor],
@@ -150,7 +152,7 @@ impl<F: Ranked> Engined<F> {
         Ok(parts.chunks(classes.len()).map(|parts| parts.iter().sum()).collect())
     }
 
-    /// What each class has in the mean, given how many elements it has.
+    /// What the loss of each class is multiplied by in the mean, given how many elements each has.
     fn shares<'a>(&'a self, counts: &'a [f64], weights: &'a [f64]) -> impl Iterator<Item = f64> + 'a {
         let counted = move |count: f64| f64::from(u8::from(count > 0.0 || !self.present));
         let total = counts.iter().map(|count| counted(*count)).sum::<f64>().max(1.0);
@@ -164,27 +166,27 @@ struct OfClass<'a, F, W> {
     numbers: &'a [W],
     labels: &'a [i64],
     class: i64,
-    /// How many are of the class.
+    /// How many elements are of the class.
     total: usize,
 }
 
 impl<F: Ranked, W: Wide> OfClass<'_, F, W> {
-    /// Whether an element is of the class, and what [`Ranked::error`] says.
+    /// Whether an element is of the class, and its numbers of [`Ranked::error`].
     fn element(&self, place: usize) -> (bool, [W; 3]) {
         let label = self.labels[place];
         if label < 0 {
-            // After all others, and nothing.
+            // Ignored: sorted after all others, with error 0.
             return (false, [f64::NEG_INFINITY, 0.0, 0.0].map(W::from_f64));
         }
         let number = W::Lane::new(self.numbers[place]);
         (label == self.class, self.formula.error(number, label == self.class).map(LaneOf::get))
     }
 
-    /// The loss times `share`; its derivatives go to `store`, in any order.
+    /// The loss times `share`. Its derivatives are handed to `store`, in any order.
     fn loss(&self, share: f64, mut store: impl FnMut(usize, f64)) -> f64 {
         let places = 0..self.numbers.len();
         if share == 0.0 {
-            // The order does not matter; that nothing is NaN does.
+            // The order does not matter then. The errors are added up all the same, since a NaN makes the loss NaN.
             places.clone().for_each(|place| store(place, 0.0));
             return share * places.map(|place| self.element(place).1[1].into()).sum::<f64>();
         }
@@ -202,7 +204,7 @@ impl<F: Ranked, W: Wide> OfClass<'_, F, W> {
     }
 }
 
-/// A number whose ascending order is the descending one of `number`. Both zeros have the same, and NaN is the first.
+/// A key whose ascending order is the descending order of `number`. Both zeros have the same key, and NaN comes first.
 fn descending<W: Wide>(number: W) -> W {
     let number: f64 = number.into();
     W::from_f64(if number.is_nan() { f64::NEG_INFINITY } else { 0.0 - number })
@@ -215,7 +217,8 @@ mod tests {
     use super::*;
     use crate::kernels::number::Real;
 
-    /// The error is the number itself; the weight is its rank, ten more for one of the class and a hundred for each of these.
+    /// A formula whose error is the number itself. The weight is the rank, plus 10 for an element of the class, plus
+    /// 100 for each element of the class.
     #[derive(Clone, Copy)]
     struct Places;
 
@@ -255,11 +258,11 @@ mod tests {
         let numbers = Tensor::ones([1, 3, 2], (Kind::Double, Device::Cpu));
         let (labels, classes) = (Tensor::from_slice(&[0_i64, 1]).view([1, 2]), Tensor::from_slice(&[0_i64, 1, 2]));
         let weight = Tensor::from_slice(&[1.0, 2.0, 4.0]);
-        // One class weighs 111 + 102 for its two elements, the absent one 1 + 2.
+        // A class weighs 111 + 102 for its two elements, the absent one 1 + 2.
         for (present, expected) in [(true, 213.0 * 3.0 / 2.0), (false, (213.0 * 3.0 + 3.0 * 4.0) / 3.0)] {
             let ranks = Ranks { numbers: &numbers, labels: &labels, classes: &classes, weight: Some(&weight), present };
             let loss = f_ranks(Places, &ranks, Reduce::Mean, |_| panic!("the engine takes it")).unwrap();
-            // Of equal errors the first comes first: that of class 1 weighs 112 after 101.
+            // Equal errors keep their order: an element of class 1 comes second there, and weighs 112 after 101.
             assert_eq!(loss.double_value(&[]), expected);
         }
     }

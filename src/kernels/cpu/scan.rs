@@ -1,4 +1,5 @@
-//! Looks through the values of a tensor in its memory, without the tensors that operations would make.
+//! Checks of the values of a tensor in its memory, for the losses' argument checks. They need no temporary tensors, as
+//! the same checks by tensor operations would.
 
 use std::ops::{Range, RangeInclusive};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,8 +11,8 @@ use super::elements::{elements, integers, is_plain};
 use super::kinds::Stored;
 use super::parallel;
 
-/// Whether all `indices`, 64-bit, are classes or the ignored one, and whether any is the latter; `None` where their memory cannot
-/// be looked at.
+/// Whether all `indices`, 64-bit integers, are classes or the ignored index, and whether any is the ignored one. `None`
+/// where the tensor is not plain and contiguous.
 pub(crate) fn scan_classes(indices: &Tensor, classes: i64, ignored: Option<i64>) -> Option<(bool, bool)> {
     if !is_plain(indices, Kind::Int64) || !indices.is_contiguous() {
         return None;
@@ -31,7 +32,8 @@ pub(crate) fn scan_classes(indices: &Tensor, classes: i64, ignored: Option<i64>)
     Some((invalid == 0.0, any_ignored.into_inner()))
 }
 
-/// Whether all numbers of a floating tensor are in the range, NaN is not; `None` where their memory cannot be looked at.
+/// Whether all numbers of a tensor are in the range, in which NaN is not. `None` where the tensor is not plain and
+/// contiguous, or of another kind than floats and 64-bit integers.
 pub(crate) fn scan_range(tensor: &Tensor, range: RangeInclusive<f64>) -> Option<bool> {
     fn all<T: Stored + Into<f64>>(tensor: &Tensor, range: RangeInclusive<f64>) -> bool {
         all_in(elements::<T>(tensor), |number| range.contains(&(*number).into()))

@@ -1,4 +1,5 @@
-//! Loops compiled for the vector instructions of today's processors, beside a program that is compiled for any.
+//! Kernels: loops that are compiled for the vector instructions of today's processors, while the program around them is
+//! compiled for any processor of the architecture. Every engine of the CPU is built of them.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -10,22 +11,23 @@ use crate::kernels::cpu::lane::LaneOf;
 use crate::kernels::cpu::lane::Scalar;
 use crate::kernels::number::Real;
 
-/// A loop over lanes of numbers.
+/// A loop over slices of numbers, with what it reads and writes as fields. The function [`run`](run()) runs it.
 pub(super) trait Kernel<W: Scalar>: Sized {
     type Result;
-    /// Whether it is compiled for vectors of 512 bits as well, for single precision: where that has been measured to
-    /// earn the code that it takes.
+    /// Whether the kernel is compiled a second time, for vectors of 512 bits, in single precision. It is where a
+    /// measurement has shown a gain that is worth the code.
     #[cfg_attr(not(all(target_arch = "x86_64", feature = "avx512")), allow(dead_code))]
     const LONG: bool = false;
 
-    /// Runs it; implementations are `#[inline(always)]`, and so is all that they call.
+    /// The loop. Implementations are `#[inline(always)]`, and so is all that they call, so that all of it is compiled
+    /// with the vector instructions.
     ///
-    /// Loops in it are `for` loops: what a closure does in an adapter's `map` and `sum` may be compiled apart, without the vector
-    /// instructions. `tests/kernel_loops.rs` looks for such.
+    /// Loops in it are `for` loops. The closure of an adapter such as `map` or `sum` may be compiled as a function of
+    /// its own, without the vector instructions. `tests/kernel_loops.rs` looks for such closures.
     fn run<R: LaneOf<W>>(self) -> Self::Result;
 
-    /// The same in vector instructions. A method, so that it is compiled beside the type that it is of: one function
-    /// for all would be one unit of code, which one core compiles.
+    /// [`run`](Self::run), compiled for AVX2 and FMA. A method and no free function, so that each kernel is a unit of
+    /// its own for the compiler, and several cores compile them.
     ///
     /// # Safety
     /// The processor has these instructions.
@@ -35,7 +37,7 @@ pub(super) trait Kernel<W: Scalar>: Sized {
         self.run::<W::Lane>()
     }
 
-    /// The same in vectors of 512 bits.
+    /// [`run`](Self::run), compiled for vectors of 512 bits.
     ///
     /// # Safety
     /// The processor has these instructions.
@@ -46,8 +48,8 @@ pub(super) trait Kernel<W: Scalar>: Sized {
     }
 }
 
-/// Whether the processor has the instructions that kernels are compiled for. Where it has not, tensor operations
-/// compute the losses; so they do in a build without kernels, see build.rs.
+/// Whether the processor has the instructions that kernels are compiled for, and the build has kernels at all (see
+/// build.rs). Where not, tensor operations compute the losses.
 pub(in crate::kernels) fn has_vectors() -> bool {
     if WITHOUT_LOOPS {
         return false;
@@ -64,7 +66,7 @@ pub(in crate::kernels) fn has_vectors() -> bool {
         });
         *HAS
     }
-    // The vector instructions and the fused multiply-add that every processor of the architecture has.
+    // Every processor of this architecture has vector instructions and a fused multiply-add.
     #[cfg(not(target_arch = "x86_64"))]
     cfg!(target_arch = "aarch64")
 }
@@ -84,10 +86,10 @@ pub(super) fn has_long_vectors() -> bool {
     *HAS
 }
 
-/// Whether kernels are left out of this build. What follows a look at it is not compiled then.
+/// Whether kernels are left out of this build. Code behind a check of this constant is not compiled then.
 pub(super) const WITHOUT_LOOPS: bool = cfg!(all(tch_losses_no_loops, not(test)));
 
-/// Runs `kernel` in vector instructions, which the processor [has](has_vectors).
+/// Runs `kernel` in the widest vector instructions it is compiled for. The processor [has](has_vectors) some.
 #[inline]
 pub(super) fn run<W: Scalar, K: Kernel<W>>(kernel: K) -> K::Result {
     check_vectors();
@@ -108,7 +110,7 @@ pub(super) fn run<W: Scalar, K: Kernel<W>>(kernel: K) -> K::Result {
     kernel.run::<W::Lane>()
 }
 
-/// Panics where the processor has no vector instructions, so that no engine is to be asked.
+/// Panics where the processor has no vector instructions. Engines are not called there, so this is never reached.
 #[inline]
 pub(super) fn check_vectors() {
     #[cold]
@@ -120,7 +122,7 @@ pub(super) fn check_vectors() {
     }
 }
 
-/// Asks the processor to fetch memory that is needed soon: the elements `range` from `start` on.
+/// Asks the processor to load memory into its cache that is needed soon: the elements `range`, counted from `start`.
 #[inline(always)]
 pub(super) fn fetch<T>(start: *const T, range: Range<usize>) {
     #[cfg(target_arch = "x86_64")]
@@ -133,7 +135,7 @@ pub(super) fn fetch<T>(start: *const T, range: Range<usize>) {
     let _ = (start, range);
 }
 
-/// Copies numbers past the caches where the processor can. Other threads see them after [`fence`].
+/// Copies numbers to memory past the caches, where the processor can. [`fence`] makes them visible to other threads.
 pub(super) fn stream<W: Scalar>(numbers: &[W], elements: &mut [MaybeUninit<W>]) {
     assert_eq!(numbers.len(), elements.len());
     #[cfg(target_arch = "x86_64")]
@@ -155,14 +157,14 @@ pub(super) fn stream<W: Scalar>(numbers: &[W], elements: &mut [MaybeUninit<W>]) 
     copy(numbers, elements);
 }
 
-/// Copies numbers to places, as many.
+/// Copies numbers to places; both slices have the same length.
 pub(super) fn copy<W: Copy>(numbers: &[W], places: &mut [MaybeUninit<W>]) {
     assert_eq!(numbers.len(), places.len());
     // SAFETY: both are of this length, and apart, since one of them is borrowed for writing.
     unsafe { std::ptr::copy_nonoverlapping(numbers.as_ptr(), places.as_mut_ptr().cast(), numbers.len()) };
 }
 
-/// Makes what [`stream`] has written in this thread visible to those that synchronise with it.
+/// Makes what [`stream`] has written in this thread visible to threads that synchronise with it.
 #[inline]
 pub(super) fn fence() {
     #[cfg(target_arch = "x86_64")]
@@ -172,19 +174,20 @@ pub(super) fn fence() {
     };
 }
 
-/// The bytes that are fetched at a time.
+/// The bytes of a line of the cache, which the processor loads at a time.
 #[cfg(target_arch = "x86_64")]
 const LINE: usize = 64;
 
-/// Numbers that begin where a line of the cache does. Of others each long vector would be in two lines, which takes
+/// Numbers that begin at the start of a cache line. Elsewhere each vector of 512 bits would span two lines, which takes
 /// twice as long.
 #[repr(align(64))]
 pub(super) struct Aligned<T>(pub(super) T);
 
-/// How many sums of numbers are kept beside each other.
+/// How many partial sums a kernel keeps side by side. Number i of a group is added to sum i, so that the compiler can
+/// use vectors, and no addition waits for the one before.
 pub(super) const LANES: usize = 32;
 
-/// The sum of numbers, in a fixed order.
+/// The kernel of a sum in a fixed order, with partial sums in the precision of the numbers: for a block.
 pub(super) struct Sum<'a, W>(pub(super) &'a [W]);
 
 impl<W: Scalar> Kernel<W> for Sum<'_, W> {
@@ -208,7 +211,7 @@ impl<W: Scalar> Kernel<W> for Sum<'_, W> {
     }
 }
 
-/// The sum of any number of numbers, in a fixed order.
+/// The sum of any number of numbers, in a fixed order: block by block, and the blocks' sums in double precision.
 #[inline(always)]
 pub(super) fn sum<W: Scalar, R: LaneOf<W>>(numbers: &[W]) -> f64 {
     let mut sum = 0.0;
@@ -218,7 +221,8 @@ pub(super) fn sum<W: Scalar, R: LaneOf<W>>(numbers: &[W]) -> f64 {
     sum
 }
 
-/// Folds places of arrays of one length into numbers for each lane, which begin as `start`.
+/// Folds arrays of one length into `S` accumulators for each lane, which begin as `start`: `add` is given the numbers
+/// at one place and the accumulators of the place's lane, and returns the new accumulators.
 #[inline(always)]
 pub(super) fn fold<R: LaneOf<W>, W: Scalar, const N: usize, const S: usize>(
     arrays: [&[W]; N],
@@ -233,7 +237,7 @@ pub(super) fn fold<R: LaneOf<W>, W: Scalar, const N: usize, const S: usize>(
     lanes
 }
 
-/// The same, into lanes that there are.
+/// [`fold`] into accumulators that exist already.
 #[inline(always)]
 pub(super) fn fold_into<R: LaneOf<W>, W: Scalar, const N: usize, const S: usize>(
     lanes: &mut [[R; LANES]; S],
@@ -244,14 +248,14 @@ pub(super) fn fold_into<R: LaneOf<W>, W: Scalar, const N: usize, const S: usize>
     for start in (0..length).step_by(LANES) {
         let group = part(arrays, start..length.min(start + LANES));
         match length - start {
-            // A loop of a length that the compiler knows.
+            // The compiler knows the length of this loop.
             LANES.. => fold_group(part(group, 0..LANES), lanes, LANES, &add),
             length => fold_group(group, lanes, length, &add),
         }
     }
 }
 
-/// Folds `length` places into as many of the first lanes.
+/// Folds the first `length` places, at most [`LANES`] of them, each into its lane.
 #[inline(always)]
 fn fold_group<R: LaneOf<W>, W: Scalar, const N: usize, const S: usize>(
     arrays: [&[W]; N],
@@ -271,7 +275,7 @@ fn fold_group<R: LaneOf<W>, W: Scalar, const N: usize, const S: usize>(
     }
 }
 
-/// The same places of all arrays.
+/// The range `places` of each array.
 #[inline(always)]
 pub(super) fn part<W, const N: usize>(mut arrays: [&[W]; N], places: Range<usize>) -> [&[W]; N] {
     for k in 0..N {
@@ -280,7 +284,7 @@ pub(super) fn part<W, const N: usize>(mut arrays: [&[W]; N], places: Range<usize
     arrays
 }
 
-/// The first numbers of each of the first `N` arrays.
+/// The first `length` numbers of each of the first `N` arrays.
 #[inline(always)]
 pub(super) fn first<'a, W, const N: usize>(arrays: &[&'a [W]], length: usize) -> [&'a [W]; N] {
     let mut first = [&[][..]; N];
@@ -290,7 +294,7 @@ pub(super) fn first<'a, W, const N: usize>(arrays: &[&'a [W]], length: usize) ->
     first
 }
 
-/// Where the first of the `length` numbers of each of the first `N` arrays is.
+/// Pointers to the first `N` arrays. Panics where one has fewer than `length` numbers.
 #[inline(always)]
 pub(super) fn starts<W, const N: usize>(arrays: &[&[W]], length: usize) -> [*const W; N] {
     let mut starts = [std::ptr::null(); N];
@@ -300,7 +304,7 @@ pub(super) fn starts<W, const N: usize>(arrays: &[&[W]], length: usize) -> [*con
     starts
 }
 
-/// The same of places.
+/// [`starts`] of arrays that are written.
 #[inline(always)]
 pub(super) fn starts_mut<W, const N: usize>(arrays: &mut [&mut [W]], length: usize) -> [*mut W; N] {
     let mut starts = [std::ptr::null_mut(); N];
@@ -320,7 +324,6 @@ pub(super) fn at<R: LaneOf<W>, W: Scalar, const N: usize>(arrays: &[&[W]; N], pl
     numbers
 }
 
-/// Numbers as lanes.
 #[inline(always)]
 pub(super) fn lanes_of<R: Real, const N: usize>(numbers: [f64; N]) -> [R; N] {
     let mut lanes = [R::of(0.0); N];
@@ -330,7 +333,7 @@ pub(super) fn lanes_of<R: Real, const N: usize>(numbers: [f64; N]) -> [R; N] {
     lanes
 }
 
-/// The largest of the lanes and `least`.
+/// The largest of the lanes and of `least`.
 #[inline(always)]
 pub(super) fn largest_lane<R: Real>(lanes: [R; LANES], least: R) -> R {
     let mut largest = least;
@@ -340,7 +343,7 @@ pub(super) fn largest_lane<R: Real>(lanes: [R; LANES], least: R) -> R {
     largest
 }
 
-/// The sum of the few sums of a block, in double precision, in pairs, so that none waits for all before it.
+/// The sum of the partial sums of all lanes, in double precision.
 #[inline(always)]
 pub(super) fn total<R: LaneOf<W>, W: Scalar>(sums: [R; LANES]) -> f64 {
     let mut doubles = [0.0; LANES];
@@ -350,6 +353,7 @@ pub(super) fn total<R: LaneOf<W>, W: Scalar>(sums: [R; LANES]) -> f64 {
     total_of(doubles)
 }
 
+/// The sum of the lanes, added up in pairs, so that no addition waits for all before it.
 #[inline(always)]
 pub(super) fn total_of(mut sums: [f64; LANES]) -> f64 {
     let mut width = LANES;

@@ -1,5 +1,10 @@
-//! The engine of the hinges of all triplets of a batch: the negatives of an anchor are sorted once, so that those which a positive
-//! is compared with are a part of them, and their sum is one of two prefix sums.
+//! The engine of the hinges of all triplets of a batch: triplet margin loss over all, semi-hard or hard triplets.
+//!
+//! The negatives of an anchor are sorted once. Those whose hinge with a positive counts lie side by side then, so that
+//! their sum is the difference of two prefix sums.
+//!
+//! The gradient of the sum is, at a positive, how many negatives have a hinge above 0 with it, and at a negative minus
+//! how many positives have one with it.
 
 use tch::{Kind, Tensor};
 
@@ -14,20 +19,20 @@ use crate::autograd::{self, Context, Function, StoredGradients};
 use crate::kernels::backend;
 use crate::kernels::tensors::f_plain;
 
-/// Hinges max(0, p + `margin` − n) of the distance p of a positive and that of a negative, n.
+/// Hinges max(0, p + `margin` − n), where p is the distance of a positive from the anchor and n that of a negative.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Triplets {
     pub(crate) margin: f64,
-    /// Negatives up to p plus this are left out, where there is one.
+    /// Negatives with n ≤ p + this are left out, where it is given.
     pub(crate) beyond: Option<f64>,
-    /// Negatives at more than p plus this are left out.
+    /// Negatives with n > p + this are left out, where it is given.
     pub(crate) up_to: Option<f64>,
     /// Which of the hinges count.
     pub(crate) counted: Counted,
 }
 
-/// The reduced hinges of the triplets of which `far` `[N, M]` are the distances, as a scalar of this `kind`; by the `composite` of
-/// tensor operations where the engine does not take the call.
+/// The hinges of the triplets with the distances `far` `[N, M]`, reduced, as a scalar of this `kind`; by the
+/// `composite` of tensor operations where the engine does not take the call.
 pub(crate) fn f_triplets<C>(
     triplets: Triplets,
     far: &Tensor,
@@ -40,7 +45,7 @@ where
 {
     let own = far.f_kind()?;
     let Some(labels) = labels.filter(|labels| labels.size() == far.size()[..]) else { return composite(far) };
-    // Without a hinge below it none counts.
+    // Hinges from `high` on do not count, and none is below 0.
     let none = triplets.counted.high <= 0.0;
     if !backend::fused() || !is_plain(far, own) || far.numel() == 0 || none {
         return composite(far);
@@ -104,21 +109,21 @@ where
     Ok(Function::new(&[far]).save(&[far]).f_attach_own(vec![loss], backward)?.remove(0))
 }
 
-/// Room for the row of one anchor.
+/// The buffers of one anchor.
 #[derive(Default)]
 struct Row {
     /// The distances of the negatives.
     negatives: Sorted,
-    /// The derivatives of the sum of the hinges.
+    /// The derivatives of the sum of the hinges with respect to the distances.
     slopes: Vec<f64>,
 }
 
 impl Row {
-    /// The sum and the number of the hinges of an anchor.
+    /// The sum and the number of the hinges of an anchor that count. The slopes are computed as well.
     fn sum<W: Wide>(&mut self, triplets: Triplets, labels: &PairLabels, anchor: usize, far: &[W]) -> [f64; 2] {
         self.slopes.clear();
         self.slopes.resize(far.len(), 0.0);
-        // No hinge is satisfied by a distance that is none.
+        // A NaN makes the sum NaN, and the composite is called.
         if far.iter().any(|far| (*far).into().is_nan()) {
             return [f64::NAN, 0.0];
         }
@@ -142,7 +147,8 @@ impl Row {
         [total, number]
     }
 
-    /// From which negative on and up to which the positive is compared.
+    /// The range of the sorted negatives that a positive forms triplets with that count. `limit` is the positive's
+    /// distance plus the margin, so that a hinge is `limit` − n.
     fn range(&self, triplets: Triplets, positive: f64, limit: f64) -> (usize, usize) {
         let Counted { low, high, .. } = triplets.counted;
         let mut from = triplets.beyond.map_or(0, |far| self.up_to(positive + far));
@@ -156,30 +162,31 @@ impl Row {
         (from, to)
     }
 
-    /// How many negatives are nearer than this.
+    /// How many negatives are nearer than this, which are the first ones.
     fn below(&self, distance: f64) -> usize {
         self.negatives.first(|far| far < distance)
     }
 
-    /// How many are at most as far.
+    /// How many negatives are at most as far as this, which are the first ones.
     fn up_to(&self, distance: f64) -> usize {
         self.negatives.first(|far| far <= distance)
     }
 }
 
-/// Numbers in their order, of which any that lie side by side are summed up and counted at once; room to be used again.
+/// Sorted numbers with their prefix sums. A range of them is added up and counted at once. The buffers are used again
+/// for other numbers.
 #[derive(Default)]
 struct Sorted {
     /// The numbers, and where they came from.
     numbers: Vec<(f64, usize)>,
-    /// The sum of so many of the first ones.
+    /// `sums[k]` is the sum of the first k numbers.
     sums: Vec<f64>,
-    /// How many ranges more each of them is in than the one before.
+    /// By how much the number of ranges taken changes from the number before to each number.
     changes: Vec<f64>,
 }
 
 impl Sorted {
-    /// Takes other numbers, none of them NaN, for those that there are.
+    /// Replaces the numbers. None of them is NaN.
     fn fill(&mut self, numbers: impl Iterator<Item = (f64, usize)>) {
         self.numbers.clear();
         self.numbers.extend(numbers);
@@ -199,12 +206,12 @@ impl Sorted {
         self.numbers.len()
     }
 
-    /// How many of the first ones `are` something that those after them are not.
+    /// How many of the numbers, which are the first ones, satisfy `are`. Those after them do not.
     fn first(&self, are: impl Fn(f64) -> bool) -> usize {
         self.numbers.partition_point(|(number, _)| are(*number))
     }
 
-    /// The sum of `count` numbers from `from` on.
+    /// The sum of `count` numbers from `from` on. Counts each of them as taken.
     fn take(&mut self, from: usize, count: usize) -> f64 {
         let to = from + count;
         self.changes[from] += 1.0;

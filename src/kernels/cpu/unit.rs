@@ -1,7 +1,10 @@
-//! The engine of rows that are scaled to length 1.
+//! The engine of rows that are scaled to length 1: the embeddings that losses of pairs compare.
 //!
-//! Rows are computed in double precision and divided, first by their largest element and then by their length: rows of one
-//! direction have the same unit vector then, bit by bit. A product with a reciprocal is not always 1 where a quotient is.
+//! Rows are computed in double precision. They are divided, not multiplied by a reciprocal, first by their largest |x|
+//! and then by the length of the result. So rows of one direction get the same unit vector, bit by bit, and a row with
+//! one number that is not 0 has exactly 1 or −1 there.
+//!
+//! The gradient of a row with the unit vector u, given that of u, g, is (g − u (u · g)) / length.
 
 use tch::{Kind, Tensor};
 
@@ -16,8 +19,8 @@ use crate::autograd::{Backward, Place, Tape};
 use crate::kernels::backend;
 use crate::kernels::tensors::f_plain;
 
-/// The `rows` `[N, D]` of a tape, each divided by its length, or by `least` if it is shorter, in this `kind`, single or double
-/// precision; none where the engine does not take them.
+/// The `rows` `[N, D]` of a tape, each divided by its length, or by `least` if it is shorter. The result is of this
+/// `kind`, single or double precision. `None` where the engine does not take the call.
 pub(crate) fn f_unit(tape: &mut Tape, rows: Place, kind: Kind, least: f64) -> Result<Option<Place>, LossError> {
     let input = tape.value(rows);
     let own = input.f_kind()?;
@@ -32,13 +35,13 @@ pub(crate) fn f_unit(tape: &mut Tape, rows: Place, kind: Kind, least: f64) -> Re
     }
 }
 
-/// Rows that are read as `W` become such of `U`.
+/// [`f_unit`] for rows that are read as `W`, with a result of `U`.
 fn f_run<W: Wide, U: Wide>(tape: &mut Tape, rows: Place, least: f64) -> Result<Option<Place>, LossError> {
     let input = tape.value(rows).f_contiguous()?;
     let width = input.size()[1] as usize;
     let output = Output::<U>::f_of_size(&input.size())?;
     let unusual = each_row(Numbers::<W>::of(&input), width, |row, numbers, scaled: &mut [U]| {
-        let Row { length, scale } = Row::new(numbers, least);
+        let RowScale { length, scale } = RowScale::new(numbers, least);
         simd::run(Divide { numbers, divisors: [scale, length.max(least)], quotients: scaled });
         // SAFETY: each row is one thread's.
         unsafe { output.write(row * width..(row + 1) * width, scaled) };
@@ -51,15 +54,15 @@ fn f_run<W: Wide, U: Wide>(tape: &mut Tape, rows: Place, least: f64) -> Result<O
     Ok(Some(tape.add(output.into_tensor(), &[rows], pull)))
 }
 
-/// What a row is divided by.
-struct Row {
-    /// The length of what is left of the row; NaN or infinite where it has none.
+/// What a row is divided by: `scale`, and then `length`.
+struct RowScale {
+    /// The length of the row after the division by `scale`; NaN or infinite where the row has such numbers.
     length: f64,
-    /// The row's largest element, 1 for a row that is too short to be scaled to length 1.
+    /// The row's largest |x|; 1 for a row that is too short to be scaled to length 1.
     scale: f64,
 }
 
-impl Row {
+impl RowScale {
     fn new(numbers: &[f64], least: f64) -> Self {
         let largest = simd::run(Largest { numbers });
         let scale = if largest <= least { 1.0 } else { largest };
@@ -76,15 +79,15 @@ fn f_gradient<W: Wide, U: Wide>(rows: &Tensor, grad: &Tensor, least: f64) -> Res
     each_row(Numbers::<W>::of(&input), width, |row, numbers, slopes: &mut [W]| {
         let place = row * width..(row + 1) * width;
         let grad: Vec<f64> = grad[place.clone()].iter().map(|number| (*number).into()).collect();
-        let Row { length, scale } = Row::new(numbers, least);
+        let RowScale { length, scale } = RowScale::new(numbers, least);
         if length == 0.0 {
-            // A row of zeros has no direction, and no slope.
+            // A row of zeros has no direction; its gradient is 0.
             slopes.fill(W::default());
         } else {
             let divisors = [scale, length.max(least)];
             let mut units = vec![0.0; width];
             simd::run(Divide { numbers, divisors, quotients: &mut units });
-            // A vector that is too short to be scaled to length 1 is multiplied by a constant.
+            // A row that is shorter than `least` is divided by that constant, so its gradient has no part along u.
             let along = if length < least { 0.0 } else { simd::run(Product { a: &units, b: &grad }) };
             let factor = 1.0 / divisors[1] / scale;
             simd::run(Slopes { units: &units, grad: &grad, factor, along, slopes });
@@ -96,7 +99,7 @@ fn f_gradient<W: Wide, U: Wide>(rows: &Tensor, grad: &Tensor, least: f64) -> Res
     Ok(output.into_tensor())
 }
 
-/// Calls `task` with the position of each row, its numbers, and room for as many. Returns the sum of what it returns.
+/// Calls `task` with the index of each row, its numbers, and a buffer for as many. Returns the sum of what it returns.
 fn each_row<W, U, F>(rows: Numbers<W>, width: usize, task: F) -> f64
 where
     W: Wide,
@@ -137,7 +140,7 @@ impl Kernel<f64> for Product<'_> {
     }
 }
 
-/// The largest |x|; that of the others where one is NaN.
+/// The largest |x|; NaNs are skipped.
 struct Largest<'a> {
     numbers: &'a [f64],
 }
@@ -179,7 +182,7 @@ impl Kernel<f64> for Squares<'_> {
     }
 }
 
-/// The numbers divided by one divisor, and then by the other.
+/// The kernel that divides numbers by the first divisor, and then by the second.
 struct Divide<'a, U> {
     numbers: &'a [f64],
     divisors: [f64; 2],
@@ -198,7 +201,8 @@ impl<U: Wide> Kernel<f64> for Divide<'_, U> {
     }
 }
 
-/// (g − u · `along`) times a factor: 0 for a row of one number, whose unit vector is 1 or −1.
+/// The kernel of the gradient of a row: (g − u · `along`) · `factor`. Exactly 0 for a row of one number, whose u is 1
+/// or −1.
 struct Slopes<'a, W> {
     units: &'a [f64],
     grad: &'a [f64],
@@ -260,10 +264,10 @@ mod tests {
             kinds.into_iter().flat_map(|kinds| [(1, 1), (5, 33), (40, 1100)].map(|size| (kinds, size)))
         {
             let input = randn([rows, columns]);
-            // One that is too short, and one of nothing.
+            // One row is shorter than `LEAST`, and one is of zeros.
             let _ = (input.get(0).g_mul_scalar_(1e-5), input.get(rows - 1).zero_());
             let factors = randn([rows, columns]).to_kind(kind);
-            // In columns, so that the rows have gaps.
+            // A matrix stored by columns, so that the numbers of a row do not lie side by side.
             let input = input.to_kind(own).transpose(0, 1).contiguous().transpose(0, 1);
             let results = |unit: &dyn Fn(&Tensor) -> Tensor| {
                 let leaf = input.detach().set_requires_grad(true);
@@ -279,7 +283,7 @@ mod tests {
                 assert!(furthest <= tolerance * expected.abs().max().double_value(&[]).max(1.0), "{own:?}");
             }
             let (actual, expected) = (Tensor::stack(&actual, 0), Tensor::stack(&expected, 0));
-            // The slopes of rows that are too short are as large as these are short.
+            // The gradients of rows that are too short are large, in proportion to how short these are.
             let scale = expected.abs().amax([2_i64].as_slice(), true).clamp_min(1e-30);
             let furthest = ((actual - expected).abs() / scale).max().double_value(&[]);
             assert!(furthest <= tolerance, "{own:?} {kind:?} {rows} {columns}: {furthest:e}");

@@ -1,4 +1,7 @@
-//! The engine of the differences of neighbours in planes.
+//! The engine of the absolute differences of neighbours in planes: total variation.
+//!
+//! The gradient of an element is the sum of the signs of its differences from the (up to four) elements beside it,
+//! times the factor of the direction.
 
 use std::array::from_fn;
 
@@ -14,8 +17,9 @@ use crate::kernels::backend;
 use crate::kernels::engine::{Engine, Factor, Reduce, RowFactors, by_width, composite_of, f_dispatch};
 use crate::{LossError, Reduction};
 
-/// Σ |x\[i + 1, j\] − x\[i, j\]| times the first of the `factors` plus Σ |x\[i, j + 1\] − x\[i, j\]| times the second one, for each plane
-/// `[H, W]` of `planes` `[*, H, W]`, reduced; by the `composite` of tensor operations where the engine does not take the call.
+/// Σ |x\[i + 1, j\] − x\[i, j\]| times the first of the `factors`, plus Σ |x\[i, j + 1\] − x\[i, j\]| times the second
+/// one, for each plane `[H, W]` of `planes` `[*, H, W]`, reduced. By the `composite` of tensor operations where the
+/// engine does not take the call.
 pub(crate) fn f_variation<C>(
     factors: [f64; 2],
     planes: &Tensor,
@@ -32,7 +36,7 @@ where
     f_dispatch(Box::new(Variation(factors)), &[planes], Reduce::from(reduction), composite_of(composite))
 }
 
-/// The engine with the factors of both directions.
+/// The engine, with the factors of the vertical and the horizontal direction.
 struct Variation([f64; 2]);
 
 impl Engine for Variation {
@@ -71,12 +75,13 @@ fn f_sum<W: Wide>(
     Ok((sums.iter().sum(), gradient.into_iter().map(Output::into_tensor).collect()))
 }
 
+/// The height and the width of the planes.
 fn sizes(planes: &Tensor) -> [usize; 2] {
     let size = planes.size();
     from_fn(|k| size[size.len() - 2 + k] as usize)
 }
 
-/// Runs over all planes, a row after the other. Returns the sum of each plane.
+/// Computes all planes, row by row: writes the gradient where there is an output for it, returns the sum of each plane.
 fn f_run<W: Wide>(
     factors: [f64; 2],
     planes: &Tensor,
@@ -114,7 +119,7 @@ fn f_run<W: Wide>(
     Ok(elements::<f64>(&sums).chunks_exact(height).map(|rows| rows.iter().sum()).collect())
 }
 
-/// The sum of a row's differences within it and to the one below.
+/// The kernel of a row's sum: its differences within the row, and from the row below if there is one.
 struct Sum<'a, W> {
     own: &'a [W],
     below: Option<&'a [W]>,
@@ -146,7 +151,8 @@ fn differences<R: LaneOf<W>, W: Wide>(a: &[W], b: &[W]) -> f64 {
     differences
 }
 
-/// The derivatives of a row. Where there is no row above or below, the row itself is in its place.
+/// The kernel of a row's derivatives. At the border of a plane the row itself takes the place of the missing row above
+/// or below, so that the difference is 0.
 struct Slopes<'a, W> {
     above: &'a [W],
     own: &'a [W],
@@ -168,7 +174,7 @@ impl<W: Wide> Kernel<W> for Slopes<'_, W> {
             let x = R::new(own[i]);
             slopes[i] = (((x - R::new(above[i])).sign() - (R::new(below[i]) - x).sign()) * down).get();
         }
-        // To the right and to the left.
+        // The neighbours to the right, then those to the left.
         for (mine, theirs) in [(0, 1), (1, 0)] {
             let part = |from: usize| from..width - 1 + from;
             let (mine, theirs, slopes) = (&own[part(mine)], &own[part(theirs)], &mut slopes[part(mine)]);

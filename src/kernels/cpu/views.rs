@@ -1,7 +1,12 @@
-//! The engine of several views of samples: the cross entropy of the first ones, and how far all of them lie apart.
+//! The engine of cross entropy with the Jensen-Shannon divergence: each sample has several views (augmentations). The
+//! loss is the cross entropy of the first view, plus the divergence of all views from their mean.
 //!
-//! The rows of a sample are read twice, once for their sums and once for the mixture of their probabilities; the second time
-//! they are in the caches. Their gradients are written once.
+//! With the probabilities p\[v, c\] of view v and m\[c\] their mean over the views, the divergence is Σ p\[v, c\] (log
+//! p\[v, c\] − log m\[c\]). Its derivatives with respect to log p are the terms q\[v, c\] = p\[v, c\] (log p\[v, c\] −
+//! log m\[c\]), because those by way of m add up to 0; and with respect to the logits q\[v, c\] − p\[v, c\] Σ q\[v\].
+//!
+//! The rows of a sample are read twice, once for their sums and once for the mixture of their probabilities. The second
+//! time they are in the caches. Their gradients are written once.
 
 use std::ops::Range;
 
@@ -17,22 +22,23 @@ use super::{BLOCK, parallel};
 use crate::LossError;
 use crate::kernels::number::choose;
 
-/// Views of samples.
+/// The options of the loss.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Views {
-    /// How many a sample has.
+    /// How many views a sample has.
     pub(crate) count: usize,
-    /// The share of the target that is spread over all classes.
+    /// ε: the share of the target that is spread over all classes.
     pub(crate) smoothing: f64,
-    /// What the divergence of a view from the mixture of all is multiplied by, before the mean over the views.
+    /// What the divergence of a view from the mixture is multiplied by, before the mean over the views.
     pub(crate) weight: f64,
-    /// The least probability in a mixture.
+    /// The least probability in a mixture: smaller means are raised to it before the logarithm.
     pub(crate) floor: f64,
 }
 
-/// The mean cross entropy of the first views, whose classes are the targets, plus the mean divergence of all views from their
-/// mixtures; `None` where the engine does not take the call. The rows are one view of all samples after the other, with the
-/// classes as the last dimension. Second derivatives are those of the `composite` of input and target.
+/// The mean cross entropy of the first views, plus the mean divergence of all views from their mixtures, times its
+/// weight. `None` where the engine does not take the call. The rows are all samples' first views, then all samples'
+/// second views, and so on, with the classes as the last dimension; the targets are the classes of the samples. Second
+/// derivatives are those of the `composite` of input and target.
 pub(crate) fn f_views<C>(views: Views, rows: &Rows, composite: C) -> Result<Option<Tensor>, LossError>
 where
     C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
@@ -57,11 +63,12 @@ impl RowFormula for Views {
     }
 }
 
+/// A call, which all threads share.
 struct Call<'a, W> {
     job: &'a Job<'a, W>,
     views: Views,
     samples: usize,
-    /// What a cross entropy and a divergence are multiplied by.
+    /// What the cross entropy and the divergence of a sample are multiplied by: the means' divisors and the weight.
     of_entropy: f64,
     of_divergence: f64,
 }
@@ -79,12 +86,13 @@ impl<W: Wide> Call<'_, W> {
     }
 }
 
-/// Room for one sample.
+/// The buffers of one sample.
 struct Room<W> {
+    /// The logits of a row, where they have to be converted.
     x: Vec<W>,
-    /// The probabilities of the views.
+    /// The exponentials, and later the probabilities, `[views, classes]`.
     p: Vec<W>,
-    /// The derivatives of the divergence with respect to the log-probabilities.
+    /// The derivatives q of the divergence with respect to log p, `[views, classes]`.
     terms: Vec<W>,
     views: Vec<View<W>>,
 }
@@ -95,13 +103,13 @@ struct View<W> {
     max: W,
     sum: W,
     log_sum: W,
-    /// 1 less the probability of the target, where it has one.
+    /// 1 − p of the target's class; 0 for views other than the first.
     rest: W,
-    /// The sum of the derivatives of the divergence with respect to the log-probabilities.
+    /// Σ q over the classes.
     terms: f64,
 }
 
-/// Samples that no other thread has: stores their gradients, returns the sum of their losses.
+/// The kernel of a task's samples: writes their gradients, returns the sum of their losses.
 struct Samples<'a, W> {
     call: &'a Call<'a, W>,
     samples: Range<usize>,
@@ -127,23 +135,25 @@ impl<W: Wide> Kernel<W> for Samples<'_, W> {
 }
 
 impl<W: Wide> Call<'_, W> {
+    /// The row of a view of a sample.
     fn row(&self, sample: usize, view: usize) -> usize {
         view * self.samples + sample
     }
 
-    /// The numbers of some classes of a row.
+    /// The logits of some classes of a row.
     #[inline(always)]
     fn read<'b>(&'b self, row: usize, classes: Range<usize>, room: &'b mut [W]) -> &'b [W] {
         let start = row * self.job.classes;
         self.job.input.read(start + classes.start..start + classes.end, room)
     }
 
-    /// The share of each class in a smoothed target.
+    /// ε / C: the share of each class in a smoothed target.
     fn spread(&self) -> f64 {
         self.views.smoothing / self.job.classes as f64
     }
 
-    /// The exponentials of all views, and the weighted cross entropy of the first one.
+    /// Computes the exponentials of all views. Returns the cross entropy of the first one, times `of_entropy`; 0 where
+    /// the sample is ignored.
     #[inline(always)]
     fn entropy<R: LaneOf<W>>(&self, sample: usize, room: &mut Room<W>) -> f64 {
         let classes = self.job.classes;
@@ -171,7 +181,7 @@ impl<W: Wide> Call<'_, W> {
         entropy
     }
 
-    /// The sum of the divergences of the views from their mixture. Leaves their probabilities instead of the exponentials.
+    /// The sum of the divergences of the views from their mixture. Replaces the exponentials by the probabilities.
     #[inline(always)]
     fn divergence<R: LaneOf<W>>(&self, sample: usize, room: &mut Room<W>) -> f64 {
         let classes = self.job.classes;
@@ -183,6 +193,7 @@ impl<W: Wide> Call<'_, W> {
         sum
     }
 
+    /// The divergence of a block of classes.
     #[inline(always)]
     fn block<R: LaneOf<W>>(&self, sample: usize, block: Range<usize>, room: &mut Room<W>) -> f64 {
         let (classes, length) = (self.job.classes, block.len());
@@ -201,7 +212,7 @@ impl<W: Wide> Call<'_, W> {
         let (share, floor) = (R::of(1.0 / self.views.count as f64), R::of(self.views.floor));
         for i in 0..length {
             let mean = R::new(mixture[i]) * share;
-            // Where the floor is the mixture, it does not follow the views.
+            // Where the floor replaces the mean, the derivatives by way of the mean are 0 and do not cancel the rest.
             below[i] = choose(mean < floor, R::of(1.0), R::of(0.0)).get();
             means[i] = choose(mean < floor, floor, mean).get();
             mixture[i] = R::new(means[i]).ln().get();
@@ -215,12 +226,13 @@ impl<W: Wide> Call<'_, W> {
                 let (probability, mean) = (R::new(p[i]), R::new(means[i]));
                 let distance = probability - mean;
                 let share = distance / mean;
-                // log p − log m would lose the digits of views that agree.
+                // log p − log m would lose the digits of a difference near 0, which views that agree have.
                 let close = share.abs() < R::of(0.5);
                 let difference = choose(close, share.ln_1p(), R::new(x[i]) - max - log_sum - R::new(mixture[i]));
-                // 0 · ∞ is 0: a class that is masked.
+                // A masked class has p = 0 and log p = −∞, and must add 0, not NaN.
                 let loss = choose(probability == R::of(0.0), R::of(0.0), probability * difference);
-                // The distances of all views are 0 together, less what the rounding of their mixture leaves.
+                // p − m is subtracted from each view's term. Over all views these differences add up to 0, apart from
+                // the rounding of m, whose effect on the sum this removes.
                 let floored = R::new(below[i]) == R::of(1.0);
                 let centred = loss - choose(floored, R::of(0.0), distance);
                 losses[i] = (R::new(losses[i]) + centred).get();
@@ -231,6 +243,7 @@ impl<W: Wide> Call<'_, W> {
         Sum(losses).run::<R>()
     }
 
+    /// Writes the gradients of all views of a sample.
     #[inline(always)]
     fn gradient<R: LaneOf<W>>(&self, sample: usize, room: &mut Room<W>) {
         let classes = self.job.classes;
@@ -246,7 +259,7 @@ impl<W: Wide> Call<'_, W> {
             let gradient = |i: usize, term| R::new(p[i]).mul_add(of_p, R::new(term).mul_add(of_term, -spread));
             let mut own = None;
             if let Some(class) = class {
-                // p − (1 − ε), which would lose the digits of a p near 1.
+                // p − (1 − ε) as ε − (1 − p): p near 1 has lost the digits of 1 − p.
                 let entropy = R::of(of_entropy) * (R::of(self.views.smoothing) - R::new(view.rest));
                 let of_p = R::of(-of_divergence * view.terms);
                 let divergence = R::new(p[class]).mul_add(of_p, R::new(terms[class]) * of_term);

@@ -1,4 +1,5 @@
-//! The engine of a window that slides along one dimension.
+//! The engine of sums under a window that slides along one dimension: the blur of SSIM and MS-SSIM. The gradient is
+//! such a sum with the taps in reverse order.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,17 +17,18 @@ use crate::autograd::{self, Context, Function};
 use crate::kernels::tensors::f_plain;
 use crate::kernels::{NumberOperations, takes};
 
-/// What is beyond the border of an image.
+/// What the window reads beyond the border of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Beyond {
-    /// Nothing: the window is where all of it fits.
+    /// Nothing: the window has only those places where all of it fits.
     Nothing,
-    /// Zeros: the middle of the window, of an odd number of taps, is at each element.
+    /// Zeros: the window, of an odd number of taps, has its middle at each element.
     Zeros,
 }
 
-/// The sums under a window at each of its places: `out[i] = Σₜ taps[t] · input[i + t − lead]` along `dim`, where `lead` is half the
-/// window in zeros and none otherwise; there `dim` is at least as long as the window. It has all derivatives.
+/// The sums under a window at each of its places: `out[i] = Σₜ taps[t] · input[i + t − lead]` along `dim`. With
+/// [`Beyond::Zeros`] `lead` is half the window. With [`Beyond::Nothing`] it is 0, and `dim` is at least as long as the
+/// window. The result can be differentiated any number of times.
 pub(crate) fn f_slide(input: &Tensor, dim: usize, taps: &Arc<[f64]>, beyond: Beyond) -> Result<Tensor, LossError> {
     let (length, reach) = (input.size()[dim] as usize, taps.len() - 1);
     let (lead, places) = match beyond {
@@ -50,14 +52,14 @@ pub(crate) fn f_slide(input: &Tensor, dim: usize, taps: &Arc<[f64]>, beyond: Bey
 struct Slide {
     dim: usize,
     taps: Arc<[f64]>,
-    /// How many of the taps are before the first element at the first place.
+    /// How many taps are before the first element when the window is at its first place.
     lead: usize,
-    /// At how many places the window is.
+    /// How many places the window has.
     places: usize,
 }
 
 impl Slide {
-    /// What takes the derivatives with respect to the sums to those with respect to the input, of this length.
+    /// The window that makes the gradient of the input, whose length is given, of the gradient of the sums.
     fn transposed(&self, length: usize) -> Self {
         let taps: Arc<[f64]> = self.taps.iter().rev().copied().collect();
         Self { dim: self.dim, lead: taps.len() - 1 - self.lead, taps, places: length }
@@ -100,21 +102,22 @@ fn f_run<W: Wide>(input: &Tensor, slide: &Slide) -> Result<Tensor, LossError> {
     Ok(output.into_tensor())
 }
 
-/// What all threads work on: lines of `read` numbers, each of which becomes a line of `written` numbers.
+/// A call, which all threads share. The input is lines of `read` numbers, each of which becomes a line of `written`
+/// sums.
 struct Job<'a, W> {
     input: &'a [W],
     output: &'a Output<W>,
     taps: &'a [W],
-    /// From one tap to the next.
+    /// The distance in memory from one tap to the next: the product of the dimensions after `dim`.
     step: usize,
-    /// How far before its line the window begins.
+    /// How far before its line the window begins, in numbers.
     lead: usize,
     read: usize,
     written: usize,
 }
 
 impl<W: Wide> Job<'_, W> {
-    /// Computes the numbers in `range`, which no other thread has.
+    /// Computes the sums in `range`, which no other task has.
     fn task(&self, range: Range<usize>) -> f64 {
         let mut room = [W::default(); BLOCK];
         let mut padded = [W::default(); 2 * BLOCK];
@@ -139,7 +142,7 @@ impl<W: Wide> Job<'_, W> {
         0.0
     }
 
-    /// The numbers that the sums from `first` on read, with zeros for those beyond the line.
+    /// The numbers that the sums from `first` on read, with zeros for those beyond the line, copied into `room`.
     fn padded<'a>(&self, line: &[W], first: usize, room: &'a mut [W]) -> &'a [W] {
         let low = self.lead.saturating_sub(first).min(room.len());
         let high = (line.len() + self.lead).saturating_sub(first).clamp(low, room.len());
@@ -150,7 +153,7 @@ impl<W: Wide> Job<'_, W> {
     }
 }
 
-/// `sums[i] = Σₜ taps[t] · line[first + i + t · step − lead]`, where what is beyond the line is 0.
+/// The kernel of `sums[i] = Σₜ taps[t] · line[first + i + t · step − lead]`, where numbers beyond the line are 0.
 struct Sums<'a, W> {
     line: &'a [W],
     taps: &'a [W],
@@ -160,10 +163,10 @@ struct Sums<'a, W> {
     sums: &'a mut [W],
 }
 
-/// How many sums are kept in registers.
+/// How many sums are computed at a time, in registers.
 const LANES: usize = 32;
 
-/// How many at the end of a line.
+/// How many sums are computed at a time where fewer than [`LANES`] are left.
 const FEW: usize = 8;
 
 impl<W: Wide> Kernel<W> for Sums<'_, W> {
@@ -173,7 +176,8 @@ impl<W: Wide> Kernel<W> for Sums<'_, W> {
     fn run<R: LaneOf<W>>(self) {
         let Sums { line, taps, step, first, lead, sums } = self;
         let reach = (taps.len() - 1) * step;
-        // Those sums all of whose numbers are in the line.
+        // The sums `begin..end` read numbers of the line only. The others are computed tap by tap, with what is inside
+        // the line.
         let begin = lead.saturating_sub(first).min(sums.len());
         let end = (line.len() + lead).saturating_sub(reach + first).clamp(begin, sums.len());
         for edge in [0..begin, end..sums.len()] {
@@ -204,7 +208,7 @@ impl<W: Wide> Kernel<W> for Sums<'_, W> {
     }
 }
 
-/// Computes so many sums at a time. Returns those that are left, and their numbers.
+/// Computes `LANES` sums at a time. Returns the sums that are left, and the numbers that they read.
 #[inline(always)]
 fn groups<'a, W: Wide, R: LaneOf<W>, const LANES: usize>(
     sums: &'a mut [W],
@@ -253,7 +257,7 @@ mod tests {
                 let inside = [1, 2, 5, 11].into_iter().filter(|count| count <= size);
                 let inside = inside.map(|count| (count, Beyond::Nothing));
                 for (count, beyond) in inside.chain([1, 3, 11, 33].map(|count| (count, Beyond::Zeros))) {
-                    // Sums of about one, or the last digits of large ones would be beyond the absolute tolerance.
+                    // The sums are about 1. Rounding errors of larger ones would exceed the absolute tolerance.
                     let taps: Arc<[f64]> = (0..count).map(|tap| (0.1 + tap as f64) / (count * count) as f64).collect();
                     let input = randn(shape);
                     let results = |backend| gradients(backend, &input, dim, &taps, beyond);

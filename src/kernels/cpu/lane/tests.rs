@@ -11,6 +11,7 @@ fn ulps_f32(actual: f32, expected: f64) -> f64 {
     (f64::from(actual) - expected).abs() / spacing
 }
 
+/// The distance of `actual` from `expected` in units in the last place of an `f64`.
 fn ulps_f64(actual: f64, expected: f64) -> f64 {
     if actual == expected {
         return 0.0;
@@ -19,7 +20,7 @@ fn ulps_f64(actual: f64, expected: f64) -> f64 {
     (actual - expected).abs() / (f64::from_bits(spacing.to_bits() + 1) - spacing)
 }
 
-/// All magnitudes of positive numbers.
+/// Positive numbers of all magnitudes.
 fn sweep(bits: impl Iterator<Item = u32>) -> impl Iterator<Item = f32> {
     bits.map(f32::from_bits)
 }
@@ -51,7 +52,7 @@ fn single() {
 fn double() {
     let lane = |x: f64| Lane(x);
     for x in sweep((0..f32::INFINITY.to_bits()).step_by(9973)) {
-        // Odd last digits, and twice the range of exponents.
+        // Numbers that are not exact in `f32`, and squares for twice the range of exponents.
         let x = f64::from(x) * 1.1;
         for x in [x, x * x] {
             assert!(ulps_f64(lane(x).ln().0, x.ln()) <= 2.0, "ln {x}");

@@ -1,20 +1,23 @@
 //! Keeps small operations of libtorch on the calling thread.
 //!
-//! Some of them, and the products of matrices of its MKL, share the smallest work among all threads, which then wait for each
-//! other at the end: microseconds on a quiet machine, milliseconds beside a busy process.
+//! Some operations, and the matrix products of MKL, share even the smallest work among all threads, which then wait for
+//! each other at the end. That takes microseconds on a quiet machine, and milliseconds where other processes use the
+//! cores.
 
 use std::ffi::c_int;
 
-/// How many multiplications are worth a second thread.
+/// From how many multiplications on a second thread is worth it.
 const MANY: i64 = 1 << 20;
 
-/// What `compute` returns, whose operations stay on this thread where they do few multiplications.
+/// Calls `compute`, whose libtorch operations do this number of `multiplications` altogether. They stay on this thread
+/// where that is less than [`MANY`].
 pub(crate) fn small_work<T>(multiplications: i64, compute: impl FnOnce() -> T) -> T {
     let _guard = (multiplications < MANY).then(Guard::new);
     compute()
 }
 
-/// Sets the threads of operations that this thread calls to one, and back at its end.
+/// Sets the number of threads of this thread's operations to one, and back when it is dropped. Holds the numbers
+/// before.
 struct Guard {
     omp: Option<c_int>,
     mkl: Option<c_int>,
@@ -23,7 +26,8 @@ struct Guard {
 impl Guard {
     fn new() -> Self {
         let threads = find::threads();
-        // SAFETY: both set a number of this thread, which is asked for before or returned.
+        // SAFETY: both functions set a number of this thread. OpenMP's is read before; MKL's is what its function
+        // returns.
         unsafe {
             let omp = threads.omp.map(|(get, set)| {
                 let before = get();
@@ -58,7 +62,7 @@ mod find {
     type Set = unsafe extern "C" fn(c_int);
     type Exchange = unsafe extern "C" fn(c_int) -> c_int;
 
-    /// The functions that libtorch's libraries have for the number of threads of the calling one.
+    /// The functions with which libtorch's OpenMP and MKL get and set the number of threads of the calling thread.
     #[derive(Clone, Copy)]
     pub(super) struct Threads {
         pub(super) omp: Option<(Get, Set)>,

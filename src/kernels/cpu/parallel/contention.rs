@@ -1,8 +1,10 @@
-//! Whether other processes keep the threads of this one from running.
+//! Whether other processes keep the threads of this one from running. If so, small calls stay on their own thread for a
+//! while.
 //!
-//! At the end of a region its threads wait for each other. Where a data loader or a compiler has the core of one, that
-//! one comes milliseconds later, which is many times what a loss of some thousand elements takes. So for a while after
-//! such a wait, calls of that size stay on their own thread. Results do not depend on it, as tasks are cut by size alone.
+//! At the end of an OpenMP region all its threads wait for each other. Where a data loader or a compiler occupies the
+//! core of one of them, that one comes milliseconds late, which is many times what a loss of some thousand elements
+//! takes. So after such a wait, calls of that size use one thread for a time. Results do not depend on it, because the
+//! tasks do not.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -10,26 +12,30 @@ use std::time::{Duration, Instant};
 
 use super::openmp::Course;
 
-/// Threads that end together differ by so many tasks, and by the time that it takes to wake them.
+/// A wait is normal up to the time that this many tasks take, plus the time that it takes to wake a thread.
 const TASKS: u32 = 4;
 const WAKING: Duration = Duration::from_micros(100);
-/// How many times as long as the wait calls stay on their thread: what the next try costs is a small share of that.
+/// How many times as long as the wait the calls then stay on their thread. So the waits of later tries take a small
+/// share of the time.
 const PAUSE: u32 = 20;
+/// The longest time that calls stay on their thread.
 const LONGEST: Duration = Duration::from_millis(500);
-/// Calls of more than so many times the elements are tried all the same: their waits are a smaller share of them.
+/// Calls of more than this many times the elements of the call that waited use several threads nevertheless: a wait is
+/// a smaller share of their time.
 const LARGER: usize = 8;
 
-/// In nanoseconds after the first look.
+/// Until when calls stay on their thread, in nanoseconds after the first call of [`now`]; 0 before any late wait.
 static UNTIL: AtomicU64 = AtomicU64::new(0);
+/// How many elements the call had that waited.
 static ELEMENTS: AtomicUsize = AtomicUsize::new(0);
 
-/// Whether a call of so many elements stays on its thread.
+/// Whether a call of this number of elements stays on its thread.
 pub(super) fn is_high(elements: usize) -> bool {
     let until = UNTIL.load(Ordering::Relaxed);
     until != 0 && elements <= ELEMENTS.load(Ordering::Relaxed).saturating_mul(LARGER) && now() < until
 }
 
-/// Takes note of how long a call of so many elements waited for its threads.
+/// Records how long a call of this number of elements waited for its threads.
 pub(super) fn note(elements: usize, course: Course) {
     if !is_late(course) {
         return;
@@ -39,7 +45,7 @@ pub(super) fn note(elements: usize, course: Course) {
     UNTIL.store(now() + pause.as_nanos() as u64, Ordering::Relaxed);
 }
 
-/// Whether the wait was longer than that for a last task, and a large share of the call.
+/// Whether the wait was longer than a wait for last tasks, and more than half as long as the work of the caller.
 fn is_late(Course { worked, tasks, waited }: Course) -> bool {
     let of_one = worked / u32::try_from(tasks.max(1)).unwrap_or(u32::MAX);
     waited > (of_one * TASKS + WAKING).max(worked / 2)

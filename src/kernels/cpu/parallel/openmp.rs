@@ -10,30 +10,32 @@ use std::time::{Duration, Instant};
 
 use crate::autograd::drop_payload;
 
-/// `GOMP_parallel`, the function that compilers call for a parallel region; LLVM's OpenMP has it as well.
+/// `GOMP_parallel`, the function that compilers call for a parallel region. LLVM's OpenMP has it as well.
 type Parallel = unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
 
+/// What the threads of a region share: the tasks, the next one, and what comes back to the caller.
 struct Region<'a> {
     task: &'a (dyn Fn(usize) + Sync),
     count: usize,
     next: AtomicUsize,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     caller: ThreadId,
-    /// When the caller found no further task, and how many it had.
+    /// When the calling thread found no further task, and how many it had done.
     end: OnceLock<(Instant, usize)>,
 }
 
-/// What a region was for the thread that started it.
+/// How the time of a region went for the thread that started it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Course {
-    /// How long it had tasks, and how many.
+    /// How long the thread worked on tasks, and on how many.
     pub(super) worked: Duration,
     pub(super) tasks: usize,
-    /// How long it waited for the other threads after that.
+    /// How long it then waited for the other threads.
     pub(super) waited: Duration,
 }
 
-/// Calls `task` for each of `0..count`; none where libtorch's OpenMP cannot be found.
+/// Calls `task` for each of `0..count` on this number of `threads`. `None`, without a call of `task`, where libtorch's
+/// OpenMP is not found.
 pub(super) fn each(threads: usize, count: usize, task: &(dyn Fn(usize) + Sync)) -> Option<Course> {
     let parallel = find()?;
     let (next, panic, end) = (AtomicUsize::new(0), Mutex::new(None), OnceLock::new());
@@ -48,6 +50,10 @@ pub(super) fn each(threads: usize, count: usize, task: &(dyn Fn(usize) + Sync)) 
     Some(Course { worked: end - start, tasks, waited: end.elapsed() })
 }
 
+/// # Safety
+/// `region` is a `Region`.
+/// What each thread of a region does: takes the next task until none is left.
+///
 /// # Safety
 /// `region` is a `Region`.
 unsafe extern "C" fn run(region: *mut c_void) {
@@ -67,7 +73,7 @@ unsafe extern "C" fn run(region: *mut c_void) {
         }
     };
     if let Err(panic) = catch_unwind(AssertUnwindSafe(tasks)) {
-        // The last one is told of; those before it are dropped here, where nothing may unwind.
+        // The caller resumes the last panic. Those before it are dropped here, where nothing may unwind into C.
         let before = region.panic.lock().unwrap_or_else(PoisonError::into_inner).replace(panic);
         if let Some(before) = before {
             drop_payload(before);

@@ -1,4 +1,4 @@
-//! Threads of our own, where libtorch has no OpenMP.
+//! A pool of our own threads (rayon's), for a libtorch without OpenMP.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -13,7 +13,7 @@ pub(super) fn each(threads: usize, count: usize, task: &(dyn Fn(usize) + Sync)) 
     }
 }
 
-/// A pool of so many threads; none where the system has no threads to give.
+/// The pool of this number of threads, which is made once. `None` where the system gives no threads.
 fn of(threads: usize) -> Option<Arc<ThreadPool>> {
     static POOLS: OnceLock<Mutex<HashMap<usize, Arc<ThreadPool>>>> = OnceLock::new();
     let mut pools = POOLS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);

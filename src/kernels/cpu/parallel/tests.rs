@@ -4,7 +4,7 @@ use super::*;
 
 type Task<'a> = &'a (dyn Fn(usize) + Sync);
 
-/// Enough for all threads.
+/// A number of elements that is worth all threads.
 const MANY: usize = usize::MAX;
 
 fn all(each: impl Fn(usize, Task)) {

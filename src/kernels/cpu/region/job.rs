@@ -1,4 +1,5 @@
-//! What the threads do: block after block, the sums or the gradient.
+//! What a task does: it computes its sums, or writes its gradient, block after block. Each function calls the kernels
+//! of `loops` for all classes of a block.
 
 use std::ops::Range;
 
@@ -15,7 +16,7 @@ use crate::kernels::cpu::kinds::Wide;
 use crate::kernels::cpu::output::Output;
 use crate::kernels::cpu::simd::{self, Sum};
 
-/// What all threads work on.
+/// A pass, which all threads share.
 pub(super) struct Job<'a, W> {
     pub(super) formula: &'a Regional,
     pub(super) shape: Shape,
@@ -23,49 +24,53 @@ pub(super) struct Job<'a, W> {
     pub(super) target: Target<'a, W>,
 }
 
+/// The target: a class index for each pixel, or a mask for each class.
 pub(super) enum Target<'a, W> {
     Indices(&'a [i64]),
     Masks(Numbers<'a, W>),
 }
 
-/// The sums of one task.
+/// The sums over the pixels of one task.
 pub(super) struct Part {
-    /// Those of each class.
+    /// For each class the intersection, the input's region and the target's region.
     pub(super) regions: Vec<[f64; 3]>,
     pub(super) entropy: f64,
     pub(super) weight: f64,
 }
 
-/// The gradients of the sums.
+/// The gradients of the sums: for each sample and class, and of the cross entropy.
 pub(super) struct Factors<W> {
+    /// The gradients of the intersections.
     pub(super) intersection: Vec<W>,
+    /// The gradients of the input's regions.
     pub(super) size: Vec<W>,
     pub(super) entropy: W,
 }
 
-/// Room for one block.
+/// The buffers of one block.
 pub(super) struct Room<W> {
-    /// The exponentials of all classes, then their probabilities.
+    /// The exponentials of all classes `[classes, block]`, and later their probabilities.
     pub(super) exponentials: Vec<W>,
-    /// The class of each pixel as a number, −1 where it is ignored.
+    /// The class of each pixel as a float, −1 where it is ignored.
     pub(super) classes: Block<W>,
+    /// The largest logit of each pixel.
     pub(super) greatest: Block<W>,
-    /// The sum of a pixel's exponentials, then its inverse.
+    /// The sum of a pixel's exponentials, and later the inverse of it; 0 where the pixel is ignored.
     pub(super) inverse: Block<W>,
-    /// Its logarithm.
+    /// The logarithm of the sum of a pixel's exponentials.
     pub(super) logarithm: Block<W>,
-    /// What a softmax takes from the derivatives of a pixel.
+    /// What the softmax subtracts from the derivatives of each pixel: the `mean` of [`Means`].
     pub(super) mean: Block<W>,
-    /// The sum of a pixel's logits less the greatest, times their share and weight.
+    /// Σ share · weight · (logit − greatest) over the classes of each pixel.
     pub(super) picked: Block<W>,
-    /// The sum of a pixel's shares times their weight.
+    /// Σ share · weight over the classes of each pixel.
     pub(super) weights: Block<W>,
-    /// What is summed up, or a gradient.
+    /// The cross entropy of each pixel, or the gradient of a class.
     pub(super) term: Block<W>,
     pub(super) rows: RowRoom<W>,
 }
 
-/// Room for a row of the input and of the target.
+/// The buffers of one class of a block: of its logits where they are converted or masked, and of its target.
 pub(super) struct RowRoom<W> {
     pub(super) input: Block<W>,
     pub(super) masked: Block<W>,
@@ -108,7 +113,8 @@ impl<W: Wide> Job<'_, W> {
         self.shape.blocks(task).map(move |pixels| Place { sample, pixels })
     }
 
-    /// The sums of a task; nothing where a class index, a share or a probability is out of range.
+    /// The sums of a task; `None` where a class index, a mask or a probability is out of range. `HARD` for class
+    /// indices.
     pub(super) fn sum<M: Measure, const HARD: bool>(&self, task: usize) -> Option<Part> {
         let mut room = self.room();
         let mut part = Part { regions: vec![[0.0; 3]; self.shape.classes], entropy: 0.0, weight: 0.0 };
@@ -121,7 +127,7 @@ impl<W: Wide> Job<'_, W> {
         Some(part)
     }
 
-    /// Adds the sums of a block up. Returns whether all of its numbers are in their range.
+    /// Adds the sums of a block to those of the task. Returns whether all numbers of the block are in their range.
     pub(super) fn sum_block<M: Measure, const HARD: bool>(
         &self,
         place: &Place,
@@ -160,13 +166,13 @@ impl<W: Wide> Job<'_, W> {
         right
     }
 
-    /// The range of inputs that have no activation.
+    /// The range in which inputs without an activation are expected.
     fn expected(&self) -> [W; 2] {
         let (start, end) = self.formula.expected.clone().into_inner();
         [start, end].map(W::from_f64)
     }
 
-    /// Adds the cross entropies of a block up, after its softmax.
+    /// Adds the cross entropies of a block to the sum of the task. Its softmax has been computed.
     pub(super) fn entropy<const HARD: bool>(&self, place: &Place, room: &mut Room<W>, part: &mut Part) {
         let length = place.pixels.len();
         let (picked, weights) = (&mut room.picked[..length], &mut room.weights[..length]);
@@ -190,7 +196,9 @@ impl<W: Wide> Job<'_, W> {
         W::from_f64(weight.map_or(1.0, |weight| weight[class]))
     }
 
-    /// Computes the exponentials of a block and the inverse of their sum, which is 0 where the pixel is ignored.
+    /// Computes the exponentials of a block and the inverse of their sum, which is 0 where the pixel is ignored. For
+    /// moderate logits and no cross entropy they are those of the logits themselves; otherwise of the logits less their
+    /// maximum.
     pub(super) fn softmax(&self, place: &Place, room: &mut Room<W>) {
         let length = place.pixels.len();
         let Room { exponentials, classes, greatest, inverse, logarithm, rows, .. } = room;
@@ -228,7 +236,7 @@ impl<W: Wide> Job<'_, W> {
         self.formula.ignored.is_some() && matches!(self.target, Target::Indices(_))
     }
 
-    /// The logits of a class, 0 where the pixel is ignored: what they are there must not matter, not even a NaN.
+    /// The logits of a class, with 0 at ignored pixels, so that not even a NaN there changes the result.
     pub(super) fn logits<'b>(
         &'b self,
         place: &Place,
@@ -251,7 +259,7 @@ impl<W: Wide> Job<'_, W> {
         self.input.read(self.shape.row(place, class), room)
     }
 
-    /// The shares that the target has in a class.
+    /// How much of each pixel the target gives to a class.
     pub(super) fn share<'b, const HARD: bool>(
         &'b self,
         place: &Place,
@@ -269,7 +277,7 @@ impl<W: Wide> Job<'_, W> {
         }
     }
 
-    /// Reads the class indices of a block. Whether all of them are in range.
+    /// Reads the class indices of a block as floats. Returns whether all of them are in range.
     pub(super) fn read_classes(&self, place: &Place, classes: &mut Block<W>) -> bool {
         let Target::Indices(indices) = self.target else { return true };
         let start = place.sample * self.shape.pixels;
@@ -282,7 +290,7 @@ impl<W: Wide> Job<'_, W> {
     pub(super) fn gradient<M: Measure, const HARD: bool>(&self, task: usize, factors: &Factors<W>, output: &Output<W>) {
         let mut room = self.room();
         for place in self.places(task) {
-            // They were in range in the forward pass, and have not changed since.
+            // They were in range in the forward pass, and libtorch reports saved tensors that have changed since.
             let _ = self.read_classes(&place, &mut room.classes);
             if self.formula.activation == Activation::Softmax {
                 self.softmax_gradient::<M, HARD>(&place, &mut room, factors, output);
@@ -303,6 +311,8 @@ impl<W: Wide> Job<'_, W> {
         }
     }
 
+    /// Writes the gradient of a block with a softmax: first the means over all classes, then the gradient of each
+    /// class.
     pub(super) fn softmax_gradient<M: Measure, const HARD: bool>(
         &self,
         place: &Place,
@@ -330,6 +340,7 @@ impl<W: Wide> Job<'_, W> {
         }
     }
 
+    /// The gradients of the sums of a class.
     pub(super) fn slopes<M: Measure>(&self, place: &Place, class: usize, factors: &Factors<W>) -> Slopes<W, M> {
         let region = place.sample * self.shape.classes + class;
         let entropy = W::from_f64(factors.entropy.into() * self.weight(class).into());
@@ -337,6 +348,7 @@ impl<W: Wide> Job<'_, W> {
         Slopes { intersection, size, entropy, measure: M::default() }
     }
 
+    /// Writes the gradient of a class.
     pub(super) fn store(&self, place: &Place, class: usize, numbers: &[W], output: &Output<W>) {
         // SAFETY: tasks have pixels of their own, and the rows of a task are computed one after another.
         unsafe { output.write(self.shape.row(place, class), numbers) };

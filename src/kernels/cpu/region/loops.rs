@@ -1,4 +1,4 @@
-//! The loops over the pixels of a block, each of one class or of none.
+//! The kernels over the pixels of a block. Most are called once for each class.
 
 use super::measure::{Measure, Probabilities, Share, Slopes};
 use crate::kernels::cpu::kinds::Wide;
@@ -7,7 +7,7 @@ use crate::kernels::cpu::simd::{Kernel, LANES, total};
 use crate::kernels::cpu::softmax::exponentials::MODERATE;
 use crate::kernels::number::choose;
 
-/// The class indices of pixels as numbers. Returns whether all of them are in range.
+/// Converts the class indices of pixels to floats, −1 where they are ignored. Returns whether all others are in range.
 pub(super) struct Classes<'a, W> {
     pub(super) indices: &'a [i64],
     pub(super) count: i64,
@@ -32,7 +32,8 @@ impl<W: Wide> Kernel<W> for Classes<'_, W> {
     }
 }
 
-/// Numbers, those there are already where none are given, with 0 in place of those of ignored pixels.
+/// Writes `numbers` to `masked`, with 0 in place of those of ignored pixels. Without `numbers`, replaces those in
+/// `masked`.
 pub(super) struct Masked<'a, W> {
     pub(super) numbers: Option<&'a [W]>,
     pub(super) classes: &'a [W],
@@ -56,13 +57,13 @@ impl<W: Wide> Kernel<W> for Masked<'_, W> {
     }
 }
 
-/// The exponentials of the logits themselves, and their sums so far. Returns whether all logits are [`MODERATE`]; if not, the rest
-/// is worthless.
+/// Computes the exponentials of a class's logits, not shifted by the maximum, and adds them to the sums. Returns
+/// whether all logits are [`MODERATE`]; if not, the results may have overflowed and are not to be used.
 pub(super) struct Powers<'a, W> {
     pub(super) logits: &'a [W],
     pub(super) exponentials: &'a mut [W],
     pub(super) sums: &'a mut [W],
-    /// Whether there are no sums yet.
+    /// Whether this is the first class, so that the sums begin at 0.
     pub(super) first: bool,
 }
 
@@ -90,7 +91,7 @@ impl<W: Wide> Kernel<W> for Powers<'_, W> {
     }
 }
 
-/// The greatest logit of each pixel so far.
+/// Updates the largest logit of each pixel by a class's logits.
 pub(super) struct Greatest<'a, W> {
     pub(super) logits: &'a [W],
     pub(super) greatest: &'a mut [W],
@@ -109,7 +110,7 @@ impl<W: Wide> Kernel<W> for Greatest<'_, W> {
     }
 }
 
-/// The exponentials of the logits less the greatest, and their sums so far.
+/// Computes the exponentials of a class's logits less the pixels' largest ones, and adds them to the sums.
 pub(super) struct Exponentials<'a, W> {
     pub(super) logits: &'a [W],
     pub(super) greatest: &'a [W],
@@ -134,6 +135,7 @@ impl<W: Wide> Kernel<W> for Exponentials<'_, W> {
     }
 }
 
+/// Computes the logarithms of the sums.
 pub(super) struct Logarithms<'a, W> {
     pub(super) sums: &'a [W],
     pub(super) logarithms: &'a mut [W],
@@ -152,7 +154,7 @@ impl<W: Wide> Kernel<W> for Logarithms<'_, W> {
     }
 }
 
-/// One divided by numbers, in their place.
+/// Replaces each number x by 1 / x.
 pub(super) struct Inverses<'a, W>(pub(super) &'a mut [W]);
 
 impl<W: Wide> Kernel<W> for Inverses<'_, W> {
@@ -167,8 +169,8 @@ impl<W: Wide> Kernel<W> for Inverses<'_, W> {
     }
 }
 
-/// The sums over the regions of pixels: of the intersection, of the input's and of the target's. And whether all shares
-/// are in \[0, 1\] and all probabilities may be some.
+/// The sums of a class over pixels: the intersection, the input's region, the target's region. Returns also whether all
+/// shares are in \[0, 1\] and all probabilities in their expected range.
 pub(super) struct RegionSums<P, S, M> {
     pub(super) input: P,
     pub(super) share: S,
@@ -194,7 +196,7 @@ where
             let group = start..self.length.min(start + LANES);
             let (input, share) = (self.input.part(group.clone()), self.share.part(group.clone()));
             wrong |= match group.len() {
-                // So many are a loop without a rest.
+                // The compiler knows this length, a multiple of that of vectors, so that the loop needs no rest.
                 LANES => add::<W, R, P, M, HARD>(input.part(0..LANES), share.part(0..LANES), LANES, &mut sums),
                 length => add::<W, R, P, M, HARD>(input, share, length, &mut sums),
             };
@@ -203,7 +205,8 @@ where
     }
 }
 
-/// Adds what `length` pixels contribute to the first of the sums. Returns whether a number of them is out of its range.
+/// Adds what `length` pixels contribute, at most [`LANES`], each to the sums of its lane. Returns whether a number of
+/// them is out of its range.
 #[inline(always)]
 pub(super) fn add<W: Wide, R: LaneOf<W>, P: Probabilities<W>, M: Measure, const HARD: bool>(
     input: P,
@@ -216,7 +219,7 @@ pub(super) fn add<W: Wide, R: LaneOf<W>, P: Probabilities<W>, M: Measure, const 
     for i in 0..length {
         let share = share.at::<R>(i);
         let p = choose(share.counts, input.at::<R>(i).0, zero);
-        wrong |= input.is_strange(p);
+        wrong |= input.is_out_of_range(p);
         if !HARD {
             wrong |= !((share.value >= zero) & (share.value <= one));
         }
@@ -227,7 +230,7 @@ pub(super) fn add<W: Wide, R: LaneOf<W>, P: Probabilities<W>, M: Measure, const 
     wrong
 }
 
-/// What the class of a logit adds to the cross entropy of each pixel.
+/// Adds share · weight · (logit − greatest) of a class to `picked`, and share · weight to `weights`.
 pub(super) struct Picked<'a, W, const HARD: bool> {
     pub(super) logits: &'a [W],
     pub(super) greatest: &'a [W],
@@ -256,7 +259,7 @@ impl<W: Wide, const HARD: bool> Kernel<W> for Picked<'_, W, HARD> {
     }
 }
 
-/// The cross entropy of each pixel.
+/// Computes the cross entropy of each pixel: `weights` · log Σ exp − `picked`.
 pub(super) struct Entropies<'a, W> {
     pub(super) logarithm: &'a [W],
     pub(super) picked: &'a [W],
@@ -278,7 +281,7 @@ impl<W: Wide> Kernel<W> for Entropies<'_, W> {
     }
 }
 
-/// The gradients of inputs that their probabilities alone depend on.
+/// Computes the gradients of a class without a softmax: the derivative with respect to p, times that of p.
 pub(super) struct Gradients<'a, W, P, M, const HARD: bool> {
     pub(super) input: P,
     pub(super) share: Share<'a, W, HARD>,
@@ -302,7 +305,9 @@ impl<W: Wide, P: Probabilities<W>, M: Measure, const HARD: bool> Kernel<W> for G
     }
 }
 
-/// The probabilities, in place of their exponentials, and what a softmax takes from their derivatives, so far.
+/// Replaces a class's exponentials by probabilities p, and adds what the class contributes to the `mean` of each pixel,
+/// Σ p\[k\] s\[k\] − Σ e\[k\] share\[k\]. Here s is the derivative with respect to p by way of the regions, and e the
+/// gradient of the cross entropy times the weight of the class.
 pub(super) struct Means<'a, W, M, const HARD: bool> {
     pub(super) probabilities: &'a mut [W],
     pub(super) inverse: &'a [W],
@@ -331,7 +336,7 @@ impl<W: Wide, M: Measure, const HARD: bool> Kernel<W> for Means<'_, W, M, HARD> 
     }
 }
 
-/// The gradients of the logits of a softmax.
+/// Computes the gradients of a class with a softmax: p (s − `mean`) − e · share, with s and e as in [`Means`].
 pub(super) struct SoftmaxGradients<'a, W, M, const HARD: bool> {
     pub(super) probabilities: &'a [W],
     pub(super) share: Share<'a, W, HARD>,

@@ -1,4 +1,5 @@
-//! Pixels in a class: their shares and probabilities, and what they contribute.
+//! What a pixel is to a class: its share in the target, its probability, what these contribute to the sums, and the
+//! derivatives of that.
 
 use std::ops::Range;
 
@@ -6,17 +7,17 @@ use crate::kernels::cpu::kinds::Wide;
 use crate::kernels::cpu::lane::LaneOf;
 use crate::kernels::number::{Real, choose};
 
-/// The shares of pixels in a class.
+/// How much of each pixel the target gives to a class. `HARD` for class indices, which give 0 or 1; else masks.
 #[derive(Clone, Copy)]
 pub(super) struct Share<'a, W, const HARD: bool> {
-    /// The pixels' classes as numbers, −1 where ignored (`HARD`), or the shares themselves.
+    /// `HARD`: the pixels' classes as floats, −1 where they are ignored. Else the masks.
     pub(super) numbers: &'a [W],
-    /// The class, or the share that is ignored: NaN for none.
+    /// `HARD`: the class. Else the value of masks that is ignored; NaN for none.
     pub(super) key: W,
 }
 
 impl<W: Wide, const HARD: bool> Share<'_, W, HARD> {
-    /// Those of some of the pixels.
+    /// The shares of some of the pixels.
     #[inline(always)]
     pub(super) fn part(self, pixels: Range<usize>) -> Self {
         Self { numbers: &self.numbers[pixels], ..self }
@@ -34,36 +35,40 @@ impl<W: Wide, const HARD: bool> Share<'_, W, HARD> {
     }
 }
 
-/// The share of one pixel in a class.
+/// How much of one pixel the target gives to a class.
 #[derive(Clone, Copy)]
 pub(super) struct PixelShare<R, const HARD: bool> {
     /// Whether it is not ignored.
     pub(super) counts: bool,
-    /// Whether it is 1, for class indices.
+    /// Whether the share is 1. Only for class indices.
     pub(super) whole: bool,
     pub(super) value: R,
 }
 
 impl<R: Real, const HARD: bool> PixelShare<R, HARD> {
-    /// `number` times the share. What class indices leave out does not matter, not even where it is infinite.
+    /// `number` times the share. With class indices a share of 0 gives 0 even of an infinite or NaN number.
     #[inline(always)]
     pub(super) fn of(self, number: R) -> R {
         if HARD { choose(self.whole, number, R::of(0.0)) } else { self.value * number }
     }
 }
 
-/// How regions are measured: the engine's side of [`OverlapMeasure`].
+/// How regions are measured: the engine's side of [`OverlapMeasure`](crate::OverlapMeasure).
 pub(super) trait Measure: Copy + Default {
-    /// What a pixel with the probability `p` contributes to the intersection, and the derivative.
+    /// What a pixel with the probability `p` contributes to the intersection, and the derivative of that with respect
+    /// to `p`.
     fn intersection<R: Real, const HARD: bool>(p: R, share: PixelShare<R, HARD>) -> (R, R);
-    /// What it contributes to the size, and the derivative.
+    /// What it contributes to the size of the region, and the derivative of that with respect to `p`.
     fn size<R: Real>(p: R) -> (R, R);
 }
 
+/// Intersection Σ p t, size Σ p.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Product;
+/// Intersection Σ p t, size Σ p².
 #[derive(Clone, Copy, Default)]
 pub(super) struct Squared;
+/// Intersection Σ min(p, t), size Σ p.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Minimum;
 
@@ -95,10 +100,10 @@ impl Measure for Minimum {
     #[inline(always)]
     fn intersection<R: Real, const HARD: bool>(p: R, share: PixelShare<R, HARD>) -> (R, R) {
         let (zero, one, t) = (R::of(0.0), R::of(1.0), share.value);
-        // Where both are the same, each has half of the gradient, as in PyTorch. With class indices too, whose shares
-        // are 0 or 1.
+        // Where p and t are equal, each gets half of the gradient, as in PyTorch; also for the shares 0 and 1 of class
+        // indices.
         let slope = choose(p.greater(t), zero, choose(p.equal(t), R::of(0.5), one));
-        // NaN where either of them is.
+        // The minimum, which is NaN where p or t is.
         (choose(p.greater_equal(t), t, choose(p.less(t), p, p + t)), slope)
     }
 
@@ -108,25 +113,27 @@ impl Measure for Minimum {
     }
 }
 
-/// The probabilities of pixels in a class.
+/// The probabilities of the pixels of one class.
 pub(super) trait Probabilities<W>: Copy {
-    /// Those of some of the pixels.
+    /// The probabilities of some of the pixels.
     fn part(self, pixels: Range<usize>) -> Self;
-    /// The probability of a pixel, and its derivative by the pixel's input where it depends on nothing else.
+    /// The probability of a pixel, and its derivative with respect to the pixel's input. With a softmax, where other
+    /// inputs matter as well, the latter is 1 and is not used.
     fn at<R: LaneOf<W>>(self, pixel: usize) -> (R, R);
-    /// Whether a number is none of the probabilities that were to be expected.
+    /// Whether a probability is out of the range that was expected.
     #[inline(always)]
-    fn is_strange<R: LaneOf<W>>(self, _: R) -> bool {
+    fn is_out_of_range<R: LaneOf<W>>(self, _: R) -> bool {
         false
     }
 }
 
-/// Numbers, and the range in which they are to be; NaN may be everywhere.
+/// Inputs without an activation, and the range in which they are expected. NaN is not out of it.
 #[derive(Clone, Copy)]
 pub(super) struct Given<'a, W>(pub(super) &'a [W], pub(super) [W; 2]);
+/// Logits of a sigmoid.
 #[derive(Clone, Copy)]
 pub(super) struct Sigmoid<'a, W>(pub(super) &'a [W]);
-/// Exponentials and the inverse of their sum.
+/// Exponentials, and the inverse of their sum over the classes.
 #[derive(Clone, Copy)]
 pub(super) struct Softmax<'a, W>(pub(super) &'a [W], pub(super) &'a [W]);
 
@@ -137,7 +144,7 @@ impl<W: Wide> Probabilities<W> for Given<'_, W> {
     }
 
     #[inline(always)]
-    fn is_strange<R: LaneOf<W>>(self, number: R) -> bool {
+    fn is_out_of_range<R: LaneOf<W>>(self, number: R) -> bool {
         let [least, most] = [R::new(self.1[0]), R::new(self.1[1])];
         (number < least) | (number > most)
     }
@@ -176,19 +183,20 @@ impl<W: Wide> Probabilities<W> for Softmax<'_, W> {
     }
 }
 
-/// The gradients of the sums of a class.
+/// The gradients of the sums of a class: of the intersection, the input's region and the cross entropy.
 #[derive(Clone, Copy)]
 pub(super) struct Slopes<W, M> {
     pub(super) intersection: W,
     pub(super) size: W,
-    /// Times the weight of the class.
+    /// The gradient of the cross entropy times the weight of the class.
     pub(super) entropy: W,
     #[allow(dead_code)]
     pub(super) measure: M,
 }
 
 impl<W: Wide, M: Measure> Slopes<W, M> {
-    /// The derivative of the sums over regions by the probability of a pixel.
+    /// The derivative of the intersection and the size, times their gradients, with respect to the probability of a
+    /// pixel; 0 where it is ignored.
     #[inline(always)]
     pub(super) fn by_probability<R: LaneOf<W>, const HARD: bool>(self, p: R, share: PixelShare<R, HARD>) -> R {
         let slope = M::intersection(p, share).1;

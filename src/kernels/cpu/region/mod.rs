@@ -1,7 +1,13 @@
-//! The engine of losses that are a function of sums over the pixels of each class.
+//! The engine of losses that are a function of sums over the pixels of each class: Dice, Jaccard, Tversky, and their
+//! sum with cross entropy.
 //!
 //! One pass over the input and the target gives the sums, a second one the gradient. Neither probabilities nor one-hot
 //! masks are kept: the softmax of a block of pixels is computed when it is needed, in either pass.
+//!
+//! * `measure` says what a pixel contributes to the sums, and the derivatives.
+//! * `loops` has the kernels over the pixels of a block.
+//! * `job` calls these for the blocks of a task: the sums (`Job::sum`) and the gradient (`Job::gradient`).
+//! * This file has the call: which ones are taken, the tasks, the graph.
 
 mod job;
 mod loops;
@@ -26,60 +32,60 @@ use crate::{Activation, LossError, OverlapMeasure};
 use job::{Factors, Job, Part, Place, Target};
 use measure::{Minimum, Product, Squared};
 
-/// Rows of fewer pixels are not worth the calls that each of them costs.
+/// The engine takes no planes of fewer pixels: a class of them is not worth the calls of its kernels.
 const FEW_PIXELS: i64 = 16;
-/// How many elements of all classes a block has, so that they fit the first caches.
+/// How many elements of all classes a block has, so that they fit the first-level and second-level caches.
 const BLOCK_ELEMENTS: usize = 8192;
-/// A block of many classes has this many pixels at least, for the sake of whole vectors.
+/// How many pixels a block of many classes has at least, so that vectors are full.
 const LEAST_PIXELS: usize = 64;
 /// How many elements of all classes one task has.
 const TASK_ELEMENTS: usize = 1 << 15;
-/// Class indices up to here are exact in single precision.
+/// Classes are compared as floats. Indices up to here are exact in single precision.
 const MOST_CLASSES: i64 = 1 << 24;
 
-/// What is summed up.
+/// Which sums are computed.
 #[derive(Debug, Clone)]
 pub(crate) struct Regional {
     pub(crate) activation: Activation,
     pub(crate) measure: OverlapMeasure,
-    /// The class index whose pixels, or the value in masks whose elements, count nothing.
+    /// The class index whose pixels are left out of all sums; for masks, the value whose elements are left out.
     pub(crate) ignored: Option<i64>,
-    /// Where an input without an activation is expected to be.
+    /// The range in which an input without an activation is expected.
     pub(crate) expected: RangeInclusive<f64>,
-    /// A cross entropy of the same softmax.
+    /// A cross entropy of the same softmax, which is summed up as well.
     pub(crate) entropy: Option<Entropy>,
 }
 
-/// A cross entropy to be summed up.
+/// The options of the cross entropy.
 #[derive(Debug, Clone)]
 pub(crate) struct Entropy {
-    /// The weight of each class; ones where absent.
+    /// The weight of each class; 1 for each where absent.
     pub(crate) weight: Option<Vec<f64>>,
 }
 
 /// The sums, in double precision.
 pub(crate) struct Sums {
-    /// `[N, C]` each: those of the intersections, of the input's regions and of the target's.
+    /// The intersections, the input's regions and the target's regions, `[N, C]` each.
     pub(crate) regions: [Tensor; 3],
-    /// That of the cross entropies.
+    /// The sum of the cross entropies, a scalar.
     pub(crate) entropy: Option<Tensor>,
-    /// That of the weights in it.
+    /// The sum of the weights in the cross entropies.
     pub(crate) weight: f64,
 }
 
-/// Whether the engine is to be asked about an input: it is on the CPU, and has more than a few pixels.
+/// Whether the engine may take this input: it is on the CPU, and its planes have enough pixels.
 pub(crate) fn takes_region(input: &Tensor) -> bool {
     let size = input.size();
     let enough = size.len() >= 3 && size[2..].iter().product::<i64>() >= FEW_PIXELS;
     enough && takes(input)
 }
 
-/// The sums of `input`, `[N, C, d1, ...]`, and `target`, which holds 64-bit class indices or masks. Nothing where the
-/// engine does not take the call, which includes class indices out of range, masks that are not in \[0, 1\] and inputs
-/// that are not where they are expected.
+/// The sums of `input`, `[N, C, d1, ...]`, and `target`, which holds 64-bit class indices or masks. `None` where the
+/// engine does not take the call. That includes class indices out of range, masks that are not in \[0, 1\], and inputs
+/// without an activation that are not in their expected range.
 ///
 /// `composite` computes, with differentiable operations, those sums that have a gradient: the intersections, the
-/// input's regions, the cross entropy where there is one.
+/// input's regions, and the cross entropy where there is one.
 pub(crate) fn f_region<C>(
     formula: Regional,
     input: &Tensor,
@@ -146,7 +152,7 @@ fn f_run<W: Wide>(
     Ok(Some(Sums { regions: [next(), next(), of_target], entropy: with_entropy.then(next), weight }))
 }
 
-/// The sums times their gradients, added up.
+/// The sums times their gradients, added up: a scalar whose gradient is that of the loss.
 fn f_weighted(sums: &[Tensor], grads: &[Option<Tensor>]) -> Result<Tensor, LossError> {
     let mut value = Tensor::f_zeros([0_i64; 0], (Kind::Double, Device::Cpu))?;
     for (sum, grad) in sums.iter().zip(grads) {
@@ -163,7 +169,7 @@ struct Totals {
     weight: f64,
 }
 
-/// A contiguous input and its target.
+/// One pass over a contiguous input and its target: for the sums or for the gradient.
 struct Pass<'a, W> {
     formula: &'a Regional,
     input: Tensor,
@@ -172,15 +178,15 @@ struct Pass<'a, W> {
     kind: PhantomData<W>,
 }
 
-/// The sizes of the input, and of the parts that it is worked on in.
+/// The sizes of the input, and of the blocks and tasks that it is cut into.
 #[derive(Clone, Copy)]
 struct Shape {
     samples: usize,
     classes: usize,
     pixels: usize,
-    /// The pixels of a block.
+    /// How many pixels a block has.
     block: usize,
-    /// The pixels of a task, a multiple of those of a block.
+    /// How many pixels a task has, a multiple of those of a block.
     task: usize,
 }
 
@@ -188,11 +194,12 @@ impl Shape {
     fn new(size: &[i64], masks: bool, softmax: bool) -> Self {
         let (mut samples, mut classes) = (size[0] as usize, size[1] as usize);
         let pixels = size[2..].iter().product::<i64>() as usize;
-        // Classes that have nothing to do with each other are like samples, and their elements lie beside each other.
+        // Without a softmax the classes of masks do not depend on each other. They are treated as samples of one class,
+        // whose pixels lie side by side.
         if masks && !softmax {
             (samples, classes) = (samples * classes, 1);
         }
-        // Only a softmax has all classes of a block at hand together.
+        // A softmax keeps all classes of a block at once; otherwise a block is of one class at a time.
         let at_once = if softmax { classes } else { 1 };
         let block = (BLOCK_ELEMENTS / at_once).next_multiple_of(LEAST_PIXELS).clamp(LEAST_PIXELS, BLOCK);
         let task = block * (TASK_ELEMENTS / (classes * block)).max(1);
@@ -219,14 +226,14 @@ impl Shape {
         (start..end).step_by(block).map(move |start| start..end.min(start + block))
     }
 
-    /// The elements of one class.
+    /// The positions of the elements of one class of a block.
     fn row(&self, place: &Place, class: usize) -> Range<usize> {
         let start = (place.sample * self.classes + class) * self.pixels;
         start + place.pixels.start..start + place.pixels.end
     }
 }
 
-/// Calls a method of a job with the types of the measure and of the target.
+/// Calls a method of a job with the types of the measure and of the target, for which kernels are compiled.
 macro_rules! by_type {
     ($job:ident.$method:ident($($argument:expr),*)) => {
         match ($job.formula.measure, matches!($job.target, Target::Indices(_))) {
@@ -257,7 +264,7 @@ impl<'a, W: Wide> Pass<'a, W> {
         Job { formula: self.formula, shape: self.shape, input: Numbers::of(&self.input), target }
     }
 
-    /// The sums; nothing where a class index, a share or a probability is out of range.
+    /// The sums; `None` where a class index, a mask or a probability is out of range.
     fn f_sums(&self) -> Result<Option<Totals>, LossError> {
         let (job, shape) = (self.job(), self.shape);
         let parts: Vec<OnceLock<Option<Part>>> = (0..shape.tasks()).map(|_| OnceLock::new()).collect();

@@ -66,7 +66,7 @@ fn gradient(regions: &[&Tensor], entropy: Option<&Tensor>, input: &Tensor) -> Te
     Tensor::run_backward(&[value], &[input], false, false).remove(0)
 }
 
-/// The same by a definition in tensor operations: of masks, of which class indices are made into some.
+/// The sums and their gradient by tensor operations, in which class indices are converted to masks.
 fn defined(formula: &Regional, input: &Tensor, target: &Tensor) -> (Vec<Tensor>, Tensor) {
     let input = input.detach().set_requires_grad(true);
     let count = input.size()[1];
@@ -145,7 +145,7 @@ fn the_sums_and_their_gradient_are_as_defined() {
     for size in SHAPES {
         for (target, ignored) in targets(&size) {
             for activation in ACTIVATIONS {
-                // `Regions::f_fused` leaves that to the composite.
+                // `Regions::f_fused` leaves this case to the composite.
                 let single = size[1] == 1 && activation == Activation::Softmax;
                 let input = input(&size, activation);
                 for measure in MEASURES.into_iter().filter(|_| !single || ignored.is_none()) {

@@ -1,4 +1,5 @@
-//! What the threads of a call work on: rows or pixels, and where their losses and gradients go.
+//! A call of an engine over rows, as its tasks see it: where the numbers of rows and pixels are, and where their losses
+//! and gradients go.
 
 use std::ops::Range;
 
@@ -8,44 +9,44 @@ use crate::kernels::cpu::kinds::Wide;
 use crate::kernels::cpu::output::Output;
 use crate::kernels::cpu::parallel;
 
-/// What the gradients of the rows are multiplied by.
+/// What the gradients of the rows are multiplied by: one number, or a number for each row.
 #[derive(Clone, Copy)]
 pub(in crate::kernels::cpu) enum Factors<'a, W> {
     Number(f64),
     Rows(Numbers<'a, W>),
 }
 
-/// What all threads work on.
+/// A call, which all threads share.
 pub(in crate::kernels::cpu) struct Job<'a, W> {
     pub(in crate::kernels::cpu) options: &'a Options<W>,
     pub(in crate::kernels::cpu) input: Numbers<'a, W>,
-    /// The class of each row, where there is one.
+    /// The class of each row, where targets are classes; else empty.
     pub(in crate::kernels::cpu) target: &'a [i64],
-    /// The numbers of the target, where there is no class.
+    /// The numbers of the target, where targets are not classes; else empty.
     pub(in crate::kernels::cpu) numbers: Numbers<'a, W>,
     pub(in crate::kernels::cpu) classes: usize,
-    /// How many rows lie beside each other: the distance of the classes of a row.
+    /// How many rows lie beside each other in memory, which is the distance from one class of a row to the next.
     pub(in crate::kernels::cpu) inner: usize,
     pub(in crate::kernels::cpu) factors: Factors<'a, W>,
     pub(in crate::kernels::cpu) losses: Option<&'a Output<W>>,
     pub(in crate::kernels::cpu) gradient: Option<&'a Output<W>>,
 }
 
-/// Pixels of one sample beside each other.
+/// Neighbouring pixels of one sample: rows whose numbers of one class lie side by side.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::kernels::cpu) struct Pixels {
-    /// The position of the first one's number of class 0.
+    /// The position in the input of the first pixel's number of class 0.
     pub(in crate::kernels::cpu) start: usize,
-    /// From one class to the next.
+    /// The distance from one class to the next.
     pub(in crate::kernels::cpu) inner: usize,
-    /// The row of the first one.
+    /// The row of the first pixel.
     pub(in crate::kernels::cpu) row: usize,
-    /// How many there are.
+    /// How many pixels these are.
     pub(in crate::kernels::cpu) length: usize,
 }
 
 impl Pixels {
-    /// Where the numbers of a class are.
+    /// The positions of the numbers of a class.
     pub(in crate::kernels::cpu) fn of(self, class: usize) -> Range<usize> {
         let start = self.start + class * self.inner;
         start..start + self.length
@@ -53,8 +54,8 @@ impl Pixels {
 }
 
 impl<W: Wide> Job<'_, W> {
-    /// The sum of what `rows` returns for ranges of rows with their classes side by side, or where these are apart, `pixels`
-    /// for blocks of at most `block` pixels.
+    /// The sum of what `rows` returns for the ranges of rows that tasks have, where the classes of a row lie side by
+    /// side. Where they lie apart, the sum of what `pixels` returns for the tasks' blocks of at most `block` pixels.
     pub(in crate::kernels::cpu) fn sum(
         &self,
         block: usize,
@@ -77,21 +78,21 @@ impl<W: Wide> Job<'_, W> {
         parallel::rows(count, unit, |blocks| pixels(&mut blocks.map(&at)))
     }
 
-    /// The sum of what `work` returns for ranges of rows, of classes that are the last dimension.
+    /// [`sum`](Self::sum) for engines that require the classes to be the last dimension.
     pub(in crate::kernels::cpu) fn sum_rows(&self, work: impl Fn(Range<usize>) -> f64 + Sync) -> f64 {
         self.sum(1, work, |_| 0.0)
     }
 
-    /// Has the memory fetched that is needed soon after the exponentials of these classes of a row: where their gradient goes, and
-    /// the same classes of the next row.
+    /// Asks the processor to load memory into its cache that is needed soon after these classes of a row: the place of
+    /// their gradient, and the same classes of the next row.
     #[inline(always)]
     pub(in crate::kernels::cpu) fn fetch_row(&self, row: usize, classes: Range<usize>) {
         let range = row * self.classes + classes.start..row * self.classes + classes.end;
         self.fetch(range, self.classes);
     }
 
-    /// Has the memory fetched that is needed soon after the exponentials of this class of pixels: where their gradient goes, and
-    /// the same class of the next pixels.
+    /// Asks the processor to load memory into its cache that is needed soon after this class of pixels: the place of
+    /// their gradient, and the same class of the next pixels.
     #[inline(always)]
     pub(in crate::kernels::cpu) fn fetch_pixels(&self, pixels: Pixels, class: usize) {
         self.fetch(pixels.of(class), pixels.length);
@@ -109,14 +110,14 @@ impl<W: Wide> Job<'_, W> {
         }
     }
 
-    /// The class of a row that is not ignored.
+    /// The class of a row; `None` where the row is ignored.
     pub(in crate::kernels::cpu) fn class(&self, row: usize) -> Option<usize> {
         let class = self.target[row];
         (class != self.options.ignored).then_some(class as usize)
     }
 
-    /// The sum of the losses of `rows`, which are stored, too: what `loss` returns for a row and its class, and 0 with gradient 0
-    /// where a row is ignored.
+    /// Calls `loss` for each of `rows` and its class. Writes the losses that it returns, and returns their sum. A row
+    /// that is ignored has loss 0 and gradient 0.
     pub(in crate::kernels::cpu) fn sum_classes(
         &self,
         rows: Range<usize>,
@@ -137,7 +138,7 @@ impl<W: Wide> Job<'_, W> {
         sum
     }
 
-    /// The classes of pixels as numbers; −1 where they are ignored.
+    /// Writes the classes of pixels as floats, −1 where they are ignored, so that kernels compare them in vectors.
     #[inline(always)]
     pub(in crate::kernels::cpu) fn class_numbers(&self, pixels: Pixels, numbers: &mut [W]) {
         let ignored = self.options.ignored;
@@ -147,6 +148,7 @@ impl<W: Wide> Job<'_, W> {
         }
     }
 
+    /// What the gradient of a row is multiplied by.
     pub(in crate::kernels::cpu) fn factor(&self, row: usize) -> W {
         match self.factors {
             Factors::Number(number) => W::from_f64(number),
@@ -154,7 +156,7 @@ impl<W: Wide> Job<'_, W> {
         }
     }
 
-    /// Writes the factors of pixels into `room`.
+    /// Writes what the gradients of pixels are multiplied by into `room`.
     pub(in crate::kernels::cpu) fn read_factors(&self, pixels: Pixels, room: &mut [W]) {
         let room = &mut room[..pixels.length];
         match self.factors {
@@ -167,15 +169,15 @@ impl<W: Wide> Job<'_, W> {
         self.gradient.is_some()
     }
 
-    /// Stores the losses of rows from `row` on.
+    /// Writes the losses of the rows from `row` on, where losses are wanted.
     pub(in crate::kernels::cpu) fn store_losses(&self, row: usize, losses: &[W]) {
         let Some(output) = self.losses else { return };
         // SAFETY: tasks have rows of their own, and write them one after another.
         unsafe { output.write_cached(row..row + losses.len(), losses) };
     }
 
-    /// Stores what `map` makes of numbers as the gradient from `position` on, but `other` at a place among them. The numbers may
-    /// be lost.
+    /// Writes `map(position, number)` of each number as the gradient from `position` on, where the gradient is wanted.
+    /// `other` is a position among them and the number that is written there instead. The `numbers` may be overwritten.
     #[inline(always)]
     pub(in crate::kernels::cpu) fn store_gradient(
         &self,
@@ -189,7 +191,7 @@ impl<W: Wide> Job<'_, W> {
         unsafe { output.write_mapped(position..position + numbers.len(), numbers, map, other) };
     }
 
-    /// Stores zeros as the gradient of `length` numbers from `position` on.
+    /// Writes zeros as the gradient of `length` numbers from `position` on, where the gradient is wanted.
     pub(in crate::kernels::cpu) fn store_zeros(&self, position: usize, length: usize) {
         let Some(output) = self.gradient else { return };
         // SAFETY: tasks have rows of their own, and write them one after another.

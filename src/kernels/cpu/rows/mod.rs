@@ -1,4 +1,5 @@
-//! What the engines of losses over rows of classes share: layouts, reductions, kinds, the graph.
+//! What the engines of losses over rows of classes share (softmax, margin, picked, views, …): the arguments of a call,
+//! layouts, reductions, kinds, the graph. An engine gives a [`RowFormula`] to [`f_rows`].
 
 pub(super) mod job;
 pub(super) mod options;
@@ -20,21 +21,21 @@ use crate::kernels::engine::{Composite, composite_of, widely};
 use crate::kernels::tensors::{f_keeps_digits, f_own, f_plain, is_stored};
 use crate::{LossError, Reduction};
 
-/// What the losses of rows are reduced to.
+/// How the losses of rows are reduced.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum RowReduction {
     None,
     Sum,
-    /// Divided by the sum of the weights of the targets that are not ignored.
+    /// The sum, divided by the sum of the weights of the targets that are not ignored.
     WeightedMean,
-    /// Divided by the number of those targets.
+    /// The sum, divided by the number of the targets that are not ignored.
     CountedMean,
-    /// Divided by the number of all targets.
+    /// The sum, divided by the number of all targets.
     Mean,
 }
 
 impl RowReduction {
-    /// That of losses whose mean is over all targets.
+    /// The reduction of losses whose mean is over all targets.
     pub(crate) fn over_all(reduction: Reduction) -> Self {
         match reduction {
             Reduction::Mean => Self::Mean,
@@ -55,29 +56,31 @@ impl From<Reduction> for RowReduction {
 
 /// The arguments of a call.
 pub(crate) struct Rows<'a> {
-    /// With a graph.
+    /// The scores or logits, with their graph.
     pub(crate) input: &'a Tensor,
-    /// Where the classes are.
+    /// The dimension of the classes.
     pub(crate) class_dim: usize,
-    /// A class in range for each row, or the ignored index, 64-bit; or a number for each element of the input, or for each row
-    /// of classes that are the last dimension, of the input's kind and without a gradient.
+    /// A class in range or the ignored index for each row, as 64-bit integers. Or numbers of the input's kind and
+    /// without a gradient: one for each element of the input, or one for each row where the classes are the last
+    /// dimension.
     pub(crate) target: &'a Tensor,
     pub(crate) ignore_index: Option<i64>,
     /// A factor for each class, of any floating kind, without a gradient.
     pub(crate) weight: Option<&'a Tensor>,
 }
 
-/// Losses of rows of classes.
+/// An engine's losses of rows of classes.
 pub(super) trait RowFormula: Send + Sync + 'static {
-    /// Runs over all rows of the job, stores what it has outputs for, returns the sum of the losses.
+    /// Computes all rows of the job: writes the losses and the gradient where the job has outputs for them, returns the
+    /// sum of the losses.
     fn run<W: Wide>(&self, job: &Job<W>) -> f64;
 }
 
-/// The same without its type.
+/// A [`RowFormula`] without its type.
 trait AnyFormula: OfWidth<f32> + OfWidth<f64> + Send {}
 impl<F: RowFormula> AnyFormula for F {}
 
-/// Such a formula of numbers of one type.
+/// A [`RowFormula`] for one type of numbers.
 trait OfWidth<W: Wide>: Sync {
     fn run(&self, job: &Job<W>) -> f64;
 }
@@ -87,8 +90,8 @@ impl<W: Wide, F: RowFormula> OfWidth<W> for F {
     }
 }
 
-/// The reduced loss of `rows`; `None` where the engine does not take the call. Second derivatives are those of the
-/// `composite` of input and target.
+/// The losses of `rows`, reduced, with a graph. `None` where the engine does not take the call. Second derivatives are
+/// those of the `composite` of input and target.
 pub(super) fn f_rows<F, C>(
     formula: F,
     rows: &Rows,
@@ -106,6 +109,7 @@ where
     f_engine(Box::new(formula), rows, reduction, composite()).map(Some)
 }
 
+/// Whether the engines of rows take the call.
 fn takes(rows: &Rows) -> Result<bool, LossError> {
     let kind = rows.input.f_kind()?;
     let target = rows.target.f_kind()?;
@@ -120,7 +124,7 @@ fn takes(rows: &Rows) -> Result<bool, LossError> {
         && rows.weight.is_none_or(|weight| !weight.requires_grad()))
 }
 
-/// More classes are not exact numbers in `f32`.
+/// The number of classes is below this: larger indices are not exact in `f32`, in which pixels compare them.
 const CLASSES: i64 = 1 << 24;
 
 fn f_engine(
@@ -195,8 +199,8 @@ fn f_run<W: Wide>(
     Ok(Function::new(&[rows.input]).save(&[rows.input, rows.target]).f_attach_own(vec![loss], backward)?.remove(0))
 }
 
-/// Class indices that were checked in the forward pass may have been written to since, through a name that libtorch does not
-/// watch, such as `data()`.
+/// Checks class indices again before a backward pass uses them. They may have been written to since the forward pass,
+/// through a tensor whose changes libtorch does not notice, such as `data()`.
 fn f_unchanged(target: &Tensor, classes: usize, ignored: i64) -> Result<(), LossError> {
     if target.f_kind()? == Kind::Int64
         && !matches!(scan_classes(target, classes as i64, Some(ignored)), Some((true, _)))

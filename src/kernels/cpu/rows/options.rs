@@ -1,4 +1,4 @@
-//! The options of losses over rows, in the kind that a call is computed in.
+//! The options that losses over rows of classes share.
 
 use tch::Tensor;
 
@@ -7,10 +7,11 @@ use crate::kernels::cpu::elements::f_numbers;
 use crate::kernels::cpu::kinds::Wide;
 use crate::{LossError, check};
 
-/// The options of a call, in the kind that it is computed in.
+/// The options of a call, in the type that it is computed in.
 pub(in crate::kernels::cpu) struct Options<W> {
-    /// What no class is where nothing is ignored.
+    /// The index of targets that are ignored; −1, which no target is, where none are.
     pub(in crate::kernels::cpu) ignored: i64,
+    /// A weight for each class.
     pub(in crate::kernels::cpu) weight: Option<Vec<W>>,
 }
 
@@ -19,7 +20,8 @@ impl<W: Wide> Options<W> {
         Ok(Self { ignored: rows.ignore_index.unwrap_or(-1), weight: rows.weight.map(f_wide_numbers).transpose()? })
     }
 
-    /// The sum of the weights of all classes where a target is smoothed; else 0, so that it is looked at nowhere.
+    /// The sum of the weights of all classes, which smoothing spreads the target over; 0 without smoothing, where it is
+    /// not needed.
     pub(in crate::kernels::cpu) fn total_of_spread(&self, smoothing: f64, classes: usize) -> f64 {
         total_of_spread(self.weight.as_deref(), smoothing, classes)
     }
@@ -38,7 +40,7 @@ pub(in crate::kernels::cpu) fn total_of_spread<W: Wide>(weight: Option<&[W]>, sm
     }
 }
 
-/// The elements of a tensor, in the kind that a call is computed in.
+/// The elements of a tensor, in the type that a call is computed in.
 pub(in crate::kernels::cpu) fn f_wide_numbers<W: Wide>(tensor: &Tensor) -> Result<Vec<W>, LossError> {
     let numbers = f_numbers(tensor)?;
     let mut wide = check::f_room(numbers.len())?;

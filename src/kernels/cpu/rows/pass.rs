@@ -1,4 +1,4 @@
-//! The tensors of a call in a layout that the loops read.
+//! The tensors of a call, in a layout that kernels read.
 
 use tch::{Kind, Tensor};
 
@@ -12,7 +12,7 @@ use crate::kernels::cpu::output::Output;
 use crate::kernels::cpu::parallel;
 use crate::kernels::tensors::f_one_layout;
 
-/// Numbers `[outer, classes, inner]` in memory, and their target.
+/// The input, whose memory is `[outer, classes, inner]`, and the target in the same order of rows.
 pub(in crate::kernels::cpu) struct Pass {
     pub(in crate::kernels::cpu) input: Tensor,
     pub(in crate::kernels::cpu) target: Tensor,
@@ -29,7 +29,7 @@ impl Pass {
         let (input, inner) = if input.is_contiguous() {
             (input.shallow_clone(), inner as usize)
         } else if is_dense(input) && last()?.is_contiguous() {
-            // Channels last.
+            // In the memory format "channels last" the classes of a pixel lie side by side.
             (input.shallow_clone(), 1)
         } else {
             (input.f_detach()?.f_contiguous()?, inner as usize)
@@ -42,7 +42,7 @@ impl Pass {
         Ok(Self { input, target, classes, inner })
     }
 
-    /// What the sum of the losses is multiplied by.
+    /// What the sum of the losses is multiplied by: 1 over the divisor of the mean.
     pub(in crate::kernels::cpu) fn scale<W: Wide>(&self, options: &Options<W>, reduction: RowReduction) -> f64 {
         let divisor = match reduction {
             RowReduction::None | RowReduction::Sum => 1.0,
@@ -60,7 +60,8 @@ impl Pass {
             }
         };
         if divisor == 0.0 && reduction == RowReduction::WeightedMean && self.all_weightless(options) {
-            // 0 / 0, to which a smoothed target adds what it spreads over the other classes.
+            // A mean of no weight is 0 / 0. Without this line the terms that smoothing spreads over the other classes
+            // would make it infinite.
             return f64::NAN;
         }
         1.0 / divisor
@@ -72,6 +73,7 @@ impl Pass {
         counted.copied().all(|class| options.weight_of(class as usize) == 0.0)
     }
 
+    /// The call as its tasks see it.
     pub(in crate::kernels::cpu) fn job<'a, W: Wide>(
         &'a self,
         options: &'a Options<W>,

@@ -1,4 +1,5 @@
-//! The kernels of pixels: a class has its pixels side by side in memory.
+//! The kernels of pixels: classes are not the last dimension, so the numbers of one class of neighbouring pixels lie
+//! side by side in memory, and a loop runs over pixels. Used by `classes`.
 
 use super::call::Call;
 use super::room::{PIXELS, Room};
@@ -16,7 +17,7 @@ pub(super) struct ClassPixels<'a, W> {
     pub(super) room: &'a mut Room<W>,
 }
 
-/// Its exponentials, and what its losses are made of.
+/// The first kernel of a block: computes its exponentials, and log p\[t\] and log Σ exp(x) of each pixel.
 pub(super) struct SumPixels<'a, W>(pub(super) ClassPixels<'a, W>);
 
 impl<W: Wide> Kernel<W> for SumPixels<'_, W> {
@@ -38,7 +39,8 @@ impl<W: Wide> Kernel<W> for SumPixels<'_, W> {
     }
 }
 
-/// Stores its gradient and its losses, and returns their sum.
+/// The second kernel of a block, after the formula: writes the gradient and the losses, and returns the sum of the
+/// losses.
 pub(super) struct DerivePixels<'a, W>(pub(super) ClassPixels<'a, W>);
 
 impl<W: Wide> Kernel<W> for DerivePixels<'_, W> {
@@ -63,8 +65,9 @@ impl<W: Wide> Kernel<W> for DerivePixels<'_, W> {
 }
 
 impl<W: Wide> ClassPixels<'_, W> {
-    /// The exponentials of the logits themselves, and their sums. Returns whether all logits are [`MODERATE`]; if not, what it has
-    /// computed is worthless.
+    /// Computes the exponentials of the logits, not shifted by the maximum, and the sums of those that are not the
+    /// target's. Returns whether all logits are [`MODERATE`]; if not, the results may have overflowed and are not to be
+    /// used.
     #[inline(always)]
     fn powers<R: LaneOf<W>>(&mut self) -> bool {
         let (job, pixels, room) = (self.call.job, self.pixels, &mut *self.room);
@@ -88,7 +91,8 @@ impl<W: Wide> ClassPixels<'_, W> {
         !extreme
     }
 
-    /// The exponentials, their sums, and for a smoothed target the distances from the maximum.
+    /// Computes the exponentials of the logits less their maximum, the sums of those that are not the target's, and for
+    /// a smoothed target Σ w (max − x).
     #[inline(always)]
     fn exponentials<R: LaneOf<W>>(&mut self) {
         let (job, pixels, room) = (self.call.job, self.pixels, &mut *self.room);
@@ -108,7 +112,7 @@ impl<W: Wide> ClassPixels<'_, W> {
                 exponentials[i] = exponential.get();
                 others[i] = (R::new(others[i]) + choose(R::new(classes[i]) == index, zero, exponential)).get();
             }
-            // 0 · ∞ is 0: a class that is masked and has no share.
+            // A masked class has x = −∞. With weight 0 it must add 0, not 0 · ∞ = NaN.
             if self.call.spread != 0.0 && job.options.weight_of(class) != 0.0 {
                 let weight = R::of(job.options.weight_of(class));
                 for i in 0..length {
@@ -119,7 +123,8 @@ impl<W: Wide> ClassPixels<'_, W> {
         }
     }
 
-    /// What belongs to the target of each pixel: its logit, the exponential of it, its weight, and the factor of the gradient.
+    /// Reads what belongs to the target of each pixel: its logit, the exponential of it, its weight, and the factor of
+    /// the gradient.
     #[inline(always)]
     fn read_targets(&mut self) {
         let (call, job, pixels, room) = (self.call, self.call.job, self.pixels, &mut *self.room);
@@ -139,6 +144,8 @@ impl<W: Wide> ClassPixels<'_, W> {
         job.read_factors(pixels, &mut room.lines.factors);
     }
 
+    /// Writes the gradient: `of_p` exp(x\[c\]) − `of_weight` w\[c\], where `of_p` has been divided by Σ exp(x), and at
+    /// the target `of_target` − `of_weight` w\[t\]; see [`Evaluation`](super::classes::Evaluation).
     #[inline(always)]
     fn gradient<R: LaneOf<W>>(&mut self) {
         let (job, pixels, room) = (self.call.job, self.pixels, &mut *self.room);
@@ -153,7 +160,7 @@ impl<W: Wide> ClassPixels<'_, W> {
             let exponentials = &mut room.exponentials[class * length..][..length];
             let (index, weight) = (R::of(class as f64), R::of(job.options.weight_of(class)));
             let position = pixels.of(class).start;
-            // Whatever an ignored pixel holds stays out of the gradient.
+            // An ignored pixel (class −1) has a gradient of 0, even where its logits are NaN.
             let gradient = |i: usize, exponential: W, spread: R| {
                 let others = R::new(exponential) * R::new(of_p[i]);
                 let gradient = choose(R::new(classes[i]) == index, R::new(of_target[i]), others) - spread;

@@ -1,4 +1,5 @@
-//! The kernels of rows whose classes are side by side in memory.
+//! The kernels of rows whose classes lie side by side in memory: a loop runs over the classes of one row. Used by
+//! `classes`.
 
 use std::ops::Range;
 
@@ -13,18 +14,19 @@ use crate::kernels::cpu::softmax::exponentials::largest;
 use crate::kernels::cpu::softmax::exponentials::others;
 use crate::kernels::cpu::softmax::exponentials::powers;
 
-/// Rows of classes.
+/// Some rows, and what is kept of them between the two kernels.
 pub(super) struct ClassRows<'a, W> {
     pub(super) call: &'a Call<'a, W>,
     pub(super) rows: Range<usize>,
     pub(super) lines: &'a mut Lines<W, ROWS>,
-    /// The sums of the exponentials.
+    /// Σ exp(x) of each row, shifted or not as the exponentials are.
     pub(super) sums: &'a mut [W; ROWS],
 }
 
-/// Their exponentials, and what their losses are made of.
+/// The first kernel of some rows: computes their exponentials, and log p\[t\] and log Σ exp(x) of each row.
 pub(super) struct SumRows<'a, W> {
     pub(super) group: ClassRows<'a, W>,
+    /// A buffer for the logits of a row, where they have to be converted.
     pub(super) room: &'a mut [W],
     pub(super) exponentials: &'a mut [W],
 }
@@ -37,11 +39,12 @@ impl<W: Wide> Kernel<W> for SumRows<'_, W> {
     fn run<R: LaneOf<W>>(self) {
         let ClassRows { call, rows, lines, sums } = self.group;
         let (job, classes, count) = (call.job, call.job.classes, rows.len());
-        // From where on the rows are as this one: with exponentials of the logits themselves, or not.
+        // The rows from `start` on have exponentials of the same sort: of the logits themselves (`unshifted`), or of
+        // the logits less their maximum. Each such run of rows is finished by one loop.
         let (mut start, mut unshifted) = (0, true);
         for (i, row) in rows.enumerate() {
             let Some(class) = job.class(row) else {
-                // The loss of anything, which is not looked at.
+                // The row is ignored. These numbers give a finite loss, which is overwritten by 0 later.
                 lines.own[i] = R::of(1.0).get();
                 lines.others[i] = W::default();
                 continue;
@@ -76,7 +79,9 @@ impl<W: Wide> Kernel<W> for SumRows<'_, W> {
     }
 }
 
-/// Their gradients.
+/// The second kernel of some rows, after the formula: writes their gradient, which is `of_p` exp(x\[c\]) / Σ exp(x) −
+/// `of_weight` w\[c\], and at the target `of_target` − `of_weight` w\[t\]; see
+/// [`Evaluation`](super::classes::Evaluation).
 pub(super) struct DeriveRows<'a, W> {
     pub(super) group: ClassRows<'a, W>,
     pub(super) exponentials: &'a mut [W],
@@ -99,7 +104,7 @@ impl<W: Wide> Kernel<W> for DeriveRows<'_, W> {
             };
             let exponentials = &mut self.exponentials[i * classes..(i + 1) * classes];
             let of_weight = R::new(lines.of_weight[i]);
-            // 0 · ∞ is 0: an infinite weight of which nothing is spread.
+            // Without smoothing `of_weight` is 0, and an infinite weight must not make it NaN.
             let smooth = if call.spread == 0.0 { R::of(0.0) } else { of_weight * R::of(job.options.weight_of(class)) };
             let own = Some((class, (R::new(lines.of_target[i]) - smooth).get()));
             let of_p = R::new(lines.of_p[i]) / R::new(sums[i]);

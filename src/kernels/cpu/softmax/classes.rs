@@ -1,4 +1,5 @@
-//! Losses of rows with a class as their target.
+//! Losses of rows with a class as their target: calls the formula between the two kernels of `class_rows` or
+//! `class_pixels`.
 
 use std::ops::Range;
 
@@ -13,7 +14,7 @@ use crate::kernels::cpu::rows::job::{Job, Pixels};
 use crate::kernels::cpu::simd::{self, Kernel};
 use crate::kernels::formulas::RowLoss;
 
-/// Losses of a class for each row.
+/// A formula of losses with a class for each row, and the label smoothing ε.
 pub(super) struct OfClasses<F> {
     pub(super) formula: F,
     pub(super) smoothing: f64,
@@ -25,7 +26,7 @@ impl<F: RowLoss> RowFormula for OfClasses<F> {
     }
 }
 
-/// A formula without its type, which the engine calls once for some rows.
+/// A formula without its type. The engine calls it once for some rows.
 trait OfRows<W>: Sync {
     fn evaluate(&self, rows: Evaluation<W>);
 }
@@ -36,8 +37,10 @@ impl<W: Wide, F: RowLoss> OfRows<W> for F {
     }
 }
 
-/// Rows, whose losses and coefficients are to be computed. The gradient of a row is `of_p` p\[c\] − `of_weight`
-/// w\[c\], and `of_target` − `of_weight` w\[t\] at the target.
+/// Some rows, whose losses and coefficients are to be computed.
+///
+/// With f = formula(log p\[t\], log Σ exp(x)), the loss of a row is (1 − ε) w\[t\] f + ε/C Σ w\[c\] (−log p\[c\]). Its
+/// gradient is `of_p` p\[c\] − `of_weight` w\[c\], and `of_target` − `of_weight` w\[t\] at the target t.
 pub(super) struct Evaluation<'a, W> {
     /// log p\[t\]
     log_p: &'a [W],
@@ -45,11 +48,13 @@ pub(super) struct Evaluation<'a, W> {
     rest: &'a [W],
     /// log Σ exp(x)
     log_sum: &'a [W],
-    /// −Σ w log p over all classes; anything where the target is not smoothed.
+    /// −Σ w log p over all classes; any number without smoothing, where `spread` is 0.
     smooth: &'a [W],
+    /// (1 − ε) w\[t\]
     weights: &'a [W],
+    /// What the gradient of each row is multiplied by.
     factors: &'a [W],
-    /// The share of each class in a smoothed target, and the sum of the weights of all classes.
+    /// ε / C, the share of each class in a smoothed target, and Σ w, the sum of the weights of all classes.
     spread: f64,
     total: f64,
     losses: &'a mut [W],
@@ -58,7 +63,7 @@ pub(super) struct Evaluation<'a, W> {
     of_weight: &'a mut [W],
 }
 
-/// Computes them.
+/// The kernel that calls the formula for some rows.
 struct Evaluate<'a, W, F> {
     formula: F,
     rows: Evaluation<'a, W>,
@@ -80,11 +85,13 @@ impl<W: Wide, F: RowLoss> Kernel<W> for Evaluate<'_, W, F> {
         for i in 0..length {
             let (weight, factor) = (R::new(weights[i]), R::new(factors[i]));
             let (loss, [of_log_p, of_log_sum]) = self.formula.evaluate(R::new(log_p[i]), R::new(log_sum[i]));
+            // ∂ log p[t] / ∂x[c] is 1 − p[t] at the target and −p[c] elsewhere; ∂ log Σ exp(x) / ∂x[c] is p[c].
+            // `of_row` is what multiplies p[c] without the term of log p[t].
             let of_row = factor * (weight * of_log_sum + spread * total);
             let of_row_p = of_row - factor * weight * of_log_p;
             losses[i] = (weight * loss + spread * R::new(smooth[i])).get();
             of_p[i] = of_row_p.get();
-            // Not with p − 1, which loses the digits of a p near 1.
+            // Computed from `rest`, 1 − p[t]: p − 1 would lose its digits where p is near 1.
             of_target[i] = (of_row - R::new(rest[i]) * of_row_p).get();
             of_weight[i] = (factor * spread).get();
         }
@@ -103,7 +110,7 @@ impl<W: Wide> Classes<'_, W> {
         job.sum(block(job.classes), |rows| self.rows(rows), |pixels| self.pixels(pixels))
     }
 
-    /// The losses of the first rows, and the coefficients of their gradients.
+    /// Computes the losses of the first `rows` rows, and the coefficients of their gradients.
     fn evaluate<const L: usize>(&self, lines: &mut Lines<W, L>, rows: usize) {
         self.formula.evaluate(Evaluation {
             log_p: &lines.log_p,
@@ -121,7 +128,7 @@ impl<W: Wide> Classes<'_, W> {
         });
     }
 
-    /// Rows of classes side by side in memory.
+    /// Computes rows whose classes lie side by side in memory. Returns the sum of their losses.
     fn rows(&self, rows: Range<usize>) -> f64 {
         let (call, job) = (&self.call, self.call.job);
         let classes = job.classes;
@@ -149,7 +156,7 @@ impl<W: Wide> Classes<'_, W> {
         sum
     }
 
-    /// Blocks of pixels; a class has its pixels side by side in memory.
+    /// Computes blocks of pixels. Returns the sum of their losses.
     fn pixels(&self, blocks: &mut dyn Iterator<Item = Pixels>) -> f64 {
         let call = &self.call;
         let mut room = Room::new(call.job.classes);

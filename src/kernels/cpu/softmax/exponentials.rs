@@ -1,4 +1,5 @@
-//! The exponentials of the logits of a row, their sums, and logarithms that keep their digits.
+//! The exponentials of the logits of a row, their sums, and logarithms of probabilities that keep their digits. Used by
+//! all engines with a softmax over rows.
 
 use std::ops::Range;
 
@@ -8,11 +9,12 @@ use crate::kernels::cpu::lane::LaneOf;
 use crate::kernels::cpu::simd::{self, LANES, Sum};
 use crate::kernels::number::{Real, choose};
 
-/// Of numbers up to here the exponential of each, divided by the sum of as many as there may be classes, is a normal number.
+/// The largest |x| of a moderate logit. The exponential of each such logit, divided by the sum of as many as there may
+/// be classes, is a normal number, so that a softmax of them needs no shift by the maximum.
 pub(in crate::kernels::cpu) const MODERATE: f64 = 30.0;
 
-/// The exponentials of the numbers themselves, and their sum in a fixed order; none where one is not [`MODERATE`], so that they
-/// are to be computed from the largest one on. `ahead` as for [`exponentials`].
+/// Computes the exponentials of the logits, not shifted by the maximum. Returns their sum, added up in a fixed order.
+/// `None` where a logit is not [`MODERATE`]: then [`exponentials`] is to be called. `ahead` is as there.
 #[inline(always)]
 pub(in crate::kernels::cpu) fn powers<W: Wide, R: LaneOf<W>>(
     x: &[W],
@@ -35,23 +37,24 @@ pub(in crate::kernels::cpu) fn powers<W: Wide, R: LaneOf<W>>(
     Some(sum)
 }
 
-/// The sum of a block, in a function of its own: beside the other loops of a kernel the compiler splits its vectors.
+/// The sum of a block. Not inlined: among the other loops of a kernel the compiler would use shorter vectors for it.
 #[inline(never)]
 fn sum_of<W: Wide>(numbers: &[W]) -> f64 {
     simd::run(Sum(numbers))
 }
 
-/// What is summed up of the distances of numbers from the largest one.
+/// Which sum of the distances max − x of the logits from the largest one is computed.
 #[derive(Clone, Copy)]
 pub(in crate::kernels::cpu) enum Distances<'a, W> {
     Nothing,
+    /// Σ (max − x)
     Equally,
-    /// Each times a weight.
+    /// Σ w (max − x)
     Weighted(&'a [W]),
 }
 
 impl<'a, W> Distances<'a, W> {
-    /// The distances that a `smoothed` target needs.
+    /// The sum that a `smoothed` target needs.
     pub(in crate::kernels::cpu) fn of_smoothed(smoothed: bool, weights: Option<&'a [W]>) -> Self {
         match weights {
             _ if !smoothed => Self::Nothing,
@@ -61,8 +64,9 @@ impl<'a, W> Distances<'a, W> {
     }
 }
 
-/// The exponentials of `x` − `max`, of which `max` is the largest number; their sum, and that of the `distances` `max` − `x`, in a
-/// fixed order. `ahead` is told the ranges that are computed, to have memory fetched meanwhile.
+/// Computes the exponentials of `x` − `max`, where `max` is the largest number. Returns their sum and that of the
+/// `distances` `max` − `x`, added up in a fixed order. `ahead` is called with each range before it is computed, to have
+/// memory loaded meanwhile that is needed next.
 #[inline(always)]
 pub(in crate::kernels::cpu) fn exponentials<W: Wide, R: LaneOf<W>>(
     x: &[W],
@@ -83,7 +87,7 @@ pub(in crate::kernels::cpu) fn exponentials<W: Wide, R: LaneOf<W>>(
                 plain => plain,
             };
             match x.len() {
-                // So many are a loop without a rest.
+                // The compiler knows this length, a multiple of that of vectors, so that the loop needs no rest.
                 LANES => add_group(&x[..LANES], max, distances, &mut exponentials[..LANES], &mut sums),
                 _ => add_group(x, max, distances, exponentials, &mut sums),
             }
@@ -95,7 +99,7 @@ pub(in crate::kernels::cpu) fn exponentials<W: Wide, R: LaneOf<W>>(
     [R::of(totals[0]), R::of(totals[1])]
 }
 
-/// Does so for as many numbers as there are sums, at most.
+/// Computes the exponentials of at most [`LANES`] numbers, and adds each number's terms to the sums of its lane.
 #[inline(always)]
 fn add_group<W: Wide, R: LaneOf<W>>(
     x: &[W],
@@ -121,7 +125,7 @@ fn add_group<W: Wide, R: LaneOf<W>>(
             let weights = &weights[..length];
             for i in 0..length {
                 let weight = R::new(weights[i]);
-                // 0 · ∞ is 0: a class that is masked and has no share.
+                // A masked class has x = −∞. With weight 0 it must add 0, not 0 · ∞ = NaN.
                 let distance = choose(weight == R::of(0.0), R::of(0.0), max - R::new(x[i]));
                 sums[1][i] = distance.mul_add(weight, sums[1][i]);
             }
@@ -129,7 +133,7 @@ fn add_group<W: Wide, R: LaneOf<W>>(
     }
 }
 
-/// The largest number; NaNs are left out.
+/// The largest number; NaNs are skipped.
 #[inline(always)]
 pub(in crate::kernels::cpu) fn largest<W: Wide, R: LaneOf<W>>(numbers: &[W]) -> R {
     let mut lanes = [W::from_f64(f64::NEG_INFINITY); LANES];
@@ -143,7 +147,7 @@ pub(in crate::kernels::cpu) fn largest<W: Wide, R: LaneOf<W>>(numbers: &[W]) -> 
     for (lane, number) in lanes.iter_mut().zip(rest) {
         *lane = R::new(*lane).max(R::new(*number)).get();
     }
-    // In pairs, so that none waits for all before it.
+    // In pairs, so that no comparison waits for all before it.
     let mut width = LANES;
     while width > 1 {
         width /= 2;
@@ -154,14 +158,15 @@ pub(in crate::kernels::cpu) fn largest<W: Wide, R: LaneOf<W>>(numbers: &[W]) -> 
     R::new(lanes[0])
 }
 
-/// log p of the exponential of a logit and the sum of the others, which keeps the digits of a p near 1.
+/// log p of a class, from the exponential of its logit and the sum of the other exponentials: −log(1 + others / own).
+/// Unlike log(own / sum) it keeps the digits of a p near 1.
 #[inline(always)]
 pub(in crate::kernels::cpu) fn likely<R: Real>(own: R, others: R) -> R {
     -(others / own).ln_1p()
 }
 
-/// The sum of all exponentials but that at `place`, given that of all. Where that one is more than half of them, the difference
-/// would lose digits.
+/// The sum of all exponentials but that at `place`, given the sum of all. Where that one is more than half of the sum,
+/// the difference would lose digits, so the others are added up.
 #[inline(always)]
 pub(in crate::kernels::cpu) fn others<W: Wide, R: LaneOf<W>>(exponentials: &mut [W], place: usize, sum: R) -> R {
     let own = exponentials[place];
@@ -175,7 +180,7 @@ pub(in crate::kernels::cpu) fn others<W: Wide, R: LaneOf<W>>(exponentials: &mut 
     R::of(others)
 }
 
-/// Where the exponential of the largest logit is, 1, if it is more than half of their sum.
+/// The place of the largest logit, whose exponential is 1 after the shift, if that is more than half of the sum.
 #[inline(always)]
 pub(in crate::kernels::cpu) fn peak<W: Wide, R: LaneOf<W>>(exponentials: &[W], sum: R) -> Option<usize> {
     let peaked = sum < R::of(2.0);

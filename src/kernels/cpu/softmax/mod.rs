@@ -1,8 +1,15 @@
-//! The engine of losses of a softmax over classes, with a class or a share for each class as the target of a row.
+//! The engine of losses of a softmax over classes: cross entropy, softmax focal, poly cross entropy. The target of a
+//! row is a class, or a share for each class.
 //!
-//! With p = softmax(x) of a row and its target t, such a loss is a function of log p[t] and of log Σ exp(x), or the cross entropy
-//! of shares. Its gradient is a multiple of p and numbers more for the target, so that the logits are read once, the gradient is
-//! written once, and no log-probabilities are kept.
+//! With p = softmax(x) of a row and its target class t, such a loss is a function of log p\[t\] and of log Σ exp(x);
+//! with shares it is their cross entropy. Its gradient is a multiple of p, plus numbers for the target. So the logits
+//! are read once, the gradient is written once, and no log-probabilities are kept.
+//!
+//! * `exponentials` has the exponentials of a row, their sum, and logarithms of them that keep their digits.
+//! * `room` has the buffers of some rows, and computes log p\[t\] and log Σ exp(x) of them.
+//! * `classes` calls the formula with these, and derives the coefficients of the gradient.
+//! * `class_rows` and `class_pixels` compute the exponentials, and write the gradient, of rows and of pixels.
+//! * `shares` is the cross entropy of shares.
 
 mod call;
 mod class_pixels;
@@ -20,8 +27,8 @@ use crate::kernels::formulas::RowLoss;
 use classes::OfClasses;
 use shares::OfShares;
 
-/// The reduced loss of `rows` with classes as targets, of which the share `smoothing` is spread over all classes; `None` where
-/// the engine does not take the call. Second derivatives are those of the `composite` of input and target.
+/// The losses of `rows` with classes as targets, reduced. The share `smoothing` of a target is spread over all classes.
+/// `None` where the engine does not take the call. Second derivatives are those of the `composite` of input and target.
 pub(crate) fn f_softmax<F, C>(
     formula: F,
     smoothing: f64,
@@ -36,7 +43,9 @@ where
     f_rows(OfClasses { formula, smoothing }, rows, reduction, composite)
 }
 
-/// Does the same for the cross entropy of targets that hold a share for each class.
+/// The cross entropy of `rows` whose target has a share for each class, reduced. The share `smoothing` of a target is
+/// spread over all classes. `None` where the engine does not take the call. Second derivatives are those of the
+/// `composite` of input and target.
 pub(crate) fn f_softmax_of_shares<C>(
     smoothing: f64,
     rows: &Rows,

@@ -1,4 +1,4 @@
-//! What is kept of some rows, or of a block of pixels, between the kernels that compute them.
+//! The buffers of some rows, or of a block of pixels, between the kernels that compute them.
 
 use std::ops::Range;
 
@@ -8,35 +8,37 @@ use crate::kernels::cpu::lane::LaneOf;
 use crate::kernels::cpu::rows::job::{Job, Pixels};
 use crate::kernels::number::choose;
 
-/// How many pixels are worked on at a time, at most.
+/// How many pixels a block has at most.
 pub(super) const PIXELS: usize = 512;
 
-/// How many, so that they fit the second cache with all their classes.
+/// How many pixels a block has, so that it fits the second-level cache with all its classes.
 pub(super) fn block(classes: usize) -> usize {
     ((1 << 15) / classes / 16 * 16).clamp(32, PIXELS)
 }
 
-/// How many rows of classes side by side are worked on at a time. More of them cost fewer calls of the formula; the first
-/// cache has their exponentials until they are read again.
+/// How many rows are computed between two calls of the formula. More rows need fewer calls; no more than that the
+/// first-level cache still has their exponentials when the gradient is computed.
 pub(super) fn rows_at_once<W>(classes: usize) -> usize {
     ((1 << 14) / size_of::<W>() / classes).clamp(1, ROWS)
 }
 
-/// So many at most.
+/// How many rows are computed between two calls of the formula at most.
 pub(super) const ROWS: usize = 64;
 
-/// Numbers of up to `L` rows, each line where one of the cache begins; see [`Aligned`](crate::kernels::cpu::simd::Aligned).
+/// Numbers of up to `L` rows or pixels. Each array begins at the start of a cache line; see
+/// [`Aligned`](crate::kernels::cpu::simd::Aligned).
 #[repr(align(64))]
 pub(super) struct Lines<W, const L: usize> {
     /// The class of the target, −1 where it is ignored.
     pub(super) classes: [W; L],
     /// The logit of the target.
     pub(super) targets: [W; L],
-    /// The largest logit, the exponential of the target's logit less it, and the sum of those of the others.
+    /// The largest logit, where the exponentials are shifted by it; the exponential of the target's logit; and the sum
+    /// of the exponentials of the other classes.
     pub(super) max: [W; L],
     pub(super) own: [W; L],
     pub(super) others: [W; L],
-    /// The sum of the weighted distances from the largest logit.
+    /// Σ w (max − x) over all classes, for a smoothed target.
     pub(super) distances: [W; L],
     /// See [`Evaluation`](super::classes::Evaluation).
     pub(super) log_p: [W; L],
@@ -74,6 +76,9 @@ impl<W: Wide, const L: usize> Lines<W, L> {
         }
     }
 
+    /// Computes `log_p`, `log_sum`, `rest` and `smooth` of some rows from `own`, `others`, `max`, `targets` and
+    /// `distances`. `unshifted` as in [`take_logarithms`](Self::take_logarithms); `total` is the sum of the weights of
+    /// all classes.
     #[inline(always)]
     pub(super) fn take<R: LaneOf<W>>(&mut self, rows: Range<usize>, unshifted: bool, total: f64) {
         match unshifted {
@@ -82,7 +87,8 @@ impl<W: Wide, const L: usize> Lines<W, L> {
         }
     }
 
-    /// What the losses of some rows are made of, `UNSHIFTED` where exponentials are those of the logits themselves.
+    /// [`take`](Self::take), where `UNSHIFTED` says that the exponentials are those of the logits themselves, not less
+    /// their maximum.
     #[inline(always)]
     pub(super) fn take_logarithms<R: LaneOf<W>, const UNSHIFTED: bool>(&mut self, rows: Range<usize>, total: f64) {
         for i in rows.start..rows.end.min(L) {
@@ -92,7 +98,7 @@ impl<W: Wide, const L: usize> Lines<W, L> {
             let likely = likely(own, others);
             self.rest[i] = (others / sum).get();
             if UNSHIFTED {
-                // Not x − log Σ exp(x), which loses digits where both are large.
+                // x − log Σ exp(x) would lose digits where both are large.
                 self.log_p[i] = likely.get();
                 self.log_sum[i] = log.get();
                 self.smooth[i] = W::default();
@@ -107,11 +113,13 @@ impl<W: Wide, const L: usize> Lines<W, L> {
     }
 }
 
-/// Room for a block of pixels.
+/// The buffers of a block of pixels.
 pub(super) struct Room<W> {
+    /// The logits of one class, where they have to be converted.
     pub(super) x: [W; PIXELS],
     pub(super) sums: [W; PIXELS],
     pub(super) lines: Lines<W, PIXELS>,
+    /// The exponentials `[classes, pixels]`.
     pub(super) exponentials: Vec<W>,
 }
 
@@ -121,7 +129,7 @@ impl<W: Wide> Room<W> {
         Self { x: zeros, sums: zeros, lines: Lines::new(), exponentials: vec![W::default(); block(classes) * classes] }
     }
 
-    /// Finds the largest number of each pixel.
+    /// Finds the largest logit of each pixel.
     #[inline(always)]
     pub(super) fn find_max<R: LaneOf<W>>(&mut self, job: &Job<W>, pixels: Pixels) {
         let max = &mut self.lines.max[..pixels.length];

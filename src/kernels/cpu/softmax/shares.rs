@@ -1,4 +1,7 @@
 //! The cross entropy of rows with a share for each class as their target.
+//!
+//! Let t\[c\] = w\[c\] ((1 − ε) y\[c\] + ε/C) be the targets, made of the shares y, and T = Σ t. The loss of a row is T
+//! log Σ exp(x − max) + Σ t (max − x), and its gradient is T p\[c\] − t\[c\].
 
 use std::ops::Range;
 
@@ -14,7 +17,7 @@ use crate::kernels::cpu::softmax::exponentials::others;
 use crate::kernels::cpu::softmax::exponentials::peak;
 use crate::kernels::number::choose;
 
-/// The cross entropy of a share for each class.
+/// The cross entropy of shares with the label smoothing ε.
 #[derive(Clone, Copy)]
 pub(super) struct OfShares {
     pub(super) smoothing: f64,
@@ -27,15 +30,16 @@ impl RowFormula for OfShares {
     }
 }
 
+/// A call with shares as targets.
 struct Shares<'a, W> {
     job: &'a Job<'a, W>,
-    /// What a share is multiplied by, and what is added to it, before the weight of its class.
+    /// 1 − ε, which a share is multiplied by, and ε/C, which is added to it, before the weight of its class.
     own: f64,
     spread: f64,
 }
 
 impl<W: Wide> Shares<'_, W> {
-    /// Rows of classes side by side in memory.
+    /// Computes rows whose classes lie side by side in memory. Returns the sum of their losses.
     fn rows(&self, rows: Range<usize>) -> f64 {
         let (job, classes) = (self.job, self.job.classes);
         let (mut room, mut of_shares) = (job.input.room(classes), job.numbers.room(classes));
@@ -52,20 +56,20 @@ impl<W: Wide> Shares<'_, W> {
         .sum()
     }
 
-    /// Blocks of pixels; a class has its pixels side by side in memory.
+    /// Computes blocks of pixels. Returns the sum of their losses.
     fn pixels(&self, blocks: &mut dyn Iterator<Item = Pixels>) -> f64 {
         let mut room = Room::new(self.job.classes);
         blocks.map(|pixels| simd::run(SharePixels { call: self, pixels, room: &mut room })).sum()
     }
 
-    /// The target of a class with this share, given its weight.
+    /// The target t of a class with this share and weight.
     #[inline(always)]
     fn target<R: LaneOf<W>>(&self, share: W, weight: R) -> R {
         R::new(share).mul_add(R::of(self.own), R::of(self.spread)) * weight
     }
 }
 
-/// One row of classes and its shares: stores its gradient, returns the loss.
+/// The kernel of one row: writes its gradient, returns the loss.
 struct ShareRow<'a, W> {
     call: &'a Shares<'a, W>,
     row: usize,
@@ -113,7 +117,8 @@ impl<W: Wide> Kernel<W> for ShareRow<'_, W> {
         if job.needs_gradient() {
             let factor = R::new(job.factor(row));
             let of_p = factor * total / sum;
-            // Not with p − 1, which loses the digits of a p near 1.
+            // At a class with p > ½ the gradient T p − t is computed as (T − t) − T (1 − p): p near 1 has lost the
+            // digits of 1 − p.
             let own = match peak {
                 Some((peak, rest)) => Some((peak, (factor * others(target, peak, total) - rest * of_p).get())),
                 None => None,
@@ -126,7 +131,7 @@ impl<W: Wide> Kernel<W> for ShareRow<'_, W> {
     }
 }
 
-/// One block of pixels and their shares: stores its gradient and losses, returns the sum of the losses.
+/// The kernel of a block of pixels: writes the gradient and the losses, returns the sum of the losses.
 struct SharePixels<'a, W> {
     call: &'a Shares<'a, W>,
     pixels: Pixels,
@@ -145,7 +150,7 @@ impl<W: Wide> Kernel<W> for SharePixels<'_, W> {
         let max = &room.lines.max[..length];
         let (sums, totals) = (&mut room.sums[..length], &mut room.lines.weights[..length]);
         let (distances, others) = (&mut room.lines.distances[..length], &mut room.lines.others[..length]);
-        // The shares of all classes but the most likely one.
+        // The sum of the targets of all classes but the one with the largest logit.
         let lesser = &mut room.lines.own[..length];
         for numbers in [&mut *sums, &mut *totals, &mut *distances, &mut *others, &mut *lesser] {
             numbers.fill(W::default());
@@ -167,7 +172,7 @@ impl<W: Wide> Kernel<W> for SharePixels<'_, W> {
                 let most = exponential == one;
                 others[i] = (R::new(others[i]) + choose(most, zero, exponential)).get();
                 lesser[i] = (R::new(lesser[i]) + choose(most, zero, target)).get();
-                // 0 · ∞ is 0: a class that is masked and has no share.
+                // A masked class has x = −∞. With target 0 it must add 0, not 0 · ∞ = NaN.
                 let distance = choose(target == zero, zero, distance);
                 distances[i] = target.mul_add(distance, R::new(distances[i])).get();
             }
@@ -178,13 +183,13 @@ impl<W: Wide> Kernel<W> for SharePixels<'_, W> {
         let of_target = &mut room.lines.of_target[..length];
         for i in 0..length {
             let (sum, total, others) = (R::new(sums[i]), R::new(totals[i]), R::new(others[i]));
-            // One class is more likely than all others together.
+            // The class with the largest logit has p > ½.
             let peaked = sum < R::of(2.0);
             let log = choose(peaked, others.ln_1p(), sum.ln());
             losses[i] = (R::new(distances[i]) + total * log).get();
             let of_sum = R::new(factors[i]) * total / sum;
             of_p[i] = of_sum.get();
-            // Not with p − 1, which loses the digits of a p near 1.
+            // The gradient of that class as in `ShareRow`: (T − t) − T (1 − p).
             let own = R::new(factors[i]) * R::new(lesser[i]) - others * of_sum;
             of_target[i] = choose(peaked, own, R::of(f64::NAN)).get();
         }
@@ -201,7 +206,7 @@ impl<W: Wide> Kernel<W> for SharePixels<'_, W> {
             let gradient = |i: usize, e| {
                 let target = R::new(factors[i]) * call.target(shares[i], weight);
                 let (own, gradient) = (R::new(of_target[i]), R::new(e) * R::new(of_p[i]) - target);
-                // NaN is the gradient of none.
+                // `of_target` is NaN where no class has p > ½.
                 choose((R::new(e) == one) & own.is_number(), own, gradient).get()
             };
             job.store_gradient(pixels.of(class).start, exponentials, gradient, None);
