@@ -1,4 +1,4 @@
-//! What the losses of logits of yes or no have in common, as tensor operations.
+//! What the losses of logits of two classes have in common, as tensor operations.
 
 use tch::{Device, Kind, Tensor};
 
@@ -21,9 +21,9 @@ pub(crate) fn f_qualities(target: &Tensor, mode: InvalidValues) -> Result<Validi
 
 /// Logits, and whether some of them may be infinite.
 ///
-/// Those need more operations, as an infinite logarithm that counts nothing is to leave nothing behind. To look for them costs
-/// little on the CPU. On CUDA it would take a wait, so that there infinite logits are what tensor operations make of them: NaN
-/// where ∞ meets 0.
+/// Infinite logits need more operations, because an infinite logarithm times a share of 0 has to be 0. To look for them
+/// costs little on the CPU. On CUDA it would wait for the device; there infinite logits have the loss that tensor
+/// operations give them, NaN for 0 · ∞.
 pub(crate) struct Logits<'a> {
     logits: &'a Tensor,
     infinite: bool,
@@ -50,8 +50,8 @@ impl<'a> Logits<'a> {
 
     /// The binary cross entropy of each element with targets in \[0, 1\], without a reduction.
     ///
-    /// Not by libtorch's operation, which takes log(1 + exp(x)) from a logit x and adds it again: nothing is left of what a
-    /// confident prediction costs.
+    /// libtorch's operation is not used: it subtracts and adds numbers of the size of the logit x, so that the small
+    /// loss of a confident prediction is lost to rounding.
     pub(crate) fn f_entropy(&self, target: &Tensor, pos_weight: Option<&Tensor>) -> Result<Tensor, LossError> {
         let (log_p, log_q) = (self.logits.f_log_sigmoid()?, self.logits.f_neg()?.f_log_sigmoid()?);
         let positive = match pos_weight {
@@ -61,7 +61,8 @@ impl<'a> Logits<'a> {
         Ok(self.f_part(&positive, &log_p)?.f_add(&self.f_part(&target.f_rsub_number(1)?, &log_q)?)?.f_neg()?)
     }
 
-    /// The same with any targets. Outside of \[0, 1\] the parts cancel, and libtorch's operation does not.
+    /// The same with any targets. For a target outside of \[0, 1\] the two parts nearly cancel, and libtorch's
+    /// operation is more exact.
     pub(crate) fn f_entropy_of_any(&self, target: &Tensor, pos_weight: Option<&Tensor>) -> Result<Tensor, LossError> {
         let of_shares = self.f_entropy(target, pos_weight)?;
         if kernels::scan_range(&target.f_detach()?, 0.0..=1.0) == Some(true) {
@@ -77,7 +78,8 @@ impl<'a> Logits<'a> {
         Ok(of_shares.f_where_self(&share.f_logical_or(&infinite)?, &of_any)?)
     }
 
-    /// `share` times what is shared, which counts nothing where the share is 0, and is still the slope of the share.
+    /// `share` · `whole`. Where the share is 0 the value is 0 even if `whole` is infinite, while the gradient of the
+    /// share is still `whole`.
     pub(crate) fn f_part(&self, share: &Tensor, whole: &Tensor) -> Result<Tensor, LossError> {
         if !self.infinite {
             return Ok(share.f_mul(whole)?);
@@ -86,8 +88,8 @@ impl<'a> Logits<'a> {
         let nothing = share.f_eq_number(0)?.f_logical_and(&whole.f_isinf()?)?;
         let bound = whole.f_detach()?.f_clamp_number(-most, most)?;
         let parts = share.f_mul(&bound.f_where_self(&nothing, whole)?)?;
-        // The greatest number several times is infinite in the gradient of the share, however small what it is multiplied by
-        // is, and 0 in the value.
+        // The value is 0 times the greatest number, twice, and so 0. The gradient of the share is the greatest number,
+        // twice, and so infinite however small the gradient from above is.
         let steep = share.f_mul(&bound)?.f_mul_number(most)?.f_mul_number(most)?;
         Ok(steep.f_where_self(&nothing, &parts)?)
     }
@@ -109,7 +111,7 @@ fn f_any_infinite(tensor: &Tensor) -> Result<bool, LossError> {
     Ok(tensor.f_isinf()?.f_any()?.f_int64_value(&[])? != 0)
 }
 
-/// σ(`logits`), of which the slope keeps its digits: near 1 it is that of 1 − σ(−x).
+/// σ(`logits`), computed as 1 − σ(−x) above 0, so that the gradient keeps its digits where σ is near 1.
 pub(crate) fn f_sigmoid(logits: &Tensor) -> Result<Tensor, LossError> {
     let of_rest = logits.f_neg()?.f_sigmoid()?.f_rsub_number(1)?;
     Ok(of_rest.f_where_self(&logits.f_gt_number(0)?, &logits.f_sigmoid()?)?)

@@ -2,8 +2,12 @@
 //!
 //! A named argument is a pair `(name, tensor)`; the names are those of PyTorch's signatures.
 
+mod class_indices;
+
+use std::cell::Cell;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::{Kind, Tensor};
 
@@ -13,20 +17,74 @@ use crate::kernels::{Number, NumberOperations};
 use crate::numeric::wide_kind;
 use crate::{LossError, kernels};
 
-/// What happens to values that have no loss: a class index out of range, a probability that is none, a negative
-/// variance.
+pub(crate) use class_indices::ClassIndices;
+
+/// What happens to values for which no loss is defined: a class index out of range, a probability outside \[0, 1\], a
+/// negative variance.
 ///
-/// On the CPU finding them costs nothing worth mentioning. On CUDA it needs a look at the result on the host, which
-/// waits for all work queued before it. Left unfound they would stop the whole CUDA context with a device-side
-/// assertion, so they are never just passed on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+/// On the CPU the check costs next to nothing. On CUDA the host has to read the result of the check, and so waits for
+/// all work that was queued before it. Without a check such a value would trigger a device-side assertion, after which
+/// no CUDA work of the process succeeds; so one of the two always happens.
+///
+/// # The default of the process
+///
+/// A loss that is made without its option `invalid_values` has [`InvalidValues::default`] of that moment: an error, or
+/// what a program has [set](InvalidValues::set_default) for all losses that it makes from then on. A loss that exists
+/// keeps what it has. Data that describe a loss mean the same in every process: where they are silent, values are an
+/// error, and a loss is written with the option where it is another one.
+///
+/// ```
+/// use tch_losses::InvalidValues;
+///
+/// // At the start of a training on CUDA:
+/// InvalidValues::set_default(InvalidValues::Nan);
+/// assert_eq!(InvalidValues::default(), InvalidValues::Nan);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum InvalidValues {
-    /// They are a [`LossError::Value`]. The default.
-    #[default]
+    /// They are a [`LossError::Value`]. The default, where the program has set no other.
     Error,
     /// They make the loss NaN and its gradient 0, without waiting for the device.
     Nan,
+}
+
+/// Whether the default of the process is [`InvalidValues::Nan`].
+static NAN_BY_DEFAULT: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// Whether this thread makes a loss whose defaults are those of the documentation, whatever the process has set.
+    static DOCUMENTED: Cell<bool> = const { Cell::new(false) };
+}
+
+impl InvalidValues {
+    /// Sets the default of all losses that this process makes from now on, on any thread.
+    pub fn set_default(default: InvalidValues) {
+        NAN_BY_DEFAULT.store(default == InvalidValues::Nan, Ordering::Relaxed);
+    }
+}
+
+/// That of the process: an error, unless [`set_default`](InvalidValues::set_default) has been called.
+impl Default for InvalidValues {
+    fn default() -> Self {
+        let nan = !DOCUMENTED.get() && NAN_BY_DEFAULT.load(Ordering::Relaxed);
+        if nan { InvalidValues::Nan } else { InvalidValues::Error }
+    }
+}
+
+/// What `make` makes, with the defaults of the documentation: the same in every process.
+#[cfg(feature = "serde")]
+pub(crate) fn with_documented_defaults<T>(make: impl FnOnce() -> T) -> T {
+    /// Sets the flag back, also after a panic.
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            DOCUMENTED.set(self.0);
+        }
+    }
+    let _restore = Restore(DOCUMENTED.replace(true));
+    make()
 }
 
 crate::options::words!(InvalidValues);
@@ -45,10 +103,23 @@ pub(crate) fn devices(arguments: &[Named]) -> Result<(), LossError> {
     Ok(())
 }
 
-/// `tensor` is defined and dense: it has sizes and strides, which nothing may ask for before.
+/// Input and target are on one device, and the input is of a floating kind.
+pub(crate) fn arguments(input: &Tensor, target: &Tensor) -> Result<(), LossError> {
+    devices(&[("input", input), ("target", target)])?;
+    floating(("input", input))
+}
+
+/// The same, and both have one shape.
+pub(crate) fn alike(input: &Tensor, target: &Tensor) -> Result<(), LossError> {
+    arguments(input, target)?;
+    same_shape(("target", target), ("input", input))
+}
+
+/// `tensor` is defined and dense. Before this check nothing may ask for its sizes and strides, which others do not
+/// have.
 ///
-/// It may still be one whose numbers libtorch has yet to make. Operations take it as any other; who reads its memory makes it
-/// [plain](kernels::f_plain).
+/// Its memory may still hold something else than its numbers, as of a tensor that is conjugated or negated lazily.
+/// Operations take care of that; code that reads the memory makes it [plain](kernels::f_plain) first.
 pub(crate) fn dense((argument, tensor): Named) -> Result<(), LossError> {
     let form = Form::of(tensor);
     if form.is_plain() {
@@ -109,6 +180,11 @@ pub(crate) fn broadcasts_to((argument, tensor): Named, (of, other): Named) -> Re
     Err(LossError::Shape { argument, expected, actual })
 }
 
+/// The shape of `tensor` fits: it is what is `expected`.
+pub(crate) fn shape(tensor: Named, fits: bool, expected: impl Display) -> Result<(), LossError> {
+    if fits { Ok(()) } else { Err(shape_error(tensor, expected.to_string())) }
+}
+
 /// The error for a `tensor` whose shape does not fit.
 pub(crate) fn shape_error((argument, tensor): Named, expected: impl Into<String>) -> LossError {
     LossError::Shape { argument, expected: expected.into(), actual: tensor.size() }
@@ -146,31 +222,29 @@ pub(crate) fn element_weight(weight: &Tensor, input: &Tensor) -> Result<(), Loss
     same_shape(("weight", weight), ("input", input))
 }
 
-/// `weight` holds one value of any floating kind per class, on the device of `input`. It is to be converted to the kind that the
-/// loss is computed in.
-pub(crate) fn class_weight(weight: &Tensor, input: &Tensor, classes: i64) -> Result<(), LossError> {
+/// `weight`, where there is one, holds one value of any floating kind per class, on the device of `input`. It is to be
+/// converted to the kind that the loss is computed in.
+pub(crate) fn class_weight(weight: Option<&Tensor>, input: &Tensor, classes: i64) -> Result<(), LossError> {
+    let Some(weight) = weight else { return Ok(()) };
     devices(&[("input", input), ("weight", weight)])?;
     floating(("weight", weight))?;
-    if weight.size() == [classes] {
-        return Ok(());
-    }
-    Err(shape_error(("weight", weight), format!("[{classes}], one weight per class")))
+    shape(("weight", weight), weight.size() == [classes], format_args!("[{classes}], one weight per class"))
 }
 
-/// `weight`, checked by [`class_weight`], in the kind that a loss of `input` is computed in; without a gradient, because libtorch's
-/// operations on class indices have none of it.
+/// `weight`, checked by [`class_weight`], in the kind that a loss of `input` is computed in. It must not require a
+/// gradient, because libtorch's operations on class indices have no gradient of the weight.
 pub(crate) fn f_class_weight(
     weight: Option<&Tensor>,
     input: &Tensor,
     classes: i64,
 ) -> Result<Option<Tensor>, LossError> {
-    let Some(weight) = weight else { return Ok(None) };
     class_weight(weight, input, classes)?;
+    let Some(weight) = weight else { return Ok(None) };
     without_gradient(("weight", weight))?;
     Ok(Some(weight.f_to_kind(wide_kind(input)?)?))
 }
 
-/// The tensor of an option that has no gradient for class indices needs none.
+/// The tensor of an option must not require a gradient, which it does not get with class indices.
 pub(crate) fn without_gradient((option, tensor): Named) -> Result<(), LossError> {
     let needed = autograd::grad_enabled() && tensor.requires_grad();
     self::option(option, "a tensor that requires a gradient", !needed, "one that requires none, for class indices")
@@ -194,13 +268,28 @@ pub(crate) fn not_negative(name: &'static str, value: f64) -> Result<(), LossErr
     option(name, value, (0.0..=1e37).contains(&value), "a number in [0, 1e37]")
 }
 
+/// The option is a finite number.
+pub(crate) fn finite(name: &'static str, value: f64) -> Result<(), LossError> {
+    option(name, value, value.is_finite(), "a finite number")
+}
+
+/// The option is a finite number of at least 0.
+pub(crate) fn finite_not_negative(name: &'static str, value: f64) -> Result<(), LossError> {
+    option(name, value, value.is_finite() && value >= 0.0, "a finite number of at least 0")
+}
+
+/// The option is a share: a number in \[0, 1\].
+pub(crate) fn share(name: &'static str, value: f64) -> Result<(), LossError> {
+    option(name, value, (0.0..=1.0).contains(&value), "a number in [0, 1]")
+}
+
 /// The option is a number, which may be infinite, and not NaN: with that nothing could be computed.
 pub(crate) fn number(name: &'static str, value: f64) -> Result<(), LossError> {
     option(name, value, !value.is_nan(), "a number")
 }
 
-/// The option is a number of the kind that a loss of `input` is computed in, at least single precision: libtorch takes no
-/// other. Infinity is such a number, NaN is none. With integers it is a number that their kind holds.
+/// The option is a number of the kind that a loss of `input` is computed in, at least single precision: libtorch takes
+/// no other. Infinity is such a number, NaN is not. With integers it is a number that their kind holds.
 pub(crate) fn fits(name: &'static str, value: f64, input: &Tensor) -> Result<(), LossError> {
     number(name, value)?;
     let kind = input.f_kind()?;
@@ -259,7 +348,8 @@ pub(crate) fn integers((argument, tensor): Named) -> Result<Tensor, LossError> {
     }
 }
 
-/// An empty vector with room for so many elements: as many as a tensor of the caller's, which may be expanded to any size.
+/// An empty vector with room for `length` elements. A tensor of the caller may be expanded to any size, so that too
+/// little memory is an error and no abort.
 pub(crate) fn f_room<T>(length: usize) -> Result<Vec<T>, LossError> {
     let mut room = Vec::new();
     match room.try_reserve_exact(length) {
@@ -276,8 +366,8 @@ pub(crate) fn host_integers(tensor: &Tensor) -> Result<Vec<i64>, LossError> {
     Ok(values)
 }
 
-/// `tensor` without the repetitions of a dimension that it was expanded along, plain and contiguous: the same values, each as
-/// often as it is in memory.
+/// `tensor` without the repetitions of a dimension that it was expanded along, plain and contiguous: the same values,
+/// each as often as it is in memory.
 pub(crate) fn f_without_repetitions(tensor: &Tensor) -> Result<Tensor, LossError> {
     let mut once = kernels::f_plain(tensor)?;
     for dim in 0..tensor.dim() {
@@ -288,8 +378,8 @@ pub(crate) fn f_without_repetitions(tensor: &Tensor) -> Result<Tensor, LossError
     Ok(once.f_contiguous()?)
 }
 
-/// Looks whether all values of an argument are in `range`, of which NaN never is, and decides by `mode` about those that are
-/// not. `expected` says what they are, such as "values in [0, 1]".
+/// Looks whether all values of an argument are in `range`, of which NaN never is, and decides by `mode` about those
+/// that are not. `expected` says what they are, such as "values in [0, 1]".
 pub(crate) fn f_in_range(
     (argument, tensor): Named,
     range: RangeInclusive<f64>,
@@ -323,13 +413,13 @@ pub(crate) fn f_log_probs((argument, tensor): Named, mode: InvalidValues) -> Res
 
 /// Where the values of an argument are valid, and what to do where they are not.
 ///
-/// Only needed where [`InvalidValues::Nan`] was asked for: then `valid` says which elements to trust.
+/// Only needed with [`InvalidValues::Nan`]: then `valid` says which elements are valid.
 pub(crate) struct Validity {
     valid: Option<Tensor>,
 }
 
 impl Validity {
-    /// Nothing left to look after.
+    /// All values are valid, or an error was returned.
     pub(crate) const CHECKED: Validity = Validity { valid: None };
 
     /// Decides by `mode` about the values of `argument`, given a Boolean tensor of those that are valid.
@@ -350,15 +440,14 @@ impl Validity {
         Err(LossError::Value { argument, expected: expected(), actual })
     }
 
-    /// Whether there is nothing left to look after.
+    /// Whether all values are known to be valid.
     pub(crate) fn is_checked(&self) -> bool {
         self.valid.is_none()
     }
 
     /// Where whole rows are valid: all of their elements, along the last dimension.
     pub(crate) fn f_rows(self) -> Result<Validity, LossError> {
-        let valid = self.valid.map(|valid| valid.f_all_dim(-1, false)).transpose()?;
-        Ok(Validity { valid })
+        self.f_all_along(-1)
     }
 
     /// Where all elements along `dim` are.
@@ -389,103 +478,5 @@ impl Validity {
         };
         let valid = if unreduced { valid.shallow_clone() } else { valid.f_all()? };
         Ok(loss.f_where_self(&valid, &loss.f_full_like_number(f64::NAN)?)?)
-    }
-}
-
-/// There is a class for the targets to be, even for those that are ignored or invalid: the logarithm of one is looked up.
-pub(crate) fn some_class(input: &Tensor, classes: i64, target: &Tensor) -> Result<(), LossError> {
-    if classes > 0 || target.numel() == 0 {
-        return Ok(());
-    }
-    Err(shape_error(("input", input), "at least one class"))
-}
-
-/// Class indices that libtorch can take.
-pub(crate) struct ClassIndices {
-    /// 64-bit, each in `[0, classes)` or the ignored one.
-    pub(crate) indices: Tensor,
-    /// The ignored one, where some may be it.
-    ignored: Option<i64>,
-    /// What to do with the loss of those that were neither.
-    pub(crate) validity: Validity,
-}
-
-impl ClassIndices {
-    /// Checks that each element of `target` is in `[0, classes)` or `ignore_index`.
-    pub(crate) fn f_new(
-        target: &Tensor,
-        classes: i64,
-        ignore_index: Option<i64>,
-        mode: InvalidValues,
-    ) -> Result<ClassIndices, LossError> {
-        let mut indices = integers(("target", target))?;
-        // A graph of libtorch's keeps the indices, and its backward pass does not look at them again. They may be written to in
-        // between through a name that libtorch does not watch, such as `data()`. Engines do look again.
-        if target.f_kind()? == Kind::Int64 && autograd::grad_enabled() && !kernels::takes(&indices) {
-            indices = kernels::f_own(&indices)?;
-        }
-        if !indices.device().is_cuda() && mode == InvalidValues::Error {
-            return Self::f_on_host(indices, classes, ignore_index);
-        }
-        let mut valid = indices.f_ge_number(0)?.f_logical_and(&indices.f_lt_number(classes)?)?;
-        if let Some(ignored) = ignore_index {
-            valid = valid.f_logical_or(&indices.f_eq_number(ignored)?)?;
-        }
-        let expected = || expected_class(classes, ignore_index);
-        let validity = Validity::f_new(("target", &indices), valid, expected, mode)?;
-        let indices = validity.f_replace(&indices, ignore_index.unwrap_or(0))?;
-        Ok(ClassIndices { indices, ignored: ignore_index, validity })
-    }
-
-    /// One pass over the values beats four tensor operations on the CPU.
-    fn f_on_host(indices: Tensor, classes: i64, ignore_index: Option<i64>) -> Result<ClassIndices, LossError> {
-        let values = f_without_repetitions(&indices)?;
-        if let Some((true, any_ignored)) = kernels::scan_classes(&values, classes, ignore_index) {
-            let ignored = ignore_index.filter(|_| any_ignored);
-            return Ok(ClassIndices { indices, ignored, validity: Validity::CHECKED });
-        }
-        let values = host_integers(&values)?;
-        let mut ignored = None;
-        for class in values {
-            if Some(class) == ignore_index {
-                ignored = ignore_index;
-            } else if !(0..classes).contains(&class) {
-                let expected = expected_class(classes, ignore_index);
-                return Err(LossError::Value { argument: "target", expected, actual: class.to_string() });
-            }
-        }
-        Ok(ClassIndices { indices, ignored, validity: Validity::CHECKED })
-    }
-
-    /// The indices for an operation of libtorch's that does not check them in its backward pass, where nobody can write to them
-    /// in between.
-    pub(crate) fn f_kept(&self, input: &Tensor) -> Result<Tensor, LossError> {
-        let shared = autograd::grad_enabled() && input.requires_grad() && kernels::takes(&self.indices);
-        if shared { kernels::f_own(&self.indices) } else { Ok(self.indices.shallow_clone()) }
-    }
-
-    /// Where the target is ignored; nothing where none is known to be.
-    pub(crate) fn f_ignored(&self) -> Result<Option<Tensor>, LossError> {
-        Ok(self.ignored.map(|ignored| self.indices.f_eq_number(ignored)).transpose()?)
-    }
-
-    /// `input` with 0 in place of the rows whose target is ignored, which keeps what they hold out of the gradient.
-    pub(crate) fn f_mask_ignored(&self, input: &Tensor, class_dim: usize) -> Result<Tensor, LossError> {
-        let Some(ignored) = self.ignored.filter(|_| input.requires_grad()) else {
-            return Ok(input.shallow_clone());
-        };
-        let rows = self.indices.f_eq_number(ignored)?.f_unsqueeze(class_dim as i64)?;
-        // Where the check has waited for the device anyway, one more look saves a copy of the input.
-        if self.validity.valid.is_none() && rows.f_any()?.f_int64_value(&[])? == 0 {
-            return Ok(input.shallow_clone());
-        }
-        Ok(input.f_masked_fill_number(&rows, 0)?)
-    }
-}
-
-fn expected_class(classes: i64, ignore_index: Option<i64>) -> String {
-    match ignore_index {
-        Some(ignored) => format!("classes in [0, {classes}), or ignore_index {ignored}"),
-        None => format!("classes in [0, {classes})"),
     }
 }

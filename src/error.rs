@@ -97,18 +97,18 @@ pub enum LossError {
         /// The value it has.
         actual: String,
     },
-    /// The loss is no mean, so that it has no numerator and denominator.
+    /// The loss is not a mean, so that it has no numerator and denominator.
     #[error("{loss} has no numerator and denominator: {reason}")]
     NoMean {
         /// The loss.
         loss: String,
-        /// Why it is none.
+        /// Why it is not a mean.
         reason: &'static str,
     },
     /// A loss of another crate does not say which tensors it holds, and so can be neither moved nor copied.
     #[error("the loss does not say which tensors it holds: it has no Loss::with_tensors")]
     NoTensors,
-    /// A mean is over nothing, where that was asked to be an error: [`WhenEmpty::Error`](crate::WhenEmpty::Error).
+    /// There is nothing to average over, which was asked to be an error: [`WhenEmpty::Error`](crate::WhenEmpty::Error).
     #[error("the mean is over nothing: an empty batch, or one of which nothing counts")]
     Empty,
     /// A term of a sum of losses could not be computed.
@@ -137,7 +137,8 @@ pub enum LossError {
 }
 
 impl LossError {
-    /// An error with a message of your own, for a [`Loss`](crate::Loss) or a [`Function`](crate::autograd::Function) of your own.
+    /// An error with a message of your own, for a [`Loss`](crate::Loss) or a [`Function`](crate::autograd::Function) of
+    /// your own.
     ///
     /// ```
     /// use tch::Tensor;
@@ -162,7 +163,7 @@ impl LossError {
         LossError::Custom { message: message.into() }
     }
 
-    /// The error for a loss of type `L` that is no mean.
+    /// The error for a loss of type `L` that is not a mean.
     pub(crate) fn no_mean<L: ?Sized>(reason: &'static str) -> Self {
         Self::no_mean_of(std::any::type_name::<L>(), reason)
     }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
-use crate::kernels::NumberOperations;
+use crate::kernels::{Backend, NumberOperations, with_backend};
 use crate::{LossError, MeanParts, OverNothing, WhenEmpty, option_tensors};
 
 /// A loss of an input and a target.
@@ -46,17 +46,17 @@ pub trait Loss: Send {
     /// The numerator and the denominator of the mean, for means over several calls: gradient accumulation, sequences of
     /// several lengths, data-parallel workers. [`MeanParts`] says what they are, and shows the two ways to use them.
     ///
-    /// They are those of the mean also where the option `reduction` is another one.
+    /// They are those of the mean also if the option `reduction` is the sum or none.
     ///
     /// # Errors
-    /// Those of [`f_forward`](Loss::f_forward), and [`LossError::NoMean`] for a loss that is no mean, such as Dice.
+    /// Those of [`f_forward`](Loss::f_forward), and [`LossError::NoMean`] for a loss that is not a mean, such as Dice.
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
         let _ = (input, target);
         Err(LossError::no_mean::<Self>("it is no mean over samples or elements"))
     }
 
-    /// Whether the mean is over nothing: a Boolean scalar on the device of the input. So it is where the denominator of
-    /// [`f_parts`](Loss::f_parts) is 0, or for a loss that is no mean, where the input has no elements.
+    /// Whether there is nothing to average over, as a Boolean scalar on the device of the input: the denominator of
+    /// [`f_parts`](Loss::f_parts) is 0, or, for a loss that is not a mean, the input has no elements.
     ///
     /// # Errors
     /// Those of [`f_forward`](Loss::f_forward).
@@ -65,8 +65,8 @@ pub trait Loss: Send {
         f_is_mean_of_nothing(self.f_parts(input, target), input)
     }
 
-    /// The same loss with what it is where the mean is over nothing: an empty batch, or targets that are all ignored.
-    /// By default that is what the reference of the loss has, NaN for most.
+    /// The same loss with a value of your choice where there is nothing to average over: for an empty batch, or if all
+    /// targets are ignored. Without it the loss is what the reference implementation returns, NaN for most.
     ///
     /// ```
     /// use tch::Tensor;
@@ -91,8 +91,8 @@ pub trait Loss: Send {
         OverNothing::new(self, when_empty)
     }
 
-    /// Checks the options that need no input to be looked at: a label smoothing of 2 is wrong for every input. The first
-    /// step of [`f_forward`](Loss::f_forward); a program that reads options from a file calls it at the start.
+    /// Checks the options that can be checked without an input: a label smoothing of 2 is wrong for every input. The
+    /// first step of [`f_forward`](Loss::f_forward); a program that reads options from a file calls it at the start.
     ///
     /// # Errors
     /// [`LossError::Option`] for the option at fault.
@@ -100,10 +100,10 @@ pub trait Loss: Send {
         Ok(())
     }
 
-    /// The same loss with each tensor among its options replaced, such as the weights of classes; parameters stay. `None`
-    /// where the loss does not say how, which is the default.
+    /// The same loss with each tensor among its options replaced, such as the weights of classes; parameters are not
+    /// replaced. The default is `None`: the loss does not support it.
     ///
-    /// A loss of your own that has it can be moved and copied where it is a `Box<dyn Loss>`, and in a
+    /// With this method a loss of your own can be moved and copied as a `Box<dyn Loss>` and in a
     /// [`WeightedSum`](crate::WeightedSum). One without tensors returns a copy of itself.
     ///
     /// ```
@@ -144,51 +144,40 @@ pub trait Loss: Send {
     }
 }
 
+/// The methods of a pointer to a loss: those of the loss.
+macro_rules! of_the_inner {
+    () => {
+        fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+            (**self).f_forward(input, target)
+        }
+
+        fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+            (**self).f_parts(input, target)
+        }
+
+        fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+            (**self).f_is_empty(input, target)
+        }
+
+        fn f_check_options(&self) -> Result<(), LossError> {
+            (**self).f_check_options()
+        }
+
+        fn with_tensors(&self, replace: &mut dyn FnMut(&Tensor) -> Tensor) -> Option<Box<dyn Loss>> {
+            (**self).with_tensors(replace)
+        }
+    };
+}
+
 impl<L: Loss + Sync + ?Sized> Loss for &L {
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        (**self).f_forward(input, target)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        (**self).f_parts(input, target)
-    }
-
-    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        (**self).f_is_empty(input, target)
-    }
-
-    fn f_check_options(&self) -> Result<(), LossError> {
-        (**self).f_check_options()
-    }
-
-    fn with_tensors(&self, replace: &mut dyn FnMut(&Tensor) -> Tensor) -> Option<Box<dyn Loss>> {
-        (**self).with_tensors(replace)
-    }
+    of_the_inner!();
 }
 
 impl<L: Loss + ?Sized> Loss for Box<L> {
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        (**self).f_forward(input, target)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        (**self).f_parts(input, target)
-    }
-
-    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        (**self).f_is_empty(input, target)
-    }
-
-    fn f_check_options(&self) -> Result<(), LossError> {
-        (**self).f_check_options()
-    }
-
-    fn with_tensors(&self, replace: &mut dyn FnMut(&Tensor) -> Tensor) -> Option<Box<dyn Loss>> {
-        (**self).with_tensors(replace)
-    }
+    of_the_inner!();
 }
 
-/// Whether the denominator of a mean is 0; for a loss that is none, whether its input has no elements.
+/// Whether the denominator of a mean is 0; for a loss that is not a mean, whether its input has no elements.
 fn f_is_mean_of_nothing(parts: Result<MeanParts, LossError>, input: &Tensor) -> Result<Tensor, LossError> {
     match parts {
         Ok(parts) => Ok(parts.denominator().f_eq_number(0)?),
@@ -202,15 +191,15 @@ pub(crate) fn f_has_no_elements(input: &Tensor) -> Result<Tensor, LossError> {
     Ok(Tensor::f_full_number(&[], i64::from(input.numel() == 0), (Kind::Bool, input.device()))?)
 }
 
-/// What all losses of this crate have, for one that was chosen at run time.
+/// The methods `f_to` and `f_clone` of losses, for a loss that was chosen at run time.
 impl dyn Loss {
     /// The same loss with the tensors among its options on `device` and in `kind`, such as those of the input. Boolean
-    /// tensors and integers keep their kind. Parameters stay where they are: they move with the `nn::VarStore` that they
-    /// were created in.
+    /// tensors and integers keep their kind. Parameters stay where they are: they move with the `nn::VarStore` that
+    /// they were created in.
     ///
     /// # Errors
-    /// [`LossError::Kind`] for a kind that is not floating, [`LossError::NoTensors`] for a loss of another crate that has
-    /// no [`with_tensors`](Loss::with_tensors), [`LossError::Torch`] where libtorch cannot make the tensors.
+    /// [`LossError::Kind`] for a kind that is not floating, [`LossError::NoTensors`] for a loss of another crate that
+    /// has no [`with_tensors`](Loss::with_tensors), [`LossError::Torch`] where libtorch cannot make the tensors.
     pub fn f_to(&self, device: Device, kind: Kind) -> Result<Box<dyn Loss>, LossError> {
         let moved = option_tensors::f_with(device, kind, |replace| self.with_tensors(replace))?;
         moved.ok_or(LossError::NoTensors)
@@ -233,36 +222,67 @@ impl Part {
         Part(Arc::new(Mutex::new(loss)))
     }
 
-    /// The loss; one thread has it at a time.
+    /// The loss, in a mutex because losses are not `Sync`.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Box<dyn Loss>> {
-        // A loss that panicked is what it was before.
+        // A panic does not change a loss, so that a poisoned mutex can be ignored.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A loss that does not say how it is copied is shared.
+/// A loss that cannot be copied is shared.
 impl Clone for Part {
     fn clone(&self) -> Self {
         self.lock().f_clone().map_or_else(|_| Part(Arc::clone(&self.0)), Part::new)
     }
 }
 
-/// The method that panics where another one of the loss returns an error.
+/// The closure that computes a loss by tensor operations alone, which the engine needs for second derivatives.
+pub(crate) fn composite(loss: impl Loss + 'static) -> impl Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send {
+    move |input, target| with_backend(Backend::Composite, || loss.f_forward(input, target))
+}
+
+/// The method that panics where another one returns an error.
+///
+/// ```text
+/// or_panic!(forward as f_forward(input: &Tensor) -> Tensor);
+/// or_panic!("Finds the most probable classes", predict['a] as f_predict(input: &'a Tensor) -> Tensor);
+/// or_panic!("Creates the variables on `path`", new['a] as new f_new(path: nn::Path<'a>) -> Self);
+/// ```
+///
+/// A text before the name is the documentation of a method that does not compute the loss. In brackets are its
+/// generics. `new` before the second name marks a constructor.
 macro_rules! or_panic {
-    ($forward:ident as $f_forward:ident($($argument:ident: $type:ty),+) -> $result:ty) => {
-        #[doc = concat!("Computes the loss as [`", stringify!($f_forward), "`](Self::", stringify!($f_forward), ") does.")]
+    ($forward:ident as $($method:tt)+) => {
+        $crate::loss::or_panic! { "Computes the loss", $forward[] as $($method)+ }
+    };
+    ($does:literal, $new:ident[$($generic:tt)*] as
+        new $f_new:ident($($argument:ident: $type:ty),+ $(,)?) -> $of:ty
+    ) => {
+        $crate::loss::or_panic! { @ $does $new [$($generic)*] $f_new [] [Self::] [$($argument: $type,)+] [$of] }
+    };
+    ($does:literal, $forward:ident[$($generic:tt)*] as
+        $f_forward:ident($($argument:ident: $type:ty),+ $(,)?) -> $of:ty
+    ) => {
+        $crate::loss::or_panic! { @ $does $forward [$($generic)*] $f_forward
+            [&self,] [self.] [$($argument: $type,)+] [$of]
+        }
+    };
+    (@ $does:literal $method:ident [$($generic:tt)*] $f_method:ident [$($this:tt)*] [$($of:tt)+]
+        [$($argument:ident: $type:ty,)+] [$result:ty]
+    ) => {
+        #[doc = concat!($does, " as [`", stringify!($f_method), "`](Self::", stringify!($f_method), ") does.")]
         ///
         /// # Panics
-        #[doc = concat!("Where `", stringify!($f_forward), "` returns an error, with its message.")]
+        #[doc = concat!("Where `", stringify!($f_method), "` returns an error, with its message.")]
         #[track_caller]
-        pub fn $forward(&self, $($argument: $type),+) -> $result {
-            $crate::loss::expect(self.$f_forward($($argument),+))
+        pub fn $method<$($generic)*>($($this)* $($argument: $type),+) -> $result {
+            $crate::loss::expect($($of)+ $f_method($($argument),+))
         }
     };
 }
 pub(crate) use or_panic;
 
-/// The value, or a panic with the error's one line at the caller's line.
+/// The value, or a panic at the caller's line with the error as its message.
 #[track_caller]
 pub(crate) fn expect<T>(result: Result<T, LossError>) -> T {
     match result {

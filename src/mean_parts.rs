@@ -7,17 +7,17 @@ use crate::{Loss, LossError, WhenEmpty};
 
 /// The numerator and the denominator of a loss that is a mean, for means over several calls.
 ///
-/// A mean of means is wrong wherever the parts of a batch count differently: micro-batches with other numbers of
-/// ignored targets, sequences of other lengths, classes of other weights, workers with a shorter last batch. Right is
-/// the sum of the numerators divided by the sum of the denominators, which is what one call with the whole batch
-/// returns.
+/// A mean of means is wrong wherever the parts of a batch count differently: micro-batches with different numbers of
+/// ignored targets, sequences of different lengths, classes of different weights, workers with a shorter last batch.
+/// The right mean is the sum of the numerators divided by the sum of the denominators: what one call with the whole
+/// batch returns.
 ///
 /// The losses that are means have a method `f_parts` which returns them, whatever their option `reduction`:
 ///
 /// | mean of | numerator | denominator |
 /// |---|---|---|
 /// | most losses | Σ ℓ | the number of unreduced losses |
-/// | cross entropy, NLL, softmax focal loss of class indices | Σ ℓ | Σ w\[y\] of the targets that count, or their number |
+/// | cross entropy, NLL, softmax focal loss of class indices | Σ ℓ | Σ w\[y\] of the counted targets, or their number |
 /// | the same with [`MeanOver::All`](crate::MeanOver::All), or of class probabilities | Σ ℓ | the number of targets |
 /// | MSE and L1 with weights | Σ w ℓ | Σ w |
 /// | the focal losses of sigmoids | Σ ℓ | the number of elements that are not ignored |
@@ -95,7 +95,7 @@ use crate::{Loss, LossError, WhenEmpty};
 pub struct MeanParts {
     numerator: Tensor,
     denominator: Tensor,
-    /// What a smaller denominator counts as: 1 for a number of positives that may be 0.
+    /// The least that the denominator counts as: 1 for a number of positives that may be 0.
     least: f64,
 }
 
@@ -124,8 +124,8 @@ impl MeanParts {
         &self.numerator
     }
 
-    /// What the sum is to be divided by. A number of positives, or a sum of weights, of a [`Divisor`](crate::Divisor) is
-    /// at least 1 in the mean, and is here what it is, so that those of several calls can be added up.
+    /// What the sum is to be divided by. A number of positives, or a sum of weights, of a [`Divisor`](crate::Divisor)
+    /// is at least 1 in the mean, and is here what it is, so that those of several calls can be added up.
     pub fn denominator(&self) -> &Tensor {
         &self.denominator
     }
@@ -193,8 +193,8 @@ impl MeanParts {
         Self::f_new(numerator, denominator)
     }
 
-    /// The parts of the mean of what the `unreduced` loss gives. Half precision becomes single precision before, so that
-    /// no loss is rounded to it, and none too large for it.
+    /// The parts of the mean of what the `unreduced` loss gives. Half precision becomes single precision before, so
+    /// that no loss is rounded to it, and none too large for it.
     pub(crate) fn f_of_unreduced(unreduced: &impl Loss, input: &Tensor, target: &Tensor) -> Result<Self, LossError> {
         Self::f_of_losses(&unreduced.f_forward(&f_wide(input)?, &f_wide(target)?)?)
     }
@@ -257,6 +257,42 @@ impl MeanParts {
         Self::f_new(numerator, counts.f_sum(None)?)
     }
 }
+
+/// The method `f_parts` of a [`Loss`] that is a mean over its elements, by the same loss with another reduction:
+/// `unreduced`; `sum`; `weighted sum over elements`, whose mean does not divide by the weights; or
+/// `weighted sum over weights`, whose mean does. The weights of half precision become those of single precision before.
+macro_rules! parts {
+    (unreduced) => {
+        $crate::mean_parts::parts! { @with loss [Reduction::None] => f_of_unreduced() }
+    };
+    (sum) => {
+        $crate::mean_parts::parts! { @with loss [Reduction::Sum] => f_of_sum(None) }
+    };
+    (weighted sum over elements) => {
+        $crate::mean_parts::parts! { @weighted loss => None }
+    };
+    (weighted sum over weights) => {
+        $crate::mean_parts::parts! { @weighted loss => loss.weight.as_ref() }
+    };
+    (@weighted $loss:ident => $weight:expr) => {
+        $crate::mean_parts::parts! { @with $loss
+            [Reduction::Sum, weight: $crate::mean_parts::f_wide_option] => f_of_sum($weight)
+        }
+    };
+    (@with $loss:ident
+        [Reduction::$reduction:ident $(, $weight:ident: $f_wide:path)?] => $f_of:ident($($of:expr)?)
+    ) => {
+        fn f_parts(&self, input: &tch::Tensor, target: &tch::Tensor) -> Result<$crate::MeanParts, $crate::LossError> {
+            let $loss = Self {
+                reduction: $crate::Reduction::$reduction,
+                $($weight: $f_wide(&self.$weight)?,)?
+                ..Self::clone(self)
+            };
+            $crate::MeanParts::$f_of(&$loss, input, target $(, $of)?)
+        }
+    };
+}
+pub(crate) use parts;
 
 /// `tensor`, in single precision where it has half of it.
 pub(crate) fn f_wide(tensor: &Tensor) -> Result<Tensor, LossError> {

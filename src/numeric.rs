@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 use crate::LossError;
 use crate::argument::Named;
 use crate::autograd::{self, f_alias};
-use crate::kernels::NumberOperations;
+use crate::kernels::{Number, NumberOperations};
 
 /// The smallest base that a power below 1 is differentiated at; below it the power is 0, and so is its gradient.
 pub(crate) const SMALLEST_BASE: f64 = f32::MIN_POSITIVE as f64;
@@ -14,7 +14,8 @@ pub(crate) const SMALLEST_BASE: f64 = f32::MIN_POSITIVE as f64;
 pub(crate) fn is_half(kind: Kind) -> bool {
     matches!(kind, Kind::Half | Kind::BFloat16)
 }
-/// Below these bases, in single and in double precision, the second derivative of a power below 2 may not be a number of the kind.
+/// Below these bases, in single and in double precision, the second derivative of a power below 2 may not be a number
+/// of the kind.
 const STEEP_BASES: [f64; 2] = [1e-19, 1e-154];
 
 /// The kind in which a loss of `tensor` is computed: at least single precision.
@@ -23,8 +24,8 @@ pub(crate) fn wide_kind(tensor: &Tensor) -> Result<Kind, LossError> {
     Ok(if is_half(kind) { Kind::Float } else { kind })
 }
 
-/// What `compute` makes of `tensors`, of which it gets those of half precision in single precision. The result is rounded once,
-/// to the kind that libtorch's operations on the tensors themselves would give it.
+/// What `compute` makes of `tensors`, of which it gets those of half precision in single precision. The result is
+/// rounded once, to the kind that libtorch's operations on the tensors themselves would give it.
 ///
 /// Sums, means and their gradients overflow or vanish in half precision: f16 ends at 65504.
 pub(crate) fn f_widely<const N: usize>(
@@ -45,7 +46,8 @@ pub(crate) fn references<const N: usize>(tensors: &[Tensor]) -> [&Tensor; N] {
     std::array::from_fn(|position| &tensors[position])
 }
 
-/// The same where the floating tensors are of one kind, as an engine has them; with others `compute` gets them as they are.
+/// The same where the floating tensors are of one kind, as an engine has them; with others `compute` gets them as they
+/// are.
 pub(crate) fn f_widely_alike(
     tensors: &[&Tensor],
     compute: &dyn Fn(&[&Tensor]) -> Result<Tensor, LossError>,
@@ -60,7 +62,7 @@ pub(crate) fn f_widely_alike(
     }
 }
 
-/// What a result of tensors of half precision is rounded to, where libtorch's operations on them would round it.
+/// The kind that a result of tensors of half precision is rounded to, if libtorch's operations on them would round it.
 struct Half(Option<Kind>);
 
 impl Half {
@@ -78,7 +80,7 @@ fn f_half_of(tensors: &[&Tensor]) -> Result<Option<Half>, LossError> {
     if !kinds.iter().any(|(kind, _)| is_half(*kind)) {
         return Ok(None);
     }
-    // A scalar gives way to a tensor with dimensions.
+    // Tensors with dimensions decide the kind of a result, and scalars only where there are no others.
     let scalars = kinds.iter().all(|(_, scalar)| *scalar);
     let mut promoting = kinds.iter().filter(|(_, scalar)| scalars || !scalar).map(|(kind, _)| *kind);
     Ok(Some(Half(promoting.next().filter(|first| is_half(*first) && promoting.all(|kind| kind == *first)))))
@@ -116,19 +118,41 @@ pub(crate) fn f_reals((argument, tensor): Named, kind: Kind) -> Result<Tensor, L
     Ok(tensor.f_to_kind(kind)?)
 }
 
-/// `share` · `number`, where no share of −∞ is 0, with gradient 0: that of a class that is masked.
+/// A target that libtorch can subtract: Booleans become numbers of the input's kind.
+pub(crate) fn f_subtractable(target: &Tensor, input: &Tensor) -> Result<Tensor, LossError> {
+    Ok(if target.f_kind()? == Kind::Bool { target.f_to_kind(input.f_kind()?)? } else { target.shallow_clone() })
+}
+
+/// `share` · `number`, which is 0 for a share of 0 of −∞, with gradient 0: that of a class that is masked.
 pub(crate) fn f_share_of(share: &Tensor, number: &Tensor) -> Result<Tensor, LossError> {
     let none = share.f_eq_number(0)?.f_logical_and(&number.f_eq_number(f64::NEG_INFINITY)?)?;
     Ok(share.f_mul(&number.f_masked_fill_number(&none, 0)?)?)
 }
 
-/// |x|. The second derivative of libtorch's is zeros without memory, which kill who reads them; here they have memory.
+/// `tensor` times the `factor`, where there is one.
+pub(crate) fn f_times(tensor: &Tensor, factor: Option<&Tensor>) -> Result<Tensor, LossError> {
+    Ok(match factor {
+        Some(factor) => tensor.f_mul(factor)?,
+        None => tensor.shallow_clone(),
+    })
+}
+
+/// `tensor` with `number` where the `mask` is true, if there is a mask.
+pub(crate) fn f_filled(tensor: &Tensor, mask: Option<&Tensor>, number: impl Into<Number>) -> Result<Tensor, LossError> {
+    Ok(match mask {
+        Some(mask) => tensor.f_masked_fill_number(mask, number)?,
+        None => tensor.shallow_clone(),
+    })
+}
+
+/// The absolute value of x. libtorch's second derivative of it is a zero tensor without memory, and to read that
+/// crashes the process; here it has memory.
 pub(crate) fn f_abs(x: &Tensor) -> Result<Tensor, LossError> {
     Ok(f_alias(x)?.f_abs()?)
 }
 
-/// `base` to the power of `exponent`, both at least 0, with gradient 0 where the power has a vertical tangent. The second
-/// derivative is a number, too.
+/// `base` to the power of `exponent`, both at least 0, with gradient 0 where the power has a vertical tangent. The
+/// second derivative is a number, too.
 pub(crate) fn f_power(base: &Tensor, exponent: f64) -> Result<Tensor, LossError> {
     if exponent == 2.0 {
         return Ok(base.f_square()?);
@@ -141,7 +165,8 @@ pub(crate) fn f_power(base: &Tensor, exponent: f64) -> Result<Tensor, LossError>
 
 /// [`f_power`] with an exponent for each element.
 ///
-/// Beside 0 a power is its tangent: it has the value and the first derivatives of the power, and none that is infinite.
+/// Near 0 the power is replaced by its tangent, which has the value and the first derivatives of the power, and no
+/// infinite second derivative.
 pub(crate) fn f_powers(base: &Tensor, exponent: &Tensor) -> Result<Tensor, LossError> {
     if !autograd::grad_enabled() || !(base.requires_grad() || exponent.requires_grad()) {
         return Ok(base.f_pow(exponent)?);
@@ -158,7 +183,8 @@ pub(crate) fn f_powers(base: &Tensor, exponent: &Tensor) -> Result<Tensor, LossE
     Ok(at.f_pow(exponent)?.f_add(&along)?.f_where_self(&steep, &power)?)
 }
 
-/// `losses` whose gradient is NaN where they are. That of a size or of a maximum is a number.
+/// `losses` whose gradient is NaN where they are NaN. libtorch's gradients of an absolute value and of a maximum are
+/// numbers there.
 pub(crate) fn f_with_nan_slopes(losses: &Tensor) -> Result<Tensor, LossError> {
     let factors = losses.f_detach()?.f_ones_like()?.f_masked_fill_number(&losses.f_isnan()?, f64::NAN)?;
     Ok(losses.f_mul(&factors)?)
@@ -175,11 +201,11 @@ pub(crate) fn f_ratio(numerator: &Tensor, denominator: &Tensor) -> Result<Tensor
     Ok(numerator.f_masked_fill_number(&zero, 0)?.f_div(&denominator.f_masked_fill_number(&zero, 1)?)?)
 }
 
-/// The rows `[N, D]` divided by their p-norms, or by `least` where these are shorter. A row of zeros has no direction: it stays
-/// what it is, with first and second derivatives of 0.
+/// The rows `[N, D]` divided by their p-norms, or by `least` where these are shorter. A row of zeros has no direction:
+/// it stays what it is, with first and second derivatives of 0.
 ///
-/// Rows are divided by their largest element first. That keeps squares from overflowing, and gives rows of one direction the
-/// same unit vector, bit by bit: a rounded quotient depends on the quotient alone.
+/// Rows are divided by their largest element first, so that squares do not overflow. It also gives rows of one
+/// direction exactly the same unit vector: a rounded quotient depends only on the exact quotient.
 pub(crate) fn f_unit_rows(rows: &Tensor, p: f64, least: f64) -> Result<Tensor, LossError> {
     let largest = rows.f_detach()?.f_abs()?.f_amax([1_i64].as_slice(), true)?;
     let zero = largest.f_eq_number(0)?;

@@ -4,12 +4,12 @@ use tch::{Device, Kind, Tensor};
 
 use crate::LossError;
 
-/// What becomes of a tensor among the options of a loss.
+/// The function that replaces a tensor among the options of a loss.
 pub(crate) type Replace<'a> = dyn FnMut(&Tensor) -> Tensor + 'a;
 
-/// A loss, or the options of one, that can be made again with other tensors.
+/// A loss, or options of one, that can be copied with other tensors.
 pub(crate) trait OptionTensors: Sized {
-    /// The same with each tensor replaced, always in the same order.
+    /// A copy with each tensor replaced. The order of the tensors is always the same.
     fn map_tensors(&self, replace: &mut Replace) -> Self;
 }
 
@@ -58,7 +58,7 @@ pub(crate) fn f_to<T: OptionTensors>(options: &T, device: Device, kind: Kind) ->
     f_with(device, kind, |replace| options.map_tensors(replace))
 }
 
-/// What `map_tensors` makes where it is to move its tensors.
+/// Moves a tensor, for `map_tensors`.
 pub(crate) fn f_with<T>(
     device: Device,
     kind: Kind,
@@ -75,7 +75,7 @@ pub(crate) fn f_with<T>(
     failed.map_or(Ok(moved), Err)
 }
 
-/// Losses are computed in floating kinds.
+/// Checks that the kind is floating, because losses are computed in floating kinds.
 pub(crate) fn f_floating(kind: Kind) -> Result<(), LossError> {
     if matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16) {
         return Ok(());
@@ -83,7 +83,7 @@ pub(crate) fn f_floating(kind: Kind) -> Result<(), LossError> {
     Err(LossError::Kind { argument: "kind", expected: "a floating kind".into(), actual: kind })
 }
 
-/// An undefined tensor stays one, and is the error of the first call.
+/// An undefined tensor is not moved; the first call reports it.
 pub(crate) fn f_tensor_to(tensor: &Tensor, device: Device, kind: Kind) -> Result<Tensor, LossError> {
     if !tensor.defined() {
         return Ok(tensor.shallow_clone());
@@ -95,7 +95,7 @@ pub(crate) fn f_tensor_to(tensor: &Tensor, device: Device, kind: Kind) -> Result
     Ok(moved.f_to_kind(kind)?)
 }
 
-/// The copy of what has parameters shares them; the others that are not `Copy` stand after a semicolon.
+/// Implements `Clone` by a copy that shares the parameters. Fields after the semicolon are cloned.
 macro_rules! shared_parameters {
     ($loss:ident { $($field:ident),+ $(; $($other:ident),+)? }) => {
         /// A copy shares the parameters.

@@ -18,16 +18,18 @@
 /// }
 /// ```
 ///
-/// * The names are those in data; a loss without any is not described in data. The name of the type is one, too.
+/// * The names are those of the loss in data, where the name of the type is one as well. A loss without names has none
+///   in data; its options are still written and read there as a table.
 /// * The first line of an option's documentation follows the word "Sets"; its default follows the last.
-/// * The setter takes what the field holds, and what is in the `Option` where it is one. It is another one after `=>`:
-///   `whole` takes the `Option`, `into` takes `impl Into` of the type, `slice` a slice for a vector, `integers`
-///   one for a vector that may be none, and any other word names a macro that writes it, given the place of the field.
+/// * The setter takes what the field holds, and what is in the `Option` where it is one. A word after `=>` chooses
+///   another setter: `whole` takes the `Option`, `into` takes `impl Into` of the type, `slice` a slice for a vector,
+///   `integers` one for a vector that may be none, and any other word names a macro that writes it, given the place of
+///   the field.
 /// * `..name` takes the options of a group, a macro that hands them to `@group`; they become fields of this loss, too.
 ///   `..name in place` takes them for the field `place`, which `inner` declares: a struct of a group of options.
-/// * `inner` before the struct is for such a struct: it has no setters, and is no loss.
+/// * `inner` before the struct is for such a struct: it has no setters, and is not a loss.
 ///
-/// A derive of `Copy`, `PartialEq` or the like is written out.
+/// Other traits, such as `Copy` and `PartialEq`, are derived by an attribute.
 macro_rules! options {
     (
         $(#[$meta:meta])*
@@ -82,7 +84,8 @@ macro_rules! options {
     (@groups $header:tt $fields:tt $options:tt ..$group:ident $(in $place:ident)?, $($rest:tt)*) => {
         $group! { $header $fields $options [$($place)?] { $($rest)* } }
     };
-    // One after the other, since the tokens of a path that a group hands over have lost what kept them together.
+    // The tokens of the type's path are matched one by one, because a path that a group hands over is no longer one
+    // token tree.
     (@group $header:tt $fields:tt $options:tt $place:tt { $($rest:tt)* }) => {
         $crate::options::options! { @groups $header $fields $options $($rest)* }
     };
@@ -227,13 +230,29 @@ macro_rules! setter {
 }
 pub(crate) use setter;
 
-/// What describes a loss with a name in data.
+/// The description of a loss with a name in data.
 #[cfg(feature = "serde")]
 macro_rules! in_data {
-    ($loss:ident [] $($options:tt)*) => {};
-    ($loss:ident [$name:literal, $($alias:literal,)*] $([$($place:ident)?] $option:ident)*) => {
+    ($loss:ident [] $($options:tt)*) => {
+        $crate::options::in_data! { @table $loss { stringify!($loss) } {} $($options)* }
+    };
+    ($loss:ident [$name:literal, $($alias:literal,)*] $($options:tt)*) => {
         impl $crate::description::Described for $loss {
             const NAMES: &'static [&'static str] = &[$name, stringify!($loss), $($alias),*];
+        }
+
+        $crate::options::in_data! { @table $loss { $name }
+            {
+                fn f_check(&self) -> Result<(), $crate::LossError> {
+                    $crate::Loss::f_check_options(self)
+                }
+            }
+            $($options)*
+        }
+    };
+    (@table $loss:ident { $name:expr } { $($check:item)? } $([$($place:ident)?] $option:ident)*) => {
+        impl $crate::description::Table for $loss {
+            const NAME: &'static str = $name;
             const OPTIONS: &'static [&'static str] = &[$(stringify!($option)),*];
 
             fn f_read_options(
@@ -248,16 +267,18 @@ macro_rules! in_data {
             fn f_write_options(&self) -> $crate::description::Written {
                 vec![$($crate::description::OptionValue::f_write(&self.$($place.)?$option)),*]
             }
+
+            $($check)?
         }
 
-        /// From its options, each a field of its name.
+        /// Reads the options, each a field of its name.
         impl<'de> serde::Deserialize<'de> for $loss {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 $crate::description::f_deserialize(deserializer)
             }
         }
 
-        /// Into those of its options that are not the default, each a field of its name.
+        /// Writes the options that differ from the default, each a field of its name.
         impl serde::Serialize for $loss {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 $crate::description::f_serialize(self, serializer)
@@ -270,6 +291,24 @@ macro_rules! in_data {
     ($($loss:tt)*) => {};
 }
 pub(crate) use in_data;
+
+/// Implements `From` for the values that single variants hold.
+macro_rules! from_variants {
+    ($enum:ident: $($type:ty => $variant:ident),+) => {
+        $($crate::options::from_variants! { @one [] $enum $type, $variant })+
+    };
+    ($enum:ident<$life:lifetime>: $($type:ty => $variant:ident),+) => {
+        $($crate::options::from_variants! { @one [$life] $enum $type, $variant })+
+    };
+    (@one [$($life:lifetime)?] $enum:ident $type:ty, $variant:ident) => {
+        impl<$($life)?> From<$type> for $enum<$($life)?> {
+            fn from(value: $type) -> Self {
+                Self::$variant(value)
+            }
+        }
+    };
+}
+pub(crate) use from_variants;
 
 /// Options that are one of several words: the names of their variants in snake case, in data.
 macro_rules! words {
@@ -294,3 +333,42 @@ macro_rules! words {
     };
 }
 pub(crate) use words;
+
+/// Options that are one of several words, or one of several fields with a number: `"hinge"`, or `{ disco_pop = 0.05 }`.
+macro_rules! words_or_fields {
+    ($type:ident { $($word:literal => $variant:ident),* } { $($field:literal => $of_number:ident),+ }) => {
+        $crate::option_tensors::without_tensors!($type);
+
+        #[cfg(feature = "serde")]
+        impl $crate::description::OptionValue for $type {
+            fn f_read(
+                value: &$crate::description::Value,
+                place: $crate::description::Place,
+            ) -> Result<Self, $crate::description::Mismatch> {
+                use $crate::description::{OptionValue, Value, expected};
+
+                match value {
+                    $(Value::Text(word) if word == $word => return Ok(Self::$variant),)*
+                    Value::Map(fields) if fields.len() == 1 => match fields[0].0.as_str() {
+                        $($field => return OptionValue::f_read(&fields[0].1, place).map(Self::$of_number),)+
+                        _ => {}
+                    },
+                    _ => {}
+                }
+                let words: &[&str] = &[$($word),*];
+                let fields: &[&str] = &[$($field),+];
+                expected(&format!("one of the words {words:?} or a number in one of the fields {fields:?}"))
+            }
+
+            fn f_write(&self) -> Result<$crate::description::Value, $crate::description::Problem> {
+                use $crate::description::Value;
+
+                Ok(match self {
+                    $(Self::$variant => Value::Text($word.to_owned()),)*
+                    $(Self::$of_number(number) => Value::Map(vec![($field.to_owned(), number.f_write()?)]),)+
+                })
+            }
+        }
+    };
+}
+pub(crate) use words_or_fields;

@@ -1,16 +1,18 @@
-//! Losses that keep their gradient for the backward pass, instead of all that their graph would.
+//! Losses that compute their gradient in the forward pass and keep it for the backward pass, instead of the tensors of
+//! a graph.
 
 use tch::{Kind, Tensor};
 
 use crate::option_tensors::OptionTensors;
 use crate::{LossError, Reduction, autograd};
 
-/// A loss, or the options of one, that keeps its gradient alone.
+/// A loss, or options of one, that keeps only its gradient.
 pub(crate) trait Precomputed: OptionTensors + Send + 'static {
-    /// The reduction; unreduced losses have no single gradient to be kept.
+    /// The reduction. Unreduced losses have one gradient per element, which is not kept.
     fn reduction(&self) -> Reduction;
 
-    /// What `f_compute` returns, of which the gradient alone is kept where there is one to keep.
+    /// The result of `f_compute`. Where a reduced loss needs a gradient it is computed at once, and nothing else is
+    /// kept.
     fn f_precomputed(
         &self,
         input: &Tensor,
@@ -21,7 +23,8 @@ pub(crate) trait Precomputed: OptionTensors + Send + 'static {
             return f_compute(self, input, target);
         }
         let mut tensors = vec![input.shallow_clone(), target.shallow_clone()];
-        // What the backward closure owns has no tensors: those come to it as inputs, as autograd saved them.
+        // The closure of the backward pass owns a copy of the loss without tensors. It gets the tensors as inputs, as
+        // autograd saved them.
         let bare = self.map_tensors(&mut |tensor| {
             tensors.push(tensor.shallow_clone());
             Tensor::new()
@@ -39,8 +42,20 @@ pub(crate) trait Precomputed: OptionTensors + Send + 'static {
     }
 }
 
-/// A gradient in half precision would be rounded before the backward pass scales it, which is too early: the factor is
-/// there to keep it from underflow.
+/// In half precision the gradient would be rounded before the backward pass multiplies it by the scale of the loss,
+/// which is there to keep it from underflow.
 fn is_rounded_early(tensor: &Tensor) -> bool {
     tensor.requires_grad() && matches!(tensor.f_kind(), Ok(Kind::Half | Kind::BFloat16))
 }
+
+/// Makes a loss with a `reduction` one that keeps only its gradient.
+macro_rules! precomputed {
+    ($loss:ident) => {
+        impl $crate::precomputed::Precomputed for $loss {
+            fn reduction(&self) -> $crate::Reduction {
+                self.reduction
+            }
+        }
+    };
+}
+pub(crate) use precomputed;

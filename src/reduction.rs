@@ -1,4 +1,4 @@
-//! From one loss per element to what is returned.
+//! How one loss per element becomes the result.
 
 use tch::Tensor;
 
@@ -6,8 +6,8 @@ use crate::LossError;
 
 /// How the losses of the single elements become the result.
 ///
-/// The mean is over the elements of the unreduced loss, except where a loss says otherwise (a weighted mean over
-/// the classes of the targets, for example). Over no elements at all the mean is NaN and the sum 0, as in PyTorch;
+/// The mean is over the elements of the unreduced loss, except where a loss says otherwise (a weighted mean over the
+/// classes of the targets, for example). Without elements the mean is NaN and the sum 0, as in PyTorch;
 /// [`Loss::when_empty`](crate::Loss::when_empty) makes the mean 0 or an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
@@ -34,7 +34,7 @@ impl Reduction {
         })
     }
 
-    /// Reduces losses that were multiplied by `weight`; their mean is over the sum of the weights.
+    /// Reduces losses that were multiplied by `weight`; their mean divides by the sum of the weights.
     pub(crate) fn f_apply_weighted(self, losses: &Tensor, weight: &Tensor) -> Result<Tensor, LossError> {
         match self {
             Reduction::Mean => Ok(losses.f_sum(None)?.f_div(&weight.f_sum(None)?)?),

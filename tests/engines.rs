@@ -48,6 +48,19 @@ const LOSSES: &[(&str, Target, Build)] = &[
     ("BCE with logits, both weights", Target::Uniform, |r, w, _| {
         Box::new(BceWithLogitsLoss::new().weight(&w + 0.5).pos_weight(w).reduction(r))
     }),
+    ("BCE, all gradients", Target::Uniform, |r, _, _| {
+        // Not by a sigmoid of libtorch's, whose last digits depend on the number of threads.
+        let probabilities = |x: &Tensor| x.square() / (x.square() + 1) * 0.9 + 0.05;
+        of(move |x, y| BceLoss::new().reduction(r).f_forward(&probabilities(x), y))
+    }),
+    ("KL divergence", Target::Uniform, |r, _, _| {
+        let reduction = match r {
+            Reduction::None => KlDivReduction::None,
+            Reduction::Mean => KlDivReduction::Mean,
+            Reduction::Sum => KlDivReduction::Sum,
+        };
+        Box::new(KlDivLoss::new().reduction(reduction))
+    }),
     ("soft margin", Target::Signs, |r, _, _| Box::new(SoftMarginLoss::new().reduction(r))),
     ("hinge embedding", Target::Signs, |r, _, _| Box::new(HingeEmbeddingLoss::new().reduction(r))),
     ("sigmoid focal", Target::Uniform, |r, _, _| Box::new(SigmoidFocalLoss::new().reduction(r))),
@@ -656,12 +669,13 @@ type OfPairs<'a> = &'a dyn Fn(EmbeddingReduction) -> Box<dyn EmbeddingLoss>;
 fn losses_of_pairs_are_those_of_tensor_operations() {
     use EmbeddingReduction::{Mean, MeanNonZero, None, Sum, Threshold};
     let cosine = EmbeddingDistance::cosine;
-    let losses: [(&str, OfPairs); 13] = [
+    let losses: [(&str, OfPairs); 14] = [
         ("contrastive", &|r| Box::new(ContrastiveLoss::new().pos_margin(0.3).reduction(r))),
         ("contrastive, by cosines", &|r| {
             Box::new(ContrastiveLoss::new().pos_margin(0.8).neg_margin(0.1).distance(cosine()).reduction(r))
         }),
         ("SupCon", &|r| Box::new(SupConLoss::new().reduction(r))),
+        ("NCA", &|r| Box::new(NcaLoss::new().softmax_scale(3.0).reduction(r))),
         ("SupCon, by distances", &|r| Box::new(SupConLoss::new().distance(EmbeddingDistance::lp()).reduction(r))),
         ("multi-similarity", &|r| Box::new(MultiSimilarityLoss::new().reduction(r))),
         ("multi-similarity, by distances", &|r| {
@@ -874,4 +888,45 @@ fn a_change_in_place_is_noticed() {
     let _ = y.g_add_scalar_(1.0);
     let error = loss.f_backward().unwrap_err().to_string();
     assert!(error.contains("modified by an inplace operation"), "{error}");
+}
+
+/// Losses whose engine is tested beside it, in `src/kernels` or in the file of the loss.
+const TESTED_BESIDE_THE_ENGINE: [&str; 8] = [
+    "JaccardLoss",
+    "GeneralizedDiceLoss",
+    "DiceCrossEntropyLoss",
+    "DiceFocalLoss",
+    "SoftClDiceLoss",
+    "SoftDiceClDiceLoss",
+    "PsnrLoss",
+    "LinearDistillation",
+];
+
+/// Losses that call one that is tried here, with parameters of their own.
+const WITH_PARAMETERS: [&str; 5] =
+    ["ArcFaceLoss", "CosFaceLoss", "ProxyAnchorLoss", "ProxyNcaLoss", "LinearCrossEntropyLoss"];
+
+/// Losses of tensor operations alone.
+const WITHOUT_ENGINE: [&str; 15] = [
+    "DistillationLoss",
+    "HausdorffDtLoss",
+    "DinoLoss",
+    "ClipLoss",
+    "SigLipLoss",
+    "DpoLoss",
+    "IpoLoss",
+    "OrpoLoss",
+    "SimpoLoss",
+    "CpoLoss",
+    "KtoLoss",
+    "LinearPreference",
+    "LinearKto",
+    "CtcLoss",
+    "AdaptiveLogSoftmaxWithLoss",
+];
+
+#[test]
+fn no_loss_is_forgotten() {
+    let left_out = [&TESTED_BESIDE_THE_ENGINE[..], &WITH_PARAMETERS, &WITHOUT_ENGINE].concat();
+    common::list::assert_complete("tests/engines.rs", include_str!("engines.rs"), &left_out);
 }

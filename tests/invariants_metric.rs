@@ -27,6 +27,7 @@ fn losses() -> Vec<(&'static str, Make)> {
         ("contrastive", make(|distance| ContrastiveLoss::new().distance(distance))),
         ("NT-Xent", make(|distance| NtXentLoss::new().temperature(0.5).distance(distance))),
         ("supervised contrastive", make(|distance| SupConLoss::new().temperature(0.5).distance(distance))),
+        ("NCA", make(|distance| NcaLoss::new().distance(distance))),
         ("multi-similarity", make(|distance| MultiSimilarityLoss::new().beta(5.0).distance(distance))),
         ("lifted structure", make(|distance| LiftedStructureLoss::new().distance(distance))),
         ("generalised lifted structure", make(|distance| GeneralizedLiftedStructureLoss::new().distance(distance))),
@@ -199,6 +200,7 @@ fn losses_of_pairs() -> Vec<(&'static str, Box<dyn EmbeddingLoss>)> {
         ),
         ("NT-Xent", Box::new(NtXentLoss::new().temperature(0.5))),
         ("supervised contrastive", Box::new(SupConLoss::new().temperature(0.5))),
+        ("NCA", Box::new(NcaLoss::new())),
         ("multi-similarity", Box::new(MultiSimilarityLoss::new().beta(5.0))),
         ("circle", Box::new(CircleLoss::new().gamma(4.0))),
         ("lifted structure", Box::new(LiftedStructureLoss::new())),
@@ -448,6 +450,12 @@ fn batches_without_pairs_are_empty() {
         let wrong = loss.f_is_empty(&randn([2, 3]), &Tensor::from_slice(&[1_i64])).unwrap_err();
         assert_eq!(wrong.to_string(), "target has shape [1], expected [2], one label for each of input", "{name}");
     }
+    // Two of one label are all that this one needs.
+    let neighbours = |labels: &[i64]| {
+        let embeddings = randn([labels.len() as i64, 3]);
+        bool::try_from(NcaLoss::new().f_is_empty(&embeddings, &Tensor::from_slice(labels)).unwrap()).unwrap()
+    };
+    assert!(neighbours(&[4]) && neighbours(&[4, 5]) && !neighbours(&[4, 4]) && !neighbours(&[4, 5, 4]));
     let (near, far) = (Tensor::from_slice(&[1.0, 0.0, 1.0, 0.0, -1.0, 0.0]).view([3, 2]), randn([2, 2]));
     let error = |loss: OverNothing<BatchTripletMarginLoss>, x: &Tensor, labels: &[i64]| {
         loss.f_forward(x, &Tensor::from_slice(labels)).map(|loss| loss.double_value(&[]))

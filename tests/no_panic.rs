@@ -2,9 +2,7 @@
 
 mod common;
 
-use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Tensor};
 use tch_losses::*;
@@ -168,6 +166,8 @@ fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> 
         ("nt-xent", pair(NtXentLoss::new().distance(EmbeddingDistance::signal_to_noise()))),
         ("nt-xent with references", with_references(NtXentLoss::new())),
         ("supervised contrastive", pair(SupConLoss::new().distance(EmbeddingDistance::lp().p(3.0)))),
+        ("nca", pair(NcaLoss::new().softmax_scale(2.0))),
+        ("nca with references", with_references(NcaLoss::new())),
         ("supervised contrastive with references", with_references(SupConLoss::new())),
         ("multi-similarity", pair(MultiSimilarityLoss::new().reduction(EmbeddingReduction::None))),
         ("multi-similarity with references", with_references(MultiSimilarityLoss::new())),
@@ -351,30 +351,9 @@ fn lives(device: Device) -> bool {
     Tensor::f_ones([2], (Kind::Float, device)).and_then(|ones| ones.f_sum(None)?.f_double_value(&[])).is_ok()
 }
 
-/// The sources below `folder`, with their text.
-fn sources(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let of_entry = |path: PathBuf| if path.is_dir() { sources(&path) } else { vec![fs::read_to_string(path).unwrap()] };
-    entries.filter(|path| path.is_dir() || path.extension() == Some("rs".as_ref())).flat_map(of_entry).collect()
-}
-
-/// Every loss is in the table of the documentation and in that of this file. The options of what is no loss itself are in none.
 #[test]
 fn no_loss_is_forgotten() {
-    let (pages, calls) = (include_str!("../src/lib.rs"), include_str!("no_panic.rs"));
-    let mut count = 0;
-    for source in sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
-        let declared = source.split("\npub struct ").skip(1).filter_map(|rest| rest.split_once(";\n"));
-        for (name, _) in declared.filter(|(header, _)| !header.contains(['(', '{', '\n'])) {
-            let name = name.split(':').next().unwrap();
-            if !name.ends_with("Config") && name != "SequenceLogProbs" {
-                count += 1;
-                assert!(pages.contains(&format!("[`{name}`]")), "{name} is not in the table of src/lib.rs");
-                assert!(calls.contains(&format!("{name}::")), "{name} is not tried here");
-            }
-        }
-    }
-    assert!(count >= 90, "{count} losses are found");
+    common::list::assert_complete("tests/no_panic.rs", include_str!("no_panic.rs"), &[]);
 }
 
 /// Tries every pair of arguments, with a third one that changes with the pair: a call panics never, and its error names what is
@@ -587,6 +566,7 @@ fn embedding_losses_with_number(x: f64) -> Vec<(&'static str, Box<dyn Loss>)> {
         ("neg_margin", Box::new(ContrastiveLoss::new().neg_margin(x))),
         ("temperature of NT-Xent", Box::new(NtXentLoss::new().temperature(x))),
         ("temperature", Box::new(SupConLoss::new().temperature(x))),
+        ("softmax_scale", Box::new(NcaLoss::new().softmax_scale(x))),
         ("alpha", Box::new(MultiSimilarityLoss::new().alpha(x))),
         ("beta", Box::new(MultiSimilarityLoss::new().beta(x))),
         ("base", Box::new(MultiSimilarityLoss::new().base(x))),

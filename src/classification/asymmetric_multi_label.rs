@@ -4,11 +4,11 @@ use super::multi_label::{self, MultiLabelReduction, f_weighted};
 use crate::binary::{self, Logits};
 use crate::kernels::{Logit, NumberOperations, Pointwise, Real, choose, part, share_or_nan};
 use crate::mean_parts::f_wide;
-use crate::numeric::{f_power, f_powers, f_reals, wide_kind};
+use crate::numeric::{f_power, f_powers, f_reals, f_times, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, check};
 
 crate::options::options! {
-/// Asymmetric loss of several labels: a focal loss that plays down easy negatives more than easy positives.
+/// The asymmetric loss of several labels: a focal loss that reduces easy negatives more than easy positives.
 ///
 /// For images with a few labels out of many, where nearly all of the binary cross entropy comes from labels that are
 /// plainly absent. Where the labels are balanced choose [`BceWithLogitsLoss`](crate::BceWithLogitsLoss), where exactly
@@ -25,12 +25,12 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`, of logits; usually `[N, C]`
-/// * `target`: that of `input`, of any kind of real numbers
-/// * `weight`, `pos_weight`: any that broadcasts to that of `input`; `[C]` is one weight per label for `[N, C]`
+/// * `input`: any shape, `[*]`, of logits; usually `[N, C]`
+/// * `target`: `[*]`, the same shape, of any kind of real numbers
+/// * `weight`, `pos_weight`: any shape that broadcasts to `[*]`; `[C]` is one weight per label for `[N, C]`
 /// * result: scalar, or `[*]` with [`MultiLabelReduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -64,7 +64,7 @@ crate::options::options! {
 /// let loss = AsymmetricMultiLabelLoss::new().reduction(MultiLabelReduction::None).f_forward(&logits, &target)?;
 /// loss.sum(None).f_backward()?;
 ///
-/// // The positive has p = ½; the negative has pₘ = 0.45, which counts with its fourth power.
+/// // The positive has p = ½; the negative has pₘ = 0.45, whose fourth power is the focusing factor.
 /// assert!((loss.double_value(&[0, 0]) - 0.5 * 2_f64.ln()).abs() < 1e-12);
 /// assert!((loss.double_value(&[0, 1]) + 0.45_f64.powi(4) * 0.55_f64.ln()).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -79,11 +79,11 @@ new {
     gamma_neg: f64 = 4.0,
     /// the focusing exponent of the positives.
     gamma_pos: f64 = 1.0,
-    /// the probability below which a negative counts nothing, in \[0, 1\].
+    /// the clip m, in \[0, 1\]: a negative whose probability is below it has a loss of 0.
     clip: f64 = 0.05,
-    /// the probability that a logarithm is at least taken of, in \[0, 1\].
+    /// the least probability ε, in \[0, 1\]: the logarithm of a smaller one is log ε.
     ///
-    /// Below it there is no gradient: 0 also lets a label learn that is missed by far.
+    /// Below it the logarithm has no gradient. With 0 a label that is predicted far wrong has a gradient, too.
     eps: f64 = 1e-8,
     /// whether the focusing factor is a constant, through which no gradient goes.
     detach_focus: bool = false,
@@ -95,22 +95,14 @@ new {
     /// a weight for the logarithm of the positives, broadcast to the input's shape. It is on the device of the input,
     /// in any floating kind.
     pos_weight: Option<Tensor> = None,
-    /// what a target outside \[0, 1\] does.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    /// how a target outside \[0, 1\] is handled.
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// the reduction.
     reduction: MultiLabelReduction = MultiLabelReduction::BatchMean,
 }
 }
 
 impl AsymmetricMultiLabelLoss {
-    fn check_options(&self) -> Result<(), LossError> {
-        multi_label::check_exponent("gamma_neg", self.gamma_neg)?;
-        multi_label::check_exponent("gamma_pos", self.gamma_pos)?;
-        multi_label::check_smoothing(self.label_smoothing)?;
-        check::option("clip", self.clip, (0.0..=1.0).contains(&self.clip), "a number in [0, 1]")?;
-        check::option("eps", self.eps, (0.0..=1.0).contains(&self.eps), "a number in [0, 1]")
-    }
-
     /// log max(σ(`logits`), ε).
     fn f_log_sigmoid(&self, logits: &Tensor) -> Result<Tensor, LossError> {
         let log = logits.f_log_sigmoid()?;
@@ -125,7 +117,7 @@ impl AsymmetricMultiLabelLoss {
         Ok(binary::f_sigmoid(logits)?.f_add_number(self.clip)?.f_clamp_number(self.eps, 1.0)?.f_log()?)
     }
 
-    /// The focusing factor: what is missing of a right answer, to the power of γ₊ or γ₋.
+    /// The focusing factor: one minus the probability of the right answer, to the power of γ₊ or γ₋.
     fn f_focus(&self, logits: &Tensor, opposite: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let mut surplus = binary::f_sigmoid(logits)?;
         if self.clip > 0.0 {
@@ -144,10 +136,7 @@ impl AsymmetricMultiLabelLoss {
 
     fn f_losses(&self, logits: &Tensor, target: &Tensor, pos_weight: Option<Tensor>) -> Result<Tensor, LossError> {
         let parts = Logits::f_new(logits)?;
-        let share = match pos_weight {
-            Some(pos_weight) => target.f_mul(&pos_weight)?,
-            None => target.shallow_clone(),
-        };
+        let share = f_times(target, pos_weight.as_ref())?;
         let positive = parts.f_part(&share, &self.f_log_sigmoid(logits)?)?;
         let negative = parts.f_part(&target.f_rsub_number(1)?, &self.f_log_negative(&logits.f_neg()?)?)?;
         let entropy = positive.f_add(&negative)?.f_neg()?;
@@ -158,45 +147,7 @@ impl AsymmetricMultiLabelLoss {
         let focus = self.f_focus(&logits, &logits.f_neg()?, target)?;
         Ok(entropy.f_mul(&if self.detach_focus { focus.f_detach()? } else { focus })?)
     }
-}
 
-impl Loss for AsymmetricMultiLabelLoss {
-    crate::option_tensors::with_tensors!();
-
-    fn f_check_options(&self) -> Result<(), LossError> {
-        self.check_options()
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
-        check::same_shape(("target", target), ("input", input))?;
-        self.check_options()?;
-        multi_label::check_weight(("weight", &self.weight), input)?;
-        multi_label::check_weight(("pos_weight", &self.pos_weight), input)?;
-        if self.invalid_values == InvalidValues::Nan {
-            return self.f_composite(input, target);
-        }
-        let formula = self.formula();
-        let weights = [self.weight.as_ref(), self.pos_weight.as_ref()];
-        let (reduce, bare) = (self.reduction.for_engine(input), self.with_weights([None, None]));
-        f_weighted(formula, [input, target], weights, reduce, move |[input, target], weights| {
-            bare.with_weights(weights).f_composite(input, target)
-        })
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self {
-            weight: self.weight.as_ref().map(Tensor::shallow_clone),
-            pos_weight: self.pos_weight.as_ref().map(Tensor::shallow_clone),
-            reduction: MultiLabelReduction::None,
-            ..*self
-        };
-        self.reduction.f_parts(&unreduced.f_forward(&f_wide(input)?, &f_wide(target)?)?)
-    }
-}
-
-impl AsymmetricMultiLabelLoss {
     fn with_weights(&self, weights: [Option<&Tensor>; 2]) -> Self {
         let [weight, pos_weight] = weights.map(|weight| weight.map(Tensor::shallow_clone));
         Self { weight, pos_weight, ..*self }
@@ -220,12 +171,42 @@ impl AsymmetricMultiLabelLoss {
         let target = f_reals(("target", target), kind)?;
         let validity = binary::f_shares(&target, self.invalid_values)?;
         let target = multi_label::f_smooth(validity.f_replace(&target, 0.0)?, self.label_smoothing)?;
-        let mut losses = self.f_losses(&input.f_to_kind(kind)?, &target, pos_weight)?;
-        if let Some(weight) = weight {
-            losses = losses.f_mul(&weight)?;
-        }
+        let losses = f_times(&self.f_losses(&input.f_to_kind(kind)?, &target, pos_weight)?, weight.as_ref())?;
         let loss = self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?;
         validity.f_poison(&loss, self.reduction == MultiLabelReduction::None)
+    }
+}
+
+impl Loss for AsymmetricMultiLabelLoss {
+    crate::option_tensors::with_tensors!();
+
+    fn f_check_options(&self) -> Result<(), LossError> {
+        check::finite_not_negative("gamma_neg", self.gamma_neg)?;
+        check::finite_not_negative("gamma_pos", self.gamma_pos)?;
+        check::share("label_smoothing", self.label_smoothing)?;
+        check::share("clip", self.clip)?;
+        check::share("eps", self.eps)
+    }
+
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::alike(input, target)?;
+        self.f_check_options()?;
+        multi_label::check_weight(("weight", &self.weight), input)?;
+        multi_label::check_weight(("pos_weight", &self.pos_weight), input)?;
+        if self.invalid_values == InvalidValues::Nan {
+            return self.f_composite(input, target);
+        }
+        let formula = self.formula();
+        let weights = [self.weight.as_ref(), self.pos_weight.as_ref()];
+        let (reduce, bare) = (self.reduction.for_engine(input), self.with_weights([None, None]));
+        f_weighted(formula, [input, target], weights, reduce, move |[input, target], weights| {
+            bare.with_weights(weights).f_composite(input, target)
+        })
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: MultiLabelReduction::None, ..self.clone() };
+        self.reduction.f_parts(&unreduced.f_forward(&f_wide(input)?, &f_wide(target)?)?)
     }
 }
 
@@ -290,7 +271,7 @@ impl Pointwise<2> for Formula {
     }
 }
 
-/// With the weight of the positive part.
+/// The same with a weight of the positive part as third argument.
 impl Pointwise<3> for Formula {
     const PARTIAL: bool = true;
 

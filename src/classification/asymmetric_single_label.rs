@@ -1,17 +1,17 @@
 use tch::Tensor;
 
-use super::multi_label;
 use crate::check::{self, ClassIndices};
 use crate::kernels::{
     self, ANY, ClassTerms, NumberOperations, Real, RowReduction, Rows, choose, f_class_terms, powers,
 };
 use crate::numeric::{f_power, wide_kind};
-use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
+use crate::{InvalidValues, Loss, LossError, Reduction};
 
 crate::options::options! {
-/// Asymmetric loss of one label: a focal cross entropy whose smoothed labels are focused by an exponent of their own.
+/// The asymmetric loss of one label: a focal cross entropy in which the classes that label smoothing adds have a
+/// focusing exponent of their own.
 ///
-/// For classes of which some are rare, where [`CrossEntropyLoss`](crate::CrossEntropyLoss) is ruled by the easy
+/// For classes of which some are rare, where [`CrossEntropyLoss`](crate::CrossEntropyLoss) is dominated by the easy
 /// samples. Where several labels may be right choose [`AsymmetricMultiLabelLoss`](crate::AsymmetricMultiLabelLoss).
 ///
 /// # Formula
@@ -24,10 +24,10 @@ crate::options::options! {
 /// # Shapes
 ///
 /// * `input`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`
-/// * `target`: the same without C, of any integer kind
-/// * result: scalar, or that of `target` with [`Reduction::None`]
+/// * `target`: `[]`, `[N]` or `[N, d₁, …, dₖ]`, of any integer kind
+/// * result: scalar, or `[]`, `[N]` or `[N, d₁, …, dₖ]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -37,8 +37,8 @@ crate::options::options! {
 /// # Differences from timm
 ///
 /// * timm's `eps` is the label smoothing here.
-/// * A class that is masked, by −∞ or by a huge negative number, and is not the target costs nothing; timm's loss is
-///   NaN.
+/// * A class that is masked, by −∞ or by a huge negative number, and is not the target adds 0 to the loss; timm's loss
+///   is NaN.
 /// * Exponents below 1 have finite gradients; timm's are NaN where a probability rounds to 0 or 1.
 ///
 /// # Errors
@@ -69,12 +69,12 @@ pub struct AsymmetricSingleLabelLoss: "asymmetric_single_label" | "AsymmetricLos
 new {
     /// the focusing exponent of the target.
     gamma_pos: f64 = 1.0,
-    /// the focusing exponent of the other classes, which count with label smoothing alone.
+    /// the focusing exponent of the other classes, which have a part in the loss only with label smoothing.
     gamma_neg: f64 = 4.0,
     /// the share of the target, in \[0, 1\], that is spread over all classes.
     label_smoothing: f64 = 0.1,
-    /// what a class out of range does.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    /// how a class out of range is handled.
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// the reduction.
     reduction: Reduction = Reduction::Mean,
 }
@@ -90,7 +90,7 @@ impl AsymmetricSingleLabelLoss {
     fn f_losses(&self, logits: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
         let log_p = logits.f_log_softmax(dim, None)?;
         let own = log_p.f_gather(dim, target, false)?.f_squeeze_dim(dim)?;
-        // The factor of a target that is masked by −∞ is 1, with slope 0: p log p is 0 there.
+        // A target that is masked by −∞ has the factor 1 with derivative 0.
         let possible = own.f_masked_fill_number(&own.f_lt_number(MASKED)?, MASKED)?;
         let mut losses = own.f_mul(&f_power(&possible.f_expm1()?.f_neg()?, self.gamma_pos)?)?;
         let spread = self.spread(logits.size()[dim as usize]);
@@ -102,7 +102,6 @@ impl AsymmetricSingleLabelLoss {
         Ok(losses.f_sub(&others.f_sum_dim_intlist(dim, false, None)?.f_mul_number(spread)?)?)
     }
 
-    /// The reduced loss of `logits` with classes along `dim`, of classes in range.
     /// p^γ₋ log p, 0 for a class that is masked, by −∞ or by a huge number: there 0 · ∞ would be NaN.
     fn f_others(&self, log_p: &Tensor) -> Result<Tensor, LossError> {
         if self.gamma_neg == 0.0 {
@@ -112,13 +111,14 @@ impl AsymmetricSingleLabelLoss {
         Ok(possible.f_mul(&possible.f_mul_number(self.gamma_neg)?.f_exp()?)?)
     }
 
+    /// The reduced loss by tensor operations, of logits with classes along `dim` and of classes in range.
     fn f_composite(&self, input: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
         let logits = input.f_to_kind(wide_kind(input)?)?;
         let losses = self.f_losses(&logits, &target.f_unsqueeze(dim)?, dim)?;
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
     }
 
-    /// The same by the engine, where it takes the call.
+    /// The same by the engine, or `None` where the engine does not take the call.
     fn f_fused(&self, input: &Tensor, target: &ClassIndices, dim: i64) -> Result<Option<Tensor>, LossError> {
         if !kernels::takes(input) || !target.validity.is_checked() {
             return Ok(None);
@@ -134,42 +134,35 @@ impl AsymmetricSingleLabelLoss {
     }
 }
 
-/// A logarithm below it is that of a masked class, of which every power is 0.
+/// A class with a log-probability below this is masked: every power of its probability is 0.
 const MASKED: f64 = -1e30;
 
 impl Loss for AsymmetricSingleLabelLoss {
     crate::option_tensors::with_tensors!();
+    crate::mean_parts::parts!(unreduced);
 
     fn f_check_options(&self) -> Result<(), LossError> {
-        multi_label::check_exponent("gamma_pos", self.gamma_pos)?;
-        multi_label::check_exponent("gamma_neg", self.gamma_neg)?;
-        multi_label::check_smoothing(self.label_smoothing)
+        check::finite_not_negative("gamma_pos", self.gamma_pos)?;
+        check::finite_not_negative("gamma_neg", self.gamma_neg)?;
+        check::share("label_smoothing", self.label_smoothing)
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
+        check::arguments(input, target)?;
         self.f_check_options()?;
         let dim = check::class_dim(input)?;
-        let (classes, target) = check::class_target(target, input, dim, "")?;
-        check::some_class(input, classes, &target)?;
-        let target = ClassIndices::f_new(&target, classes, None, self.invalid_values)?;
+        let target = ClassIndices::f_of(target, (input, dim), "", None, self.invalid_values)?;
         let loss = match self.f_fused(input, &target, dim as i64)? {
             Some(loss) => loss,
             None => self.f_composite(input, &target.indices, dim as i64)?,
         };
         target.validity.f_poison(&loss, self.reduction == Reduction::None)
     }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_unreduced(&unreduced, input, target)
-    }
 }
 
 #[derive(Clone, Copy)]
 struct Formula {
-    /// The shares of the target's class and of any other one.
+    /// The shares that the target's class and each other class have in the smoothed target.
     own: f64,
     spread: f64,
     gamma_pos: f64,
@@ -181,7 +174,7 @@ impl ClassTerms for Formula {
     fn of_target<R: Real>(self, log_p: R, p: R) -> (R, R) {
         let (focus, slope) = powers::<R, ANY>(-log_p.exp_m1(), self.gamma_pos);
         let (own, zero) = (R::of(-self.own), R::of(0.0));
-        // 0 · ∞ is 0.
+        // The product is 0 for p = 0, where 0 · ∞ would be NaN.
         let product = choose(p.equal(zero), zero, p * log_p);
         (own * focus * log_p, own * (focus - slope * product))
     }
@@ -192,7 +185,7 @@ impl ClassTerms for Formula {
         let zero = R::of(0.0);
         let power = choose(exponent.equal(zero), R::of(1.0), (exponent * log_p).exp_of_negative());
         let share = R::of(-self.spread) * power;
-        // 0 · ∞ is 0: a class that is masked, by a finite number or by −∞.
+        // A class that is masked, by a finite number or by −∞, has a loss of 0, where 0 · ∞ would be NaN.
         let none = share.equal(zero);
         let slope = choose(exponent.equal(zero), R::of(1.0), exponent.mul_add(log_p, R::of(1.0)));
         (choose(none, zero, share * log_p), choose(none, zero, share * slope))

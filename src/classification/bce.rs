@@ -2,9 +2,8 @@ use tch::Tensor;
 
 use crate::check::{self, Validity};
 use crate::kernels::{Pointwise, Real, Weighted, choose, f_pointwise};
-use crate::mean_parts::f_wide_option;
 use crate::numeric::{f_widely, wide_kind};
-use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
+use crate::{InvalidValues, Loss, LossError, Reduction};
 
 crate::options::options! {
 /// Binary cross entropy of probabilities: how unlikely the input makes each yes or no of the target.
@@ -17,17 +16,17 @@ crate::options::options! {
 /// ℓᵢ = −wᵢ (yᵢ log xᵢ + (1 − yᵢ) log(1 − xᵢ))
 ///
 /// where x is the input, y the target and w the weight, 1 where there is none. The logarithms are clamped at −100, and
-/// the gradient wᵢ (xᵢ − yᵢ) / (xᵢ (1 − xᵢ)) divides by at least 10⁻¹². The mean is over the elements, whatever the
-/// weights.
+/// the gradient wᵢ (xᵢ − yᵢ) / (xᵢ (1 − xᵢ)) divides by at least 10⁻¹². The mean divides by the number of elements,
+/// whatever the weights are.
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`, with values in \[0, 1\]
-/// * `target`: that of `input`, of its kind, with values in \[0, 1\]
-/// * `weight`: any that broadcasts to that of `input`
+/// * `input`: any shape, `[*]`, with values in \[0, 1\]
+/// * `target`: `[*]`, the same shape, of its kind, with values in \[0, 1\]
+/// * `weight`: any shape that broadcasts to `[*]`
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -35,9 +34,9 @@ crate::options::options! {
 ///
 /// # Differences from PyTorch
 ///
-/// * A value outside \[0, 1\] is an error on CUDA too, where PyTorch loses the CUDA context.
-/// * On the CPU libtorch does the checking, and before 2.13 it looks at the input only: a target outside \[0, 1\] is
-///   then let through.
+/// * A value outside \[0, 1\] is an error on CUDA too, where PyTorch's makes every later CUDA call of the process fail.
+/// * On the CPU libtorch checks the values, and before 2.13 only those of the input: a target outside \[0, 1\] is then
+///   no error.
 ///
 /// # Errors
 ///
@@ -62,6 +61,8 @@ crate::options::options! {
 /// ```
 #[doc(alias = "nn.BCELoss")]
 #[doc(alias = "binary_cross_entropy")]
+#[doc(alias = "binary_crossentropy")]
+#[doc(alias = "log_loss")]
 pub struct BceLoss: "bce" | "binary_cross_entropy";
 
 /// Binary cross entropy with PyTorch's defaults.
@@ -69,8 +70,8 @@ new {
     /// a weight for each element, broadcast to the input's shape. It is on the device of the input, in any floating
     /// kind.
     weight: Option<Tensor> = None,
-    /// what a value outside \[0, 1\] does.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    /// how a value outside \[0, 1\] is handled.
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// the reduction.
     reduction: Reduction = Reduction::Mean,
 }
@@ -78,17 +79,17 @@ new {
 
 impl Loss for BceLoss {
     crate::option_tensors::with_tensors!();
+    crate::mean_parts::parts!(weighted sum over elements);
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
+        check::arguments(input, target)?;
         check::same_kind(("target", target), ("input", input))?;
         check::same_shape(("target", target), ("input", input))?;
         let weight = self.weight.as_ref().map(|weight| f_expanded(weight, input)).transpose()?;
         let reduction = self.reduction;
         if !input.device().is_cuda() && self.invalid_values == InvalidValues::Error {
             return match &weight {
-                // PyTorch rejects it.
+                // PyTorch's operation rejects a weight that requires a gradient.
                 Some(weight) if weight.requires_grad() => f_checked(input, target, Some(weight), reduction),
                 None => {
                     f_pointwise(Formula, [input, target], reduction, move |[x, y]| f_checked(x, y, None, reduction))
@@ -107,11 +108,6 @@ impl Loss for BceLoss {
         let unreduced = reduction == Reduction::None;
         targets.f_poison(&inputs.f_poison(&loss, unreduced)?, unreduced)
     }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
-        MeanParts::f_of_sum(&sum, input, target, None)
-    }
 }
 
 fn f_expanded(weight: &Tensor, input: &Tensor) -> Result<Tensor, LossError> {
@@ -120,7 +116,7 @@ fn f_expanded(weight: &Tensor, input: &Tensor) -> Result<Tensor, LossError> {
     Ok(weight.f_expand_as(input)?)
 }
 
-/// On the CPU the operation itself looks at the values; they are looked at again only to say which one it was.
+/// On the CPU the operation itself checks the values. They are checked again only to name the wrong one in the error.
 fn f_checked(
     input: &Tensor,
     target: &Tensor,

@@ -4,9 +4,10 @@ use super::multi_label::{self, f_weighted};
 use crate::binary::Logits;
 use crate::kernels::{Logit, Pointwise, Real, part};
 use crate::mean_parts::f_wide_option;
-use crate::numeric::f_widely;
-use crate::precomputed::Precomputed;
-use crate::{Loss, LossError, MeanOver, MeanParts, MultiLabelReduction, Reduction, SoftBceWithLogitsLoss, check};
+use crate::numeric::{f_times, f_widely};
+use crate::{Loss, LossError, MeanParts, Reduction, check};
+#[cfg(feature = "segmentation")]
+use crate::{MeanOver, MultiLabelReduction, SoftBceWithLogitsLoss};
 
 crate::options::options! {
 /// Binary cross entropy of logits: how unlikely a sigmoid of the input makes each yes or no of the target.
@@ -19,17 +20,17 @@ crate::options::options! {
 ///
 /// ℓᵢ = −wᵢ (pᵢ yᵢ log σ(xᵢ) + (1 − yᵢ) log(1 − σ(xᵢ)))
 ///
-/// where x is the input, y the target, w the weight and p the positive weight, each 1 where there is none. The mean is
-/// over the elements, whatever the weights.
+/// where x is the input, y the target, w the weight and p the positive weight, each 1 where there is none. The mean
+/// divides by the number of elements, whatever the weights are.
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`
-/// * `target`: that of `input`
-/// * `weight`, `pos_weight`: any that broadcasts to that of `input`; `[C]` is one weight per label for `[N, C]`
+/// * `input`: any shape, `[*]`
+/// * `target`: `[*]`, the same shape
+/// * `weight`, `pos_weight`: any shape that broadcasts to `[*]`; `[C]` is one weight per label for `[N, C]`
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -37,12 +38,12 @@ crate::options::options! {
 ///
 /// # Differences from PyTorch
 ///
-/// * On the CPU an infinite logit has its limit as its loss, 0 or infinite; PyTorch's is NaN where ∞ meets 0.
+/// * On the CPU the loss of an infinite logit is its limit, 0 or ∞; PyTorch's is NaN where it multiplies ∞ by 0.
 /// * Weights may be of any kind of real numbers, and are used in the input's; PyTorch computes 2 − 1 + 1 in that of
 ///   `pos_weight`, which for `uint8` wraps around below 1.
 ///
-/// A target may be any number, as in PyTorch, so that masks of 0 and 255 go unnoticed:
-/// [`SoftBceWithLogitsLoss`](crate::SoftBceWithLogitsLoss) looks for them.
+/// A target may be any number, as in PyTorch, so that masks of 0 and 255 are no error: with
+/// [`SoftBceWithLogitsLoss`](crate::SoftBceWithLogitsLoss) they are.
 ///
 /// # Errors
 ///
@@ -67,6 +68,9 @@ crate::options::options! {
 /// ```
 #[doc(alias = "nn.BCEWithLogitsLoss")]
 #[doc(alias = "binary_cross_entropy_with_logits")]
+#[doc(alias = "binary_crossentropy")]
+#[doc(alias = "sigmoid_cross_entropy")]
+#[doc(alias = "log_loss")]
 pub struct BceWithLogitsLoss: "bce_with_logits" | "binary_cross_entropy_with_logits";
 
 /// Binary cross entropy of logits with PyTorch's defaults.
@@ -77,29 +81,25 @@ new {
     /// a weight for the positive part of the loss, broadcast to the input's shape. It is on the device of the input, in
     /// any floating kind.
     ///
-    /// Above 1 it raises recall, below 1 precision.
+    /// A weight above 1 raises recall, one below 1 precision.
     pos_weight: Option<Tensor> = None,
     /// the reduction.
     reduction: Reduction = Reduction::Mean,
 }
 }
 
+#[cfg(feature = "segmentation")]
 impl BceWithLogitsLoss {
-    /// The same loss of targets of which some count nothing, nor in the mean.
+    /// The same loss with an ignored target value, whose elements do not count in the mean either.
     pub(crate) fn ignoring(&self, ignore_index: i64) -> SoftBceWithLogitsLoss {
         let reduction = match self.reduction {
             Reduction::None => MultiLabelReduction::None,
             Reduction::Mean => MultiLabelReduction::Mean,
             Reduction::Sum => MultiLabelReduction::Sum,
         };
-        let mut loss = SoftBceWithLogitsLoss::new().ignore_index(ignore_index).mean_over(MeanOver::Counted);
-        if let Some(weight) = &self.weight {
-            loss = loss.weight(weight.shallow_clone());
-        }
-        if let Some(pos_weight) = &self.pos_weight {
-            loss = loss.pos_weight(pos_weight.shallow_clone());
-        }
-        loss.reduction(reduction)
+        let loss = SoftBceWithLogitsLoss::new().ignore_index(ignore_index).mean_over(MeanOver::Counted);
+        let loss = loss.invalid_values(crate::InvalidValues::Error);
+        loss.with_weights([self.weight.as_ref(), self.pos_weight.as_ref()]).reduction(reduction)
     }
 }
 
@@ -107,8 +107,7 @@ impl Loss for BceWithLogitsLoss {
     crate::option_tensors::with_tensors!();
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
+        check::arguments(input, target)?;
         check::floating(("target", target))?;
         check::same_shape(("target", target), ("input", input))?;
         let weight = multi_label::f_constant_weight(("weight", &self.weight), input)?;
@@ -116,7 +115,7 @@ impl Loss for BceWithLogitsLoss {
         let reduction = self.reduction;
         let weights = [weight.as_ref(), pos_weight.as_ref()];
         f_weighted(Formula, [input, target], weights, reduction.into(), move |[x, y], [weight, pos_weight]| {
-            // What is not given is not looked at.
+            // In place of a weight that is not given stands the input, which is then not used.
             let all = [x, y, weight.unwrap_or(x), pos_weight.unwrap_or(x)];
             f_widely(all, |[x, y, w, p]| f_composite([x, y], [weight.map(|_| w), pos_weight.map(|_| p)], reduction))
         })
@@ -142,10 +141,10 @@ fn f_composite(
         return Ok(input.f_binary_cross_entropy_with_logits(target, weight, pos_weight, reduction.into())?);
     }
     let losses = logits.f_entropy_of_any(target, pos_weight)?;
-    reduction.f_apply(&weight.map(|weight| losses.f_mul(weight)).transpose()?.unwrap_or(losses))
+    reduction.f_apply(&f_times(&losses, weight)?)
 }
 
-/// Without a weight, or with that of the positive part as a third argument.
+/// The loss without weights; with a third argument the one with a weight of the positive part.
 #[derive(Clone, Copy)]
 pub(super) struct Formula;
 
@@ -166,11 +165,7 @@ impl Pointwise<3> for Formula {
     }
 }
 
-impl Precomputed for BceWithLogitsLoss {
-    fn reduction(&self) -> Reduction {
-        self.reduction
-    }
-}
+crate::precomputed::precomputed!(BceWithLogitsLoss);
 
 #[cfg(test)]
 mod tests {

@@ -2,14 +2,15 @@ use tch::Tensor;
 
 use crate::check::{self, ClassIndices};
 use crate::kernels::{Hinges, Margin, NumberOperations, RowReduction, Rows, f_margin};
+use crate::loss::composite;
 use crate::numeric::{f_reals, f_share_of, wide_kind};
-use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_backend};
+use crate::{InvalidValues, Loss, LossError, Reduction};
 
 crate::options::options! {
-/// The categorical hinge loss: the best of the other classes shall score less than the target by a margin.
+/// The categorical hinge loss: the highest of the other classes' scores should be lower than the target's, by a margin.
 ///
-/// A multi-class support vector machine that looks at the strongest rival alone;
-/// [`MultiMarginLoss`](crate::MultiMarginLoss) looks at all. For probabilities choose
+/// The loss of a multi-class support vector machine that compares the target with the highest other score alone;
+/// [`MultiMarginLoss`](crate::MultiMarginLoss) compares it with all of them. For probabilities choose
 /// [`CrossEntropyLoss`](crate::CrossEntropyLoss).
 ///
 /// # Formula
@@ -17,16 +18,16 @@ crate::options::options! {
 /// ℓₙ = max(0, m − Σ_c t\[n, c\] x\[n, c\] + max_c (1 − t\[n, c\]) x\[n, c\])
 ///
 /// where x is the input, m the margin and t the target: a vector of 1 for the right class and 0 for the others, or
-/// probabilities. The right class takes part in the maximum with a score of 0, so that rivals below 0 count as 0.
+/// probabilities. The right class takes part in the maximum with a score of 0, so that other scores below 0 count as 0.
 ///
 /// # Shapes
 ///
 /// * `input`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`
-/// * `target`: the same without C, of any integer kind, for class indices; or that of `input`, of any kind of real
-///   numbers
-/// * result: scalar, or the input's shape without C with [`Reduction::None`]
+/// * `target`: `[]`, `[N]` or `[N, d₁, …, dₖ]`, of any integer kind, for class indices; or `[C]`, `[N, C]` or
+///   `[N, C, d₁, …, dₖ]`, of any kind of real numbers
+/// * result: scalar, or `[]`, `[N]` or `[N, d₁, …, dₖ]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -65,8 +66,8 @@ pub struct CategoricalHingeLoss: "categorical_hinge";
 new {
     /// the margin between the score of the target and the others.
     margin: f64 = 1.0,
-    /// what a class out of range does.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    /// how a class out of range is handled.
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// the reduction.
     reduction: Reduction = Reduction::Mean,
 }
@@ -102,44 +103,36 @@ impl CategoricalHingeLoss {
         target.validity.f_poison(&loss.f_to_kind(input.f_kind()?)?, self.reduction == Reduction::None)
     }
 
-    /// The loss of classes that are the last dimension by the engine, where it takes the call.
+    /// The loss of classes that are the last dimension by the engine, or `None` where the engine does not take the
+    /// call.
     fn f_fused(&self, input: &Tensor, target: &Tensor) -> Result<Option<Tensor>, LossError> {
         if input.dim() > 2 {
             return Ok(None);
         }
-        let (own, reduction) = (*self, RowReduction::over_all(self.reduction));
         let rows = Rows { input, class_dim: input.dim() - 1, target, ignore_index: None, weight: None };
-        f_margin(Margin { margin: self.margin, hinges: Hinges::Strongest }, &rows, reduction, move |input, target| {
-            with_backend(Backend::Composite, || own.f_forward(input, target))
-        })
+        let formula = Margin { margin: self.margin, hinges: Hinges::Strongest };
+        f_margin(formula, &rows, RowReduction::over_all(self.reduction), composite(*self))
     }
 }
 
 impl Loss for CategoricalHingeLoss {
     crate::option_tensors::with_tensors!();
+    crate::mean_parts::parts!(unreduced);
 
     fn f_check_options(&self) -> Result<(), LossError> {
-        check::option("margin", self.margin, self.margin.is_finite(), "a finite number")
+        check::finite("margin", self.margin)
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
+        check::arguments(input, target)?;
         self.f_check_options()?;
         let dim = check::class_dim(input)?;
-        if input.size()[dim] == 0 {
-            return Err(check::shape_error(("input", input), "at least one class"));
-        }
+        check::shape(("input", input), input.size()[dim] != 0, "at least one class")?;
         if target.size() == input.size() {
             return self.f_vectors(input, target, dim as i64);
         }
         let (_, target) = check::class_target(target, input, dim, ", or that of input")?;
         self.f_indices(input, &target, dim as i64)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_unreduced(&unreduced, input, target)
     }
 }
 
@@ -148,6 +141,7 @@ mod tests {
     use tch::Kind;
 
     use super::*;
+    use crate::{Backend, with_backend};
 
     fn scores() -> Tensor {
         Tensor::from_slice(&[0.5, 1.0, 0.25, -1.0, -2.0, -3.0]).view([2, 3])
@@ -190,7 +184,8 @@ mod tests {
     #[test]
     fn ties_and_what_is_not_finite_are_those_of_the_tensor_operations() {
         let (nan, inf) = (f64::NAN, f64::INFINITY);
-        // Two and three rivals tie; one ties with the score 0 of the class; then the hinge is satisfied, exactly or well.
+        // Two and three rivals tie; one ties with the score 0 of the class; then the hinge is satisfied, exactly or
+        // well.
         let ordinary =
             [0.5, 2.0, 2.0, 0.25, 1.0, 1.0, 1.0, 0.5, 0.25, 0.0, -1.0, -2.0, 1.0, -1.0, 0.0, -3.0, 9.0, 0.1, 0.2, 0.3];
         let others = [

@@ -1,17 +1,20 @@
-//! What the focal losses share: the balance α, the modulating factor, its normalisation, and the mean over what counts.
+//! What the focal losses share: the balance α, the modulating factor, its normalisation, and the mean without ignored
+//! elements.
 
 use tch::{Kind, Tensor};
 
 use crate::kernels::NumberOperations;
+use crate::numeric::f_filled;
 use crate::option_tensors::{OptionTensors, Replace};
 use crate::{LossError, MeanOver, MeanParts, Reduction, check};
 
 /// How much the classes count in a focal loss: the α of the paper.
 ///
-/// A number is a [`Balance`](FocalAlpha::Balance), a tensor are [`Classes`](FocalAlpha::Classes).
+/// A number becomes a [`Balance`](FocalAlpha::Balance), a tensor becomes [`Classes`](FocalAlpha::Classes).
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub enum FocalAlpha {
-    /// All the same.
+    /// All classes have the factor 1.
     #[default]
     None,
     /// α for the positives and 1 − α for the negatives, with α in \[0, 1\].
@@ -25,28 +28,19 @@ pub enum FocalAlpha {
     Classes(Tensor),
 }
 
-impl From<f64> for FocalAlpha {
-    fn from(balance: f64) -> Self {
-        FocalAlpha::Balance(balance)
-    }
-}
+crate::options::from_variants!(FocalAlpha: f64 => Balance, Tensor => Classes);
 
-impl From<Tensor> for FocalAlpha {
-    fn from(classes: Tensor) -> Self {
-        FocalAlpha::Classes(classes)
-    }
-}
-
-/// By what a focal loss is divided before its reduction, so that it keeps its size while the factors shrink.
+/// What a focal loss is divided by before its reduction, so that it stays of the same size while the modulating factors
+/// become smaller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum FocalNormalization {
-    /// By nothing. The default.
+    /// 1: it is not divided. The default.
     #[default]
     None,
-    /// By the sum of the modulating factors of all elements.
+    /// The sum of the modulating factors of all elements.
     All,
-    /// Each class by the sum of its own modulating factors.
+    /// For each class the sum of its own modulating factors.
     PerClass,
 }
 
@@ -60,7 +54,7 @@ pub(super) fn check_mean<L>(normalization: FocalNormalization) -> Result<(), Los
     }
 }
 
-/// What the sum of the factors is at least, where it divides.
+/// The least divisor: a smaller sum of factors is replaced by it.
 const SMALLEST_NORM: f64 = 1e-6;
 
 impl OptionTensors for FocalAlpha {
@@ -89,7 +83,7 @@ impl FocalAlpha {
         }
     }
 
-    /// What [`f_check`](Self::f_check) says where no input is needed for it.
+    /// The part of [`f_check`](Self::f_check) that needs no input.
     pub(super) fn check_number(&self) -> Result<(), LossError> {
         match self {
             FocalAlpha::Classes(_) => Ok(()),
@@ -97,7 +91,7 @@ impl FocalAlpha {
         }
     }
 
-    /// A balance is a share; classes are one value for each class of `input`.
+    /// Checks that a balance is in \[0, 1\], and that a tensor has one value for each class of `input`.
     pub(super) fn f_check(&self, input: &Tensor) -> Result<(), LossError> {
         match self {
             FocalAlpha::None => Ok(()),
@@ -129,10 +123,7 @@ pub(super) fn f_check_classes((argument, values): check::Named, input: &Tensor) 
     check::devices(&[("input", input), (argument, values)])?;
     check::floating((argument, values))?;
     let classes = input.size()[check::class_dim(input)?];
-    if values.size() == [classes] {
-        return Ok(());
-    }
-    Err(check::shape_error((argument, values), format!("[{classes}], one value per class")))
+    check::shape((argument, values), values.size() == [classes], format_args!("[{classes}], one value per class"))
 }
 
 /// One value per class, in the kind of `like` and in a shape that broadcasts along its classes.
@@ -162,16 +153,15 @@ pub(super) struct Modulation {
 
 impl Modulation {
     pub(super) fn check(&self) -> Result<(), LossError> {
-        let gamma = self.gamma;
-        check::option("gamma", gamma, gamma >= 0.0 && gamma.is_finite(), "a finite number of at least 0")?;
+        check::finite_not_negative("gamma", self.gamma)?;
         let Some(threshold) = self.reduced_threshold else { return Ok(()) };
         check::option("reduced_threshold", threshold, 0.0 < threshold && threshold <= 1.0, "a number in (0, 1]")
     }
 
     /// The factor, from log(1 − pₜ).
     ///
-    /// As an exponential of a logarithm it has a bounded gradient for every γ, where a power below 1 has a vertical
-    /// tangent at 0.
+    /// It is an exponential of a logarithm, whose gradient is bounded for every γ. A power with an exponent below 1 has
+    /// an infinite derivative at 0.
     pub(super) fn f_factor(&self, log_rest: &Tensor) -> Result<Tensor, LossError> {
         let Some(threshold) = self.reduced_threshold else {
             return Ok(log_rest.f_mul_number(self.gamma)?.f_exp()?);
@@ -203,13 +193,10 @@ pub(super) struct Counted {
 impl Counted {
     /// `tensor` with 0 in place of the ignored elements, which keeps what they hold out of value and gradient.
     pub(super) fn f_mask(&self, tensor: &Tensor) -> Result<Tensor, LossError> {
-        Ok(match &self.ignored {
-            Some(ignored) => tensor.f_masked_fill_number(ignored, 0)?,
-            None => tensor.shallow_clone(),
-        })
+        f_filled(tensor, self.ignored.as_ref(), 0)
     }
 
-    /// The losses by the sum of the `factors`.
+    /// The losses, divided by the sum of the `factors`.
     pub(super) fn f_normalize(
         &self,
         losses: &Tensor,
@@ -257,7 +244,7 @@ impl Counted {
     }
 }
 
-/// `total / count`; where the count is 0 it is NaN as a mean over nothing is, with gradient 0.
+/// `total / count`. For a count of 0 it is NaN, as a mean over no elements is, with gradient 0.
 pub(super) fn f_mean(total: &Tensor, count: &Tensor) -> Result<Tensor, LossError> {
     let nothing = count.f_eq_number(0)?;
     let mean = total.f_div(&count.f_masked_fill_number(&nothing, 1)?)?;

@@ -2,10 +2,10 @@ use tch::Tensor;
 
 use crate::kernels::{self, NumberOperations, Pointwise, Real, choose, f_pointwise};
 use crate::numeric::{f_reals, wide_kind};
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
-/// The hinge loss of yes or no: a score shall be on the right side of 0 by a margin.
+/// The hinge loss of two classes: a score should be on the right side of 0, by a margin.
 ///
 /// The loss of a support vector machine with two classes, and of the discriminators of many GANs. Choose it where only
 /// the decision matters; for probabilities choose [`BceWithLogitsLoss`](crate::BceWithLogitsLoss), for several classes
@@ -19,11 +19,11 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`
-/// * `target`: that of `input`, of any kind of real numbers
+/// * `input`: any shape, `[*]`
+/// * `target`: `[*]`, the same shape, of any kind of real numbers
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -74,8 +74,9 @@ new {
 /// What the targets of a [`HingeLoss`] mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum HingeTargets {
-    /// 0 and 1 where there is nothing else, −1 and 1 otherwise. The rule of Keras, and the default.
+    /// 0 and 1 where the targets have no other value, −1 and 1 otherwise. The rule of Keras, and the default.
     #[default]
     Detect,
     /// −1 is no and 1 is yes; other values are taken as they are.
@@ -99,20 +100,27 @@ impl HingeLoss {
         let binary = target.f_eq_number(0)?.f_logical_or(&target.f_eq_number(1)?)?.f_all()?;
         Ok(signs.f_where_self(&binary, &target)?)
     }
+
+    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let kind = wide_kind(input)?;
+        let signs = self.f_signs(f_reals(("target", target), kind)?)?;
+        let hinges = input.f_to_kind(kind)?.f_mul(&signs)?.f_rsub_number(self.margin)?.f_relu()?;
+        let losses = if self.p == 1 { hinges } else { hinges.f_square()? };
+        Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
+    }
 }
 
 impl Loss for HingeLoss {
     crate::option_tensors::with_tensors!();
+    crate::mean_parts::parts!(unreduced);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::option("p", self.p, matches!(self.p, 1 | 2), "1 or 2")?;
-        check::option("margin", self.margin, self.margin.is_finite(), "a finite number")
+        check::finite("margin", self.margin)
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
-        check::same_shape(("target", target), ("input", input))?;
+        check::alike(input, target)?;
         self.f_check_options()?;
         let loss = *self;
         let composite = move |[input, target]: [&Tensor; 2]| loss.f_composite(input, target);
@@ -124,21 +132,6 @@ impl Loss for HingeLoss {
         };
         let formula = Formula { square: self.p == 2, margin: self.margin, binary };
         f_pointwise(formula, [input, &labels], self.reduction, composite)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_unreduced(&unreduced, input, target)
-    }
-}
-
-impl HingeLoss {
-    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        let kind = wide_kind(input)?;
-        let signs = self.f_signs(f_reals(("target", target), kind)?)?;
-        let hinges = input.f_to_kind(kind)?.f_mul(&signs)?.f_rsub_number(self.margin)?.f_relu()?;
-        let losses = if self.p == 1 { hinges } else { hinges.f_square()? };
-        Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
     }
 }
 
@@ -171,7 +164,7 @@ fn f_is_binary(labels: &Tensor) -> Result<bool, LossError> {
     Ok(f_pointwise(NotBinary, [&labels.f_detach()?], Reduction::Sum, count)?.f_double_value(&[])? == 0.0)
 }
 
-/// Counts.
+/// Is 1 for a label other than 0 and 1, and 0 for these: the sum counts the others.
 #[derive(Clone, Copy)]
 struct NotBinary;
 

@@ -1,18 +1,19 @@
 use tch::Tensor;
 
-use super::multi_label;
 use crate::check::ClassIndices;
-use crate::kernels::{self, Backend, NumberOperations, Rows, Views, f_views, with_backend};
+use crate::kernels::{self, NumberOperations, Rows, Views, f_views};
+use crate::loss::composite;
 use crate::mean_parts::f_wide;
 use crate::numeric::wide_kind;
 use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, MeanParts, check};
 
 crate::options::options! {
-/// Cross entropy of clean samples, plus how far the predictions of their augmentations lie apart.
+/// Cross entropy with a Jensen-Shannon divergence: the cross entropy of clean samples, plus how far the predictions for
+/// their augmented copies differ.
 ///
 /// The loss of AugMix and similar augmentations: the batch holds the clean samples first, then one or more augmented
-/// copies of them in the same order, and a model is to predict the same of all. Without augmented copies choose
-/// [`CrossEntropyLoss`](crate::CrossEntropyLoss).
+/// copies of them in the same order, and a model should predict the same for all of them. Without augmented copies
+/// choose [`CrossEntropyLoss`](crate::CrossEntropyLoss).
 ///
 /// # Formula
 ///
@@ -24,11 +25,12 @@ crate::options::options! {
 /// # Shapes
 ///
 /// * `input`: `[K·N, C]` or `[K·N, C, d₁, …, dₖ]`
-/// * `target`: that of `input` without C, or without C and with N rows, of any integer kind; or that of the logits
-///   themselves, of a floating kind, for class probabilities. Only its first N rows are looked at
+/// * `target`: `[N]` or `[N, d₁, …, dₖ]`, of any integer kind, for class indices; or `[K·N, C]` or
+///   `[K·N, C, d₁, …, dₖ]`, of a floating kind, for class probabilities. Class indices may have K·N rows, too; in
+///   either case only the first N rows are used
 /// * result: scalar
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -76,8 +78,8 @@ new {
     alpha: f64 = 12.0,
     /// the share of the target, in \[0, 1\], that is spread over all classes.
     label_smoothing: f64 = 0.1,
-    /// what a class out of range does.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    /// how a class out of range is handled.
+    invalid_values: InvalidValues = InvalidValues::default(),
 }
 }
 
@@ -87,12 +89,13 @@ impl JsdCrossEntropyLoss {
         let p = log_p.f_exp()?;
         let mixture = p.f_mean_dim(0, false, None)?.f_clamp_number(FLOOR, 1.0)?.f_log()?;
         let samples = log_p.size()[1] * self.num_splits;
-        // A class that is masked, by −∞ or by a huge number, costs nothing, where 0 · ∞ would be NaN.
+        // A class that is masked, by −∞ or by a huge number, adds 0, where 0 · ∞ would be NaN.
         let log_p = log_p.f_masked_fill_number(&p.f_detach()?.f_eq_number(0)?, 0)?;
         Ok(p.f_mul(&log_p.f_sub(&mixture)?)?.f_sum(None)?.f_div_number(samples)?)
     }
 
-    /// The loss of class indices by the engine, where it takes the call. `target` is that of the clean samples.
+    /// The loss of class indices by the engine, or `None` where the engine does not take the call. `target` is that of
+    /// the clean samples.
     fn f_fused(&self, input: &Tensor, target: &Tensor) -> Result<Option<Tensor>, LossError> {
         let shape = input.size();
         let (classes, pixels) = (shape[1], shape[2..].iter().product::<i64>());
@@ -113,9 +116,7 @@ impl JsdCrossEntropyLoss {
         };
         let input = &input.f_movedim_int(1, -1)?.f_reshape([-1, classes])?;
         let rows = Rows { input, class_dim: 1, target: &target.indices, ignore_index: Some(IGNORED), weight: None };
-        f_views(views, &rows, move |input, target| {
-            with_backend(Backend::Composite, || of_rows.f_forward(input, target))
-        })
+        f_views(views, &rows, composite(of_rows))
     }
 }
 
@@ -130,13 +131,12 @@ impl Loss for JsdCrossEntropyLoss {
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::option("num_splits", self.num_splits, self.num_splits > 0, "at least 1")?;
-        check::option("alpha", self.alpha, self.alpha.is_finite(), "a finite number")?;
-        multi_label::check_smoothing(self.label_smoothing)
+        check::finite("alpha", self.alpha)?;
+        check::share("label_smoothing", self.label_smoothing)
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
+        check::arguments(input, target)?;
         let splits = self.num_splits;
         self.f_check_options()?;
         let shape = input.size();
@@ -190,7 +190,8 @@ mod tests {
         let cases = [
             (
                 message(JsdCrossEntropyLoss::new(), &input, &target),
-                "input has shape [4, 3], expected [N, C] or [N, C, d1, ...], with N a multiple of 3, the number of splits",
+                "input has shape [4, 3], expected [N, C] or [N, C, d1, ...], with N a multiple of 3, the number of \
+                 splits",
             ),
             (
                 message(two(), &input, &target.narrow(0, 0, 1)),

@@ -88,8 +88,8 @@ pub(super) fn check_weight((name, weight): (&'static str, &Option<Tensor>), inpu
     check::broadcasts_to((name, weight), ("input", input))
 }
 
-/// The reduced losses by `formula`, of input and target or of these and `pos_weight`, times `weight`; by `composite` where no
-/// engine takes one of them. The weights broadcast to the input.
+/// The reduced losses by `formula`, of input and target or of these and `pos_weight`, times `weight`; by `composite`
+/// where no engine takes one of them. The weights broadcast to the input.
 pub(super) fn f_weighted<F, C>(
     formula: F,
     [input, target]: [&Tensor; 2],
@@ -130,16 +130,6 @@ pub(super) fn f_smooth(labels: Tensor, smoothing: f64) -> Result<Tensor, LossErr
         return Ok(labels);
     }
     Ok(labels.f_mul_number(1.0 - smoothing)?.f_add_number(0.5 * smoothing)?)
-}
-
-/// The option `label_smoothing` is a share.
-pub(super) fn check_smoothing(smoothing: f64) -> Result<(), LossError> {
-    check::option("label_smoothing", smoothing, (0.0..=1.0).contains(&smoothing), "a number in [0, 1]")
-}
-
-/// An exponent of a probability.
-pub(super) fn check_exponent(option: &'static str, exponent: f64) -> Result<(), LossError> {
-    check::option(option, exponent, exponent.is_finite() && exponent >= 0.0, "a finite number of at least 0")
 }
 
 /// [`f_smooth`] for a formula: the smoothed label and its derivative.

@@ -4,10 +4,11 @@ use crate::autograd::{Function, f_with_zero_gradients, grad_enabled};
 use crate::check::{self, Validity};
 use crate::kernels::{NumberOperations, f_label_margin, f_own};
 use crate::numeric::{f_widely, wide_kind};
-use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
+use crate::{InvalidValues, Loss, LossError, Reduction};
 
 crate::options::options! {
-/// The multi-label hinge loss: every class that is a label shall outscore every class that is none by a margin of 1.
+/// The multi-label margin loss, a hinge loss: each class among the labels should score higher than each other class, by
+/// a margin of 1.
 ///
 /// Choose it to rank the labels of a sample above the rest, with the labels given as a list. For one label per sample
 /// choose [`MultiMarginLoss`](crate::MultiMarginLoss), for a yes or no per class
@@ -24,11 +25,11 @@ crate::options::options! {
 /// # Shapes
 ///
 /// * `input`: `[N, C]`, `[C]`, or `[]` for a single class
-/// * `target`: that of `input`, of any integer kind that holds −1, with entries in \[−1, C); for a single class without
-///   a batch `[]` and `[1]` are the same
+/// * `target`: `[N, C]`, `[C]`, or `[]` or `[1]` for a single class, of any integer kind that holds −1, with entries in
+///   \[−1, C)
 /// * result: scalar, or `[N]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -38,7 +39,7 @@ crate::options::options! {
 ///
 /// * The mean over an empty batch is NaN and the sum 0; PyTorch returns uninitialised memory.
 /// * Class indices may be of any integer kind; PyTorch takes `int64`.
-/// * A class out of range is an error on CUDA too, where PyTorch reads past the scores.
+/// * A class out of range is an error on CUDA too, where PyTorch reads memory beyond the scores.
 /// * On CUDA the gradient is right where PyTorch's is at times not, because two threads of its kernel write one number
 ///   (<https://github.com/pytorch/pytorch/issues/84202>).
 ///
@@ -71,7 +72,7 @@ pub struct MultiLabelMarginLoss: "multi_label_margin";
 /// The multi-label hinge loss with PyTorch's defaults.
 new {
     /// what an entry of the target outside \[−1, C) does.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// the reduction.
     reduction: Reduction = Reduction::Mean,
 }
@@ -83,7 +84,7 @@ impl MultiLabelMarginLoss {
         f_widely([input], |[input]| Ok(input.f_multilabel_margin_loss(&target, self.reduction.into())?))
     }
 
-    /// The same with the gradient by counting the hinges of each score that are open.
+    /// The same with a gradient that is made by counting, for each score, the hinges that are above 0: the open ones.
     fn f_counted(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let (value, reduction) = (no_grad(|| self.f_aten(input, target))?, self.reduction);
         let target = f_kept(input, target)?;
@@ -92,10 +93,10 @@ impl MultiLabelMarginLoss {
             let open = no_grad(|| f_open_hinges(input, target))?;
             let [rows, classes] = [0, 1].map(|dim| open.size()[dim]);
             let terms = if reduction == Reduction::Mean { rows * classes } else { classes };
-            // A row of its own for the loss of each row, or for all.
+            // The gradient of the result is one number per row, or one for all.
             let gradient = open.f_div_number(terms)?.f_mul(&grad.f_to_kind(open.f_kind()?)?.f_reshape([-1, 1])?)?;
             let gradient = gradient.f_to_kind(input.f_kind()?)?.f_reshape(input.size())?;
-            // The slopes do not depend on the scores.
+            // The derivative of a hinge does not depend on the scores, so that second derivatives are 0.
             let gradient = if context.create_graph() { f_with_zero_gradients(gradient, &[input])? } else { gradient };
             Ok(vec![Some(gradient)])
         })
@@ -108,14 +109,15 @@ impl MultiLabelMarginLoss {
     }
 }
 
-/// The target where nobody can write to it before the backward pass of `input` reads it again, which does not check it.
+/// The target. Where a backward pass will read it again, without a check, it is a copy that nothing else can write to.
 fn f_kept(input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
     if input.requires_grad() && grad_enabled() { f_own(target) } else { Ok(target.shallow_clone()) }
 }
 
-/// For each score of a class that is no label how many hinges it has open, for each label minus as many: `[N, C]`.
+/// For each score of a class that is no label the number of its open hinges, for each label minus that number:
+/// `[N, C]`.
 ///
-/// The hinge of label j and class c is open where x\[c\] > x\[j\] − 1, so that they are counted in sorted rows.
+/// The hinge of label j and class c is open where x\[c\] > x\[j\] − 1. A binary search in sorted rows counts these.
 fn f_open_hinges(input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
     const NONE: Option<&Tensor> = None;
     let classes = target.size().last().copied().unwrap_or(1);
@@ -127,7 +129,7 @@ fn f_open_hinges(input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
     let times = scores.f_zeros_like()?.f_scatter_add(1, &labels, &listed.f_to_kind(scores.f_kind()?)?)?;
     let is_label = times.f_gt_number(0)?;
 
-    // What is beyond its bound opens no hinge: a NaN score, and what is not to be counted.
+    // NaN scores, and numbers that are no label, are moved to ±∞, where they open no hinge.
     let bounds = scores.f_gather(1, &labels, false)?.f_sub_number(1)?;
     let uncounted = bounds.f_isnan()?.f_logical_or(&listed.f_logical_not()?)?;
     let bounds = bounds.f_masked_fill_number(&uncounted, f64::INFINITY)?;
@@ -142,10 +144,10 @@ fn f_open_hinges(input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
 
 impl Loss for MultiLabelMarginLoss {
     crate::option_tensors::with_tensors!();
+    crate::mean_parts::parts!(unreduced);
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
+        check::arguments(input, target)?;
         let (rows, classes) = check::rows_and_classes(input)?;
         if !(input.dim() <= 1 && target.dim() <= 1 && classes == 1 && target.numel() == 1) {
             check::same_shape(("target", target), ("input", input))?;
@@ -156,7 +158,8 @@ impl Loss for MultiLabelMarginLoss {
             return self.reduction.f_apply(&input.f_sum_dim_intlist(1, false, None)?);
         }
         if !input.device().is_cuda() && self.invalid_values == InvalidValues::Error {
-            // Here the operation itself looks at the values; they are looked at again only to say which one it was.
+            // Here the operation itself checks the values. They are checked again only to name the wrong one in the
+            // error.
             let loss = *self;
             let composite = move |[input, target]: [&Tensor; 2]| {
                 loss.f_aten(input, target).or_else(|error| {
@@ -170,11 +173,6 @@ impl Loss for MultiLabelMarginLoss {
         let target = entries.f_replace(&target, -1.0)?;
         let loss = if input.device().is_cuda() { self.f_counted(input, &target) } else { self.f_aten(input, &target) }?;
         entries.f_rows()?.f_poison(&loss, self.reduction == Reduction::None)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_unreduced(&unreduced, input, target)
     }
 }
 

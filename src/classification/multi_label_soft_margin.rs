@@ -4,11 +4,11 @@ use super::bce_with_logits::Formula;
 use crate::binary::Logits;
 use crate::kernels::{self, NumberOperations, Reduce, Weighted, f_pointwise};
 use crate::mean_parts::broadcast_shape;
-use crate::numeric::{f_widely, real};
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use crate::numeric::{f_times, f_widely, real};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
-/// Binary cross entropy of logits, averaged over the classes of each sample.
+/// The multi-label soft margin loss: binary cross entropy of logits, averaged over the classes of each sample.
 ///
 /// For several labels at once, with one loss per sample. With the mean over everything it is
 /// [`BceWithLogitsLoss`](crate::BceWithLogitsLoss), which is the faster of the two; choose this one for
@@ -24,11 +24,11 @@ crate::options::options! {
 /// # Shapes
 ///
 /// * `input`: `[*, C]`
-/// * `target`: that of `input`
-/// * `weight`: any that broadcasts to that of `input`; `[C]` is one weight per class
+/// * `target`: `[*, C]`
+/// * `weight`: any shape that broadcasts to `[*, C]`; `[C]` is one weight per class
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -37,8 +37,8 @@ crate::options::options! {
 /// # Differences from PyTorch
 ///
 /// A target of another shape, or a weight that does not broadcast to the input's shape, is an error, unless
-/// [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts without a word. On the CPU an infinite logit has its limit as
-/// its loss, 0 or infinite, where PyTorch's is NaN.
+/// [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts silently. On the CPU the loss of an infinite logit is
+/// its limit, 0 or ∞, where PyTorch's is NaN.
 ///
 /// # Errors
 ///
@@ -78,10 +78,10 @@ new {
 
 impl Loss for MultiLabelSoftMarginLoss {
     crate::option_tensors::with_tensors!();
+    crate::mean_parts::parts!(unreduced);
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
+        check::arguments(input, target)?;
         check::not_boolean(("target", target))?;
         real(("target", target))?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
@@ -101,7 +101,8 @@ impl Loss for MultiLabelSoftMarginLoss {
         let by_engine = reduction != Reduction::None && input.size() == target.size() && input.numel() > 0;
         let labels = if by_engine { kernels::f_beside(input, target)? } else { None };
         let Some(labels) = labels else { return f_composite(reduction, input, target, weight) };
-        // Each sample counts by its mean, so that the mean over the samples is that over all elements.
+        // The loss of a sample is a mean over its classes, so that the mean over the samples is the mean over all
+        // elements.
         let reduce = if reduction == Reduction::Mean { Reduce::Mean } else { Reduce::Sum(1.0 / classes as f64) };
         let Some(weight) = weight else {
             return f_pointwise(Formula, [input, &labels], reduce, move |[x, y]| f_composite(reduction, x, y, None));
@@ -112,12 +113,6 @@ impl Loss for MultiLabelSoftMarginLoss {
         let arguments = [input, &labels, &weight.f_expand_as(input)?];
         f_pointwise(Weighted(Formula), arguments, reduce, move |[x, y, w]| f_composite(reduction, x, y, Some(w)))
     }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced =
-            Self { weight: self.weight.as_ref().map(Tensor::shallow_clone), reduction: Reduction::None, ..*self };
-        MeanParts::f_of_unreduced(&unreduced, input, target)
-    }
 }
 
 fn f_composite(
@@ -126,7 +121,7 @@ fn f_composite(
     target: &Tensor,
     weight: Option<&Tensor>,
 ) -> Result<Tensor, LossError> {
-    // What is not given is not looked at.
+    // In place of a weight that is not given stands the input, which is then not used.
     f_widely([input, target, weight.unwrap_or(input)], |[x, y, w]| f_losses(reduction, x, y, weight.map(|_| w)))
 }
 
@@ -139,11 +134,8 @@ fn f_losses(
     // 1 − y of integers may overflow.
     let integral = !target.is_floating_point() && !target.is_complex();
     let target = if integral { target.f_to_kind(input.f_kind()?)? } else { target.shallow_clone() };
-    let mut losses = Logits::f_new(input)?.f_entropy_of_any(&target, None)?;
-    if let Some(weight) = weight {
-        losses = losses.f_mul(weight)?;
-    }
-    // PyTorch counts the class dimension from the front, which differs where broadcasting added dimensions.
+    let losses = f_times(&Logits::f_new(input)?.f_entropy_of_any(&target, None)?, weight)?;
+    // The last dimension. PyTorch numbers it before broadcasting, and so takes another one where that adds dimensions.
     let shape = input.size();
     let class_dim = shape.len() as i64 - 1;
     let losses = losses.f_sum_dim_intlist(class_dim, false, None)?.f_div_number(shape[shape.len() - 1])?;

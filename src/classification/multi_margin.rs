@@ -2,10 +2,12 @@ use tch::Tensor;
 
 use crate::check::{self, ClassIndices};
 use crate::kernels::{Hinges, Margin, NumberOperations, RowReduction, Rows, f_margin};
-use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, numeric, with_backend};
+use crate::loss::composite;
+use crate::{InvalidValues, Loss, LossError, Reduction, numeric};
 
 crate::options::options! {
-/// The multi-class hinge loss: every other class shall score less than the target by a margin.
+/// The multi-margin loss, a hinge loss of several classes: each other class should score lower than the target, by a
+/// margin.
 ///
 /// The loss of a multi-class support vector machine. Choose it where only the order of the scores matters; for
 /// probabilities choose [`CrossEntropyLoss`](crate::CrossEntropyLoss), for several labels at once
@@ -16,16 +18,16 @@ crate::options::options! {
 /// ℓₙ = w\[yₙ\] / C · Σ_{c ≠ yₙ} max(0, m − x\[n, yₙ\] + x\[n, c\])ᵖ
 ///
 /// where x is the input, y the target, m the margin, p the power (1 or 2), w the weight (1 where there is none) and C
-/// the number of classes. The mean divides by the number of targets, whatever the weights.
+/// the number of classes. The mean divides by the number of targets, whatever the weights are.
 ///
 /// # Shapes
 ///
 /// * `input`: `[N, C]`, `[C]`, or `[]` for a single class
-/// * `target`: `[N]`; with one row `[]` or `[1]`; of any integer kind
+/// * `target`: `[N]`, or for a single row `[]` or `[1]`, of any integer kind
 /// * `weight`: `[C]`, of the input's kind
-/// * result: scalar, or that of `target` with [`Reduction::None`]
+/// * result: scalar, or `[N]`, `[1]` or `[]`, the target's, with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -34,10 +36,10 @@ crate::options::options! {
 /// # Differences from PyTorch
 ///
 /// * It has a second derivative and a gradient for the weight.
-/// * A NaN in the input makes the loss NaN; PyTorch's kernel takes it for a hinge that is satisfied.
+/// * A NaN in the input makes the loss NaN; PyTorch's kernel makes a hinge with a NaN 0.
 /// * The mean over an empty batch is NaN and the sum 0; PyTorch returns uninitialised memory.
 /// * Class indices may be of any integer kind; PyTorch takes `int64`.
-/// * A class out of range is an error on CUDA too, where PyTorch loses the CUDA context.
+/// * A class out of range is an error on CUDA too, where PyTorch's makes every later CUDA call of the process fail.
 /// * `f16` and `bf16` work on the CPU too, and are computed in `f32`.
 ///
 /// # Errors
@@ -74,8 +76,8 @@ new {
     margin: f64 = 1.0,
     /// a weight for each class. It is on the device of the input, in any floating kind.
     weight: Option<Tensor> = None,
-    /// what a class out of range does.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    /// how a class out of range is handled.
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// the reduction.
     reduction: Reduction = Reduction::Mean,
 }
@@ -90,28 +92,23 @@ impl MultiMarginLoss {
         let hinges = excess.f_scatter_number(1, &own, 0)?.f_relu()?;
         let powers = if self.p == 1 { hinges } else { hinges.f_square()? };
         let losses = powers.f_sum_dim_intlist(1, false, None)?.f_div_number(classes)?;
-        Ok(match &self.weight {
-            Some(weight) => losses.f_mul(&weight.f_to_kind(kind)?.f_index_select(0, target)?)?,
-            None => losses,
-        })
+        let f_of_rows = |weight: &Tensor| weight.f_to_kind(kind)?.f_index_select(0, target);
+        numeric::f_times(&losses, self.weight.as_ref().map(f_of_rows).transpose()?.as_ref())
     }
-}
 
-impl MultiMarginLoss {
-    /// The loss of an input `[N, C]` with a target `[N]` by the engine, where it takes the call.
+    /// The loss of an input `[N, C]` with a target `[N]` by the engine, or `None` where the engine does not take the
+    /// call.
     fn f_fused(&self, input: &Tensor, target: &Tensor) -> Result<Option<Tensor>, LossError> {
         let reduction = RowReduction::over_all(self.reduction);
         let rows = Rows { input, class_dim: 1, target, ignore_index: None, weight: self.weight.as_ref() };
-        let own = Self { weight: self.weight.as_ref().map(Tensor::shallow_clone), ..*self };
         let hinges = if self.p == 2 { Hinges::Squared } else { Hinges::All };
-        f_margin(Margin { margin: self.margin, hinges }, &rows, reduction, move |input, target| {
-            with_backend(Backend::Composite, || own.f_forward(input, target))
-        })
+        f_margin(Margin { margin: self.margin, hinges }, &rows, reduction, composite(self.clone()))
     }
 }
 
 impl Loss for MultiMarginLoss {
     crate::option_tensors::with_tensors!();
+    crate::mean_parts::parts!(unreduced);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::number("margin", self.margin)?;
@@ -119,20 +116,18 @@ impl Loss for MultiMarginLoss {
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
+        check::arguments(input, target)?;
         self.f_check_options()?;
         let (rows, classes) = check::rows_and_classes(input)?;
         let shape = target.size();
-        if shape.len() > 1 || shape.iter().product::<i64>() != rows {
-            return Err(check::shape_error(("target", target), format!("[{rows}], one class per row of input")));
-        }
+        let fits = shape.len() <= 1 && shape.iter().product::<i64>() == rows;
+        check::shape(("target", target), fits, format_args!("[{rows}], one class per row of input"))?;
+        check::class_weight(self.weight.as_ref(), input, classes)?;
         if let Some(weight) = &self.weight {
-            check::class_weight(weight, input, classes)?;
             check::without_gradient(("weight", weight))?;
         }
         let target = ClassIndices::f_new(target, classes, None, self.invalid_values)?;
-        // Each view of an argument with a gradient is a node of its own in the graph.
+        // Arguments that have the right shape are not reshaped, because each view adds a node to the graph.
         let input_rows = if input.dim() == 2 { input.shallow_clone() } else { input.f_reshape([rows, classes])? };
         let indices = target.indices.f_reshape([rows])?;
         if target.validity.is_checked()
@@ -144,12 +139,6 @@ impl Loss for MultiMarginLoss {
         let losses = self.f_losses(&input_rows, &indices, classes)?.f_reshape(&shape)?;
         let loss = self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?;
         target.validity.f_poison(&loss, self.reduction == Reduction::None)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced =
-            Self { weight: self.weight.as_ref().map(Tensor::shallow_clone), reduction: Reduction::None, ..*self };
-        MeanParts::f_of_unreduced(&unreduced, input, target)
     }
 }
 

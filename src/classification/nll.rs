@@ -22,11 +22,11 @@ crate::options::options! {
 /// # Shapes
 ///
 /// * `input`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`
-/// * `target`: the same without C, of any integer kind; with an input of `[C]` also `[1]`
+/// * `target`: `[]`, `[N]` or `[N, d₁, …, dₖ]`, of any integer kind; with an input of `[C]` also `[1]`
 /// * `weight`: `[C]`, of the input's kind
-/// * result: scalar, or the input's shape without C with [`Reduction::None`]
+/// * result: scalar, or `[]`, `[N]` or `[N, d₁, …, dₖ]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -35,7 +35,7 @@ crate::options::options! {
 /// # Differences from PyTorch
 ///
 /// * Class indices may be of any integer kind; PyTorch takes `int64` and `uint8`.
-/// * A class out of range is an error on CUDA too, where PyTorch loses the CUDA context.
+/// * A class out of range is an error on CUDA too, where PyTorch's makes every later CUDA call of the process fail.
 /// * An input of pixels may lie in memory in any order, such as channels last; PyTorch's backward rejects it.
 /// * With an input of `[C]` and a target of `[1]`, [`Reduction::None`] has a gradient; PyTorch's backward fails.
 ///
@@ -70,13 +70,13 @@ pub struct NllLoss: "nll";
 new {
     /// a weight for each class. It is on the device of the input, in any floating kind.
     weight: Option<Tensor> = None,
-    /// the class index whose targets count nothing.
+    /// the class index whose targets are ignored.
     ignore_index: i64 = -100,
-    /// what a class out of range does, and a number above 0 where [`check_log_probs`](Self::check_log_probs) looks for
-    /// those.
-    invalid_values: InvalidValues = InvalidValues::Error,
-    /// whether numbers above 0 in the input are invalid: no log-probability is, and raw logits are, which were meant
-    /// for [`CrossEntropyLoss`](crate::CrossEntropyLoss). It costs another look at the input; PyTorch takes any
+    /// how a class out of range is handled, and a number above 0 where [`check_log_probs`](Self::check_log_probs) looks
+    /// for those.
+    invalid_values: InvalidValues = InvalidValues::default(),
+    /// whether numbers above 0 in the input are invalid. Log-probabilities are never above 0; logits are, and belong
+    /// into [`CrossEntropyLoss`](crate::CrossEntropyLoss). The check reads the input once more; PyTorch takes any
     /// numbers.
     check_log_probs: bool = false,
     /// the reduction.
@@ -84,7 +84,7 @@ new {
 }
 }
 
-/// Pixels in the order of their dimensions, as the backward pass of libtorch's loss of pixels needs them.
+/// The input, contiguous where it has pixels, because the backward pass of libtorch's loss of pixels needs that.
 pub(super) fn f_one_after_another(log_probs: &Tensor) -> Result<Tensor, LossError> {
     Ok(if log_probs.dim() > 2 { log_probs.f_contiguous()? } else { log_probs.shallow_clone() })
 }
@@ -93,8 +93,7 @@ impl Loss for NllLoss {
     crate::option_tensors::with_tensors!();
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
+        check::arguments(input, target)?;
         let class_dim = check::class_dim(input)?;
         let (classes, target) = check::class_target(target, input, class_dim, "")?;
         let weight = check::f_class_weight(self.weight.as_ref(), input, classes)?;
@@ -190,7 +189,8 @@ mod tests {
             ),
             (
                 message(NllLoss::new().weight(Tensor::ones(2, options).set_requires_grad(true)), &input, &target),
-                "option weight is a tensor that requires a gradient, expected one that requires none, for class indices",
+                "option weight is a tensor that requires a gradient, expected one that requires none, for class \
+                 indices",
             ),
         ];
         for (actual, expected) in cases {

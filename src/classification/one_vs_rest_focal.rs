@@ -12,9 +12,9 @@ use crate::{InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduction, nume
 crate::options::options! {
 /// The focal loss of one sigmoid per class: the target's class against each other one.
 ///
-/// For class indices where the classes are scored independently of each other, as in dense detection: a place of no
-/// class at all has low scores for all of them. It takes logits: do not apply a sigmoid before it. Where the classes
-/// shall compete choose [`SoftmaxFocalLoss`](crate::SoftmaxFocalLoss), for targets of the input's shape
+/// For class indices where the classes are scored independently of each other, as in dense detection, where a place
+/// without an object has low scores for all classes. It takes logits: do not apply a sigmoid before it. Where exactly
+/// one class is right choose [`SoftmaxFocalLoss`](crate::SoftmaxFocalLoss), for targets of the input's shape
 /// [`SigmoidFocalLoss`](crate::SigmoidFocalLoss), of which this is the value for one-hot targets.
 ///
 /// # Formula
@@ -23,16 +23,17 @@ crate::options::options! {
 ///
 /// where p = σ(x\[n, c\]) of the input x, y is the target and w the weight; α, 1 − α and w are 1 where there is none.
 /// With a reduced threshold t the factor of a probability pₜ is ((1 − pₜ) / t)^γ, and 1 where pₜ < t. An ignored target
-/// has losses of 0. The mean is over the values, classes included, whose target is not ignored, whatever the weights.
+/// has losses of 0. The mean is over the values, classes included, whose target is not ignored, whatever the weights
+/// are.
 ///
 /// # Shapes
 ///
 /// * `input`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`
-/// * `target`: the same without C, of any integer kind
+/// * `target`: `[]`, `[N]` or `[N, d₁, …, dₖ]`, of any integer kind
 /// * `alpha` for each class, `weight`: `[C]`
-/// * result: scalar, or that of `input` with [`Reduction::None`]
+/// * result: scalar, or `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -43,8 +44,8 @@ crate::options::options! {
 ///
 /// * Its class weights divide by their sum: pass w · C / Σ w. Its sum is divided by the number of classes.
 /// * Its normalisation is [`FocalNormalization::PerClass`].
-/// * A class out of range is an error; there it is of no class, and so negative for all. Ask for that with
-///   [`SigmoidFocalLoss`](crate::SigmoidFocalLoss).
+/// * A class out of range is an error; there it makes all classes negative. For that use
+///   [`SigmoidFocalLoss`](crate::SigmoidFocalLoss) with a target of zeros.
 /// * The gradient is finite for 0 < γ < 1 and saturated logits, where the reference's is NaN.
 /// * Half precision is computed in `f32`.
 ///
@@ -80,16 +81,16 @@ new {
     alpha: FocalAlpha = FocalAlpha::None => into,
     /// the power γ of the modulating factor, at least 0.
     gamma: f64 = 2.0,
-    /// the probability in (0, 1\] below which a value counts in full.
+    /// the probability in (0, 1\] below which the modulating factor is 1.
     reduced_threshold: Option<f64> = None,
-    /// by what the losses are divided.
+    /// what the losses are divided by.
     normalization: FocalNormalization = FocalNormalization::None,
     /// a weight for each class. It is on the device of the input, in any floating kind.
     weight: Option<Tensor> = None,
-    /// the class index whose targets count nothing, or none.
+    /// the class index whose targets are ignored, or none.
     ignore_index: Option<i64> = None => into,
-    /// what a class out of range does.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    /// how a class out of range is handled.
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// what the mean divides by.
     mean_over: MeanOver = MeanOver::Counted,
     /// the reduction.
@@ -101,28 +102,22 @@ impl OneVsRestFocalLoss {
     /// The reduced loss of options that were checked.
     fn f_compute(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let class_dim = check::class_dim(input)?;
-        let (classes, target) = check::class_target(target, input, class_dim, "")?;
-        if classes == 0 && target.numel() > 0 {
-            return Err(check::shape_error(("input", input), "at least one class"));
-        }
-        let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
+        let target = ClassIndices::f_of(target, (input, class_dim), "", self.ignore_index, self.invalid_values)?;
 
         let dim = class_dim as i64;
         let ignored = target.f_ignored()?.map(|ignored| ignored.f_unsqueeze(dim)).transpose()?;
         let counted = Counted { ignored };
         let own = counted.f_mask(&target.indices.f_unsqueeze(dim)?)?;
         let losses = self.f_losses(&counted.f_mask(input)?, &own, dim, &counted)?;
-        let losses = match &self.weight {
-            Some(weight) => losses.f_mul(&focal::f_per_class(weight, &losses)?)?,
-            None => losses,
-        };
+        let weight = self.weight.as_ref().map(|weight| focal::f_per_class(weight, &losses)).transpose()?;
+        let losses = numeric::f_times(&losses, weight.as_ref())?;
         let loss = counted.f_reduce(&counted.f_mask(&losses)?, self.reduction, self.mean_over)?;
         target.validity.f_unsqueeze(dim)?.f_poison(&loss, self.reduction == Reduction::None)
     }
 
     /// The losses, without the weight, of the logits `x` and the classes `own` of the targets.
     ///
-    /// First every class is taken for negative; then the target's class gets its place.
+    /// They are first computed as if every class were negative, and then replaced for the target's class.
     fn f_losses(&self, x: &Tensor, own: &Tensor, dim: i64, counted: &Counted) -> Result<Tensor, LossError> {
         let logits = Logits::f_new(x)?;
         let (negative, negative_factor) = self.f_wrong_by(x, &logits.f_finite()?)?;
@@ -139,7 +134,7 @@ impl OneVsRestFocalLoss {
         counted.f_normalize(&losses, &factors, self.normalization)
     }
 
-    /// The cross entropy of a logit that is on the wrong side by `u`, and its factor, made of finite logits.
+    /// The cross entropy −log σ(−u) and its modulating factor, which is made of the finite logits.
     fn f_wrong_by(&self, u: &Tensor, finite: &Tensor) -> Result<(Tensor, Tensor), LossError> {
         let factor = self.modulation().f_factor(&finite.f_log_sigmoid()?)?;
         Ok((u.f_neg()?.f_log_sigmoid()?.f_neg()?, factor))
@@ -164,47 +159,9 @@ impl OneVsRestFocalLoss {
     fn modulation(&self) -> Modulation {
         Modulation { gamma: self.gamma, reduced_threshold: self.reduced_threshold }
     }
-}
 
-impl Loss for OneVsRestFocalLoss {
-    crate::option_tensors::with_tensors!();
-
-    fn f_check_options(&self) -> Result<(), LossError> {
-        self.modulation().check()?;
-        self.alpha.check_number()
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
-        check::class_dim(input)?;
-        self.f_check_options()?;
-        self.alpha.f_check(input)?;
-        if let Some(weight) = &self.weight {
-            focal::f_check_classes(("weight", weight), input)?;
-        }
-        if !self.is_fused(input) {
-            return self.f_composite(input, target);
-        }
-        // So the labels of all classes are gone once there is a gradient.
-        self.f_precomputed(input, target, |loss, input, target| match loss.gamma == 2.0 {
-            true => loss.f_by_engine::<true>(input, target),
-            false => loss.f_by_engine::<false>(input, target),
-        })
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        focal::check_mean::<Self>(self.normalization)?;
-        let sum = Self { reduction: Reduction::Sum, ..self.clone() };
-        let numerator = sum.f_forward(&f_wide(input)?, target)?;
-        let (dim, target) = (check::class_dim(input)? as i64, target.f_to_kind(Kind::Int64)?);
-        let ignored = self.ignore_index.map(|ignored| target.f_eq_number(ignored)?.f_unsqueeze(dim)).transpose()?;
-        Counted { ignored }.f_parts(numerator, input, self.mean_over)
-    }
-}
-
-impl OneVsRestFocalLoss {
-    /// Whether each loss is a formula of its logit and whether its class is right.
+    /// Whether these options are one formula of a logit and of whether its class is the target, which the engine can
+    /// compute.
     fn is_fused(&self, input: &Tensor) -> bool {
         self.normalization == FocalNormalization::None
             && !matches!(self.alpha, FocalAlpha::Classes(_))
@@ -218,8 +175,7 @@ impl OneVsRestFocalLoss {
 
     fn f_by_engine<const SQUARE: bool>(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let class_dim = check::class_dim(input)?;
-        let (classes, target) = check::class_target(target, input, class_dim, "")?;
-        let target = ClassIndices::f_new(&target, classes, None, self.invalid_values)?;
+        let target = ClassIndices::f_of(target, (input, class_dim), "", None, self.invalid_values)?;
         let dim = class_dim as i64;
         let mut labels = input.f_detach()?.f_zeros_like()?;
         let _ = labels.f_scatter_number_(dim, &target.indices.f_unsqueeze(dim)?, 1.0)?;
@@ -236,11 +192,43 @@ impl OneVsRestFocalLoss {
     }
 }
 
-impl Precomputed for OneVsRestFocalLoss {
-    fn reduction(&self) -> Reduction {
-        self.reduction
+impl Loss for OneVsRestFocalLoss {
+    crate::option_tensors::with_tensors!();
+
+    fn f_check_options(&self) -> Result<(), LossError> {
+        self.modulation().check()?;
+        self.alpha.check_number()
+    }
+
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::arguments(input, target)?;
+        check::class_dim(input)?;
+        self.f_check_options()?;
+        self.alpha.f_check(input)?;
+        if let Some(weight) = &self.weight {
+            focal::f_check_classes(("weight", weight), input)?;
+        }
+        if !self.is_fused(input) {
+            return self.f_composite(input, target);
+        }
+        // The gradient is computed at once, so that the one-hot labels need not be kept for the backward pass.
+        self.f_precomputed(input, target, |loss, input, target| match loss.gamma == 2.0 {
+            true => loss.f_by_engine::<true>(input, target),
+            false => loss.f_by_engine::<false>(input, target),
+        })
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        focal::check_mean::<Self>(self.normalization)?;
+        let sum = Self { reduction: Reduction::Sum, ..self.clone() };
+        let numerator = sum.f_forward(&f_wide(input)?, target)?;
+        let (dim, target) = (check::class_dim(input)? as i64, target.f_to_kind(Kind::Int64)?);
+        let ignored = self.ignore_index.map(|ignored| target.f_eq_number(ignored)?.f_unsqueeze(dim)).transpose()?;
+        Counted { ignored }.f_parts(numerator, input, self.mean_over)
     }
 }
+
+crate::precomputed::precomputed!(OneVsRestFocalLoss);
 
 #[cfg(test)]
 mod tests {

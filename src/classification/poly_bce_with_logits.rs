@@ -24,11 +24,11 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`, of logits; usually `[N, C]`
-/// * `target`: that of `input`, of any kind of real numbers
+/// * `input`: any shape, `[*]`, of logits; usually `[N, C]`
+/// * `target`: `[*]`, the same shape, of any kind of real numbers
 /// * result: scalar, or `[*]` with [`MultiLabelReduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -39,13 +39,13 @@ crate::options::options! {
 /// * `f64` is computed in `f64`, and the result has the input's kind; timm computes and returns `f32`.
 /// * Exponents below 1 have finite gradients; timm's are NaN where a probability rounds to 0 or 1.
 /// * A target outside \[0, 1\], such as that of a mask of 0 and 255, is an error.
-/// * On the CPU an infinite logit has its limit as its loss, 0 or infinite, where timm's is NaN.
+/// * On the CPU the loss of an infinite logit is its limit, 0 or ∞, where timm's is NaN.
 ///
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Value`] for a target outside \[0, 1\], [`LossError::Option`] for a negative γ, an α or a smoothing outside
-/// \[0, 1\] or an ε that is not finite.
+/// [`LossError::Value`] for a target outside \[0, 1\], [`LossError::Option`] for a negative γ, an α or a smoothing
+/// outside \[0, 1\] or an ε that is not finite.
 ///
 /// # Example
 ///
@@ -70,28 +70,20 @@ pub struct PolyBceWithLogitsLoss: "poly_bce_with_logits" | "PolyBinaryCrossEntro
 new {
     /// what is added to the weight of the first term.
     epsilon: f64 = 2.0,
-    /// the focusing exponent; 0 is none.
+    /// the focusing exponent γ; with 0 there is no focusing.
     gamma: f64 = 0.0,
     /// the share α of the positives, in \[0, 1\]; the negatives have 1 − α.
     alpha: Option<f64> = None,
     /// the share of each label, in \[0, 1\], that is moved to ½.
     label_smoothing: f64 = 0.0,
-    /// what a target outside \[0, 1\] does.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    /// how a target outside \[0, 1\] is handled.
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// the reduction.
     reduction: MultiLabelReduction = MultiLabelReduction::Mean,
 }
 }
 
 impl PolyBceWithLogitsLoss {
-    fn check_options(&self) -> Result<(), LossError> {
-        check::option("epsilon", self.epsilon, self.epsilon.is_finite(), "a finite number")?;
-        multi_label::check_exponent("gamma", self.gamma)?;
-        multi_label::check_smoothing(self.label_smoothing)?;
-        let Some(alpha) = self.alpha else { return Ok(()) };
-        check::option("alpha", alpha, (0.0..=1.0).contains(&alpha), "a number in [0, 1]")
-    }
-
     fn f_by_engine<const GAMMA: usize>(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let loss = *self;
         let composite = move |[input, target]: [&Tensor; 2]| loss.f_composite(input, target);
@@ -132,14 +124,16 @@ impl Loss for PolyBceWithLogitsLoss {
     crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
-        self.check_options()
+        check::finite("epsilon", self.epsilon)?;
+        check::finite_not_negative("gamma", self.gamma)?;
+        check::share("label_smoothing", self.label_smoothing)?;
+        let Some(alpha) = self.alpha else { return Ok(()) };
+        check::share("alpha", alpha)
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
-        check::same_shape(("target", target), ("input", input))?;
-        self.check_options()?;
+        check::alike(input, target)?;
+        self.f_check_options()?;
         if self.gamma == 0.0 { self.f_by_engine::<0>(input, target) } else { self.f_by_engine::<ANY>(input, target) }
     }
 

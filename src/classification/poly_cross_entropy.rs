@@ -1,17 +1,17 @@
 use tch::Tensor;
 
-use super::multi_label;
 use crate::check::{self, ClassIndices};
 use crate::kernels::{NumberOperations, Real, RowLoss, RowReduction, Rows, f_softmax};
+use crate::loss::composite;
 use crate::numeric::{f_reals, f_share_of, wide_kind};
-use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_backend};
+use crate::{InvalidValues, Loss, LossError, Reduction};
 
 crate::options::options! {
 /// Cross entropy with another weight for the first term of its expansion: Poly-1.
 ///
-/// As a series in the probability that the model misses, cross entropy is Σⱼ (1 − p)ʲ / j; this loss adds ε to the
-/// weight of the first term. A positive ε makes predictions more confident, which helps on balanced data sets; with ε =
-/// 0 it is [`CrossEntropyLoss`](crate::CrossEntropyLoss).
+/// Cross entropy is the series Σⱼ (1 − p)ʲ / j in the probability p of the target; this loss adds ε to the weight of
+/// its first term. A positive ε makes predictions more confident, which helps on balanced data sets; with ε = 0 it is
+/// [`CrossEntropyLoss`](crate::CrossEntropyLoss).
 ///
 /// # Formula
 ///
@@ -23,11 +23,11 @@ crate::options::options! {
 /// # Shapes
 ///
 /// * `input`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`
-/// * `target`: the same without C, of any integer kind, for class indices; or that of `input`, of a floating kind,
-///   for class probabilities
-/// * result: scalar, or the input's shape without C with [`Reduction::None`]
+/// * `target`: `[]`, `[N]` or `[N, d₁, …, dₖ]`, of any integer kind, for class indices; or `[C]`, `[N, C]` or
+///   `[N, C, d₁, …, dₖ]`, of a floating kind, for class probabilities
+/// * result: scalar, or `[]`, `[N]` or `[N, d₁, …, dₖ]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -70,15 +70,15 @@ new {
     epsilon: f64 = 2.0,
     /// the share of the target, in \[0, 1\], that is spread over all classes.
     label_smoothing: f64 = 0.0,
-    /// what a class out of range does.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    /// how a class out of range is handled.
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// the reduction.
     reduction: Reduction = Reduction::Mean,
 }
 }
 
 impl PolyCrossEntropyLoss {
-    /// From −Σ t log p and 1 − Σ t p of the target before smoothing to the losses.
+    /// The losses, given −Σ t log p and 1 − Σ t p of the target before smoothing.
     fn f_losses(&self, log_p: &Tensor, dim: i64, entropy: &Tensor, missing: &Tensor) -> Result<Tensor, LossError> {
         let smoothing = self.label_smoothing;
         if smoothing == 0.0 {
@@ -86,7 +86,7 @@ impl PolyCrossEntropyLoss {
         }
         let spread = log_p.f_mean_dim(dim, false, None)?.f_mul_number(-smoothing)?;
         let entropy = entropy.f_mul_number(1.0 - smoothing)?.f_add(&spread)?;
-        // A share of s/C is right whatever is predicted.
+        // The smoothed target's part of s/C per class adds s (1 − 1/C), whatever is predicted.
         let always_missing = smoothing * (1.0 - 1.0 / log_p.size()[dim as usize] as f64);
         let missing = missing.f_mul_number(1.0 - smoothing)?.f_add_number(always_missing)?;
         Ok(entropy.f_add(&missing.f_mul_number(self.epsilon)?)?)
@@ -106,7 +106,7 @@ impl PolyCrossEntropyLoss {
         target.validity.f_poison(&self.reduction.f_apply(&losses)?, self.reduction == Reduction::None)
     }
 
-    /// The loss of class indices by the engine, where it takes the call.
+    /// The loss of class indices by the engine, or `None` where the engine does not take the call.
     fn f_fused(&self, input: &Tensor, class_dim: usize, target: &ClassIndices) -> Result<Option<Tensor>, LossError> {
         let (smoothing, epsilon) = (self.label_smoothing, self.epsilon);
         if smoothing == 1.0 || !target.validity.is_checked() {
@@ -114,20 +114,17 @@ impl PolyCrossEntropyLoss {
         }
         let reduction = RowReduction::over_all(self.reduction);
         let rows = Rows { input, class_dim, target: &target.indices, ignore_index: None, weight: None };
-        // The engine multiplies it by what is not spread.
+        // The engine multiplies this by 1 − s, the share of the target that is not spread.
         let missing = smoothing / (1.0 - smoothing) * (1.0 - 1.0 / input.size()[class_dim] as f64);
-        let own = *self;
-        f_softmax(Poly { epsilon, missing }, smoothing, &rows, reduction, move |input, target| {
-            with_backend(Backend::Composite, || own.f_forward(input, target))
-        })
+        f_softmax(Poly { epsilon, missing }, smoothing, &rows, reduction, composite(*self))
     }
 }
 
-/// The loss of the engine.
+/// The loss, for the engine.
 #[derive(Clone, Copy)]
 struct Poly {
     epsilon: f64,
-    /// What the smoothing always misses.
+    /// The constant that the smoothing adds to 1 − Σ t p.
     missing: f64,
 }
 
@@ -142,15 +139,15 @@ impl RowLoss for Poly {
 
 impl Loss for PolyCrossEntropyLoss {
     crate::option_tensors::with_tensors!();
+    crate::mean_parts::parts!(unreduced);
 
     fn f_check_options(&self) -> Result<(), LossError> {
-        check::option("epsilon", self.epsilon, self.epsilon.is_finite(), "a finite number")?;
-        multi_label::check_smoothing(self.label_smoothing)
+        check::finite("epsilon", self.epsilon)?;
+        check::share("label_smoothing", self.label_smoothing)
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
+        check::arguments(input, target)?;
         self.f_check_options()?;
         let dim = check::class_dim(input)?;
         let log_p = |input: &Tensor| Ok::<_, LossError>(input.f_log_softmax(dim as i64, wide_kind(input)?)?);
@@ -158,20 +155,13 @@ impl Loss for PolyCrossEntropyLoss {
             self.f_probabilities(&log_p(input)?, target, dim as i64)?
         } else {
             let or = ", or that of input for class probabilities";
-            let (classes, target) = check::class_target(target, input, dim, or)?;
-            check::some_class(input, classes, &target)?;
-            let target = ClassIndices::f_new(&target, classes, None, self.invalid_values)?;
+            let target = ClassIndices::f_of(target, (input, dim), or, None, self.invalid_values)?;
             if let Some(loss) = self.f_fused(input, dim, &target)? {
                 return Ok(loss);
             }
             self.f_indices(&log_p(input)?, &target, dim as i64)?
         };
         Ok(loss.f_to_kind(input.f_kind()?)?)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_unreduced(&unreduced, input, target)
     }
 }
 

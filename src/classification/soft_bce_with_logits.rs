@@ -7,14 +7,14 @@ use crate::binary::{self, Logits};
 use crate::check::{self, ClassIndices, Validity};
 use crate::kernels::{self, NumberOperations, Pointwise, Real, choose, share_or_nan};
 use crate::mean_parts::f_wide;
-use crate::numeric::{f_reals, wide_kind};
+use crate::numeric::{f_filled, f_reals, f_times, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts};
 
 crate::options::options! {
 /// Binary cross entropy of logits whose targets are smoothed, thresholded, ignored, or class indices.
 ///
 /// For masks in which some pixels are not labelled, and for training a classifier of one label out of many with a
-/// sigmoid per class, as strong ImageNet recipes do. With labels that are all there and taken as they are, choose
+/// sigmoid per class, as strong ImageNet recipes do. Where no label is missing or changed choose
 /// [`BceWithLogitsLoss`](crate::BceWithLogitsLoss).
 ///
 /// # Formula
@@ -27,13 +27,13 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`, of logits
-/// * `target`: that of `input`, of any kind of real numbers; or for `[N, C]` or `[N, C, d₁, …, dₖ]` the same without C,
-///   of any integer kind, for class indices
-/// * `weight`, `pos_weight`: any that broadcasts to that of `input`
+/// * `input`: any shape, `[*]`, of logits
+/// * `target`: `[*]`, the same shape, of any kind of real numbers; or for an input `[N, C]` or `[N, C, d₁, …, dₖ]`
+///   class indices `[N]` or `[N, d₁, …, dₖ]`, of any integer kind
+/// * `weight`, `pos_weight`: any shape that broadcasts to `[*]`
 /// * result: scalar, or `[*]` with [`MultiLabelReduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -46,15 +46,15 @@ crate::options::options! {
 /// * smp's mean divides by all elements, which is the default here; [`MeanOver::Counted`] leaves the ignored ones out.
 /// * timm's `sum_classes` is [`MultiLabelReduction::BatchMean`]. timm smooths targets of the input's shape only with
 ///   `smooth_dense`.
-/// * A class index out of range is an error on CUDA too. So is a target of the input's shape outside \[0, 1\], such as that of a
-///   mask of 0 and 255, unless it is ignored or there is a threshold.
-/// * On the CPU an infinite logit has its limit as its loss, 0 or infinite, where the references' is NaN.
+/// * A class index out of range is an error on CUDA too. So is a target of the input's shape outside \[0, 1\], such as
+///   that of a mask of 0 and 255, unless it is ignored or there is a threshold.
+/// * On the CPU the loss of an infinite logit is its limit, 0 or ∞, where the references' is NaN.
 ///
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Value`] for a class out of range or a target outside \[0, 1\], [`LossError::Option`] for a smoothing outside
-/// \[0, 1\] or a weight that requires a gradient.
+/// [`LossError::Value`] for a class out of range or a target outside \[0, 1\], [`LossError::Option`] for a smoothing
+/// outside \[0, 1\] or a weight that requires a gradient.
 ///
 /// # Example
 ///
@@ -86,15 +86,15 @@ new {
     /// a weight for the positive part of the loss, broadcast to the input's shape. It is on the device of the input, in
     /// any floating kind.
     pos_weight: Option<Tensor> = None,
-    /// the value, or the class index, whose targets count nothing; `None` is none.
+    /// the value, or the class index, whose targets are ignored; with `None` all count.
     ignore_index: Option<i64> = Some(-100) => into,
     /// the share of each label, in \[0, 1\], that is moved to ½, or of a class index that is spread over all classes.
     label_smoothing: f64 = 0.0,
     /// the value above which a target, smoothed, is 1; all others are 0.
     target_threshold: Option<f64> = None,
-    /// what a target outside \[0, 1\] or a class index out of range does. With a
+    /// how a target outside \[0, 1\] or a class index out of range is handled. With a
     /// [`target_threshold`](Self::target_threshold) a target may be any number.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// what the mean divides by where targets are ignored.
     mean_over: MeanOver = MeanOver::All,
     /// the reduction.
@@ -108,7 +108,7 @@ struct Labels {
     labels: Tensor,
     /// Which of them are ignored, in a shape that broadcasts to theirs.
     ignored: Option<Tensor>,
-    /// What is left to do about class indices out of range.
+    /// Which class indices are out of range, where these are no error.
     validity: Validity,
 }
 
@@ -117,10 +117,7 @@ impl SoftBceWithLogitsLoss {
     fn f_dense(&self, target: &Tensor, kind: Kind) -> Result<Labels, LossError> {
         let labels = f_reals(("target", target), kind)?;
         let ignored = self.ignore_index.map(|ignored| labels.f_eq_number(ignored)).transpose()?;
-        let labels = match &ignored {
-            Some(ignored) => labels.f_masked_fill_number(ignored, 0)?,
-            None => labels,
-        };
+        let labels = f_filled(&labels, ignored.as_ref(), 0)?;
         let validity = match self.target_threshold {
             Some(_) => Validity::CHECKED,
             None => binary::f_shares(&labels, self.invalid_values)?,
@@ -132,17 +129,11 @@ impl SoftBceWithLogitsLoss {
     /// The labels of class indices.
     fn f_indices(&self, input: &Tensor, target: &Tensor, kind: Kind) -> Result<Labels, LossError> {
         let dim = check::class_dim(input)?;
-        let (classes, target) = check::class_target(target, input, dim, ", or that of input")?;
-        if classes == 0 && target.numel() > 0 {
-            return Err(check::shape_error(("input", input), "at least one class"));
-        }
-        let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
-        let mut indices = target.indices.f_unsqueeze(dim as i64)?;
+        let (or, ignored) = (", or that of input", self.ignore_index);
+        let target = ClassIndices::f_of(target, (input, dim), or, ignored, self.invalid_values)?;
         let ignored = target.f_ignored()?.map(|ignored| ignored.f_unsqueeze(dim as i64)).transpose()?;
-        if let Some(ignored) = &ignored {
-            indices = indices.f_masked_fill_number(ignored, 0)?;
-        }
-        let off = self.label_smoothing / classes.max(1) as f64;
+        let indices = f_filled(&target.indices.f_unsqueeze(dim as i64)?, ignored.as_ref(), 0)?;
+        let off = self.label_smoothing / input.size()[dim].max(1) as f64;
         let labels = Tensor::f_full_number(&input.size(), off, (kind, input.device()))?;
         let labels = labels.f_scatter_number(dim as i64, &indices, 1.0 - self.label_smoothing + off)?;
         Ok(Labels { labels, ignored, validity: target.validity.f_unsqueeze(dim as i64)? })
@@ -157,62 +148,14 @@ impl SoftBceWithLogitsLoss {
         };
         Ok(losses.f_sum(None)?.f_div(&counted)?)
     }
-}
 
-impl Loss for SoftBceWithLogitsLoss {
-    crate::option_tensors::with_tensors!();
-
-    fn f_check_options(&self) -> Result<(), LossError> {
-        self.target_threshold.map_or(Ok(()), |threshold| check::number("target_threshold", threshold))?;
-        multi_label::check_smoothing(self.label_smoothing)
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
-        self.f_check_options()?;
-        let weight = multi_label::f_constant_weight(("weight", &self.weight), input)?;
-        let pos_weight = multi_label::f_constant_weight(("pos_weight", &self.pos_weight), input)?;
-        if !self.is_fused(input, target) {
-            return self.f_composite(input, target);
-        }
-        let formula = Formula { label_smoothing: self.label_smoothing, ignored: self.ignore_index.map(|i| i as f64) };
-        let weights = [weight.as_ref(), pos_weight.as_ref()];
-        let (reduce, bare) = (self.reduction.for_engine(input), self.with_weights([None, None]));
-        f_weighted(formula, [input, target], weights, reduce, move |[input, target], weights| {
-            bare.with_weights(weights).f_composite(input, target)
-        })
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let (weight, pos_weight) = (&self.weight, &self.pos_weight);
-        let unreduced = Self {
-            weight: weight.as_ref().map(Tensor::shallow_clone),
-            pos_weight: pos_weight.as_ref().map(Tensor::shallow_clone),
-            reduction: MultiLabelReduction::None,
-            ..*self
-        };
-        let losses = unreduced.f_forward(&f_wide(input)?, &f_wide(target)?)?;
-        let parts = self.reduction.f_parts(&losses)?;
-        let (Some(ignored), MeanOver::Counted) = (self.ignore_index, self.mean_over) else { return Ok(parts) };
-        if self.reduction == MultiLabelReduction::BatchMean {
-            return Ok(parts);
-        }
-        // Class indices leave out all the classes of a row.
-        let labels = losses.numel().checked_div(target.numel()).unwrap_or(0) as f64;
-        let counted =
-            target.f_to_kind(Kind::Double)?.f_ne_number(ignored)?.f_sum(Kind::Double)?.f_mul_number(labels)?;
-        MeanParts::f_new(parts.numerator().shallow_clone(), counted)
-    }
-}
-
-impl SoftBceWithLogitsLoss {
-    fn with_weights(&self, weights: [Option<&Tensor>; 2]) -> Self {
+    /// The same loss with the weights of the elements and of their positive parts.
+    pub(super) fn with_weights(&self, weights: [Option<&Tensor>; 2]) -> Self {
         let [weight, pos_weight] = weights.map(|weight| weight.map(Tensor::shallow_clone));
         Self { weight, pos_weight, ..*self }
     }
 
-    /// Whether each loss is a formula of its label alone.
+    /// Whether each loss depends on its own logit and label alone, so that the engine can compute it.
     fn is_fused(&self, input: &Tensor, target: &Tensor) -> bool {
         let counts = self.reduction == MultiLabelReduction::Mean && self.mean_over == MeanOver::Counted;
         input.size() == target.size()
@@ -234,15 +177,50 @@ impl SoftBceWithLogitsLoss {
             labels = labels.f_gt_number(threshold)?.f_to_kind(kind)?;
         }
         let logits = input.f_to_kind(kind)?;
-        let mut losses = Logits::f_new(&logits)?.f_entropy(&labels, pos_weight.as_ref())?;
-        if let Some(weight) = weight {
-            losses = losses.f_mul(&weight)?;
-        }
-        if let Some(ignored) = &ignored {
-            losses = losses.f_masked_fill_number(ignored, 0)?;
-        }
+        let losses = f_times(&Logits::f_new(&logits)?.f_entropy(&labels, pos_weight.as_ref())?, weight.as_ref())?;
+        let losses = f_filled(&losses, ignored.as_ref(), 0)?;
         let loss = self.f_reduce(&losses, ignored.as_ref())?.f_to_kind(input.f_kind()?)?;
         validity.f_poison(&loss, self.reduction == MultiLabelReduction::None)
+    }
+}
+
+impl Loss for SoftBceWithLogitsLoss {
+    crate::option_tensors::with_tensors!();
+
+    fn f_check_options(&self) -> Result<(), LossError> {
+        self.target_threshold.map_or(Ok(()), |threshold| check::number("target_threshold", threshold))?;
+        check::share("label_smoothing", self.label_smoothing)
+    }
+
+    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        check::arguments(input, target)?;
+        self.f_check_options()?;
+        let weight = multi_label::f_constant_weight(("weight", &self.weight), input)?;
+        let pos_weight = multi_label::f_constant_weight(("pos_weight", &self.pos_weight), input)?;
+        if !self.is_fused(input, target) {
+            return self.f_composite(input, target);
+        }
+        let formula = Formula { label_smoothing: self.label_smoothing, ignored: self.ignore_index.map(|i| i as f64) };
+        let weights = [weight.as_ref(), pos_weight.as_ref()];
+        let (reduce, bare) = (self.reduction.for_engine(input), self.with_weights([None, None]));
+        f_weighted(formula, [input, target], weights, reduce, move |[input, target], weights| {
+            bare.with_weights(weights).f_composite(input, target)
+        })
+    }
+
+    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
+        let unreduced = Self { reduction: MultiLabelReduction::None, ..self.clone() };
+        let losses = unreduced.f_forward(&f_wide(input)?, &f_wide(target)?)?;
+        let parts = self.reduction.f_parts(&losses)?;
+        let (Some(ignored), MeanOver::Counted) = (self.ignore_index, self.mean_over) else { return Ok(parts) };
+        if self.reduction == MultiLabelReduction::BatchMean {
+            return Ok(parts);
+        }
+        // An ignored class index leaves out all classes of its row.
+        let labels = losses.numel().checked_div(target.numel()).unwrap_or(0) as f64;
+        let counted =
+            target.f_to_kind(Kind::Double)?.f_ne_number(ignored)?.f_sum(Kind::Double)?.f_mul_number(labels)?;
+        MeanParts::f_new(parts.numerator().shallow_clone(), counted)
     }
 }
 
@@ -256,7 +234,7 @@ impl Formula {
     /// The smoothed label, its derivative, and whether it counts.
     #[inline(always)]
     fn label<R: Real>(self, label: R) -> (R, R, R::Mask) {
-        // Nothing equals NaN.
+        // Without an ignored value it is compared with NaN, which no label is equal to.
         let counted = label.unequal(R::of(self.ignored.unwrap_or(f64::NAN)));
         let share = share_or_nan(choose(counted, label, R::of(0.0)), 1.0);
         let (label, of_label) = multi_label::smooth(share, self.label_smoothing);
@@ -276,7 +254,7 @@ impl Pointwise<2> for Formula {
     }
 }
 
-/// With the weight of the positive part.
+/// The same with a weight of the positive part as third argument.
 impl Pointwise<3> for Formula {
     const PARTIAL: bool = true;
 

@@ -2,10 +2,10 @@ use tch::Tensor;
 
 use crate::kernels::{self, NumberOperations, Pointwise, Real, f_pointwise, sigmoids};
 use crate::numeric::{f_reals, wide_kind};
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
-/// The logistic loss of a score whose label is 1 or −1.
+/// The soft margin loss: the logistic loss of a score whose label is 1 or −1.
 ///
 /// It is [`BceWithLogitsLoss`](crate::BceWithLogitsLoss) for labels of 1 and −1 in place of 1 and 0: choose it where
 /// the labels come like that, as from a support vector machine.
@@ -18,11 +18,11 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`
-/// * `target`: that of `input`, with values 1 and −1, of any kind, used in the input's
+/// * `input`: any shape, `[*]`
+/// * `target`: `[*]`, the same shape, with values 1 and −1, of any kind, used in the input's
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -33,7 +33,7 @@ crate::options::options! {
 /// * A score far on the wrong side has its right loss and gradient; PyTorch's exponential overflows there, from a
 ///   margin of −89 in `f32`, and gives an infinite loss with a NaN gradient.
 /// * A target of another shape is an error, unless [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts it to
-///   the input's without a word.
+///   the input's silently.
 /// * The target may require a gradient.
 ///
 /// # Errors
@@ -72,13 +72,13 @@ new {
 
 impl Loss for SoftMarginLoss {
     crate::option_tensors::with_tensors!();
+    crate::mean_parts::parts!(sum);
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
+        check::arguments(input, target)?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
         let (reduction, kind, wide) = (self.reduction, input.f_kind()?, wide_kind(input)?);
-        // Half precision does not hold all integers.
+        // Integer labels become single precision at least, because half precision cannot represent all of them.
         let labels = match kernels::f_beside(input, target)? {
             Some(labels) => labels,
             None => f_reals(("target", target), wide)?,
@@ -86,14 +86,9 @@ impl Loss for SoftMarginLoss {
         f_pointwise(Formula, [input, &labels], reduction, move |[input, target]| {
             let margins = target.f_to_kind(wide)?.f_mul(&input.f_to_kind(wide)?)?;
             let reduced = reduction.f_apply(&margins.f_log_sigmoid()?)?;
-            // Not the negation, which makes -0 of a loss of 0.
+            // Subtracted from 0, because a negation would turn a loss of 0 into −0.
             Ok(reduced.f_rsub_number(0)?.f_to_kind(kind)?)
         })
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let sum = Self { reduction: Reduction::Sum, ..*self };
-        MeanParts::f_of_sum(&sum, input, target, None)
     }
 }
 

@@ -1,18 +1,25 @@
+mod formula;
+#[cfg(test)]
+mod tests;
+
 use tch::{Device, Kind, Tensor};
 
 use super::focal::{self, FocalAlpha, Modulation};
 use crate::check::{self, ClassIndices};
-use crate::kernels::{self, NumberOperations, Real, RowLoss, RowReduction, Rows, choose, f_softmax};
+use crate::kernels::{self, NumberOperations, RowReduction, Rows, f_softmax};
+use crate::loss::composite;
 use crate::mean_parts::{self, f_wide, f_wide_option};
 use crate::precomputed::Precomputed;
-use crate::{Backend, InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduction, numeric, with_backend};
+use crate::{InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduction, numeric};
+
+use formula::{Formula, Power, Square};
 
 crate::options::options! {
-/// The focal loss of a softmax: cross entropy in which what is easy counts little.
+/// The softmax focal loss: cross entropy with a factor that makes the loss of easy targets small.
 ///
-/// The loss of classification and segmentation with classes of very different size. γ says how little the easy targets
-/// count, α how much each class does. It takes logits: do not apply a softmax before it. For several labels at once
-/// choose [`SigmoidFocalLoss`](crate::SigmoidFocalLoss), without focus
+/// The loss of classification and segmentation with classes of very different size. The larger γ is, the smaller is the
+/// loss of easy targets; α weighs the classes. It takes logits: do not apply a softmax before it. For several labels at
+/// once choose [`SigmoidFocalLoss`](crate::SigmoidFocalLoss), without focus
 /// [`CrossEntropyLoss`](crate::CrossEntropyLoss).
 ///
 /// # Formula
@@ -33,17 +40,17 @@ crate::options::options! {
 ///
 /// ℓₙ = Σ_c q\[n, c\] · f\[n, c\]
 ///
-/// and the mean divides by the number of targets, whatever the weights.
+/// and the mean divides by the number of targets, whatever the weights are.
 ///
 /// # Shapes
 ///
 /// * `input`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`
-/// * `target`: the same without C, of any integer kind, for class indices; or that of `input`, of a floating kind,
-///   for class probabilities
+/// * `target`: `[]`, `[N]` or `[N, d₁, …, dₖ]`, of any integer kind, for class indices; or `[C]`, `[N, C]` or
+///   `[N, C, d₁, …, dₖ]`, of a floating kind, for class probabilities
 /// * `alpha` for each class, `weight`: `[C]`
-/// * result: scalar, or the input's shape without C with [`Reduction::None`]
+/// * result: scalar, or `[]`, `[N]` or `[N, d₁, …, dₖ]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -59,8 +66,8 @@ crate::options::options! {
 /// * Their class weights do not divide the mean, nor do they here with [`MeanOver::All`] or as α.
 /// * Class indices may be of any integer kind, a class out of range is an error on CUDA too, and so is an α outside
 ///   \[0, 1\], which makes losses negative.
-/// * The gradient is finite for 0 < γ < 1 and saturated logits, where MONAI's is NaN; a mean over nothing but ignored
-///   targets is NaN with gradient 0.
+/// * The gradient is finite for 0 < γ < 1 and saturated logits, where MONAI's is NaN; where all targets are ignored the
+///   mean is NaN with gradient 0.
 /// * Half precision is computed in `f32`.
 ///
 /// # Errors
@@ -87,23 +94,24 @@ crate::options::options! {
 /// ```
 #[doc(alias = "focal_loss")]
 #[doc(alias = "FocalLoss")]
+#[doc(alias = "multiclass_focal")]
 pub struct SoftmaxFocalLoss: "softmax_focal";
 
 /// The focal loss with γ = 2 and without α.
 new {
-    /// how much the classes count: a number α for \[1 − α, α, α, …\], or a tensor of one for each class. A tensor is on
+    /// the weights of the classes: a number α for \[1 − α, α, α, …\], or a tensor of one for each class. A tensor is on
     /// the device of the input, in any floating kind.
     alpha: FocalAlpha = FocalAlpha::None => into,
     /// the power γ of the modulating factor, at least 0; 0 is cross entropy.
     gamma: f64 = 2.0,
     /// a weight for each class, which divides the mean, too. It is on the device of the input, in any floating kind.
     weight: Option<Tensor> = None,
-    /// the class index whose targets count nothing, or none.
+    /// the class index whose targets are ignored, or none.
     ignore_index: Option<i64> = Some(-100) => into,
     /// the share of the target, in \[0, 1\], that is spread over all classes.
     label_smoothing: f64 = 0.0,
-    /// what a class out of range does.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    /// how a class out of range is handled.
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// what the mean divides by; with [`MeanOver::All`] it is the number of targets, whatever the weights.
     mean_over: MeanOver = MeanOver::Counted,
     /// the reduction.
@@ -113,8 +121,7 @@ new {
 
 impl SoftmaxFocalLoss {
     fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
+        check::arguments(input, target)?;
         check::class_dim(input)?;
         self.f_check_options()?;
         self.alpha.f_check(input)?;
@@ -145,7 +152,7 @@ impl SoftmaxFocalLoss {
     /// (1 − p)^γ · log p.
     fn f_modulated(&self, log_p: &Tensor) -> Result<Tensor, LossError> {
         self.modulation().f_apply(log_p, || {
-            // Of a class that is masked, by −∞ or by a huge number, the factor is 1 with slope 0: p log p is 0 there.
+            // A class that is masked, by −∞ or by a huge number, has the factor 1 with derivative 0.
             let masked = log_p.f_lt_number(MASKED)?;
             focal::f_log_rest(&log_p.f_masked_fill_number(&masked, MASKED)?)
         })
@@ -160,7 +167,7 @@ impl SoftmaxFocalLoss {
         })
     }
 
-    /// The loss of class indices by the engine, where it takes the call.
+    /// The loss of class indices by the engine, or `None` where the engine does not take the call.
     fn f_fused(&self, input: &Tensor, target: &Tensor) -> Result<Option<Tensor>, LossError> {
         let reduction = match (self.reduction, self.mean_over, &self.alpha, &self.weight) {
             (Reduction::None, ..) => RowReduction::None,
@@ -176,8 +183,7 @@ impl SoftmaxFocalLoss {
             return Ok(None);
         }
         let class_dim = check::class_dim(input)?;
-        let (classes, target) =
-            check::class_target(target, input, class_dim, ", or that of input for class probabilities")?;
+        let (classes, target) = check::class_target(target, input, class_dim, OR_SHARES)?;
         let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
         let factors = self.f_factors(classes, numeric::wide_kind(input)?, input.device())?;
         let rows = Rows {
@@ -187,13 +193,10 @@ impl SoftmaxFocalLoss {
             ignore_index: self.ignore_index,
             weight: factors.as_ref(),
         };
-        let own = self.clone();
-        let composite =
-            move |input: &Tensor, target: &Tensor| with_backend(Backend::Composite, || own.f_forward(input, target));
         if self.gamma == 2.0 {
-            return f_softmax(Formula(Square), 0.0, &rows, reduction, composite);
+            return f_softmax(Formula(Square), 0.0, &rows, reduction, composite(self.clone()));
         }
-        f_softmax(Formula(Power { gamma: self.gamma }), 0.0, &rows, reduction, composite)
+        f_softmax(Formula(Power { gamma: self.gamma }), 0.0, &rows, reduction, composite(self.clone()))
     }
 
     /// The log-probabilities of `input`, in single precision at least, and their loss: for a loss that needs both.
@@ -228,7 +231,7 @@ impl SoftmaxFocalLoss {
             0.0 => target,
             _ => target.f_mul_number(1.0 - smoothing)?.f_add_number(smoothing / classes as f64)?,
         };
-        // A class that is masked by −∞ and has no share costs nothing, where 0 · ∞ would be NaN.
+        // A class that is masked by −∞ and has the probability 0 in the target adds 0, where 0 · ∞ would be NaN.
         let masked = log_p.f_eq_number(f64::NEG_INFINITY)?.f_logical_and(&target.f_eq_number(0)?)?;
         let possible = log_p.f_masked_fill_number(&masked, 0)?;
         let terms = self.f_every_class(&possible, factors.as_ref())?.f_mul(&target)?;
@@ -238,21 +241,13 @@ impl SoftmaxFocalLoss {
 
     fn f_indices(&self, input: &Tensor, target: &Tensor, kind: Kind) -> Result<(Tensor, Tensor), LossError> {
         let dim = check::class_dim(input)?;
-        let (classes, target) = check::class_target(target, input, dim, ", or that of input for class probabilities")?;
-        check::some_class(input, classes, &target)?;
-        let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
+        let target = ClassIndices::f_of(target, (input, dim), OR_SHARES, self.ignore_index, self.invalid_values)?;
         let ignored = target.f_ignored()?;
-        let own = match &ignored {
-            Some(ignored) => target.indices.f_masked_fill_number(ignored, 0)?,
-            None => target.indices.shallow_clone(),
-        };
+        let own = numeric::f_filled(&target.indices, ignored.as_ref(), 0)?;
         let log_p = target.f_mask_ignored(input, dim)?.f_log_softmax(dim as i64, kind)?;
-        let mut losses = self.f_index_losses(&log_p, &own, dim as i64)?;
-        if let Some(ignored) = &ignored {
-            losses = losses.f_masked_fill_number(ignored, 0)?;
-        }
+        let losses = numeric::f_filled(&self.f_index_losses(&log_p, &own, dim as i64)?, ignored.as_ref(), 0)?;
         let loss = match self.reduction {
-            Reduction::Mean if self.mean_over == MeanOver::Counted => self.f_mean(&losses, &own, ignored)?,
+            Reduction::Mean if self.mean_over == MeanOver::Counted => self.f_mean(&losses, &own, ignored.as_ref())?,
             reduction => reduction.f_apply(&losses)?,
         };
         let loss = target.validity.f_poison(&loss, self.reduction == Reduction::None)?;
@@ -264,10 +259,8 @@ impl SoftmaxFocalLoss {
         let classes = log_p.size()[dim as usize];
         let factors = self.f_factors(classes, log_p.f_kind()?, log_p.device())?;
         let chosen = log_p.f_gather(dim, &own.f_unsqueeze(dim)?, false)?.f_squeeze_dim(dim)?;
-        let mut terms = self.f_modulated(&chosen)?;
-        if let Some(factors) = &factors {
-            terms = terms.f_mul(&factors.f_take(own)?)?;
-        }
+        let of_targets = factors.as_ref().map(|factors| factors.f_take(own)).transpose()?;
+        let terms = numeric::f_times(&self.f_modulated(&chosen)?, of_targets.as_ref())?;
         let smoothing = self.label_smoothing;
         if smoothing == 0.0 {
             return Ok(terms.f_neg()?);
@@ -278,18 +271,16 @@ impl SoftmaxFocalLoss {
     }
 
     /// Σ ℓₙ / Σ w\[yₙ\] over the targets that are not ignored.
-    fn f_mean(&self, losses: &Tensor, own: &Tensor, ignored: Option<Tensor>) -> Result<Tensor, LossError> {
+    fn f_mean(&self, losses: &Tensor, own: &Tensor, ignored: Option<&Tensor>) -> Result<Tensor, LossError> {
         let weights = match &self.weight {
             Some(weight) => weight.f_to_kind(losses.f_kind()?)?.f_take(own)?,
             None => own.f_ones_like()?,
         };
-        let weights = match ignored {
-            Some(ignored) => weights.f_masked_fill_number(&ignored, 0)?,
-            None => weights,
-        };
+        let weights = numeric::f_filled(&weights, ignored, 0)?;
         let (total, divisor) = (losses.f_sum(None)?, weights.f_sum(None)?);
         if self.weight.is_some() {
-            // As in cross entropy, targets whose weights are all 0 have a gradient of NaN; ignored ones have one of 0.
+            // As in cross entropy, the gradient is NaN where the weights of all targets are 0, and 0 where all targets
+            // are ignored.
             return Ok(total.f_div(&divisor)?);
         }
         focal::f_mean(&total, &divisor)
@@ -300,7 +291,9 @@ impl SoftmaxFocalLoss {
     }
 }
 
-/// A logarithm below it is that of a masked class.
+/// What a target can be that has no class indices: class probabilities.
+const OR_SHARES: &str = ", or that of input for class probabilities";
+/// A class with a log-probability below this is masked.
 const MASKED: f64 = -1e30;
 
 impl Loss for SoftmaxFocalLoss {
@@ -309,8 +302,7 @@ impl Loss for SoftmaxFocalLoss {
     fn f_check_options(&self) -> Result<(), LossError> {
         self.modulation().check()?;
         self.alpha.check_number()?;
-        let smoothing = self.label_smoothing;
-        check::option("label_smoothing", smoothing, (0.0..=1.0).contains(&smoothing), "a number in [0, 1]")
+        check::share("label_smoothing", self.label_smoothing)
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
@@ -334,180 +326,4 @@ impl Loss for SoftmaxFocalLoss {
     }
 }
 
-impl Precomputed for SoftmaxFocalLoss {
-    fn reduction(&self) -> Reduction {
-        self.reduction
-    }
-}
-
-/// The loss of the engine.
-#[derive(Clone, Copy)]
-struct Formula<M>(M);
-
-/// A modulation of the engine.
-trait Modulate: Copy + Send + Sync + 'static {
-    /// γ, and `rest` to the power of γ.
-    fn power<R: Real>(self, rest: R) -> (R, R);
-}
-
-/// γ = 2, the usual one, without logarithm and exponential.
-#[derive(Clone, Copy)]
-struct Square;
-
-impl Modulate for Square {
-    #[inline(always)]
-    fn power<R: Real>(self, rest: R) -> (R, R) {
-        (R::of(2.0), rest * rest)
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Power {
-    gamma: f64,
-}
-
-impl Modulate for Power {
-    #[inline(always)]
-    fn power<R: Real>(self, rest: R) -> (R, R) {
-        let gamma = R::of(self.gamma);
-        (gamma, rest.power(gamma))
-    }
-}
-
-impl<M: Modulate> RowLoss for Formula<M> {
-    #[inline(always)]
-    fn evaluate<R: Real>(self, log_p: R, _: R) -> (R, [R; 2]) {
-        let rest = -log_p.exp_m1();
-        let (gamma, factor) = self.0.power(rest);
-        let (zero, one) = (R::of(0.0), R::of(1.0));
-        // A small p would lose its digits in 1 − p.
-        let p = choose(rest.greater(R::of(0.5)), log_p.exp_of_negative(), one - rest);
-        // p log p / (1 − p), which is −1 at p = 1 and 0 at p = 0.
-        let ratio = choose(rest.equal(zero), -one, choose(p.equal(zero), zero, p * log_p / rest));
-        let slope = factor * (gamma * ratio - one);
-        (-(factor * log_p), [slope, zero])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn logits() -> Tensor {
-        Tensor::from_slice(&[0.5, -1.0, 2.0, 1.0, 0.0, 0.25]).view([2, 3])
-    }
-
-    fn message(criterion: SoftmaxFocalLoss, input: &Tensor, target: &Tensor) -> String {
-        criterion.f_forward(input, target).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn wrong_calls_name_the_argument() {
-        let (input, target) = (logits(), Tensor::from_slice(&[0_i64, 2]));
-        let new = SoftmaxFocalLoss::new;
-        let pair = || Tensor::from_slice(&[1.0, 2.0]);
-        let cases = [
-            (
-                message(new(), &input, &(&target + 1)),
-                "target holds 3, expected classes in [0, 3), or ignore_index -100",
-            ),
-            (message(new().ignore_index(None), &input, &(&target - 1)), "target holds -1, expected classes in [0, 3)"),
-            (message(new(), &input, &target.to_kind(Kind::Double)), "target has kind Double, expected an integer kind"),
-            (message(new(), &input, &input.to_kind(Kind::Int64)), "target has kind Int64, expected a floating kind"),
-            (
-                message(new(), &input, &target.view([2, 1])),
-                "target has shape [2, 1], expected [2], the shape of input without its classes, or that of input for \
-                 class probabilities",
-            ),
-            (message(new(), &input.sum(None), &target), "input has shape [], expected [C], [N, C] or [N, C, d1, ...]"),
-            (message(new().weight(pair()), &input, &target), "weight has shape [2], expected [3], one value per class"),
-            (message(new().alpha(pair()), &input, &target), "alpha has shape [2], expected [3], one value per class"),
-            (
-                message(new().alpha(-1.0), &input, &target),
-                "option alpha is -1, expected a number in [0, 1], one for each class, or FocalAlpha::None",
-            ),
-            (
-                message(new().gamma(f64::INFINITY), &input, &target),
-                "option gamma is inf, expected a finite number of at least 0",
-            ),
-            (
-                message(new().label_smoothing(1.5), &input, &target),
-                "option label_smoothing is 1.5, expected a number in [0, 1]",
-            ),
-            (
-                message(new().ignore_index(0), &input, &input),
-                "option ignore_index is 0, expected negative with class probabilities as target",
-            ),
-        ];
-        for (actual, expected) in cases {
-            assert_eq!(actual, expected);
-        }
-    }
-
-    #[test]
-    fn extreme_logits_stay_finite() {
-        let rows = [1e4, -1e4, 0.0, -1e4, 1e4, 1e4, 1e4, 1e4, 1e4];
-        for (gamma, smoothing) in [0.0, 0.1, 0.5, 2.0].into_iter().flat_map(|gamma| [0.0, 0.1].map(|s| (gamma, s))) {
-            for kind in [Kind::Double, Kind::Float] {
-                let input = Tensor::from_slice(&rows).view([3, 3]).to_kind(kind).set_requires_grad(true);
-                let criterion = SoftmaxFocalLoss::new().gamma(gamma).label_smoothing(smoothing);
-                let indices = criterion.forward(&input, &Tensor::from_slice(&[0_i64, 0, 1]));
-                let shares = criterion.forward(&input, &Tensor::full([3, 3], 1.0 / 3.0, (kind, input.device())));
-                let sum = &indices + &shares;
-                sum.backward();
-                assert!(sum.double_value(&[]).is_finite(), "{gamma}");
-                assert!(input.grad().isfinite().all().int64_value(&[]) != 0, "{gamma}");
-            }
-        }
-    }
-
-    #[test]
-    fn an_ignored_row_leaves_value_and_gradient_alone() {
-        let masked = [0.0, 0.0, f64::NEG_INFINITY, f64::NAN];
-        for smoothing in [0.0, 0.5] {
-            let input = Tensor::from_slice(&masked).view([2, 2]).set_requires_grad(true);
-            let target = Tensor::from_slice(&[1_i64, 255]).to_kind(Kind::Uint8);
-            let criterion = SoftmaxFocalLoss::new().ignore_index(255).label_smoothing(smoothing);
-            let loss = criterion.forward(&input, &target);
-            loss.backward();
-            assert!((loss.double_value(&[]) - 0.25 * 2_f64.ln()).abs() < 1e-15);
-            assert_eq!(Vec::<f64>::try_from(input.grad().get(1)).unwrap(), [0.0, 0.0]);
-            assert!(input.grad().isfinite().all().int64_value(&[]) != 0);
-        }
-    }
-
-    #[test]
-    fn a_mean_over_nothing_is_nan_with_gradient_0() {
-        let input = logits().set_requires_grad(true);
-        let loss = SoftmaxFocalLoss::new().forward(&input, &Tensor::from_slice(&[-100_i64, -100]));
-        loss.backward();
-        assert!(loss.double_value(&[]).is_nan());
-        assert_eq!(Vec::<f64>::try_from(input.grad().view(-1)).unwrap(), [0.0; 6]);
-    }
-
-    #[test]
-    fn classes_out_of_range_can_make_the_loss_nan() {
-        for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
-            let input = logits().set_requires_grad(true);
-            let criterion = SoftmaxFocalLoss::new().invalid_values(InvalidValues::Nan).reduction(reduction);
-            let loss = criterion.forward(&input, &Tensor::from_slice(&[1_i64, 3]));
-            loss.sum(None).backward();
-            assert!(loss.view(-1).double_value(&[-1]).is_nan());
-            assert!(input.grad().isfinite().all().int64_value(&[]) != 0);
-        }
-    }
-
-    #[test]
-    fn gradients_are_those_of_differences() {
-        let (input, target) = (logits(), Tensor::from_slice(&[2_i64, 0]));
-        let criterion = SoftmaxFocalLoss::new()
-            .alpha(0.3)
-            .gamma(0.5)
-            .weight(Tensor::from_slice(&[0.5, 1.0, 2.0]))
-            .label_smoothing(0.1);
-        numeric::assert_gradient(&input, |input| criterion.forward(input, &target));
-        let shares = logits().softmax(1, Kind::Double);
-        numeric::assert_gradient(&input, |input| criterion.forward(input, &shares));
-        numeric::assert_gradient(&shares, |shares| criterion.forward(&input, shares));
-    }
-}
+crate::precomputed::precomputed!(SoftmaxFocalLoss);

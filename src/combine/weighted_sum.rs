@@ -73,6 +73,8 @@ use crate::{Loss, LossError, MeanParts, check};
 #[doc(alias = "Sum")]
 #[doc(alias = "combined loss")]
 #[must_use]
+#[doc(alias = "compound loss")]
+#[doc(alias = "combo_loss")]
 pub struct WeightedSum {
     terms: Vec<Summand>,
 }
@@ -86,6 +88,7 @@ struct Summand {
 
 /// A weighted sum and its terms.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct WeightedSumOutput {
     /// The sum, with its graph.
     pub total: Tensor,
@@ -95,6 +98,7 @@ pub struct WeightedSumOutput {
 
 /// The value of a term of a weighted sum.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Term {
     /// Its name.
     pub name: String,
@@ -106,6 +110,7 @@ pub struct Term {
 
 /// The numerator and the denominator of a term of a weighted sum.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct TermParts {
     /// Its name.
     pub name: String,

@@ -3,10 +3,10 @@
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error as _};
 use serde::ser::{Error as _, Serialize, Serializer};
 
-use super::names::{OTHERS, nearest, spelling};
+use super::names::{nearest, other, spelling};
 use super::option_value::{Mismatch, OptionValue, Place, Problem};
 use super::value::Value;
-use crate::Loss;
+use crate::{Loss, LossError, check};
 
 /// The field that names the loss.
 pub(crate) const LOSS: &str = "loss";
@@ -66,9 +66,8 @@ pub(crate) fn f_one_of<'a>(
     if let Some(names) = losses.iter().find(|names| names.iter().any(|known| spelling(known) == asked)) {
         return Ok((names[0], Fields { loss: names[0], fields }));
     }
-    let takes_others = OTHERS.iter().find(|(known, loss)| [spelling(known), spelling(loss)].contains(&asked));
-    if let Some((_, loss)) = takes_others {
-        return Err(format!("loss {name:?} takes other arguments: use {loss} in Rust"));
+    if let Some(problem) = other(name) {
+        return Err(problem);
     }
     Err(format!("there is no loss {name:?}{}", nearest(name, losses)))
 }
@@ -76,10 +75,10 @@ pub(crate) fn f_one_of<'a>(
 /// What each option of a loss is as data, in their order.
 pub(crate) type Written = Vec<Result<Value, Problem>>;
 
-/// A loss that can be described: `options!` makes it one.
-pub(crate) trait Described: Loss + Default + Serialize + DeserializeOwned + 'static {
-    /// Its name in data, and other ones.
-    const NAMES: &'static [&'static str];
+/// A loss whose options can be written as a table: `options!` makes it one.
+pub(crate) trait Table: Default {
+    /// The name of the loss in messages.
+    const NAME: &'static str;
     /// The names of its options.
     const OPTIONS: &'static [&'static str];
 
@@ -89,29 +88,41 @@ pub(crate) trait Described: Loss + Default + Serialize + DeserializeOwned + 'sta
     /// Writes all options.
     fn f_write_options(&self) -> Written;
 
+    /// Checks the options. A loss without a name in data checks them at its first call.
+    fn f_check(&self) -> Result<(), LossError> {
+        Ok(())
+    }
+
     /// The loss of these options, which are all that is given.
     fn f_read(mut fields: Fields, place: Place) -> Result<Self, Problem> {
-        let mut loss = Self::default();
+        let mut loss = check::with_documented_defaults(Self::default);
         loss.f_read_options(&mut fields, place)?;
         fields.f_end(Self::OPTIONS)?;
-        loss.f_check_options().map_err(|error| format!("loss {}: {error}", Self::NAMES[0]))?;
+        loss.f_check().map_err(|error| format!("loss {}: {error}", Self::NAME))?;
         Ok(loss)
     }
 
     /// Those of its options that are not the default, and their values.
     fn f_write(&self) -> Result<Vec<(String, Value)>, Problem> {
-        let written = self.f_write_options().into_iter().zip(Self::default().f_write_options());
+        let default = check::with_documented_defaults(Self::default);
+        let written = self.f_write_options().into_iter().zip(default.f_write_options());
         let mut fields = Vec::new();
         for (option, (value, default)) in Self::OPTIONS.iter().zip(written) {
-            let value = value.map_err(|problem| format!("loss {}: option {option}: {problem}", Self::NAMES[0]))?;
+            let value = value.map_err(|problem| format!("loss {}: option {option}: {problem}", Self::NAME))?;
             if default.as_ref() != Ok(&value) {
                 fields.push(((*option).to_owned(), value));
             }
         }
         Ok(fields)
     }
+}
 
-    /// The same with the name of the loss.
+/// A loss with a name in data, which [`AnyLoss`](crate::AnyLoss) knows.
+pub(crate) trait Described: Loss + Table + Serialize + DeserializeOwned + 'static {
+    /// Its name in data, and other ones.
+    const NAMES: &'static [&'static str];
+
+    /// The options that differ from the default, after the name of the loss.
     fn f_write_named(&self) -> Result<Value, Problem> {
         let mut fields = self.f_write()?;
         fields.insert(0, (LOSS.to_owned(), Value::Text(Self::NAMES[0].to_owned())));
@@ -120,15 +131,18 @@ pub(crate) trait Described: Loss + Default + Serialize + DeserializeOwned + 'sta
 }
 
 /// Reads a loss of which data hold the options.
-pub(crate) fn f_deserialize<'de, L: Described, D: Deserializer<'de>>(deserializer: D) -> Result<L, D::Error> {
-    let (value, loss) = (Value::deserialize(deserializer)?, L::NAMES[0]);
-    let Value::Map(fields) = &value else {
-        return Err(D::Error::custom(format!("{value} is no loss {loss}, expected its options")));
-    };
-    L::f_read(Fields { loss, fields: fields.iter().collect() }, Place::DEFAULT).map_err(D::Error::custom)
+pub(crate) fn f_deserialize<'de, L: Table, D: Deserializer<'de>>(deserializer: D) -> Result<L, D::Error> {
+    f_read_table(&Value::deserialize(deserializer)?, Place::DEFAULT).map_err(D::Error::custom)
+}
+
+/// Reads a loss from the table of its options.
+pub(crate) fn f_read_table<L: Table>(value: &Value, place: Place) -> Result<L, Problem> {
+    let loss = L::NAME;
+    let Value::Map(fields) = value else { return Err(format!("{value} is no loss {loss}, expected its options")) };
+    L::f_read(Fields { loss, fields: fields.iter().collect() }, place)
 }
 
 /// Writes those options of a loss that are not the default.
-pub(crate) fn f_serialize<L: Described, S: Serializer>(loss: &L, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn f_serialize<L: Table, S: Serializer>(loss: &L, serializer: S) -> Result<S::Ok, S::Error> {
     Value::Map(loss.f_write().map_err(S::Error::custom)?).serialize(serializer)
 }

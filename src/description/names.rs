@@ -1,32 +1,171 @@
 //! Names of losses and options: their spellings, and which come nearest to one that is none.
 
 /// Losses that are none of an input and a target alone, and those that have parameters.
-pub(crate) const OTHERS: &[(&str, &str)] = &[
-    ("ctc", "CtcLoss"),
-    ("gaussian_nll", "GaussianNllLoss"),
-    ("cosine_embedding", "CosineEmbeddingLoss"),
-    ("margin_ranking", "MarginRankingLoss"),
-    ("triplet_margin", "TripletMarginLoss"),
-    ("triplet_margin_with_distance", "TripletMarginWithDistanceLoss"),
-    ("linear_cross_entropy", "LinearCrossEntropyLoss"),
-    ("fused_linear_cross_entropy", "LinearCrossEntropy"),
-    ("adaptive_log_softmax_with_loss", "AdaptiveLogSoftmaxWithLoss"),
-    ("arc_face", "ArcFaceLoss"),
-    ("cos_face", "CosFaceLoss"),
-    ("proxy_anchor", "ProxyAnchorLoss"),
-    ("proxy_nca", "ProxyNcaLoss"),
-    ("clip", "ClipLoss"),
-    ("siglip", "SigLipLoss"),
-    ("dino", "DinoLoss"),
-    ("total_variation", "TotalVariationLoss"),
-    ("dpo", "DpoLoss"),
-    ("ipo", "IpoLoss"),
-    ("cpo", "CpoLoss"),
-    ("orpo", "OrpoLoss"),
-    ("simpo", "SimpoLoss"),
-    ("kto", "KtoLoss"),
-    ("distillation", "DistillationLoss"),
+pub(crate) const OTHERS: &[&str] = &[
+    // Made by scripts/tables: others.
+    "GaussianNllLoss",
+    "DistillationLoss",
+    "LinearDistillation",
+    "CosineEmbeddingLoss",
+    "MarginRankingLoss",
+    "TripletMarginLoss",
+    "TripletMarginWithDistanceLoss",
+    "ArcFaceLoss",
+    "ArcFace",
+    "CosFaceLoss",
+    "CosFace",
+    "ProxyAnchorLoss",
+    "ProxyAnchor",
+    "ProxyNcaLoss",
+    "ProxyNca",
+    "TotalVariationLoss",
+    "DinoLoss",
+    "ClipLoss",
+    "SigLipLoss",
+    "DpoLoss",
+    "IpoLoss",
+    "OrpoLoss",
+    "SimpoLoss",
+    "CpoLoss",
+    "KtoLoss",
+    "LinearPreference",
+    "LinearKto",
+    "CtcLoss",
+    "LinearCrossEntropyLoss",
+    "LinearCrossEntropy",
+    "AdaptiveLogSoftmaxWithLoss",
+    // End of what is made.
 ];
+
+/// Names of these that are not the type's.
+const NAMES_OF_OTHERS: [(&str, &str); 1] = [("fused_linear_cross_entropy", "LinearCrossEntropy")];
+
+/// The losses of families that are not built, and their features.
+const LEFT_OUT: &[(&str, &str)] = &[
+    // Made by scripts/tables: left out.
+    #[cfg(not(feature = "regression"))]
+    ("CharbonnierLoss", "regression"),
+    #[cfg(not(feature = "regression"))]
+    ("LogCoshLoss", "regression"),
+    #[cfg(not(feature = "regression"))]
+    ("CauchyLoss", "regression"),
+    #[cfg(not(feature = "regression"))]
+    ("GemanMcClureLoss", "regression"),
+    #[cfg(not(feature = "regression"))]
+    ("WelschLoss", "regression"),
+    #[cfg(not(feature = "regression"))]
+    ("MsleLoss", "regression"),
+    #[cfg(not(feature = "regression"))]
+    ("MapeLoss", "regression"),
+    #[cfg(not(feature = "regression"))]
+    ("QuantileLoss", "regression"),
+    #[cfg(not(feature = "classification"))]
+    ("SigmoidFocalLoss", "classification"),
+    #[cfg(not(feature = "classification"))]
+    ("SoftmaxFocalLoss", "classification"),
+    #[cfg(not(feature = "classification"))]
+    ("OneVsRestFocalLoss", "classification"),
+    #[cfg(not(feature = "classification"))]
+    ("AsymmetricMultiLabelLoss", "classification"),
+    #[cfg(not(feature = "classification"))]
+    ("AsymmetricSingleLabelLoss", "classification"),
+    #[cfg(not(feature = "classification"))]
+    ("JsdCrossEntropyLoss", "classification"),
+    #[cfg(not(feature = "classification"))]
+    ("PolyCrossEntropyLoss", "classification"),
+    #[cfg(not(feature = "classification"))]
+    ("PolyBceWithLogitsLoss", "classification"),
+    #[cfg(not(feature = "classification"))]
+    ("SoftBceWithLogitsLoss", "classification"),
+    #[cfg(not(feature = "classification"))]
+    ("HingeLoss", "classification"),
+    #[cfg(not(feature = "classification"))]
+    ("CategoricalHingeLoss", "classification"),
+    #[cfg(not(feature = "metric"))]
+    ("ContrastiveLoss", "metric"),
+    #[cfg(not(feature = "metric"))]
+    ("NtXentLoss", "metric"),
+    #[cfg(not(feature = "metric"))]
+    ("SupConLoss", "metric"),
+    #[cfg(not(feature = "metric"))]
+    ("MultiSimilarityLoss", "metric"),
+    #[cfg(not(feature = "metric"))]
+    ("CircleLoss", "metric"),
+    #[cfg(not(feature = "metric"))]
+    ("NPairsLoss", "metric"),
+    #[cfg(not(feature = "metric"))]
+    ("NcaLoss", "metric"),
+    #[cfg(not(feature = "metric"))]
+    ("LiftedStructureLoss", "metric"),
+    #[cfg(not(feature = "metric"))]
+    ("GeneralizedLiftedStructureLoss", "metric"),
+    #[cfg(not(feature = "metric"))]
+    ("BatchTripletMarginLoss", "metric"),
+    #[cfg(not(feature = "segmentation"))]
+    ("DiceLoss", "segmentation"),
+    #[cfg(not(feature = "segmentation"))]
+    ("JaccardLoss", "segmentation"),
+    #[cfg(not(feature = "segmentation"))]
+    ("TverskyLoss", "segmentation"),
+    #[cfg(not(feature = "segmentation"))]
+    ("FocalTverskyLoss", "segmentation"),
+    #[cfg(not(feature = "segmentation"))]
+    ("GeneralizedDiceLoss", "segmentation"),
+    #[cfg(not(feature = "segmentation"))]
+    ("LovaszHingeLoss", "segmentation"),
+    #[cfg(not(feature = "segmentation"))]
+    ("LovaszSoftmaxLoss", "segmentation"),
+    #[cfg(not(feature = "segmentation"))]
+    ("MccLoss", "segmentation"),
+    #[cfg(not(feature = "segmentation"))]
+    ("HausdorffDtLoss", "segmentation"),
+    #[cfg(not(feature = "segmentation"))]
+    ("SoftClDiceLoss", "segmentation"),
+    #[cfg(not(feature = "segmentation"))]
+    ("SoftDiceClDiceLoss", "segmentation"),
+    #[cfg(not(feature = "segmentation"))]
+    ("DiceCrossEntropyLoss", "segmentation"),
+    #[cfg(not(feature = "segmentation"))]
+    ("DiceFocalLoss", "segmentation"),
+    #[cfg(not(feature = "detection"))]
+    ("GeneralizedBoxIouLoss", "detection"),
+    #[cfg(not(feature = "detection"))]
+    ("DistanceBoxIouLoss", "detection"),
+    #[cfg(not(feature = "detection"))]
+    ("CompleteBoxIouLoss", "detection"),
+    #[cfg(not(feature = "detection"))]
+    ("QualityFocalLoss", "detection"),
+    #[cfg(not(feature = "detection"))]
+    ("DistributionFocalLoss", "detection"),
+    #[cfg(not(feature = "detection"))]
+    ("VarifocalLoss", "detection"),
+    #[cfg(not(feature = "image"))]
+    ("SsimLoss", "image"),
+    #[cfg(not(feature = "image"))]
+    ("MsSsimLoss", "image"),
+    #[cfg(not(feature = "image"))]
+    ("MsSsimL1Loss", "image"),
+    #[cfg(not(feature = "image"))]
+    ("PsnrLoss", "image"),
+    #[cfg(not(feature = "self-supervised"))]
+    ("BarlowTwinsLoss", "self-supervised"),
+    #[cfg(not(feature = "self-supervised"))]
+    ("VicRegLoss", "self-supervised"),
+    #[cfg(not(feature = "self-supervised"))]
+    ("NegativeCosineSimilarity", "self-supervised"),
+    // End of what is made.
+];
+
+/// Why there is no loss of this name, where it is known: it takes other arguments, or its feature is off.
+pub(crate) fn other(name: &str) -> Option<String> {
+    let asked = spelling(name);
+    let of_name = NAMES_OF_OTHERS.iter().find(|(known, _)| spelling(known) == asked).map(|(_, loss)| *loss);
+    if let Some(loss) = of_name.or_else(|| OTHERS.iter().copied().find(|loss| spelling(loss) == asked)) {
+        return Some(format!("loss {name:?} takes other arguments: use {loss} in Rust"));
+    }
+    let (_, feature) = LEFT_OUT.iter().find(|(loss, _)| spelling(loss) == asked)?;
+    Some(format!("loss {name:?} needs the feature {feature} of tch-losses"))
+}
 
 /// A name without what libraries spell in different ways: the module before it, capitals, underscores and "loss".
 pub(crate) fn spelling(name: &str) -> String {

@@ -147,7 +147,10 @@ macro_rules! none_is_null {
                     value: &$crate::description::Value,
                     place: $crate::description::Place,
                 ) -> Result<Self, $crate::description::Mismatch> {
-                    if *value == $crate::description::Value::Null { Ok(None) } else { $crate::description::OptionValue::f_read(value, place).map(Some) }
+                    match value {
+                        $crate::description::Value::Null => Ok(None),
+                        _ => $crate::description::OptionValue::f_read(value, place).map(Some),
+                    }
                 }
 
                 fn f_write(&self) -> Result<$crate::description::Value, $crate::description::Problem> {
@@ -159,7 +162,22 @@ macro_rules! none_is_null {
 }
 pub(crate) use none_is_null;
 
-none_is_null!(f64, usize, Tensor, Vec<i64>);
+none_is_null!(f64, usize, Tensor, Vec<i64>, Kind);
+
+impl OptionValue for Kind {
+    fn f_read(value: &Value, _: Place) -> Result<Self, Mismatch> {
+        let kind = KINDS.iter().find(|(name, _)| *value == Value::Text((*name).into()));
+        kind.map_or_else(
+            || expected("one of \"float\", \"double\", \"half\", \"bfloat16\", \"bool\""),
+            |(_, kind)| Ok(*kind),
+        )
+    }
+
+    fn f_write(&self) -> Result<Value, Problem> {
+        let name = KINDS.iter().find(|(_, kind)| kind == self);
+        name.map(|(name, _)| Value::Text((*name).into())).ok_or_else(|| format!("{self:?} has no name in data"))
+    }
+}
 
 /// The fields of a tensor that is neither `Float` nor Boolean, or a single number.
 const TENSOR: [&str; 2] = ["kind", "values"];

@@ -2,27 +2,23 @@
 
 use tch::Tensor;
 
-use super::divisor::Reducing;
-use crate::kernels::{NumberOperations, Real, choose};
+use crate::kernels::{NumberOperations, Pointwise, Real, choose, f_boxes};
 use crate::numeric::{f_ratio, f_reals, wide_kind};
-use crate::{LossError, MeanParts, Reduction, check};
+use crate::{LossError, Reduction, check};
 
-/// The arguments are boxes, as many.
+/// Checks that both arguments are boxes, and of the same number.
 pub(super) fn check(input: &Tensor, target: &Tensor) -> Result<(), LossError> {
-    check::devices(&[("input", input), ("target", target)])?;
-    check::floating(("input", input))?;
+    check::arguments(input, target)?;
     check::not_boolean(("target", target))?;
-    if input.size().last() != Some(&4) {
-        return Err(check::shape_error(("input", input), "[*, 4], the corners x1, y1, x2, y2 of boxes"));
-    }
+    check::shape(("input", input), input.size().last() == Some(&4), "[*, 4], the corners x1, y1, x2, y2 of boxes")?;
     check::same_shape(("target", target), ("input", input))
 }
 
 /// Pairs of boxes `[*, 4]` as corners `(x1, y1, x2, y2)`, and what all losses compute of them.
 pub(super) struct Boxes {
-    /// The corners of the input of least coordinates, `[*, 2]`.
+    /// The corners of the input's boxes with the least coordinates, `[*, 2]`.
     input_low: Tensor,
-    /// The corners of the input of greatest coordinates.
+    /// The corners of the input's boxes with the greatest coordinates.
     input_high: Tensor,
     target_low: Tensor,
     target_high: Tensor,
@@ -78,7 +74,7 @@ impl Boxes {
         let input = self.input_high.f_sub(&self.input_low)?;
         let target = self.target_high.f_sub(&self.target_low)?;
         let is_point = |size: &Tensor| size.f_eq_number(0)?.f_all_dim(-1, true);
-        // A point has no aspect: as a square beside another square it leaves neither value nor gradient.
+        // A point has no aspect ratio. Both boxes are replaced by squares, so that value and gradient are 0.
         let points = is_point(&input)?.f_logical_or(&is_point(&target)?)?;
         let input_angle = f_angle(&input.f_masked_fill_number(&points, 1)?)?;
         let target_angle = f_angle(&target.f_masked_fill_number(&points, 1)?)?;
@@ -87,7 +83,7 @@ impl Boxes {
     }
 }
 
-/// The numbers of a pair of boxes along one axis, the input's and the target's, for the formulas of the engine.
+/// The coordinates of a pair of boxes, the input's and the target's, along one axis, for the formulas of the engine.
 #[derive(Clone, Copy)]
 pub(super) struct Axis<R> {
     low: [R; 2],
@@ -97,9 +93,9 @@ pub(super) struct Axis<R> {
 /// Lengths along one axis, or the derivatives with respect to them.
 #[derive(Clone, Copy)]
 pub(super) struct Lengths<R> {
-    /// That of the intersection.
+    /// The length of the intersection.
     pub(super) overlap: R,
-    /// That of the box around both.
+    /// The length of the box around both.
     pub(super) enclosing: R,
     pub(super) input: R,
     pub(super) target: R,
@@ -127,8 +123,8 @@ impl<R: Real> Axis<R> {
         }
     }
 
-    /// The derivatives with respect to the input's low and high number, then the target's, of those with respect to the
-    /// lengths.
+    /// Turns derivatives with respect to the lengths into those with respect to the low and high coordinates, of the
+    /// input and then of the target.
     #[inline(always)]
     fn derive(self, of: Lengths<R>) -> [[R; 2]; 2] {
         let Self { low: [a, b], high: [c, d] } = self;
@@ -174,7 +170,7 @@ fn is_nan<R: Real>(x: R) -> R::Mask {
     x.unequal(x)
 }
 
-/// The share that `a` has in the larger one's gradient; equal numbers halve it.
+/// The derivative of the larger of `a` and `b` with respect to `a`: 1/2 where both are equal.
 #[inline(always)]
 fn share<R: Real>(a: R, b: R) -> R {
     choose(a.greater(b), R::of(1.0), choose(a.equal(b), R::of(0.5), R::of(0.0)))
@@ -268,47 +264,33 @@ fn f_squared_length(vector: &Tensor) -> Result<Tensor, LossError> {
     Ok(vector.f_square()?.f_sum_dim_intlist(-1, false, None)?)
 }
 
-/// arctan(width / height), which has a value and a gradient for a height of 0, too.
+/// arctan(width / height), whose value and gradient are finite for a height of 0, too.
 fn f_angle(size: &Tensor) -> Result<Tensor, LossError> {
     let upright = size.f_narrow(-1, 1, 1)?.f_ge_number(0)?;
     let size = size.f_where_self(&upright, &size.f_neg()?)?;
     Ok(size.f_select(-1, 0)?.f_atan2(&size.f_select(-1, 1)?)?)
 }
 
-/// The reduced loss of boxes by their weight and divisor; all boxes are positive.
-pub(super) fn f_apply(
-    reducing: &Reducing,
-    input: &Tensor,
-    losses: impl Fn(&Tensor, Reduction) -> Result<Tensor, LossError>,
-) -> Result<Tensor, LossError> {
-    let shape = input.size();
-    let reducing = Reducing { shape: &shape[..shape.len() - 1], ..*reducing };
-    reducing.f_apply(input, || reducing.f_number(input), losses)
-}
+/// A loss of box overlap as a formula of the corners of two boxes.
+pub(super) trait BoxFormula: Pointwise<8> {
+    /// The losses by tensor operations.
+    fn f_losses(self, boxes: &Boxes) -> Result<Tensor, LossError>;
 
-/// The parts of its mean.
-pub(super) fn f_parts(
-    reducing: &Reducing,
-    input: &Tensor,
-    losses: impl Fn(&Tensor, Reduction) -> Result<Tensor, LossError>,
-) -> Result<MeanParts, LossError> {
-    let shape = input.size();
-    let reducing = Reducing { shape: &shape[..shape.len() - 1], ..*reducing };
-    reducing.f_parts(input, || reducing.f_number(input), losses)
+    /// The reduced loss without a weight.
+    fn f_reduced(self, input: &Tensor, target: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {
+        f_boxes(self, [input, target], reduction, move |[input, target]| {
+            f_reduce(&self.f_losses(&Boxes::f_new(input, target)?)?, reduction, input)
+        })
+    }
 }
 
 /// The reduced losses in the kind of `input`; the mean over no boxes is 0.
-pub(super) fn f_reduce(losses: &Tensor, reduction: Reduction, input: &Tensor) -> Result<Tensor, LossError> {
+fn f_reduce(losses: &Tensor, reduction: Reduction, input: &Tensor) -> Result<Tensor, LossError> {
     let reduction = match reduction {
         Reduction::Mean if losses.numel() == 0 => Reduction::Sum,
         reduction => reduction,
     };
     Ok(reduction.f_apply(losses)?.f_to_kind(input.f_kind()?)?)
-}
-
-/// The option `eps` of the losses of boxes.
-pub(super) fn check_eps(option: &'static str, eps: f64) -> Result<(), LossError> {
-    check::option(option, eps, eps.is_finite() && eps >= 0.0, "a finite number of at least 0")
 }
 
 /// What holds for every loss of box overlap, given as a function of ε and the reduction.

@@ -1,14 +1,15 @@
 use tch::Tensor;
 
-use super::boxes::{self, Axis, Boxes, Overlap, Quotient};
-use super::divisor::{Divisor, Reducing};
-use super::of_boxes;
-use crate::kernels::{NumberOperations, Pointwise, Real, choose, f_boxes};
+use super::boxes::{self, Axis, BoxFormula, Boxes, Overlap, Quotient};
+use super::reducing::loss_of;
+use super::{Divisor, of_boxes};
+use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::numeric::f_ratio;
-use crate::{Loss, LossError, MeanParts, Reduction};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
-/// Complete IoU loss of boxes: one minus their overlap, plus the distance of their centres and of their aspect ratios.
+/// Complete IoU loss of boxes: one minus their overlap, plus the distance of their centres and the difference of their
+/// aspect ratios.
 ///
 /// The loss of box regression of the YOLO family. Without the aspect ratios it is
 /// [`DistanceBoxIouLoss`](crate::DistanceBoxIouLoss).
@@ -26,11 +27,11 @@ crate::options::options! {
 /// # Shapes
 ///
 /// * `input`: `[*, 4]`, the corners x₁, y₁, x₂, y₂ of each box, with x₁ < x₂ and y₁ < y₂
-/// * `target`: that of `input`, of any kind of numbers
-/// * `weight`: any that broadcasts to `[*]`
-/// * result: scalar, or `[*]` with [`Reduction::None`]; the mean over no boxes is 0
+/// * `target`: `[*, 4]`, of any kind of numbers
+/// * `weight`: any shape that broadcasts to `[*]`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over no boxes the mean is 0; [`when_empty`](Loss::when_empty) makes it NaN or an error.
+/// The mean over no boxes is 0; [`when_empty`](Loss::when_empty) makes it NaN or an error.
 ///
 /// # Reference
 ///
@@ -43,8 +44,8 @@ crate::options::options! {
 /// * A divisor that is 0, as `eps(0.0)` makes it for boxes without an area, gives a quotient of 0; torchvision's is
 ///   NaN.
 /// * torchvision's `eps` is the ε' of α alone, and its ε is always 10⁻⁷. Here both are options, `eps` and `alpha_eps`.
-/// * A box without a height has the angle π/2, and the aspect of a box that is a single point counts nothing;
-///   torchvision's gradient is NaN for the first and its value for the second.
+/// * A box without a height has the angle π/2, and for a box that is a single point v is 0; torchvision's gradient is
+///   NaN for the first and its value for the second.
 ///
 /// # Errors
 ///
@@ -69,13 +70,14 @@ crate::options::options! {
 /// ```
 #[doc(alias = "complete_box_iou_loss")]
 #[doc(alias = "CIoU")]
+#[doc(alias = "ciou")]
 pub struct CompleteBoxIouLoss: "complete_box_iou" | "CIoU";
 
 /// The loss with torchvision's defaults.
 new {
     /// the ε that is added to the area and the squared diagonal that are divided by.
     ///
-    /// Boxes without an area are defined with 0, too.
+    /// With 0 the loss of boxes without an area is defined, too.
     eps: f64 = 1e-7,
     /// the ε of the divisor of α.
     alpha_eps: f64 = 1e-7,
@@ -84,42 +86,18 @@ new {
 }
 
 impl Loss for CompleteBoxIouLoss {
-    crate::option_tensors::with_tensors!();
+    loss_of!(Boxes, boxes::check);
 
     fn f_check_options(&self) -> Result<(), LossError> {
-        boxes::check_eps("eps", self.eps)?;
-        boxes::check_eps("alpha_eps", self.alpha_eps)?;
+        check::finite_not_negative("eps", self.eps)?;
+        check::finite_not_negative("alpha_eps", self.alpha_eps)?;
         self.divisor.check()
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_check(input, target)?;
-        boxes::f_apply(&self.reducing(&[]), input, |x, reduction| self.f_reduced(x, target, reduction))
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        self.f_check(input, target)?;
-        boxes::f_parts(&self.reducing(&[]), input, |x, reduction| self.f_reduced(x, target, reduction))
     }
 }
 
 impl CompleteBoxIouLoss {
-    fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
-        self.f_check_options()?;
-        boxes::check(input, target)
-    }
-
-    fn reducing<'a>(&'a self, shape: &'a [i64]) -> Reducing<'a> {
-        let (weight, divisor, reduction) = (self.weight.as_ref(), self.divisor, self.reduction);
-        Reducing { weight, divisor, reduction, shape, of: "the boxes" }
-    }
-
-    /// The loss without the weight and the divisor.
     fn f_reduced(&self, input: &Tensor, target: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {
-        let formula = Formula { eps: self.eps, alpha_eps: self.alpha_eps };
-        f_boxes(formula, [input, target], reduction, move |[input, target]| {
-            formula.f_composite(input, target, reduction)
-        })
+        Formula { eps: self.eps, alpha_eps: self.alpha_eps }.f_reduced(input, target, reduction)
     }
 }
 
@@ -129,15 +107,13 @@ struct Formula {
     alpha_eps: f64,
 }
 
-impl Formula {
-    fn f_composite(self, input: &Tensor, target: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {
-        let boxes = Boxes::f_new(input, target)?;
+impl BoxFormula for Formula {
+    fn f_losses(self, boxes: &Boxes) -> Result<Tensor, LossError> {
         let (iou, aspect) = (boxes.f_iou(self.eps)?, boxes.f_aspect()?);
         let constant = aspect.f_detach()?;
         let divisor = iou.f_detach()?.f_rsub_number(1)?.f_add(&constant)?.f_add_number(self.alpha_eps)?;
         let alpha = f_ratio(&constant, &divisor)?;
-        let losses = boxes.f_distance_loss(&iou, self.eps)?.f_addcmul(&alpha, &aspect)?;
-        boxes::f_reduce(&losses, reduction, input)
+        Ok(boxes.f_distance_loss(&iou, self.eps)?.f_addcmul(&alpha, &aspect)?)
     }
 }
 

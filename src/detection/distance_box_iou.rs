@@ -1,17 +1,17 @@
 use tch::Tensor;
 
-use super::boxes::{self, Axis, Boxes, Overlap};
-use super::divisor::{Divisor, Reducing};
-use super::of_boxes;
-use crate::kernels::{Pointwise, Real, f_boxes};
-use crate::{Loss, LossError, MeanParts, Reduction};
+use super::boxes::{self, Axis, BoxFormula, Boxes, Overlap};
+use super::reducing::loss_of;
+use super::{Divisor, of_boxes};
+use crate::kernels::{Pointwise, Real};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
 /// Distance IoU loss of boxes: one minus their overlap, plus the distance of their centres.
 ///
 /// It moves boxes together directly and so converges faster than
-/// [`GeneralizedBoxIouLoss`](crate::GeneralizedBoxIouLoss); where the aspect ratio of the boxes shall count as well,
-/// choose [`CompleteBoxIouLoss`](crate::CompleteBoxIouLoss).
+/// [`GeneralizedBoxIouLoss`](crate::GeneralizedBoxIouLoss); to compare the aspect ratios of the boxes as well, choose
+/// [`CompleteBoxIouLoss`](crate::CompleteBoxIouLoss).
 ///
 /// # Formula
 ///
@@ -23,11 +23,11 @@ crate::options::options! {
 /// # Shapes
 ///
 /// * `input`: `[*, 4]`, the corners x₁, y₁, x₂, y₂ of each box, with x₁ < x₂ and y₁ < y₂
-/// * `target`: that of `input`, of any kind of numbers
-/// * `weight`: any that broadcasts to `[*]`
-/// * result: scalar, or `[*]` with [`Reduction::None`]; the mean over no boxes is 0
+/// * `target`: `[*, 4]`, of any kind of numbers
+/// * `weight`: any shape that broadcasts to `[*]`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over no boxes the mean is 0; [`when_empty`](Loss::when_empty) makes it NaN or an error.
+/// The mean over no boxes is 0; [`when_empty`](Loss::when_empty) makes it NaN or an error.
 ///
 /// # Reference
 ///
@@ -63,54 +63,31 @@ crate::options::options! {
 /// ```
 #[doc(alias = "distance_box_iou_loss")]
 #[doc(alias = "DIoU")]
+#[doc(alias = "diou")]
 pub struct DistanceBoxIouLoss: "distance_box_iou" | "DIoU";
 
 /// The loss with torchvision's defaults.
 new {
     /// the ε that is added to the area and the squared diagonal that are divided by.
     ///
-    /// Boxes without an area are defined with 0, too.
+    /// With 0 the loss of boxes without an area is defined, too.
     eps: f64 = 1e-7,
     ..of_boxes,
 }
 }
 
 impl Loss for DistanceBoxIouLoss {
-    crate::option_tensors::with_tensors!();
+    loss_of!(Boxes, boxes::check);
 
     fn f_check_options(&self) -> Result<(), LossError> {
-        boxes::check_eps("eps", self.eps)?;
+        check::finite_not_negative("eps", self.eps)?;
         self.divisor.check()
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_check(input, target)?;
-        boxes::f_apply(&self.reducing(&[]), input, |x, reduction| self.f_reduced(x, target, reduction))
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        self.f_check(input, target)?;
-        boxes::f_parts(&self.reducing(&[]), input, |x, reduction| self.f_reduced(x, target, reduction))
     }
 }
 
 impl DistanceBoxIouLoss {
-    fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
-        self.f_check_options()?;
-        boxes::check(input, target)
-    }
-
-    fn reducing<'a>(&'a self, shape: &'a [i64]) -> Reducing<'a> {
-        let (weight, divisor, reduction) = (self.weight.as_ref(), self.divisor, self.reduction);
-        Reducing { weight, divisor, reduction, shape, of: "the boxes" }
-    }
-
-    /// The loss without the weight and the divisor.
     fn f_reduced(&self, input: &Tensor, target: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {
-        let formula = Formula { eps: self.eps };
-        f_boxes(formula, [input, target], reduction, move |[input, target]| {
-            formula.f_composite(input, target, reduction)
-        })
+        Formula { eps: self.eps }.f_reduced(input, target, reduction)
     }
 }
 
@@ -119,11 +96,9 @@ struct Formula {
     eps: f64,
 }
 
-impl Formula {
-    fn f_composite(self, input: &Tensor, target: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {
-        let boxes = Boxes::f_new(input, target)?;
-        let losses = boxes.f_distance_loss(&boxes.f_iou(self.eps)?, self.eps)?;
-        boxes::f_reduce(&losses, reduction, input)
+impl BoxFormula for Formula {
+    fn f_losses(self, boxes: &Boxes) -> Result<Tensor, LossError> {
+        boxes.f_distance_loss(&boxes.f_iou(self.eps)?, self.eps)
     }
 }
 

@@ -1,13 +1,14 @@
 use tch::{Kind, Tensor};
 
-use super::divisor::{Divisor, Reducing};
+use super::Divisor;
+use super::reducing::loss_of;
 use crate::check::{self, Validity};
 use crate::kernels::{NumberOperations, RowReduction, Rows, f_softmax_of_positions, scan_range};
 use crate::numeric::{f_reals, wide_kind};
-use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
+use crate::{InvalidValues, Loss, LossError, Reduction};
 
 crate::options::options! {
-/// Distribution focal loss: cross entropy of the two bins beside a continuous target.
+/// Distribution focal loss: cross entropy of the two bins next to a continuous target.
 ///
 /// For a model that predicts a number, such as the distance from a point to a side of its box, as a distribution over
 /// the bins 0, 1, …, n, of which the expectation is the number. The usual companion of
@@ -25,7 +26,7 @@ crate::options::options! {
 /// * `target`: `[*]`, of any kind of real numbers
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -62,55 +63,22 @@ new {
     weight: Option<Tensor> = None,
     /// what the mean divides by.
     divisor: Divisor = Divisor::Losses => into,
-    /// what a target outside the bins does.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    /// how a target outside the bins is handled.
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// the reduction.
     reduction: Reduction = Reduction::Mean,
 }
 }
 
 impl Loss for DistributionFocalLoss {
-    crate::option_tensors::with_tensors!();
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_check(input, target)?;
-        let shape = target.size();
-        let reducing = self.reducing(&shape);
-        reducing.f_apply(input, || reducing.f_number(input), |x, reduction| self.f_reduced(x, target, reduction))
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        self.f_check(input, target)?;
-        let shape = target.size();
-        let reducing = self.reducing(&shape);
-        reducing.f_parts(input, || reducing.f_number(input), |x, reduction| self.f_reduced(x, target, reduction))
-    }
+    loss_of!(Targets, f_check);
 }
 
 impl DistributionFocalLoss {
-    fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
-        let shape = input.size();
-        let Some((_, outer)) = shape.split_last().filter(|(bins, _)| **bins > 1) else {
-            return Err(check::shape_error(("input", input), "[*, n + 1], at least two bins"));
-        };
-        if target.size() == outer {
-            return Ok(());
-        }
-        let expected = format!("{outer:?}, the shape of input without its bins");
-        Err(check::shape_error(("target", target), expected))
-    }
-
-    fn reducing<'a>(&'a self, shape: &'a [i64]) -> Reducing<'a> {
-        let (weight, divisor, reduction) = (self.weight.as_ref(), self.divisor, self.reduction);
-        Reducing { weight, divisor, reduction, shape, of: "target" }
-    }
-
-    /// The loss without the weight and the divisor.
+    /// The loss before the weight and the divisor.
     fn f_reduced(&self, input: &Tensor, target: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {
         let (shape, class_dim) = (input.size(), target.dim());
-        // Logits and positions of one kind are read as they are.
+        // Logits and positions of one kind are not converted.
         let kind = if target.f_kind()? == input.f_kind()? { input.f_kind()? } else { wide_kind(input)? };
         let target = f_reals(("target", target), kind)?;
         let validity = self.f_validity(&target, shape[class_dim] - 1)?;
@@ -132,6 +100,16 @@ impl DistributionFocalLoss {
         let expected = || format!("positions in [0, {last}]");
         Validity::f_new(("target", target), valid, expected, self.invalid_values)
     }
+}
+
+fn f_check(input: &Tensor, target: &Tensor) -> Result<(), LossError> {
+    check::arguments(input, target)?;
+    let shape = input.size();
+    let Some((_, outer)) = shape.split_last().filter(|(bins, _)| **bins > 1) else {
+        return Err(check::shape_error(("input", input), "[*, n + 1], at least two bins"));
+    };
+    let fits = target.size() == outer;
+    check::shape(("target", target), fits, format_args!("{outer:?}, the shape of input without its bins"))
 }
 
 fn f_composite(input: &Tensor, positions: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {

@@ -1,14 +1,14 @@
 use tch::Tensor;
 
-use super::boxes::{self, Axis, Boxes, Lengths, Overlap, Quotient};
-use super::divisor::{Divisor, Reducing};
-use super::of_boxes;
-use crate::kernels::{NumberOperations, Pointwise, Real, f_boxes};
+use super::boxes::{self, Axis, BoxFormula, Boxes, Lengths, Overlap, Quotient};
+use super::reducing::loss_of;
+use super::{Divisor, of_boxes};
+use crate::kernels::{NumberOperations, Pointwise, Real};
 use crate::numeric::f_ratio;
-use crate::{Loss, LossError, MeanParts, Reduction};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
-/// Generalised IoU loss of boxes: one minus their overlap, plus how empty the box around both is.
+/// Generalised IoU loss of boxes: one minus their overlap, plus the empty share of the box around both.
 ///
 /// The loss of box regression that also pulls together boxes that do not overlap, where plain IoU has no gradient.
 /// [`DistanceBoxIouLoss`](crate::DistanceBoxIouLoss) and [`CompleteBoxIouLoss`](crate::CompleteBoxIouLoss) usually
@@ -24,11 +24,11 @@ crate::options::options! {
 /// # Shapes
 ///
 /// * `input`: `[*, 4]`, the corners x₁, y₁, x₂, y₂ of each box, with x₁ < x₂ and y₁ < y₂
-/// * `target`: that of `input`, of any kind of numbers
-/// * `weight`: any that broadcasts to `[*]`
-/// * result: scalar, or `[*]` with [`Reduction::None`]; the mean over no boxes is 0
+/// * `target`: `[*, 4]`, of any kind of numbers
+/// * `weight`: any shape that broadcasts to `[*]`
+/// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over no boxes the mean is 0; [`when_empty`](Loss::when_empty) makes it NaN or an error.
+/// The mean over no boxes is 0; [`when_empty`](Loss::when_empty) makes it NaN or an error.
 ///
 /// # Reference
 ///
@@ -52,7 +52,7 @@ crate::options::options! {
 /// use tch::Tensor;
 /// use tch_losses::{GeneralizedBoxIouLoss, Loss, Reduction};
 ///
-/// // Two unit squares, one apart: nothing of the box around them is shared, and a third of it is empty.
+/// // Two unit squares, one apart: they have no area in common, and a third of the box around them is empty.
 /// let input = Tensor::from_slice(&[0.0, 0.0, 1.0, 1.0]).view([1, 4]).set_requires_grad(true);
 /// let target = Tensor::from_slice(&[2.0, 0.0, 3.0, 1.0]).view([1, 4]);
 ///
@@ -64,54 +64,31 @@ crate::options::options! {
 /// ```
 #[doc(alias = "generalized_box_iou_loss")]
 #[doc(alias = "GIoU")]
+#[doc(alias = "giou")]
 pub struct GeneralizedBoxIouLoss: "generalized_box_iou" | "GIoU";
 
 /// The loss with torchvision's defaults.
 new {
     /// the ε that is added to the areas that are divided by.
     ///
-    /// Boxes without an area are defined with 0, too.
+    /// With 0 the loss of boxes without an area is defined, too.
     eps: f64 = 1e-7,
     ..of_boxes,
 }
 }
 
 impl Loss for GeneralizedBoxIouLoss {
-    crate::option_tensors::with_tensors!();
+    loss_of!(Boxes, boxes::check);
 
     fn f_check_options(&self) -> Result<(), LossError> {
-        boxes::check_eps("eps", self.eps)?;
+        check::finite_not_negative("eps", self.eps)?;
         self.divisor.check()
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_check(input, target)?;
-        boxes::f_apply(&self.reducing(&[]), input, |x, reduction| self.f_reduced(x, target, reduction))
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        self.f_check(input, target)?;
-        boxes::f_parts(&self.reducing(&[]), input, |x, reduction| self.f_reduced(x, target, reduction))
     }
 }
 
 impl GeneralizedBoxIouLoss {
-    fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
-        self.f_check_options()?;
-        boxes::check(input, target)
-    }
-
-    fn reducing<'a>(&'a self, shape: &'a [i64]) -> Reducing<'a> {
-        let (weight, divisor, reduction) = (self.weight.as_ref(), self.divisor, self.reduction);
-        Reducing { weight, divisor, reduction, shape, of: "the boxes" }
-    }
-
-    /// The loss without the weight and the divisor.
     fn f_reduced(&self, input: &Tensor, target: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {
-        let formula = Formula { eps: self.eps };
-        f_boxes(formula, [input, target], reduction, move |[input, target]| {
-            formula.f_composite(input, target, reduction)
-        })
+        Formula { eps: self.eps }.f_reduced(input, target, reduction)
     }
 }
 
@@ -120,13 +97,11 @@ struct Formula {
     eps: f64,
 }
 
-impl Formula {
-    fn f_composite(self, input: &Tensor, target: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {
-        let boxes = Boxes::f_new(input, target)?;
+impl BoxFormula for Formula {
+    fn f_losses(self, boxes: &Boxes) -> Result<Tensor, LossError> {
         let area = boxes.f_enclosing_area()?;
         let empty = f_ratio(&area.f_sub(&boxes.union)?, &area.f_add_number(self.eps)?)?;
-        let losses = boxes.f_iou(self.eps)?.f_rsub_number(1)?.f_add(&empty)?;
-        boxes::f_reduce(&losses, reduction, input)
+        Ok(boxes.f_iou(self.eps)?.f_rsub_number(1)?.f_add(&empty)?)
     }
 }
 

@@ -1,18 +1,18 @@
 use tch::Tensor;
 
-use super::divisor::{Divisor, Reducing, f_positives};
-use super::{check_scores, of_scores};
+use super::reducing::loss_of;
+use super::{Divisor, ScoreFormula, check_scores, of_scores};
 use crate::binary::{self, Logits};
-use crate::kernels::{self, ANY, Logit, NumberOperations, Pointwise, Real, f_pointwise, part, powers, share_or_nan};
-use crate::numeric::{f_abs, f_power, f_reals, wide_kind};
-use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction, check};
+use crate::kernels::{ANY, Logit, NumberOperations, Pointwise, Real, part, powers, share_or_nan};
+use crate::numeric::{f_abs, f_power};
+use crate::{InvalidValues, Loss, LossError, Reduction, check};
 
 crate::options::options! {
 /// Quality focal loss of logits: focal loss whose targets are qualities between 0 and 1 instead of labels.
 ///
-/// The score of a dense detector that is to say both what a box holds and how well it fits: the target is the IoU of
-/// the predicted box at the class it holds and 0 elsewhere. [`VarifocalLoss`](crate::VarifocalLoss) plays down the
-/// negatives alone.
+/// For the score of a dense detector that says both what is in a box and how well the box fits: the target is the IoU
+/// of the predicted box for the class of its object, and 0 for all others. [`VarifocalLoss`](crate::VarifocalLoss) has
+/// a focusing factor for the negatives alone.
 ///
 /// # Formula
 ///
@@ -24,12 +24,12 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`, of logits
-/// * `target`: that of `input`, of any kind of real numbers
-/// * `weight`: any that broadcasts to that of `input`
+/// * `input`: any shape, `[*]`, of logits
+/// * `target`: `[*]`, the same shape, of any kind of real numbers
+/// * `weight`: any shape that broadcasts to `[*]`
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -38,7 +38,7 @@ crate::options::options! {
 /// # Differences from the paper
 ///
 /// * Where σ(x) = y and 0 < β < 1 the loss has a vertical tangent; its gradient is 0 there.
-/// * A target outside \[0, 1\] is an error, but for one that rounding has made greater than 1 by up to 10⁻⁴.
+/// * A target outside \[0, 1\] is an error, except one that is greater than 1 by up to 10⁻⁴, as rounding makes it.
 ///
 /// # Errors
 ///
@@ -54,7 +54,7 @@ crate::options::options! {
 /// let logits = Tensor::from_slice(&[0.0, 0.0]).set_requires_grad(true);
 /// let quality = Tensor::from_slice(&[1.0, 0.5]);
 ///
-/// // A probability of ½ is what a quality of ½ asks for; beside a quality of 1 it costs ¼ log 2.
+/// // For a quality of ½ a probability of ½ is right; for a quality of 1 its loss is ¼ log 2.
 /// let loss = QualityFocalLoss::new().f_forward(&logits, &quality)?;
 /// loss.f_backward()?;
 /// assert!((f64::try_from(&loss)? - 2_f64.ln() / 8.0).abs() < 1e-12);
@@ -66,65 +66,28 @@ pub struct QualityFocalLoss: "quality_focal" | "QFL";
 
 /// Quality focal loss with the paper's β = 2.
 new {
-    /// β: the greater, the less a score counts that is nearly right.
+    /// β: the greater it is, the smaller is the loss of a score that is nearly right.
     beta: f64 = 2.0,
     ..of_scores,
 }
 }
 
 impl Loss for QualityFocalLoss {
-    crate::option_tensors::with_tensors!();
+    loss_of!(Scores, check_scores);
 
     fn f_check_options(&self) -> Result<(), LossError> {
-        let valid = self.beta.is_finite() && self.beta >= 0.0;
-        check::option("beta", self.beta, valid, "a finite number of at least 0")?;
+        check::finite_not_negative("beta", self.beta)?;
         self.divisor.check()
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_check(input, target)?;
-        let positives = || f_positives(target);
-        self.reducing(&input.size()).f_apply(input, positives, |x, reduction| self.f_reduced(x, target, reduction))
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        self.f_check(input, target)?;
-        let positives = || f_positives(target);
-        self.reducing(&input.size()).f_parts(input, positives, |x, reduction| self.f_reduced(x, target, reduction))
     }
 }
 
 impl QualityFocalLoss {
-    fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
-        check_scores(input, target)?;
-        self.f_check_options()
-    }
-
-    fn reducing<'a>(&'a self, shape: &'a [i64]) -> Reducing<'a> {
-        let (weight, divisor, reduction) = (self.weight.as_ref(), self.divisor, self.reduction);
-        Reducing { weight, divisor, reduction, shape, of: "input" }
-    }
-
-    /// The loss without the weight and the divisor.
+    /// The loss before the weight and the divisor.
     fn f_reduced(&self, input: &Tensor, target: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {
-        if self.beta == 2.0 {
-            self.f_by_engine::<2>(input, target, reduction)
-        } else {
-            self.f_by_engine::<ANY>(input, target, reduction)
-        }
-    }
-
-    fn f_by_engine<const BETA: usize>(
-        &self,
-        input: &Tensor,
-        target: &Tensor,
-        reduction: Reduction,
-    ) -> Result<Tensor, LossError> {
-        let (formula, mode) = (Formula::<BETA> { beta: self.beta }, self.invalid_values);
-        let composite = move |[input, target]: [&Tensor; 2]| formula.f_composite(input, target, mode, reduction);
-        match kernels::f_beside(input, target)?.filter(|_| mode == InvalidValues::Error) {
-            Some(target) => f_pointwise(formula, [input, &target], reduction, composite),
-            None => composite([input, target]),
+        let (arguments, mode, beta) = ([input, target], self.invalid_values, self.beta);
+        match beta == 2.0 {
+            true => Formula::<2> { beta }.f_reduced(arguments, mode, reduction),
+            false => Formula::<ANY> { beta }.f_reduced(arguments, mode, reduction),
         }
     }
 }
@@ -134,28 +97,17 @@ struct Formula<const BETA: usize> {
     beta: f64,
 }
 
-impl<const BETA: usize> Formula<BETA> {
-    fn f_composite(
-        self,
-        input: &Tensor,
-        target: &Tensor,
-        mode: InvalidValues,
-        reduction: Reduction,
-    ) -> Result<Tensor, LossError> {
-        let kind = wide_kind(input)?;
-        let (logits, target) = (input.f_to_kind(kind)?, f_reals(("target", target), kind)?);
-        let validity = binary::f_qualities(&target, mode)?;
-        let target = validity.f_replace(&target, 0.0)?;
-        let logits = Logits::f_new(&logits)?;
-        let (entropy, logits) = (logits.f_entropy(&target, None)?, logits.f_finite()?);
-        // y − σ(x) = y σ(−x) − (1 − y) σ(x), which is exact where σ is nearly 1, too.
+impl<const BETA: usize> ScoreFormula for Formula<BETA> {
+    fn f_losses(self, logits: &Logits, target: &Tensor) -> Result<Tensor, LossError> {
+        let (entropy, logits) = (logits.f_entropy(target, None)?, logits.f_finite()?);
+        // y − σ(x) = y σ(−x) − (1 − y) σ(x), which is accurate where σ(x) is nearly 1, too.
         let missing = target.f_mul(&logits.f_neg()?.f_sigmoid()?)?;
         let superfluous = target.f_rsub_number(1)?.f_mul(&logits.f_sigmoid()?)?;
         let missing = missing.f_sub(&superfluous)?;
-        // The square is curved where it is 0, which a square of the size is not.
+        // For β = 2 the difference itself is squared: the second derivative of the square of an absolute value is wrong
+        // at 0.
         let focus = if self.beta == 2.0 { missing.f_square()? } else { f_power(&f_abs(&missing)?, self.beta)? };
-        let loss = reduction.f_apply(&focus.f_mul(&entropy)?)?.f_to_kind(input.f_kind()?)?;
-        validity.f_poison(&loss, reduction == Reduction::None)
+        Ok(focus.f_mul(&entropy)?)
     }
 }
 

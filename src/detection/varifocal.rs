@@ -1,18 +1,18 @@
 use tch::Tensor;
 
-use super::divisor::{Divisor, Reducing, f_positives};
-use super::{check_scores, of_scores};
+use super::reducing::loss_of;
+use super::{Divisor, ScoreFormula, check_scores, of_scores};
 use crate::binary::{self, Logits};
-use crate::kernels::{self, Logit, NumberOperations, Pointwise, Real, choose, f_pointwise, part, share_or_nan};
-use crate::numeric::{f_reals, wide_kind};
-use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction, check};
+use crate::kernels::{Logit, NumberOperations, Pointwise, Real, choose, part, share_or_nan};
+use crate::{InvalidValues, Loss, LossError, Reduction, check};
 
 crate::options::options! {
-/// Varifocal loss of logits: positives weigh by their quality, negatives by how sure the model is of them.
+/// Varifocal loss of logits: binary cross entropy in which positives are weighted by their quality and negatives by a
+/// power of their probability.
 ///
-/// The score of a dense detector that ranks boxes by how well they fit: the target is the IoU of the predicted box at
-/// the class it holds and 0 elsewhere. Unlike [`QualityFocalLoss`](crate::QualityFocalLoss) it plays down easy
-/// negatives alone, because positives are few.
+/// For the score of a dense detector that ranks boxes by how well they fit: the target is the IoU of the predicted box
+/// for the class of its object, and 0 for all others. Unlike [`QualityFocalLoss`](crate::QualityFocalLoss) it makes
+/// only the loss of easy negatives small, because positives are few.
 ///
 /// # Formula
 ///
@@ -23,11 +23,11 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`, of logits
-/// * `target`: that of `input`, of any kind of real numbers
+/// * `input`: any shape, `[*]`, of logits
+/// * `target`: `[*]`, the same shape, of any kind of real numbers
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -36,7 +36,8 @@ crate::options::options! {
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Value`] for a target outside \[0, 1\], [`LossError::Option`] for a γ that is negative or an α that is not finite.
+/// [`LossError::Value`] for a target outside \[0, 1\], [`LossError::Option`] for a γ that is negative or an α that is
+/// not finite.
 ///
 /// # Example
 ///
@@ -47,7 +48,7 @@ crate::options::options! {
 /// let logits = Tensor::from_slice(&[0.0, 0.0]).set_requires_grad(true);
 /// let quality = Tensor::from_slice(&[0.8, 0.0]);
 ///
-/// // With p = ½ the positive costs 0.8 log 2, the negative 0.75 · ¼ log 2.
+/// // With p = ½ the positive has the loss 0.8 log 2, the negative 0.75 · ¼ log 2.
 /// let loss = VarifocalLoss::new().reduction(Reduction::Sum).f_forward(&logits, &quality)?;
 /// loss.f_backward()?;
 /// assert!((f64::try_from(&loss)? - (0.8 + 0.75 / 4.0) * 2_f64.ln()).abs() < 1e-12);
@@ -61,54 +62,27 @@ pub struct VarifocalLoss: "varifocal" | "VFL";
 new {
     /// the weight of the negatives.
     alpha: f64 = 0.75,
-    /// γ: the greater, the less a negative counts that is nearly right.
+    /// γ: the greater it is, the smaller is the loss of a negative that is nearly right.
     gamma: f64 = 2.0,
     ..of_scores,
 }
 }
 
 impl Loss for VarifocalLoss {
-    crate::option_tensors::with_tensors!();
+    loss_of!(Scores, check_scores);
 
     fn f_check_options(&self) -> Result<(), LossError> {
-        check::option("alpha", self.alpha, self.alpha.is_finite(), "a finite number")?;
-        let valid = self.gamma.is_finite() && self.gamma >= 0.0;
-        check::option("gamma", self.gamma, valid, "a finite number of at least 0")?;
+        check::finite("alpha", self.alpha)?;
+        check::finite_not_negative("gamma", self.gamma)?;
         self.divisor.check()
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_check(input, target)?;
-        let positives = || f_positives(target);
-        self.reducing(&input.size()).f_apply(input, positives, |x, reduction| self.f_reduced(x, target, reduction))
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        self.f_check(input, target)?;
-        let positives = || f_positives(target);
-        self.reducing(&input.size()).f_parts(input, positives, |x, reduction| self.f_reduced(x, target, reduction))
     }
 }
 
 impl VarifocalLoss {
-    fn f_check(&self, input: &Tensor, target: &Tensor) -> Result<(), LossError> {
-        check_scores(input, target)?;
-        self.f_check_options()
-    }
-
-    fn reducing<'a>(&'a self, shape: &'a [i64]) -> Reducing<'a> {
-        let (weight, divisor, reduction) = (self.weight.as_ref(), self.divisor, self.reduction);
-        Reducing { weight, divisor, reduction, shape, of: "input" }
-    }
-
-    /// The loss without the weight and the divisor.
+    /// The loss before the weight and the divisor.
     fn f_reduced(&self, input: &Tensor, target: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {
-        let (formula, mode) = (Formula { alpha: self.alpha, gamma: self.gamma }, self.invalid_values);
-        let composite = move |[input, target]: [&Tensor; 2]| formula.f_composite(input, target, mode, reduction);
-        match kernels::f_beside(input, target)?.filter(|_| mode == InvalidValues::Error) {
-            Some(target) => f_pointwise(formula, [input, &target], reduction, composite),
-            None => composite([input, target]),
-        }
+        let formula = Formula { alpha: self.alpha, gamma: self.gamma };
+        formula.f_reduced([input, target], self.invalid_values, reduction)
     }
 }
 
@@ -118,30 +92,17 @@ struct Formula {
     gamma: f64,
 }
 
-impl Formula {
-    fn f_composite(
-        self,
-        input: &Tensor,
-        target: &Tensor,
-        mode: InvalidValues,
-        reduction: Reduction,
-    ) -> Result<Tensor, LossError> {
-        let kind = wide_kind(input)?;
-        let (logits, target) = (input.f_to_kind(kind)?, f_reals(("target", target), kind)?);
-
-        let validity = binary::f_qualities(&target, mode)?;
-        let target = validity.f_replace(&target, 0.0)?;
+impl ScoreFormula for Formula {
+    fn f_losses(self, logits: &Logits, target: &Tensor) -> Result<Tensor, LossError> {
         let negative = target.f_eq_number(0)?;
-        // Whoever learns the qualities as well has no gradient at a negative.
+        // A target of 0 gets no gradient, because the formula changes there.
         let target = target.f_masked_fill_number(&negative, 0)?;
-        let logits = Logits::f_new(&logits)?;
         let entropy = logits.f_entropy(&target, None)?;
-        // p^γ by its logarithm has a gradient for every p and γ.
+        // p^γ is computed from log p, and so has a finite gradient for every p and γ.
         let log_p = logits.f_finite()?.f_log_sigmoid()?;
         let focus = log_p.f_mul_number(self.gamma)?.f_exp()?.f_mul_number(self.alpha)?;
         let weight = focus.f_where_self(&negative, &target)?;
-        let loss = reduction.f_apply(&weight.f_mul(&entropy)?)?.f_to_kind(input.f_kind()?)?;
-        validity.f_poison(&loss, reduction == Reduction::None)
+        Ok(weight.f_mul(&entropy)?)
     }
 }
 
@@ -154,7 +115,7 @@ impl Pointwise<2> for Formula {
         let y = share_or_nan(y, binary::ROUNDED_ONE);
         let logit = Logit::new(x);
         let (entropy, negative) = (logit.entropy(y), y.equal(zero));
-        // p^γ by its logarithm.
+        // p^γ is computed from log p.
         let focus = R::of(self.alpha) * (-part(gamma, logit.of_yes)).exp();
         let weight = choose(negative, focus, y);
         let of_weight = choose(negative, part(gamma * focus * logit.q, entropy), zero);

@@ -9,7 +9,7 @@ crate::options::options! {
 /// The loss of knowledge distillation: how far a student's predictions are from a teacher's, plus the cross entropy of
 /// the labels.
 ///
-/// For a small model that is to learn what a large one predicts, with or without labels. Of the soft losses
+/// For a small model that learns what a large one predicts, with or without labels. Of the soft losses
 /// [`SoftLoss::ForwardKl`] is the classic; a small student that cannot follow the teacher everywhere does better with
 /// [`SoftLoss::ReverseKl`] or [`SoftLoss::JensenShannon`] between them. For hidden states with a large vocabulary
 /// choose [`LinearDistillation`](crate::LinearDistillation), for distributions instead of logits
@@ -22,13 +22,13 @@ crate::options::options! {
 /// where x are the student's logits, z the teacher's, y is the target, D the [`SoftLoss`], τ the temperature, and
 /// w_soft and w_hard are the weights. With [`temperature_squared`](DistillationLoss::temperature_squared) D is
 /// multiplied by τ², so that its gradient is of the same size at any temperature. Ignored targets have ℓₙ = 0 and do
-/// not count in the mean; over none the mean is 0.
+/// not count in the mean. Where all are ignored the mean is 0.
 ///
 /// # Shapes
 ///
 /// * `input`, `teacher`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`
-/// * `target`: the same without C, of any integer kind
-/// * result: scalar, or the target's shape with [`Reduction::None`]
+/// * `target`: `[]`, `[N]` or `[N, d₁, …, dₖ]`, of any integer kind
+/// * result: scalar, or `[]`, `[N]` or `[N, d₁, …, dₖ]` with [`Reduction::None`]
 ///
 /// # Reference
 ///
@@ -38,15 +38,15 @@ crate::options::options! {
 ///
 /// # Differences from Liger
 ///
-/// * Classes of logit −∞ in both models have no part in the loss, and those of the one alone only where their
-///   divergence is finite; Liger's is NaN.
+/// * Classes whose logit is −∞ in both models add 0 to the loss; Liger's is NaN. Those whose logit is −∞ in one of the
+///   models add 0 or the loss is infinite, depending on the divergence.
 /// * Half precision is computed in single precision.
 ///
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
 /// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a temperature that is not above 0, a
-/// mixture outside \[0, 1\], a weight that is not finite, or labels that are wanted and not there.
+/// mixture outside \[0, 1\], a weight that is not finite, or a `hard_weight` other than 0 without labels.
 ///
 /// # Example
 ///
@@ -70,6 +70,9 @@ crate::options::options! {
 #[derive(Copy, PartialEq)]
 #[doc(alias = "LigerFusedLinearJSDLoss")]
 #[doc(alias = "knowledge distillation")]
+#[doc(alias = "knowledge_distillation")]
+#[doc(alias = "KD")]
+#[doc(alias = "teacher student")]
 pub struct DistillationLoss;
 
 /// The distillation loss with Liger's defaults.
@@ -86,10 +89,10 @@ new {
     /// the weight of the cross entropy of the labels; it must be 0 where there are no labels.
     #[doc(alias = "weight_hard_loss")]
     hard_weight: f64 = 0.5,
-    /// the class index whose targets count nothing, in the soft loss too.
+    /// the class index whose targets are ignored, in the soft loss too.
     ignore_index: i64 = -100,
-    /// what a class out of range does.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    /// how a class out of range is handled.
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// the reduction.
     reduction: Reduction = Reduction::Mean,
 }
@@ -97,10 +100,11 @@ new {
 
 /// How far the student's distribution q is from the teacher's distribution p.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub enum SoftLoss {
-    /// KL(p ‖ q): the student is to cover all that the teacher finds possible.
+    /// KL(p ‖ q): large where the student gives a low probability to a class that the teacher finds likely.
     ForwardKl,
-    /// KL(q ‖ p): the student is to do nothing that the teacher finds impossible.
+    /// KL(q ‖ p): large where the student gives a high probability to a class that the teacher finds unlikely.
     ReverseKl,
     /// β KL(p ‖ m) + (1 − β) KL(q ‖ m), m = β p + (1 − β) q, for β in \[0, 1\]: symmetric and bounded for ½. As in
     /// Liger and the paper, 0 is the forward and 1 the reverse divergence, which are the limits of the loss divided by
@@ -112,11 +116,14 @@ pub enum SoftLoss {
     Cosine,
 }
 
-crate::option_tensors::without_tensors!(SoftLoss);
+crate::options::words_or_fields!(SoftLoss
+    { "forward_kl" => ForwardKl, "reverse_kl" => ReverseKl, "cosine" => Cosine }
+    { "jensen_shannon" => JensenShannon }
+);
 
 /// The sums of the two losses over the rows that count, or one number for each row.
 pub(super) struct Terms {
-    /// Times τ² where that is asked for.
+    /// The soft loss, times τ² with `temperature_squared`.
     pub(super) soft: Tensor,
     pub(super) hard: Option<Tensor>,
 }
@@ -148,7 +155,7 @@ impl DistillationLoss {
 
     crate::loss::or_panic!(forward as f_forward(input: &Tensor, teacher: &Tensor, target: Option<&Tensor>) -> Tensor);
 
-    /// The ignored class, and what a class out of range does.
+    /// The ignored class, and how a class out of range is handled.
     pub(super) fn targets(&self) -> (i64, InvalidValues) {
         (self.ignore_index, self.invalid_values)
     }
@@ -166,12 +173,12 @@ impl DistillationLoss {
             check::option("soft_loss", beta, (0.0..=1.0).contains(&beta), "a mixture in [0, 1]")?;
         }
         let (soft, hard) = (self.soft_weight, self.hard_weight);
-        check::option("soft_weight", soft, soft.is_finite(), "a finite number")?;
-        check::option("hard_weight", hard, hard.is_finite(), "a finite number")?;
+        check::finite("soft_weight", soft)?;
+        check::finite("hard_weight", hard)?;
         check::option("hard_weight", hard, labels || hard == 0.0, "0, where there is no target")
     }
 
-    /// The loss of valid arguments. Of a reduced one only the gradient is kept.
+    /// The loss of valid arguments. For the backward pass of a reduced one only the gradient is kept.
     fn f_precomputed(
         &self,
         input: &Tensor,
@@ -193,7 +200,8 @@ impl DistillationLoss {
             let rows = input.numel() as i64 / input.size()[class_dim].max(1);
             Ok(total.f_div(&loss.f_divisor(&input, target, rows)?)?)
         };
-        // Gradients of half precision would be rounded before the backward pass scales them.
+        // In half precision the gradient would be rounded before the backward pass multiplies it, and a small one would
+        // be 0.
         let half = wide_kind(input)? != input.f_kind()?;
         if self.reduction == Reduction::None || half {
             return compute(&tensors);
@@ -201,7 +209,7 @@ impl DistillationLoss {
         autograd::f_precomputed(&tensors.iter().collect::<Vec<_>>(), compute)
     }
 
-    /// What the sum over the rows is divided by: in a mean the number of those that count, 1 for none.
+    /// What the sum over the rows is divided by: in a mean the number of those that are not ignored, and at least 1.
     pub(super) fn f_divisor(&self, input: &Tensor, target: Option<&Tensor>, rows: i64) -> Result<Tensor, LossError> {
         let kind = wide_kind(input)?;
         Ok(match (self.reduction, target) {
@@ -236,7 +244,7 @@ impl DistillationLoss {
             return Ok(Terms { soft, hard: None });
         };
         let ignored = target.f_eq_number(self.ignore_index)?;
-        // Whatever such a row holds stays out of the gradient.
+        // Ignored rows are replaced by zeros, so that an infinite or NaN logit in them does not get into the gradient.
         let rows = ignored.f_unsqueeze(class_dim as i64)?;
         let (student, teacher) = (input.f_masked_fill_number(&rows, 0)?, teacher.f_masked_fill_number(&rows, 0)?);
         let soft = self.f_soft(&student, &teacher, class_dim as i64)?.f_masked_fill_number(&ignored, 0)?;
@@ -274,7 +282,7 @@ impl DistillationLoss {
     }
 }
 
-/// Log-probabilities, and where they are those of 0.
+/// Log-probabilities, and where the probability is 0.
 struct LogProbs {
     logs: Tensor,
     impossible: Tensor,
@@ -286,7 +294,7 @@ impl LogProbs {
         Ok(LogProbs { logs, impossible })
     }
 
-    /// KL from `other`, of each row. What is impossible here has no part in it, as 0 · log 0 = 0.
+    /// The divergence KL(self ‖ other) of each row. Classes of probability 0 in `self` add 0, because 0 · log 0 = 0.
     fn f_kl(&self, other: &Tensor, dim: i64) -> Result<Tensor, LossError> {
         let mask = |logs: &Tensor| logs.f_masked_fill_number(&self.impossible, 0);
         let difference = mask(&self.logs)?.f_sub(&mask(other)?)?;
@@ -296,17 +304,17 @@ impl LogProbs {
 
 /// log (β p + (1 − β) q), of log p and log q.
 fn f_log_mixture(p: &Tensor, q: &Tensor, beta: f64) -> Result<Tensor, LossError> {
-    // The derivative of the logarithm of a sum is NaN where all terms are 0.
+    // Where both probabilities are 0 they are replaced, because the derivative of the logarithm of their sum is NaN.
     let none = p.f_maximum(q)?.f_eq_number(f64::NEG_INFINITY)?;
     let part = |logs: &Tensor, share: f64| logs.f_masked_fill_number(&none, 0)?.f_add_number(share.ln());
     Ok(part(p, beta)?.f_logaddexp(&part(q, 1.0 - beta)?)?)
 }
 
-/// Logits beyond it are masks, whose squares are beyond single precision.
+/// Logits of a larger size are taken for masks: their squares may be infinite in single precision.
 const HUGE: f64 = 1e15;
 
-/// Logits with the direction of `logits`, whose squares are finite: those with a mask of −∞ or of a huge number point against the
-/// masked classes alone, which is the limit.
+/// Logits with the direction of `logits`, whose squares are finite. Where classes are masked by −∞ or by a huge number,
+/// these become −1 and all others 0, which is the limit.
 fn f_direction(logits: &Tensor, dim: i64) -> Result<Tensor, LossError> {
     if logits.numel() == 0 {
         return Ok(logits.shallow_clone());

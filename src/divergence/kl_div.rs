@@ -9,8 +9,9 @@ crate::options::options! {
 /// The Kullback-Leibler divergence of a target distribution from a predicted one.
 ///
 /// For distillation, variational models and soft labels. The input is log-probabilities, as of a `log_softmax`. Set
-/// [`KlDivReduction::BatchMean`] to get the divergence itself: PyTorch's default is not it. For logits choose
-/// [`CrossEntropyLoss`](crate::CrossEntropyLoss), which differs only by the entropy of the target.
+/// [`KlDivReduction::BatchMean`] to get the divergence itself: PyTorch's default divides it by the number of classes as
+/// well. For logits choose [`CrossEntropyLoss`](crate::CrossEntropyLoss), which differs only by the entropy of the
+/// target.
 ///
 /// # Formula
 ///
@@ -21,11 +22,11 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`; with [`KlDivReduction::BatchMean`] the first dimension is the batch
-/// * `target`: that of `input`
+/// * `input`: any shape, `[*]`; with [`KlDivReduction::BatchMean`] the first dimension is the batch
+/// * `target`: `[*]`, the same shape
 /// * result: scalar, or `[*]` with [`KlDivReduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -35,8 +36,7 @@ crate::options::options! {
 ///
 /// * A target of another shape is an error, unless [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts
 ///   silently.
-/// * Where the target is impossible, 0 or the logarithm −∞, an input of −∞ costs nothing, which is the limit; PyTorch's
-///   loss is NaN there.
+/// * Where the target's probability is 0, an input of −∞ has a loss of 0, which is the limit; PyTorch's is NaN there.
 ///
 /// # Errors
 ///
@@ -62,6 +62,8 @@ crate::options::options! {
 /// ```
 #[doc(alias = "nn.KLDivLoss")]
 #[doc(alias = "kl_div")]
+#[doc(alias = "relative entropy")]
+#[doc(alias = "kl_divergence")]
 pub struct KlDivLoss: "kl_div" | "kullback_leibler_divergence";
 
 /// The Kullback-Leibler divergence with PyTorch's defaults.
@@ -82,8 +84,8 @@ new {
 pub enum KlDivReduction {
     /// One term per element, without a reduction.
     None,
-    /// Their mean over all elements. PyTorch's default, and not the divergence: that is a sum over the elements of a
-    /// distribution, and here it is divided by their number too.
+    /// Their mean over all elements. PyTorch's default. It is not the divergence, which is a sum over the elements of a
+    /// distribution: here it is also divided by their number.
     #[default]
     Mean,
     /// Their sum.
@@ -110,8 +112,7 @@ impl Loss for KlDivLoss {
     crate::option_tensors::with_tensors!();
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
+        check::arguments(input, target)?;
         check::floating(("target", target))?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
         let (log_target, reduction) = (self.log_target, self.reduction.of_operation());
@@ -126,7 +127,7 @@ impl Loss for KlDivLoss {
                 Ok(if let Some(batch) = batch { loss.f_div_number(batch)? } else { loss })
             })
         };
-        // PyTorch's derivative for a target of 0 is that of its operations.
+        // PyTorch's operations give the derivative with respect to a target of 0 that a user of PyTorch expects.
         if target.requires_grad() {
             return f_aten([input, target]);
         }
@@ -144,13 +145,14 @@ impl Loss for KlDivLoss {
     }
 }
 
-/// Input and target with finite numbers where the target is impossible and costs nothing: there 0 · ∞ would be NaN.
+/// Input and target, with finite numbers where the target's probability is 0 and 0 · ∞ would be NaN.
 fn f_possible(input: &Tensor, target: &Tensor, log_target: bool) -> Result<[Tensor; 2], LossError> {
     let impossible = match log_target {
         true => target.f_eq_number(f64::NEG_INFINITY)?,
         false => target.f_eq_number(0)?.f_logical_and(&input.f_eq_number(f64::NEG_INFINITY)?)?,
     };
-    // A copy would be summed up in the order of another layout. On CUDA a look would wait for the device.
+    // Without such elements nothing is copied, because a copy may have another layout in memory and so another order of
+    // the sum. On CUDA this is not tested, because it would wait for the device.
     if !impossible.device().is_cuda() && impossible.f_any()?.f_int64_value(&[])? == 0 {
         return Ok([input.shallow_clone(), target.shallow_clone()]);
     }
@@ -171,12 +173,12 @@ impl Pointwise<2> for Formula {
         let zero = R::of(0.0);
         if self.log_target {
             let share = y.exp();
-            // 0 · ∞ is 0.
+            // A target of probability 0 has a loss of 0, where 0 · ∞ would be NaN.
             let loss = choose(y.equal(R::of(f64::NEG_INFINITY)), zero, share * (y - x));
             return (loss, [-share, loss + share]);
         }
         let log = y.ln();
-        // 0 · log 0 is 0, and so is 0 · ∞.
+        // 0 · log 0 and 0 · ∞ are taken to be 0, and would be NaN.
         let impossible = y.equal(zero) & x.equal(R::of(f64::NEG_INFINITY));
         let loss = choose(y.equal(zero), zero, y * log) - choose(impossible, zero, y * x);
         (loss, [-y, log + R::of(1.0) - x])

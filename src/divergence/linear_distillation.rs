@@ -3,13 +3,15 @@ use tch::{Kind, Tensor, no_grad};
 use super::distillation::{DistillationLoss, Terms};
 use crate::autograd::{Function, Stored, StoredGradients, f_gradients_of, needed, spread};
 use crate::check::{self, ClassIndices};
+use crate::sequence::Linear;
 use crate::{Chunking, LinearHead, LossError, Reduction};
 
 /// Knowledge distillation of hidden states: the last layers of student and teacher and a [`DistillationLoss`] of their
 /// logits in one.
 ///
 /// For language models whose vocabulary is so large that two sets of logits of a batch do not fit into memory: the
-/// memory it takes grows with the chunk. Where they fit, [`DistillationLoss`] is the same.
+/// logits are computed chunk by chunk, and only one chunk is in memory at a time. Where all fit, [`DistillationLoss`]
+/// of them is the same.
 ///
 /// # Formula
 ///
@@ -27,8 +29,8 @@ use crate::{Chunking, LinearHead, LossError, Reduction};
 ///
 /// # Memory
 ///
-/// The gradient is computed in the forward pass, chunk by chunk, and kept until the backward pass. To differentiate
-/// twice takes the memory of all logits.
+/// The gradient is computed in the forward pass, chunk by chunk, and kept until the backward pass. Second derivatives
+/// need the memory of all logits.
 ///
 /// # Reference
 ///
@@ -44,8 +46,8 @@ use crate::{Chunking, LinearHead, LossError, Reduction};
 ///
 /// # Errors
 ///
-/// Those of [`DistillationLoss`]; [`LossError::Option`] for a chunking of less than one row, or for a loss that is not
-/// reduced.
+/// Those of [`DistillationLoss`]; [`LossError::Option`] for a chunking of less than one row, or for
+/// [`Reduction::None`](crate::Reduction::None).
 ///
 /// # Example
 ///
@@ -73,6 +75,7 @@ use crate::{Chunking, LinearHead, LossError, Reduction};
 #[doc(alias = "LigerFusedLinearJSDLoss")]
 #[doc(alias = "LigerFusedLinearCosineSimilarityLoss")]
 #[must_use]
+#[doc(alias = "knowledge_distillation")]
 pub struct LinearDistillation {
     distillation: DistillationLoss,
     chunking: Chunking,
@@ -80,6 +83,7 @@ pub struct LinearDistillation {
 
 /// What [`LinearDistillation`] computes, of the student's kind, single precision at least.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct LinearDistillationOutput {
     /// The loss.
     pub loss: Tensor,
@@ -128,26 +132,23 @@ impl LinearDistillation {
         ) -> LinearDistillationOutput
     }
 
-    /// The number of classes, once the arguments fit together.
+    /// Checks that the arguments fit together, and returns the number of classes.
     fn f_check(&self, student: LinearHead, teacher: LinearHead, target: Option<&Tensor>) -> Result<i64, LossError> {
         let classes = student.f_vocabulary(["input", "weight", "bias"], &["N"])?;
         let names = ["teacher input", "teacher weight", "teacher bias"];
         let teacher_classes = teacher.f_vocabulary(names, &["N"])?;
         check::devices(&[("input", student.input), (names[0], teacher.input)])?;
         let rows = student.input.size()[0];
-        if teacher.input.size()[0] != rows {
-            let expected = format!("{rows} rows, as many as input");
-            return Err(check::shape_error((names[0], teacher.input), expected));
-        }
+        let fits = teacher.input.size()[0] == rows;
+        check::shape((names[0], teacher.input), fits, format_args!("{rows} rows, as many as input"))?;
         if teacher_classes != classes {
             let expected = format!("{classes} rows, as many as weight, one per class");
             return Err(check::shape_error((names[1], teacher.weight), expected));
         }
         if let Some(target) = target {
             check::devices(&[("input", student.input), ("target", target)])?;
-            if target.size() != [rows] {
-                return Err(check::shape_error(("target", target), format!("[{rows}], one class per row of input")));
-            }
+            let fits = target.size() == [rows];
+            check::shape(("target", target), fits, format_args!("[{rows}], one class per row of input"))?;
         }
         let reduced = self.distillation.reduced() != Reduction::None;
         check::option("reduction", "None", reduced, "a mean or a sum")?;
@@ -194,7 +195,7 @@ impl LinearDistillation {
     }
 }
 
-/// Which of the saved tensors there are.
+/// Which of the optional tensors are among the saved ones.
 #[derive(Clone, Copy)]
 struct Form {
     bias: bool,
@@ -241,16 +242,16 @@ impl<'a> Run<'a> {
 
     /// The loss by its definition, with all logits at once.
     fn f_whole(&self) -> Result<Tensor, LossError> {
-        let (student, teacher) = (Layer::f_new(self.student, self.kind)?, Layer::f_new(self.teacher, self.kind)?);
-        let logits = student.f_logits(&self.student.input.f_to_kind(self.kind)?)?;
-        let teacher_logits = teacher.f_logits(&self.teacher.input.f_to_kind(self.kind)?)?.f_detach()?;
+        let (student, teacher) = (self.student.f_layer(self.kind)?, self.teacher.f_layer(self.kind)?);
+        let logits = student.f_forward(&self.student.input.f_to_kind(self.kind)?)?;
+        let teacher_logits = teacher.f_forward(&self.teacher.input.f_to_kind(self.kind)?)?.f_detach()?;
         let terms = self.distillation.f_terms(&logits, &teacher_logits, self.target, 1)?;
         Ok(self.distillation.f_total(&terms)?.f_div(&self.divisor)?)
     }
 
     /// The two losses, and the gradients of those arguments of the student that need one, chunk by chunk.
     fn f_chunks(&self, needed: &[bool]) -> Result<(Terms, Vec<Option<Stored>>), LossError> {
-        let (student, teacher) = (Layer::f_new(self.student, self.kind)?, Layer::f_new(self.teacher, self.kind)?);
+        let (student, teacher) = (self.student.f_layer(self.kind)?, self.teacher.f_layer(self.kind)?);
         let device = self.student.input.device();
         let zero = || Tensor::f_zeros([], (self.kind, device));
         let (mut soft, mut hard) = (zero()?, self.target.map(|_| zero()).transpose()?);
@@ -260,8 +261,8 @@ impl<'a> Run<'a> {
             let length = self.size.min(rows - start);
             let narrow = |tensor: &Tensor| tensor.f_detach()?.f_narrow(0, start, length);
             let input = narrow(self.student.input)?.f_to_kind(self.kind)?;
-            let logits = student.f_logits(&input)?.f_set_requires_grad(needed.contains(&true))?;
-            let teacher_logits = teacher.f_logits(&narrow(self.teacher.input)?.f_to_kind(self.kind)?)?;
+            let logits = student.f_forward(&input)?.f_set_requires_grad(needed.contains(&true))?;
+            let teacher_logits = teacher.f_forward(&narrow(self.teacher.input)?.f_to_kind(self.kind)?)?;
             let target = self.target.map(narrow).transpose()?;
             let of_logits = || self.distillation.f_terms(&logits, &teacher_logits, target.as_ref(), 1);
             let terms = if logits.requires_grad() { tch::with_grad(of_logits)? } else { of_logits()? };
@@ -281,24 +282,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// A last layer in the kind of the computation.
-struct Layer {
-    weight: Tensor,
-    bias: Option<Tensor>,
-}
-
-impl Layer {
-    fn f_new(head: LinearHead, kind: Kind) -> Result<Layer, LossError> {
-        let bias = head.bias.map(|bias| bias.f_to_kind(kind)).transpose()?;
-        Ok(Layer { weight: head.weight.f_to_kind(kind)?, bias })
-    }
-
-    fn f_logits(&self, input: &Tensor) -> Result<Tensor, LossError> {
-        Ok(input.f_linear(&self.weight, self.bias.as_ref())?)
-    }
-}
-
-/// The gradients of the student's input, weight and bias, as far as the chunks have come.
+/// The gradients of the student's input, weight and bias, summed over the chunks so far.
 struct Sums([Option<Tensor>; 3]);
 
 impl Sums {
@@ -311,8 +295,8 @@ impl Sums {
         Ok(Sums([of(0, Some(head.input))?, of(1, Some(head.weight))?, of(2, head.bias)?]))
     }
 
-    /// Adds what the gradient of a chunk's logits makes.
-    fn f_add(&mut self, layer: &Layer, logits: &Tensor, input: &Tensor, start: i64) -> Result<(), LossError> {
+    /// Adds the gradients that follow from the gradient of a chunk's logits.
+    fn f_add(&mut self, layer: &Linear, logits: &Tensor, input: &Tensor, start: i64) -> Result<(), LossError> {
         let [of_input, of_weight, of_bias] = &mut self.0;
         if let Some(sum) = of_input {
             let _ = logits.f_mm_out(&sum.f_narrow(0, start, input.size()[0])?, &layer.weight.f_detach()?)?;
@@ -326,7 +310,7 @@ impl Sums {
         Ok(())
     }
 
-    /// To be of the kinds of the arguments.
+    /// The gradients, which become of the kinds of the arguments.
     fn f_finish(self, run: &Run) -> Result<Vec<Option<Stored>>, LossError> {
         let kind = run.student.input.f_kind()?;
         let stored = |gradient: Option<Tensor>| gradient.map(|gradient| Stored { gradient, kind });

@@ -1,4 +1,19 @@
 //! Losses between images, and of an image alone.
+//!
+//! [`SsimLoss`] or [`MsSsimLoss`] beside an L1 for restoration, [`MsSsimL1Loss`] for both in one;
+//! [`TotalVariationLoss`] beside another one against noise.
+//!
+//! # Images
+//!
+//! These need the feature `image`.
+//!
+//! | loss | for | original | arguments |
+//! |---|---|---|---|
+//! | [`SsimLoss`] | structure, as the eye sees it | `monai.losses.SSIMLoss`, kornia `SSIMLoss`, `SSIM3DLoss` | `input, target` |
+//! | [`MsSsimLoss`] | the same at several scales | `monai.metrics.MultiScaleSSIMMetric` | `input, target` |
+//! | [`MsSsimL1Loss`] | the same and the colour | kornia `MS_SSIMLoss` | `input, target` |
+//! | [`PsnrLoss`] | decibels of a codec | kornia `PSNRLoss` | `input, target` |
+//! | [`TotalVariationLoss`] | an image without noise | kornia `TotalVariation` | `input` |
 
 mod ms_ssim;
 mod ms_ssim_l1;
@@ -23,10 +38,11 @@ pub use total_variation::{PixelReduction, TotalVariationLoss};
 /// The weights of a window along one dimension; their sum is 1.
 type Taps = Arc<[f64]>;
 
-/// A Gaussian about the middle of the window.
+/// A Gaussian around the middle of the window.
 fn gaussian(size: i64, sigma: f64) -> Taps {
     let middle = (size - 1) as f64 / 2.0;
-    // Relative to the nearest pixel, so that not all of a narrow one is 0 where no pixel is in the middle.
+    // Relative to the pixel nearest to the middle. In a window of even size the heights of a narrow Gaussian would
+    // otherwise all be 0.
     let nearest = middle.fract().powi(2);
     let height = |at: i64| (-0.5 * ((at as f64 - middle).powi(2) - nearest) / sigma / sigma).exp();
     let heights: Vec<f64> = (0..size).map(height).collect();
@@ -54,15 +70,15 @@ fn is_one_pixel(window: &[Taps]) -> bool {
     window.iter().all(|taps| taps.len() == 1)
 }
 
-/// The means under a window, which has taps for each of the last dimensions.
+/// The weighted means under a window, which has one list of weights for each of the last dimensions.
 fn f_means(input: &Tensor, window: &[Taps], beyond: Beyond) -> Result<Tensor, LossError> {
     let first = input.dim() - window.len();
     let along = |input: Tensor, (dim, taps): (usize, &Taps)| f_slide(&input, first + dim, taps, beyond);
     window.iter().enumerate().try_fold(input.shallow_clone(), along)
 }
 
-/// The images after the checks that the losses of two of them begin with. Integers, such as bytes, are taken in the
-/// floating kind of the target, or in single precision.
+/// Checks two images and returns them. An input of integers, such as bytes, is converted to the floating kind of the
+/// target, or to single precision.
 fn f_images(input: &Tensor, target: &Tensor) -> Result<[Tensor; 2], LossError> {
     check::devices(&[("input", input), ("target", target)])?;
     let images = [("input", input), ("target", target)];
@@ -75,17 +91,18 @@ fn f_images(input: &Tensor, target: &Tensor) -> Result<[Tensor; 2], LossError> {
     Ok([input, target.shallow_clone()])
 }
 
-/// Input and target as [`f_products`] takes them: in single precision, which it converts itself, or in the exact kind.
+/// Input and target as [`f_products`] takes them: in single precision, which it converts itself, or in the [exact
+/// kind](exact_kind).
 ///
-/// In a window of one pixel the parts of a second derivative that come by the square and by its mean leave nothing, so
-/// that they must not be rounded to single precision before they meet.
+/// In a window of one pixel the variance is 0, and in its second derivative two terms cancel. They must not be rounded
+/// to single precision before they are added, because the rest would not be 0.
 fn f_pair(input: &Tensor, target: &Tensor, one_pixel: bool) -> Result<[Tensor; 2], LossError> {
     let single = !one_pixel && input.f_kind()? == Kind::Float && target.f_kind()? == Kind::Float;
     let kind = if single { Kind::Float } else { exact_kind(input)? };
     Ok([input.f_to_kind(kind)?, f_reals(("target", target), kind)?])
 }
 
-/// Of the sum and the difference of two images the number and its square.
+/// The sum of two images, its square, their difference and its square, as a formula of the images.
 #[derive(Clone, Copy)]
 struct OfImages;
 
@@ -102,7 +119,7 @@ impl Map<2, 4> for OfImages {
     }
 }
 
-/// The same of their sum and difference.
+/// The same as a formula of their sum and difference.
 #[derive(Clone, Copy)]
 struct OfSums;
 
@@ -114,14 +131,15 @@ impl Map<2, 4> for OfSums {
 
     #[inline(always)]
     fn derive<R: Real>(self, [sum, difference]: [R; 2], of: [R; 4]) -> [R; 2] {
-        // Rounded alike, what a window of one pixel has of a square and of its mean leaves nothing.
+        // In a window of one pixel these terms cancel with those of the squared mean, which are rounded in the same
+        // way.
         let two = R::of(2.0);
         [two * sum * of[1] + of[0], two * difference * of[3] + of[2]]
     }
 }
 
-/// The sum of two images, its square, their difference and its square, in the exact kind: `[4, N, C, …]`. Their means under a
-/// window are the moments of the images.
+/// The sum of two images, its square, their difference and its square, in the exact kind: `[4, N, C, …]`. Their means
+/// under a window are called the moments of the images.
 fn f_products(x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
     f_map(OfImages, [x, y], |[x, y]| {
         let kind = exact_kind(x)?;
@@ -130,7 +148,7 @@ fn f_products(x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
     })
 }
 
-/// The same, given sum and difference.
+/// The same, given the sum and the difference.
 fn f_products_of_sums(sum: &Tensor, difference: &Tensor) -> Result<Tensor, LossError> {
     f_map(OfSums, [sum, difference], |[sum, difference]| f_squares(sum, difference))
 }
@@ -139,11 +157,12 @@ fn f_squares(sum: &Tensor, difference: &Tensor) -> Result<Tensor, LossError> {
     Ok(Tensor::f_stack(&[sum, &sum.f_square()?, difference, &difference.f_square()?], 0)?)
 }
 
-/// How unlike two images are under a window: what their similarity lacks of 1, made of their moments, the means of their [products](f_products).
+/// One minus the similarity of two images under a window, computed from their moments, the means of their
+/// [products](f_products).
 ///
-/// With s and d the sum and the difference of x and y, μ_x² + μ_y² is half the sum of μ_s² and μ_d², 2 μ_x μ_y half their
-/// difference, and so on. So the similarity and what it lacks are functions of the moments of s and d, and the latter has no
-/// difference of numbers that are nearly equal where the images are.
+/// With s and d the sum and the difference of x and y, μ_x² + μ_y² is half the sum of μ_s² and μ_d², 2 μ_x μ_y half
+/// their difference, and so on. So the similarity is a function of the moments of s and d. One minus the similarity is
+/// computed without a difference of nearly equal numbers, and so keeps its digits where the images are nearly equal.
 #[derive(Debug, Clone, Copy)]
 struct Unlikeness {
     /// c₁, where the luminance counts beside contrast and structure.
@@ -151,14 +170,14 @@ struct Unlikeness {
     /// c₂.
     structure: f64,
     eps: f64,
-    /// Whether the window has [one pixel](is_one_pixel). The parts of the gradient of the variances, which is 0, then leave
-    /// nothing where both are rounded alike, as tensor operations do.
+    /// Whether the window has [one pixel](is_one_pixel). Then two terms of the gradient cancel, if both are rounded in
+    /// the same way; so it is computed by tensor operations.
     one_pixel: bool,
 }
 
 impl Unlikeness {
-    /// The losses of the moments, reduced; where `so_far` is given, what the product of the similarity with 1 − `so_far`
-    /// lacks of 1.
+    /// The reduced losses of the moments. With `so_far` they are one minus the product of the similarity and 1 −
+    /// `so_far`.
     fn f_of(&self, moments: &Tensor, so_far: Option<&Tensor>, reduction: Reduction) -> Result<Tensor, LossError> {
         let own = *self;
         if self.one_pixel {
@@ -199,7 +218,7 @@ impl Unlikeness {
     }
 }
 
-/// What (1 − a) (1 − b) lacks of 1.
+/// 1 − (1 − a) (1 − b)
 fn f_joined(a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {
     Ok(b.f_add(&b.f_rsub_number(1)?.f_mul(a)?)?)
 }
@@ -209,7 +228,7 @@ impl Pointwise<4> for Unlikeness {
     fn evaluate<R: Real>(self, moments: [R; 4]) -> (R, [R; 4]) {
         let [mean_of_sum, square_of_sum, mean_of_difference, square_of_difference] = moments;
         let (half, two, eps) = (R::of(0.5), R::of(2.0), R::of(self.eps));
-        // No luminance is the fraction 0 / 1, so that the loop has no branch.
+        // Without luminance its factor is 1 − 0 / 1, so that the loop needs no branch.
         let (on, c1) = match self.luminance {
             Some(c) => (R::of(1.0), R::of(c)),
             None => (R::of(0.0), R::of(1.0)),
@@ -232,7 +251,7 @@ impl Pointwise<4> for Unlikeness {
     }
 }
 
-/// The last argument is what the other similarities lack.
+/// The last argument is one minus the product of the other similarities.
 impl Pointwise<5> for Unlikeness {
     #[inline(always)]
     fn evaluate<R: Real>(self, [a, b, c, d, so_far]: [R; 5]) -> (R, [R; 5]) {
@@ -242,8 +261,8 @@ impl Pointwise<5> for Unlikeness {
     }
 }
 
-/// The kind in which local variances are computed: they are differences of nearly equal numbers, which single precision leaves
-/// few digits of. A GPU has no time for double precision.
+/// The kind in which local variances are computed. They are differences of nearly equal numbers, of which few digits
+/// are left in single precision, so that the CPU takes double precision. On a GPU that would be too slow.
 fn exact_kind(image: &Tensor) -> Result<Kind, LossError> {
     if image.device().is_cuda() { wide_kind(image) } else { Ok(Kind::Double) }
 }
@@ -288,7 +307,8 @@ mod tests {
 
     #[test]
     fn the_scales_of_a_window_of_one_pixel_have_no_gradient_of_structure() {
-        // At the first scale there is structure alone: a bright pixel has the gradient of the last one, next to nothing.
+        // At the first scale there is structure alone: a bright pixel has the gradient of the last one, next to
+        // nothing.
         let (x, y) = (rand([1, 1, 8, 8]), rand([1, 1, 8, 8]));
         let _ = x.view(-1).get(0).fill_(3e38);
         let loss = MsSsimLoss::new().weights(&[0.5, 0.5]).window_size(&[1]);

@@ -4,16 +4,16 @@ use super::ssim::of_similarity;
 use super::{SsimLoss, Taps, Unlikeness, exact_kind, f_images, f_means, f_products_of_sums, is_one_pixel};
 use crate::kernels::{Beyond, NumberOperations};
 use crate::numeric::f_reals;
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
-/// One minus the structural similarity of two images at several scales: under a small window, in the image and in smaller
-/// and smaller copies of it.
+/// The MS-SSIM loss: one minus the structural similarity of two images at several scales, under a small window in the
+/// image and in smaller and smaller copies of it.
 ///
-/// For restoring, compressing and generating images that are looked at from various distances: it weighs fine and coarse
-/// structure as eyes do, where [`SsimLoss`] sees a single scale. The images must be large: 176 pixels
-/// wide and high with the defaults. [`MsSsimL1Loss`](crate::MsSsimL1Loss) has windows of several sizes over one image instead, and
-/// adds the absolute difference.
+/// For restoring, compressing and generating images that are looked at from various distances: it weighs fine and
+/// coarse structure as eyes do, where [`SsimLoss`] compares a single scale. The images must be large: 176 pixels wide
+/// and high with the defaults. [`MsSsimL1Loss`](crate::MsSsimL1Loss) has windows of several sizes over one image
+/// instead, and adds the absolute difference.
 ///
 /// # Formula
 ///
@@ -28,20 +28,20 @@ crate::options::options! {
 /// * `input`: `[N, C, H, W]` or `[N, C, D, H, W]`, or `[N, C, L]` with [`spatial_dims(1)`](Self::spatial_dims); the
 ///   last scale holds the window; of a floating kind, or integers, such as bytes, with their
 ///   [`data_range`](Self::data_range)
-/// * `target`: that of `input`
+/// * `target`: `[N, C, H, W]`, `[N, C, D, H, W]` or `[N, C, L]`, the same shape
 /// * result: scalar; with [`Reduction::None`] `[N]`, or `[N, C]` with [`MsSsimScope::Channel`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
-/// One minus `monai.metrics.regression.compute_ms_ssim` (`MultiScaleSSIMMetric`) of MONAI 1.6.1. Wang, Simoncelli and Bovik,
-/// *Multiscale Structural Similarity for Image Quality Assessment*, 2003.
+/// One minus `monai.metrics.regression.compute_ms_ssim` (`MultiScaleSSIMMetric`) of MONAI 1.6.1. Wang, Simoncelli and
+/// Bovik, *Multiscale Structural Similarity for Image Quality Assessment*, 2003.
 ///
 /// # Differences from MONAI
 ///
-/// * Where a mean is 0 or less the loss is 1 and its gradient 0, as in MONAI; second derivatives are 0 as well, for which the
-///   plain formula can give NaN.
+/// * Where a mean is 0 or less the loss is 1 and its gradient 0, as in MONAI; second derivatives are 0 as well, for
+///   which the plain formula can give NaN.
 /// * It is computed in `f64` on the CPU, as [`SsimLoss`] is, and from the difference of the images.
 /// * The image need only be so large that the last scale holds the window; MONAI divides by the squared number of
 ///   halvings instead of the power of two.
@@ -72,6 +72,7 @@ crate::options::options! {
 #[doc(alias = "MS_SSIM")]
 #[doc(alias = "MultiScaleSSIMMetric")]
 #[doc(alias = "compute_ms_ssim")]
+#[doc(alias = "multi-scale structural similarity")]
 pub struct MsSsimLoss: "ms_ssim";
 
 /// The loss with the paper's five scales and window.
@@ -80,7 +81,7 @@ new {
     inner single: SsimLoss = SsimLoss::new();
     /// the weights of the scales, the exponents w ≥ 0, from the image itself to its smallest copy.
     weights: Vec<f64> = vec![0.0448, 0.2856, 0.3001, 0.2363, 0.1333] => slice,
-    /// what has a loss of its own.
+    /// what has a loss of its own: each sample or each channel.
     scope: MsSsimScope = MsSsimScope::Sample,
     /// the reduction.
     reduction: Reduction = Reduction::Mean,
@@ -91,6 +92,7 @@ new {
 /// What has a loss of its own in an [`MsSsimLoss`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum MsSsimScope {
     /// Each sample: the means are over its channels and pixels. The default, as in MONAI.
     #[default]
@@ -102,13 +104,6 @@ pub enum MsSsimScope {
 crate::options::words!(MsSsimScope);
 
 impl MsSsimLoss {
-    fn check_options(&self) -> Result<(), LossError> {
-        self.single.check_options()?;
-        let count = self.weights.len();
-        check::option("weights", format!("{count} numbers"), (1..=32).contains(&count), "1 to 32 numbers")?;
-        self.weights.iter().try_for_each(|&weight| check::not_negative("weights", weight))
-    }
-
     /// The losses of images in double precision.
     fn f_losses(&self, x: &Tensor, y: &Tensor, window: &[Taps]) -> Result<Tensor, LossError> {
         let [c1, c2] = self.single.constants();
@@ -119,7 +114,7 @@ impl MsSsimLoss {
             if scale > 0 {
                 (sum, difference) = (f_halved(&sum)?, f_halved(&difference)?);
             }
-            // What is raised to the power of 0 is 1.
+            // A scale of weight 0 has the factor 1.
             if weight == 0.0 {
                 continue;
             }
@@ -135,7 +130,7 @@ impl MsSsimLoss {
         Ok(logarithm.f_expm1()?.f_neg()?.f_masked_fill_number(&opposed, 1)?)
     }
 
-    /// The means over what has a loss together.
+    /// The means over the pixels that share a loss.
     fn f_means(&self, map: &Tensor) -> Result<Tensor, LossError> {
         let first = match self.scope {
             MsSsimScope::Sample => 1,
@@ -145,7 +140,7 @@ impl MsSsimLoss {
     }
 }
 
-/// The image of half the size: the means of neighbours, without a rest of one pixel.
+/// The image at half the size: the means of neighbouring pixels. The last pixel of an odd size is dropped.
 fn f_halved(image: &Tensor) -> Result<Tensor, LossError> {
     let dims = image.dim() - 2;
     let (two, zero) = (vec![2; dims], vec![0; dims]);
@@ -158,23 +153,22 @@ fn f_halved(image: &Tensor) -> Result<Tensor, LossError> {
 
 impl Loss for MsSsimLoss {
     crate::option_tensors::with_tensors!();
+    crate::mean_parts::parts!(unreduced);
 
     fn f_check_options(&self) -> Result<(), LossError> {
-        self.check_options()
+        self.single.f_check_options()?;
+        let count = self.weights.len();
+        check::option("weights", format!("{count} numbers"), (1..=32).contains(&count), "1 to 32 numbers")?;
+        self.weights.iter().try_for_each(|&weight| check::not_negative("weights", weight))
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let [input, target] = &f_images(input, target)?;
-        self.check_options()?;
+        self.f_check_options()?;
         let window = self.single.f_window(input, self.weights.len() as u32 - 1)?;
         let (kind, wide) = (input.f_kind()?, exact_kind(input)?);
         let losses = self.f_losses(&input.f_to_kind(wide)?, &f_reals(("target", target), wide)?, &window)?;
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(kind)?)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: Reduction::None, ..self.clone() };
-        MeanParts::f_of_unreduced(&unreduced, input, target)
     }
 }
 
@@ -194,8 +188,8 @@ mod tests {
         let cases = [
             (
                 message(new(), &image(&[1, 1, 175, 176])),
-                "input has shape [1, 1, 175, 176], expected an image of at least [176, 176], for the window at the last \
-                 of 5 scales",
+                "input has shape [1, 1, 175, 176], expected an image of at least [176, 176], for the window at the \
+                 last of 5 scales",
             ),
             (
                 message(new(), &small.view([8, 8])),

@@ -3,13 +3,13 @@ use tch::Tensor;
 use super::{Taps, Unlikeness, check_range, exact_kind, f_images, f_means, f_pair, f_products, gaussian};
 use crate::kernels::{Beyond, Map, NumberOperations, Pointwise, Real, Reduce, f_map, f_pointwise};
 use crate::numeric::f_abs;
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
-/// Structural similarity at several scales, and the absolute difference of two images.
+/// The MS-SSIM + L1 loss: structural similarity at several scales, and the absolute difference of two images.
 ///
-/// For restoring images: the similarity keeps contrast and structure from the finest details to the largest window,
-/// the absolute difference keeps brightness and colour, which [`SsimLoss`](crate::SsimLoss) alone lets drift. The
+/// For restoring images: the similarity keeps contrast and structure from the finest details to the largest window, the
+/// absolute difference keeps brightness and colour, which may drift with [`SsimLoss`](crate::SsimLoss) alone. The
 /// scales are Gaussians of different widths over the full image, so that no pixel is left out.
 ///
 /// # Formula
@@ -20,16 +20,16 @@ crate::options::options! {
 ///
 /// where x is the input, y the target, μ and σ are their means, variances and covariance at pixel i under the Gaussian
 /// Gⱼ, M is the last of the scales j, mean_c that over the channels, c₁ = (k₁ L)², c₂ = (k₂ L)², L the data range and κ
-/// the compensation. All windows have the size 2 ⌊2 σ_M⌋ + 1; beyond the border is 0.
+/// the compensation. All windows have the size 2 ⌊2 σ_M⌋ + 1; beyond the border the image is 0.
 ///
 /// # Shapes
 ///
 /// * `input`: `[N, C, H, W]`, of a floating kind, or integers, such as bytes, with their
 ///   [`data_range`](Self::data_range)
-/// * `target`: that of `input`
+/// * `target`: `[N, C, H, W]`
 /// * result: scalar, or `[N, H, W]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -78,7 +78,7 @@ new {
     k1: f64 = 0.01,
     /// k₂ ≥ 0, which keeps the structure of plain areas stable.
     k2: f64 = 0.03,
-    /// the share of the similarity, in \[0, 1\]; the rest is that of the absolute difference.
+    /// the share α of the similarity, in \[0, 1\]; the absolute difference has the share 1 − α.
     alpha: f64 = 0.025,
     /// what the loss is multiplied by.
     compensation: f64 = 200.0,
@@ -94,7 +94,7 @@ impl MsSsimL1Loss {
             check::option("sigmas", sigma, sigma > 0.0 && sigma <= WIDEST, "numbers in (0, 10000]")?;
         }
         check_range(self.data_range, self.k1, self.k2)?;
-        check::option("alpha", self.alpha, (0.0..=1.0).contains(&self.alpha), "a number in [0, 1]")?;
+        check::share("alpha", self.alpha)?;
         check::not_negative("compensation", self.compensation)?;
         check::option("sigmas", "empty", !self.sigmas.is_empty(), "at least one number")?;
         Ok(self.sigmas.last().copied().unwrap_or_default())
@@ -103,7 +103,7 @@ impl MsSsimL1Loss {
     /// The loss of two images, in the exact kind.
     fn f_loss(&self, x: &Tensor, y: &Tensor, widest: f64) -> Result<Tensor, LossError> {
         let radius = radius(widest);
-        // A window reaches no further than the image: beyond it there are zeros alone.
+        // The window is cut to the size of the image, because beyond the image there are only zeros.
         let reach: Vec<i64> = x.size()[2..].iter().map(|pixels| radius.min(pixels - 1)).collect();
         let window = |sigma: f64| -> Vec<Taps> {
             let taps = gaussian(2 * radius + 1, sigma);
@@ -125,7 +125,8 @@ impl MsSsimL1Loss {
         self.f_sum(&lacking, &distance)
     }
 
-    /// The weighted sum of what the similarity lacks of 1 and of the distance, of each channel; its reduced mean over the channels.
+    /// The weighted sum of one minus the similarity and of the distance for each channel, averaged over the channels
+    /// and reduced.
     fn f_sum(&self, lacking: &Tensor, distance: &Tensor) -> Result<Tensor, LossError> {
         let reduction = self.reduction;
         let sum = Sum {
@@ -187,16 +188,17 @@ impl Pointwise<2> for Sum {
     }
 }
 
-/// The largest standard deviation: windows of 40000 pixels are beyond any image.
+/// The largest standard deviation: its window of 40000 pixels is larger than any image.
 const WIDEST: f64 = 1e4;
 
-/// How many pixels a window reaches from its middle, by its standard deviation.
+/// The number of pixels from the middle of a window to its border, for a standard deviation.
 fn radius(sigma: f64) -> i64 {
     (2.0 * sigma) as i64
 }
 
 impl Loss for MsSsimL1Loss {
     crate::option_tensors::with_tensors!();
+    crate::mean_parts::parts!(unreduced);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         self.check_options().map(drop)
@@ -205,16 +207,10 @@ impl Loss for MsSsimL1Loss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let [input, target] = &f_images(input, target)?;
         let widest = self.check_options()?;
-        if input.dim() != 4 || input.size()[1..].contains(&0) {
-            return Err(check::shape_error(("input", input), "[N, C, H, W], with pixels"));
-        }
+        let fits = input.dim() == 4 && !input.size()[1..].contains(&0);
+        check::shape(("input", input), fits, "[N, C, H, W], with pixels")?;
         let [x, y] = f_pair(input, target, radius(widest) == 0)?;
         Ok(self.f_loss(&x, &y, widest)?.f_to_kind(input.f_kind()?)?)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: Reduction::None, ..self.clone() };
-        MeanParts::f_of_unreduced(&unreduced, input, target)
     }
 }
 

@@ -9,11 +9,11 @@ use crate::regression::SquaredError;
 use crate::{Loss, LossError, MeanParts, MseLoss, Reduction, check};
 
 crate::options::options! {
-/// The negative peak signal-to-noise ratio of two images, in decibels.
+/// The PSNR loss: the negative peak signal-to-noise ratio of two images, in decibels.
 ///
-/// For restoring images, where the ratio is what is reported: a factor in the squared error counts the same whether the
-/// image is nearly right or far off. [`MseLoss`](crate::MseLoss) has the same minimum and calmer gradients;
-/// [`SsimLoss`](crate::SsimLoss) is nearer to what people see.
+/// For restoring images, where this ratio is reported: half the squared error lowers the loss by the same amount
+/// whether the image is nearly right or far off. [`MseLoss`](crate::MseLoss) has the same minimum and steadier
+/// gradients; [`SsimLoss`](crate::SsimLoss) is nearer to what people see.
 ///
 /// # Formula
 ///
@@ -24,11 +24,11 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`; `[N, *]` with [`PsnrScope::Sample`]; of a floating kind, or integers, such as bytes
-/// * `target`: that of `input`
+/// * `input`: any shape, `[*]`; `[N, *]` with [`PsnrScope::Sample`]; of a floating kind, or integers, such as bytes
+/// * `target`: `[*]`, the same shape
 /// * result: scalar, or `[N]` with [`PsnrScope::Sample`] and [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -70,7 +70,7 @@ new {
     data_range: f64 = 1.0,
     /// ε ≥ 0, which keeps the loss of equal images finite.
     eps: f64 = 0.0,
-    /// what has a ratio of its own.
+    /// what has a ratio of its own: the batch or each sample.
     scope: PsnrScope = PsnrScope::Batch,
     /// the reduction over the samples, for [`PsnrScope::Sample`].
     reduction: Reduction = Reduction::Mean,
@@ -80,6 +80,7 @@ new {
 /// What has a ratio of its own in a [`PsnrLoss`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum PsnrScope {
     /// The whole batch, as in kornia. The default; there is nothing to reduce.
     #[default]
@@ -99,7 +100,8 @@ impl PsnrLoss {
         {
             return Ok(errors);
         }
-        // The logarithm has slope 0 there, and the difference times 2 is infinite: a product has no such factor.
+        // An error of ∞ has the derivative 0, which the gradient of a square multiplies by an infinite difference: NaN.
+        // A product of the difference with itself avoids that.
         let difference = input.f_to_kind(wide)?.f_sub(&f_reals(("target", target), wide)?)?;
         let squares = difference.f_mul(&difference)?;
         match self.scope {
@@ -122,9 +124,7 @@ impl PsnrLoss {
         if self.scope == PsnrScope::Batch {
             return MseLoss::new().f_forward(input, target);
         }
-        if input.dim() == 0 {
-            return Err(check::shape_error(("input", input), "[N, ...], with a dimension of samples"));
-        }
+        check::shape(("input", input), input.dim() != 0, "[N, ...], with a dimension of samples")?;
         let errors = MseLoss::new().reduction(Reduction::None).f_forward(input, target)?;
         f_means_of_samples(&errors)
     }
@@ -164,7 +164,7 @@ impl Loss for PsnrLoss {
     }
 }
 
-/// From the mean squared error to the loss.
+/// The loss as a function of the mean squared error.
 #[derive(Clone, Copy)]
 struct Decibels {
     eps: f64,
@@ -179,7 +179,8 @@ impl Decibels {
 
     fn f_losses(self, errors: &Tensor) -> Result<Tensor, LossError> {
         let errors = errors.f_add_number(self.eps)?;
-        // At an error of 0 the logarithm has no slope that means anything.
+        // An error of 0 has the loss −∞ and no meaningful gradient: it is replaced before the logarithm, which makes
+        // the gradient 0.
         let zero = errors.f_eq_number(0)?;
         let logarithm =
             errors.f_masked_fill_number(&zero, 1)?.f_log()?.f_masked_fill_number(&zero, f64::NEG_INFINITY)?;

@@ -2,10 +2,11 @@ use tch::Tensor;
 
 use super::{Taps, Unlikeness, check_range, f_images, f_means, f_pair, f_products, gaussian, is_one_pixel};
 use crate::kernels::{Beyond, NumberOperations};
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
-/// One minus the structural similarity of two images: of their luminance, contrast and structure under a small window.
+/// The SSIM loss: one minus the structural similarity of two images, which compares luminance, contrast and structure
+/// under a small window.
 ///
 /// For restoring and generating images, where pixel losses such as [`MseLoss`](crate::MseLoss) make them blurred: it
 /// compares each neighbourhood as a whole. Often added to [`L1Loss`](crate::L1Loss), since it takes little notice of a
@@ -25,11 +26,11 @@ crate::options::options! {
 ///
 /// * `input`: `[N, C, H, W]` or `[N, C, D, H, W]`, or `[N, C, L]` with [`spatial_dims(1)`](Self::spatial_dims); of a
 ///   floating kind, or integers, such as bytes, with their [`data_range`](Self::data_range)
-/// * `target`: that of `input`
+/// * `target`: `[N, C, H, W]`, `[N, C, D, H, W]` or `[N, C, L]`, the same shape
 /// * result: scalar; with [`Reduction::None`] `[N, C, …]` without the border that the window does not reach, or `[N]`
 ///   with [`SsimScope::Sample`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -71,13 +72,14 @@ crate::options::options! {
 #[doc(alias = "SSIM")]
 #[doc(alias = "DSSIM")]
 #[doc(alias = "ssim_loss")]
+#[doc(alias = "structural similarity")]
 pub struct SsimLoss: "ssim";
 
 /// The loss with the paper's window: a Gaussian of 11 pixels with a standard deviation of 1.5.
 new {
     /// ε ≥ 0, which is added to the denominator of the similarity: 1e-12 in kornia.
     eps: f64 = 0.0,
-    /// what is beyond the border.
+    /// what is assumed beyond the border.
     padding: SsimPadding = SsimPadding::Valid,
     /// whether the loss is 1 − SSIM or half of it.
     form: SsimForm = SsimForm::Complement,
@@ -93,9 +95,9 @@ new {
 macro_rules! of_similarity {
     ($($state:tt)*) => {
         crate::options::options! { @group $($state)*
-            /// how many dimensions an image has, from 1 to 3, and the input beside samples and channels. Without a
-            /// number it has two or three, as the input has; an input of three dimensions, which may be an image
-            /// without samples, is an error.
+            /// the number of dimensions of an image, from 1 to 3: the dimensions of the input without samples and
+            /// channels. Without it an image has two or three, as the input says; then an input of three dimensions is
+            /// an error, because it may be an image without samples.
             pub(super) spatial_dims: Option<usize> = None,
             /// the weights under the window.
             pub(super) window: crate::SsimWindow = SsimWindow::Gaussian,
@@ -117,17 +119,19 @@ pub(super) use of_similarity;
 /// The weights under the window of an [`SsimLoss`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum SsimWindow {
-    /// Those of a Gaussian. The default.
+    /// The weights of a Gaussian. The default.
     #[default]
     Gaussian,
-    /// All the same.
+    /// Equal weights.
     Uniform,
 }
 
-/// What is beyond the border of the images of an [`SsimLoss`].
+/// What an [`SsimLoss`] assumes beyond the border of the images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum SsimPadding {
     /// Nothing: the window stays inside, as in the paper. The default.
     #[default]
@@ -136,9 +140,10 @@ pub enum SsimPadding {
     Reflect,
 }
 
-/// What becomes of the similarity in an [`SsimLoss`].
+/// How the similarity becomes the loss in an [`SsimLoss`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum SsimForm {
     /// 1 − SSIM, between 0 and 2. The default.
     #[default]
@@ -150,6 +155,7 @@ pub enum SsimForm {
 /// What has a loss of its own in an [`SsimLoss`]; the mean over all is the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum SsimScope {
     /// Each place of the window, in each channel. The default.
     #[default]
@@ -166,18 +172,8 @@ impl SsimLoss {
         [self.k1, self.k2].map(|k| (k * self.data_range).powi(2))
     }
 
-    pub(super) fn check_options(&self) -> Result<(), LossError> {
-        check_range(self.data_range, self.k1, self.k2)?;
-        check::not_negative("eps", self.eps)?;
-        for &size in &self.window_size {
-            let odd = self.padding == SsimPadding::Valid || size % 2 == 1;
-            let expected = if odd { "numbers ≥ 1" } else { "odd numbers, for a reflected border" };
-            check::option("window_size", size, odd && size >= 1, expected)?;
-        }
-        self.sigma.iter().try_for_each(|&sigma| check::positive("sigma", sigma))
-    }
-
-    /// The input has samples, channels and an image. Three dimensions are those of lines only where that was said.
+    /// Checks that the input has samples, channels and an image. An input of three dimensions is taken for lines only
+    /// with `spatial_dims(1)`.
     fn check_shape(&self, input: &Tensor) -> Result<(), LossError> {
         let (shape, least) = (input.size(), "with at least one channel");
         let expected = match self.spatial_dims {
@@ -194,7 +190,8 @@ impl SsimLoss {
         Err(check::shape_error(("input", input), expected))
     }
 
-    /// The window along each dimension of the image, which is large enough for it after it has been `halved` so often.
+    /// The window along each dimension of the image. The image must be large enough for it after it was `halved` that
+    /// many times.
     pub(super) fn f_window(&self, input: &Tensor, halved: u32) -> Result<Vec<Taps>, LossError> {
         self.check_shape(input)?;
         let image = &input.size()[2..];
@@ -214,7 +211,7 @@ impl SsimLoss {
         Ok(sizes.into_iter().zip(sigmas).map(taps).collect())
     }
 
-    /// The image with a mirrored border, where it is to have one.
+    /// The image, with a mirrored border where `padding` asks for one.
     fn f_padded(&self, image: &Tensor, window: &[Taps]) -> Result<Tensor, LossError> {
         if self.padding == SsimPadding::Valid {
             return Ok(image.shallow_clone());
@@ -241,14 +238,22 @@ fn of_each<T: Copy + std::fmt::Debug>(option: &'static str, values: &[T], dims: 
 
 impl Loss for SsimLoss {
     crate::option_tensors::with_tensors!();
+    crate::mean_parts::parts!(unreduced);
 
     fn f_check_options(&self) -> Result<(), LossError> {
-        self.check_options()
+        check_range(self.data_range, self.k1, self.k2)?;
+        check::not_negative("eps", self.eps)?;
+        for &size in &self.window_size {
+            let odd = self.padding == SsimPadding::Valid || size % 2 == 1;
+            let expected = if odd { "numbers ≥ 1" } else { "odd numbers, for a reflected border" };
+            check::option("window_size", size, odd && size >= 1, expected)?;
+        }
+        self.sigma.iter().try_for_each(|&sigma| check::positive("sigma", sigma))
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let [input, target] = &f_images(input, target)?;
-        self.check_options()?;
+        self.f_check_options()?;
         let window = self.f_window(input, 0)?;
         let one_pixel = is_one_pixel(&window);
         let [x, y] = f_pair(input, target, one_pixel)?;
@@ -268,11 +273,6 @@ impl Loss for SsimLoss {
             SsimForm::Dissimilarity => loss.f_mul_number(0.5)?,
         };
         Ok(loss.f_to_kind(input.f_kind()?)?)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: Reduction::None, ..self.clone() };
-        MeanParts::f_of_unreduced(&unreduced, input, target)
     }
 }
 

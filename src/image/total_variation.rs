@@ -5,9 +5,9 @@ use crate::numeric::{f_abs, real, wide_kind};
 use crate::{LossError, Reduction, check};
 
 crate::options::options! {
-/// The total variation of an image: the sum of the differences between neighbouring pixels.
+/// The total variation loss of an image: the sum of the differences between neighbouring pixels.
 ///
-/// A penalty beside another loss, for images that are to be smooth within edges that stay sharp: denoising, style
+/// A penalty in addition to another loss, for images that should be smooth and have sharp edges: denoising, style
 /// transfer, masks, displacement fields.
 ///
 /// # Formula
@@ -19,7 +19,7 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: `[*, H, W]`; of a floating kind, or integers, of which sums are 64-bit integers and means `f32`
+/// * `input`: `[*, H, W]`; of a floating kind, or integers, whose sums are 64-bit integers and whose means are `f32`
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
 /// # Reference
@@ -50,6 +50,7 @@ crate::options::options! {
 #[derive(Copy, PartialEq)]
 #[doc(alias = "TotalVariation")]
 #[doc(alias = "total_variation")]
+#[doc(alias = "tv_loss")]
 pub struct TotalVariationLoss;
 
 /// The sum of the differences within each image, and the mean over the images.
@@ -63,6 +64,7 @@ new {
 
 /// How the differences within an image become one number, in a [`TotalVariationLoss`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum PixelReduction {
     /// Their sum. The default.
     #[default]
@@ -71,7 +73,7 @@ pub enum PixelReduction {
     Mean,
 }
 
-crate::option_tensors::without_tensors!(PixelReduction);
+crate::options::words!(PixelReduction);
 
 impl TotalVariationLoss {
     /// The differences along `dim`, one number for each image.
@@ -81,11 +83,12 @@ impl TotalVariationLoss {
         let from = if last > 0 { 1 } else { 0 };
         let sizes = f_abs(&image.f_narrow(dim, from, last)?.f_sub(&image.f_narrow(dim, 0, last)?)?)?;
         let pixels = size[size.len() - 2..].iter().product::<i64>();
-        // Without neighbours there is no difference, and not a mean of none.
+        // Without neighbours the sum of the differences is 0, and so is the loss, where a mean over no differences
+        // would be NaN.
         if self.pixels == PixelReduction::Sum || last == 0 || pixels == 0 {
             return Ok(sizes.f_sum_dim_intlist(&[-2, -1][..], false, None)?);
         }
-        // The mean of integers is none.
+        // The mean of integers is not an integer.
         if check::floating(("input", image)).is_err() {
             return Ok(sizes.f_mean_dim(&[-2, -1][..], false, Kind::Double)?.f_to_kind(Kind::Float)?);
         }
@@ -100,9 +103,7 @@ impl TotalVariationLoss {
         check::dense(("input", input))?;
         check::not_boolean(("input", input))?;
         real(("input", input))?;
-        if input.dim() < 2 {
-            return Err(check::shape_error(("input", input), "[*, H, W]"));
-        }
+        check::shape(("input", input), input.dim() >= 2, "[*, H, W]")?;
         if check::floating(("input", input)).is_err() {
             return self.f_of_integers(&input.f_to_kind(Kind::Int64)?);
         }
@@ -116,12 +117,12 @@ impl TotalVariationLoss {
         Ok(self.reduction.f_apply(&variations)?.f_to_kind(input.f_kind()?)?)
     }
 
-    /// The loss of 64-bit integers, of which sums are some again, and means in single precision.
+    /// The loss of 64-bit integers: sums are 64-bit integers, means are in single precision.
     fn f_of_integers(&self, image: &Tensor) -> Result<Tensor, LossError> {
         let [down, across] = [self.f_along(image, -2)?, self.f_along(image, -1)?];
         let mut variations = down.f_add(&across)?;
         if self.pixels == PixelReduction::Mean {
-            // Also that of no differences, which is a sum.
+            // The result without neighbours is an integer, and has to be converted as well.
             variations = variations.f_to_kind(Kind::Float)?;
         }
         match self.reduction {
@@ -130,7 +131,7 @@ impl TotalVariationLoss {
         }
     }
 
-    /// What the sums of the differences along the last two dimensions are multiplied by.
+    /// The factors of the sums of the differences along the last two dimensions.
     fn factors(&self, size: &[i64]) -> [f64; 2] {
         let [height, width] = [2, 1].map(|from_end| size[size.len() - from_end]);
         let counts = [(height - 1) * width, height * (width - 1)];

@@ -10,6 +10,7 @@ use super::cpu::simd::has_vectors;
 /// The environment variable `TCH_LOSSES_BACKEND` chooses it for the whole process: `auto`, the default, or `composite`.
 /// [`with_backend`] overrides that for a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum Backend {
     /// An engine where one takes the call, otherwise tensor operations. The default, except where this crate was
     /// compiled without optimisation: an engine would be slower than libtorch there, so none is compiled in, unless

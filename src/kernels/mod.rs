@@ -61,13 +61,7 @@ mod tensors;
 
 pub use backend::{Backend, with_backend};
 pub use cpu::set_gradient_cache;
-pub(crate) use cpu::{
-    Beyond, Counted, Each, Entropy, Hard, Hinges, LogitRows, Margin, Neighbours, PairLabels, PairPlan, Ranks, Regional,
-    RowReduction, Rows, Soft, Sums, Triplets, Views, f_boxes, f_class_terms, f_distance_slopes, f_distances,
-    f_embedding, f_label_margin, f_logits, f_map, f_margin, f_neighbours, f_pairs, f_pairs_on, f_picked,
-    f_pointwise_of_planes, f_ranks, f_region, f_slide, f_softmax, f_softmax_of_positions, f_softmax_of_shares,
-    f_triplets, f_unit, f_variation, f_views, scan_classes, scan_range, small_work, takes_region,
-};
+pub(crate) use cpu::*;
 pub(crate) use engine::{Reduce, composite_of, widely};
 pub(crate) use formulas::{
     ClassTerms, Embedding, Map, OTHER, PairSlopes, PairSums, PairTerms, Pointwise, Positives, Ranked, RowLoss, SAME,

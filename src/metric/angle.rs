@@ -26,7 +26,8 @@ impl<L: AngleLoss> Angle<L> {
     where
         C: Fn([&Tensor; M]) -> Result<Tensor, LossError> + Send + 'static,
     {
-        // The cosine of two numbers is 1 or −1, without a slope; an engine's would be what rounding leaves.
+        // Embeddings of a single number have the cosine 1 or −1, and so the gradient 0. The engine adds up terms of the
+        // gradient that cancel here, and would return what rounding leaves of them. Tensor operations return 0.
         if arguments[..2].iter().any(|embedding| embedding.size().last() == Some(&1)) {
             return widely(composite_of(composite))(&arguments);
         }

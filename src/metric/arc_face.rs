@@ -1,15 +1,15 @@
-use std::borrow::Borrow;
 use std::f64::consts::PI;
 
-use tch::{Tensor, nn};
+use tch::Tensor;
 
-use super::class_vectors::{Angles, OwnSoftmax, f_variable};
+use super::class_vectors::{Angles, OwnSoftmax, owned, passed_in};
 use super::{EmbeddingPairs, EmbeddingReduction};
 use crate::kernels::{Embedding, NumberOperations, Real, f_embedding};
-use crate::{Loss, LossError, Reduction, check};
+use crate::{LossError, Reduction, check};
 
 crate::options::options! {
-/// Additive angular margin with weights that are passed in: [`ArcFaceLoss`] without parameters of its own, and its options.
+/// ArcFace, an additive angular margin, with weights that are passed in: [`ArcFaceLoss`] without parameters of its own,
+/// and its options.
 ///
 /// For weights that are shared, kept elsewhere or partly frozen. Where the loss may own them choose [`ArcFaceLoss`].
 ///
@@ -19,8 +19,8 @@ crate::options::options! {
 ///
 /// f(θ) = cos(θ + m) where θ ≤ π − m, and cos θ − m sin m otherwise
 ///
-/// where θₙ_c is the angle between the embedding n and the weight of the class c, the nearest one of several, y is the class
-/// of the embedding, m the margin and s the scale.
+/// where θₙ_c is the angle between the embedding n and the weight of the class c, the nearest one of several, y is the
+/// class of the embedding, m the margin and s the scale.
 ///
 /// # Shapes
 ///
@@ -36,8 +36,8 @@ crate::options::options! {
 ///
 /// # Differences from pytorch-metric-learning
 ///
-/// * The gradient of an embedding that points where the weight of its class does, or away from it, is finite; there it is
-///   NaN. Angles near 0 and π keep the digits that their cosines have lost.
+/// * The gradient of an embedding that points where the weight of its class does, or away from it, is finite; there it
+///   is NaN. Angles near 0 and π keep the digits that their cosines have lost.
 /// * Half precision is computed in single precision.
 /// * Classes may be of any integer kind.
 /// * Over no embeddings at all the mean is 0; there it is NaN.
@@ -45,8 +45,8 @@ crate::options::options! {
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a margin outside \[0, 180\], a scale that is not
-/// finite or no sub-centres.
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a margin outside \[0, 180\], a scale that
+/// is not finite or no sub-centres.
 ///
 /// # Example
 ///
@@ -70,7 +70,7 @@ pub struct ArcFace;
 
 /// The defaults of pytorch-metric-learning.
 new {
-    /// the margin in degrees, in \[0, 180\]: half a radian where nothing is said.
+    /// the margin in degrees, in \[0, 180\]: half a radian by default.
     margin: f64 = 28.6,
     /// the scale of the logits, the inverse of a temperature.
     scale: f64 = 64.0,
@@ -83,27 +83,7 @@ new {
 }
 
 impl ArcFace {
-    /// Computes the loss, with a graph where an argument requires a gradient.
-    ///
-    /// # Errors
-    /// A [`LossError`] that names the argument or option at fault.
-    pub fn f_forward(&self, input: &Tensor, weight: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_loss(input, weight, target, None)
-    }
-
-    /// Computes the loss where the embeddings count as often as the `pairs` of a miner name them: see [`EmbeddingPairs`].
-    ///
-    /// # Errors
-    /// A [`LossError`] that names the argument or option at fault.
-    pub fn f_forward_pairs(
-        &self,
-        input: &Tensor,
-        weight: &Tensor,
-        target: &Tensor,
-        pairs: &EmbeddingPairs,
-    ) -> Result<Tensor, LossError> {
-        self.f_loss(input, weight, target, Some(pairs))
-    }
+    passed_in!(weight);
 
     fn f_loss(
         &self,
@@ -122,25 +102,18 @@ impl ArcFace {
         angles.f_loss(softmax, Some(&own), self.reduction)
     }
 
-    crate::loss::or_panic!(forward as f_forward(input: &Tensor, weight: &Tensor, target: &Tensor) -> Tensor);
-
-    crate::loss::or_panic! {
-        forward_pairs as f_forward_pairs(
-            input: &Tensor, weight: &Tensor, target: &Tensor, pairs: &EmbeddingPairs
-        ) -> Tensor
-    }
-
     fn f_check(&self) -> Result<(), LossError> {
         let (margin, sub_centers) = (self.margin, self.sub_centers);
         check::option("margin", margin, (0.0..=180.0).contains(&margin), "a number in [0, 180]")?;
-        check::option("scale", self.scale, self.scale.is_finite(), "a finite number")?;
+        check::finite("scale", self.scale)?;
         check::option("sub_centers", sub_centers, sub_centers > 0, "a number > 0")
     }
 }
 
 /// The cosine of the angle of two unit vectors and a margin.
 ///
-/// The angle is 2 atan2(‖a − b‖, ‖a + b‖): near 0 and π it keeps the digits that the cosine has lost, and its gradient is finite.
+/// The angle is 2 atan2(‖a − b‖, ‖a + b‖): near 0 and π it keeps the digits that the cosine has lost, and its gradient
+/// is finite.
 #[derive(Clone, Copy)]
 struct Moved {
     /// In radians.
@@ -153,7 +126,7 @@ impl Moved {
         let (apart, together) = (norm(a.f_sub(b)?)?, norm(a.f_add(b)?)?);
         let angles = apart.f_atan2(&together)?.f_mul_number(2)?;
         let moved = angles.f_add_number(self.margin)?.f_cos()?;
-        // Beyond π the cosine would rise again.
+        // With the margin the angle is beyond π, where the cosine rises again.
         let lowered = angles.f_cos()?.f_sub_number(self.margin * self.margin.sin())?;
         Ok(moved.f_where_self(&angles.f_le_number(PI - self.margin)?, &lowered)?)
     }
@@ -173,7 +146,7 @@ impl Embedding<2, 2> for Moved {
             true => ((angle + self.margin).cos(), -(angle + self.margin).sin()),
             false => (angle.cos() - self.margin * self.margin.sin(), -angle.sin()),
         };
-        // A length of 0 has no gradient.
+        // The gradient of a length of 0 is 0.
         let over = |a: f64, b: f64| if b == 0.0 { 0.0 } else { a / (b * (squares[0] + squares[1])) };
         (cosine, [slope * over(together, apart), -slope * over(apart, together)])
     }
@@ -185,13 +158,14 @@ impl Embedding<2, 2> for Moved {
     }
 }
 
+owned! {
 /// ArcFace: classification by angles, with a margin that each embedding must leave to the other classes.
 ///
-/// For recognition of faces, products, landmarks: trained as a classifier, used without its weights, by the angles between
-/// embeddings. The margin is the same at all angles; that of [`CosFaceLoss`](crate::CosFaceLoss) is one of cosines. With
-/// noisy labels, or classes of several modes, set [`sub_centers`](ArcFace::sub_centers), which makes it the sub-centre
-/// ArcFace. Where there are too many classes for a weight each choose [`NtXentLoss`](crate::NtXentLoss) or another loss of
-/// pairs.
+/// For recognition of faces, products, landmarks: trained as a classifier, used without its weights, by the angles
+/// between embeddings. The margin is the same at all angles; that of [`CosFaceLoss`](crate::CosFaceLoss) is one of
+/// cosines. With noisy labels, or classes of several modes, set [`sub_centers`](ArcFace::sub_centers), which makes it
+/// the sub-centre ArcFace. Where there are so many classes that a weight for each is too much, choose
+/// [`NtXentLoss`](crate::NtXentLoss) or another loss of pairs.
 ///
 /// # Formula
 ///
@@ -205,8 +179,8 @@ impl Embedding<2, 2> for Moved {
 /// * `target`: classes `[N]`, of any integer kind
 /// * result: scalar, or `[N]` with [`EmbeddingReduction::None`]
 ///
-/// The variable on the path is `W`, `[D, C · K]`, the name of the state dict of pytorch-metric-learning. Its initial values
-/// are normal.
+/// The variable on the path is `W`, `[D, C · K]`, the name of the state dict of pytorch-metric-learning. Its initial
+/// values are normal.
 ///
 /// # Reference
 ///
@@ -236,72 +210,12 @@ impl Embedding<2, 2> for Moved {
 /// assert!(criterion.weight().grad().defined());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[doc(alias = "SubCenterArcFaceLoss")]
-#[must_use]
-pub struct ArcFaceLoss {
-    weight: Tensor,
-    arc_face: ArcFace,
-}
+pub struct ArcFaceLoss of arc_face: ArcFace;
 
-crate::option_tensors::shared_parameters!(ArcFaceLoss { weight });
-
-impl ArcFaceLoss {
-    /// Creates the variable on `path`.
-    ///
-    /// # Errors
-    /// A [`LossError`] that names the option at fault.
-    pub fn f_new<'a>(
-        path: impl Borrow<nn::Path<'a>>,
-        num_classes: i64,
-        embedding_size: i64,
-        arc_face: ArcFace,
-    ) -> Result<Self, LossError> {
-        arc_face.f_check()?;
-        let options = [("num_classes", num_classes), ("embedding_size", embedding_size)];
-        let shape = |[classes, features]: [i64; 2]| [features, classes.saturating_mul(arc_face.sub_centers)];
-        let weight = f_variable(path.borrow(), "W", options, shape, 1.0)?;
-        Ok(Self { weight, arc_face })
-    }
-
-    /// Creates the variable on `path` as [`f_new`](Self::f_new) does.
-    ///
-    /// # Panics
-    /// Where `f_new` returns an error, with its message.
-    #[track_caller]
-    pub fn new<'a>(path: impl Borrow<nn::Path<'a>>, num_classes: i64, embedding_size: i64, arc_face: ArcFace) -> Self {
-        crate::loss::expect(Self::f_new(path, num_classes, embedding_size, arc_face))
-    }
-
-    /// Computes the loss where the embeddings count as often as the `pairs` of a miner name them: see [`EmbeddingPairs`].
-    ///
-    /// # Errors
-    /// A [`LossError`] that names the argument or option at fault.
-    pub fn f_forward_pairs(
-        &self,
-        input: &Tensor,
-        target: &Tensor,
-        pairs: &EmbeddingPairs,
-    ) -> Result<Tensor, LossError> {
-        self.arc_face.f_forward_pairs(input, &self.weight, target, pairs)
-    }
-
-    crate::loss::or_panic! {
-        forward_pairs as f_forward_pairs(input: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor
-    }
-
-    /// The weights of the classes.
-    pub fn weight(&self) -> &Tensor {
-        &self.weight
-    }
-}
-
-impl Loss for ArcFaceLoss {
-    crate::option_tensors::with_tensors!(shared);
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.arc_face.f_forward(input, &self.weight, target)
-    }
+/// The weights of the classes.
+weight: "W",
+    |[classes, features]| ([features, classes.saturating_mul(arc_face.sub_centers)], 1.0);
 }
 
 #[cfg(test)]

@@ -13,10 +13,11 @@ use crate::{Loss, LossError, check};
 /// embeddings of one label belong together. References are for embeddings of another origin: a memory of former
 /// batches, of the other modality, or of a slowly moving copy of the model.
 ///
-/// For [`when_empty`](Loss::when_empty) a batch is empty that has no pairs, or for losses that hold a pair of one label against
-/// those of others ([`BatchTripletMarginLoss`](crate::BatchTripletMarginLoss), [`CircleLoss`](crate::CircleLoss),
-/// [`LiftedStructureLoss`](crate::LiftedStructureLoss), [`NtXentLoss`](crate::NtXentLoss), [`SupConLoss`](crate::SupConLoss))
-/// no triplets. One whose pairs all cost nothing is not.
+/// For [`when_empty`](Loss::when_empty) a batch is empty that has no pairs, or for losses that hold a pair of one label
+/// against those of others ([`BatchTripletMarginLoss`](crate::BatchTripletMarginLoss),
+/// [`CircleLoss`](crate::CircleLoss), [`LiftedStructureLoss`](crate::LiftedStructureLoss),
+/// [`NtXentLoss`](crate::NtXentLoss), [`SupConLoss`](crate::SupConLoss)) no triplets, or for
+/// [`NcaLoss`](crate::NcaLoss) no two embeddings of one label. A batch whose pairs all have a loss of 0 is not empty.
 pub trait EmbeddingLoss: Loss {
     /// Computes the loss of `embeddings` `[N, D]` that are compared with `ref_emb` `[M, D]` alone, and not with each
     /// other.
@@ -31,11 +32,13 @@ pub trait EmbeddingLoss: Loss {
         ref_labels: &Tensor,
     ) -> Result<Tensor, LossError>;
 
-    /// Computes the loss of the `pairs` that are named, by hand or by a miner, in place of those that labels tell, which are not
-    /// needed then. Where there are references `[M, D]`, the anchors are of `embeddings` and all others of `ref_emb`.
+    /// Computes the loss of the `pairs` that are named, by hand or by a miner, in place of those that labels tell,
+    /// which are not needed then. Where there are references `[M, D]`, the anchors are of `embeddings` and all others
+    /// of `ref_emb`.
     ///
-    /// Losses of pairs make two pairs of a triplet, and the triplet loss makes triplets of all pairs of one anchor. A pair that is
-    /// named twice counts twice in losses that are means over pairs or triplets, and once in those over embeddings.
+    /// For losses of pairs a triplet is two pairs, and for the triplet loss the pairs of one anchor make up triplets. A
+    /// pair that is named twice counts twice in losses that are means over pairs or triplets, and once in those over
+    /// embeddings.
     ///
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault.
@@ -65,8 +68,55 @@ pub trait EmbeddingLoss: Loss {
     }
 }
 
-/// How many pairs of embeddings of single precision are compared in double precision. Gradients are sums over pairs
-/// that nearly cancel, of which single precision leaves few digits; up to here more digits cost next to nothing.
+/// The methods of a [`Loss`] over the pairs of a batch, except the check of its options. Its method `f_loss` computes
+/// it from a [`Batch`]; a batch without what is [`Needed`] is empty.
+macro_rules! loss_of_batch {
+    ($needed:ident) => {
+        crate::option_tensors::with_tensors!();
+
+        fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+            self.f_loss(Batch::f_new(input, target)?)
+        }
+
+        fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+            super::batch::f_lacks(input, target, super::batch::Needed::$needed)
+        }
+    };
+}
+pub(super) use loss_of_batch;
+
+/// The methods of an [`EmbeddingLoss`] that `f_loss` computes from a [`Batch`]: with references, and of pairs that are
+/// named, where the method of [`Batch`] is given that takes them.
+macro_rules! loss_of_pairs {
+    () => {
+        fn f_forward_with(
+            &self,
+            embeddings: &Tensor,
+            labels: &Tensor,
+            ref_emb: &Tensor,
+            ref_labels: &Tensor,
+        ) -> Result<Tensor, LossError> {
+            self.f_loss(Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
+        }
+    };
+    ($f_of_pairs:ident) => {
+        super::batch::loss_of_pairs!();
+
+        fn f_forward_pairs(
+            &self,
+            embeddings: &Tensor,
+            pairs: &super::EmbeddingPairs,
+            ref_emb: Option<&Tensor>,
+        ) -> Result<Tensor, LossError> {
+            self.f_loss(Batch::$f_of_pairs(embeddings, pairs, ref_emb)?)
+        }
+    };
+}
+pub(super) use loss_of_pairs;
+
+/// Up to how many pairs embeddings of single precision are compared in double precision. Gradients are sums over pairs
+/// whose terms nearly cancel, so that single precision leaves few digits. For so few pairs double precision costs next
+/// to nothing.
 const FEW_PAIRS: i64 = 1 << 16;
 
 /// The embeddings of a batch, and which of their pairs belong together.
@@ -85,7 +135,7 @@ pub(crate) struct Pairs {
     ref_labels: Option<Tensor>,
     /// The pairs that were named in place of labels.
     listed: Option<Listed>,
-    /// The same as the engine of pairs takes them.
+    /// The labels in the form that the engine of pairs takes.
     pub(crate) numbered: Option<PairLabels>,
     /// That of the embeddings.
     pub(crate) kind: Kind,
@@ -116,8 +166,17 @@ impl Batch {
         Ok(Batch { embeddings: embeddings.shallow_clone(), reference: Some(ref_emb.shallow_clone()), pairs })
     }
 
-    /// A batch of which the pairs are named, and what they are.
+    /// A batch of which the pairs are named.
     pub(crate) fn f_of_pairs(
+        embeddings: &Tensor,
+        pairs: &EmbeddingPairs,
+        ref_emb: Option<&Tensor>,
+    ) -> Result<Batch, LossError> {
+        Ok(Batch::f_with_indices(embeddings, pairs, ref_emb)?.0)
+    }
+
+    /// The same, and the positions that make up the pairs.
+    pub(crate) fn f_with_indices(
         embeddings: &Tensor,
         pairs: &EmbeddingPairs,
         ref_emb: Option<&Tensor>,
@@ -144,13 +203,13 @@ impl Batch {
         Ok((Batch { embeddings: embeddings.shallow_clone(), reference, pairs }, indices))
     }
 
-    /// The same for losses of rows of pairs, of which each is of one label or of two.
+    /// The same for losses that sum over the pairs of an anchor, in which no pair may be a positive and a negative one.
     pub(crate) fn f_of_rows(
         embeddings: &Tensor,
         pairs: &EmbeddingPairs,
         ref_emb: Option<&Tensor>,
     ) -> Result<Batch, LossError> {
-        let (batch, _) = Batch::f_of_pairs(embeddings, pairs, ref_emb)?;
+        let batch = Batch::f_of_pairs(embeddings, pairs, ref_emb)?;
         if let Some(listed) = &batch.pairs.listed {
             listed.f_check_disjoint()?;
         }
@@ -168,18 +227,14 @@ impl Batch {
         f_kind_of_pairs(&self.embeddings, [self.embeddings.size()[0], others.size()[0]])
     }
 
-    /// What `plan` makes of that matrix, by engines or by the `composite` of the matrix, in the kind of the embeddings.
-    pub(crate) fn f_reduced<P, C>(
+    /// What `plan` makes of that matrix, by engines, or `f_composite` of the `loss` by tensor operations; in the kind
+    /// of the embeddings.
+    pub(crate) fn f_reduced<P: PairPlan, L: Copy + Send + 'static>(
         &self,
-        distance: EmbeddingDistance,
-        plan: P,
-        reduction: EmbeddingReduction,
-        composite: C,
-    ) -> Result<Tensor, LossError>
-    where
-        P: PairPlan,
-        C: Fn(&Tensor, &Pairs) -> Result<Tensor, LossError> + Clone + Send + 'static,
-    {
+        (distance, plan, reduction): (EmbeddingDistance, P, EmbeddingReduction),
+        loss: L,
+        f_composite: fn(&L, &Tensor, &Pairs) -> Result<Tensor, LossError>,
+    ) -> Result<Tensor, LossError> {
         let (pairs, counted) = (self.pairs.shallow_clone(), reduction.f_counted()?);
         let inputs: Vec<&Tensor> = [Some(&self.embeddings), self.reference.as_ref()].into_iter().flatten().collect();
         let kind = self.f_kind()?;
@@ -192,9 +247,9 @@ impl Batch {
         };
         f_taped(&inputs, steps, move |inputs| {
             let matrix = distance.f_matrix(&inputs[0], inputs.get(1), kind)?;
-            let (of_matrix, pairs) = (composite.clone(), pairs.shallow_clone());
+            let pairs = pairs.shallow_clone();
             let (numbered, kind) = (pairs.numbered.clone(), pairs.kind);
-            let composite = move |[matrix]: [&Tensor; 1]| pairs.f_narrow(&of_matrix(matrix, &pairs)?);
+            let composite = move |[matrix]: [&Tensor; 1]| pairs.f_narrow(&f_composite(&loss, matrix, &pairs)?);
             f_pairs(plan, [&matrix], numbered.as_ref(), counted, kind, composite)
         })
     }
@@ -236,31 +291,24 @@ impl Pairs {
         }
     }
 
-    /// Reduces the `losses` `[N, M]` of those that belong together.
-    pub(crate) fn f_reduce_positives(
-        &self,
-        losses: &Tensor,
-        reduction: EmbeddingReduction,
-    ) -> Result<Tensor, LossError> {
+    /// Reduces the `losses` `[N, M]` of the pairs that belong together.
+    pub(crate) fn f_reduce_positives(&self, losses: &Tensor, of: EmbeddingReduction) -> Result<Tensor, LossError> {
         match &self.listed {
-            Some(listed) => listed.f_reduce(&listed.positives, losses, reduction),
-            None => reduction.f_apply_to_pairs(losses, &self.f_positive()?),
+            Some(listed) => listed.f_reduce(&listed.positives, losses, of),
+            None => of.f_apply_to_pairs(losses, &self.f_positive()?),
         }
     }
 
-    /// Reduces those of the others.
-    pub(crate) fn f_reduce_negatives(
-        &self,
-        losses: &Tensor,
-        reduction: EmbeddingReduction,
-    ) -> Result<Tensor, LossError> {
+    /// Reduces those of the other pairs.
+    pub(crate) fn f_reduce_negatives(&self, losses: &Tensor, of: EmbeddingReduction) -> Result<Tensor, LossError> {
         match &self.listed {
-            Some(listed) => listed.f_reduce(&listed.negatives, losses, reduction),
-            None => reduction.f_apply_to_pairs(losses, &self.f_negative()?),
+            Some(listed) => listed.f_reduce(&listed.negatives, losses, of),
+            None => of.f_apply_to_pairs(losses, &self.f_negative()?),
         }
     }
 
-    /// log Σ exp over those of each row that do not belong to it, each as often as it is named; and whether there are any.
+    /// log Σ exp over those of each row that do not belong to it, each as often as it is named; and whether there are
+    /// any.
     pub(crate) fn f_log_sum_exp_of_negatives(&self, matrix: &Tensor) -> Result<[Tensor; 2], LossError> {
         let negative = self.f_negative()?;
         let any = negative.f_any_dim(1, true)?;
@@ -289,22 +337,23 @@ impl Pairs {
 /// The labels of embeddings as 64-bit integers.
 pub(super) fn f_labels(embeddings: check::Named, labels: check::Named) -> Result<Tensor, LossError> {
     let size = f_rows(embeddings)?;
-    if labels.1.size() != size[..1] {
-        return Err(check::shape_error(labels, format!("[{}], one label for each of {}", size[0], embeddings.0)));
-    }
+    let fits = labels.1.size() == size[..1];
+    check::shape(labels, fits, format_args!("[{}], one label for each of {}", size[0], embeddings.0))?;
     check::integers(labels)
 }
 
-/// What a batch must have for a loss of its pairs to be over something.
+/// What a batch must contain so that it is not empty.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Needed {
     /// Any two embeddings.
     Pair,
+    /// Two embeddings of one label.
+    Positive,
     /// Two embeddings of one label, and one of another, with which they make a triplet.
     Triplet,
 }
 
-/// Whether `labels` leave a loss of pairs with nothing to be over, as a Boolean scalar on their device.
+/// Whether a batch with these `labels` lacks what is `needed`, as a Boolean scalar on their device.
 pub(super) fn f_lacks(embeddings: &Tensor, labels: &Tensor, needed: Needed) -> Result<Tensor, LossError> {
     let named = [("input", embeddings), ("target", labels)];
     check::devices(&named)?;
@@ -315,7 +364,11 @@ pub(super) fn f_lacks(embeddings: &Tensor, labels: &Tensor, needed: Needed) -> R
     }
     let (sorted, _) = labels.f_sort(0, false)?;
     let equal = sorted.f_narrow(0, 1, next)?.f_eq_tensor(&sorted.f_narrow(0, 0, next)?)?;
-    Ok(equal.f_any()?.f_logical_not()?.f_logical_or(&equal.f_all()?)?)
+    let no_positive = equal.f_any()?.f_logical_not()?;
+    if needed == Needed::Positive {
+        return Ok(no_positive);
+    }
+    Ok(no_positive.f_logical_or(&equal.f_all()?)?)
 }
 
 /// The size of embeddings.
@@ -331,10 +384,8 @@ fn f_rows(embeddings: check::Named) -> Result<Vec<i64>, LossError> {
 /// References have as many features as embeddings.
 fn same_features(reference: check::Named, embeddings: &Tensor) -> Result<(), LossError> {
     let features = embeddings.size()[1];
-    if reference.1.size()[1] == features {
-        return Ok(());
-    }
-    Err(check::shape_error(reference, format!("[M, {features}], the dimension of embeddings")))
+    let fits = reference.1.size()[1] == features;
+    check::shape(reference, fits, format_args!("[M, {features}], the dimension of embeddings"))
 }
 
 /// The kind in which so many rows of `embeddings` are compared with so many others.
@@ -343,9 +394,9 @@ pub(super) fn f_kind_of_pairs(embeddings: &Tensor, [rows, others]: [i64; 2]) -> 
     if few { Ok(Kind::Double) } else { wide_kind(embeddings) }
 }
 
-/// log Σ exp over the elements of each row that `mask` names. Without any it is so small that nothing comes of it.
+/// log Σ exp over the elements of each row that `mask` names. Without any it is so small that its exponential is 0.
 pub(crate) fn f_log_sum_exp(matrix: &Tensor, mask: &Tensor) -> Result<Tensor, LossError> {
-    // Not −∞, whose difference from itself is NaN.
+    // −∞ would not do: its difference from itself is NaN.
     let least = if matrix.f_kind()? == Kind::Double { f64::MIN } else { f64::from(f32::MIN) };
     Ok(matrix.f_masked_fill_number(&mask.f_logical_not()?, least / 2.0)?.f_logsumexp([1_i64].as_slice(), true)?)
 }

@@ -1,6 +1,9 @@
+#[cfg(test)]
+mod tests;
+
 use tch::{Kind, TchError, Tensor};
 
-use super::batch::{Batch, Needed, Pairs, f_lacks, f_softplus};
+use super::batch::{Batch, Pairs, f_softplus, loss_of_batch, loss_of_pairs};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
 use crate::autograd::{Function, f_gradients_of, needed, spread};
 use crate::kernels::{NumberOperations, Triplets, f_triplets};
@@ -26,8 +29,8 @@ crate::options::options! {
 ///
 /// * `input`: `[N, D]`
 /// * `target`: `[N]`, labels of any integer kind
-/// * result: scalar; with [`EmbeddingReduction::None`], which is for [`TripletMining::BatchHard`] and for triplets that are named,
-///   the losses of the anchors that have a triplet, or of the triplets
+/// * result: scalar; with [`EmbeddingReduction::None`], which is for [`TripletMining::BatchHard`] and for triplets that
+///   are named, the losses of the anchors that have a triplet, or of the triplets
 ///
 /// # Reference
 ///
@@ -69,6 +72,11 @@ crate::options::options! {
 /// ```
 #[derive(Copy, PartialEq)]
 #[doc(alias = "BatchHardTripletLoss")]
+#[doc(alias = "triplet_semi_hard")]
+#[doc(alias = "TripletSemiHardLoss")]
+#[doc(alias = "batch_hard")]
+#[doc(alias = "triplet_hard")]
+#[doc(alias = "online triplet mining")]
 pub struct BatchTripletMarginLoss: "batch_triplet_margin" | "batch_triplet";
 
 /// The triplet margin loss with the defaults of pytorch-metric-learning.
@@ -77,7 +85,7 @@ new {
     margin: f64 = 0.05,
     /// whether n is compared with the nearer one of a and p.
     swap: bool = false,
-    /// whether the hinge is a softplus, which no triplet satisfies once and for all.
+    /// whether the hinge is a softplus, with which every triplet keeps a loss above 0.
     smooth_loss: bool = false,
     /// which triplets are mined; `swap` does not matter for that.
     mining: TripletMining = TripletMining::All,
@@ -93,6 +101,7 @@ new {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[doc(alias = "TripletMarginMiner")]
 #[doc(alias = "BatchHardMiner")]
+#[non_exhaustive]
 pub enum TripletMining {
     /// All of them. The default.
     #[default]
@@ -143,7 +152,7 @@ impl BatchTripletMarginLoss {
 #[derive(Clone, Copy)]
 struct Mined {
     loss: BatchTripletMarginLoss,
-    /// Distances count as equal where they differ by less: rounding is not to choose the triplets.
+    /// Distances that differ by less count as equal, so that rounding does not decide which triplets are mined.
     noise: f64,
 }
 
@@ -206,19 +215,20 @@ impl Mined {
     /// The hinges of all mined triplets, from the sorted distances of each anchor to its negatives: for a pair (a, p)
     /// the mined negatives are a range of them, and prefix sums tell what they add up to.
     fn f_sorted(&self, far: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
-        // A sum is a difference of two prefix sums, which takes more digits than single precision has.
+        // A sum is the difference of two prefix sums, and needs more digits than single precision has.
         let far = far.f_to_kind(Kind::Double)?;
         let (not_positive, negative) = (pairs.f_positive()?.f_logical_not()?, pairs.f_negative()?);
         let negatives = Negatives::f_new(&far, &negative)?;
         let limit = far.f_add_number(self.loss.margin)?;
         let (from, to) = self.f_range(&negatives, &far.f_detach()?, &limit.f_detach()?)?;
         let count = to.f_sub(&from)?.f_clamp_min_number(0)?.f_masked_fill_number(&not_positive, 0)?;
-        // From the limit on hinges are 0.
+        // A negative at this limit or beyond it has a hinge of 0.
         let costly = negatives.f_below(&limit.f_detach()?)?.f_minimum(&to)?.f_sub(&from)?.f_clamp_min_number(0)?;
         let near = negatives.f_sum_of(&from, &from.f_add(&costly)?)?;
         let free = not_positive.f_logical_or(&costly.f_eq_number(0)?)?;
         let sum = limit.f_mul(&costly.f_to_kind(Kind::Double)?)?.f_sub(&near)?.f_masked_fill_number(&free, 0)?;
-        // A distance that is NaN has no place in an order, but no hinge is satisfied by it.
+        // A distance that is NaN has no place in the sorted order, and so has no part in the sums. It makes the result
+        // NaN.
         let nan = far.f_isnan()?.f_logical_and(&negative)?.f_any()?;
         let sum = sum.f_sum(None)?.f_masked_fill_number(&nan, f64::NAN)?;
         self.loss.reduction.f_of_sum(&sum, &count.f_sum(Kind::Int64)?)
@@ -341,10 +351,10 @@ fn f_chunks(pairs: &Tensor, negatives: i64) -> Result<Vec<Tensor>, TchError> {
 }
 
 impl Loss for BatchTripletMarginLoss {
-    crate::option_tensors::with_tensors!();
+    loss_of_batch!(Triplet);
 
     fn f_check_options(&self) -> Result<(), LossError> {
-        check::option("margin", self.margin, self.margin.is_finite(), "a finite number")?;
+        check::finite("margin", self.margin)?;
         let per_anchor = matches!(self.reduction, EmbeddingReduction::PerAnchor(_));
         check::option(
             "reduction",
@@ -355,26 +365,10 @@ impl Loss for BatchTripletMarginLoss {
         self.distance.check()?;
         self.reduction.bounds().map(drop)
     }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_loss(Batch::f_new(input, target)?)
-    }
-
-    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        f_lacks(input, target, Needed::Triplet)
-    }
 }
 
 impl EmbeddingLoss for BatchTripletMarginLoss {
-    fn f_forward_with(
-        &self,
-        embeddings: &Tensor,
-        labels: &Tensor,
-        ref_emb: &Tensor,
-        ref_labels: &Tensor,
-    ) -> Result<Tensor, LossError> {
-        self.f_loss(Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
-    }
+    loss_of_pairs!();
 
     fn f_forward_pairs(
         &self,
@@ -382,7 +376,7 @@ impl EmbeddingLoss for BatchTripletMarginLoss {
         pairs: &EmbeddingPairs,
         ref_emb: Option<&Tensor>,
     ) -> Result<Tensor, LossError> {
-        let (batch, indices) = Batch::f_of_pairs(embeddings, pairs, ref_emb)?;
+        let (batch, indices) = Batch::f_with_indices(embeddings, pairs, ref_emb)?;
         self.check(&batch)?;
         let far = self.f_far(&batch)?;
         let [anchors, positives, negatives] = indices.f_triplets()?;
@@ -396,97 +390,5 @@ impl EmbeddingLoss for BatchTripletMarginLoss {
         let losses = self.f_hinge(&distances(&anchors, &positives)?.f_sub(&nearest)?)?;
         let reduction = self.reduction.above(self.distance.noise(batch.f_kind()?));
         batch.pairs.f_narrow(&reduction.f_apply(&losses, None)?)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tch::Device;
-
-    use super::*;
-    use crate::numeric::assert_gradient;
-    use crate::random::randn;
-    use crate::{Backend, with_backend};
-
-    const MINING: [TripletMining; 3] = [TripletMining::All, TripletMining::SemiHard, TripletMining::Hard];
-
-    fn batch() -> (Tensor, Tensor) {
-        let embeddings = randn([14, 3]);
-        (embeddings, Tensor::arange(14, (Kind::Int64, Device::Cpu)).remainder(4))
-    }
-
-    fn distance() -> EmbeddingDistance {
-        EmbeddingDistance::lp().normalize_embeddings(false)
-    }
-
-    #[test]
-    fn sorting_finds_what_a_list_of_triplets_does() {
-        let reductions = [
-            EmbeddingReduction::Mean,
-            EmbeddingReduction::MeanNonZero,
-            EmbeddingReduction::Sum,
-            EmbeddingReduction::Threshold { low: Some(0.3), high: Some(0.9) },
-            EmbeddingReduction::Threshold { low: Some(-1.0), high: Some(0.5) },
-            EmbeddingReduction::Threshold { low: None, high: Some(0.0) },
-        ];
-        let (embeddings, labels) = batch();
-        for (mining, reduction) in MINING.into_iter().flat_map(|mining| reductions.map(|reduction| (mining, reduction)))
-        {
-            let loss = BatchTripletMarginLoss::new().margin(0.4).mining(mining).reduction(reduction);
-            let value_and_slope = |way: fn(Mined, &Tensor, Pairs) -> Result<Tensor, LossError>| {
-                let leaf = embeddings.copy().set_requires_grad(true);
-                let batch = with_backend(Backend::Auto, || Batch::f_new(&leaf, &labels)).unwrap();
-                let far = batch.f_matrix(distance()).unwrap();
-                let value = with_backend(Backend::Auto, || way(Mined { loss, noise: 0.0 }, &far, batch.pairs)).unwrap();
-                value.backward();
-                Tensor::cat(&[value.view(1), leaf.grad().flatten(0, -1)], 0)
-            };
-            let listed = value_and_slope(|loss, far, pairs| loss.f_one_by_one(far, &pairs));
-            let sorted = value_and_slope(|loss, far, pairs| loss.f_sorted(far, &pairs));
-            for other in [sorted, value_and_slope(Mined::f_all)] {
-                let difference = (other - &listed).abs().max().double_value(&[]);
-                assert!(difference < 1e-12, "{mining:?}, {reduction:?}: {difference:e}");
-            }
-        }
-    }
-
-    #[test]
-    fn gradients_are_those_of_finite_differences() {
-        let (embeddings, labels) = batch();
-        for mining in MINING.into_iter().chain([TripletMining::BatchHard]) {
-            for (swap, smooth_loss) in [(false, false), (true, false), (false, true), (true, true)] {
-                let loss = BatchTripletMarginLoss::new().margin(0.3).mining(mining).distance(distance());
-                let loss = loss.swap(swap).smooth_loss(smooth_loss).reduction(EmbeddingReduction::Mean);
-                assert_gradient(&embeddings, |embeddings| loss.forward(embeddings, &labels));
-            }
-        }
-    }
-
-    #[test]
-    fn nan_is_not_a_satisfied_hinge() {
-        let (embeddings, labels) = batch();
-        // One with positives, and one that is nothing but a negative of the others.
-        for label in [labels.int64_value(&[3]), 77] {
-            let _ = (embeddings.get(3).fill_(f64::NAN), labels.get(3).fill_(label));
-            for mining in MINING.into_iter().chain([TripletMining::BatchHard]) {
-                let loss = BatchTripletMarginLoss::new().mining(mining).forward(&embeddings, &labels);
-                assert!(loss.double_value(&[]).is_nan(), "{mining:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn options_that_exclude_each_other_are_named() {
-        let (embeddings, labels) = batch();
-        let loss = BatchTripletMarginLoss::new().reduction(EmbeddingReduction::None);
-        assert_eq!(
-            loss.f_forward(&embeddings, &labels).unwrap_err().to_string(),
-            "option reduction is None, expected a sum or a mean, since the triplets are too many to be listed"
-        );
-        let loss = BatchTripletMarginLoss::new().swap(true);
-        assert_eq!(
-            loss.f_forward_with(&embeddings, &labels, &embeddings, &labels).unwrap_err().to_string(),
-            "option swap is true, expected false with references, which are not compared with each other"
-        );
     }
 }

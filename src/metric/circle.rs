@@ -1,16 +1,16 @@
 use tch::Tensor;
 
-use super::batch::{Batch, Needed, Pairs, f_lacks, f_log_sum_exp, f_softplus, softplus};
-use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
+use super::batch::{Batch, Pairs, f_log_sum_exp, f_softplus, loss_of_batch, loss_of_pairs, softplus};
+use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
 use crate::kernels::{NumberOperations, PairSlopes, PairSums, PairTerms, Real, Soft, SoftPairs};
 use crate::{Loss, LossError, check};
 
 crate::options::options! {
-/// The circle loss: pairs count the more, the farther their cosine is from where it should be.
+/// The circle loss: a pair counts more the farther its cosine is from where it should be.
 ///
-/// A triplet loss has the same slope for both of its pairs, also where one of them is good enough already; this one
-/// moves the pair that lags behind. With margin 0.25 and γ = 256 for faces, 0.25 and 128 for persons, 0.4 and 80 for
-/// fine-grained images, as the paper has it.
+/// A triplet loss has the same slope for both of its pairs, even where one of them is good enough already; this one has
+/// the larger slope for the pair that is farther from its goal. With margin 0.25 and γ = 256 for faces, 0.25 and 128
+/// for persons, 0.4 and 80 for fine-grained images, as the paper has it.
 ///
 /// # Formula
 ///
@@ -74,13 +74,11 @@ impl CircleLoss {
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         let (m, gamma) = (self.margin, self.gamma);
         self.f_check_options()?;
-        let loss = *self;
         let formula = Formula { margin: m, gamma };
         batch.f_reduced(
-            EmbeddingDistance::cosine(),
-            Soft(formula),
-            self.reduction.of_anchors(),
-            move |cosine, pairs| loss.f_composite(cosine, pairs),
+            (EmbeddingDistance::cosine(), Soft(formula), self.reduction.of_anchors()),
+            *self,
+            Self::f_composite,
         )
     }
 
@@ -127,41 +125,16 @@ impl SoftPairs for Formula {
 }
 
 impl Loss for CircleLoss {
-    crate::option_tensors::with_tensors!();
+    loss_of_batch!(Triplet);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         let (m, gamma) = (self.margin, self.gamma);
-        check::option("margin", m, m.is_finite(), "a finite number")?;
+        check::finite("margin", m)?;
         check::option("gamma", gamma, gamma > 0.0 && gamma.is_finite(), "a finite number > 0")?;
         self.reduction.bounds().map(drop)
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_loss(Batch::f_new(input, target)?)
-    }
-
-    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        f_lacks(input, target, Needed::Triplet)
     }
 }
 
 impl EmbeddingLoss for CircleLoss {
-    fn f_forward_with(
-        &self,
-        embeddings: &Tensor,
-        labels: &Tensor,
-        ref_emb: &Tensor,
-        ref_labels: &Tensor,
-    ) -> Result<Tensor, LossError> {
-        self.f_loss(Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
-    }
-
-    fn f_forward_pairs(
-        &self,
-        embeddings: &Tensor,
-        pairs: &EmbeddingPairs,
-        ref_emb: Option<&Tensor>,
-    ) -> Result<Tensor, LossError> {
-        self.f_loss(Batch::f_of_rows(embeddings, pairs, ref_emb)?)
-    }
+    loss_of_pairs!(f_of_rows);
 }

@@ -11,31 +11,145 @@ use crate::kernels::{
     NumberOperations, OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, f_pairs,
     f_pairs_on, scaled,
 };
+use crate::numeric::f_times;
 use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, Reduction};
 
-/// A variable of normal values with this deviation.
+/// A variable of normal values for classes and features, of which there are `sizes`; `form` makes its shape and the
+/// standard deviation of its values of them.
 pub(super) fn f_variable(
     path: &nn::Path,
     name: &str,
-    options: [(&'static str, i64); 2],
-    shape: impl FnOnce([i64; 2]) -> [i64; 2],
-    stdev: f64,
+    sizes: [i64; 2],
+    form: impl FnOnce([i64; 2]) -> ([i64; 2], f64),
 ) -> Result<Tensor, LossError> {
-    for (option, size) in options {
+    for (option, size) in ["num_classes", "embedding_size"].into_iter().zip(sizes) {
         check::option(option, size, size > 0, "a number > 0")?;
     }
-    let shape = shape(options.map(|(_, size)| size));
+    let (shape, stdev) = form(sizes);
     Ok(path.f_var(name, &shape, nn::Init::Randn { mean: 0.0, stdev })?)
 }
+
+/// The calls of a loss whose vectors of the classes are an argument; a method `f_loss` computes it.
+macro_rules! passed_in {
+    ($vectors:ident) => {
+        /// Computes the loss, with a graph where an argument requires a gradient.
+        ///
+        /// # Errors
+        /// A [`LossError`] that names the argument or option at fault.
+        pub fn f_forward(&self, input: &Tensor, $vectors: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+            self.f_loss(input, $vectors, target, None)
+        }
+
+        /// Computes the loss where the embeddings count as often as the `pairs` of a miner name them: see
+        /// [`EmbeddingPairs`].
+        ///
+        /// # Errors
+        /// A [`LossError`] that names the argument or option at fault.
+        pub fn f_forward_pairs(
+            &self,
+            input: &Tensor,
+            $vectors: &Tensor,
+            target: &Tensor,
+            pairs: &EmbeddingPairs,
+        ) -> Result<Tensor, LossError> {
+            self.f_loss(input, $vectors, target, Some(pairs))
+        }
+
+        crate::loss::or_panic!(forward as f_forward(input: &Tensor, $vectors: &Tensor, target: &Tensor) -> Tensor);
+
+        crate::loss::or_panic! {
+            forward_pairs as f_forward_pairs(
+                input: &Tensor, $vectors: &Tensor, target: &Tensor, pairs: &EmbeddingPairs
+            ) -> Tensor
+        }
+    };
+}
+pub(super) use passed_in;
+
+/// A loss that owns the vectors of the classes, a variable on a path: the struct with its page, of the options that are
+/// the loss with vectors passed in; the vectors with their page; and their name on the path and form for
+/// [`f_variable`].
+macro_rules! owned {
+    (
+        $(#[$meta:meta])*
+        pub struct $loss:ident of $options:ident: $passed_in:ident;
+
+        $(#[$of_vectors:meta])*
+        $vectors:ident: $name:literal, $form:expr;
+    ) => {
+        $(#[$meta])*
+        #[derive(Debug)]
+        #[must_use]
+        pub struct $loss {
+            $vectors: Tensor,
+            $options: $passed_in,
+        }
+
+        crate::option_tensors::shared_parameters!($loss { $vectors });
+
+        impl $loss {
+            /// Creates the variable on `path`.
+            ///
+            /// # Errors
+            /// A [`LossError`] that names the option at fault.
+            pub fn f_new<'a>(
+                path: impl std::borrow::Borrow<tch::nn::Path<'a>>,
+                num_classes: i64,
+                embedding_size: i64,
+                $options: $passed_in,
+            ) -> Result<Self, LossError> {
+                $options.f_check()?;
+                let sizes = [num_classes, embedding_size];
+                let $vectors = super::class_vectors::f_variable(path.borrow(), $name, sizes, $form)?;
+                Ok(Self { $vectors, $options })
+            }
+
+            crate::loss::or_panic! { "Creates the variable on `path`", new['a] as new f_new(
+                path: impl std::borrow::Borrow<tch::nn::Path<'a>>, num_classes: i64, embedding_size: i64,
+                $options: $passed_in
+            ) -> Self }
+
+            /// Computes the loss where the embeddings count as often as the `pairs` of a miner name them: see
+            /// [`EmbeddingPairs`].
+            ///
+            /// # Errors
+            /// A [`LossError`] that names the argument or option at fault.
+            pub fn f_forward_pairs(
+                &self,
+                input: &Tensor,
+                target: &Tensor,
+                pairs: &EmbeddingPairs,
+            ) -> Result<Tensor, LossError> {
+                self.$options.f_forward_pairs(input, &self.$vectors, target, pairs)
+            }
+
+            crate::loss::or_panic! {
+                forward_pairs as f_forward_pairs(input: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor
+            }
+
+            $(#[$of_vectors])*
+            pub fn $vectors(&self) -> &Tensor {
+                &self.$vectors
+            }
+        }
+
+        impl crate::Loss for $loss {
+            crate::option_tensors::with_tensors!(shared);
+
+            fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+                self.$options.f_forward(input, &self.$vectors, target)
+            }
+        }
+    };
+}
+pub(super) use owned;
 
 /// The proxies are a row of the embeddings' features for each class.
 pub(super) fn check_proxies(input: &Tensor, proxies: &Tensor, target: &Tensor) -> Result<(), LossError> {
     check::devices(&[("input", input), ("proxies", proxies), ("target", target)])?;
     let features = input.size().get(1).copied().unwrap_or(0);
-    if matches!(proxies.size()[..], [classes, columns] if classes > 0 && columns == features) {
-        return Ok(());
-    }
-    Err(check::shape_error(("proxies", proxies), format!("[C, {features}], one row for each class")))
+    let fits = matches!(proxies.size()[..], [classes, columns] if classes > 0 && columns == features);
+    check::shape(("proxies", proxies), fits, format_args!("[C, {features}], one row for each class"))
 }
 
 /// Embeddings `[N, D]`, a vector for each class, `[C, D]`, and the classes `[N]` of the embeddings.
@@ -46,7 +160,7 @@ pub(super) struct Classified {
     pub(super) classes: Tensor,
     /// What the losses of the embeddings are multiplied by, `[N]`, where they count differently.
     pub(super) weights: Option<Tensor>,
-    /// In which they are compared.
+    /// The kind in which they are compared.
     pub(super) wide: Kind,
     pub(super) kind: Kind,
 }
@@ -117,7 +231,8 @@ impl Classified {
         }
     }
 
-    /// How alike the embeddings and the vectors are, up to a summand of each row, of which a softmax knows nothing.
+    /// How alike the embeddings and the vectors are, up to a number that is added to a whole row, which does not change
+    /// a softmax.
     pub(super) fn f_nearness(&self, distance: EmbeddingDistance) -> Result<Tensor, LossError> {
         if !distance.is_squared_chord() {
             return distance.f_alike(&self.f_matrix(distance)?);
@@ -129,8 +244,8 @@ impl Classified {
         Ok(squares.f_neg()?.f_unsqueeze(0)?.f_addmm(&a.f_mul_number(2)?, &b.f_transpose(0, 1)?)?)
     }
 
-    /// The classes as the labels of the rows of a matrix, with a column for each of `count`; none where the engine does not take them,
-    /// which knows no weights.
+    /// The classes as the labels of the rows of a matrix that has `count` columns; none where the embeddings have
+    /// weights, which the engine does not take.
     pub(super) fn f_numbered(&self, count: i64) -> Result<Option<PairLabels>, LossError> {
         if self.weights.is_some() {
             return Ok(None);
@@ -173,10 +288,7 @@ impl Classified {
         let (classes, kind, reduction) = (self.classes.shallow_clone(), self.kind, reduction.of_anchors());
         let weights = self.weights.as_ref().map(Tensor::shallow_clone);
         let composite = move |rows: &Tensor, own: Option<&Tensor>| {
-            let mut losses = softmax.f_losses(rows, own, &classes)?;
-            if let Some(weights) = &weights {
-                losses = losses.f_mul(weights)?;
-            }
+            let losses = f_times(&softmax.f_losses(rows, own, &classes)?, weights.as_ref())?;
             Ok(reduction.f_apply(&losses, None)?.f_to_kind(kind)?)
         };
         let (labels, counted) = (self.f_numbered(rows.size()[1])?, reduction.f_counted()?);
@@ -200,8 +312,8 @@ impl Classified {
     }
 }
 
-/// How alike two places of a tape are, up to a summand of each row, or with the other sign where the second is −1; none where no
-/// engine takes them.
+/// How alike the embeddings at two places of a tape are, up to a number that is added to a whole row, and the sign of
+/// that; none where no engine takes them.
 fn f_nearness_on(
     distance: EmbeddingDistance,
     tape: &mut Tape,

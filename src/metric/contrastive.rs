@@ -1,7 +1,7 @@
 use tch::Tensor;
 
-use super::batch::{Batch, Needed, Pairs, f_lacks};
-use super::{AnchorReduction, EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
+use super::batch::{Batch, Pairs, loss_of_batch, loss_of_pairs};
+use super::{AnchorReduction, EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
 use crate::kernels::{Hard, OTHER, PairTerms, Real, SAME, choose};
 use crate::{Loss, LossError, check};
 
@@ -63,11 +63,11 @@ pub struct ContrastiveLoss: "contrastive";
 
 /// The contrastive loss with the defaults of pytorch-metric-learning.
 new {
-    /// the distance up to which a pair of one label costs nothing, or the similarity from which on; for a similarity 1
-    /// is usual.
+    /// the distance up to which a pair of one label has a loss of 0, or the similarity from which on; for a similarity
+    /// 1 is usual.
     pos_margin: f64 = 0.0,
-    /// the distance from which on a pair of two labels costs nothing, or the similarity up to which; for a similarity 0
-    /// is usual.
+    /// the distance from which on a pair of two labels has a loss of 0, or the similarity up to which; for a similarity
+    /// 0 is usual.
     neg_margin: f64 = 1.0,
     /// the distance.
     distance: EmbeddingDistance = EmbeddingDistance::lp(),
@@ -79,11 +79,11 @@ new {
 impl ContrastiveLoss {
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         self.f_check_options()?;
-        // What is met up to rounding costs nothing, and does not count.
+        // A loss that is no more than rounding counts as 0, and so does not count in the mean over losses above 0.
         let reduction = self.reduction.above(self.distance.noise(batch.f_kind()?));
         let loss = Self { reduction, ..*self };
         let formula = Hinges { sign: self.distance.sign(), margins: [self.pos_margin, self.neg_margin] };
-        batch.f_reduced(self.distance, Hard(formula), reduction, move |matrix, pairs| loss.f_composite(matrix, pairs))
+        batch.f_reduced((self.distance, Hard(formula), reduction), loss, Self::f_composite)
     }
 
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
@@ -130,7 +130,7 @@ impl PairTerms for Hinges {
 }
 
 impl Loss for ContrastiveLoss {
-    crate::option_tensors::with_tensors!();
+    loss_of_batch!(Pair);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::number("pos_margin", self.pos_margin)?;
@@ -138,33 +138,8 @@ impl Loss for ContrastiveLoss {
         self.distance.check()?;
         self.reduction.bounds().map(drop)
     }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_loss(Batch::f_new(input, target)?)
-    }
-
-    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        f_lacks(input, target, Needed::Pair)
-    }
 }
 
 impl EmbeddingLoss for ContrastiveLoss {
-    fn f_forward_with(
-        &self,
-        embeddings: &Tensor,
-        labels: &Tensor,
-        ref_emb: &Tensor,
-        ref_labels: &Tensor,
-    ) -> Result<Tensor, LossError> {
-        self.f_loss(Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
-    }
-
-    fn f_forward_pairs(
-        &self,
-        embeddings: &Tensor,
-        pairs: &EmbeddingPairs,
-        ref_emb: Option<&Tensor>,
-    ) -> Result<Tensor, LossError> {
-        self.f_loss(Batch::f_of_pairs(embeddings, pairs, ref_emb)?.0)
-    }
+    loss_of_pairs!(f_of_pairs);
 }

@@ -1,14 +1,13 @@
-use std::borrow::Borrow;
+use tch::Tensor;
 
-use tch::{Tensor, nn};
-
-use super::class_vectors::{Classified, OwnSoftmax, f_variable};
+use super::class_vectors::{Classified, OwnSoftmax, owned, passed_in};
 use super::pairs::CountedAs;
 use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
-use crate::{Loss, LossError, check};
+use crate::{LossError, check};
 
 crate::options::options! {
-/// Large margin of cosines with weights that are passed in: [`CosFaceLoss`] without parameters of its own, and its options.
+/// CosFace, a margin of cosines, with weights that are passed in: [`CosFaceLoss`] without parameters of its own, and
+/// its options.
 ///
 /// For weights that are shared, kept elsewhere or partly frozen. Where the loss may own them choose [`CosFaceLoss`].
 ///
@@ -16,8 +15,8 @@ crate::options::options! {
 ///
 /// ℓₙ = −log (exp(s (cos θₙᵧ − m)) / (exp(s (cos θₙᵧ − m)) + Σ_c≠y exp(s cos θₙ_c)))
 ///
-/// where θₙ_c is the angle between the embedding n and the weight of the class c, y is the class of the embedding, m the margin
-/// and s the scale.
+/// where θₙ_c is the angle between the embedding n and the weight of the class c, y is the class of the embedding, m
+/// the margin and s the scale.
 ///
 /// # Shapes
 ///
@@ -72,27 +71,7 @@ new {
 }
 
 impl CosFace {
-    /// Computes the loss, with a graph where an argument requires a gradient.
-    ///
-    /// # Errors
-    /// A [`LossError`] that names the argument or option at fault.
-    pub fn f_forward(&self, input: &Tensor, weight: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_loss(input, weight, target, None)
-    }
-
-    /// Computes the loss where the embeddings count as often as the `pairs` of a miner name them: see [`EmbeddingPairs`].
-    ///
-    /// # Errors
-    /// A [`LossError`] that names the argument or option at fault.
-    pub fn f_forward_pairs(
-        &self,
-        input: &Tensor,
-        weight: &Tensor,
-        target: &Tensor,
-        pairs: &EmbeddingPairs,
-    ) -> Result<Tensor, LossError> {
-        self.f_loss(input, weight, target, Some(pairs))
-    }
+    passed_in!(weight);
 
     fn f_loss(
         &self,
@@ -107,24 +86,18 @@ impl CosFace {
         batch.f_cross_entropy_of(EmbeddingDistance::cosine(), softmax, self.reduction)
     }
 
-    crate::loss::or_panic!(forward as f_forward(input: &Tensor, weight: &Tensor, target: &Tensor) -> Tensor);
-
-    crate::loss::or_panic! {
-        forward_pairs as f_forward_pairs(
-            input: &Tensor, weight: &Tensor, target: &Tensor, pairs: &EmbeddingPairs
-        ) -> Tensor
-    }
-
     fn f_check(&self) -> Result<(), LossError> {
-        check::option("margin", self.margin, self.margin.is_finite(), "a finite number")?;
-        check::option("scale", self.scale, self.scale.is_finite(), "a finite number")
+        check::finite("margin", self.margin)?;
+        check::finite("scale", self.scale)
     }
 }
 
+owned! {
 /// CosFace: classification by cosines, with a margin that each embedding must leave to the other classes.
 ///
-/// For recognition of faces, products, landmarks, as [`ArcFaceLoss`](crate::ArcFaceLoss). A margin of cosines asks for less of
-/// an angle where it is small or near 180°, and is the one that is easier to train.
+/// For recognition of faces, products, landmarks, as [`ArcFaceLoss`](crate::ArcFaceLoss). A margin of cosines is a
+/// smaller margin of the angle where the angle is near 90°, and a larger one where it is near 0° or 180°. It is easier
+/// to train.
 ///
 /// # Formula
 ///
@@ -138,8 +111,8 @@ impl CosFace {
 /// * `target`: classes `[N]`, of any integer kind
 /// * result: scalar, or `[N]` with [`EmbeddingReduction::None`]
 ///
-/// The variable on the path is `W`, `[D, C]`, the name of the state dict of pytorch-metric-learning. Its initial values are
-/// normal.
+/// The variable on the path is `W`, `[D, C]`, the name of the state dict of pytorch-metric-learning. Its initial values
+/// are normal.
 ///
 /// # Reference
 ///
@@ -169,75 +142,15 @@ impl CosFace {
 /// assert!(criterion.weight().grad().defined());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
-#[must_use]
-pub struct CosFaceLoss {
-    weight: Tensor,
-    cos_face: CosFace,
-}
+pub struct CosFaceLoss of cos_face: CosFace;
 
-crate::option_tensors::shared_parameters!(CosFaceLoss { weight });
-
-impl CosFaceLoss {
-    /// Creates the variable on `path`.
-    ///
-    /// # Errors
-    /// A [`LossError`] that names the option at fault.
-    pub fn f_new<'a>(
-        path: impl Borrow<nn::Path<'a>>,
-        num_classes: i64,
-        embedding_size: i64,
-        cos_face: CosFace,
-    ) -> Result<Self, LossError> {
-        cos_face.f_check()?;
-        let options = [("num_classes", num_classes), ("embedding_size", embedding_size)];
-        let weight = f_variable(path.borrow(), "W", options, |[classes, features]| [features, classes], 1.0)?;
-        Ok(Self { weight, cos_face })
-    }
-
-    /// Creates the variable on `path` as [`f_new`](Self::f_new) does.
-    ///
-    /// # Panics
-    /// Where `f_new` returns an error, with its message.
-    #[track_caller]
-    pub fn new<'a>(path: impl Borrow<nn::Path<'a>>, num_classes: i64, embedding_size: i64, cos_face: CosFace) -> Self {
-        crate::loss::expect(Self::f_new(path, num_classes, embedding_size, cos_face))
-    }
-
-    /// Computes the loss where the embeddings count as often as the `pairs` of a miner name them: see [`EmbeddingPairs`].
-    ///
-    /// # Errors
-    /// A [`LossError`] that names the argument or option at fault.
-    pub fn f_forward_pairs(
-        &self,
-        input: &Tensor,
-        target: &Tensor,
-        pairs: &EmbeddingPairs,
-    ) -> Result<Tensor, LossError> {
-        self.cos_face.f_forward_pairs(input, &self.weight, target, pairs)
-    }
-
-    crate::loss::or_panic! {
-        forward_pairs as f_forward_pairs(input: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor
-    }
-
-    /// The weights of the classes.
-    pub fn weight(&self) -> &Tensor {
-        &self.weight
-    }
-}
-
-impl Loss for CosFaceLoss {
-    crate::option_tensors::with_tensors!(shared);
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.cos_face.f_forward(input, &self.weight, target)
-    }
+/// The weights of the classes.
+weight: "W", |[classes, features]| ([features, classes], 1.0);
 }
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
+    use tch::{Device, nn};
 
     use super::*;
     use crate::ArcFace;

@@ -8,7 +8,8 @@ use crate::numeric::{f_widely, real, wide_kind};
 use crate::{LossError, MeanParts, Reduction, check};
 
 crate::options::options! {
-/// The loss of the angle between two embeddings: small for pairs that belong together, wide for pairs that do not.
+/// The cosine embedding loss: the angle between two embeddings should be small for pairs that belong together, and wide
+/// for pairs that do not.
 ///
 /// For embeddings whose direction counts and whose length does not, of sentences or products for example. Where the
 /// distance counts choose [`HingeEmbeddingLoss`](crate::HingeEmbeddingLoss); for triplets
@@ -25,8 +26,8 @@ crate::options::options! {
 /// # Shapes
 ///
 /// * `input1`, `input2`: `[N, D]`, or `[D]` for a single pair
-/// * `target`: `[N]`, or scalar, of any kind
-/// * result: scalar, or the target's shape with [`Reduction::None`]
+/// * `target`: `[N]`, or `[]` for a single pair, of any kind
+/// * result: scalar, or `[N]` or `[]` with [`Reduction::None`]
 ///
 /// # Reference
 ///
@@ -34,16 +35,18 @@ crate::options::options! {
 ///
 /// # Differences from PyTorch
 ///
-/// * Inputs of different shapes, or targets of another number, are an error unless [`broadcast`](Self::broadcast) allows
-///   them; PyTorch broadcasts silently.
-/// * Half precision is computed in single precision. In PyTorch's f16 the 10⁻¹² is 0, and an embedding of zeros has a NaN
-///   gradient. Here it is 0 in f16; in other kinds it is PyTorch's, some 10⁶ times that of others. The normalising losses of this
-///   crate, [`NegativeCosineSimilarity`](crate::NegativeCosineSimilarity) among them, have 0 there in all kinds.
+/// * Inputs of different shapes, or targets of another number, are an error unless [`broadcast`](Self::broadcast)
+///   allows them; PyTorch broadcasts silently.
+/// * Half precision is computed in single precision. In PyTorch's f16 the 10⁻¹² is 0, and an embedding of zeros has a
+///   NaN gradient. Here it is 0 in f16; in other kinds it is PyTorch's, which is about 10⁶ times as large as that of
+///   other embeddings. The normalising losses of this crate,
+///   [`NegativeCosineSimilarity`](crate::NegativeCosineSimilarity) among them, have the gradient 0 for embeddings of
+///   zeros in all kinds.
 ///
 /// # Errors
 ///
-/// [`LossError::Shape`] where shapes do not fit, [`LossError::Device`] where devices differ, [`LossError::Kind`] for complex inputs,
-/// [`LossError::Option`] for a margin that the kind of the computation does not hold.
+/// [`LossError::Shape`] where shapes do not fit, [`LossError::Device`] where devices differ, [`LossError::Kind`] for
+/// complex inputs, [`LossError::Option`] for a margin that the kind of the computation does not hold.
 ///
 /// # Example
 ///
@@ -63,11 +66,12 @@ crate::options::options! {
 /// ```
 #[doc(alias = "nn.CosineEmbeddingLoss")]
 #[doc(alias = "cosine_embedding_loss")]
+#[doc(alias = "cosine_similarity")]
 pub struct CosineEmbeddingLoss;
 
 /// The cosine embedding loss with PyTorch's defaults.
 new {
-    /// the cosine, in \[−1, 1\], up to which a pair that does not belong together costs nothing.
+    /// the cosine, in \[−1, 1\], up to which a pair that does not belong together has a loss of 0.
     margin: f64 = 0.0,
     /// whether inputs and target may differ in shape and are broadcast against each other.
     broadcast: bool = false,
@@ -87,20 +91,17 @@ impl CosineEmbeddingLoss {
         real(("input2", input2))?;
         check::fits("margin", self.margin, input1)?;
         let mut pairs = input1.size();
-        if !(1..=2).contains(&pairs.len()) {
-            return Err(check::shape_error(("input1", input1), "[N, D] or [D]"));
-        }
+        check::shape(("input1", input1), (1..=2).contains(&pairs.len()), "[N, D] or [D]")?;
         same_shape_or_broadcast_in_rank(("input2", input2), ("input1", input1), self.broadcast)?;
         pairs.pop();
         let actual = target.size();
-        if actual.len() != pairs.len() || (!self.broadcast && actual != pairs) {
-            return Err(check::shape_error(("target", target), format!("{pairs:?}, one value per pair")));
-        }
+        let fits = actual.len() == pairs.len() && (self.broadcast || actual == pairs);
+        check::shape(("target", target), fits, format_args!("{pairs:?}, one value per pair"))?;
         let (margin, reduction) = (self.margin, self.reduction);
         let formula = Formula { margin, no_slope_of_zeros: input1.f_kind()? == Kind::Half };
         let composite = move |[input1, input2, target]: [&Tensor; 3]| match formula.no_slope_of_zeros {
             true => formula.f_composite(input1, input2, target, reduction),
-            // The length of one of half precision is computed in single precision, beside one of any kind.
+            // An embedding of half precision is computed in single precision, whatever the kind of the other one is.
             false => f_widely([input1, input2], |[input1, input2]| {
                 Ok(Tensor::f_cosine_embedding_loss(input1, input2, target, margin, reduction.into())?)
             }),
@@ -123,7 +124,7 @@ impl CosineEmbeddingLoss {
 #[derive(Clone, Copy)]
 struct Formula {
     margin: f64,
-    /// Whether the slope of an embedding of zeros is 0. It is too large for f16, in which PyTorch has none.
+    /// Whether the gradient of an embedding of zeros is 0. It is too large for f16, in which PyTorch's is NaN.
     no_slope_of_zeros: bool,
 }
 

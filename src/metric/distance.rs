@@ -1,3 +1,6 @@
+#[cfg(test)]
+mod tests;
+
 use tch::{Kind, Tensor};
 
 use crate::autograd::{Backward, Function, Gradients, Place, Tape, f_gradients_of, f_taped, needed};
@@ -8,10 +11,10 @@ use crate::{LossError, check};
 /// How far apart, or how alike, two embeddings are.
 ///
 /// Losses over a batch compare its embeddings by one of these: the distance of their difference ([`lp`](Self::lp)), the
-/// similarity of their directions ([`cosine`](Self::cosine)), their product
-/// ([`dot_product`](Self::dot_product)), or the share of noise that makes one of the other
-/// ([`signal_to_noise`](Self::signal_to_noise)). Embeddings are scaled to length 1 first, except where that is turned
-/// off: for unit vectors all but the last say the same in other words, since ‖a − b‖² = 2 − 2 cos(a, b).
+/// similarity of their directions ([`cosine`](Self::cosine)), their product ([`dot_product`](Self::dot_product)), or
+/// the variance of their difference relative to that of the first ([`signal_to_noise`](Self::signal_to_noise)).
+/// Embeddings are scaled to length 1 first, except where that is turned off: for unit vectors all but the last order
+/// pairs in the same way, since ‖a − b‖² = 2 − 2 cos(a, b).
 ///
 /// # Formula
 ///
@@ -35,10 +38,10 @@ use crate::{LossError, check};
 ///   distance, and equal ones have 0 with gradient 0.
 /// * Half precision is computed in single precision, and up to 2¹⁶ pairs of either in double precision, because their
 ///   gradients are sums that nearly cancel.
-/// * An embedding of zeros has no direction: it stays what it is, with first and second derivatives of 0. There its gradient is over
-///   10⁻¹².
+/// * An embedding of zeros has no direction: it stays what it is, with first and second derivatives of 0. There its
+///   gradient is over 10⁻¹².
 /// * Embeddings of one direction have the same unit vector, bit by bit, and so distance 0.
-/// * Large embeddings do not overflow, except in a dot product, which may be that large itself.
+/// * Large embeddings do not overflow, except in a dot product, where the result itself may be too large.
 /// * The signal-to-noise ratio needs memory for the distances alone, not for the difference of each pair.
 ///
 /// # Example
@@ -176,8 +179,8 @@ impl EmbeddingDistance {
         }
     }
 
-    /// The same of the embeddings of a tape, and of a reference where there is a second place; none where an engine does not take
-    /// them.
+    /// The same of the embeddings of a tape, and of a reference where there is a second place; none where an engine
+    /// does not take them.
     pub(crate) fn f_matrix_on(self, tape: &mut Tape, places: &[Place], kind: Kind) -> Result<Option<Place>, LossError> {
         if self.power != 1.0 || self.measure == Measure::SignalToNoise {
             return Ok(None);
@@ -203,8 +206,8 @@ impl EmbeddingDistance {
         places.iter().map(|place| f_unit(tape, *place, kind, LEAST_NORM)).collect()
     }
 
-    /// By how much rounding may move what is equal, where both are of this kind: distances of unit vectors are sums of rounded
-    /// numbers near 1. Those of other embeddings are as exact as these, and have no such bound.
+    /// By how much rounding may move apart two distances that are equal, in this kind. Distances of unit vectors are
+    /// sums of rounded numbers near 1; those of other embeddings have no such bound, for which 0 stands.
     pub(super) fn noise(self, kind: Kind) -> f64 {
         let epsilon = if kind == Kind::Double { f64::EPSILON } else { f64::from(f32::EPSILON) };
         if self.normalize_embeddings { 8.0 * epsilon } else { 0.0 }
@@ -238,7 +241,7 @@ impl EmbeddingDistance {
 
     /// Embeddings of length 1, or as they are, in this kind, single or double precision.
     pub(super) fn f_prepared(self, embeddings: &Tensor, kind: Kind) -> Result<Tensor, LossError> {
-        // What comes back of several derivatives is added up in this kind.
+        // Gradients from several uses are added up in this kind.
         let embeddings = &embeddings.f_to_kind(kind)?;
         match self.normalize_embeddings {
             false => Ok(embeddings.shallow_clone()),
@@ -266,17 +269,17 @@ impl EmbeddingDistance {
     fn f_signal_to_noise(self, a: &Tensor, b: Option<&Tensor>) -> Result<Tensor, LossError> {
         let scale = f_scale(a, b)?;
         // The variance of a difference is the squared distance of what deviates from the means, over D − 1; and so is
-        // that of an embedding. In their quotient the D − 1 is gone.
+        // that of an embedding. In their quotient the D − 1 cancels.
         let deviation = |x: &Tensor| {
             let scaled = x.f_div(&scale)?;
-            // From the first number: the rounded mean of equal numbers may be another one.
+            // Relative to the first number, because the rounded mean of equal numbers may differ from them.
             let shifted = scaled.f_sub(&scaled.f_detach()?.f_narrow(1, 0, 1)?)?;
             shifted.f_sub(&shifted.f_mean_dim([1_i64].as_slice(), true, None)?)
         };
         let (a, b) = (deviation(a)?, b.map(deviation).transpose()?);
-        let noise = f_euclidean(&a, b.as_ref())?.f_square()?;
+        let noise = f_norms(&a, b.as_ref(), 2.0)?.f_square()?;
         let signal = a.f_square()?.f_sum_dim_intlist([1_i64].as_slice(), true, None)?;
-        // Without a signal all is noise.
+        // The ratio to a variance of 0 is infinite.
         let silent = signal.f_eq_number(0)?;
         Ok(noise.f_div(&signal.f_masked_fill_number(&silent, 1)?)?.f_masked_fill_number(&silent, f64::INFINITY)?)
     }
@@ -293,22 +296,24 @@ fn f_scale(a: &Tensor, b: Option<&Tensor>) -> Result<Tensor, LossError> {
     Ok(largest.f_where_self(&largest.f_gt_number(LARGE)?, &one)?)
 }
 
-/// ‖aᵢ − bⱼ‖ₚ for all i and j, or ‖aᵢ − aⱼ‖ₚ.
+/// ‖aᵢ − bⱼ‖ₚ for all i and j, or ‖aᵢ − aⱼ‖ₚ, which can be differentiated more than once; those of `cdist` cannot.
 fn f_norms(a: &Tensor, b: Option<&Tensor>, p: f64) -> Result<Tensor, LossError> {
-    if p == 2.0 {
-        return f_euclidean(a, b);
-    }
     let inputs: Vec<&Tensor> = [Some(a), b].into_iter().flatten().collect();
     let needed = needed(&inputs);
     let bare = inputs.iter().map(|input| input.f_detach()).collect::<Result<Vec<_>, _>>()?;
-    let distances = Tensor::f_cdist(&bare[0], &bare[inputs.len() - 1], p, OF_DIFFERENCES)?;
+    let (first, last) = (&bare[0], &bare[inputs.len() - 1]);
+    let by_engine = if p == 2.0 { f_distances(first, last)? } else { None };
+    let distances = by_engine.map_or_else(|| Tensor::f_cdist(first, last, p, OF_DIFFERENCES), Ok)?;
     let saved: Vec<&Tensor> = inputs.iter().copied().chain([&distances]).collect();
     Function::new(&inputs).save(&saved).f_attach_one(distances.f_detach()?, move |context| {
         let Some(grad) = context.grad(0) else { return Ok(needed.iter().map(|_| None).collect()) };
         let saved: Vec<&Tensor> = context.saved().iter().collect();
         let norms = move |inputs: &[Tensor]| f_norms_of_differences(&inputs[0], inputs.get(1), p);
-        let with_graph = || f_gradients_of(&norms, &grad, &context.saved()[..needed.len()], &needed);
-        let gradients = context.f_gradients(&|| f_slopes_of_norms(&saved, &grad, p), &with_graph)?;
+        let with_graph = || match p {
+            2.0 => f_slopes_with_graph(&saved, &grad),
+            _ => f_gradients_of(&norms, &grad, &context.saved()[..needed.len()], &needed),
+        };
+        let gradients = context.f_gradients(&|| f_slopes(&saved, &grad, p), &with_graph)?;
         Ok(gradients.into_iter().zip(&needed).map(|(gradient, needed)| gradient.filter(|_| *needed)).collect())
     })
 }
@@ -316,36 +321,18 @@ fn f_norms(a: &Tensor, b: Option<&Tensor>, p: f64) -> Result<Tensor, LossError> 
 /// The same of operations that can be differentiated again, with memory for the difference of each pair.
 fn f_norms_of_differences(a: &Tensor, b: Option<&Tensor>, p: f64) -> Result<Tensor, LossError> {
     let differences = a.f_unsqueeze(1)?.f_sub(&b.unwrap_or(a).f_unsqueeze(0)?)?;
-    // Equal embeddings have distance 0 and no slope: any difference stands in for theirs.
+    // Equal embeddings have distance 0 and gradient 0. Ones take the place of their difference, whose norm would have a
+    // NaN gradient.
     let equal = differences.f_detach()?.f_eq_number(0)?.f_all_dim(-1, true)?;
     let norms = differences.f_masked_fill_number(&equal, 1)?.f_norm_number(p, &[2], true)?;
     Ok(norms.f_masked_fill_number(&equal, 0)?.f_squeeze_dim(2)?)
 }
 
-/// The Euclidean distances, which can be differentiated more than once; those of `cdist` cannot.
-fn f_euclidean(a: &Tensor, b: Option<&Tensor>) -> Result<Tensor, LossError> {
-    let inputs: Vec<&Tensor> = [Some(a), b].into_iter().flatten().collect();
-    let needed = needed(&inputs);
-    let bare = inputs.iter().map(|input| input.f_detach()).collect::<Result<Vec<_>, _>>()?;
-    let (first, last) = (&bare[0], &bare[inputs.len() - 1]);
-    let distances = match f_distances(first, last)? {
-        Some(distances) => distances,
-        None => Tensor::f_cdist(first, last, 2.0, OF_DIFFERENCES)?,
-    };
-    let saved: Vec<&Tensor> = inputs.iter().copied().chain([&distances]).collect();
-    Function::new(&inputs).save(&saved).f_attach_one(distances.f_detach()?, move |context| {
-        let Some(grad) = context.grad(0) else { return Ok(needed.iter().map(|_| None).collect()) };
-        let saved: Vec<&Tensor> = context.saved().iter().collect();
-        let gradients = context.f_gradients(&|| f_slopes(&saved, &grad), &|| f_slopes_with_graph(&saved, &grad))?;
-        Ok(gradients.into_iter().zip(&needed).map(|(gradient, needed)| gradient.filter(|_| *needed)).collect())
-    })
-}
-
-/// The same of one or two places of a tape; none where the engine does not take them.
+/// The Euclidean distances of one or two places of a tape; none where the engine does not take them.
 fn f_euclidean_on(tape: &mut Tape, places: &[Place]) -> Result<Option<Place>, LossError> {
     let (first, last) = (tape.value(places[0]), tape.value(places[places.len() - 1]));
     let Some(distances) = f_distances(first, last)? else { return Ok(None) };
-    let pull = |of: Backward| f_slopes(&[of.arguments, &[of.result]].concat(), of.grad);
+    let pull = |of: Backward| f_slopes(&[of.arguments, &[of.result]].concat(), of.grad, 2.0);
     Ok(Some(tape.add(distances, places, pull)))
 }
 
@@ -369,13 +356,9 @@ fn f_products_on(tape: &mut Tape, places: &[Place]) -> Result<Place, LossError> 
     Ok(tape.add(products, places, pull))
 }
 
-/// Σⱼ gᵢⱼ (aᵢ − bⱼ) / dᵢⱼ for each i, and the same for each j, as `cdist` computes them.
-fn f_slopes(saved: &[&Tensor], grad: &Tensor) -> Gradients {
-    f_slopes_of_norms(saved, grad, 2.0)
-}
-
-/// The same of p-norms.
-fn f_slopes_of_norms(saved: &[&Tensor], grad: &Tensor, p: f64) -> Gradients {
+/// The gradients of p-norms, of Σⱼ gᵢⱼ (aᵢ − bⱼ) / dᵢⱼ for each i and the same for each j where p is 2, as `cdist`
+/// computes them.
+fn f_slopes(saved: &[&Tensor], grad: &Tensor, p: f64) -> Gradients {
     let slope = |grad: &Tensor, a: &Tensor, b: &Tensor, distances: &Tensor| -> Result<Tensor, LossError> {
         if p == 2.0
             && let Some(slopes) = f_distance_slopes(grad, a, b, distances)?
@@ -386,7 +369,7 @@ fn f_slopes_of_norms(saved: &[&Tensor], grad: &Tensor, p: f64) -> Gradients {
         Ok(Tensor::f_internal_cdist_backward(&grad?, &a?, &b?, p, &distances?)?)
     };
     match saved {
-        // As each distance is there twice, its two gradients are taken together.
+        // Each distance stands in the matrix twice, so that its two gradients are added up first.
         [a, distances] => Ok(vec![Some(slope(&grad.f_add(&grad.f_transpose(0, 1)?)?, a, a, distances)?)]),
         [a, b, distances] => {
             let (across, back) = (grad.f_transpose(0, 1)?, distances.f_transpose(0, 1)?);
@@ -409,94 +392,13 @@ fn f_slopes_with_graph(saved: &[&Tensor], grad: &Tensor) -> Gradients {
     };
     match saved {
         [a, _] => {
-            let weights = weights(f_euclidean(a, None)?)?;
+            let weights = weights(f_norms(a, None, 2.0)?)?;
             Ok(vec![Some(slope(&weights.f_add(&weights.f_transpose(0, 1)?)?, a, a)?)])
         }
         [a, b, _] => {
-            let weights = weights(f_euclidean(a, Some(b))?)?;
+            let weights = weights(f_norms(a, Some(b), 2.0)?)?;
             Ok(vec![Some(slope(&weights, a, b)?), Some(slope(&weights.f_transpose(0, 1)?, b, a)?)])
         }
         _ => Ok(vec![]),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::numeric::assert_gradient;
-    use crate::random::rand;
-
-    fn embeddings() -> Tensor {
-        Tensor::from_slice(&[0.5, -2.0, 1.5, -1.0, 3.0, 0.1, 0.7, 0.2, -0.4, 1.1, -0.6, 0.9]).view([4, 3])
-    }
-
-    fn distances() -> Vec<EmbeddingDistance> {
-        let of = |distance: EmbeddingDistance| {
-            [distance, distance.normalize_embeddings(false), distance.power(2.0), distance.p(1.0).power(3.0)]
-        };
-        let measures =
-            [EmbeddingDistance::lp(), EmbeddingDistance::dot_product(), EmbeddingDistance::signal_to_noise()];
-        measures.into_iter().flat_map(of).collect()
-    }
-
-    #[test]
-    fn gradients_are_those_of_finite_differences() {
-        let (weights, reference) = (rand([4, 4]), embeddings().flip([0]) * 1.3 + 0.37);
-        for distance in distances() {
-            let matrix = |a: &Tensor, b: Option<&Tensor>| distance.f_matrix(a, b, a.kind()).unwrap();
-            // The distance of an embedding to itself has no gradient.
-            let among = |a: &Tensor| (matrix(a, None) * &weights).triu(1).sum(Kind::Double);
-            assert_gradient(&embeddings(), among);
-            assert_gradient(&embeddings(), |a| (matrix(a, Some(&reference)) * &weights).sum(Kind::Double));
-            assert_gradient(&reference, |b| (matrix(&embeddings(), Some(b)) * &weights).sum(Kind::Double));
-        }
-    }
-
-    #[test]
-    fn second_derivatives_are_those_of_finite_differences() {
-        let others = [3.0, 2.5].map(|p| EmbeddingDistance::lp().p(p));
-        for distance in distances().into_iter().chain(others) {
-            let slope = |x: &Tensor, create: bool| {
-                let leaf = if x.requires_grad() { x.shallow_clone() } else { x.copy().set_requires_grad(true) };
-                let sum = distance.f_matrix(&leaf, None, leaf.kind()).unwrap().triu(1).sum(Kind::Double);
-                Tensor::run_backward(&[sum], &[&leaf], create, create).remove(0).square().sum(Kind::Double)
-            };
-            assert_gradient(&embeddings(), |x| slope(x, x.requires_grad()));
-        }
-    }
-
-    #[test]
-    fn near_and_equal_embeddings_keep_their_distance() {
-        let near = Tensor::from_slice(&[1.0_f32, 100.0, 1.0 + 1e-4, 100.0, 1.0, 100.0]).view([3, 2]);
-        let leaf = near.set_requires_grad(true);
-        let matrix = EmbeddingDistance::lp().normalize_embeddings(false).f_matrix(&leaf, None, leaf.kind()).unwrap();
-        assert!((matrix.double_value(&[0, 1]) - 1e-4).abs() < 1e-7);
-        assert_eq!(matrix.double_value(&[0, 2]), 0.0);
-        matrix.sum(Kind::Float).backward();
-        assert_eq!(Vec::<f32>::try_from(leaf.grad().view(-1)).unwrap(), [-2.0, 0.0, 4.0, 0.0, -2.0, 0.0]);
-    }
-
-    #[test]
-    fn large_embeddings_do_not_overflow() {
-        let large = (embeddings() * 1e30).to_kind(Kind::Float);
-        for distance in [EmbeddingDistance::lp(), EmbeddingDistance::cosine(), EmbeddingDistance::signal_to_noise()] {
-            for normalize in [true, distance.is_similarity()] {
-                let distance = distance.normalize_embeddings(normalize);
-                let leaf = large.copy().set_requires_grad(true);
-                let matrix = distance.f_matrix(&leaf, None, leaf.kind()).unwrap();
-                let factor = if distance == EmbeddingDistance::lp().normalize_embeddings(false) { 1e30 } else { 1.0 };
-                let expected = distance.f_matrix(&embeddings(), None, Kind::Double).unwrap();
-                assert!((&matrix / factor - expected).abs().max().double_value(&[]) < 1e-5, "{distance:?}");
-                matrix.sum(Kind::Float).backward();
-                assert!(bool::try_from(leaf.grad().isfinite().all()).unwrap());
-            }
-        }
-    }
-
-    #[test]
-    fn options_out_of_range_are_named() {
-        let message = |distance: EmbeddingDistance| distance.check().unwrap_err().to_string();
-        assert_eq!(message(EmbeddingDistance::lp().p(0.5)), "option p is 0.5, expected a number ≥ 1");
-        assert_eq!(message(EmbeddingDistance::cosine().power(0.0)), "option power is 0, expected a finite number > 0");
     }
 }

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
-use super::batch::{Batch, Needed, Pairs, f_lacks, f_log_sum_exp};
-use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
+use super::batch::{Batch, Pairs, f_log_sum_exp, loss_of_batch, loss_of_pairs};
+use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
 use crate::kernels::{NumberOperations, OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled};
 use crate::{Loss, LossError, check};
 
@@ -76,11 +76,8 @@ new {
 impl GeneralizedLiftedStructureLoss {
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         self.f_check_options()?;
-        let loss = *self;
         let formula = Formula { sign: self.distance.sign(), margins: [self.pos_margin, self.neg_margin] };
-        batch.f_reduced(self.distance, Soft(formula), self.reduction.of_anchors(), move |matrix, pairs| {
-            loss.f_composite(matrix, pairs)
-        })
+        batch.f_reduced((self.distance, Soft(formula), self.reduction.of_anchors()), *self, Self::f_composite)
     }
 
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
@@ -117,7 +114,7 @@ impl SoftPairs for Formula {
     fn loss(self, sums: &PairSums) -> (f64, PairSlopes) {
         let parts = sums.log_sum_exp();
         let sum: f64 = [SAME, OTHER].into_iter().filter(|k| sums.counts[*k] > 0.0).map(|k| parts[k]).sum();
-        // NaN is kept.
+        // NaN is not at most 0, and so is kept.
         if sum <= 0.0 {
             return (0.0, PairSlopes::default());
         }
@@ -126,7 +123,7 @@ impl SoftPairs for Formula {
 }
 
 impl Loss for GeneralizedLiftedStructureLoss {
-    crate::option_tensors::with_tensors!();
+    loss_of_batch!(Pair);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::number("pos_margin", self.pos_margin)?;
@@ -134,33 +131,8 @@ impl Loss for GeneralizedLiftedStructureLoss {
         self.distance.check()?;
         self.reduction.bounds().map(drop)
     }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_loss(Batch::f_new(input, target)?)
-    }
-
-    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        f_lacks(input, target, Needed::Pair)
-    }
 }
 
 impl EmbeddingLoss for GeneralizedLiftedStructureLoss {
-    fn f_forward_with(
-        &self,
-        embeddings: &Tensor,
-        labels: &Tensor,
-        ref_emb: &Tensor,
-        ref_labels: &Tensor,
-    ) -> Result<Tensor, LossError> {
-        self.f_loss(Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
-    }
-
-    fn f_forward_pairs(
-        &self,
-        embeddings: &Tensor,
-        pairs: &EmbeddingPairs,
-        ref_emb: Option<&Tensor>,
-    ) -> Result<Tensor, LossError> {
-        self.f_loss(Batch::f_of_rows(embeddings, pairs, ref_emb)?)
-    }
+    loss_of_pairs!(f_of_rows);
 }

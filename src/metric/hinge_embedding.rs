@@ -3,10 +3,11 @@ use tch::Tensor;
 use crate::autograd::f_with_zero_gradients;
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
 use crate::numeric::{real, wide_kind};
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
-/// The hinge loss of a distance: small for pairs that belong together, at least a margin for pairs that do not.
+/// The hinge embedding loss: a distance should be small for pairs that belong together, and at least a margin for pairs
+/// that do not.
 ///
 /// For distances, or other dissimilarities, that were computed already. From two embeddings and their cosine compute
 /// [`CosineEmbeddingLoss`](crate::CosineEmbeddingLoss); from triplets [`TripletMarginLoss`](crate::TripletMarginLoss).
@@ -19,11 +20,11 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`
-/// * `target`: that of `input`, of any kind
+/// * `input`: any shape, `[*]`
+/// * `target`: `[*]`, the same shape, of any kind
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -31,14 +32,14 @@ crate::options::options! {
 ///
 /// # Differences from PyTorch
 ///
-/// A target of another shape is an error, unless [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts silently. A
-/// target that requires a gradient gets zeros, where PyTorch has none; a loss of integers has no graph.
+/// A target of another shape is an error, unless [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts silently.
+/// A target that requires a gradient gets zeros, where PyTorch has none; a loss of integers has no graph.
 ///
 /// # Errors
 ///
-/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for an input of
-/// booleans or complex numbers, or of integers, which have no mean, [`LossError::Option`] for a margin that is NaN, or that
-/// the kind of the computation does not hold.
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for an input
+/// of booleans or complex numbers, or of integers, which have no mean, [`LossError::Option`] for a margin that is NaN,
+/// or that the kind of the computation does not hold.
 ///
 /// # Example
 ///
@@ -63,7 +64,7 @@ pub struct HingeEmbeddingLoss: "hinge_embedding";
 
 /// The hinge embedding loss with PyTorch's defaults.
 new {
-    /// the distance from which on a pair that does not belong together costs nothing.
+    /// the distance from which on a pair that does not belong together has a loss of 0.
     margin: f64 = 1.0,
     /// whether input and target may differ in shape and are broadcast against each other.
     broadcast: bool = false,
@@ -74,29 +75,25 @@ new {
 
 impl Loss for HingeEmbeddingLoss {
     crate::option_tensors::with_tensors!();
+    crate::mean_parts::parts!(sum);
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::devices(&[("input", input), ("target", target)])?;
         check::not_boolean(("input", input))?;
         real(("input", input))?;
         if self.reduction == Reduction::Mean {
-            // libtorch makes no mean of integers.
+            // libtorch computes no mean of integers.
             check::floating(("input", input))?;
         }
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
         check::fits("margin", self.margin, input)?;
         let (margin, reduction, kind) = (self.margin, self.reduction, input.f_kind()?);
         f_pointwise(Formula { margin }, [input, target], reduction, move |[input, target]| {
-            // libtorch takes no margin that half precision does not hold.
+            // In half precision libtorch rejects a margin that this kind does not hold.
             let input = input.f_to_kind(wide_kind(input)?)?;
             let loss = input.f_hinge_embedding_loss(target, margin, reduction.into())?;
             f_with_zero_gradients(loss.f_to_kind(kind)?, &[target])
         })
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let sum = Self { reduction: Reduction::Sum, ..*self };
-        MeanParts::f_of_sum(&sum, input, target, None)
     }
 }
 

@@ -1,26 +1,27 @@
 use tch::{Kind, Tensor};
 
-use super::batch::{Batch, Needed, Pairs, f_lacks, f_softplus};
-use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
+use super::batch::{Batch, Pairs, f_softplus, loss_of_batch, loss_of_pairs};
+use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
 use crate::kernels::{Each, NumberOperations, OTHER, Positives, Real, SAME, scaled};
 use crate::{Loss, LossError, check};
 
 crate::options::options! {
 /// The lifted structure loss: each pair of one label against all negatives of both of its embeddings.
 ///
-/// It was the first loss to use all pairs of a batch at once. Squares make its large losses larger, so that wrong
-/// labels weigh much; [`MultiSimilarityLoss`](crate::MultiSimilarityLoss) is its younger relative without them.
+/// It was the first loss to use all pairs of a batch at once. Its terms are squared, so that wrong labels weigh much;
+/// [`MultiSimilarityLoss`](crate::MultiSimilarityLoss) is a later loss of this kind without squares.
 ///
 /// # Formula
 ///
 /// ℓ(a, p) = max(0, log(Σ_{n ∈ N(a)} exp(m₋ − d(a, n)) + Σ_{n ∈ N(p)} exp(m₋ − d(p, n))) + d(a, p) − m₊)² / 2
 ///
 /// for each ordered pair (a, p) of one label, where N are the embeddings of other labels, d is the distance (or a
-/// similarity with the other sign, and so the margins), m₊ and m₋ are the margins. Without negatives the loss is 0; where only those
-/// of a and p are missing, the logarithm is taken as 0.
+/// similarity with the other sign, and so the margins), m₊ and m₋ are the margins. Without negatives the loss is 0;
+/// where only those of a and p are missing, the logarithm is taken as 0.
 ///
-/// With references, p is one of these, and its negatives are those of the embedding at its position, where there is one: references
-/// that go together with the batch, as its other view, or a gathered batch that begins with it, are of the same order.
+/// With references, p is one of these, and its negatives are those of the embedding at its position, where there is
+/// one: references that go together with the batch, as its other view, or a gathered batch that begins with it, are of
+/// the same order.
 ///
 /// # Shapes
 ///
@@ -75,13 +76,14 @@ new {
 }
 
 impl LiftedStructureLoss {
-    fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
+    fn f_loss(&self, mut batch: Batch) -> Result<Tensor, LossError> {
         self.f_check_options()?;
-        let loss = *self;
+        if batch.reference.is_some() {
+            // The engine compares the embeddings of a batch with each other alone.
+            batch.pairs.numbered = None;
+        }
         let formula = Formula { sign: self.distance.sign(), margins: [self.pos_margin, self.neg_margin] };
-        batch.f_reduced(self.distance, Each(formula), self.reduction, move |matrix, pairs| {
-            loss.f_composite(matrix, pairs)
-        })
+        batch.f_reduced((self.distance, Each(formula), self.reduction), *self, Self::f_composite)
     }
 
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
@@ -92,23 +94,23 @@ impl LiftedStructureLoss {
         // The logarithm of a sum over nothing is taken as 0, but without any negatives at all nothing has a loss.
         let rows = of_rows.f_masked_fill_number(&any_of_rows.f_logical_not()?, 0)?;
         let columns = of_columns.f_masked_fill_number(&any_of_columns.f_logical_not()?, 0)?;
-        // `logaddexp` has no second derivative where the two are far from each other.
+        // `logaddexp` is not used: its second derivative is NaN where the two are far from each other.
         let of_both = rows.f_add(&f_softplus(&columns.f_sub(&rows)?)?)?;
-        // A pair of one embedding with itself has the negatives of that once.
+        // An embedding paired with itself has its negatives once, not twice.
         let own = Tensor::f_eye_m(matrix.size()[0], matrix.size()[1], (Kind::Bool, matrix.device()))?;
         let row_alone = any_of_columns.f_logical_not()?.f_logical_or(&own)?;
         let of_both = rows.f_where_self(&row_alone, &of_both)?;
         let of_both = columns.f_where_self(&any_of_rows.f_logical_not()?, &of_both)?;
         let losses = of_both.f_add(&self.distance.f_beyond(matrix, self.pos_margin)?)?.f_relu()?;
-        // Others may be infinite, and 0 times their slope NaN.
+        // Other pairs may have an infinite loss, whose gradient times 0 would be NaN.
         let counted = pairs.f_positive()?.f_logical_and(&any_of_rows.f_any()?)?;
         let losses = losses.f_masked_fill_number(&counted.f_logical_not()?, 0)?;
         pairs.f_reduce_positives(&losses.f_square()?.f_div_number(2)?, self.reduction)
     }
 }
 
-/// The numbers `[N, 1]` of embeddings for the columns of a `matrix` `[N, M]`, `[1, M]`: that of the embedding at the column's position,
-/// or nothing where there is none.
+/// The numbers `[N, 1]` of embeddings for the columns of a `matrix` `[N, M]`, `[1, M]`: that of the embedding at the
+/// column's position, or nothing where there is none.
 fn f_of_columns(of_rows: &Tensor, matrix: &Tensor) -> Result<Tensor, LossError> {
     let (rows, columns) = (matrix.size()[0], matrix.size()[1]);
     let across = of_rows.f_transpose(0, 1)?;
@@ -156,7 +158,7 @@ fn log_add_exp([a, b]: [f64; 2]) -> f64 {
 }
 
 impl Loss for LiftedStructureLoss {
-    crate::option_tensors::with_tensors!();
+    loss_of_batch!(Triplet);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::number("pos_margin", self.pos_margin)?;
@@ -164,36 +166,8 @@ impl Loss for LiftedStructureLoss {
         self.distance.check()?;
         self.reduction.bounds().map(drop)
     }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_loss(&Batch::f_new(input, target)?)
-    }
-
-    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        f_lacks(input, target, Needed::Triplet)
-    }
 }
 
 impl EmbeddingLoss for LiftedStructureLoss {
-    fn f_forward_with(
-        &self,
-        embeddings: &Tensor,
-        labels: &Tensor,
-        ref_emb: &Tensor,
-        ref_labels: &Tensor,
-    ) -> Result<Tensor, LossError> {
-        let mut batch = Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?;
-        // The engine takes a batch among itself.
-        batch.pairs.numbered = None;
-        self.f_loss(&batch)
-    }
-
-    fn f_forward_pairs(
-        &self,
-        embeddings: &Tensor,
-        pairs: &EmbeddingPairs,
-        ref_emb: Option<&Tensor>,
-    ) -> Result<Tensor, LossError> {
-        self.f_loss(&Batch::f_of_pairs(embeddings, pairs, ref_emb)?.0)
-    }
+    loss_of_pairs!(f_of_pairs);
 }

@@ -7,7 +7,7 @@ use crate::numeric::{f_widely, real};
 use crate::{LossError, MeanParts, Reduction, check};
 
 crate::options::options! {
-/// The margin ranking loss: of two scores, the right one shall be higher by a margin.
+/// The margin ranking loss: of two scores the one that is to rank first should be higher, by a margin.
 ///
 /// For learning to rank from pairs: search results, preferences, recommendations.
 ///
@@ -20,8 +20,8 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input1`: any, `[*]`
-/// * `input2`, `target`: that of `input1`
+/// * `input1`: any shape, `[*]`
+/// * `input2`, `target`: `[*]`, the same shape
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
 /// # Reference
@@ -36,8 +36,8 @@ crate::options::options! {
 ///
 /// # Errors
 ///
-/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for booleans and
-/// complex numbers, [`LossError::Option`] for a margin that is NaN.
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for booleans
+/// and complex numbers, [`LossError::Option`] for a margin that is NaN.
 ///
 /// # Example
 ///
@@ -59,11 +59,12 @@ crate::options::options! {
 /// ```
 #[doc(alias = "nn.MarginRankingLoss")]
 #[doc(alias = "margin_ranking_loss")]
+#[doc(alias = "pairwise ranking")]
 pub struct MarginRankingLoss;
 
 /// The margin ranking loss with PyTorch's defaults.
 new {
-    /// the difference of the scores from which on a pair costs nothing.
+    /// the difference of the scores from which on a pair has a loss of 0.
     margin: f64 = 0.0,
     /// whether the arguments may differ in shape and are broadcast against each other; they still need the same number
     /// of dimensions.
@@ -139,7 +140,7 @@ impl Pointwise<3> for Formula {
         let zero = R::of(0.0);
         let difference = a - b;
         let short = R::of(self.margin) - y * difference;
-        // Products, so that NaN and infinity come out as they do in PyTorch.
+        // As products, so that NaN and infinity have the same effect as in PyTorch.
         let open = choose(short.greater_equal(zero), R::of(1.0), zero);
         (short.at_least(zero), [-(open * y), open * y, -(open * difference)])
     }

@@ -2,8 +2,8 @@ use std::array::from_fn;
 
 use tch::Tensor;
 
-use super::batch::{Batch, Needed, Pairs, f_lacks, f_log_sum_exp, f_softplus, softplus};
-use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
+use super::batch::{Batch, Pairs, f_log_sum_exp, f_softplus, loss_of_batch, loss_of_pairs, softplus};
+use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
 use crate::kernels::{NumberOperations, OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled};
 use crate::{Loss, LossError, check};
 
@@ -12,7 +12,7 @@ crate::options::options! {
 /// negatives that are too near.
 ///
 /// Each pair counts by its own similarity and by how it compares with the other pairs of the same anchor, so that no
-/// mining is needed; the paper adds it all the same. A strong default for image retrieval.
+/// mining is needed, although the paper uses it in addition. A strong default for image retrieval.
 ///
 /// # Formula
 ///
@@ -77,11 +77,9 @@ new {
 impl MultiSimilarityLoss {
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         self.f_check_options()?;
-        let (loss, sign) = (*self, self.distance.sign());
+        let sign = self.distance.sign();
         let formula = Formula { base: self.base, scales: [sign * self.alpha, -sign * self.beta] };
-        batch.f_reduced(self.distance, Soft(formula), self.reduction.of_anchors(), move |matrix, pairs| {
-            loss.f_composite(matrix, pairs)
-        })
+        batch.f_reduced((self.distance, Soft(formula), self.reduction.of_anchors()), *self, Self::f_composite)
     }
 
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
@@ -124,7 +122,7 @@ impl SoftPairs for Formula {
 }
 
 impl Loss for MultiSimilarityLoss {
-    crate::option_tensors::with_tensors!();
+    loss_of_batch!(Pair);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         let finite = |x: f64| x > 0.0 && x.is_finite();
@@ -134,33 +132,8 @@ impl Loss for MultiSimilarityLoss {
         self.distance.check()?;
         self.reduction.bounds().map(drop)
     }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_loss(Batch::f_new(input, target)?)
-    }
-
-    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        f_lacks(input, target, Needed::Pair)
-    }
 }
 
 impl EmbeddingLoss for MultiSimilarityLoss {
-    fn f_forward_with(
-        &self,
-        embeddings: &Tensor,
-        labels: &Tensor,
-        ref_emb: &Tensor,
-        ref_labels: &Tensor,
-    ) -> Result<Tensor, LossError> {
-        self.f_loss(Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
-    }
-
-    fn f_forward_pairs(
-        &self,
-        embeddings: &Tensor,
-        pairs: &EmbeddingPairs,
-        ref_emb: Option<&Tensor>,
-    ) -> Result<Tensor, LossError> {
-        self.f_loss(Batch::f_of_rows(embeddings, pairs, ref_emb)?)
-    }
+    loss_of_pairs!(f_of_rows);
 }

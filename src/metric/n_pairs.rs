@@ -11,11 +11,11 @@ use crate::numeric::f_positions;
 use crate::{CrossEntropyLoss, Loss, LossError, Reduction, check};
 
 crate::options::options! {
-/// The N-pairs loss: one pair of each label, and each anchor picks its positive out of the positives of all labels.
+/// The N-pairs loss: of one pair of each label, each anchor picks its positive out of the positives of all labels.
 ///
-/// It makes N·(N − 1) comparisons of 2N embeddings, which is cheap; for batches that are made of pairs, one per
-/// class. It uses no more than two embeddings of a label. Its kin [`NtXentLoss`](crate::NtXentLoss) uses all of them,
-/// with a temperature.
+/// For batches that are made of pairs, one per class. It compares 2N embeddings with N·(N − 1) negatives, which is
+/// cheap, and uses no more than two embeddings of a label. The related [`NtXentLoss`](crate::NtXentLoss) uses all of
+/// them, with a temperature.
 ///
 /// # Formula
 ///
@@ -74,8 +74,8 @@ new {
 }
 
 impl NPairsLoss {
-    /// Computes the loss of the first of the `pairs` of each label, given the anchors' labels, in place of the first two
-    /// embeddings of each label. Negatives are not needed; triplets will do.
+    /// Computes the loss of the first of the `pairs` of each label, given the anchors' labels, in place of the first
+    /// two embeddings of each label. Negatives are not needed; triplets will do.
     ///
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault.

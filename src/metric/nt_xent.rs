@@ -1,15 +1,16 @@
 use tch::Tensor;
 
-use super::batch::{Batch, Needed, Pairs, f_lacks, f_softplus, softplus};
-use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
+use super::batch::{Batch, Pairs, f_softplus, loss_of_batch, loss_of_pairs, softplus};
+use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
 use crate::kernels::{Each, NumberOperations, Positives, Real, scaled};
 use crate::{Loss, LossError, check};
 
 crate::options::options! {
-/// The normalised temperature-scaled cross entropy: each embedding picks its positive out of all negatives. InfoNCE.
+/// The NT-Xent loss (normalised temperature-scaled cross entropy, InfoNCE): each embedding picks its positive out of
+/// all negatives.
 ///
-/// The loss of SimCLR, MoCo and CLIP's kin: for embeddings of two views of each sample, where the label is the number
-/// of the sample. A batch holds the negatives, so that large batches help, or references
+/// The loss of SimCLR and MoCo: for embeddings of two views of each sample, where the label is the number of the
+/// sample. The negatives come from the batch, so that large batches help, or from references
 /// ([`EmbeddingLoss::f_forward_with`]). Where labels are classes with many members, [`SupConLoss`](crate::SupConLoss)
 /// weighs them better.
 ///
@@ -35,7 +36,8 @@ crate::options::options! {
 /// # Differences from pytorch-metric-learning
 ///
 /// * Those of [`EmbeddingDistance`].
-/// * A pair whose share underflows has its loss and gradient; there the logarithm ends at that of the smallest number.
+/// * A pair whose probability underflows has its exact loss and gradient; there the logarithm is bounded by that of the
+///   smallest number.
 /// * A single pair with a single other pair, as of one embedding and two references, has its loss; there it is 0.
 ///
 /// # Errors
@@ -62,6 +64,9 @@ crate::options::options! {
 #[derive(Copy, PartialEq)]
 #[doc(alias = "NTXentLoss")]
 #[doc(alias = "InfoNCE")]
+#[doc(alias = "SimCLR")]
+#[doc(alias = "info_nce")]
+#[doc(alias = "nce")]
 pub struct NtXentLoss: "nt_xent" | "info_nce";
 
 /// NT-Xent with the defaults of pytorch-metric-learning.
@@ -76,12 +81,10 @@ new {
 }
 
 impl NtXentLoss {
-    fn f_loss(&self, batch: &Batch) -> Result<Tensor, LossError> {
+    fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         self.f_check_options()?;
-        let (loss, scale) = (*self, -self.distance.sign() / self.temperature);
-        batch.f_reduced(self.distance, Each(Formula { scale }), self.reduction, move |matrix, pairs| {
-            loss.f_composite(matrix, pairs)
-        })
+        let scale = -self.distance.sign() / self.temperature;
+        batch.f_reduced((self.distance, Each(Formula { scale }), self.reduction), *self, Self::f_composite)
     }
 
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
@@ -113,40 +116,15 @@ impl Positives for Formula {
 }
 
 impl Loss for NtXentLoss {
-    crate::option_tensors::with_tensors!();
+    loss_of_batch!(Triplet);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::option("temperature", self.temperature, self.temperature > 0.0, "a number > 0")?;
         self.distance.check()?;
         self.reduction.bounds().map(drop)
     }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_loss(&Batch::f_new(input, target)?)
-    }
-
-    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        f_lacks(input, target, Needed::Triplet)
-    }
 }
 
 impl EmbeddingLoss for NtXentLoss {
-    fn f_forward_with(
-        &self,
-        embeddings: &Tensor,
-        labels: &Tensor,
-        ref_emb: &Tensor,
-        ref_labels: &Tensor,
-    ) -> Result<Tensor, LossError> {
-        self.f_loss(&Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
-    }
-
-    fn f_forward_pairs(
-        &self,
-        embeddings: &Tensor,
-        pairs: &EmbeddingPairs,
-        ref_emb: Option<&Tensor>,
-    ) -> Result<Tensor, LossError> {
-        self.f_loss(&Batch::f_of_pairs(embeddings, pairs, ref_emb)?.0)
-    }
+    loss_of_pairs!(f_of_pairs);
 }

@@ -5,15 +5,17 @@ use crate::LossError;
 use crate::check::{self, Named};
 use crate::kernels::NumberOperations;
 
-/// The pairs or triplets of a loss of embeddings, named by position: those that a miner found, or that are known without labels.
+/// The pairs or triplets of a loss of embeddings, named by position: those that a miner found, or that are known
+/// without labels.
 ///
-/// Losses of pairs and triplets take them in [`EmbeddingLoss::f_forward_pairs`](crate::EmbeddingLoss::f_forward_pairs), with or
-/// without references. For losses with a vector for each class ([`ArcFace`](crate::ArcFace), [`CosFace`](crate::CosFace),
-/// [`ProxyAnchor`](crate::ProxyAnchor), [`ProxyNca`](crate::ProxyNca)) they are weights of the embeddings: how often each of them
-/// is named (as an anchor, in [`ProxyNca`](crate::ProxyNca)), over how often the one is that is named most.
+/// Losses of pairs and triplets take them in [`EmbeddingLoss::f_forward_pairs`](crate::EmbeddingLoss::f_forward_pairs),
+/// with or without references. For losses with a vector for each class ([`ArcFace`](crate::ArcFace),
+/// [`CosFace`](crate::CosFace), [`ProxyAnchor`](crate::ProxyAnchor), [`ProxyNca`](crate::ProxyNca)) they are weights of
+/// the embeddings: how often each of them is named (as an anchor, in [`ProxyNca`](crate::ProxyNca)), divided by the
+/// largest of these numbers.
 ///
-/// Positions may be of any integer kind. An anchor is one of the embeddings of the call; positives and negatives are of the
-/// references, where there are some, or else of the embeddings, too.
+/// Positions may be of any integer kind. An anchor is one of the embeddings of the call; positives and negatives are of
+/// the references, where there are some, or else of the embeddings, too.
 ///
 /// # Reference
 ///
@@ -21,8 +23,8 @@ use crate::kernels::NumberOperations;
 ///
 /// # Differences from pytorch-metric-learning
 ///
-/// * Positions out of range, of another kind or in other shapes than `[P]` are an error that names them. Negative ones do not count
-///   from the end.
+/// * Positions out of range, of another kind or in other shapes than `[P]` are an error that names them. Negative ones
+///   do not count from the end.
 /// * A single pair, or a single triplet, has its loss; there it is 0 in losses of pairs.
 ///
 /// # Example
@@ -97,8 +99,8 @@ impl EmbeddingPairs {
         })
     }
 
-    /// How often each of the `embeddings` is `named`, over how often the one is that is named most, `[N]` of this kind; none where none
-    /// is named at all.
+    /// The weights of the `embeddings`, `[N]` of this kind: how often each is `named`, divided by the largest of these
+    /// numbers. None where no embedding is named.
     pub(super) fn f_weights(
         &self,
         embeddings: Named,
@@ -122,7 +124,7 @@ impl EmbeddingPairs {
     }
 }
 
-/// What an embedding is named as, where that is counted.
+/// As what an embedding is named, where it is counted how often it is.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum CountedAs {
     Any,
@@ -147,7 +149,7 @@ pub(crate) struct Indices {
     pub(super) positives: [Tensor; 2],
     /// Anchors, and what does not.
     pub(super) negatives: [Tensor; 2],
-    /// Whether the two go together.
+    /// Whether positives and negatives were named together, as triplets.
     are_triplets: bool,
 }
 
@@ -172,7 +174,7 @@ impl Indices {
 
 /// Pairs as places in a matrix, row by row.
 pub(crate) struct Listed {
-    /// That of the matrix.
+    /// The size of the matrix.
     size: [i64; 2],
     pub(super) positives: Tensor,
     pub(super) negatives: Tensor,
@@ -212,7 +214,7 @@ impl Listed {
         }
     }
 
-    /// No pair belongs together and does not.
+    /// No pair is named as a positive and as a negative one.
     pub(super) fn f_check_disjoint(&self) -> Result<(), LossError> {
         let both = self.f_mask(&self.positives)?.f_logical_and(&self.f_mask(&self.negatives)?)?.f_nonzero()?;
         if both.numel() == 0 {
@@ -240,13 +242,11 @@ fn same_length(positions: Named, anchors: Named) -> Result<(), LossError> {
 fn f_positions(named: Named, embeddings: Named, count: i64) -> Result<Tensor, LossError> {
     check::devices(&[embeddings, named])?;
     let (argument, positions) = named;
-    // Nothing has no kind of its own: a list of none is of floats in Python.
+    // An empty list may be of any kind: in Python it becomes a tensor of floats.
     if positions.size() == [0] {
         return Ok(Tensor::f_zeros([0], (Kind::Int64, positions.device()))?);
     }
-    if positions.dim() != 1 {
-        return Err(check::shape_error(named, "[P], a position for each pair"));
-    }
+    check::shape(named, positions.dim() == 1, "[P], a position for each pair")?;
     let positions = check::integers(named)?;
     let outside = positions.f_lt_number(0)?.f_logical_or(&positions.f_ge_number(count)?)?.f_nonzero()?;
     if outside.numel() == 0 {

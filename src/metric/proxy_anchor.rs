@@ -1,9 +1,7 @@
-use std::borrow::Borrow;
-
-use tch::{Kind, Tensor, nn};
+use tch::{Kind, Tensor};
 
 use super::batch::{f_log_sum_exp, f_softplus, softplus};
-use super::class_vectors::{Classified, check_proxies, f_variable};
+use super::class_vectors::{Classified, check_proxies, owned, passed_in};
 use super::pairs::CountedAs;
 use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
 use crate::autograd::{Backward, Place, Tape, f_taped};
@@ -12,12 +10,13 @@ use crate::kernels::{
     f_pairs_on, scaled,
 };
 use crate::numeric::f_positions;
-use crate::{Loss, LossError, check};
+use crate::{LossError, check};
 
 crate::options::options! {
 /// Proxy anchor with proxies that are passed in: [`ProxyAnchorLoss`] without parameters of its own, and its options.
 ///
-/// For proxies that are shared, kept elsewhere or partly frozen. Where the loss may own them choose [`ProxyAnchorLoss`].
+/// For proxies that are shared, kept elsewhere or partly frozen. Where the loss may own them choose
+/// [`ProxyAnchorLoss`].
 ///
 /// # Formula
 ///
@@ -32,7 +31,8 @@ crate::options::options! {
 /// * `input`: embeddings `[N, D]`
 /// * `proxies`: `[C, D]`
 /// * `target`: classes `[N]`, of any integer kind
-/// * result: scalar; with [`EmbeddingReduction::None`] the losses of the classes of the batch, and then those of all classes
+/// * result: scalar; with [`EmbeddingReduction::None`] the losses of the classes of the batch, and then those of all
+///   classes
 ///
 /// # Reference
 ///
@@ -42,8 +42,8 @@ crate::options::options! {
 /// # Differences from pytorch-metric-learning
 ///
 /// * Those of [`EmbeddingDistance`].
-/// * Classes that the batch has none of have no first loss. There they have one of 0, which the default `DivisorReducer` does
-///   not count, but `MeanReducer` and `ThresholdReducer(high)` do.
+/// * A class without an embedding in the batch has no loss in the first term. There its loss is 0, which the default
+///   `DivisorReducer` does not count, but `MeanReducer` and `ThresholdReducer(high)` do.
 /// * Classes may be of any integer kind.
 ///
 /// With [`EmbeddingPairs`], the weight of an embedding less 1 is added to its terms, before their soft maximum.
@@ -51,8 +51,8 @@ crate::options::options! {
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a margin or α that is not finite or a distance out
-/// of range.
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a margin or α that is not finite or a
+/// distance out of range.
 ///
 /// # Example
 ///
@@ -88,27 +88,7 @@ new {
 }
 
 impl ProxyAnchor {
-    /// Computes the loss, with a graph where an argument requires a gradient.
-    ///
-    /// # Errors
-    /// A [`LossError`] that names the argument or option at fault.
-    pub fn f_forward(&self, input: &Tensor, proxies: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_loss(input, proxies, target, None)
-    }
-
-    /// Computes the loss where the embeddings count as often as the `pairs` of a miner name them: see [`EmbeddingPairs`].
-    ///
-    /// # Errors
-    /// A [`LossError`] that names the argument or option at fault.
-    pub fn f_forward_pairs(
-        &self,
-        input: &Tensor,
-        proxies: &Tensor,
-        target: &Tensor,
-        pairs: &EmbeddingPairs,
-    ) -> Result<Tensor, LossError> {
-        self.f_loss(input, proxies, target, Some(pairs))
-    }
+    passed_in!(proxies);
 
     fn f_loss(
         &self,
@@ -194,17 +174,9 @@ impl ProxyAnchor {
         self.reduction.of_anchors().f_apply(&losses(too_near, &positive.f_logical_not()?)?, None)
     }
 
-    crate::loss::or_panic!(forward as f_forward(input: &Tensor, proxies: &Tensor, target: &Tensor) -> Tensor);
-
-    crate::loss::or_panic! {
-        forward_pairs as f_forward_pairs(
-            input: &Tensor, proxies: &Tensor, target: &Tensor, pairs: &EmbeddingPairs
-        ) -> Tensor
-    }
-
     fn f_check(&self) -> Result<(), LossError> {
-        check::option("margin", self.margin, self.margin.is_finite(), "a finite number")?;
-        check::option("alpha", self.alpha, self.alpha.is_finite(), "a finite number")?;
+        check::finite("margin", self.margin)?;
+        check::finite("alpha", self.alpha)?;
         self.distance.check()
     }
 }
@@ -238,17 +210,19 @@ impl SoftPairs for Maximum {
         (loss, slopes)
     }
 
-    /// A proxy without embeddings of its class has no loss by them.
+    /// A proxy without embeddings of its class has no loss in the first term.
     fn exists(self, sums: &PairSums) -> bool {
         self.of == OTHER || sums.counts[SAME] > 0.0
     }
 }
 
+owned! {
 /// Proxy anchor: each class has a proxy, which pulls the embeddings of its class and pushes all others.
 ///
-/// For metric learning with labels where losses of pairs converge slowly: there are as many proxies as classes, and no need to
-/// mine pairs. The hardest embeddings of a proxy count most; in [`ProxyNcaLoss`](crate::ProxyNcaLoss) it is the nearest proxies
-/// of an embedding. Where the classes at test time are those of the training choose [`ArcFaceLoss`](crate::ArcFaceLoss).
+/// For metric learning with labels where losses of pairs converge slowly: there are as many proxies as classes, and no
+/// need to mine pairs. For each proxy the hardest embeddings count most; in [`ProxyNcaLoss`](crate::ProxyNcaLoss) for
+/// each embedding the nearest proxies. Where the classes at test time are those of the training choose
+/// [`ArcFaceLoss`](crate::ArcFaceLoss).
 ///
 /// # Formula
 ///
@@ -260,10 +234,11 @@ impl SoftPairs for Maximum {
 ///
 /// * `input`: embeddings `[N, D]`
 /// * `target`: classes `[N]`, of any integer kind
-/// * result: scalar; with [`EmbeddingReduction::None`] the losses of the classes of the batch, and then those of all classes
+/// * result: scalar; with [`EmbeddingReduction::None`] the losses of the classes of the batch, and then those of all
+///   classes
 ///
-/// The variable on the path is `proxies`, `[C, D]`, the name of the state dict of pytorch-metric-learning. Its initial values
-/// are normal with variance 2/C.
+/// The variable on the path is `proxies`, `[C, D]`, the name of the state dict of pytorch-metric-learning. Its initial
+/// values are normal with variance 2/C.
 ///
 /// # Reference
 ///
@@ -293,76 +268,10 @@ impl SoftPairs for Maximum {
 /// assert!(criterion.proxies().grad().defined());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
-#[must_use]
-pub struct ProxyAnchorLoss {
-    proxies: Tensor,
-    proxy_anchor: ProxyAnchor,
-}
+pub struct ProxyAnchorLoss of proxy_anchor: ProxyAnchor;
 
-crate::option_tensors::shared_parameters!(ProxyAnchorLoss { proxies });
-
-impl ProxyAnchorLoss {
-    /// Creates the variable on `path`.
-    ///
-    /// # Errors
-    /// A [`LossError`] that names the option at fault.
-    pub fn f_new<'a>(
-        path: impl Borrow<nn::Path<'a>>,
-        num_classes: i64,
-        embedding_size: i64,
-        proxy_anchor: ProxyAnchor,
-    ) -> Result<Self, LossError> {
-        proxy_anchor.f_check()?;
-        let options = [("num_classes", num_classes), ("embedding_size", embedding_size)];
-        let stdev = (2.0 / num_classes as f64).sqrt();
-        let proxies = f_variable(path.borrow(), "proxies", options, |shape| shape, stdev)?;
-        Ok(Self { proxies, proxy_anchor })
-    }
-
-    /// Creates the variable on `path` as [`f_new`](Self::f_new) does.
-    ///
-    /// # Panics
-    /// Where `f_new` returns an error, with its message.
-    #[track_caller]
-    pub fn new<'a>(
-        path: impl Borrow<nn::Path<'a>>,
-        num_classes: i64,
-        embedding_size: i64,
-        proxy_anchor: ProxyAnchor,
-    ) -> Self {
-        crate::loss::expect(Self::f_new(path, num_classes, embedding_size, proxy_anchor))
-    }
-
-    /// Computes the loss where the embeddings count as often as the `pairs` of a miner name them: see [`EmbeddingPairs`].
-    ///
-    /// # Errors
-    /// A [`LossError`] that names the argument or option at fault.
-    pub fn f_forward_pairs(
-        &self,
-        input: &Tensor,
-        target: &Tensor,
-        pairs: &EmbeddingPairs,
-    ) -> Result<Tensor, LossError> {
-        self.proxy_anchor.f_forward_pairs(input, &self.proxies, target, pairs)
-    }
-
-    crate::loss::or_panic! {
-        forward_pairs as f_forward_pairs(input: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor
-    }
-
-    /// The proxies of the classes.
-    pub fn proxies(&self) -> &Tensor {
-        &self.proxies
-    }
-}
-
-impl Loss for ProxyAnchorLoss {
-    crate::option_tensors::with_tensors!(shared);
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.proxy_anchor.f_forward(input, &self.proxies, target)
-    }
+/// The proxies of the classes.
+proxies: "proxies", |[classes, features]| ([classes, features], (2.0 / classes as f64).sqrt());
 }
 
 #[cfg(test)]

@@ -1,11 +1,9 @@
-use std::borrow::Borrow;
+use tch::Tensor;
 
-use tch::{Tensor, nn};
-
-use super::class_vectors::{Classified, OwnSoftmax, check_proxies, f_variable};
+use super::class_vectors::{Classified, OwnSoftmax, check_proxies, owned, passed_in};
 use super::pairs::CountedAs;
 use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
-use crate::{Loss, LossError, check};
+use crate::{LossError, check};
 
 crate::options::options! {
 /// Proxy NCA with proxies that are passed in: [`ProxyNcaLoss`] without parameters of its own, and its options.
@@ -16,8 +14,8 @@ crate::options::options! {
 ///
 /// ℓₙ = −log (exp(−s d(xₙ, pᵧ)) / Σ_c exp(−s d(xₙ, p_c)))
 ///
-/// where x are the embeddings, p_c is the proxy of the class c, y the class of the embedding, d the distance, squared and of
-/// unit vectors by default, and s the scale. A similarity counts as −d.
+/// where x are the embeddings, p_c is the proxy of the class c, y the class of the embedding, d the distance, squared
+/// and of unit vectors by default, and s the scale. A similarity counts as −d.
 ///
 /// # Shapes
 ///
@@ -28,22 +26,23 @@ crate::options::options! {
 ///
 /// # Reference
 ///
-/// `pytorch_metric_learning.losses.ProxyNCALoss` 2.9.0; Movshovitz-Attias et al., No Fuss Distance Metric Learning using
-/// Proxies, <https://arxiv.org/abs/1703.07464>, whose sum is over the other classes alone.
+/// `pytorch_metric_learning.losses.ProxyNCALoss` 2.9.0; Movshovitz-Attias et al., No Fuss Distance Metric Learning
+/// using Proxies, <https://arxiv.org/abs/1703.07464>, whose sum is over the other classes alone.
 ///
 /// # Differences from pytorch-metric-learning
 ///
 /// * Those of [`EmbeddingDistance`], but that the default distance, the squared one of unit vectors, is computed from
-///   products: its softmax does not show the digits that small distances lose by that.
-/// * An embedding that is so far from its proxy that its probability underflows has its large loss; there it is left out.
+///   products: small distances lose digits by that, which makes no difference in the softmax.
+/// * An embedding whose probability underflows, because it is far from its proxy, has its exact, large loss; there it
+///   is left out.
 /// * Classes are in \[0, C), of any integer kind; there an embedding of another class is left out.
 /// * Over no embeddings at all the mean is 0; there it is NaN.
 ///
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a scale that is not finite or a distance out of
-/// range.
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a scale that is not finite or a distance
+/// out of range.
 ///
 /// # Example
 ///
@@ -76,27 +75,7 @@ new {
 }
 
 impl ProxyNca {
-    /// Computes the loss, with a graph where an argument requires a gradient.
-    ///
-    /// # Errors
-    /// A [`LossError`] that names the argument or option at fault.
-    pub fn f_forward(&self, input: &Tensor, proxies: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_loss(input, proxies, target, None)
-    }
-
-    /// Computes the loss where the embeddings count as often as the `pairs` of a miner name them: see [`EmbeddingPairs`].
-    ///
-    /// # Errors
-    /// A [`LossError`] that names the argument or option at fault.
-    pub fn f_forward_pairs(
-        &self,
-        input: &Tensor,
-        proxies: &Tensor,
-        target: &Tensor,
-        pairs: &EmbeddingPairs,
-    ) -> Result<Tensor, LossError> {
-        self.f_loss(input, proxies, target, Some(pairs))
-    }
+    passed_in!(proxies);
 
     fn f_loss(
         &self,
@@ -112,24 +91,18 @@ impl ProxyNca {
         batch.f_cross_entropy_of(self.distance, softmax, self.reduction)
     }
 
-    crate::loss::or_panic!(forward as f_forward(input: &Tensor, proxies: &Tensor, target: &Tensor) -> Tensor);
-
-    crate::loss::or_panic! {
-        forward_pairs as f_forward_pairs(
-            input: &Tensor, proxies: &Tensor, target: &Tensor, pairs: &EmbeddingPairs
-        ) -> Tensor
-    }
-
     fn f_check(&self) -> Result<(), LossError> {
-        check::option("softmax_scale", self.softmax_scale, self.softmax_scale.is_finite(), "a finite number")?;
+        check::finite("softmax_scale", self.softmax_scale)?;
         self.distance.check()
     }
 }
 
+owned! {
 /// Proxy NCA: each class has a proxy, and each embedding is classified by its distances from them.
 ///
 /// For metric learning with labels where losses of pairs converge slowly, and the simplest of the losses with proxies.
-/// [`ProxyAnchorLoss`](crate::ProxyAnchorLoss) weighs the embeddings of a batch against each other and mostly does better.
+/// [`ProxyAnchorLoss`](crate::ProxyAnchorLoss) weighs the embeddings of a batch against each other and mostly does
+/// better.
 ///
 /// # Formula
 ///
@@ -143,8 +116,8 @@ impl ProxyNca {
 /// * `target`: classes `[N]`, of any integer kind
 /// * result: scalar, or `[N]` with [`EmbeddingReduction::None`]
 ///
-/// The variable on the path is `proxies`, `[C, D]`, the name of the state dict of pytorch-metric-learning. Its initial values
-/// are normal.
+/// The variable on the path is `proxies`, `[C, D]`, the name of the state dict of pytorch-metric-learning. Its initial
+/// values are normal.
 ///
 /// # Reference
 ///
@@ -174,75 +147,10 @@ impl ProxyNca {
 /// assert!(criterion.proxies().grad().defined());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
-#[must_use]
-pub struct ProxyNcaLoss {
-    proxies: Tensor,
-    proxy_nca: ProxyNca,
-}
+pub struct ProxyNcaLoss of proxy_nca: ProxyNca;
 
-crate::option_tensors::shared_parameters!(ProxyNcaLoss { proxies });
-
-impl ProxyNcaLoss {
-    /// Creates the variable on `path`.
-    ///
-    /// # Errors
-    /// A [`LossError`] that names the option at fault.
-    pub fn f_new<'a>(
-        path: impl Borrow<nn::Path<'a>>,
-        num_classes: i64,
-        embedding_size: i64,
-        proxy_nca: ProxyNca,
-    ) -> Result<Self, LossError> {
-        proxy_nca.f_check()?;
-        let options = [("num_classes", num_classes), ("embedding_size", embedding_size)];
-        let proxies = f_variable(path.borrow(), "proxies", options, |shape| shape, 1.0)?;
-        Ok(Self { proxies, proxy_nca })
-    }
-
-    /// Creates the variable on `path` as [`f_new`](Self::f_new) does.
-    ///
-    /// # Panics
-    /// Where `f_new` returns an error, with its message.
-    #[track_caller]
-    pub fn new<'a>(
-        path: impl Borrow<nn::Path<'a>>,
-        num_classes: i64,
-        embedding_size: i64,
-        proxy_nca: ProxyNca,
-    ) -> Self {
-        crate::loss::expect(Self::f_new(path, num_classes, embedding_size, proxy_nca))
-    }
-
-    /// Computes the loss where the embeddings count as often as the `pairs` of a miner name them: see [`EmbeddingPairs`].
-    ///
-    /// # Errors
-    /// A [`LossError`] that names the argument or option at fault.
-    pub fn f_forward_pairs(
-        &self,
-        input: &Tensor,
-        target: &Tensor,
-        pairs: &EmbeddingPairs,
-    ) -> Result<Tensor, LossError> {
-        self.proxy_nca.f_forward_pairs(input, &self.proxies, target, pairs)
-    }
-
-    crate::loss::or_panic! {
-        forward_pairs as f_forward_pairs(input: &Tensor, target: &Tensor, pairs: &EmbeddingPairs) -> Tensor
-    }
-
-    /// The proxies of the classes.
-    pub fn proxies(&self) -> &Tensor {
-        &self.proxies
-    }
-}
-
-impl Loss for ProxyNcaLoss {
-    crate::option_tensors::with_tensors!(shared);
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.proxy_nca.f_forward(input, &self.proxies, target)
-    }
+/// The proxies of the classes.
+proxies: "proxies", |sizes| (sizes, 1.0);
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use crate::{LossError, check};
 
 /// How the losses of the pairs, triplets or anchors of a batch become the result.
 ///
-/// Most pairs of a batch cost nothing once a model has learnt a little, so that a mean over all of them fades; the mean
-/// over those that still cost something does not. Over no losses at all each of them is 0, except
+/// Once a model has learnt a little, most pairs of a batch have a loss of 0, so that the mean over all pairs is small;
+/// the mean over the losses above 0 stays large. Over no losses at all each reduction is 0, except
 /// [`None`](Self::None), which then is empty.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[doc(alias = "AvgNonZeroReducer")]
@@ -15,6 +15,7 @@ use crate::{LossError, check};
 #[doc(alias = "ThresholdReducer")]
 #[doc(alias = "DoNothingReducer")]
 #[doc(alias = "PerAnchorReducer")]
+#[non_exhaustive]
 pub enum EmbeddingReduction {
     /// The losses themselves, in one dimension: those of pairs row by row of the anchors.
     None,
@@ -31,13 +32,15 @@ pub enum EmbeddingReduction {
         /// Only losses below it count, where there is one.
         high: Option<f64>,
     },
-    /// The mean of each anchor's pairs, 0 for an anchor without any, and of these what is named: an anchor of many pairs counts
-    /// as much as one of few. Losses of anchors are their own means; triplets have none.
+    /// The mean of each anchor's pairs first, 0 for an anchor without any, and then the given reduction of these means:
+    /// an anchor with many pairs counts as much as one with few. For losses that have one number for each anchor the
+    /// first step changes nothing; for losses of triplets it is an error.
     PerAnchor(AnchorReduction),
 }
 
-/// What becomes of the means of the anchors.
+/// How the means of the anchors become the result.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
 pub enum AnchorReduction {
     /// The means themselves, one for each anchor.
     None,
@@ -105,7 +108,7 @@ impl EmbeddingReduction {
         Ok((low, high))
     }
 
-    /// What an engine does; none for the losses themselves, and for those of anchors.
+    /// The reduction that an engine does; none where it does not, for unreduced losses and for means of each anchor.
     pub(crate) fn f_counted(self) -> Result<Option<Counted>, LossError> {
         let (low, high) = self.bounds()?;
         let (low, high) = (low.unwrap_or(f64::NAN), high.unwrap_or(f64::NAN));

@@ -1,14 +1,14 @@
 use tch::Tensor;
 
-use super::batch::{Batch, Needed, Pairs, f_lacks, f_log_sum_exp};
-use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
+use super::batch::{Batch, Pairs, f_log_sum_exp, loss_of_batch, loss_of_pairs};
+use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
 use crate::kernels::{
     NumberOperations, OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled,
 };
 use crate::{Loss, LossError, check};
 
 crate::options::options! {
-/// The supervised contrastive loss: each embedding picks all of its class out of the batch.
+/// The supervised contrastive loss (SupCon): each embedding picks all others of its class out of the batch.
 ///
 /// For classes with many members in a batch, where it trains encoders that beat those of cross entropy in the paper.
 /// For two views of each sample choose [`NtXentLoss`](crate::NtXentLoss), whose denominator holds no other positives.
@@ -18,8 +18,8 @@ crate::options::options! {
 /// ℓₐ = −1/|P(a)| Σ_{p ∈ P(a)} log( exp(s(a, p) / τ) / Σ_{i ≠ a} exp(s(a, i) / τ) )
 ///
 /// where P(a) are the other embeddings of a's label, i are all others, s is the similarity (or a distance with the
-/// other sign) and τ the temperature. An embedding without a positive has ℓₐ = 0, and so has all of a batch of one
-/// label.
+/// other sign) and τ the temperature. An embedding without a positive has ℓₐ = 0, and so have all embeddings where the
+/// batch has only one label.
 ///
 /// # Shapes
 ///
@@ -58,6 +58,8 @@ crate::options::options! {
 /// ```
 #[derive(Copy, PartialEq)]
 #[doc(alias = "SupervisedContrastiveLoss")]
+#[doc(alias = "supervised contrastive")]
+#[doc(alias = "supervised_contrastive")]
 pub struct SupConLoss: "sup_con";
 
 /// The supervised contrastive loss with the defaults of pytorch-metric-learning.
@@ -74,12 +76,9 @@ new {
 impl SupConLoss {
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         self.f_check_options()?;
-        let loss = *self;
         let one_label = batch.pairs.numbered.as_ref().is_some_and(PairLabels::are_one);
         let formula = Formula { scale: -self.distance.sign() / self.temperature, one_label };
-        batch.f_reduced(self.distance, Soft(formula), self.reduction.of_anchors(), move |matrix, pairs| {
-            loss.f_composite(matrix, pairs)
-        })
+        batch.f_reduced((self.distance, Soft(formula), self.reduction.of_anchors()), *self, Self::f_composite)
     }
 
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
@@ -98,7 +97,7 @@ impl SupConLoss {
 #[derive(Clone, Copy)]
 struct Formula {
     scale: f64,
-    /// Whether there are no negatives in the batch, without which nothing has a loss.
+    /// Whether the batch has only one label. Without negatives all losses are 0.
     one_label: bool,
 }
 
@@ -130,40 +129,15 @@ impl SoftPairs for Formula {
 }
 
 impl Loss for SupConLoss {
-    crate::option_tensors::with_tensors!();
+    loss_of_batch!(Triplet);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::option("temperature", self.temperature, self.temperature > 0.0, "a number > 0")?;
         self.distance.check()?;
         self.reduction.bounds().map(drop)
     }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_loss(Batch::f_new(input, target)?)
-    }
-
-    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        f_lacks(input, target, Needed::Triplet)
-    }
 }
 
 impl EmbeddingLoss for SupConLoss {
-    fn f_forward_with(
-        &self,
-        embeddings: &Tensor,
-        labels: &Tensor,
-        ref_emb: &Tensor,
-        ref_labels: &Tensor,
-    ) -> Result<Tensor, LossError> {
-        self.f_loss(Batch::f_with_reference(embeddings, labels, ref_emb, ref_labels)?)
-    }
-
-    fn f_forward_pairs(
-        &self,
-        embeddings: &Tensor,
-        pairs: &EmbeddingPairs,
-        ref_emb: Option<&Tensor>,
-    ) -> Result<Tensor, LossError> {
-        self.f_loss(Batch::f_of_rows(embeddings, pairs, ref_emb)?)
-    }
+    loss_of_pairs!(f_of_rows);
 }

@@ -27,7 +27,8 @@ pub(super) struct Triplet {
 }
 
 impl Triplet {
-    /// The reduced losses of anchor, positive and negative, by an engine where there is one for the norm, else by `composite`.
+    /// The reduced losses of anchor, positive and negative, by an engine where there is one for the norm, else by
+    /// `composite`.
     pub(super) fn f_loss<C>(self, of: [&Tensor; 3], reduction: Reduction, composite: C) -> Result<Tensor, LossError>
     where
         C: Fn([&Tensor; 3]) -> Result<Tensor, LossError> + Send + 'static,
@@ -37,7 +38,7 @@ impl Triplet {
         } else if self.p == 1.0 {
             self.f_of_norm(Manhattan, of, reduction, composite)
         } else {
-            // Powers by an exponential and a logarithm lose digits that libtorch's have.
+            // Powers that are computed by an exponential and a logarithm have fewer digits than libtorch's.
             f_widely(of, composite)
         }
     }
@@ -73,7 +74,7 @@ impl<N: Norm> Formula<N> {
         u - v + R::of(self.eps)
     }
 
-    /// The loss of two distances and its slope, that of the first; PyTorch's maximum has one at 0 too.
+    /// The loss of two distances, and its derivative by the first. As of PyTorch's maximum it is 1 at 0.
     fn hinge(self, to_positive: f64, to_negative: f64) -> (f64, f64) {
         let short = self.margin + to_positive - to_negative;
         if short < 0.0 { (0.0, 0.0) } else { (short, f64::from(short >= 0.0)) }
@@ -135,7 +136,7 @@ trait Norm: Copy + Send + Sync + 'static {
     fn add<R: Real>(self, difference: R, sum: R) -> R;
     /// The derivative of the power.
     fn slope<R: Real>(self, difference: R) -> R;
-    /// The root of the sum and its derivative, which counts for nothing where the sum is 0.
+    /// The root of the sum and its derivative, 0 where the sum is 0.
     fn root(self, sum: f64) -> (f64, f64);
 }
 

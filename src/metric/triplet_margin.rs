@@ -6,7 +6,7 @@ use crate::mean_parts::f_wide;
 use crate::{LossError, MeanParts, Reduction, check};
 
 crate::options::options! {
-/// The triplet margin loss: an anchor shall be nearer to a positive than to a negative example, by a margin.
+/// The triplet margin loss: an anchor should be nearer to a positive than to a negative example, by a margin.
 ///
 /// For embeddings of faces, signatures, products: whatever is compared by its p-norm distance. For another distance
 /// choose [`TripletMarginWithDistanceLoss`](crate::TripletMarginWithDistanceLoss); for labelled pairs
@@ -24,7 +24,7 @@ crate::options::options! {
 /// # Shapes
 ///
 /// * `anchor`: `[*, D]`, usually `[N, D]`
-/// * `positive`, `negative`: that of `anchor`
+/// * `positive`, `negative`: `[*, D]`, the same shape
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
 /// # Reference
@@ -40,8 +40,9 @@ crate::options::options! {
 ///
 /// # Errors
 ///
-/// [`LossError::Option`] for a margin that is not positive or a degree that is NaN, [`LossError::Shape`] where shapes differ or
-/// embeddings of no elements have no norm, [`LossError::Device`] where devices differ, [`LossError::Kind`] for booleans.
+/// [`LossError::Option`] for a margin that is not positive or a degree that is NaN, [`LossError::Shape`] where shapes
+/// differ or embeddings of no elements have no norm, [`LossError::Device`] where devices differ, [`LossError::Kind`]
+/// for booleans.
 ///
 /// # Example
 ///
@@ -66,7 +67,7 @@ pub struct TripletMarginLoss;
 
 /// The triplet margin loss with PyTorch's defaults.
 new {
-    /// by how much the negative must be farther away, > 0, for a triplet to cost nothing.
+    /// by how much the negative must be farther away, > 0, for a triplet to have a loss of 0.
     margin: f64 = 1.0,
     /// the degree of the norm.
     p: f64 = 2.0,
@@ -93,14 +94,14 @@ impl TripletMarginLoss {
         let (margin, p, eps, swap, reduction) = (self.margin, self.p, self.eps, self.swap, self.reduction);
         check::number("p", p)?;
         check::number("eps", eps)?;
-        if (p < 0.0 || p.is_infinite()) && named.iter().any(|(_, tensor)| tensor.size().last() == Some(&0)) {
-            return Err(check::shape_error(named[0], format!("[*, D] with D > 0, where p is {p}")));
-        }
+        let least = p < 0.0 || p.is_infinite();
+        let fits = !least || named.iter().all(|(_, tensor)| tensor.size().last() != Some(&0));
+        check::shape(named[0], fits, format_args!("[*, D] with D > 0, where p is {p}"))?;
         Triplet { margin, p, eps, swap }.f_loss(
             [anchor, positive, negative],
             reduction,
             move |[anchor, positive, negative]| {
-                // The second derivative of the norm |x| is zeros without memory.
+                // libtorch's second derivative of the norm |x| is a zero tensor without memory.
                 let alias = |x: &Tensor| if p == 1.0 { f_alias(x) } else { Ok(x.shallow_clone()) };
                 let [anchor, positive, negative] = &[alias(anchor)?, alias(positive)?, alias(negative)?];
                 Ok(Tensor::f_triplet_margin_loss(anchor, positive, negative, margin, p, eps, swap, reduction.into())?)

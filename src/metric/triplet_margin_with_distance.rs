@@ -4,6 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tch::Tensor;
 
 use super::triplet::{self, Triplet};
+#[cfg(feature = "serde")]
+use crate::description::{Mismatch, OptionValue, Place, Problem, Value};
 use crate::kernels::NumberOperations;
 use crate::mean_parts::f_wide;
 use crate::numeric::{f_widely, real};
@@ -11,8 +13,22 @@ use crate::{LossError, MeanParts, Reduction, check};
 
 type Distance = dyn Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send;
 
+/// The setter of the distance.
+macro_rules! distance_function {
+    ({ $($doc:tt)* } $option:ident) => {
+        $($doc)*
+        pub fn $option<F>(mut self, $option: F) -> Self
+        where
+            F: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
+        {
+            self.$option = DistanceFunction(Some(Arc::new(Mutex::new($option))));
+            self
+        }
+    };
+}
+
 crate::options::options! {
-/// The triplet margin loss with a distance of your own.
+/// The triplet margin loss with a distance function of your own.
 ///
 /// As [`TripletMarginLoss`](crate::TripletMarginLoss), for embeddings whose distance is no p-norm: the cosine, a
 /// hyperbolic distance, a learned one.
@@ -26,9 +42,9 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `anchor`: what the distance function takes, `[*, D]` without one
-/// * `positive`, `negative`: that of `anchor`
-/// * result: scalar, or the shape of the distances, `[*]` without a function, with [`Reduction::None`]
+/// * `anchor`: `[*, D]`, or any shape that the distance function takes
+/// * `positive`, `negative`: `[*, D]`, or the same shape as `anchor`
+/// * result: scalar, or `[*]` with [`Reduction::None`], or the shape of what the distance function returns
 ///
 /// # Reference
 ///
@@ -74,8 +90,11 @@ pub struct TripletMarginWithDistanceLoss;
 
 /// The triplet margin loss with PyTorch's defaults.
 new {
-    inner distance_function: DistanceFunction = DistanceFunction(None);
-    /// by how much the negative must be farther away, > 0, for a triplet to cost nothing.
+    /// the distance of two tensors. By default that of `torch.nn.PairwiseDistance`: the Euclidean distance over the
+    /// last dimension, with 10⁻⁶ added to each difference. Clones of the loss share it, and their threads take turns
+    /// with it. It cannot be described in data.
+    distance_function: DistanceFunction = DistanceFunction(None) => distance_function,
+    /// by how much the negative must be farther away, > 0, for a triplet to have a loss of 0.
     margin: f64 = 1.0,
     /// whether the distance from the positive to the negative counts where it is the smaller one.
     swap: bool = false,
@@ -93,17 +112,18 @@ struct DistanceFunction(Option<Arc<Mutex<Distance>>>);
 
 crate::option_tensors::without_tensors!(DistanceFunction);
 
-impl TripletMarginWithDistanceLoss {
-    /// Sets the distance of two tensors. That of `torch.nn.PairwiseDistance` by default: the Euclidean distance over
-    /// the last dimension, with 10⁻⁶ added to each difference. Clones of the loss share it, and their threads take turns with it.
-    pub fn distance_function<F>(mut self, distance_function: F) -> Self
-    where
-        F: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
-    {
-        self.distance_function = DistanceFunction(Some(Arc::new(Mutex::new(distance_function))));
-        self
+#[cfg(feature = "serde")]
+impl OptionValue for DistanceFunction {
+    fn f_read(_: &Value, _: Place) -> Result<Self, Mismatch> {
+        Err(Mismatch::Inside("data cannot say a function".into()))
     }
 
+    fn f_write(&self) -> Result<Value, Problem> {
+        if self.0.is_none() { Ok(Value::Null) } else { Err("data cannot say a function".into()) }
+    }
+}
+
+impl TripletMarginWithDistanceLoss {
     /// Computes the loss, with a graph where an argument requires a gradient.
     ///
     /// # Errors

@@ -1,15 +1,17 @@
 use tch::Tensor;
 
-use super::{LogRatios, PairLogProbs, PreferenceLoss, check_beta, check_smoothing, f_smoothed};
+use super::{LogRatios, PairLogProbs, PreferenceLoss, by_beta, check_beta, f_smoothed};
 use crate::kernels::NumberOperations;
-use crate::{LossError, Reduction};
+use crate::{LossError, Reduction, check};
 
 crate::options::options! {
-/// Contrastive preference optimisation: DPO with a uniform reference model, that is, without one.
+/// Contrastive preference optimisation (CPO): the chosen answer should become likelier against the rejected one,
+/// without a reference model.
 ///
-/// For pairs of answers of about the same length, of translations for example, where a reference model does not fit
-/// into memory; the negative log-likelihood of the chosen answers, which [`LinearPreference`](crate::LinearPreference)
-/// adds, keeps the policy in place. For answers of different lengths choose [`SimpoLoss`](crate::SimpoLoss), with a
+/// It is [`DpoLoss`](crate::DpoLoss) with a reference model for which all answers are equally likely. For pairs of
+/// answers of about the same length, of translations for example, where a reference model does not fit into memory; the
+/// negative log-likelihood of the chosen answers, which [`LinearPreference`](crate::LinearPreference) adds, keeps the
+/// policy near to the chosen answers. For answers of different lengths choose [`SimpoLoss`](crate::SimpoLoss), with a
 /// reference model [`DpoLoss`](crate::DpoLoss).
 ///
 /// # Formula
@@ -21,7 +23,7 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `policy`: `[N]`, twice the same, one log-probability per answer
+/// * `policy`: `[N]` for the chosen and `[N]` for the rejected answers, one log-probability per answer
 /// * `reference`: none
 /// * result: scalar, or `[N]` with [`Reduction::None`]
 ///
@@ -60,7 +62,7 @@ pub struct CpoLoss;
 new {
     /// the factor β of the log-probabilities.
     beta: f64 = 0.1,
-    /// the share ε of the preferences that is taken to be wrong.
+    /// the share ε of the preferences that is assumed to be wrong.
     label_smoothing: f64 = 0.0,
     /// the reduction.
     reduction: Reduction = Reduction::Mean,
@@ -68,20 +70,14 @@ new {
 }
 
 impl PreferenceLoss for CpoLoss {
+    by_beta!(Sum, 1.0);
+
     fn f_forward(&self, policy: PairLogProbs, reference: Option<PairLogProbs>) -> Result<Tensor, LossError> {
         let ratios = LogRatios::f_of_policy(policy, reference)?;
         check_beta(self.beta)?;
-        check_smoothing(self.label_smoothing)?;
+        check::share("label_smoothing", self.label_smoothing)?;
         let margin = ratios.f_margin()?.f_mul_number(self.beta)?;
         ratios.f_reduce(&f_smoothed(&margin, self.label_smoothing)?, self.reduction)
-    }
-
-    fn reward_scale(&self) -> f64 {
-        self.beta
-    }
-
-    fn nll_weight(&self) -> f64 {
-        1.0
     }
 }
 

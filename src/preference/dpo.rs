@@ -1,18 +1,19 @@
 use tch::Tensor;
 
-use super::{LogRatios, PairLogProbs, PreferenceLoss, check_beta, f_smoothed};
+use super::{LogRatios, PairLogProbs, PreferenceLoss, by_beta, check_beta, f_smoothed};
 use crate::kernels::NumberOperations;
 use crate::{LossError, Reduction, check};
 
 crate::options::options! {
-/// Direct preference optimisation: the chosen answer is to gain on the rejected one, measured by a reference model.
+/// Direct preference optimisation (DPO): the chosen answer should become likelier against the rejected one, compared
+/// with a reference model.
 ///
 /// The usual way to align a language model with pairs of answers without a reward model: the reference model is the
 /// policy as it was before, and β says how far the policy may move away from it. Where the preferences are nearly
-/// certain and the policy runs away choose [`IpoLoss`](crate::IpoLoss), without memory for a reference model
-/// [`SimpoLoss`](crate::SimpoLoss), [`OrpoLoss`](crate::OrpoLoss) or [`CpoLoss`](crate::CpoLoss), and for answers that
-/// are good or bad without a partner [`KtoLoss`](crate::KtoLoss). [`LinearPreference`](crate::LinearPreference) takes
-/// it to hidden states.
+/// certain and the policy moves too far choose [`IpoLoss`](crate::IpoLoss), without memory for a reference model
+/// [`SimpoLoss`](crate::SimpoLoss), [`OrpoLoss`](crate::OrpoLoss) or [`CpoLoss`](crate::CpoLoss), and for answers
+/// without pairs [`KtoLoss`](crate::KtoLoss). [`LinearPreference`](crate::LinearPreference) computes it from hidden
+/// states.
 ///
 /// # Formula
 ///
@@ -24,7 +25,8 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `policy`, `reference`: `[N]`, four times the same, one log-probability per answer
+/// * `policy`, `reference`: each `[N]` for the chosen and `[N]` for the rejected answers, one log-probability per
+///   answer
 /// * result: scalar, or `[N]` with [`Reduction::None`]
 ///
 /// # Reference
@@ -35,14 +37,14 @@ crate::options::options! {
 ///
 /// # Differences from Liger
 ///
-/// * The label smoothing counts for [`DpoVariant::Sigmoid`], too, and is an error for a variant without one; Liger
-///   ignores it.
+/// * The label smoothing is used by [`DpoVariant::Sigmoid`], too, where Liger ignores it; for a variant without one it
+///   is an error.
 /// * [`DpoVariant::DiscoPop`] is finite for wide negative margins; Liger's is NaN.
 ///
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Option`] for a β or τ that is not above 0, or a label smoothing that the variant does not take.
+/// [`LossError::Option`] for a β or τ that is not above 0, or a label smoothing with a variant that has none.
 ///
 /// # Example
 ///
@@ -54,7 +56,7 @@ crate::options::options! {
 /// let rejected = Tensor::from_slice(&[-11.0, -12.0]);
 /// let (reference_chosen, reference_rejected) = (&chosen.detach() - 1.0, &rejected.detach() - 1.0);
 ///
-/// // Both pairs are as far apart as they were.
+/// // The policy's differences are those of the reference model, so that the reward difference is 0.
 /// let policy = PairLogProbs::new(&chosen, &rejected);
 /// let reference = PairLogProbs::new(&reference_chosen, &reference_rejected);
 /// let loss = DpoLoss::new().beta(0.5).f_forward(policy, Some(reference))?;
@@ -67,16 +69,18 @@ crate::options::options! {
 #[derive(Copy, PartialEq)]
 #[doc(alias = "LigerFusedLinearDPOLoss")]
 #[doc(alias = "DPOTrainer")]
+#[doc(alias = "direct preference optimization")]
+#[doc(alias = "RLHF")]
 pub struct DpoLoss;
 
 /// Direct preference optimisation with Liger's defaults.
 new {
-    /// β, which keeps the policy the nearer to the reference model the larger it is.
+    /// β: the larger it is, the nearer the policy stays to the reference model.
     beta: f64 = 0.1,
     /// the loss of the rewards.
     #[doc(alias = "loss_type")]
     variant: DpoVariant = DpoVariant::Sigmoid,
-    /// the share ε of the preferences that is taken to be wrong, for the variants that know it.
+    /// the share ε of the preferences that is assumed to be wrong, for the variants that have it.
     label_smoothing: f64 = 0.0,
     /// the reduction.
     reduction: Reduction = Reduction::Mean,
@@ -86,12 +90,13 @@ new {
 /// The loss that [`DpoLoss`] makes of the rewards r⁺ and r⁻ of a pair and of their difference z.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[doc(alias = "loss_type")]
+#[non_exhaustive]
 pub enum DpoVariant {
     /// −(1 − ε) log σ(z) − ε log σ(−z). With ε > 0 it is conservative DPO, for preferences of which some are wrong.
     #[default]
     #[doc(alias = "cDPO")]
     Sigmoid,
-    /// max(0, 1 − z): a pair that is far enough apart is left alone. <https://arxiv.org/abs/2305.10425>
+    /// max(0, 1 − z): a pair whose rewards are far enough apart has a loss of 0. <https://arxiv.org/abs/2305.10425>
     Hinge,
     /// KL of (σ(z), σ(−z)) from (1 − ε, ε), for 0 < ε < 1. <https://arxiv.org/abs/2402.00856>
     ExoPair,
@@ -114,7 +119,13 @@ pub enum DpoVariant {
     DiscoPop(f64),
 }
 
-crate::option_tensors::without_tensors!(DpoVariant);
+crate::options::words_or_fields!(DpoVariant
+    {
+        "sigmoid" => Sigmoid, "hinge" => Hinge, "exo_pair" => ExoPair, "nca_pair" => NcaPair, "robust" => Robust,
+        "bco_pair" => BcoPair, "sppo_hard" => SppoHard, "apo_zero" => ApoZero, "apo_down" => ApoDown
+    }
+    { "disco_pop" => DiscoPop }
+);
 
 impl DpoLoss {
     fn f_check_options(&self) -> Result<(), LossError> {
@@ -174,20 +185,18 @@ fn f_log_rest(x: &Tensor) -> Result<Tensor, LossError> {
 fn f_disco_pop(z: &Tensor, tau: f64) -> Result<Tensor, LossError> {
     let scaled = z.f_div_number(tau)?;
     let logistic = z.f_log_sigmoid()?.f_mul(&scaled.f_neg()?.f_sigmoid()?)?;
-    // As one power, because exp(−z) overflows where m underflows.
+    // The logarithms of m and exp(−z) are added before the exponential, because exp(−z) overflows where m underflows.
     let exponential = scaled.f_log_sigmoid()?.f_sub(z)?.f_exp()?;
     Ok(exponential.f_sub(&logistic)?)
 }
 
 impl PreferenceLoss for DpoLoss {
+    by_beta!(Sum, 0.0);
+
     fn f_forward(&self, policy: PairLogProbs, reference: Option<PairLogProbs>) -> Result<Tensor, LossError> {
         let ratios = LogRatios::f_new(policy, reference)?;
         self.f_check_options()?;
         ratios.f_reduce(&self.f_losses(&ratios)?, self.reduction)
-    }
-
-    fn reward_scale(&self) -> f64 {
-        self.beta
     }
 }
 

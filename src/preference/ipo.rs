@@ -1,14 +1,15 @@
 use tch::Tensor;
 
-use super::{LogRatios, PairLogProbs, PreferenceLoss, TokenReduction, check_beta};
+use super::{LogRatios, PairLogProbs, PreferenceLoss, by_beta, check_beta};
 use crate::kernels::NumberOperations;
 use crate::{LossError, Reduction};
 
 crate::options::options! {
-/// Identity preference optimisation: the chosen answer is to gain on the rejected one by a fixed margin, and no more.
+/// Identity preference optimisation (IPO): the chosen answer should become likelier against the rejected one by a fixed
+/// margin, and by no more.
 ///
 /// For preferences that are nearly certain, with which [`DpoLoss`](crate::DpoLoss) moves the policy further and further
-/// from the reference model. [`LinearPreference`](crate::LinearPreference) takes it to hidden states.
+/// from the reference model. [`LinearPreference`](crate::LinearPreference) computes it from hidden states.
 ///
 /// # Formula
 ///
@@ -19,7 +20,8 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `policy`, `reference`: `[N]`, four times the same, one log-probability per answer
+/// * `policy`, `reference`: each `[N]` for the chosen and `[N]` for the rejected answers, one log-probability per
+///   answer
 /// * result: scalar, or `[N]` with [`Reduction::None`]
 ///
 /// # Reference
@@ -41,7 +43,7 @@ crate::options::options! {
 /// let chosen = Tensor::from_slice(&[-1.0]).set_requires_grad(true);
 /// let rejected = Tensor::from_slice(&[-3.0]);
 ///
-/// // The answers are 2 apart, where 1 / (2 · 0.5) = 1 was asked for.
+/// // The log-probabilities differ by 2, where a margin of 1 / (2 · 0.5) = 1 is asked for.
 /// let loss = IpoLoss::new().beta(0.5).f_forward(PairLogProbs::new(&chosen, &rejected), None)?;
 /// loss.f_backward()?;
 ///
@@ -63,19 +65,13 @@ new {
 }
 
 impl PreferenceLoss for IpoLoss {
+    by_beta!(Mean, 0.0);
+
     fn f_forward(&self, policy: PairLogProbs, reference: Option<PairLogProbs>) -> Result<Tensor, LossError> {
         let ratios = LogRatios::f_new(policy, reference)?;
         check_beta(self.beta)?;
         let losses = ratios.f_margin()?.f_sub_number(0.5 / self.beta)?.f_square()?;
         ratios.f_reduce(&losses, self.reduction)
-    }
-
-    fn reward_scale(&self) -> f64 {
-        self.beta
-    }
-
-    fn token_reduction(&self) -> TokenReduction {
-        TokenReduction::Mean
     }
 }
 

@@ -6,11 +6,11 @@ use crate::numeric::wide_kind;
 use crate::{LossError, Reduction, check};
 
 crate::options::options! {
-/// Kahneman-Tversky optimisation: good answers are to become likelier than a reference model makes them, bad ones less
-/// likely.
+/// Kahneman-Tversky optimisation (KTO): good answers should become likelier than a reference model makes them, bad ones
+/// less likely.
 ///
 /// For answers that are good or bad by themselves, thumbs up or down, without pairs. For pairs choose
-/// [`DpoLoss`](crate::DpoLoss). [`LinearKto`](crate::LinearKto) takes it to hidden states.
+/// [`DpoLoss`](crate::DpoLoss). [`LinearKto`](crate::LinearKto) computes it from hidden states.
 ///
 /// # Formula
 ///
@@ -23,9 +23,9 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `policy`, `reference`, `labels`: `[B]`, one number per answer; or all scalars
-/// * `kl`: scalar, or a shape that broadcasts to that of `policy`
-/// * result: scalar, or the shape of `policy` with [`Reduction::None`]
+/// * `policy`, `reference`, `labels`: `[B]`, one number per answer, or `[]` for a single answer
+/// * `kl`: scalar, or a shape that broadcasts to `[B]`
+/// * result: scalar, or `[B]` or `[]` with [`Reduction::None`]
 ///
 /// # Reference
 ///
@@ -73,7 +73,7 @@ new {
 
 impl KtoLoss {
     /// Computes the loss of the log-probabilities of answers, `labels` being true for the desirable ones, with a graph
-    /// where one of them requires a gradient. `kl` is z, 0 where it is none.
+    /// where one of them requires a gradient. `kl` is z; without it z is 0.
     ///
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault.
@@ -95,9 +95,10 @@ impl KtoLoss {
             gain = gain.f_sub(&wide(&kl.f_detach()?)?)?;
         }
         let gain = gain.f_mul_number(self.beta)?;
-        // 1 − σ(x) is σ(−x), which keeps its digits.
+        // 1 − σ(x) is computed as σ(−x), which has all digits where σ(x) is nearly 1.
         let argument = gain.f_neg()?.f_where_self(labels, &gain)?;
-        // Converted, because libtorch does not fill a tensor with a number that its kind has not.
+        // Converted with an operation, because libtorch does not create a tensor with a number that its kind cannot
+        // represent.
         let weight = |weight: f64| Tensor::from(weight).f_to_device(policy.device())?.f_to_kind(kind);
         let weights = weight(self.desirable_weight)?.f_where_self(labels, &weight(self.undesirable_weight)?)?;
         let losses = argument.f_sigmoid()?.f_mul(&weights)?;

@@ -9,8 +9,8 @@ use crate::{LinearHead, LossError, check};
 /// answers and [`KtoLoss`] in one.
 ///
 /// For answers that are good or bad by themselves, with a vocabulary so large that the logits of a batch do not fit
-/// into memory: the memory it takes grows with the chunk. For pairs of answers choose
-/// [`LinearPreference`](crate::LinearPreference).
+/// into memory: the logits are computed chunk by chunk, and only one chunk is in memory at a time. For pairs of answers
+/// choose [`LinearPreference`](crate::LinearPreference).
 ///
 /// # Formula
 ///
@@ -36,7 +36,7 @@ use crate::{LinearHead, LossError, check};
 ///
 /// * Those of [`SequenceLogProbs`].
 /// * The metrics are per answer; Liger's are their sums over the desirable and over the undesirable ones.
-/// * A divergence for each answer belongs to that answer; Liger takes all of them for each chunk.
+/// * With one divergence per answer each answer has its own; Liger gives all of them to each chunk.
 ///
 /// # Errors
 ///
@@ -53,7 +53,8 @@ use crate::{LinearHead, LossError, check};
 /// let target = Tensor::from_slice(&[3_i64, 1, 4, 1, 5, -100]).view([2, 3]);
 /// let labels = Tensor::from_slice(&[true, false]);
 ///
-/// // What a reference model says can be computed before training: here it is the policy itself.
+/// // The log-probabilities of a reference model can be computed before training. Here the policy itself is the
+/// // reference.
 /// let policy = LinearHead::new(&hidden, &weight);
 /// let log_probs = tch::no_grad(|| SequenceLogProbs::new().f_forward(policy, &target))?;
 ///
@@ -75,6 +76,7 @@ pub struct LinearKto {
 
 /// What [`LinearKto`] computes. All but the loss is without a graph, of single precision at least.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct LinearKtoOutput {
     /// The loss.
     pub loss: Tensor,
@@ -98,8 +100,8 @@ impl LinearKto {
         self
     }
 
-    /// Computes the loss, with a graph where an argument of the policy requires a gradient, and its metrics. `kl` is z,
-    /// 0 where it is none.
+    /// Computes the loss, with a graph where an argument of the policy requires a gradient, and its metrics. `kl` is z;
+    /// without it z is 0.
     ///
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault.

@@ -9,14 +9,15 @@ use crate::{LinearHead, LossError, check};
 /// A preference loss of hidden states: the last layer of a language model, the log-probabilities of its answers and a
 /// loss of them in one.
 ///
-/// For alignment with a vocabulary so large that the logits of a batch do not fit into memory: the memory it takes
-/// grows with the chunk. The loss is a [`DpoLoss`](crate::DpoLoss), [`IpoLoss`](crate::IpoLoss),
-/// [`OrpoLoss`](crate::OrpoLoss), [`SimpoLoss`](crate::SimpoLoss), [`CpoLoss`](crate::CpoLoss) or one of your own.
-/// Where answers have no partner choose [`LinearKto`](crate::LinearKto).
+/// For alignment with a vocabulary so large that the logits of a batch do not fit into memory: the logits are computed
+/// chunk by chunk, and only one chunk is in memory at a time. The loss is a [`DpoLoss`](crate::DpoLoss),
+/// [`IpoLoss`](crate::IpoLoss), [`OrpoLoss`](crate::OrpoLoss), [`SimpoLoss`](crate::SimpoLoss),
+/// [`CpoLoss`](crate::CpoLoss) or one of your own. For answers without pairs choose [`LinearKto`](crate::LinearKto).
 ///
 /// # Formula
 ///
-/// loss = ℓ(log π, log π₀) + α · NLL, NLL = −Σ log π(token) / n over the n tokens of the chosen answers that count
+/// loss = ℓ(log π, log π₀) + α · NLL, NLL = −Σ log π(token) / n over the n tokens of the chosen answers that are not
+/// ignored
 ///
 /// where ℓ is the preference loss of the log-probabilities that [`SequenceLogProbs`] computes for policy and reference
 /// model, and α is the weight of the negative log-likelihood.
@@ -40,7 +41,7 @@ use crate::{LinearHead, LossError, check};
 ///
 /// * Those of the loss and of [`SequenceLogProbs`].
 /// * The input is checked to hold as many rejected answers as chosen ones; Liger broadcasts them.
-/// * The negative log-likelihood of chosen answers without a token that counts is 0; Liger's is NaN.
+/// * Where all tokens of the chosen answers are ignored the negative log-likelihood is 0; Liger's is NaN.
 /// * Rows are chunked by tokens and not by pairs; the gradient computes the logits once more.
 ///
 /// # Errors
@@ -58,7 +59,7 @@ use crate::{LinearHead, LossError, check};
 /// let weight = Tensor::randn([16, 8], (Kind::Float, Device::Cpu)).set_requires_grad(true);
 /// let target = Tensor::from_slice(&[3_i64, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, -100]).view([4, 3]);
 ///
-/// // The reference model is the policy as it was before: nothing has been learnt yet.
+/// // The reference model is a copy of the policy, as at the beginning of the training.
 /// let (reference_hidden, reference_weight) = (hidden.detach(), weight.detach());
 /// let reference = ReferenceModel::Head(LinearHead::new(&reference_hidden, &reference_weight));
 ///
@@ -86,22 +87,23 @@ pub struct LinearPreference<L> {
 
 /// What [`LinearPreference`] computes. All but the loss is without a graph, of single precision at least.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct LinearPreferenceOutput {
     /// The loss.
     pub loss: Tensor,
     /// The log-probabilities of the chosen answers, `[P]`.
     pub chosen_log_probs: Tensor,
-    /// Those of the rejected answers, `[P]`.
+    /// The log-probabilities of the rejected answers, `[P]`.
     pub rejected_log_probs: Tensor,
     /// The mean of the logits of all tokens of the chosen answers, before a soft cap.
     pub chosen_logits_mean: Tensor,
-    /// That of the rejected answers.
+    /// The mean of the logits of all tokens of the rejected answers, before a soft cap.
     pub rejected_logits_mean: Tensor,
-    /// The negative log-likelihood of the chosen answers, whatever its weight is.
+    /// The negative log-likelihood of the chosen answers, without its weight.
     pub nll: Tensor,
     /// β (log π − log π₀) of the chosen answers, `[P]`.
     pub chosen_rewards: Tensor,
-    /// That of the rejected answers, `[P]`.
+    /// β (log π − log π₀) of the rejected answers, `[P]`.
     pub rejected_rewards: Tensor,
 }
 
@@ -144,8 +146,8 @@ impl<L: PreferenceLoss> LinearPreference<L> {
         ) -> LinearPreferenceOutput
     }
 
-    /// The same with other tokens for the negative log-likelihood: those of the prompt as well, for example. The logits
-    /// of the chosen answers are computed a second time.
+    /// Computes the same loss with other tokens for the negative log-likelihood: those of the prompt as well, for
+    /// example. The logits of the chosen answers are computed a second time.
     ///
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault.
@@ -168,7 +170,7 @@ impl<L: PreferenceLoss> LinearPreference<L> {
     ) -> Result<LinearPreferenceOutput, LossError> {
         let default = self.preference.token_reduction();
         let alpha = self.alpha.unwrap_or_else(|| self.preference.nll_weight());
-        check::option("alpha", alpha, alpha.is_finite(), "a finite number")?;
+        check::finite("alpha", alpha)?;
         policy.f_vocabulary(NAMES, &["B", "T"])?;
         let policy = policy.f_widen()?;
         let policy = policy.view();
@@ -224,7 +226,7 @@ impl<L: PreferenceLoss> LinearPreference<L> {
     }
 }
 
-/// How many pairs the input has.
+/// The number of pairs in the input.
 fn f_pairs(input: &Tensor) -> Result<i64, LossError> {
     match input.size()[0] {
         answers if answers % 2 == 0 => Ok(answers / 2),
@@ -235,7 +237,7 @@ fn f_pairs(input: &Tensor) -> Result<i64, LossError> {
     }
 }
 
-/// What belongs to the chosen and to the rejected answers.
+/// The rows of the chosen and those of the rejected answers.
 fn f_halves(tensor: &Tensor, pairs: i64) -> Result<[Tensor; 2], LossError> {
     Ok([tensor.f_narrow(0, 0, pairs)?, tensor.f_narrow(0, pairs, pairs)?])
 }

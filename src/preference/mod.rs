@@ -1,4 +1,23 @@
 //! Losses that align a language model with preferences between answers.
+//!
+//! [`DpoLoss`] where there is a reference model, [`SimpoLoss`] or [`OrpoLoss`] where there is none, [`KtoLoss`] where
+//! answers are marked good or bad one by one. They take log-probabilities of answers, which [`SequenceLogProbs`]
+//! computes; [`LinearPreference`] and [`LinearKto`] take hidden states, in chunks, without the logits of a whole batch.
+//!
+//! # Preferences of language models
+//!
+//! These need the feature `preference`.
+//!
+//! | loss | for | original | arguments |
+//! |---|---|---|---|
+//! | [`DpoLoss`] | pairs of answers, and a reference model | `liger_kernel.chunked_loss.LigerFusedLinearDPOLoss` | `policy, reference` |
+//! | [`IpoLoss`] | the same, up to a margin | IPO (paper) | `policy, reference` |
+//! | [`OrpoLoss`] | pairs of answers while the model is tuned to them | `liger_kernel.chunked_loss.LigerFusedLinearORPOLoss` | `policy, reference` |
+//! | [`SimpoLoss`] | pairs of answers of different lengths | `liger_kernel.chunked_loss.LigerFusedLinearSimPOLoss` | `policy, reference` |
+//! | [`CpoLoss`] | pairs of answers, such as translations | `liger_kernel.chunked_loss.LigerFusedLinearCPOLoss` | `policy, reference` |
+//! | [`KtoLoss`] | single answers, good or bad | `liger_kernel.chunked_loss.LigerFusedLinearKTOLoss` | `policy, reference, labels, kl` |
+//! | [`LinearPreference`] | any loss of pairs, of hidden states | the same | `policy, target, reference` |
+//! | [`LinearKto`] | [`KtoLoss`] of hidden states | the same | `policy, target, labels, reference, kl` |
 
 mod cpo;
 mod dpo;
@@ -32,9 +51,9 @@ use crate::{LossError, Reduction, check};
 /// [`SequenceLogProbs`] computes them.
 #[derive(Debug, Clone, Copy)]
 pub struct PairLogProbs<'a> {
-    /// Those of the chosen answers, one per pair.
+    /// The log-probabilities of the chosen answers, one per pair.
     pub chosen: &'a Tensor,
-    /// Those of the rejected answers, of the same shape.
+    /// The log-probabilities of the rejected answers, of the same shape.
     pub rejected: &'a Tensor,
 }
 
@@ -47,7 +66,7 @@ impl<'a> PairLogProbs<'a> {
 
 /// A loss of the log-probabilities of pairs of answers.
 ///
-/// [`LinearPreference`] takes any of them to the hidden states of a model.
+/// [`LinearPreference`] computes any of them from the hidden states of a model.
 ///
 /// # Example: choose a loss at run time
 ///
@@ -70,8 +89,8 @@ impl<'a> PairLogProbs<'a> {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait PreferenceLoss: Send {
-    /// Computes the loss of what the policy gives to the pairs, the model that is trained, compared with what the
-    /// reference model gives to them where the loss has one.
+    /// Computes the loss of the log-probabilities of pairs by the policy, the model that is trained, and by the
+    /// reference model, if the loss has one.
     ///
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault.
@@ -86,17 +105,17 @@ pub trait PreferenceLoss: Send {
         crate::loss::expect(self.f_forward(policy, reference))
     }
 
-    /// The factor β that makes rewards of log-probabilities or of their differences to those of the reference model.
+    /// The factor β of the rewards, which are β log π, or β (log π − log π₀) with a reference model.
     fn reward_scale(&self) -> f64;
 
-    /// Whether the log-probability of an answer is the sum or the mean over its tokens, where
-    /// [`LinearPreference`] is not told. The sum by default.
+    /// Whether the log-probability of an answer is the sum or the mean over its tokens, where [`LinearPreference`] has
+    /// no option for it. The sum by default.
     fn token_reduction(&self) -> TokenReduction {
         TokenReduction::Sum
     }
 
-    /// The weight of the negative log-likelihood of the chosen answers, where [`LinearPreference`] is not told. 0 by
-    /// default.
+    /// The weight of the negative log-likelihood of the chosen answers, where [`LinearPreference`] has no option for
+    /// it. 0 by default.
     fn nll_weight(&self) -> f64 {
         0.0
     }
@@ -156,7 +175,7 @@ impl LogRatios {
         })
     }
 
-    /// Those of a loss that knows no reference model.
+    /// The log-ratios for a loss without a reference model.
     fn f_of_policy(policy: PairLogProbs, reference: Option<PairLogProbs>) -> Result<LogRatios, LossError> {
         check::option("reference", "given", reference.is_none(), "none, for a loss without a reference model")?;
         Self::f_new(policy, None)
@@ -167,13 +186,13 @@ impl LogRatios {
         Ok(self.chosen.f_sub(&self.rejected)?)
     }
 
-    /// The loss of the losses of the pairs.
+    /// The reduced losses of the pairs, in the kind of the result.
     fn f_reduce(&self, losses: &Tensor, reduction: Reduction) -> Result<Tensor, LossError> {
         Ok(reduction.f_apply(losses)?.f_to_kind(self.own)?)
     }
 }
 
-/// There is one log-probability per answer, not one per token.
+/// Checks that there is one log-probability per answer, and not one per token.
 fn per_answer(log_probs: check::Named) -> Result<(), LossError> {
     match log_probs.1.dim() {
         0 | 1 => Ok(()),
@@ -185,7 +204,7 @@ fn check_beta(beta: f64) -> Result<(), LossError> {
     check::option("beta", beta, beta.is_finite() && beta > 0.0, "a number > 0")
 }
 
-/// −(1 − ε) log σ(z) − ε log σ(−z) for margins z, of whose signs the share ε is wrong.
+/// −(1 − ε) log σ(z) − ε log σ(−z) for margins z, where the share ε of the preferences is assumed to be wrong.
 fn f_smoothed(margin: &Tensor, label_smoothing: f64) -> Result<Tensor, LossError> {
     let right = margin.f_log_sigmoid()?;
     if label_smoothing == 0.0 {
@@ -195,7 +214,21 @@ fn f_smoothed(margin: &Tensor, label_smoothing: f64) -> Result<Tensor, LossError
     Ok(right.f_mul_number(label_smoothing - 1.0)?.f_sub(&wrong.f_mul_number(label_smoothing)?)?)
 }
 
-fn check_smoothing(label_smoothing: f64) -> Result<(), LossError> {
-    let valid = (0.0..=1.0).contains(&label_smoothing);
-    check::option("label_smoothing", label_smoothing, valid, "a number in [0, 1]")
+/// The methods of a [`PreferenceLoss`] with the factor `beta` except its calculation. Given are the reduction of the
+/// tokens of an answer and the weight of the negative log-likelihood.
+macro_rules! by_beta {
+    ($tokens:ident, $nll_weight:literal) => {
+        fn reward_scale(&self) -> f64 {
+            self.beta
+        }
+
+        fn token_reduction(&self) -> crate::TokenReduction {
+            crate::TokenReduction::$tokens
+        }
+
+        fn nll_weight(&self) -> f64 {
+            $nll_weight
+        }
+    };
 }
+use by_beta;

@@ -1,14 +1,14 @@
 use tch::{Kind, Tensor};
 
-use super::{LogRatios, PairLogProbs, PreferenceLoss, TokenReduction, check_beta};
+use super::{LogRatios, PairLogProbs, PreferenceLoss, by_beta, check_beta};
 use crate::kernels::NumberOperations;
 use crate::{LossError, Reduction};
 
 crate::options::options! {
-/// Odds-ratio preference optimisation: the chosen answer is to have the higher odds.
+/// Odds-ratio preference optimisation (ORPO): the chosen answer should have the higher odds.
 ///
-/// For fine-tuning and alignment in one: to the negative log-likelihood of the chosen answers, which
-/// [`LinearPreference`](crate::LinearPreference) adds, comes a mild penalty of the rejected ones. It needs no
+/// For fine-tuning and alignment in one: it is a mild penalty of the rejected answers, to which
+/// [`LinearPreference`](crate::LinearPreference) adds the negative log-likelihood of the chosen ones. It needs no
 /// reference model. For a policy that is fine-tuned already choose [`DpoLoss`](crate::DpoLoss).
 ///
 /// # Formula
@@ -20,7 +20,8 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `policy`: `[N]`, twice the same, the means of the log-probabilities over the tokens of an answer
+/// * `policy`: `[N]` for the chosen and `[N]` for the rejected answers, the means of the log-probabilities over the
+///   tokens of an answer
 /// * `reference`: none
 /// * result: scalar, or `[N]` with [`Reduction::None`]
 ///
@@ -69,7 +70,7 @@ new {
 }
 
 impl OrpoLoss {
-    /// log (o⁺ / o⁻), a metric of its own.
+    /// Computes log (o⁺ / o⁻), which is also useful as a metric.
     ///
     /// # Errors
     /// A [`LossError`] that names the argument at fault.
@@ -85,36 +86,27 @@ fn f_log_odds_ratio(policy: &LogRatios) -> Result<Tensor, LossError> {
     Ok(policy.f_margin()?.f_sub(&rest)?)
 }
 
-/// log (1 − exp x) for x ≤ 0, with all of its digits.
+/// log (1 − exp x) for x ≤ 0, accurate for every x.
 fn f_log_rest(x: &Tensor) -> Result<Tensor, LossError> {
-    // An answer that is certain is as likely as a number below 1 can be.
+    // The probability 1 is replaced by the largest number below it, so that the odds are finite.
     let tiny = if x.f_kind()? == Kind::Double { f64::MIN_POSITIVE } else { f64::from(f32::MIN_POSITIVE) };
     let x = x.f_clamp_max_number(-tiny)?;
     let near = x.f_gt_number(-std::f64::consts::LN_2)?;
-    // Each half gets a harmless number where the other one counts, because 0 · ∞ would get into the gradient.
+    // Each of the two formulas gets −1 where the other one is used, because its infinite derivative times 0 would be
+    // NaN.
     let likely = x.f_masked_fill_number(&near.f_logical_not()?, -1)?.f_expm1()?.f_neg()?.f_log()?;
     let unlikely = x.f_masked_fill_number(&near, -1)?.f_exp()?.f_neg()?.f_log1p()?;
     Ok(likely.f_where_self(&near, &unlikely)?)
 }
 
 impl PreferenceLoss for OrpoLoss {
+    by_beta!(Mean, 1.0);
+
     fn f_forward(&self, policy: PairLogProbs, reference: Option<PairLogProbs>) -> Result<Tensor, LossError> {
         let policy = LogRatios::f_of_policy(policy, reference)?;
         check_beta(self.beta)?;
         let losses = f_log_odds_ratio(&policy)?.f_log_sigmoid()?.f_mul_number(-self.beta)?;
         policy.f_reduce(&losses, self.reduction)
-    }
-
-    fn reward_scale(&self) -> f64 {
-        self.beta
-    }
-
-    fn token_reduction(&self) -> TokenReduction {
-        TokenReduction::Mean
-    }
-
-    fn nll_weight(&self) -> f64 {
-        1.0
     }
 }
 

@@ -7,31 +7,36 @@ use crate::{Chunking, InvalidValues, LinearCrossEntropy, LinearHead, LossError, 
 
 /// How the log-probabilities of the tokens of a sequence become that of the sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[doc(alias = "average_log_prob")]
+#[non_exhaustive]
 pub enum TokenReduction {
     /// Their sum, log π(y|x). The default.
     #[default]
     Sum,
-    /// Their mean, log π(y|x) / |y|, which does not favour short sequences. That of no tokens is 0.
+    /// Their mean, log π(y|x) / |y|, which does not favour short sequences. The mean over no tokens is 0.
     Mean,
 }
 
-crate::option_tensors::without_tensors!(TokenReduction);
+crate::options::words!(TokenReduction);
+
+#[cfg(feature = "serde")]
+crate::description::none_is_null!(TokenReduction);
 
 crate::options::options! {
 /// The log-probabilities of sequences of tokens, from the hidden states of a model.
 ///
-/// Not a loss, but what the preference losses are losses of: for the log-probabilities of a reference model, computed
-/// once before training (in `tch::no_grad`), and for training steps of your own. It is differentiable, and the memory
-/// that it takes grows with the chunk, not with tokens times vocabulary.
+/// This is not a loss, but computes the input of the preference losses: for the log-probabilities of a reference model,
+/// computed once before training (in `tch::no_grad`), and for training steps of your own. It is differentiable, and
+/// only the logits of one chunk of tokens are in memory at a time.
 ///
 /// # Formula
 ///
 /// log π(y|x) = Σₜ log softmax(z\[t\])\[yₜ\], z = s · tanh((W h + b) / s)
 ///
 /// where h are the hidden states, W and b are the weight and bias of the last layer, y is the target, and s the soft
-/// cap; by default z = W h + b. Tokens of the ignored index have no part in it. The target is not shifted: h\[t\]
-/// predicts yₜ.
+/// cap; by default z = W h + b. Tokens of the ignored index are left out. The target is not shifted: h\[t\] predicts
+/// yₜ.
 ///
 /// # Shapes
 ///
@@ -74,25 +79,25 @@ pub struct SequenceLogProbs;
 
 /// The log-probabilities of sequences, with targets of −100 ignored.
 new {
-    /// the token that counts nothing, of prompts and padding.
+    /// the token that is ignored, for prompts and padding.
     ignore_index: i64 = -100,
-    /// whether tokens are summed up or averaged. Where nothing is said they are summed up, and inside a
+    /// whether tokens are summed up or averaged. By default they are summed up, and inside a
     /// [`LinearPreference`](crate::LinearPreference) it is what the [loss](crate::PreferenceLoss::token_reduction)
     /// says.
     #[doc(alias = "average_log_prob")]
     token_reduction: Option<TokenReduction> = None,
-    /// what a token out of range does.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    /// how a token out of range is handled.
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// how many tokens are taken at once.
     chunking: Chunking = Chunking::default(),
-    /// the number between whose negative and itself the logits are squeezed.
+    /// the soft cap s: logits become s · tanh(logit / s), between −s and s.
     #[doc(alias = "softcap")]
     #[doc(alias = "final_logit_softcapping")]
     soft_cap: Option<f64> = None,
 }
 }
 
-/// What a reference model says of the sequences of a batch. It gets no gradient.
+/// The reference model, given by its hidden states or by its log-probabilities. It gets no gradient.
 #[derive(Debug, Clone, Copy)]
 pub enum ReferenceModel<'a> {
     /// Its hidden states and its last layer, of which the log-probabilities are computed as those of the policy are.
@@ -104,13 +109,13 @@ pub enum ReferenceModel<'a> {
 /// The names of the policy's tensors.
 pub(super) const NAMES: HeadNames = ["input", "weight", "bias"];
 
-/// What is known of a batch of sequences.
+/// The log-probabilities of a batch of sequences.
 pub(super) struct Scores {
-    /// One per token, 0 where it is ignored, `[B, T]`.
+    /// The log-probability of each token, 0 where it is ignored, `[B, T]`.
     pub(super) tokens: Tensor,
-    /// Which tokens count, `[B, T]`.
+    /// Which tokens are not ignored, `[B, T]`.
     pub(super) counted: Tensor,
-    /// `[B]`
+    /// The log-probability of each sequence, `[B]`.
     pub(super) sequences: Tensor,
 }
 
@@ -123,14 +128,8 @@ impl SequenceLogProbs {
         Ok(self.f_scores(head, NAMES, target, TokenReduction::Sum)?.sequences)
     }
 
-    /// Computes the log-probabilities as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward(&self, head: LinearHead, target: &Tensor) -> Tensor {
-        crate::loss::expect(self.f_forward(head, target))
-    }
+    crate::loss::or_panic! { "Computes the log-probabilities", forward[] as
+    f_forward(head: LinearHead, target: &Tensor) -> Tensor }
 
     /// `default` says how tokens are reduced where no option does.
     pub(super) fn f_scores(
@@ -177,17 +176,15 @@ impl SequenceLogProbs {
                 let named = ("reference", log_probs);
                 check::devices(&[("target", target), named])?;
                 check::floating(named)?;
-                if log_probs.size() != target.size()[..1] {
-                    let expected = format!("{:?}, one log-probability per sequence", &target.size()[..1]);
-                    return Err(check::shape_error(named, expected));
-                }
+                let fits = log_probs.size() == target.size()[..1];
+                check::shape(named, fits, format_args!("{:?}, one log-probability per sequence", &target.size()[..1]))?;
                 Ok(log_probs.f_detach()?)
             }
         }
     }
 
-    /// The negative log-probabilities of the tokens. Half precision becomes single precision before, because a sum over
-    /// many tokens has no digits left in half.
+    /// The negative log-probabilities of the tokens. Half precision is converted to single precision first, because a
+    /// sum over many tokens loses its digits in half precision.
     fn f_tokens(&self, head: LinearHead, target: &Tensor) -> Result<Tensor, LossError> {
         let wide = head.f_widen()?;
         let head = wide.view();
@@ -207,7 +204,7 @@ impl SequenceLogProbs {
 }
 
 /// The mean over tokens and vocabulary of the logits of each sequence, `[B]`, before a soft cap and without a graph. It
-/// takes sums of the hidden states and of the weight, and no logits.
+/// is computed from means of the hidden states and of the weight, without the logits.
 pub(super) fn f_logits_means(head: LinearHead) -> Result<Tensor, LossError> {
     let kind = head.f_wide_kind()?;
     let hidden = head.input.f_detach()?.f_mean_dim(1, false, kind)?;

@@ -1,16 +1,17 @@
 use tch::Tensor;
 
-use super::{LogRatios, PairLogProbs, PreferenceLoss, TokenReduction, check_beta, check_smoothing, f_smoothed};
+use super::{LogRatios, PairLogProbs, PreferenceLoss, by_beta, check_beta, f_smoothed};
 use crate::kernels::NumberOperations;
 use crate::{LossError, Reduction, check};
 
 crate::options::options! {
-/// Simple preference optimisation: the chosen answer is to be likelier per token than the rejected one, by a margin.
+/// Simple preference optimisation (SimPO): the chosen answer should be likelier per token than the rejected one, by a
+/// margin.
 ///
 /// For pairs of answers of different lengths, and where a reference model does not fit into memory: it needs none. With
-/// one choose [`DpoLoss`](crate::DpoLoss). [`LinearPreference`](crate::LinearPreference) takes it to hidden states, and
-/// by default averages over the tokens of an answer, as the paper does, and adds their negative log-likelihood, as
-/// Liger does.
+/// a reference model choose [`DpoLoss`](crate::DpoLoss). [`LinearPreference`](crate::LinearPreference) computes it from
+/// hidden states, and by default averages over the tokens of an answer, as the paper does, and adds their negative
+/// log-likelihood, as Liger does.
 ///
 /// # Formula
 ///
@@ -21,7 +22,8 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `policy`: `[N]`, twice the same, the means of the log-probabilities over the tokens of an answer
+/// * `policy`: `[N]` for the chosen and `[N]` for the rejected answers, the means of the log-probabilities over the
+///   tokens of an answer
 /// * `reference`: none
 /// * result: scalar, or `[N]` with [`Reduction::None`]
 ///
@@ -62,7 +64,7 @@ new {
     beta: f64 = 0.1,
     /// the margin γ.
     gamma: f64 = 0.5,
-    /// the share ε of the preferences that is taken to be wrong.
+    /// the share ε of the preferences that is assumed to be wrong.
     label_smoothing: f64 = 0.0,
     /// the reduction.
     reduction: Reduction = Reduction::Mean,
@@ -70,25 +72,15 @@ new {
 }
 
 impl PreferenceLoss for SimpoLoss {
+    by_beta!(Mean, 1.0);
+
     fn f_forward(&self, policy: PairLogProbs, reference: Option<PairLogProbs>) -> Result<Tensor, LossError> {
         let ratios = LogRatios::f_of_policy(policy, reference)?;
         check_beta(self.beta)?;
-        check_smoothing(self.label_smoothing)?;
-        check::option("gamma", self.gamma, self.gamma.is_finite(), "a finite number")?;
+        check::share("label_smoothing", self.label_smoothing)?;
+        check::finite("gamma", self.gamma)?;
         let margin = ratios.f_margin()?.f_mul_number(self.beta)?.f_sub_number(self.gamma)?;
         ratios.f_reduce(&f_smoothed(&margin, self.label_smoothing)?, self.reduction)
-    }
-
-    fn reward_scale(&self) -> f64 {
-        self.beta
-    }
-
-    fn token_reduction(&self) -> TokenReduction {
-        TokenReduction::Mean
-    }
-
-    fn nll_weight(&self) -> f64 {
-        1.0
     }
 }
 

@@ -2,18 +2,16 @@ use std::f64::consts::LN_2;
 
 use tch::Tensor;
 
-use super::{Distances, Elementwise, elementwise};
+use super::{Distances, elementwise, of_formula};
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
-use crate::mean_parts::f_wide_option;
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
 /// The Cauchy loss, or Lorentzian: the negative log-likelihood of errors of the Cauchy distribution.
 ///
-/// For regression with gross outliers: it grows with the logarithm of the distance, so that the pull of a target fades
-/// with its distance and never ends. [`GemanMcClureLoss`](crate::GemanMcClureLoss) and
-/// [`WelschLoss`](crate::WelschLoss) let go of outliers altogether; [`CharbonnierLoss`](crate::CharbonnierLoss) is
-/// convex and holds on to them.
+/// For regression with gross outliers: it grows with the logarithm of the distance, so that the gradient of a far
+/// target is small but never 0. [`GemanMcClureLoss`](crate::GemanMcClureLoss) and [`WelschLoss`](crate::WelschLoss) let
+/// go of outliers altogether; [`CharbonnierLoss`](crate::CharbonnierLoss) is convex and holds on to them.
 ///
 /// # Formula
 ///
@@ -24,11 +22,11 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`
-/// * `target`, `weight`: that of `input`
+/// * `input`: any shape, `[*]`
+/// * `target`, `weight`: `[*]`, the same shape
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -73,23 +71,10 @@ new {
 }
 
 impl Loss for CauchyLoss {
-    crate::option_tensors::with_tensors!();
+    of_formula!(Cauchy { scale }, f_losses);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::positive("scale", self.scale)
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_check_options()?;
-        let formula = Cauchy { scale: self.scale };
-        let elements =
-            Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
-        elements.f_forward(formula, input, target, f_losses)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
-        MeanParts::f_of_sum(&sum, input, target, sum.weight.as_ref())
     }
 }
 

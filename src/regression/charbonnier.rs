@@ -1,10 +1,9 @@
 use tch::Tensor;
 
-use super::{Elementwise, elementwise};
+use super::{elementwise, of_formula};
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
-use crate::mean_parts::f_wide_option;
 use crate::numeric::f_abs;
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
 /// The Charbonnier loss, or pseudo-Huber: a smooth distance of each element to its target.
@@ -23,11 +22,11 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`
-/// * `target`, `weight`: that of `input`
+/// * `input`: any shape, `[*]`
+/// * `target`, `weight`: `[*]`, the same shape
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -64,6 +63,7 @@ crate::options::options! {
 /// ```
 #[doc(alias = "charbonnier_loss")]
 #[doc(alias = "PseudoHuberLoss")]
+#[doc(alias = "pseudo_huber")]
 pub struct CharbonnierLoss: "charbonnier";
 
 /// The Charbonnier loss with kornia's ε.
@@ -79,6 +79,7 @@ new {
 /// The loss of an element that equals its target, in a [`CharbonnierLoss`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum CharbonnierMinimum {
     /// 0, as in kornia and of Barron's loss. The default.
     #[default]
@@ -90,23 +91,10 @@ pub enum CharbonnierMinimum {
 crate::options::words!(CharbonnierMinimum);
 
 impl Loss for CharbonnierLoss {
-    crate::option_tensors::with_tensors!();
+    of_formula!(Charbonnier { eps, minimum }, f_losses);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::positive("eps", self.eps)
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_check_options()?;
-        let formula = Charbonnier { eps: self.eps, minimum: self.minimum };
-        let elements =
-            Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
-        elements.f_forward(formula, input, target, f_losses)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
-        MeanParts::f_of_sum(&sum, input, target, sum.weight.as_ref())
     }
 }
 

@@ -1,13 +1,13 @@
-use tch::{Kind, Tensor, no_grad_guard};
+use tch::{Tensor, no_grad_guard};
 
 use super::f_not_negative;
 use crate::check;
 use crate::kernels::{self, NumberOperations, Pointwise, Real, choose, f_pointwise};
-use crate::numeric::{self, f_widely, real};
+use crate::numeric::{self, f_subtractable, f_widely, real};
 use crate::{InvalidValues, LossError, MeanParts, Reduction};
 
 crate::options::options! {
-/// The negative log-likelihood of targets under Gaussian distributions.
+/// The Gaussian negative log-likelihood: how unlikely a predicted mean and variance make each target.
 ///
 /// For regression with an uncertainty: the model predicts a mean and a variance for each element, and pays for a
 /// variance that is too small as for one that is too large. With a constant variance it is
@@ -17,14 +17,14 @@ crate::options::options! {
 ///
 /// ℓᵢ = ½ (log vᵢ + (xᵢ − yᵢ)² / vᵢ), with v = max(var, ε)
 ///
-/// where x is the input and y the target. The full loss adds the constant ½ log 2π. The gradient with respect to the
-/// variance is taken at v and passes the maximum unchanged, so that a variance below ε can grow again.
+/// where x is the input and y the target. The full loss adds the constant ½ log 2π. The gradient of the variance is the
+/// one at v, without the factor of the maximum, so that a variance below ε can grow again.
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`
-/// * `target`: that of `input`
-/// * `var`: that of `input`, or the same without the last dimension, or with 1 in place of one dimension; or a number
+/// * `input`: any shape, `[*]`
+/// * `target`: `[*]`, the same shape
+/// * `var`: `[*]`, the same shape, or this without its last dimension, or with one dimension of size 1; or a number
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
 /// # Reference
@@ -41,8 +41,8 @@ crate::options::options! {
 ///
 /// [`LossError::Shape`] or [`LossError::Device`] for arguments that do not fit together, [`LossError::Kind`] for a
 /// variance that is not of a floating kind, [`LossError::Value`] for a negative one. On CUDA looking for a negative
-/// variance waits for the device, as in PyTorch; [`invalid_values`](Self::invalid_values) avoids that. [`LossError::Option`]
-/// for an `eps` that is NaN, or that the kind of the variances does not hold.
+/// variance waits for the device, as in PyTorch; [`invalid_values`](Self::invalid_values) avoids that.
+/// [`LossError::Option`] for an `eps` that is NaN, or that the kind of the variances does not hold.
 ///
 /// # Example
 ///
@@ -70,6 +70,7 @@ crate::options::options! {
 #[derive(Copy)]
 #[doc(alias = "nn.GaussianNLLLoss")]
 #[doc(alias = "gaussian_nll_loss")]
+#[doc(alias = "heteroscedastic")]
 pub struct GaussianNllLoss;
 
 /// The Gaussian loss with PyTorch's defaults.
@@ -81,7 +82,7 @@ new {
     /// whether input and target may differ in shape and are broadcast against each other.
     broadcast: bool = false,
     /// what a negative variance in a tensor does; as a number it is always an error.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// the reduction.
     reduction: Reduction = Reduction::Mean,
 }
@@ -96,17 +97,7 @@ pub enum Variance<'a> {
     Number(f64),
 }
 
-impl<'a> From<&'a Tensor> for Variance<'a> {
-    fn from(var: &'a Tensor) -> Self {
-        Self::Tensor(var)
-    }
-}
-
-impl From<f64> for Variance<'_> {
-    fn from(var: f64) -> Self {
-        Self::Number(var)
-    }
-}
+crate::options::from_variants!(Variance<'a>: &'a Tensor => Tensor, f64 => Number);
 
 impl GaussianNllLoss {
     /// Computes the loss, with a graph where an argument requires a gradient.
@@ -125,22 +116,21 @@ impl GaussianNllLoss {
         check::not_boolean(("input", input))?;
         real(("input", input))?;
         real(("target", target))?;
-        let target =
-            &if target.f_kind()? == Kind::Bool { target.f_to_kind(input.f_kind()?)? } else { target.shallow_clone() };
+        let target = &f_subtractable(target, input)?;
         let (loss, reduction) = (*self, self.reduction);
         match var.into() {
             Variance::Tensor(var) => {
                 check::devices(&[("input", input), ("var", var)])?;
                 check::floating(("var", var))?;
-                // It is ε of the variance, in whose kind libtorch takes it.
+                // libtorch converts ε to the kind of the variance.
                 check::fits("eps", self.eps, var)?;
                 let var = f_shaped(var, input)?;
                 let composite = move |arguments: [&Tensor; 3]| {
                     f_widely(arguments, |[input, target, var]| loss.f_of_tensor(input, target, var))
                 };
                 let shared = var.size() != input.size();
-                // The gradient of a variance of many elements is a sum, of which half precision would round each part. And an
-                // input of no elements would leave no variance to be looked at.
+                // The gradient of a variance that several elements share is a sum, and half precision would round each
+                // part of it. With an input of no elements the engine would not check the variance.
                 if !kernels::takes(input)
                     || input.numel() == 0
                     || (shared && input.f_kind()? != numeric::wide_kind(input)?)
@@ -173,14 +163,8 @@ impl GaussianNllLoss {
         MeanParts::f_of_losses(&unreduced.f_forward(input, target, var)?)
     }
 
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward<'a>(&self, input: &Tensor, target: &Tensor, var: impl Into<Variance<'a>>) -> Tensor {
-        crate::loss::expect(self.f_forward(input, target, var))
-    }
+    crate::loss::or_panic! { "Computes the loss", forward['a] as
+    f_forward(input: &Tensor, target: &Tensor, var: impl Into<Variance<'a>>) -> Tensor }
 
     fn formula(&self) -> Formula {
         Formula { eps: self.eps, constant: if self.full { HALF_LOG_2_PI } else { 0.0 } }
@@ -228,7 +212,7 @@ impl Pointwise<3> for Formula {
         let difference = x - y;
         let slope = difference / raised;
         let loss = half * (raised.ln() + difference * slope) + R::of(self.constant);
-        // The maximum is passed unchanged.
+        // As on the page: without the factor of the maximum.
         let of_var = half * (one / raised - slope * slope);
         (loss, [slope, -slope, of_var])
     }
@@ -275,7 +259,8 @@ fn f_shaped(var: &Tensor, input: &Tensor) -> Result<Tensor, LossError> {
     if expected.split_last().is_some_and(|(_, others)| actual == others) {
         return Ok(var.f_unsqueeze(-1)?);
     }
-    // PyTorch lets the sizes that differ sum to 1, but a size of 0 leaves no variance for the input.
+    // PyTorch asks that the sizes that differ add up to 1; this also excludes a size of 0, which would leave the input
+    // without a variance.
     let differing = expected.iter().zip(&actual).filter(|(x, v)| x != v).map(|(_, v)| *v);
     if actual.len() == expected.len() && differing.eq([1]) {
         return Ok(var.shallow_clone());

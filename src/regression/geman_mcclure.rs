@@ -1,9 +1,8 @@
 use tch::Tensor;
 
-use super::{Distances, Elementwise, elementwise};
+use super::{Distances, elementwise, of_formula};
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
-use crate::mean_parts::f_wide_option;
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
 /// The Geman-McClure loss: a squared error that levels off at 2.
@@ -21,11 +20,11 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`
-/// * `target`, `weight`: that of `input`
+/// * `input`: any shape, `[*]`
+/// * `target`, `weight`: `[*]`, the same shape
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -70,23 +69,10 @@ new {
 }
 
 impl Loss for GemanMcClureLoss {
-    crate::option_tensors::with_tensors!();
+    of_formula!(GemanMcClure { scale }, f_losses);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::positive("scale", self.scale)
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_check_options()?;
-        let formula = GemanMcClure { scale: self.scale };
-        let elements =
-            Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
-        elements.f_forward(formula, input, target, f_losses)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
-        MeanParts::f_of_sum(&sum, input, target, sum.weight.as_ref())
     }
 }
 

@@ -2,9 +2,8 @@ use tch::Tensor;
 
 use super::{elementwise, f_expanded, f_real_pair};
 use crate::kernels::{Pointwise, Real, Weighted, choose, f_pointwise};
-use crate::mean_parts::f_wide_option;
 use crate::numeric::f_widely;
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
 /// The Huber loss: squared where an element is near its target, linear where it is far.
@@ -17,16 +16,16 @@ crate::options::options! {
 /// ℓᵢ = wᵢ (xᵢ − yᵢ)² / 2 where |xᵢ − yᵢ| < δ, else wᵢ δ (|xᵢ − yᵢ| − δ/2)
 ///
 /// where x is the input, y the target and w the weight, 1 where there is none. The mean is Σ ℓᵢ divided by the number
-/// of elements, whatever the weights; those of [`MseLoss`](crate::MseLoss) and [`L1Loss`](crate::L1Loss) are divided
-/// by Σ wᵢ. The disagreement is PyTorch's.
+/// of elements, whatever the weights; those of [`MseLoss`](crate::MseLoss) and [`L1Loss`](crate::L1Loss) are divided by
+/// Σ wᵢ. PyTorch defines them so.
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`
-/// * `target`, `weight`: that of `input`
+/// * `input`: any shape, `[*]`
+/// * `target`, `weight`: `[*]`, the same shape
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -73,6 +72,7 @@ new {
 
 impl Loss for HuberLoss {
     crate::option_tensors::with_tensors!();
+    crate::mean_parts::parts!(weighted sum over elements);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::option("delta", self.delta, self.delta > 0.0, "a number > 0")
@@ -86,7 +86,7 @@ impl Loss for HuberLoss {
             let [x, y] = &f_real_pair(x, y)?;
             check::floating(("input", x))?;
             let f_aten = move |x: &Tensor, y: &Tensor, reduction: Reduction| {
-                // libtorch's backward takes no integers beside floating numbers, which its forward does.
+                // libtorch's forward takes an integer target with a floating input, but its backward does not.
                 let y = if y.is_floating_point() { y.shallow_clone() } else { y.f_to_kind(x.f_kind()?)? };
                 Ok::<_, LossError>(x.f_huber_loss(&y, reduction.into(), delta)?)
             };
@@ -100,11 +100,6 @@ impl Loss for HuberLoss {
                 f_widely(arguments, |[x, y, weight]| reduction.f_apply(&f_aten(x, y, Reduction::None)?.f_mul(weight)?))
             })
         })
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
-        MeanParts::f_of_sum(&sum, input, target, None)
     }
 }
 

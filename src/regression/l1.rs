@@ -1,17 +1,16 @@
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::{elementwise, f_expanded, f_weighted};
 use crate::autograd::f_alias;
 use crate::kernels::{Pointwise, Real, f_pointwise};
-use crate::mean_parts::f_wide_option;
-use crate::numeric::f_abs;
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use crate::numeric::{f_abs, f_subtractable};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
 /// The mean absolute error: the distance of each element to its target.
 ///
-/// For regression towards the median rather than the mean: a target that is far off the mark counts no more than in
-/// proportion to its distance. Its gradient does not fade near the target; where that hinders convergence, choose
+/// For regression towards the median rather than the mean: the loss of a far target grows only in proportion to its
+/// distance. Its gradient has the same size near the target as far from it; where that hinders convergence, choose
 /// [`SmoothL1Loss`](crate::SmoothL1Loss) or [`HuberLoss`](crate::HuberLoss).
 ///
 /// # Formula
@@ -23,11 +22,11 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`, of numbers
-/// * `target`, `weight`: that of `input`
+/// * `input`: any shape, `[*]`, of numbers
+/// * `target`, `weight`: `[*]`, the same shape
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -40,8 +39,8 @@ crate::options::options! {
 ///
 /// # Errors
 ///
-/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for an input of
-/// booleans, and for a mean of integers.
+/// [`LossError::Shape`] where shapes differ, [`LossError::Device`] where devices do, [`LossError::Kind`] for an input
+/// of booleans, and for a mean of integers.
 ///
 /// # Example
 ///
@@ -61,6 +60,8 @@ crate::options::options! {
 /// ```
 #[doc(alias = "nn.L1Loss")]
 #[doc(alias = "l1_loss")]
+#[doc(alias = "mae")]
+#[doc(alias = "mean_absolute_error")]
 pub struct L1Loss: "l1" | "mae" | "mean_absolute_error";
 
 /// The mean absolute error with PyTorch's defaults.
@@ -71,12 +72,12 @@ new {
 
 impl Loss for L1Loss {
     crate::option_tensors::with_tensors!();
+    crate::mean_parts::parts!(weighted sum over weights);
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         f_expanded(input, target, self.broadcast, |x, y| {
             check::not_boolean(("input", x))?;
-            // libtorch subtracts no booleans.
-            let y = &if y.f_kind()? == Kind::Bool { y.f_to_kind(x.f_kind()?)? } else { y.shallow_clone() };
+            let y = &f_subtractable(y, x)?;
             let Some(weight) = &self.weight else {
                 let reduction = self.reduction;
                 if reduction == Reduction::Mean && [x, y].into_iter().all(is_integral) {
@@ -92,14 +93,9 @@ impl Loss for L1Loss {
             })
         })
     }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
-        MeanParts::f_of_sum(&sum, input, target, sum.weight.as_ref())
-    }
 }
 
-/// Whether it holds integers, which libtorch makes no mean of.
+/// Whether it holds integers, of which libtorch computes no mean.
 fn is_integral(tensor: &Tensor) -> bool {
     !tensor.is_floating_point() && !tensor.is_complex()
 }
@@ -118,6 +114,8 @@ impl Pointwise<2> for AbsoluteError {
 
 #[cfg(test)]
 mod tests {
+    use tch::Kind;
+
     use super::*;
 
     fn ones(shape: &[i64]) -> Tensor {

@@ -2,13 +2,12 @@ use std::f64::consts::LN_2;
 
 use tch::Tensor;
 
-use super::{Distances, Elementwise, elementwise};
+use super::{Distances, elementwise, of_formula};
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
-use crate::mean_parts::f_wide_option;
-use crate::{Loss, LossError, MeanParts, Reduction};
+use crate::{Loss, LossError, Reduction};
 
 crate::options::options! {
-/// The logarithm of the hyperbolic cosine of each element's distance to its target.
+/// The log-cosh loss: the logarithm of the hyperbolic cosine of each element's distance to its target.
 ///
 /// For regression with outliers: near the target it is half the squared error, far from it the distance less log 2, as
 /// [`HuberLoss`](crate::HuberLoss) with δ = 1 is, but with all its derivatives continuous, which second-order methods
@@ -23,11 +22,11 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`
-/// * `target`, `weight`: that of `input`
+/// * `input`: any shape, `[*]`
+/// * `target`, `weight`: `[*]`, the same shape
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -66,19 +65,7 @@ new {
 }
 
 impl Loss for LogCoshLoss {
-    crate::option_tensors::with_tensors!();
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        let formula = LogCosh;
-        let elements =
-            Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
-        elements.f_forward(formula, input, target, f_losses)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
-        MeanParts::f_of_sum(&sum, input, target, sum.weight.as_ref())
-    }
+    of_formula!(LogCosh, f_losses);
 }
 
 #[derive(Clone, Copy)]

@@ -1,10 +1,9 @@
 use tch::Tensor;
 
-use super::{Elementwise, elementwise};
+use super::{elementwise, of_formula};
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
-use crate::mean_parts::f_wide_option;
 use crate::numeric::{f_abs, f_with_nan_slopes};
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
 /// The mean absolute percentage error: the distance of each element to its target, as a percentage of the target.
@@ -22,11 +21,11 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`
-/// * `target`, `weight`: that of `input`
+/// * `input`: any shape, `[*]`
+/// * `target`, `weight`: `[*]`, the same shape
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -67,23 +66,10 @@ new {
 }
 
 impl Loss for MapeLoss {
-    crate::option_tensors::with_tensors!();
+    of_formula!(PercentageError { eps }, f_losses);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::positive("eps", self.eps)
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_check_options()?;
-        let formula = PercentageError { eps: self.eps };
-        let elements =
-            Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
-        elements.f_forward(formula, input, target, f_losses)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
-        MeanParts::f_of_sum(&sum, input, target, sum.weight.as_ref())
     }
 }
 
@@ -99,7 +85,7 @@ impl Pointwise<2> for PercentageError {
         let difference = x - y;
         let size = y.abs().at_least(eps);
         let loss = hundred * (difference.abs() / size);
-        // NaN where the loss is, also for ∞ / ∞.
+        // The slope is NaN where the loss is, such as for ∞ / ∞.
         let slope = choose(loss.greater_equal(zero), hundred * difference.sign() / size, loss);
         let of_size = choose(y.abs().less(eps), zero, loss / size * y.sign());
         (loss, [slope, -slope - of_size])

@@ -1,20 +1,59 @@
 //! Losses between real numbers.
+//!
+//! [`MseLoss`] where errors are normally distributed, [`L1Loss`] or [`HuberLoss`] where some targets are outliers.
+//! Where the model predicts a distribution, take its likelihood: [`GaussianNllLoss`] of a mean and a variance,
+//! [`PoissonNllLoss`] of counts, [`QuantileLoss`] of bounds. The robust losses level off the more, the further down the
+//! table they stand.
+//!
+//! # Of torch.nn
+//!
+//! | loss | for | original | arguments |
+//! |---|---|---|---|
+//! | [`L1Loss`] | outliers that count in proportion; the median | `nn.L1Loss` | `input, target` |
+//! | [`MseLoss`] | errors that are normally distributed; the mean | `nn.MSELoss` | `input, target` |
+//! | [`SmoothL1Loss`] | as Huber, divided by β, such as of the corners of boxes | `nn.SmoothL1Loss` | `input, target` |
+//! | [`HuberLoss`] | squared near the target, linear for outliers | `nn.HuberLoss` | `input, target` |
+//! | [`PoissonNllLoss`] | counts | `nn.PoissonNLLLoss` | `input, target` |
+//! | [`GaussianNllLoss`] | a mean and a variance that the model predicts | `nn.GaussianNLLLoss` | `input, target, var` |
+//!
+//! # Robust regression
+//!
+//! These need the feature `regression`.
+//!
+//! | loss | for | original | arguments |
+//! |---|---|---|---|
+//! | [`CharbonnierLoss`] | a smooth L1, as in image restoration | kornia `CharbonnierLoss` | `input, target` |
+//! | [`LogCoshLoss`] | a smooth L1 without a parameter | Keras `LogCosh` | `input, target` |
+//! | [`CauchyLoss`] | outliers that count by their logarithm | kornia `CauchyLoss` | `input, target` |
+//! | [`GemanMcClureLoss`] | outliers that hardly count | kornia `GemanMcclureLoss` | `input, target` |
+//! | [`WelschLoss`] | outliers that do not count | kornia `WelschLoss` | `input, target` |
+//! | [`MsleLoss`] | targets of several orders of magnitude | Keras `MeanSquaredLogarithmicError` | `input, target` |
+//! | [`MapeLoss`] | errors in per cent of the target | Keras `MeanAbsolutePercentageError` | `input, target` |
+//! | [`QuantileLoss`] | quantiles, such as the bounds of an interval | quantile or pinball loss (Koenker and Bassett) | `input, target` |
 
+#[cfg(feature = "regression")]
 mod cauchy;
+#[cfg(feature = "regression")]
 mod charbonnier;
 mod gaussian_nll;
+#[cfg(feature = "regression")]
 mod geman_mcclure;
 mod huber;
 mod l1;
+#[cfg(feature = "regression")]
 mod log_cosh;
+#[cfg(feature = "regression")]
 mod mape;
 mod mse;
+#[cfg(feature = "regression")]
 mod msle;
 mod poisson_nll;
+#[cfg(feature = "regression")]
 mod quantile;
 #[cfg(test)]
 mod robust;
 mod smooth_l1;
+#[cfg(feature = "regression")]
 mod welsch;
 
 use tch::{Kind, Tensor};
@@ -24,21 +63,24 @@ use crate::kernels::{NumberOperations, Pointwise, Weighted, f_pointwise};
 use crate::numeric::{f_abs, f_reals, f_widely, is_half, real, wide_kind};
 use crate::{InvalidValues, LossError, Reduction};
 
-pub use cauchy::CauchyLoss;
-pub use charbonnier::{CharbonnierLoss, CharbonnierMinimum};
+#[cfg(feature = "regression")]
+pub use self::{
+    cauchy::CauchyLoss,
+    charbonnier::{CharbonnierLoss, CharbonnierMinimum},
+    geman_mcclure::GemanMcClureLoss,
+    log_cosh::LogCoshLoss,
+    mape::MapeLoss,
+    msle::MsleLoss,
+    quantile::{QuantileLoss, Quantiles},
+    welsch::WelschLoss,
+};
 pub use gaussian_nll::{GaussianNllLoss, Variance};
-pub use geman_mcclure::GemanMcClureLoss;
 pub use huber::HuberLoss;
 pub use l1::L1Loss;
-pub use log_cosh::LogCoshLoss;
-pub use mape::MapeLoss;
 pub use mse::MseLoss;
 pub(crate) use mse::SquaredError;
-pub use msle::MsleLoss;
 pub use poisson_nll::PoissonNllLoss;
-pub use quantile::{QuantileLoss, Quantiles};
 pub use smooth_l1::SmoothL1Loss;
-pub use welsch::WelschLoss;
 
 /// The reduced losses of `formula` times a weight, the last argument; their mean is over the sum of the weights.
 fn f_weighted<P: Pointwise<2>>(
@@ -51,7 +93,7 @@ fn f_weighted<P: Pointwise<2>>(
     let kind = floating.unwrap_or(&arguments[0]).f_kind()?;
     let wide = matches!(kind, Kind::Float | Kind::Double);
     if reduction == Reduction::Mean && !wide {
-        // Two results would be rounded, and the sum may overflow.
+        // In half precision the sum may overflow, and both results would be rounded before they are divided.
         let f_mean = |[x, y, weight]: [&Tensor; 3]| reduction.f_apply_weighted(&losses([x, y, weight])?, weight);
         return Ok(f_widely(arguments, f_mean)?.f_to_kind(kind)?);
     }
@@ -63,7 +105,7 @@ fn f_weighted<P: Pointwise<2>>(
     if reduction != Reduction::Mean {
         return Ok(reduced);
     }
-    // A sum in half precision would lose what the losses keep.
+    // The sum of weights is computed at least in the kind of the losses, so that it has as many digits.
     let of_weight = arguments[2].f_kind()?;
     let narrow = is_half(of_weight) || (of_weight == Kind::Float && kind == Kind::Double);
     Ok(reduced.f_div(&arguments[2].f_sum(narrow.then_some(kind))?)?)
@@ -89,8 +131,9 @@ fn f_expanded(
     loss(&expanded[0], &expanded[1])
 }
 
-/// Both for a loss of real numbers, of which input or target has a floating kind. Booleans as targets become numbers, because
-/// libtorch subtracts none, and two floating kinds become the one that they promote to, because its backward functions take one.
+/// Both for a loss of real numbers, of which input or target has a floating kind. Booleans as targets become numbers,
+/// because libtorch subtracts none, and two floating kinds become the one that they promote to, because its backward
+/// functions take one.
 fn f_real_pair(input: &Tensor, target: &Tensor) -> Result<[Tensor; 2], LossError> {
     let (input, target) = (("input", input), ("target", target));
     real(input)?;
@@ -111,7 +154,7 @@ fn f_real_pair(input: &Tensor, target: &Tensor) -> Result<[Tensor; 2], LossError
     Ok([input.f_to_kind(kind)?, target.f_to_kind(kind)?])
 }
 
-/// Looks for negative values, which are not what is `expected`; NaN is none, as in PyTorch.
+/// Looks for negative values, where others are `expected`. NaN does not count as negative, as in PyTorch.
 fn f_not_negative(named: check::Named, expected: &str, mode: InvalidValues) -> Result<Validity, LossError> {
     let negative = named.1.f_lt_number(0)?;
     if mode == InvalidValues::Error && negative.f_any()?.f_int64_value(&[])? == 0 {
@@ -139,7 +182,7 @@ impl Distances {
     }
 }
 
-/// What becomes of the losses of single elements.
+/// How the losses of single elements become the result.
 struct Elementwise<'a> {
     weight: Option<&'a Tensor>,
     broadcast: bool,
@@ -191,3 +234,20 @@ macro_rules! elementwise {
     };
 }
 use elementwise;
+
+/// What a [`Loss`](crate::Loss) with the options [`elementwise`] has beside the check of its options, where the loss of
+/// an element is a formula of some of its options. `f_losses` are the tensor operations that define the formula.
+macro_rules! of_formula {
+    ($formula:ident $({ $($option:ident),+ })?, $f_losses:ident) => {
+        crate::option_tensors::with_tensors!();
+        crate::mean_parts::parts!(weighted sum over weights);
+
+        fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+            self.f_check_options()?;
+            let formula = $formula $({ $($option: self.$option),+ })?;
+            let (weight, broadcast, reduction) = (self.weight.as_ref(), self.broadcast, self.reduction);
+            super::Elementwise { weight, broadcast, reduction }.f_forward(formula, input, target, $f_losses)
+        }
+    };
+}
+use of_formula;

@@ -2,13 +2,12 @@ use tch::Tensor;
 
 use super::elementwise;
 use crate::kernels::{NumberOperations, Pointwise, Real, f_pointwise};
-use crate::mean_parts::f_wide_option;
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
 /// The mean squared error: the squared distance of each element to its target.
 ///
-/// The usual loss of regression. Where single targets may be far off the mark, [`HuberLoss`](crate::HuberLoss) and
+/// The usual loss of regression. Where single targets may be outliers, [`HuberLoss`](crate::HuberLoss) and
 /// [`L1Loss`](crate::L1Loss) give them less weight.
 ///
 /// # Formula
@@ -19,11 +18,11 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`
-/// * `target`, `weight`: that of `input`
+/// * `input`: any shape, `[*]`
+/// * `target`, `weight`: `[*]`, the same shape
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -56,6 +55,9 @@ crate::options::options! {
 /// ```
 #[doc(alias = "nn.MSELoss")]
 #[doc(alias = "mse_loss")]
+#[doc(alias = "rmse")]
+#[doc(alias = "l2_loss")]
+#[doc(alias = "mean_squared_error")]
 pub struct MseLoss: "mse" | "mean_squared_error";
 
 /// The mean squared error with PyTorch's defaults.
@@ -66,6 +68,7 @@ new {
 
 impl Loss for MseLoss {
     crate::option_tensors::with_tensors!();
+    crate::mean_parts::parts!(weighted sum over weights);
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         super::f_expanded(input, target, self.broadcast, |input, target| {
@@ -82,11 +85,6 @@ impl Loss for MseLoss {
                 Ok(input.f_sub(target)?.f_pow_number(2)?.f_mul(weight)?)
             })
         })
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
-        MeanParts::f_of_sum(&sum, input, target, sum.weight.as_ref())
     }
 }
 

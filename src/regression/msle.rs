@@ -1,16 +1,15 @@
 use tch::Tensor;
 
-use super::{Elementwise, elementwise};
+use super::{elementwise, of_formula};
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
-use crate::mean_parts::f_wide_option;
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
 /// The mean squared logarithmic error: the squared difference of the logarithms of 1 + each element.
 ///
 /// For regression of quantities that range over magnitudes (prices, counts, durations), where twice as much is as wrong
-/// for small ones as for large ones. Predictions below the target cost more than those as far above it. Targets and
-/// predictions are at least 0; a negative one counts as ε, and a prediction below ε has no gradient.
+/// for small ones as for large ones. A prediction below the target costs more than one that is as far above it. Targets
+/// and predictions are at least 0; a negative one counts as ε, and a prediction below ε has no gradient.
 ///
 /// # Formula
 ///
@@ -20,11 +19,11 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`
-/// * `target`, `weight`: that of `input`
+/// * `input`: any shape, `[*]`
+/// * `target`, `weight`: `[*]`, the same shape
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -53,6 +52,7 @@ crate::options::options! {
 /// ```
 #[doc(alias = "MeanSquaredLogarithmicError")]
 #[doc(alias = "mean_squared_logarithmic_error")]
+#[doc(alias = "rmsle")]
 pub struct MsleLoss: "msle" | "mean_squared_logarithmic_error";
 
 /// The mean squared logarithmic error with Keras' ε.
@@ -64,23 +64,10 @@ new {
 }
 
 impl Loss for MsleLoss {
-    crate::option_tensors::with_tensors!();
+    of_formula!(SquaredLogError { eps }, f_losses);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::not_negative("eps", self.eps)
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_check_options()?;
-        let formula = SquaredLogError { eps: self.eps };
-        let elements =
-            Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
-        elements.f_forward(formula, input, target, f_losses)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
-        MeanParts::f_of_sum(&sum, input, target, sum.weight.as_ref())
     }
 }
 
@@ -103,7 +90,7 @@ impl Pointwise<2> for SquaredLogError {
 }
 
 fn f_losses(SquaredLogError { eps }: SquaredLogError, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
-    // Not a clamp, which has no gradient for NaN.
+    // A clamp would have gradient 0 for NaN.
     let log = |tensor: &Tensor| tensor.f_masked_fill_number(&tensor.f_lt_number(eps)?, eps)?.f_log1p();
     Ok(log(x)?.f_sub(&log(y)?)?.f_square()?)
 }

@@ -1,15 +1,15 @@
 use std::f64::consts::PI;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::f_not_negative;
 use crate::check::{self, Validity};
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
-use crate::numeric::{f_widely, real};
-use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
+use crate::numeric::{f_subtractable, f_widely, real};
+use crate::{InvalidValues, Loss, LossError, Reduction};
 
 crate::options::options! {
-/// The negative log-likelihood of counts under Poisson distributions.
+/// The Poisson negative log-likelihood: how unlikely a predicted rate makes each count.
 ///
 /// For regression of counts: visits, photons, word occurrences. By default the input is the logarithm of the expected
 /// count, which keeps the count positive without a constraint.
@@ -24,11 +24,11 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`
-/// * `target`: that of `input`
+/// * `input`: any shape, `[*]`
+/// * `target`: `[*]`, the same shape
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -79,7 +79,7 @@ new {
     /// whether input and target may differ in shape and are broadcast against each other.
     broadcast: bool = false,
     /// what a negative rate does, where the input holds rates.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// the reduction.
     reduction: Reduction = Reduction::Mean,
 }
@@ -87,6 +87,7 @@ new {
 
 impl Loss for PoissonNllLoss {
     crate::option_tensors::with_tensors!();
+    crate::mean_parts::parts!(sum);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::number("eps", self.eps)
@@ -102,16 +103,11 @@ impl Loss for PoissonNllLoss {
         let Self { log_input, full, eps, reduction, .. } = *self;
         let loss = *self;
         let composite = move |arguments: [&Tensor; 2]| f_widely(arguments, |[x, y]| loss.f_composite(x, y));
-        // PyTorch's derivative for a target of 0 is that of its operations.
+        // The derivative for a target of 0 is to be the one of PyTorch's operations.
         if full && target.requires_grad() {
             return composite([input, target]);
         }
         f_pointwise(Formula { log_input, full, eps }, [input, target], reduction, composite)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let sum = Self { reduction: Reduction::Sum, ..*self };
-        MeanParts::f_of_sum(&sum, input, target, None)
     }
 }
 
@@ -123,9 +119,7 @@ impl PoissonNllLoss {
             false => f_not_negative(("input", input), "rates ≥ 0", self.invalid_values)?,
         };
         let input = validity.f_replace(input, 1.0)?;
-        // libtorch subtracts no booleans.
-        let target =
-            if target.f_kind()? == Kind::Bool { target.f_to_kind(input.f_kind()?)? } else { target.shallow_clone() };
+        let target = f_subtractable(target, &input)?;
         let loss = input.f_poisson_nll_loss(&target, log_input, self.full, self.eps, self.reduction.into())?;
         validity.f_poison(&loss, unreduced)
     }
@@ -165,6 +159,8 @@ impl Pointwise<2> for Formula {
 
 #[cfg(test)]
 mod tests {
+    use tch::Kind;
+
     use super::*;
     use crate::{Backend, with_backend};
 

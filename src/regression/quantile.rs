@@ -18,15 +18,15 @@ crate::options::options! {
 /// ℓᵢ = wᵢ max(q (yᵢ − xᵢ), (q − 1) (yᵢ − xᵢ))
 ///
 /// where x is the input, y the target, q the quantile and w the weight, 1 where there is none. The mean is Σ ℓᵢ / Σ wᵢ;
-/// that of several quantiles is the mean of theirs. The gradient at xᵢ = yᵢ is ½ − q, half way between both sides.
+/// with several quantiles it is the mean of their means. The gradient at xᵢ = yᵢ is ½ − q, half way between both sides.
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`; `[*, Q]` for a list of Q quantiles
+/// * `input`: any shape, `[*]`; `[*, Q]` for a list of Q quantiles
 /// * `target`, `weight`: `[*]`
-/// * result: scalar, or the input's shape with [`Reduction::None`]
+/// * result: scalar, or `[*]` or `[*, Q]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -59,6 +59,8 @@ crate::options::options! {
 /// ```
 #[doc(alias = "PinballLoss")]
 #[doc(alias = "mean_pinball_loss")]
+#[doc(alias = "pinball")]
+#[doc(alias = "quantile_regression")]
 pub struct QuantileLoss: "quantile" | "pinball";
 
 /// The quantile loss of the median.
@@ -85,11 +87,7 @@ pub enum Quantiles {
 
 crate::option_tensors::without_tensors!(Quantiles);
 
-impl From<f64> for Quantiles {
-    fn from(quantile: f64) -> Self {
-        Self::One(quantile)
-    }
-}
+crate::options::from_variants!(Quantiles: f64 => One, Vec<f64> => Many);
 
 impl<const N: usize> From<[f64; N]> for Quantiles {
     fn from(quantiles: [f64; N]) -> Self {
@@ -103,12 +101,6 @@ impl From<&[f64]> for Quantiles {
     }
 }
 
-impl From<Vec<f64>> for Quantiles {
-    fn from(quantiles: Vec<f64>) -> Self {
-        Self::Many(quantiles)
-    }
-}
-
 impl QuantileLoss {
     fn f_one(&self, input: &Tensor, target: &Tensor, quantile: f64) -> Result<Tensor, LossError> {
         let elements =
@@ -118,8 +110,7 @@ impl QuantileLoss {
 
     /// Each column of the input is one quantile.
     fn f_many(&self, input: &Tensor, target: &Tensor, quantiles: &[f64]) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
+        check::arguments(input, target)?;
         let (size, count) = (input.size(), quantiles.len() as i64);
         let fits = size.last() == Some(&count) && (self.broadcast || size[..size.len() - 1] == target.size());
         if !fits {
@@ -127,7 +118,7 @@ impl QuantileLoss {
             let expected = format!("{of}, and {count} quantiles as the last dimension");
             return Err(check::shape_error(("input", input), expected));
         }
-        // Sums of rounded losses would be rounded twice.
+        // In the kind of the computation, because losses that are rounded before they are added up are rounded twice.
         let kind = input.f_kind()?;
         let columns = input.f_to_kind(wide_kind(input)?)?.f_unbind(-1)?;
         let target = f_reals(("target", target), wide_kind(input)?)?;

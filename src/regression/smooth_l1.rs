@@ -4,7 +4,7 @@ use super::{f_expanded, f_real_pair};
 use crate::autograd::f_alias;
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
 use crate::numeric::f_widely;
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
 /// The smooth L1 loss: squared where an element is near its target, its distance where it is far.
@@ -20,11 +20,11 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`
-/// * `target`: that of `input`
+/// * `input`: any shape, `[*]`
+/// * `target`: `[*]`, the same shape
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -59,6 +59,7 @@ crate::options::options! {
 /// ```
 #[doc(alias = "nn.SmoothL1Loss")]
 #[doc(alias = "smooth_l1_loss")]
+#[doc(alias = "smooth_l1")]
 pub struct SmoothL1Loss: "smooth_l1";
 
 /// The smooth L1 loss with PyTorch's defaults.
@@ -74,6 +75,7 @@ new {
 
 impl Loss for SmoothL1Loss {
     crate::option_tensors::with_tensors!();
+    crate::mean_parts::parts!(sum);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::option("beta", self.beta, self.beta >= 0.0, "a number ≥ 0")
@@ -91,11 +93,6 @@ impl Loss for SmoothL1Loss {
                 Ok(x.f_smooth_l1_loss(y, reduction, beta)?)
             })
         })
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let sum = Self { reduction: Reduction::Sum, ..*self };
-        MeanParts::f_of_sum(&sum, input, target, None)
     }
 }
 
@@ -116,7 +113,7 @@ impl Pointwise<2> for Smooth {
         let difference = x - y;
         let size = difference.abs();
         let loss = choose(size.less(beta), half * size * size / beta, size - half * beta);
-        // Not bounds of the quotient, which has none where β and the difference are infinite.
+        // To bound the quotient would not do: where β and the difference are infinite it is NaN.
         let slope = choose(size.greater_equal(beta), difference.sign(), difference / beta);
         (loss, [slope, -slope])
     }

@@ -1,9 +1,8 @@
 use tch::Tensor;
 
-use super::{Elementwise, elementwise};
+use super::{elementwise, of_formula};
 use crate::kernels::{NumberOperations, Pointwise, Real};
-use crate::mean_parts::f_wide_option;
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
 /// The Welsch loss, or Leclerc: a squared error that levels off at 1 as fast as a Gaussian fades.
@@ -21,11 +20,11 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`
-/// * `target`, `weight`: that of `input`
+/// * `input`: any shape, `[*]`
+/// * `target`, `weight`: `[*]`, the same shape
 /// * result: scalar, or `[*]` with [`Reduction::None`]
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -71,23 +70,10 @@ new {
 }
 
 impl Loss for WelschLoss {
-    crate::option_tensors::with_tensors!();
+    of_formula!(Welsch { scale }, f_losses);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::positive("scale", self.scale)
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_check_options()?;
-        let formula = Welsch { scale: self.scale };
-        let elements =
-            Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
-        elements.f_forward(formula, input, target, f_losses)
-    }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let sum = Self { weight: f_wide_option(&self.weight)?, reduction: Reduction::Sum, ..*self };
-        MeanParts::f_of_sum(&sum, input, target, sum.weight.as_ref())
     }
 }
 
@@ -112,7 +98,7 @@ impl Pointwise<2> for Welsch {
 
 fn f_losses(Welsch { scale }: Welsch, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
     let difference = x.f_sub(y)?.f_div_number(scale)?;
-    // Not a clamp, which has no gradient for NaN either.
+    // A clamp would have gradient 0 for NaN.
     let far = difference.f_abs()?.f_gt_number(FAR)?;
     Ok(difference.f_masked_fill_number(&far, FAR)?.f_square()?.f_mul_number(-0.5)?.f_expm1()?.f_neg()?)
 }

@@ -1,4 +1,4 @@
-//! What makes probabilities of an input, and what is looked at before.
+//! Activations, which turn an input into probabilities, and the checks of input and masks.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -12,9 +12,10 @@ use crate::description::{Mismatch, OptionValue, Place, Problem, Value};
 use crate::kernels::{self, NumberOperations};
 use crate::{InvalidValues, LossError, numeric};
 
-/// What makes probabilities of the input.
+/// How the input becomes probabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum Activation {
     /// The input holds probabilities. The default, where a number that is far from \[0, 1\] is an error: it is a logit.
     /// A loss that is given this activation takes any numbers as they are.
@@ -29,13 +30,13 @@ pub enum Activation {
 
 crate::options::words!(Activation);
 
-/// What was said about the activation of a loss.
+/// What the user has set as the activation of a loss.
 #[derive(Debug, Clone, Default)]
 pub(super) enum Activating {
-    /// Nothing: that of the sum that the loss is a part of, or else none.
+    /// Nothing. In a sum with a loss of pixels the activation is that of the other loss, and alone there is none.
     #[default]
     Unset,
-    /// One of those that there are.
+    /// One of the activations of this crate.
     Known(Activation),
     /// A function of the user's own.
     Other(OtherActivation),
@@ -89,7 +90,7 @@ impl Activating {
         }
     }
 
-    /// This one, or where nothing was said that one.
+    /// What is set, or `activation` where nothing is.
     pub(super) fn or(&self, activation: Activation) -> Self {
         match self {
             Self::Unset => Self::Known(activation),
@@ -97,7 +98,7 @@ impl Activating {
         }
     }
 
-    /// Where an input is expected to be.
+    /// The range that the numbers of the input are expected in.
     pub(super) fn expected(&self) -> RangeInclusive<f64> {
         if matches!(self, Self::Unset) { PROBABILITIES } else { ANY }
     }
@@ -113,7 +114,7 @@ impl Activating {
         Ok(result.f_to_kind(numeric::wide_kind(input)?)?)
     }
 
-    /// The probabilities of an `input` in single precision at least, and whether they may be some.
+    /// The probabilities of an `input` in single precision at least, and whether its numbers are valid.
     pub(super) fn f_probabilities(&self, input: &Tensor, mode: InvalidValues) -> Result<(Tensor, Validity), LossError> {
         f_check_softmax(self.activation(), input)?;
         let validity = f_check_input(input, self.expected(), mode)?;
@@ -121,14 +122,14 @@ impl Activating {
     }
 }
 
-/// A softmax of a single class is 1 whatever the logits are: nothing is learnt from it.
+/// A softmax of a single class is 1 whatever the logits are, so that nothing could be learnt.
 pub(super) fn f_check_softmax(activation: Activation, input: &Tensor) -> Result<(), LossError> {
     let single = activation == Activation::Softmax && input.size().get(1) == Some(&1);
     check::option("activation", "Softmax", !single, "Sigmoid for an input of a single class")
 }
 
-/// Looks whether all numbers of an input are in `expected`, or NaN, which the loss then is. Not on CUDA, where that
-/// would wait for the device, unless the loss becomes NaN.
+/// Checks that all numbers of an input are in the `expected` range, or NaN, which makes the loss NaN. On CUDA it does
+/// so only where invalid values become NaN, because an error would have to wait for the device.
 pub(super) fn f_check_input(
     input: &Tensor,
     expected: RangeInclusive<f64>,
@@ -144,7 +145,7 @@ pub(super) fn f_check_input(
     Validity::f_new(("input", &input), valid, || "probabilities in [0, 1], or an activation".into(), mode)
 }
 
-/// Looks whether all masks hold shares. Those elements that are ignored are 0 in `masks` already.
+/// Checks that all masks hold numbers in \[0, 1\]. Ignored elements are 0 in `masks` already.
 pub(super) fn f_check_masks(masks: &Tensor, ignored: Option<i64>, mode: InvalidValues) -> Result<Validity, LossError> {
     let expected = match ignored {
         Some(ignored) => format!("values in [0, 1], or ignore_index {ignored}"),
@@ -172,7 +173,7 @@ pub(super) fn f_activate(
             Activation::Softmax => f_softmax(input)?,
         });
     };
-    // What an ignored logit holds must not matter, not even where it is NaN: so it is masked before the activation.
+    // The value of an ignored logit must not matter, even where it is NaN. So it is masked before the activation.
     Ok(match activation {
         Activation::None => input.f_masked_fill_number(ignored, 0)?,
         Activation::Sigmoid => input.f_masked_fill_number(ignored, f64::NEG_INFINITY)?.f_sigmoid()?,
@@ -187,8 +188,9 @@ pub(super) fn f_activate(
 macro_rules! activation_option {
     ($($state:tt)*) => {
         crate::options::options! { @group $($state)*
-            /// what makes probabilities of the input. Without one the input holds them, and a number far from \[0, 1\]
-            /// is an error. With [`Activation::None`](crate::Activation::None) all numbers are taken as they are.
+            /// how the input becomes probabilities. Without an activation the input holds them, and a number far from
+            /// \[0, 1\] is an error. With [`Activation::None`](crate::Activation::None) all numbers are taken as they
+            /// are.
             pub(super) activation: crate::segmentation::activation::Activating =
                 crate::segmentation::activation::Activating::Unset => activation,
         }
@@ -205,7 +207,7 @@ macro_rules! activation {
             self
         }
 
-        /// Sets a function that makes probabilities of the input, in place of an activation. It gets the input, `f16`
+        /// Sets a function that turns the input into probabilities, in place of an activation. It gets the input, `f16`
         /// and `bf16` as `f32`, and its result, of the same shape, is taken as it is. It cannot be described in data.
         /// None by default.
         pub fn other_act<F>(mut self, other_act: F) -> Self

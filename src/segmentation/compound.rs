@@ -1,10 +1,10 @@
-//! What the sums of a loss over regions and a loss over pixels share.
+//! What the losses share that are the sum of a loss over regions and a loss over pixels.
 
 use tch::{Kind, Tensor};
 
 use super::activation::{Activating, Activation};
 use super::mask::f_drop_background;
-use super::region::{Grouping, RegionLoss, Regions, not_negative};
+use super::region::{Grouping, PlainCrossEntropy, RegionLoss, Regions, not_negative};
 use super::{DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, JaccardLoss, TverskyLoss};
 use crate::classification::MeanOver;
 use crate::kernels::{NumberOperations, takes_region};
@@ -36,15 +36,22 @@ pub enum Overlap {
     GeneralizedDice(GeneralizedDiceLoss),
 }
 
+/// What `$body` makes of the loss in an enum of several.
+macro_rules! each {
+    ($enum:ident::{$($variant:ident),+}, $of:expr, $loss:ident => $body:expr) => {
+        match $of {
+            $($enum::$variant($loss) => $body,)+
+        }
+    };
+}
+
 impl Overlap {
     fn loss(&self) -> &dyn RegionLoss {
-        match self {
-            Overlap::Dice(loss) => loss,
-            Overlap::Jaccard(loss) => loss,
-            Overlap::Tversky(loss) => loss,
-            Overlap::FocalTversky(loss) => loss,
-            Overlap::GeneralizedDice(loss) => loss,
-        }
+        each!(Overlap::{Dice, Jaccard, Tversky, FocalTversky, GeneralizedDice}, self, loss => loss)
+    }
+
+    fn loss_mut(&mut self) -> &mut dyn RegionLoss {
+        each!(Overlap::{Dice, Jaccard, Tversky, FocalTversky, GeneralizedDice}, self, loss => loss)
     }
 }
 
@@ -60,16 +67,15 @@ pub(super) enum Pixelwise {
 
 impl Pixelwise {
     fn as_loss(&self) -> &dyn Loss {
-        match self {
-            Pixelwise::CrossEntropy(loss) => loss,
-            Pixelwise::BceWithLogits(loss) => loss,
-            Pixelwise::SoftmaxFocal(loss) => loss,
-            Pixelwise::SigmoidFocal(loss) => loss,
-            Pixelwise::OneVsRestFocal(loss) => loss,
-        }
+        each!(Pixelwise::{CrossEntropy, BceWithLogits, SoftmaxFocal, SigmoidFocal, OneVsRestFocal}, self, loss => loss)
     }
 
-    /// What this loss makes probabilities by.
+    fn reduction(&self) -> Reduction {
+        each!(Pixelwise::{CrossEntropy, BceWithLogits, SoftmaxFocal, SigmoidFocal, OneVsRestFocal}, self,
+            loss => loss.reduction())
+    }
+
+    /// The activation that is part of this loss.
     fn activation(&self) -> Activation {
         match self {
             Pixelwise::CrossEntropy(_) | Pixelwise::SoftmaxFocal(_) => Activation::Softmax,
@@ -79,9 +85,10 @@ impl Pixelwise {
         }
     }
 
-    /// The same loss, which ignores this target. The binary cross entropy has no such option; see
+    /// The same loss, which ignores this target, if there is one. The binary cross entropy has no such option; see
     /// [`Compound::f_pixelwise`].
-    fn ignoring(self, ignore_index: i64) -> Self {
+    fn ignoring(self, ignore_index: Option<i64>) -> Self {
+        let Some(ignore_index) = ignore_index else { return self };
         match self {
             Pixelwise::CrossEntropy(loss) => Pixelwise::CrossEntropy(loss.ignore_index(ignore_index)),
             Pixelwise::SoftmaxFocal(loss) => Pixelwise::SoftmaxFocal(loss.ignore_index(ignore_index)),
@@ -92,67 +99,10 @@ impl Pixelwise {
     }
 }
 
-impl Precomputed for Overlap {
-    fn reduction(&self) -> Reduction {
-        self.loss().regions().reduction
-    }
-}
-
-impl Precomputed for Pixelwise {
-    fn reduction(&self) -> Reduction {
-        match self {
-            Pixelwise::CrossEntropy(loss) => loss.reduction(),
-            Pixelwise::BceWithLogits(loss) => loss.reduction(),
-            Pixelwise::SoftmaxFocal(loss) => loss.reduction(),
-            Pixelwise::SigmoidFocal(loss) => loss.reduction(),
-            Pixelwise::OneVsRestFocal(loss) => loss.reduction(),
-        }
-    }
-}
-
-impl OptionTensors for Pixelwise {
-    fn map_tensors(&self, replace: &mut Replace) -> Self {
-        match self {
-            Pixelwise::CrossEntropy(loss) => Pixelwise::CrossEntropy(loss.map_tensors(replace)),
-            Pixelwise::BceWithLogits(loss) => Pixelwise::BceWithLogits(loss.map_tensors(replace)),
-            Pixelwise::SoftmaxFocal(loss) => Pixelwise::SoftmaxFocal(loss.map_tensors(replace)),
-            Pixelwise::SigmoidFocal(loss) => Pixelwise::SigmoidFocal(loss.map_tensors(replace)),
-            Pixelwise::OneVsRestFocal(loss) => Pixelwise::OneVsRestFocal(loss.map_tensors(replace)),
-        }
-    }
-}
-
-/// A cross entropy that is nothing but a sum of weighted logarithms, divided by a number afterwards.
-#[derive(Debug)]
-pub(super) struct PlainCrossEntropy {
-    pub(super) weight: Option<Vec<f64>>,
-    pub(super) ignore_index: i64,
-}
-
-impl PlainCrossEntropy {
-    /// The sum for `wide`, in single precision at least, by differentiable tensor operations.
-    pub(super) fn f_sum(&self, wide: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        let mut loss = CrossEntropyLoss::new().ignore_index(self.ignore_index).reduction(Reduction::Sum);
-        if let Some(weight) = &self.weight {
-            loss = loss.weight(Tensor::f_from_slice(weight)?.f_to_kind(wide.f_kind()?)?);
-        }
-        if target.size() == wide.size() {
-            return loss.f_forward(wide, &target.f_to_kind(wide.f_kind()?)?);
-        }
-        loss.f_forward(wide, target)
-    }
-}
-
 /// An enum of several losses, of which each can be passed as it is.
 macro_rules! variants {
     ($enum:ident: $($variant:ident($loss:ident)),+) => {
-        $(
-            impl From<$loss> for $enum {
-                fn from(loss: $loss) -> Self {
-                    $enum::$variant(loss)
-                }
-            }
-        )+
+        crate::options::from_variants!($enum: $($loss => $variant),+);
 
         impl crate::option_tensors::OptionTensors for $enum {
             fn map_tensors(&self, replace: &mut crate::option_tensors::Replace) -> Self {
@@ -162,14 +112,22 @@ macro_rules! variants {
             }
         }
 
-        /// The data are a description of one of them.
+    };
+}
+pub(super) use variants;
+
+/// Such an enum as an option: the data are a description of one of the losses.
+macro_rules! described_variants {
+    ($enum:ident: $($variant:ident($loss:ident)),+) => {
+        super::compound::variants!($enum: $($variant($loss)),+);
+
         #[cfg(feature = "serde")]
         impl crate::description::OptionValue for $enum {
             fn f_read(
                 value: &crate::description::Value,
                 place: crate::description::Place,
             ) -> Result<Self, crate::description::Mismatch> {
-                use crate::description::{Described, Mismatch, f_one_of};
+                use crate::description::{Described, Mismatch, Table, f_one_of};
                 let (name, fields) = f_one_of(value, &[$($loss::NAMES),+]).map_err(Mismatch::Inside)?;
                 $(
                     if name == $loss::NAMES[0] {
@@ -189,10 +147,32 @@ macro_rules! variants {
         }
     };
 }
-pub(super) use variants;
+pub(super) use described_variants;
 
-variants!(Overlap: Dice(DiceLoss), Jaccard(JaccardLoss), Tversky(TverskyLoss), FocalTversky(FocalTverskyLoss),
-    GeneralizedDice(GeneralizedDiceLoss));
+described_variants!(Overlap: Dice(DiceLoss), Jaccard(JaccardLoss), Tversky(TverskyLoss),
+    FocalTversky(FocalTverskyLoss), GeneralizedDice(GeneralizedDiceLoss));
+variants!(Pixelwise: CrossEntropy(CrossEntropyLoss), BceWithLogits(BceWithLogitsLoss),
+    SoftmaxFocal(SoftmaxFocalLoss), SigmoidFocal(SigmoidFocalLoss), OneVsRestFocal(OneVsRestFocalLoss));
+
+/// What a sum of such losses, which its method `parts` makes, has as a [`Loss`].
+macro_rules! loss_of_parts {
+    () => {
+        crate::option_tensors::with_tensors!();
+
+        fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+            self.parts().f_is_empty(input, target)
+        }
+
+        fn f_check_options(&self) -> Result<(), LossError> {
+            self.parts().f_check_options()
+        }
+
+        fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+            self.parts().f_forward(input, target)
+        }
+    };
+}
+pub(super) use loss_of_parts;
 
 /// A loss over regions and a loss over pixels, and how much each of them counts.
 #[derive(Debug)]
@@ -219,8 +199,7 @@ impl OptionTensors for Compound {
 
 impl Compound {
     pub(super) fn f_forward(self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
+        check::arguments(input, target)?;
         self.f_check_own()?;
         if self.pixelwise.activation() == Activation::Softmax && input.size().get(1) == Some(&1) {
             let expected =
@@ -234,36 +213,20 @@ impl Compound {
         parts.f_precomputed(input, target, Self::f_compute)
     }
 
-    /// The same with what both parts have in common said to both: the activation, where the loss over regions has none
-    /// of its own, and the ignored target.
+    /// The same with the common options set in both parts: the activation, where the loss over regions has none of its
+    /// own, and the ignored target.
     fn with_common_options(self) -> Self {
-        let Compound { overlap, pixelwise, ignore_index, .. } = self;
-        let regions = overlap.loss().regions();
-        let regions = Regions {
-            activation: regions.activation.or(pixelwise.activation()),
-            ignore_index: ignore_index.or(regions.ignore_index),
-            ..regions.clone()
-        };
-        let pixelwise = match ignore_index {
-            Some(ignored) => pixelwise.ignoring(ignored),
-            None => pixelwise,
-        };
-        Self { overlap: overlap.loss().with_regions(regions), pixelwise, ..self }
-    }
-
-    /// The error of the loss over regions.
-    fn in_overlap(error: LossError) -> LossError {
-        error.in_term("overlap")
-    }
-
-    /// The error of the loss over pixels.
-    fn in_pixelwise(&self, error: LossError) -> LossError {
-        error.in_term(self.pixelwise_option.0)
+        let Compound { mut overlap, pixelwise, ignore_index, .. } = self;
+        let regions = overlap.loss_mut().regions_mut();
+        regions.activation = regions.activation.or(pixelwise.activation());
+        regions.ignore_index = ignore_index.or(regions.ignore_index);
+        let pixelwise = pixelwise.ignoring(ignore_index);
+        Self { overlap, pixelwise, ..self }
     }
 
     /// Whether no pixel counts.
     pub(super) fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        // What the sum makes of a target, a single loss need not take; only ignored pixels are of interest here.
+        // A target that the sum takes may be an error for the loss over pixels alone. Only ignored pixels matter here.
         self.pixelwise.as_loss().f_is_empty(input, target).or_else(|_| f_has_no_elements(input))
     }
 
@@ -293,13 +256,13 @@ impl Compound {
             return Ok(None);
         }
         let (kind, classes, masks) = (input.f_kind()?, input.size()[1], target.size() == input.size());
-        // Both count the same pixels, or the target is wrong for one of them.
+        // The engine takes the call only where both parts ignore the same pixels.
         let same_pixels = match (regions.ignore_index, masks) {
             (None, true) => ignore_index < 0,
             (None, false) => !(0..classes).contains(&ignore_index),
             (Some(ignored), _) => !masks && ignored == ignore_index,
         };
-        // Of any floating kind: they are converted to the one that is computed in.
+        // Weights may be of any floating kind: they are converted to the kind of the computation.
         let plain = |weight: &Tensor| {
             let fits = weight.size() == [classes] && weight.device() == input.device() && !weight.requires_grad();
             fits && check::floating(("weight", weight)).is_ok()
@@ -309,8 +272,8 @@ impl Compound {
         }
         let f_numbers = |weight: &Tensor| Ok::<_, LossError>(Vec::try_from(weight.f_to_kind(Kind::Double)?)?);
         let entropy = PlainCrossEntropy { weight: weight.map(f_numbers).transpose()?, ignore_index };
-        overlap.f_check_own().map_err(Self::in_overlap)?;
-        let measured = regions.f_measure_with(&entropy, input, target).map_err(Self::in_overlap)?;
+        overlap.f_score().map_err(|error| error.in_term("overlap"))?;
+        let measured = regions.f_measure_with(&entropy, input, target).map_err(|error| error.in_term("overlap"))?;
         let Some((sizes, sum, weights)) = measured else { return Ok(None) };
         let divisor = match (reduction, mean_over) {
             (Reduction::Mean, MeanOver::Counted) if !masks => weights,
@@ -318,7 +281,7 @@ impl Compound {
             _ => 1.0,
         };
         let pixelwise = sum.f_div_number(divisor)?;
-        let overlap = overlap.f_of_sizes(&sizes).map_err(Self::in_overlap)?;
+        let overlap = overlap.f_of_sizes(&sizes).map_err(|error| error.in_term("overlap"))?;
         Ok(Some(self.f_sum(&overlap, &pixelwise, input)?))
     }
 
@@ -347,14 +310,15 @@ impl Compound {
             _ => None,
         };
         if let Some(shared) = shared {
-            let (log_probabilities, pixelwise) = shared.map_err(|error| self.in_pixelwise(error))?;
+            let (log_probabilities, pixelwise) = shared.map_err(|error| error.in_term(self.pixelwise_option.0))?;
             let none = Activating::Known(Activation::None);
-            let overlap = overlap.f_of(&log_probabilities.f_exp()?, target, &none).map_err(Self::in_overlap)?;
+            let overlap =
+                overlap.f_of(&log_probabilities.f_exp()?, target, &none).map_err(|error| error.in_term("overlap"))?;
             return Ok((overlap, pixelwise));
         }
         let wide = input.f_to_kind(kind)?;
-        let pixelwise = self.f_pixelwise(&wide, target).map_err(|error| self.in_pixelwise(error))?;
-        Ok((overlap.f_of_input(&wide, target).map_err(Self::in_overlap)?, pixelwise))
+        let pixelwise = self.f_pixelwise(&wide, target).map_err(|error| error.in_term(self.pixelwise_option.0))?;
+        Ok((overlap.f_forward(&wide, target).map_err(|error| error.in_term("overlap"))?, pixelwise))
     }
 
     /// The loss over pixels of an input in single precision at least.
@@ -372,7 +336,7 @@ impl Compound {
                 let target = f_reals(("target", target), wide.f_kind()?)?;
                 check::same_shape(("target", &target), ("input", wide))?;
                 let Some(ignored) = self.ignore_index else { return loss.f_forward(wide, &target) };
-                // What an ignored logit holds does not matter.
+                // The value of an ignored logit must not matter.
                 let logits = wide.f_masked_fill_number(&target.f_eq_number(ignored)?, 0)?;
                 loss.ignoring(ignored).f_forward(&logits, &target)
             }
@@ -403,14 +367,14 @@ fn is_softmax(regions: &Regions) -> bool {
     matches!(regions.activation, Activating::Known(Activation::Softmax))
 }
 
-/// The product, which for a small loss costs as much as the loss itself.
+/// `loss` · `factor`. A factor of 1 is left out: for a small loss the product costs as much as the loss itself.
 fn f_times(loss: &Tensor, factor: f64) -> Result<Tensor, LossError> {
     Ok(if factor == 1.0 { loss.shallow_clone() } else { loss.f_mul_number(factor)? })
 }
 
 impl Precomputed for Compound {
     fn reduction(&self) -> Reduction {
-        match self.overlap.reduction() {
+        match self.overlap.loss().regions().reduction {
             Reduction::None => Reduction::None,
             _ => self.pixelwise.reduction(),
         }

@@ -1,17 +1,16 @@
 use tch::Tensor;
 
 use super::activation::activation;
-use super::compound::Overlap;
-use super::region::{RegionLoss, Regions, Score, Sizes, region_options, score_options};
+use super::region::{RegionLoss, Regions, Score, loss_of_regions, region_options, score_options, with_regions};
 use crate::{Loss, LossError};
 
 crate::options::options! {
 /// The Dice loss: how little the predicted region and the target's region overlap, relative to their sizes.
 ///
-/// The usual loss of segmentation where regions are small against the image, because it weighs a region by its own
-/// size and not by the number of pixels. Often used together with a cross entropy, whose gradient is steadier. To weigh
-/// false positives and false negatives differently choose [`TverskyLoss`](crate::TverskyLoss), for a loss that is the
-/// metric "IoU" [`JaccardLoss`](crate::JaccardLoss), for many classes of very different sizes
+/// The usual loss of segmentation where regions are small against the image, because it weighs a region by its own size
+/// and not by the number of pixels. Often used together with a cross entropy, whose gradient is steadier. To weigh
+/// false positives and false negatives differently choose [`TverskyLoss`](crate::TverskyLoss), for one minus the metric
+/// "IoU" [`JaccardLoss`](crate::JaccardLoss), for many classes of very different sizes
 /// [`GeneralizedDiceLoss`](crate::GeneralizedDiceLoss).
 ///
 /// # Formula
@@ -29,8 +28,8 @@ crate::options::options! {
 /// # Shapes
 ///
 /// * `input`: `[N, C]` or `[N, C, d₁, …, dₖ]`
-/// * `target`: the same without C, of any integer kind, for class indices; or that of `input`, of any real kind or
-///   Boolean, for masks or probabilities
+/// * `target`: `[N]` or `[N, d₁, …, dₖ]`, of any integer kind, for class indices; or `[N, C]` or `[N, C, d₁, …, dₖ]`,
+///   of any real kind or Boolean, for masks or probabilities
 /// * `weight`: `[C]`
 /// * result: scalar, or with [`Reduction::None`](crate::Reduction::None) one value for each region: `[N, C]`, `[C]`,
 ///   `[N]` or `[]`, without the classes that do not count
@@ -60,12 +59,12 @@ crate::options::options! {
 /// # Differences from the references
 ///
 /// * It is finite with no smoothing at all and an empty region, where MONAI's is NaN.
-/// * What an ignored pixel of the input holds has no influence, not even where it is NaN.
+/// * The value of an ignored pixel of the input has no influence, even where it is NaN.
 /// * `f16` and `bf16` are computed in `f32`.
 /// * An input `[N, C]` without pixels' dimensions has a region for each sample and class; MONAI sums over all.
 /// * A weight below 0, or a smoothing below 0, is an error.
 /// * So is a mask that is not in \[0, 1\], such as one of 0 and 255; and, where no [`activation`](Self::activation) was
-///   set, an input that is far from \[0, 1\], which holds logits. On CUDA that is not looked at.
+///   set, an input that is far from \[0, 1\], which holds logits. On CUDA this is not checked.
 /// * A softmax of a single class is an error: it is 1 whatever the logits are. MONAI warns and takes no activation.
 ///
 /// # Errors
@@ -94,6 +93,10 @@ crate::options::options! {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[doc(alias = "dice_loss")]
+#[doc(alias = "dice_coefficient")]
+#[doc(alias = "soft_dice")]
+#[doc(alias = "F1")]
+#[doc(alias = "dice_score")]
 pub struct DiceLoss: "dice";
 
 /// The Dice loss with MONAI's defaults.
@@ -105,29 +108,15 @@ new {
 }
 
 impl RegionLoss for DiceLoss {
-    fn regions(&self) -> &Regions {
-        &self.regions
-    }
+    with_regions!();
 
-    fn with_regions(&self, regions: Regions) -> Overlap {
-        DiceLoss { regions }.into()
-    }
-
-    fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
-        self.regions.f_finish(&self.regions.f_loss_of(sizes, Score::Dice, sizes.kind)?, sizes)
+    fn f_score(&self) -> Result<Score, LossError> {
+        Ok(Score::Dice)
     }
 }
 
 impl Loss for DiceLoss {
-    crate::option_tensors::with_tensors!();
-
-    fn f_check_options(&self) -> Result<(), LossError> {
-        self.regions.f_check_numbers()
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_of_input(input, target)
-    }
+    loss_of_regions!();
 }
 
 #[cfg(test)]

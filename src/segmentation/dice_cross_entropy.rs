@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::DiceLoss;
-use super::compound::{Compound, Overlap, Pixelwise, variants};
+use super::compound::{Compound, Overlap, described_variants, loss_of_parts};
 use crate::{BceWithLogitsLoss, CrossEntropyLoss, Loss, LossError};
 
 /// The cross entropy in a [`DiceCrossEntropyLoss`].
@@ -16,10 +16,10 @@ pub enum CrossEntropyPart {
     Sigmoid(BceWithLogitsLoss),
 }
 
-variants!(CrossEntropyPart: Softmax(CrossEntropyLoss), Sigmoid(BceWithLogitsLoss));
+described_variants!(CrossEntropyPart: Softmax(CrossEntropyLoss), Sigmoid(BceWithLogitsLoss));
 
 crate::options::options! {
-/// Dice loss and cross entropy, added up: the overlap of regions and the classes of pixels.
+/// Dice loss plus cross entropy: the overlap of regions, and the classes of pixels.
 ///
 /// The usual loss of medical segmentation: cross entropy has the steadier gradient, Dice finds small regions. For very
 /// rare classes try [`DiceFocalLoss`](crate::DiceFocalLoss). Where both parts take a softmax it is computed once.
@@ -36,9 +36,10 @@ crate::options::options! {
 /// # Shapes
 ///
 /// * `input`: logits `[N, C]` or `[N, C, d₁, …, dₖ]`
-/// * `target`: the same without C, of any integer kind, for class indices; or that of `input`, for masks, of a floating
-///   kind where the cross entropy is of a softmax
-/// * result: scalar, or unreduced that of the losses of the pixels, to each of which is added the loss of its region
+/// * `target`: `[N]` or `[N, d₁, …, dₖ]`, of any integer kind, for class indices; or `[N, C]` or `[N, C, d₁, …, dₖ]`,
+///   for masks, of a floating kind where the cross entropy is of a softmax
+/// * result: scalar, or with an unreduced cross entropy `[N, d₁, …, dₖ]` or `[N, C, d₁, …, dₖ]`: the loss of each pixel
+///   plus that of its region
 ///
 /// # Reference
 ///
@@ -95,6 +96,11 @@ crate::options::options! {
 /// ```
 #[doc(alias = "DiceCELoss")]
 #[doc(alias = "DC_and_CE_loss")]
+#[doc(alias = "DiceBCE")]
+#[doc(alias = "BCEDice")]
+#[doc(alias = "DiceCE")]
+#[doc(alias = "bce_dice")]
+#[doc(alias = "dice_bce")]
 pub struct DiceCrossEntropyLoss: "dice_cross_entropy" | "DiceCELoss";
 
 /// The Dice loss of a softmax and the cross entropy of the same, one to one.
@@ -104,8 +110,8 @@ new {
     overlap: Overlap = Overlap::Dice(DiceLoss::new()) => into,
     /// the cross entropy with its options.
     cross_entropy: CrossEntropyPart = CrossEntropyPart::Softmax(CrossEntropyLoss::new()) => into,
-    /// the class index, or the value of masks, that counts nothing in either part, whatever they say themselves; the mean
-    /// of a binary cross entropy then is over the elements that count. Without it each part has its own.
+    /// the class index, or the value of masks, that both parts ignore, whatever their own options are; the mean of a
+    /// binary cross entropy is then over the elements that are not ignored. Without it each part has its own.
     ignore_index: Option<i64> = None,
     /// the factor of the loss over regions, at least 0.
     lambda_dice: f64 = 1.0,
@@ -119,8 +125,8 @@ impl DiceCrossEntropyLoss {
         Compound {
             overlap: self.overlap.clone(),
             pixelwise: match self.cross_entropy.clone() {
-                CrossEntropyPart::Softmax(loss) => Pixelwise::CrossEntropy(loss),
-                CrossEntropyPart::Sigmoid(loss) => Pixelwise::BceWithLogits(loss),
+                CrossEntropyPart::Softmax(loss) => loss.into(),
+                CrossEntropyPart::Sigmoid(loss) => loss.into(),
             },
             pixelwise_option: (
                 "cross_entropy",
@@ -135,19 +141,7 @@ impl DiceCrossEntropyLoss {
 }
 
 impl Loss for DiceCrossEntropyLoss {
-    crate::option_tensors::with_tensors!();
-
-    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.parts().f_is_empty(input, target)
-    }
-
-    fn f_check_options(&self) -> Result<(), LossError> {
-        self.parts().f_check_options()
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.parts().f_forward(input, target)
-    }
+    loss_of_parts!();
 }
 
 #[cfg(test)]

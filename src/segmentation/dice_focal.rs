@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::DiceLoss;
-use super::compound::{Compound, Overlap, Pixelwise, variants};
+use super::compound::{Compound, Overlap, described_variants, loss_of_parts};
 use crate::{Loss, LossError, OneVsRestFocalLoss, SigmoidFocalLoss, SoftmaxFocalLoss};
 
 /// The focal loss in a [`DiceFocalLoss`].
@@ -18,10 +18,10 @@ pub enum FocalPart {
     OneVsRest(OneVsRestFocalLoss),
 }
 
-variants!(FocalPart: Softmax(SoftmaxFocalLoss), Sigmoid(SigmoidFocalLoss), OneVsRest(OneVsRestFocalLoss));
+described_variants!(FocalPart: Softmax(SoftmaxFocalLoss), Sigmoid(SigmoidFocalLoss), OneVsRest(OneVsRestFocalLoss));
 
 crate::options::options! {
-/// Dice loss and focal loss, added up: the overlap of regions and the hard ones among the pixels.
+/// Dice loss plus focal loss: the overlap of regions, and the hard pixels.
 ///
 /// Choose it over [`DiceCrossEntropyLoss`](crate::DiceCrossEntropyLoss) where most pixels are easy background. Where
 /// both parts take a softmax it is computed once.
@@ -38,9 +38,10 @@ crate::options::options! {
 /// # Shapes
 ///
 /// * `input`: logits `[N, C]` or `[N, C, d₁, …, dₖ]`
-/// * `target`: the same without C, of any integer kind, for class indices; or that of `input`, for masks, of a floating
-///   kind where the focal loss is of a softmax
-/// * result: scalar, or unreduced that of the losses of the pixels, to each of which is added the loss of its region
+/// * `target`: `[N]` or `[N, d₁, …, dₖ]`, of any integer kind, for class indices; or `[N, C]` or `[N, C, d₁, …, dₖ]`,
+///   for masks, of a floating kind where the focal loss is of a softmax
+/// * result: scalar, or with an unreduced focal loss `[N, d₁, …, dₖ]` or `[N, C, d₁, …, dₖ]`: the loss of each pixel
+///   plus that of its region
 ///
 /// # Reference
 ///
@@ -89,8 +90,8 @@ new {
     overlap: Overlap = Overlap::Dice(DiceLoss::new()) => into,
     /// the focal loss with its options.
     focal: FocalPart = FocalPart::Softmax(SoftmaxFocalLoss::new()) => into,
-    /// the class index, or the value of masks, that counts nothing in either part, whatever they say themselves. Without
-    /// it each part has its own.
+    /// the class index, or the value of masks, that both parts ignore, whatever their own options are. Without it each
+    /// part has its own.
     ignore_index: Option<i64> = None,
     /// the factor of the loss over regions, at least 0.
     #[doc(alias = "lambda_gdl")]
@@ -109,9 +110,9 @@ impl DiceFocalLoss {
         Compound {
             overlap: self.overlap.clone(),
             pixelwise: match self.focal.clone() {
-                FocalPart::Softmax(loss) => Pixelwise::SoftmaxFocal(loss),
-                FocalPart::Sigmoid(loss) => Pixelwise::SigmoidFocal(loss),
-                FocalPart::OneVsRest(loss) => Pixelwise::OneVsRestFocal(loss),
+                FocalPart::Softmax(loss) => loss.into(),
+                FocalPart::Sigmoid(loss) => loss.into(),
+                FocalPart::OneVsRest(loss) => loss.into(),
             },
             pixelwise_option: ("focal", "focal(SigmoidFocalLoss::new()) and with it a Sigmoid in the overlap"),
             ignore_index: self.ignore_index,
@@ -123,19 +124,7 @@ impl DiceFocalLoss {
 }
 
 impl Loss for DiceFocalLoss {
-    crate::option_tensors::with_tensors!();
-
-    fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.parts().f_is_empty(input, target)
-    }
-
-    fn f_check_options(&self) -> Result<(), LossError> {
-        self.parts().f_check_options()
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.parts().f_forward(input, target)
-    }
+    loss_of_parts!();
 }
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
 use tch::Tensor;
 
 use super::activation::activation;
-use super::compound::Overlap;
-use super::region::{RegionLoss, Regions, Score, Sizes, region_options, score_options};
+use super::region::{RegionLoss, Regions, Score, Sizes, loss_of_regions, region_options, score_options, with_regions};
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
 use crate::{Loss, LossError, Reduction, check, numeric};
 
 /// What [`FocalTverskyLoss`] raises to a power.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum FocalPower {
     /// The loss of each region, as in the paper. The default.
     #[default]
@@ -35,11 +35,9 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// Those of [`DiceLoss`](crate::DiceLoss):
-///
 /// * `input`: `[N, C]` or `[N, C, d₁, …, dₖ]`
-/// * `target`: the same without C, of any integer kind, for class indices; or that of `input`, of any real kind or
-///   Boolean, for masks or probabilities
+/// * `target`: `[N]` or `[N, d₁, …, dₖ]`, of any integer kind, for class indices; or `[N, C]` or `[N, C, d₁, …, dₖ]`,
+///   of any real kind or Boolean, for masks or probabilities
 /// * `weight`: `[C]`
 /// * result: scalar, or one value for each region with [`Reduction::None`](crate::Reduction::None)
 ///
@@ -118,7 +116,7 @@ impl Pointwise<1> for Power {
     #[inline(always)]
     fn evaluate<R: Real>(self, [loss]: [R; 1]) -> (R, [R; 1]) {
         let (zero, gamma) = (R::of(0.0), R::of(self.gamma));
-        // As of `numeric::f_power`, the power of next to nothing and its slope are 0.
+        // As in `numeric::f_power`, the power of a number near 0 and its derivative are 0.
         let vanishes = loss.less(R::of(numeric::SMALLEST_BASE));
         let base = choose(vanishes, R::of(1.0), loss);
         let power = (gamma * base.ln()).exp();
@@ -126,29 +124,18 @@ impl Pointwise<1> for Power {
     }
 }
 
-impl FocalTverskyLoss {
-    fn f_check_power(&self) -> Result<(), LossError> {
-        let gamma = self.gamma;
-        check::option("gamma", gamma, gamma > 0.0 && gamma <= f64::from(f32::MAX), "a finite number above 0")
-    }
-}
-
 impl RegionLoss for FocalTverskyLoss {
-    fn regions(&self) -> &Regions {
-        &self.regions
-    }
+    with_regions!();
 
-    fn with_regions(&self, regions: Regions) -> Overlap {
-        FocalTverskyLoss { regions, ..*self }.into()
-    }
-
-    fn f_check_own(&self) -> Result<(), LossError> {
-        self.f_check_power()?;
-        Score::f_tversky(self.alpha, self.beta).map(drop)
+    fn f_score(&self) -> Result<Score, LossError> {
+        let gamma = self.gamma;
+        let valid = gamma > 0.0 && gamma <= f64::from(f32::MAX);
+        check::option("gamma", gamma, valid, "a finite number above 0")?;
+        Score::f_tversky(self.alpha, self.beta)
     }
 
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
-        let score = Score::f_tversky(self.alpha, self.beta)?;
+        let score = self.f_score()?;
         let loss = match self.power {
             FocalPower::Region => {
                 let losses = self.regions.f_losses_of(sizes, score)?;
@@ -163,17 +150,7 @@ impl RegionLoss for FocalTverskyLoss {
 }
 
 impl Loss for FocalTverskyLoss {
-    crate::option_tensors::with_tensors!();
-
-    fn f_check_options(&self) -> Result<(), LossError> {
-        self.f_check_power()?;
-        Score::f_tversky(self.alpha, self.beta)?;
-        self.regions.f_check_numbers()
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_of_input(input, target)
-    }
+    loss_of_regions!();
 }
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
 use tch::Tensor;
 
 use super::activation::activation;
-use super::compound::Overlap;
-use super::region::{RegionLoss, Regions, Score, Sizes, region_options};
+use super::region::{RegionLoss, Regions, Score, Sizes, loss_of_regions, region_options, with_regions};
 use crate::kernels::NumberOperations;
 use crate::{Loss, LossError};
 
 /// How [`GeneralizedDiceLoss`] weighs a class by its volume, the size of its region in the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum VolumeWeight {
     /// 1 / volume². The default, as in the paper.
     #[default]
@@ -35,13 +35,14 @@ crate::options::options! {
 ///
 /// where the inner sums are over the pixels of the class c that are not ignored, p is the input after its activation, t
 /// the target, v the weight of the class by its volume ([`weighting`](Self::weighting)), sₙ is `smooth_nr` and s_d is
-/// `smooth_dr`. A class that the target lacks has the greatest weight of those that it has. 0 / 0 is 0.
+/// `smooth_dr`. A class that is absent from the target has the greatest weight of the classes that are present. 0 / 0
+/// is 0.
 ///
 /// # Shapes
 ///
 /// * `input`: `[N, C]` or `[N, C, d₁, …, dₖ]`
-/// * `target`: the same without C, of any integer kind, for class indices; or that of `input`, of any real kind or
-///   Boolean, for masks or probabilities
+/// * `target`: `[N]` or `[N, d₁, …, dₖ]`, of any integer kind, for class indices; or `[N, C]` or `[N, C, d₁, …, dₖ]`,
+///   of any real kind or Boolean, for masks or probabilities
 /// * result: scalar, or with [`Reduction::None`](crate::Reduction::None) `[N]`, `[]` over the batch
 ///
 /// # Reference
@@ -51,8 +52,8 @@ crate::options::options! {
 ///
 /// # An empty target
 ///
-/// Where the target has no class at all every weight is 0, and as in MONAI any prediction costs nothing.
-/// [`VolumeWeight::Uniform`] makes it cost; with the background as one of the classes no target is empty.
+/// Where the target has no pixel of any class every weight is 0, and as in MONAI the loss is 0 for any prediction. With
+/// [`VolumeWeight::Uniform`] it is not; and with the background as one of the classes no target is empty.
 ///
 /// # Differences from MONAI
 ///
@@ -100,7 +101,8 @@ new {
 }
 
 impl GeneralizedDiceLoss {
-    /// The weight of each region. That of an empty one would be infinite; it takes the greatest of the others.
+    /// The weight of each region. The weight of an empty region would be infinite; it gets the greatest one of the
+    /// others.
     fn f_weights(&self, volumes: &Tensor) -> Result<Tensor, LossError> {
         let f_inverse = |volumes: &Tensor| match self.weighting {
             VolumeWeight::Square => volumes.f_square()?.f_reciprocal(),
@@ -115,12 +117,10 @@ impl GeneralizedDiceLoss {
 }
 
 impl RegionLoss for GeneralizedDiceLoss {
-    fn regions(&self) -> &Regions {
-        &self.regions
-    }
+    with_regions!();
 
-    fn with_regions(&self, regions: Regions) -> Overlap {
-        GeneralizedDiceLoss { regions, ..*self }.into()
+    fn f_score(&self) -> Result<Score, LossError> {
+        Ok(Score::Dice)
     }
 
     fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
@@ -136,15 +136,7 @@ impl RegionLoss for GeneralizedDiceLoss {
 }
 
 impl Loss for GeneralizedDiceLoss {
-    crate::option_tensors::with_tensors!();
-
-    fn f_check_options(&self) -> Result<(), LossError> {
-        self.regions.f_check_numbers()
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_of_input(input, target)
-    }
+    loss_of_regions!();
 }
 
 #[cfg(test)]

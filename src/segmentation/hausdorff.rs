@@ -10,7 +10,7 @@ use crate::numeric::{f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
 crate::options::options! {
-/// The Hausdorff loss by distance transforms: errors count the more, the farther they are from the boundaries.
+/// The Hausdorff loss by distance transforms: an error counts more the farther it is from the boundaries.
 ///
 /// A smooth stand-in for the Hausdorff distance, the largest distance between two boundaries. Choose it, added to a
 /// loss of overlap such as [`DiceLoss`](crate::DiceLoss), where a few pixels far off are worse than many near the
@@ -28,7 +28,7 @@ crate::options::options! {
 /// # Shapes
 ///
 /// * `input`: `[N, C, d₁, …, dₖ]`; probabilities, or logits with an [`activation`](HausdorffDtLoss::activation)
-/// * `target`: that of `input`, masks of any kind of numbers or Booleans; or the same without C, of any integer kind,
+/// * `target`: `[N, C, d₁, …, dₖ]`, masks of any kind of numbers or Booleans; or `[N, d₁, …, dₖ]`, of any integer kind,
 ///   for class indices
 /// * result: scalar; with [`Reduction::None`] one loss for each group: `[N, C]`, without the background `[N, C − 1]`
 ///
@@ -40,8 +40,8 @@ crate::options::options! {
 ///
 /// # An empty target
 ///
-/// An empty target has no boundary, and a prediction that is inside everywhere has none either: as in MONAI the worst
-/// prediction then costs nothing. [`NoBoundary::Diagonal`] makes it cost; or add a loss of overlap.
+/// An empty target has no boundary, and a prediction that is inside everywhere has none either: as in MONAI the loss of
+/// the worst prediction is then 0. With [`NoBoundary::Diagonal`] it is not; or add a loss of overlap.
 ///
 /// # Differences from MONAI
 ///
@@ -80,6 +80,7 @@ crate::options::options! {
 /// ```
 #[doc(alias = "HausdorffDTLoss")]
 #[doc(alias = "LogHausdorffDTLoss")]
+#[doc(alias = "boundary_loss")]
 pub struct HausdorffDtLoss: "hausdorff_dt" | "hausdorff";
 
 /// The loss with MONAI's defaults, but with the background.
@@ -95,7 +96,7 @@ new {
     /// whether the result is log(1 + ℓ).
     log: bool = false,
     /// what a class does that is out of range, or a mask or an input without activation that is not in \[0, 1\].
-    invalid_values: InvalidValues = InvalidValues::Error,
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// the reduction over the groups.
     reduction: Reduction = Reduction::Mean,
     ..activation_option,
@@ -105,12 +106,13 @@ new {
 /// How far the pixels of a mask without a boundary are from it, in a [`HausdorffDtLoss`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum NoBoundary {
-    /// Not at all: only the boundary of the other mask counts. The default, as in MONAI. An empty target costs nothing
+    /// 0: only the boundary of the other mask counts. The default, as in MONAI. With an empty target the loss is 0
     /// where the prediction is inside everywhere.
     #[default]
     Zero,
-    /// As far as the image is large: the length of its diagonal. An empty target then costs what is predicted in it.
+    /// The length of the image's diagonal. With an empty target every pixel that is predicted to be inside has a loss.
     Diagonal,
 }
 
@@ -158,9 +160,7 @@ impl HausdorffDtLoss {
         let distances = Tensor::f_from_slice(&sums.collect::<Vec<f64>>())?;
         Ok(distances.f_to_kind(kept.f_kind()?)?.f_to_device(kept.device())?.f_reshape(&shape)?)
     }
-}
 
-impl HausdorffDtLoss {
     /// The squared distances of the pixels of a mask from its boundary.
     fn squared_distances(&self, mask: &[bool], pixels: &[usize]) -> Vec<f64> {
         let bounded = mask.iter().any(|inside| *inside != mask[0]);
@@ -209,13 +209,10 @@ impl Loss for HausdorffDtLoss {
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
+        check::arguments(input, target)?;
         self.f_check_options()?;
         let shape = input.size();
-        if shape.len() < 3 || shape[1] == 0 {
-            return Err(check::shape_error(("input", input), "[N, C, d1, ...], with at least one class"));
-        }
+        check::shape(("input", input), shape.len() >= 3 && shape[1] != 0, "[N, C, d1, ...], with at least one class")?;
         check_background("include_background", input, self.include_background)?;
         let wide = input.f_to_kind(wide_kind(input)?)?;
         let (target, valid_target) = self.f_target(target, &wide)?;

@@ -2,13 +2,15 @@
 
 use tch::{Kind, Tensor};
 
+use crate::check::Validity;
 use crate::kernels::{NumberOperations, Ranked, Ranks, f_ranks};
-use crate::numeric::f_positions;
+use crate::numeric::{f_positions, f_times};
 use crate::{LossError, Reduction};
 
-/// The errors of pixels, by tensor operations too.
+/// The errors of pixels, for the engine and by tensor operations.
 pub(super) trait Errors: Ranked {
-    /// By what pixels are ranked, and what their weights are multiplied by. `own` are the pixels of the class.
+    /// The numbers that pixels are ranked by, and the terms that their weights are multiplied by. `own` are the pixels
+    /// of the class.
     fn f_errors(self, numbers: &Tensor, own: &Tensor) -> Result<[Tensor; 2], LossError>;
 }
 
@@ -19,6 +21,18 @@ pub(super) fn f_loss<E: Errors>(errors: E, ranks: &Ranks, reduction: Reduction) 
         let ranks = Ranks { numbers, labels, classes, weight: weighted.then_some(weight), present };
         reduction.f_apply(&f_composite(errors, &ranks)?)
     })
+}
+
+/// The loss in the input's kind, NaN where the target is not valid.
+pub(super) fn f_finish(
+    loss: &Tensor,
+    input: &Tensor,
+    validity: Validity,
+    reduction: Reduction,
+) -> Result<Tensor, LossError> {
+    let unreduced = reduction == Reduction::None;
+    let validity = if unreduced { validity.f_rows()? } else { validity };
+    validity.f_poison(&loss.f_to_kind(input.f_kind()?)?, unreduced)
 }
 
 /// The losses `[R]` by tensor operations.
@@ -35,23 +49,20 @@ fn f_composite(errors: impl Errors, ranks: &Ranks) -> Result<Tensor, LossError> 
     Ok(terms.f_mul(&weights)?.f_sum_dim_intlist([1_i64, 2].as_slice(), false, None)?)
 }
 
-/// What each class has in the mean, `[R, C]`.
+/// The share of each class in the mean, `[R, C]`.
 fn f_shares(ranks: &Ranks, own: &Tensor) -> Result<Tensor, LossError> {
     let kind = ranks.numbers.f_kind()?;
     let present = own.f_any_dim(2, false)?.f_to_kind(kind)?;
     let counted = if ranks.present { present } else { present.f_ones_like()? };
     let shares = counted.f_div(&counted.f_sum_dim_intlist(1, true, None)?.f_clamp_min_number(1)?)?;
-    match ranks.weight {
-        Some(weight) => Ok(shares.f_mul(&weight.f_to_kind(kind)?)?),
-        None => Ok(shares),
-    }
+    f_times(&shares, ranks.weight.map(|weight| weight.f_to_kind(kind)).transpose()?.as_ref())
 }
 
-/// The weights of the errors in descending order: what the Jaccard loss grows by with one pixel after the other, given how many
-/// are foreground, and whether the pixel is.
+/// The weights of the errors in descending order: by how much the Jaccard loss grows with each further wrong pixel,
+/// given the number of foreground pixels and whether the pixel is one.
 ///
-/// They depend on the order of the errors alone: the extension is linear as long as that order stays, and so they have no graph.
-/// They are computed in closed form, because the difference of two Jaccard losses cancels where there are many pixels.
+/// They depend on the order of the errors alone, and so have no gradient. They are computed in closed form, because
+/// with many pixels the difference of two Jaccard losses has few digits left.
 pub(super) fn growths(total: usize) -> impl FnMut(bool) -> f64 {
     let (mut rank, mut intersection) = (0, total);
     move |foreground| {
@@ -93,7 +104,7 @@ fn f_weights(errors: &Tensor, foreground: &Tensor) -> Result<Tensor, LossError> 
     let intersection = total.f_sub(&sorted.f_cumsum(1, Kind::Int)?)?;
     let ranks = Tensor::f_ones(pixels, (Kind::Int, errors.device()))?.f_cumsum(0, Kind::Int)?;
     let union = intersection.f_add(&ranks)?;
-    // Of the foreground 1 / union, of the background intersection / (union (union - 1)).
+    // The weight of a foreground pixel is 1 / union, that of a background pixel intersection / (union (union - 1)).
     let background = intersection.f_to_kind(errors.f_kind()?)?.f_div(&union.f_sub_number(1)?.f_clamp_min_number(1)?)?;
     let growth = background.f_masked_fill_number(&sorted, 1)?.f_div(&union)?;
     // Without any foreground the first wrong pixel is the whole loss.

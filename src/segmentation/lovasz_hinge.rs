@@ -4,7 +4,7 @@ use super::lovasz::{self, Errors};
 use super::mask::f_one_channel;
 use crate::check::{self, Validity};
 use crate::kernels::{NumberOperations, Ranked, Ranks, Real, choose};
-use crate::numeric::wide_kind;
+use crate::numeric::{f_filled, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction, autograd};
 
 crate::options::options! {
@@ -26,8 +26,8 @@ crate::options::options! {
 /// # Shapes
 ///
 /// * `input`: logits `[N, *]`, or any shape where the batch is one region
-/// * `target`: that of `input`, or `[N, d₁, …, dₖ]` for an input `[N, 1, d₁, …, dₖ]`; 0, 1 or the ignored value, of any
-///   kind of real numbers or Booleans
+/// * `target`: `[N, *]`, the same shape, or `[N, d₁, …, dₖ]` for an input `[N, 1, d₁, …, dₖ]`; 0, 1 or the ignored
+///   value, of any kind of real numbers or Booleans
 /// * result: scalar, or `[N]` per image with [`Reduction::None`]
 ///
 /// # Reference
@@ -71,16 +71,17 @@ crate::options::options! {
 #[doc(alias = "LovaszLoss")]
 #[doc(alias = "lovasz_hinge")]
 #[doc(alias = "lovasz_hinge_loss")]
+#[doc(alias = "lovasz")]
 pub struct LovaszHingeLoss: "lovasz_hinge";
 
 /// The Lovász hinge with smp's defaults: over the whole batch at once.
 new {
     /// whether each image, with all of its channels, is a region of its own.
     per_image: bool = false,
-    /// the value of the target whose pixels count nothing.
+    /// the value of the target whose pixels are ignored.
     ignore_index: Option<i64> = None,
     /// what a target does that is neither 0 nor 1 nor ignored.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// the reduction over the images; without `per_image` there is only one loss.
     reduction: Reduction = Reduction::Mean,
 }
@@ -119,40 +120,30 @@ impl Loss for LovaszHingeLoss {
     crate::option_tensors::with_tensors!();
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
+        check::arguments(input, target)?;
         let regions = self.regions(input)?;
         let kind = wide_kind(input)?;
         let target = f_one_channel(("target", target), input, kind)?.f_reshape(regions)?;
         let (foreground, ignored, validity) = self.f_pixels(&target)?;
         let logits = input.f_to_kind(kind)?.f_reshape(regions)?;
-        // Without images there is a single loss.
+        // Without `per_image` there is a single loss, which a sum leaves as it is.
         let reduction = if self.per_image { self.reduction } else { Reduction::Sum };
         let loss = if autograd::grad_enabled() && target.requires_grad() {
             reduction.f_apply(&f_of_differentiable_target(&logits, &target, ignored.as_ref())?)?
         } else {
-            let mut labels = foreground.f_to_kind(Kind::Int64)?;
-            if let Some(ignored) = ignored {
-                labels = labels.f_masked_fill_number(&ignored, -1)?;
-            }
+            let labels = f_filled(&foreground.f_to_kind(Kind::Int64)?, ignored.as_ref(), -1)?;
             let (numbers, classes) = (logits.f_unsqueeze(1)?, Tensor::f_ones([1], (Kind::Int64, input.device()))?);
             let ranks = Ranks { numbers: &numbers, labels: &labels, classes: &classes, weight: None, present: false };
             lovasz::f_loss(Hinges, &ranks, reduction)?
         };
-        let loss = loss.f_to_kind(input.f_kind()?)?;
-        let unreduced = reduction == Reduction::None;
-        let validity = if unreduced { validity.f_rows()? } else { validity };
-        validity.f_poison(&loss, unreduced)
+        lovasz::f_finish(&loss, input, validity, reduction)
     }
 }
 
 /// The losses `[R]` of logits and a target `[R, P]` that has a gradient itself: with s = 2 t − 1 the errors are 1 − x
 /// s, and the weights are those of a Jaccard loss of shares.
 fn f_of_differentiable_target(logits: &Tensor, target: &Tensor, ignored: Option<&Tensor>) -> Result<Tensor, LossError> {
-    let f_without = |tensor: &Tensor, number: f64| match ignored {
-        Some(ignored) => tensor.f_masked_fill_number(ignored, number),
-        None => Ok(tensor.shallow_clone()),
-    };
+    let f_without = |tensor: &Tensor, number: f64| f_filled(tensor, ignored, number);
     let (logits, target) = (f_without(logits, 0.0)?, f_without(target, 0.0)?);
     let ranks = logits.f_mul(&target.f_mul_number(2)?.f_rsub_number(1)?)?;
     let terms = f_without(&ranks.f_add_number(1)?.f_relu()?, 0.0)?;
@@ -172,7 +163,7 @@ impl Ranked for Hinges {
     #[inline(always)]
     fn error<R: Real>(self, x: R, own: bool) -> [R; 3] {
         let (zero, sign) = (R::of(0.0), R::of(if own { -1.0 } else { 1.0 }));
-        // Ranked before the sum with 1 rounds.
+        // Pixels are ranked before 1 is added, because the sum is rounded and may make different numbers equal.
         let rank = sign * x;
         let error = rank + R::of(1.0);
         [rank, error.at_least(zero), choose(error.less_equal(zero), zero, sign)]

@@ -4,11 +4,12 @@ use super::activation::{Activation, f_activate, f_check_softmax};
 use super::lovasz::{self, Errors};
 use crate::check::{self, ClassIndices};
 use crate::kernels::{NumberOperations, Ranked, Ranks, Real};
-use crate::numeric::{f_abs, f_positions, wide_kind};
+use crate::numeric::{f_abs, f_filled, f_positions, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
 /// Over which classes [`LovaszSoftmaxLoss`] takes the mean.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum LovaszClasses {
     /// Those present in the target: of the batch, or of the image where the loss is per image. The default.
     #[default]
@@ -41,7 +42,7 @@ crate::options::options! {
 /// # Shapes
 ///
 /// * `input`: logits `[N, C]` or `[N, C, d₁, …, dₖ]`
-/// * `target`: the same without C, of any integer kind
+/// * `target`: `[N]` or `[N, d₁, …, dₖ]`, of any integer kind
 /// * `weight`: `[C]`
 /// * result: scalar, or `[N]` per image with [`Reduction::None`]
 ///
@@ -86,6 +87,7 @@ crate::options::options! {
 #[doc(alias = "LovaszLoss")]
 #[doc(alias = "lovasz_softmax")]
 #[doc(alias = "lovasz_softmax_loss")]
+#[doc(alias = "lovasz")]
 pub struct LovaszSoftmaxLoss: "lovasz_softmax";
 
 /// The Lovász-softmax loss with smp's defaults: over the whole batch at once, and the classes present.
@@ -98,10 +100,10 @@ new {
     classes: LovaszClasses = LovaszClasses::Present,
     /// a weight for each class. It is on the device of the input, in any floating kind.
     weight: Option<Tensor> = None,
-    /// the class index whose pixels count nothing.
+    /// the class index whose pixels are ignored.
     ignore_index: Option<i64> = None,
-    /// what a class out of range does.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    /// how a class out of range is handled.
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// the reduction over the images; without `per_image` there is only one loss.
     reduction: Reduction = Reduction::Mean,
 }
@@ -116,9 +118,7 @@ impl LovaszSoftmaxLoss {
             let expected = format!("classes in [0, {classes})");
             check::option("classes", outside.unwrap_or(&0), outside.is_none(), &expected)?;
         }
-        let Some(weight) = &self.weight else { return Ok(()) };
-        check::class_weight(weight, input, classes)?;
-        check::floating(("weight", weight))
+        check::class_weight(self.weight.as_ref(), input, classes)
     }
 
     /// The reduced losses `[R]` of an input `[R, C, P]`. The target `[R, P]` is −1 where it is ignored.
@@ -183,32 +183,24 @@ impl Loss for LovaszSoftmaxLoss {
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
+        check::arguments(input, target)?;
         let shape = input.size();
-        if shape.len() < 2 || shape[1] == 0 {
-            return Err(check::shape_error(("input", input), "[N, C] or [N, C, d1, ...], with at least one class"));
-        }
+        let fits = shape.len() >= 2 && shape[1] != 0;
+        check::shape(("input", input), fits, "[N, C] or [N, C, d1, ...], with at least one class")?;
         let (images, pixels) = (shape[0], shape[2..].iter().product::<i64>());
         let (classes, target) = check::class_target(target, input, 1, "")?;
         self.f_check_options(input, classes)?;
         let target = target.f_reshape([images, pixels])?;
         let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
-        let mut labels = target.indices.shallow_clone();
-        if let Some(ignored) = target.f_ignored()? {
-            labels = labels.f_masked_fill_number(&ignored, -1)?;
-        }
+        let mut labels = f_filled(&target.indices, target.f_ignored()?.as_ref(), -1)?;
         let mut logits = input.f_to_kind(wide_kind(input)?)?.f_reshape([images, classes, pixels])?;
         if !self.per_image {
             logits = logits.f_transpose(0, 1)?.f_reshape([1, classes, images * pixels])?;
             labels = labels.f_reshape([1, images * pixels])?;
         }
-        // Without images there is a single loss.
+        // Without `per_image` there is a single loss, which a sum leaves as it is.
         let reduction = if self.per_image { self.reduction } else { Reduction::Sum };
-        let loss = self.f_reduced(&logits, &labels, reduction)?.f_to_kind(input.f_kind()?)?;
-        let unreduced = reduction == Reduction::None;
-        let validity = if unreduced { target.validity.f_rows()? } else { target.validity };
-        validity.f_poison(&loss, unreduced)
+        lovasz::f_finish(&self.f_reduced(&logits, &labels, reduction)?, input, target.validity, reduction)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::numeric::wide_kind;
 use crate::{InvalidValues, Loss, LossError, Reduction, check};
 
 crate::options::options! {
-/// 1 − the Matthews correlation coefficient of a binary mask: the correlation of prediction and target.
+/// The MCC loss of a binary mask: 1 minus the Matthews correlation coefficient of prediction and target.
 ///
 /// Unlike [`DiceLoss`](crate::DiceLoss) it also counts the background that is found right, and so treats both sides of
 /// the mask alike. Choose it where foreground and background are of different size, and both matter.
@@ -22,9 +22,9 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: any, `[*]`; probabilities, or logits with an [`activation`](MccLoss::activation)
-/// * `target`: that of `input`, or `[N, d₁, …, dₖ]` for an input `[N, 1, d₁, …, dₖ]`; of any kind of real numbers or
-///   Booleans
+/// * `input`: any shape, `[*]`; probabilities, or logits with an [`activation`](MccLoss::activation)
+/// * `target`: `[*]`, the same shape, or `[N, d₁, …, dₖ]` for an input `[N, 1, d₁, …, dₖ]`; of any kind of real numbers
+///   or Booleans
 /// * result: scalar
 ///
 /// # Reference
@@ -41,8 +41,8 @@ crate::options::options! {
 ///   on.
 /// * The root is taken of two products of two counts, so that it does not overflow in `f32` either.
 ///
-/// In both, a mask without any foreground or any background is never met better than by a loss of 1/2: of the four
-/// counts three are nothing but ε.
+/// In both, the loss of a mask without any foreground or without any background is at least 1/2, because three of the
+/// four counts are no more than ε.
 ///
 /// # Errors
 ///
@@ -66,17 +66,18 @@ crate::options::options! {
 /// ```
 #[derive(Copy, PartialEq)]
 #[doc(alias = "MCCLoss")]
+#[doc(alias = "matthews")]
 pub struct MccLoss: "mcc";
 
 /// The loss with smp's defaults.
 new {
-    /// what makes probabilities of the input. Without one the input holds them, and a number far from \[0, 1\] is an
-    /// error. With [`Activation::None`] all numbers are taken as they are.
+    /// how the input becomes probabilities. Without an activation the input holds them, and a number far from \[0, 1\]
+    /// is an error. With [`Activation::None`] all numbers are taken as they are.
     activation: Option<Activation> = None,
     /// what is added to each of the four counts, above 0.
     eps: f64 = 1e-5,
     /// what a mask or an input without activation does that is not in \[0, 1\].
-    invalid_values: InvalidValues = InvalidValues::Error,
+    invalid_values: InvalidValues = InvalidValues::default(),
 }
 }
 
@@ -84,6 +85,17 @@ impl MccLoss {
     /// Σ a b + ε.
     fn f_count(&self, a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {
         Ok(a.f_mul(b)?.f_sum(None)?.f_add_number(self.eps)?)
+    }
+
+    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let (not_input, not_target) = (input.f_rsub_number(1)?, target.f_rsub_number(1)?);
+        let (tp, tn) = (self.f_count(input, target)?, self.f_count(&not_input, &not_target)?);
+        let (fp, fn_) = (self.f_count(input, &not_target)?, self.f_count(&not_input, target)?);
+        let covariance = tp.f_mul(&tn)?.f_sub(&fp.f_mul(&fn_)?)?;
+        let predicted = tp.f_add(&fp)?.f_mul(&tn.f_add(&fn_)?)?.f_sqrt()?;
+        let actual = tp.f_add(&fn_)?.f_mul(&tn.f_add(&fp)?)?.f_sqrt()?;
+        let correlation = covariance.f_div(&predicted.f_mul(&actual)?)?;
+        Ok(correlation.f_rsub_number(1)?)
     }
 }
 
@@ -95,17 +107,15 @@ impl Loss for MccLoss {
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
+        check::arguments(input, target)?;
         self.f_check_options()?;
         let (input_kind, wide) = (input.f_kind()?, wide_kind(input)?);
-        // Probabilities and targets of one kind are read as they are.
+        // Probabilities and targets of one kind are not converted.
         let activating = self.activation.map_or(Activating::Unset, Activating::Known);
         let as_they_are = activating.activation() == Activation::None && target.f_kind()? == input_kind;
         let kind = if as_they_are { input_kind } else { wide };
-        if activating.activation() == Activation::Softmax && input.dim() < 2 {
-            return Err(check::shape_error(("input", input), "[N, C, ...] for a softmax over the classes"));
-        }
+        let fits = activating.activation() != Activation::Softmax || input.dim() >= 2;
+        check::shape(("input", input), fits, "[N, C, ...] for a softmax over the classes")?;
         let target = f_one_channel(("target", target), input, kind)?;
         let valid_target = f_check_masks(&target, None, self.invalid_values)?;
         let (input, valid_input) = activating.f_probabilities(&input.f_to_kind(kind)?, self.invalid_values)?;
@@ -116,19 +126,6 @@ impl Loss for MccLoss {
             move |[input, target]: [&Tensor; 2]| loss.f_composite(&input.f_to_kind(wide)?, &target.f_to_kind(wide)?);
         let loss = f_embedding(Formula { eps: self.eps }, rows, Reduction::Sum, composite)?;
         f_poison(loss.f_to_kind(input_kind)?, &[valid_input, valid_target])
-    }
-}
-
-impl MccLoss {
-    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        let (not_input, not_target) = (input.f_rsub_number(1)?, target.f_rsub_number(1)?);
-        let (tp, tn) = (self.f_count(input, target)?, self.f_count(&not_input, &not_target)?);
-        let (fp, fn_) = (self.f_count(input, &not_target)?, self.f_count(&not_input, target)?);
-        let covariance = tp.f_mul(&tn)?.f_sub(&fp.f_mul(&fn_)?)?;
-        let predicted = tp.f_add(&fp)?.f_mul(&tn.f_add(&fn_)?)?.f_sqrt()?;
-        let actual = tp.f_add(&fn_)?.f_mul(&tn.f_add(&fp)?)?.f_sqrt()?;
-        let correlation = covariance.f_div(&predicted.f_mul(&actual)?)?;
-        Ok(correlation.f_rsub_number(1)?)
     }
 }
 

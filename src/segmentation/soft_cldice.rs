@@ -9,10 +9,11 @@ use crate::numeric::{f_ratio, f_reals, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
 crate::options::options! {
-/// The soft clDice loss: how little the centre lines of prediction and target lie within each other.
+/// The soft clDice loss: how little of the centre line of the prediction lies within the target, and the other way
+/// round.
 ///
-/// It rewards the connection of thin structures such as vessels, roads and nerves, where a gap of one pixel costs a
-/// loss of overlap nearly nothing. The centre lines are soft skeletons, made by repeated erosion. Use it with a loss of
+/// It rewards the connection of thin structures such as vessels, roads and nerves, in which a gap of one pixel hardly
+/// changes a loss of overlap. The centre lines are soft skeletons, made by repeated erosion. Use it with a loss of
 /// overlap, as [`SoftDiceClDiceLoss`](crate::SoftDiceClDiceLoss) does.
 ///
 /// # Formula
@@ -33,8 +34,8 @@ crate::options::options! {
 ///
 /// * `input`: `[N, C, d₁, d₂]` or `[N, C, d₁, d₂, d₃]`; probabilities, or logits with an
 ///   [`activation`](SoftClDiceLoss::activation)
-/// * `target`: that of `input`, masks of any kind of real numbers or Booleans; or the same without C, of any integer
-///   kind, for class indices
+/// * `target`: `[N, C, d₁, d₂]` or `[N, C, d₁, d₂, d₃]`, masks of any kind of real numbers or Booleans; or
+///   `[N, d₁, d₂]` or `[N, d₁, d₂, d₃]`, of any integer kind, for class indices
 /// * result: scalar; with [`Reduction::None`] one loss for each group, `[N]`
 ///
 /// # Reference
@@ -44,9 +45,9 @@ crate::options::options! {
 ///
 /// # A full target
 ///
-/// A target that is everywhere has no edge that could be eroded, and so no centre line. As in MONAI, a prediction that
-/// is nowhere then costs next to nothing: both ratios are the smoothing divided by itself.
-/// [`SoftDiceClDiceLoss`](crate::SoftDiceClDiceLoss) with an α below 1 makes it cost.
+/// A target that fills the whole image has no edge that could be eroded, and so no centre line. As in MONAI, an empty
+/// prediction then has a loss near 0, because both ratios are the smoothing divided by itself.
+/// [`SoftDiceClDiceLoss`](crate::SoftDiceClDiceLoss) with an α below 1 avoids that.
 ///
 /// # Differences from MONAI
 ///
@@ -81,11 +82,12 @@ crate::options::options! {
 /// ```
 #[doc(alias = "SoftclDiceLoss")]
 #[doc(alias = "clDice")]
+#[doc(alias = "centerline dice")]
 pub struct SoftClDiceLoss: "soft_cldice";
 
 /// The loss with MONAI's defaults.
 new {
-    /// how often is eroded: at least half the width of the widest structure.
+    /// how many times the masks are eroded: at least half the width of the widest structure.
     #[doc(alias = "iter_")]
     iterations: usize = 3,
     /// what is added to the numerators of precision and sensitivity, at least 0.
@@ -99,7 +101,7 @@ new {
     /// which pixels and classes are summed into one loss.
     grouping: Grouping = Grouping::Sample,
     /// what a class does that is out of range, or a mask or an input without activation that is not in \[0, 1\].
-    pub(super) invalid_values: InvalidValues = InvalidValues::Error,
+    pub(super) invalid_values: InvalidValues = InvalidValues::default(),
     /// the reduction over the groups.
     reduction: Reduction = Reduction::Mean,
     ..activation_option,
@@ -113,8 +115,7 @@ impl SoftClDiceLoss {
         input: &Tensor,
         target: &Tensor,
     ) -> Result<(Tensor, Tensor, [Validity; 2]), LossError> {
-        check::devices(&[("input", input), ("target", target)])?;
-        check::floating(("input", input))?;
+        check::arguments(input, target)?;
         self.f_check_options()?;
         let shape = input.size();
         if !matches!(shape.len(), 4 | 5) || shape[1..].contains(&0) {

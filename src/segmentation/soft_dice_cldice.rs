@@ -6,7 +6,7 @@ use crate::kernels::NumberOperations;
 use crate::{InvalidValues, Loss, LossError, Reduction, check};
 
 crate::options::options! {
-/// The Dice loss and the soft clDice loss, added up: overlap and connection.
+/// Dice loss plus soft clDice loss: the overlap of regions, and the connection of thin structures.
 ///
 /// The usual way to use [`SoftClDiceLoss`]: the Dice loss finds the region, clDice keeps thin structures connected.
 /// Both share one activation.
@@ -21,8 +21,8 @@ crate::options::options! {
 ///
 /// * `input`: `[N, C, d₁, d₂]` or `[N, C, d₁, d₂, d₃]`; probabilities, or logits with an
 ///   [`activation`](SoftDiceClDiceLoss::activation)
-/// * `target`: that of `input`, masks of any kind of real numbers or Booleans; or the same without C, of any integer
-///   kind, for class indices
+/// * `target`: `[N, C, d₁, d₂]` or `[N, C, d₁, d₂, d₃]`, masks of any kind of real numbers or Booleans; or
+///   `[N, d₁, d₂]` or `[N, d₁, d₂, d₃]`, of any integer kind, for class indices
 /// * result: scalar
 ///
 /// # Reference
@@ -62,7 +62,7 @@ pub struct SoftDiceClDiceLoss: "soft_dice_cldice";
 new {
     /// the share of clDice, in \[0, 1\].
     alpha: f64 = 0.5,
-    /// how often is eroded: at least half the width of the widest structure.
+    /// how many times the masks are eroded: at least half the width of the widest structure.
     #[doc(alias = "iter_")]
     iterations: usize = 3,
     /// what is added to the numerators of both losses, at least 0.
@@ -74,7 +74,7 @@ new {
     /// whether class 0 counts.
     include_background: bool = true,
     /// what a class does that is out of range, or a mask or an input without activation that is not in \[0, 1\].
-    invalid_values: InvalidValues = InvalidValues::Error,
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// the reduction of both losses, not [`Reduction::None`].
     reduction: Reduction = Reduction::Mean,
     ..activation_option,
@@ -95,7 +95,7 @@ impl Loss for SoftDiceClDiceLoss {
     crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
-        check::option("alpha", self.alpha, (0.0..=1.0).contains(&self.alpha), "a number in [0, 1]")?;
+        check::share("alpha", self.alpha)?;
         check::option("reduction", "None", self.reduction != Reduction::None, "Mean or Sum")?;
         self.cldice().f_check_options()
     }
@@ -105,7 +105,7 @@ impl Loss for SoftDiceClDiceLoss {
         let cldice = self.cldice();
         let (probabilities, masks, validity) = cldice.f_masks(input, target)?;
         let dice = DiceLoss::new().smooth_nr(self.smooth_nr).smooth_dr(self.smooth_dr).reduction(self.reduction);
-        // What the masks and probabilities are has been looked at.
+        // Masks and probabilities were checked before.
         let dice = dice.activation(Activation::None).invalid_values(self.invalid_values);
         let dice = dice.f_forward(&probabilities, &masks)?.f_mul_number(1.0 - self.alpha)?;
         let loss = dice.f_add(&cldice.f_of_masks(&probabilities, &masks)?.f_mul_number(self.alpha)?)?;

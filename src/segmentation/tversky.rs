@@ -1,8 +1,7 @@
 use tch::Tensor;
 
 use super::activation::activation;
-use super::compound::Overlap;
-use super::region::{RegionLoss, Regions, Score, Sizes, region_options, score_options};
+use super::region::{RegionLoss, Regions, Score, loss_of_regions, region_options, score_options, with_regions};
 use crate::{Loss, LossError};
 
 crate::options::options! {
@@ -24,11 +23,9 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// Those of [`DiceLoss`](crate::DiceLoss):
-///
 /// * `input`: `[N, C]` or `[N, C, d₁, …, dₖ]`
-/// * `target`: the same without C, of any integer kind, for class indices; or that of `input`, of any real kind or
-///   Boolean, for masks or probabilities
+/// * `target`: `[N]` or `[N, d₁, …, dₖ]`, of any integer kind, for class indices; or `[N, C]` or `[N, C, d₁, …, dₖ]`,
+///   of any real kind or Boolean, for masks or probabilities
 /// * `weight`: `[C]`
 /// * result: scalar, or one value for each region with [`Reduction::None`](crate::Reduction::None)
 ///
@@ -68,6 +65,7 @@ crate::options::options! {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[doc(alias = "tversky_loss")]
+#[doc(alias = "tversky_index")]
 pub struct TverskyLoss: "tversky";
 
 /// The Tversky loss with MONAI's defaults.
@@ -83,35 +81,15 @@ new {
 }
 
 impl RegionLoss for TverskyLoss {
-    fn regions(&self) -> &Regions {
-        &self.regions
-    }
+    with_regions!();
 
-    fn with_regions(&self, regions: Regions) -> Overlap {
-        TverskyLoss { regions, ..*self }.into()
-    }
-
-    fn f_check_own(&self) -> Result<(), LossError> {
-        Score::f_tversky(self.alpha, self.beta).map(drop)
-    }
-
-    fn f_of_sizes(&self, sizes: &Sizes) -> Result<Tensor, LossError> {
-        let score = Score::f_tversky(self.alpha, self.beta)?;
-        self.regions.f_finish(&self.regions.f_loss_of(sizes, score, sizes.kind)?, sizes)
+    fn f_score(&self) -> Result<Score, LossError> {
+        Score::f_tversky(self.alpha, self.beta)
     }
 }
 
 impl Loss for TverskyLoss {
-    crate::option_tensors::with_tensors!();
-
-    fn f_check_options(&self) -> Result<(), LossError> {
-        Score::f_tversky(self.alpha, self.beta)?;
-        self.regions.f_check_numbers()
-    }
-
-    fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        self.f_of_input(input, target)
-    }
+    loss_of_regions!();
 }
 
 #[cfg(test)]

@@ -6,23 +6,24 @@ use crate::numeric::wide_kind;
 use crate::{Loss, LossError, check};
 
 crate::options::options! {
-/// Two views of a batch agree feature by feature, and no feature repeats another.
+/// The Barlow Twins loss: each feature should be the same in two views of a batch, and no two features should be
+/// correlated.
 ///
 /// For self-supervised learning without negative examples, momentum encoders or stopped gradients: what keeps the
-/// representation from collapsing is that its features are decorrelated. It likes wide projections.
+/// representation from collapsing is that its features are decorrelated. It works best with many features.
 /// [`VicRegLoss`](crate::VicRegLoss) asks the same of the views separately, without a batch normalisation.
 ///
 /// # Formula
 ///
 /// ℓ = Σᵢ (Cᵢᵢ − 1)² + λ Σᵢ Σⱼ≠ᵢ Cᵢⱼ², C = 1/N · Âᵀ B̂
 ///
-/// where A and B are the views, Â and B̂ the same with each feature normalised over the batch,
-/// (a − mean a) / √(var a + 10⁻⁵), and λ is the weight of the redundancy. It makes no difference which view is the input.
+/// where A and B are the views, Â and B̂ are the views with each feature normalised over the batch, (a − mean a) /
+/// √(var a + 10⁻⁵), and λ is the weight of the redundancy. It makes no difference which view is the input.
 ///
 /// # Shapes
 ///
 /// * `input`: `[N, D]`, of at least two rows
-/// * `target`: that of `input`
+/// * `target`: `[N, D]`
 /// * result: scalar
 ///
 /// # Reference
@@ -31,10 +32,10 @@ crate::options::options! {
 ///
 /// # Differences from lightly
 ///
-/// * Half precision is computed in single precision, the product of the views too, which takes twice the time: lightly's
-///   gradient in bf16 is some percent off.
-/// * An empty batch is an error, as one of a single row is; lightly's loss of it is NaN.
-/// * There is no gathering over processes.
+/// * Half precision is computed in single precision, the product of the views too, which takes twice the time:
+///   lightly's gradient in bf16 is some percent off.
+/// * An empty batch is an error, as a single row is; lightly's loss of an empty batch is NaN.
+/// * Views of other processes are not gathered.
 ///
 /// # Errors
 ///
@@ -47,12 +48,12 @@ crate::options::options! {
 /// use tch::Tensor;
 /// use tch_losses::{BarlowTwinsLoss, Loss};
 ///
-/// // Two features that are independent over the batch, seen alike in both views.
+/// // Two features that are independent over the batch and equal in both views.
 /// let view = Tensor::from_slice(&[1.0, 1.0, 1.0, -1.0, -1.0, 1.0, -1.0, -1.0]).view([4, 2]);
 /// let same = BarlowTwinsLoss::new().f_forward(&view, &view)?;
 /// assert!(f64::try_from(same)? < 1e-9);
 ///
-/// // With its features swapped, each is alike to the other one alone: 2 · (0 − 1)² + 2 · λ · 1².
+/// // With the features of one view swapped, each feature is equal to the other one: 2 · (0 − 1)² + 2 · λ · 1².
 /// let swapped = view.flip([1]).set_requires_grad(true);
 /// let loss = BarlowTwinsLoss::new().lambda_param(0.5).f_forward(&view, &swapped)?;
 /// loss.f_backward()?;
@@ -61,6 +62,7 @@ crate::options::options! {
 /// ```
 #[derive(Copy, PartialEq)]
 #[doc(alias = "Barlow Twins")]
+#[doc(alias = "redundancy reduction")]
 pub struct BarlowTwinsLoss: "barlow_twins";
 
 /// The loss with lightly's defaults, which are the paper's.
@@ -74,14 +76,13 @@ impl Loss for BarlowTwinsLoss {
     crate::option_tensors::with_tensors!();
 
     fn f_check_options(&self) -> Result<(), LossError> {
-        check::option("lambda_param", self.lambda_param, self.lambda_param.is_finite(), "a finite number")
+        check::finite("lambda_param", self.lambda_param)
     }
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         views(("input", input), ("target", target))?;
-        if !matches!(input.size()[..], [rows, _] if rows >= 2) {
-            return Err(check::shape_error(("input", input), "[N, D] with at least two rows"));
-        }
+        let fits = matches!(input.size()[..], [rows, _] if rows >= 2);
+        check::shape(("input", input), fits, "[N, D] with at least two rows")?;
         self.f_check_options()?;
         let (a, b) = (f_normalized(input)?, f_normalized(target)?);
         let product = a.f_transpose(0, 1)?.f_matmul(&b)?;
@@ -101,10 +102,10 @@ impl BarlowTwinsLoss {
     }
 }
 
-/// Squared deviations of correlations from 1 on the diagonal, and from 0 beside it.
+/// The squared differences of the correlations from 1 on the diagonal and from 0 elsewhere.
 #[derive(Clone, Copy)]
 struct Deviations {
-    /// Makes correlations of products.
+    /// The number that products are divided by to become correlations.
     scale: f64,
     lambda: f64,
 }

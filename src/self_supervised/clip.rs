@@ -6,22 +6,23 @@ use crate::numeric::f_positions;
 use crate::{CrossEntropyLoss, Loss, LossError, Reduction, check};
 
 crate::options::options! {
-/// Each image finds its text among those of the batch, and each text its image.
+/// The CLIP loss: cross entropy of finding, among the batch, the text of each image and the image of each text.
 ///
-/// For models that embed images and texts, or any two modalities, in one space. A softmax over the batch makes it depend on
-/// large batches; [`SigLipLoss`](crate::SigLipLoss), which decides about each pair by itself, does so less.
+/// For models that embed images and texts, or any two modalities, in one space. Its softmax over the batch needs large
+/// batches; [`SigLipLoss`](crate::SigLipLoss), which decides about each pair by itself, works with smaller ones.
 ///
 /// # Formula
 ///
 /// ℓₙ = ½ (CE(L\[n, ·\], n) + CE(L\[·, n\], n)), L\[i, j\] = s · cos(xᵢ, yⱼ)
 ///
 /// where x are the embeddings of the images, y those of the texts, s is the scale of the logits, the inverse of a
-/// temperature, and CE(l, n) = log Σⱼ exp(lⱼ) − lₙ. Label smoothing is that of [`CrossEntropyLoss`](crate::CrossEntropyLoss).
+/// temperature, and CE(l, n) = log Σⱼ exp(lⱼ) − lₙ. Label smoothing is that of
+/// [`CrossEntropyLoss`](crate::CrossEntropyLoss).
 ///
 /// # Shapes
 ///
 /// * `image`: `[N, D]`
-/// * `text`: that of `image`, row by row its texts
+/// * `text`: `[N, D]`; row n is the text of the image n
 /// * `logit_scale`: a tensor of one element, or a number
 /// * result: scalar, or `[N]` with [`Reduction::None`]
 ///
@@ -30,7 +31,7 @@ crate::options::options! {
 /// Figure 3 of Radford et al., CLIP, <https://arxiv.org/abs/2103.00020>. There, as in most models, the parameter is the
 /// logarithm of the scale, from ln(1/0.07) on: pass its exponential, clamped to at most 100.
 ///
-/// An embedding of zeros has no direction: its cosines are 0, with first and second derivatives of 0.
+/// An embedding of zeros has no direction: all its cosines are 0, and so are their first and second derivatives.
 ///
 /// # Errors
 ///
@@ -53,13 +54,14 @@ crate::options::options! {
 ///
 /// // Each logit is 1/0.07 for the own text, and 0 for the other one.
 /// assert!((f64::try_from(&loss)? - (-1.0 / 0.07_f64).exp().ln_1p()).abs() < 1e-12);
-/// // A temperature that is not learnt.
+/// // A fixed temperature.
 /// ClipLoss::new().f_forward(&image, &text, 1.0 / 0.07)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Copy, PartialEq)]
 #[doc(alias = "CLIP")]
 #[doc(alias = "InfoNCE")]
+#[doc(alias = "contrastive language image")]
 pub struct ClipLoss;
 
 /// The loss of the paper.
@@ -85,25 +87,19 @@ impl ClipLoss {
         logit_scale: impl Into<LogitParameter<'a>>,
     ) -> Result<Tensor, LossError> {
         pairs(image, text)?;
-        let smoothing = self.label_smoothing;
-        check::option("label_smoothing", smoothing, (0.0..=1.0).contains(&smoothing), "a number in [0, 1]")?;
+        check::share("label_smoothing", self.label_smoothing)?;
         let similarities = f_similarities(image, text, self.normalize)?;
         let logits = similarities.f_mul(&logit_scale.into().f_like("logit_scale", &similarities)?)?;
         let own = f_positions(image.size()[0], (Kind::Int64, image.device()))?;
-        let entropy = CrossEntropyLoss::new().label_smoothing(smoothing).reduction(self.reduction);
+        let entropy = CrossEntropyLoss::new().label_smoothing(self.label_smoothing).reduction(self.reduction);
         let of_images = entropy.f_forward(&logits, &own)?;
         let of_texts = entropy.f_forward(&logits.f_transpose(0, 1)?, &own)?;
         Ok(of_images.f_add(&of_texts)?.f_mul_number(0.5)?.f_to_kind(image.f_kind()?)?)
     }
 
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward<'a>(&self, image: &Tensor, text: &Tensor, logit_scale: impl Into<LogitParameter<'a>>) -> Tensor {
-        crate::loss::expect(self.f_forward(image, text, logit_scale))
-    }
+    crate::loss::or_panic! { "Computes the loss", forward['a] as f_forward(
+        image: &Tensor, text: &Tensor, logit_scale: impl Into<LogitParameter<'a>>
+    ) -> Tensor }
 }
 
 #[cfg(test)]

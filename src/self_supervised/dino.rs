@@ -23,7 +23,7 @@ new {
     warmup_teacher_temp_epochs: i64 = 30,
     /// the temperature of the student, > 0.
     student_temp: f64 = 0.1,
-    /// the share of the centre, in \[0, 1\], that an update leaves.
+    /// the share of the old centre in the new one, in \[0, 1\], when it is updated.
     center_momentum: f64 = 0.9,
 }
 }
@@ -41,32 +41,33 @@ impl DinoConfig {
     }
 }
 
-/// A student predicts, from each view of an image, what its teacher says of the other views.
+/// The DINO loss: a student predicts, from each view of an image, what its teacher predicts for the other views.
 ///
-/// For self-supervised learning by distillation, mostly of vision transformers: the teacher is a moving average of the student
-/// and sees the large crops alone, the student sees all. What keeps the two from collapsing is that the teacher's outputs are
-/// sharpened, by a low temperature, and centred. Without a teacher of its own kind choose
-/// [`BarlowTwinsLoss`](crate::BarlowTwinsLoss) or [`VicRegLoss`](crate::VicRegLoss).
+/// For self-supervised learning by distillation, mostly of vision transformers: the teacher is a moving average of the
+/// student and sees the large crops alone, the student sees all. The teacher's outputs are sharpened, by a low
+/// temperature, and centred, which keeps the two from collapsing. Without a teacher that is a copy of the student
+/// choose [`BarlowTwinsLoss`](crate::BarlowTwinsLoss) or [`VicRegLoss`](crate::VicRegLoss).
 ///
 /// # Formula
 ///
 /// ℓ = 1/(K·B) Σₜ Σₛ≠ₜ Σₙ −⟨softmax((Tₜₙ − c) / τₜ), log softmax(Sₛₙ / τₛ)⟩
 ///
-/// where Tₜ and Sₛ are the outputs of teacher and student for the views t and s, of B images each, K is the number of pairs of
-/// different views, τₜ and τₛ are the temperatures and c is the centre. An update makes it m c + (1 − m) mean T, over views and
-/// images, with the momentum m.
+/// where Tₜ and Sₛ are the outputs of teacher and student for the views t and s, of B images each, K is the number of
+/// pairs of different views, τₜ and τₛ are the temperatures and c is the centre. An update makes it m c + (1 − m) mean
+/// T, over views and images, with the momentum m.
 ///
-/// The centre is state, and a call of the loss does not change it: call [`update_center`](Self::update_center) once for each
-/// step of the training, after the loss.
+/// The centre is a state of the loss, which a call does not change: call [`update_center`](Self::update_center) once
+/// for each step of the training, after the loss.
 ///
 /// # Shapes
 ///
 /// * `teacher_out`: one `[B, D]` for each view of the teacher, the large crops
-/// * `student_out`: one `[B, D]` for each view of the student; the first ones are those of the teacher, in the same order
+/// * `student_out`: one `[B, D]` for each view of the student; the first ones are those of the teacher, in the same
+///   order
 /// * result: scalar
 ///
-/// The one variable on the path is `center`, `[1, 1, D]`, the name of lightly's state dict; it is saved and loaded and not
-/// trained. It is 0 in the beginning.
+/// The one variable on the path is `center`, `[1, 1, D]`, the name of lightly's state dict; it is saved and loaded and
+/// not trained. It is 0 in the beginning.
 ///
 /// # Reference
 ///
@@ -74,17 +75,19 @@ impl DinoConfig {
 ///
 /// # Differences from lightly
 ///
-/// * Half precision is computed in single precision, and temperatures are in double precision; lightly rounds them to single.
-/// * A call leaves the centre alone. lightly's updates it, in an evaluation, too.
+/// * Half precision is computed in single precision, and temperatures are in double precision; lightly rounds them to
+///   single.
+/// * A call does not change the centre; lightly's updates it, in an evaluation, too.
 /// * Outputs of an empty batch do not update the centre, but are an error; lightly's centre becomes NaN.
-/// * There is no gathering over processes.
+/// * Views of other processes are not gathered.
 ///
 /// As in lightly, a gradient flows to the teacher unless its outputs have no graph: compute them under `tch::no_grad`.
 ///
 /// # Errors
 ///
 /// [`LossError::Option`] for a temperature that is not positive or a momentum outside \[0, 1\], [`LossError::Shape`],
-/// [`LossError::Kind`] or [`LossError::Device`] for views that do not fit together or leave no pair of different ones.
+/// [`LossError::Kind`] or [`LossError::Device`] for views that do not fit together or if there is no pair of different
+/// views.
 ///
 /// # Example
 ///
@@ -114,7 +117,7 @@ impl DinoConfig {
 #[doc(alias = "DINO")]
 #[must_use]
 pub struct DinoLoss {
-    /// On the path, so that it is changed in place.
+    /// In place, because it is a variable on the path.
     center: Tensor,
     teacher_temp: f64,
     config: DinoConfig,
@@ -137,26 +140,22 @@ impl DinoLoss {
             check_temperature(option, temperature)?;
         }
         let momentum = config.center_momentum;
-        check::option("center_momentum", momentum, (0.0..=1.0).contains(&momentum), "a number in [0, 1]")?;
+        check::share("center_momentum", momentum)?;
         let center = path.borrow().f_zeros_no_train("center", &[1, 1, output_dim])?;
         Ok(Self { center, teacher_temp: config.teacher_temp, config })
     }
 
-    /// Creates the centre on `path` as [`f_new`](Self::f_new) does.
-    ///
-    /// # Panics
-    /// Where `f_new` returns an error, with its message.
-    #[track_caller]
-    pub fn new<'a>(path: impl Borrow<nn::Path<'a>>, output_dim: i64, config: DinoConfig) -> Self {
-        crate::loss::expect(Self::f_new(path, output_dim, config))
-    }
+    crate::loss::or_panic! { "Creates the centre on `path`", new['a] as new f_new(
+        path: impl Borrow<nn::Path<'a>>, output_dim: i64, config: DinoConfig
+    ) -> Self }
 
     /// The centre of the teacher's outputs, `[1, 1, D]`.
     pub fn center(&self) -> &Tensor {
         &self.center
     }
 
-    /// Sets the temperature of the teacher to that of an epoch, the first of which is 0. Until then it is the final one.
+    /// Sets the temperature of the teacher to that of an epoch, the first of which is 0. Until then it is the final
+    /// one.
     pub fn set_epoch(&mut self, epoch: i64) {
         self.teacher_temp = self.config.temperature(epoch.max(0));
     }
@@ -180,7 +179,7 @@ impl DinoLoss {
         crate::loss::expect(self.f_set_teacher_temp(teacher_temp));
     }
 
-    /// Computes the loss, with a graph where an argument requires a gradient. The centre stays what it is.
+    /// Computes the loss, with a graph where an argument requires a gradient. The centre does not change.
     ///
     /// # Errors
     /// A [`LossError`] that names the argument at fault.
@@ -213,25 +212,17 @@ impl DinoLoss {
         Ok(loss.f_to_kind(teacher.f_kind()?)?)
     }
 
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward<T: Borrow<Tensor>, S: Borrow<Tensor>>(&self, teacher_out: &[T], student_out: &[S]) -> Tensor {
-        crate::loss::expect(self.f_forward(teacher_out, student_out))
-    }
+    crate::loss::or_panic! { "Computes the loss", forward[T: Borrow<Tensor>, S: Borrow<Tensor>] as
+    f_forward(teacher_out: &[T], student_out: &[S]) -> Tensor }
 
     /// Moves the centre towards the mean of the teacher's outputs.
     ///
     /// # Errors
-    /// A [`LossError`] that names the argument at fault; then the centre stays what it is.
+    /// A [`LossError`] that names the argument at fault; then the centre does not change.
     pub fn f_update_center<T: Borrow<Tensor>>(&mut self, teacher_out: &[T]) -> Result<(), LossError> {
         let _guard = no_grad_guard();
         let teacher = self.f_stack("teacher_out", teacher_out)?;
-        if teacher.size()[1] == 0 {
-            return Err(check::shape_error(("teacher_out", teacher_out[0].borrow()), "a batch that is not empty"));
-        }
+        check::shape(("teacher_out", teacher_out[0].borrow()), teacher.size()[1] != 0, "a batch that is not empty")?;
         let kind = wide_kind(&teacher)?;
         let mean = teacher.f_mean_dim([0_i64, 1].as_slice(), true, kind)?;
         let momentum = self.config.center_momentum;
@@ -271,10 +262,10 @@ impl DinoLoss {
     }
 }
 
-/// Σ p log q of each row of both, where no share of −∞ is 0: that of a feature that is masked.
+/// Σ p log q for each row of `p` with each row of `log_q`. Masked features, with p = 0 and log q = −∞, add 0.
 fn f_agreement(p: &Tensor, log_q: &Tensor) -> Result<Tensor, LossError> {
     let impossible = log_q.f_eq_number(f64::NEG_INFINITY)?;
-    // On the CPU a look saves the second product.
+    // On the CPU a test saves the second product.
     if !log_q.device().is_cuda() && impossible.f_any()?.f_int64_value(&[])? == 0 {
         return Ok(p.f_matmul(&log_q.f_transpose(0, 1)?)?);
     }

@@ -15,17 +15,7 @@ pub enum LogitParameter<'a> {
     Number(f64),
 }
 
-impl<'a> From<&'a Tensor> for LogitParameter<'a> {
-    fn from(parameter: &'a Tensor) -> Self {
-        Self::Tensor(parameter)
-    }
-}
-
-impl From<f64> for LogitParameter<'_> {
-    fn from(parameter: f64) -> Self {
-        Self::Number(parameter)
-    }
-}
+crate::options::from_variants!(LogitParameter<'a>: &'a Tensor => Tensor, f64 => Number);
 
 impl LogitParameter<'_> {
     /// A scalar of the kind and on the device of `logits`.
@@ -42,11 +32,9 @@ impl LogitParameter<'_> {
         };
         check::devices(&[("image", logits), (name, parameter)])?;
         check::floating((name, parameter))?;
-        if parameter.numel() != 1 {
-            return Err(check::shape_error((name, parameter), "one element"));
-        }
+        check::shape((name, parameter), parameter.numel() == 1, "one element")?;
         let parameter = parameter.f_reshape([0_i64; 0])?;
-        // Elsewhere a look at the number would wait for the device.
+        // Only on the CPU, because on another device reading the number would wait for it.
         if parameter.device() == Device::Cpu && kind != parameter.f_kind()? {
             let number = parameter.f_double_value(&[])?;
             if number.is_finite() && number.abs() > f64::from(f32::MAX) {
@@ -58,14 +46,11 @@ impl LogitParameter<'_> {
     }
 }
 
-/// The embeddings of images and of their texts are rows of one kind, one text for each image.
+/// Checks that the embeddings of images and of their texts are rows of one kind, with one text for each image.
 pub(super) fn pairs(image: &Tensor, text: &Tensor) -> Result<(), LossError> {
     let (image, text) = (("image", image), ("text", text));
     super::views(image, text)?;
-    if !matches!(image.1.size()[..], [_, features] if features > 0) {
-        return Err(check::shape_error(image, "[N, D] with D > 0"));
-    }
-    Ok(())
+    check::shape(image, matches!(image.1.size()[..], [_, features] if features > 0), "[N, D] with D > 0")
 }
 
 /// The similarity of each image to each text, `[N, N]`, at least in single precision.

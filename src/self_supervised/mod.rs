@@ -1,4 +1,21 @@
 //! Losses of representations that are learnt without labels, and of pairs of images and texts.
+//!
+//! Of two views of a sample: [`BarlowTwinsLoss`] and [`VicRegLoss`] need neither negatives nor a teacher,
+//! [`NegativeCosineSimilarity`] is that of SimSiam and BYOL, [`DinoLoss`] has a teacher. SimCLR's is `NtXentLoss` of
+//! the family `metric`. [`SigLipLoss`] of images and texts is better than [`ClipLoss`] with small batches.
+//!
+//! # Self-supervised, images and texts
+//!
+//! These need the feature `self-supervised`.
+//!
+//! | loss | for | original | arguments |
+//! |---|---|---|---|
+//! | [`BarlowTwinsLoss`] | two views, by the correlation of features | `lightly.loss.BarlowTwinsLoss` | `input, target` |
+//! | [`VicRegLoss`] | two views, whose features vary | `lightly.loss.VICRegLoss` | `input, target` |
+//! | [`NegativeCosineSimilarity`] | a prediction of the other view: SimSiam, BYOL | `lightly.loss.NegativeCosineSimilarity` | `input, target` |
+//! | [`DinoLoss`] | a student and a teacher of several views | `lightly.loss.DINOLoss` | lists of views |
+//! | [`ClipLoss`] | images and texts, by a softmax | CLIP paper | `image, text, logit_scale` |
+//! | [`SigLipLoss`] | images and texts, by a sigmoid for each pair | SigLIP paper | `image, text, logit_scale, logit_bias` |
 
 mod barlow_twins;
 mod clip;
@@ -22,7 +39,7 @@ use crate::LossError;
 use crate::check::{self, Named};
 use crate::kernels::{Counted, Hard, NumberOperations, PairLabels, PairTerms, f_pairs};
 
-/// The two views are of one shape and of one floating kind.
+/// Checks that the two views have one shape and one floating kind.
 fn views(input: Named, target: Named) -> Result<(), LossError> {
     check::devices(&[input, target])?;
     check::floating(input)?;
@@ -40,8 +57,8 @@ fn f_without_diagonal(matrices: &Tensor) -> Result<Tensor, LossError> {
     Ok(matrices.f_masked_fill_number(&diagonal, 0)?)
 }
 
-/// The sum of the terms of the elements of `matrices` `[…, D, D]`, of one formula on their diagonals and of another beside them, by
-/// the engine with both or by the `composite`, whose result is of this `kind`.
+/// The sum of the terms of the elements of `matrices` `[…, D, D]`, where the diagonals have a term of their own. It is
+/// computed by the engine with the `formula`, or by the `composite`, whose result is converted to this `kind`.
 fn f_diagonal_and_others<F, C>(formula: F, matrices: &Tensor, kind: Kind, composite: C) -> Result<Tensor, LossError>
 where
     F: PairTerms,

@@ -4,13 +4,13 @@ use super::views;
 use crate::kernels::NumberOperations;
 use crate::metric::angle::{Angle, AngleLoss};
 use crate::numeric::f_widely;
-use crate::{Loss, LossError, MeanParts, Reduction, check};
+use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
-/// The negative cosine of a prediction and what it is to predict: −1 where they point the same way.
+/// The negative cosine similarity of a prediction and its target: −1 where they have the same direction.
 ///
-/// For self-supervised learning by prediction of one view from the other, as in SimSiam and BYOL. What keeps these from
-/// collapsing is that no gradient flows through the target: pass it detached, and add the loss with the views swapped. For
+/// For self-supervised learning by prediction of one view from the other, as in SimSiam and BYOL. No gradient may flow
+/// through the target, or the representations collapse: pass it detached, and add the loss with the views swapped. For
 /// labelled pairs choose [`CosineEmbeddingLoss`](crate::CosineEmbeddingLoss).
 ///
 /// # Formula
@@ -21,11 +21,11 @@ crate::options::options! {
 ///
 /// # Shapes
 ///
-/// * `input`: `[N, D]`, or of any shape with the given dimension
-/// * `target`: that of `input`
-/// * result: scalar, or the input's shape without that dimension with [`Reduction::None`]
+/// * `input`: `[N, D]`, or any shape `[*]` that has the dimension `dim`
+/// * `target`: `[N, D]` or `[*]`, the same shape
+/// * result: scalar, or with [`Reduction::None`] `[N]`, or `[*]` without the dimension `dim`
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -34,13 +34,14 @@ crate::options::options! {
 /// # Differences from lightly
 ///
 /// * Arguments of different shapes are an error; lightly broadcasts silently.
-/// * A vector of zeros has no direction: its cosine is 0, with first and second derivatives of 0. There its gradient is over ε.
+/// * A vector of zeros has no direction: its cosine is 0, and so are its first and second derivatives; lightly's
+///   gradient there is a quotient by ε.
 /// * Half precision is computed in single precision.
 ///
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Option`] for a dimension that the input does not have, or an `eps` that is no number ≥ 0.
+/// [`LossError::Option`] for a dimension that the input does not have, or an `eps` that is not a number ≥ 0.
 ///
 /// # Example
 ///
@@ -62,6 +63,7 @@ crate::options::options! {
 #[derive(Copy, PartialEq)]
 #[doc(alias = "SimSiam")]
 #[doc(alias = "BYOL")]
+#[doc(alias = "cosine_similarity")]
 pub struct NegativeCosineSimilarity: "negative_cosine_similarity";
 
 /// The loss with lightly's defaults.
@@ -77,6 +79,7 @@ new {
 
 impl Loss for NegativeCosineSimilarity {
     crate::option_tensors::with_tensors!();
+    crate::mean_parts::parts!(unreduced);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::not_negative("eps", self.eps)
@@ -96,19 +99,15 @@ impl Loss for NegativeCosineSimilarity {
         }
         Angle(Formula { eps: self.eps }).f_loss([input, target], self.reduction, composite)
     }
-
-    fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        let unreduced = Self { reduction: Reduction::None, ..*self };
-        MeanParts::f_of_unreduced(&unreduced, input, target)
-    }
 }
 
 impl NegativeCosineSimilarity {
     fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        // A vector of zeros has no direction: any other stands in for it.
+        // A vector of zeros has no direction. It is replaced by ones here, and its cosine by 0 below.
         let f_zero = |vectors: &Tensor| vectors.f_detach()?.f_eq_number(0)?.f_all_dim(self.dim, true);
         let zero = f_zero(input)?.f_logical_or(&f_zero(target)?)?;
-        // Without any the layouts stay what they are, and so do the sums; elsewhere to look would be to wait.
+        // Without such vectors nothing is copied, because a copy may have another layout in memory and so another order
+        // of the sums. On other devices this is not tested, because it would wait for them.
         if zero.device() == Device::Cpu && zero.f_any()?.f_int64_value(&[])? == 0 {
             let similarity = Tensor::f_cosine_similarity(input, target, self.dim, self.eps)?;
             return Ok(self.reduction.f_apply(&similarity)?.f_neg()?);
@@ -126,9 +125,10 @@ struct Formula {
 }
 
 impl AngleLoss for Formula {
-    /// A norm that is raised to ε has the slope of the norm all the same, as in PyTorch.
+    /// Where a norm is raised to ε the derivative is still that of the norm, as in PyTorch.
     fn loss(self, [product, square_a, square_b]: [f64; 3], _: f64) -> (f64, [f64; 3]) {
-        // A vector of zeros has no direction, and no slope. NaN has none either, and is kept.
+        // A vector of zeros has no direction, and its derivatives are 0. With NaN in the other vector the result is
+        // NaN.
         if (square_a == 0.0 || square_b == 0.0) && product == 0.0 {
             return (0.0, [0.0; 3]);
         }

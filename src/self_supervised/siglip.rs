@@ -4,11 +4,11 @@ use super::logits::{LogitParameter, f_similarities, pairs};
 use crate::{LossError, Reduction};
 
 crate::options::options! {
-/// For each pair of an image and a text of the batch, whether they belong together.
+/// The SigLIP loss: for each pair of an image and a text of the batch, a binary decision whether they belong together.
 ///
-/// For models that embed images and texts in one space, as [`ClipLoss`](crate::ClipLoss), but with a sigmoid for each pair
-/// in place of a softmax over the batch: better with small batches, and a batch may be cut into pieces. As almost all pairs do
-/// not belong together, it needs the bias, which begins far below 0.
+/// For models that embed images and texts in one space, as [`ClipLoss`](crate::ClipLoss), but with a sigmoid for each
+/// pair in place of a softmax over the batch: it works with smaller batches, and a batch can be computed in pieces.
+/// Almost all pairs do not belong together, which the bias expresses: it begins far below 0.
 ///
 /// # Formula
 ///
@@ -20,16 +20,16 @@ crate::options::options! {
 /// # Shapes
 ///
 /// * `image`: `[N, D]`
-/// * `text`: that of `image`, row by row its texts
+/// * `text`: `[N, D]`; row n is the text of the image n
 /// * `logit_scale`, `logit_bias`: tensors of one element, or numbers
 /// * result: scalar, or `[N]` with [`Reduction::None`]
 ///
 /// # Reference
 ///
-/// Algorithm 1 of Zhai et al., SigLIP, <https://arxiv.org/abs/2303.15343>. There the parameter is the logarithm of the scale,
-/// from ln 10 on: pass its exponential. The bias begins at −10.
+/// Algorithm 1 of Zhai et al., SigLIP, <https://arxiv.org/abs/2303.15343>. There the parameter is the logarithm of the
+/// scale, from ln 10 on: pass its exponential. The bias begins at −10.
 ///
-/// An embedding of zeros has no direction: its cosines are 0, with first and second derivatives of 0.
+/// An embedding of zeros has no direction: all its cosines are 0, and so are their first and second derivatives.
 ///
 /// # Errors
 ///
@@ -91,20 +91,10 @@ impl SigLipLoss {
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(image.f_kind()?)?)
     }
 
-    /// Computes the loss as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward<'a, 'b>(
-        &self,
-        image: &Tensor,
-        text: &Tensor,
-        logit_scale: impl Into<LogitParameter<'a>>,
-        logit_bias: impl Into<LogitParameter<'b>>,
-    ) -> Tensor {
-        crate::loss::expect(self.f_forward(image, text, logit_scale, logit_bias))
-    }
+    crate::loss::or_panic! { "Computes the loss", forward['a, 'b] as f_forward(
+        image: &Tensor, text: &Tensor, logit_scale: impl Into<LogitParameter<'a>>,
+        logit_bias: impl Into<LogitParameter<'b>>
+    ) -> Tensor }
 }
 
 #[cfg(test)]

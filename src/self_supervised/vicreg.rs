@@ -7,12 +7,12 @@ use crate::numeric::wide_kind;
 use crate::{Loss, LossError, MseLoss, Reduction, check};
 
 crate::options::options! {
-/// Variance, invariance, covariance: two views agree, each feature of a view varies over the batch, and no feature follows
-/// another.
+/// The VICReg loss (variance, invariance, covariance): two views should agree, each feature should vary over the batch,
+/// and no two features should be correlated.
 ///
-/// For self-supervised learning without negative examples. As the second and third term look at each view by itself, the two
-/// may come from different networks, or even modalities; [`BarlowTwinsLoss`](crate::BarlowTwinsLoss) needs features that
-/// correspond.
+/// For self-supervised learning without negative examples. As the second and third term take each view by itself, the
+/// two may come from different networks, or even modalities; [`BarlowTwinsLoss`](crate::BarlowTwinsLoss) needs features
+/// that correspond.
 ///
 /// # Formula
 ///
@@ -20,14 +20,14 @@ crate::options::options! {
 ///
 /// v(A) = 1/D Σᵢ max(0, 1 − √(Cov(A)ᵢᵢ + ε)), c(A) = 1/D Σᵢ Σⱼ≠ᵢ Cov(A)ᵢⱼ²
 ///
-/// where A and B are the views, Cov is the covariance of the features over the batch, divided by N − 1, and λ, μ and ν are the
-/// weights of the terms. Views of more dimensions have a loss for each position between batch and features, and the mean
-/// counts. It makes no difference which view is the input.
+/// where A and B are the views, Cov is the covariance of the features over the batch, divided by N − 1, and λ, μ and ν
+/// are the weights of the terms. Views of more dimensions have a loss for each position in the dimensions between batch
+/// and features; the result is the mean over these. It makes no difference which view is the input.
 ///
 /// # Shapes
 ///
 /// * `input`: `[N, D]` or `[N, d₁, …, dₖ, D]`, of at least two samples
-/// * `target`: that of `input`
+/// * `target`: `[N, D]` or `[N, d₁, …, dₖ, D]`, the same shape
 /// * result: scalar
 ///
 /// # Reference
@@ -36,10 +36,10 @@ crate::options::options! {
 ///
 /// # Differences from lightly
 ///
-/// * Half precision is computed in single precision, the products of features too: lightly's gradient in bf16 is some percent
-///   off.
+/// * Half precision is computed in single precision, the products of features too: lightly's gradient in bf16 is some
+///   percent off.
 /// * An ε of 0 is an error, because the gradient of a constant feature would be NaN.
-/// * There is no gathering over processes.
+/// * Views of other processes are not gathered.
 ///
 /// # Errors
 ///
@@ -55,9 +55,9 @@ crate::options::options! {
 /// let varied = Tensor::from_slice(&[2.0, 2.0, 2.0, -2.0, -2.0, 2.0, -2.0, -2.0]).view([4, 2]);
 /// let collapsed = Tensor::ones_like(&varied).set_requires_grad(true);
 ///
-/// // Views that agree, of features that vary and are uncorrelated, cost nothing.
+/// // Views that agree, of features that vary and are uncorrelated, have a loss of 0.
 /// assert_eq!(f64::try_from(VicRegLoss::new().f_forward(&varied, &varied)?)?, 0.0);
-/// // Views that agree because all samples are the same cost μ · (1 − √ε).
+/// // Views that agree because all samples are the same have the loss μ · (1 − √ε).
 /// let loss = VicRegLoss::new().f_forward(&collapsed, &collapsed)?;
 /// loss.f_backward()?;
 /// assert!((f64::try_from(&loss)? - 25.0 * 0.99).abs() < 1e-9);
@@ -65,6 +65,7 @@ crate::options::options! {
 /// ```
 #[derive(Copy, PartialEq)]
 #[doc(alias = "VICReg")]
+#[doc(alias = "vicreg")]
 pub struct VicRegLoss: "vicreg";
 
 /// The loss with lightly's defaults, which are the paper's.
@@ -92,7 +93,7 @@ impl VicRegLoss {
         let centred = view.f_sub(&view.f_mean_dim(0, true, None)?)?;
         let products = f_products(&centred)?;
         let degrees = shape[0] - 1;
-        // The sum of the squares is divided by the features, and averaged over what lies between.
+        // The sum of the squares is divided by the number of features and by the number of matrices.
         let matrices = shape[1..shape.len() - 1].iter().product::<i64>();
         let squares = Squares { degrees: degrees as f64, share: 1.0 / (features * matrices) as f64 };
         let composite = move |products: &Tensor| f_squares(&products.f_div_number(degrees)?, features);
@@ -107,9 +108,9 @@ impl VicRegLoss {
 /// The products of each two features, summed over the batch: `[…, D, D]` of `[N, …, D]`.
 fn f_products(features: &Tensor) -> Result<Tensor, LossError> {
     let einsum = |equation, a: &Tensor, b: &Tensor| Tensor::f_einsum(equation, &[a, b], None::<&[i64]>);
-    // lightly's product, whose rounding the gradients of large features show.
+    // The same product as lightly's: for large features its rounding is visible in the gradients.
     let products = no_grad(|| einsum("b...c,b...d->...cd", features, features))?;
-    // Both factors are the same, so that one product gives the gradient, where autograd makes two.
+    // Both factors are the same tensor, so that one product gives the gradient, where autograd computes two.
     Function::new(&[features]).save(&[features]).f_attach_one(products, move |context| {
         let [features] = context.saved() else { return Ok(vec![None]) };
         let gradient = |grad: Tensor| {
@@ -136,14 +137,14 @@ impl Pointwise<1> for SmallDeviation {
     }
 }
 
-/// The mean of the sums of the squares beside the diagonals, over the features.
+/// The sums of the squares outside the diagonals, divided by the number of features, and their mean over the matrices.
 fn f_squares(covariances: &Tensor, features: i64) -> Result<Tensor, LossError> {
     let squares = f_without_diagonal(covariances)?.f_square()?;
     let sums = squares.f_sum_dim_intlist([-2_i64, -1].as_slice(), false, None)?;
     Ok(sums.f_div_number(features)?.f_mean(None)?)
 }
 
-/// The same squares, of products that are not divided yet.
+/// The same squares, of products that are not yet divided by the degrees of freedom.
 #[derive(Clone, Copy)]
 struct Squares {
     degrees: f64,
@@ -158,7 +159,7 @@ impl PairTerms for Squares {
 
     #[inline(always)]
     fn other<R: Real>(self, product: R) -> (R, R) {
-        // Rounded as lightly's, for the same reason as the product.
+        // Divided in this order, as lightly does, for the same reason as the product.
         let covariance = product / R::of(self.degrees);
         let slope = R::of(2.0) * covariance * R::of(self.share) / R::of(self.degrees);
         (covariance * covariance * R::of(self.share), slope)
@@ -178,9 +179,8 @@ impl Loss for VicRegLoss {
 
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         views(("input", input), ("target", target))?;
-        if !matches!(input.size()[..], [samples, .., _] if samples >= 2) {
-            return Err(check::shape_error(("input", input), "[N, D] or [N, d1, ..., D] with at least two samples"));
-        }
+        let fits = matches!(input.size()[..], [samples, .., _] if samples >= 2);
+        check::shape(("input", input), fits, "[N, D] or [N, d1, ..., D] with at least two samples")?;
         let (lambda, mu, nu) = (self.lambda_param, self.mu_param, self.nu_param);
         self.f_check_options()?;
         let kind = wide_kind(input)?;

@@ -1,3 +1,6 @@
+#[cfg(test)]
+mod tests;
+
 use std::borrow::Borrow;
 
 use tch::{Tensor, nn};
@@ -15,7 +18,7 @@ pub struct AdaptiveLogSoftmaxConfig;
 
 /// PyTorch's defaults.
 new {
-    /// by what the number of features is divided from one cluster to the next.
+    /// the number that the features are divided by from one cluster to the next.
     div_value: f64 = 4.0,
     /// whether the head has a bias.
     head_bias: bool = false,
@@ -24,18 +27,19 @@ new {
 
 /// What [`AdaptiveLogSoftmaxWithLoss`] computes.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct AdaptiveLogSoftmaxOutput {
     /// The log-probability of each target, of the target's shape.
     pub output: Tensor,
-    /// The mean of their negatives, a scalar.
+    /// The loss: the mean of the negative log-probabilities, a scalar.
     pub loss: Tensor,
 }
 
-/// An output layer and its loss for many classes of which few are frequent: the frequent ones get the full layer, the
-/// rare ones clusters of smaller and smaller ones.
+/// Adaptive log-softmax: an output layer and its loss for many classes of which few are frequent. The frequent classes
+/// get the full layer, the rare ones are grouped into clusters with smaller and smaller layers.
 ///
-/// For vocabularies of 10⁵ words and more, where a full softmax takes most of the time: a cluster is only computed for the
-/// rows whose target is in it. The classes must be sorted by frequency, the most frequent one first. Where the full
+/// For vocabularies of 10⁵ words and more, where a full softmax takes most of the time: a cluster is only computed for
+/// the rows whose target is in it. The classes must be sorted by frequency, the most frequent one first. Where the full
 /// softmax fits, [`LinearCrossEntropyLoss`](crate::LinearCrossEntropyLoss) is the exact loss.
 ///
 /// # Formula
@@ -44,33 +48,34 @@ pub struct AdaptiveLogSoftmaxOutput {
 ///
 /// h = softmax(W x + b), tᵢ = softmax(Vᵢ Uᵢ x), loss = −(1/N) Σₙ log p(yₙ)
 ///
-/// where c₁ < c₂ < … are the cutoffs, ended by the number of classes, W and b are the head and Uᵢ and Vᵢ the tail i, with
-/// ⌊D / divⁱ⁺¹⌋ features between them.
+/// where c₁ < c₂ < … are the cutoffs, ended by the number of classes, W and b are the head and Uᵢ and Vᵢ the tail i,
+/// with ⌊D / divⁱ⁺¹⌋ features between them.
 ///
 /// # Shapes
 ///
 /// * `input`: `[N, D]`, or `[D]` for a single row
 /// * `target`: `[N]`, or scalar, of any integer kind
-/// * result: the target's shape for `output`, scalar for `loss`
+/// * result: `[N]`, or scalar for a single row, for `output`; scalar for `loss`
 ///
 /// The variables on the path are `head.weight`, `head.bias` and, for each tail, `tail.{i}.0.weight` and
 /// `tail.{i}.1.weight`: the names of PyTorch's state dict. Their initial values are those of `torch.nn.Linear`.
 ///
 /// # Reference
 ///
-/// `torch.nn.AdaptiveLogSoftmaxWithLoss` of PyTorch 2.13; Grave et al., *Efficient softmax approximation for GPUs*, 2017.
+/// `torch.nn.AdaptiveLogSoftmaxWithLoss` of PyTorch 2.13; Grave et al., *Efficient softmax approximation for GPUs*,
+/// 2017.
 ///
 /// # Differences from PyTorch
 ///
 /// * Targets may be of any integer kind; PyTorch takes `int64` and `int32`.
-/// * `predict` takes inputs `[N, D]` alone; for one with three dimensions PyTorch's looks for the maximum in a dimension
-///   that holds no classes.
+/// * `predict` takes inputs `[N, D]` alone; for an input with three dimensions PyTorch's takes the maximum over a
+///   dimension other than the classes.
 ///
 /// # Errors
 ///
-/// [`LossError::Option`] for cutoffs that do not increase within \[1, n_classes − 1\] or a division that leaves no number
-/// of features, [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit,
-/// [`LossError::Value`] for a class out of range.
+/// [`LossError::Option`] for cutoffs that do not increase within \[1, n_classes − 1\] or a division that leaves no
+/// number of features, [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not
+/// fit, [`LossError::Value`] for a class out of range.
 ///
 /// # Example
 ///
@@ -118,7 +123,7 @@ pub struct AdaptiveLogSoftmaxOutput {
 #[must_use]
 pub struct AdaptiveLogSoftmaxWithLoss {
     in_features: i64,
-    /// The given ones and the number of classes.
+    /// The given cutoffs, followed by the number of classes.
     cutoffs: Vec<i64>,
     head: Linear,
     tail: Vec<[Linear; 2]>,
@@ -160,20 +165,10 @@ impl AdaptiveLogSoftmaxWithLoss {
         Ok(Self { in_features, cutoffs, head, tail })
     }
 
-    /// Creates the variables on `path` as [`f_new`](Self::f_new) does.
-    ///
-    /// # Panics
-    /// Where `f_new` returns an error, with its message.
-    #[track_caller]
-    pub fn new<'a>(
-        path: impl Borrow<nn::Path<'a>>,
-        in_features: i64,
-        n_classes: i64,
-        cutoffs: &[i64],
-        config: AdaptiveLogSoftmaxConfig,
-    ) -> Self {
-        crate::loss::expect(Self::f_new(path, in_features, n_classes, cutoffs, config))
-    }
+    crate::loss::or_panic! { "Creates the variables on `path`", new['a] as new f_new(
+        path: impl Borrow<nn::Path<'a>>, in_features: i64, n_classes: i64, cutoffs: &[i64],
+        config: AdaptiveLogSoftmaxConfig
+    ) -> Self }
 
     /// Computes the log-probability of each target, and the loss.
     ///
@@ -190,14 +185,10 @@ impl AdaptiveLogSoftmaxWithLoss {
         check::devices(&[("input", input), ("target", target), ("head.weight", &self.head.weight)])?;
         check::same_kind(("input", input), ("head.weight", &self.head.weight))?;
         let (shape, batched) = (input.size(), input.dim() == 2);
-        if !(1..=2).contains(&shape.len()) || shape[shape.len() - 1] != self.in_features {
-            let expected = format!("[N, {0}] or [{0}]", self.in_features);
-            return Err(check::shape_error(("input", input), expected));
-        }
+        let fits = (1..=2).contains(&shape.len()) && shape[shape.len() - 1] == self.in_features;
+        check::shape(("input", input), fits, format_args!("[N, {0}] or [{0}]", self.in_features))?;
         let rows = &shape[..shape.len() - 1];
-        if target.size() != rows {
-            return Err(check::shape_error(("target", target), format!("{rows:?}, one class per row of input")));
-        }
+        check::shape(("target", target), target.size() == rows, format_args!("{rows:?}, one class per row of input"))?;
         let target = ClassIndices::f_new(target, self.n_classes(), None, InvalidValues::Error)?.indices;
         let (wide, input) = (self.f_wide()?, f_wide(input)?);
         if batched {
@@ -216,14 +207,8 @@ impl AdaptiveLogSoftmaxWithLoss {
         MeanParts::f_of_losses(&self.f_wide_rows(input, target)?.output.f_neg()?)
     }
 
-    /// Computes the log-probability of each target, and the loss, as [`f_forward`](Self::f_forward) does.
-    ///
-    /// # Panics
-    /// Where `f_forward` returns an error, with its message.
-    #[track_caller]
-    pub fn forward(&self, input: &Tensor, target: &Tensor) -> AdaptiveLogSoftmaxOutput {
-        crate::loss::expect(self.f_forward(input, target))
-    }
+    crate::loss::or_panic! { "Computes the log-probability of each target, and the loss,", forward[] as
+    f_forward(input: &Tensor, target: &Tensor) -> AdaptiveLogSoftmaxOutput }
 
     /// Computes the log-probabilities of all classes, `[N, n_classes]`, for inputs `[N, D]`.
     ///
@@ -235,14 +220,8 @@ impl AdaptiveLogSoftmaxWithLoss {
         Ok(wide.f_full_log_prob(&rows, &wide.head.f_forward(&rows)?)?.f_to_kind(input.f_kind()?)?)
     }
 
-    /// Computes the log-probabilities of all classes as [`f_log_prob`](Self::f_log_prob) does.
-    ///
-    /// # Panics
-    /// Where `f_log_prob` returns an error, with its message.
-    #[track_caller]
-    pub fn log_prob(&self, input: &Tensor) -> Tensor {
-        crate::loss::expect(self.f_log_prob(input))
-    }
+    crate::loss::or_panic! { "Computes the log-probabilities of all classes", log_prob[] as
+    f_log_prob(input: &Tensor) -> Tensor }
 
     /// Finds the most probable class of each row, `[N]`, for inputs `[N, D]`. Clusters are computed only where the head
     /// alone does not decide.
@@ -266,14 +245,7 @@ impl AdaptiveLogSoftmaxWithLoss {
         Ok(best.f_index_copy_(0, &rows, &log_prob.f_argmax(1, false)?)?)
     }
 
-    /// Finds the most probable classes as [`f_predict`](Self::f_predict) does.
-    ///
-    /// # Panics
-    /// Where `f_predict` returns an error, with its message.
-    #[track_caller]
-    pub fn predict(&self, input: &Tensor) -> Tensor {
-        crate::loss::expect(self.f_predict(input))
-    }
+    crate::loss::or_panic!("Finds the most probable classes", predict[] as f_predict(input: &Tensor) -> Tensor);
 
     /// The same layers, in single precision at least.
     fn f_wide(&self) -> Result<Self, LossError> {
@@ -292,7 +264,7 @@ impl AdaptiveLogSoftmaxWithLoss {
 
     fn f_batch(&self, input: &Tensor, target: &Tensor) -> Result<AdaptiveLogSoftmaxOutput, LossError> {
         let mut output = input.f_new_zeros(target.size(), (input.f_kind()?, input.device()))?;
-        // In the head a class of the shortlist stands for itself, and each cluster has one entry behind them.
+        // The head has one entry for each of the frequent classes, followed by one entry for each cluster.
         let mut head_index = target.shallow_clone();
         for (i, [projection, classes]) in self.tail.iter().enumerate() {
             let (low, high) = (self.cutoffs[i], self.cutoffs[i + 1]);
@@ -312,7 +284,7 @@ impl AdaptiveLogSoftmaxWithLoss {
         Ok(AdaptiveLogSoftmaxOutput { output, loss })
     }
 
-    /// `input` has rows that the head takes.
+    /// Checks that `input` has rows with as many features as the head takes.
     fn f_check_rows(&self, input: &Tensor) -> Result<(), LossError> {
         check::devices(&[("input", input), ("head.weight", &self.head.weight)])?;
         check::same_kind(("input", input), ("head.weight", &self.head.weight))?;
@@ -338,7 +310,7 @@ impl AdaptiveLogSoftmaxWithLoss {
     }
 }
 
-/// The value of each row at its index.
+/// For each row the value at its index.
 fn f_pick(rows: &Tensor, index: &Tensor) -> Result<Tensor, LossError> {
     Ok(rows.f_gather(1, &index.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?)
 }
@@ -350,137 +322,4 @@ fn hidden_features(in_features: i64, div_value: f64, cluster: usize) -> Result<i
     let valid = div_value > 0.0 && (0.0..=i64::MAX as f64).contains(&hidden);
     check::option("div_value", div_value, valid, "a number > 0 that leaves a number of features")?;
     Ok(hidden.round() as i64)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use tch::{Device, Kind};
-
-    use super::*;
-    use crate::random;
-
-    fn criterion(vs: &nn::VarStore, config: AdaptiveLogSoftmaxConfig) -> AdaptiveLogSoftmaxWithLoss {
-        AdaptiveLogSoftmaxWithLoss::new(vs.root(), 8, 10, &[3, 6], config)
-    }
-
-    fn randn(shape: &[i64]) -> Tensor {
-        random::randn(shape).to_kind(Kind::Float)
-    }
-
-    #[test]
-    fn a_saved_file_has_pytorchs_names_and_loads() {
-        let config = AdaptiveLogSoftmaxConfig::new().div_value(2.0).head_bias(true);
-        let mut vs = nn::VarStore::new(Device::Cpu);
-        let first = criterion(&vs, config);
-        let file = std::env::temp_dir().join(format!("adaptive-{}.safetensors", std::process::id()));
-        vs.save(&file).unwrap();
-        let input = randn(&[4, 8]);
-        let before = first.log_prob(&input);
-        let saved: BTreeMap<_, _> = Tensor::read_safetensors(&file).unwrap().into_iter().collect();
-        let shapes: Vec<_> = saved.iter().map(|(name, tensor)| (name.as_str(), tensor.size())).collect();
-        let expected = [
-            ("head.bias", vec![5]),
-            ("head.weight", vec![5, 8]),
-            ("tail.0.0.weight", vec![4, 8]),
-            ("tail.0.1.weight", vec![3, 4]),
-            ("tail.1.0.weight", vec![2, 8]),
-            ("tail.1.1.weight", vec![4, 2]),
-        ];
-        assert_eq!(shapes, expected);
-        tch::no_grad(|| vs.trainable_variables().iter_mut().for_each(|variable| _ = variable.zero_()));
-        assert_ne!(first.log_prob(&input), before);
-        vs.load(&file).unwrap();
-        assert_eq!(first.log_prob(&input), before);
-        std::fs::remove_file(file).unwrap();
-    }
-
-    #[test]
-    fn the_initial_values_are_those_of_a_linear_layer() {
-        let vs = nn::VarStore::new(Device::Cpu);
-        let config = AdaptiveLogSoftmaxConfig::new().head_bias(true);
-        let _loss = AdaptiveLogSoftmaxWithLoss::new(vs.root(), 64, 2000, &[1000], config);
-        for (name, bound) in [("head.weight", 0.125), ("head.bias", 0.125), ("tail.0.1.weight", 0.25)] {
-            let largest = f64::try_from(vs.variables()[name].abs().max()).unwrap();
-            assert!((0.95 * bound..=bound).contains(&largest), "{name}: {largest}");
-        }
-    }
-
-    #[test]
-    fn probabilities_sum_to_one_and_agree_with_the_loss_and_the_prediction() {
-        let vs = nn::VarStore::new(Device::Cpu);
-        let criterion = criterion(&vs, AdaptiveLogSoftmaxConfig::new());
-        let input = randn(&[40, 8]) * 20;
-        let log_prob = criterion.log_prob(&input);
-        let sums = log_prob.exp().sum_dim_intlist(1, false, None);
-        assert!(sums.allclose(&sums.ones_like(), 1e-5, 1e-5, false));
-        let target = Tensor::arange(40, (Kind::Int64, Device::Cpu)).remainder(10);
-        for kind in [Kind::Uint8, Kind::Int8, Kind::Int16, Kind::Int, Kind::Int64] {
-            let AdaptiveLogSoftmaxOutput { output, loss } = criterion.forward(&input, &target.to_kind(kind));
-            let picked = log_prob.gather(1, &target.unsqueeze(1), false).squeeze_dim(1);
-            assert!(output.allclose(&picked, 1e-5, 1e-5, false));
-            assert!(loss.allclose(&-picked.mean(None), 1e-5, 1e-5, false));
-        }
-        assert_eq!(criterion.predict(&input), log_prob.argmax(1, false));
-    }
-
-    #[test]
-    fn single_rows_and_empty_batches_work() {
-        let vs = nn::VarStore::new(Device::Cpu);
-        let criterion = criterion(&vs, AdaptiveLogSoftmaxConfig::new());
-        let input = randn(&[1, 8]);
-        for class in [0_i64, 4, 9] {
-            let batch = criterion.forward(&input, &Tensor::from_slice(&[class]));
-            let single = criterion.forward(&input.squeeze_dim(0), &Tensor::from(class));
-            assert_eq!((batch.output.size(), single.output.size()), (vec![1], vec![]));
-            assert_eq!(batch.output.squeeze_dim(0), single.output);
-            assert_eq!(batch.loss, single.loss);
-        }
-        let (input, target) = (randn(&[0, 8]), Tensor::zeros([0], (Kind::Int64, Device::Cpu)));
-        let empty = criterion.forward(&input, &target);
-        assert_eq!(empty.output.size(), [0]);
-        assert!(f64::try_from(empty.loss).unwrap().is_nan());
-        assert_eq!(criterion.log_prob(&input).size(), [0, 10]);
-        assert_eq!(criterion.predict(&input).size(), [0]);
-    }
-
-    #[test]
-    fn wrong_calls_are_named() {
-        let vs = nn::VarStore::new(Device::Cpu);
-        let criterion = criterion(&vs, AdaptiveLogSoftmaxConfig::new());
-        let class = Tensor::from_slice(&[1_i64, 10]);
-        for (input, target, message) in [
-            (&[2, 8][..], &class, "target holds 10, expected classes in [0, 10)"),
-            (&[2, 7], &class, "input has shape [2, 7], expected [N, 8] or [8]"),
-            (&[2, 1, 8], &class, "input has shape [2, 1, 8], expected [N, 8] or [8]"),
-            (&[3, 8], &class, "target has shape [2], expected [3], one class per row of input"),
-            (&[8], &class, "target has shape [2], expected [], one class per row of input"),
-            (&[2, 8], &class.to_kind(Kind::Float), "target has kind Float, expected an integer kind"),
-        ] {
-            assert_eq!(criterion.f_forward(&randn(input), target).unwrap_err().to_string(), message);
-        }
-        let error = criterion.f_log_prob(&randn(&[8])).unwrap_err();
-        assert_eq!(error.to_string(), "input has shape [8], expected [N, 8]");
-        criterion.f_predict(&randn(&[2, 3, 8])).unwrap_err();
-    }
-
-    #[test]
-    fn wrong_options_are_named() {
-        let vs = nn::VarStore::new(Device::Cpu);
-        let config = AdaptiveLogSoftmaxConfig::new();
-        for cutoffs in [&[][..], &[0], &[10], &[3, 3], &[6, 3]] {
-            let error = AdaptiveLogSoftmaxWithLoss::f_new(vs.root(), 8, 10, cutoffs, config).unwrap_err();
-            let expected = "expected at least one number, increasing, each in [1, n_classes - 1] = [1, 9]";
-            assert_eq!(error.to_string(), format!("option cutoffs is {cutoffs:?}, {expected}"));
-        }
-        for div_value in [0.0, -2.0, f64::NAN, 1e-300] {
-            let config = config.div_value(div_value);
-            let error = AdaptiveLogSoftmaxWithLoss::f_new(vs.root(), 8, 10, &[3, 6], config).unwrap_err();
-            assert!(error.to_string().starts_with("option div_value is "), "{error}");
-        }
-        assert_eq!(hidden_features(8, 0.5, 1).unwrap(), 32);
-        assert_eq!(hidden_features(8, f64::INFINITY, 0).unwrap(), 0);
-        assert_eq!(hidden_features(1000, 4.0, 2).unwrap(), 15);
-    }
 }

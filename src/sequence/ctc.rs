@@ -6,10 +6,12 @@ use crate::numeric::f_widely;
 use crate::{InvalidValues, LossError, MeanParts, Reduction, check, kernels};
 
 crate::options::options! {
-/// Connectionist temporal classification: how unlikely a sequence of outputs makes a shorter sequence of labels.
+/// Connectionist temporal classification: the negative log-likelihood of a sequence of labels, given a longer sequence
+/// of outputs.
 ///
-/// For speech and handwriting, where it is known which labels follow each other and not when: it sums over every
-/// alignment in which blanks and repeats are dropped. It takes log-probabilities: apply `log_softmax` before it.
+/// For speech and handwriting, where the order of the labels is known and not their positions: it sums over all
+/// alignments of the labels with the outputs, in which blanks and repeats are dropped. It takes log-probabilities:
+/// apply `log_softmax` before it.
 ///
 /// # Formula
 ///
@@ -31,25 +33,26 @@ crate::options::options! {
 /// `torch.nn.CTCLoss` and `torch.nn.functional.ctc_loss` of PyTorch 2.13; Graves et al., *Connectionist temporal
 /// classification*, 2006.
 ///
-/// As in PyTorch, the gradient is the one with respect to the logits before `log_softmax`: right once it has gone through
-/// `log_softmax`, wrong as the gradient of the log-probabilities themselves. There is no second derivative. The blank is
-/// accepted as a label, as PyTorch accepts it, though the value then means nothing.
+/// As in PyTorch, the gradient is the one with respect to the logits before `log_softmax`: it is right after the
+/// backward pass of `log_softmax`, and wrong as the gradient with respect to the log-probabilities themselves. There is
+/// no second derivative. The blank is accepted as a label, as PyTorch accepts it, though the value then means nothing.
 ///
 /// # Differences from PyTorch
 ///
-/// * Labels, lengths and shapes are checked always. PyTorch writes out of bounds for a label outside \[0, C). Padding is
-///   not looked at. With targets on CUDA the check copies them to the host and so waits for the device; targets may stay
-///   on the CPU instead.
-/// * Numbers above 0 are no log-probabilities and an error, see [`invalid_values`](Self::invalid_values); PyTorch computes
-///   something of raw logits. On CUDA looking for them waits for the device, unless that is set.
+/// * Labels, lengths and shapes are always checked. PyTorch writes out of bounds for a label outside \[0, C). Padding
+///   is not checked. With targets on CUDA the check copies them to the host and so waits for the device; targets may
+///   stay on the CPU instead.
+/// * Numbers above 0 are no log-probabilities and an error, see [`invalid_values`](Self::invalid_values); PyTorch
+///   computes a number without a meaning of raw logits. On CUDA that check waits for the device, unless the option has
+///   another value.
 /// * Half precision is computed in single precision; PyTorch has no kernel for it.
 /// * Targets are integers; PyTorch takes other kinds too and truncates them.
 /// * cuDNN's implementation, which PyTorch takes for some calls on CUDA, is never used.
 ///
 /// # Errors
 ///
-/// [`LossError::Shape`] or [`LossError::Kind`] for tensors that do not fit, [`LossError::Value`] for a label or a length
-/// out of range or a number above 0 as log-probability, [`LossError::Option`] for a blank outside \[0, C).
+/// [`LossError::Shape`] or [`LossError::Kind`] for tensors that do not fit, [`LossError::Value`] for a label or a
+/// length out of range or a number above 0 as log-probability, [`LossError::Option`] for a blank outside \[0, C).
 ///
 /// # Example
 ///
@@ -70,6 +73,7 @@ crate::options::options! {
 /// ```
 #[doc(alias = "nn.CTCLoss")]
 #[doc(alias = "ctc_loss")]
+#[doc(alias = "connectionist temporal classification")]
 pub struct CtcLoss;
 
 /// The CTC loss with PyTorch's defaults.
@@ -79,8 +83,8 @@ new {
     /// whether an infinite loss, and its gradient, is 0 instead. It is infinite where the input is too short for its
     /// target.
     zero_infinity: bool = false,
-    /// what a number above 0 among the log-probabilities does, of which raw logits have many.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    /// how a number above 0 among the log-probabilities is handled: no log-probability is above 0, and raw logits are.
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// the reduction.
     reduction: Reduction = Reduction::Mean,
 }
@@ -102,7 +106,7 @@ impl CtcLoss {
         let targets = self.f_check(log_probs, targets, input_lengths, target_lengths)?;
         let validity = check::f_log_probs(("log_probs", log_probs), self.invalid_values)?;
         let unreduced = self.reduction == Reduction::None;
-        // Of whole sequences, where there is one loss for each: over their steps and classes.
+        // For each sequence, where there is one loss for each: over their steps and classes.
         let validity = if unreduced { validity.f_rows()?.f_all_along(0)? } else { validity };
         let (blank, reduction, zero_infinity) = (self.blank, self.reduction.into(), self.zero_infinity);
         f_widely([log_probs], |[log_probs]| {
@@ -137,7 +141,7 @@ impl CtcLoss {
         ) -> Tensor
     }
 
-    /// The targets as 64-bit integers, once nothing in the call can make libtorch read or write out of bounds.
+    /// Checks all that could make libtorch read or write out of bounds, and returns the targets as 64-bit integers.
     fn f_check(
         &self,
         log_probs: &Tensor,
@@ -178,12 +182,12 @@ impl CtcLoss {
             }
             start += row.unwrap_or(length) as usize;
         }
-        // libtorch reads them again in the backward pass.
+        // Copied, because libtorch reads them again in the backward pass, without a check.
         if log_probs.requires_grad() { kernels::f_own(&targets) } else { Ok(targets) }
     }
 }
 
-/// There is one length per sequence, each in `[0, longest]`.
+/// Checks that there is one length per sequence, each in `[0, longest]`.
 fn lengths(argument: &'static str, lengths: &[i64], sequences: i64, longest: i64, read: &str) -> Result<(), LossError> {
     let count = lengths.len() as i64;
     if count != sequences {

@@ -1,12 +1,13 @@
 use tch::{Kind, Tensor};
 
+use super::Linear;
 use crate::numeric::wide_kind;
 use crate::{LossError, check};
 
-/// The last hidden states of a model and the linear layer that makes logits of them, W x + b.
+/// The last hidden states x of a model and its linear layer, whose logits are W x + b.
 ///
-/// Losses that take it instead of the logits never have all logits in memory: [`LinearPreference`], [`LinearKto`],
-/// [`LinearDistillation`].
+/// Losses that take it instead of the logits compute these in chunks, so that they are never all in memory:
+/// [`LinearPreference`], [`LinearKto`], [`LinearDistillation`].
 ///
 /// [`LinearPreference`]: crate::LinearPreference
 /// [`LinearKto`]: crate::LinearKto
@@ -37,8 +38,8 @@ impl<'a> LinearHead<'a> {
         self
     }
 
-    /// The size V of the vocabulary, once input, weight and bias fit together; `rows` says what the input's shape is
-    /// before its features.
+    /// Checks that input, weight and bias fit together, and returns the size V of the vocabulary. `rows` names the
+    /// dimensions of the input before its features.
     pub(crate) fn f_vocabulary(&self, names: HeadNames, rows: &[&str]) -> Result<i64, LossError> {
         let (input, weight) = ((names[0], self.input), (names[1], self.weight));
         let bias = self.bias.map(|bias| (names[2], bias));
@@ -55,9 +56,8 @@ impl<'a> LinearHead<'a> {
         }
         if let Some(bias) = bias {
             check::same_kind(bias, input)?;
-            if bias.1.size() != [vocabulary] {
-                return Err(check::shape_error(bias, format!("[{vocabulary}], one number per row of {}", names[1])));
-            }
+            let fits = bias.1.size() == [vocabulary];
+            check::shape(bias, fits, format_args!("[{vocabulary}], one number per row of {}", names[1]))?;
         }
         Ok(vocabulary)
     }
@@ -67,23 +67,27 @@ impl<'a> LinearHead<'a> {
         wide_kind(self.input)
     }
 
-    /// The same in that kind: gradients of several uses are added up before they are rounded.
+    /// The layer alone, in this kind.
+    pub(crate) fn f_layer(&self, kind: Kind) -> Result<Linear, LossError> {
+        let bias = self.bias.map(|bias| bias.f_to_kind(kind)).transpose()?;
+        Ok(Linear { weight: self.weight.f_to_kind(kind)?, bias })
+    }
+
+    /// The same head in that kind, so that the gradients of several uses are added before they are rounded.
     pub(crate) fn f_widen(&self) -> Result<WideHead, LossError> {
         let kind = self.f_wide_kind()?;
-        let bias = self.bias.map(|bias| bias.f_to_kind(kind)).transpose()?;
-        Ok(WideHead { input: self.input.f_to_kind(kind)?, weight: self.weight.f_to_kind(kind)?, bias })
+        Ok(WideHead { input: self.input.f_to_kind(kind)?, layer: self.f_layer(kind)? })
     }
 }
 
 /// A [`LinearHead`] of its own tensors, in single precision at least.
 pub(crate) struct WideHead {
     input: Tensor,
-    weight: Tensor,
-    bias: Option<Tensor>,
+    layer: Linear,
 }
 
 impl WideHead {
     pub(crate) fn view(&self) -> LinearHead<'_> {
-        LinearHead { input: &self.input, weight: &self.weight, bias: self.bias.as_ref() }
+        LinearHead { input: &self.input, weight: &self.layer.weight, bias: self.layer.bias.as_ref() }
     }
 }

@@ -1,4 +1,23 @@
-//! Losses of sequences and of large vocabularies.
+//! Losses of sequences and of large vocabularies. They need no feature.
+//!
+//! [`CtcLoss`] where targets are shorter than the input and nobody says where they stand, as in speech. Of a language
+//! model [`LinearCrossEntropy`] is the last layer and the cross entropy in one, without the logits of a whole batch;
+//! [`AdaptiveLogSoftmaxWithLoss`] is for vocabularies of which few words are frequent.
+//!
+//! # Of torch.nn
+//!
+//! | loss | for | original | arguments |
+//! |---|---|---|---|
+//! | [`CtcLoss`] | labels whose places are unknown | `nn.CTCLoss` | `log_probs, targets, input_lengths, target_lengths` |
+//! | [`LinearCrossEntropyLoss`] | a large vocabulary, with the last layer | `nn.LinearCrossEntropyLoss` | `input, target` |
+//! | [`LinearCrossEntropy`] | the same with weights that are passed in | `F.linear_cross_entropy` | `input, linear_weight, target, linear_bias` |
+//! | [`AdaptiveLogSoftmaxWithLoss`] | a large vocabulary whose words are of very different frequency | `nn.AdaptiveLogSoftmaxWithLoss` | `input, target` |
+//!
+//! # Large vocabularies
+//!
+//! | loss | for | original | arguments |
+//! |---|---|---|---|
+//! | [`LinearCrossEntropy`] | the same with a soft cap and a z-loss | `liger_kernel.transformers.LigerFusedLinearCrossEntropyLoss` | `input, linear_weight, target, linear_bias` |
 
 mod adaptive_log_softmax;
 mod ctc;
@@ -18,9 +37,9 @@ use crate::mean_parts::{f_wide, f_wide_option};
 
 /// A linear layer with PyTorch's names and initial values: both uniform in ±1/√in_features.
 #[derive(Debug)]
-struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
+pub(crate) struct Linear {
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Option<Tensor>,
 }
 
 crate::option_tensors::shared_parameters!(Linear { weight, bias });
@@ -39,7 +58,7 @@ impl Linear {
         Ok(Linear { weight: f_wide(&self.weight)?, bias: f_wide_option(&self.bias)? })
     }
 
-    fn f_forward(&self, input: &Tensor) -> Result<Tensor, LossError> {
+    pub(crate) fn f_forward(&self, input: &Tensor) -> Result<Tensor, LossError> {
         Ok(input.f_linear(&self.weight, self.bias.as_ref())?)
     }
 }

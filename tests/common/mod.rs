@@ -1,6 +1,7 @@
 //! What tests share.
 #![allow(dead_code, reason = "no test needs all of it")]
 
+pub mod list;
 pub mod random;
 
 use tch::{Cuda, Device};

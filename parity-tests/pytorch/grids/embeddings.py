@@ -313,6 +313,7 @@ def add_all(suite: Suite) -> None:
     loss(suite, "ContrastiveLoss", margins)
     loss(suite, "NTXentLoss", [{"temperature": 0.5}, {"temperature": 1.0}])
     loss(suite, "SupConLoss", [{"temperature": 0.5}, {"temperature": 1.0}])
+    loss(suite, "NCALoss", [{"softmax_scale": 0.5}, {"softmax_scale": 4.0}])
     loss(suite, "MultiSimilarityLoss", [{"alpha": 1.5, "beta": 10.0}, {"base": 0.1, "beta": 3.0}])
     loss(suite, "CircleLoss", [{"m": 0.25, "gamma": 8.0}, {"gamma": 2.0}], cosine=True)
     loss(suite, "NPairsLoss", [{}], references=False)

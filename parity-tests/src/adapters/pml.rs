@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tch_losses::{
     AnchorReduction, BatchTripletMarginLoss, CircleLoss, ContrastiveLoss, EmbeddingDistance, EmbeddingLoss,
     EmbeddingPairs, EmbeddingReduction, GeneralizedLiftedStructureLoss, LiftedStructureLoss, Loss, MultiSimilarityLoss,
-    NPairsLoss, NtXentLoss, SupConLoss, TripletMining,
+    NPairsLoss, NcaLoss, NtXentLoss, SupConLoss, TripletMining,
 };
 
 use super::Equality::Close;
@@ -30,6 +30,8 @@ pub(super) const ADAPTERS: &[Adapter] = &[
         |arguments| call("CircleLoss", arguments)),
     adapter("NPairsLoss", &["pytorch_metric_learning.losses.NPairsLoss"], EMBEDDINGS, Close,
         |arguments| call("NPairsLoss", arguments)),
+    adapter("NcaLoss", &["pytorch_metric_learning.losses.NCALoss"], EMBEDDINGS, Close,
+        |arguments| call("NCALoss", arguments)),
     adapter("LiftedStructureLoss", &["pytorch_metric_learning.losses.LiftedStructureLoss"], EMBEDDINGS, Close,
         |arguments| call("LiftedStructureLoss", arguments)),
     adapter("GeneralizedLiftedStructureLoss", &["pytorch_metric_learning.losses.GeneralizedLiftedStructureLoss"],
@@ -114,6 +116,12 @@ fn criterion(name: &str, arguments: &mut Arguments) -> Result<Criterion, EvalErr
                 .temperature(arguments.number("temperature", 0.1)?)
                 .distance(distance(arguments, EmbeddingDistance::cosine())?)
                 .reduction(reduction(arguments, MeanNonZero)?),
+        )),
+        "NCALoss" => Any(Box::new(
+            NcaLoss::new()
+                .softmax_scale(arguments.number("softmax_scale", 1.0)?)
+                .distance(distance(arguments, EmbeddingDistance::lp().power(2.0))?)
+                .reduction(reduction(arguments, Mean)?),
         )),
         "MultiSimilarityLoss" => Any(Box::new(
             MultiSimilarityLoss::new()

@@ -71,6 +71,7 @@ pub fn family(loss: &str) -> Option<Family> {
         | "multi_similarity"
         | "nt_xent"
         | "sup_con"
+        | "nca"
         | "circle"
         | "n_pairs" => Some(Family::Embeddings),
         "dice" | "dice_cross_entropy" | "dice_focal" | "focal_tversky" | "generalized_dice" | "jaccard" | "tversky" => {

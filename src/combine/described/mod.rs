@@ -44,8 +44,9 @@ use crate::{Loss, LossError, MeanParts, option_tensors};
 /// # Writing
 ///
 /// A loss is written into data by [serde], too, such as a log or a checkpoint: its name, and those of its options that are
-/// not the default. What is read again is the same loss. A single loss is written without its name. Data cannot say a
-/// function in place of an activation, which is an error.
+/// not the default. What is read again is the same loss. A single loss is written without its name. Losses of other
+/// arguments, such as [`TripletMarginLoss`](crate::TripletMarginLoss), have no name here, but their options are written and
+/// read as a table in the same way. Data cannot say a function in place of an activation or a distance, which is an error.
 ///
 /// # Tensors
 ///

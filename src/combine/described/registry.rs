@@ -42,73 +42,131 @@ impl Entry {
 
 /// All losses that can be described.
 pub(super) const LOSSES: &[Entry] = &[
-    Entry::of::<HuberLoss>(),
+    // Made by scripts/tables.
     Entry::of::<L1Loss>(),
     Entry::of::<MseLoss>(),
-    Entry::of::<PoissonNllLoss>(),
     Entry::of::<SmoothL1Loss>(),
-    Entry::of::<CauchyLoss>(),
+    Entry::of::<HuberLoss>(),
+    Entry::of::<PoissonNllLoss>(),
+    #[cfg(feature = "regression")]
     Entry::of::<CharbonnierLoss>(),
-    Entry::of::<GemanMcClureLoss>(),
+    #[cfg(feature = "regression")]
     Entry::of::<LogCoshLoss>(),
-    Entry::of::<MapeLoss>(),
-    Entry::of::<MsleLoss>(),
-    Entry::of::<QuantileLoss>(),
+    #[cfg(feature = "regression")]
+    Entry::of::<CauchyLoss>(),
+    #[cfg(feature = "regression")]
+    Entry::of::<GemanMcClureLoss>(),
+    #[cfg(feature = "regression")]
     Entry::of::<WelschLoss>(),
-    Entry::of::<AsymmetricMultiLabelLoss>(),
-    Entry::of::<AsymmetricSingleLabelLoss>(),
+    #[cfg(feature = "regression")]
+    Entry::of::<MsleLoss>(),
+    #[cfg(feature = "regression")]
+    Entry::of::<MapeLoss>(),
+    #[cfg(feature = "regression")]
+    Entry::of::<QuantileLoss>(),
+    Entry::of::<CrossEntropyLoss>(),
+    Entry::of::<NllLoss>(),
     Entry::of::<BceLoss>(),
     Entry::of::<BceWithLogitsLoss>(),
-    Entry::of::<CategoricalHingeLoss>(),
-    Entry::of::<CrossEntropyLoss>(),
-    Entry::of::<HingeLoss>(),
-    Entry::of::<JsdCrossEntropyLoss>(),
+    Entry::of::<SoftMarginLoss>(),
+    Entry::of::<MultiMarginLoss>(),
     Entry::of::<MultiLabelMarginLoss>(),
     Entry::of::<MultiLabelSoftMarginLoss>(),
-    Entry::of::<MultiMarginLoss>(),
-    Entry::of::<NllLoss>(),
-    Entry::of::<OneVsRestFocalLoss>(),
-    Entry::of::<PolyBceWithLogitsLoss>(),
-    Entry::of::<PolyCrossEntropyLoss>(),
+    #[cfg(feature = "classification")]
     Entry::of::<SigmoidFocalLoss>(),
-    Entry::of::<SoftBceWithLogitsLoss>(),
-    Entry::of::<SoftMarginLoss>(),
+    #[cfg(feature = "classification")]
     Entry::of::<SoftmaxFocalLoss>(),
+    #[cfg(feature = "classification")]
+    Entry::of::<OneVsRestFocalLoss>(),
+    #[cfg(feature = "classification")]
+    Entry::of::<AsymmetricMultiLabelLoss>(),
+    #[cfg(feature = "classification")]
+    Entry::of::<AsymmetricSingleLabelLoss>(),
+    #[cfg(feature = "classification")]
+    Entry::of::<JsdCrossEntropyLoss>(),
+    #[cfg(feature = "classification")]
+    Entry::of::<PolyCrossEntropyLoss>(),
+    #[cfg(feature = "classification")]
+    Entry::of::<PolyBceWithLogitsLoss>(),
+    #[cfg(feature = "classification")]
+    Entry::of::<SoftBceWithLogitsLoss>(),
+    #[cfg(feature = "classification")]
+    Entry::of::<HingeLoss>(),
+    #[cfg(feature = "classification")]
+    Entry::of::<CategoricalHingeLoss>(),
     Entry::of::<KlDivLoss>(),
     Entry::of::<HingeEmbeddingLoss>(),
+    #[cfg(feature = "metric")]
     Entry::of::<ContrastiveLoss>(),
-    Entry::of::<BatchTripletMarginLoss>(),
-    Entry::of::<LiftedStructureLoss>(),
-    Entry::of::<GeneralizedLiftedStructureLoss>(),
-    Entry::of::<MultiSimilarityLoss>(),
+    #[cfg(feature = "metric")]
     Entry::of::<NtXentLoss>(),
+    #[cfg(feature = "metric")]
     Entry::of::<SupConLoss>(),
+    #[cfg(feature = "metric")]
+    Entry::of::<MultiSimilarityLoss>(),
+    #[cfg(feature = "metric")]
     Entry::of::<CircleLoss>(),
+    #[cfg(feature = "metric")]
     Entry::of::<NPairsLoss>(),
+    #[cfg(feature = "metric")]
+    Entry::of::<NcaLoss>(),
+    #[cfg(feature = "metric")]
+    Entry::of::<LiftedStructureLoss>(),
+    #[cfg(feature = "metric")]
+    Entry::of::<GeneralizedLiftedStructureLoss>(),
+    #[cfg(feature = "metric")]
+    Entry::of::<BatchTripletMarginLoss>(),
+    #[cfg(feature = "segmentation")]
     Entry::of::<DiceLoss>(),
-    Entry::of::<DiceCrossEntropyLoss>(),
-    Entry::of::<DiceFocalLoss>(),
-    Entry::of::<FocalTverskyLoss>(),
-    Entry::of::<GeneralizedDiceLoss>(),
-    Entry::of::<HausdorffDtLoss>(),
+    #[cfg(feature = "segmentation")]
     Entry::of::<JaccardLoss>(),
-    Entry::of::<LovaszHingeLoss>(),
-    Entry::of::<LovaszSoftmaxLoss>(),
-    Entry::of::<MccLoss>(),
-    Entry::of::<SoftClDiceLoss>(),
-    Entry::of::<SoftDiceClDiceLoss>(),
+    #[cfg(feature = "segmentation")]
     Entry::of::<TverskyLoss>(),
-    Entry::of::<BarlowTwinsLoss>(),
-    Entry::of::<NegativeCosineSimilarity>(),
-    Entry::of::<VicRegLoss>(),
-    Entry::of::<SsimLoss>(),
-    Entry::of::<MsSsimLoss>(),
-    Entry::of::<MsSsimL1Loss>(),
-    Entry::of::<PsnrLoss>(),
-    Entry::of::<CompleteBoxIouLoss>(),
-    Entry::of::<DistanceBoxIouLoss>(),
-    Entry::of::<DistributionFocalLoss>(),
+    #[cfg(feature = "segmentation")]
+    Entry::of::<FocalTverskyLoss>(),
+    #[cfg(feature = "segmentation")]
+    Entry::of::<GeneralizedDiceLoss>(),
+    #[cfg(feature = "segmentation")]
+    Entry::of::<LovaszHingeLoss>(),
+    #[cfg(feature = "segmentation")]
+    Entry::of::<LovaszSoftmaxLoss>(),
+    #[cfg(feature = "segmentation")]
+    Entry::of::<MccLoss>(),
+    #[cfg(feature = "segmentation")]
+    Entry::of::<HausdorffDtLoss>(),
+    #[cfg(feature = "segmentation")]
+    Entry::of::<SoftClDiceLoss>(),
+    #[cfg(feature = "segmentation")]
+    Entry::of::<SoftDiceClDiceLoss>(),
+    #[cfg(feature = "segmentation")]
+    Entry::of::<DiceCrossEntropyLoss>(),
+    #[cfg(feature = "segmentation")]
+    Entry::of::<DiceFocalLoss>(),
+    #[cfg(feature = "detection")]
     Entry::of::<GeneralizedBoxIouLoss>(),
+    #[cfg(feature = "detection")]
+    Entry::of::<DistanceBoxIouLoss>(),
+    #[cfg(feature = "detection")]
+    Entry::of::<CompleteBoxIouLoss>(),
+    #[cfg(feature = "detection")]
     Entry::of::<QualityFocalLoss>(),
+    #[cfg(feature = "detection")]
+    Entry::of::<DistributionFocalLoss>(),
+    #[cfg(feature = "detection")]
     Entry::of::<VarifocalLoss>(),
+    #[cfg(feature = "image")]
+    Entry::of::<SsimLoss>(),
+    #[cfg(feature = "image")]
+    Entry::of::<MsSsimLoss>(),
+    #[cfg(feature = "image")]
+    Entry::of::<MsSsimL1Loss>(),
+    #[cfg(feature = "image")]
+    Entry::of::<PsnrLoss>(),
+    #[cfg(feature = "self-supervised")]
+    Entry::of::<BarlowTwinsLoss>(),
+    #[cfg(feature = "self-supervised")]
+    Entry::of::<VicRegLoss>(),
+    #[cfg(feature = "self-supervised")]
+    Entry::of::<NegativeCosineSimilarity>(),
+    // End of what is made.
 ];

@@ -3,13 +3,14 @@
 use tch::Tensor;
 
 use crate::description::{Mismatch, OptionValue, Place, Problem, Value, expected, none_is_null};
-use crate::{
-    Activation, AnchorReduction, Divisor, EmbeddingDistance, EmbeddingReduction, FocalAlpha, LovaszClasses, Quantiles,
-    WhenEmpty,
-};
+// Those of the families that are built.
+use crate::*;
 
-none_is_null!(Activation, WhenEmpty);
+none_is_null!(WhenEmpty);
+#[cfg(feature = "segmentation")]
+none_is_null!(Activation);
 
+#[cfg(feature = "regression")]
 impl OptionValue for Quantiles {
     fn f_read(value: &Value, place: Place) -> Result<Self, Mismatch> {
         match value {
@@ -26,6 +27,7 @@ impl OptionValue for Quantiles {
     }
 }
 
+#[cfg(feature = "classification")]
 impl OptionValue for FocalAlpha {
     fn f_read(value: &Value, place: Place) -> Result<Self, Mismatch> {
         match value {
@@ -48,6 +50,7 @@ impl OptionValue for FocalAlpha {
     }
 }
 
+#[cfg(any(feature = "classification", feature = "detection"))]
 impl OptionValue for Divisor {
     fn f_read(value: &Value, place: Place) -> Result<Self, Mismatch> {
         match value {
@@ -71,6 +74,7 @@ impl OptionValue for Divisor {
     }
 }
 
+#[cfg(feature = "segmentation")]
 impl OptionValue for LovaszClasses {
     fn f_read(value: &Value, place: Place) -> Result<Self, Mismatch> {
         match value {
@@ -92,6 +96,7 @@ impl OptionValue for LovaszClasses {
     }
 }
 
+#[cfg(feature = "metric")]
 impl OptionValue for EmbeddingDistance {
     fn f_read(value: &Value, place: Place) -> Result<Self, Mismatch> {
         const EXPECTED: &str = "one of \"lp\", \"cosine\", \"dot_product\", \"signal_to_noise\", or fields with one as \
@@ -136,6 +141,7 @@ impl OptionValue for EmbeddingDistance {
 }
 
 /// The reductions that are one word.
+#[cfg(feature = "metric")]
 const NO_THRESHOLD: [(&str, EmbeddingReduction); 5] = [
     ("per_anchor", EmbeddingReduction::PerAnchor(AnchorReduction::Mean)),
     ("none", EmbeddingReduction::None),
@@ -144,6 +150,7 @@ const NO_THRESHOLD: [(&str, EmbeddingReduction); 5] = [
     ("sum", EmbeddingReduction::Sum),
 ];
 
+#[cfg(feature = "metric")]
 impl OptionValue for EmbeddingReduction {
     fn f_read(value: &Value, place: Place) -> Result<Self, Mismatch> {
         const EXPECTED: &str = "one of \"none\", \"mean\", \"mean_non_zero\", \"sum\", \"per_anchor\", the fields low and \

@@ -314,7 +314,7 @@ fn no_loss_is_missing() {
     others.retain(|name| name.ends_with("Loss"));
     assert!(others.len() > 10, "{others:?}");
     for name in others {
-        assert!(OTHERS.iter().any(|(_, loss)| *loss == name), "{name} is not among the losses of other arguments");
+        assert!(OTHERS.contains(&name.as_str()), "{name} is not among the losses of other arguments");
     }
 }
 
@@ -429,9 +429,9 @@ fn wrong_descriptions_say_what_is_wrong() {
     }
     let starts = [
         (json!({"loss": "dic"}), "there is no loss \"dic\"; did you mean dice, "),
-        (json!({"lose": "dice"}), "field loss is missing, expected one of huber, l1, mse, "),
-        (json!({"loss": 3}), "field loss is 3, expected one of huber, l1, mse, "),
-        (json!(3), "3 is no loss, expected one of huber, l1, mse, "),
+        (json!({"lose": "dice"}), "field loss is missing, expected one of l1, mse, "),
+        (json!({"loss": 3}), "field loss is 3, expected one of l1, mse, "),
+        (json!(3), "3 is no loss, expected one of l1, mse, "),
     ];
     for (description, start) in starts {
         let error = serde_json::from_value::<AnyLoss>(description).unwrap_err().to_string();

@@ -1,20 +1,25 @@
 use crate::{LossError, check};
 
-/// How many rows [`LinearCrossEntropy`](crate::LinearCrossEntropy) takes at once.
+/// The number of rows in a chunk of [`LinearCrossEntropy`](crate::LinearCrossEntropy).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[doc(alias = "LinearCrossEntropyOptions")]
 #[doc(alias = "chunking_method")]
+#[non_exhaustive]
 pub enum Chunking {
-    /// So many rows, ≥ 1. A chunk of few rows is slow, because each one goes through the whole gradient of the linear weight.
+    /// This number of rows, ≥ 1. Chunks of few rows are slow, because each adds to the whole gradient of the linear
+    /// weight.
     #[doc(alias = "batch_chunk_size")]
     Rows(i64),
-    /// As many rows as make the logits of a chunk about as large as the input, divided by the factor, ≥ 1:
-    /// 2^⌈log₂ ⌈N / ⌈C / D⌉⌉⌉ / factor for N rows of D features and C classes. PyTorch's choice, by 2 for its default.
+    /// As many rows as make the logits of a chunk about as large as the input, divided by the factor, ≥ 1: 2^⌈log₂ ⌈N /
+    /// ⌈C / D⌉⌉⌉ / factor for N rows of D features and C classes. PyTorch's rule; its default is the factor 2.
     #[doc(alias = "aspect_ratio")]
     AspectRatio(i64),
 }
 
-crate::option_tensors::without_tensors!(Chunking);
+crate::options::words_or_fields!(Chunking {} { "rows" => Rows, "aspect_ratio" => AspectRatio });
+
+#[cfg(feature = "serde")]
+crate::description::none_is_null!(Chunking);
 
 impl Chunking {
     /// The number of rows per chunk, at least 1.
@@ -35,7 +40,7 @@ impl Chunking {
 }
 
 impl Default for Chunking {
-    /// 512 rows: enough for matrix products to run at full speed, however many rows there are.
+    /// 512 rows, which are enough for matrix products to run at full speed.
     fn default() -> Self {
         Chunking::Rows(512)
     }

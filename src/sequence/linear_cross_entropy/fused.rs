@@ -6,7 +6,7 @@ use super::row_loss::{PerRow, RowLoss, RowTarget};
 use super::{Arguments, LinearCrossEntropy};
 use crate::autograd::{Context, Function, Gradients, Stored, StoredGradients, f_gradients_of, needed, spread};
 use crate::kernels::NumberOperations;
-use crate::numeric::f_ratio;
+use crate::numeric::{f_filled, f_ratio};
 use crate::{LossError, Reduction};
 
 /// The loss, `size` rows at a time, computed in `kind`. Class indices are 64-bit and valid.
@@ -59,18 +59,16 @@ fn f_recompute(
     needed: &[bool],
 ) -> Gradients {
     let chunks = Chunks::f_new(criterion, &Arguments::of(context.saved()), size, kind)?;
-    let mut derivative = chunks.f_of_rows(&grad.f_to_kind(chunks.sums)?)?;
-    if let RowTarget::Indices { ignored: Some(ignored), .. } = &chunks.target {
-        derivative = derivative.f_masked_fill_number(ignored, 0)?;
-    }
+    let derivative = chunks.f_of_rows(&grad.f_to_kind(chunks.sums)?)?;
+    let derivative = f_filled(&derivative, chunks.target.ignored(), 0)?;
     let derivatives = PerRow { z: derivative.shallow_clone(), entropy: derivative };
     let gradients = chunks.f_run(Some(&derivatives), needed)?.1.into_iter();
     let convert = |stored: Stored| stored.gradient.f_to_kind(stored.kind);
     gradients.map(|stored| Ok(stored.map(convert).transpose()?)).collect()
 }
 
-/// Everything that the chunks share. A problem of k-dimensional targets has K = d₁·…·dₖ problems side by side, called
-/// places; others have one.
+/// Everything that the chunks share. With k-dimensional targets each row has K = d₁·…·dₖ targets, each with its own
+/// classes and weights, called places here; otherwise K = 1.
 struct Chunks {
     loss: RowLoss,
     /// `[N, D]`
@@ -81,11 +79,11 @@ struct Chunks {
     bias: Option<Tensor>,
     /// `[N, K]`, or `[N, C, K]` for class probabilities.
     target: RowTarget,
-    /// The shapes and kinds that the gradients have in the end.
+    /// The shapes and kinds of the gradients that are returned.
     forms: Vec<(Vec<i64>, Kind)>,
     size: i64,
     kind: Kind,
-    /// The kind of losses and of what is added up, `Float` at least.
+    /// The kind of losses and sums, `Float` at least.
     sums: Kind,
 }
 
@@ -106,13 +104,10 @@ impl Chunks {
         } else {
             let indices = target.f_reshape([rows, places])?;
             let ignored = indices.f_eq_number(criterion.ignored())?;
-            // On the CPU a look saves the work on rows that there are none of.
+            // On the CPU a test finds out whether any row is ignored, which saves work if none is.
             let none = !ignored.device().is_cuda() && ignored.f_any()?.f_int64_value(&[])? == 0;
             let ignored = (!none).then_some(ignored);
-            let classes = match &ignored {
-                Some(ignored) => indices.f_masked_fill_number(ignored, 0)?,
-                None => indices,
-            };
+            let classes = f_filled(&indices, ignored.as_ref(), 0)?;
             RowTarget::Indices { classes, ignored }
         };
         let sums = if matches!(kind, Kind::Half | Kind::BFloat16) { Kind::Float } else { kind };
@@ -199,7 +194,7 @@ impl Chunks {
     }
 }
 
-/// The gradients, as far as the chunks have come.
+/// The gradients, summed over the chunks so far.
 struct Sums {
     input: Option<Tensor>,
     weight: Option<Tensor>,
@@ -208,9 +203,10 @@ struct Sums {
 
 impl Sums {
     fn f_new(chunks: &Chunks, needed: &[bool]) -> Result<Sums, LossError> {
-        // The first product overwrites it.
+        // Uninitialised, because the first product overwrites it.
         let like = |tensor: &Tensor, kind| Tensor::f_empty(tensor.size(), (kind, tensor.device()));
-        // Rows of the input have one product for each place, which is not added to another where there is one place.
+        // The gradient of the input is a sum over the places. With one place nothing is added, and the kind of the
+        // computation will do.
         let of_input = if chunks.weight.size()[1] == 1 { chunks.kind } else { chunks.sums };
         let bias = chunks.bias.as_ref().filter(|_| needed.get(2) == Some(&true));
         Ok(Sums {
@@ -220,7 +216,7 @@ impl Sums {
         })
     }
 
-    /// Adds what the gradient of a chunk's logits makes.
+    /// Adds the gradients that follow from the gradient of a chunk's logits.
     fn f_add(
         &mut self,
         chunks: &Chunks,
@@ -243,7 +239,7 @@ impl Sums {
         Ok(())
     }
 
-    /// In the shapes of the arguments, and to be of their kinds.
+    /// The gradients in the shapes of the arguments, which become of their kinds.
     fn f_finish(self, chunks: &Chunks) -> Result<Vec<Option<Stored>>, LossError> {
         let finish = |(sum, (shape, kind)): (Option<Tensor>, &(Vec<i64>, Kind))| {
             let store = |sum: Tensor| Ok(Stored { gradient: sum.f_reshape(shape)?, kind: *kind });
@@ -264,10 +260,10 @@ fn f_add_product(sum: &mut Tensor, left: &Tensor, right: &Tensor, first: bool) -
     Ok(())
 }
 
-/// From the losses of the rows to the result.
+/// How the losses of the rows become the result.
 struct Reducer {
     reduction: Reduction,
-    /// 1 for each target that counts, 0 for the others, `[N, K]`.
+    /// 1 for each target that is not ignored, 0 for the others, `[N, K]`.
     counted: Tensor,
     /// What the sum of the cross entropies is divided by.
     entropy: Tensor,
@@ -287,7 +283,8 @@ impl Reducer {
             let losses = losses.entropy.f_add(&losses.z)?;
             return Ok(losses.f_reshape(arguments.unreduced())?.f_to_kind(result)?);
         }
-        // Over weights of 0 alone the mean is 0 / 0, to which a smoothed target adds what it spreads over the other classes.
+        // Where all class weights of the targets are 0 the divisor is 0 and the mean NaN. A smoothed target would make
+        // it ∞, because it has a part in the other classes.
         let weightless = self.entropy.f_eq_number(0)?;
         let entropy = losses.entropy.f_sum(None)?.f_div(&self.entropy)?.f_masked_fill_number(&weightless, f64::NAN)?;
         Ok(entropy.f_add(&losses.z.f_sum(None)?.f_div(&self.z)?)?.f_to_kind(result)?)

@@ -18,25 +18,25 @@ use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, MeanParts, Reducti
 use row_loss::RowLoss;
 
 crate::options::options! {
-/// Cross entropy of the logits that a linear layer makes of the input: the function, for weights of your own.
+/// Cross entropy of the logits of a linear layer, whose weights are arguments.
 ///
 /// For the last layer of a classifier or language model, above all where its weights are shared with an embedding.
-/// [`LinearCrossEntropyLoss`] is the same with weights inside. [`chunking`](Self::chunking) takes the rows in pieces,
-/// for vocabularies so large that the logits of a whole batch do not fit into memory.
+/// [`LinearCrossEntropyLoss`] is the same with weights of its own. With [`chunking`](Self::chunking) the rows are
+/// computed in chunks, for vocabularies so large that the logits of a whole batch do not fit into memory.
 ///
 /// # Formula
 ///
 /// loss = [`CrossEntropyLoss`](z, y) + λ · mean over n of (log Σ_c exp z\[n, c\])², z = s · tanh((W x + b) / s)
 ///
-/// where x is the input, W and b are the linear weight and bias, y is the target, λ the z-loss and s the soft cap. By default
-/// λ is 0 and z = W x + b. The z-loss is reduced as the loss is, and 0 for ignored targets; its mean is over the targets
-/// that count, whatever the class weights.
+/// where x is the input, W and b are the linear weight and bias, y is the target, λ the z-loss and s the soft cap. By
+/// default λ is 0 and z = W x + b. The z-loss has the same reduction, and is 0 for ignored targets; its mean is over
+/// the targets that are not ignored, whatever the class weights are.
 ///
 /// # Shapes
 ///
 /// * `input`: `[N, D]`, or `[D]` for a single row
 /// * `linear_weight`: `[C, D]`, or `[C, d₁, …, dₖ, D]` for k-dimensional targets, which need `[N, D]`
-/// * `linear_bias`: that of `linear_weight` without D
+/// * `linear_bias`: `[C]`, or `[C, d₁, …, dₖ]`
 /// * `target`: `[N, d₁, …, dₖ]`, without N for a single row, of any integer kind, for class indices; or
 ///   `[N, C, d₁, …, dₖ]`, of a floating kind, for class probabilities
 /// * `weight`: `[C]`
@@ -44,31 +44,33 @@ crate::options::options! {
 ///
 /// # Memory
 ///
-/// With chunks of n rows, no more than n rows of logits exist at a time, n · C numbers instead of the 2 or 3 · N · C of a
-/// linear layer and a [`CrossEntropyLoss`]. A reduced loss computes its gradients in the forward pass, and keeps only these
-/// until the backward pass. An unreduced one computes the logits once more in the backward pass. Either can be
-/// differentiated twice, which takes the memory of all logits.
+/// With chunks of n rows, no more than n rows of logits exist at a time, n · C numbers instead of the 2 or 3 · N · C of
+/// a linear layer and a [`CrossEntropyLoss`]. A reduced loss computes its gradients in the forward pass, and keeps only
+/// these until the backward pass. An unreduced one computes the logits once more in the backward pass. Second
+/// derivatives need the memory of all logits.
 ///
-/// Half precision is computed in single precision, chunk by chunk, which is as exact as it gets and takes a copy of the
-/// linear weight and twice the memory per number: [`acc_dtype`](Self::acc_dtype) of the input's kind saves that.
+/// Half precision is computed in single precision, chunk by chunk. That is the most accurate way, and takes a copy of
+/// the linear weight and twice the memory per number; with [`acc_dtype`](Self::acc_dtype) of the input's kind it does
+/// not.
 ///
 /// # Reference
 ///
 /// `torch.nn.functional.linear_cross_entropy` of PyTorch 2.13. The chunking is that of
-/// `torch.nn.LinearCrossEntropyOptions`, without `acc_policy` and `allow_retain_graph`, which there is no need to choose.
-/// Z-loss and soft cap are `lse_square_scale` and `softcap` of `LigerFusedLinearCrossEntropyLoss` of liger-kernel 0.8.5.
+/// `torch.nn.LinearCrossEntropyOptions`, without `acc_policy` and `allow_retain_graph`, which are not needed here.
+/// Z-loss and soft cap are `lse_square_scale` and `softcap` of `LigerFusedLinearCrossEntropyLoss` of liger-kernel
+/// 0.8.5.
 ///
 /// # Differences from PyTorch
 ///
 /// * Those of [`CrossEntropyLoss`].
 /// * Class probabilities, label smoothing and several dimensions of targets are chunked, too.
-/// * With chunks, the mean over ignored targets alone has gradient 0; PyTorch's is NaN.
+/// * With chunks, the gradient is 0 where all targets are ignored; PyTorch's is NaN.
 ///
 /// # Errors
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
-/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a smoothing outside \[0, 1\], a z-loss below
-/// 0, a soft cap that is not above 0, a chunking of less than one row, an `acc_dtype` that does not fit, or an
+/// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a smoothing outside \[0, 1\], a z-loss
+/// below 0, a soft cap that is not above 0, a chunking of less than one row, an `acc_dtype` that does not fit, or an
 /// `ignore_index` with class probabilities.
 ///
 /// # Example
@@ -91,32 +93,34 @@ crate::options::options! {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[doc(alias = "linear_cross_entropy")]
+#[doc(alias = "fused_linear_cross_entropy")]
+#[doc(alias = "cut_cross_entropy")]
 pub struct LinearCrossEntropy;
 
 /// Linear cross entropy with PyTorch's defaults.
 new {
     /// a weight for each class. It is on the device of the input, in any floating kind.
     weight: Option<Tensor> = None,
-    /// the class index whose targets count nothing. Where nothing is said it is −100 for class indices; with class
-    /// probabilities it must be none.
+    /// the class index whose targets are ignored. By default it is −100 for class indices; with class probabilities
+    /// there must be none.
     ignore_index: Option<i64> = None => whole,
     /// the share of the target, in \[0, 1\], that is spread over all classes.
     label_smoothing: f64 = 0.0,
-    /// what a class out of range does.
-    invalid_values: InvalidValues = InvalidValues::Error,
+    /// how a class out of range is handled.
+    invalid_values: InvalidValues = InvalidValues::default(),
     /// the factor λ of the z-loss, which keeps the logits small.
     #[doc(alias = "lse_square_scale")]
     z_loss: f64 = 0.0,
-    /// the number between whose negative and itself the logits are squeezed.
+    /// the soft cap s: logits become s · tanh(logit / s), between −s and s.
     #[doc(alias = "softcap")]
     #[doc(alias = "final_logit_softcapping")]
     soft_cap: Option<f64> = None,
-    /// that the rows are taken in chunks, where they are not taken all at once. It is not done, with a warning in the
-    /// log, where class probabilities or class weights require a gradient.
+    /// the number of rows in a chunk; without it all rows are computed at once. Where class probabilities or class
+    /// weights require a gradient there are no chunks, and a warning in the log says so.
     #[doc(alias = "options")]
     chunking: Option<Chunking> = None,
-    /// the kind in which chunks are computed: that of the input, or `Float` for one of half precision. Where nothing is
-    /// said it is the wider one. What chunks make is added up in `Float` at least. Without chunking it is that of the
+    /// the kind in which chunks are computed: that of the input, or `Float` for one of half precision. By default it is
+    /// the wider one. The results of the chunks are summed in `Float` at least. Without chunking it is that of the
     /// input, except that z-loss and soft cap need `Float` at least.
     acc_dtype: Option<Kind> = None,
     /// the reduction.
@@ -124,8 +128,23 @@ new {
 }
 }
 
-/// So many logits in a single chunk are computed without chunking, which takes fewer operations.
+/// A single chunk of at most this number of logits is computed without chunking, which takes fewer operations.
 const SMALL: i64 = 1 << 16;
+
+/// As an option of a loss with weights of its own.
+#[cfg(feature = "serde")]
+impl crate::description::OptionValue for LinearCrossEntropy {
+    fn f_read(
+        value: &crate::description::Value,
+        place: crate::description::Place,
+    ) -> Result<Self, crate::description::Mismatch> {
+        crate::description::f_read_table(value, place).map_err(crate::description::Mismatch::Inside)
+    }
+
+    fn f_write(&self) -> Result<crate::description::Value, crate::description::Problem> {
+        crate::description::Table::f_write(self).map(crate::description::Value::Map)
+    }
+}
 
 impl LinearCrossEntropy {
     /// Computes the loss, with a graph where an argument requires a gradient.
@@ -161,7 +180,7 @@ impl LinearCrossEntropy {
             return self.f_whole(arguments, result);
         }
         self.f_check_kinds(arguments, kind)?;
-        // Chunks are for the sake of memory.
+        // Chunks save memory, and a small problem needs little.
         let small = sizes.logits().iter().product::<i64>() <= SMALL && self.z_loss == 0.0 && self.soft_cap.is_none();
         if small && size >= rows {
             return self.f_whole(arguments, result);
@@ -172,8 +191,8 @@ impl LinearCrossEntropy {
     /// The numerator and the denominator of the mean, for means over several calls: see [`MeanParts`].
     ///
     /// # Errors
-    /// Those of [`f_forward`](Self::f_forward), and [`LossError::NoMean`] for class weights together with a z-loss, which
-    /// are two means.
+    /// Those of [`f_forward`](Self::f_forward), and [`LossError::NoMean`] for class weights together with a z-loss,
+    /// which is the sum of two means.
     pub fn f_parts(
         &self,
         input: &Tensor,
@@ -217,25 +236,22 @@ impl LinearCrossEntropy {
         } else {
             let _ = check::integers(("target", target))?;
         }
-        if let Some(weight) = &self.weight {
-            check::class_weight(weight, input, sizes.classes)?;
-        }
+        check::class_weight(self.weight.as_ref(), input, sizes.classes)?;
         self.f_check_options()?;
         self.f_check_cap(numeric::wide_kind(input)?)?;
         Ok(sizes)
     }
 
-    /// Checks the options that fit or do not whatever the arguments are.
+    /// Checks the options that do not depend on the arguments.
     fn f_check_options(&self) -> Result<(), LossError> {
-        let smoothing = self.label_smoothing;
-        check::option("label_smoothing", smoothing, (0.0..=1.0).contains(&smoothing), "a number in [0, 1]")?;
+        check::share("label_smoothing", self.label_smoothing)?;
         let z_loss = self.z_loss;
         check::option("z_loss", z_loss, z_loss.is_finite() && z_loss >= 0.0, "a number >= 0")?;
         let cap = self.soft_cap.unwrap_or(1.0);
         check::option("soft_cap", cap, cap.is_finite() && cap > 0.0, "a number > 0")
     }
 
-    /// The cap divides logits of `kind`, where it may be rounded to 0.
+    /// Checks the soft cap in `kind`, where a small one may be rounded to 0.
     fn f_check_cap(&self, kind: Kind) -> Result<(), LossError> {
         let Some(cap) = self.soft_cap else { return Ok(()) };
         let inverse = if kind == Kind::Double { cap.recip() } else { f64::from((cap as f32).recip()) };
@@ -268,7 +284,7 @@ impl LinearCrossEntropy {
         Ok(kind)
     }
 
-    /// Whether the target holds class probabilities, once its shape is one of the two it may have.
+    /// Checks that the target has one of its two shapes, and returns whether it has class probabilities.
     fn f_check_target(&self, target: &Tensor, logits: &[i64], class_dim: usize) -> Result<bool, LossError> {
         let shape = target.size();
         if shape == logits {
@@ -331,7 +347,7 @@ impl LinearCrossEntropy {
         target.validity.f_poison(&loss, self.reduction == Reduction::None)
     }
 
-    /// Checks that a layer that is not converted to `kind` has it.
+    /// Checks that a layer that is not converted to `kind` is of this kind already.
     fn f_check_kinds(&self, arguments: &Arguments, kind: Kind) -> Result<(), LossError> {
         let Arguments { input, linear_weight, linear_bias, .. } = *arguments;
         if kind != input.f_kind()? {
@@ -369,7 +385,7 @@ struct Arguments<'a> {
 }
 
 impl<'a> Arguments<'a> {
-    /// Those of [`differentiable`](Self::differentiable), followed by the target.
+    /// The tensors of [`differentiable`](Self::differentiable), followed by the target.
     fn of(saved: &'a [Tensor]) -> Self {
         let (input, linear_weight, target) = (&saved[0], &saved[1], &saved[saved.len() - 1]);
         Arguments { input, linear_weight, target, linear_bias: (saved.len() == 4).then(|| &saved[2]) }
@@ -386,9 +402,9 @@ impl<'a> Arguments<'a> {
     }
 }
 
-/// The sizes of a call, once those of its input and its linear weight fit together.
+/// The sizes of a call, whose input and linear weight fit together.
 struct Sizes {
-    /// `[N]`, or nothing for a single row.
+    /// `[N]`, or `[]` for a single row.
     batch: Vec<i64>,
     classes: i64,
     out_features: Vec<i64>,

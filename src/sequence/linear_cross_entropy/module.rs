@@ -44,7 +44,7 @@ new {
 /// The variables on the path are `linear.weight`, `[C·d₁·…·dₖ, D]`, and `linear.bias`, `[C·d₁·…·dₖ]`: the names of
 /// PyTorch's state dict. Their initial values are those of `torch.nn.Linear`.
 ///
-/// Over nothing the mean is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
+/// The mean over no elements is NaN; [`when_empty`](Loss::when_empty) makes it 0 or an error.
 ///
 /// # Reference
 ///
@@ -83,7 +83,7 @@ new {
 #[must_use]
 pub struct LinearCrossEntropyLoss {
     linear: Linear,
-    /// Without the features.
+    /// `[C, d₁, …, dₖ]`, which is the shape of the bias.
     bias_shape: Vec<i64>,
     cross_entropy: LinearCrossEntropy,
 }
@@ -104,11 +104,12 @@ impl Clone for LinearCrossEntropyLoss {
 
 impl LinearCrossEntropyLoss {
     /// The same loss with the tensors among its options on `device` and in `kind`, such as those of the input. Boolean
-    /// tensors and integers keep their kind. Parameters stay where they are: they move with the `nn::VarStore` that they
-    /// were created in.
+    /// tensors and integers keep their kind. Parameters stay where they are: they move with the `nn::VarStore` that
+    /// they were created in.
     ///
     /// # Errors
-    /// [`LossError::Kind`] for a kind that is not floating, [`LossError::Torch`] where libtorch cannot make the tensors.
+    /// [`LossError::Kind`] for a kind that is not floating, [`LossError::Torch`] where libtorch cannot make the
+    /// tensors.
     pub fn f_to(&self, device: Device, kind: Kind) -> Result<Self, LossError> {
         option_tensors::f_to(self, device, kind)
     }
@@ -128,7 +129,7 @@ impl LinearCrossEntropyLoss {
         check::option("num_classes", num_classes, num_classes >= 0, "a number >= 0")?;
         cross_entropy.f_check_options()?;
         if let Some(weight) = &cross_entropy.weight {
-            check::class_weight(weight, weight, num_classes)?;
+            check::class_weight(Some(weight), weight, num_classes)?;
         }
         let multiply = |outputs: i64, &size: &i64| outputs.checked_mul(size).filter(|_| size >= 0);
         let Some(outputs) = out_features.iter().try_fold(num_classes, multiply) else {
@@ -140,19 +141,9 @@ impl LinearCrossEntropyLoss {
         Ok(Self { linear, bias_shape, cross_entropy })
     }
 
-    /// Creates the variables on `path` as [`f_new`](Self::f_new) does.
-    ///
-    /// # Panics
-    /// Where `f_new` returns an error, with its message.
-    #[track_caller]
-    pub fn new<'a>(
-        path: impl Borrow<nn::Path<'a>>,
-        in_features: i64,
-        num_classes: i64,
-        config: LinearCrossEntropyConfig,
-    ) -> Self {
-        crate::loss::expect(Self::f_new(path, in_features, num_classes, config))
-    }
+    crate::loss::or_panic! { "Creates the variables on `path`", new['a] as new f_new(
+        path: impl Borrow<nn::Path<'a>>, in_features: i64, num_classes: i64, config: LinearCrossEntropyConfig
+    ) -> Self }
 
     /// The weight of the layer, for logits without a loss.
     pub fn linear_weight(&self) -> &Tensor {

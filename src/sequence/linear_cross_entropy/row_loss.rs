@@ -4,12 +4,14 @@ use tch::{Device, Kind, Tensor};
 
 use crate::LossError;
 use crate::kernels::{self, LogitRows, NumberOperations, f_logits};
-use crate::numeric::{f_share_of, wide_kind};
+use crate::numeric::{f_filled, f_share_of, f_times, wide_kind};
 
-/// How many logits are taken at once on the CPU: as many as stay in its second-level cache over several operations.
+/// The number of logits that the CPU computes at a time: as many as stay in its second-level cache over several
+/// operations.
 const BLOCK: i64 = 1 << 18;
 
-/// The loss of a row of logits z with the target t: Σ_c t\[c\] (lse − z\[c\]) and λ lse², where lse = log Σ_c exp z\[c\].
+/// The loss of a row of logits z with the target t: Σ_c t\[c\] (lse − z\[c\]) and λ lse², where lse = log Σ_c exp
+/// z\[c\].
 #[derive(Debug)]
 pub(super) struct RowLoss {
     /// One number per class, in single precision at least.
@@ -19,10 +21,10 @@ pub(super) struct RowLoss {
     soft_cap: Option<f64>,
 }
 
-/// What rows of logits are compared with.
+/// The targets of rows of logits.
 #[derive(Debug)]
 pub(super) enum RowTarget {
-    /// A class each, any class where it is ignored.
+    /// One class for each row; where it is ignored it may be any class.
     Indices { classes: Tensor, ignored: Option<Tensor> },
     /// A probability for each class.
     Probabilities(Tensor),
@@ -43,7 +45,8 @@ impl RowTarget {
         })
     }
 
-    fn ignored(&self) -> Option<&Tensor> {
+    /// Which targets are ignored, if some are.
+    pub(super) fn ignored(&self) -> Option<&Tensor> {
         match self {
             RowTarget::Indices { ignored, .. } => ignored.as_ref(),
             RowTarget::Probabilities(_) => None,
@@ -51,7 +54,7 @@ impl RowTarget {
     }
 }
 
-/// Two numbers per row: what belongs to its cross entropy, and to its z-loss.
+/// Two numbers per row, one for its cross entropy and one for its z-loss.
 #[derive(Debug)]
 pub(super) struct PerRow {
     pub(super) entropy: Tensor,
@@ -64,7 +67,7 @@ impl PerRow {
     }
 }
 
-/// The target t of some rows, as far as it is needed twice.
+/// What loss and gradient both need of the target t of some rows.
 struct Distribution {
     /// Σ_c t\[c\]
     total: Tensor,
@@ -74,7 +77,7 @@ struct Distribution {
 }
 
 enum Form {
-    /// `own` at `class`, and ε/C times the class weight everywhere.
+    /// `own` for the class `class`, and in addition ε/C times the class weight for every class.
     Spike {
         class: Tensor,
         own: Tensor,
@@ -95,8 +98,8 @@ impl RowLoss {
         Ok(RowLoss { weight, label_smoothing, z_loss, soft_cap })
     }
 
-    /// The losses of the rows `[n, C]` of logits. With the derivatives of the result with respect to these losses the logits
-    /// become its gradient, and without them they are lost.
+    /// The losses of the rows `[n, C]` of logits. `logits` is overwritten: with the derivatives of the result with
+    /// respect to these losses it becomes the gradient of the result, without them its content is lost.
     pub(super) fn f_chunk_loss_and_gradient(
         &self,
         logits: &Tensor,
@@ -126,7 +129,7 @@ impl RowLoss {
         Ok(PerRow { entropy: Tensor::f_cat(&entropy, 0)?, z: Tensor::f_cat(&z, 0)? })
     }
 
-    /// The same by the engine, where it takes the call.
+    /// The same by the engine, or `None` where the engine does not take the call.
     fn f_fused(
         &self,
         logits: &Tensor,
@@ -137,10 +140,7 @@ impl RowLoss {
         if !kernels::takes(logits) {
             return Ok(None);
         }
-        let target = match ignored {
-            Some(ignored) => classes.f_masked_fill_number(ignored, -1)?,
-            None => classes.shallow_clone(),
-        };
+        let target = f_filled(classes, ignored.as_ref(), -1)?;
         let derivatives = derivatives.map(|of| of.f_map(|of| Ok(of.f_contiguous()?))).transpose()?;
         let losses = f_logits(&LogitRows {
             logits,
@@ -161,7 +161,8 @@ impl RowLoss {
         derivatives: Option<&PerRow>,
     ) -> Result<PerRow, LossError> {
         if let Some(ignored) = target.ignored() {
-            // Whatever such a row holds stays out of the gradient.
+            // Ignored rows are replaced by zeros, so that an infinite or NaN logit in them does not get into the
+            // gradient.
             let _ = logits.f_masked_fill_number_(&ignored.f_unsqueeze(1)?, 0)?;
         }
         let slope = self.f_cap(logits, derivatives.is_some())?;
@@ -185,10 +186,7 @@ impl RowLoss {
                 let _ = logits.f_mul_(&slope)?;
             }
         }
-        match target.ignored() {
-            Some(ignored) => losses.f_map(|losses| Ok(losses.f_masked_fill_number(ignored, 0)?)),
-            None => Ok(losses),
-        }
+        losses.f_map(|losses| f_filled(losses, target.ignored(), 0))
     }
 
     /// Caps the logits, and returns the slope of the cap where the gradient needs it.
@@ -240,9 +238,7 @@ impl RowLoss {
             let share = self.label_smoothing / shifted.size2()?.1 as f64;
             target = target.f_mul_number(1.0 - self.label_smoothing)?.f_add_number(share)?;
         }
-        if let Some(weight) = &self.weight {
-            target = target.f_mul(weight)?;
-        }
+        let target = f_times(&target, self.weight.as_ref())?;
         let total = target.f_sum_dim_intlist(1, false, None)?;
         let product = f_share_of(&target, shifted)?.f_sum_dim_intlist(1, false, None)?;
         Ok(Distribution { total, product, form: Form::Dense(target) })

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use tch_losses::{
     ArcFace, BatchTripletMarginLoss, CircleLoss, ContrastiveLoss, CosFace, CosineEmbeddingLoss, EmbeddingDistance,
     EmbeddingLoss, EmbeddingPairs, GeneralizedLiftedStructureLoss, LiftedStructureLoss, LossError, MarginRankingLoss,
-    MultiSimilarityLoss, NtXentLoss, ProxyAnchor, ProxyNca, SupConLoss, TripletMarginLoss,
+    MultiSimilarityLoss, NcaLoss, NtXentLoss, ProxyAnchor, ProxyNca, SupConLoss, TripletMarginLoss,
     TripletMarginWithDistanceLoss,
 };
 
@@ -28,6 +28,7 @@ pub const LOSSES: &[&str] = &[
     "multi_similarity.with_references",
     "nt_xent.with_references",
     "sup_con.with_references",
+    "nca.with_references",
     "circle.with_references",
     "lifted_structure.with_references",
     "contrastive.of_pairs",
@@ -36,6 +37,7 @@ pub const LOSSES: &[&str] = &[
     "multi_similarity.of_pairs",
     "nt_xent.of_pairs",
     "sup_con.of_pairs",
+    "nca.of_pairs",
     "circle.of_pairs",
     "lifted_structure.of_pairs",
     "arc_face",
@@ -142,6 +144,7 @@ fn of_embeddings(loss: &str, maker: &mut Maker) -> Result<Result<Box<dyn Embeddi
         "multi_similarity" => read::<MultiSimilarityLoss>(&options),
         "nt_xent" => read::<NtXentLoss>(&options),
         "sup_con" => read::<SupConLoss>(&options),
+        "nca" => read::<NcaLoss>(&options),
         _ => read::<CircleLoss>(&options),
     })
 }

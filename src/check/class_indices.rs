@@ -1,0 +1,122 @@
+//! The checks of class indices, which libtorch must never see out of range.
+
+use tch::{Kind, Tensor};
+
+use super::{InvalidValues, Validity, class_target, f_without_repetitions, host_integers, integers, shape_error};
+use crate::LossError;
+use crate::autograd;
+use crate::kernels::{self, NumberOperations};
+
+/// There is at least one class where there are targets: even for an ignored or invalid target a number of some class is
+/// looked up.
+fn some_class(input: &Tensor, classes: i64, target: &Tensor) -> Result<(), LossError> {
+    if classes > 0 || target.numel() == 0 {
+        return Ok(());
+    }
+    Err(shape_error(("input", input), "at least one class"))
+}
+
+/// Class indices that libtorch can take.
+pub(crate) struct ClassIndices {
+    /// 64-bit, each in `[0, classes)` or the ignored one.
+    pub(crate) indices: Tensor,
+    /// The ignored one, where some may be it.
+    ignored: Option<i64>,
+    /// Which of the indices are valid.
+    pub(crate) validity: Validity,
+}
+
+impl ClassIndices {
+    /// Those of a `target` that has the shape of `input` without its classes, which are along `class_dim`. `or` names
+    /// what else the target could have been.
+    pub(crate) fn f_of(
+        target: &Tensor,
+        (input, class_dim): (&Tensor, usize),
+        or: &str,
+        ignore_index: Option<i64>,
+        mode: InvalidValues,
+    ) -> Result<ClassIndices, LossError> {
+        let (classes, target) = class_target(target, input, class_dim, or)?;
+        some_class(input, classes, &target)?;
+        Self::f_new(&target, classes, ignore_index, mode)
+    }
+
+    /// Checks that each element of `target` is in `[0, classes)` or `ignore_index`.
+    pub(crate) fn f_new(
+        target: &Tensor,
+        classes: i64,
+        ignore_index: Option<i64>,
+        mode: InvalidValues,
+    ) -> Result<ClassIndices, LossError> {
+        let mut indices = integers(("target", target))?;
+        // libtorch's graph keeps the indices, and its backward pass does not check them again. Until then the caller
+        // may write to them without libtorch noticing, through `data()` for example. So they are copied, unless an
+        // engine takes them, which checks them again.
+        if target.f_kind()? == Kind::Int64 && autograd::grad_enabled() && !kernels::takes(&indices) {
+            indices = kernels::f_own(&indices)?;
+        }
+        if !indices.device().is_cuda() && mode == InvalidValues::Error {
+            return Self::f_on_host(indices, classes, ignore_index);
+        }
+        let mut valid = indices.f_ge_number(0)?.f_logical_and(&indices.f_lt_number(classes)?)?;
+        if let Some(ignored) = ignore_index {
+            valid = valid.f_logical_or(&indices.f_eq_number(ignored)?)?;
+        }
+        let expected = || expected_class(classes, ignore_index);
+        let validity = Validity::f_new(("target", &indices), valid, expected, mode)?;
+        let indices = validity.f_replace(&indices, ignore_index.unwrap_or(0))?;
+        Ok(ClassIndices { indices, ignored: ignore_index, validity })
+    }
+
+    /// One pass over the values beats four tensor operations on the CPU.
+    fn f_on_host(indices: Tensor, classes: i64, ignore_index: Option<i64>) -> Result<ClassIndices, LossError> {
+        let values = f_without_repetitions(&indices)?;
+        if let Some((true, any_ignored)) = kernels::scan_classes(&values, classes, ignore_index) {
+            let ignored = ignore_index.filter(|_| any_ignored);
+            return Ok(ClassIndices { indices, ignored, validity: Validity::CHECKED });
+        }
+        let values = host_integers(&values)?;
+        let mut ignored = None;
+        for class in values {
+            if Some(class) == ignore_index {
+                ignored = ignore_index;
+            } else if !(0..classes).contains(&class) {
+                let expected = expected_class(classes, ignore_index);
+                return Err(LossError::Value { argument: "target", expected, actual: class.to_string() });
+            }
+        }
+        Ok(ClassIndices { indices, ignored, validity: Validity::CHECKED })
+    }
+
+    /// The indices for an operation of libtorch that does not check them in its backward pass: a copy, so that nobody
+    /// can write to them in between.
+    pub(crate) fn f_kept(&self, input: &Tensor) -> Result<Tensor, LossError> {
+        let shared = autograd::grad_enabled() && input.requires_grad() && kernels::takes(&self.indices);
+        if shared { kernels::f_own(&self.indices) } else { Ok(self.indices.shallow_clone()) }
+    }
+
+    /// Where the target is ignored; nothing where none is known to be.
+    pub(crate) fn f_ignored(&self) -> Result<Option<Tensor>, LossError> {
+        Ok(self.ignored.map(|ignored| self.indices.f_eq_number(ignored)).transpose()?)
+    }
+
+    /// `input` with 0 in place of the rows whose target is ignored, which keeps what they hold out of the gradient.
+    pub(crate) fn f_mask_ignored(&self, input: &Tensor, class_dim: usize) -> Result<Tensor, LossError> {
+        let Some(ignored) = self.ignored.filter(|_| input.requires_grad()) else {
+            return Ok(input.shallow_clone());
+        };
+        let rows = self.indices.f_eq_number(ignored)?.f_unsqueeze(class_dim as i64)?;
+        // The check has waited for the device already. To wait once more is cheaper than a copy of the input.
+        if self.validity.is_checked() && rows.f_any()?.f_int64_value(&[])? == 0 {
+            return Ok(input.shallow_clone());
+        }
+        Ok(input.f_masked_fill_number(&rows, 0)?)
+    }
+}
+
+fn expected_class(classes: i64, ignore_index: Option<i64>) -> String {
+    match ignore_index {
+        Some(ignored) => format!("classes in [0, {classes}), or ignore_index {ignored}"),
+        None => format!("classes in [0, {classes})"),
+    }
+}

@@ -1,0 +1,75 @@
+//! The formulas of the sigmoid focal loss for the engine.
+
+use crate::kernels::{Logit, Pointwise, Real, choose, part, share_or_nan, sigmoids};
+
+/// The loss with γ and α as its only options; for γ = 2 (`SQUARE`) the power is a product.
+#[derive(Clone, Copy)]
+pub(in crate::classification) struct Formula<const SQUARE: bool> {
+    pub(in crate::classification) gamma: f64,
+    pub(in crate::classification) alpha: Option<f64>,
+}
+
+impl<const SQUARE: bool> Pointwise<2> for Formula<SQUARE> {
+    const PARTIAL: bool = true;
+
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (zero, one, two, gamma) = (R::of(0.0), R::of(1.0), R::of(2.0), R::of(self.gamma));
+        let y = share_or_nan(y, 1.0);
+        let logit = Logit::new(x);
+        let (entropy, rest) = (logit.entropy(y), logit.missing(y));
+        let rest_of_x = logit.p * logit.q * (one - two * y);
+        let (factor, of_x, slope) = if SQUARE {
+            let slope = two * rest;
+            (rest * rest, part(slope * rest_of_x, entropy), slope)
+        } else {
+            let factor = rest.power(gamma);
+            // A power with an exponent below 1 has an infinite derivative at 0. There the derivative of the sigmoid is
+            // 0, and their product is finite.
+            let steepness = gamma * choose(rest.equal(zero), zero, rest_of_x / rest);
+            let vertical = rest.less(R::smallest());
+            (factor, part(factor * steepness, entropy), choose(vertical, zero, gamma * factor / rest))
+        };
+        let (balance, of_balance) = balance(self.alpha, y);
+        let of_x = balance * (of_x + factor * logit.slope(y));
+        let of_rest = part(slope * (logit.q - logit.p), entropy);
+        let of_y = part(of_balance * factor, entropy) + balance * (of_rest - part(factor, x));
+        (part(balance * factor, entropy), [of_x, of_y])
+    }
+}
+
+/// αₜ, the factor of a target, and its derivative.
+#[inline(always)]
+fn balance<R: Real>(alpha: Option<f64>, y: R) -> (R, R) {
+    match alpha {
+        Some(alpha) => (R::of(alpha) * y + R::of(1.0 - alpha) * (R::of(1.0) - y), R::of(2.0 * alpha - 1.0)),
+        None => (R::of(1.0), R::of(0.0)),
+    }
+}
+
+/// The loss whose modulating factor is a power of the sigmoid of the margin x (1 − 2y).
+#[derive(Clone, Copy)]
+pub(super) struct MarginFormula<const SQUARE: bool> {
+    pub(super) gamma: f64,
+    pub(super) alpha: Option<f64>,
+}
+
+impl<const SQUARE: bool> Pointwise<2> for MarginFormula<SQUARE> {
+    const PARTIAL: bool = true;
+
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (one, two, gamma) = (R::of(1.0), R::of(2.0), R::of(self.gamma));
+        let y = share_or_nan(y, 1.0);
+        let sign = one - two * y;
+        let logit = Logit::new(x);
+        let entropy = logit.entropy(y);
+        let (rest, own, _) = sigmoids(part(sign, x));
+        let factor = if SQUARE { rest * rest } else { rest.power(gamma) };
+        let slope = gamma * factor * own;
+        let (balance, of_balance) = balance(self.alpha, y);
+        let of_x = balance * (part(slope * sign, entropy) + factor * logit.slope(y));
+        let of_margin = balance * (two * part(slope, entropy) + factor);
+        (part(balance * factor, entropy), [of_x, part(of_balance * factor, entropy) - part(of_margin, x)])
+    }
+}
