@@ -5,7 +5,23 @@ use tch::{Device, Kind, Tensor};
 use crate::LossError;
 use crate::argument::Named;
 use crate::autograd::{self, f_alias};
-use crate::kernels::{Number, NumberOperations};
+use crate::kernels::{Number, NumberOperations, small_work};
+
+/// The product of two matrices. A small one stays on this thread: see [`small_work`].
+pub(crate) fn f_matrix_product(left: &Tensor, right: &Tensor) -> Result<Tensor, LossError> {
+    let columns = right.size().last().copied().unwrap_or(1);
+    small_work((left.numel() as i64).saturating_mul(columns), || Ok(left.f_matmul(right)?))
+}
+
+/// Calls an operation that takes some time for each element of a tensor; for a small one it stays on this thread.
+pub(crate) fn f_of_elements(
+    tensor: &Tensor,
+    operation: impl FnOnce(&Tensor) -> Result<Tensor, LossError>,
+) -> Result<Tensor, LossError> {
+    /// A softmax or a normalisation takes about as long as so many multiplications an element.
+    const OF_ELEMENT: i64 = 16;
+    small_work((tensor.numel() as i64).saturating_mul(OF_ELEMENT), || operation(tensor))
+}
 
 /// The smallest base that a power below 1 is differentiated at; below it the power is 0, and so is its gradient.
 pub(crate) const SMALLEST_BASE: f64 = f32::MIN_POSITIVE as f64;

@@ -11,6 +11,7 @@ use crate::kernels::{
     NumberOperations, OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, f_pairs,
     f_pairs_on, scaled,
 };
+use crate::numeric::f_matrix_product;
 use crate::numeric::f_times;
 use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, Reduction};
 
@@ -329,10 +330,10 @@ fn f_nearness_on(
     let nearness = squares(b)?.f_neg()?.f_unsqueeze(0)?.f_addmm(&a.f_mul_number(2)?, &b.f_transpose(0, 1)?)?;
     let pull = |Backward { arguments, grad, needed, .. }: Backward| -> Gradients {
         let (a, b, twice) = (arguments[0], arguments[1], grad.f_mul_number(2)?);
-        let of_a = needed[0].then(|| twice.f_mm(b)).transpose()?;
+        let of_a = needed[0].then(|| f_matrix_product(&twice, b)).transpose()?;
         let of_b = needed[1].then(|| {
             let own = b.f_mul(&twice.f_sum_dim_intlist([0_i64].as_slice(), false, None)?.f_unsqueeze(1)?)?;
-            twice.f_transpose(0, 1)?.f_mm(a)?.f_sub(&own)
+            Ok::<_, LossError>(f_matrix_product(&twice.f_transpose(0, 1)?, a)?.f_sub(&own)?)
         });
         Ok(vec![of_a, of_b.transpose()?])
     };
@@ -414,7 +415,7 @@ impl Angles {
         let cosine = EmbeddingDistance::cosine();
         classified.embeddings = cosine.f_prepared(&classified.embeddings, classified.wide)?;
         classified.vectors = cosine.f_prepared(&classified.vectors, classified.wide)?;
-        let cosines = classified.embeddings.f_matmul(&classified.vectors.f_transpose(0, 1)?)?;
+        let cosines = f_matrix_product(&classified.embeddings, &classified.vectors.f_transpose(0, 1)?)?;
         if sub_centers == 1 {
             return Ok(Angles { classified, cosines, nearest: None, sub_centers });
         }

@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 
 use crate::autograd::{Backward, Function, Gradients, Place, Tape, f_gradients_of, f_taped, needed};
 use crate::kernels::{NumberOperations, f_distance_slopes, f_distances, f_unit};
+use crate::numeric::f_matrix_product;
 use crate::numeric::{f_power, f_unit_rows};
 use crate::{LossError, check};
 
@@ -168,7 +169,7 @@ impl EmbeddingDistance {
         let a = self.f_prepared(embeddings, kind)?;
         let b = reference.map(|reference| self.f_prepared(reference, kind)).transpose()?;
         let matrix = match self.measure {
-            Measure::DotProduct => a.f_matmul(&b.as_ref().unwrap_or(&a).f_transpose(0, 1)?)?,
+            Measure::DotProduct => f_matrix_product(&a, &b.as_ref().unwrap_or(&a).f_transpose(0, 1)?)?,
             Measure::Lp => self.f_lp(&a, b.as_ref())?,
             Measure::SignalToNoise => self.f_signal_to_noise(&a, b.as_ref())?,
         };
@@ -339,15 +340,16 @@ fn f_euclidean_on(tape: &mut Tape, places: &[Place]) -> Result<Option<Place>, Lo
 /// The products of the rows of one or two places of a tape: `a · bᵀ`, or `a · aᵀ`.
 fn f_products_on(tape: &mut Tape, places: &[Place]) -> Result<Place, LossError> {
     let (first, last) = (tape.value(places[0]), tape.value(places[places.len() - 1]));
-    let products = first.f_mm(&last.f_transpose(0, 1)?)?;
+    let products = f_matrix_product(first, &last.f_transpose(0, 1)?)?;
     let pull = |Backward { arguments, grad, needed, .. }: Backward| -> Gradients {
         let across = grad.f_transpose(0, 1)?;
         match arguments {
             // Both factors are the same.
-            [a] => Ok(vec![Some(grad.f_add(&across)?.f_mm(a)?)]),
+            [a] => Ok(vec![Some(f_matrix_product(&grad.f_add(&across)?, a)?)]),
             [a, b] => {
-                let product =
-                    |needed: bool, left: &Tensor, right: &Tensor| needed.then(|| left.f_mm(right)).transpose();
+                let product = |needed: bool, left: &Tensor, right: &Tensor| {
+                    needed.then(|| f_matrix_product(left, right)).transpose()
+                };
                 Ok(vec![product(needed[0], grad, b)?, product(needed[1], &across, a)?])
             }
             _ => Ok(vec![]),
@@ -388,7 +390,7 @@ fn f_slopes_with_graph(saved: &[&Tensor], grad: &Tensor) -> Gradients {
     // Σⱼ wᵢⱼ (aᵢ − bⱼ)
     let slope = |weights: &Tensor, a: &Tensor, b: &Tensor| {
         let own = a.f_mul(&weights.f_sum_dim_intlist([1_i64].as_slice(), true, None)?)?;
-        Ok::<_, LossError>(own.f_sub(&weights.f_matmul(b)?)?)
+        Ok::<_, LossError>(own.f_sub(&f_matrix_product(&weights, b)?)?)
     };
     match saved {
         [a, _] => {

@@ -10,6 +10,7 @@ use crate::check::{self, Validity};
 #[cfg(feature = "serde")]
 use crate::description::{Mismatch, OptionValue, Place, Problem, Value};
 use crate::kernels::{self, NumberOperations};
+use crate::numeric::f_of_elements;
 use crate::{InvalidValues, LossError, numeric};
 
 /// How the input becomes probabilities.
@@ -165,7 +166,7 @@ pub(super) fn f_activate(
     activation: Activation,
     ignored: Option<&Tensor>,
 ) -> Result<Tensor, LossError> {
-    let f_softmax = |input: &Tensor| input.f_softmax(1, input.f_kind()?);
+    let f_softmax = |input: &Tensor| f_of_elements(input, |input| Ok(input.f_softmax(1, input.f_kind()?)?));
     let Some(ignored) = ignored else {
         return Ok(match activation {
             Activation::None => input.shallow_clone(),

@@ -3,6 +3,7 @@ use tch::Tensor;
 use super::{f_diagonal_and_others, f_without_diagonal, views};
 use crate::kernels::{NumberOperations, PairTerms, Real};
 use crate::numeric::wide_kind;
+use crate::numeric::{f_matrix_product, f_of_elements};
 use crate::{Loss, LossError, check};
 
 crate::options::options! {
@@ -85,7 +86,7 @@ impl Loss for BarlowTwinsLoss {
         check::shape(("input", input), fits, "[N, D] with at least two rows")?;
         self.f_check_options()?;
         let (a, b) = (f_normalized(input)?, f_normalized(target)?);
-        let product = a.f_transpose(0, 1)?.f_matmul(&b)?;
+        let product = f_matrix_product(&a.f_transpose(0, 1)?, &b)?;
         let (loss, rows, kind) = (*self, input.size()[0], input.f_kind()?);
         let composite = move |product: &Tensor| Ok(loss.f_of_product(product, rows)?.f_to_kind(kind)?);
         let formula = Deviations { scale: 1.0 / rows as f64, lambda: self.lambda_param };
@@ -130,7 +131,7 @@ impl PairTerms for Deviations {
 fn f_normalized(view: &Tensor) -> Result<Tensor, LossError> {
     const NONE: Option<&Tensor> = None;
     let view = view.f_to_kind(wide_kind(view)?)?;
-    Ok(view.f_batch_norm(NONE, NONE, NONE, NONE, true, 0.1, 1e-5, true)?)
+    f_of_elements(&view, |view| Ok(view.f_batch_norm(NONE, NONE, NONE, NONE, true, 0.1, 1e-5, true)?))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::LossError;
 use crate::check;
+use crate::numeric::f_matrix_product;
 use crate::numeric::{f_unit_rows, wide_kind};
 
 /// A scale or bias of logits, made from a tensor of one element, which may be learnt, or from a number.
@@ -60,5 +61,5 @@ pub(super) fn f_similarities(image: &Tensor, text: &Tensor, normalize: bool) -> 
         let embeddings = embeddings.f_to_kind(kind)?;
         if normalize { f_unit_rows(&embeddings, 2.0, 0.0) } else { Ok(embeddings) }
     };
-    Ok(rows(image)?.f_matmul(&rows(text)?.f_transpose(0, 1)?)?)
+    f_matrix_product(&rows(image)?, &rows(text)?.f_transpose(0, 1)?)
 }
