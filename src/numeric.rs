@@ -9,8 +9,12 @@ use crate::kernels::{Number, NumberOperations, small_work};
 
 /// The product of two matrices. A small one stays on this thread: see [`small_work`].
 pub(crate) fn f_matrix_product(left: &Tensor, right: &Tensor) -> Result<Tensor, LossError> {
-    let columns = right.size().last().copied().unwrap_or(1);
-    small_work((left.numel() as i64).saturating_mul(columns), || Ok(left.f_matmul(right)?))
+    small_work(multiplications(left, right), || Ok(left.f_matmul(right)?))
+}
+
+/// How many multiplications the product of two matrices takes.
+pub(crate) fn multiplications(left: &Tensor, right: &Tensor) -> i64 {
+    (left.numel() as i64).saturating_mul(right.size().last().copied().unwrap_or(1))
 }
 
 /// Calls an operation that takes some time for each element of a tensor; for a small one it stays on this thread.

@@ -2,6 +2,7 @@ use tch::Tensor;
 
 use super::{Taps, Unlikeness, check_range, f_images, f_means, f_pair, f_products, gaussian, is_one_pixel};
 use crate::kernels::{Beyond, NumberOperations};
+use crate::numeric::f_of_elements;
 use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
@@ -218,10 +219,12 @@ impl SsimLoss {
         }
         // libtorch wants the last dimension first.
         let padding: Vec<i64> = window.iter().rev().flat_map(|taps| [taps.len() as i64 / 2; 2]).collect();
-        Ok(match window.len() {
-            1 => image.f_reflection_pad1d(padding)?,
-            2 => image.f_reflection_pad2d(padding)?,
-            _ => image.f_reflection_pad3d(padding)?,
+        f_of_elements(image, |image| {
+            Ok(match window.len() {
+                1 => image.f_reflection_pad1d(padding)?,
+                2 => image.f_reflection_pad2d(padding)?,
+                _ => image.f_reflection_pad3d(padding)?,
+            })
         })
     }
 }

@@ -3,6 +3,7 @@ use tch::{Tensor, no_grad};
 use super::{f_diagonal_and_others, f_without_diagonal, views};
 use crate::autograd::Function;
 use crate::kernels::{NumberOperations, PairTerms, Pointwise, Real, choose, f_pointwise, small_work};
+use crate::numeric::multiplications;
 use crate::numeric::wide_kind;
 use crate::{Loss, LossError, MseLoss, Reduction, check};
 
@@ -107,9 +108,9 @@ impl VicRegLoss {
 
 /// The products of each two features, summed over the batch: `[…, D, D]` of `[N, …, D]`.
 fn f_products(features: &Tensor) -> Result<Tensor, LossError> {
-    let multiplications = (features.numel() as i64).saturating_mul(features.size().last().copied().unwrap_or(1));
+    let work = multiplications(features, features);
     let einsum = move |equation, a: &Tensor, b: &Tensor| {
-        small_work(multiplications, || Tensor::f_einsum(equation, &[a, b], None::<&[i64]>))
+        small_work(work, || Tensor::f_einsum(equation, &[a, b], None::<&[i64]>))
     };
     // The same product as lightly's: for large features its rounding is visible in the gradients.
     let products = no_grad(|| einsum("b...c,b...d->...cd", features, features))?;

@@ -6,6 +6,8 @@ use super::row_loss::{PerRow, RowLoss, RowTarget};
 use super::{Arguments, LinearCrossEntropy};
 use crate::autograd::{Context, Function, Gradients, Stored, StoredGradients, f_gradients_of, needed, spread};
 use crate::kernels::NumberOperations;
+use crate::kernels::small_work;
+use crate::numeric::multiplications;
 use crate::numeric::{f_filled, f_ratio};
 use crate::{LossError, Reduction};
 
@@ -186,11 +188,13 @@ impl Chunks {
     /// Overwrites `logits` with those of `input`.
     fn f_logits(&self, logits: &Tensor, input: &Tensor, place: i64) -> Result<(), LossError> {
         let weight = self.weight.f_select(1, place)?.f_transpose(0, 1)?;
-        let _ = match &self.bias {
-            Some(bias) => bias.f_select(1, place)?.f_addmm_out(logits, input, &weight)?,
-            None => input.f_mm_out(logits, &weight)?,
-        };
-        Ok(())
+        small_work(multiplications(input, &weight), || {
+            let _ = match &self.bias {
+                Some(bias) => bias.f_select(1, place)?.f_addmm_out(logits, input, &weight)?,
+                None => input.f_mm_out(logits, &weight)?,
+            };
+            Ok(())
+        })
     }
 }
 
@@ -251,13 +255,16 @@ impl Sums {
 
 /// Adds a product of matrices to `sum`, which it overwrites where it is the `first`.
 fn f_add_product(sum: &mut Tensor, left: &Tensor, right: &Tensor, first: bool) -> Result<(), LossError> {
-    match (first, sum.f_kind()? == left.f_kind()?) {
-        (true, true) => drop(left.f_mm_out(sum, right)?),
-        (true, false) => sum.f_copy_(&left.f_mm(right)?)?,
-        (false, true) => drop(sum.f_addmm_(left, right)?),
-        (false, false) => drop(sum.f_add_(&left.f_mm(right)?)?),
-    }
-    Ok(())
+    let alike = sum.f_kind()? == left.f_kind()?;
+    small_work(multiplications(left, right), || {
+        match (first, alike) {
+            (true, true) => drop(left.f_mm_out(sum, right)?),
+            (true, false) => sum.f_copy_(&left.f_mm(right)?)?,
+            (false, true) => drop(sum.f_addmm_(left, right)?),
+            (false, false) => drop(sum.f_add_(&left.f_mm(right)?)?),
+        }
+        Ok(())
+    })
 }
 
 /// How the losses of the rows become the result.
