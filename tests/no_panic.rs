@@ -230,6 +230,9 @@ fn losses(weight: &Tensor, invalid: InvalidValues) -> Vec<(&'static str, Call)> 
             let loss = LinearCrossEntropy::new().invalid_values(invalid);
             Box::new(move |a, b, c| loss.f_forward(a, b, c, None))
         }),
+        ("linear cross entropy's module", {
+            pair(LinearCrossEntropyLoss::new(store().root(), 4, 3, LinearCrossEntropyConfig::new()))
+        }),
         ("linear cross entropy in chunks", {
             let loss = LinearCrossEntropy::new().chunking(Chunking::Rows(1)).weight(w());
             Box::new(move |a, b, c| loss.f_forward(a, b, c, Some(c)))

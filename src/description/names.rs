@@ -163,7 +163,13 @@ pub(crate) fn other(name: &str) -> Option<String> {
     if let Some(loss) = of_name.or_else(|| OTHERS.iter().copied().find(|loss| spelling(loss) == asked)) {
         return Some(format!("loss {name:?} takes other arguments: use {loss} in Rust"));
     }
-    let (_, feature) = LEFT_OUT.iter().find(|(loss, _)| spelling(loss) == asked)?;
+    left_out(name, LEFT_OUT)
+}
+
+/// That a loss needs a feature, where it is one of those.
+fn left_out(name: &str, losses: &[(&str, &str)]) -> Option<String> {
+    let asked = spelling(name);
+    let (_, feature) = losses.iter().find(|(loss, _)| spelling(loss) == asked)?;
     Some(format!("loss {name:?} needs the feature {feature} of tch-losses"))
 }
 
@@ -215,4 +221,18 @@ fn distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_of_a_family_that_is_not_built_names_the_feature() {
+        let message = left_out("dice", &[("MccLoss", "segmentation"), ("DiceLoss", "segmentation")]);
+        assert_eq!(message.unwrap(), "loss \"dice\" needs the feature segmentation of tch-losses");
+        assert_eq!(left_out("mse", &[("DiceLoss", "segmentation")]), None);
+        assert!(LEFT_OUT.is_empty(), "tests are built with all families");
+        assert_eq!(other("CtcLoss").unwrap(), "loss \"CtcLoss\" takes other arguments: use CtcLoss in Rust");
+    }
 }
