@@ -35,11 +35,14 @@ impl RowFormula for Picked {
 
 /// Computes rows whose classes lie side by side in memory. Returns the sum of their losses.
 fn of_rows<W: Wide>(job: &Job<W>, rows: Range<usize>) -> f64 {
-    job.sum_classes(rows, |row, class| {
-        let start = row * job.classes;
-        job.store_zeros(start, job.classes);
-        of_row(job, row, class, start + class)
-    })
+    job.store_zeros(rows.start * job.classes, rows.len() * job.classes);
+    let mut sum = 0.0;
+    for row in rows {
+        let loss = job.class(row).map_or(W::default(), |class| of_row(job, row, class, row * job.classes + class));
+        job.store_losses(row, &[loss]);
+        sum += loss.to_f64();
+    }
+    sum
 }
 
 /// Computes a block of pixels. Returns the sum of their losses.
@@ -60,11 +63,11 @@ fn of_pixels<W: Wide>(job: &Job<W>, pixels: Pixels) -> f64 {
 }
 
 /// The loss of a row, whose number of the target's class is at `place` of the input. Writes the derivative there.
+#[inline(always)]
 fn of_row<W: Wide>(job: &Job<W>, row: usize, class: usize, place: usize) -> W {
     let weight = job.options.weight_of(class);
     if job.needs_gradient() {
-        let slope = W::from_f64(-weight * job.factor(row).to_f64());
-        job.store_gradient(place, &mut [slope], |_, slope| slope, None);
+        job.store_number(place, W::from_f64(-weight * job.factor(row).to_f64()));
     }
-    W::from_f64(-job.input.get(place) * weight)
+    W::from_f64(-job.input.wide(place).to_f64() * weight)
 }

@@ -191,6 +191,14 @@ impl<W: Wide> Job<'_, W> {
         unsafe { output.write_mapped(position..position + numbers.len(), numbers, map, other) };
     }
 
+    /// Stores one number of the gradient.
+    #[inline(always)]
+    pub(in crate::kernels::cpu) fn store_number(&self, position: usize, number: W) {
+        let Some(output) = self.gradient else { return };
+        // SAFETY: tasks have rows of their own, and write them one after another.
+        unsafe { output.write_cached(position..position + 1, &[number]) };
+    }
+
     /// Writes zeros as the gradient of `length` numbers from `position` on, where the gradient is wanted.
     pub(in crate::kernels::cpu) fn store_zeros(&self, position: usize, length: usize) {
         let Some(output) = self.gradient else { return };
