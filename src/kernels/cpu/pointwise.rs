@@ -357,8 +357,7 @@ fn run<W: Wide>(
         Some(0) => 1,
         Some(_) => gradients.len(),
     };
-    let (gradients, ahead) = (&gradients[..differentiated], length >= FETCHED);
-    let job = Job { formula, arguments, factor, losses, gradients, ahead };
+    let job = Job { formula, arguments, factor, losses, gradients: &gradients[..differentiated] };
     parallel::sum(length, BLOCK, |range| job.task(range))
 }
 
@@ -370,13 +369,7 @@ struct Job<'a, W> {
     losses: Option<&'a Output<W>>,
     /// The outputs of the gradients of no argument, of the first one, or of all, of which some may not be wanted.
     gradients: &'a [Option<Output<W>>],
-    /// Whether the next block is loaded into the cache while one is computed. A block fills a page of memory, and the
-    /// processor does not look ahead beyond a page by itself.
-    ahead: bool,
 }
-
-/// From how many elements on the next block is loaded ahead. Fewer are in a cache already.
-const FETCHED: usize = 1 << 18;
 
 /// What the derivatives are multiplied by: one number, or a number for each element.
 enum Factors<'a, W> {
@@ -419,9 +412,6 @@ impl<W: Wide> Job<'_, W> {
         let mut arguments = [&[][..]; MOST];
         for ((read, argument), room) in arguments.iter_mut().zip(&self.arguments).zip(&mut room.arguments) {
             *read = argument.read(range.clone(), room);
-            if self.ahead {
-                argument.fetch(range.end..range.end + BLOCK);
-            }
         }
         let factors = match self.factor {
             Factors::Number(_) => &room.factors.0[..length],
