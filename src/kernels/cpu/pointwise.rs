@@ -84,6 +84,8 @@ pub(in crate::kernels) struct Numerals<'a, W> {
     /// What the derivatives of each element are multiplied by.
     factors: &'a [W],
     losses: &'a mut [W],
+    /// The sum of the losses, where no argument gets a gradient.
+    sum: f64,
     /// How many arguments get a gradient: none, the first one alone, or all.
     differentiated: usize,
     /// Places for the gradients of the first `differentiated` arguments.
@@ -102,10 +104,10 @@ impl<P: Pointwise<N>, const N: usize> Formula for Typed<P, N> {
 impl<W: Wide, P: Pointwise<N>, const N: usize> OfBlock<W> for Typed<P, N> {
     fn evaluate(&self, block: &mut Numerals<W>) {
         match block.differentiated {
-            0 => self.0.run_block::<W, 0>(block),
+            0 => block.sum = self.0.run_block::<W, 0>(block),
             // As a rule the first argument alone has a gradient.
-            1 => self.0.run_block::<W, 1>(block),
-            _ => self.0.run_block::<W, N>(block),
+            1 => drop(self.0.run_block::<W, 1>(block)),
+            _ => drop(self.0.run_block::<W, N>(block)),
         }
     }
 }
@@ -131,8 +133,8 @@ macro_rules! loop_in {
             of_c: &mut [MaybeUninit<W>],
             of_d: &mut [MaybeUninit<W>],
             of_e: &mut [MaybeUninit<W>],
-        ) {
-            self.run_slices::<W, M>([a, b, c, d, e], factors, losses, [of_a, of_b, of_c, of_d, of_e]);
+        ) -> f64 {
+            self.run_slices::<W, M>([a, b, c, d, e], factors, losses, [of_a, of_b, of_c, of_d, of_e])
         }
     };
 }
@@ -143,7 +145,7 @@ macro_rules! loop_in {
 /// a multiple of that of vectors, so that no loop for a rest is needed. So the compiler makes one loop of vector
 /// instructions and no other version of it.
 trait Losses<const N: usize>: Pointwise<N> {
-    fn run_block<W: Wide, const M: usize>(self, block: &mut Numerals<W>) {
+    fn run_block<W: Wide, const M: usize>(self, block: &mut Numerals<W>) -> f64 {
         let Numerals { arguments: [a, b, c, d, e], factors, losses, gradients, .. } = block;
         let [of_a, of_b, of_c, of_d, of_e] = gradients;
         simd::check_vectors();
@@ -153,13 +155,12 @@ trait Losses<const N: usize>: Pointwise<N> {
         #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
         if const { W::LONG } && simd::has_long_vectors() {
             // SAFETY: just checked.
-            unsafe {
-                self.run_in_long_vectors::<W, M>(a, b, c, d, e, factors, losses, of_a, of_b, of_c, of_d, of_e);
-            }
-            return;
+            return unsafe {
+                self.run_in_long_vectors::<W, M>(a, b, c, d, e, factors, losses, of_a, of_b, of_c, of_d, of_e)
+            };
         }
         // SAFETY: just checked.
-        unsafe { self.run_in_vectors::<W, M>(a, b, c, d, e, factors, losses, of_a, of_b, of_c, of_d, of_e) };
+        unsafe { self.run_in_vectors::<W, M>(a, b, c, d, e, factors, losses, of_a, of_b, of_c, of_d, of_e) }
     }
 
     loop_in!(
@@ -181,22 +182,38 @@ trait Losses<const N: usize>: Pointwise<N> {
         factors: &[W],
         losses: &mut [W],
         mut gradients: [&mut [MaybeUninit<W>]; MOST],
-    ) {
+    ) -> f64 {
         let length = losses.len() / LANES * LANES;
         if length < LANES {
-            return;
+            return 0.0;
         }
         // Pointers, because a bounds check at each place would bring a loop for a rest.
         let arguments: [_; N] = simd::starts(&arguments, length);
         let gradients: [_; M] = simd::starts_mut(&mut gradients, length);
         let (factors, losses) = (factors[..length].as_ptr(), losses[..length].as_mut_ptr());
-        for i in 0..length {
+        let numbers_at = |i: usize| {
             let mut numbers = [W::Lane::of(0.0); N];
             for k in 0..N {
                 // SAFETY: there are `length` numbers from each of the starts on, which are borrowed.
                 numbers[k] = W::Lane::new(unsafe { *arguments[k].add(i) });
             }
-            let (loss, derivatives) = self.evaluate(numbers);
+            numbers
+        };
+        if M == 0 {
+            // In the order of `Sum`, so that the loss has the same digits with gradients and without.
+            let mut sums = [W::Lane::of(0.0); LANES];
+            for start in (0..length).step_by(LANES) {
+                for lane in 0..LANES {
+                    let (loss, _) = self.evaluate(numbers_at(start + lane));
+                    // SAFETY: as above.
+                    unsafe { losses.add(start + lane).write(loss.get()) };
+                    sums[lane] = sums[lane] + loss;
+                }
+            }
+            return simd::total(sums);
+        }
+        for i in 0..length {
+            let (loss, derivatives) = self.evaluate(numbers_at(i));
             // SAFETY: as above.
             unsafe { losses.add(i).write(loss.get()) };
             for k in 0..M {
@@ -207,6 +224,7 @@ trait Losses<const N: usize>: Pointwise<N> {
                 }
             }
         }
+        0.0
     }
 }
 
@@ -429,10 +447,13 @@ impl<W: Wide> Job<'_, W> {
             let gradients = gradients.each_mut().map(|places| places.get_mut(whole..).unwrap_or_default());
             self.rest(arguments, &factors[whole..], rest, gradients);
         }
+        let differentiated = self.gradients.len();
+        let summed = differentiated == 0 && rest.is_empty();
+        let mut block = Numerals { arguments, factors, losses, sum: 0.0, differentiated, gradients };
         if whole > 0 {
-            let differentiated = self.gradients.len();
-            self.formula.evaluate(&mut Numerals { arguments, factors, losses, differentiated, gradients });
+            self.formula.evaluate(&mut block);
         }
+        let sum = block.sum;
         for (output, room) in self.gradients.iter().zip(&room.gradients) {
             if let Some(output) = output.as_ref().filter(|output| !output.has_places()) {
                 // SAFETY: as above.
@@ -444,7 +465,7 @@ impl<W: Wide> Job<'_, W> {
             // SAFETY: as above.
             unsafe { output.write(range, losses) };
         }
-        simd::run(Sum(losses))
+        if summed { sum } else { simd::run(Sum(losses)) }
     }
 
     /// Computes the last numbers of a block, fewer than [`LANES`]. They are filled up with zeros to that number, so
@@ -462,6 +483,7 @@ impl<W: Wide> Job<'_, W> {
             arguments: arguments.each_ref().map(|argument| &argument[..]),
             factors: &factors,
             losses: &mut all,
+            sum: 0.0,
             differentiated: self.gradients.len(),
             gradients: places.each_mut().map(|places| &mut places[..]),
         });
