@@ -32,7 +32,8 @@ pub struct CheckOptions {
     /// libtorch threads of both sides; sums are split by threads, so bitwise equality needs the same number
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..))]
     pub threads: i32,
-    /// How many processes of PyTorch, and threads of the crate, share the cases [default: what the cores allow, up to 16]
+    /// How many processes of PyTorch, and threads of the crate, share the cases [default: what the cores allow, up to
+    /// 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub jobs: Option<u16>,
     /// Write a report in Markdown
@@ -170,8 +171,8 @@ pub(crate) struct Held {
     pub(crate) sides: Vec<Side>,
 }
 
-/// Computes the cases in the folder of the check on all sides, and compares them; where they are unequal, with the results
-/// in double precision.
+/// Computes the cases in the folder of the check on all sides, and compares them; where they are unequal, with the
+/// results in double precision.
 pub(crate) fn hold(python: &Python, cases: &[Case], options: &CheckOptions) -> Result<Held> {
     let cases_file = options.work.join("cases.json");
     let tensors_file = options.work.join("tensors.safetensors");

@@ -1,8 +1,8 @@
 //! Holds the results of two sides beside each other.
 //!
-//! The rule of equality: bit by bit where the adapter says so, the run is on the CPU and nothing has half precision, which
-//! the crate computes in single precision; otherwise within the tolerance that `torch.testing.assert_close` gives the
-//! dtype, or closer to the result in double precision than the reference is.
+//! The rule of equality: bit by bit where the adapter says so, the run is on the CPU and nothing has half precision,
+//! which the crate computes in single precision; otherwise within the tolerance that `torch.testing.assert_close` gives
+//! the dtype, or closer to the result in double precision than the reference is.
 
 use std::collections::BTreeSet;
 
@@ -122,7 +122,8 @@ fn compare_tensors(case: &Case, expected: &CaseResult, actual: &CaseResult, side
     );
     let adapter = adapters::find(&case.reference);
     let names = tensor_names(case, sides);
-    // The crate computes half precision in single precision and rounds once, and so nearer to the truth than the reference.
+    // The crate computes half precision in single precision and rounds once, and so nearer to the truth than the
+    // reference.
     let is_half = |name: &&str| {
         let tensor = sides.expected.tensors.get(&format!("{}:{name}", case.id));
         tensor.is_some_and(|tensor| matches!(tensor.kind(), Kind::Half | Kind::BFloat16))

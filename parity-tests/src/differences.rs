@@ -20,8 +20,8 @@ pub enum Rule {
     Rejects,
     /// The same on CUDA, where the reference does not look at the values. No check on the CPU shows it.
     RejectsOnCuda,
-    /// The reference is infinite or NaN where this crate is finite, equal everywhere else, and right where the result in
-    /// double precision tells.
+    /// The reference is infinite or NaN where this crate is finite, equal everywhere else, and right where the result
+    /// in double precision tells.
     Finite,
     /// The reference has a number where this crate says NaN.
     Nan,

@@ -1,7 +1,8 @@
 //! Losses made of losses, and losses described in data. They need no feature but `serde` for the latter.
 //!
-//! [`WeightedSum`] for several losses of one output, and for the log of what each of them was. Where an empty batch, or one
-//! of which all is ignored, must not make a training NaN, [`Loss::when_empty`](crate::Loss::when_empty) of any loss.
+//! [`WeightedSum`] for several losses of one output, and for the log of what each of them was. Where an empty batch, or
+//! one of which all is ignored, must not make a training NaN, [`Loss::when_empty`](crate::Loss::when_empty) of any
+//! loss.
 //!
 //! | what | for |
 //! |---|---|

@@ -128,8 +128,8 @@ impl WeightedSum {
 
     /// Adds `factor` times a loss, which goes by `name` in the log and in errors.
     ///
-    /// The loss may be a `Box<dyn Loss>`, one that was chosen at run time. The sum owns its terms, and may go to another
-    /// thread with them.
+    /// The loss may be a `Box<dyn Loss>`, one that was chosen at run time. The sum owns its terms, and may go to
+    /// another thread with them.
     pub fn term(self, name: impl Into<String>, factor: f64, loss: impl Loss + 'static) -> Self {
         self.with_part(name.into(), factor, Part::new(Box::new(loss)))
     }
@@ -139,8 +139,8 @@ impl WeightedSum {
         self
     }
 
-    /// The same sum with the tensors among the options of its terms on `device` and in `kind`, such as those of the input.
-    /// Boolean tensors and integers keep their kind, parameters stay where they are.
+    /// The same sum with the tensors among the options of its terms on `device` and in `kind`, such as those of the
+    /// input. Boolean tensors and integers keep their kind, parameters stay where they are.
     ///
     /// # Errors
     /// [`LossError::Term`] with the error of [`f_to`](trait.Loss.html#method.f_to) of the term.
@@ -212,7 +212,8 @@ impl WeightedSum {
         self.terms.iter().map(f_parts).collect()
     }
 
-    /// Whether the losses of an input of f16 have factors which are none of its numbers: the gradients of the terms are these.
+    /// Whether the losses of an input of f16 have factors which are none of its numbers: the gradients of the terms are
+    /// these.
     fn is_beyond_half(&self, input: &Tensor) -> bool {
         let range = f64::from(f16::MIN_POSITIVE)..=f64::from(f16::MAX);
         let beyond = |factor: f64| factor != 0.0 && !range.contains(&factor.abs());

@@ -47,8 +47,9 @@ impl WhenEmpty {
 
 /// A loss with [`Loss::when_empty`].
 ///
-/// Its value is that of the loss where it is over something. On the CPU a loss that is neither 0 nor NaN is known to be;
-/// of another one the denominator is looked at, as it is of every one on CUDA, which [`WhenEmpty::Error`] waits for.
+/// Its value is that of the loss where it is over something. On the CPU a loss that is neither 0 nor NaN is known to
+/// be; of another one the denominator is looked at, as it is of every one on CUDA, which [`WhenEmpty::Error`] waits
+/// for.
 #[derive(Debug, Clone, Copy)]
 #[must_use]
 pub struct OverNothing<L> {

@@ -1,4 +1,5 @@
-//! Losses and their options as data: what their descriptions are made of, whatever the loss. `AnyLoss` knows all losses.
+//! Losses and their options as data: what their descriptions are made of, whatever the loss. `AnyLoss` knows all
+//! losses.
 
 mod described;
 mod names;

@@ -188,8 +188,8 @@ const FEW: usize = 6;
 /// How many are proposed.
 const PROPOSED: usize = 3;
 
-/// The end of a message: which names there are or, of many, the ones that come nearest to `name`, each by the nearest of
-/// its spellings.
+/// The end of a message: which names there are or, of many, the ones that come nearest to `name`, each by the nearest
+/// of its spellings.
 pub(crate) fn nearest(name: &str, names: &[&[&'static str]]) -> String {
     let mut first: Vec<&str> = names.iter().map(|names| names[0]).collect();
     if first.len() <= FEW {

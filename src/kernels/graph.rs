@@ -141,8 +141,8 @@ pub(super) fn record<const N: usize>(formula: impl FnOnce([Symbol; N]) -> Vec<Sy
     Recording { nodes: graph.nodes, outputs: outputs.into_iter().map(|Symbol(id)| id).collect() }
 }
 
-/// The simple numbers that stand in the code. Every other one is a parameter: whether it is an option of the loss or a constant
-/// of the formula makes no difference for a kernel, which has its parameters in the constant cache.
+/// The simple numbers that stand in the code. Every other one is a parameter: whether it is an option of the loss or a
+/// constant of the formula makes no difference for a kernel, which has its parameters in the constant cache.
 fn is_literal(value: f64) -> bool {
     !value.is_finite() || [0.0, 0.5, 1.0, 2.0].contains(&value.abs())
 }

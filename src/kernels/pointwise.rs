@@ -14,8 +14,8 @@ trait Formula: cpu::pointwise::Formula {}
 trait Formula: cpu::pointwise::Formula + super::cuda::pointwise::Recorded {}
 impl<P: Pointwise<N>, const N: usize> Formula for Typed<P, N> {}
 
-/// The reduced losses of `arguments`, by `formula`, or by the `composite` of tensor operations where the engine does not take
-/// the call.
+/// The reduced losses of `arguments`, by `formula`, or by the `composite` of tensor operations where the engine does
+/// not take the call.
 pub(crate) fn f_pointwise<const N: usize, P, C>(
     formula: P,
     arguments: [&Tensor; N],

@@ -516,8 +516,8 @@ fn dice_cross_entropy(arguments: &mut Arguments) -> Outcome {
     regions.run(&loss, 0)
 }
 
-/// The focal loss of sigmoids over masks that MONAI adds to a loss over regions, and the factor that makes MONAI's of its
-/// reduction.
+/// The focal loss of sigmoids over masks that MONAI adds to a loss over regions, and the factor that makes MONAI's of
+/// its reduction.
 fn focal_part(
     regions: &mut Regions,
     arguments: &mut Arguments,

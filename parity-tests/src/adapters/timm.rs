@@ -27,8 +27,8 @@ pub(super) const ADAPTERS: &[Adapter] = &[
         poly_binary_cross_entropy),
 ];
 
-/// Calls a loss that timm computes in single precision and returns as `kind`. Here double precision stays what it is until
-/// the end.
+/// Calls a loss that timm computes in single precision and returns as `kind`. Here double precision stays what it is
+/// until the end.
 fn single(loss: &dyn Loss, input: Tensor, target: &Tensor, kind: Kind) -> Outcome {
     let input = match input.f_kind()? {
         Kind::Half | Kind::BFloat16 => input.f_to_kind(Kind::Float)?,

@@ -332,8 +332,8 @@ fn linear_cross_entropy_options(arguments: &mut Arguments) -> Result<LinearCross
 
 const ACCUMULATION_POLICIES: [&str; 4] = ["auto", "accurate", "balanced", "compact"];
 
-/// The policies of accumulation and graph retention change nothing here: all of a chunk is computed in one dtype, and the
-/// graph is that of plain operations.
+/// The policies of accumulation and graph retention change nothing here: all of a chunk is computed in one dtype, and
+/// the graph is that of plain operations.
 fn chunking(mut options: Arguments) -> Result<Chunking, EvalError> {
     if let Some(policy) = options.text("acc_policy")?.filter(|policy| !ACCUMULATION_POLICIES.contains(&&**policy)) {
         return Err(EvalError::Rejected(format!("there is no acc_policy {policy:?}")));

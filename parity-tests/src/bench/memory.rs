@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::ours::Ours;
 use super::workloads::Workload;
 
-/// With these a process maps every tensor by itself and gives it back when it is dropped, so that resident memory is the
-/// memory of tensors. They make allocation slow, so that memory is measured in processes of its own.
+/// With these a process maps every tensor by itself and gives it back when it is dropped, so that resident memory is
+/// the memory of tensors. They make allocation slow, so that memory is measured in processes of its own.
 pub const MALLOC: [(&str, &str); 2] = [("MALLOC_MMAP_THRESHOLD_", "65536"), ("MALLOC_TRIM_THRESHOLD_", "65536")];
 
 /// Bytes of memory that one training step takes.

@@ -375,8 +375,8 @@ fn cache(work: &Path) -> PathBuf {
     work.join("inductor")
 }
 
-/// Proves by value and gradients that both sides do the same work. In half precision the reference may be off, or have a result
-/// of another kind; there the result in double precision counts as well.
+/// Proves by value and gradients that both sides do the same work. In half precision the reference may be off, or have
+/// a result of another kind; there the result in double precision counts as well.
 fn check_values(workload: &Workload, inputs: &Inputs, ours: &Ours, peer: &Peer, dir: &Path) -> Result<()> {
     let (case, id) = (workload.case(inputs)?, workload.id());
     let actual = ours.results(&id, inputs)?;

@@ -56,7 +56,8 @@ pub struct Compiled {
 }
 
 impl Peer {
-    /// Starts the child with so many threads, on this device, with this environment; `cache` keeps what `torch.compile` compiles.
+    /// Starts the child with so many threads, on this device, with this environment; `cache` keeps what `torch.compile`
+    /// compiles.
     pub fn start(
         python: &Python,
         threads: i32,

@@ -99,7 +99,8 @@ pub struct Inputs {
     lists: Vec<Vec<i64>>,
     /// Tensors that `options` names.
     options: BTreeMap<&'static str, Tensor>,
-    /// Parameters of the reference by state-dict name; the call gets them behind the arguments, and they have gradients as well.
+    /// Parameters of the reference by state-dict name; the call gets them behind the arguments, and they have gradients
+    /// as well.
     pub state: Vec<(&'static str, Tensor)>,
     /// Options of the reference that follow from the dimensions.
     numbers: Vec<(&'static str, i64)>,
@@ -165,7 +166,8 @@ macro_rules! monai {
     };
 }
 
-/// All rows. A new loss is a new row: its name, the reference with its keyword arguments, the sizes, the arguments, the call.
+/// All rows. A new loss is a new row: its name, the reference with its keyword arguments, the sizes, the arguments, the
+/// call.
 #[rustfmt::skip]
 fn rows() -> Vec<Row> {
     let row = |name, reference, options, sizes, inputs, call| Row { name, reference, options, sizes, inputs, call };
@@ -386,8 +388,8 @@ impl std::fmt::Debug for Workload {
     }
 }
 
-/// The workloads whose name or reference contains a text of `filter`, a list with commas, regardless of case, at the sizes and of
-/// the kind asked for.
+/// The workloads whose name or reference contains a text of `filter`, a list with commas, regardless of case, at the
+/// sizes and of the kind asked for.
 pub fn workloads(filter: Option<&str>, sizes: &[Size], dtype: Dtype) -> Vec<Workload> {
     let filter = filter.unwrap_or_default().to_lowercase();
     let contains = |text: &str| filter.split(',').any(|part| text.to_lowercase().contains(part));
@@ -544,8 +546,8 @@ fn with_vectors<L: 'static>(
     Ok(Box::new(move |of| call(&loss, &of[0], &of[2], &of[1])))
 }
 
-/// The linear cross entropy in chunks. As the reference's, the products of `bf16` are of this kind; in `f16` they are much slower
-/// on a CPU than the default ones of single precision.
+/// The linear cross entropy in chunks. As the reference's, the products of `bf16` are of this kind; in `f16` they are
+/// much slower on a CPU than the default ones of single precision.
 fn in_chunks(kind: Kind) -> LinearCrossEntropy {
     let loss = LinearCrossEntropy::new().chunking(Chunking::default());
     if kind == Kind::BFloat16 { loss.acc_dtype(kind) } else { loss }

@@ -9,7 +9,8 @@ use super::truth::Which;
 /// A difference that is meant, or none of the crate's doing.
 #[derive(Debug)]
 pub struct Expected {
-    /// Whether it is one: by the call, which result it is of, a number of this crate's, and the one that it is held against.
+    /// Whether it is one: by the call, which result it is of, a number of this crate's, and the one that it is held
+    /// against.
     holds: fn(&Call, Which, f64, f64) -> bool,
     /// Why.
     pub reason: &'static str,

@@ -264,15 +264,15 @@ impl<'a> Judge<'a> {
         agree.is_some_and(|agree| (agree - right).abs() <= slack) && self.is_rounding(place, auto, kind)
     }
 
-    /// Whether a number is no further from the result in double precision than rounding makes: that of the arguments, that on
-    /// the way, and that of larger numbers which it is the rest of.
+    /// Whether a number is no further from the result in double precision than rounding makes: that of the arguments,
+    /// that on the way, and that of larger numbers which it is the rest of.
     fn is_rounding(&mut self, place: Place, number: f64, kind: Kind) -> bool {
         let Place { which, index, position, .. } = place;
         let Some(truth) = self.truth() else { return false };
         let Some(right) = truth.composite.at(which, index, position) else { return false };
         let (spread, noise) = (truth.spread(which, index, position), truth.noise(which, index, position));
-        // What cancels on the way has the last digit of the arguments, in single precision. The slope of a linear layer is
-        // made of its weights, that of a teacher of the logits over its temperature.
+        // What cancels on the way has the last digit of the arguments, in single precision. The slope of a linear layer
+        // is made of its weights, that of a teacher of the logits over its temperature.
         let of_arguments = match self.call.loss {
             "dino" => 25.0,
             loss if loss.starts_with("linear_") || loss.starts_with("sequence_") => 1.0,
@@ -282,8 +282,8 @@ impl<'a> Judge<'a> {
         (number - right).abs() <= 8.0 * spread + 4.0 * noise + self.of_others(place, kind) + cancelled
     }
 
-    /// The rounding of the other derivatives, which one of a loss that takes its numbers together is computed with, as often as
-    /// an option multiplies them. A second derivative is a sum of terms as large as the others.
+    /// The rounding of the other derivatives, which one of a loss that takes its numbers together is computed with, as
+    /// often as an option multiplies them. A second derivative is a sum of terms as large as the others.
     fn of_others(&self, Place { which, largest, .. }: Place, kind: Kind) -> f64 {
         let epsilon = if kind == Kind::Double { f64::EPSILON } else { f32::EPSILON.into() };
         match which {
@@ -301,7 +301,8 @@ impl<'a> Judge<'a> {
 
     /// Whether a small number, which the tolerance lets pass, is right in the composite and not in the engine.
     ///
-    /// Where a loss takes its numbers together, double precision forms p − y itself, and has no digits of less than 10⁻¹⁶.
+    /// Where a loss takes its numbers together, double precision forms p − y itself, and has no digits of less than
+    /// 10⁻¹⁶.
     fn lacks_digits(&mut self, place: Place, auto: f64, composite: f64, kind: Kind) -> bool {
         let Place { which, index, position, .. } = place;
         let least = if takes_elements(self.call.loss) { 1e-30 } else { 1e-13 };

@@ -1,6 +1,7 @@
 //! Which described losses the Python originals are asked about, and with which options.
 
-/// A described loss, its reference, and the options that both have by one name. A call with another option is not checked.
+/// A described loss, its reference, and the options that both have by one name. A call with another option is not
+/// checked.
 pub const REFERENCES: &[(&str, &str, &[&str])] = &[
     ("l1", "torch.nn.functional.l1_loss", &["reduction", "weight"]),
     ("mse", "torch.nn.functional.mse_loss", &["reduction", "weight"]),

@@ -95,8 +95,9 @@ impl<'a> Truth<'a> {
         self.movement(self.near.get_or_init(|| self.around(1.0)), which, index, position)
     }
 
-    /// By how much rounding on the way moves an element: how far the errors of tensor operations in the kinds of the call lie
-    /// apart, for these arguments and for some beside them. An error that is none of rounding is the same for all of them.
+    /// By how much rounding on the way moves an element: how far the errors of tensor operations in the kinds of the
+    /// call lie apart, for these arguments and for some beside them. An error that is none of rounding is the same for
+    /// all of them.
     pub fn noise(&self, which: Which, index: usize, position: usize) -> f64 {
         let pairs = self.rounded.get_or_init(|| (0..=ROUNDED).filter_map(|seed| self.rounded_pair(seed)).collect());
         let errors = pairs.iter().filter_map(|[own, wide]| {
@@ -106,8 +107,9 @@ impl<'a> Truth<'a> {
         (most - least).max(0.0)
     }
 
-    /// The results of tensor operations in the kinds of the call and in double precision, of the same arguments: those of the
-    /// call, some in whose last digits others round, and some that are a little smaller, in which all is rounded anew.
+    /// The results of tensor operations in the kinds of the call and in double precision, of the same arguments: those
+    /// of the call, some in whose last digits others round, and some that are a little smaller, in which all is rounded
+    /// anew.
     fn rounded_pair(&self, seed: u64) -> Option<[Numbers; 2]> {
         let (call, runner) = (self.call, self.runner);
         let change = |random: &mut Random, number: f64, kind: Kind| {

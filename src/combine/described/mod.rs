@@ -23,7 +23,8 @@ use crate::{Loss, LossError, MeanParts, option_tensors};
 /// each option that is not the default. All losses of `(input, target)` of this crate can be described, but for those
 /// that have parameters; [`names`](Self::names) and [`options`](Self::options) list them. PyTorch's class names are
 /// names, too: `nn.MSELoss` is `mse`, and so are those of its functions and of other packages, in capitals or not, with
-/// or without "loss". Each may have a field `when_empty`, which is [`when_empty`](Loss::when_empty): `"nan"`, `"zero"` or
+/// or without "loss". Each may have a field `when_empty`, which is [`when_empty`](Loss::when_empty): `"nan"`, `"zero"`
+/// or
 /// `"error"`. Enums are written in snake case, tensors as lists of numbers (or of booleans,
 /// for a mask), with lists inside for more dimensions. `null` stands for an option that is none by default. A loss
 /// alone, with all defaults, may be a string.
@@ -43,10 +44,11 @@ use crate::{Loss, LossError, MeanParts, option_tensors};
 ///
 /// # Writing
 ///
-/// A loss is written into data by [serde], too, such as a log or a checkpoint: its name, and those of its options that are
-/// not the default. What is read again is the same loss. A single loss is written without its name. Losses of other
-/// arguments, such as [`TripletMarginLoss`](crate::TripletMarginLoss), have no name here, but their options are written and
-/// read as a table in the same way. Data cannot say a function in place of an activation or a distance, which is an error.
+/// A loss is written into data by [serde], too, such as a log or a checkpoint: its name, and those of its options that
+/// are not the default. What is read again is the same loss. A single loss is written without its name. Losses of other
+/// arguments, such as [`TripletMarginLoss`](crate::TripletMarginLoss), have no name here, but their options are written
+/// and read as a table in the same way. Data cannot say a function in place of an activation or a distance, which is an
+/// error.
 ///
 /// # Tensors
 ///
@@ -56,9 +58,9 @@ use crate::{Loss, LossError, MeanParts, option_tensors};
 ///
 /// # Errors
 ///
-/// Reading fails for an unknown loss or option, for a value of the wrong type or outside of its range, and for two terms
-/// of one name, with a message that names the loss, the option and what is allowed, or the names that come nearest. What
-/// depends on the input, such as the number of class weights, is looked at when the loss is computed.
+/// Reading fails for an unknown loss or option, for a value of the wrong type or outside of its range, and for two
+/// terms of one name, with a message that names the loss, the option and what is allowed, or the names that come
+/// nearest. What depends on the input, such as the number of class weights, is looked at when the loss is computed.
 ///
 /// # Example
 ///

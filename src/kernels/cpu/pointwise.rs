@@ -23,8 +23,8 @@ use crate::kernels::formulas::{Pointwise, Typed};
 use crate::kernels::number::Real;
 use crate::kernels::tensors::{f_in_one_layout, f_one_layout};
 
-/// The reduced losses of `arguments`; see [`f_pointwise_to`](crate::kernels::pointwise::f_pointwise_to). The composite takes half
-/// precision as it is.
+/// The reduced losses of `arguments`; see [`f_pointwise_to`](crate::kernels::pointwise::f_pointwise_to). The composite
+/// takes half precision as it is.
 pub(in crate::kernels) fn f_elements(
     result: Kind,
     formula: Box<dyn Formula>,

@@ -1,8 +1,8 @@
-//! The engines of CUDA: the formulas of the losses, recorded, written out as CUDA C++ and compiled by NVRTC when they are first
-//! called.
+//! The engines of CUDA: the formulas of the losses, recorded, written out as CUDA C++ and compiled by NVRTC when they
+//! are first called.
 //!
-//! A call goes the same way as on the CPU, and nothing in it waits for the device: sums, factors and the loss stay there.
-//! Whatever keeps an engine from a call (no NVRTC, no driver, another kind) leaves it to tensor operations.
+//! A call goes the same way as on the CPU, and nothing in it waits for the device: sums, factors and the loss stay
+//! there. Whatever keeps an engine from a call (no NVRTC, no driver, another kind) leaves it to tensor operations.
 
 mod driver;
 #[cfg(test)]

@@ -11,8 +11,8 @@ use super::nvrtc::nvrtc;
 
 type Loaded = Arc<OnceLock<Result<Module, String>>>;
 
-/// Launches kernels of a source on libtorch's current stream of a device. What keeps it from that is told once in the log,
-/// and is none: tensor operations compute the loss.
+/// Launches kernels of a source on libtorch's current stream of a device. What keeps it from that is told once in the
+/// log, and is none: tensor operations compute the loss.
 pub(super) fn launcher(device: Device, source: &str, kernels: &[Kernel]) -> Option<Box<dyn Launch>> {
     #[cfg(test)]
     if device == Device::Cpu {

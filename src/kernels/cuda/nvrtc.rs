@@ -47,8 +47,8 @@ pub(super) fn nvrtc() -> Option<&'static Nvrtc> {
 }
 
 impl Nvrtc {
-    /// The machine code of a source for GPUs of a compute capability such as 90, or where it knows none such, the code of
-    /// the newest virtual machine that it knows, which the driver translates. Where it fails, what it says.
+    /// The machine code of a source for GPUs of a compute capability such as 90, or where it knows none such, the code
+    /// of the newest virtual machine that it knows, which the driver translates. Where it fails, what it says.
     pub(super) fn compile(&self, source: &str, capability: c_int) -> Result<Vec<u8>, String> {
         let known = self.architectures();
         if known.contains(&capability) {

@@ -44,8 +44,8 @@ impl<P: Pointwise<N>, const N: usize> Recorded for Typed<P, N> {
     }
 }
 
-/// The reduced losses of `arguments`; see [`f_pointwise_to`](crate::kernels::pointwise::f_pointwise_to). The composite takes half
-/// precision as it is.
+/// The reduced losses of `arguments`; see [`f_pointwise_to`](crate::kernels::pointwise::f_pointwise_to). The composite
+/// takes half precision as it is.
 pub(in crate::kernels) fn f_elements(
     result: Kind,
     formula: Box<dyn Recorded>,
@@ -93,8 +93,8 @@ pub(in crate::kernels) fn f_elements(
     Ok(Function::new(arguments).save(arguments).f_attach_own(vec![loss], backward)?.remove(0))
 }
 
-/// Whether gradients are computed in the forward pass. Those of half precision would be rounded before they are scaled, and
-/// whether they are scaled is known on the device alone.
+/// Whether gradients are computed in the forward pass. Those of half precision would be rounded before they are scaled,
+/// and whether they are scaled is known on the device alone.
 fn is_stored_here(kind: Kind) -> bool {
     is_stored(kind) && kind != Kind::BFloat16
 }
@@ -123,8 +123,8 @@ struct Factors<'a> {
 }
 
 impl Call {
-    /// The losses, or their sum times the `scale`, and the gradients that are wanted, times the scale; none where the kernels
-    /// cannot be had.
+    /// The losses, or their sum times the `scale`, and the gradients that are wanted, times the scale; none where the
+    /// kernels cannot be had.
     fn f_forward(
         &self,
         arguments: &[&Tensor],
@@ -180,8 +180,8 @@ impl Call {
         let (mut place, mut length, mut factor) = (gradient.data_ptr(), gradient.numel() as i64, address(grad));
         let parameters: &mut [*mut c_void] =
             &mut [(&raw mut place).cast(), (&raw mut length).cast(), (&raw mut factor).cast()];
-        // SAFETY: the types are those of the kernel; both tensors are of the kind, on the device, and their memory is freed on
-        // the same stream, behind the kernel.
+        // SAFETY: the types are those of the kernel; both tensors are of the kind, on the device, and their memory is
+        // freed on the same stream, behind the kernel.
         if unsafe { launcher.launch(SCALE, self.grid(gradient), parameters) }.is_err() {
             let _ = gradient.f_mul_(grad)?;
         }
@@ -215,7 +215,8 @@ struct Kernels<'a> {
 }
 
 impl Kernels<'_> {
-    /// Runs over all elements of arguments in one layout, as `Call` in pointwise.cu says. Whether that could be launched.
+    /// Runs over all elements of arguments in one layout, as `Call` in pointwise.cu says. Whether that could be
+    /// launched.
     fn f_run(
         &self,
         arguments: &[&Tensor],
@@ -244,8 +245,8 @@ impl Kernels<'_> {
         block.real(kind, 0.0);
         let mut call = block.finish();
         let grid = self.call.grid(arguments[0]);
-        // SAFETY: the block has the layout of `Call`; all tensors are of the kind, on the device and of the length, and their
-        // memory is freed on the same stream, behind the kernel.
+        // SAFETY: the block has the layout of `Call`; all tensors are of the kind, on the device and of the length, and
+        // their memory is freed on the same stream, behind the kernel.
         Ok(unsafe { self.launcher.launch(POINTWISE, grid, &mut [call.as_mut_ptr().cast()]) }.is_ok())
     }
 

@@ -67,8 +67,8 @@ fn since(moment: u64, now: u64) -> Duration {
     if moment == 0 { Duration::MAX } else { Duration::from_nanos(now.saturating_sub(moment)) }
 }
 
-/// Whether the wait was longer than a wait for last tasks and threads that had `rested` for this long, and more than half
-/// as long as the work of the caller.
+/// Whether the wait was longer than a wait for last tasks and threads that had `rested` for this long, and more than
+/// half as long as the work of the caller.
 fn is_late(Course { worked, tasks, waited }: Course, rested: Duration) -> bool {
     let of_one = worked / u32::try_from(tasks.max(1)).unwrap_or(u32::MAX);
     let waking = if rested < AWAKE { SHORT } else { WAKING };
