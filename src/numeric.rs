@@ -17,6 +17,12 @@ pub(crate) fn multiplications(left: &Tensor, right: &Tensor) -> i64 {
     (left.numel() as i64).saturating_mul(right.size().last().copied().unwrap_or(1))
 }
 
+/// What a linear layer makes of its input. A small one stays on this thread: see [`small_work`].
+pub(crate) fn f_linear(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, LossError> {
+    let outputs = weight.size().first().copied().unwrap_or(1);
+    small_work((input.numel() as i64).saturating_mul(outputs), || Ok(input.f_linear(weight, bias)?))
+}
+
 /// Calls an operation that takes some time for each element of a tensor; for a small one it stays on this thread.
 pub(crate) fn f_of_elements(
     tensor: &Tensor,

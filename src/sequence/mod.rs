@@ -34,6 +34,7 @@ use tch::{Tensor, nn};
 
 use crate::LossError;
 use crate::mean_parts::{f_wide, f_wide_option};
+use crate::numeric::f_linear;
 
 /// A linear layer with PyTorch's names and initial values: both uniform in ±1/√in_features.
 #[derive(Debug)]
@@ -59,6 +60,6 @@ impl Linear {
     }
 
     pub(crate) fn f_forward(&self, input: &Tensor) -> Result<Tensor, LossError> {
-        Ok(input.f_linear(&self.weight, self.bias.as_ref())?)
+        f_linear(input, &self.weight, self.bias.as_ref())
     }
 }

@@ -14,6 +14,7 @@ pub use module::{LinearCrossEntropyConfig, LinearCrossEntropyLoss};
 
 use crate::check::{self, ClassIndices};
 use crate::kernels::NumberOperations;
+use crate::numeric::f_linear;
 use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, MeanParts, Reduction, numeric};
 use row_loss::RowLoss;
 
@@ -446,9 +447,9 @@ impl Sizes {
     /// The logits of all rows.
     fn f_apply(&self, input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, LossError> {
         if self.out_features.is_empty() {
-            return Ok(input.f_linear(weight, bias)?);
+            return f_linear(input, weight, bias);
         }
         let bias = bias.map(|bias| bias.f_flatten(0, -1)).transpose()?;
-        Ok(input.f_linear(&weight.f_flatten(0, -2)?, bias)?.f_reshape(self.logits())?)
+        Ok(f_linear(input, &weight.f_flatten(0, -2)?, bias.as_ref())?.f_reshape(self.logits())?)
     }
 }

@@ -1,13 +1,12 @@
-//! Whether other processes keep the threads of this one from running. If so, small calls stay on their own thread for a
-//! while.
+//! Whether other processes keep the threads of this one from running.
 //!
-//! At the end of an OpenMP region all its threads wait for each other. Where a data loader or a compiler occupies the
-//! core of one of them, that one comes milliseconds late, which is many times what a loss of some thousand elements
-//! takes. So after such a wait, calls of that size use one thread for a time. Results do not depend on it, because the
-//! tasks do not.
+//! At the end of a parallel region its threads wait for each other. Where a data loader or a compiler occupies the core
+//! of one of them, that one comes milliseconds late, which is many times what a loss of some thousand elements takes.
+//! So after such waits the next calls of about that size stay on their own thread. Results do not depend on it, since
+//! tasks are cut by size alone.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::openmp::Course;
@@ -19,47 +18,61 @@ const SHORT: Duration = Duration::from_millis(1);
 const WAKING: Duration = Duration::from_millis(4);
 /// For so long after a call its threads are awake.
 const AWAKE: Duration = Duration::from_millis(1);
-/// One late wait may be chance, or two; three within this time tell of another process.
-const WINDOW: Duration = Duration::from_millis(50);
-/// How many times as long as the wait the calls then stay on their thread. So the waits of later tries take a small
-/// share of the time.
+/// A late wait adds this to the score, and each call takes an eighth of the score away. One late wait may be chance; two
+/// in about six calls are above the limit, and tell of another process.
+const LATE: u32 = 1 << 10;
+const LIMIT: u32 = LATE + LATE / 2;
+/// How many times as long as the wait the calls then stay on their thread, and how many calls do at least. So the waits
+/// of later tries take a small share of the time.
 const PAUSE: u32 = 8;
-/// The longest time that calls stay on their thread.
-const LONGEST: Duration = Duration::from_millis(100);
+const CALLS: u32 = 32;
 /// Calls of more than this many times the elements of the call that waited use several threads nevertheless: a wait is
 /// a smaller share of their time.
 const LARGER: usize = 8;
 
-/// Until when calls stay on their thread, in nanoseconds after the first call of [`now`]; 0 before any late wait.
+/// How many calls are to stay on their thread at least, and until when they do, in nanoseconds after the first call of
+/// [`now`].
+static LEFT: AtomicU32 = AtomicU32::new(0);
 static UNTIL: AtomicU64 = AtomicU64::new(0);
-/// When the last call on several threads ended, and when the last late wait did, in the same time.
-static ENDED: AtomicU64 = AtomicU64::new(0);
-static LAST: AtomicU64 = AtomicU64::new(0);
-/// When the one before that did.
-static BEFORE: AtomicU64 = AtomicU64::new(0);
 /// How many elements the call had that waited.
 static ELEMENTS: AtomicUsize = AtomicUsize::new(0);
+/// How many calls of late were late, see [`LATE`].
+static SCORE: AtomicU32 = AtomicU32::new(0);
+/// When the last call on several threads ended, in the same time.
+static ENDED: AtomicU64 = AtomicU64::new(0);
 
-/// Whether a call of this number of elements stays on its thread.
+/// Whether a call of this number of elements stays on its thread. The numbers are read one by one: where threads call at
+/// a time, one more or fewer of them stays.
 pub(super) fn is_high(elements: usize) -> bool {
+    let left = LEFT.load(Ordering::Relaxed);
     let until = UNTIL.load(Ordering::Relaxed);
-    until != 0 && elements <= ELEMENTS.load(Ordering::Relaxed).saturating_mul(LARGER) && now() < until
+    let paused = left > 0 || until != 0 && now() < until;
+    if !paused || elements > ELEMENTS.load(Ordering::Relaxed).saturating_mul(LARGER) {
+        return false;
+    }
+    LEFT.store(left.saturating_sub(1), Ordering::Relaxed);
+    true
 }
 
 /// Records how long a call of this number of elements waited for its threads.
 pub(super) fn note(elements: usize, course: Course) {
     let now = now();
     let rested = since(ENDED.swap(now, Ordering::Relaxed), now).saturating_sub(course.worked + course.waited);
-    if !is_late(course, rested) {
+    let late = is_late(course, rested);
+    let score = next_score(SCORE.load(Ordering::Relaxed), late);
+    SCORE.store(score, Ordering::Relaxed);
+    if !late || score < LIMIT {
         return;
     }
-    let before = BEFORE.swap(LAST.swap(now, Ordering::Relaxed), Ordering::Relaxed);
-    if since(before, now) > WINDOW {
-        return;
-    }
-    let pause = (course.waited * PAUSE).min(LONGEST);
     ELEMENTS.store(elements, Ordering::Relaxed);
-    UNTIL.store(now + pause.as_nanos() as u64, Ordering::Relaxed);
+    UNTIL.store(now + (course.waited * PAUSE).as_nanos() as u64, Ordering::Relaxed);
+    LEFT.store(CALLS, Ordering::Relaxed);
+}
+
+/// The score after one more call. It has a bound, so that it falls below the limit soon after the waits end.
+fn next_score(score: u32, late: bool) -> u32 {
+    let kept = score - score.div_ceil(8);
+    if late { (kept + LATE).min(2 * LIMIT) } else { kept }
 }
 
 /// How long ago a moment is; without end where it is 0, since there was none.
@@ -86,6 +99,17 @@ mod tests {
 
     fn course(worked: u64, tasks: usize, waited: u64) -> Course {
         Course { worked: Duration::from_micros(worked), tasks, waited: Duration::from_micros(waited) }
+    }
+
+    #[test]
+    fn two_late_calls_among_few_tell_of_another_process() {
+        let after = |calls: &[bool]| calls.iter().fold(0, |score, late| next_score(score, *late));
+        assert!(after(&[true]) < LIMIT, "one may be chance");
+        assert!(after(&[true, true]) >= LIMIT);
+        assert!(after(&[true, false, false, false, true]) >= LIMIT);
+        assert!(after(&[true, false, false, false, false, false, false, false, true]) < LIMIT);
+        let (many, none) = (after(&[true; 100]), [false; 16]);
+        assert!(none.iter().fold(many, |score, late| next_score(score, *late)) < LIMIT / 2);
     }
 
     #[test]
