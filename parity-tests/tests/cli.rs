@@ -186,5 +186,5 @@ fn the_share_of_the_oracle_is_one() {
 fn the_fuzzer_has_no_loss_of_that_name() {
     let output = parity(&["fuzz", "--filter", "no_such_loss"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains("there is no loss \"no_such_loss\", only huber, l1, "), "{}", stderr(&output));
+    assert!(stderr(&output).contains("there is no loss \"no_such_loss\", only l1, mse, "), "{}", stderr(&output));
 }

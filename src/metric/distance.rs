@@ -390,7 +390,7 @@ fn f_slopes_with_graph(saved: &[&Tensor], grad: &Tensor) -> Gradients {
     // Σⱼ wᵢⱼ (aᵢ − bⱼ)
     let slope = |weights: &Tensor, a: &Tensor, b: &Tensor| {
         let own = a.f_mul(&weights.f_sum_dim_intlist([1_i64].as_slice(), true, None)?)?;
-        Ok::<_, LossError>(own.f_sub(&f_matrix_product(&weights, b)?)?)
+        Ok::<_, LossError>(own.f_sub(&f_matrix_product(weights, b)?)?)
     };
     match saved {
         [a, _] => {

@@ -268,9 +268,9 @@ fn f_agreement(p: &Tensor, log_q: &Tensor) -> Result<Tensor, LossError> {
     let impossible = log_q.f_eq_number(f64::NEG_INFINITY)?;
     // On the CPU a test saves the second product.
     if !log_q.device().is_cuda() && impossible.f_any()?.f_int64_value(&[])? == 0 {
-        return f_matrix_product(&p, &log_q.f_transpose(0, 1)?);
+        return f_matrix_product(p, &log_q.f_transpose(0, 1)?);
     }
-    let agreement = f_matrix_product(&p, &log_q.f_masked_fill_number(&impossible, 0)?.f_transpose(0, 1)?)?;
+    let agreement = f_matrix_product(p, &log_q.f_masked_fill_number(&impossible, 0)?.f_transpose(0, 1)?)?;
     let shares = f_matrix_product(&p.f_detach()?, &impossible.f_to_kind(p.f_kind()?)?.f_transpose(0, 1)?)?;
     let infinite = shares.f_zeros_like()?.f_masked_fill_number(&shares.f_gt_number(0)?, f64::NEG_INFINITY)?;
     Ok(agreement.f_add(&infinite)?)

@@ -38,6 +38,9 @@ fn disturbed(tensor: &Tensor, random: &mut Random) -> Result<Tensor> {
 
 /// A tensor that is not plain: none at all, sparse, or of another layout.
 fn odd_layout(tensor: &Tensor, random: &mut Random) -> Tensor {
+    if !tensor.defined() {
+        return tensor.shallow_clone();
+    }
     let sparse = |tensor: &Tensor| tensor.f_to_sparse(None::<tch::Layout>, None::<i64>, None::<i64>);
     let odd = match random.below(6) {
         0 => Ok(Tensor::new()),

@@ -232,7 +232,8 @@ impl Kernels<'_> {
         let mut addresses: Vec<*const c_void> = arguments.iter().map(|argument| address(argument)).collect();
         addresses.extend(gradients.iter().map(address));
         let each = factors.tensor.is_some_and(|tensor| tensor.numel() == length && tensor.dim() == arguments[0].dim());
-        let aligned = addresses.iter().chain([&of_losses, &of_factors]).all(|address| *address as usize % PACK == 0);
+        let aligned =
+            addresses.iter().chain([&of_losses, &of_factors]).all(|address| (*address as usize).is_multiple_of(PACK));
         // The array of gradients has one place more than there are, since C++ has no empty ones.
         addresses.extend([std::ptr::null(), of_losses, of_factors, address_of(sums)]);
         let mut block = Block::default();

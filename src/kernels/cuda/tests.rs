@@ -150,7 +150,8 @@ fn installed_nvrtc() -> Option<Nvrtc> {
         name.starts_with("libnvrtc") && !name.contains(".alt.")
     };
     let open = |path: &std::path::PathBuf| library::open(&CString::new(path.to_str()?).ok()?);
-    paths.iter().filter(is_nvrtc).filter_map(open).filter_map(Nvrtc::find).last()
+    let libraries: Vec<_> = paths.iter().filter(is_nvrtc).filter_map(open).collect();
+    libraries.into_iter().find_map(Nvrtc::find)
 }
 
 #[test]

@@ -13,8 +13,6 @@ type Launcher = unsafe extern "C" fn(c_uint, c_uint, c_uint, *mut *mut c_void);
 /// A source compiled for the CPU.
 pub(super) struct Emulated {
     library: *mut c_void,
-    /// The blocks of a kernel share static memory, so that one kernel runs at a time.
-    running: Mutex<()>,
 }
 
 // SAFETY: the library is never unloaded, and its kernels run one at a time.
@@ -52,7 +50,7 @@ impl Emulated {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
         let (cpp, so) = (folder.path().join("kernel.cpp"), folder.path().join("kernel.so"));
         std::fs::write(&cpp, text).map_err(|error| error.to_string())?;
-        let options = ["-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-ffp-contract=off", "-o"];
+        let options = ["-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-ffp-contract=off", "-fno-gnu-unique", "-o"];
         let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
         let output = Command::new(&compiler).args(options).args([&so, &cpp]).output();
         let output = output.map_err(|error| format!("{compiler}: {error}"))?;
@@ -61,7 +59,7 @@ impl Emulated {
         }
         let path = CString::new(so.to_string_lossy().into_owned()).map_err(|error| error.to_string())?;
         let library = library::open_apart(&path).ok_or("the emulated kernel cannot be loaded")?;
-        Ok(Self { library, running: Mutex::new(()) })
+        Ok(Self { library })
     }
 }
 
@@ -74,7 +72,9 @@ impl Launch for InOrder {
         let name =
             CString::new(format!("launch_{}", kernel.name.to_string_lossy())).map_err(|error| error.to_string())?;
         let symbol = library::symbol(emulated.library, &name).ok_or_else(|| format!("no kernel {name:?}"))?;
-        let _running = emulated.running.lock().unwrap_or_else(PoisonError::into_inner);
+        // The blocks of a kernel share static memory, and so may kernels of different libraries.
+        static RUNNING: Mutex<()> = Mutex::new(());
+        let _running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the function was compiled with this signature; the rest is the caller's promise.
         unsafe {
             let launch = std::mem::transmute::<*mut c_void, Launcher>(symbol);
