@@ -47,7 +47,7 @@ impl StoredGradients {
         })
     }
 
-    /// The same, of which `scale` multiplies one in place.
+    /// [`f_scaled`](Self::f_scaled), where `scale` multiplies a gradient by that of the loss in place.
     pub(crate) fn f_scaled_by(
         &self,
         context: &Context,

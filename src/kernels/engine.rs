@@ -120,6 +120,17 @@ pub(crate) enum Reduce {
     Sum(f64),
 }
 
+impl Reduce {
+    /// What the sum of so many losses is multiplied by; none where they are not reduced.
+    pub(super) fn scale(self, count: impl FnOnce() -> usize) -> Option<f64> {
+        match self {
+            Self::No => None,
+            Self::Mean => Some(1.0 / count() as f64),
+            Self::Sum(scale) => Some(scale),
+        }
+    }
+}
+
 impl From<Reduction> for Reduce {
     fn from(reduction: Reduction) -> Self {
         match reduction {
@@ -160,11 +171,7 @@ pub(super) fn f_dispatch_to(
         graph && position < engine.differentiable() && argument.requires_grad()
     };
     let needed: Vec<bool> = arguments.iter().enumerate().map(needs).collect();
-    let scale = match reduce {
-        Reduce::No => 1.0,
-        Reduce::Mean => 1.0 / engine.count(arguments) as f64,
-        Reduce::Sum(scale) => scale,
-    };
+    let scale = reduce.scale(|| engine.count(arguments)).unwrap_or(1.0);
     let at_once = reduce != Reduce::No && is_stored(kind);
     let (sum, loss, gradients) = match reduce {
         Reduce::No => {
@@ -185,24 +192,44 @@ pub(super) fn f_dispatch_to(
     }
     let store = || StoredGradients::f_of_own_kind(autograd::spread(gradients, &needed));
     let stored = at_once.then(store).transpose()?;
+    let fused = move |context: &Context, grad: &Tensor, needed: &[bool]| {
+        if let Some(stored) = &stored
+            && f_keeps_digits(kind, grad)?
+        {
+            return stored.f_scaled(context, grad).map(Some);
+        }
+        let factor = match reduce {
+            Reduce::No => Factor::Tensor(grad),
+            _ => Factor::Number(grad.f_double_value(&[])? * scale),
+        };
+        let arguments: Vec<&Tensor> = context.saved().iter().collect();
+        Ok(Some(autograd::spread(engine.f_sum(&arguments, factor, needed)?.1, needed)))
+    };
+    f_with_graph(loss, arguments, needed, composite, Box::new(fused))
+}
+
+/// The gradients of the arguments that need one, given that of the loss, which is plain; none where tensor operations
+/// are to compute them.
+type Fused = dyn Fn(&Context, &Tensor, &[bool]) -> Result<Option<Vec<Option<Tensor>>>, LossError> + Send;
+
+/// The loss that an engine of any device has computed, with a graph: a backward pass calls `fused`, and derives the
+/// `composite` where the gradients are to be differentiated themselves.
+pub(super) fn f_with_graph(
+    loss: Tensor,
+    arguments: &[&Tensor],
+    needed: Vec<bool>,
+    composite: Composite,
+    fused: Box<Fused>,
+) -> Result<Tensor, LossError> {
     let backward = move |context: Context| -> autograd::Gradients {
         let Some(grad) = context.grad(0) else { return Ok(autograd::spread(vec![], &needed)) };
-        let fused = || {
-            let grad = f_plain(&grad)?;
-            if let Some(stored) = &stored
-                && f_keeps_digits(kind, &grad)?
-            {
-                return stored.f_scaled(&context, &grad);
-            }
-            let factor = match reduce {
-                Reduce::No => Factor::Tensor(&grad),
-                _ => Factor::Number(grad.f_double_value(&[])? * scale),
-            };
-            let arguments: Vec<&Tensor> = context.saved().iter().collect();
-            Ok(autograd::spread(engine.f_sum(&arguments, factor, &needed)?.1, &needed))
-        };
         let loss = |inputs: &[Tensor]| composite(&inputs.iter().collect::<Vec<_>>());
-        context.f_gradients(&fused, &|| autograd::f_gradients_of(&loss, &grad, context.saved(), &needed))
+        let differentiable = || autograd::f_gradients_of(&loss, &grad, context.saved(), &needed);
+        let gradients = || match fused(&context, &f_plain(&grad)?, &needed)? {
+            Some(gradients) => Ok(gradients),
+            None => differentiable(),
+        };
+        context.f_gradients(&gradients, &differentiable)
     };
     Ok(Function::new(arguments).save(arguments).f_attach_own(vec![loss], backward)?.remove(0))
 }

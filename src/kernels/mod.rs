@@ -54,6 +54,7 @@ mod engine;
 mod formulas;
 #[cfg(any(test, feature = "cuda"))]
 mod graph;
+mod library;
 mod number;
 mod number_operations;
 mod pointwise;

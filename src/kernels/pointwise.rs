@@ -29,7 +29,8 @@ where
     f_pointwise_to(arguments[0].f_kind()?, formula, arguments, reduce, composite)
 }
 
-/// The same, of which a reduced loss has this floating kind, `result`, as that of the `composite` has.
+/// [`f_pointwise`] with another kind of the result: a reduced loss has the floating kind `result`, which is that of the
+/// `composite`'s result.
 pub(crate) fn f_pointwise_to<const N: usize, P, C>(
     result: Kind,
     formula: P,

@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::launch::{Kernel, Launch, THREADS};
-use super::library::{self, functions};
+use crate::kernels::library::{self, functions};
 
 /// A context, a module, a function or a stream of the driver.
 type Handle = *mut c_void;
@@ -118,7 +118,7 @@ impl Gpu {
         type Get = unsafe extern "C" fn(i32, *mut Handle) -> i32;
         static GET: OnceLock<Option<Get>> = OnceLock::new();
         let find = || {
-            let symbol = library::symbol(libc::RTLD_DEFAULT, c"aoti_torch_get_current_cuda_stream")?;
+            let symbol = library::loaded(c"aoti_torch_get_current_cuda_stream")?;
             // SAFETY: the function that libtorch's shim.h declares.
             Some(unsafe { std::mem::transmute::<*mut c_void, Get>(symbol) })
         };
@@ -178,12 +178,12 @@ impl Stream {
 }
 
 /// A module whose kernels run on a stream.
-pub(super) struct OnStream<'a> {
-    pub(super) module: &'a Module,
+pub(super) struct OnStream {
+    pub(super) module: &'static Module,
     pub(super) stream: Stream,
 }
 
-impl Launch for OnStream<'_> {
+impl Launch for OnStream {
     unsafe fn launch(&self, kernel: Kernel, grid: u32, parameters: &mut [*mut c_void]) -> Result<(), String> {
         let Stream { gpu, handle } = self.stream;
         let found = self.module.functions.iter().find(|(name, _)| *name == kernel.name);

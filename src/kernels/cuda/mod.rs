@@ -8,7 +8,6 @@ mod driver;
 #[cfg(test)]
 mod emulation;
 mod launch;
-mod library;
 mod modules;
 mod nvrtc;
 pub(super) mod pointwise;

@@ -1,7 +1,7 @@
 //! The kernels that have been compiled: one module for each source and GPU.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tch::Device;
 
@@ -9,10 +9,11 @@ use super::driver::{Gpu, Module, OnStream};
 use super::launch::{Kernel, Launch};
 use super::nvrtc::nvrtc;
 
-type Loaded = Arc<OnceLock<Result<Module, String>>>;
+/// A module is never unloaded, as a kernel of it may run at any time.
+type Loaded = OnceLock<Result<Module, String>>;
 
-/// Launches kernels of a source on libtorch's current stream of a device. What keeps it from that is told once in the
-/// log, and is none: tensor operations compute the loss.
+/// Launches kernels of a source on libtorch's current stream of a device. None where something keeps it from that, which
+/// the log tells once: tensor operations compute the loss then.
 pub(super) fn launcher(device: Device, source: &str, kernels: &[Kernel]) -> Option<Box<dyn Launch>> {
     #[cfg(test)]
     if device == Device::Cpu {
@@ -44,30 +45,21 @@ fn on_gpu(index: usize, source: &str, kernels: &[Kernel]) -> Result<Option<Box<d
         let nvrtc = nvrtc().ok_or("there is no NVRTC")?;
         gpu.load(&nvrtc.compile(source, gpu.capability)?, kernels)
     });
-    if let Err(error) = module {
-        return Err(error.clone());
+    match module {
+        Ok(module) => Ok(Some(Box::new(OnStream { module, stream }))),
+        Err(error) => Err(error.clone()),
     }
-    Ok(Some(Box::new(OnGpu { entry, stream })))
 }
 
 /// The place of the module of a source.
-fn entry(index: usize, source: &str) -> Loaded {
-    static MODULES: Mutex<Option<HashMap<(usize, String), Loaded>>> = Mutex::new(None);
+fn entry(index: usize, source: &str) -> &'static Loaded {
+    static MODULES: Mutex<BTreeMap<usize, HashMap<String, &'static Loaded>>> = Mutex::new(BTreeMap::new());
     let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
-    modules.get_or_insert_default().entry((index, source.to_owned())).or_default().clone()
-}
-
-struct OnGpu {
-    entry: Loaded,
-    stream: super::driver::Stream,
-}
-
-impl Launch for OnGpu {
-    unsafe fn launch(&self, kernel: Kernel, grid: u32, parameters: &mut [*mut std::ffi::c_void]) -> Result<(), String> {
-        match self.entry.get() {
-            // SAFETY: the caller's promise.
-            Some(Ok(module)) => unsafe { OnStream { module, stream: self.stream }.launch(kernel, grid, parameters) },
-            _ => Err("the module is not loaded".into()),
-        }
+    let of_gpu = modules.entry(index).or_default();
+    if let Some(entry) = of_gpu.get(source) {
+        return entry;
     }
+    let entry: &'static Loaded = Box::leak(Box::default());
+    of_gpu.insert(source.to_owned(), entry);
+    entry
 }

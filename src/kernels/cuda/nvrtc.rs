@@ -3,7 +3,7 @@
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::sync::OnceLock;
 
-use super::library::{self, functions};
+use crate::kernels::library::{self, functions};
 
 type Program = *mut c_void;
 

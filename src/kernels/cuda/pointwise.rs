@@ -8,11 +8,12 @@ use super::launch::{Block, Kernel, Launch, THREADS};
 use super::source::Source;
 use super::{modules, source};
 use crate::LossError;
-use crate::autograd::{self, Context, Function, Header, StoredGradients};
-use crate::kernels::engine::{Composite, Reduce};
+use crate::autograd::{self, Context, Header, StoredGradients};
+use crate::kernels::engine::{Composite, Reduce, f_with_graph};
 use crate::kernels::formulas::{Pointwise, Typed};
 use crate::kernels::graph::{self, Recording};
-use crate::kernels::tensors::{f_in_one_layout, f_one_layout, f_plain, is_stored};
+use crate::kernels::tensors::{f_in_one_layout, f_one_layout};
+use crate::numeric::is_half;
 
 const POINTWISE: Kernel = Kernel { name: c"pointwise", types: &["Call"] };
 const FINISH: Kernel = Kernel { name: c"finish", types: &["const double*", "int", "double", "Element*"] };
@@ -60,43 +61,30 @@ pub(in crate::kernels) fn f_elements(
     }
     let call = Call { recording: formula.record(), kind, device: arguments[0].device() };
     let needed = autograd::needed(arguments);
-    let at_once = reduce != Reduce::No && is_stored_here(kind);
+    let at_once = reduce != Reduce::No && is_stored(kind);
     let wanted: Vec<bool> = needed.iter().map(|needed| *needed && at_once).collect();
-    let scale = match reduce {
-        Reduce::No => None,
-        Reduce::Mean => Some(1.0 / Header::of(arguments[0]).elements() as f64),
-        Reduce::Sum(scale) => Some(scale),
-    };
+    let scale = reduce.scale(|| Header::of(arguments[0]).elements());
     let Some((loss, gradients)) = call.f_forward(arguments, &wanted, scale)? else { return composite(arguments) };
     if !needed.contains(&true) {
         return Ok(loss);
     }
     let store = || StoredGradients::f_of_own_kind(autograd::spread(gradients, &needed));
     let stored = at_once.then(store).transpose()?;
-    let backward = move |context: Context| -> autograd::Gradients {
-        let Some(grad) = context.grad(0) else { return Ok(autograd::spread(vec![], &needed)) };
+    let fused = move |context: &Context, grad: &Tensor, needed: &[bool]| {
+        if let Some(stored) = &stored {
+            return stored.f_scaled_by(context, grad, &|gradient, grad| call.f_scale(gradient, grad)).map(Some);
+        }
         let saved: Vec<&Tensor> = context.saved().iter().collect();
-        let loss = |inputs: &[Tensor]| composite(&inputs.iter().collect::<Vec<_>>());
-        let differentiable = || autograd::f_gradients_of(&loss, &grad, context.saved(), &needed);
-        let fused = || {
-            let grad = f_plain(&grad)?;
-            match &stored {
-                Some(stored) => stored.f_scaled_by(&context, &grad, &|gradient, grad| call.f_scale(gradient, grad)),
-                None => match call.f_backward(&saved, &grad, &needed, scale)? {
-                    Some(gradients) => Ok(autograd::spread(gradients, &needed)),
-                    None => differentiable(),
-                },
-            }
-        };
-        context.f_gradients(&fused, &differentiable)
+        let gradients = call.f_backward(&saved, grad, needed, scale)?;
+        Ok(gradients.map(|gradients| autograd::spread(gradients, needed)))
     };
-    Ok(Function::new(arguments).save(arguments).f_attach_own(vec![loss], backward)?.remove(0))
+    f_with_graph(loss, arguments, needed, composite, Box::new(fused))
 }
 
 /// Whether gradients are computed in the forward pass. Those of half precision would be rounded before they are scaled,
 /// and whether they are scaled is known on the device alone.
-fn is_stored_here(kind: Kind) -> bool {
-    is_stored(kind) && kind != Kind::BFloat16
+fn is_stored(kind: Kind) -> bool {
+    !is_half(kind)
 }
 
 fn takes(arguments: &[&Tensor], kind: Kind) -> bool {
@@ -115,11 +103,12 @@ struct Call {
     device: Device,
 }
 
-/// What the derivatives are multiplied by: a number, and a tensor of one number, or of one for each loss.
+/// What the derivatives are multiplied by: a number, and a tensor of one number, or of one for `each` loss.
 #[derive(Clone, Copy)]
 struct Factors<'a> {
     number: f64,
     tensor: Option<&'a Tensor>,
+    each: bool,
 }
 
 impl Call {
@@ -134,15 +123,15 @@ impl Call {
         let Some(kernels) = self.kernels(wanted, scale.is_none()) else { return Ok(None) };
         f_in_one_layout(arguments, |arguments| {
             let gradients = f_gradients(arguments[0], wanted)?;
-            let factors = Factors { number: scale.unwrap_or(1.0), tensor: None };
+            let factors = Factors { number: scale.unwrap_or(1.0), tensor: None, each: false };
             let Some(scale) = scale else {
                 let losses = arguments[0].f_detach()?.f_empty_like()?;
-                let launched = kernels.f_run(arguments, &gradients, factors, Some(&losses), None)?;
+                let launched = kernels.run(arguments, &gradients, factors, Some(&losses), None);
                 return Ok(launched.then_some((losses, gradients)));
             };
             let grid = self.grid(arguments[0]);
             let sums = Tensor::f_empty([i64::from(grid)], (Kind::Double, self.device))?;
-            if !kernels.f_run(arguments, &gradients, factors, None, Some(&sums))? {
+            if !kernels.run(arguments, &gradients, factors, None, Some(&sums)) {
                 return Ok(None);
             }
             let loss = Tensor::f_empty([0_i64; 0], (self.kind, self.device))?;
@@ -165,8 +154,8 @@ impl Call {
                 Some(_) => grad.shallow_clone(),
                 None => f_one_layout(&[arguments[0], grad])?.remove(1),
             };
-            let factors = Factors { number: scale.unwrap_or(1.0), tensor: Some(&grad) };
-            Ok(kernels.f_run(arguments, &gradients, factors, None, None)?.then_some(gradients))
+            let factors = Factors { number: scale.unwrap_or(1.0), tensor: Some(&grad), each: scale.is_none() };
+            Ok(kernels.run(arguments, &gradients, factors, None, None).then_some(gradients))
         })
     }
 
@@ -217,21 +206,20 @@ struct Kernels<'a> {
 impl Kernels<'_> {
     /// Runs over all elements of arguments in one layout, as `Call` in pointwise.cu says. Whether that could be
     /// launched.
-    fn f_run(
+    fn run(
         &self,
         arguments: &[&Tensor],
         gradients: &[Tensor],
         factors: Factors,
         losses: Option<&Tensor>,
         sums: Option<&Tensor>,
-    ) -> Result<bool, LossError> {
+    ) -> bool {
         let kind = self.call.kind;
         let length = Header::of(arguments[0]).elements();
         let address_of = |tensor: Option<&Tensor>| tensor.map_or(std::ptr::null(), address);
         let (of_losses, of_factors) = (address_of(losses), address_of(factors.tensor));
         let mut addresses: Vec<*const c_void> = arguments.iter().map(|argument| address(argument)).collect();
         addresses.extend(gradients.iter().map(address));
-        let each = factors.tensor.is_some_and(|tensor| tensor.numel() == length && tensor.dim() == arguments[0].dim());
         let aligned =
             addresses.iter().chain([&of_losses, &of_factors]).all(|address| (*address as usize).is_multiple_of(PACK));
         // The array of gradients has one place more than there are, since C++ has no empty ones.
@@ -239,7 +227,7 @@ impl Kernels<'_> {
         let mut block = Block::default();
         addresses.into_iter().for_each(|address| block.pointer(address));
         block.long(length as i64);
-        block.int(each.into());
+        block.int(factors.each.into());
         block.int(aligned.into());
         block.real(kind, factors.number);
         self.source.parameters.iter().for_each(|parameter| block.real(kind, *parameter));
@@ -248,7 +236,7 @@ impl Kernels<'_> {
         let grid = self.call.grid(arguments[0]);
         // SAFETY: the block has the layout of `Call`; all tensors are of the kind, on the device and of the length, and
         // their memory is freed on the same stream, behind the kernel.
-        Ok(unsafe { self.launcher.launch(POINTWISE, grid, &mut [call.as_mut_ptr().cast()]) }.is_ok())
+        unsafe { self.launcher.launch(POINTWISE, grid, &mut [call.as_mut_ptr().cast()]) }.is_ok()
     }
 
     /// The sum of the sums of so many blocks, times a number, as the loss. Whether that could be launched.

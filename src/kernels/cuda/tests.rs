@@ -5,8 +5,8 @@ use std::ffi::CString;
 
 use tch::{Kind, Tensor};
 
-use super::library;
 use super::nvrtc::Nvrtc;
+use crate::kernels::library;
 use crate::random::{rand, randn};
 use crate::{
     Backend, BceWithLogitsLoss, CauchyLoss, CharbonnierLoss, GemanMcClureLoss, HingeEmbeddingLoss, HuberLoss, L1Loss,

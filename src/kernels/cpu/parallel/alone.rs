@@ -55,8 +55,10 @@ impl Drop for Guard {
 }
 
 mod find {
-    use std::ffi::{CStr, c_int, c_void};
+    use std::ffi::{c_int, c_void};
     use std::sync::OnceLock;
+
+    use crate::kernels::library::loaded;
 
     type Get = unsafe extern "C" fn() -> c_int;
     type Set = unsafe extern "C" fn(c_int);
@@ -74,26 +76,14 @@ mod find {
         *FOUND.get_or_init(|| {
             // SAFETY: functions of these names have these signatures wherever they are.
             unsafe {
-                let (get, set) = (symbol(c"omp_get_max_threads"), symbol(c"omp_set_num_threads"));
+                let (get, set) = (loaded(c"omp_get_max_threads"), loaded(c"omp_set_num_threads"));
                 let get = get.map(|get| std::mem::transmute::<*mut c_void, Get>(get));
                 let set = set.map(|set| std::mem::transmute::<*mut c_void, Set>(set));
-                let mkl = symbol(c"MKL_Set_Num_Threads_Local");
+                let mkl = loaded(c"MKL_Set_Num_Threads_Local");
                 let mkl = mkl.map(|mkl| std::mem::transmute::<*mut c_void, Exchange>(mkl));
                 Threads { omp: get.zip(set), mkl }
             }
         })
-    }
-
-    #[cfg(unix)]
-    fn symbol(name: &CStr) -> Option<*mut c_void> {
-        // SAFETY: looks a name up among the libraries of the process.
-        let symbol = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-        (!symbol.is_null()).then_some(symbol)
-    }
-
-    #[cfg(not(unix))]
-    fn symbol(_: &CStr) -> Option<*mut c_void> {
-        None
     }
 }
 

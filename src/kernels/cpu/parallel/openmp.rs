@@ -9,6 +9,7 @@ use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use crate::autograd::drop_payload;
+use crate::kernels::library::loaded;
 
 /// `GOMP_parallel`, the function that compilers call for a parallel region. LLVM's OpenMP has it as well.
 type Parallel = unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
@@ -81,20 +82,12 @@ unsafe extern "C" fn run(region: *mut c_void) {
     }
 }
 
-#[cfg(unix)]
+/// libtorch's own, which the lookup finds in the order in which libtorch's is resolved.
 fn find() -> Option<Parallel> {
     static FOUND: OnceLock<Option<Parallel>> = OnceLock::new();
     *FOUND.get_or_init(|| {
-        // SAFETY: looks a name up among the libraries of the process, in the order in which libtorch's own is resolved;
-        // the function of this name has this signature wherever it is.
-        unsafe {
-            let symbol = libc::dlsym(libc::RTLD_DEFAULT, c"GOMP_parallel".as_ptr());
-            (!symbol.is_null()).then(|| std::mem::transmute::<*mut c_void, Parallel>(symbol))
-        }
+        let symbol = loaded(c"GOMP_parallel")?;
+        // SAFETY: the function of this name has this signature wherever it is.
+        Some(unsafe { std::mem::transmute::<*mut c_void, Parallel>(symbol) })
     })
-}
-
-#[cfg(not(unix))]
-fn find() -> Option<Parallel> {
-    None
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::launch::{Kernel, Launch, THREADS};
-use super::library;
+use crate::kernels::library;
 
 type Launcher = unsafe extern "C" fn(c_uint, c_uint, c_uint, *mut *mut c_void);
 
