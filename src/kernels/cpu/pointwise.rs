@@ -86,6 +86,8 @@ pub(in crate::kernels) struct Numerals<'a, W> {
     losses: &'a mut [W],
     /// The sum of the losses, where no argument gets a gradient.
     sum: f64,
+    /// Whether the losses are read later. Where not, and no argument gets a gradient, their places hold anything.
+    kept: bool,
     /// How many arguments get a gradient: none, the first one alone, or all.
     differentiated: usize,
     /// Places for the gradients of the first `differentiated` arguments.
@@ -128,13 +130,14 @@ macro_rules! loop_in {
             e: &[W],
             factors: &[W],
             losses: &mut [W],
+            kept: bool,
             of_a: &mut [MaybeUninit<W>],
             of_b: &mut [MaybeUninit<W>],
             of_c: &mut [MaybeUninit<W>],
             of_d: &mut [MaybeUninit<W>],
             of_e: &mut [MaybeUninit<W>],
         ) -> f64 {
-            self.run_slices::<W, M>([a, b, c, d, e], factors, losses, [of_a, of_b, of_c, of_d, of_e])
+            self.run_slices::<W, M>([a, b, c, d, e], factors, losses, kept, [of_a, of_b, of_c, of_d, of_e])
         }
     };
 }
@@ -146,7 +149,8 @@ macro_rules! loop_in {
 /// instructions and no other version of it.
 trait Losses<const N: usize>: Pointwise<N> {
     fn run_block<W: Wide, const M: usize>(self, block: &mut Numerals<W>) -> f64 {
-        let Numerals { arguments: [a, b, c, d, e], factors, losses, gradients, .. } = block;
+        let Numerals { arguments: [a, b, c, d, e], factors, losses, gradients, kept, .. } = block;
+        let kept = *kept;
         let [of_a, of_b, of_c, of_d, of_e] = gradients;
         simd::check_vectors();
         if simd::WITHOUT_LOOPS {
@@ -156,11 +160,11 @@ trait Losses<const N: usize>: Pointwise<N> {
         if const { W::LONG } && simd::has_long_vectors() {
             // SAFETY: just checked.
             return unsafe {
-                self.run_in_long_vectors::<W, M>(a, b, c, d, e, factors, losses, of_a, of_b, of_c, of_d, of_e)
+                self.run_in_long_vectors::<W, M>(a, b, c, d, e, factors, losses, kept, of_a, of_b, of_c, of_d, of_e)
             };
         }
         // SAFETY: just checked.
-        unsafe { self.run_in_vectors::<W, M>(a, b, c, d, e, factors, losses, of_a, of_b, of_c, of_d, of_e) }
+        unsafe { self.run_in_vectors::<W, M>(a, b, c, d, e, factors, losses, kept, of_a, of_b, of_c, of_d, of_e) }
     }
 
     loop_in!(
@@ -181,6 +185,7 @@ trait Losses<const N: usize>: Pointwise<N> {
         arguments: [&[W]; MOST],
         factors: &[W],
         losses: &mut [W],
+        kept: bool,
         mut gradients: [&mut [MaybeUninit<W>]; MOST],
     ) -> f64 {
         let length = losses.len() / LANES * LANES;
@@ -202,11 +207,14 @@ trait Losses<const N: usize>: Pointwise<N> {
         if M == 0 {
             // In the order of `Sum`, so that the loss has the same digits with gradients and without.
             let mut sums = [W::Lane::of(0.0); LANES];
+            // Losses that nobody reads are all written to one place: loads of arguments would wait for stores to
+            // addresses that end alike, and an array of losses has every ending.
+            let step = usize::from(kept);
             for start in (0..length).step_by(LANES) {
                 for lane in 0..LANES {
                     let (loss, _) = self.evaluate(numbers_at(start + lane));
                     // SAFETY: as above.
-                    unsafe { losses.add(start + lane).write(loss.get()) };
+                    unsafe { losses.add(start * step + lane).write(loss.get()) };
                     sums[lane] = sums[lane] + loss;
                 }
             }
@@ -449,7 +457,8 @@ impl<W: Wide> Job<'_, W> {
         }
         let differentiated = self.gradients.len();
         let summed = differentiated == 0 && rest.is_empty();
-        let mut block = Numerals { arguments, factors, losses, sum: 0.0, differentiated, gradients };
+        let kept = self.losses.is_some() || !summed;
+        let mut block = Numerals { arguments, factors, losses, sum: 0.0, kept, differentiated, gradients };
         if whole > 0 {
             self.formula.evaluate(&mut block);
         }
@@ -484,6 +493,7 @@ impl<W: Wide> Job<'_, W> {
             factors: &factors,
             losses: &mut all,
             sum: 0.0,
+            kept: true,
             differentiated: self.gradients.len(),
             gradients: places.each_mut().map(|places| &mut places[..]),
         });

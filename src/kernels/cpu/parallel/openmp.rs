@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::ffi::{c_uint, c_void};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -18,6 +19,7 @@ type Parallel = unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut c_v
 struct Region<'a> {
     task: &'a (dyn Fn(usize) + Sync),
     count: usize,
+    threads: usize,
     next: AtomicUsize,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     caller: ThreadId,
@@ -35,12 +37,31 @@ pub(super) struct Course {
     pub(super) waited: Duration,
 }
 
+/// How many tasks a thread takes at once, at most. Tasks beside each other are memory beside each other, which the
+/// processor loads ahead: the forward pass of MSE over 16.8 million elements takes a twentieth longer without.
+const RUN: usize = 16;
+
+impl Region<'_> {
+    /// The next tasks of a thread, fewer towards the end, so that the threads end at about the same time.
+    fn take(&self) -> Option<Range<usize>> {
+        let mut start = self.next.load(Ordering::Relaxed);
+        loop {
+            let left = self.count.checked_sub(start).filter(|left| *left > 0)?;
+            let run = (left / (4 * self.threads)).clamp(1, RUN);
+            match self.next.compare_exchange_weak(start, start + run, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(start..start + run),
+                Err(taken) => start = taken,
+            }
+        }
+    }
+}
+
 /// Calls `task` for each of `0..count` on this number of `threads`. `None`, without a call of `task`, where libtorch's
 /// OpenMP is not found.
 pub(super) fn each(threads: usize, count: usize, task: &(dyn Fn(usize) + Sync)) -> Option<Course> {
     let parallel = find()?;
     let (next, panic, end) = (AtomicUsize::new(0), Mutex::new(None), OnceLock::new());
-    let region = Region { task, count, next, panic, caller: thread::current().id(), end };
+    let region = Region { task, count, threads, next, panic, caller: thread::current().id(), end };
     let start = Instant::now();
     // SAFETY: `run` gets the region, which outlives the call: it returns when all threads are done.
     unsafe { parallel(run, std::ptr::from_ref(&region).cast_mut().cast(), threads as c_uint, 0) };
@@ -51,8 +72,6 @@ pub(super) fn each(threads: usize, count: usize, task: &(dyn Fn(usize) + Sync)) 
     Some(Course { worked: end - start, tasks, waited: end.elapsed() })
 }
 
-/// # Safety
-/// `region` is a `Region`.
 /// What each thread of a region does: takes the next task until none is left.
 ///
 /// # Safety
@@ -61,16 +80,13 @@ unsafe extern "C" fn run(region: *mut c_void) {
     // SAFETY: see above; threads share it for reading.
     let region = unsafe { &*region.cast::<Region>() };
     let tasks = || {
-        for done in 0.. {
-            let index = region.next.fetch_add(1, Ordering::Relaxed);
-            if index < region.count {
-                (region.task)(index);
-                continue;
-            }
-            if thread::current().id() == region.caller {
-                region.end.get_or_init(|| (Instant::now(), done));
-            }
-            return;
+        let mut done = 0;
+        while let Some(run) = region.take() {
+            done += run.len();
+            run.for_each(region.task);
+        }
+        if thread::current().id() == region.caller {
+            region.end.get_or_init(|| (Instant::now(), done));
         }
     };
     if let Err(panic) = catch_unwind(AssertUnwindSafe(tasks)) {
