@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::LossError;
 use crate::argument::Named;
-use crate::autograd::{self, f_alias};
+use crate::autograd::{self, Function, f_alias};
 use crate::kernels::{Number, NumberOperations, small_work};
 
 /// The product of two matrices. A small one stays on this thread: see [`small_work`].
@@ -21,6 +21,23 @@ pub(crate) fn multiplications(left: &Tensor, right: &Tensor) -> i64 {
 pub(crate) fn f_linear(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, LossError> {
     let outputs = weight.size().first().copied().unwrap_or(1);
     small_work((input.numel() as i64).saturating_mul(outputs), || Ok(input.f_linear(weight, bias)?))
+}
+
+/// The rows of a matrix that `indices` name. The sum that is its gradient stays on this thread where it is small, which
+/// that of libtorch does not.
+pub(crate) fn f_selected_rows(matrix: &Tensor, indices: &Tensor) -> Result<Tensor, LossError> {
+    let rows = matrix.f_detach()?.f_index_select(0, indices)?;
+    let (size, indices) = (matrix.size(), indices.shallow_clone());
+    Function::new(&[matrix]).f_attach_one(rows, move |context| {
+        let of_matrix = |grad: Tensor| f_added_rows(&size, &indices, &grad);
+        Ok(vec![context.grad(0).map(of_matrix).transpose()?])
+    })
+}
+
+/// A matrix of this size that is the sum of the `rows` that `indices` name; what [`f_selected_rows`] undoes.
+pub(crate) fn f_added_rows(size: &[i64], indices: &Tensor, rows: &Tensor) -> Result<Tensor, LossError> {
+    let nothing = Tensor::f_zeros(size, (rows.f_kind()?, rows.device()))?;
+    f_of_elements(rows, |rows| Ok(nothing.f_index_add(0, indices, rows)?))
 }
 
 /// Calls an operation that takes some time for each element of a tensor; for a small one it stays on this thread.

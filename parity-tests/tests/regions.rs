@@ -3,7 +3,7 @@
 //! At the end of a region all its threads wait for each other. Beside a busy process one of them may have no core for
 //! milliseconds, so that a small loss must not start any, and a large one few.
 
-use std::ffi::{c_uint, c_void};
+use std::ffi::{c_int, c_uint, c_void};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -35,12 +35,33 @@ unsafe extern "C" fn GOMP_parallel(
             std::mem::transmute::<*mut c_void, Parallel>(symbol)
         }
     });
-    REGIONS.fetch_add(1, Ordering::Relaxed);
+    if threads_of(threads) > 1 {
+        REGIONS.fetch_add(1, Ordering::Relaxed);
+    }
     // SAFETY: as the caller has it.
     unsafe { real(run, data, threads, flags) };
 }
 
-/// How many regions `call` starts.
+/// How many threads a region has that asks for this number; 0 asks for as many as there may be. A region of one has
+/// nobody to wait for.
+fn threads_of(asked: c_uint) -> c_uint {
+    static MOST: OnceLock<unsafe extern "C" fn() -> c_int> = OnceLock::new();
+    if asked != 0 {
+        return asked;
+    }
+    let most = MOST.get_or_init(|| {
+        // SAFETY: libgomp has the function of this name and signature.
+        unsafe {
+            let symbol = libc::dlsym(libc::RTLD_DEFAULT, c"omp_get_max_threads".as_ptr());
+            assert!(!symbol.is_null(), "this libtorch has no OpenMP");
+            std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> c_int>(symbol)
+        }
+    });
+    // SAFETY: it reads a number of this thread.
+    unsafe { most() }.unsigned_abs()
+}
+
+/// How many regions of several threads `call` starts.
 fn regions<T>(call: impl Fn() -> Result<T>) -> Result<usize> {
     call()?;
     let before = REGIONS.load(Ordering::Relaxed);
@@ -50,8 +71,6 @@ fn regions<T>(call: impl Fn() -> Result<T>) -> Result<usize> {
 
 /// Losses of the table whose backward pass starts regions for small work: the part of the name that tells them, and why.
 const STARTED: &[(&str, &str)] = &[
-    ("ArcFaceLoss", "libtorch adds the gradients of vectors that were selected by index"),
-    ("NPairsLoss", "libtorch adds the gradients of rows that were selected by index"),
     ("BarlowTwinsLoss", "the backward function of libtorch's batch normalisation"),
     ("LinearCrossEntropy", "the backward function of libtorch's linear layer"),
 ];

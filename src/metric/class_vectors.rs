@@ -11,8 +11,7 @@ use crate::kernels::{
     NumberOperations, OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, f_pairs,
     f_pairs_on, scaled,
 };
-use crate::numeric::f_matrix_product;
-use crate::numeric::f_times;
+use crate::numeric::{f_matrix_product, f_selected_rows, f_times};
 use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, Reduction};
 
 /// A variable of normal values for classes and features, of which there are `sizes`; `form` makes its shape and the
@@ -430,7 +429,7 @@ impl Angles {
             Some(nearest) => classes.f_mul_number(self.sub_centers)?.f_add(&self.classified.f_own(nearest)?)?,
             None => classes.shallow_clone(),
         };
-        Ok([embeddings.shallow_clone(), vectors.f_index_select(0, &rows)?])
+        Ok([embeddings.shallow_clone(), f_selected_rows(vectors, &rows)?])
     }
 
     /// Cross entropy of the cosines, with those of the embeddings' own classes lowered or replaced.

@@ -7,7 +7,7 @@ use super::class_vectors::OwnSoftmax;
 use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
 use crate::autograd::{Backward, Place, Tape, f_taped};
 use crate::kernels::{self, PairLabels, Soft, f_pairs_on};
-use crate::numeric::f_positions;
+use crate::numeric::{f_added_rows, f_positions, f_selected_rows};
 use crate::{CrossEntropyLoss, Loss, LossError, Reduction, check};
 
 crate::options::options! {
@@ -116,7 +116,7 @@ impl NPairsLoss {
         };
         let chosen = [&anchors, &positives].map(Tensor::shallow_clone);
         f_taped(&[&batch.embeddings], steps, move |inputs| {
-            let [anchors, positives] = [&chosen[0], &chosen[1]].map(|indices| inputs[0].f_index_select(0, indices));
+            let [anchors, positives] = [&chosen[0], &chosen[1]].map(|indices| f_selected_rows(&inputs[0], indices));
             let matrix = loss.distance.f_matrix(&anchors?, Some(&positives?), wide)?;
             Ok(loss.f_composite(&matrix)?.f_to_kind(kind)?)
         })
@@ -152,10 +152,7 @@ impl Loss for NPairsLoss {
 /// The rows of a place of a tape that `indices` name.
 fn f_select_on(tape: &mut Tape, place: Place, indices: &Tensor) -> Result<Place, LossError> {
     let (rows, indices) = (tape.value(place).f_index_select(0, indices)?, indices.shallow_clone());
-    let pull = move |of: Backward| {
-        let nothing = of.arguments[0].f_detach()?.f_zeros_like()?;
-        Ok(vec![Some(nothing.f_index_add(0, &indices, of.grad)?)])
-    };
+    let pull = move |of: Backward| Ok(vec![Some(f_added_rows(&of.arguments[0].size(), &indices, of.grad)?)]);
     Ok(tape.add(rows, &[place], pull))
 }
 

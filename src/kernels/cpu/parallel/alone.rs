@@ -6,14 +6,27 @@
 
 use std::ffi::c_int;
 
+use super::contention;
+
 /// From how many multiplications on a second thread is worth it.
 const MANY: i64 = 1 << 20;
 
+/// Up to how many multiplications stay on this thread while other processes use the cores. More of them take longer
+/// alone than the others can be waited for.
+const MANY_IN_CONTENTION: i64 = 1 << 28;
+/// So many multiplications take as long as the loss of an element.
+const OF_ELEMENT: i64 = 1 << 6;
+
 /// Calls `compute`, whose libtorch operations do this number of `multiplications` altogether. They stay on this thread
-/// where that is less than [`MANY`].
+/// where that is less than [`MANY`], and less than [`MANY_IN_CONTENTION`] where the engines' threads have been late.
 pub(crate) fn small_work<T>(multiplications: i64, compute: impl FnOnce() -> T) -> T {
-    let _guard = (multiplications < MANY).then(Guard::new);
+    let _guard = is_small(multiplications).then(Guard::new);
     compute()
+}
+
+fn is_small(multiplications: i64) -> bool {
+    multiplications < MANY
+        || multiplications < MANY_IN_CONTENTION && contention::is_high((multiplications / OF_ELEMENT) as usize)
 }
 
 /// Sets the number of threads of this thread's operations to one, and back when it is dropped. Holds the numbers
@@ -95,7 +108,7 @@ mod tests {
     fn the_number_of_threads_comes_back() {
         let threads = tch::get_num_threads();
         assert_eq!(small_work(1, tch::get_num_threads), 1);
-        assert_eq!(small_work(MANY, tch::get_num_threads), threads);
+        assert_eq!(small_work(MANY_IN_CONTENTION, tch::get_num_threads), threads);
         let _ = std::panic::catch_unwind(|| small_work(1, || panic!("on the way")));
         assert_eq!(tch::get_num_threads(), threads);
     }
