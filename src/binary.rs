@@ -1,9 +1,9 @@
 //! What the losses of logits of two classes have in common, as tensor operations.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::check::{self, Validity};
-use crate::kernels::{self, NumberOperations};
+use crate::kernels::{self, NumberOperations, waits};
 use crate::{InvalidValues, LossError};
 
 /// Looks whether the targets are in \[0, 1\], and decides by `mode` about those that are not.
@@ -101,7 +101,7 @@ fn f_largest(kind: Kind) -> f64 {
 
 /// Whether a tensor on the CPU holds an infinite number.
 fn f_any_infinite(tensor: &Tensor) -> Result<bool, LossError> {
-    if tensor.device() != Device::Cpu {
+    if waits(tensor) {
         return Ok(false);
     }
     let most = f_largest(tensor.f_kind()?);

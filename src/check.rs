@@ -3,11 +3,10 @@
 //! A named argument is a pair `(name, tensor)`; the names are those of PyTorch's signatures.
 
 mod class_indices;
+mod invalid_values;
 
-use std::cell::Cell;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::{Kind, Tensor};
 
@@ -18,76 +17,9 @@ use crate::numeric::wide_kind;
 use crate::{LossError, kernels};
 
 pub(crate) use class_indices::ClassIndices;
-
-/// What happens to values for which no loss is defined: a class index out of range, a probability outside \[0, 1\], a
-/// negative variance.
-///
-/// On the CPU the check costs next to nothing. On CUDA the host has to read the result of the check, and so waits for
-/// all work that was queued before it. Without a check such a value would trigger a device-side assertion, after which
-/// no CUDA work of the process succeeds; so one of the two always happens.
-///
-/// # The default of the process
-///
-/// A loss that is made without its option `invalid_values` has [`InvalidValues::default`] of that moment: an error, or
-/// what a program has [set](InvalidValues::set_default) for all losses that it makes from then on. A loss that exists
-/// keeps what it has. Data that describe a loss mean the same in every process: where they are silent, values are an
-/// error, and a loss is written with the option where it is another one.
-///
-/// ```
-/// use tch_losses::InvalidValues;
-///
-/// // At the start of a training on CUDA:
-/// InvalidValues::set_default(InvalidValues::Nan);
-/// assert_eq!(InvalidValues::default(), InvalidValues::Nan);
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
-#[non_exhaustive]
-pub enum InvalidValues {
-    /// They are a [`LossError::Value`]. The default, where the program has set no other.
-    Error,
-    /// They make the loss NaN and its gradient 0, without waiting for the device.
-    Nan,
-}
-
-/// Whether the default of the process is [`InvalidValues::Nan`].
-static NAN_BY_DEFAULT: AtomicBool = AtomicBool::new(false);
-
-thread_local! {
-    /// Whether this thread makes a loss whose defaults are those of the documentation, whatever the process has set.
-    static DOCUMENTED: Cell<bool> = const { Cell::new(false) };
-}
-
-impl InvalidValues {
-    /// Sets the default of all losses that this process makes from now on, on any thread.
-    pub fn set_default(default: InvalidValues) {
-        NAN_BY_DEFAULT.store(default == InvalidValues::Nan, Ordering::Relaxed);
-    }
-}
-
-/// That of the process: an error, unless [`set_default`](InvalidValues::set_default) has been called.
-impl Default for InvalidValues {
-    fn default() -> Self {
-        let nan = !DOCUMENTED.get() && NAN_BY_DEFAULT.load(Ordering::Relaxed);
-        if nan { InvalidValues::Nan } else { InvalidValues::Error }
-    }
-}
-
-/// What `make` makes, with the defaults of the documentation: the same in every process.
+pub use invalid_values::InvalidValues;
 #[cfg(feature = "serde")]
-pub(crate) fn with_documented_defaults<T>(make: impl FnOnce() -> T) -> T {
-    /// Sets the flag back, also after a panic.
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            DOCUMENTED.set(self.0);
-        }
-    }
-    let _restore = Restore(DOCUMENTED.replace(true));
-    make()
-}
-
-crate::options::words!(InvalidValues);
+pub(crate) use invalid_values::with_documented_defaults;
 
 /// All arguments are defined, dense and on the device of the first.
 pub(crate) fn devices(arguments: &[Named]) -> Result<(), LossError> {
@@ -388,7 +320,7 @@ pub(crate) fn f_in_range(
 ) -> Result<Validity, LossError> {
     let boolean = tensor.f_kind()? == Kind::Bool && range.contains(&0.0) && range.contains(&1.0);
     // The scan is one pass over memory; the tensor operations below are three.
-    if boolean || (mode == InvalidValues::Error && kernels::scan_range(tensor, range.clone()) == Some(true)) {
+    if boolean || (mode.is_error() && kernels::scan_range(tensor, range.clone()) == Some(true)) {
         return Ok(Validity::CHECKED);
     }
     let tensor = tensor.f_detach()?;
@@ -402,7 +334,7 @@ const LARGEST_LOG_PROB: f64 = 1e-3;
 /// Looks for numbers that are no log-probabilities because they are above 0, as raw logits are. NaN is none of them.
 pub(crate) fn f_log_probs((argument, tensor): Named, mode: InvalidValues) -> Result<Validity, LossError> {
     let range = f64::NEG_INFINITY..=LARGEST_LOG_PROB;
-    if mode == InvalidValues::Error && kernels::scan_range(tensor, range) == Some(true) {
+    if mode.is_error() && kernels::scan_range(tensor, range) == Some(true) {
         return Ok(Validity::CHECKED);
     }
     let tensor = tensor.f_detach()?;
@@ -413,7 +345,7 @@ pub(crate) fn f_log_probs((argument, tensor): Named, mode: InvalidValues) -> Res
 
 /// Where the values of an argument are valid, and what to do where they are not.
 ///
-/// Only needed with [`InvalidValues::Nan`]: then `valid` says which elements are valid.
+/// Only needed where they make the loss NaN: then `valid` says which elements are valid.
 pub(crate) struct Validity {
     valid: Option<Tensor>,
 }
@@ -429,7 +361,11 @@ impl Validity {
         expected: impl FnOnce() -> String,
         mode: InvalidValues,
     ) -> Result<Validity, LossError> {
-        if mode == InvalidValues::Nan {
+        if mode.defers(tensor) {
+            InvalidValues::f_note(tensor.device(), argument, expected(), &valid)?;
+            return Ok(Validity { valid: Some(valid) });
+        }
+        if !mode.is_error() {
             return Ok(Validity { valid: Some(valid) });
         }
         if valid.f_all()?.f_int64_value(&[])? != 0 {

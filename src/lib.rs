@@ -192,7 +192,7 @@
 //! |---|---|---|
 //! | half precision | sums and exponentials in `f16` and `bf16` where the operation has such a kernel: they overflow and lose digits | computed in `f32` and rounded once, in value and gradient |
 //! | weights of another floating kind | an error, or a promotion of the loss | converted to the kind that the loss is computed in |
-//! | targets of class indices | `i64` and `u8` | every integer kind; one that is out of range is an error on CUDA too, or NaN with [`InvalidValues::Nan`], for one loss or by [default](InvalidValues::set_default) |
+//! | targets of class indices | `i64` and `u8` | every integer kind; one that is out of range is an error, on CUDA NaN and a [later error](InvalidValues::f_check), by [`InvalidValues`] of one loss or the [default](InvalidValues::set_default) |
 //! | masks and soft targets | any number | outside \[0, 1\] an error, where a formula needs that: a mask of 0 and 255 is no mask of 0 and 1 |
 //! | classes masked by −∞ or by the least number of the kind | NaN where 0 · ∞ is met | without a share in the target they cost 0, with gradient 0 |
 //! | confident predictions | 1 − p loses digits | an engine computes them from the other classes, or from the sigmoid of the other sign |
@@ -264,6 +264,8 @@ pub use divisor::Divisor;
 pub use error::LossError;
 #[cfg(feature = "image")]
 pub use image::*;
+#[doc(hidden)]
+pub use kernels::like_cuda;
 pub use kernels::{Backend, set_gradient_cache, with_backend};
 pub use loss::Loss;
 pub use mean_parts::MeanParts;

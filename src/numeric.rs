@@ -23,6 +23,15 @@ pub(crate) fn f_linear(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -
     small_work((input.numel() as i64).saturating_mul(outputs), || Ok(input.f_linear(weight, bias)?))
 }
 
+/// The parts of a tensor that these `positions` along `dim` name. A tensor of the positions would be copied to the
+/// device, for which the host waits.
+#[cfg(feature = "segmentation")]
+pub(crate) fn f_parts_at(tensor: &Tensor, dim: i64, positions: &[i64]) -> Result<Tensor, LossError> {
+    let parts = positions.iter().map(|position| tensor.f_narrow(dim, *position, 1));
+    let parts = parts.collect::<Result<Vec<_>, _>>()?;
+    if parts.is_empty() { Ok(tensor.f_narrow(dim, 0, 0)?) } else { Ok(Tensor::f_cat(&parts, dim)?) }
+}
+
 /// The rows of a matrix that `indices` name. The sum that is its gradient stays on this thread where it is small, which
 /// that of libtorch does not.
 pub(crate) fn f_selected_rows(matrix: &Tensor, indices: &Tensor) -> Result<Tensor, LossError> {

@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context, Result};
 use tch::{Device, Tensor};
+use tch_losses::InvalidValues;
 
 use crate::adapters::{self, Outputs};
 use crate::arguments::{Argument, Arguments, EvalError};
@@ -31,6 +32,10 @@ pub fn evaluate<'a>(
     mut progress: impl FnMut(),
 ) -> Result<Results> {
     let mut results = Results::default();
+    if device.is_cuda() {
+        // So that an error belongs to its case.
+        InvalidValues::set_default(InvalidValues::ErrorAtOnce);
+    }
     for case in cases {
         let computed = evaluate_case(case, tensors, device, runner).with_context(|| format!("case {}", case.id))?;
         results.cases.insert(case.id.clone(), computed.result);

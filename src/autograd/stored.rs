@@ -2,10 +2,11 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 use super::{Context, Gradients};
 use crate::LossError;
+use crate::kernels::waits;
 
 /// The gradients of a scalar loss, kept from the forward pass to the backward pass.
 ///
@@ -38,7 +39,7 @@ impl StoredGradients {
     /// The gradients times `grad`, the gradient of the loss.
     pub(crate) fn f_scaled(&self, context: &Context, grad: &Tensor) -> Gradients {
         // On the CPU a look at the usual gradient of 1 is cheaper than a pass over all others.
-        let one = grad.device() == Device::Cpu && grad.f_double_value(&[])? == 1.0;
+        let one = !waits(grad) && grad.f_double_value(&[])? == 1.0;
         self.f_scaled_by(context, grad, &|gradient, grad| {
             if !one {
                 let _ = gradient.f_mul_(grad)?;

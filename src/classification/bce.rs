@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use crate::check::{self, Validity};
-use crate::kernels::{Pointwise, Real, Weighted, choose, f_pointwise};
+use crate::kernels::{Pointwise, Real, Weighted, choose, f_pointwise, waits};
 use crate::numeric::{f_widely, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
@@ -34,7 +34,8 @@ crate::options::options! {
 ///
 /// # Differences from PyTorch
 ///
-/// * A value outside \[0, 1\] is an error on CUDA too, where PyTorch's makes every later CUDA call of the process fail.
+/// * A value outside \[0, 1\] is an error, on CUDA a [later one](crate::InvalidValues::f_check)
+///   and NaN until then, where PyTorch's makes every later CUDA call of the process fail.
 /// * On the CPU libtorch checks the values, and before 2.13 only those of the input: a target outside \[0, 1\] is then
 ///   no error.
 ///
@@ -87,7 +88,7 @@ impl Loss for BceLoss {
         check::same_shape(("target", target), ("input", input))?;
         let weight = self.weight.as_ref().map(|weight| f_expanded(weight, input)).transpose()?;
         let reduction = self.reduction;
-        if !input.device().is_cuda() && self.invalid_values == InvalidValues::Error {
+        if self.invalid_values.is_error() && !waits(input) {
             return match &weight {
                 // PyTorch's operation rejects a weight that requires a gradient.
                 Some(weight) if weight.requires_grad() => f_checked(input, target, Some(weight), reduction),

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use super::mean_over::MeanOver;
 use super::nll;
 use crate::check::{self, ClassIndices};
-use crate::kernels::{NumberOperations, Real, RowLoss, RowReduction, Rows, f_softmax, f_softmax_of_shares};
+use crate::kernels::{NumberOperations, Real, RowLoss, RowReduction, Rows, f_softmax, f_softmax_of_shares, waits};
 use crate::loss::composite;
 use crate::mean_parts::{self, f_wide, f_wide_option};
 use crate::numeric::{f_widely, wide_kind};
@@ -55,7 +55,8 @@ crate::options::options! {
 /// # Differences from PyTorch
 ///
 /// * Class indices may be of any integer kind; PyTorch takes `int64` and `uint8`.
-/// * A class out of range is an error on CUDA too, where PyTorch's makes every later CUDA call of the process fail.
+/// * A class out of range is an error, on CUDA a [later one](crate::InvalidValues::f_check)
+///   and NaN until then, where PyTorch's makes every later CUDA call of the process fail.
 /// * A label smoothing below 0 is an error; PyTorch computes a number without a meaning.
 /// * An ignored row of logits that are all −∞ has gradient 0; PyTorch's is NaN.
 /// * A class that is masked by −∞ and has probability 0 in the target adds 0, which is the limit; PyTorch's loss is
@@ -115,7 +116,7 @@ impl CrossEntropyLoss {
     /// The weight, the ignored class, the divisor of the mean and the reduction of a reduced loss that has no other
     /// options: for an engine that computes it along with another one.
     pub(crate) fn plain(&self) -> Option<(Option<&Tensor>, i64, MeanOver, Reduction)> {
-        let checked = self.label_smoothing == 0.0 && self.invalid_values == InvalidValues::Error;
+        let checked = self.label_smoothing == 0.0 && self.invalid_values.is_error();
         let plain = checked && self.reduction != Reduction::None;
         plain.then_some((self.weight.as_ref(), self.ignore_index, self.mean_over, self.reduction))
     }
@@ -191,6 +192,14 @@ impl CrossEntropyLoss {
             return Ok(input.f_nll_loss_nd(target, weight.as_ref(), reduction.into(), self.ignore_index)?);
         }
         let (ignore_index, smoothing) = (self.ignore_index, self.label_smoothing);
+        // For this mean libtorch selects the weights of the targets that count, and a GPU has to tell how many they are.
+        if let (Some(weight), Reduction::Mean, true) = (&weight, reduction, smoothing > 0.0)
+            && target.size() != input.size()
+            && waits(input)
+        {
+            let sum = self.f_aten(input, target, logs, Reduction::Sum)?;
+            return Ok(sum.f_div(&f_counted_weight(weight, target, ignore_index)?)?);
+        }
         let input = match (target.size() == input.size(), smoothing == 0.0) {
             (true, true) => f_finite(input, Some(target), weight.as_ref())?,
             (false, true) => input.shallow_clone(),
@@ -236,6 +245,14 @@ impl CrossEntropyLoss {
         };
         target.validity.f_poison(&loss, self.reduction == Reduction::None)
     }
+}
+
+/// The sum of the weights of the targets that are not ignored.
+fn f_counted_weight(weight: &Tensor, target: &Tensor, ignore_index: i64) -> Result<Tensor, LossError> {
+    let ignored = target.f_eq_number(ignore_index)?;
+    let classes = target.f_masked_fill_number(&ignored, 0)?.f_flatten(0, -1)?;
+    let weights = weight.f_index_select(0, &classes)?.f_masked_fill_number(&ignored.f_flatten(0, -1)?, 0)?;
+    Ok(weights.f_sum(None)?)
 }
 
 /// A logit whose probability is 0 as that of −∞ is, but whose log-probability is finite.

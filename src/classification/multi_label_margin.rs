@@ -2,7 +2,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use crate::autograd::{Function, f_with_zero_gradients, grad_enabled};
 use crate::check::{self, Validity};
-use crate::kernels::{NumberOperations, f_label_margin, f_own};
+use crate::kernels::{NumberOperations, f_label_margin, f_own, waits};
 use crate::numeric::{f_widely, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
@@ -39,7 +39,8 @@ crate::options::options! {
 ///
 /// * The mean over an empty batch is NaN and the sum 0; PyTorch returns uninitialised memory.
 /// * Class indices may be of any integer kind; PyTorch takes `int64`.
-/// * A class out of range is an error on CUDA too, where PyTorch reads memory beyond the scores.
+/// * A class out of range is an error, on CUDA a [later one](crate::InvalidValues::f_check)
+///   and NaN until then, where PyTorch reads memory beyond the scores.
 /// * On CUDA the gradient is right where PyTorch's is at times not, because two threads of its kernel write one number
 ///   (<https://github.com/pytorch/pytorch/issues/84202>).
 ///
@@ -157,7 +158,7 @@ impl Loss for MultiLabelMarginLoss {
             // libtorch leaves the mean and the sum of no rows uninitialised.
             return self.reduction.f_apply(&input.f_sum_dim_intlist(1, false, None)?);
         }
-        if !input.device().is_cuda() && self.invalid_values == InvalidValues::Error {
+        if self.invalid_values.is_error() && !waits(input) {
             // Here the operation itself checks the values. They are checked again only to name the wrong one in the
             // error.
             let loss = *self;
@@ -171,7 +172,7 @@ impl Loss for MultiLabelMarginLoss {
         }
         let entries = self.f_validity(&target, classes)?;
         let target = entries.f_replace(&target, -1.0)?;
-        let loss = if input.device().is_cuda() { self.f_counted(input, &target) } else { self.f_aten(input, &target) }?;
+        let loss = if waits(input) { self.f_counted(input, &target) } else { self.f_aten(input, &target) }?;
         entries.f_rows()?.f_poison(&loss, self.reduction == Reduction::None)
     }
 }

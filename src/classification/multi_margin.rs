@@ -39,7 +39,8 @@ crate::options::options! {
 /// * A NaN in the input makes the loss NaN; PyTorch's kernel makes a hinge with a NaN 0.
 /// * The mean over an empty batch is NaN and the sum 0; PyTorch returns uninitialised memory.
 /// * Class indices may be of any integer kind; PyTorch takes `int64`.
-/// * A class out of range is an error on CUDA too, where PyTorch's makes every later CUDA call of the process fail.
+/// * A class out of range is an error, on CUDA a [later one](crate::InvalidValues::f_check)
+///   and NaN until then, where PyTorch's makes every later CUDA call of the process fail.
 /// * `f16` and `bf16` work on the CPU too, and are computed in `f32`.
 ///
 /// # Errors

@@ -35,7 +35,8 @@ crate::options::options! {
 /// # Differences from PyTorch
 ///
 /// * Class indices may be of any integer kind; PyTorch takes `int64` and `uint8`.
-/// * A class out of range is an error on CUDA too, where PyTorch's makes every later CUDA call of the process fail.
+/// * A class out of range is an error, on CUDA a [later one](crate::InvalidValues::f_check)
+///   and NaN until then, where PyTorch's makes every later CUDA call of the process fail.
 /// * An input of pixels may lie in memory in any order, such as channels last; PyTorch's backward rejects it.
 /// * With an input of `[C]` and a target of `[1]`, [`Reduction::None`] has a gradient; PyTorch's backward fails.
 ///

@@ -168,7 +168,7 @@ impl OneVsRestFocalLoss {
             && self.reduced_threshold.is_none()
             && self.weight.is_none()
             && self.ignore_index.is_none()
-            && self.invalid_values == InvalidValues::Error
+            && self.invalid_values.is_error()
             && input.numel() > 0
             && kernels::takes(input)
     }

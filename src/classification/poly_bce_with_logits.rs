@@ -87,7 +87,7 @@ impl PolyBceWithLogitsLoss {
     fn f_by_engine<const GAMMA: usize>(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let loss = *self;
         let composite = move |[input, target]: [&Tensor; 2]| loss.f_composite(input, target);
-        match kernels::f_beside(input, target)?.filter(|_| loss.invalid_values == InvalidValues::Error) {
+        match kernels::f_beside(input, target)?.filter(|_| loss.invalid_values.is_error()) {
             Some(target) => {
                 f_pointwise(Formula::<GAMMA>(loss), [input, &target], loss.reduction.for_engine(input), composite)
             }

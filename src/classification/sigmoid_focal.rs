@@ -280,7 +280,7 @@ impl SigmoidFocalLoss {
             && self.pos_weight.is_none()
             && self.ignore_index.is_none()
             && self.mask.is_none()
-            && self.invalid_values == InvalidValues::Error;
+            && self.invalid_values.is_error();
         Ok(plain && !narrowed && kernels::takes(input))
     }
 

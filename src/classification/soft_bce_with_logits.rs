@@ -46,7 +46,7 @@ crate::options::options! {
 /// * smp's mean divides by all elements, which is the default here; [`MeanOver::Counted`] leaves the ignored ones out.
 /// * timm's `sum_classes` is [`MultiLabelReduction::BatchMean`]. timm smooths targets of the input's shape only with
 ///   `smooth_dense`.
-/// * A class index out of range is an error on CUDA too. So is a target of the input's shape outside \[0, 1\], such as
+/// * A class index out of range is an error. So is a target of the input's shape outside \[0, 1\], such as
 ///   that of a mask of 0 and 255, unless it is ignored or there is a threshold.
 /// * On the CPU the loss of an infinite logit is its limit, 0 or ∞, where the references' is NaN.
 ///
@@ -160,7 +160,7 @@ impl SoftBceWithLogitsLoss {
         let counts = self.reduction == MultiLabelReduction::Mean && self.mean_over == MeanOver::Counted;
         input.size() == target.size()
             && self.target_threshold.is_none()
-            && self.invalid_values == InvalidValues::Error
+            && self.invalid_values.is_error()
             && !(counts && self.ignore_index.is_some())
             && kernels::takes(input)
     }

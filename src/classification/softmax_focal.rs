@@ -64,7 +64,7 @@ crate::options::options! {
 ///   ignored ones included: divide that of [`MeanOver::All`] by the number of classes. With an ignored class MONAI's
 ///   mean divides by the number of pixels that count, and its sum is always that of the means over each image.
 /// * Their class weights do not divide the mean, nor do they here with [`MeanOver::All`] or as α.
-/// * Class indices may be of any integer kind, a class out of range is an error on CUDA too, and so is an α outside
+/// * Class indices may be of any integer kind, a class out of range is an error, and so is an α outside
 ///   \[0, 1\], which makes losses negative.
 /// * The gradient is finite for 0 < γ < 1 and saturated logits, where MONAI's is NaN; where all targets are ignored the
 ///   mean is NaN with gradient 0.
@@ -178,7 +178,7 @@ impl SoftmaxFocalLoss {
             // The mean is over the weights without α.
             _ => return Ok(None),
         };
-        let checked = self.invalid_values == InvalidValues::Error;
+        let checked = self.invalid_values.is_error();
         if !kernels::takes(input) || !checked || target.size() == input.size() || self.label_smoothing != 0.0 {
             return Ok(None);
         }

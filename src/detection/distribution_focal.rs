@@ -93,7 +93,7 @@ impl DistributionFocalLoss {
     }
 
     fn f_validity(&self, target: &Tensor, last: i64) -> Result<Validity, LossError> {
-        if self.invalid_values == InvalidValues::Error && scan_range(target, 0.0..=last as f64) == Some(true) {
+        if self.invalid_values.is_error() && scan_range(target, 0.0..=last as f64) == Some(true) {
             return Ok(Validity::CHECKED);
         }
         let valid = target.f_ge_number(0)?.f_logical_and(&target.f_le_number(last)?)?;

@@ -101,7 +101,7 @@ trait ScoreFormula: Pointwise<2> {
             let losses = self.f_losses(&Logits::f_new(&logits)?, &validity.f_replace(&target, 0.0)?)?;
             validity.f_poison(&reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?, reduction == Reduction::None)
         };
-        match kernels::f_beside(input, target)?.filter(|_| mode == InvalidValues::Error) {
+        match kernels::f_beside(input, target)?.filter(|_| mode.is_error()) {
             Some(target) => f_pointwise(self, [input, &target], reduction, composite),
             None => composite([input, target]),
         }

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use crate::kernels::{NumberOperations, Pointwise, Real, Reduce, choose, f_pointwise};
+use crate::kernels::{NumberOperations, Pointwise, Real, Reduce, choose, f_pointwise, waits};
 use crate::mean_parts::f_wide;
 use crate::numeric::f_widely;
 use crate::{Loss, LossError, MeanParts, Reduction, check};
@@ -153,7 +153,7 @@ fn f_possible(input: &Tensor, target: &Tensor, log_target: bool) -> Result<[Tens
     };
     // Without such elements nothing is copied, because a copy may have another layout in memory and so another order of
     // the sum. On CUDA this is not tested, because it would wait for the device.
-    if !impossible.device().is_cuda() && impossible.f_any()?.f_int64_value(&[])? == 0 {
+    if !waits(&impossible) && impossible.f_any()?.f_int64_value(&[])? == 0 {
         return Ok([input.shallow_clone(), target.shallow_clone()]);
     }
     if log_target {

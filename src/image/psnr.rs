@@ -1,9 +1,9 @@
 use std::f64::consts::LN_10;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::f_images;
-use crate::kernels::{NumberOperations, Pointwise, Real, choose, f_pointwise, f_pointwise_to};
+use crate::kernels::{NumberOperations, Pointwise, Real, choose, f_pointwise, f_pointwise_to, waits};
 use crate::numeric::{f_reals, wide_kind};
 use crate::regression::SquaredError;
 use crate::{Loss, LossError, MeanParts, MseLoss, Reduction, check};
@@ -95,9 +95,7 @@ impl PsnrLoss {
     /// The mean squared errors, computed in the kind `wide`.
     fn f_errors(&self, input: &Tensor, target: &Tensor, wide: Kind) -> Result<Tensor, LossError> {
         let errors = self.f_squared_errors(input, target, wide)?;
-        if errors.device() != Device::Cpu
-            || errors.f_detach()?.f_sum(Kind::Double)?.f_double_value(&[])? != f64::INFINITY
-        {
+        if waits(&errors) || errors.f_detach()?.f_sum(Kind::Double)?.f_double_value(&[])? != f64::INFINITY {
             return Ok(errors);
         }
         // An error of ∞ has the derivative 0, which the gradient of a square multiplies by an infinite difference: NaN.

@@ -1,7 +1,10 @@
-//! //! The choice between fused engines and tensor operations: by process, by thread, by what the processor can.
+//! The choice between fused engines and tensor operations: by process, by thread, by what the processor can.
 
 use std::cell::Cell;
 use std::sync::OnceLock;
+use std::thread::LocalKey;
+
+use tch::{Device, Tensor};
 
 use super::cpu::simd::has_vectors;
 
@@ -25,6 +28,7 @@ pub enum Backend {
 
 thread_local! {
     static CHOSEN: Cell<Option<Backend>> = const { Cell::new(None) };
+    static LIKE_CUDA: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Calls `work` with a backend for the losses that it computes on this thread.
@@ -41,14 +45,31 @@ thread_local! {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn with_backend<T>(backend: Backend, work: impl FnOnce() -> T) -> T {
-    struct Restore(Option<Backend>);
-    impl Drop for Restore {
+    replaced(&CHOSEN, Some(backend), work)
+}
+
+/// Calls `work`, in which losses of tensors on the CPU are computed by the tensor operations that those on CUDA are
+/// computed by. For tests on a machine without a GPU.
+#[doc(hidden)]
+pub fn like_cuda<T>(work: impl FnOnce() -> T) -> T {
+    with_backend(Backend::Composite, || replaced(&LIKE_CUDA, true, work))
+}
+
+/// Calls `work` while a value of this thread is another one.
+fn replaced<V: Copy + 'static, T>(cell: &'static LocalKey<Cell<V>>, value: V, work: impl FnOnce() -> T) -> T {
+    struct Restore<V: Copy + 'static>(&'static LocalKey<Cell<V>>, V);
+    impl<V: Copy> Drop for Restore<V> {
         fn drop(&mut self) {
-            CHOSEN.set(self.0);
+            self.0.set(self.1);
         }
     }
-    let _restore = Restore(CHOSEN.replace(Some(backend)));
+    let _restore = Restore(cell, cell.replace(value));
     work()
+}
+
+/// Whether the host has to wait for a device to look at the numbers of a tensor.
+pub(crate) fn waits(tensor: &Tensor) -> bool {
+    tensor.device() != Device::Cpu || LIKE_CUDA.get()
 }
 
 /// Whether the CPU's engines are to be used on this thread: the backend is `Auto`, and the processor has the vector

@@ -60,7 +60,8 @@ mod number_operations;
 mod pointwise;
 mod tensors;
 
-pub use backend::{Backend, with_backend};
+pub(crate) use backend::waits;
+pub use backend::{Backend, like_cuda, with_backend};
 pub use cpu::set_gradient_cache;
 pub(crate) use cpu::*;
 pub(crate) use engine::{Reduce, composite_of, widely};

@@ -177,7 +177,8 @@ impl Classified {
         check::floating((name, vectors))?;
         let classes = ClassIndices::f_new(&classes, vectors.size()[0] / per_class, None, InvalidValues::Error)?;
         let wide = f_kind_of_pairs(input, [input.size()[0], vectors.size()[0]])?;
-        let (embeddings, vectors) = (input.shallow_clone(), vectors.shallow_clone());
+        let embeddings = classes.validity.f_unsqueeze(1)?.f_poison(input, true)?;
+        let vectors = vectors.shallow_clone();
         Ok(Classified { embeddings, vectors, classes: classes.indices, weights: None, wide, kind: input.f_kind()? })
     }
 

@@ -97,9 +97,9 @@ impl KtoLoss {
         let gain = gain.f_mul_number(self.beta)?;
         // 1 − σ(x) is computed as σ(−x), which has all digits where σ(x) is nearly 1.
         let argument = gain.f_neg()?.f_where_self(labels, &gain)?;
-        // Converted with an operation, because libtorch does not create a tensor with a number that its kind cannot
-        // represent.
-        let weight = |weight: f64| Tensor::from(weight).f_to_device(policy.device())?.f_to_kind(kind);
+        // Converted with an operation, because libtorch creates no tensor with a number that its kind cannot represent.
+        let double = (Kind::Double, policy.device());
+        let weight = |weight: f64| Ok::<_, LossError>(Tensor::f_full_number(&[], weight, double)?.f_to_kind(kind)?);
         let weights = weight(self.desirable_weight)?.f_where_self(labels, &weight(self.undesirable_weight)?)?;
         let losses = argument.f_sigmoid()?.f_mul(&weights)?;
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(policy.f_kind()?)?)

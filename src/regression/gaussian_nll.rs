@@ -40,8 +40,8 @@ crate::options::options! {
 /// # Errors
 ///
 /// [`LossError::Shape`] or [`LossError::Device`] for arguments that do not fit together, [`LossError::Kind`] for a
-/// variance that is not of a floating kind, [`LossError::Value`] for a negative one. On CUDA looking for a negative
-/// variance waits for the device, as in PyTorch; [`invalid_values`](Self::invalid_values) avoids that.
+/// variance that is not of a floating kind, [`LossError::Value`] for a negative one. On CUDA it is one of
+/// [`InvalidValues::f_check`], where PyTorch waits for the device in each call.
 /// [`LossError::Option`] for an `eps` that is NaN, or that the kind of the variances does not hold.
 ///
 /// # Example

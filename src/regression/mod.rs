@@ -157,7 +157,7 @@ fn f_real_pair(input: &Tensor, target: &Tensor) -> Result<[Tensor; 2], LossError
 /// Looks for negative values, where others are `expected`. NaN does not count as negative, as in PyTorch.
 fn f_not_negative(named: check::Named, expected: &str, mode: InvalidValues) -> Result<Validity, LossError> {
     let negative = named.1.f_lt_number(0)?;
-    if mode == InvalidValues::Error && negative.f_any()?.f_int64_value(&[])? == 0 {
+    if mode.looks(named.1) && negative.f_any()?.f_int64_value(&[])? == 0 {
         return Ok(Validity::CHECKED);
     }
     Validity::f_new(named, negative.f_logical_not()?, || expected.into(), mode)

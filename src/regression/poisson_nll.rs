@@ -38,8 +38,7 @@ crate::options::options! {
 ///
 /// * A target of another shape is an error, unless [`broadcast`](Self::broadcast) allows it; PyTorch broadcasts
 ///   silently.
-/// * A negative rate is an error; PyTorch returns NaN, as [`invalid_values`](Self::invalid_values) has it too. On CUDA
-///   looking for one waits for the device, unless that is set.
+/// * A negative rate is an error; PyTorch returns NaN, as [`invalid_values`](Self::invalid_values) has it too.
 ///
 /// # Errors
 ///

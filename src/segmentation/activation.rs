@@ -129,15 +129,13 @@ pub(super) fn f_check_softmax(activation: Activation, input: &Tensor) -> Result<
     check::option("activation", "Softmax", !single, "Sigmoid for an input of a single class")
 }
 
-/// Checks that all numbers of an input are in the `expected` range, or NaN, which makes the loss NaN. On CUDA it does
-/// so only where invalid values become NaN, because an error would have to wait for the device.
+/// Checks that all numbers of an input are in the `expected` range, or NaN, which makes the loss NaN.
 pub(super) fn f_check_input(
     input: &Tensor,
     expected: RangeInclusive<f64>,
     mode: InvalidValues,
 ) -> Result<Validity, LossError> {
-    let waits = input.device().is_cuda() && mode == InvalidValues::Error;
-    if expected == ANY || waits || kernels::scan_range(input, expected.clone()) == Some(true) {
+    if expected == ANY || mode.looks(input) && kernels::scan_range(input, expected.clone()) == Some(true) {
         return Ok(Validity::CHECKED);
     }
     let input = input.f_detach()?;

@@ -64,7 +64,7 @@ crate::options::options! {
 /// * An input `[N, C]` without pixels' dimensions has a region for each sample and class; MONAI sums over all.
 /// * A weight below 0, or a smoothing below 0, is an error.
 /// * So is a mask that is not in \[0, 1\], such as one of 0 and 255; and, where no [`activation`](Self::activation) was
-///   set, an input that is far from \[0, 1\], which holds logits. On CUDA this is not checked.
+///   set, an input that is far from \[0, 1\], which holds logits.
 /// * A softmax of a single class is an error: it is 1 whatever the logits are. MONAI warns and takes no activation.
 ///
 /// # Errors

@@ -4,7 +4,7 @@ use super::activation::{Activation, f_activate, f_check_softmax};
 use super::lovasz::{self, Errors};
 use crate::check::{self, ClassIndices};
 use crate::kernels::{NumberOperations, Ranked, Ranks, Real};
-use crate::numeric::{f_abs, f_filled, f_positions, wide_kind};
+use crate::numeric::{f_abs, f_filled, f_parts_at, f_positions, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
 /// Over which classes [`LovaszSoftmaxLoss`] takes the mean.
@@ -128,9 +128,9 @@ impl LovaszSoftmaxLoss {
         let mut classes = f_positions(input.size()[1], (Kind::Int64, input.device()))?;
         let mut weight = self.weight.as_ref().map(Tensor::shallow_clone);
         if let LovaszClasses::Only(listed) = &self.classes {
-            classes = Tensor::f_from_slice(listed)?.f_to_device(input.device())?;
-            probabilities = probabilities.f_index_select(1, &classes)?;
-            weight = weight.map(|weight| weight.f_index_select(0, &classes)).transpose()?;
+            classes = f_parts_at(&classes, 0, listed)?;
+            probabilities = f_parts_at(&probabilities, 1, listed)?;
+            weight = weight.map(|weight| f_parts_at(&weight, 0, listed)).transpose()?;
         }
         let ranks = Ranks {
             numbers: &probabilities,

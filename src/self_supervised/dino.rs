@@ -3,7 +3,7 @@ use std::borrow::Borrow;
 use tch::{Tensor, nn, no_grad_guard};
 
 use super::f_without_diagonal;
-use crate::kernels::NumberOperations;
+use crate::kernels::{NumberOperations, waits};
 use crate::numeric::f_matrix_product;
 use crate::numeric::wide_kind;
 use crate::{LossError, check};
@@ -267,7 +267,7 @@ impl DinoLoss {
 fn f_agreement(p: &Tensor, log_q: &Tensor) -> Result<Tensor, LossError> {
     let impossible = log_q.f_eq_number(f64::NEG_INFINITY)?;
     // On the CPU a test saves the second product.
-    if !log_q.device().is_cuda() && impossible.f_any()?.f_int64_value(&[])? == 0 {
+    if !waits(log_q) && impossible.f_any()?.f_int64_value(&[])? == 0 {
         return f_matrix_product(p, &log_q.f_transpose(0, 1)?);
     }
     let agreement = f_matrix_product(p, &log_q.f_masked_fill_number(&impossible, 0)?.f_transpose(0, 1)?)?;

@@ -1,11 +1,11 @@
 //! What the losses of images and texts share: the logits of all pairs of embeddings.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::LossError;
 use crate::check;
-use crate::numeric::f_matrix_product;
-use crate::numeric::{f_unit_rows, wide_kind};
+use crate::kernels::{NumberOperations, waits};
+use crate::numeric::{f_matrix_product, f_unit_rows, wide_kind};
 
 /// A scale or bias of logits, made from a tensor of one element, which may be learnt, or from a number.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +28,7 @@ impl LogitParameter<'_> {
                 check::option(name, number, number.is_finite(), "a finite number")?;
                 let held = kind == Kind::Double || number.abs() <= f64::from(f32::MAX);
                 check::option(name, number, held, "a number that single precision holds, as the embeddings")?;
-                return Ok(Tensor::from(number).f_to_device(logits.device())?.f_to_kind(kind)?);
+                return Ok(Tensor::f_full_number(&[], number, (Kind::Double, logits.device()))?.f_to_kind(kind)?);
             }
         };
         check::devices(&[("image", logits), (name, parameter)])?;
@@ -36,7 +36,7 @@ impl LogitParameter<'_> {
         check::shape((name, parameter), parameter.numel() == 1, "one element")?;
         let parameter = parameter.f_reshape([0_i64; 0])?;
         // Only on the CPU, because on another device reading the number would wait for it.
-        if parameter.device() == Device::Cpu && kind != parameter.f_kind()? {
+        if !waits(&parameter) && kind != parameter.f_kind()? {
             let number = parameter.f_double_value(&[])?;
             if number.is_finite() && number.abs() > f64::from(f32::MAX) {
                 let expected = "a number that single precision holds, as the embeddings".to_owned();

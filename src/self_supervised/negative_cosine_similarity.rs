@@ -1,7 +1,7 @@
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use super::views;
-use crate::kernels::NumberOperations;
+use crate::kernels::{NumberOperations, waits};
 use crate::metric::angle::{Angle, AngleLoss};
 use crate::numeric::f_widely;
 use crate::{Loss, LossError, Reduction, check};
@@ -108,7 +108,7 @@ impl NegativeCosineSimilarity {
         let zero = f_zero(input)?.f_logical_or(&f_zero(target)?)?;
         // Without such vectors nothing is copied, because a copy may have another layout in memory and so another order
         // of the sums. On other devices this is not tested, because it would wait for them.
-        if zero.device() == Device::Cpu && zero.f_any()?.f_int64_value(&[])? == 0 {
+        if !waits(&zero) && zero.f_any()?.f_int64_value(&[])? == 0 {
             let similarity = Tensor::f_cosine_similarity(input, target, self.dim, self.eps)?;
             return Ok(self.reduction.f_apply(&similarity)?.f_neg()?);
         }
@@ -143,12 +143,11 @@ impl AngleLoss for Formula {
 
 #[cfg(test)]
 mod tests {
-    use tch::Kind;
 
     use super::*;
 
     fn ones(shape: &[i64]) -> Tensor {
-        Tensor::ones(shape, (Kind::Float, Device::Cpu))
+        Tensor::ones(shape, tch::kind::FLOAT_CPU)
     }
 
     #[test]

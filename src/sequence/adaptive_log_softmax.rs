@@ -189,7 +189,8 @@ impl AdaptiveLogSoftmaxWithLoss {
         check::shape(("input", input), fits, format_args!("[N, {0}] or [{0}]", self.in_features))?;
         let rows = &shape[..shape.len() - 1];
         check::shape(("target", target), target.size() == rows, format_args!("{rows:?}, one class per row of input"))?;
-        let target = ClassIndices::f_new(target, self.n_classes(), None, InvalidValues::Error)?.indices;
+        // To choose the rows of a cluster waits for the device anyway.
+        let target = ClassIndices::f_new(target, self.n_classes(), None, InvalidValues::ErrorAtOnce)?.indices;
         let (wide, input) = (self.f_wide()?, f_wide(input)?);
         if batched {
             return wide.f_batch(&input, &target);

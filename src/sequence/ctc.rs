@@ -43,8 +43,7 @@ crate::options::options! {
 ///   is not checked. With targets on CUDA the check copies them to the host and so waits for the device; targets may
 ///   stay on the CPU instead.
 /// * Numbers above 0 are no log-probabilities and an error, see [`invalid_values`](Self::invalid_values); PyTorch
-///   computes a number without a meaning of raw logits. On CUDA that check waits for the device, unless the option has
-///   another value.
+///   computes a number without a meaning of raw logits.
 /// * Half precision is computed in single precision; PyTorch has no kernel for it.
 /// * Targets are integers; PyTorch takes other kinds too and truncates them.
 /// * cuDNN's implementation, which PyTorch takes for some calls on CUDA, is never used.

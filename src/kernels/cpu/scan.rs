@@ -10,11 +10,12 @@ use tch::{Kind, Tensor};
 use super::elements::{elements, integers, is_plain};
 use super::kinds::Stored;
 use super::parallel;
+use crate::kernels::waits;
 
 /// Whether all `indices`, 64-bit integers, are classes or the ignored index, and whether any is the ignored one. `None`
 /// where the tensor is not plain and contiguous.
 pub(crate) fn scan_classes(indices: &Tensor, classes: i64, ignored: Option<i64>) -> Option<(bool, bool)> {
-    if !is_plain(indices, Kind::Int64) || !indices.is_contiguous() {
+    if waits(indices) || !is_plain(indices, Kind::Int64) || !indices.is_contiguous() {
         return None;
     }
     let indices = integers(indices);
@@ -39,7 +40,7 @@ pub(crate) fn scan_range(tensor: &Tensor, range: RangeInclusive<f64>) -> Option<
         all_in(elements::<T>(tensor), |number| range.contains(&(*number).into()))
     }
     let kind = tensor.f_kind().ok()?;
-    if !is_plain(tensor, kind) || !tensor.is_contiguous() {
+    if waits(tensor) || !is_plain(tensor, kind) || !tensor.is_contiguous() {
         return None;
     }
     Some(match kind {

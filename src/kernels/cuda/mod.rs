@@ -4,6 +4,7 @@
 //! A call goes the same way as on the CPU, and nothing in it waits for the device: sums, factors and the loss stay
 //! there. Whatever keeps an engine from a call (no NVRTC, no driver, another kind) leaves it to tensor operations.
 
+mod disk;
 mod driver;
 #[cfg(test)]
 mod emulation;

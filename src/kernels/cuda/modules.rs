@@ -5,6 +5,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tch::Device;
 
+use super::disk::{Origin, Store};
 use super::driver::{Gpu, Module, OnStream};
 use super::launch::{Kernel, Launch};
 use super::nvrtc::nvrtc;
@@ -43,7 +44,13 @@ fn on_gpu(index: usize, source: &str, kernels: &[Kernel]) -> Result<Option<Box<d
     // Others wait for this source alone while it is compiled.
     let module = entry.get_or_init(|| {
         let nvrtc = nvrtc().ok_or("there is no NVRTC")?;
-        gpu.load(&nvrtc.compile(source, gpu.capability)?, kernels)
+        let origin = Origin { source, capability: gpu.capability, compiler: nvrtc.version() };
+        let compile = || nvrtc.compile(source, gpu.capability);
+        let store = Store::of_user();
+        gpu.load(&store.code(&origin, compile)?, kernels).or_else(|_| {
+            store.remove(&origin);
+            gpu.load(&compile()?, kernels)
+        })
     });
     match module {
         Ok(module) => Ok(Some(Box::new(OnStream { module, stream }))),

@@ -28,6 +28,7 @@ functions! {
         ptx: c"nvrtcGetPTX" as unsafe extern "C" fn(Program, *mut c_char) -> c_int,
         architecture_count: c"nvrtcGetNumSupportedArchs" as unsafe extern "C" fn(*mut c_int) -> c_int,
         architectures: c"nvrtcGetSupportedArchs" as unsafe extern "C" fn(*mut c_int) -> c_int,
+        version: c"nvrtcVersion" as unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int,
     }
 }
 
@@ -71,6 +72,14 @@ impl Nvrtc {
             (self.architectures)(known.as_mut_ptr());
             known
         }
+    }
+
+    /// Its version, the major and the minor number.
+    pub(super) fn version(&self) -> (c_int, c_int) {
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: writes both numbers.
+        unsafe { (self.version)(&mut major, &mut minor) };
+        (major, minor)
     }
 
     fn compile_for(&self, source: &str, architecture: &str) -> Result<Vec<u8>, String> {

@@ -247,10 +247,7 @@ impl Regions {
     /// The classes that count, of those along `dim`.
     pub(super) fn f_select(&self, tensor: &Tensor, dim: i64) -> Result<Tensor, LossError> {
         match &self.classes {
-            Some(classes) => {
-                let kept = Tensor::f_from_slice(&self.kept(classes))?.f_to_device(tensor.device())?;
-                Ok(tensor.f_index_select(dim, &kept)?)
-            }
+            Some(classes) => numeric::f_parts_at(tensor, dim, &self.kept(classes)),
             None if self.include_background => Ok(tensor.shallow_clone()),
             None => Ok(tensor.f_narrow(dim, 1, tensor.size()[dim as usize] - 1)?),
         }

@@ -6,7 +6,7 @@ use super::row_loss::{PerRow, RowLoss, RowTarget};
 use super::{Arguments, LinearCrossEntropy};
 use crate::autograd::{Context, Function, Gradients, Stored, StoredGradients, f_gradients_of, needed, spread};
 use crate::kernels::NumberOperations;
-use crate::kernels::small_work;
+use crate::kernels::{small_work, waits};
 use crate::numeric::multiplications;
 use crate::numeric::{f_filled, f_ratio};
 use crate::{LossError, Reduction};
@@ -107,7 +107,7 @@ impl Chunks {
             let indices = target.f_reshape([rows, places])?;
             let ignored = indices.f_eq_number(criterion.ignored())?;
             // On the CPU a test finds out whether any row is ignored, which saves work if none is.
-            let none = !ignored.device().is_cuda() && ignored.f_any()?.f_int64_value(&[])? == 0;
+            let none = !waits(&ignored) && ignored.f_any()?.f_int64_value(&[])? == 0;
             let ignored = (!none).then_some(ignored);
             let classes = f_filled(&indices, ignored.as_ref(), 0)?;
             RowTarget::Indices { classes, ignored }
