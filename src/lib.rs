@@ -253,6 +253,8 @@ pub mod segmentation;
 pub mod self_supervised;
 pub mod sequence;
 
+#[doc(hidden)]
+pub use autograd::with_autocast;
 pub use check::InvalidValues;
 pub use classification::*;
 pub use combine::*;

@@ -9,7 +9,8 @@ use crate::kernels::{Number, NumberOperations, small_work};
 
 /// The product of two matrices. A small one stays on this thread: see [`small_work`].
 pub(crate) fn f_matrix_product(left: &Tensor, right: &Tensor) -> Result<Tensor, LossError> {
-    small_work(multiplications(left, right), || Ok(left.f_matmul(right)?))
+    // Autocast would compute it in half precision, which the losses do not take it for.
+    autograd::without_autocast(left.device(), || small_work(multiplications(left, right), || Ok(left.f_matmul(right)?)))
 }
 
 /// How many multiplications the product of two matrices takes.
@@ -76,6 +77,12 @@ pub(crate) fn wide_kind(tensor: &Tensor) -> Result<Kind, LossError> {
     Ok(if is_half(kind) { Kind::Float } else { kind })
 }
 
+/// The kind of a loss of `tensor`: its own, but for half precision under autocast single precision, as PyTorch's.
+pub(crate) fn result_kind(tensor: &Tensor) -> Result<Kind, LossError> {
+    let kind = tensor.f_kind()?;
+    Ok(if is_half(kind) && autograd::autocasts(tensor.device()) { Kind::Float } else { kind })
+}
+
 /// What `compute` makes of `tensors`, of which it gets those of half precision in single precision. The result is
 /// rounded once, to the kind that libtorch's operations on the tensors themselves would give it.
 ///
@@ -131,6 +138,9 @@ fn f_half_of(tensors: &[&Tensor]) -> Result<Option<Half>, LossError> {
     let kinds = f_floating_kinds(tensors)?;
     if !kinds.iter().any(|(kind, _)| is_half(*kind)) {
         return Ok(None);
+    }
+    if autograd::autocasts(tensors[0].device()) {
+        return Ok(Some(Half(None)));
     }
     // Tensors with dimensions decide the kind of a result, and scalars only where there are no others.
     let scalars = kinds.iter().all(|(_, scalar)| *scalar);

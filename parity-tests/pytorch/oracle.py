@@ -33,6 +33,7 @@ CASE_FIELDS = {
     "grad_output",
     "second_order",
     "state",
+    "autocast",
     "expect",
 }
 VIEW_FIELDS = {"size", "stride", "offset"}
@@ -177,10 +178,11 @@ def forward(arguments: Arguments) -> tuple[list[torch.Tensor], dict, dict]:
     options = arguments.mapping(case.get("options", {}), "options")
     args, kwargs = arguments.inputs()
     leaves = arguments.leaves(args, kwargs)
-    if inspect.isclass(reference):
-        call, parameters = build(arguments, reference, options)
-        return list(flatten(call(*args, **kwargs))), leaves, parameters
-    return list(flatten(reference(*args, **kwargs, **options))), leaves, {}
+    with torch.autocast(torch.device(arguments.device).type, enabled=case.get("autocast", False)):
+        if inspect.isclass(reference):
+            call, parameters = build(arguments, reference, options)
+            return list(flatten(call(*args, **kwargs))), leaves, parameters
+        return list(flatten(reference(*args, **kwargs, **options))), leaves, {}
 
 
 def evaluate(arguments: Arguments, second_order: bool) -> tuple[int, dict[str, torch.Tensor]]:

@@ -40,6 +40,8 @@ pub struct Case {
     pub second_order: Option<Vec<TensorRef>>,
     /// Parameters by state-dict name.
     pub state: BTreeMap<String, TensorRef>,
+    /// Whether the loss is called under autocast, as in mixed precision.
+    pub autocast: bool,
     /// Whether the reference takes this call.
     pub expect: Expect,
 }
@@ -161,6 +163,7 @@ impl Case {
             grad_output: fields.parse("grad_output", |json| parse_list(json, parse_tensor))?,
             second_order: fields.parse("second_order", |json| parse_list(json, parse_tensor))?,
             state: fields.parse("state", parse_state)?.unwrap_or_default(),
+            autocast: fields.parse("autocast", parse_flag)?.unwrap_or(false),
             expect: fields.parse("expect", parse_expect)?.unwrap_or(Expect::Ok),
         };
         fields.finish()?;
@@ -268,6 +271,10 @@ fn parse_key(json: Json) -> Result<ArgumentKey> {
         }
         other => bail!("{other} is neither a position nor a name"),
     }
+}
+
+fn parse_flag(json: Json) -> Result<bool> {
+    json.as_bool().with_context(|| format!("expected true or false, got {json}"))
 }
 
 fn parse_expect(json: Json) -> Result<Expect> {

@@ -231,6 +231,10 @@ fn holds(rule: Rule, case: &Case, sides: Sides) -> bool {
             let right = || truth.is_some_and(|truth| tolerance(kind).accepts(a, truth));
             if large { a == 0.0 || right() } else { tolerance(kind).accepts(a, e) || truer() }
         }),
+        (Rule::Wider, Some(Status::Ok), Some(Status::Ok)) => all_elements(case, sides, |e, a, truth, kind| {
+            let truer = truth.is_some_and(|truth| (a - truth).abs() <= (e - truth).abs());
+            tolerance(kind).accepts(a, e) || truer
+        }),
         (Rule::Nan, Some(Status::Ok), Some(Status::Ok)) => {
             all_elements(case, sides, |e, a, _, kind| a.is_nan() || tolerance(kind).accepts(a, e))
         }

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context, Result};
 use tch::{Device, Tensor};
-use tch_losses::InvalidValues;
+use tch_losses::{InvalidValues, with_autocast};
 
 use crate::adapters::{self, Outputs};
 use crate::arguments::{Argument, Arguments, EvalError};
@@ -64,7 +64,7 @@ struct Resolved {
 
 fn evaluate_case(case: &Case, tensors: &Tensors, device: Device, runner: &Runner) -> Result<Computed> {
     let mut resolved = resolve(case, tensors, device)?;
-    let attempt = catch_unwind(AssertUnwindSafe(|| compute(case, &mut resolved, runner)));
+    let attempt = catch_unwind(AssertUnwindSafe(|| compute(case, &mut resolved, device, runner)));
     let result = |status, message| CaseResult { status, outputs: None, message: Some(message), second_order: None };
     let failed = |result| Computed { result, tensors: Vec::new() };
     Ok(match attempt {
@@ -138,8 +138,9 @@ fn tensors_of(value: &Value) -> Option<Vec<&TensorRef>> {
     references.filter(|references| !references.is_empty())
 }
 
-fn compute(case: &Case, resolved: &mut Resolved, runner: &Runner) -> Result<Computed, EvalError> {
-    let outputs = runner(&case.reference, &mut resolved.arguments)?;
+fn compute(case: &Case, resolved: &mut Resolved, device: Device, runner: &Runner) -> Result<Computed, EvalError> {
+    let mut call = || runner(&case.reference, &mut resolved.arguments);
+    let outputs = if case.autocast { with_autocast(device, true, call)? } else { call()? };
     let mut tensors = Vec::new();
     for (position, output) in outputs.tensors.iter().enumerate() {
         tensors.push((format!("output/{position}"), stored(output)?));

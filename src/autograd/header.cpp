@@ -1,6 +1,7 @@
 // Reads the properties of a tensor in one call; header.rs says why.
 
 #include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
 
 namespace {
 
@@ -71,6 +72,15 @@ void fill(const at::Tensor& tensor, Header* header) {
 }  // namespace
 
 extern "C" {
+
+// Whether operations on this type of device choose their kind themselves.
+bool tch_losses_autocasts(int device) {
+  return at::autocast::is_autocast_enabled(static_cast<at::DeviceType>(device));
+}
+
+void tch_losses_set_autocast(int device, bool enabled) {
+  at::autocast::set_autocast_enabled(static_cast<at::DeviceType>(device), enabled);
+}
 
 unsigned tch_losses_form(const at::Tensor* tensor) {
   return tensor->defined() ? form_of(*tensor) : unsigned{kUndefined};

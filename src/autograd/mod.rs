@@ -65,6 +65,7 @@
 // This module calls C++ (`node.cpp`, `header.cpp`).
 #![allow(unsafe_code)]
 
+mod autocast;
 mod ffi;
 mod graph;
 mod header;
@@ -76,6 +77,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tch::{Tensor, no_grad_guard};
 
+#[doc(hidden)]
+pub use autocast::with_autocast;
+pub(crate) use autocast::{autocasts, without_autocast};
 pub(crate) use ffi::{drop_payload, grad_enabled};
 pub(crate) use graph::{f_alias, f_with_zero_gradients};
 pub(crate) use header::{Form, Header};

@@ -4,7 +4,7 @@ use super::multi_label::{self, MultiLabelReduction, f_weighted};
 use crate::binary::{self, Logits};
 use crate::kernels::{Logit, NumberOperations, Pointwise, Real, choose, part, share_or_nan};
 use crate::mean_parts::f_wide;
-use crate::numeric::{f_power, f_powers, f_reals, f_times, wide_kind};
+use crate::numeric::{f_power, f_powers, f_reals, f_times, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, check};
 
 crate::options::options! {
@@ -172,7 +172,7 @@ impl AsymmetricMultiLabelLoss {
         let validity = binary::f_shares(&target, self.invalid_values)?;
         let target = multi_label::f_smooth(validity.f_replace(&target, 0.0)?, self.label_smoothing)?;
         let losses = f_times(&self.f_losses(&input.f_to_kind(kind)?, &target, pos_weight)?, weight.as_ref())?;
-        let loss = self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?;
+        let loss = self.reduction.f_apply(&losses)?.f_to_kind(result_kind(input)?)?;
         validity.f_poison(&loss, self.reduction == MultiLabelReduction::None)
     }
 }

@@ -4,7 +4,7 @@ use crate::check::{self, ClassIndices};
 use crate::kernels::{
     self, ANY, ClassTerms, NumberOperations, Real, RowReduction, Rows, choose, f_class_terms, powers,
 };
-use crate::numeric::{f_power, wide_kind};
+use crate::numeric::{f_power, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
 crate::options::options! {
@@ -115,7 +115,7 @@ impl AsymmetricSingleLabelLoss {
     fn f_composite(&self, input: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
         let logits = input.f_to_kind(wide_kind(input)?)?;
         let losses = self.f_losses(&logits, &target.f_unsqueeze(dim)?, dim)?;
-        Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
+        Ok(self.reduction.f_apply(&losses)?.f_to_kind(result_kind(input)?)?)
     }
 
     /// The same by the engine, or `None` where the engine does not take the call.

@@ -3,7 +3,7 @@ use tch::Tensor;
 use crate::check::{self, ClassIndices};
 use crate::kernels::{Hinges, Margin, NumberOperations, RowReduction, Rows, f_margin};
 use crate::loss::composite;
-use crate::numeric::{f_reals, f_share_of, wide_kind};
+use crate::numeric::{f_reals, f_share_of, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
 crate::options::options! {
@@ -85,7 +85,7 @@ impl CategoricalHingeLoss {
         let target = f_reals(("target", target), scores.f_kind()?)?;
         let own = f_share_of(&target, &scores)?.f_sum_dim_intlist(dim, false, None)?;
         let loss = self.f_reduced(&own, &f_share_of(&target.f_rsub_number(1)?, &scores)?, dim)?;
-        Ok(loss.f_to_kind(input.f_kind()?)?)
+        Ok(loss.f_to_kind(result_kind(input)?)?)
     }
 
     fn f_indices(&self, input: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
@@ -100,7 +100,7 @@ impl CategoricalHingeLoss {
         let indices = target.indices.f_unsqueeze(dim)?;
         let own = scores.f_gather(dim, &indices, false)?.f_squeeze_dim(dim)?;
         let loss = self.f_reduced(&own, &scores.f_scatter_number(dim, &indices, 0)?, dim)?;
-        target.validity.f_poison(&loss.f_to_kind(input.f_kind()?)?, self.reduction == Reduction::None)
+        target.validity.f_poison(&loss.f_to_kind(result_kind(input)?)?, self.reduction == Reduction::None)
     }
 
     /// The loss of classes that are the last dimension by the engine, or `None` where the engine does not take the

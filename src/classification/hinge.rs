@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use crate::kernels::{self, NumberOperations, Pointwise, Real, choose, f_pointwise};
-use crate::numeric::{f_reals, wide_kind};
+use crate::numeric::{f_reals, result_kind, wide_kind};
 use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
@@ -106,7 +106,7 @@ impl HingeLoss {
         let signs = self.f_signs(f_reals(("target", target), kind)?)?;
         let hinges = input.f_to_kind(kind)?.f_mul(&signs)?.f_rsub_number(self.margin)?.f_relu()?;
         let losses = if self.p == 1 { hinges } else { hinges.f_square()? };
-        Ok(self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
+        Ok(self.reduction.f_apply(&losses)?.f_to_kind(result_kind(input)?)?)
     }
 }
 

@@ -4,7 +4,7 @@ use crate::check::ClassIndices;
 use crate::kernels::{self, NumberOperations, Rows, Views, f_views};
 use crate::loss::composite;
 use crate::mean_parts::f_wide;
-use crate::numeric::wide_kind;
+use crate::numeric::{result_kind, wide_kind};
 use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, MeanParts, check};
 
 crate::options::options! {
@@ -160,7 +160,7 @@ impl Loss for JsdCrossEntropyLoss {
         let entropy = entropy.f_forward(&clean, &target)?;
         let views = [&[splits, samples], &shape[1..]].concat();
         let divergence = self.f_divergence(&logits.f_log_softmax(1, None)?.f_reshape(&views)?)?;
-        Ok(entropy.f_add(&divergence.f_mul_number(self.alpha)?)?.f_to_kind(input.f_kind()?)?)
+        Ok(entropy.f_add(&divergence.f_mul_number(self.alpha)?)?.f_to_kind(result_kind(input)?)?)
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {

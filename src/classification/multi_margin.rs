@@ -138,7 +138,7 @@ impl Loss for MultiMarginLoss {
             return Ok(if other_shape { loss.f_reshape(&shape)? } else { loss });
         }
         let losses = self.f_losses(&input_rows, &indices, classes)?.f_reshape(&shape)?;
-        let loss = self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?;
+        let loss = self.reduction.f_apply(&losses)?.f_to_kind(numeric::result_kind(input)?)?;
         target.validity.f_poison(&loss, self.reduction == Reduction::None)
     }
 }

@@ -188,7 +188,7 @@ impl OneVsRestFocalLoss {
 
     fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let wide = input.f_to_kind(numeric::wide_kind(input)?)?;
-        Ok(self.f_precomputed(&wide, target, Self::f_compute)?.f_to_kind(input.f_kind()?)?)
+        Ok(self.f_precomputed(&wide, target, Self::f_compute)?.f_to_kind(numeric::result_kind(input)?)?)
     }
 }
 

@@ -4,7 +4,7 @@ use super::multi_label::{self, MultiLabelReduction};
 use crate::binary::{self, Logits};
 use crate::kernels::{self, ANY, Logit, NumberOperations, Pointwise, Real, f_pointwise, part, powers, share_or_nan};
 use crate::mean_parts::f_wide;
-use crate::numeric::{f_power, f_reals, wide_kind};
+use crate::numeric::{f_power, f_reals, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, check};
 
 crate::options::options! {
@@ -101,7 +101,7 @@ impl PolyBceWithLogitsLoss {
         let validity = binary::f_shares(&target, self.invalid_values)?;
         let target = multi_label::f_smooth(validity.f_replace(&target, 0.0)?, self.label_smoothing)?;
         let losses = self.f_losses(&input.f_to_kind(kind)?, &target)?;
-        let loss = self.reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?;
+        let loss = self.reduction.f_apply(&losses)?.f_to_kind(result_kind(input)?)?;
         validity.f_poison(&loss, self.reduction == MultiLabelReduction::None)
     }
 

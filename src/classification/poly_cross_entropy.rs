@@ -3,7 +3,7 @@ use tch::Tensor;
 use crate::check::{self, ClassIndices};
 use crate::kernels::{NumberOperations, Real, RowLoss, RowReduction, Rows, f_softmax};
 use crate::loss::composite;
-use crate::numeric::{f_reals, f_share_of, wide_kind};
+use crate::numeric::{f_reals, f_share_of, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
 crate::options::options! {
@@ -161,7 +161,7 @@ impl Loss for PolyCrossEntropyLoss {
             }
             self.f_indices(&log_p(input)?, &target, dim as i64)?
         };
-        Ok(loss.f_to_kind(input.f_kind()?)?)
+        Ok(loss.f_to_kind(result_kind(input)?)?)
     }
 }
 

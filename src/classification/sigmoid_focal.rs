@@ -300,7 +300,7 @@ impl SigmoidFocalLoss {
 
     fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let wide = input.f_to_kind(numeric::wide_kind(input)?)?;
-        Ok(self.f_precomputed(&wide, target, Self::f_compute)?.f_to_kind(input.f_kind()?)?)
+        Ok(self.f_precomputed(&wide, target, Self::f_compute)?.f_to_kind(numeric::result_kind(input)?)?)
     }
 
     /// The share of the positive term with its weight.
@@ -349,7 +349,7 @@ impl Loss for SigmoidFocalLoss {
             // A sum may be too large for half precision.
             let sum = self.f_sum(input, target)?;
             let parts = self.divisor.f_parts(sum, self.f_count(input, target)?)?;
-            return Ok(parts.f_value()?.f_to_kind(input.f_kind()?)?);
+            return Ok(parts.f_value()?.f_to_kind(numeric::result_kind(input)?)?);
         }
         if !self.is_fused(input, target)? {
             return self.f_composite(input, target);

@@ -7,7 +7,7 @@ use crate::binary::{self, Logits};
 use crate::check::{self, ClassIndices, Validity};
 use crate::kernels::{self, NumberOperations, Pointwise, Real, choose, share_or_nan};
 use crate::mean_parts::f_wide;
-use crate::numeric::{f_filled, f_reals, f_times, wide_kind};
+use crate::numeric::{f_filled, f_reals, f_times, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts};
 
 crate::options::options! {
@@ -179,7 +179,7 @@ impl SoftBceWithLogitsLoss {
         let logits = input.f_to_kind(kind)?;
         let losses = f_times(&Logits::f_new(&logits)?.f_entropy(&labels, pos_weight.as_ref())?, weight.as_ref())?;
         let losses = f_filled(&losses, ignored.as_ref(), 0)?;
-        let loss = self.f_reduce(&losses, ignored.as_ref())?.f_to_kind(input.f_kind()?)?;
+        let loss = self.f_reduce(&losses, ignored.as_ref())?.f_to_kind(result_kind(input)?)?;
         validity.f_poison(&loss, self.reduction == MultiLabelReduction::None)
     }
 }

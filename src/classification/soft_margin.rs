@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use crate::kernels::{self, NumberOperations, Pointwise, Real, f_pointwise, sigmoids};
-use crate::numeric::{f_reals, wide_kind};
+use crate::numeric::{f_reals, result_kind, wide_kind};
 use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
@@ -77,7 +77,7 @@ impl Loss for SoftMarginLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         check::arguments(input, target)?;
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
-        let (reduction, kind, wide) = (self.reduction, input.f_kind()?, wide_kind(input)?);
+        let (reduction, kind, wide) = (self.reduction, result_kind(input)?, wide_kind(input)?);
         // Integer labels become single precision at least, because half precision cannot represent all of them.
         let labels = match kernels::f_beside(input, target)? {
             Some(labels) => labels,

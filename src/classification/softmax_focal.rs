@@ -311,7 +311,7 @@ impl Loss for SoftmaxFocalLoss {
             return Ok(loss);
         }
         let wide = input.f_to_kind(numeric::wide_kind(input)?)?;
-        Ok(self.f_precomputed(&wide, target, Self::f_compute)?.f_to_kind(input.f_kind()?)?)
+        Ok(self.f_precomputed(&wide, target, Self::f_compute)?.f_to_kind(numeric::result_kind(input)?)?)
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {

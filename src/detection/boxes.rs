@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use crate::kernels::{NumberOperations, Pointwise, Real, choose, f_boxes};
-use crate::numeric::{f_ratio, f_reals, wide_kind};
+use crate::numeric::{f_ratio, f_reals, result_kind, wide_kind};
 use crate::{LossError, Reduction, check};
 
 /// Checks that both arguments are boxes, and of the same number.
@@ -290,7 +290,7 @@ fn f_reduce(losses: &Tensor, reduction: Reduction, input: &Tensor) -> Result<Ten
         Reduction::Mean if losses.numel() == 0 => Reduction::Sum,
         reduction => reduction,
     };
-    Ok(reduction.f_apply(losses)?.f_to_kind(input.f_kind()?)?)
+    Ok(reduction.f_apply(losses)?.f_to_kind(result_kind(input)?)?)
 }
 
 /// What holds for every loss of box overlap, given as a function of ε and the reduction.

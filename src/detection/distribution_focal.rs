@@ -4,7 +4,7 @@ use super::Divisor;
 use super::reducing::loss_of;
 use crate::check::{self, Validity};
 use crate::kernels::{NumberOperations, RowReduction, Rows, f_softmax_of_positions, scan_range};
-use crate::numeric::{f_reals, wide_kind};
+use crate::numeric::{f_reals, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
 crate::options::options! {
@@ -122,7 +122,7 @@ fn f_composite(input: &Tensor, positions: &Tensor, reduction: Reduction) -> Resu
     let beside = Tensor::f_cat(&[left.shallow_clone(), left.f_add_number(1)?], -1)?;
     let log_probabilities = logits.f_log_softmax(-1, None)?.f_gather(-1, &beside, false)?;
     let losses = log_probabilities.f_mul(&weights)?.f_sum_dim_intlist(-1, false, None)?.f_neg()?;
-    Ok(reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?)
+    Ok(reduction.f_apply(&losses)?.f_to_kind(result_kind(input)?)?)
 }
 
 #[cfg(test)]

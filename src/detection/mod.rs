@@ -30,7 +30,7 @@ use tch::Tensor;
 
 use crate::binary::{self, Logits};
 use crate::kernels::{self, Pointwise, f_pointwise};
-use crate::numeric::{f_reals, real, wide_kind};
+use crate::numeric::{f_reals, real, result_kind, wide_kind};
 use crate::{InvalidValues, LossError, Reduction, check, divisor};
 
 pub use complete_box_iou::CompleteBoxIouLoss;
@@ -99,7 +99,8 @@ trait ScoreFormula: Pointwise<2> {
             let (logits, target) = (input.f_to_kind(kind)?, f_reals(("target", target), kind)?);
             let validity = binary::f_qualities(&target, mode)?;
             let losses = self.f_losses(&Logits::f_new(&logits)?, &validity.f_replace(&target, 0.0)?)?;
-            validity.f_poison(&reduction.f_apply(&losses)?.f_to_kind(input.f_kind()?)?, reduction == Reduction::None)
+            validity
+                .f_poison(&reduction.f_apply(&losses)?.f_to_kind(result_kind(input)?)?, reduction == Reduction::None)
         };
         match kernels::f_beside(input, target)?.filter(|_| mode.is_error()) {
             Some(target) => f_pointwise(self, [input, &target], reduction, composite),

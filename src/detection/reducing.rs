@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use crate::divisor::{Divisor, f_positives};
 use crate::kernels::NumberOperations;
-use crate::numeric::{f_reals, f_times, wide_kind};
+use crate::numeric::{f_reals, f_times, result_kind, wide_kind};
 use crate::{LossError, MeanParts, Reduction, check};
 
 /// What a loss of detection has one loss for.
@@ -67,7 +67,7 @@ impl<'a> Reducing<'a> {
             }
             Reduction::Mean => self.divisor.f_parts(self.f_sum(&wide, &losses)?, self.f_count()?)?.f_value()?,
         };
-        Ok(loss.f_to_kind(input.f_kind()?)?)
+        Ok(loss.f_to_kind(result_kind(input)?)?)
     }
 
     /// Numerator and denominator of the mean. The denominator may be below 1, so that those of several calls can be

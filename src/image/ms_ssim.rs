@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::ssim::of_similarity;
 use super::{SsimLoss, Taps, Unlikeness, exact_kind, f_images, f_means, f_products_of_sums, is_one_pixel};
 use crate::kernels::{Beyond, NumberOperations};
-use crate::numeric::f_reals;
+use crate::numeric::{f_reals, result_kind};
 use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
@@ -166,7 +166,7 @@ impl Loss for MsSsimLoss {
         let [input, target] = &f_images(input, target)?;
         self.f_check_options()?;
         let window = self.single.f_window(input, self.weights.len() as u32 - 1)?;
-        let (kind, wide) = (input.f_kind()?, exact_kind(input)?);
+        let (kind, wide) = (result_kind(input)?, exact_kind(input)?);
         let losses = self.f_losses(&input.f_to_kind(wide)?, &f_reals(("target", target), wide)?, &window)?;
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(kind)?)
     }

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::{Taps, Unlikeness, check_range, exact_kind, f_images, f_means, f_pair, f_products, gaussian};
 use crate::kernels::{Beyond, Map, NumberOperations, Pointwise, Real, Reduce, f_map, f_pointwise};
-use crate::numeric::f_abs;
+use crate::numeric::{f_abs, result_kind};
 use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
@@ -210,7 +210,7 @@ impl Loss for MsSsimL1Loss {
         let fits = input.dim() == 4 && !input.size()[1..].contains(&0);
         check::shape(("input", input), fits, "[N, C, H, W], with pixels")?;
         let [x, y] = f_pair(input, target, radius(widest) == 0)?;
-        Ok(self.f_loss(&x, &y, widest)?.f_to_kind(input.f_kind()?)?)
+        Ok(self.f_loss(&x, &y, widest)?.f_to_kind(result_kind(input)?)?)
     }
 }
 

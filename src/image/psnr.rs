@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::f_images;
 use crate::kernels::{NumberOperations, Pointwise, Real, choose, f_pointwise, f_pointwise_to, waits};
-use crate::numeric::{f_reals, wide_kind};
+use crate::numeric::{f_reals, result_kind, wide_kind};
 use crate::regression::SquaredError;
 use crate::{Loss, LossError, MeanParts, MseLoss, Reduction, check};
 
@@ -145,7 +145,7 @@ impl Loss for PsnrLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let [input, target] = &f_images(input, target)?;
         self.f_check_options()?;
-        let (kind, wide) = (input.f_kind()?, wide_kind(input)?);
+        let (kind, wide) = (result_kind(input)?, wide_kind(input)?);
         let errors = self.f_errors(input, target, wide)?;
         let formula = Decibels { eps: self.eps, data_range: self.data_range };
         let reduction = self.reduction;

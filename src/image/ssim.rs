@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::{Taps, Unlikeness, check_range, f_images, f_means, f_pair, f_products, gaussian, is_one_pixel};
 use crate::kernels::{Beyond, NumberOperations};
-use crate::numeric::f_of_elements;
+use crate::numeric::{f_of_elements, result_kind};
 use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
@@ -275,7 +275,7 @@ impl Loss for SsimLoss {
             SsimForm::Complement => loss,
             SsimForm::Dissimilarity => loss.f_mul_number(0.5)?,
         };
-        Ok(loss.f_to_kind(input.f_kind()?)?)
+        Ok(loss.f_to_kind(result_kind(input)?)?)
     }
 }
 

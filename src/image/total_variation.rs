@@ -1,7 +1,7 @@
 use tch::{Kind, Tensor};
 
 use crate::kernels::f_variation;
-use crate::numeric::{f_abs, real, wide_kind};
+use crate::numeric::{f_abs, real, result_kind, wide_kind};
 use crate::{LossError, Reduction, check};
 
 crate::options::options! {
@@ -114,7 +114,7 @@ impl TotalVariationLoss {
     fn f_composite(&self, input: &Tensor) -> Result<Tensor, LossError> {
         let image = input.f_to_kind(wide_kind(input)?)?;
         let variations = self.f_along(&image, -2)?.f_add(&self.f_along(&image, -1)?)?;
-        Ok(self.reduction.f_apply(&variations)?.f_to_kind(input.f_kind()?)?)
+        Ok(self.reduction.f_apply(&variations)?.f_to_kind(result_kind(input)?)?)
     }
 
     /// The loss of 64-bit integers: sums are 64-bit integers, means are in single precision.

@@ -7,6 +7,7 @@ use std::thread::LocalKey;
 use tch::{Device, Tensor};
 
 use super::cpu::simd::has_vectors;
+use crate::autograd;
 
 /// What computes the losses that have a fused engine: the engine, or libtorch's tensor operations.
 ///
@@ -75,7 +76,8 @@ pub(crate) fn waits(tensor: &Tensor) -> bool {
 /// Whether the CPU's engines are to be used on this thread: the backend is `Auto`, and the processor has the vector
 /// instructions.
 pub(super) fn fused() -> bool {
-    is_auto() && has_vectors()
+    // Under autocast libtorch's operations choose the kind of a loss.
+    is_auto() && has_vectors() && !autograd::autocasts(Device::Cpu)
 }
 
 /// Whether engines are to be used on this thread, where the device has them.

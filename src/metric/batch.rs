@@ -4,7 +4,7 @@ use super::pairs::{Indices, Listed};
 use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
 use crate::autograd::{Place, Tape, f_taped};
 use crate::kernels::{NumberOperations, PairLabels, PairPlan, f_pairs, f_pairs_on};
-use crate::numeric::wide_kind;
+use crate::numeric::{result_kind, wide_kind};
 use crate::{Loss, LossError, check};
 
 /// A loss over all pairs of a batch of embeddings, or of a batch and a set of reference embeddings.
@@ -197,7 +197,7 @@ impl Batch {
             ref_labels: None,
             listed: Some(indices.f_listed(size)?),
             numbered: None,
-            kind: embeddings.f_kind()?,
+            kind: result_kind(embeddings)?,
         };
         let reference = ref_emb.map(Tensor::shallow_clone);
         Ok((Batch { embeddings: embeddings.shallow_clone(), reference, pairs }, indices))

@@ -11,7 +11,7 @@ use crate::kernels::{
     NumberOperations, OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, f_pairs,
     f_pairs_on, scaled,
 };
-use crate::numeric::{f_matrix_product, f_selected_rows, f_times};
+use crate::numeric::{f_matrix_product, f_selected_rows, f_times, result_kind};
 use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, Reduction};
 
 /// A variable of normal values for classes and features, of which there are `sizes`; `form` makes its shape and the
@@ -179,7 +179,7 @@ impl Classified {
         let wide = f_kind_of_pairs(input, [input.size()[0], vectors.size()[0]])?;
         let embeddings = classes.validity.f_unsqueeze(1)?.f_poison(input, true)?;
         let vectors = vectors.shallow_clone();
-        Ok(Classified { embeddings, vectors, classes: classes.indices, weights: None, wide, kind: input.f_kind()? })
+        Ok(Classified { embeddings, vectors, classes: classes.indices, weights: None, wide, kind: result_kind(input)? })
     }
 
     /// The same where the embeddings count as often as `pairs` name them, if there are any.

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use crate::autograd::f_with_zero_gradients;
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
-use crate::numeric::{real, wide_kind};
+use crate::numeric::{real, result_kind, wide_kind};
 use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
@@ -87,7 +87,7 @@ impl Loss for HingeEmbeddingLoss {
         }
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
         check::fits("margin", self.margin, input)?;
-        let (margin, reduction, kind) = (self.margin, self.reduction, input.f_kind()?);
+        let (margin, reduction, kind) = (self.margin, self.reduction, result_kind(input)?);
         f_pointwise(Formula { margin }, [input, target], reduction, move |[input, target]| {
             // In half precision libtorch rejects a margin that this kind does not hold.
             let input = input.f_to_kind(wide_kind(input)?)?;

@@ -2,7 +2,7 @@ use tch::{Kind, Tensor};
 
 use super::{check_beta, per_answer};
 use crate::kernels::NumberOperations;
-use crate::numeric::wide_kind;
+use crate::numeric::{result_kind, wide_kind};
 use crate::{LossError, Reduction, check};
 
 crate::options::options! {
@@ -102,7 +102,7 @@ impl KtoLoss {
         let weight = |weight: f64| Ok::<_, LossError>(Tensor::f_full_number(&[], weight, double)?.f_to_kind(kind)?);
         let weights = weight(self.desirable_weight)?.f_where_self(labels, &weight(self.undesirable_weight)?)?;
         let losses = argument.f_sigmoid()?.f_mul(&weights)?;
-        Ok(self.reduction.f_apply(&losses)?.f_to_kind(policy.f_kind()?)?)
+        Ok(self.reduction.f_apply(&losses)?.f_to_kind(result_kind(policy)?)?)
     }
 
     crate::loss::or_panic! {

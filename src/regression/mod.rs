@@ -60,7 +60,7 @@ use tch::{Kind, Tensor};
 
 use crate::check::{self, Validity};
 use crate::kernels::{NumberOperations, Pointwise, Weighted, f_pointwise};
-use crate::numeric::{f_abs, f_reals, f_widely, is_half, real, wide_kind};
+use crate::numeric::{f_abs, f_reals, f_widely, is_half, real, result_kind, wide_kind};
 use crate::{InvalidValues, LossError, Reduction};
 
 #[cfg(feature = "regression")]
@@ -90,8 +90,8 @@ fn f_weighted<P: Pointwise<2>>(
     losses: impl Fn([&Tensor; 3]) -> Result<Tensor, LossError> + Send + 'static,
 ) -> Result<Tensor, LossError> {
     let floating = arguments.iter().find(|argument| argument.is_floating_point());
-    let kind = floating.unwrap_or(&arguments[0]).f_kind()?;
-    let wide = matches!(kind, Kind::Float | Kind::Double);
+    let floating = floating.unwrap_or(&arguments[0]);
+    let (kind, wide) = (result_kind(floating)?, !is_half(floating.f_kind()?));
     if reduction == Reduction::Mean && !wide {
         // In half precision the sum may overflow, and both results would be rounded before they are divided.
         let f_mean = |[x, y, weight]: [&Tensor; 3]| reduction.f_apply_weighted(&losses([x, y, weight])?, weight);
@@ -203,7 +203,7 @@ impl Elementwise<'_> {
         f_expanded(input, target, self.broadcast, |x, y| {
             check::floating(("input", x))?;
             real(("target", y))?;
-            let (kind, wide) = (x.f_kind()?, wide_kind(x)?);
+            let (kind, wide) = (result_kind(x)?, wide_kind(x)?);
             let f_wide = move |x: &Tensor, y: &Tensor| f_losses(formula, &x.f_to_kind(wide)?, &y.f_to_kind(wide)?);
             let Some(weight) = self.weight else {
                 return f_pointwise(formula, [x, y], reduction, move |[x, y]| {

@@ -3,7 +3,7 @@ use tch::{Kind, Tensor};
 use super::Elementwise;
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::mean_parts::{f_wide, f_wide_option};
-use crate::numeric::{f_reals, f_with_nan_slopes, wide_kind};
+use crate::numeric::{f_reals, f_with_nan_slopes, result_kind, wide_kind};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 crate::options::options! {
@@ -119,7 +119,7 @@ impl QuantileLoss {
             return Err(check::shape_error(("input", input), expected));
         }
         // In the kind of the computation, because losses that are rounded before they are added up are rounded twice.
-        let kind = input.f_kind()?;
+        let kind = result_kind(input)?;
         let columns = input.f_to_kind(wide_kind(input)?)?.f_unbind(-1)?;
         let target = f_reals(("target", target), wide_kind(input)?)?;
         let losses = columns.iter().zip(quantiles).map(|(column, quantile)| self.f_one(column, &target, *quantile));

@@ -9,7 +9,7 @@ use super::{DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, JaccardLoss, Tversk
 use crate::classification::MeanOver;
 use crate::kernels::{NumberOperations, takes_region};
 use crate::loss::f_has_no_elements;
-use crate::numeric::{f_reals, wide_kind};
+use crate::numeric::{f_reals, result_kind, wide_kind};
 use crate::option_tensors::{OptionTensors, Replace};
 use crate::precomputed::Precomputed;
 use crate::{
@@ -297,7 +297,7 @@ impl Compound {
         let kind = wide_kind(input)?;
         let overlap = f_times(overlap, self.lambda_overlap.1)?;
         let pixelwise = f_times(&pixelwise.f_to_kind(kind)?, self.lambda_pixelwise.1)?;
-        Ok(self.f_to_pixels(&overlap, &pixelwise, input.dim())?.f_add(&pixelwise)?.f_to_kind(input.f_kind()?)?)
+        Ok(self.f_to_pixels(&overlap, &pixelwise, input.dim())?.f_add(&pixelwise)?.f_to_kind(result_kind(input)?)?)
     }
 
     /// The two losses, of one softmax where both of them take it.

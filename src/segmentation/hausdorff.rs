@@ -6,7 +6,7 @@ use super::mask::{check_background, f_drop_background, group_dims};
 use super::region::Grouping;
 use crate::check::{self, ClassIndices, Validity};
 use crate::kernels::NumberOperations;
-use crate::numeric::{f_reals, wide_kind};
+use crate::numeric::{f_reals, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
 crate::options::options! {
@@ -224,7 +224,7 @@ impl Loss for HausdorffDtLoss {
         let losses = errors.f_square()?.f_mul(&distances)?.f_mean_dim(dims, false, None)?;
         let loss = self.reduction.f_apply(&losses)?;
         let loss = if self.log { loss.f_log1p()? } else { loss };
-        f_poison(loss.f_to_kind(input.f_kind()?)?, &[valid_input, valid_target])
+        f_poison(loss.f_to_kind(result_kind(input)?)?, &[valid_input, valid_target])
     }
 }
 

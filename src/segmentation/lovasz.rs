@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use crate::check::Validity;
 use crate::kernels::{NumberOperations, Ranked, Ranks, f_ranks};
-use crate::numeric::{f_positions, f_times};
+use crate::numeric::{f_positions, f_times, result_kind};
 use crate::{LossError, Reduction};
 
 /// The errors of pixels, for the engine and by tensor operations.
@@ -32,7 +32,7 @@ pub(super) fn f_finish(
 ) -> Result<Tensor, LossError> {
     let unreduced = reduction == Reduction::None;
     let validity = if unreduced { validity.f_rows()? } else { validity };
-    validity.f_poison(&loss.f_to_kind(input.f_kind()?)?, unreduced)
+    validity.f_poison(&loss.f_to_kind(result_kind(input)?)?, unreduced)
 }
 
 /// The losses `[R]` by tensor operations.

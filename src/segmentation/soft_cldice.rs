@@ -5,7 +5,7 @@ use super::mask::{check_background, f_drop_background, group_dims};
 use super::region::{Grouping, not_negative};
 use crate::check::{self, ClassIndices, Validity};
 use crate::kernels::{Neighbours, NumberOperations, f_neighbours};
-use crate::numeric::{f_ratio, f_reals, wide_kind};
+use crate::numeric::{f_ratio, f_reals, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
 crate::options::options! {
@@ -215,7 +215,7 @@ impl Loss for SoftClDiceLoss {
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let (probabilities, masks, validity) = self.f_masks(input, target)?;
         let loss = self.f_of_masks(&probabilities, &masks)?;
-        f_poison(loss.f_to_kind(input.f_kind()?)?, &validity)
+        f_poison(loss.f_to_kind(result_kind(input)?)?, &validity)
     }
 }
 

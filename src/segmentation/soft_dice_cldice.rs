@@ -3,6 +3,7 @@ use tch::Tensor;
 use super::activation::{Activation, activation, activation_option, f_poison};
 use super::{DiceLoss, SoftClDiceLoss};
 use crate::kernels::NumberOperations;
+use crate::numeric::result_kind;
 use crate::{InvalidValues, Loss, LossError, Reduction, check};
 
 crate::options::options! {
@@ -109,7 +110,7 @@ impl Loss for SoftDiceClDiceLoss {
         let dice = dice.activation(Activation::None).invalid_values(self.invalid_values);
         let dice = dice.f_forward(&probabilities, &masks)?.f_mul_number(1.0 - self.alpha)?;
         let loss = dice.f_add(&cldice.f_of_masks(&probabilities, &masks)?.f_mul_number(self.alpha)?)?;
-        f_poison(loss.f_to_kind(input.f_kind()?)?, &validity)
+        f_poison(loss.f_to_kind(result_kind(input)?)?, &validity)
     }
 }
 

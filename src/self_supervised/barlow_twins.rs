@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::{f_diagonal_and_others, f_without_diagonal, views};
 use crate::kernels::{NumberOperations, PairTerms, Real};
 use crate::numeric::wide_kind;
-use crate::numeric::{f_matrix_product, f_of_elements};
+use crate::numeric::{f_matrix_product, f_of_elements, result_kind};
 use crate::{Loss, LossError, check};
 
 crate::options::options! {
@@ -87,7 +87,7 @@ impl Loss for BarlowTwinsLoss {
         self.f_check_options()?;
         let (a, b) = (f_normalized(input)?, f_normalized(target)?);
         let product = f_matrix_product(&a.f_transpose(0, 1)?, &b)?;
-        let (loss, rows, kind) = (*self, input.size()[0], input.f_kind()?);
+        let (loss, rows, kind) = (*self, input.size()[0], result_kind(input)?);
         let composite = move |product: &Tensor| Ok(loss.f_of_product(product, rows)?.f_to_kind(kind)?);
         let formula = Deviations { scale: 1.0 / rows as f64, lambda: self.lambda_param };
         f_diagonal_and_others(formula, &product, kind, composite)

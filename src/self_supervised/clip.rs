@@ -2,7 +2,7 @@ use tch::{Kind, Tensor};
 
 use super::logits::{LogitParameter, f_similarities, pairs};
 use crate::kernels::NumberOperations;
-use crate::numeric::f_positions;
+use crate::numeric::{f_positions, result_kind};
 use crate::{CrossEntropyLoss, Loss, LossError, Reduction, check};
 
 crate::options::options! {
@@ -94,7 +94,7 @@ impl ClipLoss {
         let entropy = CrossEntropyLoss::new().label_smoothing(self.label_smoothing).reduction(self.reduction);
         let of_images = entropy.f_forward(&logits, &own)?;
         let of_texts = entropy.f_forward(&logits.f_transpose(0, 1)?, &own)?;
-        Ok(of_images.f_add(&of_texts)?.f_mul_number(0.5)?.f_to_kind(image.f_kind()?)?)
+        Ok(of_images.f_add(&of_texts)?.f_mul_number(0.5)?.f_to_kind(result_kind(image)?)?)
     }
 
     crate::loss::or_panic! { "Computes the loss", forward['a] as f_forward(

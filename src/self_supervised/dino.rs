@@ -4,8 +4,8 @@ use tch::{Tensor, nn, no_grad_guard};
 
 use super::f_without_diagonal;
 use crate::kernels::{NumberOperations, waits};
-use crate::numeric::f_matrix_product;
 use crate::numeric::wide_kind;
+use crate::numeric::{f_matrix_product, result_kind};
 use crate::{LossError, check};
 
 crate::options::options! {
@@ -210,7 +210,7 @@ impl DinoLoss {
         let by_view = |outputs: Tensor| outputs.f_flatten(1, 2);
         let agreement = f_agreement(&by_view(p)?, &by_view(log_q)?)?;
         let loss = f_without_diagonal(&agreement)?.f_sum(None)?.f_neg()?.f_div_number(pairs * batch)?;
-        Ok(loss.f_to_kind(teacher.f_kind()?)?)
+        Ok(loss.f_to_kind(result_kind(&teacher)?)?)
     }
 
     crate::loss::or_panic! { "Computes the loss", forward[T: Borrow<Tensor>, S: Borrow<Tensor>] as

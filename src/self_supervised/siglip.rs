@@ -1,6 +1,7 @@
 use tch::{Kind, Tensor};
 
 use super::logits::{LogitParameter, f_similarities, pairs};
+use crate::numeric::result_kind;
 use crate::{LossError, Reduction};
 
 crate::options::options! {
@@ -88,7 +89,7 @@ impl SigLipLoss {
         let together = Tensor::f_eye(image.size()[0], (Kind::Bool, image.device()))?;
         let margins = logits.f_where_self(&together, &logits.f_neg()?)?;
         let losses = margins.f_log_sigmoid()?.f_sum_dim_intlist(1, false, None)?.f_neg()?;
-        Ok(self.reduction.f_apply(&losses)?.f_to_kind(image.f_kind()?)?)
+        Ok(self.reduction.f_apply(&losses)?.f_to_kind(result_kind(image)?)?)
     }
 
     crate::loss::or_panic! { "Computes the loss", forward['a, 'b] as f_forward(

@@ -3,8 +3,8 @@ use tch::{Tensor, no_grad};
 use super::{f_diagonal_and_others, f_without_diagonal, views};
 use crate::autograd::Function;
 use crate::kernels::{NumberOperations, PairTerms, Pointwise, Real, choose, f_pointwise, small_work};
-use crate::numeric::multiplications;
 use crate::numeric::wide_kind;
+use crate::numeric::{multiplications, result_kind};
 use crate::{Loss, LossError, MseLoss, Reduction, check};
 
 crate::options::options! {
@@ -194,7 +194,7 @@ impl Loss for VicRegLoss {
         let variance = a_variance.f_add(&b_variance)?.f_mul_number(0.5 * mu)?;
         let covariance = a_covariance.f_add(&b_covariance)?.f_mul_number(nu)?;
         let loss = invariance.f_mul_number(lambda)?.f_add(&variance)?.f_add(&covariance)?;
-        Ok(loss.f_to_kind(input.f_kind()?)?)
+        Ok(loss.f_to_kind(result_kind(input)?)?)
     }
 }
 

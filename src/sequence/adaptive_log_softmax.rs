@@ -9,6 +9,7 @@ use super::Linear;
 use crate::check::{self, ClassIndices};
 use crate::kernels::NumberOperations;
 use crate::mean_parts::f_wide;
+use crate::numeric::result_kind;
 use crate::{InvalidValues, LossError, MeanParts};
 
 crate::options::options! {
@@ -176,7 +177,7 @@ impl AdaptiveLogSoftmaxWithLoss {
     /// A [`LossError`] that names the argument at fault.
     pub fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<AdaptiveLogSoftmaxOutput, LossError> {
         let wide = self.f_wide_rows(input, target)?;
-        let kind = input.f_kind()?;
+        let kind = result_kind(input)?;
         Ok(AdaptiveLogSoftmaxOutput { output: wide.output.f_to_kind(kind)?, loss: wide.loss.f_to_kind(kind)? })
     }
 
@@ -218,7 +219,7 @@ impl AdaptiveLogSoftmaxWithLoss {
     pub fn f_log_prob(&self, input: &Tensor) -> Result<Tensor, LossError> {
         self.f_check_rows(input)?;
         let (wide, rows) = (self.f_wide()?, f_wide(input)?);
-        Ok(wide.f_full_log_prob(&rows, &wide.head.f_forward(&rows)?)?.f_to_kind(input.f_kind()?)?)
+        Ok(wide.f_full_log_prob(&rows, &wide.head.f_forward(&rows)?)?.f_to_kind(result_kind(input)?)?)
     }
 
     crate::loss::or_panic! { "Computes the log-probabilities of all classes", log_prob[] as

@@ -114,6 +114,8 @@ def sweep(suite: Suite, loss: Loss) -> None:
             add("empty", dtype, shape, {"reduction": reduction})
         for reduction, dtype in product(loss.reductions, side or main):
             add("ones", dtype, base, {"reduction": reduction}, ones=True)
+        for reduction, dtype in product(loss.reductions, ("bf16", "f32")):
+            add("autocast", dtype, base, {"reduction": reduction}, autocast=True)
         for options, dtype in product(LEGACY if loss.legacy else (), side or main):
             add("legacy", dtype, base, options, second_order=False)
 

@@ -159,7 +159,8 @@ mod tests {
         let mut flipped = whole.clone();
         flipped[whole.len() - 20] ^= 1;
         let of_another = packed(&Origin { source: "other!", ..ORIGIN }.identity(), &[9]);
-        for damaged in [&[][..], b"short", &whole[..whole.len() / 2], &whole[..whole.len() - 1], &flipped, &of_another] {
+        for damaged in [&[][..], b"short", &whole[..whole.len() / 2], &whole[..whole.len() - 1], &flipped, &of_another]
+        {
             fs::write(&file, damaged).unwrap();
             assert_eq!(store.code(&ORIGIN, || Ok(vec![8])), Ok(vec![8]));
             assert_eq!(store.code(&ORIGIN, never), Ok(vec![8]));

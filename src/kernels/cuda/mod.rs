@@ -19,6 +19,13 @@ mod tests;
 use tch::{Device, Tensor};
 
 use super::backend;
+use crate::autograd;
+use crate::numeric::is_half;
+
+/// Whether the loss of this tensor has another kind than the tensor.
+fn is_autocast(first: &Tensor) -> bool {
+    first.f_kind().is_ok_and(is_half) && autograd::autocasts(first.device())
+}
 
 /// Whether the engines of CUDA are asked for a call with this first argument.
 pub(super) fn is_asked(first: &Tensor) -> bool {
@@ -26,5 +33,5 @@ pub(super) fn is_asked(first: &Tensor) -> bool {
     if tests::is_emulated() {
         return true;
     }
-    backend::is_auto() && matches!(first.device(), Device::Cuda(_))
+    backend::is_auto() && matches!(first.device(), Device::Cuda(_)) && !is_autocast(first)
 }

@@ -63,7 +63,7 @@ impl Regions {
         self.f_check_options(input)?;
         f_check_softmax(activation.activation(), input)?;
         let valid_weight = self.f_check_weight(input)?;
-        let (kind, input) = (input.f_kind()?, activation.f_prepare(input)?);
+        let (kind, input) = (numeric::result_kind(input)?, activation.f_prepare(input)?);
         if let Some(sums) = self.f_fused(&input, target, activation, None)? {
             return self.f_sizes(sums.regions, vec![valid_weight], kind);
         }
