@@ -15,7 +15,7 @@ use parity::fuzz::chance::{call, losses};
 use parity::fuzz::class::Class;
 use parity::fuzz::judge::judge;
 use parity::fuzz::side::crate_itself;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use tch_losses::{Backend, LossError};
 
 /// How many cases of each loss fail with a broken runner.
@@ -139,9 +139,9 @@ fn a_wrong_second_derivative_is_caught() {
 #[test]
 fn a_single_bit_is_caught_where_bitwise_equality_is_promised() {
     let golden = Golden::read();
-    let expected = golden.evaluate(&run_adapter);
+    let expected = golden.evaluate(Device::Cpu, &run_adapter);
     let next = |loss: &Tensor| loss * (1.0 + f64::from(f32::EPSILON));
-    let actual = golden.evaluate(&with_outputs(next));
+    let actual = golden.evaluate(Device::Cpu, &with_outputs(next));
     let sides =
         Sides { expected: &expected, actual: &actual, truth: None, bitwise: true, backend: tch_losses::Backend::Auto };
     for adapter in adapters::all().filter(|adapter| adapter.equality == adapters::Equality::Bitwise) {

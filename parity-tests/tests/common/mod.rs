@@ -1,6 +1,7 @@
 //! The golden files: results of PyTorch, stored so that these tests need no Python.
+#![allow(dead_code, reason = "no test needs all of it")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use parity::case::{Case, Tensors, read_cases, read_tensors};
 use parity::compare::{Sides, Verdict, compare_case};
@@ -20,7 +21,9 @@ pub struct Golden {
 impl Golden {
     pub fn read() -> Golden {
         tch::set_num_threads(1);
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden");
+        // A bundle has them beside the tests.
+        let beside = std::env::var_os("PARITY_GOLDEN").map(PathBuf::from);
+        let dir = beside.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("golden"));
         Golden {
             cases: read_cases(&dir.join("cases.json")).unwrap(),
             tensors: read_tensors(&dir.join("tensors.safetensors")).unwrap(),
@@ -29,16 +32,20 @@ impl Golden {
         }
     }
 
-    pub fn evaluate(&self, runner: &Runner) -> Results {
-        evaluate(&self.cases, &self.tensors, Device::Cpu, runner, || ()).unwrap()
+    pub fn evaluate(&self, device: Device, runner: &Runner) -> Results {
+        evaluate(&self.cases, &self.tensors, device, runner, || ()).unwrap()
     }
 
-    /// The verdicts on a runner. Another processor may sum in another order, so the bits need not be equal.
+    /// The verdicts on a runner.
     pub fn verdicts(&self, runner: &Runner) -> Vec<(&Case, Verdict)> {
-        let actual = self.evaluate(runner);
+        self.compare(&self.evaluate(Device::Cpu, runner))
+    }
+
+    /// The verdicts on results. Another processor may sum in another order, so the bits need not be equal.
+    pub fn compare(&self, actual: &Results) -> Vec<(&Case, Verdict)> {
         let compare = |case: &Case| {
             let truth = self.truth.cases.contains_key(&case.id).then_some(&self.truth);
-            let (expected, actual) = (&self.expected, &actual);
+            let (expected, actual) = (&self.expected, actual);
             compare_case(case, Sides { expected, actual, truth, bitwise: false, backend: Backend::Auto })
         };
         self.cases.iter().map(|case| (case, compare(case))).collect()
