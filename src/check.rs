@@ -407,6 +407,14 @@ impl Validity {
         Ok(tensor.f_where_self(valid, &harmless)?)
     }
 
+    /// [`f_poison`](Self::f_poison) of the loss of an engine that has taken the call.
+    pub(crate) fn f_poison_fused(&self, loss: Option<Tensor>, unreduced: bool) -> Result<Option<Tensor>, LossError> {
+        if self.is_checked() {
+            return Ok(loss);
+        }
+        loss.map(|loss| self.f_poison(&loss, unreduced)).transpose()
+    }
+
     /// The loss, NaN where an invalid value went into it.
     pub(crate) fn f_poison(&self, loss: &Tensor, unreduced: bool) -> Result<Tensor, LossError> {
         let Some(valid) = &self.valid else {

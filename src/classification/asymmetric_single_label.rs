@@ -120,7 +120,7 @@ impl AsymmetricSingleLabelLoss {
 
     /// The same by the engine, or `None` where the engine does not take the call.
     fn f_fused(&self, input: &Tensor, target: &ClassIndices, dim: i64) -> Result<Option<Tensor>, LossError> {
-        if !kernels::takes(input) || !target.validity.is_checked() {
+        if !kernels::takes_rows(input) {
             return Ok(None);
         }
         let last = input.dim() - 1;

@@ -91,9 +91,8 @@ impl CategoricalHingeLoss {
     fn f_indices(&self, input: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
         let classes = input.size()[dim as usize];
         let target = ClassIndices::f_new(target, classes, None, self.invalid_values)?;
-        if target.validity.is_checked()
-            && let Some(loss) = self.f_fused(input, &target.indices)?
-        {
+        let fused = self.f_fused(input, &target.indices)?;
+        if let Some(loss) = target.validity.f_poison_fused(fused, self.reduction == Reduction::None)? {
             return Ok(loss);
         }
         let scores = input.f_to_kind(wide_kind(input)?)?;

@@ -167,9 +167,6 @@ impl CrossEntropyLoss {
 
     /// The loss of class indices by the engine, or `None` where the engine does not take the call.
     fn f_fused(&self, input: &Tensor, class_dim: usize, target: &ClassIndices) -> Result<Option<Tensor>, LossError> {
-        if !target.validity.is_checked() {
-            return Ok(None);
-        }
         let reduction = match (self.reduction, self.mean_over) {
             (Reduction::Mean, MeanOver::All) => RowReduction::Mean,
             (reduction, _) => reduction.into(),
@@ -181,7 +178,8 @@ impl CrossEntropyLoss {
             ignore_index: Some(self.ignore_index),
             weight: self.weight.as_ref(),
         };
-        f_softmax(LogLoss, self.label_smoothing, &rows, reduction, composite(self.clone()))
+        let loss = f_softmax(LogLoss, self.label_smoothing, &rows, reduction, composite(self.clone()))?;
+        target.validity.f_poison_fused(loss, self.reduction == Reduction::None)
     }
 
     /// The loss by libtorch. Log-probabilities may be given as logits, because a log-softmax leaves them as they are.

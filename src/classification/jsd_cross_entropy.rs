@@ -99,7 +99,7 @@ impl JsdCrossEntropyLoss {
     fn f_fused(&self, input: &Tensor, target: &Tensor) -> Result<Option<Tensor>, LossError> {
         let shape = input.size();
         let (classes, pixels) = (shape[1], shape[2..].iter().product::<i64>());
-        if !kernels::takes(input) || target.size() != [&[shape[0] / self.num_splits], &shape[2..]].concat() {
+        if !kernels::takes_rows(input) || target.size() != [&[shape[0] / self.num_splits], &shape[2..]].concat() {
             return Ok(None);
         }
         let target = ClassIndices::f_new(&target.f_flatten(0, -1)?, classes, Some(IGNORED), self.invalid_values)?;

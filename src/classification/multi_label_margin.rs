@@ -172,7 +172,13 @@ impl Loss for MultiLabelMarginLoss {
         }
         let entries = self.f_validity(&target, classes)?;
         let target = entries.f_replace(&target, -1.0)?;
-        let loss = if waits(input) { self.f_counted(input, &target) } else { self.f_aten(input, &target) }?;
+        let loss = if waits(input) {
+            let loss = *self;
+            let composite = move |[input, target]: [&Tensor; 2]| loss.f_counted(input, target);
+            f_label_margin([input, &f_kept(input, &target)?], self.reduction, composite)?
+        } else {
+            self.f_aten(input, &target)?
+        };
         entries.f_rows()?.f_poison(&loss, self.reduction == Reduction::None)
     }
 }

@@ -131,9 +131,8 @@ impl Loss for MultiMarginLoss {
         // Arguments that have the right shape are not reshaped, because each view adds a node to the graph.
         let input_rows = if input.dim() == 2 { input.shallow_clone() } else { input.f_reshape([rows, classes])? };
         let indices = target.indices.f_reshape([rows])?;
-        if target.validity.is_checked()
-            && let Some(loss) = self.f_fused(&input_rows, &indices)?
-        {
+        let fused = self.f_fused(&input_rows, &indices)?;
+        if let Some(loss) = target.validity.f_poison_fused(fused, self.reduction == Reduction::None)? {
             let other_shape = self.reduction == Reduction::None && loss.dim() != shape.len();
             return Ok(if other_shape { loss.f_reshape(&shape)? } else { loss });
         }

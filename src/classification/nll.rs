@@ -104,19 +104,16 @@ impl Loss for NllLoss {
             false => Validity::CHECKED,
         };
         let log_probs = log_probs.f_all_along(class_dim as i64)?;
-        if target.validity.is_checked()
-            && log_probs.is_checked()
-            && let Some(loss) = self.f_fused(input, class_dim, &target.indices)?
-        {
-            return Ok(loss);
+        let unreduced = self.reduction == Reduction::None;
+        let f_poison = |loss: &Tensor| log_probs.f_poison(&target.validity.f_poison(loss, unreduced)?, unreduced);
+        if let Some(loss) = self.f_fused(input, class_dim, &target.indices)? {
+            return f_poison(&loss);
         }
         let indices = target.f_kept(input)?;
         f_widely([input], |[input]| {
             let reduction = self.reduction.into();
             let input = f_one_after_another(input)?;
-            let loss = input.f_nll_loss_nd(&indices, weight.as_ref(), reduction, self.ignore_index)?;
-            let unreduced = self.reduction == Reduction::None;
-            log_probs.f_poison(&target.validity.f_poison(&loss, unreduced)?, unreduced)
+            f_poison(&input.f_nll_loss_nd(&indices, weight.as_ref(), reduction, self.ignore_index)?)
         })
     }
 

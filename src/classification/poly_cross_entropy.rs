@@ -109,14 +109,15 @@ impl PolyCrossEntropyLoss {
     /// The loss of class indices by the engine, or `None` where the engine does not take the call.
     fn f_fused(&self, input: &Tensor, class_dim: usize, target: &ClassIndices) -> Result<Option<Tensor>, LossError> {
         let (smoothing, epsilon) = (self.label_smoothing, self.epsilon);
-        if smoothing == 1.0 || !target.validity.is_checked() {
+        if smoothing == 1.0 {
             return Ok(None);
         }
         let reduction = RowReduction::over_all(self.reduction);
         let rows = Rows { input, class_dim, target: &target.indices, ignore_index: None, weight: None };
         // The engine multiplies this by 1 − s, the share of the target that is not spread.
         let missing = smoothing / (1.0 - smoothing) * (1.0 - 1.0 / input.size()[class_dim] as f64);
-        f_softmax(Poly { epsilon, missing }, smoothing, &rows, reduction, composite(*self))
+        let loss = f_softmax(Poly { epsilon, missing }, smoothing, &rows, reduction, composite(*self))?;
+        target.validity.f_poison_fused(loss, self.reduction == Reduction::None)
     }
 }
 

@@ -178,8 +178,7 @@ impl SoftmaxFocalLoss {
             // The mean is over the weights without α.
             _ => return Ok(None),
         };
-        let checked = self.invalid_values.is_error();
-        if !kernels::takes(input) || !checked || target.size() == input.size() || self.label_smoothing != 0.0 {
+        if !kernels::takes_rows(input) || target.size() == input.size() || self.label_smoothing != 0.0 {
             return Ok(None);
         }
         let class_dim = check::class_dim(input)?;
@@ -193,10 +192,11 @@ impl SoftmaxFocalLoss {
             ignore_index: self.ignore_index,
             weight: factors.as_ref(),
         };
-        if self.gamma == 2.0 {
-            return f_softmax(Formula(Square), 0.0, &rows, reduction, composite(self.clone()));
-        }
-        f_softmax(Formula(Power { gamma: self.gamma }), 0.0, &rows, reduction, composite(self.clone()))
+        let loss = match self.gamma {
+            2.0 => f_softmax(Formula(Square), 0.0, &rows, reduction, composite(self.clone())),
+            gamma => f_softmax(Formula(Power { gamma }), 0.0, &rows, reduction, composite(self.clone())),
+        };
+        target.validity.f_poison_fused(loss?, self.reduction == Reduction::None)
     }
 
     /// The log-probabilities of `input`, in single precision at least, and their loss: for a loss that needs both.

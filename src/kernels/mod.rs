@@ -58,6 +58,7 @@ mod library;
 mod number;
 mod number_operations;
 mod pointwise;
+mod rows;
 mod tensors;
 
 pub(crate) use backend::waits;
@@ -72,6 +73,14 @@ pub(crate) use formulas::{
 pub(crate) use number::{ANY, Logit, Real, choose, part, powers, share_or_nan, sigmoids};
 pub(crate) use number_operations::{Number, NumberOperations};
 pub(crate) use pointwise::{f_pointwise, f_pointwise_to};
+#[cfg(feature = "detection")]
+pub(crate) use rows::f_softmax_of_positions;
+pub(crate) use rows::{
+    Hinges, LogitRows, Margin, RowReduction, Rows, f_label_margin, f_logits, f_margin, f_picked, f_softmax,
+    f_softmax_of_shares, takes_rows,
+};
+#[cfg(feature = "classification")]
+pub(crate) use rows::{Views, f_class_terms, f_views};
 pub(crate) use tensors::{f_own, f_plain};
 
 /// Whether an engine may be used for this input: it is on the CPU, and the [backend](backend::fused) has engines.

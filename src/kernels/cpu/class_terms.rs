@@ -11,16 +11,17 @@ use tch::Tensor;
 use super::kinds::Wide;
 use super::lane::LaneOf;
 use super::rows::job::Job;
-use super::rows::{RowFormula, RowReduction, Rows, f_rows};
+use super::rows::{RowFormula, f_rows};
 use super::simd::{self, Kernel};
 use super::softmax::exponentials::{Distances, exponentials, largest, likely, others};
 use crate::LossError;
 use crate::kernels::formulas::ClassTerms;
 use crate::kernels::number::choose;
+use crate::kernels::rows::{RowReduction, Rows};
 
 /// The losses of `rows`, whose classes are the last dimension, reduced. `None` where the engine does not take the call.
 /// Second derivatives are those of the `composite` of input and target.
-pub(crate) fn f_class_terms<F, C>(
+pub(in crate::kernels) fn f_class_terms<F, C>(
     formula: F,
     rows: &Rows,
     reduction: RowReduction,

@@ -167,8 +167,3 @@ pub(in crate::kernels) fn f_numbers(tensor: &Tensor) -> Result<Vec<f64>, LossErr
     }
     Ok(numbers)
 }
-
-/// See [`Header::is_dense`].
-pub(super) fn is_dense(tensor: &Tensor) -> bool {
-    Header::of(tensor).is_dense()
-}

@@ -24,29 +24,11 @@ use super::softmax::{self};
 use crate::LossError;
 use crate::kernels::backend;
 use crate::kernels::number::choose;
-
-/// Rows of logits and their targets.
-pub(crate) struct LogitRows<'a> {
-    /// `[n, C]`, without a graph.
-    pub(crate) logits: &'a Tensor,
-    /// `[n]`: a class in range, or −1 where it is ignored; 64-bit.
-    pub(crate) target: &'a Tensor,
-    /// A weight for each class, of any floating kind.
-    pub(crate) weight: Option<&'a Tensor>,
-    /// The share of the target that is spread over all classes.
-    pub(crate) smoothing: f64,
-    /// z, the factor of (log Σ exp(x))².
-    pub(crate) z_loss: f64,
-    /// The soft cap s: the losses are those of s tanh(x / s) instead of x.
-    pub(crate) soft_cap: Option<f64>,
-    /// The derivatives of the final result with respect to the cross entropy and to the z-loss of each row, `[n]`, in
-    /// the type that the logits are computed in. `None` in a forward pass.
-    pub(crate) derivatives: Option<[&'a Tensor; 2]>,
-}
+use crate::kernels::rows::LogitRows;
 
 /// The cross entropy and the z-loss of each row, `[n]`, in single precision for logits of half precision. `None` where
 /// the engine does not take the call. Where there are derivatives, the logits are overwritten by the gradient.
-pub(crate) fn f_logits(rows: &LogitRows) -> Result<Option<[Tensor; 2]>, LossError> {
+pub(in crate::kernels) fn f_logits(rows: &LogitRows) -> Result<Option<[Tensor; 2]>, LossError> {
     let taken = backend::fused()
         && rows.logits.numel() != 0
         && rows.logits.is_contiguous()

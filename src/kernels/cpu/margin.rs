@@ -11,33 +11,16 @@ use super::BLOCK;
 use super::kinds::Wide;
 use super::lane::LaneOf;
 use super::rows::job::Job;
-use super::rows::{RowFormula, RowReduction, Rows, f_rows};
+use super::rows::{RowFormula, f_rows};
 use super::simd::{self, Kernel, Sum, fold, total};
 use super::softmax::exponentials::largest;
 use crate::LossError;
 use crate::kernels::number::choose;
-
-/// Hinges of the score x\[t\] of the target t and the scores x\[c\] of the other classes c.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Margin {
-    pub(crate) margin: f64,
-    pub(crate) hinges: Hinges,
-}
-
-/// Which hinges make the loss of a row.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Hinges {
-    /// Σ max(0, `margin` − x\[t\] + x\[c\]) / C
-    All,
-    /// Σ max(0, `margin` − x\[t\] + x\[c\])² / C
-    Squared,
-    /// max(0, `margin` − x\[t\] + max(0, x\[c\], …))
-    Strongest,
-}
+use crate::kernels::rows::{Hinges, Margin, RowReduction, Rows};
 
 /// The losses of `rows`, whose classes are the last dimension, reduced. `None` where the engine does not take the call.
 /// Second derivatives are those of the `composite` of input and target.
-pub(crate) fn f_margin<C>(
+pub(in crate::kernels) fn f_margin<C>(
     margin: Margin,
     rows: &Rows,
     reduction: RowReduction,

@@ -5,18 +5,18 @@
 #[cfg(feature = "detection")]
 mod boxes;
 #[cfg(feature = "classification")]
-mod class_terms;
+pub(super) mod class_terms;
 #[cfg(feature = "metric")]
 mod distances;
 pub(super) mod elements;
 mod embedding;
 mod kinds;
-mod label_margin;
+pub(super) mod label_margin;
 mod lane;
-mod logits;
+pub(super) mod logits;
 #[cfg(feature = "image")]
 mod map;
-mod margin;
+pub(super) mod margin;
 mod memory;
 mod narrow;
 #[cfg(feature = "segmentation")]
@@ -27,10 +27,10 @@ mod pair_labels;
 #[cfg(any(feature = "metric", feature = "self-supervised"))]
 mod pairs;
 mod parallel;
-mod picked;
+pub(super) mod picked;
 pub(super) mod pointwise;
 #[cfg(feature = "detection")]
-mod positions;
+pub(super) mod positions;
 #[cfg(feature = "metric")]
 mod positives;
 #[cfg(feature = "segmentation")]
@@ -40,7 +40,7 @@ mod region;
 mod rows;
 mod scan;
 pub(super) mod simd;
-mod softmax;
+pub(super) mod softmax;
 #[cfg(feature = "metric")]
 mod triplets;
 #[cfg(feature = "metric")]
@@ -48,22 +48,17 @@ mod unit;
 #[cfg(feature = "image")]
 mod variation;
 #[cfg(feature = "classification")]
-mod views;
+pub(super) mod views;
 #[cfg(feature = "image")]
 mod window;
 
 #[cfg(feature = "detection")]
 pub(crate) use boxes::f_boxes;
-#[cfg(feature = "classification")]
-pub(crate) use class_terms::f_class_terms;
 #[cfg(feature = "metric")]
 pub(crate) use distances::{f_distance_slopes, f_distances};
 pub(crate) use embedding::f_embedding;
-pub(crate) use label_margin::f_label_margin;
-pub(crate) use logits::{LogitRows, f_logits};
 #[cfg(feature = "image")]
 pub(crate) use map::f_map;
-pub(crate) use margin::{Hinges, Margin, f_margin};
 pub use memory::set_gradient_cache;
 #[cfg(feature = "segmentation")]
 pub(crate) use neighbours::{Neighbours, f_neighbours};
@@ -72,27 +67,20 @@ pub(crate) use pair_labels::PairLabels;
 #[cfg(any(feature = "metric", feature = "self-supervised"))]
 pub(crate) use pairs::{Counted, Hard, PairPlan, Soft, f_pairs, f_pairs_on};
 pub(crate) use parallel::small_work;
-pub(crate) use picked::f_picked;
 pub(crate) use pointwise::f_pointwise_of_planes;
-#[cfg(feature = "detection")]
-pub(crate) use positions::f_softmax_of_positions;
 #[cfg(feature = "metric")]
 pub(crate) use positives::Each;
 #[cfg(feature = "segmentation")]
 pub(crate) use ranks::{Ranks, f_ranks};
 #[cfg(feature = "segmentation")]
 pub(crate) use region::{Entropy, Regional, Sums, f_region, takes_region};
-pub(crate) use rows::{RowReduction, Rows};
 pub(crate) use scan::{scan_classes, scan_range};
-pub(crate) use softmax::{f_softmax, f_softmax_of_shares};
 #[cfg(feature = "metric")]
 pub(crate) use triplets::{Triplets, f_triplets};
 #[cfg(feature = "metric")]
 pub(crate) use unit::f_unit;
 #[cfg(feature = "image")]
 pub(crate) use variation::f_variation;
-#[cfg(feature = "classification")]
-pub(crate) use views::{Views, f_views};
 #[cfg(feature = "image")]
 pub(crate) use window::{Beyond, f_slide};
 

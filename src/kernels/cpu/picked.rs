@@ -9,12 +9,17 @@ use tch::Tensor;
 
 use super::kinds::Wide;
 use super::rows::job::{Job, Pixels};
-use super::rows::{RowFormula, RowReduction, Rows, f_rows};
+use super::rows::{RowFormula, f_rows};
 use crate::LossError;
+use crate::kernels::rows::{RowReduction, Rows};
 
 /// The losses of `rows`, reduced. `None` where the engine does not take the call. Second derivatives are those of the
 /// `composite` of input and target.
-pub(crate) fn f_picked<C>(rows: &Rows, reduction: RowReduction, composite: C) -> Result<Option<Tensor>, LossError>
+pub(in crate::kernels) fn f_picked<C>(
+    rows: &Rows,
+    reduction: RowReduction,
+    composite: C,
+) -> Result<Option<Tensor>, LossError>
 where
     C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
 {

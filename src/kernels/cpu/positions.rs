@@ -12,16 +12,17 @@ use tch::Tensor;
 use super::kinds::Wide;
 use super::lane::LaneOf;
 use super::rows::job::Job;
-use super::rows::{RowFormula, RowReduction, Rows, f_rows};
+use super::rows::{RowFormula, f_rows};
 use super::simd::{self, Kernel};
 use super::softmax::exponentials::{self, largest, peak};
 use crate::LossError;
 use crate::kernels::number::choose;
+use crate::kernels::rows::{RowReduction, Rows};
 
 /// The losses of `rows`, reduced, whose target is a position among the classes: the two classes beside it have it in
 /// proportion to how near they are. The classes are the last dimension. `None` where the engine does not take the call.
 /// Second derivatives are those of the `composite` of input and target.
-pub(crate) fn f_softmax_of_positions<C>(
+pub(in crate::kernels) fn f_softmax_of_positions<C>(
     rows: &Rows,
     reduction: RowReduction,
     composite: C,

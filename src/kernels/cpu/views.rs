@@ -15,31 +15,19 @@ use tch::Tensor;
 use super::kinds::Wide;
 use super::lane::LaneOf;
 use super::rows::job::Job;
-use super::rows::{RowFormula, RowReduction, Rows, f_rows};
+use super::rows::{RowFormula, f_rows};
 use super::simd::{self, Kernel, Sum};
 use super::softmax::exponentials::{Distances, exponentials, largest, likely, others};
 use super::{BLOCK, parallel};
 use crate::LossError;
 use crate::kernels::number::choose;
-
-/// The options of the loss.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Views {
-    /// How many views a sample has.
-    pub(crate) count: usize,
-    /// ε: the share of the target that is spread over all classes.
-    pub(crate) smoothing: f64,
-    /// What the divergence of a view from the mixture is multiplied by, before the mean over the views.
-    pub(crate) weight: f64,
-    /// The least probability in a mixture: smaller means are raised to it before the logarithm.
-    pub(crate) floor: f64,
-}
+use crate::kernels::rows::{RowReduction, Rows, Views};
 
 /// The mean cross entropy of the first views, plus the mean divergence of all views from their mixtures, times its
 /// weight. `None` where the engine does not take the call. The rows are all samples' first views, then all samples'
 /// second views, and so on, with the classes as the last dimension; the targets are the classes of the samples. Second
 /// derivatives are those of the `composite` of input and target.
-pub(crate) fn f_views<C>(views: Views, rows: &Rows, composite: C) -> Result<Option<Tensor>, LossError>
+pub(in crate::kernels) fn f_views<C>(views: Views, rows: &Rows, composite: C) -> Result<Option<Tensor>, LossError>
 where
     C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
 {

@@ -18,9 +18,7 @@ type Loaded = OnceLock<Result<Module, String>>;
 pub(super) fn launcher(device: Device, source: &str, kernels: &[Kernel]) -> Option<Box<dyn Launch>> {
     #[cfg(test)]
     if device == Device::Cpu {
-        super::tests::note(source);
-        let emulated = super::emulation::Emulated::of(source, kernels);
-        return Some(Box::new(super::emulation::InOrder(emulated.unwrap_or_else(|error| panic!("{error}")), 1)));
+        return Some(super::tests::launcher(source, kernels));
     }
     let Device::Cuda(index) = device else { return None };
     match on_gpu(index, source, kernels) {

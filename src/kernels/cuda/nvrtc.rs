@@ -1,6 +1,6 @@
 //! NVRTC, the compiler of CUDA sources that libtorch brings with it. It needs neither a GPU nor a driver.
 
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::OnceLock;
 
 use crate::kernels::library::{self, functions};
@@ -53,11 +53,11 @@ impl Nvrtc {
     pub(super) fn compile(&self, source: &str, capability: c_int) -> Result<Vec<u8>, String> {
         let known = self.architectures();
         if known.contains(&capability) {
-            return self.compile_for(source, &format!("sm_{capability}"));
+            return Ok(self.compile_for(source, &format!("sm_{capability}"), &[])?.0);
         }
         let newest = known.into_iter().filter(|known| *known < capability).max();
         match newest {
-            Some(newest) => self.compile_for(source, &format!("compute_{newest}")),
+            Some(newest) => Ok(self.compile_for(source, &format!("compute_{newest}"), &[])?.0),
             None => Err(format!("NVRTC does not know GPUs of compute capability {capability}")),
         }
     }
@@ -82,12 +82,19 @@ impl Nvrtc {
         (major, minor)
     }
 
-    fn compile_for(&self, source: &str, architecture: &str) -> Result<Vec<u8>, String> {
+    /// The code for an architecture, and what the compiler says. Where it fails, that alone.
+    pub(super) fn compile_for(
+        &self,
+        source: &str,
+        architecture: &str,
+        others: &[&CStr],
+    ) -> Result<(Vec<u8>, String), String> {
         let source = CString::new(source).map_err(|error| error.to_string())?;
         let architecture_option =
             CString::new(format!("--gpu-architecture={architecture}")).map_err(|error| error.to_string())?;
         // Products are not contracted with sums, so that a formula rounds as it does on the CPU.
-        let options = [architecture_option.as_ptr(), c"--std=c++17".as_ptr(), c"--fmad=false".as_ptr()];
+        let mut options = vec![architecture_option.as_ptr(), c"--std=c++17".as_ptr(), c"--fmad=false".as_ptr()];
+        options.extend(others.iter().map(|option| option.as_ptr()));
         let mut program = std::ptr::null_mut();
         // SAFETY: as nvrtc.h says; what is pointed to outlives the calls, and buffers are as large as was said.
         unsafe {
@@ -96,13 +103,14 @@ impl Nvrtc {
                 return Err("nvrtcCreateProgram failed".into());
             }
             let compiled = (self.compile)(program, options.len() as c_int, options.as_ptr()) == SUCCESS;
-            let result = match compiled {
-                false => Err(text(Self::read(program, self.log_size, self.log))),
-                true if architecture.starts_with("sm_") => Ok(Self::read(program, self.cubin_size, self.cubin)),
-                true => Ok(Self::read(program, self.ptx_size, self.ptx)),
+            let log = text(Self::read(program, self.log_size, self.log));
+            let code = match compiled {
+                false => vec![],
+                true if architecture.starts_with("sm_") => Self::read(program, self.cubin_size, self.cubin),
+                true => Self::read(program, self.ptx_size, self.ptx),
             };
             (self.destroy)(&mut program);
-            result
+            if compiled { Ok((code, log)) } else { Err(log) }
         }
     }
 

@@ -20,9 +20,9 @@ const FINISH: Kernel = Kernel { name: c"finish", types: &["const double*", "int"
 const SCALE: Kernel = Kernel { name: c"scale", types: &["Element*", "long long", "const Element*"] };
 
 /// Blocks at most. How many there are depends on the size alone, so that a sum is the same on every GPU.
-const BLOCKS: usize = 1024;
+pub(super) const BLOCKS: usize = 1024;
 /// The bytes that a thread reads at a time.
-const PACK: usize = 16;
+pub(super) const PACK: usize = 16;
 
 /// A formula without its type, as a graph of operations.
 pub(in crate::kernels) trait Recorded: Send + Sync {
@@ -72,7 +72,7 @@ pub(in crate::kernels) fn f_elements(
     let stored = at_once.then(store).transpose()?;
     let fused = move |context: &Context, grad: &Tensor, needed: &[bool]| {
         if let Some(stored) = &stored {
-            return stored.f_scaled_by(context, grad, &|gradient, grad| call.f_scale(gradient, grad)).map(Some);
+            return stored.f_scaled_by(context, grad, &f_scale).map(Some);
         }
         let saved: Vec<&Tensor> = context.saved().iter().collect();
         let gradients = call.f_backward(&saved, grad, needed, scale)?;
@@ -83,7 +83,7 @@ pub(in crate::kernels) fn f_elements(
 
 /// Whether gradients are computed in the forward pass. Those of half precision would be rounded before they are scaled,
 /// and whether they are scaled is known on the device alone.
-fn is_stored(kind: Kind) -> bool {
+pub(super) fn is_stored(kind: Kind) -> bool {
     !is_half(kind)
 }
 
@@ -159,27 +159,8 @@ impl Call {
         })
     }
 
-    /// Multiplies a gradient by that of the loss.
-    fn f_scale(&self, gradient: &mut Tensor, grad: &Tensor) -> Result<(), LossError> {
-        let source = source::scale(self.kind);
-        let Some(launcher) = modules::launcher(self.device, &source.text, &[SCALE]) else {
-            let _ = gradient.f_mul_(grad)?;
-            return Ok(());
-        };
-        let (mut place, mut length, mut factor) = (gradient.data_ptr(), gradient.numel() as i64, address(grad));
-        let parameters: &mut [*mut c_void] =
-            &mut [(&raw mut place).cast(), (&raw mut length).cast(), (&raw mut factor).cast()];
-        // SAFETY: the types are those of the kernel; both tensors are of the kind, on the device, and their memory is
-        // freed on the same stream, behind the kernel.
-        if unsafe { launcher.launch(SCALE, self.grid(gradient), parameters) }.is_err() {
-            let _ = gradient.f_mul_(grad)?;
-        }
-        Ok(())
-    }
-
     fn grid(&self, first: &Tensor) -> u32 {
-        let of_thread = PACK / self.kind.elt_size_in_bytes();
-        Header::of(first).elements().div_ceil(THREADS as usize * of_thread).clamp(1, BLOCKS) as u32
+        grid(Header::of(first).elements(), self.kind)
     }
 
     /// The kernels that store these gradients, and the losses or not.
@@ -188,6 +169,31 @@ impl Call {
         let launcher = modules::launcher(self.device, &source.text, &[POINTWISE, FINISH])?;
         Some(Kernels { call: self, source, launcher })
     }
+}
+
+/// How many blocks go through so many elements.
+fn grid(elements: usize, kind: Kind) -> u32 {
+    let of_thread = PACK / kind.elt_size_in_bytes();
+    elements.div_ceil(THREADS as usize * of_thread).clamp(1, BLOCKS) as u32
+}
+
+/// Multiplies a gradient by that of the loss.
+pub(super) fn f_scale(gradient: &mut Tensor, grad: &Tensor) -> Result<(), LossError> {
+    let kind = gradient.f_kind()?;
+    let source = source::scale(kind);
+    let Some(launcher) = modules::launcher(gradient.device(), &source.text, &[SCALE]) else {
+        let _ = gradient.f_mul_(grad)?;
+        return Ok(());
+    };
+    let (mut place, mut length, mut factor) = (gradient.data_ptr(), gradient.numel() as i64, address(grad));
+    let parameters: &mut [*mut c_void] =
+        &mut [(&raw mut place).cast(), (&raw mut length).cast(), (&raw mut factor).cast()];
+    // SAFETY: the types are those of the kernel; both tensors are of the kind, on the device, and their memory is freed
+    // on the same stream, behind the kernel.
+    if unsafe { launcher.launch(SCALE, grid(gradient.numel(), kind), parameters) }.is_err() {
+        let _ = gradient.f_mul_(grad)?;
+    }
+    Ok(())
 }
 
 /// New tensors for the gradients that are wanted, in the layout of this one.
@@ -249,6 +255,6 @@ impl Kernels<'_> {
     }
 }
 
-fn address(tensor: &Tensor) -> *const c_void {
+pub(super) fn address(tensor: &Tensor) -> *const c_void {
     tensor.data_ptr().cast_const()
 }

@@ -1,5 +1,7 @@
 //! CUDA C++ of a recorded formula, and of the kernels around it.
 
+pub(super) mod rows;
+
 use std::fmt::Write;
 
 use tch::Kind;

@@ -137,7 +137,7 @@ impl RowLoss {
         derivatives: Option<&PerRow>,
     ) -> Result<Option<PerRow>, LossError> {
         let RowTarget::Indices { classes, ignored } = target else { return Ok(None) };
-        if !kernels::takes(logits) {
+        if !kernels::takes_rows(logits) {
             return Ok(None);
         }
         let target = f_filled(classes, ignored.as_ref(), -1)?;

@@ -8,6 +8,7 @@ mod pass;
 use tch::{Kind, Tensor};
 
 use super::scan::scan_classes;
+use crate::LossError;
 use crate::autograd::{self, Context, Function, StoredGradients};
 use crate::kernels::backend;
 use crate::kernels::cpu::elements::{Numbers, is_plain};
@@ -16,58 +17,9 @@ use crate::kernels::cpu::output::{Output, f_scalar_of};
 use crate::kernels::cpu::rows::job::Factors;
 use crate::kernels::cpu::rows::job::Job;
 use crate::kernels::cpu::rows::options::Options;
-use crate::kernels::cpu::rows::pass::Pass;
 use crate::kernels::engine::{Composite, composite_of, widely};
+use crate::kernels::rows::{Layout, RowReduction, Rows};
 use crate::kernels::tensors::{f_keeps_digits, f_own, f_plain, is_stored};
-use crate::{LossError, Reduction};
-
-/// How the losses of rows are reduced.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum RowReduction {
-    None,
-    Sum,
-    /// The sum, divided by the sum of the weights of the targets that are not ignored.
-    WeightedMean,
-    /// The sum, divided by the number of the targets that are not ignored.
-    CountedMean,
-    /// The sum, divided by the number of all targets.
-    Mean,
-}
-
-impl RowReduction {
-    /// The reduction of losses whose mean is over all targets.
-    pub(crate) fn over_all(reduction: Reduction) -> Self {
-        match reduction {
-            Reduction::Mean => Self::Mean,
-            reduction => reduction.into(),
-        }
-    }
-}
-
-impl From<Reduction> for RowReduction {
-    fn from(reduction: Reduction) -> Self {
-        match reduction {
-            Reduction::None => RowReduction::None,
-            Reduction::Mean => RowReduction::WeightedMean,
-            Reduction::Sum => RowReduction::Sum,
-        }
-    }
-}
-
-/// The arguments of a call.
-pub(crate) struct Rows<'a> {
-    /// The scores or logits, with their graph.
-    pub(crate) input: &'a Tensor,
-    /// The dimension of the classes.
-    pub(crate) class_dim: usize,
-    /// A class in range or the ignored index for each row, as 64-bit integers. Or numbers of the input's kind and
-    /// without a gradient: one for each element of the input, or one for each row where the classes are the last
-    /// dimension.
-    pub(crate) target: &'a Tensor,
-    pub(crate) ignore_index: Option<i64>,
-    /// A factor for each class, of any floating kind, without a gradient.
-    pub(crate) weight: Option<&'a Tensor>,
-}
 
 /// An engine's losses of rows of classes.
 pub(super) trait RowFormula: Send + Sync + 'static {
@@ -148,7 +100,7 @@ fn f_run<W: Wide>(
 ) -> Result<Tensor, LossError> {
     let kind = rows.input.f_kind()?;
     let options = Options::<W>::f_new(rows)?;
-    let pass = Pass::f_new(rows.input, rows.class_dim, rows.target)?;
+    let pass = Layout::f_new(rows.input, rows.class_dim, rows.target)?;
     let needed = autograd::grad_enabled() && rows.input.requires_grad();
     let unreduced = reduction == RowReduction::None;
     let at_once = !unreduced && is_stored(kind);
@@ -179,7 +131,7 @@ fn f_run<W: Wide>(
             {
                 return stored.f_scaled(&context, &grad);
             }
-            let pass = Pass::f_new(input, class_dim, target)?;
+            let pass = Layout::f_new(input, class_dim, target)?;
             f_unchanged(&pass.target, pass.classes, options.ignored)?;
             let gradient = Output::f_like(&pass.input)?;
             let factors = match unreduced {

@@ -2,9 +2,9 @@
 
 use tch::Tensor;
 
-use super::Rows;
 use crate::kernels::cpu::elements::f_numbers;
 use crate::kernels::cpu::kinds::Wide;
+use crate::kernels::rows::Rows;
 use crate::{LossError, check};
 
 /// The options of a call, in the type that it is computed in.

@@ -1,47 +1,16 @@
-//! The tensors of a call, in a layout that kernels read.
+//! The tensors of a call as a job of the CPU, and what its losses are scaled by.
 
-use tch::{Kind, Tensor};
+use tch::Kind;
 
-use super::RowReduction;
 use super::job::{Factors, Job};
 use super::options::Options;
-use crate::LossError;
-use crate::kernels::cpu::elements::{Numbers, integers, is_dense};
+use crate::kernels::cpu::elements::{Numbers, integers};
 use crate::kernels::cpu::kinds::Wide;
 use crate::kernels::cpu::output::Output;
 use crate::kernels::cpu::parallel;
-use crate::kernels::tensors::f_one_layout;
+use crate::kernels::rows::{Layout, RowReduction};
 
-/// The input, whose memory is `[outer, classes, inner]`, and the target in the same order of rows.
-pub(in crate::kernels::cpu) struct Pass {
-    pub(in crate::kernels::cpu) input: Tensor,
-    pub(in crate::kernels::cpu) target: Tensor,
-    pub(in crate::kernels::cpu) classes: usize,
-    pub(in crate::kernels::cpu) inner: usize,
-}
-
-impl Pass {
-    pub(in crate::kernels::cpu) fn f_new(input: &Tensor, class_dim: usize, target: &Tensor) -> Result<Self, LossError> {
-        let size = input.size();
-        let classes = size[class_dim] as usize;
-        let inner: i64 = size[class_dim + 1..].iter().product();
-        let last = || input.f_movedim_int(class_dim as i64, -1);
-        let (input, inner) = if input.is_contiguous() {
-            (input.shallow_clone(), inner as usize)
-        } else if is_dense(input) && last()?.is_contiguous() {
-            // In the memory format "channels last" the classes of a pixel lie side by side.
-            (input.shallow_clone(), 1)
-        } else {
-            (input.f_detach()?.f_contiguous()?, inner as usize)
-        };
-        let target = match target.f_kind()? {
-            Kind::Int64 => target.f_contiguous()?,
-            _ if target.size() != size => target.f_detach()?.f_contiguous()?,
-            _ => f_one_layout(&[&input, target])?.remove(1),
-        };
-        Ok(Self { input, target, classes, inner })
-    }
-
+impl Layout {
     /// What the sum of the losses is multiplied by: 1 over the divisor of the mean.
     pub(in crate::kernels::cpu) fn scale<W: Wide>(&self, options: &Options<W>, reduction: RowReduction) -> f64 {
         let divisor = match reduction {

@@ -21,15 +21,16 @@ mod shares;
 
 use tch::Tensor;
 
-use super::rows::{RowReduction, Rows, f_rows};
+use super::rows::f_rows;
 use crate::LossError;
 use crate::kernels::formulas::RowLoss;
+use crate::kernels::rows::{RowReduction, Rows};
 use classes::OfClasses;
 use shares::OfShares;
 
 /// The losses of `rows` with classes as targets, reduced. The share `smoothing` of a target is spread over all classes.
 /// `None` where the engine does not take the call. Second derivatives are those of the `composite` of input and target.
-pub(crate) fn f_softmax<F, C>(
+pub(in crate::kernels) fn f_softmax<F, C>(
     formula: F,
     smoothing: f64,
     rows: &Rows,
@@ -46,7 +47,7 @@ where
 /// The cross entropy of `rows` whose target has a share for each class, reduced. The share `smoothing` of a target is
 /// spread over all classes. `None` where the engine does not take the call. Second derivatives are those of the
 /// `composite` of input and target.
-pub(crate) fn f_softmax_of_shares<C>(
+pub(in crate::kernels) fn f_softmax_of_shares<C>(
     smoothing: f64,
     rows: &Rows,
     reduction: RowReduction,

@@ -1,10 +1,15 @@
 //! The engines of CUDA, emulated on the CPU, against the tensor operations that define the losses.
 
+mod rows;
+
 use std::cell::{Cell, RefCell};
-use std::ffi::CString;
+use std::collections::BTreeSet;
+use std::ffi::{CString, c_void};
 
 use tch::{Kind, Tensor};
 
+use super::emulation::{Emulated, InOrder};
+use super::launch::{Kernel, Launch};
 use super::nvrtc::Nvrtc;
 use crate::kernels::library;
 use crate::random::{rand, randn};
@@ -16,13 +21,67 @@ use crate::{
 
 thread_local! {
     static EMULATED: Cell<bool> = const { Cell::new(false) };
+    /// The order of the threads of a block.
+    static ORDER: Cell<u32> = const { Cell::new(1) };
+    /// Whether sources are noted, but not compiled.
+    static NOTED_ALONE: Cell<bool> = const { Cell::new(false) };
+    /// A text of the sources, and what stands in its place.
+    static MUTATION: RefCell<Option<(String, String)>> = const { RefCell::new(None) };
     /// The sources whose kernels this thread has asked for.
     static SOURCES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Takes note of a source.
-pub(super) fn note(source: &str) {
-    SOURCES.with_borrow_mut(|sources| sources.push(source.to_owned()));
+/// What the kernels of a source are run by. Takes note of the source.
+pub(super) fn launcher(source: &str, kernels: &[Kernel]) -> Box<dyn Launch> {
+    let source = MUTATION.with_borrow(|mutation| match mutation {
+        Some((text, other)) => source.replace(text, other),
+        None => source.to_owned(),
+    });
+    if NOTED_ALONE.get() {
+        SOURCES.with_borrow_mut(|sources| sources.push(source));
+        return Box::new(Refusal);
+    }
+    let emulated = Emulated::of(&source, kernels).unwrap_or_else(|error| panic!("{error}"));
+    SOURCES.with_borrow_mut(|sources| sources.push(source));
+    Box::new(InOrder(emulated, ORDER.get()))
+}
+
+/// A GPU that launches nothing.
+struct Refusal;
+
+impl Launch for Refusal {
+    unsafe fn launch(&self, _: Kernel, _: u32, _: &mut [*mut c_void]) -> Result<(), String> {
+        Err("refused".into())
+    }
+}
+
+/// Calls `work` with a GPU that launches nothing, so that tensor operations compute what it asks for. Returns the sources
+/// of the kernels that it would have launched.
+fn sources_of(work: impl FnOnce()) -> BTreeSet<String> {
+    struct Restore;
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            NOTED_ALONE.set(false);
+        }
+    }
+    SOURCES.take();
+    NOTED_ALONE.set(true);
+    let _restore = Restore;
+    emulated(work);
+    SOURCES.take().into_iter().collect()
+}
+
+/// Calls `work` with kernels that have `other` in place of the `text` in their source.
+fn mutated<T>(text: &str, other: &str, work: impl FnOnce() -> T) -> T {
+    struct Restore;
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            MUTATION.set(None);
+        }
+    }
+    MUTATION.set(Some((text.to_owned(), other.to_owned())));
+    let _restore = Restore;
+    work()
 }
 
 /// Whether calls on this thread are computed by the engines of CUDA.
@@ -39,7 +98,7 @@ fn emulated<T>(work: impl FnOnce() -> T) -> T {
     }
     EMULATED.set(true);
     let _restore = Restore;
-    work()
+    with_backend(Backend::Auto, work)
 }
 
 /// A loss, and what draws its input and target.
@@ -97,7 +156,8 @@ fn results(loss: &dyn Loss, [input, target]: [&Tensor; 2]) -> [Tensor; 2] {
     [loss, gradient].map(|tensor| tensor.detach().to_kind(Kind::Double))
 }
 
-fn assert_near(name: &str, actual: &Tensor, expected: &Tensor, kind: Kind) {
+/// How far the numbers are at most from the expected ones, less what is allowed.
+fn excess(actual: &Tensor, expected: &Tensor, kind: Kind) -> f64 {
     let (relative, absolute) = match kind {
         Kind::Double => (1e-12, 1e-12),
         Kind::Float => (2e-5, 1e-6),
@@ -106,8 +166,14 @@ fn assert_near(name: &str, actual: &Tensor, expected: &Tensor, kind: Kind) {
     };
     let far = (actual - expected).abs() - (expected.abs() * relative + absolute);
     // Infinities are equal and have no difference.
-    let far = far.masked_fill(&actual.eq_tensor(expected), 0.0);
-    assert!(far.max().double_value(&[]) <= 0.0, "{name} {kind:?}: {actual:?} {expected:?}");
+    let equal = actual.eq_tensor(expected).logical_or(&actual.isnan().logical_and(&expected.isnan()));
+    far.masked_fill(&equal, 0.0).max().double_value(&[])
+}
+
+fn assert_near(name: &str, actual: &Tensor, expected: &Tensor, kind: Kind) {
+    let excess = excess(actual, expected, kind);
+    // Neither does NaN pass.
+    assert!(excess <= 0.0, "{name} {kind:?}: {excess:e} too far: {actual:?} {expected:?}");
 }
 
 fn check(reduction: Reduction, kind: Kind, (name, loss, draw): &Row) {
@@ -154,6 +220,25 @@ fn installed_nvrtc() -> Option<Nvrtc> {
     libraries.into_iter().find_map(Nvrtc::find)
 }
 
+/// Whether a source compiles for all generations of GPUs that NVRTC knows, to kernels that keep all in registers: a stack
+/// is slower than the memory that the kernels read.
+fn assert_compiles(nvrtc: &Nvrtc, source: &str) {
+    let known = nvrtc.architectures();
+    for capability in [75, 80, 86, 90, 100, 120].into_iter().filter(|capability| known.contains(capability)) {
+        let architecture = format!("sm_{capability}");
+        let (code, log) = nvrtc
+            .compile_for(source, &architecture, &[c"--ptxas-options=-v"])
+            .unwrap_or_else(|log| panic!("{architecture}: {log}\n{source}"));
+        assert!(code.starts_with(b"\x7fELF"), "no machine code for {architecture}");
+        let (kernels, stacks) = (log.matches("Compiling entry function"), log.matches("bytes stack frame"));
+        let without = log.matches(" 0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads").count();
+        let counts = (kernels.count(), stacks.count());
+        assert!(without > 0 && counts == (without, without), "{architecture} has a stack: {log}\n{source}");
+    }
+    let (code, _) = nvrtc.compile_for(source, "compute_75", &[]).unwrap_or_else(|log| panic!("PTX: {log}\n{source}"));
+    assert!(String::from_utf8_lossy(&code).contains(".target sm_75"));
+}
+
 #[test]
 fn sources_compile_for_gpus() {
     let Some(nvrtc) = installed_nvrtc() else {
@@ -166,13 +251,7 @@ fn sources_compile_for_gpus() {
     }
     let known = nvrtc.architectures();
     let newest = known.iter().max().copied().unwrap();
-    for source in SOURCES.take() {
-        for capability in [80, 90, newest] {
-            let code =
-                nvrtc.compile(&source, capability).unwrap_or_else(|log| panic!("sm_{capability}: {log}\n{source}"));
-            assert!(code.starts_with(b"\x7fELF"), "no machine code for sm_{capability}");
-        }
-    }
+    SOURCES.take().iter().for_each(|source| assert_compiles(&nvrtc, source));
     // A GPU that is newer than the compiler gets what its driver translates.
     let kernel = "extern \"C\" __global__ void kernel() {}";
     assert!(String::from_utf8_lossy(&nvrtc.compile(kernel, newest + 1).unwrap()).contains(".target"));

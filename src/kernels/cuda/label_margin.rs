@@ -1,0 +1,36 @@
+//! The engine of hinges between the score of each label of a row and those of all its other classes.
+
+use tch::Tensor;
+
+use super::rows::{RowKernel, f_of_composite};
+use crate::kernels::engine::{composite_of, widely};
+use crate::kernels::rows::{RowReduction, Rows};
+use crate::{LossError, Reduction};
+
+/// See [`kernels::f_label_margin`](crate::kernels::f_label_margin).
+pub(in crate::kernels) fn f_label_margin<C>(
+    arguments: [&Tensor; 2],
+    reduction: Reduction,
+    composite: C,
+) -> Result<Tensor, LossError>
+where
+    C: Fn([&Tensor; 2]) -> Result<Tensor, LossError> + Send + 'static,
+{
+    let composite = widely(composite_of(composite));
+    let [input, target] = arguments;
+    if input.dim() == 0 || input.size() != target.size() {
+        return composite(&arguments);
+    }
+    let rows = Rows { input, class_dim: input.dim() - 1, target, ignore_index: None, weight: None };
+    let kernel = || RowKernel {
+        text: include_str!("source/label_margin.cu").to_owned(),
+        // The scores, their slopes, and which are no labels.
+        arrays: 3,
+        held_by_warps: true,
+        ..RowKernel::default()
+    };
+    match f_of_composite(kernel, &rows, RowReduction::over_all(reduction), composite)? {
+        Ok(loss) => Ok(loss),
+        Err(composite) => composite(&arguments),
+    }
+}
