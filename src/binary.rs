@@ -3,12 +3,15 @@
 use tch::{Kind, Tensor};
 
 use crate::check::{self, Validity};
-use crate::kernels::{self, NumberOperations, waits};
+use crate::kernels::{self, Expected, NumberOperations, waits};
 use crate::{InvalidValues, LossError};
+
+/// What targets of a binary loss are.
+pub(crate) const SHARES: Expected = ("target", "values in [0, 1]");
 
 /// Looks whether the targets are in \[0, 1\], and decides by `mode` about those that are not.
 pub(crate) fn f_shares(target: &Tensor, mode: InvalidValues) -> Result<Validity, LossError> {
-    check::f_in_range(("target", target), 0.0..=1.0, "values in [0, 1]", mode)
+    check::f_in_range(("target", target), 0.0..=1.0, SHARES.1, mode)
 }
 
 /// The greatest quality. An intersection over union is rounded, and may come out a little above 1.
@@ -16,7 +19,7 @@ pub(crate) const ROUNDED_ONE: f64 = 1.0001;
 
 /// [`f_shares`] of qualities.
 pub(crate) fn f_qualities(target: &Tensor, mode: InvalidValues) -> Result<Validity, LossError> {
-    check::f_in_range(("target", target), 0.0..=ROUNDED_ONE, "values in [0, 1]", mode)
+    check::f_in_range(("target", target), 0.0..=ROUNDED_ONE, SHARES.1, mode)
 }
 
 /// Logits, and whether some of them may be infinite.

@@ -354,6 +354,27 @@ impl Validity {
     /// All values are valid, or an error was returned.
     pub(crate) const CHECKED: Validity = Validity { valid: None };
 
+    /// Decides by `mode` about what a kernel has found of the values of `argument`: a Boolean scalar on its device, or
+    /// nothing where all are known to be valid.
+    #[cfg(feature = "segmentation")]
+    pub(crate) fn f_found(
+        argument: &'static str,
+        valid: Option<Tensor>,
+        expected: &str,
+        mode: InvalidValues,
+    ) -> Result<Validity, LossError> {
+        let Some(valid) = valid else { return Ok(Validity::CHECKED) };
+        match mode {
+            InvalidValues::Nan => {}
+            InvalidValues::Error => InvalidValues::f_note(valid.device(), argument, expected.to_owned(), &valid)?,
+            InvalidValues::ErrorAtOnce if valid.f_int64_value(&[])? == 0 => {
+                return Err(LossError::Value { argument, expected: expected.to_owned(), actual: "another value".into() });
+            }
+            InvalidValues::ErrorAtOnce => return Ok(Validity::CHECKED),
+        }
+        Ok(Validity { valid: Some(valid) })
+    }
+
     /// Decides by `mode` about the values of `argument`, given a Boolean tensor of those that are valid.
     pub(crate) fn f_new(
         (argument, tensor): Named,

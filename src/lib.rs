@@ -176,7 +176,7 @@
 //! | `segmentation` | by `full` | overlap and boundaries of masks; with it `classification`, for the sums of Dice and focal |
 //! | `self-supervised` | by `full` | representations that are learnt without labels, and pairs of images and texts |
 //! | `avx512` | yes | the engines' longest loops a second time, for AVX-512: docs/reports/build-cost.md |
-//! | `cuda` | no | engines for the losses of elements on CUDA, compiled when they are first called; no GPU has run them yet |
+//! | `cuda` | no | engines for the losses of elements, rows of classes, boxes, embeddings and regions on CUDA, compiled when they are first called; no GPU has run them yet |
 //! | `serde` | no | losses described in data: `AnyLoss`, and `Deserialize` and `Serialize` of the losses and their options |
 //! | `doc-only` | no | documentation on a machine without libtorch |
 //!

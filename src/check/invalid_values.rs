@@ -104,7 +104,7 @@ impl InvalidValues {
     }
 
     /// Takes note of values on a GPU, given a Boolean tensor of those that are valid.
-    pub(super) fn f_note(
+    pub(crate) fn f_note(
         device: Device,
         argument: &'static str,
         expected: String,

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::multi_label::{self, MultiLabelReduction, f_weighted};
 use crate::binary::{self, Logits};
-use crate::kernels::{Logit, NumberOperations, Pointwise, Real, choose, part, share_or_nan};
+use crate::kernels::{self, Expected, Logit, NumberOperations, Pointwise, Real, choose, part, share_or_nan};
 use crate::mean_parts::f_wide;
 use crate::numeric::{f_power, f_powers, f_reals, f_times, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, check};
@@ -193,7 +193,7 @@ impl Loss for AsymmetricMultiLabelLoss {
         self.f_check_options()?;
         multi_label::check_weight(("weight", &self.weight), input)?;
         multi_label::check_weight(("pos_weight", &self.pos_weight), input)?;
-        if self.invalid_values == InvalidValues::Nan {
+        if !kernels::takes_partial(input, self.invalid_values) {
             return self.f_composite(input, target);
         }
         let formula = self.formula();
@@ -262,7 +262,7 @@ impl Formula {
 }
 
 impl Pointwise<2> for Formula {
-    const PARTIAL: bool = <Self as Pointwise<3>>::PARTIAL;
+    const PARTIAL: Option<Expected> = <Self as Pointwise<3>>::PARTIAL;
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
@@ -273,7 +273,7 @@ impl Pointwise<2> for Formula {
 
 /// The same with a weight of the positive part as third argument.
 impl Pointwise<3> for Formula {
-    const PARTIAL: bool = true;
+    const PARTIAL: Option<Expected> = Some(binary::SHARES);
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y, pos_weight]: [R; 3]) -> (R, [R; 3]) {

@@ -1,7 +1,8 @@
 use tch::Tensor;
 
+use crate::binary;
 use crate::check::{self, Validity};
-use crate::kernels::{Pointwise, Real, Weighted, choose, f_pointwise, waits};
+use crate::kernels::{self, Expected, Pointwise, Real, Weighted, choose, f_pointwise, waits};
 use crate::numeric::{f_widely, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
@@ -87,28 +88,40 @@ impl Loss for BceLoss {
         check::same_kind(("target", target), ("input", input))?;
         check::same_shape(("target", target), ("input", input))?;
         let weight = self.weight.as_ref().map(|weight| f_expanded(weight, input)).transpose()?;
-        let reduction = self.reduction;
-        if self.invalid_values.is_error() && !waits(input) {
-            return match &weight {
-                // PyTorch's operation rejects a weight that requires a gradient.
-                Some(weight) if weight.requires_grad() => f_checked(input, target, Some(weight), reduction),
-                None => {
-                    f_pointwise(Formula, [input, target], reduction, move |[x, y]| f_checked(x, y, None, reduction))
-                }
-                Some(weight) => {
-                    f_pointwise(Weighted(Formula), [input, target, weight], reduction, move |[x, y, weight]| {
-                        f_checked(x, y, Some(weight), reduction)
-                    })
-                }
-            };
+        let (mode, reduction) = (self.invalid_values, self.reduction);
+        let composite = move |[x, y]: [&Tensor; 2], weight: Option<&Tensor>| {
+            if waits(x) || !mode.is_error() {
+                return f_of_valid([x, y], weight, mode, reduction);
+            }
+            f_checked(x, y, weight, reduction)
+        };
+        // PyTorch's operation rejects a weight that requires a gradient.
+        let differentiated = weight.as_ref().is_some_and(Tensor::requires_grad);
+        if differentiated || !kernels::takes_partial(input, mode) {
+            return composite([input, target], weight.as_ref());
         }
-        let inputs = f_validity(("input", input), self.invalid_values)?;
-        let targets = f_validity(("target", target), self.invalid_values)?;
-        let (input, target) = (inputs.f_replace(input, 0.5)?, targets.f_replace(target, 0.5)?);
-        let loss = f_aten(&input, &target, weight.as_ref(), reduction)?;
-        let unreduced = reduction == Reduction::None;
-        targets.f_poison(&inputs.f_poison(&loss, unreduced)?, unreduced)
+        let Some(weight) = &weight else {
+            return f_pointwise(Formula, [input, target], reduction, move |arguments| composite(arguments, None));
+        };
+        f_pointwise(Weighted(Formula), [input, target, weight], reduction, move |[x, y, weight]| {
+            composite([x, y], Some(weight))
+        })
     }
+}
+
+/// The loss by the operation of libtorch, which sees no value outside [0, 1].
+fn f_of_valid(
+    [input, target]: [&Tensor; 2],
+    weight: Option<&Tensor>,
+    mode: InvalidValues,
+    reduction: Reduction,
+) -> Result<Tensor, LossError> {
+    let inputs = f_validity(("input", input), mode)?;
+    let targets = f_validity(("target", target), mode)?;
+    let (input, target) = (inputs.f_replace(input, 0.5)?, targets.f_replace(target, 0.5)?);
+    let loss = f_aten(&input, &target, weight, reduction)?;
+    let unreduced = reduction == Reduction::None;
+    targets.f_poison(&inputs.f_poison(&loss, unreduced)?, unreduced)
 }
 
 fn f_expanded(weight: &Tensor, input: &Tensor) -> Result<Tensor, LossError> {
@@ -145,7 +158,7 @@ fn f_validity(argument: check::Named, mode: InvalidValues) -> Result<Validity, L
 struct Formula;
 
 impl Pointwise<2> for Formula {
-    const PARTIAL: bool = true;
+    const PARTIAL: Option<Expected> = Some(("input or target", binary::SHARES.1));
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {

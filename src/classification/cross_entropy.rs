@@ -6,7 +6,9 @@ use tch::{Kind, Tensor};
 use super::mean_over::MeanOver;
 use super::nll;
 use crate::check::{self, ClassIndices};
-use crate::kernels::{NumberOperations, Real, RowLoss, RowReduction, Rows, f_softmax, f_softmax_of_shares, waits};
+use crate::kernels::{
+    self, NumberOperations, Real, RowLoss, RowReduction, Rows, f_softmax, f_softmax_of_shares, waits,
+};
 use crate::loss::composite;
 use crate::mean_parts::{self, f_wide, f_wide_option};
 use crate::numeric::{f_widely, wide_kind};
@@ -115,9 +117,9 @@ new {
 impl CrossEntropyLoss {
     /// The weight, the ignored class, the divisor of the mean and the reduction of a reduced loss that has no other
     /// options: for an engine that computes it along with another one.
-    pub(crate) fn plain(&self) -> Option<(Option<&Tensor>, i64, MeanOver, Reduction)> {
-        let checked = self.label_smoothing == 0.0 && self.invalid_values.is_error();
-        let plain = checked && self.reduction != Reduction::None;
+    pub(crate) fn plain(&self, input: &Tensor) -> Option<(Option<&Tensor>, i64, MeanOver, Reduction)> {
+        let checked = self.invalid_values.is_error() || kernels::is_on_cuda(input);
+        let plain = checked && self.label_smoothing == 0.0 && self.reduction != Reduction::None;
         plain.then_some((self.weight.as_ref(), self.ignore_index, self.mean_over, self.reduction))
     }
 

@@ -97,7 +97,7 @@ impl HingeLoss {
         if self.targets == HingeTargets::Binary {
             return Ok(signs);
         }
-        let binary = target.f_eq_number(0)?.f_logical_or(&target.f_eq_number(1)?)?.f_all()?;
+        let binary = f_are_binary(&target)?.f_all()?;
         Ok(signs.f_where_self(&binary, &target)?)
     }
 
@@ -128,6 +128,13 @@ impl Loss for HingeLoss {
         let binary = match self.targets {
             HingeTargets::Signs => false,
             HingeTargets::Binary => true,
+            HingeTargets::Detect if kernels::is_on_cuda(input) => {
+                // Which formula it is stays on the device: a look at it would wait.
+                let binary = f_are_binary(&labels)?.f_all()?.f_expand_as(input)?;
+                let formula = Detected { square: self.p == 2, margin: self.margin };
+                let composite = move |[input, target, _]: [&Tensor; 3]| composite([input, target]);
+                return f_pointwise(formula, [input, &labels, &binary], self.reduction, composite);
+            }
             HingeTargets::Detect => f_is_binary(&labels)?,
         };
         let formula = Formula { square: self.p == 2, margin: self.margin, binary };
@@ -155,12 +162,33 @@ impl Pointwise<2> for Formula {
     }
 }
 
+/// The loss of labels of either kind, where the third argument tells whether they are 0 and 1.
+#[derive(Clone, Copy)]
+struct Detected {
+    square: bool,
+    margin: f64,
+}
+
+impl Pointwise<3> for Detected {
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y, binary]: [R; 3]) -> (R, [R; 3]) {
+        let Self { square, margin } = self;
+        let (of_signs, slopes) = Formula { square, margin, binary: false }.evaluate([x, y]);
+        let (of_binary, binary_slopes) = Formula { square, margin, binary: true }.evaluate([x, y]);
+        let chosen = |binary_one: R, sign: R| choose(binary.equal(R::of(1.0)), binary_one, sign);
+        let [of_x, of_y] = [0, 1].map(|k: usize| chosen(binary_slopes[k], slopes[k]));
+        (chosen(of_binary, of_signs), [of_x, of_y, R::of(0.0)])
+    }
+}
+
+/// Which labels are 0 or 1.
+fn f_are_binary(labels: &Tensor) -> Result<Tensor, LossError> {
+    Ok(labels.f_eq_number(0)?.f_logical_or(&labels.f_eq_number(1)?)?)
+}
+
 /// Whether all labels are 0 or 1.
 fn f_is_binary(labels: &Tensor) -> Result<bool, LossError> {
-    let count = |[labels]: [&Tensor; 1]| {
-        let binary = labels.f_eq_number(0)?.f_logical_or(&labels.f_eq_number(1)?)?;
-        Ok(binary.f_logical_not()?.f_sum(labels.f_kind()?)?)
-    };
+    let count = |[labels]: [&Tensor; 1]| Ok(f_are_binary(labels)?.f_logical_not()?.f_sum(labels.f_kind()?)?);
     Ok(f_pointwise(NotBinary, [&labels.f_detach()?], Reduction::Sum, count)?.f_double_value(&[])? == 0.0)
 }
 

@@ -2,7 +2,9 @@ use tch::Tensor;
 
 use super::multi_label::{self, MultiLabelReduction};
 use crate::binary::{self, Logits};
-use crate::kernels::{self, ANY, Logit, NumberOperations, Pointwise, Real, f_pointwise, part, powers, share_or_nan};
+use crate::kernels::{
+    self, ANY, Expected, Logit, NumberOperations, Pointwise, Real, f_pointwise, part, powers, share_or_nan,
+};
 use crate::mean_parts::f_wide;
 use crate::numeric::{f_power, f_reals, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, check};
@@ -87,7 +89,8 @@ impl PolyBceWithLogitsLoss {
     fn f_by_engine<const GAMMA: usize>(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let loss = *self;
         let composite = move |[input, target]: [&Tensor; 2]| loss.f_composite(input, target);
-        match kernels::f_beside(input, target)?.filter(|_| loss.invalid_values.is_error()) {
+        let partial = kernels::takes_partial(input, loss.invalid_values);
+        match kernels::f_beside(input, target)?.filter(|_| partial) {
             Some(target) => {
                 f_pointwise(Formula::<GAMMA>(loss), [input, &target], loss.reduction.for_engine(input), composite)
             }
@@ -147,7 +150,7 @@ impl Loss for PolyBceWithLogitsLoss {
 struct Formula<const GAMMA: usize>(PolyBceWithLogitsLoss);
 
 impl<const GAMMA: usize> Pointwise<2> for Formula<GAMMA> {
-    const PARTIAL: bool = true;
+    const PARTIAL: Option<Expected> = Some(binary::SHARES);
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {

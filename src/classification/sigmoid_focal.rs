@@ -279,9 +279,8 @@ impl SigmoidFocalLoss {
             && self.reduced_threshold.is_none()
             && self.pos_weight.is_none()
             && self.ignore_index.is_none()
-            && self.mask.is_none()
-            && self.invalid_values.is_error();
-        Ok(plain && !narrowed && kernels::takes(input))
+            && self.mask.is_none();
+        Ok(plain && !narrowed && kernels::takes_partial(input, self.invalid_values))
     }
 
     /// The loss by the engine, where it takes the arguments.

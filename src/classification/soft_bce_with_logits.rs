@@ -5,7 +5,7 @@ use super::mean_over::MeanOver;
 use super::multi_label::{self, MultiLabelReduction, f_weighted};
 use crate::binary::{self, Logits};
 use crate::check::{self, ClassIndices, Validity};
-use crate::kernels::{self, NumberOperations, Pointwise, Real, choose, share_or_nan};
+use crate::kernels::{self, Expected, NumberOperations, Pointwise, Real, choose, share_or_nan};
 use crate::mean_parts::f_wide;
 use crate::numeric::{f_filled, f_reals, f_times, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts};
@@ -160,9 +160,8 @@ impl SoftBceWithLogitsLoss {
         let counts = self.reduction == MultiLabelReduction::Mean && self.mean_over == MeanOver::Counted;
         input.size() == target.size()
             && self.target_threshold.is_none()
-            && self.invalid_values.is_error()
             && !(counts && self.ignore_index.is_some())
-            && kernels::takes(input)
+            && kernels::takes_partial(input, self.invalid_values)
     }
 
     fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
@@ -243,7 +242,7 @@ impl Formula {
 }
 
 impl Pointwise<2> for Formula {
-    const PARTIAL: bool = true;
+    const PARTIAL: Option<Expected> = Some(binary::SHARES);
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
@@ -256,7 +255,7 @@ impl Pointwise<2> for Formula {
 
 /// The same with a weight of the positive part as third argument.
 impl Pointwise<3> for Formula {
-    const PARTIAL: bool = true;
+    const PARTIAL: Option<Expected> = Some(binary::SHARES);
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y, pos_weight]: [R; 3]) -> (R, [R; 3]) {

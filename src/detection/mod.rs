@@ -102,7 +102,7 @@ trait ScoreFormula: Pointwise<2> {
             validity
                 .f_poison(&reduction.f_apply(&losses)?.f_to_kind(result_kind(input)?)?, reduction == Reduction::None)
         };
-        match kernels::f_beside(input, target)?.filter(|_| mode.is_error()) {
+        match kernels::f_beside(input, target)?.filter(|_| kernels::takes_partial(input, mode)) {
             Some(target) => f_pointwise(self, [input, &target], reduction, composite),
             None => composite([input, target]),
         }

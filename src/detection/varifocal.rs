@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::reducing::loss_of;
 use super::{Divisor, ScoreFormula, check_scores, of_scores};
 use crate::binary::{self, Logits};
-use crate::kernels::{Logit, NumberOperations, Pointwise, Real, choose, part, share_or_nan};
+use crate::kernels::{Expected, Logit, NumberOperations, Pointwise, Real, choose, part, share_or_nan};
 use crate::{InvalidValues, Loss, LossError, Reduction, check};
 
 crate::options::options! {
@@ -107,7 +107,7 @@ impl ScoreFormula for Formula {
 }
 
 impl Pointwise<2> for Formula {
-    const PARTIAL: bool = true;
+    const PARTIAL: Option<Expected> = Some(binary::SHARES);
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {

@@ -7,11 +7,14 @@ use std::array::from_fn;
 
 use super::number::Real;
 
+/// The name of an argument and the range of its values, for messages.
+pub(crate) type Expected = (&'static str, &'static str);
+
 /// The loss of one element, a function of `N` numbers: the formula of the engine `pointwise`.
 pub(crate) trait Pointwise<const N: usize>: Copy + Send + Sync + 'static {
-    /// Whether the loss is undefined for some values of the arguments, such as a target out of range. It is NaN there,
-    /// and the composite is then called, because it returns the error.
-    const PARTIAL: bool = false;
+    /// What is expected, where the loss is undefined for some values of the arguments, such as a target out of range. It
+    /// is NaN there; on the CPU the composite is then called, because it returns the error.
+    const PARTIAL: Option<Expected> = None;
 
     /// The loss and its partial derivatives with respect to the arguments. To be `#[inline(always)]`.
     fn evaluate<R: Real>(self, arguments: [R; N]) -> (R, [R; N]);
@@ -20,12 +23,15 @@ pub(crate) trait Pointwise<const N: usize>: Copy + Send + Sync + 'static {
 /// A formula of `N` numbers, so that what follows from its type can be implemented for all formulas.
 pub(super) struct Typed<P, const N: usize>(pub(super) P);
 
+/// The same for a formula of `N` embeddings and `S` sums.
+pub(super) struct TypedRows<E, const N: usize, const S: usize>(pub(super) E);
+
 /// A formula whose loss is multiplied by one more argument, the weight, which is the last one.
 #[derive(Clone, Copy)]
 pub(crate) struct Weighted<P>(pub(crate) P);
 
 impl<P: Pointwise<2>> Pointwise<3> for Weighted<P> {
-    const PARTIAL: bool = P::PARTIAL;
+    const PARTIAL: Option<Expected> = P::PARTIAL;
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [a, b, weight]: [R; 3]) -> (R, [R; 3]) {
@@ -35,7 +41,7 @@ impl<P: Pointwise<2>> Pointwise<3> for Weighted<P> {
 }
 
 impl<P: Pointwise<3>> Pointwise<4> for Weighted<P> {
-    const PARTIAL: bool = P::PARTIAL;
+    const PARTIAL: Option<Expected> = P::PARTIAL;
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [a, b, c, weight]: [R; 4]) -> (R, [R; 4]) {
@@ -76,8 +82,8 @@ pub(crate) trait Embedding<const N: usize, const S: usize>: Copy + Send + Sync +
     /// The sums after the terms of one place of the embeddings have been added to them. To be `#[inline(always)]`.
     fn add<R: Real>(self, numbers: [R; N], sums: [R; S]) -> [R; S];
 
-    /// The loss, and its derivatives with respect to the sums.
-    fn loss(self, sums: [f64; S], label: f64) -> (f64, [f64; S]);
+    /// The loss, and its derivatives with respect to the sums. In double precision.
+    fn loss<R: Real>(self, sums: [R; S], label: R) -> (R, [R; S]);
 
     /// The derivatives of the loss with respect to the embeddings' numbers at one place, given `of_sums`, those with
     /// respect to the sums. To be `#[inline(always)]`.

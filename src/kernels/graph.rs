@@ -135,8 +135,16 @@ pub(super) struct Recording {
 
 /// Records what `formula` does with `N` numbers.
 pub(super) fn record<const N: usize>(formula: impl FnOnce([Symbol; N]) -> Vec<Symbol>) -> Recording {
+    record_two(|numbers, []| formula(numbers))
+}
+
+/// Records what `formula` does with `N` numbers and `M` more, the arguments behind them.
+pub(super) fn record_two<const N: usize, const M: usize>(
+    formula: impl FnOnce([Symbol; N], [Symbol; M]) -> Vec<Symbol>,
+) -> Recording {
     let outer = GRAPH.replace(Some(Graph::default()));
-    let outputs = formula(std::array::from_fn(|position| Symbol(push(Node::Argument(position as u32)))));
+    let argument = |position: usize| Symbol(push(Node::Argument(position as u32)));
+    let outputs = formula(std::array::from_fn(argument), std::array::from_fn(|position| argument(N + position)));
     let graph = GRAPH.replace(outer).unwrap_or_default();
     Recording { nodes: graph.nodes, outputs: outputs.into_iter().map(|Symbol(id)| id).collect() }
 }

@@ -44,35 +44,47 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::LossError;
+use crate::{InvalidValues, LossError};
 
 mod backend;
+#[cfg(feature = "detection")]
+mod boxes;
 mod cpu;
 #[cfg(any(test, feature = "cuda"))]
 mod cuda;
+mod embedding;
 mod engine;
 mod formulas;
 #[cfg(any(test, feature = "cuda"))]
 mod graph;
 mod library;
+#[cfg(feature = "segmentation")]
+mod measure;
 mod number;
 mod number_operations;
 mod pointwise;
+#[cfg(feature = "segmentation")]
+mod region;
 mod rows;
 mod tensors;
 
 pub(crate) use backend::waits;
 pub use backend::{Backend, like_cuda, with_backend};
+#[cfg(feature = "detection")]
+pub(crate) use boxes::f_boxes;
 pub use cpu::set_gradient_cache;
 pub(crate) use cpu::*;
+pub(crate) use embedding::f_embedding;
 pub(crate) use engine::{Reduce, composite_of, widely};
 pub(crate) use formulas::{
-    ClassTerms, Embedding, Map, OTHER, PairSlopes, PairSums, PairTerms, Pointwise, Positives, Ranked, RowLoss, SAME,
-    SoftPairs, Weighted, scaled,
+    ClassTerms, Embedding, Expected, Map, OTHER, PairSlopes, PairSums, PairTerms, Pointwise, Positives, Ranked,
+    RowLoss, SAME, SoftPairs, Weighted, scaled,
 };
 pub(crate) use number::{ANY, Logit, Real, choose, part, powers, share_or_nan, sigmoids};
 pub(crate) use number_operations::{Number, NumberOperations};
 pub(crate) use pointwise::{f_pointwise, f_pointwise_to};
+#[cfg(feature = "segmentation")]
+pub(crate) use region::{Entropy, Regional, Sums, Total, f_region, takes_region};
 #[cfg(feature = "detection")]
 pub(crate) use rows::f_softmax_of_positions;
 pub(crate) use rows::{
@@ -88,10 +100,41 @@ pub(crate) fn takes(input: &Tensor) -> bool {
     backend::fused() && input.device() == Device::Cpu
 }
 
-/// `tensor` in the kind of `input`, so that an engine can read both. `None` where no engine takes both, or where that
-/// kind cannot hold the numbers of `tensor`.
+/// Whether the engine of elements may be used for this input, on the CPU or on CUDA.
+pub(crate) fn takes_elements(input: &Tensor) -> bool {
+    is_on_cuda(input) || takes(input)
+}
+
+/// [`takes_elements`] for a loss that some values of the arguments do not have ([`Pointwise::PARTIAL`]). On the CPU an
+/// engine that comes upon one leaves the call to the composite; it is asked only where that returns an error. On CUDA,
+/// where nobody looks at the values, their loss is NaN and their gradient 0, and the GPU takes a note.
+pub(crate) fn takes_partial(input: &Tensor, mode: InvalidValues) -> bool {
+    is_noted(input, mode) || takes(input) && mode.is_error()
+}
+
+/// Whether the engines of CUDA take a note of values without a loss, and the `mode` asks for that.
+pub(crate) fn is_noted(input: &Tensor, mode: InvalidValues) -> bool {
+    is_on_cuda(input) && mode == InvalidValues::Error
+}
+
+/// Whether the engines of CUDA are asked for a call with this first argument.
+#[cfg_attr(not(any(test, feature = "cuda")), allow(unused_variables))]
+pub(crate) fn is_on_cuda(input: &Tensor) -> bool {
+    #[cfg(any(test, feature = "cuda"))]
+    if cuda::is_asked(input) {
+        return true;
+    }
+    false
+}
+
+/// `tensor` in a kind that an engine reads beside `input`: on the CPU that of `input`, on CUDA as it is. `None` where
+/// no engine takes both, or where the kind of `input` cannot hold the numbers of `tensor`.
 pub(crate) fn f_beside(input: &Tensor, tensor: &Tensor) -> Result<Option<Tensor>, LossError> {
     let (kind, own) = (input.f_kind()?, tensor.f_kind()?);
+    #[cfg(any(test, feature = "cuda"))]
+    if cuda::is_asked(input) {
+        return Ok(cuda::arguments::takes_kind(kind, own).then(|| tensor.shallow_clone()));
+    }
     if !takes(input) || tensor.device() != Device::Cpu {
         return Ok(None);
     }

@@ -8,7 +8,7 @@ use crate::{LossError, Reduction};
 /// A loss of the cosine of an angle, by Σ aᵢbᵢ, Σ aᵢ² and Σ bᵢ².
 pub(crate) trait AngleLoss: Copy + Send + Sync + 'static {
     /// The loss of the sums, and its derivatives with respect to them.
-    fn loss(self, sums: [f64; 3], label: f64) -> (f64, [f64; 3]);
+    fn loss<R: Real>(self, sums: [R; 3], label: R) -> (R, [R; 3]);
 }
 
 /// Such a loss as one of two embeddings.
@@ -41,7 +41,7 @@ impl<L: AngleLoss> Embedding<2, 3> for Angle<L> {
         [a.mul_add(b, product), a.mul_add(a, square_a), b.mul_add(b, square_b)]
     }
 
-    fn loss(self, sums: [f64; 3], label: f64) -> (f64, [f64; 3]) {
+    fn loss<R: Real>(self, sums: [R; 3], label: R) -> (R, [R; 3]) {
         self.0.loss(sums, label)
     }
 

@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::class_vectors::{Angles, OwnSoftmax, owned, passed_in};
 use super::{EmbeddingPairs, EmbeddingReduction};
-use crate::kernels::{Embedding, NumberOperations, Real, f_embedding};
+use crate::kernels::{Embedding, NumberOperations, Real, choose, f_embedding};
 use crate::{LossError, Reduction, check};
 
 crate::options::options! {
@@ -139,16 +139,23 @@ impl Embedding<2, 2> for Moved {
         [difference.mul_add(difference, apart), sum.mul_add(sum, together)]
     }
 
-    fn loss(self, squares: [f64; 2], _: f64) -> (f64, [f64; 2]) {
-        let [apart, together] = squares.map(f64::sqrt);
-        let angle = 2.0 * apart.atan2(together);
-        let (cosine, slope) = match angle <= PI - self.margin {
-            true => ((angle + self.margin).cos(), -(angle + self.margin).sin()),
-            false => (angle.cos() - self.margin * self.margin.sin(), -angle.sin()),
-        };
+    /// Of the angle 2 atan2(‖a − b‖, ‖a + b‖) cosine and sine alone matter, which are rational in the lengths.
+    fn loss<R: Real>(self, squares: [R; 2], _: R) -> (R, [R; 2]) {
+        let (zero, two) = (R::of(0.0), R::of(2.0));
+        let [apart, together] = squares.map(R::sqrt);
+        let sum = squares[0] + squares[1];
+        let nothing = sum.equal(zero);
+        let cosine = choose(nothing, R::of(1.0), (squares[1] - squares[0]) / sum);
+        let sine = choose(nothing, zero, two * apart * together / sum);
+        let [of_sine, of_cosine] = [self.margin.sin(), self.margin.cos()].map(R::of);
+        let moved = [cosine * of_cosine - sine * of_sine, sine * of_cosine + cosine * of_sine];
+        let lowered = [cosine - R::of(self.margin * self.margin.sin()), sine];
+        // Up to π, and so as long as its sine is positive, the moved angle counts.
+        let counts = moved[1].greater_equal(zero);
+        let [cosine, sine] = [0, 1].map(|k: usize| choose(counts, moved[k], lowered[k]));
         // The gradient of a length of 0 is 0.
-        let over = |a: f64, b: f64| if b == 0.0 { 0.0 } else { a / (b * (squares[0] + squares[1])) };
-        (cosine, [slope * over(together, apart), -slope * over(apart, together)])
+        let over = |a: R, b: R| choose(b.equal(zero), zero, a / (b * sum));
+        (cosine, [-sine * over(together, apart), sine * over(apart, together)])
     }
 
     #[inline(always)]

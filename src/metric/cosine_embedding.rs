@@ -2,7 +2,7 @@ use tch::{Kind, Tensor};
 
 use super::angle::{Angle, AngleLoss};
 use super::same_shape_or_broadcast_in_rank;
-use crate::kernels::NumberOperations;
+use crate::kernels::{NumberOperations, Real, choose};
 use crate::mean_parts::f_wide;
 use crate::numeric::{f_widely, real, wide_kind};
 use crate::{LossError, MeanParts, Reduction, check};
@@ -159,20 +159,19 @@ fn f_without_zeros(embeddings: &Tensor) -> Result<(Tensor, Tensor), LossError> {
 }
 
 impl AngleLoss for Formula {
-    fn loss(self, [product, square_a, square_b]: [f64; 3], label: f64) -> (f64, [f64; 3]) {
-        let none = self.no_slope_of_zeros && (square_a == 0.0 || square_b == 0.0);
-        let (square_a, square_b) = (square_a + EPSILON, square_b + EPSILON);
+    fn loss<R: Real>(self, [product, square_a, square_b]: [R; 3], label: R) -> (R, [R; 3]) {
+        let (zero, one) = (R::of(0.0), R::of(1.0));
+        let none = R::Mask::from(self.no_slope_of_zeros) & (square_a.equal(zero) | square_b.equal(zero));
+        let (square_a, square_b) = (square_a + R::of(EPSILON), square_b + R::of(EPSILON));
         let length = (square_a * square_b).sqrt();
         let cosine = product / length;
-        let above = cosine - self.margin;
-        let (loss, slope) = match label {
-            1.0 => (1.0 - cosine, -1.0),
-            -1.0 if above < 0.0 => (0.0, 0.0),
-            -1.0 => (above, 1.0),
-            _ => (0.0, 0.0),
-        };
-        let slope = if none { 0.0 } else { slope };
-        let of_square = -0.5 * slope * cosine;
+        let above = cosine - R::of(self.margin);
+        let (same, other) = (label.equal(one), label.equal(-one));
+        let below = above.less(zero);
+        let of_other = |number: R| choose(other, choose(below, zero, number), zero);
+        let loss = choose(same, one - cosine, of_other(above));
+        let slope = choose(none, zero, choose(same, -one, of_other(one)));
+        let of_square = R::of(-0.5) * slope * cosine;
         (loss, [slope / length, of_square / square_a, of_square / square_b])
     }
 }

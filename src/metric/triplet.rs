@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::same_shape_or_broadcast_in_rank;
 use crate::check::{self, Named};
-use crate::kernels::{Embedding, Real, f_embedding};
+use crate::kernels::{Embedding, Real, choose, f_embedding};
 use crate::numeric::f_widely;
 use crate::{LossError, Reduction};
 
@@ -75,9 +75,11 @@ impl<N: Norm> Formula<N> {
     }
 
     /// The loss of two distances, and its derivative by the first. As of PyTorch's maximum it is 1 at 0.
-    fn hinge(self, to_positive: f64, to_negative: f64) -> (f64, f64) {
-        let short = self.margin + to_positive - to_negative;
-        if short < 0.0 { (0.0, 0.0) } else { (short, f64::from(short >= 0.0)) }
+    #[inline(always)]
+    fn hinge<R: Real>(self, to_positive: R, to_negative: R) -> (R, R) {
+        let zero = R::of(0.0);
+        let short = R::of(self.margin) + to_positive - to_negative;
+        (short.at_least(zero), choose(short.greater_equal(zero), R::of(1.0), zero))
     }
 }
 
@@ -91,7 +93,8 @@ impl<N: Norm> Embedding<3, 2> for Formula<N> {
         ]
     }
 
-    fn loss(self, sums: [f64; 2], _: f64) -> (f64, [f64; 2]) {
+    #[inline(always)]
+    fn loss<R: Real>(self, sums: [R; 2], _: R) -> (R, [R; 2]) {
         let [(to_positive, of_positive), (to_negative, of_negative)] = sums.map(|sum| self.norm.root(sum));
         let (loss, slope) = self.hinge(to_positive, to_negative);
         (loss, [slope * of_positive, -slope * of_negative])
@@ -113,13 +116,16 @@ impl<N: Norm> Embedding<3, 3> for Formula<N> {
         [to_positive, to_negative, self.norm.add(self.difference(numbers[1], numbers[2]), swapped)]
     }
 
-    fn loss(self, sums: [f64; 3], _: f64) -> (f64, [f64; 3]) {
+    #[inline(always)]
+    fn loss<R: Real>(self, sums: [R; 3], _: R) -> (R, [R; 3]) {
+        let (zero, half, one) = (R::of(0.0), R::of(0.5), R::of(1.0));
         let [(to_positive, of_positive), (to_negative, of_negative), (swapped, of_swapped)] =
             sums.map(|sum| self.norm.root(sum));
-        let (loss, slope) = self.hinge(to_positive, if to_negative < swapped { to_negative } else { swapped });
+        let nearer = to_negative.less(swapped);
+        let (loss, slope) = self.hinge(to_positive, choose(nearer, to_negative, swapped));
         // Equal distances share the gradient.
-        let share = if to_negative == swapped { 0.5 } else { f64::from(to_negative < swapped) };
-        (loss, [slope * of_positive, -slope * share * of_negative, -slope * (1.0 - share) * of_swapped])
+        let share = choose(to_negative.equal(swapped), half, choose(nearer, one, zero));
+        (loss, [slope * of_positive, -slope * share * of_negative, -slope * (one - share) * of_swapped])
     }
 
     #[inline(always)]
@@ -137,7 +143,7 @@ trait Norm: Copy + Send + Sync + 'static {
     /// The derivative of the power.
     fn slope<R: Real>(self, difference: R) -> R;
     /// The root of the sum and its derivative, 0 where the sum is 0.
-    fn root(self, sum: f64) -> (f64, f64);
+    fn root<R: Real>(self, sum: R) -> (R, R);
 }
 
 #[derive(Clone, Copy)]
@@ -154,9 +160,10 @@ impl Norm for Euclidean {
         R::of(2.0) * difference
     }
 
-    fn root(self, sum: f64) -> (f64, f64) {
-        let root = sum.sqrt();
-        (root, if root == 0.0 { 0.0 } else { 0.5 / root })
+    #[inline(always)]
+    fn root<R: Real>(self, sum: R) -> (R, R) {
+        let (zero, root) = (R::of(0.0), sum.sqrt());
+        (root, choose(root.equal(zero), zero, R::of(0.5) / root))
     }
 }
 
@@ -174,7 +181,8 @@ impl Norm for Manhattan {
         difference.sign()
     }
 
-    fn root(self, sum: f64) -> (f64, f64) {
-        (sum, 1.0)
+    #[inline(always)]
+    fn root<R: Real>(self, sum: R) -> (R, R) {
+        (sum, R::of(1.0))
     }
 }

@@ -2,7 +2,7 @@ use tch::{Tensor, no_grad_guard};
 
 use super::f_not_negative;
 use crate::check;
-use crate::kernels::{self, NumberOperations, Pointwise, Real, choose, f_pointwise};
+use crate::kernels::{self, Expected, NumberOperations, Pointwise, Real, choose, f_pointwise};
 use crate::numeric::{self, f_subtractable, f_widely, real};
 use crate::{InvalidValues, LossError, MeanParts, Reduction};
 
@@ -131,7 +131,9 @@ impl GaussianNllLoss {
                 let shared = var.size() != input.size();
                 // The gradient of a variance that several elements share is a sum, and half precision would round each
                 // part of it. With an input of no elements the engine would not check the variance.
-                if !kernels::takes(input)
+                let told = !kernels::is_on_cuda(input) || kernels::is_noted(input, self.invalid_values);
+                if !kernels::takes_elements(input)
+                    || !told
                     || input.numel() == 0
                     || (shared && input.f_kind()? != numeric::wide_kind(input)?)
                 {
@@ -203,7 +205,7 @@ struct Formula {
 
 impl Pointwise<3> for Formula {
     /// A negative variance.
-    const PARTIAL: bool = true;
+    const PARTIAL: Option<Expected> = Some(("var", NOT_NEGATIVE));
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y, var]: [R; 3]) -> (R, [R; 3]) {

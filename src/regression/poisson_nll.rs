@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::f_not_negative;
 use crate::check::{self, Validity};
-use crate::kernels::{Pointwise, Real, choose, f_pointwise};
+use crate::kernels::{self, Expected, Pointwise, Real, choose, f_pointwise};
 use crate::numeric::{f_subtractable, f_widely, real};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
@@ -102,8 +102,9 @@ impl Loss for PoissonNllLoss {
         let Self { log_input, full, eps, reduction, .. } = *self;
         let loss = *self;
         let composite = move |arguments: [&Tensor; 2]| f_widely(arguments, |[x, y]| loss.f_composite(x, y));
+        let told = log_input || !kernels::is_on_cuda(input) || kernels::is_noted(input, self.invalid_values);
         // The derivative for a target of 0 is to be the one of PyTorch's operations.
-        if full && target.requires_grad() {
+        if full && target.requires_grad() || !told {
             return composite([input, target]);
         }
         f_pointwise(Formula { log_input, full, eps }, [input, target], reduction, composite)
@@ -115,7 +116,7 @@ impl PoissonNllLoss {
         let (log_input, unreduced) = (self.log_input, self.reduction == Reduction::None);
         let validity = match log_input {
             true => Validity::CHECKED,
-            false => f_not_negative(("input", input), "rates ≥ 0", self.invalid_values)?,
+            false => f_not_negative(("input", input), RATES, self.invalid_values)?,
         };
         let input = validity.f_replace(input, 1.0)?;
         let target = f_subtractable(target, &input)?;
@@ -123,6 +124,9 @@ impl PoissonNllLoss {
         validity.f_poison(&loss, unreduced)
     }
 }
+
+/// What an input of rates is.
+const RATES: &str = "rates ≥ 0";
 
 #[derive(Clone, Copy)]
 struct Formula {
@@ -132,7 +136,7 @@ struct Formula {
 }
 
 impl Pointwise<2> for Formula {
-    const PARTIAL: bool = true;
+    const PARTIAL: Option<Expected> = Some(("input", RATES));
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {

@@ -7,7 +7,7 @@ use super::mask::f_drop_background;
 use super::region::{Grouping, PlainCrossEntropy, RegionLoss, Regions, not_negative};
 use super::{DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, JaccardLoss, TverskyLoss};
 use crate::classification::MeanOver;
-use crate::kernels::{NumberOperations, takes_region};
+use crate::kernels::{NumberOperations, Total, takes_region};
 use crate::loss::f_has_no_elements;
 use crate::numeric::{f_reals, result_kind, wide_kind};
 use crate::option_tensors::{OptionTensors, Replace};
@@ -249,7 +249,7 @@ impl Compound {
     /// The loss of regions and cross entropy from one pass over a softmax; nothing where the engine does not take it.
     fn f_fused(&self, input: &Tensor, target: &Tensor) -> Result<Option<Tensor>, LossError> {
         let Pixelwise::CrossEntropy(loss) = &self.pixelwise else { return Ok(None) };
-        let Some((weight, ignore_index, mean_over, reduction)) = loss.plain() else { return Ok(None) };
+        let Some((weight, ignore_index, mean_over, reduction)) = loss.plain(input) else { return Ok(None) };
         let overlap = self.overlap.loss();
         let regions = overlap.regions();
         if !is_softmax(regions) || !takes_region(input) {
@@ -270,17 +270,17 @@ impl Compound {
         if !same_pixels || masks && target.f_kind()? != kind || !weight.is_none_or(plain) {
             return Ok(None);
         }
-        let f_numbers = |weight: &Tensor| Ok::<_, LossError>(Vec::try_from(weight.f_to_kind(Kind::Double)?)?);
-        let entropy = PlainCrossEntropy { weight: weight.map(f_numbers).transpose()?, ignore_index };
+        let weight = weight.map(|weight| weight.f_detach()?.f_to_kind(Kind::Double)).transpose()?;
+        let entropy = PlainCrossEntropy { weight, ignore_index };
         overlap.f_score().map_err(|error| error.in_term("overlap"))?;
         let measured = regions.f_measure_with(&entropy, input, target).map_err(|error| error.in_term("overlap"))?;
         let Some((sizes, sum, weights)) = measured else { return Ok(None) };
         let divisor = match (reduction, mean_over) {
             (Reduction::Mean, MeanOver::Counted) if !masks => weights,
-            (Reduction::Mean, _) => (input.numel() as i64 / classes) as f64,
-            _ => 1.0,
+            (Reduction::Mean, _) => Total::Number((input.numel() as i64 / classes) as f64),
+            _ => Total::Number(1.0),
         };
-        let pixelwise = sum.f_div_number(divisor)?;
+        let pixelwise = divisor.f_divide(&sum)?;
         let overlap = overlap.f_of_sizes(&sizes).map_err(|error| error.in_term("overlap"))?;
         Ok(Some(self.f_sum(&overlap, &pixelwise, input)?))
     }

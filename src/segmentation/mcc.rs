@@ -117,8 +117,9 @@ impl Loss for MccLoss {
         let fits = activating.activation() != Activation::Softmax || input.dim() >= 2;
         check::shape(("input", input), fits, "[N, C, ...] for a softmax over the classes")?;
         let target = f_one_channel(("target", target), input, kind)?;
-        let valid_target = f_check_masks(&target, None, self.invalid_values)?;
-        let (input, valid_input) = activating.f_probabilities(&input.f_to_kind(kind)?, self.invalid_values)?;
+        let mode = self.invalid_values;
+        let valid_target = f_check_masks(&target, None, mode)?;
+        let (input, valid_input) = activating.f_probabilities(&input.f_to_kind(kind)?, mode)?;
         let loss = *self;
         // All pixels are one row.
         let rows = [&input.f_reshape([1, -1])?, &target.f_reshape([1, -1])?];
@@ -142,21 +143,22 @@ impl Embedding<2, 4> for Formula {
         [p.mul_add(t, tp), not_p.mul_add(not_t, tn), p.mul_add(not_t, fp), not_p.mul_add(t, fn_)]
     }
 
-    fn loss(self, sums: [f64; 4], _: f64) -> (f64, [f64; 4]) {
-        let [tp, tn, fp, fn_] = sums.map(|sum| sum + self.eps);
-        let factors = [tp + fp, tn + fn_, tp + fn_, tn + fp];
-        let (covariance, root) = (tp * tn - fp * fn_, factors.iter().product::<f64>().sqrt());
+    fn loss<R: Real>(self, sums: [R; 4], _: R) -> (R, [R; 4]) {
+        let (half, one) = (R::of(0.5), R::of(1.0));
+        let [tp, tn, fp, fn_] = sums.map(|sum| sum + R::of(self.eps));
+        let [a, b, c, d] = [tp + fp, tn + fn_, tp + fn_, tn + fp];
+        let (covariance, root) = (tp * tn - fp * fn_, (a * b * c * d).sqrt());
         let correlation = covariance / root;
         // The derivatives of the logarithm of the product, by its factors.
-        let [predicted, not_predicted, actual, not_actual] = factors.map(f64::recip);
-        let slope = |of_covariance: f64, of_logarithm: f64| 0.5 * correlation * of_logarithm - of_covariance / root;
+        let [predicted, not_predicted, actual, not_actual] = [a, b, c, d].map(|factor| one / factor);
+        let slope = |of_covariance: R, of_logarithm: R| half * correlation * of_logarithm - of_covariance / root;
         let slopes = [
             slope(tn, predicted + actual),
             slope(tp, not_predicted + not_actual),
             slope(-fn_, predicted + not_actual),
             slope(-fp, not_predicted + actual),
         ];
-        (1.0 - correlation, slopes)
+        (one - correlation, slopes)
     }
 
     #[inline(always)]

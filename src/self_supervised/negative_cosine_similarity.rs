@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::views;
-use crate::kernels::{NumberOperations, waits};
+use crate::kernels::{NumberOperations, Real, choose, waits};
 use crate::metric::angle::{Angle, AngleLoss};
 use crate::numeric::f_widely;
 use crate::{Loss, LossError, Reduction, check};
@@ -126,18 +126,17 @@ struct Formula {
 
 impl AngleLoss for Formula {
     /// Where a norm is raised to ε the derivative is still that of the norm, as in PyTorch.
-    fn loss(self, [product, square_a, square_b]: [f64; 3], _: f64) -> (f64, [f64; 3]) {
+    fn loss<R: Real>(self, [product, square_a, square_b]: [R; 3], _: R) -> (R, [R; 3]) {
+        let (zero, half, one) = (R::of(0.0), R::of(0.5), R::of(1.0));
         // A vector of zeros has no direction, and its derivatives are 0. With NaN in the other vector the result is
         // NaN.
-        if (square_a == 0.0 || square_b == 0.0) && product == 0.0 {
-            return (0.0, [0.0; 3]);
-        }
-        let norms = [square_a, square_b].map(f64::sqrt);
-        let [raised_a, raised_b] = norms.map(|norm| norm.max(self.eps));
+        let none = (square_a.equal(zero) | square_b.equal(zero)) & product.equal(zero);
+        let norms = [square_a, square_b].map(R::sqrt);
+        let [raised_a, raised_b] = norms.map(|norm| norm.max(R::of(self.eps)));
         let cosine = product / (raised_a * raised_b);
-        let of_square = |norm: f64, raised: f64| if norm == 0.0 { 0.0 } else { 0.5 * cosine / (raised * norm) };
-        let slopes = [-1.0 / (raised_a * raised_b), of_square(norms[0], raised_a), of_square(norms[1], raised_b)];
-        (-cosine, slopes)
+        let of_square = |norm: R, raised: R| choose(norm.equal(zero), zero, half * cosine / (raised * norm));
+        let slopes = [-one / (raised_a * raised_b), of_square(norms[0], raised_a), of_square(norms[1], raised_b)];
+        (choose(none, zero, -cosine), slopes.map(|slope| choose(none, zero, slope)))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The formulas of the sigmoid focal loss for the engine.
 
-use crate::kernels::{Logit, Pointwise, Real, choose, part, share_or_nan, sigmoids};
+use crate::binary;
+use crate::kernels::{Expected, Logit, Pointwise, Real, choose, part, share_or_nan, sigmoids};
 
 /// The loss with γ and α as its only options; for γ = 2 (`SQUARE`) the power is a product.
 #[derive(Clone, Copy)]
@@ -10,7 +11,7 @@ pub(in crate::classification) struct Formula<const SQUARE: bool> {
 }
 
 impl<const SQUARE: bool> Pointwise<2> for Formula<SQUARE> {
-    const PARTIAL: bool = true;
+    const PARTIAL: Option<Expected> = Some(binary::SHARES);
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
@@ -55,7 +56,7 @@ pub(super) struct MarginFormula<const SQUARE: bool> {
 }
 
 impl<const SQUARE: bool> Pointwise<2> for MarginFormula<SQUARE> {
-    const PARTIAL: bool = true;
+    const PARTIAL: Option<Expected> = Some(binary::SHARES);
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {

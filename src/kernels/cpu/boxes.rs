@@ -15,8 +15,8 @@ use super::parallel;
 use super::simd::{self, Kernel};
 use crate::LossError;
 use crate::kernels::backend;
-use crate::kernels::engine::{Composite, Engine, Factor, Reduce, composite_of, f_dispatch};
-use crate::kernels::formulas::Pointwise;
+use crate::kernels::engine::{Composite, Engine, Factor, Reduce, f_dispatch};
+use crate::kernels::formulas::{Pointwise, Typed};
 
 /// How many pairs of boxes a block has.
 const PAIRS: usize = 64;
@@ -24,22 +24,13 @@ const PAIRS: usize = 64;
 /// How many numbers a box has.
 const CORNERS: usize = 4;
 
-/// The losses of pairs of boxes `[*, 4]`, reduced, by `formula`, whose arguments are the numbers of the first box and
-/// then those of the second; by the `composite` of tensor operations where the engine does not take the call.
-pub(crate) fn f_boxes<P, C>(
-    formula: P,
-    boxes: [&Tensor; 2],
-    reduce: impl Into<Reduce>,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    P: Pointwise<8>,
-    C: Fn([&Tensor; 2]) -> Result<Tensor, LossError> + Send + 'static,
-{
-    f_pairs(Pairs(Box::new(Typed(formula))), &boxes, reduce.into(), composite_of(composite))
-}
-
-fn f_pairs(engine: Pairs, boxes: &[&Tensor], reduce: Reduce, composite: Composite) -> Result<Tensor, LossError> {
+/// The reduced losses of pairs of boxes; see [`f_boxes`](crate::kernels::boxes::f_boxes).
+pub(in crate::kernels) fn f_pairs(
+    formula: Box<dyn Formula>,
+    boxes: &[&Tensor],
+    reduce: Reduce,
+    composite: Composite,
+) -> Result<Tensor, LossError> {
     let (input, target) = (boxes[0], boxes[1]);
     let kind = input.f_kind()?;
     let taken = || {
@@ -50,14 +41,14 @@ fn f_pairs(engine: Pairs, boxes: &[&Tensor], reduce: Reduce, composite: Composit
     if !backend::fused() || !taken() {
         return composite(boxes);
     }
-    f_dispatch(Box::new(engine), boxes, reduce, composite)
+    f_dispatch(Box::new(Pairs(formula)), boxes, reduce, composite)
 }
 
 /// A formula without its type. The engine calls it once for each block.
-trait Formula: OfPairs<f32> + OfPairs<f64> + Send + Sync {}
+pub(in crate::kernels) trait Formula: OfPairs<f32> + OfPairs<f64> + Send + Sync {}
 
 /// Computes the losses and derivatives of a block.
-trait OfPairs<W>: Sync {
+pub(in crate::kernels) trait OfPairs<W>: Sync {
     /// Computes the losses of the pairs in `columns`, and where there are factors, the derivatives times these, into
     /// `of`.
     fn evaluate(
@@ -70,14 +61,11 @@ trait OfPairs<W>: Sync {
 }
 
 /// A block of pairs: a column for each of the eight numbers.
-type Columns<W> = [[W; PAIRS]; 2 * CORNERS];
+pub(in crate::kernels) type Columns<W> = [[W; PAIRS]; 2 * CORNERS];
 
-/// A formula as a [`Formula`], compiled for its type.
-struct Typed<P>(P);
+impl<P: Pointwise<8>> Formula for Typed<P, 8> {}
 
-impl<P: Pointwise<8>> Formula for Typed<P> {}
-
-impl<W: Wide, P: Pointwise<8>> OfPairs<W> for Typed<P> {
+impl<W: Wide, P: Pointwise<8>> OfPairs<W> for Typed<P, 8> {
     fn evaluate(
         &self,
         columns: &Columns<W>,

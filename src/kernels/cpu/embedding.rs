@@ -11,44 +11,27 @@ use tch::{Kind, Tensor};
 
 use super::elements::{Block, Numbers, f_numbers, is_plain};
 use super::kinds::Wide;
-use super::lane::LaneOf;
+use super::lane::{Lane, LaneOf};
 use super::output::Output;
 use super::simd::{self, Kernel, LANES, fold};
 use super::{BLOCK, parallel};
 use crate::LossError;
 use crate::kernels::backend;
-use crate::kernels::engine::{
-    Composite, Engine, Factor, Reduce, RowFactors, composite_of, f_dispatch, row_length, widely,
-};
-use crate::kernels::formulas::Embedding;
+use crate::kernels::engine::{Composite, Engine, Factor, Reduce, RowFactors, f_dispatch, row_length};
+use crate::kernels::formulas::{Embedding, TypedRows};
 
-/// The losses of embeddings `[*, D]`, reduced, by `formula`, or by the `composite` of tensor operations where the
-/// engine does not take the call. The first `N` of the `arguments` are embeddings. One more is the labels `[*]`; losses
-/// without labels have none.
-pub(crate) fn f_embedding<const N: usize, const S: usize, const M: usize, E, C>(
-    formula: E,
-    arguments: [&Tensor; M],
-    reduce: impl Into<Reduce>,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    E: Embedding<N, S>,
-    C: Fn([&Tensor; M]) -> Result<Tensor, LossError> + Send + 'static,
-{
-    let engine = Rows { formula: Box::new(Typed(formula)), embeddings: N };
-    f_embeddings(engine, &arguments, reduce.into(), widely(composite_of(composite)))
-}
-
-fn f_embeddings(
-    engine: Rows,
+/// The reduced losses of embeddings; see [`f_embedding`](crate::kernels::embedding::f_embedding).
+pub(in crate::kernels) fn f_embeddings(
+    formula: Box<dyn Formula>,
+    embeddings: usize,
     arguments: &[&Tensor],
     reduce: Reduce,
     composite: Composite,
 ) -> Result<Tensor, LossError> {
-    if !backend::fused() || !takes(engine.embeddings, arguments)? {
+    if !backend::fused() || !takes(embeddings, arguments)? {
         return composite(arguments);
     }
-    f_dispatch(Box::new(engine), arguments, reduce, composite)
+    f_dispatch(Box::new(Rows { formula, embeddings }), arguments, reduce, composite)
 }
 
 fn takes(embeddings: usize, arguments: &[&Tensor]) -> Result<bool, LossError> {
@@ -66,10 +49,10 @@ fn takes(embeddings: usize, arguments: &[&Tensor]) -> Result<bool, LossError> {
 }
 
 /// A formula without its type. The engine calls it once for the rows of a task.
-trait Formula: OfRows<f32> + OfRows<f64> + Send + Sync {}
+pub(in crate::kernels) trait Formula: OfRows<f32> + OfRows<f64> + Send + Sync {}
 
 /// Computes the rows of a task, or a part of a long row.
-trait OfRows<W>: Sync {
+pub(in crate::kernels) trait OfRows<W>: Sync {
     /// Computes what `part` says. For whole rows it returns the sum of their losses. For a part of a row it writes the
     /// sums to `sums`, or it reads the derivatives with respect to the sums from there.
     fn run(&self, job: &Job<W>, part: Part, sums: &mut Vec<f64>) -> f64;
@@ -78,12 +61,9 @@ trait OfRows<W>: Sync {
     fn loss(&self, sums: &mut [f64], label: f64) -> f64;
 }
 
-/// A formula as a [`Formula`], compiled for its type.
-struct Typed<E, const N: usize, const S: usize>(E);
+impl<E: Embedding<N, S>, const N: usize, const S: usize> Formula for TypedRows<E, N, S> {}
 
-impl<E: Embedding<N, S>, const N: usize, const S: usize> Formula for Typed<E, N, S> {}
-
-impl<W: Wide, E: Embedding<N, S>, const N: usize, const S: usize> OfRows<W> for Typed<E, N, S> {
+impl<W: Wide, E: Embedding<N, S>, const N: usize, const S: usize> OfRows<W> for TypedRows<E, N, S> {
     fn run(&self, job: &Job<W>, part: Part, sums: &mut Vec<f64>) -> f64 {
         sums.resize(S, 0.0);
         let mut of = std::array::from_fn(|k| sums[k]);
@@ -93,10 +73,17 @@ impl<W: Wide, E: Embedding<N, S>, const N: usize, const S: usize> OfRows<W> for 
     }
 
     fn loss(&self, sums: &mut [f64], label: f64) -> f64 {
-        let (loss, of_sums) = self.0.loss(std::array::from_fn(|k| sums[k]), label);
+        let (loss, of_sums) = loss(self.0, std::array::from_fn(|k| sums[k]), label);
         sums.copy_from_slice(&of_sums);
         loss
     }
+}
+
+/// The loss of a row, and its derivatives with respect to the sums.
+#[inline(always)]
+fn loss<E: Embedding<N, S>, const N: usize, const S: usize>(formula: E, sums: [f64; S], label: f64) -> (f64, [f64; S]) {
+    let (loss, of_sums) = formula.loss(sums.map(Lane), Lane(label));
+    (loss.0, of_sums.map(|of_sum| of_sum.0))
 }
 
 /// The engine, with its formula.
@@ -182,7 +169,7 @@ fn f_run<W: Wide>(
 }
 
 /// A call, which all threads share.
-struct Job<'a, W> {
+pub(in crate::kernels) struct Job<'a, W> {
     formula: &'a (dyn OfRows<W> + 'a),
     embeddings: Vec<Numbers<'a, W>>,
     /// D, the length of an embedding.
@@ -195,7 +182,7 @@ struct Job<'a, W> {
 
 /// What one task does.
 #[derive(Clone)]
-enum Part {
+pub(in crate::kernels) enum Part {
     /// The losses and gradients of these rows.
     Rows(Range<usize>),
     /// The sums over a part of a row, given as positions in the embeddings.
@@ -239,7 +226,7 @@ impl<W: Wide, E: Embedding<N, S>, const N: usize, const S: usize> Kernel<W> for 
                 *sums = job.sums::<R, E, N, S>(formula, range.clone(), &mut room);
             }
             if part.is_none() {
-                let (loss, of_sums) = formula.loss(*sums, job.label(row));
+                let (loss, of_sums) = loss(formula, *sums, job.label(row));
                 total += loss;
                 job.store_loss(row, loss);
                 let factor = job.factors.of_row(row);
@@ -269,6 +256,7 @@ impl<W: Wide, const N: usize> Default for Room<W, N> {
     }
 }
 
+#[allow(private_bounds, reason = "a job is named beyond this module, and used here alone")]
 impl<W: Wide> Job<'_, W> {
     /// Computes a row that all threads share: the sums of its parts, the loss, the gradients of its parts. Returns the
     /// loss.

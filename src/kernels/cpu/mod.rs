@@ -3,13 +3,13 @@
 //! The words used here (kernel, lane, block, task, wide, plain, dense) are explained in [`kernels`](super).
 
 #[cfg(feature = "detection")]
-mod boxes;
+pub(super) mod boxes;
 #[cfg(feature = "classification")]
 pub(super) mod class_terms;
 #[cfg(feature = "metric")]
 mod distances;
 pub(super) mod elements;
-mod embedding;
+pub(super) mod embedding;
 mod kinds;
 pub(super) mod label_margin;
 mod lane;
@@ -36,7 +36,7 @@ mod positives;
 #[cfg(feature = "segmentation")]
 mod ranks;
 #[cfg(feature = "segmentation")]
-mod region;
+pub(super) mod region;
 mod rows;
 mod scan;
 pub(super) mod simd;
@@ -52,11 +52,8 @@ pub(super) mod views;
 #[cfg(feature = "image")]
 mod window;
 
-#[cfg(feature = "detection")]
-pub(crate) use boxes::f_boxes;
 #[cfg(feature = "metric")]
 pub(crate) use distances::{f_distance_slopes, f_distances};
-pub(crate) use embedding::f_embedding;
 #[cfg(feature = "image")]
 pub(crate) use map::f_map;
 pub use memory::set_gradient_cache;
@@ -72,8 +69,6 @@ pub(crate) use pointwise::f_pointwise_of_planes;
 pub(crate) use positives::Each;
 #[cfg(feature = "segmentation")]
 pub(crate) use ranks::{Ranks, f_ranks};
-#[cfg(feature = "segmentation")]
-pub(crate) use region::{Entropy, Regional, Sums, f_region, takes_region};
 pub(crate) use scan::{scan_classes, scan_range};
 #[cfg(feature = "metric")]
 pub(crate) use triplets::{Triplets, f_triplets};

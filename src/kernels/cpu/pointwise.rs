@@ -99,7 +99,7 @@ const MOST: usize = 5;
 
 impl<P: Pointwise<N>, const N: usize> Formula for Typed<P, N> {
     fn is_partial(&self) -> bool {
-        P::PARTIAL
+        P::PARTIAL.is_some()
     }
 }
 

@@ -3,9 +3,9 @@
 
 use tch::{Kind, Tensor};
 
+use super::engine::address;
 use super::launch::{Block, Kernel};
 use super::modules;
-use super::pointwise::address;
 use super::rows::{Outputs, RowCall, are_aligned, f_weights, grid, plan};
 use super::softmax::EXPONENTIALS;
 use super::source::rows::rows as source;

@@ -4,12 +4,17 @@
 //! A call goes the same way as on the CPU, and nothing in it waits for the device: sums, factors and the loss stay
 //! there. Whatever keeps an engine from a call (no NVRTC, no driver, another kind) leaves it to tensor operations.
 
+pub(super) mod arguments;
+#[cfg(feature = "detection")]
+pub(super) mod boxes;
 #[cfg(feature = "classification")]
 pub(super) mod class_terms;
 mod disk;
 mod driver;
+pub(super) mod embedding;
 #[cfg(test)]
 mod emulation;
+mod engine;
 pub(super) mod label_margin;
 mod launch;
 pub(super) mod logits;
@@ -20,11 +25,15 @@ pub(super) mod picked;
 pub(super) mod pointwise;
 #[cfg(feature = "detection")]
 pub(super) mod positions;
+#[cfg(feature = "segmentation")]
+pub(super) mod region;
 mod rows;
 pub(super) mod softmax;
 mod source;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(super) use tests::is_emulated;
 #[cfg(feature = "classification")]
 pub(super) mod views;
 

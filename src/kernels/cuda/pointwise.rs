@@ -1,39 +1,35 @@
 //! The engine of losses that are a function of each element.
 
 use std::ffi::c_void;
+use std::fmt::Write;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use super::launch::{Block, Kernel, Launch, THREADS};
-use super::source::Source;
-use super::{modules, source};
-use crate::LossError;
-use crate::autograd::{self, Context, Header, StoredGradients};
-use crate::kernels::engine::{Composite, Reduce, f_with_graph};
-use crate::kernels::formulas::{Pointwise, Typed};
-use crate::kernels::graph::{self, Recording};
-use crate::kernels::tensors::{f_in_one_layout, f_one_layout};
-use crate::numeric::is_half;
+use super::arguments::{self, Argument};
+use super::engine::{self, Engine, FINISH, Forward, Sum, address};
+use super::launch::{Block, Kernel, Launch};
+use super::modules;
+use super::source::{self, Body, Source};
+use crate::autograd::Header;
+use crate::kernels::engine::{Composite, Reduce};
+use crate::kernels::formulas::{Expected, Pointwise, Typed};
+use crate::kernels::graph::{self, Id, Recording};
+use crate::{InvalidValues, LossError};
 
 const POINTWISE: Kernel = Kernel { name: c"pointwise", types: &["Call"] };
-const FINISH: Kernel = Kernel { name: c"finish", types: &["const double*", "int", "double", "Element*"] };
-const SCALE: Kernel = Kernel { name: c"scale", types: &["Element*", "long long", "const Element*"] };
-
-/// Blocks at most. How many there are depends on the size alone, so that a sum is the same on every GPU.
-pub(super) const BLOCKS: usize = 1024;
-/// The bytes that a thread reads at a time.
-pub(super) const PACK: usize = 16;
+const FINISH_PARTIAL: Kernel =
+    Kernel { name: c"finish_partial", types: &["const double*", "int", "double", "Element*", "Element*"] };
 
 /// A formula without its type, as a graph of operations.
 pub(in crate::kernels) trait Recorded: Send + Sync {
-    fn is_partial(&self) -> bool;
+    fn partial(&self) -> Option<Expected>;
 
     /// The loss, and its derivatives.
     fn record(&self) -> Recording;
 }
 
 impl<P: Pointwise<N>, const N: usize> Recorded for Typed<P, N> {
-    fn is_partial(&self) -> bool {
+    fn partial(&self) -> Option<Expected> {
         P::PARTIAL
     }
 
@@ -55,91 +51,80 @@ pub(in crate::kernels) fn f_elements(
     composite: Composite,
 ) -> Result<Tensor, LossError> {
     let kind = arguments[0].f_kind()?;
-    // The error of an argument without a loss would be a look at the loss.
-    if result != kind || formula.is_partial() || !takes(arguments, kind) {
+    let partial = formula.partial();
+    // Which elements have no loss is told of their sum alone.
+    let others = result != kind || reduce == Reduce::No;
+    if !takes(arguments, kind)? || partial.is_some() && others {
         return composite(arguments);
     }
-    let call = Call { recording: formula.record(), kind, device: arguments[0].device() };
-    let needed = autograd::needed(arguments);
-    let at_once = reduce != Reduce::No && is_stored(kind);
-    let wanted: Vec<bool> = needed.iter().map(|needed| *needed && at_once).collect();
-    let scale = reduce.scale(|| Header::of(arguments[0]).elements());
-    let Some((loss, gradients)) = call.f_forward(arguments, &wanted, scale)? else { return composite(arguments) };
-    if !needed.contains(&true) {
-        return Ok(loss);
-    }
-    let store = || StoredGradients::f_of_own_kind(autograd::spread(gradients, &needed));
-    let stored = at_once.then(store).transpose()?;
-    let fused = move |context: &Context, grad: &Tensor, needed: &[bool]| {
-        if let Some(stored) = &stored {
-            return stored.f_scaled_by(context, grad, &f_scale).map(Some);
-        }
-        let saved: Vec<&Tensor> = context.saved().iter().collect();
-        let gradients = call.f_backward(&saved, grad, needed, scale)?;
-        Ok(gradients.map(|gradients| autograd::spread(gradients, needed)))
-    };
-    f_with_graph(loss, arguments, needed, composite, Box::new(fused))
+    let engine = Elements { recording: formula.record(), partial, kind };
+    engine::f_dispatch_to(result, Box::new(engine), arguments, reduce, composite)
 }
 
-/// Whether gradients are computed in the forward pass. Those of half precision would be rounded before they are scaled,
-/// and whether they are scaled is known on the device alone.
-pub(super) fn is_stored(kind: Kind) -> bool {
-    !is_half(kind)
-}
-
-fn takes(arguments: &[&Tensor], kind: Kind) -> bool {
+fn takes(arguments: &[&Tensor], kind: Kind) -> Result<bool, LossError> {
     let first = Header::of(arguments[0]);
-    let is_alike =
-        |header: Header| header.is_numbers_of(kind) && header.is_on_device_of(&first) && header.size() == first.size();
+    if !is_floating(kind) || first.elements() == 0 {
+        return Ok(false);
+    }
+    for argument in arguments {
+        let (header, own) = (Header::of(argument), argument.f_kind()?);
+        let alike = header.is_on_device_of(&first) && header.size() == first.size();
+        if !alike || !arguments::takes_kind(kind, own) || !header.is_numbers_of(own) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether kernels compute losses of this kind.
+pub(super) fn is_floating(kind: Kind) -> bool {
     matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16)
-        && first.elements() != 0
-        && arguments.iter().all(|argument| is_alike(Header::of(argument)))
 }
 
-/// A formula, for tensors of a kind on a device.
-struct Call {
+/// A formula, for tensors of a kind.
+struct Elements {
     recording: Recording,
+    /// What is expected where some elements have no loss. Theirs is NaN, without a gradient.
+    partial: Option<Expected>,
     kind: Kind,
-    device: Device,
 }
 
-/// What the derivatives are multiplied by: a number, and a tensor of one number, or of one for `each` loss.
-#[derive(Clone, Copy)]
-struct Factors<'a> {
-    number: f64,
-    tensor: Option<&'a Tensor>,
-    each: bool,
-}
+impl Engine for Elements {
+    fn count(&self, arguments: &[&Tensor]) -> usize {
+        Header::of(arguments[0]).elements()
+    }
 
-impl Call {
-    /// The losses, or their sum times the `scale`, and the gradients that are wanted, times the scale; none where the
-    /// kernels cannot be had.
     fn f_forward(
         &self,
         arguments: &[&Tensor],
         wanted: &[bool],
-        scale: Option<f64>,
-    ) -> Result<Option<(Tensor, Vec<Tensor>)>, LossError> {
-        let Some(kernels) = self.kernels(wanted, scale.is_none()) else { return Ok(None) };
-        f_in_one_layout(arguments, |arguments| {
-            let gradients = f_gradients(arguments[0], wanted)?;
-            let factors = Factors { number: scale.unwrap_or(1.0), tensor: None, each: false };
-            let Some(scale) = scale else {
-                let losses = arguments[0].f_detach()?.f_empty_like()?;
-                let launched = kernels.run(arguments, &gradients, factors, Some(&losses), None);
-                return Ok(launched.then_some((losses, gradients)));
-            };
-            let grid = self.grid(arguments[0]);
-            let sums = Tensor::f_empty([i64::from(grid)], (Kind::Double, self.device))?;
-            if !kernels.run(arguments, &gradients, factors, None, Some(&sums)) {
-                return Ok(None);
-            }
-            let loss = Tensor::f_empty([0_i64; 0], (self.kind, self.device))?;
-            Ok(kernels.finish(&sums, grid, scale, &loss).then_some((loss, gradients)))
-        })
+        sum: Option<Sum>,
+    ) -> Result<Option<Forward>, LossError> {
+        let arguments = arguments::f_arrange(arguments)?;
+        let Some(kernels) = self.kernels(&arguments, None, wanted, sum.is_none()) else { return Ok(None) };
+        let first = &arguments[0].tensor;
+        let gradients = engine::f_gradients(first, wanted)?;
+        let Some(sum) = sum else {
+            let losses = first.f_detach()?.f_empty_like()?;
+            let launched = kernels.run(&gradients, 1.0, Some(&losses), None);
+            return Ok(launched.then_some(Forward { loss: losses, gradients, valid: None }));
+        };
+        let grid = engine::grid(first);
+        // Behind the sums of partial losses come the counts of elements without a loss.
+        let length = i64::from(grid) * if self.partial.is_some() { 2 } else { 1 };
+        let sums = Tensor::f_empty([length], (Kind::Double, first.device()))?;
+        if !kernels.run(&gradients, sum.scale, None, Some(&sums)) {
+            return Ok(None);
+        }
+        if let Some((argument, expected)) = self.partial {
+            let Some((loss, valid)) = kernels.f_finish_partial(&sums, grid, sum)? else { return Ok(None) };
+            InvalidValues::f_note(valid.device(), argument, expected.into(), &valid.f_to_kind(Kind::Bool)?)?;
+            return Ok(Some(Forward { loss, gradients, valid: Some(valid) }));
+        }
+        let loss = engine::f_finish(&*kernels.launcher, self.kind, &sums, grid, sum)?;
+        Ok(loss.map(|loss| Forward { loss, gradients, valid: None }))
     }
 
-    /// The gradients that are wanted, given that of the losses, or of the loss that is their sum times the `scale`.
     fn f_backward(
         &self,
         arguments: &[&Tensor],
@@ -147,114 +132,112 @@ impl Call {
         wanted: &[bool],
         scale: Option<f64>,
     ) -> Result<Option<Vec<Tensor>>, LossError> {
-        let Some(kernels) = self.kernels(wanted, false) else { return Ok(None) };
-        f_in_one_layout(arguments, |arguments| {
-            let gradients = f_gradients(arguments[0], wanted)?;
-            let grad = match scale {
-                Some(_) => grad.shallow_clone(),
-                None => f_one_layout(&[arguments[0], grad])?.remove(1),
-            };
-            let factors = Factors { number: scale.unwrap_or(1.0), tensor: Some(&grad), each: scale.is_none() };
-            Ok(kernels.run(arguments, &gradients, factors, None, None).then_some(gradients))
-        })
-    }
-
-    fn grid(&self, first: &Tensor) -> u32 {
-        grid(Header::of(first).elements(), self.kind)
-    }
-
-    /// The kernels that store these gradients, and the losses or not.
-    fn kernels(&self, wanted: &[bool], losses: bool) -> Option<Kernels<'_>> {
-        let source = source::pointwise(&self.recording, self.kind, wanted, losses);
-        let launcher = modules::launcher(self.device, &source.text, &[POINTWISE, FINISH])?;
-        Some(Kernels { call: self, source, launcher })
+        let arguments = arguments::f_arrange(arguments)?;
+        let factors = arguments::f_beside(&arguments[0].tensor, grad)?;
+        let Some(kernels) = self.kernels(&arguments, Some(&factors), wanted, false) else { return Ok(None) };
+        let gradients = engine::f_gradients(&arguments[0].tensor, wanted)?;
+        Ok(kernels.run(&gradients, scale.unwrap_or(1.0), None, None).then_some(gradients))
     }
 }
 
-/// How many blocks go through so many elements.
-fn grid(elements: usize, kind: Kind) -> u32 {
-    let of_thread = PACK / kind.elt_size_in_bytes();
-    elements.div_ceil(THREADS as usize * of_thread).clamp(1, BLOCKS) as u32
-}
-
-/// Multiplies a gradient by that of the loss.
-pub(super) fn f_scale(gradient: &mut Tensor, grad: &Tensor) -> Result<(), LossError> {
-    let kind = gradient.f_kind()?;
-    let source = source::scale(kind);
-    let Some(launcher) = modules::launcher(gradient.device(), &source.text, &[SCALE]) else {
-        let _ = gradient.f_mul_(grad)?;
-        return Ok(());
-    };
-    let (mut place, mut length, mut factor) = (gradient.data_ptr(), gradient.numel() as i64, address(grad));
-    let parameters: &mut [*mut c_void] =
-        &mut [(&raw mut place).cast(), (&raw mut length).cast(), (&raw mut factor).cast()];
-    // SAFETY: the types are those of the kernel; both tensors are of the kind, on the device, and their memory is freed
-    // on the same stream, behind the kernel.
-    if unsafe { launcher.launch(SCALE, grid(gradient.numel(), kind), parameters) }.is_err() {
-        let _ = gradient.f_mul_(grad)?;
+impl Elements {
+    /// The kernels that store these gradients, times the `factors` where there are some, and the losses or not.
+    fn kernels<'a>(
+        &'a self,
+        arguments: &'a [Argument],
+        factors: Option<&'a Argument>,
+        wanted: &[bool],
+        losses: bool,
+    ) -> Option<Kernels<'a>> {
+        let Source { text, parameters } = evaluate(&self.recording, wanted);
+        let mut source = source::head(self.kind, parameters.len());
+        let gradients = wanted.iter().filter(|wanted| **wanted).count();
+        let (count, stored, partial) = (arguments.len(), usize::from(losses), usize::from(self.partial.is_some()));
+        _ = write!(source, "#define ARGUMENTS {count}\n#define GRADIENTS {gradients}\n");
+        _ = write!(source, "#define LOSSES {stored}\n#define PARTIAL {partial}\n");
+        arguments::write_reads(&mut source, arguments, factors);
+        source.push_str(&text);
+        source.push_str(include_str!("source/pointwise.cu"));
+        let names: &[Kernel] =
+            if self.partial.is_some() { &[POINTWISE, FINISH, FINISH_PARTIAL] } else { &[POINTWISE, FINISH] };
+        let launcher = modules::launcher(arguments[0].tensor.device(), &source, names)?;
+        Some(Kernels { call: self, arguments, factors, parameters, launcher })
     }
-    Ok(())
 }
 
-/// New tensors for the gradients that are wanted, in the layout of this one.
-fn f_gradients(like: &Tensor, wanted: &[bool]) -> Result<Vec<Tensor>, LossError> {
-    let like = like.f_detach()?;
-    wanted.iter().filter(|wanted| **wanted).map(|_| Ok(like.f_empty_like()?)).collect()
+/// A formula as the C++ function `evaluate`. `wanted` tells which of the derivatives it stores.
+pub(super) fn evaluate(recording: &Recording, wanted: &[bool]) -> Source {
+    let arguments = recording.outputs.len() - 1;
+    assert_eq!(wanted.len(), arguments);
+    let slopes = recording.outputs[1..].iter().zip(wanted).filter(|(_, wanted)| **wanted).map(|(id, _)| *id);
+    let outputs: Vec<Id> = recording.outputs[..1].iter().copied().chain(slopes).collect();
+    let names: Vec<String> = (0..arguments).map(|position| format!("a[{position}]")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let Body { statements, outputs, parameters } = source::body(recording, &outputs, &names);
+    let mut text = "DEVICE Real evaluate(const Real* a, const Real* p, Real* g) {\n".to_owned();
+    text.push_str(&statements);
+    for (position, output) in outputs[1..].iter().enumerate() {
+        _ = writeln!(text, "  g[{position}] = {output};");
+    }
+    _ = writeln!(text, "  return {};\n}}", outputs[0]);
+    Source { text, parameters }
 }
 
 /// The kernels of a call, loaded.
 struct Kernels<'a> {
-    call: &'a Call,
-    source: Source,
+    call: &'a Elements,
+    arguments: &'a [Argument],
+    factors: Option<&'a Argument>,
+    parameters: Vec<f64>,
     launcher: Box<dyn Launch>,
 }
 
 impl Kernels<'_> {
-    /// Runs over all elements of arguments in one layout, as `Call` in pointwise.cu says. Whether that could be
-    /// launched.
-    fn run(
-        &self,
-        arguments: &[&Tensor],
-        gradients: &[Tensor],
-        factors: Factors,
-        losses: Option<&Tensor>,
-        sums: Option<&Tensor>,
-    ) -> bool {
+    /// Runs over all elements, as `Call` in pointwise.cu says. Whether that could be launched.
+    fn run(&self, gradients: &[Tensor], factor: f64, losses: Option<&Tensor>, sums: Option<&Tensor>) -> bool {
         let kind = self.call.kind;
-        let length = Header::of(arguments[0]).elements();
+        let first = &self.arguments[0].tensor;
+        let length = Header::of(first).elements();
         let address_of = |tensor: Option<&Tensor>| tensor.map_or(std::ptr::null(), address);
-        let (of_losses, of_factors) = (address_of(losses), address_of(factors.tensor));
-        let mut addresses: Vec<*const c_void> = arguments.iter().map(|argument| address(argument)).collect();
-        addresses.extend(gradients.iter().map(address));
-        let aligned =
-            addresses.iter().chain([&of_losses, &of_factors]).all(|address| (*address as usize).is_multiple_of(PACK));
-        // The array of gradients has one place more than there are, since C++ has no empty ones.
-        addresses.extend([std::ptr::null(), of_losses, of_factors, address_of(sums)]);
+        let mut read = self.arguments.iter().chain(self.factors);
+        let mut written = gradients.iter().chain(losses);
+        let aligned = read.all(|argument| argument.is_aligned(kind))
+            && written.all(|tensor| (address(tensor) as usize).is_multiple_of(engine::PACK));
         let mut block = Block::default();
-        addresses.into_iter().for_each(|address| block.pointer(address));
+        self.arguments.iter().for_each(|argument| block.pointer(address(&argument.tensor)));
+        gradients.iter().for_each(|gradient| block.pointer(address(gradient)));
+        // The array of gradients has one place more than there are, since C++ has no empty ones.
+        let factors = address_of(self.factors.map(|factors| &factors.tensor));
+        let others = [std::ptr::null(), address_of(losses), factors, address_of(sums)];
+        others.into_iter().for_each(|address| block.pointer(address));
         block.long(length as i64);
-        block.int(factors.each.into());
+        arguments::write_steps(&mut block, self.arguments, self.factors);
         block.int(aligned.into());
-        block.real(kind, factors.number);
-        self.source.parameters.iter().for_each(|parameter| block.real(kind, *parameter));
+        block.int(i32::try_from(length).is_ok().into());
+        block.real(kind, factor);
+        self.parameters.iter().for_each(|parameter| block.real(kind, *parameter));
         block.real(kind, 0.0);
         let mut call = block.finish();
-        let grid = self.call.grid(arguments[0]);
-        // SAFETY: the block has the layout of `Call`; all tensors are of the kind, on the device and of the length, and
+        // SAFETY: the block has the layout of `Call`; all tensors are on the device and as large as the steps say, and
         // their memory is freed on the same stream, behind the kernel.
-        unsafe { self.launcher.launch(POINTWISE, grid, &mut [call.as_mut_ptr().cast()]) }.is_ok()
+        unsafe { self.launcher.launch(POINTWISE, engine::grid(first), &mut [call.as_mut_ptr().cast()]) }.is_ok()
     }
 
-    /// The sum of the sums of so many blocks, times a number, as the loss. Whether that could be launched.
-    fn finish(&self, sums: &Tensor, grid: u32, scale: f64, loss: &Tensor) -> bool {
-        let (mut sums, mut count, mut scale, mut loss) = (address(sums), grid as i32, scale, loss.data_ptr());
-        let parameters: &mut [*mut c_void] =
-            &mut [(&raw mut sums).cast(), (&raw mut count).cast(), (&raw mut scale).cast(), (&raw mut loss).cast()];
+    /// The loss, and 1 where all elements had one, else 0; none where that could not be launched.
+    fn f_finish_partial(&self, sums: &Tensor, grid: u32, sum: Sum) -> Result<Option<(Tensor, Tensor)>, LossError> {
+        let f_number = || Tensor::f_empty([0_i64; 0], (self.call.kind, sums.device()));
+        let (loss, valid) = (f_number()?, f_number()?);
+        let (mut from, mut count, mut scale) = (address(sums), grid as i32, sum.scale);
+        let (mut to, mut flag) = (loss.data_ptr(), valid.data_ptr());
+        let parameters: &mut [*mut c_void] = &mut [
+            (&raw mut from).cast(),
+            (&raw mut count).cast(),
+            (&raw mut scale).cast(),
+            (&raw mut to).cast(),
+            (&raw mut flag).cast(),
+        ];
         // SAFETY: the types are those of the kernel; the kernels of a stream run one after the other.
-        unsafe { self.launcher.launch(FINISH, 1, parameters) }.is_ok()
+        let launched = unsafe { self.launcher.launch(FINISH_PARTIAL, 1, parameters) }.is_ok();
+        Ok(launched.then_some((loss, valid)))
     }
-}
-
-pub(super) fn address(tensor: &Tensor) -> *const c_void {
-    tensor.data_ptr().cast_const()
 }

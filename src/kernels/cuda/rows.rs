@@ -5,9 +5,9 @@ use std::ffi::c_void;
 
 use tch::{Device, Kind, Tensor};
 
+use super::engine::{BLOCKS, PACK, address, f_scale, is_stored};
 use super::launch::{Block, Kernel, Launch, THREADS};
 use super::modules;
-use super::pointwise::{BLOCKS, PACK, address, f_scale, is_stored};
 use super::source::rows::{Plan, WARP, rows};
 use crate::LossError;
 use crate::autograd::{self, Context, Header, StoredGradients};

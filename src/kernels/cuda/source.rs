@@ -16,14 +16,14 @@ pub(super) struct Source {
 }
 
 /// The body of a C++ function that computes some outputs of a formula: its statements, and the names of the outputs.
-struct Body {
-    statements: String,
-    outputs: Vec<String>,
-    parameters: Vec<f64>,
+pub(super) struct Body {
+    pub(super) statements: String,
+    pub(super) outputs: Vec<String>,
+    pub(super) parameters: Vec<f64>,
 }
 
 /// `arguments` names the numbers that the formula is given.
-fn body(recording: &Recording, outputs: &[Id], arguments: &[&str]) -> Body {
+pub(super) fn body(recording: &Recording, outputs: &[Id], arguments: &[&str]) -> Body {
     let mut names = vec![String::new(); recording.nodes.len()];
     let (mut statements, mut parameters) = (String::new(), Vec::new());
     for id in recording.needed(outputs) {
@@ -114,28 +114,6 @@ fn literal(value: f64) -> String {
     }
 }
 
-/// The kernels of a formula of each element. `wanted` tells which of its derivatives are stored.
-pub(super) fn pointwise(recording: &Recording, kind: Kind, wanted: &[bool], losses: bool) -> Source {
-    let arguments = recording.outputs.len() - 1;
-    assert_eq!(wanted.len(), arguments);
-    let slopes = recording.outputs[1..].iter().zip(wanted).filter(|(_, wanted)| **wanted).map(|(id, _)| *id);
-    let outputs: Vec<Id> = recording.outputs[..1].iter().copied().chain(slopes).collect();
-    let names: Vec<String> = (0..arguments).map(|position| format!("a[{position}]")).collect();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let body = body(recording, &outputs, &names);
-    let mut text = head(kind, body.parameters.len());
-    let (gradients, stored) = (outputs.len() - 1, usize::from(losses));
-    _ = write!(text, "#define ARGUMENTS {arguments}\n#define GRADIENTS {gradients}\n#define LOSSES {stored}\n");
-    text.push_str("DEVICE Real evaluate(const Real* a, const Real* p, Real* g) {\n");
-    text.push_str(&body.statements);
-    for (position, output) in body.outputs[1..].iter().enumerate() {
-        _ = writeln!(text, "  g[{position}] = {output};");
-    }
-    _ = writeln!(text, "  return {};\n}}", body.outputs[0]);
-    text.push_str(include_str!("source/pointwise.cu"));
-    Source { text, parameters: body.parameters }
-}
-
 /// The name by which the sources know the kind of the elements.
 fn name(kind: Kind) -> &'static str {
     match kind {
@@ -146,11 +124,12 @@ fn name(kind: Kind) -> &'static str {
     }
 }
 
-fn head(kind: Kind, parameters: usize) -> String {
+/// What all sources begin with.
+pub(super) fn head(kind: Kind, parameters: usize) -> String {
     format!("#define {} 1\n#define PARAMETERS {parameters}\n{}", name(kind), include_str!("source/prelude.cu"))
 }
 
-/// The kernel that scales a gradient.
+/// The kernels of the prelude alone, such as that which scales a gradient.
 pub(super) fn scale(kind: Kind) -> Source {
     Source { text: head(kind, 0), parameters: vec![] }
 }

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use super::entropy::PlainCrossEntropy;
 use super::options::{Grouping, IgnoreScope, OverlapMeasure, Regions};
 use crate::check::{self, ClassIndices, Validity};
-use crate::kernels::{Entropy, NumberOperations, Regional, Sums, f_region, takes_region};
+use crate::kernels::{Entropy, NumberOperations, Regional, Sums, Total, f_beside, f_region, is_on_cuda, takes_region};
 use crate::segmentation::activation::{
     Activating, Activation, f_activate, f_check_input, f_check_masks, f_check_softmax,
 };
@@ -65,7 +65,7 @@ impl Regions {
         let valid_weight = self.f_check_weight(input)?;
         let (kind, input) = (numeric::result_kind(input)?, activation.f_prepare(input)?);
         if let Some(sums) = self.f_fused(&input, target, activation, None)? {
-            return self.f_sizes(sums.regions, vec![valid_weight], kind);
+            return self.f_sizes(sums.regions, vec![self.f_found(sums.valid)?, valid_weight], kind);
         }
         let wide = input.f_to_kind(numeric::wide_kind(&input)?)?;
         let (sums, valid_target, valid_input) = self.f_composite(&wide, target, activation)?;
@@ -79,14 +79,22 @@ impl Regions {
         entropy: &PlainCrossEntropy,
         input: &Tensor,
         target: &Tensor,
-    ) -> Result<Option<(Sizes, Tensor, f64)>, LossError> {
+    ) -> Result<Option<(Sizes, Tensor, Total)>, LossError> {
         self.f_check_options(input)?;
         let valid_weight = self.f_check_weight(input)?;
         let sums = self.f_fused(input, target, &Activating::Known(Activation::Softmax), Some(entropy))?;
-        let Some(Sums { regions, entropy: Some(entropy), weight }) = sums else { return Ok(None) };
+        let Some(Sums { regions, entropy: Some(entropy), weight, valid }) = sums else { return Ok(None) };
+        let valid = self.f_found(valid)?;
+        let entropy = valid.f_poison(&entropy, false)?;
         // The parts are added up before they are rounded to the input's kind.
-        let sizes = self.f_sizes(regions, vec![valid_weight], numeric::wide_kind(input)?)?;
+        let sizes = self.f_sizes(regions, vec![valid, valid_weight], numeric::wide_kind(input)?)?;
         Ok(Some((sizes, entropy, weight)))
+    }
+
+    /// What the engine has found of the values of input and target.
+    fn f_found(&self, valid: Option<Tensor>) -> Result<Validity, LossError> {
+        let expected = "classes or masks in range, and probabilities in [0, 1] without an activation";
+        Validity::f_found("input or target", valid, expected, self.invalid_values)
     }
 
     fn f_sizes(&self, sums: [Tensor; 3], validity: Vec<Validity>, kind: Kind) -> Result<Sizes, LossError> {
@@ -108,22 +116,16 @@ impl Regions {
         if !takes_region(input) || self.ignore_index.is_some() && masks && !element_wise {
             return Ok(None);
         }
-        if !masks && self.invalid_values == InvalidValues::Nan {
+        if !masks && self.invalid_values == InvalidValues::Nan && !is_on_cuda(input) {
             return Ok(None);
         }
-        let target = if !masks {
-            check::integers(("target", &check::class_target(target, input, 1, OR_MASKS)?.1))?
-        } else if target.f_kind()? == input.f_kind()? {
-            target.shallow_clone()
-        } else {
-            numeric::f_reals(("target", target), numeric::wide_kind(input)?)?
-        };
+        let target = f_target(input, target)?;
         let formula = Regional {
             activation: activation.activation(),
             measure: self.measure,
             ignored: self.ignore_index,
             expected: activation.expected(),
-            entropy: entropy.map(|entropy| Entropy { weight: entropy.weight.clone() }),
+            entropy: entropy.map(|entropy| Entropy { weight: entropy.weight.as_ref().map(Tensor::shallow_clone) }),
         };
         let ignore_scope = self.ignore_scope;
         let composite = {
@@ -254,6 +256,20 @@ impl Regions {
     }
 }
 
+/// The target as the engine reads it: on CUDA as it is.
+fn f_target(input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+    let (kind, own) = (input.f_kind()?, target.f_kind()?);
+    if target.size() != input.size() {
+        let (_, target) = check::class_target(target, input, 1, OR_MASKS)?;
+        let as_it_is = is_on_cuda(input) && own != Kind::Bool && f_beside(input, &target)?.is_some() && own != kind;
+        return if as_it_is { Ok(target) } else { check::integers(("target", &target)) };
+    }
+    if own == kind || is_on_cuda(input) && f_beside(input, target)?.is_some() {
+        return Ok(target.shallow_clone());
+    }
+    numeric::f_reals(("target", target), numeric::wide_kind(input)?)
+}
+
 /// The sums that have a gradient, by differentiable tensor operations, for the second derivative of the engine's
 /// result.
 fn f_differentiable_sums(
@@ -269,7 +285,8 @@ fn f_differentiable_sums(
     let ([intersection, size, _], ..) = regions.f_composite(&wide, target, &activation)?;
     let mut sums = vec![intersection, size];
     if let Some(entropy) = &formula.entropy {
-        let entropy = PlainCrossEntropy { weight: entropy.weight.clone(), ignore_index: ignore_index.unwrap_or(-100) };
+        let Entropy { weight } = entropy.clone();
+        let entropy = PlainCrossEntropy { weight, ignore_index: ignore_index.unwrap_or(-100) };
         sums.push(entropy.f_sum(&wide, target)?);
     }
     Ok(sums)

@@ -7,18 +7,19 @@ use super::loops::{
     Classes, Entropies, Exponentials, Gradients, Greatest, Inverses, Logarithms, Masked, Means, Picked, Powers,
     RegionSums, SoftmaxGradients,
 };
-use super::measure::{Given, Measure, Share, Sigmoid, Slopes, Softmax};
-use super::{Regional, Shape};
+use super::measure::{Given, Share, Sigmoid, Slopes, Softmax};
+use super::{Options, Shape};
 use crate::Activation;
 use crate::kernels::cpu::BLOCK;
 use crate::kernels::cpu::elements::{Block, Numbers};
 use crate::kernels::cpu::kinds::Wide;
 use crate::kernels::cpu::output::Output;
 use crate::kernels::cpu::simd::{self, Sum};
+use crate::kernels::measure::Measure;
 
 /// A pass, which all threads share.
 pub(super) struct Job<'a, W> {
-    pub(super) formula: &'a Regional,
+    pub(super) formula: &'a Options,
     pub(super) shape: Shape,
     pub(super) input: Numbers<'a, W>,
     pub(super) target: Target<'a, W>,

@@ -1,10 +1,11 @@
 //! The kernels over the pixels of a block. Most are called once for each class.
 
-use super::measure::{Measure, Probabilities, Share, Slopes};
+use super::measure::{Probabilities, Share, Slopes};
 use crate::kernels::cpu::kinds::Wide;
 use crate::kernels::cpu::lane::LaneOf;
 use crate::kernels::cpu::simd::{Kernel, LANES, total};
 use crate::kernels::cpu::softmax::exponentials::MODERATE;
+use crate::kernels::measure::Measure;
 use crate::kernels::number::choose;
 
 /// Converts the class indices of pixels to floats, −1 where they are ignored. Returns whether all others are in range.

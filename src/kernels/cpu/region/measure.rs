@@ -1,11 +1,11 @@
-//! What a pixel is to a class: its share in the target, its probability, what these contribute to the sums, and the
-//! derivatives of that.
+//! What a pixel is to a class: its share in the target, and its probability.
 
 use std::ops::Range;
 
 use crate::kernels::cpu::kinds::Wide;
 use crate::kernels::cpu::lane::LaneOf;
-use crate::kernels::number::{Real, choose};
+use crate::kernels::measure::{Measure, PixelShare, by_probability};
+use crate::kernels::number::choose;
 
 /// How much of each pixel the target gives to a class. `HARD` for class indices, which give 0 or 1; else masks.
 #[derive(Clone, Copy)]
@@ -25,91 +25,7 @@ impl<W: Wide, const HARD: bool> Share<'_, W, HARD> {
 
     #[inline(always)]
     pub(super) fn at<R: LaneOf<W>>(self, pixel: usize) -> PixelShare<R, HARD> {
-        let (number, key) = (R::new(self.numbers[pixel]), R::new(self.key));
-        let (zero, one) = (R::of(0.0), R::of(1.0));
-        let same = number == key;
-        if HARD {
-            return PixelShare { counts: number >= zero, whole: same, value: choose(same, one, zero) };
-        }
-        PixelShare { counts: !same, whole: false, value: choose(same, zero, number) }
-    }
-}
-
-/// How much of one pixel the target gives to a class.
-#[derive(Clone, Copy)]
-pub(super) struct PixelShare<R, const HARD: bool> {
-    /// Whether it is not ignored.
-    pub(super) counts: bool,
-    /// Whether the share is 1. Only for class indices.
-    pub(super) whole: bool,
-    pub(super) value: R,
-}
-
-impl<R: Real, const HARD: bool> PixelShare<R, HARD> {
-    /// `number` times the share. With class indices a share of 0 gives 0 even of an infinite or NaN number.
-    #[inline(always)]
-    pub(super) fn of(self, number: R) -> R {
-        if HARD { choose(self.whole, number, R::of(0.0)) } else { self.value * number }
-    }
-}
-
-/// How regions are measured: the engine's side of [`OverlapMeasure`](crate::OverlapMeasure).
-pub(super) trait Measure: Copy + Default {
-    /// What a pixel with the probability `p` contributes to the intersection, and the derivative of that with respect
-    /// to `p`.
-    fn intersection<R: Real, const HARD: bool>(p: R, share: PixelShare<R, HARD>) -> (R, R);
-    /// What it contributes to the size of the region, and the derivative of that with respect to `p`.
-    fn size<R: Real>(p: R) -> (R, R);
-}
-
-/// Intersection Σ p t, size Σ p.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Product;
-/// Intersection Σ p t, size Σ p².
-#[derive(Clone, Copy, Default)]
-pub(super) struct Squared;
-/// Intersection Σ min(p, t), size Σ p.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Minimum;
-
-impl Measure for Product {
-    #[inline(always)]
-    fn intersection<R: Real, const HARD: bool>(p: R, share: PixelShare<R, HARD>) -> (R, R) {
-        (share.of(p), share.value)
-    }
-
-    #[inline(always)]
-    fn size<R: Real>(p: R) -> (R, R) {
-        (p, R::of(1.0))
-    }
-}
-
-impl Measure for Squared {
-    #[inline(always)]
-    fn intersection<R: Real, const HARD: bool>(p: R, share: PixelShare<R, HARD>) -> (R, R) {
-        (share.of(p), share.value)
-    }
-
-    #[inline(always)]
-    fn size<R: Real>(p: R) -> (R, R) {
-        (p * p, p + p)
-    }
-}
-
-impl Measure for Minimum {
-    #[inline(always)]
-    fn intersection<R: Real, const HARD: bool>(p: R, share: PixelShare<R, HARD>) -> (R, R) {
-        let (zero, one, t) = (R::of(0.0), R::of(1.0), share.value);
-        // Where p and t are equal, each gets half of the gradient, as in PyTorch; also for the shares 0 and 1 of class
-        // indices.
-        let slope = choose(p.greater(t), zero, choose(p.equal(t), R::of(0.5), one));
-        // The minimum, which is NaN where p or t is.
-        (choose(p.greater_equal(t), t, choose(p.less(t), p, p + t)), slope)
-    }
-
-    #[inline(always)]
-    fn size<R: Real>(p: R) -> (R, R) {
-        (p, R::of(1.0))
+        PixelShare::new(R::new(self.numbers[pixel]), R::new(self.key))
     }
 }
 
@@ -199,8 +115,6 @@ impl<W: Wide, M: Measure> Slopes<W, M> {
     /// pixel; 0 where it is ignored.
     #[inline(always)]
     pub(super) fn by_probability<R: LaneOf<W>, const HARD: bool>(self, p: R, share: PixelShare<R, HARD>) -> R {
-        let slope = M::intersection(p, share).1;
-        let of_size = R::new(self.size) * M::size(p).1;
-        choose(share.counts, R::new(self.intersection).mul_add(slope, of_size), R::of(0.0))
+        by_probability::<R, M, HARD>(p, share, [R::new(self.intersection), R::new(self.size)])
     }
 }

@@ -19,159 +19,85 @@ use std::marker::PhantomData;
 use std::ops::{Range, RangeInclusive};
 use std::sync::OnceLock;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::{BLOCK, parallel};
-use crate::autograd::{self, Context, Function};
-use crate::kernels::cpu::elements::{Numbers, elements, integers, is_plain};
+use crate::kernels::cpu::elements::{Numbers, elements, f_numbers, integers, is_plain};
 use crate::kernels::cpu::kinds::Wide;
 use crate::kernels::cpu::output::Output;
-use crate::kernels::takes;
+use crate::kernels::measure::{Minimum, Product, Squared};
+use crate::kernels::region::{Entropy, Regional, Total, Totals};
 use crate::kernels::tensors::f_plain;
 use crate::{Activation, LossError, OverlapMeasure};
 use job::{Factors, Job, Part, Place, Target};
-use measure::{Minimum, Product, Squared};
 
-/// The engine takes no planes of fewer pixels: a class of them is not worth the calls of its kernels.
-const FEW_PIXELS: i64 = 16;
 /// How many elements of all classes a block has, so that they fit the first-level and second-level caches.
 const BLOCK_ELEMENTS: usize = 8192;
 /// How many pixels a block of many classes has at least, so that vectors are full.
 const LEAST_PIXELS: usize = 64;
 /// How many elements of all classes one task has.
 const TASK_ELEMENTS: usize = 1 << 15;
-/// Classes are compared as floats. Indices up to here are exact in single precision.
-const MOST_CLASSES: i64 = 1 << 24;
 
-/// Which sums are computed.
-#[derive(Debug, Clone)]
-pub(crate) struct Regional {
-    pub(crate) activation: Activation,
-    pub(crate) measure: OverlapMeasure,
-    /// The class index whose pixels are left out of all sums; for masks, the value whose elements are left out.
-    pub(crate) ignored: Option<i64>,
-    /// The range in which an input without an activation is expected.
-    pub(crate) expected: RangeInclusive<f64>,
-    /// A cross entropy of the same softmax, which is summed up as well.
-    pub(crate) entropy: Option<Entropy>,
+/// Which sums are computed, without tensors, so that threads can share it.
+struct Options {
+    activation: Activation,
+    measure: OverlapMeasure,
+    ignored: Option<i64>,
+    expected: RangeInclusive<f64>,
+    entropy: Option<HostEntropy>,
 }
 
-/// The options of the cross entropy.
-#[derive(Debug, Clone)]
-pub(crate) struct Entropy {
-    /// The weight of each class; 1 for each where absent.
-    pub(crate) weight: Option<Vec<f64>>,
+/// The options of the cross entropy: the weight of each class, 1 for each where absent.
+struct HostEntropy {
+    weight: Option<Vec<f64>>,
 }
 
-/// The sums, in double precision.
-pub(crate) struct Sums {
-    /// The intersections, the input's regions and the target's regions, `[N, C]` each.
-    pub(crate) regions: [Tensor; 3],
-    /// The sum of the cross entropies, a scalar.
-    pub(crate) entropy: Option<Tensor>,
-    /// The sum of the weights in the cross entropies.
-    pub(crate) weight: f64,
-}
-
-/// Whether the engine may take this input: it is on the CPU, and its planes have enough pixels.
-pub(crate) fn takes_region(input: &Tensor) -> bool {
-    let size = input.size();
-    let enough = size.len() >= 3 && size[2..].iter().product::<i64>() >= FEW_PIXELS;
-    enough && takes(input)
-}
-
-/// The sums of `input`, `[N, C, d1, ...]`, and `target`, which holds 64-bit class indices or masks. `None` where the
-/// engine does not take the call. That includes class indices out of range, masks that are not in \[0, 1\], and inputs
-/// without an activation that are not in their expected range.
-///
-/// `composite` computes, with differentiable operations, those sums that have a gradient: the intersections, the
-/// input's regions, and the cross entropy where there is one.
-pub(crate) fn f_region<C>(
-    formula: Regional,
-    input: &Tensor,
-    target: &Tensor,
-    composite: C,
-) -> Result<Option<Sums>, LossError>
-where
-    C: Fn(&Tensor, &Tensor) -> Result<Vec<Tensor>, LossError> + Send + 'static,
-{
-    f_engine(formula, input, target, Box::new(composite))
-}
-
-/// The tensor operations that define the sums.
-type Composite = Box<dyn Fn(&Tensor, &Tensor) -> Result<Vec<Tensor>, LossError> + Send>;
-
-fn f_engine(
-    formula: Regional,
-    input: &Tensor,
-    target: &Tensor,
-    composite: Composite,
-) -> Result<Option<Sums>, LossError> {
-    if input.dim() < 3 || input.numel() == 0 || input.size()[1] > MOST_CLASSES {
-        return Ok(None);
+impl Options {
+    fn f_of(formula: &Regional) -> Result<Self, LossError> {
+        let &Regional { activation, measure, ignored, .. } = formula;
+        let f_host = |entropy: &Entropy| {
+            let weight = entropy.weight.as_ref().map(f_numbers).transpose()?;
+            Ok::<_, LossError>(HostEntropy { weight })
+        };
+        let entropy = formula.entropy.as_ref().map(f_host).transpose()?;
+        Ok(Self { activation, measure, ignored, expected: formula.expected.clone(), entropy })
     }
-    let kind = input.f_kind()?;
+}
+
+/// Whether the engine takes these planes.
+pub(in crate::kernels) fn takes(input: &Tensor, target: &Tensor, kind: Kind) -> Result<bool, LossError> {
     let target_kind = if target.size() == input.size() { kind } else { Kind::Int64 };
-    let differentiated = autograd::grad_enabled() && target.requires_grad();
-    if !is_plain(input, kind) || !is_plain(target, target_kind) || differentiated {
-        return Ok(None);
-    }
-    match kind {
-        Kind::Double => f_run::<f64>(formula, input, target, composite),
-        Kind::Float | Kind::Half | Kind::BFloat16 => f_run::<f32>(formula, input, target, composite),
-        _ => Ok(None),
-    }
+    Ok(is_plain(input, kind) && is_plain(target, target_kind))
 }
 
-fn f_run<W: Wide>(
-    formula: Regional,
+/// The sums; `None` where a class index, a mask or a probability is out of range.
+pub(in crate::kernels) fn f_sums(
+    formula: &Regional,
     input: &Tensor,
     target: &Tensor,
-    composite: Composite,
-) -> Result<Option<Sums>, LossError> {
-    let Some(Totals { regions, entropy, weight }) = Pass::<W>::f_new(&formula, input, target)?.f_sums()? else {
-        return Ok(None);
-    };
-    let [intersection, of_input, of_target] = regions;
-    let with_entropy = formula.entropy.is_some();
-    let differentiable = [intersection, of_input].into_iter().chain(entropy.filter(|_| with_entropy)).collect();
-    let backward = move |context: Context| -> autograd::Gradients {
-        let [input, target] = context.saved() else { return Ok(vec![None, None]) };
-        let grads: Vec<Option<Tensor>> =
-            (0..2 + usize::from(with_entropy)).map(|output| context.grad(output)).collect();
-        let fused = || Ok(vec![Some(Pass::<W>::f_new(&formula, input, target)?.f_gradient(&grads)?)]);
-        context.f_gradients(&fused, &|| {
-            let loss = |inputs: &[Tensor]| f_weighted(&composite(&inputs[0], target)?, &grads);
-            let one = Tensor::f_ones([], (Kind::Double, Device::Cpu))?;
-            autograd::f_gradients_of(&loss, &one, std::slice::from_ref(input), &[true])
-        })
-    };
-    let outputs = Function::new(&[input]).save(&[input, target]).f_attach_own(differentiable, backward)?;
-    let mut outputs = outputs.into_iter();
-    let mut next = || outputs.next().unwrap_or_default();
-    Ok(Some(Sums { regions: [next(), next(), of_target], entropy: with_entropy.then(next), weight }))
-}
-
-/// The sums times their gradients, added up: a scalar whose gradient is that of the loss.
-fn f_weighted(sums: &[Tensor], grads: &[Option<Tensor>]) -> Result<Tensor, LossError> {
-    let mut value = Tensor::f_zeros([0_i64; 0], (Kind::Double, Device::Cpu))?;
-    for (sum, grad) in sums.iter().zip(grads) {
-        let Some(grad) = grad else { continue };
-        value = value.f_add(&sum.f_mul(grad)?.f_sum(None)?)?;
+) -> Result<Option<Totals>, LossError> {
+    match input.f_kind()? {
+        Kind::Double => Pass::<f64>::f_new(&Options::f_of(formula)?, input, target)?.f_sums(),
+        _ => Pass::<f32>::f_new(&Options::f_of(formula)?, input, target)?.f_sums(),
     }
-    Ok(value)
 }
 
-/// The sums as tensors.
-struct Totals {
-    regions: [Tensor; 3],
-    entropy: Option<Tensor>,
-    weight: f64,
+/// The gradient of the input, given those of the sums.
+pub(in crate::kernels) fn f_gradient(
+    formula: &Regional,
+    input: &Tensor,
+    target: &Tensor,
+    grads: &[Option<Tensor>],
+) -> Result<Tensor, LossError> {
+    match input.f_kind()? {
+        Kind::Double => Pass::<f64>::f_new(&Options::f_of(formula)?, input, target)?.f_gradient(grads),
+        _ => Pass::<f32>::f_new(&Options::f_of(formula)?, input, target)?.f_gradient(grads),
+    }
 }
 
 /// One pass over a contiguous input and its target: for the sums or for the gradient.
 struct Pass<'a, W> {
-    formula: &'a Regional,
+    formula: &'a Options,
     input: Tensor,
     target: Tensor,
     shape: Shape,
@@ -248,7 +174,7 @@ macro_rules! by_type {
 }
 
 impl<'a, W: Wide> Pass<'a, W> {
-    fn f_new(formula: &'a Regional, input: &Tensor, target: &Tensor) -> Result<Self, LossError> {
+    fn f_new(formula: &'a Options, input: &Tensor, target: &Tensor) -> Result<Self, LossError> {
         let f_contiguous = |tensor: &Tensor| tensor.f_detach()?.f_contiguous();
         let (masks, softmax) = (target.size() == input.size(), formula.activation == Activation::Softmax);
         let shape = Shape::new(&input.size(), masks, softmax);
@@ -288,8 +214,9 @@ impl<'a, W: Wide> Pass<'a, W> {
         let [intersection, of_input, of_target] = &regions;
         Ok(Some(Totals {
             regions: [f_tensor(intersection, size)?, f_tensor(of_input, size)?, f_tensor(of_target, size)?],
-            entropy: Some(f_tensor(&[entropy], &[])?),
-            weight,
+            entropy: f_tensor(&[entropy], &[])?,
+            weight: Total::Number(weight),
+            valid: None,
         }))
     }
 

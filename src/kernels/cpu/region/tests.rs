@@ -1,4 +1,7 @@
+use tch::Device;
+
 use super::*;
+use crate::kernels::region::{Total, f_region};
 use crate::random::{rand, randint, randn};
 use crate::{
     Backend, CrossEntropyLoss, DiceCrossEntropyLoss, DiceLoss, GeneralizedDiceLoss, JaccardLoss, Loss, MeanOver,
@@ -49,7 +52,8 @@ fn fused(formula: &Regional, input: &Tensor, target: &Tensor) -> Option<(Vec<Ten
     let gradient = gradient(&[&intersection, &size], sums.entropy.as_ref(), &input);
     let mut all = vec![intersection.detach(), size.detach(), of_target];
     all.extend(sums.entropy.map(|entropy| entropy.detach()));
-    all.push(Tensor::from_slice(&[sums.weight]));
+    let Total::Number(weight) = sums.weight else { panic!("a number on the host") };
+    all.push(Tensor::from_slice(&[weight]));
     Some((all, gradient))
 }
 
@@ -92,7 +96,7 @@ fn defined(formula: &Regional, input: &Tensor, target: &Tensor) -> (Vec<Tensor>,
     };
     let mut all = vec![intersection.detach(), size.detach(), of_target];
     let entropy = formula.entropy.as_ref().map(|entropy| {
-        let weight = Tensor::from_slice(&entropy.weight.clone().unwrap_or_else(|| vec![1.0; count as usize]));
+        let weight = entropy.clone().weight.unwrap_or_else(|| Tensor::ones([count], (Kind::Double, Device::Cpu)));
         let weights = &mask * weight.view([1, -1, 1, 1]);
         all.push(weights.sum(None));
         -(input.log_softmax(1, input.kind()) * weights).sum(None)
@@ -165,7 +169,7 @@ fn so_is_the_cross_entropy() {
                 continue;
             }
             let input = input(&size, Activation::Softmax);
-            for weight in [None, Some(Vec::try_from(uniform(&size[1..2], Kind::Double)).unwrap())] {
+            for weight in [None, Some(uniform(&size[1..2], Kind::Double))] {
                 let entropy = Some(Entropy { weight });
                 let (activation, measure) = (Activation::Softmax, OverlapMeasure::Product);
                 assert_as_defined(

@@ -106,3 +106,49 @@ extern "C" __global__ void __launch_bounds__(THREADS) scale(Element* gradient, l
   const long long thread = blockIdx.x * (long long)THREADS + threadIdx.x, threads = gridDim.x * (long long)THREADS;
   for (long long i = thread; i < length; i += threads) gradient[i] = narrowed(widened(gradient[i]) * number);
 }
+
+// The number of an element of the kind of the kernel or of an integer kind.
+template <class T> DEVICE Real number_of(T element) { return Real(element); }
+#if HALF || BFLOAT16
+DEVICE Real number_of(Element element) { return widened(element); }
+#endif
+
+// What the place of an element is made of, given its place i in another tensor: i / inner % size * stride.
+struct Step {
+  long long inner, size, stride;
+};
+
+// In place of a number of steps: that each element is at the place i itself, or that there are none.
+#define ALIKE (-1)
+#define NO_FACTORS (-2)
+
+template <int STEPS>
+DEVICE long long place(const Step* steps, bool small, long long i) {
+  long long place = 0;
+  for (int k = 0; k < STEPS; k++) {
+    const Step step = steps[k];
+    // Divisions of 64 bits are slow.
+    place += step.stride * (small ? unsigned(i) / unsigned(step.inner) % unsigned(step.size) : i / step.inner % step.size);
+  }
+  return place;
+}
+
+// At most 16 bytes can be read at once.
+#define PACK_BYTES(bytes) ((bytes) < 16 ? (bytes) : 16)
+template <class T, int LENGTH>
+struct __align__(PACK_BYTES(LENGTH * sizeof(T))) PackOf {
+  T elements[LENGTH];
+};
+
+// The numbers of the elements from `start` on; ones where there are none.
+template <int STEPS, int LENGTH, class T>
+DEVICE void read(const T* from, const Step* steps, bool small, long long start, Real* numbers) {
+  if (STEPS == ALIKE) {
+    const PackOf<T, LENGTH> pack = *(const PackOf<T, LENGTH>*)(from + start);
+    for (int i = 0; i < LENGTH; i++) numbers[i] = number_of(pack.elements[i]);
+    return;
+  }
+  for (int i = 0; i < LENGTH; i++) {
+    numbers[i] = STEPS == NO_FACTORS ? Real(1) : number_of(from[place<STEPS>(steps, small, start + i)]);
+  }
+}

@@ -1,5 +1,10 @@
 //! The engines of CUDA, emulated on the CPU, against the tensor operations that define the losses.
 
+mod boxes;
+mod compare;
+mod embedding;
+mod partial;
+mod region;
 mod rows;
 
 use std::cell::{Cell, RefCell};
@@ -85,7 +90,7 @@ fn mutated<T>(text: &str, other: &str, work: impl FnOnce() -> T) -> T {
 }
 
 /// Whether calls on this thread are computed by the engines of CUDA.
-pub(super) fn is_emulated() -> bool {
+pub(in crate::kernels) fn is_emulated() -> bool {
     EMULATED.get()
 }
 

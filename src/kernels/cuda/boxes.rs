@@ -1,0 +1,151 @@
+//! The engine of losses of pairs of boxes, four numbers each that lie side by side: GIoU, DIoU and CIoU.
+
+use std::fmt::Write;
+
+use tch::{Kind, Tensor};
+
+use super::engine::{self, Engine, FINISH, Forward, Sum, address};
+use super::launch::{Block, Kernel, Launch};
+use super::pointwise::{Recorded, evaluate, is_floating};
+use super::{modules, source};
+use crate::LossError;
+use crate::autograd::Header;
+use crate::kernels::engine::{Composite, Reduce};
+use crate::kernels::graph::Recording;
+
+const BOXES: Kernel = Kernel { name: c"boxes", types: &["Call"] };
+
+/// How many numbers a box has.
+const CORNERS: usize = 4;
+
+/// The reduced losses of pairs of boxes; see [`f_boxes`](crate::kernels::boxes::f_boxes).
+pub(in crate::kernels) fn f_pairs(
+    formula: Box<dyn Recorded>,
+    boxes: &[&Tensor],
+    reduce: Reduce,
+    composite: Composite,
+) -> Result<Tensor, LossError> {
+    let kind = boxes[0].f_kind()?;
+    let first = Header::of(boxes[0]);
+    let alike =
+        |header: Header| header.is_numbers_of(kind) && header.is_on_device_of(&first) && header.size() == first.size();
+    let taken = || {
+        is_floating(kind)
+            && boxes.iter().all(|boxes| alike(Header::of(boxes)))
+            && first.size().last() == Some(&(CORNERS as i64))
+            && first.elements() > 0
+    };
+    if formula.partial().is_some() || !taken() {
+        return composite(boxes);
+    }
+    let engine = Pairs { recording: formula.record(), kind };
+    engine::f_dispatch_to(kind, Box::new(engine), boxes, reduce, composite)
+}
+
+/// A formula of the eight numbers of two boxes.
+struct Pairs {
+    recording: Recording,
+    kind: Kind,
+}
+
+impl Engine for Pairs {
+    fn count(&self, boxes: &[&Tensor]) -> usize {
+        Header::of(boxes[0]).elements() / CORNERS
+    }
+
+    fn f_forward(&self, boxes: &[&Tensor], wanted: &[bool], sum: Option<Sum>) -> Result<Option<Forward>, LossError> {
+        let boxes = f_contiguous(boxes)?;
+        let Some(call) = self.call(&boxes, wanted, sum.is_none()) else { return Ok(None) };
+        let gradients = engine::f_gradients(&boxes[0], wanted)?;
+        let size = boxes[0].size();
+        let Some(sum) = sum else {
+            let losses = Tensor::f_empty(&size[..size.len() - 1], (self.kind, boxes[0].device()))?;
+            let launched = call.run(&gradients, (1.0, None), Some(&losses), None);
+            return Ok(launched.then_some(Forward { loss: losses, gradients, valid: None }));
+        };
+        let sums = Tensor::f_empty([i64::from(call.grid())], (Kind::Double, boxes[0].device()))?;
+        if !call.run(&gradients, (sum.scale, None), None, Some(&sums)) {
+            return Ok(None);
+        }
+        let loss = engine::f_finish(&*call.launcher, self.kind, &sums, call.grid(), sum)?;
+        Ok(loss.map(|loss| Forward { loss, gradients, valid: None }))
+    }
+
+    fn f_backward(
+        &self,
+        boxes: &[&Tensor],
+        grad: &Tensor,
+        wanted: &[bool],
+        scale: Option<f64>,
+    ) -> Result<Option<Vec<Tensor>>, LossError> {
+        let boxes = f_contiguous(boxes)?;
+        let Some(call) = self.call(&boxes, wanted, false) else { return Ok(None) };
+        let gradients = engine::f_gradients(&boxes[0], wanted)?;
+        let factors = grad.f_contiguous()?;
+        Ok(call.run(&gradients, (scale.unwrap_or(1.0), Some(&factors)), None, None).then_some(gradients))
+    }
+}
+
+fn f_contiguous(boxes: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
+    boxes.iter().map(|boxes| Ok(boxes.f_detach()?.f_contiguous()?)).collect()
+}
+
+impl Pairs {
+    /// The kernels that store the gradients of these boxes, and the losses or not.
+    fn call<'a>(&self, boxes: &'a [Tensor], wanted: &[bool], losses: bool) -> Option<Call<'a>> {
+        let of_numbers: Vec<bool> = wanted.iter().flat_map(|wanted| [*wanted; CORNERS]).collect();
+        let formula = evaluate(&self.recording, &of_numbers);
+        let mut text = source::head(self.kind, formula.parameters.len());
+        let gradients = wanted.iter().filter(|wanted| **wanted).count();
+        _ = write!(text, "#define GRADIENTS {gradients}\n#define LOSSES {}\n", usize::from(losses));
+        text.push_str(&formula.text);
+        text.push_str(include_str!("source/boxes.cu"));
+        let launcher = modules::launcher(boxes[0].device(), &text, &[BOXES, FINISH])?;
+        Some(Call { kind: self.kind, boxes, parameters: formula.parameters, launcher })
+    }
+}
+
+/// A call, with its kernels loaded.
+struct Call<'a> {
+    kind: Kind,
+    /// Contiguous.
+    boxes: &'a [Tensor],
+    parameters: Vec<f64>,
+    launcher: Box<dyn Launch>,
+}
+
+impl Call<'_> {
+    fn grid(&self) -> u32 {
+        engine::grid(&self.boxes[0])
+    }
+
+    /// Runs over all pairs, as `Call` in boxes.cu says. Whether that could be launched. The derivatives are multiplied by
+    /// a number, and by a contiguous tensor of one number, or of one for each pair.
+    fn run(
+        &self,
+        gradients: &[Tensor],
+        (factor, factors): (f64, Option<&Tensor>),
+        losses: Option<&Tensor>,
+        sums: Option<&Tensor>,
+    ) -> bool {
+        let box_bytes = CORNERS * self.kind.elt_size_in_bytes();
+        let is_aligned = |tensor: &Tensor| (address(tensor) as usize).is_multiple_of(box_bytes.min(engine::PACK));
+        let aligned = self.boxes.iter().chain(gradients).all(is_aligned);
+        let address_of = |tensor: Option<&Tensor>| tensor.map_or(std::ptr::null(), address);
+        let mut block = Block::default();
+        self.boxes.iter().chain(gradients).for_each(|tensor| block.pointer(address(tensor)));
+        // The array of gradients has one place more than there are, since C++ has no empty ones.
+        let others = [std::ptr::null(), address_of(losses), address_of(factors), address_of(sums)];
+        others.into_iter().for_each(|address| block.pointer(address));
+        block.long((Header::of(&self.boxes[0]).elements() / CORNERS) as i64);
+        block.int(factors.is_some_and(|factors| factors.dim() > 0).into());
+        block.int(aligned.into());
+        block.real(self.kind, factor);
+        self.parameters.iter().for_each(|parameter| block.real(self.kind, *parameter));
+        block.real(self.kind, 0.0);
+        let mut call = block.finish();
+        // SAFETY: the block has the layout of `Call`; all tensors are contiguous, on the device and as large as it says,
+        // and their memory is freed on the same stream, behind the kernel.
+        unsafe { self.launcher.launch(BOXES, self.grid(), &mut [call.as_mut_ptr().cast()]) }.is_ok()
+    }
+}

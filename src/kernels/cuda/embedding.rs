@@ -1,0 +1,315 @@
+//! The engine of losses of embeddings: a formula of a few sums over the numbers of a row, such as dot products and
+//! squared lengths.
+
+use std::fmt::Write;
+
+use tch::{Kind, Tensor};
+
+use super::engine::{self, Engine, FINISH, Forward, Sum, address};
+use super::launch::{Block, Kernel, Launch, THREADS};
+use super::pointwise::is_floating;
+use super::source::{self, Body};
+use super::{arguments, modules};
+use crate::LossError;
+use crate::autograd::Header;
+use crate::kernels::engine::{Composite, Reduce, row_length};
+use crate::kernels::formulas::{Embedding, TypedRows};
+use crate::kernels::graph::{Id, Recording, record_two};
+
+const ROWS: Kernel = Kernel { name: c"rows", types: &["Call"] };
+const PARTS: Kernel = Kernel { name: c"parts", types: &["Call"] };
+const WHOLE: Kernel = Kernel { name: c"whole", types: &["Call"] };
+const DERIVATIVES: Kernel = Kernel { name: c"derivatives", types: &["Call"] };
+
+/// A row of more numbers than this has a block of threads, of fewer a warp.
+const OF_WARP: usize = 1024;
+/// A row of more numbers than this has a block for each part.
+const OF_BLOCK: usize = 1 << 15;
+/// How many numbers a part has.
+const PART: usize = 1 << 13;
+const WARP: usize = 32;
+
+/// A formula without its type, as graphs of operations.
+pub(in crate::kernels) trait Recorded: Send + Sync {
+    /// The sums after the terms of one place have been added, of the numbers there and the sums before.
+    fn add(&self) -> Recording;
+
+    /// The loss and its derivatives with respect to the sums, of the sums and the label.
+    fn loss(&self) -> Recording;
+
+    /// The derivatives with respect to the numbers of one place, of these and those with respect to the sums.
+    fn derive(&self) -> Recording;
+}
+
+impl<E: Embedding<N, S>, const N: usize, const S: usize> Recorded for TypedRows<E, N, S> {
+    fn add(&self) -> Recording {
+        record_two::<N, S>(|numbers, sums| self.0.add(numbers, sums).to_vec())
+    }
+
+    fn loss(&self) -> Recording {
+        record_two::<S, 1>(|sums, [label]| {
+            let (loss, of_sums) = self.0.loss(sums, label);
+            std::iter::once(loss).chain(of_sums).collect()
+        })
+    }
+
+    fn derive(&self) -> Recording {
+        record_two::<N, S>(|numbers, of_sums| self.0.derive(numbers, of_sums).to_vec())
+    }
+}
+
+/// The reduced losses of embeddings; see [`f_embedding`](crate::kernels::embedding::f_embedding).
+pub(in crate::kernels) fn f_embeddings(
+    formula: Box<dyn Recorded>,
+    embeddings: usize,
+    arguments: &[&Tensor],
+    reduce: Reduce,
+    composite: Composite,
+) -> Result<Tensor, LossError> {
+    let kind = arguments[0].f_kind()?;
+    if !takes(kind, embeddings, arguments)? {
+        return composite(arguments);
+    }
+    let (add, loss, derive) = (formula.add(), formula.loss(), formula.derive());
+    let engine = Rows { add, loss, derive, embeddings, kind };
+    engine::f_dispatch_to(kind, Box::new(engine), arguments, reduce, composite)
+}
+
+fn takes(kind: Kind, embeddings: usize, arguments: &[&Tensor]) -> Result<bool, LossError> {
+    let first = Header::of(arguments[0]);
+    let is_here = |header: &Header, kind: Kind| header.is_numbers_of(kind) && header.is_on_device_of(&first);
+    let (embeddings, labels) = arguments.split_at(embeddings);
+    let is_embedding = |argument: &&Tensor| {
+        let header = Header::of(argument);
+        is_here(&header, kind) && header.size() == first.size()
+    };
+    let Some((columns, rows)) = first.size().split_last() else { return Ok(false) };
+    let is_labels = |labels: &&Tensor| {
+        let header = Header::of(labels);
+        let known = [kind, Kind::Int64, Kind::Int].iter().any(|kind| is_here(&header, *kind));
+        known && header.size() == rows
+    };
+    Ok(is_floating(kind)
+        && *columns > 0
+        && first.elements() > 0
+        && embeddings.iter().all(is_embedding)
+        && labels.iter().all(is_labels))
+}
+
+/// A formula of so many embeddings, for tensors of a kind.
+struct Rows {
+    add: Recording,
+    loss: Recording,
+    derive: Recording,
+    embeddings: usize,
+    kind: Kind,
+}
+
+impl Engine for Rows {
+    fn count(&self, arguments: &[&Tensor]) -> usize {
+        Header::of(arguments[0]).elements() / row_length(arguments[0])
+    }
+
+    fn differentiable(&self) -> usize {
+        self.embeddings
+    }
+
+    fn f_forward(
+        &self,
+        arguments: &[&Tensor],
+        wanted: &[bool],
+        sum: Option<Sum>,
+    ) -> Result<Option<Forward>, LossError> {
+        let arguments = f_contiguous(arguments)?;
+        let Some(call) = self.call(&arguments, wanted, sum.is_none())? else { return Ok(None) };
+        let gradients = engine::f_gradients(&arguments[0], wanted)?;
+        let size = arguments[0].size();
+        let Some(sum) = sum else {
+            let losses = Tensor::f_empty(&size[..size.len() - 1], (self.kind, arguments[0].device()))?;
+            let launched = call.f_run(&gradients, (1.0, None), Some(&losses), None)?;
+            return Ok(launched.then_some(Forward { loss: losses, gradients, valid: None }));
+        };
+        let grid = call.shape.grid();
+        let sums = Tensor::f_empty([i64::from(grid)], (Kind::Double, arguments[0].device()))?;
+        if !call.f_run(&gradients, (sum.scale, None), None, Some(&sums))? {
+            return Ok(None);
+        }
+        let loss = engine::f_finish(&*call.launcher, self.kind, &sums, grid, sum)?;
+        Ok(loss.map(|loss| Forward { loss, gradients, valid: None }))
+    }
+
+    fn f_backward(
+        &self,
+        arguments: &[&Tensor],
+        grad: &Tensor,
+        wanted: &[bool],
+        scale: Option<f64>,
+    ) -> Result<Option<Vec<Tensor>>, LossError> {
+        let arguments = f_contiguous(arguments)?;
+        let Some(call) = self.call(&arguments, wanted, false)? else { return Ok(None) };
+        let gradients = engine::f_gradients(&arguments[0], wanted)?;
+        let factors = grad.f_contiguous()?;
+        let launched = call.f_run(&gradients, (scale.unwrap_or(1.0), Some(&factors)), None, None)?;
+        Ok(launched.then_some(gradients))
+    }
+}
+
+fn f_contiguous(arguments: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
+    arguments.iter().map(|argument| Ok(argument.f_detach()?.f_contiguous()?)).collect()
+}
+
+impl Rows {
+    /// The kernels that store these gradients, and the losses or not.
+    fn call<'a>(
+        &'a self,
+        arguments: &'a [Tensor],
+        wanted: &[bool],
+        losses: bool,
+    ) -> Result<Option<Call<'a>>, LossError> {
+        let columns = row_length(&arguments[0]);
+        let shape = Shape::new(Header::of(&arguments[0]).elements() / columns, columns);
+        let of_sums = self.loss.outputs.len() - 1;
+        let numbered = |name: &str, count: usize| (0..count).map(|k| format!("{name}[{k}]")).collect::<Vec<_>>();
+        let numbers = [numbered("a", self.embeddings), numbered("s", of_sums)].concat();
+        let add = function(&self.add, &self.add.outputs, &numbers, "q");
+        let derivatives = self.derive.outputs.iter().zip(wanted).filter(|(_, wanted)| **wanted);
+        let derivatives: Vec<_> = derivatives.map(|(id, _)| *id).collect();
+        let derive = function(&self.derive, &derivatives, &numbers, "g");
+        let of_loss = [numbered("s", of_sums), vec!["label".to_owned()]].concat();
+        let loss = function(&self.loss, &self.loss.outputs, &of_loss, "q");
+
+        let mut text = source::head(self.kind, add.parameters.len() + derive.parameters.len());
+        let labels = match arguments.get(self.embeddings) {
+            Some(labels) => arguments::name_of(labels.f_kind()?, self.kind),
+            None => "Element",
+        };
+        let group = if shape.columns > OF_WARP { THREADS as usize } else { WARP };
+        _ = write!(text, "#define EMBEDDINGS {}\n#define SUMS {of_sums}\n#define GROUP {group}\n", self.embeddings);
+        _ = write!(text, "#define GRADIENTS {}\n#define LOSSES {}\n", derivatives.len(), usize::from(losses));
+        _ = write!(text, "#define ADD_PARAMETERS {}\ntypedef {labels} Label;\n", add.parameters.len());
+        _ = writeln!(text, "#define LOSS_PARAMETERS {}", loss.parameters.len());
+        _ = write!(text, "DEVICE void add(const Real* a, const Real* s, const Real* p, Real* q) {{\n{}}}\n", add.text);
+        _ = write!(
+            text,
+            "DEVICE void derive(const Real* a, const Real* s, const Real* p, Real* g) {{\n{}}}\n",
+            derive.text
+        );
+        // There the numbers of the formula are those of double precision.
+        _ = write!(
+            text,
+            "namespace in_double {{\ntypedef double Real;\n\
+             DEVICE void loss(const Real* s, Real label, const Real* p, Real* q) {{\n{}}}\n}}\n",
+            loss.text
+        );
+        text.push_str(include_str!("source/embedding.cu"));
+        let kernels: &[Kernel] = &[ROWS, PARTS, WHOLE, DERIVATIVES, FINISH];
+        let Some(launcher) = modules::launcher(arguments[0].device(), &text, kernels) else { return Ok(None) };
+        let parameters = [add.parameters, derive.parameters].concat();
+        Ok(Some(Call { engine: self, arguments, shape, parameters, of_loss: loss.parameters, launcher }))
+    }
+}
+
+/// The statements of a function of so many numbers, which writes the outputs to an array.
+fn function(recording: &Recording, outputs: &[Id], numbers: &[String], to: &str) -> source::Source {
+    let names: Vec<&str> = numbers.iter().map(String::as_str).collect();
+    let Body { statements: mut text, outputs, parameters } = source::body(recording, outputs, &names);
+    for (position, output) in outputs.iter().enumerate() {
+        _ = writeln!(text, "  {to}[{position}] = {output};");
+    }
+    source::Source { text, parameters }
+}
+
+/// How the rows are shared out, by their sizes alone.
+#[derive(Clone, Copy)]
+struct Shape {
+    rows: usize,
+    columns: usize,
+    /// How many parts a long row has; 0 for rows that are not shared by blocks.
+    parts: usize,
+}
+
+impl Shape {
+    fn new(rows: usize, columns: usize) -> Self {
+        let parts = if columns > OF_BLOCK { columns.div_ceil(PART) } else { 0 };
+        Self { rows, columns, parts }
+    }
+
+    /// The blocks that go through all rows, of which each has a sum of losses.
+    fn grid(&self) -> u32 {
+        let of_block = if self.columns > OF_WARP { 1 } else { THREADS as usize / WARP };
+        self.rows.div_ceil(of_block).clamp(1, engine::BLOCKS) as u32
+    }
+}
+
+/// A call, with its kernels loaded.
+struct Call<'a> {
+    engine: &'a Rows,
+    /// Contiguous.
+    arguments: &'a [Tensor],
+    shape: Shape,
+    parameters: Vec<f64>,
+    of_loss: Vec<f64>,
+    launcher: Box<dyn Launch>,
+}
+
+impl Call<'_> {
+    /// Computes all rows, as `Call` in embedding.cu says. Whether that could be launched. The derivatives are multiplied
+    /// by a number, and by a contiguous tensor of one number, or of one for each row.
+    fn f_run(
+        &self,
+        gradients: &[Tensor],
+        factors: (f64, Option<&Tensor>),
+        losses: Option<&Tensor>,
+        sums: Option<&Tensor>,
+    ) -> Result<bool, LossError> {
+        let Shape { rows, parts, .. } = self.shape;
+        let of_sums = self.engine.loss.outputs.len() - 1;
+        let room = if parts == 0 { 0 } else { rows * (parts + 1) * of_sums };
+        let room = Tensor::f_empty([room as i64], (Kind::Double, self.arguments[0].device()))?;
+        let mut block = self.block(gradients, factors, losses, sums, &room);
+        let Ok(of_parts) = i32::try_from(rows * parts) else { return Ok(false) };
+        let mut launch = |kernel: Kernel, grid: u32| {
+            // SAFETY: the block has the layout of `Call`; all tensors are contiguous, on the device and as large as it
+            // says, and their memory is freed on the same stream, behind the kernels.
+            unsafe { self.launcher.launch(kernel, grid, &mut [block.as_mut_ptr().cast()]) }.is_ok()
+        };
+        if parts == 0 {
+            return Ok(launch(ROWS, self.shape.grid()));
+        }
+        let summed = launch(PARTS, of_parts as u32) && launch(WHOLE, self.shape.grid());
+        Ok(summed && (gradients.is_empty() || launch(DERIVATIVES, of_parts as u32)))
+    }
+
+    fn block(
+        &self,
+        gradients: &[Tensor],
+        (factor, factors): (f64, Option<&Tensor>),
+        losses: Option<&Tensor>,
+        sums: Option<&Tensor>,
+        room: &Tensor,
+    ) -> Vec<u64> {
+        let kind = self.engine.kind;
+        let Shape { rows, columns, parts } = self.shape;
+        let (embeddings, labels) = self.arguments.split_at(self.engine.embeddings);
+        let is_aligned = |tensor: &Tensor| (address(tensor) as usize).is_multiple_of(engine::PACK);
+        let whole = columns.is_multiple_of(engine::PACK / kind.elt_size_in_bytes());
+        let aligned = whole && embeddings.iter().chain(gradients).all(is_aligned);
+        let address_of = |tensor: Option<&Tensor>| tensor.map_or(std::ptr::null(), address);
+        let mut block = Block::default();
+        embeddings.iter().chain(gradients).for_each(|tensor| block.pointer(address(tensor)));
+        // The array of gradients has one place more than there are, since C++ has no empty ones.
+        let others = [std::ptr::null(), address_of(labels.first()), address_of(losses), address_of(factors)];
+        others.into_iter().for_each(|address| block.pointer(address));
+        block.pointer(address_of(sums));
+        block.pointer(address(room));
+        [rows, columns, PART, parts].into_iter().for_each(|number| block.long(number as i64));
+        block.real(Kind::Double, factor);
+        self.of_loss.iter().for_each(|parameter| block.real(Kind::Double, *parameter));
+        block.real(Kind::Double, 0.0);
+        block.int(factors.is_some_and(|factors| factors.dim() > 0).into());
+        block.int(aligned.into());
+        self.parameters.iter().for_each(|parameter| block.real(kind, *parameter));
+        block.real(kind, 0.0);
+        block.finish()
+    }
+}

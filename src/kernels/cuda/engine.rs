@@ -1,0 +1,182 @@
+//! What turns kernels into a loss with a graph, for all engines of CUDA: the counterpart of
+//! [`engine`](crate::kernels::engine) where sums stay on the device.
+
+use std::ffi::c_void;
+
+use tch::{Kind, Tensor};
+
+use super::launch::{Kernel, Launch, THREADS};
+use super::{modules, source};
+use crate::LossError;
+use crate::autograd::{self, Context, Header, StoredGradients};
+use crate::kernels::engine::{Composite, Reduce, f_with_graph};
+use crate::numeric::is_half;
+
+/// The kernels of prelude.cu, which every source has.
+pub(super) const FINISH: Kernel = Kernel { name: c"finish", types: &["const double*", "int", "double", "Element*"] };
+const SCALE: Kernel = Kernel { name: c"scale", types: &["Element*", "long long", "const Element*"] };
+
+/// Blocks at most. How many there are depends on the size alone, so that a sum is the same on every GPU.
+pub(super) const BLOCKS: usize = 1024;
+/// The bytes that a thread reads at a time.
+pub(super) const PACK: usize = 16;
+
+/// Kernels with their formula: they compute the losses of some tensors, of which the first one has the kind of the
+/// losses and gradients.
+pub(super) trait Engine: Send + 'static {
+    /// How many losses the arguments have, by which a mean divides.
+    fn count(&self, arguments: &[&Tensor]) -> usize;
+
+    /// How many of the arguments can have a gradient. They are the first ones.
+    fn differentiable(&self) -> usize {
+        usize::MAX
+    }
+
+    /// The losses, and the gradients that are `wanted`, times the scale of the sum; none where the kernels cannot be
+    /// had.
+    fn f_forward(&self, arguments: &[&Tensor], wanted: &[bool], sum: Option<Sum>)
+    -> Result<Option<Forward>, LossError>;
+
+    /// The gradients that are `wanted`, given that of the losses, or of their sum times the `scale`. It is of the kind
+    /// of the first argument, or where the result has another one, of the kind that the kernels compute in.
+    fn f_backward(
+        &self,
+        arguments: &[&Tensor],
+        grad: &Tensor,
+        wanted: &[bool],
+        scale: Option<f64>,
+    ) -> Result<Option<Vec<Tensor>>, LossError>;
+}
+
+/// What the sum of the losses is multiplied by, and the kind of the result.
+#[derive(Clone, Copy)]
+pub(super) struct Sum {
+    pub(super) scale: f64,
+    pub(super) kind: Kind,
+}
+
+/// What a forward pass has computed.
+pub(super) struct Forward {
+    pub(super) loss: Tensor,
+    pub(super) gradients: Vec<Tensor>,
+    /// 1 where all values had a loss, else 0, on the device: what all gradients are multiplied by.
+    pub(super) valid: Option<Tensor>,
+}
+
+/// The losses of `arguments`, reduced, with a graph: by `engine`, or by the `composite` where the kernels cannot be
+/// had. A reduced loss has the floating kind `result`, which is that of the composite's result.
+pub(super) fn f_dispatch_to(
+    result: Kind,
+    engine: Box<dyn Engine>,
+    arguments: &[&Tensor],
+    reduce: Reduce,
+    composite: Composite,
+) -> Result<Tensor, LossError> {
+    let kind = arguments[0].f_kind()?;
+    let mut needed = autograd::needed(arguments);
+    needed.iter_mut().skip(engine.differentiable()).for_each(|needed| *needed = false);
+    let at_once = reduce != Reduce::No && is_stored(kind);
+    let wanted: Vec<bool> = needed.iter().map(|needed| *needed && at_once).collect();
+    let scale = reduce.scale(|| engine.count(arguments));
+    let sum = scale.map(|scale| Sum { scale, kind: result });
+    let Some(Forward { loss, gradients, valid }) = engine.f_forward(arguments, &wanted, sum)? else {
+        return composite(arguments);
+    };
+    if !needed.contains(&true) {
+        return Ok(loss);
+    }
+    let store = || StoredGradients::f_of_own_kind(autograd::spread(gradients, &needed));
+    let stored = at_once.then(store).transpose()?;
+    let fused = move |context: &Context, grad: &Tensor, needed: &[bool]| {
+        let grad = f_factor(grad, kind, valid.as_ref())?;
+        if let Some(stored) = &stored {
+            return stored.f_scaled_by(context, &grad, &f_scale).map(Some);
+        }
+        let saved: Vec<&Tensor> = context.saved().iter().collect();
+        let gradients = engine.f_backward(&saved, &grad, needed, scale)?;
+        Ok(gradients.map(|gradients| autograd::spread(gradients, needed)))
+    };
+    f_with_graph(loss, arguments, needed, composite, Box::new(fused))
+}
+
+/// Whether gradients are computed in the forward pass. Those of half precision would be rounded before they are scaled,
+/// and whether they are scaled is known on the device alone.
+pub(super) fn is_stored(kind: Kind) -> bool {
+    !is_half(kind)
+}
+
+/// The gradient of the loss as what the derivatives are multiplied by: of `kind`, or of the one that its kernels compute
+/// in.
+fn f_factor(grad: &Tensor, kind: Kind, valid: Option<&Tensor>) -> Result<Tensor, LossError> {
+    let other = is_half(kind) && grad.f_kind()? != kind;
+    let grad = grad.f_to_kind(if other { Kind::Float } else { kind })?;
+    Ok(match valid {
+        Some(valid) => grad.f_mul(valid)?,
+        None => grad,
+    })
+}
+
+/// Multiplies a gradient by that of the loss, which is of the same kind.
+pub(super) fn f_scale(gradient: &mut Tensor, grad: &Tensor) -> Result<(), LossError> {
+    let source = source::scale(gradient.f_kind()?).text;
+    let mut launched = false;
+    if let Some(launcher) = modules::launcher(gradient.device(), &source, COMMON) {
+        let (mut place, mut length, mut factor) = (gradient.data_ptr(), gradient.numel() as i64, address(grad));
+        let parameters: &mut [*mut c_void] =
+            &mut [(&raw mut place).cast(), (&raw mut length).cast(), (&raw mut factor).cast()];
+        // SAFETY: the types are those of the kernel; both tensors are of the kind, on the device, and their memory is
+        // freed on the same stream, behind the kernel.
+        launched = unsafe { launcher.launch(SCALE, grid(gradient), parameters) }.is_ok();
+    }
+    if !launched {
+        let _ = gradient.f_mul_(grad)?;
+    }
+    Ok(())
+}
+
+/// The kernels of a source that has the prelude alone.
+const COMMON: &[Kernel] = &[SCALE, FINISH];
+
+/// How many blocks go through the elements of a tensor.
+pub(super) fn grid(tensor: &Tensor) -> u32 {
+    let of_thread = PACK / tensor.kind().elt_size_in_bytes();
+    Header::of(tensor).elements().div_ceil(THREADS as usize * of_thread).clamp(1, BLOCKS) as u32
+}
+
+/// The sum of the first `count` of the numbers `sums`, as the loss; none where that could not be launched. The
+/// `launcher` is that of a source of the kind `kind`.
+pub(super) fn f_finish(
+    launcher: &dyn Launch,
+    kind: Kind,
+    sums: &Tensor,
+    count: u32,
+    sum: Sum,
+) -> Result<Option<Tensor>, LossError> {
+    if sum.kind == kind {
+        return f_finish_here(launcher, sums, count, sum);
+    }
+    match modules::launcher(sums.device(), &source::scale(sum.kind).text, COMMON) {
+        Some(launcher) => f_finish_here(&*launcher, sums, count, sum),
+        None => Ok(None),
+    }
+}
+
+fn f_finish_here(launcher: &dyn Launch, sums: &Tensor, count: u32, sum: Sum) -> Result<Option<Tensor>, LossError> {
+    let loss = Tensor::f_empty([0_i64; 0], (sum.kind, sums.device()))?;
+    let (mut from, mut count, mut scale, mut place) = (address(sums), count as i32, sum.scale, loss.data_ptr());
+    let parameters: &mut [*mut c_void] =
+        &mut [(&raw mut from).cast(), (&raw mut count).cast(), (&raw mut scale).cast(), (&raw mut place).cast()];
+    // SAFETY: the types are those of the kernel; the kernels of a stream run one after the other.
+    let launched = unsafe { launcher.launch(FINISH, 1, parameters) }.is_ok();
+    Ok(launched.then_some(loss))
+}
+
+/// New tensors for the gradients that are wanted, in the layout of this one.
+pub(super) fn f_gradients(like: &Tensor, wanted: &[bool]) -> Result<Vec<Tensor>, LossError> {
+    let like = like.f_detach()?;
+    wanted.iter().filter(|wanted| **wanted).map(|_| Ok(like.f_empty_like()?)).collect()
+}
+
+pub(super) fn address(tensor: &Tensor) -> *const c_void {
+    tensor.data_ptr().cast_const()
+}

@@ -1,0 +1,77 @@
+//! What the tests of all engines share: a loss of any arguments by the emulated kernels and by tensor operations.
+
+use std::collections::BTreeSet;
+
+use tch::{Kind, Tensor};
+
+use super::{SOURCES, assert_near, emulated, installed_nvrtc};
+use crate::{Backend, Reduction, with_backend};
+
+pub(super) const KINDS: [Kind; 4] = [Kind::Double, Kind::Float, Kind::Half, Kind::BFloat16];
+pub(super) const REDUCTIONS: [Reduction; 3] = [Reduction::None, Reduction::Mean, Reduction::Sum];
+
+/// A loss of some tensors.
+pub(super) type Compute<'a> = &'a dyn Fn(&[Tensor]) -> Tensor;
+
+/// The loss, and the gradients of the tensors that are `wanted`, given a gradient of the loss that is not 1.
+pub(super) fn results(tensors: &[Tensor], wanted: &[usize], compute: Compute) -> Vec<Tensor> {
+    let given: Vec<Tensor> = tensors
+        .iter()
+        .enumerate()
+        .map(|(position, tensor)| tensor.detach().set_requires_grad(wanted.contains(&position)))
+        .collect();
+    let loss = compute(&given);
+    // Another number for each loss.
+    let length = loss.numel() as i64;
+    let grad = (Tensor::arange(length, (loss.kind(), loss.device())).remainder(7) * 0.125 + 0.75).view_as(&loss);
+    let of: Vec<&Tensor> = wanted.iter().map(|position| &given[*position]).collect();
+    let gradients = Tensor::run_backward(&[(&loss * grad).sum(None)], &of, false, false);
+    std::iter::once(loss).chain(gradients).map(|tensor| tensor.detach()).collect()
+}
+
+/// Fails unless kernels compute the loss, and give what tensor operations do.
+#[track_caller]
+pub(super) fn assert_as_composite(name: &str, tensors: &[Tensor], wanted: &[usize], compute: Compute) {
+    let before = SOURCES.with_borrow(Vec::len);
+    let actual = emulated(|| results(tensors, wanted, compute));
+    assert!(SOURCES.with_borrow(Vec::len) > before, "{name} asks for no kernel");
+    let expected = with_backend(Backend::Composite, || results(tensors, wanted, compute));
+    let kind = tensors[0].kind();
+    for (position, (actual, expected)) in actual.iter().zip(&expected).enumerate() {
+        let name = format!("{name}, {:?}, result {position}", tensors[0].size());
+        assert_eq!((actual.size(), actual.kind()), (expected.size(), expected.kind()), "{name}");
+        assert_near(&name, &actual.to_kind(Kind::Double), &expected.to_kind(Kind::Double), kind);
+    }
+}
+
+/// Fails unless no kernel is asked for.
+#[track_caller]
+pub(super) fn assert_not_taken(name: &str, tensors: &[Tensor], wanted: &[usize], compute: Compute) {
+    let before = SOURCES.with_borrow(Vec::len);
+    let actual = emulated(|| results(tensors, wanted, compute));
+    assert_eq!(SOURCES.with_borrow(Vec::len), before, "{name} asks for kernels");
+    assert!(actual[0].isfinite().all().int64_value(&[]) != 0, "{name}");
+}
+
+/// The same numbers at an address that is a multiple of the size of an element and of no more.
+pub(super) fn unaligned(tensor: &Tensor) -> Tensor {
+    let length = tensor.numel() as i64;
+    let room = Tensor::zeros([length + 1], (tensor.kind(), tensor.device()));
+    let mut view = room.narrow(0, 1, length).view_as(tensor);
+    view.copy_(tensor);
+    view
+}
+
+/// Compiles the sources that this thread has asked for, where NVRTC came with libtorch.
+pub(super) fn assert_sources_compile() {
+    let Some(nvrtc) = installed_nvrtc() else {
+        println!("left out: this libtorch came without NVRTC");
+        return;
+    };
+    let sources: BTreeSet<String> = SOURCES.take().into_iter().collect();
+    assert!(!sources.is_empty());
+    for source in sources {
+        let code = nvrtc.compile(&source, 80).unwrap_or_else(|log| panic!("{log}\n{source}"));
+        assert!(code.starts_with(b"\x7fELF"), "no machine code");
+    }
+}
