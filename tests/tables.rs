@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use common::list::{self, Row, declared, rows, text};
@@ -17,8 +17,41 @@ struct Made {
     lines: Vec<String>,
 }
 
+/// Where a table of losses stands, and so how it leads to them.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    /// The front page, where rustdoc knows the names.
+    FrontPage,
+    /// The book, where the page of a loss is its source.
+    Book,
+}
+
+impl Place {
+    fn link(self, loss: &str, sources: &BTreeMap<String, String>) -> String {
+        match self {
+            Place::FrontPage => format!("[`{loss}`]"),
+            Place::Book => format!("[`{loss}`](../../../{})", sources[loss]),
+        }
+    }
+}
+
+/// The path of the file in which each loss is, by its type.
+fn sources_of_losses() -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for (path, source) in list::sources(&list::root().join("src")) {
+        let path = path.strip_prefix(list::root()).unwrap().display().to_string();
+        for rest in source.split("\npub struct ").skip(1) {
+            let name: String = rest.chars().take_while(|c| c.is_alphanumeric()).collect();
+            found.entry(name).or_insert_with(|| path.clone());
+        }
+    }
+    found
+}
+
 /// A table of rows, with a bold row above each group.
-fn table(rows: &[Row], prefix: &str, of_torch: bool, link: bool) -> Vec<String> {
+fn table(rows: &[Row], place: Place, of_torch: bool) -> Vec<String> {
+    let sources = sources_of_losses();
+    let prefix = if place == Place::FrontPage { "//! " } else { "" };
     let mut lines = vec!["| original | here | arguments |".to_owned(), "|---|---|---|".to_owned()];
     let mut group = String::new();
     for row in rows.iter().filter(|row| row.is_of_torch() == of_torch) {
@@ -33,8 +66,11 @@ fn table(rows: &[Row], prefix: &str, of_torch: bool, link: bool) -> Vec<String> 
             let feature: Vec<String> = features.iter().map(|feature| format!(", feature `{feature}`")).collect();
             lines.push(format!("| **{}**{} | | |", own.to_lowercase(), feature.concat()));
         }
-        let here = if link { format!("[`{}`]", row.loss) } else { format!("`{}`", row.loss) };
-        let originals = if link { row.originals.clone() } else { row.originals.replace("[`", "`").replace("`]", "`") };
+        let here = place.link(&row.loss, &sources);
+        let originals = match place {
+            Place::FrontPage => row.originals.clone(),
+            Place::Book => row.originals.replace("[`", "`").replace("`]", "`"),
+        };
         lines.push(format!("| {originals} | {here} | {} |", row.arguments));
     }
     lines.into_iter().map(|line| format!("{prefix}{line}")).collect()
@@ -74,13 +110,24 @@ fn all_made() -> Vec<Made> {
     const END: &str = "<!-- end -->";
     const DOC_END: &str = "//! <!-- end -->";
     const NAMES: &str = "src/description/names.rs";
+    const BOOK: &str = "docs/book/src/losses.md";
     let rows = rows();
     let made = |path, begin, end, lines| Made { path, begin, end, lines };
     vec![
-        made("README.md", "<!-- made by scripts/tables: torch.nn -->", END, table(&rows, "", true, false)),
-        made("README.md", "<!-- made by scripts/tables: others -->", END, table(&rows, "", false, false)),
-        made("src/lib.rs", "//! <!-- made by scripts/tables: torch.nn -->", DOC_END, table(&rows, "//! ", true, true)),
-        made("src/lib.rs", "//! <!-- made by scripts/tables: others -->", DOC_END, table(&rows, "//! ", false, true)),
+        made(BOOK, "<!-- made by scripts/tables: torch.nn -->", END, table(&rows, Place::Book, true)),
+        made(BOOK, "<!-- made by scripts/tables: others -->", END, table(&rows, Place::Book, false)),
+        made(
+            "src/lib.rs",
+            "//! <!-- made by scripts/tables: torch.nn -->",
+            DOC_END,
+            table(&rows, Place::FrontPage, true),
+        ),
+        made(
+            "src/lib.rs",
+            "//! <!-- made by scripts/tables: others -->",
+            DOC_END,
+            table(&rows, Place::FrontPage, false),
+        ),
         made(
             "src/combine/described/registry.rs",
             "    // Made by scripts/tables.",
@@ -135,7 +182,7 @@ fn every_loss_is_in_the_table_of_its_family() {
 /// What computes what losses take.
 const NO_LOSSES: [&str; 1] = ["SequenceLogProbs"];
 
-/// The features of Cargo.toml are told of in the readme and on the front page.
+/// The features of Cargo.toml are told of in the book and on the front page.
 #[test]
 fn every_feature_is_documented() {
     let manifest = text("Cargo.toml");
@@ -148,7 +195,7 @@ fn every_feature_is_documented() {
         assert!(full.contains(&format!("\"{row}\"")), "feature {row} is not in full");
     }
     for feature in features.iter().filter(|feature| **feature != "default") {
-        for path in ["README.md", "src/lib.rs"] {
+        for path in ["docs/book/src/getting-started.md", "src/lib.rs"] {
             assert!(text(path).contains(&format!("| `{feature}` |")), "{path} does not tell of the feature {feature}");
         }
     }

@@ -39,6 +39,9 @@ pub struct CheckOptions {
     /// Write a report in Markdown
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
+    /// Write a page to look at in a browser, with all rows to sort and to filter
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     /// Folder for the cases and both results, kept for a look
     #[arg(long, value_name = "DIR", default_value = "target/parity")]
     pub work: PathBuf,
@@ -57,6 +60,24 @@ pub enum BackendName {
     Auto,
     /// Tensor operations, always
     Composite,
+}
+
+impl BackendName {
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            BackendName::Auto => "auto",
+            BackendName::Composite => "composite",
+        }
+    }
+
+    /// What computes.
+    pub fn describe(self) -> &'static str {
+        match self {
+            BackendName::Auto => "engines",
+            BackendName::Composite => "tensor operations",
+        }
+    }
 }
 
 impl From<BackendName> for Backend {
@@ -145,6 +166,12 @@ pub fn check(options: &CheckOptions) -> Result<bool> {
             .with_context(|| format!("cannot write {}", path.display()))?;
         println!("report: {}", path.display());
     }
+    if let Some(path) = &options.html {
+        let sides: Vec<_> = checked.iter().map(|side| (side.backend, &side.verdicts[..])).collect();
+        let summary = closing_line(&summaries.iter().map(|(_, summary)| summary).collect::<Vec<_>>());
+        crate::report::page(&cases, &sides, &expected.versions, options, summary).write(path)?;
+        println!("page: {}", path.display());
+    }
     // A row can only be called stale where every reference and every backend could run.
     let complete = expected.cases.values().all(|result| result.status != Status::Unsupported);
     let every = complete && options.backend.is_none();
@@ -230,7 +257,7 @@ fn evaluate_with_bar(
     })?;
     let results = Results::merge(parts);
     bar.finish_and_clear();
-    let actual = options.work.join(format!("actual-{backend:?}").to_lowercase());
+    let actual = options.work.join(format!("actual-{}", backend.name()));
     std::fs::create_dir_all(&actual)?;
     results.write(&actual.join("results.json"), &actual.join("results.safetensors"))?;
     Ok(results)
@@ -288,7 +315,7 @@ fn title(backend: BackendName) -> &'static str {
 
 fn failures(summary: &Summary, backend: BackendName, options: &CheckOptions) -> String {
     let mut text = String::new();
-    let backend = format!("{backend:?}").to_lowercase();
+    let backend = backend.name();
     for (id, reason) in summary.failures() {
         let (seed, device) = (options.seed, options.device);
         let rerun = format!("parity check --seed {seed} --device {device} --backend {backend} --filter '{id}'");
@@ -327,7 +354,8 @@ fn report(summaries: &[Checked], expected: &Results, options: &CheckOptions) -> 
     text
 }
 
-fn processor() -> String {
+/// The processor's name, and its cores.
+pub(crate) fn processor() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

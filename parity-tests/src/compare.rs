@@ -57,6 +57,8 @@ pub struct Measure {
     pub ulps: u64,
     /// The largest absolute distance.
     pub absolute: f64,
+    /// The largest distance in units of what the tolerance allows, of elements within it.
+    pub of_tolerance: f64,
     /// How many gradients were compared.
     pub gradients: usize,
     /// How many second derivatives were compared.
@@ -184,6 +186,7 @@ fn compare_tensor(case: &Case, name: &str, exact: bool, sides: Sides, measure: &
         }
         if a.is_finite() && e.is_finite() {
             measure.absolute = measure.absolute.max((a - e).abs());
+            measure.of_tolerance = measure.of_tolerance.max((a - e).abs() / tolerance.allowed(e));
             // Around zero units in the last place say nothing.
             if e.abs() > tolerance.absolute {
                 measure.ulps = measure.ulps.max(actual.ulps(&expected, position));

@@ -16,6 +16,8 @@ pub mod fuzz;
 pub mod jobs;
 pub mod numbers;
 pub mod oracle;
+pub mod page;
 pub mod progress;
+pub mod report;
 pub mod results;
 pub mod table;

@@ -26,7 +26,8 @@ use tch_losses::with_backend;
   parity check                                    every loss, on the CPU
   parity check --filter torch.nn.CTCLoss          one loss
   parity check --filter /reject/ --seed 7         the calls that must be rejected, with other numbers
-  parity check --device cuda --report report.md   every loss on the GPU, with a report"
+  parity check --device cuda --report report.md   every loss on the GPU, with a report
+  parity check --html report.html                 every loss, with a page for the browser"
 )]
 struct Cli {
     #[command(subcommand)]

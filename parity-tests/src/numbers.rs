@@ -123,7 +123,12 @@ impl Tolerance {
     pub fn accepts(self, actual: f64, expected: f64) -> bool {
         actual == expected
             || (actual.is_nan() && expected.is_nan())
-            || (expected.is_finite() && (actual - expected).abs() <= self.absolute + self.relative * expected.abs())
+            || (expected.is_finite() && (actual - expected).abs() <= self.allowed(expected))
+    }
+
+    /// How far from `expected` a result may be.
+    pub fn allowed(self, expected: f64) -> f64 {
+        self.absolute + self.relative * expected.abs()
     }
 }
 

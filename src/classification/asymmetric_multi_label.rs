@@ -23,6 +23,8 @@ crate::options::options! {
 /// where p = σ(x) is the sigmoid of the input, y the target in \[0, 1\], m the clip, γ₊ and γ₋ are the focusing
 /// exponents, w is the weight and r the positive weight, 1 where there is none.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/asymmetric_multi_label.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`, of logits; usually `[N, C]`

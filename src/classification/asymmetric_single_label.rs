@@ -21,6 +21,8 @@ crate::options::options! {
 /// where p = softmax(x) over the classes, y is the target, ε the label smoothing, C the number of classes, and γ₊ and
 /// γ₋ are the focusing exponents. Without smoothing only the first term is left.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/asymmetric_single_label.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`

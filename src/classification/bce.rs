@@ -20,6 +20,8 @@ crate::options::options! {
 /// the gradient wᵢ (xᵢ − yᵢ) / (xᵢ (1 − xᵢ)) divides by at least 10⁻¹². The mean divides by the number of elements,
 /// whatever the weights are.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/bce.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`, with values in \[0, 1\]

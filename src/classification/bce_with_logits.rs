@@ -23,6 +23,8 @@ crate::options::options! {
 /// where x is the input, y the target, w the weight and p the positive weight, each 1 where there is none. The mean
 /// divides by the number of elements, whatever the weights are.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/bce_with_logits.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`

@@ -20,6 +20,8 @@ crate::options::options! {
 /// where x is the input, m the margin and t the target: a vector of 1 for the right class and 0 for the others, or
 /// probabilities. The right class takes part in the maximum with a score of 0, so that other scores below 0 count as 0.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/categorical_hinge.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`

@@ -17,6 +17,8 @@ crate::options::options! {
 ///
 /// where x is the input, y the target, −1 or 1, m the margin and p the power: 1, or 2 for the squared hinge loss.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/hinge.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`

@@ -22,6 +22,8 @@ crate::options::options! {
 /// where x⁽¹⁾, …, x⁽ᴷ⁾ are the K splits of the input, p⁽ᵏ⁾ = softmax(x⁽ᵏ⁾), y is the target and α the weight of the
 /// divergence, which is summed over the classes and averaged over the samples.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/jsd_cross_entropy.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[K·N, C]` or `[K·N, C, d₁, …, dₖ]`

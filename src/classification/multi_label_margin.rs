@@ -22,6 +22,8 @@ crate::options::options! {
 /// listed twice counts twice. The mean divides by the number of rows. As in PyTorch a term in which a score is NaN is
 /// 0, with gradient 0, so that NaN scores make no NaN loss.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/multi_label_margin.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, C]`, `[C]`, or `[]` for a single class

@@ -21,6 +21,8 @@ crate::options::options! {
 /// where x is the input, y the target, w the weight (1 where there is none) and C the number of classes, the size of
 /// the last dimension. The mean divides by the number of samples.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/multi_label_soft_margin.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[*, C]`

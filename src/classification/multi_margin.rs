@@ -20,6 +20,8 @@ crate::options::options! {
 /// where x is the input, y the target, m the margin, p the power (1 or 2), w the weight (1 where there is none) and C
 /// the number of classes. The mean divides by the number of targets, whatever the weights are.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/multi_margin.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, C]`, `[C]`, or `[]` for a single class

@@ -19,6 +19,8 @@ crate::options::options! {
 /// where x holds log-probabilities, y is the target and w the weight, 1 where there is none. An ignored target has
 /// ℓₙ = 0. The mean is Σ ℓₙ / Σ w\[yₙ\] over the targets that are not ignored.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/nll.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`

@@ -26,6 +26,8 @@ crate::options::options! {
 /// has losses of 0. The mean is over the values, classes included, whose target is not ignored, whatever the weights
 /// are.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/one_vs_rest_focal.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`

@@ -24,6 +24,8 @@ crate::options::options! {
 /// where p = σ(x) is the sigmoid of the input, y the target in \[0, 1\], γ the focusing exponent, ε what is added to
 /// the weight of the first term, and a = α y + (1 − α)(1 − y), or 1 without an α.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/poly_bce_with_logits.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`, of logits; usually `[N, C]`

@@ -20,6 +20,8 @@ crate::options::options! {
 /// where p = softmax(x) over the classes and t is the target: class probabilities, or 1 for the class of an index and 0
 /// for the others, in either case smoothed to (1 − s) t + s/C with the label smoothing s and the number of classes C.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/poly_cross_entropy.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`

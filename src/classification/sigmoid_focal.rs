@@ -56,6 +56,8 @@ crate::options::options! {
 /// With a reduced threshold t the factor is ((1 − pₜ) / t)^γ, and 1 where pₜ < t. The mean is over the elements that
 /// are not ignored, whatever the weights are.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/sigmoid_focal.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`

@@ -25,6 +25,8 @@ crate::options::options! {
 /// there is none. For class indices t is 1 − s + s/C for the class and s/C for the C − 1 others. With a threshold t is
 /// then replaced by 1 where it is above it and by 0 elsewhere. An ignored target has ℓᵢ = 0.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/soft_bce_with_logits.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`, of logits

@@ -16,6 +16,8 @@ crate::options::options! {
 ///
 /// where x is the input and y the target.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/soft_margin.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`

@@ -42,6 +42,8 @@ crate::options::options! {
 ///
 /// and the mean divides by the number of targets, whatever the weights are.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/softmax_focal.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`

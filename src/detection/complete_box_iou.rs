@@ -24,6 +24,8 @@ crate::options::options! {
 /// the diagonal of the smallest box that contains them, and w, h and w', h' are the widths and heights of the boxes.
 /// The weight α is a constant: no gradient goes through it.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/complete_box_iou.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[*, 4]`, the corners x₁, y₁, x₂, y₂ of each box, with x₁ < x₂ and y₁ < y₂

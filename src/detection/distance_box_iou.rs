@@ -20,6 +20,8 @@ crate::options::options! {
 /// where I and U are the areas of the intersection and the union of both boxes, ρ is the distance of their centres and
 /// c the diagonal of the smallest box that contains them. It is 0 for equal boxes and less than 2.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/distance_box_iou.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[*, 4]`, the corners x₁, y₁, x₂, y₂ of each box, with x₁ < x₂ and y₁ < y₂

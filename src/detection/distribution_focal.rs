@@ -20,6 +20,8 @@ crate::options::options! {
 ///
 /// where S = softmax(x) over the bins and y is the target in \[0, n\]. At y = n only the last bin counts.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/distribution_focal.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[*, n + 1]`, logits of at least two bins

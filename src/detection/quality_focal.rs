@@ -22,6 +22,8 @@ crate::options::options! {
 /// [`BceWithLogitsLoss`](crate::BceWithLogitsLoss). The papers divide the sum by the number of positives:
 /// [`Divisor::Positives`].
 ///
+#[doc = include_str!("../../docs/book/src/gallery/quality_focal.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`, of logits

@@ -21,6 +21,8 @@ crate::options::options! {
 /// where p = σ(x) is the sigmoid of the input, q the target in \[0, 1\], α the weight of the negatives and γ their
 /// focusing exponent. The paper divides the sum by the number of positives.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/varifocal.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`, of logits

@@ -24,6 +24,8 @@ crate::options::options! {
 /// multiplied by τ², so that its gradient is of the same size at any temperature. Ignored targets have ℓₙ = 0 and do
 /// not count in the mean. Where all are ignored the mean is 0.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/distillation.svg")]
+///
 /// # Shapes
 ///
 /// * `input`, `teacher`: `[C]`, `[N, C]` or `[N, C, d₁, …, dₖ]`

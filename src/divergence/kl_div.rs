@@ -20,6 +20,8 @@ crate::options::options! {
 /// where x is the input and y the target. With log-probabilities z as target, ℓᵢ = exp(zᵢ) (zᵢ − xᵢ). Summed over the
 /// elements of one distribution it is the divergence KL(y ‖ exp x).
 ///
+#[doc = include_str!("../../docs/book/src/gallery/kl_div.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`; with [`KlDivReduction::BatchMean`] the first dimension is the batch

@@ -20,6 +20,8 @@ use crate::{Chunking, LinearHead, LossError, Reduction};
 /// where x are the student's hidden states, W and b the weight and bias of its last layer, z, V and c those of the
 /// teacher, and y is the target.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/distillation.svg")]
+///
 /// # Shapes
 ///
 /// * `student`: an input `[N, D]` of N tokens, a weight `[C, D]` and a bias `[C]`

@@ -23,6 +23,8 @@ crate::options::options! {
 /// contrast and structure (2 σ_xy + c₂) / (σ_x² + σ_y² + c₂) under the window, and l_M c_M that of the similarity, with
 /// the luminance, at the last scale; see [`SsimLoss`]. w are the weights of the scales.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/ms_ssim.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, C, H, W]` or `[N, C, D, H, W]`, or `[N, C, L]` with [`spatial_dims(1)`](Self::spatial_dims); the

@@ -22,6 +22,8 @@ crate::options::options! {
 /// Gⱼ, M is the last of the scales j, mean_c that over the channels, c₁ = (k₁ L)², c₂ = (k₂ L)², L the data range and κ
 /// the compensation. All windows have the size 2 ⌊2 σ_M⌋ + 1; beyond the border the image is 0.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/ms_ssim_l1.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, C, H, W]`, of a floating kind, or integers, such as bytes, with their

@@ -22,6 +22,8 @@ crate::options::options! {
 /// where L is the data range and MSE the mean squared difference of input and target, over the batch or over each
 /// sample. ε is 0 by default: equal images have the loss −∞, and gradient 0.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/psnr.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`; `[N, *]` with [`PsnrScope::Sample`]; of a floating kind, or integers, such as bytes

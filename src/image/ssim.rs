@@ -23,6 +23,8 @@ crate::options::options! {
 /// alike where the loss is computed, so that equal images have the loss ε / (… + ε). With
 /// [`SsimForm::Dissimilarity`] the loss is half of it.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/ssim.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, C, H, W]` or `[N, C, D, H, W]`, or `[N, C, L]` with [`spatial_dims(1)`](Self::spatial_dims); of a

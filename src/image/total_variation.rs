@@ -17,6 +17,8 @@ crate::options::options! {
 /// where x is the input, an image for each of its leading dimensions. With [`PixelReduction::Mean`] each of the two
 /// sums is divided by the number of its terms.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/total_variation.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[*, H, W]`; of a floating kind, or integers, whose sums are 64-bit integers and whose means are `f32`

@@ -22,6 +22,8 @@ crate::options::options! {
 /// where θₙ_c is the angle between the embedding n and the weight of the class c, the nearest one of several, y is the
 /// class of the embedding, m the margin and s the scale.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/arc_face.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: embeddings `[N, D]`
@@ -179,6 +181,8 @@ owned! {
 /// loss = [`ArcFace`](x, W, y)
 ///
 /// where x is the input, y the target and W the weights of the classes.
+///
+#[doc = include_str!("../../docs/book/src/gallery/arc_face.svg")]
 ///
 /// # Shapes
 ///

@@ -25,6 +25,8 @@ crate::options::options! {
 /// is the distance (or a similarity with the other sign) and m the margin. With `swap`, d(a, n) is the smaller one of
 /// d(a, n) and d(p, n).
 ///
+#[doc = include_str!("../../docs/book/src/gallery/batch_triplet_margin.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, D]`

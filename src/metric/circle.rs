@@ -21,6 +21,8 @@ crate::options::options! {
 /// where P(a) are the other embeddings of a's label and N(a) those of other labels, s is the cosine, m the margin,
 /// and the weights α are constants for the gradient. An embedding without a positive or without negatives has ℓₐ = 0.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/circle.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, D]`

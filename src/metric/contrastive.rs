@@ -20,6 +20,8 @@ crate::options::options! {
 /// where d is the distance, m₊ and m₋ are the margins and R is the reduction. With a similarity s the losses are
 /// max(0, m₊ − s(a, b)) and max(0, s(a, b) − m₋).
 ///
+#[doc = include_str!("../../docs/book/src/gallery/contrastive.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, D]`

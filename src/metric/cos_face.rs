@@ -18,6 +18,8 @@ crate::options::options! {
 /// where θₙ_c is the angle between the embedding n and the weight of the class c, y is the class of the embedding, m
 /// the margin and s the scale.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/cos_face.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: embeddings `[N, D]`
@@ -104,6 +106,8 @@ owned! {
 /// loss = [`CosFace`](x, W, y)
 ///
 /// where x is the input, y the target and W the weights of the classes.
+///
+#[doc = include_str!("../../docs/book/src/gallery/cos_face.svg")]
 ///
 /// # Shapes
 ///

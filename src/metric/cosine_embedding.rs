@@ -23,6 +23,8 @@ crate::options::options! {
 ///
 /// where a and b are the inputs, y is the target and Δ the margin. A target that is neither has ℓₙ = 0.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/cosine_embedding.svg")]
+///
 /// # Shapes
 ///
 /// * `input1`, `input2`: `[N, D]`, or `[D]` for a single pair

@@ -20,6 +20,8 @@ crate::options::options! {
 /// similarity with the other sign, and so the margins), m₊ and m₋ are the margins. The logarithm of a sum over
 /// nothing is taken as 0.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/generalized_lifted_structure.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, D]`

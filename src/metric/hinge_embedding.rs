@@ -18,6 +18,8 @@ crate::options::options! {
 ///
 /// where x is the input, y the target and Δ the margin. A target that is neither gets the sum of both.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/hinge_embedding.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`

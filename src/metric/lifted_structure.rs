@@ -23,6 +23,8 @@ crate::options::options! {
 /// one: references that go together with the batch, as its other view, or a gathered batch that begins with it, are of
 /// the same order.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/lifted_structure.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, D]`

@@ -18,6 +18,8 @@ crate::options::options! {
 /// where a is the first and b the second input and Δ the margin; the target y is 1 where a should rank higher and −1
 /// where b should.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/margin_ranking.svg")]
+///
 /// # Shapes
 ///
 /// * `input1`: any shape, `[*]`

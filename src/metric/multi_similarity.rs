@@ -21,6 +21,8 @@ crate::options::options! {
 /// where P(a) are the other embeddings of a's label and N(a) those of other labels, s is the similarity (or a distance
 /// with the other sign, and so λ), λ is the base.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/multi_similarity.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, D]`

@@ -24,6 +24,8 @@ crate::options::options! {
 /// for each label i that occurs more than once, where aᵢ is the first embedding of it and pᵢ the second, and s is the
 /// similarity (or a distance with the other sign).
 ///
+#[doc = include_str!("../../docs/book/src/gallery/n_pairs.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, D]`

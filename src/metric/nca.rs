@@ -21,6 +21,8 @@ crate::options::options! {
 /// similarity with the other sign, and τ the scale. An embedding without a positive has no loss and does not count in
 /// the mean.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/nca.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, D]`

@@ -22,6 +22,8 @@ crate::options::options! {
 /// (or a distance with the other sign) and τ the temperature. It is computed as the softplus of the difference
 /// log Σₙ exp(s(a, n) / τ) − s(a, p) / τ.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/nt_xent.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, D]`

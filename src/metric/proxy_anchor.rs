@@ -26,6 +26,8 @@ crate::options::options! {
 /// where x are the embeddings, p_c is the proxy of the class c, s the similarity, α the scale, δ the margin and R the
 /// reduction, a mean in the paper. With a distance d the losses are those of exp(α (d − δ)) and exp(−α (d + δ)).
 ///
+#[doc = include_str!("../../docs/book/src/gallery/proxy_anchor.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: embeddings `[N, D]`
@@ -229,6 +231,8 @@ owned! {
 /// loss = [`ProxyAnchor`](x, P, y)
 ///
 /// where x is the input, y the target and P the proxies.
+///
+#[doc = include_str!("../../docs/book/src/gallery/proxy_anchor.svg")]
 ///
 /// # Shapes
 ///

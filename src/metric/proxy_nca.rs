@@ -17,6 +17,8 @@ crate::options::options! {
 /// where x are the embeddings, p_c is the proxy of the class c, y the class of the embedding, d the distance, squared
 /// and of unit vectors by default, and s the scale. A similarity counts as −d.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/proxy_nca.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: embeddings `[N, D]`
@@ -109,6 +111,8 @@ owned! {
 /// loss = [`ProxyNca`](x, P, y)
 ///
 /// where x is the input, y the target and P the proxies.
+///
+#[doc = include_str!("../../docs/book/src/gallery/proxy_nca.svg")]
 ///
 /// # Shapes
 ///

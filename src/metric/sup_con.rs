@@ -21,6 +21,8 @@ crate::options::options! {
 /// other sign) and τ the temperature. An embedding without a positive has ℓₐ = 0, and so have all embeddings where the
 /// batch has only one label.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/sup_con.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, D]`

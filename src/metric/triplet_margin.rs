@@ -21,6 +21,8 @@ crate::options::options! {
 /// where a is the anchor, p the positive and n the negative example, Δ the margin, and the norm is over the last
 /// dimension. With a swap, d(aₙ, nₙ) is min(d(aₙ, nₙ), d(pₙ, nₙ)).
 ///
+#[doc = include_str!("../../docs/book/src/gallery/triplet_margin.svg")]
+///
 /// # Shapes
 ///
 /// * `anchor`: `[*, D]`, usually `[N, D]`

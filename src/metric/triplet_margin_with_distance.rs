@@ -40,6 +40,8 @@ crate::options::options! {
 /// where a is the anchor, p the positive and n the negative example, Δ the margin and d the distance. With a swap,
 /// d(aₙ, nₙ) is min(d(aₙ, nₙ), d(pₙ, nₙ)).
 ///
+#[doc = include_str!("../../docs/book/src/gallery/triplet_margin_with_distance.svg")]
+///
 /// # Shapes
 ///
 /// * `anchor`: `[*, D]`, or any shape that the distance function takes

@@ -21,6 +21,8 @@ crate::options::options! {
 /// where π is the policy, y⁺ and y⁻ are the chosen and the rejected answer to the prompt x, σ is the sigmoid and ε the
 /// label smoothing.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/cpo.svg")]
+///
 /// # Shapes
 ///
 /// * `policy`: `[N]` for the chosen and `[N]` for the rejected answers, one log-probability per answer

@@ -23,6 +23,8 @@ crate::options::options! {
 /// rejected answer y to the prompt x, σ is the sigmoid and ε the label smoothing. [`DpoVariant`] has the other losses
 /// of the family.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/dpo.svg")]
+///
 /// # Shapes
 ///
 /// * `policy`, `reference`: each `[N]` for the chosen and `[N]` for the rejected answers, one log-probability per

@@ -18,6 +18,8 @@ crate::options::options! {
 /// where π is the policy, π₀ the reference model (1 without one), y⁺ and y⁻ are the chosen and the rejected answer to
 /// the prompt x, and β is the paper's τ.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/ipo.svg")]
+///
 /// # Shapes
 ///
 /// * `policy`, `reference`: each `[N]` for the chosen and `[N]` for the rejected answers, one log-probability per

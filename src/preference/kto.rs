@@ -21,6 +21,8 @@ crate::options::options! {
 /// model, σ is the sigmoid, and λ⁺ and λ⁻ are the weights. z is a constant for the gradient, usually estimated from
 /// answers to other prompts of the batch: max(0, mean of r over them).
 ///
+#[doc = include_str!("../../docs/book/src/gallery/kto.svg")]
+///
 /// # Shapes
 ///
 /// * `policy`, `reference`, `labels`: `[B]`, one number per answer, or `[]` for a single answer

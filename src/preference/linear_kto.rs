@@ -19,6 +19,8 @@ use crate::{LinearHead, LossError, check};
 /// where log π and log π₀ are what [`SequenceLogProbs`] computes for policy and reference model, and z is the
 /// divergence.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/kto.svg")]
+///
 /// # Shapes
 ///
 /// * `policy`: an input `[B, T, D]` of B answers of T tokens, a weight `[V, D]` and a bias `[V]`

@@ -22,6 +22,8 @@ use crate::{LinearHead, LossError, check};
 /// where ℓ is the preference loss of the log-probabilities that [`SequenceLogProbs`] computes for policy and reference
 /// model, and α is the weight of the negative log-likelihood.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/dpo.svg")]
+///
 /// # Shapes
 ///
 /// * `policy`: an input `[2·P, T, D]`, the chosen answers of P pairs and then the rejected ones in the same order, a

@@ -18,6 +18,8 @@ crate::options::options! {
 /// where π is the policy, o⁺ and o⁻ are the odds of the chosen and the rejected answer y to the prompt x, σ is the
 /// sigmoid, and β is the paper's λ.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/orpo.svg")]
+///
 /// # Shapes
 ///
 /// * `policy`: `[N]` for the chosen and `[N]` for the rejected answers, the means of the log-probabilities over the

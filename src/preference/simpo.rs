@@ -20,6 +20,8 @@ crate::options::options! {
 /// where π is the policy, y⁺ and y⁻ are the chosen and the rejected answer to the prompt x, σ is the sigmoid, γ the
 /// margin and ε the label smoothing.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/simpo.svg")]
+///
 /// # Shapes
 ///
 /// * `policy`: `[N]` for the chosen and `[N]` for the rejected answers, the means of the log-probabilities over the

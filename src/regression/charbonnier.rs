@@ -20,6 +20,8 @@ crate::options::options! {
 /// [`CharbonnierMinimum::Eps`] the last ε is left out; the gradient is the same. Divided by ε it is Barron's loss with
 /// α = 1 and the scale ε.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/charbonnier.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`

@@ -20,6 +20,8 @@ crate::options::options! {
 /// where x is the input and y the target. The full loss adds the constant ½ log 2π. The gradient of the variance is the
 /// one at v, without the factor of the maximum, so that a variance below ε can grow again.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/gaussian_nll.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`

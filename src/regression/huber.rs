@@ -19,6 +19,8 @@ crate::options::options! {
 /// of elements, whatever the weights; those of [`MseLoss`](crate::MseLoss) and [`L1Loss`](crate::L1Loss) are divided by
 /// Σ wᵢ. PyTorch defines them so.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/huber.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`

@@ -20,6 +20,8 @@ crate::options::options! {
 /// where x is the input, y the target and w the weight, 1 where there is none. The mean is Σ ℓᵢ / Σ wᵢ. The gradient at
 /// xᵢ = yᵢ is 0.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/l1.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`, of numbers

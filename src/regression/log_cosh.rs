@@ -20,6 +20,8 @@ crate::options::options! {
 /// where x is the input, y the target and w the weight, 1 where there is none. The mean is Σ ℓᵢ / Σ wᵢ. The slope is
 /// tanh(xᵢ − yᵢ).
 ///
+#[doc = include_str!("../../docs/book/src/gallery/log_cosh.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`

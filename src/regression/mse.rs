@@ -16,6 +16,8 @@ crate::options::options! {
 ///
 /// where x is the input, y the target and w the weight, 1 where there is none. The mean is Σ ℓᵢ / Σ wᵢ.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/mse.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`

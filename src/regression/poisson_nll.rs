@@ -22,6 +22,8 @@ crate::options::options! {
 /// out: it does not depend on the input. The full loss adds Stirling's approximation of it,
 /// yᵢ log yᵢ − yᵢ + ½ log(2π yᵢ), where yᵢ > 1.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/poisson_nll.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`

@@ -20,6 +20,8 @@ crate::options::options! {
 /// where x is the input, y the target, q the quantile and w the weight, 1 where there is none. The mean is Σ ℓᵢ / Σ wᵢ;
 /// with several quantiles it is the mean of their means. The gradient at xᵢ = yᵢ is ½ − q, half way between both sides.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/quantile.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`; `[*, Q]` for a list of Q quantiles

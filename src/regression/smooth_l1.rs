@@ -18,6 +18,8 @@ crate::options::options! {
 ///
 /// where x is the input and y the target. With β = 0 it is the L1 loss.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/smooth_l1.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`

@@ -18,6 +18,8 @@ crate::options::options! {
 /// where x is the input, y the target, c the scale and w the weight, 1 where there is none. The mean is Σ ℓᵢ / Σ wᵢ. It
 /// is Barron's loss with α = −∞.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/welsch.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`

@@ -25,6 +25,8 @@ crate::options::options! {
 /// weight of the region's class (1 where there is none). [`measure`](Self::measure) can replace Σp + Σt by Σp² + Σt²,
 /// or p·t by min(p, t). 0 / 0 is 0.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/dice.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, C]` or `[N, C, d₁, …, dₖ]`

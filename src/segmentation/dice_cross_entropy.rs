@@ -33,6 +33,8 @@ crate::options::options! {
 /// [`BceWithLogitsLoss`](crate::BceWithLogitsLoss), with which the overlap is one of σ(x). Each part has its own
 /// reduction and weights.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/dice_cross_entropy.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: logits `[N, C]` or `[N, C, d₁, …, dₖ]`

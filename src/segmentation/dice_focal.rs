@@ -35,6 +35,8 @@ crate::options::options! {
 /// [`SigmoidFocalLoss`](crate::SigmoidFocalLoss) or [`OneVsRestFocalLoss`](crate::OneVsRestFocalLoss), with which the
 /// overlap is one of σ(x). Each part has its own reduction and weights.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/dice_focal.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: logits `[N, C]` or `[N, C, d₁, …, dₖ]`

@@ -33,6 +33,8 @@ crate::options::options! {
 /// false negatives. With [`FocalPower::Reduced`] the loss is (mean of w\[r\] · (1 − Tᵣ))^γ. Where 1 − Tᵣ is 0 or, by
 /// rounding, less, the power is 0 and so is its gradient.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/focal_tversky.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, C]` or `[N, C, d₁, …, dₖ]`

@@ -38,6 +38,8 @@ crate::options::options! {
 /// `smooth_dr`. A class that is absent from the target has the greatest weight of the classes that are present. 0 / 0
 /// is 0.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/generalized_dice.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, C]` or `[N, C, d₁, …, dₖ]`

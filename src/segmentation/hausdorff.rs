@@ -25,6 +25,8 @@ crate::options::options! {
 /// without a boundary has d = 0, unless [`no_boundary`](HausdorffDtLoss::no_boundary) says otherwise. The distances
 /// have no gradient. With [`log`](HausdorffDtLoss::log) the result is log(1 + ℓ), after the reduction.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/hausdorff_dt.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, C, d₁, …, dₖ]`; probabilities, or logits with an [`activation`](HausdorffDtLoss::activation)

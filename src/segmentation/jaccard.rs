@@ -19,6 +19,8 @@ crate::options::options! {
 ///
 /// where the letters and the options are those of [`DiceLoss`](crate::DiceLoss).
 ///
+#[doc = include_str!("../../docs/book/src/gallery/jaccard.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, C]` or `[N, C, d₁, …, dₖ]`

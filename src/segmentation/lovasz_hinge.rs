@@ -23,6 +23,8 @@ crate::options::options! {
 /// prediction that is wrong in exactly the pixels π₁ … πₖ, Δ₀ = 0. Without any foreground ℓ is the largest error. It is
 /// computed over all pixels of the batch at once, or per image.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/lovasz_hinge.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: logits `[N, *]`, or any shape where the batch is one region

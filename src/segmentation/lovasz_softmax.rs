@@ -39,6 +39,8 @@ crate::options::options! {
 /// is its largest probability. The loss is the mean over the classes of w_c ℓ_c, where w is the weight (1 where there
 /// is none), which does not change what the mean divides by. It is computed over the whole batch at once, or per image.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/lovasz_softmax.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: logits `[N, C]` or `[N, C, d₁, …, dₖ]`

@@ -20,6 +20,8 @@ crate::options::options! {
 /// p the probability and t the target. It is 0 for a perfect prediction, 1 for a constant one and 2 for the opposite of
 /// the target.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/mcc.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: any shape, `[*]`; probabilities, or logits with an [`activation`](MccLoss::activation)

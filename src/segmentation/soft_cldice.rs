@@ -30,6 +30,8 @@ crate::options::options! {
 ///
 /// and skel is that after the last iteration.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/soft_cldice.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, C, d₁, d₂]` or `[N, C, d₁, d₂, d₃]`; probabilities, or logits with an

@@ -18,6 +18,8 @@ crate::options::options! {
 ///
 /// where Dice is the [`DiceLoss`] of each class of each sample and clDice the [`SoftClDiceLoss`] of each sample.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/soft_dice_cldice.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, C, d₁, d₂]` or `[N, C, d₁, d₂, d₃]`; probabilities, or logits with an

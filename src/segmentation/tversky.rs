@@ -21,6 +21,8 @@ crate::options::options! {
 /// where Σ p − I are the false positives, Σ t − I the false negatives, and the other letters and the options are those
 /// of [`DiceLoss`](crate::DiceLoss).
 ///
+#[doc = include_str!("../../docs/book/src/gallery/tversky.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, C]` or `[N, C, d₁, …, dₖ]`

@@ -21,6 +21,8 @@ crate::options::options! {
 /// where A and B are the views, Â and B̂ are the views with each feature normalised over the batch, (a − mean a) /
 /// √(var a + 10⁻⁵), and λ is the weight of the redundancy. It makes no difference which view is the input.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/barlow_twins.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, D]`, of at least two rows

@@ -19,6 +19,8 @@ crate::options::options! {
 /// temperature, and CE(l, n) = log Σⱼ exp(lⱼ) − lₙ. Label smoothing is that of
 /// [`CrossEntropyLoss`](crate::CrossEntropyLoss).
 ///
+#[doc = include_str!("../../docs/book/src/gallery/clip.svg")]
+///
 /// # Shapes
 ///
 /// * `image`: `[N, D]`

@@ -60,6 +60,8 @@ impl DinoConfig {
 /// The centre is a state of the loss, which a call does not change: call [`update_center`](Self::update_center) once
 /// for each step of the training, after the loss.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/dino.svg")]
+///
 /// # Shapes
 ///
 /// * `teacher_out`: one `[B, D]` for each view of the teacher, the large crops

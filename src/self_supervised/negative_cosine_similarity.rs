@@ -19,6 +19,8 @@ crate::options::options! {
 ///
 /// where a and b are the vectors of input and target along the given dimension.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/negative_cosine_similarity.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, D]`, or any shape `[*]` that has the dimension `dim`

@@ -18,6 +18,8 @@ crate::options::options! {
 /// where x are the embeddings of the images, y those of the texts, s is the scale of the logits, b their bias and
 /// σ(u) = 1 / (1 + e⁻ᵘ). The mean is over the images.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/siglip.svg")]
+///
 /// # Shapes
 ///
 /// * `image`: `[N, D]`

@@ -25,6 +25,8 @@ crate::options::options! {
 /// are the weights of the terms. Views of more dimensions have a loss for each position in the dimensions between batch
 /// and features; the result is the mean over these. It makes no difference which view is the input.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/vicreg.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, D]` or `[N, d₁, …, dₖ, D]`, of at least two samples

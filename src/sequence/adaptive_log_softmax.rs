@@ -52,6 +52,8 @@ pub struct AdaptiveLogSoftmaxOutput {
 /// where c₁ < c₂ < … are the cutoffs, ended by the number of classes, W and b are the head and Uᵢ and Vᵢ the tail i,
 /// with ⌊D / divⁱ⁺¹⌋ features between them.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/adaptive_log_softmax.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, D]`, or `[D]` for a single row

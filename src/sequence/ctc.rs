@@ -21,6 +21,8 @@ crate::options::options! {
 /// that become the target once repeats are merged and blanks removed. The mean divides each ℓₙ by its target length, at
 /// least 1, before it averages. Where there is no such path, ℓₙ is ∞.
 ///
+#[doc = include_str!("../../docs/book/src/gallery/ctc.svg")]
+///
 /// # Shapes
 ///
 /// * `log_probs`: `[T, N, C]`, or `[T, C]` for a single sequence

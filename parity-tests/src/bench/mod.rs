@@ -7,6 +7,7 @@ mod measure;
 mod memory;
 pub mod ours;
 mod overhead;
+mod page;
 mod peer;
 mod plot;
 mod report;
@@ -42,6 +43,7 @@ use crate::results::Results;
   parity bench --dtype bf16 --no-compile               in another precision
   parity bench --device cuda                           on the GPU, without memory
   parity bench --json b.json --svg b.svg --report b.md files besides the table
+  parity bench --quick --html b.html                   and a page for the browser
   parity bench --backend composite --no-compile        without the fused engines, against eager alone
   parity bench --overhead                              what a call costs over the bare tch operation
   parity bench --busy 1 --no-compile                   beside a process that keeps a core busy, and without it
@@ -92,6 +94,9 @@ pub struct BenchOptions {
     /// Write the tables as Markdown
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Write a page to look at in a browser, with all rows to sort and to filter
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["accuracy", "overhead"])]
+    html: Option<PathBuf>,
     /// Where torch.compile keeps what it has compiled, for the next run
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     work: PathBuf,
@@ -153,6 +158,9 @@ pub fn run(options: &BenchOptions) -> Result<bool> {
     println!("{}", report.to_text());
     write(options.json.as_deref(), report.to_json()?)?;
     write(options.report.as_deref(), report.to_markdown())?;
+    if let Some(file) = &options.html {
+        page::page(&report).write(file)?;
+    }
     if let Some(file) = &options.svg {
         plot::draw(&report, file).with_context(|| format!("cannot write {}", file.display()))?;
     }

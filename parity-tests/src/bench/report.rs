@@ -55,6 +55,25 @@ impl Machine {
         self.lines().join("  \n")
     }
 
+    /// The machine by what is known of it.
+    pub fn facts(&self) -> Vec<(String, String)> {
+        let Machine { cpu, cores, threads, python, .. } = self;
+        let facts = [
+            ("tch-losses", Some(env!("CARGO_PKG_VERSION").to_owned())),
+            ("PyTorch", Some(python.torch.clone())),
+            ("Python", Some(python.python.clone())),
+            ("compiler", python.compiler.clone()),
+            ("GPU", python.gpu.clone()),
+            ("processor", Some(format!("{cpu}, {cores} cores"))),
+            ("threads", Some(threads.to_string())),
+            ("arguments", Some(self.dtype.name().to_owned())),
+            ("TCH_LOSSES_BACKEND", self.backend.clone()),
+            ("copy of 64 MiB", Some(format!("{:.1} GB/s", self.bandwidth / 1e9))),
+            ("cores that others took", self.others.map(|others| format!("{others:.2}"))),
+        ];
+        facts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+    }
+
     fn lines(&self) -> Vec<String> {
         let Machine { cpu, cores, threads, python, .. } = self;
         let backend = self.backend.as_ref().map(|backend| format!("; TCH_LOSSES_BACKEND={backend}"));
@@ -288,7 +307,7 @@ fn or_na(text: Option<String>) -> String {
 }
 
 /// Three digits with the unit that fits.
-fn time(seconds: f64) -> String {
+pub fn time(seconds: f64) -> String {
     let (number, unit) = match seconds {
         s if s < 1e-3 => (s * 1e6, "µs"),
         s if s < 1.0 => (s * 1e3, "ms"),

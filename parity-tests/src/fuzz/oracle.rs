@@ -88,6 +88,7 @@ fn share(seeds: &[u64], python: &PythonOptions, jobs: u16) -> Result<Share> {
         threads: 1,
         jobs: Some(jobs),
         report: None,
+        html: None,
         work: work.path().to_path_buf(),
         backend: None,
         python: python.clone(),

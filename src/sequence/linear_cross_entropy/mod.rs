@@ -33,6 +33,8 @@ crate::options::options! {
 /// default λ is 0 and z = W x + b. The z-loss has the same reduction, and is 0 for ignored targets; its mean is over
 /// the targets that are not ignored, whatever the class weights are.
 ///
+#[doc = include_str!("../../../docs/book/src/gallery/linear_cross_entropy.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, D]`, or `[D]` for a single row

@@ -34,6 +34,8 @@ new {
 ///
 /// where x is the input, y the target, and W and b are the weight and bias of the layer.
 ///
+#[doc = include_str!("../../../docs/book/src/gallery/linear_cross_entropy.svg")]
+///
 /// # Shapes
 ///
 /// * `input`: `[N, D]`, or `[D]` for a single row without d₁, …, dₖ
