@@ -19,8 +19,7 @@ use crate::kernels::formulas::ClassTerms;
 use crate::kernels::number::choose;
 use crate::kernels::rows::{RowReduction, Rows};
 
-/// The losses of `rows`, whose classes are the last dimension, reduced. `None` where the engine does not take the call.
-/// Second derivatives are those of the `composite` of input and target.
+/// See [`kernels::f_class_terms`](crate::kernels::f_class_terms).
 pub(in crate::kernels) fn f_class_terms<F, C>(
     formula: F,
     rows: &Rows,

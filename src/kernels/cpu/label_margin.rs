@@ -21,9 +21,7 @@ use crate::kernels::engine::{
 use crate::kernels::number::{Real, choose};
 use crate::{LossError, Reduction};
 
-/// The losses Σ max(0, 1 − x\[t\] + x\[c\]) / C of each row, reduced: over its labels t, which end at the first −1, and
-/// its other classes c. By the `composite` of tensor operations where the engine does not take the call. The arguments,
-/// `[N, C]` or `[C]`, are scores and labels, the latter 64-bit integers.
+/// See [`kernels::f_label_margin`](crate::kernels::f_label_margin).
 pub(in crate::kernels) fn f_label_margin<C>(
     arguments: [&Tensor; 2],
     reduction: Reduction,

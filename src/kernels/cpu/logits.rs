@@ -26,8 +26,7 @@ use crate::kernels::backend;
 use crate::kernels::number::choose;
 use crate::kernels::rows::LogitRows;
 
-/// The cross entropy and the z-loss of each row, `[n]`, in single precision for logits of half precision. `None` where
-/// the engine does not take the call. Where there are derivatives, the logits are overwritten by the gradient.
+/// See [`kernels::f_logits`](crate::kernels::f_logits).
 pub(in crate::kernels) fn f_logits(rows: &LogitRows) -> Result<Option<[Tensor; 2]>, LossError> {
     let taken = backend::fused()
         && rows.logits.numel() != 0

@@ -18,8 +18,7 @@ use crate::LossError;
 use crate::kernels::number::choose;
 use crate::kernels::rows::{Hinges, Margin, RowReduction, Rows};
 
-/// The losses of `rows`, whose classes are the last dimension, reduced. `None` where the engine does not take the call.
-/// Second derivatives are those of the `composite` of input and target.
+/// See [`kernels::f_margin`](crate::kernels::f_margin).
 pub(in crate::kernels) fn f_margin<C>(
     margin: Margin,
     rows: &Rows,

@@ -13,8 +13,7 @@ use super::rows::{RowFormula, f_rows};
 use crate::LossError;
 use crate::kernels::rows::{RowReduction, Rows};
 
-/// The losses of `rows`, reduced. `None` where the engine does not take the call. Second derivatives are those of the
-/// `composite` of input and target.
+/// See [`kernels::f_picked`](crate::kernels::f_picked).
 pub(in crate::kernels) fn f_picked<C>(
     rows: &Rows,
     reduction: RowReduction,

@@ -19,9 +19,7 @@ use crate::LossError;
 use crate::kernels::number::choose;
 use crate::kernels::rows::{RowReduction, Rows};
 
-/// The losses of `rows`, reduced, whose target is a position among the classes: the two classes beside it have it in
-/// proportion to how near they are. The classes are the last dimension. `None` where the engine does not take the call.
-/// Second derivatives are those of the `composite` of input and target.
+/// See [`kernels::f_softmax_of_positions`](crate::kernels::f_softmax_of_positions).
 pub(in crate::kernels) fn f_softmax_of_positions<C>(
     rows: &Rows,
     reduction: RowReduction,

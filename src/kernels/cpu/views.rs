@@ -23,10 +23,7 @@ use crate::LossError;
 use crate::kernels::number::choose;
 use crate::kernels::rows::{RowReduction, Rows, Views};
 
-/// The mean cross entropy of the first views, plus the mean divergence of all views from their mixtures, times its
-/// weight. `None` where the engine does not take the call. The rows are all samples' first views, then all samples'
-/// second views, and so on, with the classes as the last dimension; the targets are the classes of the samples. Second
-/// derivatives are those of the `composite` of input and target.
+/// See [`kernels::f_views`](crate::kernels::f_views).
 pub(in crate::kernels) fn f_views<C>(views: Views, rows: &Rows, composite: C) -> Result<Option<Tensor>, LossError>
 where
     C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,

@@ -51,8 +51,8 @@ pub(in crate::kernels) fn f_logits(rows: &LogitRows) -> Result<Option<[Tensor; 2
     derivatives.into_iter().chain(losses.iter().map(address)).for_each(|address| block.pointer(address));
     call.write(&mut block);
     let mut block = block.finish();
-    // SAFETY: the block has the layout of `LogitCall`; all tensors are on the device and of the kinds and lengths that it
-    // says, and their memory is freed on the same stream, behind the kernel.
+    // SAFETY: the block has the layout of `LogitCall`; all tensors are on the device and of the kinds and lengths that
+    // it says, and their memory is freed on the same stream, behind the kernel.
     let launched = unsafe { launcher.launch(LOGITS, grid(count, plan), &mut [block.as_mut_ptr().cast()]) };
     Ok(launched.is_ok().then_some(losses))
 }

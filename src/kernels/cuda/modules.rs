@@ -13,8 +13,8 @@ use super::nvrtc::nvrtc;
 /// A module is never unloaded, as a kernel of it may run at any time.
 type Loaded = OnceLock<Result<Module, String>>;
 
-/// Launches kernels of a source on libtorch's current stream of a device. None where something keeps it from that, which
-/// the log tells once: tensor operations compute the loss then.
+/// Launches kernels of a source on libtorch's current stream of a device. None where something keeps it from that,
+/// which the log tells once: tensor operations compute the loss then.
 pub(super) fn launcher(device: Device, source: &str, kernels: &[Kernel]) -> Option<Box<dyn Launch>> {
     #[cfg(test)]
     if device == Device::Cpu {

@@ -1,5 +1,5 @@
-//! What the engines of losses over rows of classes share (softmax, margin, picked, …): the arguments of a call, layouts,
-//! reductions, kinds, the graph. An engine gives the text of its loss of a row to [`f_rows`].
+//! What the engines of losses over rows of classes share (softmax, margin, picked, …): the arguments of a call,
+//! layouts, reductions, kinds, the graph. An engine gives the text of its loss of a row to [`f_rows`].
 
 use std::ffi::c_void;
 
@@ -77,8 +77,8 @@ where
     Ok(f_of_composite(kernel, rows, reduction, composite)?.ok())
 }
 
-/// [`f_rows`] with the composite of input and target as an engine has it, which is handed back where the engine does not
-/// take the call.
+/// [`f_rows`] with the composite of input and target as an engine has it, which is handed back where the engine does
+/// not take the call.
 pub(super) fn f_of_composite(
     kernel: impl FnOnce() -> RowKernel,
     rows: &Rows,
@@ -322,10 +322,10 @@ pub(super) fn are_aligned<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> 
     tensors.into_iter().all(|tensor| (address(tensor) as usize).is_multiple_of(PACK))
 }
 
-/// How a kernel goes through rows of so many classes, which are `inner` numbers apart. `arrays` numbers of each class are
-/// kept, and `least` threads share a row at least. Short rows share a warp, and long ones have a block each. Of classes
-/// that lie apart, a thread goes through those of a pixel, so that the threads of a warp read numbers that lie beside each
-/// other.
+/// How a kernel goes through rows of so many classes, which are `inner` numbers apart. `arrays` numbers of each class
+/// are kept, and `least` threads share a row at least. Short rows share a warp, and long ones have a block each. Of
+/// classes that lie apart, a thread goes through those of a pixel, so that the threads of a warp read numbers that lie
+/// beside each other.
 pub(super) fn plan([classes, inner]: [usize; 2], kind: Kind, aligned: bool, arrays: usize, least: usize) -> Plan {
     let pack = PACK / kind.elt_size_in_bytes();
     let most = if kind == Kind::Double { KEPT_DOUBLE } else { KEPT };
@@ -395,8 +395,8 @@ impl Kernels<'_> {
         };
         row_call.write(&mut block);
         let mut block = block.finish();
-        // SAFETY: the block has the layout of `RowCall`; all tensors are on the device and of the kinds and lengths that
-        // it says, and their memory is freed on the same stream, behind the kernel.
+        // SAFETY: the block has the layout of `RowCall`; all tensors are on the device and of the kinds and lengths
+        // that it says, and their memory is freed on the same stream, behind the kernel.
         unsafe { self.launcher.launch(kernel, grid, &mut [block.as_mut_ptr().cast()]) }.is_ok()
     }
 

@@ -28,8 +28,7 @@ use crate::kernels::rows::{RowReduction, Rows};
 use classes::OfClasses;
 use shares::OfShares;
 
-/// The losses of `rows` with classes as targets, reduced. The share `smoothing` of a target is spread over all classes.
-/// `None` where the engine does not take the call. Second derivatives are those of the `composite` of input and target.
+/// See [`kernels::f_softmax`](crate::kernels::f_softmax).
 pub(in crate::kernels) fn f_softmax<F, C>(
     formula: F,
     smoothing: f64,
@@ -44,9 +43,7 @@ where
     f_rows(OfClasses { formula, smoothing }, rows, reduction, composite)
 }
 
-/// The cross entropy of `rows` whose target has a share for each class, reduced. The share `smoothing` of a target is
-/// spread over all classes. `None` where the engine does not take the call. Second derivatives are those of the
-/// `composite` of input and target.
+/// See [`kernels::f_softmax_of_shares`](crate::kernels::f_softmax_of_shares).
 pub(in crate::kernels) fn f_softmax_of_shares<C>(
     smoothing: f64,
     rows: &Rows,

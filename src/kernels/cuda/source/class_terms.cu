@@ -1,5 +1,5 @@
-// Losses with a term for every class of a softmax, as the formulas `of_target` and `of_other` have them. With the slopes
-// s[c] of the terms with respect to log p[c] and S = Σ s, a row's gradient is s[c] − p[c] S.
+// Losses with a term for every class of a softmax, as the formulas `of_target` and `of_other` have them. With the
+// slopes s[c] of the terms with respect to log p[c] and S = Σ s, a row's gradient is s[c] − p[c] S.
 
 // The sums of a row's terms and of their slopes, without those of the target.
 struct Terms {

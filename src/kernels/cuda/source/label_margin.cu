@@ -1,6 +1,6 @@
-// Hinges between the score of each label of a row and those of all its other classes: Σ max(0, 1 − x[t] + x[c]) / C over
-// the labels t, which end at the first −1, and the classes c that are no label. A row is shared by whole warps, which go
-// through its labels together, and all of it is held.
+// Hinges between the score of each label of a row and those of all its other classes: Σ max(0, 1 − x[t] + x[c]) / C
+// over the labels t, which end at the first −1, and the classes c that are no label. A row is shared by whole warps,
+// which go through its labels together, and all of it is held.
 
 // The argument of a hinge, in the order in which libtorch adds.
 DEVICE Real hinge(Real score, Real other) { return (1 - score) + other; }

@@ -1,5 +1,5 @@
-// Cross entropy with z-loss of rows of logits, whose gradient overwrites them. p[0] is z, the factor of (log Σ exp(x))²,
-// and p[1] the soft cap s, where the losses are those of s tanh(x / s) instead of x.
+// Cross entropy with z-loss of rows of logits, whose gradient overwrites them. p[0] is z, the factor of (log Σ
+// exp(x))², and p[1] the soft cap s, where the losses are those of s tanh(x / s) instead of x.
 
 struct LogitCall {
   // The derivatives of the final result with respect to both losses of each row.
@@ -12,7 +12,8 @@ struct LogitCall {
 
 DEVICE Real capped(const RowCall& call, Real x) { return CAPPED ? tanh(x / call.p[1]) * call.p[1] : x; }
 
-// The derivative of the cap: 4e / (1 + e)² with e = exp(−2|x / s|), because 1 − tanh² loses the digits of a slope near 0.
+// The derivative of the cap: 4e / (1 + e)² with e = exp(−2|x / s|), because 1 − tanh² loses the digits of a slope near
+// 0.
 DEVICE Real slope_of_cap(const RowCall& call, Real x) {
   const Real e = exp(Real(-2) * fabs(x / call.p[1])), half = 2 / (1 + e);
   return e * half * half;
@@ -67,8 +68,8 @@ DEVICE void row_losses(const LogitCall& logits, long long row, bool exists) {
   const Real of_entropy = logits.of_entropy[row];
   const Real of_row = of_entropy * call.spread * of.total + 2 * z * log_sum * logits.of_z[row];
   const Real of_p = (of_entropy * weight + of_row) / of.sum, of_weight = of_entropy * call.spread;
-  // At the target as p `of_row` − (1 − p) w: p − 1 would lose the digits of a p near 1, and p (w + `of_row`) − w those of
-  // w where `of_row` is much larger.
+  // At the target as p `of_row` − (1 − p) w: p − 1 would lose the digits of a p near 1, and p (w + `of_row`) − w those
+  // of w where `of_row` is much larger.
   const Real of_target = (of.own * of_row - of.others * (of_entropy * weight)) / of.sum;
   for (int first = (classes - 1) / CHUNK * CHUNK; first >= 0; first -= CHUNK) {
     if (!HELD) read(call, call.input, start, first, classes, -INFINITE_REAL, numbers);

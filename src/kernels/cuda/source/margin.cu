@@ -5,8 +5,8 @@
 DEVICE Real at_least_zero(Real number) { return number < 0 ? Real(0) : number; }
 
 #if STRONGEST
-// The scores of the classes that a thread has seen, with 0 in place of the target's: the greatest one, how many are equal
-// to it, and how many are NaN.
+// The scores of the classes that a thread has seen, with 0 in place of the target's: the greatest one, how many are
+// equal to it, and how many are NaN.
 struct Rivals {
   Real best;
   Real equal;
@@ -56,8 +56,8 @@ DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool
   return hinge;
 }
 #else
-// The loss of a row, Σ max(0, margin − x[t] + x[c]) w[t] / C or that of the squares, for all threads that share it; they
-// write its gradient.
+// The loss of a row, Σ max(0, margin − x[t] + x[c]) w[t] / C or that of the squares, for all threads that share it;
+// they write its gradient.
 DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool exists) {
   const long long start = start_of(call, row);
   const int target = exists ? target_of(call, row) : -1;

@@ -1,5 +1,5 @@
-// Losses of rows of classes: what their kernels share. A group of threads computes a row. Each of them has PACKS packs of
-// WIDTH numbers at a time, which it keeps in registers: those of the whole row where that is HELD.
+// Losses of rows of classes: what their kernels share. A group of threads computes a row. Each of them has PACKS packs
+// of WIDTH numbers at a time, which it keeps in registers: those of the whole row where that is HELD.
 
 struct RowCall {
   const Element* input;

@@ -1,5 +1,6 @@
 // The cross entropy of rows whose target has a share for each class. With the targets t[c] = w[c] ((1 − ε) y[c] + ε/C),
-// made of the shares y, and T = Σ t, a row's loss is T log Σ exp(x − max) + Σ t (max − x), and its gradient T p[c] − t[c].
+// made of the shares y, and T = Σ t, a row's loss is T log Σ exp(x − max) + Σ t (max − x), and its gradient T p[c] −
+// t[c].
 
 // What a thread knows of a row: the largest logit that it has seen, the target of that class and the sum of all others,
 // Σ exp(x − max) without it, Σ t (max − x), and Σ t of the classes that are not masked by −∞.
@@ -13,8 +14,8 @@ struct Shares {
 };
 
 #if POSITIONS
-// The targets of this thread in a chunk: the two classes beside the row's position have it in proportion to how near they
-// are.
+// The targets of this thread in a chunk: the two classes beside the row's position have it in proportion to how near
+// they are.
 DEVICE void read_targets(const RowCall& call, long long row, long long, int first, int classes, Real* targets) {
   const Real position = widened(((const Element*)call.target)[row]);
   const int left = int(position) < classes - 2 ? int(position) : classes - 2;

@@ -1,16 +1,24 @@
-// Cross entropy with the Jensen-Shannon divergence: the mean cross entropy of the first of VIEWS views of each sample, plus
-// p[0] times the divergence of all views from their mean, whose probabilities are at least p[1]. A row is a sample here,
-// and a view's rows lie behind those of the view before. The kernel multiplies what is of the cross entropy by `mean`.
+// Cross entropy with the Jensen-Shannon divergence: the mean cross entropy of the first of VIEWS views of each sample,
+// plus p[0] times the divergence of all views from their mean, whose probabilities are at least p[1]. A row is a sample
+// here, and a view's rows lie behind those of the view before. The kernel multiplies what is of the cross entropy by
+// `mean`.
 
-// The views of a sample, as far as they are known: of each softmax the largest logit, Σ exp(x − most) and its logarithm.
+#if DOUBLE
+// What is known of all views needs more registers.
+#undef BLOCKS_AT_ONCE
+#define BLOCKS_AT_ONCE 1
+#endif
+
+// The views of a sample, as far as they are known: of each softmax the largest logit, Σ exp(x − most) and its
+// logarithm.
 struct Views {
   Real most[VIEWS];
   Real sums[VIEWS];
   Real logs[VIEWS];
 };
 
-// The probabilities p of this thread in a chunk of all views, and with their mean m the terms p (log p − log m), which are
-// the derivatives of the divergence with respect to log p. Returns the divergence.
+// The probabilities p of this thread in a chunk of all views, and with their mean m the terms p (log p − log m), which
+// are the derivatives of the divergence with respect to log p. Returns the divergence.
 DEVICE Real mix(const RowCall& call, long long start, int first, int classes, const Views& views,
                 Real (*p)[NUMBERS], Real (*terms)[NUMBERS]) {
   Real divergence = 0;
@@ -38,8 +46,8 @@ DEVICE Real mix(const RowCall& call, long long start, int first, int classes, co
       const Real difference = close ? log1p(share) : terms[v][j] - views.most[v] - views.logs[v] - log_of_mean;
       // A masked class has p = 0 and log p = −∞, and must add 0, not NaN.
       const Real term = p[v][j] == 0 ? Real(0) : p[v][j] * difference;
-      // p − m is subtracted from each view's term. Over all views these differences add up to 0, apart from the rounding
-      // of m, whose effect on the sum this removes.
+      // p − m is subtracted from each view's term. Over all views these differences add up to 0, apart from the
+      // rounding of m, whose effect on the sum this removes.
       divergence += below ? term : term - distance;
       terms[v][j] = below ? p[v][j] + term : term;
     }

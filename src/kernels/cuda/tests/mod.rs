@@ -60,8 +60,8 @@ impl Launch for Refusal {
     }
 }
 
-/// Calls `work` with a GPU that launches nothing, so that tensor operations compute what it asks for. Returns the sources
-/// of the kernels that it would have launched.
+/// Calls `work` with a GPU that launches nothing, so that tensor operations compute what it asks for. Returns the
+/// sources of the kernels that it would have launched.
 fn sources_of(work: impl FnOnce()) -> BTreeSet<String> {
     struct Restore;
     impl Drop for Restore {
@@ -225,8 +225,8 @@ fn installed_nvrtc() -> Option<Nvrtc> {
     libraries.into_iter().find_map(Nvrtc::find)
 }
 
-/// Whether a source compiles for all generations of GPUs that NVRTC knows, to kernels that keep all in registers: a stack
-/// is slower than the memory that the kernels read.
+/// Whether a source compiles for all generations of GPUs that NVRTC knows, to kernels that keep all in registers: a
+/// stack is slower than the memory that the kernels read.
 fn assert_compiles(nvrtc: &Nvrtc, source: &str) {
     let known = nvrtc.architectures();
     for capability in [75, 80, 86, 90, 100, 120].into_iter().filter(|capability| known.contains(capability)) {

@@ -322,7 +322,11 @@ fn a_class_out_of_range_can_make_the_loss_nan() {
     let input = randn([4, 6]).to_kind(Kind::Float);
     let target = Tensor::from_slice(&[1_i64, 6, 0, -7]);
     macro_rules! losses {
-        ($($loss:expr),+ $(,)?) => { |reduction| vec![$(Box::new($loss.invalid_values(InvalidValues::Nan).reduction(reduction)) as Box<dyn Loss>),+] };
+        ($($loss:expr),+ $(,)?) => {
+            |reduction| {
+                vec![$(Box::new($loss.invalid_values(InvalidValues::Nan).reduction(reduction)) as Box<dyn Loss>),+]
+            }
+        };
     }
     let losses: fn(Reduction) -> Vec<Box<dyn Loss>> = losses![
         CrossEntropyLoss::new(),
