@@ -6,6 +6,7 @@
 //! cargo run --release --example digits -- --loss mse,huber --epochs 10      # one after the other
 //! cargo run --release --example digits -- --all                             # every loss, as a table
 //! cargo run --release --example digits -- --loss-file examples/loss.toml    # a loss described in TOML or JSON
+//! cargo run --release --example digits -- --imbalance 100                   # what helps rare digits, by digit
 //! cargo run --release --example digits -- --help
 //! ```
 //!
@@ -15,63 +16,75 @@
 //!
 //! Where to look: [`LossName::objective`] says what each loss wants as input and as target, and [`train`] is the loop.
 
-use std::{
-    fs::{File, read_to_string},
-    io::Read,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Instant,
-};
+mod common;
 
-use anyhow::{Context, Result, bail, ensure};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum, value_parser};
-use flate2::read::MultiGzDecoder;
-use indicatif::{ProgressBar, ProgressStyle};
-use tch::{Device, Kind, Tensor, nn, nn::Module, nn::OptimizerConfig};
+use common::args::{CommonArgs, DataArgs, read_loss, typed};
+use common::digits::{CLASSES, Digits, SIDE};
+use common::layers::same_size;
+use common::plot;
+use common::training::{Curve, Plan, train};
+use tch::nn::{self, Module};
+use tch::{Device, Kind, Tensor};
 use tch_losses::{
-    AnyLoss, BceLoss, BceWithLogitsLoss, CrossEntropyLoss, HuberLoss, KlDivLoss, KlDivReduction, L1Loss, Loss, MseLoss,
+    BceLoss, BceWithLogitsLoss, CrossEntropyLoss, HuberLoss, KlDivLoss, KlDivReduction, L1Loss, Loss, MseLoss,
     MultiLabelMarginLoss, MultiLabelSoftMarginLoss, MultiMarginLoss, NllLoss, PoissonNllLoss, SmoothL1Loss,
-    SoftMarginLoss,
+    SoftMarginLoss, SoftmaxFocalLoss,
 };
-
-/// The digits 0 to 9.
-const CLASSES: i64 = 10;
-/// The images are 8 × 8.
-const SIDE: i64 = 8;
-/// The pixels of an image, which are the fields of a line before its label.
-const PIXELS: usize = (SIDE * SIDE) as usize;
-/// The darkest pixel.
-const INK: u8 = 16;
-/// Draws the held-out images. It is not `--seed`, so that runs with different seeds are judged by the same images.
-const SPLIT_SEED: i64 = 0;
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    common::end(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<()> {
-    // The net is so small that more threads gain little, and lose much where another program keeps a core busy: they wait
-    // for each other at every step. With one, the result does not depend on the number of cores either.
-    tch::set_num_threads(1);
-    let device = args.device.find()?;
-    let (training, held_out) = Digits::read(&args.data)?.to_device(device).split()?;
-    println!("device {device:?}, {} images to learn from, {} held out", training.len(), held_out.len());
+    common::use_one_core();
+    let device = args.common.device()?;
+    let (training, held_out) = args.data.digits()?;
+    let (training, held_out) = (training.to_device(device), held_out.to_device(device));
+    match args.imbalance {
+        None => compare(args, &training, &held_out),
+        Some(factor) => compare_by_digit(factor, args, &training, &held_out),
+    }
+}
 
+/// Trains with each loss, and says how many digits are read.
+fn compare(args: &Args, training: &Digits, held_out: &Digits) -> Result<()> {
+    let device = training.images.device();
+    println!("device {device:?}, {} images to learn from, {} held out", training.len(), held_out.len());
+    let mut curves = Vec::new();
     for (name, objective) in args.objectives(device)? {
         let start = Instant::now();
-        let net = train(&name, &objective, args, &training).with_context(|| format!("training with {name}"))?;
-        let right = net.count_right(&held_out)?;
+        let (net, curve) = train_with(&name, &objective, args, training, held_out)?;
+        let right = i64::try_from(net.right(held_out).sum(Kind::Int64))?;
         let percent = 100.0 * right as f64 / held_out.len() as f64;
         let seconds = start.elapsed().as_secs_f64();
         println!("{name:<24} {percent:6.2} % right ({right} of {}), {seconds:.1} s", held_out.len());
+        curves.push(curve);
     }
-    Ok(())
+    plot::curves(&curves, "share of held-out digits read", &args.common.picture("digits.svg")?)
+}
+
+/// Trains with few images of the high digits, and says for each digit how many are read, by losses that treat rare
+/// classes differently.
+fn compare_by_digit(factor: f64, args: &Args, training: &Digits, held_out: &Digits) -> Result<()> {
+    let training = imbalanced(training, factor)?;
+    let counts = counts(&training.classes)?;
+    println!("{:<16} {}    mean", "digit", (0..CLASSES).map(|digit| format!("{digit:6}")).collect::<String>());
+    println!("{:<16} {}", "to learn from", counts.iter().map(|count| format!("{count:6}")).collect::<String>());
+    let mut curves = Vec::new();
+    for (name, objective) in against_imbalance(&counts, training.images.device()) {
+        let (net, curve) = train_with(name, &objective, args, &training, held_out)?;
+        let recalls = net.recalls(held_out)?;
+        let percents = recalls.iter().map(|recall| format!("{:6.0}", 100.0 * recall)).collect::<String>();
+        println!("{name:<16} {percents} {:7.1}", 100.0 * recalls.iter().sum::<f64>() / recalls.len() as f64);
+        curves.push(curve);
+    }
+    plot::curves(&curves, "share of held-out digits read", &args.common.picture("digits-imbalance.svg")?)
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -113,13 +126,6 @@ enum LossName {
     PoissonNll,
 }
 
-impl std::fmt::Display for LossName {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        // The name as it is typed; no variant is hidden from clap. `pad` keeps the columns of the table.
-        f.pad(self.to_possible_value().expect("every loss can be chosen").get_name())
-    }
-}
-
 impl LossName {
     /// The one place that knows what each loss wants.
     fn objective(self) -> Objective {
@@ -143,19 +149,6 @@ impl LossName {
             Self::PoissonNll => Objective::new(PoissonNllLoss::new(), logits, one_hot),
         }
     }
-}
-
-/// The loss that a file describes, with its weights on `device`.
-fn read_loss(path: &Path, device: Device) -> Result<AnyLoss> {
-    let read = || -> Result<AnyLoss> {
-        let text = read_to_string(path)?;
-        let loss: AnyLoss = match path.extension().is_some_and(|extension| extension == "json") {
-            true => serde_json::from_str(&text)?,
-            false => toml::from_str(&text)?,
-        };
-        Ok(loss.f_to(device, Kind::Float)?)
-    };
-    read().with_context(|| format!("the loss file {}", path.display()))
 }
 
 /// Makes what a loss wants from what there is: logits of shape `[n, 10]`, or classes of shape `[n]`.
@@ -214,205 +207,100 @@ fn class_list(classes: &Tensor) -> Tensor {
     classes.unsqueeze(-1).pad([0, CLASSES - 1], "constant", -1.0)
 }
 
+/// The losses that are compared where some classes are rare. All take logits and classes.
+fn against_imbalance(counts: &[i64], device: Device) -> [(&'static str, Objective); 4] {
+    // Inverse to how frequent a class is, 1 on the average over the images; a class without images weighs 0.
+    let images: i64 = counts.iter().sum();
+    let weight = |&count: &i64| if count == 0 { 0.0 } else { images as f32 / (counts.len() as i64 * count) as f32 };
+    let weight = Tensor::from_slice(&counts.iter().map(weight).collect::<Vec<f32>>()).to_device(device);
+    [
+        ("cross entropy", Objective::new(CrossEntropyLoss::new(), logits, class)),
+        ("class weights", Objective::new(CrossEntropyLoss::new().weight(weight), logits, class)),
+        ("focal", Objective::new(SoftmaxFocalLoss::new().gamma(2.0), logits, class)),
+        ("label smoothing", Objective::new(CrossEntropyLoss::new().label_smoothing(0.1), logits, class)),
+    ]
+}
+
+/// Keeps all images of 0, one of `factor` of 9, and of those between them shares that fall by equal factors.
+fn imbalanced(digits: &Digits, factor: f64) -> Result<Digits> {
+    let mut kept = Vec::new();
+    for class in 0..CLASSES {
+        let images = digits.classes.eq(class).nonzero().squeeze_dim(1);
+        let share = factor.powf(-(class as f64) / (CLASSES - 1) as f64);
+        let count = (images.size()[0] as f64 * share).round() as i64;
+        ensure!(count > 0, "--imbalance {factor} leaves no image of the digit {class}; choose a smaller factor");
+        kept.push(images.narrow(0, 0, count));
+    }
+    Ok(digits.select(&Tensor::cat(&kept, 0)))
+}
+
+/// How many images each digit has.
+fn counts(classes: &Tensor) -> Result<Vec<i64>> {
+    Ok(Vec::<i64>::try_from(classes.bincount::<Tensor>(None, CLASSES))?)
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // The net and its training
 // ---------------------------------------------------------------------------------------------------------------------
 
 /// Two convolutions, which see strokes, and two linear layers, which see digits.
 struct Net {
-    weights: nn::VarStore,
     layers: nn::Sequential,
 }
 
 impl Net {
-    fn new(device: Device) -> Self {
-        // The weights are drawn on the CPU and then moved: a seed means the same start on every device.
-        let mut weights = nn::VarStore::new(Device::Cpu);
-        let path = weights.root();
-        let same_size = nn::ConvConfig { padding: 1, ..Default::default() };
+    fn new(path: &nn::Path) -> Self {
         let layers = nn::seq()
-            .add(nn::conv2d(&path / "conv1", 1, 32, 3, same_size))
+            .add(nn::conv2d(path / "conv1", 1, 32, 3, same_size(3)))
             .add_fn(Tensor::relu)
-            .add(nn::conv2d(&path / "conv2", 32, 64, 3, same_size))
+            .add(nn::conv2d(path / "conv2", 32, 64, 3, same_size(3)))
             .add_fn(Tensor::relu)
             .add_fn(|images| images.max_pool2d_default(2).flatten(1, -1))
-            .add(nn::linear(&path / "linear1", 64 * (SIDE / 2) * (SIDE / 2), 128, Default::default()))
+            .add(nn::linear(path / "linear1", 64 * (SIDE / 2) * (SIDE / 2), 128, Default::default()))
             .add_fn(Tensor::relu)
-            .add(nn::linear(&path / "linear2", 128, CLASSES, Default::default()));
-        weights.set_device(device);
-        Self { weights, layers }
+            .add(nn::linear(path / "linear2", 128, CLASSES, Default::default()));
+        Self { layers }
     }
 
-    /// How many of the digits get their highest logit for the right class.
-    fn count_right(&self, digits: &Digits) -> Result<i64> {
+    /// Which of the digits get their highest logit for the right class.
+    fn right(&self, digits: &Digits) -> Tensor {
         let logits = tch::no_grad(|| self.layers.forward(&digits.images));
-        let right = logits.argmax(-1, false).eq_tensor(&digits.classes).sum(Kind::Int64);
-        Ok(i64::try_from(right)?)
+        logits.argmax(-1, false).eq_tensor(&digits.classes)
+    }
+
+    /// The share of each digit's images that are read.
+    fn recalls(&self, digits: &Digits) -> Result<Vec<f64>> {
+        let right = counts(&digits.classes.masked_select(&self.right(digits)))?;
+        let all = counts(&digits.classes)?;
+        Ok(right.into_iter().zip(all).map(|(right, all)| right as f64 / all.max(1) as f64).collect())
     }
 }
 
-fn train(name: &str, objective: &Objective, args: &Args, digits: &Digits) -> Result<Net> {
-    tch::manual_seed(args.seed);
-    let net = Net::new(digits.device());
-    let mut optimizer = nn::Adam::default().build(&net.weights, args.lr)?;
-    let progress = Progress::new(name, args.epochs, digits.batches(args.batch_size));
-
-    for epoch in 1..=args.epochs {
-        let mean = train_epoch(&net, &mut optimizer, objective, digits, args.batch_size, &progress)
-            .with_context(|| format!("epoch {epoch}"))?;
-        ensure!(mean.is_finite(), "the loss of epoch {epoch} is {mean}; a smaller --lr than {:?} may help", args.lr);
-        progress.end_epoch(epoch, mean);
-    }
-    Ok(net)
-}
-
-/// Shows every image to the net once, in an order of its own, and returns the mean loss.
-fn train_epoch(
-    net: &Net,
-    optimizer: &mut nn::Optimizer,
+fn train_with(
+    name: &str,
     objective: &Objective,
-    digits: &Digits,
-    batch_size: i64,
-    progress: &Progress,
-) -> Result<f64> {
-    // The sum stays on the device: reading every loss would make the CPU wait for the GPU at every step.
-    let mut sum = Tensor::zeros([], (Kind::Float, digits.device()));
-    for batch in digits.shuffled().split(batch_size, 0) {
-        let batch = digits.select(&batch);
-        let loss = objective.loss(&net.layers.forward(&batch.images), &batch.classes)?;
-        optimizer.backward_step(&loss);
-        // Weighted, because the last batch can be smaller.
-        sum += loss.detach() * batch.len();
-        progress.end_step();
-    }
-    Ok(f64::try_from(sum)? / digits.len() as f64)
-}
-
-/// A bar on a terminal, and a line per epoch elsewhere.
-struct Progress {
-    bar: ProgressBar,
-    name: String,
-    epochs: u32,
-}
-
-impl Progress {
-    fn new(name: &str, epochs: u32, batches: u64) -> Self {
-        let style = ProgressStyle::with_template("{msg} {wide_bar} {elapsed}, {eta} to go")
-            .expect("the template is a constant, and valid");
-        let bar = ProgressBar::new(u64::from(epochs) * batches).with_style(style);
-        bar.set_message(format!("{name}: epoch 1/{epochs}"));
-        Self { bar, name: name.to_owned(), epochs }
-    }
-
-    fn end_step(&self) {
-        self.bar.inc(1);
-    }
-
-    fn end_epoch(&self, epoch: u32, loss: f64) {
-        let message = format!("{}: epoch {epoch}/{} had loss {loss:.5}", self.name, self.epochs);
-        if self.bar.is_hidden() {
-            eprintln!("{message}");
-        }
-        self.bar.set_message(message);
-    }
-}
-
-impl Drop for Progress {
-    /// Leaves a clean line, for the result and for an error alike.
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
-    }
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// The data
-// ---------------------------------------------------------------------------------------------------------------------
-
-/// Images of digits, and which digit each one is.
-struct Digits {
-    /// Shape `[n, 1, 8, 8]`, from 0 (no ink) to 1.
-    images: Tensor,
-    /// Shape `[n]`, from 0 to 9.
-    classes: Tensor,
-}
-
-impl Digits {
-    /// Reads the format that `examples/data/README.md` describes.
-    fn read(path: &Path) -> Result<Self> {
-        let file = File::open(path)
-            .with_context(|| format!("cannot open the data file {} (--data names another)", path.display()))?;
-        let mut text = String::new();
-        MultiGzDecoder::new(file)
-            .read_to_string(&mut text)
-            .with_context(|| format!("cannot read {} as text compressed with gzip", path.display()))?;
-        Self::parse(&text).with_context(|| format!("the data file {}", path.display()))
-    }
-
-    fn parse(text: &str) -> Result<Self> {
-        let mut pixels = Vec::new();
-        let mut classes = Vec::new();
-        for (index, line) in text.lines().enumerate() {
-            let (image, class) = parse_line(line).with_context(|| format!("line {}", index + 1))?;
-            pixels.extend(image.iter().map(|&pixel| f32::from(pixel) / f32::from(INK)));
-            classes.push(i64::from(class));
-        }
-        let images = Tensor::from_slice(&pixels).view([-1, 1, SIDE, SIDE]);
-        Ok(Self { images, classes: Tensor::from_slice(&classes) })
-    }
-
-    fn len(&self) -> i64 {
-        self.classes.size()[0]
-    }
-
-    fn device(&self) -> Device {
-        self.images.device()
-    }
-
-    fn to_device(&self, device: Device) -> Self {
-        Self { images: self.images.to_device(device), classes: self.classes.to_device(device) }
-    }
-
-    fn select(&self, indices: &Tensor) -> Self {
-        Self { images: self.images.index_select(0, indices), classes: self.classes.index_select(0, indices) }
-    }
-
-    /// All indices in a random order, drawn on the CPU: a seed means the same order on every device.
-    fn shuffled(&self) -> Tensor {
-        Tensor::randperm(self.len(), (Kind::Int64, Device::Cpu)).to_device(self.device())
-    }
-
-    /// How many batches an epoch has.
-    fn batches(&self, batch_size: i64) -> u64 {
-        (self.len() as u64).div_ceil(batch_size as u64)
-    }
-
-    /// Divides the images into four fifths to learn from and a fifth to be judged by.
-    fn split(&self) -> Result<(Self, Self)> {
-        let held_out = self.len() / 5;
-        ensure!(held_out > 0, "there are {} images, at least 5 are needed to hold some out", self.len());
-        tch::manual_seed(SPLIT_SEED);
-        let parts = self.shuffled().split_with_sizes([self.len() - held_out, held_out], 0);
-        Ok((self.select(&parts[0]), self.select(&parts[1])))
-    }
-}
-
-/// The pixels and the class of one line.
-fn parse_line(line: &str) -> Result<(Vec<u8>, u8)> {
-    let fields: Vec<&str> = line.split(',').collect();
-    ensure!(fields.len() == PIXELS + 1, "expected {PIXELS} pixels and a class, got {} fields", fields.len());
-    let pixels = fields[..PIXELS].iter().enumerate();
-    let pixels: Result<Vec<u8>> = pixels
-        .map(|(index, field)| parse_number(field, INK).with_context(|| format!("field {}, a pixel", index + 1)))
-        .collect();
-    let class = parse_number(fields[PIXELS], CLASSES as u8 - 1).context("the last field, the class")?;
-    Ok((pixels?, class))
-}
-
-fn parse_number(field: &str, most: u8) -> Result<u8> {
-    match field.trim().parse() {
-        Ok(number) if number <= most => Ok(number),
-        _ => bail!("expected a whole number from 0 to {most}, got {field:?}"),
-    }
+    args: &Args,
+    training: &Digits,
+    held_out: &Digits,
+) -> Result<(Net, Curve)> {
+    tch::manual_seed(args.common.seed);
+    // The weights are drawn on the CPU and then moved: a seed means the same start on every device.
+    let mut variables = nn::VarStore::new(Device::Cpu);
+    let net = Net::new(&variables.root());
+    variables.set_device(training.images.device());
+    let plan = Plan {
+        name: name.to_owned(),
+        epochs: args.common.epochs,
+        samples: training.len(),
+        batch_size: args.batch_size,
+        lr: args.lr,
+    };
+    let step = |batch: &Tensor| {
+        let digits = training.select(&batch.to_device(training.images.device()));
+        objective.loss(&net.layers.forward(&digits.images), &digits.classes)
+    };
+    let curve = train(&plan, &variables, step, || Ok(f64::try_from(net.right(held_out).mean(Kind::Double))?))?;
+    Ok((net, curve))
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -435,29 +323,24 @@ struct Args {
     #[arg(long, conflicts_with = "loss")]
     all: bool,
 
-    /// How often to go through the training images
-    #[arg(long, default_value_t = 20, value_parser = value_parser!(u32).range(1..), allow_negative_numbers = true)]
-    epochs: u32,
-
-    /// Chooses the first weights and the order of the images
-    #[arg(long, default_value_t = 1, value_parser = value_parser!(i64).range(0..), allow_negative_numbers = true)]
-    seed: i64,
+    /// Learn from so many times fewer images of 9 than of 0, and compare losses that treat rare classes differently
+    #[arg(long, value_name = "FACTOR", conflicts_with_all = ["loss", "loss_file", "all"], value_parser = factor)]
+    #[arg(allow_negative_numbers = true)]
+    imbalance: Option<f64>,
 
     /// Images per step
     #[arg(long, default_value_t = 32, value_parser = value_parser!(i64).range(1..), allow_negative_numbers = true)]
     batch_size: i64,
 
-    /// The learning rate of Adam
+    /// The learning rate of Adam at the start; it falls to 0
     #[arg(long, default_value_t = 0.001, value_parser = learning_rate, allow_negative_numbers = true)]
     lr: f64,
 
-    /// Where to compute
-    #[arg(long, value_enum, default_value = "auto")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    data: DataArgs,
 
-    /// The data file, in the format of examples/data/README.md
-    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/digits.csv.gz"))]
-    data: PathBuf,
+    #[command(flatten)]
+    common: CommonArgs<20>,
 }
 
 const EXAMPLES: &str = "\
@@ -466,6 +349,7 @@ Examples:
   cargo run --release --example digits -- --loss label-smoothing --seed 7
   cargo run --release --example digits -- --loss mse,huber --epochs 10
   cargo run --release --example digits -- --all --device cuda
+  cargo run --release --example digits -- --imbalance 100
   cargo run --release --example digits -- --loss-file examples/loss.toml";
 
 impl Args {
@@ -475,7 +359,7 @@ impl Args {
             return Ok(vec![(path.display().to_string(), Objective::new(read_loss(path, device)?, logits, class))]);
         }
         let names = if self.all { LossName::value_variants() } else { &self.loss };
-        Ok(names.iter().map(|name| (name.to_string(), name.objective())).collect())
+        Ok(names.iter().map(|&name| (typed(name), name.objective())).collect())
     }
 }
 
@@ -486,23 +370,9 @@ fn learning_rate(text: &str) -> Result<f64, String> {
     }
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum DeviceChoice {
-    /// The first CUDA device if there is one, else the CPU
-    Auto,
-    /// The CPU
-    Cpu,
-    /// The first CUDA device
-    Cuda,
-}
-
-impl DeviceChoice {
-    fn find(self) -> Result<Device> {
-        match self {
-            Self::Auto => Ok(Device::cuda_if_available()),
-            Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda if tch::Cuda::is_available() => Ok(Device::Cuda(0)),
-            Self::Cuda => bail!("--device cuda: libtorch finds no CUDA device here; use --device cpu, or auto"),
-        }
+fn factor(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(factor) if factor >= 1.0 && factor.is_finite() => Ok(factor),
+        _ => Err("expected a number of at least 1".to_owned()),
     }
 }
