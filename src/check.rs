@@ -368,7 +368,11 @@ impl Validity {
             InvalidValues::Nan => {}
             InvalidValues::Error => InvalidValues::f_note(valid.device(), argument, expected.to_owned(), &valid)?,
             InvalidValues::ErrorAtOnce if valid.f_int64_value(&[])? == 0 => {
-                return Err(LossError::Value { argument, expected: expected.to_owned(), actual: "another value".into() });
+                return Err(LossError::Value {
+                    argument,
+                    expected: expected.to_owned(),
+                    actual: "another value".into(),
+                });
             }
             InvalidValues::ErrorAtOnce => return Ok(Validity::CHECKED),
         }
