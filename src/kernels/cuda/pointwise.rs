@@ -52,9 +52,7 @@ pub(in crate::kernels) fn f_elements(
 ) -> Result<Tensor, LossError> {
     let kind = arguments[0].f_kind()?;
     let partial = formula.partial();
-    // Which elements have no loss is told of their sum alone.
-    let others = result != kind || reduce == Reduce::No;
-    if !takes(arguments, kind)? || partial.is_some() && others {
+    if !takes(arguments, kind)? || partial.is_some() && result != kind {
         return composite(arguments);
     }
     let engine = Elements { recording: formula.record(), partial, kind };
@@ -104,22 +102,26 @@ impl Engine for Elements {
         let Some(kernels) = self.kernels(&arguments, None, wanted, sum.is_none()) else { return Ok(None) };
         let first = &arguments[0].tensor;
         let gradients = engine::f_gradients(first, wanted)?;
-        let Some(sum) = sum else {
-            let losses = first.f_detach()?.f_empty_like()?;
-            let launched = kernels.run(&gradients, 1.0, Some(&losses), None);
-            return Ok(launched.then_some(Forward { loss: losses, gradients, valid: None }));
-        };
         let grid = engine::grid(first);
         // Behind the sums of partial losses come the counts of elements without a loss.
         let length = i64::from(grid) * if self.partial.is_some() { 2 } else { 1 };
         let sums = Tensor::f_empty([length], (Kind::Double, first.device()))?;
+        let Some(sum) = sum else {
+            let losses = first.f_detach()?.f_empty_like()?;
+            if !kernels.run(&gradients, 1.0, Some(&losses), self.partial.map(|_| &sums)) {
+                return Ok(None);
+            }
+            if self.partial.is_some() {
+                kernels.f_noted(&sums, grid, Sum { scale: 1.0, kind: self.kind })?;
+            }
+            return Ok(Some(Forward { loss: losses, gradients, valid: None }));
+        };
         if !kernels.run(&gradients, sum.scale, None, Some(&sums)) {
             return Ok(None);
         }
-        if let Some((argument, expected)) = self.partial {
-            let Some((loss, valid)) = kernels.f_finish_partial(&sums, grid, sum)? else { return Ok(None) };
-            InvalidValues::f_note(valid.device(), argument, expected.into(), &valid.f_to_kind(Kind::Bool)?)?;
-            return Ok(Some(Forward { loss, gradients, valid: Some(valid) }));
+        if self.partial.is_some() {
+            let finished = kernels.f_noted(&sums, grid, sum)?;
+            return Ok(finished.map(|(loss, valid)| Forward { loss, gradients, valid: Some(valid) }));
         }
         let loss = engine::f_finish(&*kernels.launcher, self.kind, &sums, grid, sum)?;
         Ok(loss.map(|loss| Forward { loss, gradients, valid: None }))
@@ -221,6 +223,15 @@ impl Kernels<'_> {
         // SAFETY: the block has the layout of `Call`; all tensors are on the device and as large as the steps say, and
         // their memory is freed on the same stream, behind the kernel.
         unsafe { self.launcher.launch(POINTWISE, engine::grid(first), &mut [call.as_mut_ptr().cast()]) }.is_ok()
+    }
+
+    /// [`f_finish_partial`](Self::f_finish_partial), of which the GPU takes a note.
+    fn f_noted(&self, sums: &Tensor, grid: u32, sum: Sum) -> Result<Option<(Tensor, Tensor)>, LossError> {
+        let finished = self.f_finish_partial(sums, grid, sum)?;
+        if let (Some((_, valid)), Some((argument, expected))) = (&finished, self.call.partial) {
+            InvalidValues::f_note(valid.device(), argument, expected.into(), &valid.f_to_kind(Kind::Bool)?)?;
+        }
+        Ok(finished)
     }
 
     /// The loss, and 1 where all elements had one, else 0; none where that could not be launched.
