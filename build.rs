@@ -1,5 +1,5 @@
-//! Compiles the C++ sides of `autograd` and `kernels` against the libtorch that torch-sys found, and links the tests, examples and binaries
-//! of this package so that they find that libtorch.
+//! Compiles the C++ sides of `autograd`, `kernels` and `distributed` against the libtorch that torch-sys found, and links
+//! the tests, examples and binaries of this package so that they find that libtorch.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -23,6 +23,9 @@ fn main() {
     // Seen by our users' build scripts as DEP_TCH_LOSSES_LIBTORCH_LIB.
     println!("cargo:libtorch_lib={libtorch}");
     compile(Path::new(&libtorch));
+    if env::var_os("CARGO_FEATURE_DISTRIBUTED").is_some() {
+        compile_groups(Path::new(&libtorch));
+    }
     if env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") {
         return;
     }
@@ -33,22 +36,50 @@ fn main() {
 }
 
 /// The headers are beside the libraries, or where torch-sys was told that they are.
+fn headers(libtorch: &Path) -> PathBuf {
+    println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
+    let root = env::var("LIBTORCH_INCLUDE").map_or_else(|_| libtorch.join(".."), PathBuf::from);
+    root.join("include")
+}
+
+fn build(headers: &Path) -> cc::Build {
+    println!("cargo:rerun-if-env-changed=LIBTORCH_CXX11_ABI");
+    let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into());
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++17")
+        .warnings(false)
+        .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
+        .include(headers)
+        .include(headers.join("torch/csrc/api/include"));
+    build
+}
+
 fn compile(libtorch: &Path) {
     const SOURCES: [&str; 3] = ["src/autograd/header.cpp", "src/autograd/node.cpp", "src/kernels/cpu/memory.cpp"];
     for source in SOURCES {
         println!("cargo:rerun-if-changed={source}");
     }
-    println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
-    println!("cargo:rerun-if-env-changed=LIBTORCH_CXX11_ABI");
-    let root = env::var("LIBTORCH_INCLUDE").map_or_else(|_| libtorch.join(".."), PathBuf::from);
-    let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into());
-    cc::Build::new()
-        .cpp(true)
-        .std("c++17")
-        .warnings(false)
-        .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
-        .include(root.join("include"))
-        .include(root.join("include/torch/csrc/api/include"))
-        .files(SOURCES)
-        .compile("tch_losses_cpp");
+    build(&headers(libtorch)).files(SOURCES).compile("tch_losses_cpp");
+}
+
+/// Elsewhere than on Linux the crate itself says that there are no groups.
+fn compile_groups(libtorch: &Path) {
+    const SOURCE: &str = "src/distributed/group.cpp";
+    const GLOO: &str = "src/distributed/gloo_headers";
+    for path in [SOURCE, GLOO] {
+        println!("cargo:rerun-if-changed={path}");
+    }
+    if env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") {
+        return;
+    }
+    let headers = headers(libtorch);
+    let needed = headers.join("torch/csrc/distributed/c10d/ProcessGroupGloo.hpp");
+    assert!(
+        needed.exists(),
+        "the feature distributed needs a libtorch with c10d and Gloo, as PyTorch's own builds are: no {}",
+        needed.display()
+    );
+    build(&headers).include(GLOO).file(SOURCE).compile("tch_losses_c10d");
 }

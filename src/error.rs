@@ -119,6 +119,25 @@ pub enum LossError {
         /// What is wrong with it.
         source: Box<LossError>,
     },
+    /// The ranks of a [`Group`](crate::distributed::Group) are about to do different things, or one of them has an error
+    /// of its own. All ranks but that one have this error, and the group can be used further.
+    #[cfg(feature = "distributed")]
+    #[error("ranks disagree: {asked}")]
+    Ranks {
+        /// What each of them is about to do.
+        asked: String,
+    },
+    /// A [`Group`](crate::distributed::Group) cannot be made, or another rank is late, dead or out of reach.
+    #[cfg(feature = "distributed")]
+    #[error("{operation} failed: {message}")]
+    Group {
+        /// What was called.
+        operation: &'static str,
+        /// Why it failed.
+        message: String,
+        /// The ranks that gave no sign of life.
+        silent: Vec<usize>,
+    },
     /// A message of a function of the user's: a backward function, a distance, a loss.
     #[error("{message}")]
     Custom {

@@ -177,6 +177,7 @@
 //! | `self-supervised` | by `full` | representations that are learnt without labels, and pairs of images and texts |
 //! | `avx512` | yes | the engines' longest loops a second time, for AVX-512: docs/reports/build-cost.md |
 //! | `cuda` | no | engines for the losses of elements, rows of classes, boxes, embeddings and regions on CUDA, compiled when they are first called; no GPU has run them yet |
+//! | `distributed` | no | losses over many processes, on libtorch's own c10d: `distributed`; on Linux |
 //! | `serde` | no | losses described in data: `AnyLoss`, and `Deserialize` and `Serialize` of the losses and their options |
 //! | `doc-only` | no | documentation on a machine without libtorch |
 //!
@@ -216,6 +217,9 @@
 // What several families share is used by none where these are left out; a build with all of them looks for dead code.
 #![cfg_attr(not(feature = "full"), allow(dead_code, unused_imports, unused_macros))]
 
+#[cfg(all(feature = "distributed", not(target_os = "linux"), not(feature = "doc-only")))]
+compile_error!("the feature distributed needs Linux");
+
 mod argument;
 pub mod autograd;
 mod binary;
@@ -226,6 +230,8 @@ pub mod combine;
 mod description;
 #[cfg(feature = "detection")]
 pub mod detection;
+#[cfg(feature = "distributed")]
+pub mod distributed;
 pub mod divergence;
 #[cfg(any(feature = "classification", feature = "detection"))]
 mod divisor;

@@ -90,7 +90,8 @@ use crate::{Loss, LossError, WhenEmpty};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Data-parallel workers sum up both tensors over all workers (an all-reduce) in place of `f_add`.
+/// Data-parallel workers sum up both tensors over all workers (an all-reduce) in place of `f_add`; with the feature
+/// `distributed` that is `f_over_ranks`.
 #[derive(Debug)]
 pub struct MeanParts {
     numerator: Tensor,
@@ -117,6 +118,12 @@ impl MeanParts {
     /// The same of a mean whose denominator, that of all calls together, counts as `least` where it is smaller.
     pub(crate) fn at_least(self, least: f64) -> Self {
         Self { least, ..self }
+    }
+
+    /// The least that the denominator counts as.
+    #[cfg(feature = "distributed")]
+    pub(crate) fn least(&self) -> f64 {
+        self.least
     }
 
     /// The sum of the losses, with its graph.

@@ -49,6 +49,30 @@ pub trait EmbeddingLoss: Loss {
         ref_emb: Option<&Tensor>,
     ) -> Result<Tensor, LossError>;
 
+    /// Computes the loss of the embeddings of all ranks of a group, which may have different numbers of them, as one
+    /// process with the whole batch does: each embedding is compared with those of all ranks.
+    ///
+    /// Every rank computes the whole loss, and has its value. The gradients, averaged over ranks as by data
+    /// parallelism, are those of one process. pytorch-metric-learning has that as `DistributedLossWrapper`.
+    ///
+    /// # Errors
+    /// Those of [`f_forward`](Loss::f_forward), and those of
+    /// [`Group::f_gather_data_parallel`](crate::distributed::Group::f_gather_data_parallel).
+    #[cfg(feature = "distributed")]
+    #[doc(alias = "DistributedLossWrapper")]
+    fn f_forward_over_ranks(
+        &self,
+        embeddings: &Tensor,
+        labels: &Tensor,
+        group: &crate::distributed::Group,
+    ) -> Result<Tensor, LossError> {
+        let checked = check::devices(&[("input", embeddings), ("target", labels)])
+            .and_then(|()| f_labels(("input", embeddings), ("target", labels)));
+        let labels = group.f_or_refuse(checked)?;
+        let all = group.f_gather_for_same_loss(embeddings)?;
+        self.f_forward(&all, &group.f_all_gather(&labels)?)
+    }
+
     /// Computes the loss as [`f_forward_pairs`](EmbeddingLoss::f_forward_pairs) does.
     ///
     /// # Panics

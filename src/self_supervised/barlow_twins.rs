@@ -1,3 +1,6 @@
+#[cfg(feature = "distributed")]
+mod over_ranks;
+
 use tch::Tensor;
 
 use super::{f_diagonal_and_others, f_without_diagonal, views};
@@ -38,7 +41,8 @@ crate::options::options! {
 /// * Half precision is computed in single precision, the product of the views too, which takes twice the time:
 ///   lightly's gradient in bf16 is some percent off.
 /// * An empty batch is an error, as a single row is; lightly's loss of an empty batch is NaN.
-/// * Views of other processes are not gathered.
+/// * Views of other processes count with `f_forward_over_ranks` of the feature `distributed`, which normalises features
+///   over the batches of all ranks; lightly's `gather_distributed` does it over each rank's own.
 ///
 /// # Errors
 ///

@@ -57,9 +57,11 @@ pub(super) fn pairs(image: &Tensor, text: &Tensor) -> Result<(), LossError> {
 /// The similarity of each image to each text, `[N, N]`, at least in single precision.
 pub(super) fn f_similarities(image: &Tensor, text: &Tensor, normalize: bool) -> Result<Tensor, LossError> {
     let kind = wide_kind(image)?;
-    let rows = |embeddings: &Tensor| {
-        let embeddings = embeddings.f_to_kind(kind)?;
-        if normalize { f_unit_rows(&embeddings, 2.0, 0.0) } else { Ok(embeddings) }
-    };
-    f_matrix_product(&rows(image)?, &rows(text)?.f_transpose(0, 1)?)
+    f_matrix_product(&f_rows(image, kind, normalize)?, &f_rows(text, kind, normalize)?.f_transpose(0, 1)?)
+}
+
+/// The rows whose products are similarities.
+pub(super) fn f_rows(embeddings: &Tensor, kind: Kind, normalize: bool) -> Result<Tensor, LossError> {
+    let embeddings = embeddings.f_to_kind(kind)?;
+    if normalize { f_unit_rows(&embeddings, 2.0, 0.0) } else { Ok(embeddings) }
 }

@@ -21,6 +21,8 @@ mod barlow_twins;
 mod clip;
 mod dino;
 mod logits;
+#[cfg(feature = "distributed")]
+mod moments;
 mod negative_cosine_similarity;
 mod siglip;
 mod vicreg;

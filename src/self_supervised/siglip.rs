@@ -1,3 +1,6 @@
+#[cfg(feature = "distributed")]
+mod over_ranks;
+
 use tch::{Kind, Tensor};
 
 use super::logits::{LogitParameter, f_similarities, pairs};

@@ -1,3 +1,6 @@
+#[cfg(feature = "distributed")]
+mod over_ranks;
+
 use tch::{Tensor, no_grad};
 
 use super::{f_diagonal_and_others, f_without_diagonal, views};
@@ -42,7 +45,7 @@ crate::options::options! {
 /// * Half precision is computed in single precision, the products of features too: lightly's gradient in bf16 is some
 ///   percent off.
 /// * An ε of 0 is an error, because the gradient of a constant feature would be NaN.
-/// * Views of other processes are not gathered.
+/// * Views of other processes count with `f_forward_over_ranks` of the feature `distributed`.
 ///
 /// # Errors
 ///

@@ -1,0 +1,331 @@
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::ffi::Processes;
+use super::record::{Operation, Request};
+use crate::LossError;
+
+/// That of torch.distributed.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+/// How long a rank waits for signs of the others after a failure, so that it can name those without one.
+const SIGNS: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A group of processes, on one machine or many, that compute a loss together: PyTorch's process group, by its Gloo.
+///
+/// It is `torch.distributed`'s own engine, which is part of libtorch: ranks meet at the store of rank 0 and connect to
+/// each other. A copy of a group is the same group.
+///
+/// Every method whose name begins with `f_` is a *collective*: all ranks call it, in the same order. Before each one,
+/// the ranks tell each other what they are about to do; where they disagree, all of them get
+/// [`LossError::Ranks`], and the group can be used further. A rank that does not come, or that dies, is
+/// [`LossError::Group`] on all others within the timeout; it names the ranks without a sign of life. The group is then
+/// broken, and every further call is that error.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tch::Tensor;
+/// use tch_losses::distributed::{Group, Reduce};
+///
+/// # let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+/// # let address = format!("127.0.0.1:{free}");
+/// // The whole world is this process; others would have the ranks 1, 2, …
+/// let group = Group::new(&address, 0, 1, Duration::from_secs(30))?;
+/// let sum = group.f_all_reduce(&Tensor::from_slice(&[1.0, 2.0]), Reduce::Sum)?;
+/// assert_eq!(Vec::<f64>::try_from(sum)?, [1.0, 2.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+#[doc(alias = "ProcessGroup")]
+#[doc(alias = "init_process_group")]
+pub struct Group(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    rank: usize,
+    world: usize,
+    state: Mutex<State>,
+}
+
+/// What one thread at a time has.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) processes: Processes,
+    /// How many calls there were.
+    pub(super) calls: u64,
+    /// Why the group is broken.
+    broken: Option<String>,
+    silent: Vec<usize>,
+}
+
+impl Group {
+    /// The group that torchrun, or another launcher, describes by the environment variables `RANK`, `WORLD_SIZE`,
+    /// `MASTER_ADDR` and `MASTER_PORT`, with PyTorch's timeout of 30 minutes.
+    ///
+    /// Python ranks that call `torch.distributed.init_process_group("gloo")` may belong to the same group; the book says
+    /// what they have to do before each collective.
+    ///
+    /// # Errors
+    /// [`LossError::Group`] where a variable is missing or no number, and those of [`new`](Self::new).
+    pub fn from_env() -> Result<Self, LossError> {
+        Self::from_env_within(DEFAULT_TIMEOUT)
+    }
+
+    /// [`from_env`](Self::from_env) with a timeout of your own.
+    ///
+    /// # Errors
+    /// As [`from_env`](Self::from_env).
+    pub fn from_env_within(timeout: Duration) -> Result<Self, LossError> {
+        let [rank, world, port] = [f_number("RANK")?, f_number("WORLD_SIZE")?, f_number("MASTER_PORT")?];
+        let address = format!("{}:{port}", f_variable("MASTER_ADDR")?);
+        // torchrun's agent holds the store itself; no rank does.
+        let agent = std::env::var("TORCHELASTIC_USE_AGENT_STORE").is_ok_and(|value| value == "True");
+        Self::f_new(&address, (rank, world), timeout, rank == 0 && !agent)
+    }
+
+    /// The group of `world` processes of which this one is number `rank`. `address` is `host:port` of rank 0, where the
+    /// others meet it; the port has to be free there. `timeout` is how long a rank waits for the others, here and in
+    /// each call.
+    ///
+    /// # Errors
+    /// [`LossError::Option`] for an address without a port, a rank that is not below `world`, or a timeout of nothing;
+    /// [`LossError::Group`] where the port is taken, or where the others do not come in time.
+    pub fn new(address: &str, rank: usize, world: usize, timeout: Duration) -> Result<Self, LossError> {
+        Self::f_new(address, (rank, world), timeout, rank == 0)
+    }
+
+    fn f_new(address: &str, (rank, world): (usize, usize), timeout: Duration, serves: bool) -> Result<Self, LossError> {
+        let option = |option, actual: String, expected: String| LossError::Option { option, expected, actual };
+        let place = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+        let Some((host, port)) = place.filter(|(host, port)| !host.is_empty() && *port > 0) else {
+            return Err(option("address", format!("{address:?}"), "host:port".into()));
+        };
+        if rank >= world {
+            return Err(option("rank", rank.to_string(), format!("a number below {world}, the number of ranks")));
+        }
+        if timeout < Duration::from_millis(1) {
+            return Err(option("timeout", format!("{timeout:?}"), "at least a millisecond".into()));
+        }
+        let name = next_name(address);
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let failed = |message: &str, silent| f_failure("Group::new", world, message, silent);
+        let processes = f_connect((host.to_owned(), port), serves, world, timeout, name)
+            .map_err(|message| failed(&format!("store of rank 0 at {address}: {message}"), vec![]))?;
+        let there = |rank: usize| format!("tch_losses/come/{rank}");
+        f_claim_rank(&processes, (rank, world), &there(rank)).map_err(|message| failed(&message, vec![]))?;
+        let joined = processes.f_join(rank, world, timeout);
+        if let Err(message) = joined {
+            let signs = Signs { there: &there, done: &|rank| format!("tch_losses/left/{rank}") };
+            let silent = silent_ranks(&processes, (rank, world), &signs);
+            return Err(failed(&message, silent));
+        }
+        let state = Mutex::new(State { processes, calls: 0, broken: None, silent: vec![] });
+        Ok(Self(Arc::new(Shared { rank, world, state })))
+    }
+
+    /// The number of this process, from 0 on.
+    pub fn rank(&self) -> usize {
+        self.0.rank
+    }
+
+    /// The number of processes.
+    pub fn world_size(&self) -> usize {
+        self.0.world
+    }
+
+    /// The number of processes, for arithmetic.
+    pub(super) fn ranks(&self) -> f64 {
+        self.0.world as f64
+    }
+
+    /// The group for one collective at a time.
+    pub(super) fn f_lock(&self, operation: Operation) -> Result<MutexGuard<'_, State>, LossError> {
+        // A panic of another thread left nothing half-done: what it called has ended.
+        let state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match &state.broken {
+            Some(message) => {
+                let message = format!("the group is broken since an earlier call: {message}");
+                Err(f_failure(operation.name(), self.0.world, &message, state.silent.clone()))
+            }
+            None => Ok(state),
+        }
+    }
+
+    /// The error of a collective that failed. Closes the group, so that the other ranks need not wait for this one.
+    pub(super) fn broken(&self, state: &mut State, operation: Operation, message: &str) -> LossError {
+        // What it says is of no use: the group is given up.
+        let _ = state.processes.f_close();
+        let calls = state.calls;
+        let there = |rank: usize| format!("tch_losses/stuck/{calls}/{rank}");
+        let _ = state.processes.f_sign(&there(self.0.rank));
+        let signs = Signs { there: &there, done: &|rank| format!("tch_losses/done/{calls}/{rank}") };
+        let silent = silent_ranks(&state.processes, (self.0.rank, self.0.world), &signs);
+        let message = first_line(message);
+        state.broken = Some(message.clone());
+        state.silent.clone_from(&silent);
+        f_failure(operation.name(), self.0.world, &message, silent)
+    }
+
+    /// Passes `checked` on. Where it is an error, the other ranks are told that this rank does not come: their next
+    /// collective is [`LossError::Ranks`], instead of a wait until the timeout.
+    ///
+    /// # Errors
+    /// That of `checked`.
+    pub fn f_or_refuse<T>(&self, checked: Result<T, LossError>) -> Result<T, LossError> {
+        if checked.is_err() && self.0.world > 1 {
+            // The error of this rank says more than that ranks disagree.
+            let _ = self.f_collective(&Request::bare(Operation::Refuse), |_, _| Ok(()));
+        }
+        checked
+    }
+}
+
+/// Groups of one address in one process are told apart by their number. As torch.distributed's, the first is "0".
+fn next_name(address: &str) -> String {
+    static GROUPS: Mutex<Option<HashMap<String, u64>>> = Mutex::new(None);
+    let mut groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = groups.get_or_insert_with(HashMap::new).entry(address.to_owned()).or_insert(0);
+    let name = count.to_string();
+    *count += 1;
+    name
+}
+
+/// Connects to the store, on a thread of its own: libtorch waits without an end for an answer of a program that is no
+/// store. In that case the thread is left alone.
+fn f_connect(
+    (host, port): (String, u16),
+    serves: bool,
+    world: usize,
+    timeout: Duration,
+    name: String,
+) -> Result<Processes, String> {
+    let (send, receive) = std::sync::mpsc::channel();
+    let connect = move || {
+        // Nobody receives it where it comes too late.
+        let _ = send.send(Processes::f_connect((&host, port), serves, world, timeout, &name));
+    };
+    let thread = std::thread::Builder::new().name("tch-losses store".into()).spawn(connect);
+    thread.map_err(|error| format!("no thread: {error}"))?;
+    let silent = || format!("no answer within {timeout:?}; is another program at this port?");
+    receive.recv_timeout(timeout.saturating_add(SIGNS)).unwrap_or_else(|_| Err(silent()))
+}
+
+/// Claims the place of this rank. Another process of the same rank, or one that counts another number of ranks, would
+/// have c10d wait or read what is not meant for it.
+fn f_claim_rank(processes: &Processes, (rank, world): (usize, usize), there: &str) -> Result<(), String> {
+    let of_first = processes.f_claim("tch_losses/world", &world.to_string())?;
+    if of_first != world.to_string() {
+        return Err(format!("rank {rank} is one of {world} ranks, and another rank one of {of_first}"));
+    }
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let own = format!("{}, {now:?}", std::process::id());
+    if processes.f_claim(there, &own)? == own {
+        return Ok(());
+    }
+    Err(format!("another process is rank {rank}, too"))
+}
+
+/// The names of the signs of ranks: that one is there, and that it has seen who else is.
+struct Signs<'a> {
+    there: &'a dyn Fn(usize) -> String,
+    done: &'a dyn Fn(usize) -> String,
+}
+
+/// The ranks that are not there within [`SIGNS`]; none where the store cannot be asked.
+fn silent_ranks(processes: &Processes, (own, world): (usize, usize), signs: &Signs) -> Vec<usize> {
+    let lacks = |ranks: &[usize], sign: &dyn Fn(usize) -> String| {
+        let mut lacking = vec![];
+        for &rank in ranks {
+            if !processes.f_has_sign(&sign(rank))? {
+                lacking.push(rank);
+            }
+        }
+        Ok::<_, String>(lacking)
+    };
+    let others: Vec<usize> = (0..world).filter(|&rank| rank != own).collect();
+    // Where the store goes away, what was seen last counts.
+    let wait = |ranks: &[usize], sign: &dyn Fn(usize) -> String| {
+        let (end, mut lacking) = (Instant::now() + SIGNS, vec![]);
+        while let Ok(now) = lacks(ranks, sign) {
+            lacking = now;
+            if lacking.is_empty() || Instant::now() > end {
+                break;
+            }
+            std::thread::sleep(PAUSE);
+        }
+        lacking
+    };
+    let silent = wait(&others, signs.there);
+    // The sign of this rank is of no use where the store is gone.
+    let _ = processes.f_sign(&(signs.done)(own));
+    if own == 0 {
+        // The store may be that of this process, and the others ask it, too.
+        let present: Vec<usize> = others.into_iter().filter(|rank| !silent.contains(rank)).collect();
+        wait(&present, signs.done);
+    }
+    silent
+}
+
+fn f_failure(operation: &'static str, world: usize, message: &str, silent: Vec<usize>) -> LossError {
+    let mut message = format!("{} ({world} ranks)", first_line(message));
+    if !silent.is_empty() {
+        let plural = if silent.len() == 1 { "" } else { "s" };
+        let ranks: Vec<String> = silent.iter().map(usize::to_string).collect();
+        message += &format!("; no sign of rank{plural} {}", ranks.join(", "));
+    }
+    LossError::Group { operation, message, silent }
+}
+
+/// The first line, without the place in libtorch's sources that it may begin with.
+fn first_line(text: &str) -> String {
+    let line = text.lines().next().unwrap_or_default().trim();
+    match line.strip_prefix('[').and_then(|rest| rest.split_once("] ")) {
+        Some((place, rest)) if place.contains(".cc:") || place.contains(".cpp:") => rest.to_owned(),
+        _ => line.to_owned(),
+    }
+}
+
+fn f_variable(name: &'static str) -> Result<String, LossError> {
+    std::env::var(name).map_err(|_| LossError::Group {
+        operation: "Group::from_env",
+        message: format!("the environment variable {name} is not set; torchrun sets it"),
+        silent: vec![],
+    })
+}
+
+fn f_number(name: &'static str) -> Result<usize, LossError> {
+    let value = f_variable(name)?;
+    value.parse().map_err(|_| LossError::Group {
+        operation: "Group::from_env",
+        message: format!("the environment variable {name} is {value:?}, expected a number"),
+        silent: vec![],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(address: &str, rank: usize, world: usize, timeout: u64) -> String {
+        Group::new(address, rank, world, Duration::from_millis(timeout)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn wrong_calls_are_named() {
+        for address in ["localhost", ":7", "localhost:0", "localhost:seven"] {
+            let expected = format!("option address is {address:?}, expected host:port");
+            assert_eq!(message(address, 0, 1, 9), expected);
+        }
+        let rank = "option rank is 2, expected a number below 2, the number of ranks";
+        assert_eq!(message("localhost:7", 2, 2, 9), rank);
+        assert_eq!(message("localhost:7", 0, 1, 0), "option timeout is 0ns, expected at least a millisecond");
+    }
+
+    #[test]
+    fn places_in_sources_are_left_out() {
+        assert_eq!(first_line("[/pytorch/gloo/pair.cc:534] Connection closed\nmore"), "Connection closed");
+        assert_eq!(first_line("[127.0.0.1] is taken"), "[127.0.0.1] is taken");
+    }
+}

@@ -1,0 +1,179 @@
+//! Ranks of Python in the same job, and losses of Python's libraries over ranks of their own.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tch::{Device, Kind, Tensor};
+use tch_losses::distributed::{GlobalBatch, Group, Reduce};
+use tch_losses::{
+    ClipLoss, CrossEntropyLoss, EmbeddingLoss, Loss, LossError, NtXentLoss, SigLipLoss, SupConLoss, VicRegLoss,
+};
+
+use super::job::{Job, group};
+
+/// What a rank computed, by name.
+type Results = BTreeMap<String, Vec<f64>>;
+
+/// Runs the case of this name, if there is one.
+pub fn run(case: &str) -> bool {
+    let group = || group(60);
+    let results = match case {
+        "mixed" => mixed(&group()),
+        "oracle" => oracle(&group()),
+        _ => return false,
+    };
+    println!("{}", serde_json::to_string(&results).unwrap());
+    true
+}
+
+/// The interpreter with PyTorch, once `scripts/setup` has made it.
+pub fn python() -> Option<PathBuf> {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
+    python.is_file().then_some(python)
+}
+
+pub fn python_ranks_belong_to_the_group() {
+    let Some(python) = python() else { return };
+    for world in [2, 4] {
+        // Ranks 0 and 2 are of this program.
+        let ranks = Job::new("mixed", world).of_python(&python, |rank| rank % 2 == 1).run();
+        ranks.all_succeed();
+        let results: Vec<Results> = (0..world).map(|rank| read(ranks.text(rank))).collect();
+        for (rank, result) in results.iter().enumerate() {
+            assert_eq!(result.len(), 5);
+            assert_eq!(result["total"], vec![(world * (world + 1) / 2) as f64; 3], "rank {rank}");
+            assert_eq!(result["disagreed"], [1.0], "rank {rank}");
+            for name in ["gathered", "loss"] {
+                close(&result[name], &results[1][name], &format!("{name} of rank {rank} of {world}"));
+            }
+        }
+        // The gradient of each rank, once it is averaged, is that of one process.
+        let leaf = Tensor::cat(&(0..world).map(|rank| numbers(4, 3, rank as f64)).collect::<Vec<_>>(), 0);
+        let leaf = leaf.set_requires_grad(true);
+        let target = Tensor::cat(&(0..world).map(targets).collect::<Vec<_>>(), 0);
+        CrossEntropyLoss::new().forward(&leaf, &target).backward();
+        for (rank, result) in results.iter().enumerate() {
+            let expected = leaf.grad().narrow(0, 4 * rank as i64, 4) * world as f64;
+            close(&result["gradient"], &list(&expected), &format!("gradient of rank {rank} of {world}"));
+        }
+    }
+}
+
+pub fn losses_are_those_of_python_over_ranks() {
+    let Some(python) = python() else { return };
+    for world in [2, 4] {
+        let expected = Job::new("oracle", world).of_python(&python, |_| true).run();
+        expected.all_succeed();
+        let actual = Job::new("oracle", world).run();
+        actual.all_succeed();
+        for rank in 0..world {
+            let (actual, expected) = (read(actual.text(rank)), read(expected.text(rank)));
+            assert_eq!(actual.len(), 12);
+            assert!(actual.keys().eq(expected.keys()), "{:?} {:?}", actual.keys(), expected.keys());
+            for (name, numbers) in &actual {
+                close(numbers, &expected[name], &format!("{name}, rank {rank} of {world}"));
+            }
+        }
+    }
+}
+
+pub fn torchrun_starts_ranks() {
+    let Some(python) = python() else { return };
+    let output = Command::new(python)
+        .args(["-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", "--master-port"])
+        .arg(super::job::free_port().to_string())
+        .arg(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "rank", "--nocapture"])
+        .env("TCH_LOSSES_TEST_CASE", "collectives")
+        .env("OMP_NUM_THREADS", "1")
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    assert_eq!(text(&output.stdout).matches("test rank ... ok").count(), 2);
+}
+
+/// The line of JSON in what a rank printed.
+fn read(text: &str) -> Results {
+    let line = text.lines().find(|line| line.starts_with('{'));
+    serde_json::from_str(line.unwrap_or_else(|| panic!("no results in {text}"))).unwrap()
+}
+
+#[track_caller]
+fn close(actual: &[f64], expected: &[f64], what: &str) {
+    assert_eq!(actual.len(), expected.len(), "{what}");
+    let size = expected.iter().fold(1.0, |size: f64, number| size.max(number.abs()));
+    for (a, b) in actual.iter().zip(expected) {
+        assert!((a - b).abs() <= 1e-12 * size, "{what}: {actual:?}, expected {expected:?}");
+    }
+}
+
+fn list(tensor: &Tensor) -> Vec<f64> {
+    Vec::try_from(tensor.detach().to_kind(Kind::Double).flatten(0, -1).contiguous()).unwrap()
+}
+
+/// The same in every program.
+fn numbers(rows: i64, columns: i64, shift: f64) -> Tensor {
+    let positions = Tensor::arange(rows * columns, (Kind::Double, Device::Cpu));
+    (positions * 0.7 + shift).sin().view([rows, columns])
+}
+
+fn targets(rank: usize) -> Tensor {
+    Tensor::from_slice(&[rank as i64 % 3, -100, 1, if rank % 2 == 1 { -100 } else { 2 }])
+}
+
+fn mixed(group: &Group) -> Results {
+    let rank = group.rank();
+    let ranks = Tensor::full([3], rank as i64 + 1, (Kind::BFloat16, Device::Cpu));
+    let total = group.f_all_reduce(&ranks, Reduce::Sum).unwrap();
+    let gathered = group.f_all_gather(&numbers(rank as i64 + 1, 2, rank as f64)).unwrap();
+    let logits = numbers(4, 3, rank as f64).set_requires_grad(true);
+    let parts = CrossEntropyLoss::new().f_parts(&logits, &targets(rank)).unwrap();
+    let loss = parts.f_over_ranks(group).unwrap().f_value().unwrap();
+    loss.backward();
+    group.f_barrier().unwrap();
+    let size = if rank == 0 { 3 } else { 2 };
+    let disagreed = group.f_all_reduce(&Tensor::zeros([size], (Kind::Float, Device::Cpu)), Reduce::Sum);
+    let disagreed = f64::from(u8::from(matches!(disagreed, Err(LossError::Ranks { .. }))));
+    let results = [
+        ("total", list(&total)),
+        ("gathered", list(&gathered)),
+        ("loss", list(&loss)),
+        ("gradient", list(&logits.grad())),
+        ("disagreed", vec![disagreed]),
+    ];
+    results.into_iter().map(|(name, numbers)| (name.to_owned(), numbers)).collect()
+}
+
+fn oracle(group: &Group) -> Results {
+    let (rank, rows) = (group.rank() as i64, 6);
+    let labels = (Tensor::arange(rows, (Kind::Int64, Device::Cpu)) + rank).remainder(3);
+    let clip = |local: bool| {
+        move |a: &Tensor, b: &Tensor| {
+            ClipLoss::new().f_forward_over_ranks(a, b, 3.0, group, GlobalBatch::new().local_loss(local))
+        }
+    };
+    let (whole, local) = (clip(false), clip(true));
+    type Of<'a> = &'a dyn Fn(&Tensor, &Tensor) -> Result<Tensor, LossError>;
+    let losses: [(&str, Of); 6] = [
+        ("clip", &whole),
+        ("clip local", &local),
+        ("siglip", &|a, b| SigLipLoss::new().f_forward_over_ranks(a, b, 3.0, -2.0, group)),
+        ("vicreg", &|a, b| VicRegLoss::new().f_forward_over_ranks(&(a * 0.1), &(b * 0.1), group)),
+        ("sup con", &|a, _| SupConLoss::new().f_forward_over_ranks(a, &labels, group)),
+        ("nt xent", &|a, _| NtXentLoss::new().f_forward_over_ranks(a, &labels, group)),
+    ];
+    let average =
+        |tensor: &Tensor| list(&(group.f_all_reduce(tensor, Reduce::Sum).unwrap() / group.world_size() as f64));
+    let mut results = Results::new();
+    for (name, loss) in losses {
+        let weight = numbers(5, 4, 9.0).set_requires_grad(true);
+        let embed = |shift: i64| numbers(rows, 5, shift as f64).matmul(&weight);
+        let value = loss(&embed(3 * rank), &embed(3 * rank + 1)).unwrap();
+        value.backward();
+        results.insert(name.to_owned(), average(&value.detach()));
+        results.insert(format!("gradient of {name}"), average(&weight.grad()));
+    }
+    results
+}
