@@ -28,6 +28,7 @@ mod pair_labels;
 mod pairs;
 mod parallel;
 pub(super) mod picked;
+mod planes;
 pub(super) mod pointwise;
 #[cfg(feature = "detection")]
 pub(super) mod positions;
@@ -64,7 +65,7 @@ pub(crate) use pair_labels::PairLabels;
 #[cfg(any(feature = "metric", feature = "self-supervised"))]
 pub(crate) use pairs::{Counted, Hard, PairPlan, Soft, f_pairs, f_pairs_on};
 pub(crate) use parallel::small_work;
-pub(crate) use pointwise::f_pointwise_of_planes;
+pub(crate) use planes::f_pointwise_of_planes;
 #[cfg(feature = "metric")]
 pub(crate) use positives::Each;
 #[cfg(feature = "segmentation")]

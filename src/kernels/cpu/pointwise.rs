@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use tch::{Kind, Tensor};
 
-use super::elements::{Block, Numbers, are_alike, is_plain};
+use super::elements::{Block, Numbers, are_alike};
 use super::kinds::Wide;
 use super::lane::LaneOf;
 use super::output::Output;
@@ -18,7 +18,7 @@ use super::{BLOCK, parallel};
 use crate::LossError;
 use crate::autograd::Header;
 use crate::kernels::backend;
-use crate::kernels::engine::{Composite, Engine, Factor, Reduce, by_width, composite_of, f_dispatch_to, widely};
+use crate::kernels::engine::{Composite, Engine, Factor, Reduce, by_width, f_dispatch_to};
 use crate::kernels::formulas::{Pointwise, Typed};
 use crate::kernels::number::Real;
 use crate::kernels::tensors::{f_in_one_layout, f_one_layout};
@@ -37,34 +37,6 @@ pub(in crate::kernels) fn f_elements(
         return composite(arguments);
     }
     f_dispatch_to(result, Box::new(Elements(formula)), arguments, reduce, composite)
-}
-
-/// [`f_pointwise`] of elements `[*]` whose first numbers are in the planes `[planes, *]` of the first argument. The
-/// other arguments `[*]` have one number each.
-pub(crate) fn f_pointwise_of_planes<const A: usize, const N: usize, P, C>(
-    formula: P,
-    arguments: [&Tensor; A],
-    reduce: impl Into<Reduce>,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    P: Pointwise<N>,
-    C: Fn([&Tensor; A]) -> Result<Tensor, LossError> + Send + 'static,
-{
-    let engine = Planes { formula: Box::new(Typed(formula)), count: N + 1 - A };
-    f_planes(engine, &arguments, reduce.into(), widely(composite_of(composite)))
-}
-
-fn f_planes(engine: Planes, arguments: &[&Tensor], reduce: Reduce, composite: Composite) -> Result<Tensor, LossError> {
-    let kind = arguments[0].f_kind()?;
-    let size = arguments[0].size();
-    let fits = |argument: &&Tensor| is_plain(argument, kind) && argument.size() == size[1..];
-    let planes = size.first().map(|planes| *planes as usize);
-    let taken = planes == Some(engine.count) && is_plain(arguments[0], kind) && arguments[1..].iter().all(fits);
-    if !backend::fused() || !taken {
-        return composite(arguments);
-    }
-    f_dispatch_to(kind, Box::new(engine), arguments, reduce, composite)
 }
 
 /// A formula without its type. The engine calls it once for each block.
@@ -288,87 +260,9 @@ fn f_sum<W: Wide>(
     Ok((sum, gradients.into_iter().flatten().map(Output::into_tensor).collect()))
 }
 
-/// The engine of a formula whose first numbers are planes of the first argument.
-struct Planes {
-    formula: Box<dyn Formula>,
-    /// How many planes the first argument has.
-    count: usize,
-}
-
-impl Engine for Planes {
-    fn is_partial(&self) -> bool {
-        self.formula.is_partial()
-    }
-
-    fn count(&self, arguments: &[&Tensor]) -> usize {
-        arguments[0].numel() / self.count
-    }
-
-    fn f_losses(&self, arguments: &[&Tensor]) -> Result<(f64, Tensor), LossError> {
-        by_width!(arguments[0].f_kind()?, f_losses_of_planes(&*self.formula, arguments))
-    }
-
-    fn f_sum(&self, arguments: &[&Tensor], factor: Factor, wanted: &[bool]) -> Result<(f64, Vec<Tensor>), LossError> {
-        by_width!(arguments[0].f_kind()?, f_sum_of_planes(&*self.formula, self.count, arguments, factor, wanted))
-    }
-}
-
-fn f_losses_of_planes<W: Wide>(formula: &dyn OfBlock<W>, arguments: &[&Tensor]) -> Result<(f64, Tensor), LossError> {
-    let losses = Output::<W>::f_of_kind(&arguments[0].size()[1..], arguments[0].f_kind()?)?;
-    let planes = f_split(arguments)?;
-    let gradients: Vec<Option<Output<W>>> = planes.iter().map(|_| None).collect();
-    let sum =
-        run(formula, &planes.iter().collect::<Vec<_>>(), Factors::Number(W::default()), Some(&losses), &gradients);
-    Ok((sum, losses.into_tensor()))
-}
-
-fn f_sum_of_planes<W: Wide>(
-    formula: &dyn OfBlock<W>,
-    count: usize,
-    arguments: &[&Tensor],
-    factor: Factor,
-    wanted: &[bool],
-) -> Result<(f64, Vec<Tensor>), LossError> {
-    let (mut outputs, mut gradients) = (Vec::new(), Vec::new());
-    for (position, (argument, wanted)) in arguments.iter().zip(wanted).enumerate() {
-        let parts = if position == 0 { count } else { 1 };
-        if !wanted {
-            gradients.extend((0..parts).map(|_| None));
-            continue;
-        }
-        let output = Output::<W>::f_of_kind(&argument.size(), argument.f_kind()?)?;
-        gradients.extend(output.parts(parts).into_iter().map(Some));
-        outputs.push(output);
-    }
-    let planes = f_split(arguments)?;
-    let sum = match factor {
-        Factor::Number(number) => {
-            run(formula, &planes.iter().collect::<Vec<_>>(), Factors::Number(W::from_f64(number)), None, &gradients)
-        }
-        Factor::Tensor(factors) => {
-            let factors = factors.f_detach()?.f_contiguous()?;
-            run(formula, &planes.iter().collect::<Vec<_>>(), Factors::Elements(Numbers::of(&factors)), None, &gradients)
-        }
-    };
-    Ok((sum, outputs.into_iter().map(Output::into_tensor).collect()))
-}
-
-/// The planes of the first argument, then the other arguments, all of them contiguous.
-fn f_split(arguments: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
-    let planes = arguments[0].f_detach()?.f_contiguous()?;
-    let mut all = Vec::new();
-    for plane in 0..planes.size()[0] {
-        all.push(planes.f_select(0, plane)?);
-    }
-    for argument in &arguments[1..] {
-        all.push(argument.f_detach()?.f_contiguous()?);
-    }
-    Ok(all)
-}
-
 /// Computes all elements of arguments in one layout: writes the losses and the gradients where there are outputs for
 /// them, and returns the sum of the losses.
-fn run<W: Wide>(
+pub(super) fn run<W: Wide>(
     formula: &dyn OfBlock<W>,
     arguments: &[&Tensor],
     factor: Factors<W>,
@@ -398,7 +292,7 @@ struct Job<'a, W> {
 }
 
 /// What the derivatives are multiplied by: one number, or a number for each element.
-enum Factors<'a, W> {
+pub(super) enum Factors<'a, W> {
     Number(W),
     Elements(Numbers<'a, W>),
 }
