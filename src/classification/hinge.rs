@@ -178,7 +178,7 @@ impl Pointwise<3> for Detected {
         let (of_signs, slopes) = Formula { square, margin, binary: false }.evaluate([x, y]);
         let (of_binary, binary_slopes) = Formula { square, margin, binary: true }.evaluate([x, y]);
         let chosen = |binary_one: R, sign: R| choose(binary.equal(R::of(1.0)), binary_one, sign);
-        let [of_x, of_y] = [0, 1].map(|k: usize| chosen(binary_slopes[k], slopes[k]));
+        let [of_x, of_y] = [chosen(binary_slopes[0], slopes[0]), chosen(binary_slopes[1], slopes[1])];
         (chosen(of_binary, of_signs), [of_x, of_y, R::of(0.0)])
     }
 }

@@ -94,8 +94,9 @@ impl<N: Norm> Embedding<3, 2> for Formula<N> {
     }
 
     #[inline(always)]
-    fn loss<R: Real>(self, sums: [R; 2], _: R) -> (R, [R; 2]) {
-        let [(to_positive, of_positive), (to_negative, of_negative)] = sums.map(|sum| self.norm.root(sum));
+    fn loss<R: Real>(self, [positive, negative]: [R; 2], _: R) -> (R, [R; 2]) {
+        let (to_positive, of_positive) = self.norm.root(positive);
+        let (to_negative, of_negative) = self.norm.root(negative);
         let (loss, slope) = self.hinge(to_positive, to_negative);
         (loss, [slope * of_positive, -slope * of_negative])
     }
@@ -117,10 +118,11 @@ impl<N: Norm> Embedding<3, 3> for Formula<N> {
     }
 
     #[inline(always)]
-    fn loss<R: Real>(self, sums: [R; 3], _: R) -> (R, [R; 3]) {
+    fn loss<R: Real>(self, [positive, negative, across]: [R; 3], _: R) -> (R, [R; 3]) {
         let (zero, half, one) = (R::of(0.0), R::of(0.5), R::of(1.0));
-        let [(to_positive, of_positive), (to_negative, of_negative), (swapped, of_swapped)] =
-            sums.map(|sum| self.norm.root(sum));
+        let (to_positive, of_positive) = self.norm.root(positive);
+        let (to_negative, of_negative) = self.norm.root(negative);
+        let (swapped, of_swapped) = self.norm.root(across);
         let nearer = to_negative.less(swapped);
         let (loss, slope) = self.hinge(to_positive, choose(nearer, to_negative, swapped));
         // Equal distances share the gradient.

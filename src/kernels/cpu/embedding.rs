@@ -79,8 +79,7 @@ impl<W: Wide, E: Embedding<N, S>, const N: usize, const S: usize> OfRows<W> for 
     }
 }
 
-/// The loss of a row, and its derivatives with respect to the sums.
-#[inline(always)]
+/// The loss of a row, and its derivatives with respect to the sums. Once for a row, without vector instructions.
 fn loss<E: Embedding<N, S>, const N: usize, const S: usize>(formula: E, sums: [f64; S], label: f64) -> (f64, [f64; S]) {
     let (loss, of_sums) = formula.loss(sums.map(Lane), Lane(label));
     (loss.0, of_sums.map(|of_sum| of_sum.0))
