@@ -10,6 +10,7 @@ use crate::compare::{Measure, Verdict};
 use crate::differences::{DIFFERENCES, Difference};
 use crate::page::{Cell, Column, Kind, Page, Table};
 use crate::results::Versions;
+use crate::table;
 
 /// Upper ends of the bins of errors, in units of the tolerance; below the first one are results equal bit by bit, and
 /// beyond the last one those that are nearer to double precision than the reference.
@@ -58,44 +59,18 @@ fn facts(versions: &Versions, options: &CheckOptions) -> Vec<(String, String)> {
 #[derive(Default)]
 struct Row<'a> {
     references: BTreeSet<&'a str>,
-    cases: usize,
+    counts: table::Row,
     bins: [usize; BINS.len() + 2],
     worst: f64,
-    ulps: u64,
-    gradients: usize,
-    second_order: usize,
-    rejected: usize,
-    different: usize,
-    not_checked: usize,
-    failed: usize,
 }
 
 impl<'a> Row<'a> {
     fn add(&mut self, case: &'a Case, verdict: &Verdict) {
         self.references.insert(&case.reference);
-        self.cases += 1;
-        match verdict {
-            Verdict::Equal(measure) => self.add_measure(measure),
-            Verdict::Rejected => self.rejected += 1,
-            Verdict::Different(_) => self.different += 1,
-            Verdict::NotChecked(_) => self.not_checked += 1,
-            Verdict::Failed(_) => self.failed += 1,
-        }
-    }
-
-    fn add_measure(&mut self, measure: &Measure) {
-        self.bins[bin(measure)] += 1;
-        self.worst = self.worst.max(measure.of_tolerance);
-        self.ulps = self.ulps.max(measure.ulps);
-        self.gradients += measure.gradients;
-        self.second_order += measure.second_order;
-    }
-
-    fn verdict(&self) -> &'static str {
-        match self.failed {
-            0 if self.not_checked == self.cases => "not checked",
-            0 => "equal",
-            _ => "FAILED",
+        self.counts.add(verdict);
+        if let Verdict::Equal(measure) = verdict {
+            self.bins[bin(measure)] += 1;
+            self.worst = self.worst.max(measure.of_tolerance);
         }
     }
 }
@@ -159,23 +134,24 @@ fn cells(name: &str, dtype: usize, backend: BackendName, row: &Row, options: &Ch
     let references: Vec<&str> = row.references.iter().copied().collect();
     let commands: Vec<String> =
         references.iter().map(|reference| command(backend, &format!("{reference}/"), options)).collect();
+    let counts = &row.counts;
     vec![
         name.into(),
         DTYPES.get(dtype).copied().unwrap_or("several").into(),
         options.device.to_string().into(),
         backend.describe().into(),
-        row.verdict().into(),
-        row.cases.into(),
+        counts.verdict().into(),
+        counts.cases.into(),
         Cell::Bars(row.bins.to_vec()),
         Cell::Number(row.worst, if row.worst > 0.0 { format!("{:.1e}", row.worst) } else { "0".into() }),
         commands.join(" && ").into(),
-        (row.ulps as usize).into(),
-        row.gradients.into(),
-        row.second_order.into(),
-        row.rejected.into(),
-        row.different.into(),
-        row.not_checked.into(),
-        row.failed.into(),
+        (counts.ulps as usize).into(),
+        counts.gradients.into(),
+        counts.second_order.into(),
+        counts.rejected.into(),
+        counts.different.into(),
+        counts.not_checked.into(),
+        counts.failed.into(),
         references.join(", ").into(),
     ]
 }
@@ -204,7 +180,7 @@ fn failures(cases: &[Case], sides: &[Side], options: &CheckOptions) -> Option<Ta
         Column::new("what differs", Kind::Text, ""),
         Column::new("run it again", Kind::Command, "in a clone of the repository"),
     ];
-    table("Failures", "", columns, rows)
+    filled("Failures", "", columns, rows)
 }
 
 fn differences(sides: &[Side]) -> Option<Table> {
@@ -233,7 +209,7 @@ fn differences(sides: &[Side]) -> Option<Table> {
         Column::new("cases", Kind::Number, ""),
     ];
     let note = "Where the crate differs from a reference on purpose. These cases run, and differ in no other way.";
-    table("Deliberate differences", note, columns, rows)
+    filled("Deliberate differences", note, columns, rows)
 }
 
 fn not_checked(cases: &[Case], sides: &[Side]) -> Option<Table> {
@@ -251,10 +227,10 @@ fn not_checked(cases: &[Case], sides: &[Side]) -> Option<Table> {
         Column::new("it says", Kind::Text, ""),
         Column::new("cases", Kind::Number, ""),
     ];
-    table("Not checked, because the reference cannot run it here", "", columns, rows.collect())
+    filled("Not checked, because the reference cannot run it here", "", columns, rows.collect())
 }
 
 /// A table, or nothing where it has no rows.
-fn table(title: &str, note: &str, columns: Vec<Column>, rows: Vec<Vec<Cell>>) -> Option<Table> {
+fn filled(title: &str, note: &str, columns: Vec<Column>, rows: Vec<Vec<Cell>>) -> Option<Table> {
     (!rows.is_empty()).then(|| Table { title: title.into(), note: note.into(), columns, rows })
 }

@@ -13,24 +13,24 @@ use crate::differences::{DIFFERENCES, Rule};
 /// The sums over the cases of one loss.
 #[derive(Debug, Default)]
 pub struct Row {
-    cases: usize,
+    pub(crate) cases: usize,
     by_kind: [usize; 4],
     bitwise: usize,
-    ulps: u64,
+    pub(crate) ulps: u64,
     absolute: f64,
     by_truth: usize,
-    gradients: usize,
-    second_order: usize,
-    rejected: usize,
-    different: usize,
-    not_checked: usize,
-    failed: usize,
+    pub(crate) gradients: usize,
+    pub(crate) second_order: usize,
+    pub(crate) rejected: usize,
+    pub(crate) different: usize,
+    pub(crate) not_checked: usize,
+    pub(crate) failed: usize,
 }
 
 const KINDS: [Kind; 4] = [Kind::Double, Kind::Float, Kind::BFloat16, Kind::Half];
 
 impl Row {
-    fn add(&mut self, verdict: &Verdict) {
+    pub(crate) fn add(&mut self, verdict: &Verdict) {
         self.cases += 1;
         match verdict {
             Verdict::Equal(measure) => self.add_measure(measure),
@@ -57,7 +57,7 @@ impl Row {
         self.cases - self.failed - self.not_checked
     }
 
-    fn verdict(&self) -> &'static str {
+    pub(crate) fn verdict(&self) -> &'static str {
         match (self.failed, self.passed()) {
             (0, 0) => "not checked",
             (0, _) => "equal",
