@@ -253,6 +253,7 @@ pub mod preference;
 mod random;
 mod reduction;
 pub mod regression;
+mod scoped;
 #[cfg(feature = "segmentation")]
 pub mod segmentation;
 #[cfg(feature = "self-supervised")]

@@ -2,12 +2,12 @@
 
 use std::cell::Cell;
 use std::sync::OnceLock;
-use std::thread::LocalKey;
 
 use tch::{Device, Tensor};
 
 use super::cpu::simd::has_vectors;
 use crate::autograd;
+use crate::scoped::replaced;
 
 /// What computes the losses that have a fused engine: the engine, or libtorch's tensor operations.
 ///
@@ -54,18 +54,6 @@ pub fn with_backend<T>(backend: Backend, work: impl FnOnce() -> T) -> T {
 #[doc(hidden)]
 pub fn like_cuda<T>(work: impl FnOnce() -> T) -> T {
     with_backend(Backend::Composite, || replaced(&LIKE_CUDA, true, work))
-}
-
-/// Calls `work` while a value of this thread is another one.
-fn replaced<V: Copy + 'static, T>(cell: &'static LocalKey<Cell<V>>, value: V, work: impl FnOnce() -> T) -> T {
-    struct Restore<V: Copy + 'static>(&'static LocalKey<Cell<V>>, V);
-    impl<V: Copy> Drop for Restore<V> {
-        fn drop(&mut self) {
-            self.0.set(self.1);
-        }
-    }
-    let _restore = Restore(cell, cell.replace(value));
-    work()
 }
 
 /// Whether the host has to wait for a device to look at the numbers of a tensor.

@@ -18,6 +18,7 @@ use super::launch::{Kernel, Launch};
 use super::nvrtc::Nvrtc;
 use crate::kernels::library;
 use crate::random::{rand, randn};
+use crate::scoped::replaced;
 use crate::{
     Backend, BceWithLogitsLoss, CauchyLoss, CharbonnierLoss, GemanMcClureLoss, HingeEmbeddingLoss, HuberLoss, L1Loss,
     LogCoshLoss, Loss, MapeLoss, MseLoss, MsleLoss, PoissonNllLoss, QuantileLoss, Reduction, SigmoidFocalLoss,
@@ -63,16 +64,8 @@ impl Launch for Refusal {
 /// Calls `work` with a GPU that launches nothing, so that tensor operations compute what it asks for. Returns the
 /// sources of the kernels that it would have launched.
 fn sources_of(work: impl FnOnce()) -> BTreeSet<String> {
-    struct Restore;
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            NOTED_ALONE.set(false);
-        }
-    }
     SOURCES.take();
-    NOTED_ALONE.set(true);
-    let _restore = Restore;
-    emulated(work);
+    replaced(&NOTED_ALONE, true, || emulated(work));
     SOURCES.take().into_iter().collect()
 }
 
@@ -95,15 +88,7 @@ pub(in crate::kernels) fn is_emulated() -> bool {
 }
 
 fn emulated<T>(work: impl FnOnce() -> T) -> T {
-    struct Restore;
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            EMULATED.set(false);
-        }
-    }
-    EMULATED.set(true);
-    let _restore = Restore;
-    with_backend(Backend::Auto, work)
+    replaced(&EMULATED, true, || with_backend(Backend::Auto, work))
 }
 
 /// A loss, and what draws its input and target.
