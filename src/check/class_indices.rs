@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use super::{InvalidValues, Validity, class_target, f_without_repetitions, host_integers, integers, shape_error};
 use crate::LossError;
 use crate::autograd;
-use crate::kernels::{self, NumberOperations, waits};
+use crate::kernels::{self, NumberOperations};
 
 /// There is at least one class where there are targets: even for an ignored or invalid target a number of some class is
 /// looked up.
@@ -55,7 +55,7 @@ impl ClassIndices {
         if target.f_kind()? == Kind::Int64 && autograd::grad_enabled() && !kernels::takes(&indices) {
             indices = kernels::f_own(&indices)?;
         }
-        if mode.is_error() && !waits(&indices) {
+        if mode.is_error_of_host(&indices) {
             return Self::f_on_host(indices, classes, ignore_index);
         }
         let mut valid = indices.f_ge_number(0)?.f_logical_and(&indices.f_lt_number(classes)?)?;

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -112,8 +113,8 @@ impl InvalidValues {
     ) -> Result<(), LossError> {
         let all = are_valid.f_all()?;
         match valid().entry((index_of(device), (argument, expected))) {
-            std::collections::btree_map::Entry::Vacant(place) => drop(place.insert(all)),
-            std::collections::btree_map::Entry::Occupied(mut place) => drop(place.get_mut().f_logical_and_(&all)?),
+            Entry::Vacant(place) => drop(place.insert(all)),
+            Entry::Occupied(mut place) => drop(place.get_mut().f_logical_and_(&all)?),
         }
         Ok(())
     }
@@ -121,6 +122,11 @@ impl InvalidValues {
     /// Whether they are an error, now or later.
     pub(crate) fn is_error(self) -> bool {
         self != InvalidValues::Nan
+    }
+
+    /// Whether invalid values of this tensor are an error that the host finds, without a wait.
+    pub(crate) fn is_error_of_host(self, tensor: &Tensor) -> bool {
+        self.is_error() && !kernels::waits(tensor)
     }
 
     /// Whether invalid values of this tensor are an error of a later call.
@@ -144,15 +150,7 @@ impl Default for InvalidValues {
 /// What `make` makes, with the defaults of the documentation: the same in every process.
 #[cfg(feature = "serde")]
 pub(crate) fn with_documented_defaults<T>(make: impl FnOnce() -> T) -> T {
-    /// Sets the flag back, also after a panic.
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            DOCUMENTED.set(self.0);
-        }
-    }
-    let _restore = Restore(DOCUMENTED.replace(true));
-    make()
+    crate::scoped::replaced(&DOCUMENTED, true, make)
 }
 
 crate::options::words!(InvalidValues);

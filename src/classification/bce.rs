@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use crate::binary;
 use crate::check::{self, Validity};
-use crate::kernels::{self, Expected, Pointwise, Real, Weighted, choose, f_pointwise, waits};
+use crate::kernels::{self, Expected, Pointwise, Real, Weighted, choose, f_pointwise};
 use crate::numeric::{f_widely, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
@@ -92,10 +92,10 @@ impl Loss for BceLoss {
         let weight = self.weight.as_ref().map(|weight| f_expanded(weight, input)).transpose()?;
         let (mode, reduction) = (self.invalid_values, self.reduction);
         let composite = move |[x, y]: [&Tensor; 2], weight: Option<&Tensor>| {
-            if waits(x) || !mode.is_error() {
-                return f_of_valid([x, y], weight, mode, reduction);
+            if mode.is_error_of_host(x) {
+                return f_checked(x, y, weight, reduction);
             }
-            f_checked(x, y, weight, reduction)
+            f_of_valid([x, y], weight, mode, reduction)
         };
         // PyTorch's operation rejects a weight that requires a gradient.
         let differentiated = weight.as_ref().is_some_and(Tensor::requires_grad);

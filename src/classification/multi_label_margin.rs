@@ -160,7 +160,7 @@ impl Loss for MultiLabelMarginLoss {
             // libtorch leaves the mean and the sum of no rows uninitialised.
             return self.reduction.f_apply(&input.f_sum_dim_intlist(1, false, None)?);
         }
-        if self.invalid_values.is_error() && !waits(input) {
+        if self.invalid_values.is_error_of_host(input) {
             // Here the operation itself checks the values. They are checked again only to name the wrong one in the
             // error.
             let loss = *self;

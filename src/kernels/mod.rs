@@ -109,12 +109,13 @@ pub(crate) fn takes_elements(input: &Tensor) -> bool {
 /// engine that comes upon one leaves the call to the composite; it is asked only where that returns an error. On CUDA,
 /// where nobody looks at the values, their loss is NaN and their gradient 0, and the GPU takes a note.
 pub(crate) fn takes_partial(input: &Tensor, mode: InvalidValues) -> bool {
-    is_noted(input, mode) || takes(input) && mode.is_error()
+    if is_on_cuda(input) { !leaves_partial(input, mode) } else { takes(input) && mode.is_error() }
 }
 
-/// Whether the engines of CUDA take a note of values without a loss, and the `mode` asks for that.
-pub(crate) fn is_noted(input: &Tensor, mode: InvalidValues) -> bool {
-    is_on_cuda(input) && mode == InvalidValues::Error
+/// Whether the engines of CUDA leave such a loss to the composite: they take a note, and the `mode` asks for something
+/// else.
+pub(crate) fn leaves_partial(input: &Tensor, mode: InvalidValues) -> bool {
+    is_on_cuda(input) && mode != InvalidValues::Error
 }
 
 /// Whether the engines of CUDA are asked for a call with this first argument.

@@ -133,9 +133,8 @@ impl GaussianNllLoss {
                 let shared = var.size() != input.size();
                 // The gradient of a variance that several elements share is a sum, and half precision would round each
                 // part of it. With an input of no elements the engine would not check the variance.
-                let told = !kernels::is_on_cuda(input) || kernels::is_noted(input, self.invalid_values);
                 if !kernels::takes_elements(input)
-                    || !told
+                    || kernels::leaves_partial(input, self.invalid_values)
                     || input.numel() == 0
                     || (shared && input.f_kind()? != numeric::wide_kind(input)?)
                 {

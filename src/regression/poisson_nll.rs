@@ -104,9 +104,9 @@ impl Loss for PoissonNllLoss {
         let Self { log_input, full, eps, reduction, .. } = *self;
         let loss = *self;
         let composite = move |arguments: [&Tensor; 2]| f_widely(arguments, |[x, y]| loss.f_composite(x, y));
-        let told = log_input || !kernels::is_on_cuda(input) || kernels::is_noted(input, self.invalid_values);
+        let left = !log_input && kernels::leaves_partial(input, self.invalid_values);
         // The derivative for a target of 0 is to be the one of PyTorch's operations.
-        if full && target.requires_grad() || !told {
+        if full && target.requires_grad() || left {
             return composite([input, target]);
         }
         f_pointwise(Formula { log_input, full, eps }, [input, target], reduction, composite)
