@@ -81,5 +81,50 @@ fn compile_groups(libtorch: &Path) {
         "the feature distributed needs a libtorch with c10d and Gloo, as PyTorch's own builds are: no {}",
         needed.display()
     );
-    build(&headers).include(GLOO).file(SOURCE).compile("tch_losses_c10d");
+    let mut groups = build(&headers);
+    groups.include(GLOO).file(SOURCE);
+    if env::var_os("CARGO_FEATURE_NCCL").is_some() {
+        add_nccl(&mut groups, libtorch);
+    }
+    groups.compile("tch_losses_c10d");
+}
+
+/// The headers have to be those of the NCCL that libtorch was built with, which a group compares when it first meets a
+/// tensor on a GPU.
+fn add_nccl(groups: &mut cc::Build, libtorch: &Path) {
+    for path in ["src/distributed/nccl.cpp", "src/distributed/nccl.hpp"] {
+        println!("cargo:rerun-if-changed={path}");
+    }
+    let folders = cuda_headers(libtorch);
+    for needed in ["nccl.h", "cuda_runtime_api.h", "crt/host_defines.h", "nv/target"] {
+        let there = folders.iter().any(|folder| folder.join(needed).exists());
+        assert!(
+            there,
+            "the feature nccl needs the headers of NCCL and CUDA, and there is no {needed} in {folders:?}; install them \
+             (pip install nvidia-cuda-crt nvidia-cuda-cccl completes those of PyTorch's wheels), or set CUDA_HOME and \
+             NCCL_HOME"
+        );
+    }
+    let cuda = libtorch.join("libtorch_cuda.so");
+    assert!(cuda.exists(), "the feature nccl needs a libtorch for CUDA: no {}", cuda.display());
+    groups.includes(folders).define("TCH_LOSSES_NCCL", None).file("src/distributed/nccl.cpp");
+    println!("cargo:rustc-link-lib=dylib=torch_cuda");
+}
+
+/// Folders of headers: what the environment names, those of the wheels beside PyTorch's, those of a system.
+fn cuda_headers(libtorch: &Path) -> Vec<PathBuf> {
+    let mut roots = vec![];
+    for name in ["NCCL_HOME", "CUDA_HOME", "CUDA_PATH"] {
+        println!("cargo:rerun-if-env-changed={name}");
+        roots.extend(env::var_os(name).map(PathBuf::from));
+    }
+    // …/site-packages/torch/lib beside …/site-packages/nvidia/*/include.
+    let packages = libtorch.canonicalize().ok().and_then(|lib| Some(lib.parent()?.parent()?.join("nvidia")));
+    let wheels = packages.and_then(|packages| packages.read_dir().ok()).into_iter().flatten().flatten();
+    let mut wheels: Vec<PathBuf> = wheels.map(|entry| entry.path()).collect();
+    wheels.sort();
+    roots.extend(wheels);
+    roots.extend(["/usr/local/cuda".into(), "/usr".into()]);
+    let folders = roots.iter().flat_map(|root| [root.join("include"), root.join("include/cccl")]);
+    folders.filter(|folder| folder.is_dir()).collect()
 }

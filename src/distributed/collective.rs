@@ -55,8 +55,8 @@ impl Group {
     /// The reduction of the tensors of all ranks, which have one shape and kind; every rank gets the same numbers. The
     /// result has no graph; [`f_sum_data_parallel`](Self::f_sum_data_parallel) is one with a gradient.
     ///
-    /// Half precision is reduced in single precision. A tensor on a GPU goes through the memory of the host. A NaN may
-    /// be lost by `Min` and `Max`, as in PyTorch.
+    /// Half precision is reduced in single precision. Tensors on GPUs go through the memory of the host, or by NCCL with
+    /// the feature `nccl`; the host waits for it either way. A NaN may be lost by `Min` and `Max`, as in PyTorch.
     ///
     /// # Errors
     /// [`LossError::Ranks`] on all ranks where they disagree, [`LossError::Group`] where one is late or dead,
@@ -76,11 +76,15 @@ impl Group {
     ) -> Result<(Tensor, u64), LossError> {
         let (own, kind) = self.f_or_refuse(f_copy_to_send(("tensor", tensor), false))?;
         let operation = Operation::AllReduce(reduce);
-        let request = Request { operation, kind, size: own.size(), differentiable, backward_of };
+        let on_gpu = is_on_gpu(&own);
+        let request = Request { operation, kind, size: own.size(), differentiable, on_gpu, backward_of };
         let mut reduced = if numeric::is_half(kind) { own.f_to_kind(Kind::Float)? } else { own };
-        let call = self.f_collective(&request, |state, _| match reduced.numel() {
-            0 => Ok(()),
-            _ => state.processes.f_all_reduce(&mut reduced, reduce.code()),
+        let call = self.f_collective(&request, |state, records| {
+            reduced = f_placed(&reduced, records)?;
+            match reduced.numel() {
+                0 => Ok(()),
+                _ => state.processes.f_all_reduce(&mut reduced, reduce.code()),
+            }
         })?;
         Ok((reduced.f_to_kind(kind)?.f_to_device(tensor.device())?, call))
     }
@@ -99,12 +103,11 @@ impl Group {
     /// The tensors of all ranks.
     pub(super) fn f_gathered(&self, tensor: &Tensor, differentiable: bool) -> Result<Gathered, LossError> {
         let (own, kind) = self.f_or_refuse(f_to_gather(tensor))?;
-        let size = own.size();
-        let request =
-            Request { operation: Operation::AllGather, kind, size: size.clone(), differentiable, backward_of: None };
+        let (size, on_gpu) = (own.size(), is_on_gpu(&own));
+        let request = Request { kind, size, differentiable, on_gpu, ..Request::bare(Operation::AllGather) };
         let mut parts = Vec::new();
         let call = self.f_collective(&request, |state, records| {
-            parts = f_gather(state, records, &own)?;
+            parts = f_gather(state, records, &f_placed(&own, records)?)?;
             Ok(())
         })?;
         let back = |part: Tensor| Ok(part.f_to_kind(kind)?.f_to_device(tensor.device())?);
@@ -123,10 +126,13 @@ impl Group {
         let checked = check::option("root", root, valid, "a rank of the group");
         let (mut own, kind) = self.f_or_refuse(checked.and_then(|()| f_copy_to_send(("tensor", tensor), true)))?;
         let operation = Operation::Broadcast { root };
-        let request = Request { kind, size: own.size(), ..Request::bare(operation) };
-        self.f_collective(&request, |state, _| match own.numel() {
-            0 => Ok(()),
-            _ => state.processes.f_broadcast(&mut own, root),
+        let request = Request { kind, size: own.size(), on_gpu: is_on_gpu(&own), ..Request::bare(operation) };
+        self.f_collective(&request, |state, records| {
+            own = f_placed(&own, records)?;
+            match own.numel() {
+                0 => Ok(()),
+                _ => state.processes.f_broadcast(&mut own, root),
+            }
         })?;
         Ok(own.f_to_kind(kind)?.f_to_device(tensor.device())?)
     }
@@ -183,7 +189,7 @@ fn f_exchange(state: &State, world: usize, own: &Record) -> Result<Vec<Record>, 
     }
     let text = |error: tch::TchError| error.to_string();
     let mut input = Tensor::f_from_slice(own).map_err(text)?;
-    let mut outputs = f_places(world, &[LENGTH as i64], Kind::Int64)?;
+    let mut outputs = f_places(world, &[LENGTH as i64], &input)?;
     state.processes.f_all_gather(&mut outputs, &mut input)?;
     let read = |output: &Tensor| {
         let mut record = [0; LENGTH];
@@ -200,11 +206,11 @@ fn f_gather(state: &State, records: &[Record], own: &Tensor) -> Result<Vec<Tenso
     let longest = lengths.iter().copied().max().unwrap_or(0);
     let mut size = own.size();
     let length = std::mem::replace(&mut size[0], longest);
-    let mut parts = f_places(records.len(), &size, own.f_kind().map_err(text)?)?;
+    let mut parts = f_places(records.len(), &size, own)?;
     if parts[0].numel() > 0 {
         let mut filled = own.shallow_clone();
         if length < longest {
-            filled = own.f_new_zeros(&size, (parts[0].kind(), Device::Cpu)).map_err(text)?;
+            filled = own.f_new_zeros(&size, (parts[0].kind(), own.device())).map_err(text)?;
             filled.f_narrow(0, 0, length).and_then(|mut part| part.f_copy_(own)).map_err(text)?;
         }
         state.processes.f_all_gather(&mut parts, &mut filled)?;
@@ -213,10 +219,23 @@ fn f_gather(state: &State, records: &[Record], own: &Tensor) -> Result<Vec<Tenso
     parts.iter().zip(&lengths).map(cut).collect()
 }
 
-/// Places for the tensors of all ranks.
-fn f_places(world: usize, size: &[i64], kind: Kind) -> Result<Vec<Tensor>, String> {
-    let place = |_| Tensor::f_empty(size, (kind, Device::Cpu)).map_err(|error| error.to_string());
-    (0..world).map(place).collect()
+/// Places for the tensors of all ranks, in the kind and on the device of this one.
+fn f_places(world: usize, size: &[i64], like: &Tensor) -> Result<Vec<Tensor>, String> {
+    let place = |_| like.f_new_empty(size, (like.f_kind()?, like.device()));
+    (0..world).map(place).collect::<Result<_, _>>().map_err(|error| error.to_string())
+}
+
+/// Whether the tensor is on a GPU and can be sent from there.
+fn is_on_gpu(tensor: &Tensor) -> bool {
+    cfg!(feature = "nccl") && matches!(tensor.device(), Device::Cuda(_))
+}
+
+/// The tensor on the device that all ranks send from.
+fn f_placed(own: &Tensor, records: &[Record]) -> Result<Tensor, String> {
+    if record::all_on_gpus(records) {
+        return Ok(own.shallow_clone());
+    }
+    own.f_to_device(Device::Cpu).map_err(|error| error.to_string())
 }
 
 fn f_to_gather(tensor: &Tensor) -> Result<(Tensor, Kind), LossError> {
@@ -225,7 +244,7 @@ fn f_to_gather(tensor: &Tensor) -> Result<(Tensor, Kind), LossError> {
     Ok(sent)
 }
 
-/// A plain copy of the tensor on the CPU, in a kind that Gloo takes, and the kind that it had. A collective would write
+/// A plain copy of the tensor, in a kind that Gloo and NCCL take, and the kind that it had. A collective would write
 /// into the memory of the caller otherwise.
 fn f_copy_to_send(named: Named, booleans: bool) -> Result<(Tensor, Kind), LossError> {
     check::dense(named)?;
@@ -241,5 +260,5 @@ fn f_copy_to_send(named: Named, booleans: bool) -> Result<(Tensor, Kind), LossEr
             return Err(LossError::Kind { argument, expected, actual });
         }
     };
-    Ok((kernels::f_own(tensor)?.f_to_device(Device::Cpu)?.f_to_kind(sent)?, kind))
+    Ok((kernels::f_own(tensor)?.f_to_kind(sent)?, kind))
 }

@@ -10,6 +10,10 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
+#ifdef TCH_LOSSES_NCCL
+#include "nccl.hpp"
+#endif
+
 #include <chrono>
 #include <cstdlib>
 #include <sstream>
@@ -25,8 +29,13 @@ using Report = void (*)(void* context, const char* bytes, size_t length);
 struct Group {
   // Where ranks leave signs for each other.
   c10::intrusive_ptr<c10d::Store> signs;
-  // Null once it is closed.
-  c10::intrusive_ptr<c10d::ProcessGroupGloo> backend;
+  int rank = 0;
+  int world = 0;
+  Millis timeout{};
+  // For tensors on the CPU. Null once the group is closed.
+  c10::intrusive_ptr<c10d::Backend> cpu;
+  // For tensors on GPUs, from the first one on.
+  c10::intrusive_ptr<c10d::Backend> cuda;
 };
 
 template <typename F>
@@ -60,9 +69,18 @@ c10::intrusive_ptr<c10d::ProcessGroupGloo::Options> options(Millis timeout) {
   return options;
 }
 
-c10d::ProcessGroupGloo& backend(const Group* group) {
-  TORCH_CHECK(group->backend, "the group is closed");
-  return *group->backend;
+// What sends this tensor.
+c10d::Backend& backend(Group* group, const Tensor& tensor) {
+  TORCH_CHECK(group->cpu, "the group is closed");
+  if (tensor.is_cpu()) return *group->cpu;
+#ifdef TCH_LOSSES_NCCL
+  if (!group->cuda) {
+    auto store = c10::make_intrusive<c10d::PrefixStore>("cuda/", group->signs);
+    group->cuda = tch_losses::nccl(store, group->rank, group->world, group->timeout);
+  }
+#endif
+  TORCH_CHECK(group->cuda, "the feature nccl is off");
+  return *group->cuda;
 }
 
 }  // namespace
@@ -92,23 +110,30 @@ bool tch_losses_group_connect(
     auto store = c10::make_intrusive<c10d::TCPStore>(host, options);
     // Those of torch.distributed.init_process_group, whose first group is called "0".
     auto whole = c10::make_intrusive<c10d::PrefixStore>("default_pg", store);
-    *group = new Group{c10::make_intrusive<c10d::PrefixStore>(std::string(name) + "/", whole), nullptr};
+    *group = new Group{c10::make_intrusive<c10d::PrefixStore>(std::string(name) + "/", whole)};
   });
 }
 
 // Connects to all other ranks, which is the second half.
 bool tch_losses_group_join(Group* group, int rank, int world, int64_t timeout_ms, Report report, void* context) {
   return guarded(report, context, [&] {
+    group->rank = rank;
+    group->world = world;
+    group->timeout = Millis(timeout_ms);
     auto store = c10::make_intrusive<c10d::PrefixStore>("cpu/", group->signs);
-    group->backend =
-        c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank, world, options(Millis(timeout_ms)));
-    group->backend->setSequenceNumberForGroup();
+    group->cpu = c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank, world, options(group->timeout));
+    group->cpu->setSequenceNumberForGroup();
   });
 }
 
 // Closes the connections to the other ranks, which then see that this one has left.
 bool tch_losses_group_close(Group* group, Report report, void* context) {
-  return guarded(report, context, [&] { group->backend.reset(); });
+  return guarded(report, context, [&] {
+    group->cpu.reset();
+    // What another rank will not answer to would keep the GPU busy for ever.
+    if (group->cuda) group->cuda->abort();
+    group->cuda.reset();
+  });
 }
 
 void tch_losses_group_drop(Group* group) {
@@ -149,7 +174,7 @@ bool tch_losses_group_all_reduce(Group* group, Tensor* tensor, int operation, Re
     std::vector<Tensor> tensors{*tensor};
     c10d::AllreduceOptions options;
     options.reduceOp = c10d::ReduceOp(static_cast<c10d::ReduceOp::RedOpType>(operation));
-    backend(group).allreduce(tensors, options)->wait();
+    backend(group, *tensor).allreduce(tensors, options)->wait();
   });
 }
 
@@ -164,7 +189,7 @@ bool tch_losses_group_all_gather(
     std::vector<std::vector<Tensor>> gathered(1);
     for (size_t i = 0; i < count; i++) gathered[0].push_back(*outputs[i]);
     std::vector<Tensor> inputs{*input};
-    backend(group).allgather(gathered, inputs)->wait();
+    backend(group, *input).allgather(gathered, inputs)->wait();
   });
 }
 
@@ -173,7 +198,7 @@ bool tch_losses_group_broadcast(Group* group, Tensor* tensor, int64_t root, Repo
     std::vector<Tensor> tensors{*tensor};
     c10d::BroadcastOptions options;
     options.rootRank = root;
-    backend(group).broadcast(tensors, options)->wait();
+    backend(group, *tensor).broadcast(tensors, options)->wait();
   });
 }
 }

@@ -12,6 +12,11 @@ const MOST_DIMENSIONS: usize = 16;
 const FIXED: usize = 8;
 /// How many 64-bit integers a record has. Each rank of a group, of whatever program, sends as many.
 pub(super) const LENGTH: usize = FIXED + MOST_DIMENSIONS;
+/// Bits of the number of a record that has Booleans.
+const DIFFERENTIABLE: i64 = 1;
+const ON_GPU: i64 = 2;
+/// The place of that number.
+const FLAGS: usize = 5;
 /// The first number of a record, which says that it is one, and of which form.
 const FORM: i64 = 0x7463_6831;
 
@@ -60,6 +65,8 @@ pub(super) struct Request {
     pub(super) size: Vec<i64>,
     /// Whether a gradient will come back: a backward pass is a collective, too.
     pub(super) differentiable: bool,
+    /// Whether NCCL could send the tensor.
+    pub(super) on_gpu: bool,
     /// Of a backward pass: the number of the call whose gradient it is. So a graph that is gone through in another
     /// order on another rank is an error.
     pub(super) backward_of: Option<u64>,
@@ -71,7 +78,7 @@ pub(super) type Record = [i64; LENGTH];
 impl Request {
     /// A request without a tensor.
     pub(super) fn bare(operation: Operation) -> Self {
-        Self { operation, kind: Kind::Int64, size: vec![], differentiable: false, backward_of: None }
+        Self { operation, kind: Kind::Int64, size: vec![], differentiable: false, on_gpu: false, backward_of: None }
     }
 
     /// The numbers of the call `sequence`, which counts the calls of the group.
@@ -81,6 +88,7 @@ impl Request {
             return Err(LossError::Shape { argument: "tensor", expected, actual: self.size.clone() });
         }
         let [operation, detail] = self.operation.code();
+        let flags = i64::from(self.differentiable) * DIFFERENTIABLE + i64::from(self.on_gpu) * ON_GPU;
         let mut record = [0; LENGTH];
         record[..FIXED].copy_from_slice(&[
             FORM,
@@ -88,7 +96,7 @@ impl Request {
             operation,
             detail,
             kind_code(self.kind),
-            i64::from(self.differentiable),
+            flags,
             self.backward_of.map_or(-1, |call| call as i64),
             self.size.len() as i64,
         ]);
@@ -102,12 +110,21 @@ pub(super) fn first_size(record: &Record) -> i64 {
     record[FIXED]
 }
 
-/// Whether all ranks ask for the same. The first dimension of what is gathered may differ.
+/// Whether the tensors of all ranks are on GPUs. Otherwise all send them from the CPU.
+pub(super) fn all_on_gpus(records: &[Record]) -> bool {
+    records.iter().all(|record| record[FLAGS] & ON_GPU != 0)
+}
+
+/// Whether all ranks ask for the same. The first dimension of what is gathered may differ, and so may the devices.
 pub(super) fn agree(records: &[Record]) -> bool {
     let gathers = records[0][2] == Operation::AllGather.code()[0];
     let refused = records.iter().any(|record| record[2] == Operation::Refuse.code()[0]);
     let same = |a: &Record, b: &Record| {
-        (0..LENGTH).all(|place| a[place] == b[place] || (gathers && place == FIXED && a[2] == b[2]))
+        (0..LENGTH).all(|place| match place {
+            FLAGS => (a[FLAGS] ^ b[FLAGS]) & !ON_GPU == 0,
+            FIXED if gathers => true,
+            _ => a[place] == b[place],
+        })
     };
     !refused && records.iter().all(|record| record[0] == FORM && same(record, &records[0]))
 }
@@ -130,7 +147,7 @@ pub(super) fn describe(records: &[Record]) -> String {
 }
 
 fn words(record: &Record) -> String {
-    let [form, sequence, operation, detail, kind, differentiable, backward_of, dimensions] = record[..FIXED] else {
+    let [form, sequence, operation, detail, kind, flags, backward_of, dimensions] = record[..FIXED] else {
         return "nothing".into();
     };
     if form != FORM {
@@ -145,7 +162,7 @@ fn words(record: &Record) -> String {
         _ => "an unknown operation".into(),
     };
     let size = &record[FIXED..FIXED + dimensions.clamp(0, MOST_DIMENSIONS as i64) as usize];
-    let gradient = if differentiable == 1 { ", with a gradient" } else { "" };
+    let gradient = if flags & DIFFERENTIABLE != 0 { ", with a gradient" } else { "" };
     let backward = if backward_of >= 0 { format!(", backward of call {backward_of}") } else { String::new() };
     format!("{name} of {} {size:?}{gradient}{backward}, call {sequence}", kind_name(kind))
 }
@@ -195,6 +212,18 @@ mod tests {
         assert!(!agree(&[reduce(&[2]), record(Operation::AllReduce(Reduce::Max), Kind::Float, &[2])]));
         let refusal = record(Operation::Refuse, Kind::Float, &[2]);
         assert!(!agree(&[refusal, refusal]));
+    }
+
+    #[test]
+    fn tensors_may_be_on_different_devices() {
+        let sum = |on_gpu| {
+            let request = Request { on_gpu, ..Request::bare(Operation::AllReduce(Reduce::Sum)) };
+            request.f_record(7).unwrap()
+        };
+        let mixed = [sum(true), sum(false)];
+        assert!(agree(&mixed) && !all_on_gpus(&mixed));
+        assert!(all_on_gpus(&[sum(true), sum(true)]));
+        assert_eq!(describe(&mixed), "ranks 0, 1: all_reduce (sum) of Int64 [], call 7");
     }
 
     #[test]
