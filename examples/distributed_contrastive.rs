@@ -13,12 +13,10 @@
 //!
 //! Where to look: [`train`] is the loop, and [`average_gradients`] is data parallelism.
 
-use std::{
-    io::Read,
-    path::Path,
-    process::{Command, ExitCode},
-    time::Duration,
-};
+#[path = "common/ranks.rs"]
+mod ranks;
+
+use std::{io::Read, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -65,30 +63,13 @@ fn main() -> ExitCode {
 
 /// Starts the ranks on this machine, with the variables that torchrun sets.
 fn launch(processes: usize) -> Result<()> {
-    ensure!(processes > 0, "--processes is 0, expected at least 1");
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     // The options of this process, but for the one that made it a launcher.
     let mut options: Vec<String> = std::env::args().skip(1).collect();
     if let Some(place) = options.iter().position(|option| option == "--processes") {
         options.drain(place..place + 2);
     }
     options.retain(|option| !option.starts_with("--processes="));
-    let start = |rank: usize| {
-        Command::new(std::env::current_exe()?)
-            .args(&options)
-            .env("RANK", rank.to_string())
-            .env("WORLD_SIZE", processes.to_string())
-            .env("MASTER_ADDR", "127.0.0.1")
-            .env("MASTER_PORT", port.to_string())
-            .spawn()
-            .context("cannot start a rank")
-    };
-    let ranks = (0..processes).map(start).collect::<Result<Vec<_>>>()?;
-    for (rank, mut process) in ranks.into_iter().enumerate() {
-        let status = process.wait()?;
-        ensure!(status.success(), "rank {rank} failed: {status}");
-    }
-    Ok(())
+    ranks::wait(ranks::start(processes, &options, false)?)
 }
 
 fn train(args: &Args) -> Result<()> {

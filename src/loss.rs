@@ -134,6 +134,57 @@ pub trait Loss: Send {
         None
     }
 
+    /// The loss and its options in words, which ranks compare before a call over all of them. A loss whose ranks have
+    /// other options is [`LossError::Ranks`] then. The default is `None`: nothing is compared. The `Debug` text will do.
+    #[cfg(feature = "distributed")]
+    fn described(&self) -> Option<String> {
+        None
+    }
+
+    /// The mean over the batches of all ranks of a group, which may be of different sizes, on every rank: the
+    /// [parts](Loss::f_parts) of all ranks [together](MeanParts::f_over_ranks).
+    ///
+    /// Its value is that of one process with the whole batch, and the average of the gradients over ranks is that of one
+    /// process. A rank whose call is an error tells the others.
+    ///
+    /// # Errors
+    /// Those of [`f_parts`](Loss::f_parts) and [`MeanParts::f_over_ranks`], and [`LossError::Ranks`] where the
+    /// [options](Loss::described) of ranks differ.
+    #[cfg(feature = "distributed")]
+    fn f_mean_over_ranks(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        group: &crate::distributed::Group,
+    ) -> Result<Tensor, LossError> {
+        let group = group.of_loss(self.described(), |replace| drop(self.with_tensors(replace)));
+        let parts = group.f_or_refuse(self.f_parts(input, target))?;
+        Ok(parts.f_over_ranks(&group)?.f_value()?.f_to_kind(crate::numeric::result_kind(input)?)?)
+    }
+
+    /// The loss of the batches of all ranks of a group, one after the other, on every rank. Their first dimensions are
+    /// the samples, whose number may be another one on each rank.
+    ///
+    /// For a loss that is no mean over samples, such as Dice of a whole batch, N-pairs or one of proxies. Every rank
+    /// gathers what all have, and computes the whole loss: where there is a mean choose
+    /// [`f_mean_over_ranks`](Loss::f_mean_over_ranks), which sends two numbers. Its value is that of one process with
+    /// the whole batch, and the average of the gradients over ranks is that of one process.
+    ///
+    /// # Errors
+    /// Those of [`f_forward`](Loss::f_forward), [`LossError::Shape`] for an input and a target of different numbers of
+    /// samples, and those of [`Group::f_all_gather`](crate::distributed::Group::f_all_gather).
+    #[cfg(feature = "distributed")]
+    fn f_whole_over_ranks(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        group: &crate::distributed::Group,
+    ) -> Result<Tensor, LossError> {
+        let group = group.of_loss(self.described(), |replace| drop(self.with_tensors(replace)));
+        group.f_or_refuse(f_same_samples(input, target))?;
+        self.f_forward(&group.f_gather_for_same_loss(input)?, &group.f_gather_for_same_loss(target)?)
+    }
+
     /// Computes the loss as [`f_forward`](Loss::f_forward) does.
     ///
     /// # Panics
@@ -166,6 +217,11 @@ macro_rules! of_the_inner {
         fn with_tensors(&self, replace: &mut dyn FnMut(&Tensor) -> Tensor) -> Option<Box<dyn Loss>> {
             (**self).with_tensors(replace)
         }
+
+        #[cfg(feature = "distributed")]
+        fn described(&self) -> Option<String> {
+            (**self).described()
+        }
     };
 }
 
@@ -175,6 +231,18 @@ impl<L: Loss + Sync + ?Sized> Loss for &L {
 
 impl<L: Loss + ?Sized> Loss for Box<L> {
     of_the_inner!();
+}
+
+/// Checks that there is a target for each sample of the input, along the first dimensions.
+#[cfg(feature = "distributed")]
+fn f_same_samples(input: &Tensor, target: &Tensor) -> Result<(), LossError> {
+    use crate::check;
+
+    check::arguments(input, target)?;
+    check::shape(("input", input), input.dim() > 0, "at least one dimension, that of the samples")?;
+    let samples = input.size()[0];
+    let fits = target.size().first() == Some(&samples);
+    check::shape(("target", target), fits, format_args!("[{samples}, …], as many samples as input"))
 }
 
 /// Whether the denominator of a mean is 0; for a loss that is not a mean, whether its input has no elements.

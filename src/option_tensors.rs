@@ -114,17 +114,27 @@ macro_rules! shared_parameters {
 }
 pub(crate) use shared_parameters;
 
-/// The method `with_tensors` of a [`Loss`](crate::Loss), or `shared` of one that has parameters alone.
+/// The methods `with_tensors` and `described` of a [`Loss`](crate::Loss), or `shared` of one that has parameters alone.
 macro_rules! with_tensors {
     (shared) => {
         fn with_tensors(&self, _: &mut dyn FnMut(&tch::Tensor) -> tch::Tensor) -> Option<Box<dyn $crate::Loss>> {
             Some(Box::new(Self::clone(self)))
+        }
+
+        $crate::option_tensors::with_tensors!(described);
+    };
+    (described) => {
+        #[cfg(feature = "distributed")]
+        fn described(&self) -> Option<String> {
+            Some(format!("{self:?}"))
         }
     };
     () => {
         fn with_tensors(&self, replace: &mut dyn FnMut(&tch::Tensor) -> tch::Tensor) -> Option<Box<dyn $crate::Loss>> {
             Some(Box::new($crate::option_tensors::OptionTensors::map_tensors(self, replace)))
         }
+
+        $crate::option_tensors::with_tensors!(described);
     };
 }
 pub(crate) use with_tensors;

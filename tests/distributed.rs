@@ -5,14 +5,21 @@
 
 #![cfg(target_os = "linux")]
 
+mod common;
 #[path = "distributed/equality.rs"]
 mod equality;
 #[path = "distributed/failures.rs"]
 mod failures;
 #[path = "distributed/job.rs"]
 mod job;
+#[path = "distributed/memory.rs"]
+mod memory;
+#[path = "distributed/neighbours.rs"]
+mod neighbours;
 #[path = "distributed/python.rs"]
 mod python;
+#[path = "distributed/statistics.rs"]
+mod statistics;
 
 use job::Job;
 
@@ -22,7 +29,12 @@ use job::Job;
 fn rank() {
     let case = std::env::var("TCH_LOSSES_TEST_CASE").expect("the other tests start this one, with a case");
     tch::set_num_threads(1);
-    let known = equality::run(&case) || failures::run(&case) || python::run(&case);
+    let known = equality::run(&case)
+        || failures::run(&case)
+        || memory::run(&case)
+        || neighbours::run(&case)
+        || python::run(&case)
+        || statistics::run(&case);
     assert!(known, "no case {case}");
 }
 
@@ -79,6 +91,50 @@ fn cross_entropy_of_spread_classes_is_that_of_one_process() {
 }
 
 #[test]
+fn cross_entropy_of_spread_classes_in_chunks_is_that_of_one_process() {
+    equal_to_one_process("vocabulary-chunks");
+}
+
+#[test]
+fn memory_of_spread_classes_is_that_of_a_chunk_of_the_own_classes() {
+    memory::memory_of_spread_classes_is_that_of_a_chunk_of_the_own_classes();
+}
+
+#[test]
+fn memory_of_neighbours_is_that_of_one_block() {
+    memory::memory_of_neighbours_is_that_of_one_block();
+}
+
+#[test]
+fn shifts_have_the_numbers_of_neighbours() {
+    for world in [1, 2, 3, 4] {
+        Job::new("shifts", world).run().all_succeed();
+    }
+}
+
+#[test]
+fn siglip_of_neighbours_is_that_of_one_process() {
+    for world in [1, 2, 3, 4] {
+        Job::new("siglip-neighbours", world).run().all_succeed();
+    }
+}
+
+#[test]
+fn bytes_are_those_that_the_process_writes() {
+    equal_to_one_process("bytes");
+}
+
+#[test]
+fn dino_and_its_centre_are_those_of_one_process() {
+    equal_to_one_process("dino");
+}
+
+#[test]
+fn losses_of_a_whole_batch_are_those_of_one_process() {
+    equal_to_one_process("whole");
+}
+
+#[test]
 fn single_precision_is_that_of_one_process() {
     equal_to_one_process("single");
 }
@@ -87,6 +143,19 @@ fn single_precision_is_that_of_one_process() {
 fn ranks_that_disagree_all_have_an_error_and_go_on() {
     for world in [2, 4] {
         Job::new("disagree", world).run().all_succeed();
+    }
+}
+
+/// The one that scripts/memcheck runs under valgrind.
+#[test]
+fn a_small_job_of_two_ranks() {
+    Job::new("small", 2).run().all_succeed();
+}
+
+#[test]
+fn options_that_differ_are_an_error_on_all() {
+    for world in [2, 4] {
+        Job::new("options", world).run().all_succeed();
     }
 }
 
@@ -132,6 +201,27 @@ fn rank_0_may_be_the_one_that_is_killed() {
     let ranks = Job::new("killed-0", 4).run();
     ranks.succeed(1..4);
     assert!(!ranks.succeeded(0), "rank 0 kills itself");
+}
+
+#[test]
+fn a_store_that_does_not_answer_is_an_error_on_the_others() {
+    let ranks = Job::new("stopped-0", 3).run();
+    ranks.succeed(1..3);
+    assert!(!ranks.succeeded(0), "rank 0 is killed in the end");
+}
+
+#[test]
+fn a_killed_neighbour_is_an_error_on_the_others() {
+    for case in ["killed-in-shift", "killed-in-backward"] {
+        let ranks = Job::new(case, 4).run();
+        ranks.succeed(0..3);
+        assert!(!ranks.succeeded(3), "the last rank kills itself");
+    }
+}
+
+#[test]
+fn a_late_neighbour_is_an_error_on_all() {
+    Job::new("late-in-shift", 4).run().all_succeed();
 }
 
 #[test]

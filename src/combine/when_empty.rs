@@ -127,6 +127,11 @@ impl<L: Loss> Loss for OverNothing<L> {
     fn with_tensors(&self, replace: &mut Replace) -> Option<Box<dyn Loss>> {
         Some(Box::new(OverNothing { loss: self.loss.with_tensors(replace)?, when_empty: self.when_empty }))
     }
+
+    #[cfg(feature = "distributed")]
+    fn described(&self) -> Option<String> {
+        Some(format!("{} with {:?} over nothing", self.loss.described()?, self.when_empty))
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 use super::Group;
 use super::group::State;
 use super::record::{self, LENGTH, Operation, Record, Request};
+use super::traffic;
 use crate::argument::Named;
 use crate::{LossError, check, kernels, numeric};
 
@@ -86,6 +87,7 @@ impl Group {
                 _ => state.processes.f_all_reduce(&mut reduced, reduce.code()),
             }
         })?;
+        self.count_sent(traffic::all_reduce(self.world_size(), traffic::bytes(&reduced)));
         Ok((reduced.f_to_kind(kind)?.f_to_device(tensor.device())?, call))
     }
 
@@ -110,6 +112,9 @@ impl Group {
             parts = f_gather(state, records, &f_placed(&own, records)?)?;
             Ok(())
         })?;
+        // Each part travels in the length of the longest.
+        let longest = parts.iter().map(traffic::bytes).max().unwrap_or(0);
+        self.count_sent(traffic::all_gather(self.world_size(), longest));
         let back = |part: Tensor| Ok(part.f_to_kind(kind)?.f_to_device(tensor.device())?);
         Ok(Gathered { parts: parts.into_iter().map(back).collect::<Result<_, LossError>>()?, call })
     }
@@ -134,6 +139,8 @@ impl Group {
                 _ => state.processes.f_broadcast(&mut own, root),
             }
         })?;
+        let place = (self.rank() + self.world_size() - root) % self.world_size();
+        self.count_sent(traffic::broadcast(self.world_size(), place, traffic::bytes(&own)));
         Ok(own.f_to_kind(kind)?.f_to_device(tensor.device())?)
     }
 
@@ -160,20 +167,21 @@ impl Group {
         let mut state = self.f_lock(operation)?;
         let call = state.calls;
         state.calls += 1;
-        let (own, refused) = match request.f_record(call) {
+        let (own, refused) = match request.f_record(call, self.purpose()) {
             Ok(record) => (record, None),
             // The others are told before this rank has its error.
-            Err(error) => (Request::bare(Operation::Refuse).f_record(call)?, Some(error)),
+            Err(error) => (Request::bare(Operation::Refuse).f_record(call, self.purpose())?, Some(error)),
         };
         let records = match f_exchange(&state, self.world_size(), &own) {
             Ok(records) => records,
             Err(message) => return Err(self.broken(&mut state, operation, &message)),
         };
+        self.count_sent(traffic::all_gather(self.world_size(), size_of::<Record>()));
         if let Some(error) = refused {
             return Err(error);
         }
         if !record::agree(&records) {
-            return Err(LossError::Ranks { asked: record::describe(&records) });
+            return Err(LossError::Ranks { asked: record::describe(&records, self.purpose()) });
         }
         match payload(&state, &records) {
             Ok(()) => Ok(call),
@@ -226,19 +234,19 @@ fn f_places(world: usize, size: &[i64], like: &Tensor) -> Result<Vec<Tensor>, St
 }
 
 /// Whether the tensor is on a GPU and can be sent from there.
-fn is_on_gpu(tensor: &Tensor) -> bool {
+pub(super) fn is_on_gpu(tensor: &Tensor) -> bool {
     cfg!(feature = "nccl") && matches!(tensor.device(), Device::Cuda(_))
 }
 
 /// The tensor on the device that all ranks send from.
-fn f_placed(own: &Tensor, records: &[Record]) -> Result<Tensor, String> {
+pub(super) fn f_placed(own: &Tensor, records: &[Record]) -> Result<Tensor, String> {
     if record::all_on_gpus(records) {
         return Ok(own.shallow_clone());
     }
     own.f_to_device(Device::Cpu).map_err(|error| error.to_string())
 }
 
-fn f_to_gather(tensor: &Tensor) -> Result<(Tensor, Kind), LossError> {
+pub(super) fn f_to_gather(tensor: &Tensor) -> Result<(Tensor, Kind), LossError> {
     let sent = f_copy_to_send(("tensor", tensor), true)?;
     check::shape(("tensor", tensor), tensor.dim() > 0, "at least one dimension, along which ranks are put together")?;
     Ok(sent)
@@ -246,7 +254,7 @@ fn f_to_gather(tensor: &Tensor) -> Result<(Tensor, Kind), LossError> {
 
 /// A plain copy of the tensor, in a kind that Gloo and NCCL take, and the kind that it had. A collective would write
 /// into the memory of the caller otherwise.
-fn f_copy_to_send(named: Named, booleans: bool) -> Result<(Tensor, Kind), LossError> {
+pub(super) fn f_copy_to_send(named: Named, booleans: bool) -> Result<(Tensor, Kind), LossError> {
     check::dense(named)?;
     let (argument, tensor) = named;
     let kind = tensor.f_kind()?;

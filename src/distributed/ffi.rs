@@ -76,12 +76,22 @@ unsafe extern "C" {
         report: Report,
         context: *mut c_void,
     ) -> bool;
+    fn tch_losses_group_exchange(
+        group: *mut RawGroup,
+        own: *mut C_tensor,
+        to: c_int,
+        other: *mut C_tensor,
+        from: c_int,
+        report: Report,
+        context: *mut c_void,
+    ) -> bool;
 }
 
 /// What C++ said of a call that failed.
 type Outcome<T> = Result<T, String>;
 
-/// The group of C++, which this owns. Its methods are called by one thread at a time.
+/// The group of C++, which this owns, or null, of which C++ says that it is closed. Its methods are called by one thread
+/// at a time.
 #[derive(Debug)]
 pub(super) struct Processes(*mut RawGroup);
 
@@ -117,6 +127,11 @@ impl Processes {
             }
         })?;
         Ok(Self(group))
+    }
+
+    /// No group: every call is an error.
+    pub(super) fn closed() -> Self {
+        Self(std::ptr::null_mut())
     }
 
     /// Connects to all other ranks.
@@ -160,14 +175,15 @@ impl Processes {
         Ok(there)
     }
 
-    /// Reduces `tensor` in place. It is a plain contiguous one on the CPU, of the same shape and kind on all ranks.
+    /// Reduces `tensor` in place. It is a plain contiguous one of the same shape and kind on all ranks, on the CPU
+    /// or, with NCCL, on a GPU of each.
     pub(super) fn f_all_reduce(&self, tensor: &mut Tensor, operation: c_int) -> Outcome<()> {
         let tensor = tensor.as_mut_ptr();
         // SAFETY: the group is that of `f_connect`, and the tensor is borrowed for the call, which waits for its end.
         f_call(|report, context| unsafe { tch_losses_group_all_reduce(self.0, tensor, operation, report, context) })
     }
 
-    /// Writes the `input` of each rank into the output of its place. All are plain contiguous tensors on the CPU, of the
+    /// Writes the `input` of each rank into the output of its place. All are plain contiguous tensors on one device, of the
     /// same shape and kind on all ranks.
     pub(super) fn f_all_gather(&self, outputs: &mut [Tensor], input: &mut Tensor) -> Outcome<()> {
         let outputs: Vec<*mut C_tensor> = outputs.iter_mut().map(Tensor::as_mut_ptr).collect();
@@ -183,6 +199,23 @@ impl Processes {
         let (tensor, root) = (tensor.as_mut_ptr(), i64::from(f_int(root)?));
         // SAFETY: as in `f_all_reduce`.
         f_call(|report, context| unsafe { tch_losses_group_broadcast(self.0, tensor, root, report, context) })
+    }
+
+    /// Sends `own` to the rank `to`, and writes what the rank `from` sends into `other`, which has its size; one of no
+    /// elements is not sent. Both are plain contiguous tensors on one device.
+    pub(super) fn f_exchange(
+        &self,
+        (own, to): (&mut Tensor, usize),
+        (other, from): (&mut Tensor, usize),
+    ) -> Outcome<()> {
+        let (to, from) = (f_int(to)?, f_int(from)?);
+        let pointer = |tensor: &mut Tensor| match tensor.numel() {
+            0 => std::ptr::null_mut(),
+            _ => tensor.as_mut_ptr(),
+        };
+        let (own, other) = (pointer(own), pointer(other));
+        // SAFETY: as in `f_all_reduce`; a null pointer is a tensor of nothing.
+        f_call(|report, context| unsafe { tch_losses_group_exchange(self.0, own, to, other, from, report, context) })
     }
 }
 

@@ -69,9 +69,15 @@ c10::intrusive_ptr<c10d::ProcessGroupGloo::Options> options(Millis timeout) {
   return options;
 }
 
+// Null is a group that was given up.
+Group& open(Group* group) {
+  TORCH_CHECK(group, "the group is closed");
+  return *group;
+}
+
 // What sends this tensor.
 c10d::Backend& backend(Group* group, const Tensor& tensor) {
-  TORCH_CHECK(group->cpu, "the group is closed");
+  TORCH_CHECK(open(group).cpu, "the group is closed");
   if (tensor.is_cpu()) return *group->cpu;
 #ifdef TCH_LOSSES_NCCL
   if (!group->cuda) {
@@ -117,7 +123,7 @@ bool tch_losses_group_connect(
 // Connects to all other ranks, which is the second half.
 bool tch_losses_group_join(Group* group, int rank, int world, int64_t timeout_ms, Report report, void* context) {
   return guarded(report, context, [&] {
-    group->rank = rank;
+    open(group).rank = rank;
     group->world = world;
     group->timeout = Millis(timeout_ms);
     auto store = c10::make_intrusive<c10d::PrefixStore>("cpu/", group->signs);
@@ -129,7 +135,7 @@ bool tch_losses_group_join(Group* group, int rank, int world, int64_t timeout_ms
 // Closes the connections to the other ranks, which then see that this one has left.
 bool tch_losses_group_close(Group* group, Report report, void* context) {
   return guarded(report, context, [&] {
-    group->cpu.reset();
+    open(group).cpu.reset();
     // What another rank will not answer to would keep the GPU busy for ever.
     if (group->cuda) group->cuda->abort();
     group->cuda.reset();
@@ -145,12 +151,12 @@ void tch_losses_group_drop(Group* group) {
 }
 
 bool tch_losses_group_sign(Group* group, const char* key, Report report, void* context) {
-  return guarded(report, context, [&] { group->signs->set(key, std::vector<uint8_t>{1}); });
+  return guarded(report, context, [&] { open(group).signs->set(key, std::vector<uint8_t>{1}); });
 }
 
 // Whether there is such a sign. Does not wait for one.
 bool tch_losses_group_has_sign(Group* group, const char* key, bool* there, Report report, void* context) {
-  return guarded(report, context, [&] { *there = group->signs->check({key}); });
+  return guarded(report, context, [&] { *there = open(group).signs->check({key}); });
 }
 
 // Writes the value where there is none at the key yet. Reports the value that is there.
@@ -163,7 +169,7 @@ bool tch_losses_group_claim(
     Report report,
     void* context) {
   return guarded(report, context, [&] {
-    const std::string text = group->signs->compareSet(key, std::string(), std::string(value));
+    const std::string text = open(group).signs->compareSet(key, std::string(), std::string(value));
     take(there, text.data(), text.size());
   });
 }
@@ -199,6 +205,35 @@ bool tch_losses_group_broadcast(Group* group, Tensor* tensor, int64_t root, Repo
     c10d::BroadcastOptions options;
     options.rootRank = root;
     backend(group, *tensor).broadcast(tensors, options)->wait();
+  });
+}
+
+// Sends a tensor to one rank while it receives another one. Null is a tensor of nothing.
+bool tch_losses_group_exchange(
+    Group* group,
+    Tensor* own,
+    int to,
+    Tensor* other,
+    int from,
+    Report report,
+    void* context) {
+  return guarded(report, context, [&] {
+    if (!own && !other) return;
+    c10d::Backend& backend = ::backend(group, own ? *own : *other);
+    // NCCL would otherwise finish the one before it begins the other, and so wait for ever.
+    const bool together = backend.supportsCoalescing();
+    if (together) backend.startCoalescing();
+    std::vector<c10::intrusive_ptr<c10d::Work>> works;
+    if (other) {
+      std::vector<Tensor> received{*other};
+      works.push_back(backend.recv(received, from, 0));
+    }
+    if (own) {
+      std::vector<Tensor> sent{*own};
+      works.push_back(backend.send(sent, to, 0));
+    }
+    if (together) works = {backend.endCoalescing()};
+    for (const auto& work : works) work->wait();
   });
 }
 }

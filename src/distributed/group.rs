@@ -1,8 +1,10 @@
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::ffi::Processes;
+use super::purpose::Purpose;
 use super::record::{Operation, Request};
 use crate::LossError;
 
@@ -11,6 +13,7 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// How long a rank waits for signs of the others after a failure, so that it can name those without one.
 const SIGNS: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(20);
+const NO_ANSWER: &str = "the store of rank 0 does not answer";
 
 /// A group of processes, on one machine or many, that compute a loss together: PyTorch's process group, by its Gloo.
 ///
@@ -40,12 +43,13 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone)]
 #[doc(alias = "ProcessGroup")]
 #[doc(alias = "init_process_group")]
-pub struct Group(Arc<Shared>);
+pub struct Group(Arc<Shared>, Purpose);
 
 #[derive(Debug)]
 struct Shared {
     rank: usize,
     world: usize,
+    sent: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -111,18 +115,19 @@ impl Group {
         let name = next_name(address);
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let failed = |message: &str, silent| f_failure("Group::new", world, message, silent);
-        let processes = f_connect((host.to_owned(), port), serves, world, timeout, name)
+        let place = (host.to_owned(), port);
+        let connect = move || Processes::f_connect((&place.0, place.1), serves, world, timeout, &name);
+        let silent = || Err(format!("no answer within {timeout:?}; is another program at this port?"));
+        let processes = within(timeout.saturating_add(SIGNS), connect)
+            .unwrap_or_else(silent)
             .map_err(|message| failed(&format!("store of rank 0 at {address}: {message}"), vec![]))?;
-        let there = |rank: usize| format!("tch_losses/come/{rank}");
-        f_claim_rank(&processes, (rank, world), &there(rank)).map_err(|message| failed(&message, vec![]))?;
-        let joined = processes.f_join(rank, world, timeout);
-        if let Err(message) = joined {
-            let signs = Signs { there: &there, done: &|rank| format!("tch_losses/left/{rank}") };
-            let silent = silent_ranks(&processes, (rank, world), &signs);
-            return Err(failed(&message, silent));
-        }
+        // Each waits for the store, and then for the other ranks.
+        let bound = timeout.saturating_mul(2).saturating_add(3 * SIGNS);
+        let joined = within(bound, move || f_come_together(processes, (rank, world), timeout));
+        let silent = || Err((NO_ANSWER.to_owned(), vec![]));
+        let processes = joined.unwrap_or_else(silent).map_err(|(message, silent)| failed(&message, silent))?;
         let state = Mutex::new(State { processes, calls: 0, broken: None, silent: vec![] });
-        Ok(Self(Arc::new(Shared { rank, world, state })))
+        Ok(Self(Arc::new(Shared { rank, world, sent: AtomicU64::new(0), state }), Purpose::default()))
     }
 
     /// The number of this process, from 0 on.
@@ -138,6 +143,25 @@ impl Group {
     /// The number of processes, for arithmetic.
     pub(super) fn ranks(&self) -> f64 {
         self.0.world as f64
+    }
+
+    /// The same group for another purpose.
+    pub(super) fn with_purpose(&self, purpose: Purpose) -> Self {
+        Self(Arc::clone(&self.0), purpose)
+    }
+
+    /// The loss that the calls are for.
+    pub(super) fn purpose(&self) -> &Purpose {
+        &self.1
+    }
+
+    /// The bytes that were sent so far.
+    pub(super) fn sent(&self) -> u64 {
+        self.0.sent.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_sent(&self, bytes: usize) {
+        self.0.sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// The group for one collective at a time.
@@ -157,12 +181,26 @@ impl Group {
     pub(super) fn broken(&self, state: &mut State, operation: Operation, message: &str) -> LossError {
         // What it says is of no use: the group is given up.
         let _ = state.processes.f_close();
-        let calls = state.calls;
-        let there = |rank: usize| format!("tch_losses/stuck/{calls}/{rank}");
-        let _ = state.processes.f_sign(&there(self.0.rank));
-        let signs = Signs { there: &there, done: &|rank| format!("tch_losses/done/{calls}/{rank}") };
-        let silent = silent_ranks(&state.processes, (self.0.rank, self.0.world), &signs);
-        let message = first_line(message);
+        let (calls, place) = (state.calls, (self.0.rank, self.0.world));
+        let processes = std::mem::replace(&mut state.processes, Processes::closed());
+        let asked = within(3 * SIGNS, move || {
+            let there = |rank: usize| format!("tch_losses/stuck/{calls}/{rank}");
+            let _ = processes.f_sign(&there(place.0));
+            let signs = Signs { there: &there, done: &|rank| format!("tch_losses/done/{calls}/{rank}") };
+            (silent_ranks(&processes, place, &signs), processes)
+        });
+        let mut message = first_line(message);
+        let silent = match asked {
+            Some((silent, processes)) => {
+                // The store of this rank stays for the others.
+                state.processes = processes;
+                silent
+            }
+            None => {
+                message += &format!("; {NO_ANSWER}");
+                vec![]
+            }
+        };
         state.broken = Some(message.clone());
         state.silent.clone_from(&silent);
         f_failure(operation.name(), self.0.world, &message, silent)
@@ -192,24 +230,31 @@ fn next_name(address: &str) -> String {
     name
 }
 
-/// Connects to the store, on a thread of its own: libtorch waits without an end for an answer of a program that is no
-/// store. In that case the thread is left alone.
-fn f_connect(
-    (host, port): (String, u16),
-    serves: bool,
-    world: usize,
-    timeout: Duration,
-    name: String,
-) -> Result<Processes, String> {
+/// What `work` returns, on a thread of its own, unless that takes longer. libtorch waits without an end for an answer of
+/// the store: of a program that is none, or of a machine that has vanished. In that case the thread is left alone.
+fn within<T: Send + 'static>(longest: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (send, receive) = std::sync::mpsc::channel();
-    let connect = move || {
+    let call = move || {
         // Nobody receives it where it comes too late.
-        let _ = send.send(Processes::f_connect((&host, port), serves, world, timeout, &name));
+        let _ = send.send(work());
     };
-    let thread = std::thread::Builder::new().name("tch-losses store".into()).spawn(connect);
-    thread.map_err(|error| format!("no thread: {error}"))?;
-    let silent = || format!("no answer within {timeout:?}; is another program at this port?");
-    receive.recv_timeout(timeout.saturating_add(SIGNS)).unwrap_or_else(|_| Err(silent()))
+    // Without a thread there is no answer, either.
+    std::thread::Builder::new().name("tch-losses store".into()).spawn(call).ok()?;
+    receive.recv_timeout(longest).ok()
+}
+
+/// Connects to all other ranks by the store. Where one does not come the error has the ranks that gave no sign.
+fn f_come_together(
+    processes: Processes,
+    (rank, world): (usize, usize),
+    timeout: Duration,
+) -> Result<Processes, (String, Vec<usize>)> {
+    let there = |rank: usize| format!("tch_losses/come/{rank}");
+    f_claim_rank(&processes, (rank, world), &there(rank)).map_err(|message| (message, vec![]))?;
+    let Err(message) = processes.f_join(rank, world, timeout) else { return Ok(processes) };
+    let signs = Signs { there: &there, done: &|rank| format!("tch_losses/left/{rank}") };
+    let silent = silent_ranks(&processes, (rank, world), &signs);
+    Err((message, silent))
 }
 
 /// Claims the place of this rank. Another process of the same rank, or one that counts another number of ranks, would

@@ -5,12 +5,14 @@
 //!
 //! | what | where |
 //! |---|---|
-//! | collectives: sums, gathers, broadcasts, barriers | [`Group`] |
-//! | sums and gathers with a gradient | [`Group::f_sum_data_parallel`], [`Group::f_gather_data_parallel`], … |
-//! | the mean over the batches of all ranks | [`MeanParts::f_over_ranks`](crate::MeanParts::f_over_ranks) |
+//! | collectives: sums, gathers, broadcasts, barriers, shifts to a neighbour | [`Group`] |
+//! | sums, gathers and shifts with a gradient | [`Group::f_sum_data_parallel`], [`Group::f_gather_data_parallel`], … |
+//! | the mean over the batches of all ranks | [`Loss::f_mean_over_ranks`](crate::Loss::f_mean_over_ranks), [`MeanParts::f_over_ranks`](crate::MeanParts::f_over_ranks) |
+//! | every other loss of the batches of all ranks | [`Loss::f_whole_over_ranks`](crate::Loss::f_whole_over_ranks) |
 //! | losses of pairs of all ranks | `EmbeddingLoss::f_forward_over_ranks`; with own anchors alone `EmbeddingPairs::f_over_ranks` |
 //! | CLIP and SigLIP over all ranks | `ClipLoss::f_forward_over_ranks`, `SigLipLoss::f_forward_over_ranks` |
-//! | Barlow Twins and VICReg, with statistics over ranks | `BarlowTwinsLoss::f_forward_over_ranks`, … |
+//! | SigLIP with the texts of one rank at a time | `SigLipLoss::f_forward_over_neighbours` |
+//! | Barlow Twins and VICReg, with statistics over ranks, and DINO with its centre | `BarlowTwinsLoss::f_forward_over_ranks`, … |
 //! | cross entropy whose classes are spread over ranks | [`VocabParallelCrossEntropy`] |
 //!
 //! # Two conventions of gradients
@@ -25,7 +27,7 @@
 //! # Ranks that disagree, are late or die
 //!
 //! c10d ends the process or returns wrong numbers where ranks bring tensors of different shapes or kinds. Here, ranks
-//! exchange what they are about to do before each collective, and all of them get
+//! exchange what they are about to do before each collective, and for which loss and options, and all of them get
 //! [`LossError::Ranks`](crate::LossError::Ranks) where it differs. A rank that is late or dies is
 //! [`LossError::Group`](crate::LossError::Group) on the others, within the timeout of the group.
 
@@ -33,6 +35,7 @@
 #![allow(unsafe_code)]
 
 mod collective;
+mod exchange;
 mod ffi;
 #[cfg(feature = "self-supervised")]
 mod global_batch;
@@ -41,7 +44,9 @@ mod group;
 mod mean;
 #[cfg(feature = "metric")]
 mod own_pairs;
+mod purpose;
 mod record;
+mod traffic;
 mod vocab_parallel;
 
 pub use collective::Reduce;

@@ -4,12 +4,15 @@
 use tch::Kind;
 
 use super::Reduce;
+use super::purpose::{self, Purpose};
 use crate::LossError;
 
 /// Dimensions that a tensor may have.
 const MOST_DIMENSIONS: usize = 16;
+/// The numbers before the purpose.
+const CALL: usize = 8;
 /// The numbers before the sizes.
-const FIXED: usize = 8;
+const FIXED: usize = CALL + purpose::LENGTH;
 /// How many 64-bit integers a record has. Each rank of a group, of whatever program, sends as many.
 pub(super) const LENGTH: usize = FIXED + MOST_DIMENSIONS;
 /// Bits of the number of a record that has Booleans.
@@ -18,7 +21,7 @@ const ON_GPU: i64 = 2;
 /// The place of that number.
 const FLAGS: usize = 5;
 /// The first number of a record, which says that it is one, and of which form.
-const FORM: i64 = 0x7463_6831;
+const FORM: i64 = 0x7463_6832;
 
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +31,10 @@ pub(super) enum Operation {
     AllGather,
     Broadcast {
         root: usize,
+    },
+    /// Each rank sends to the one so many places after it.
+    Shift {
+        by: i64,
     },
     /// Nothing: the call of this rank is an error, which the others are told.
     Refuse,
@@ -42,6 +49,7 @@ impl Operation {
             Operation::AllGather => [2, 0],
             Operation::Broadcast { root } => [3, root as i64],
             Operation::Refuse => [4, 0],
+            Operation::Shift { by } => [5, by],
         }
     }
 
@@ -53,6 +61,7 @@ impl Operation {
             Operation::AllGather => "all_gather",
             Operation::Broadcast { .. } => "broadcast",
             Operation::Refuse => "refusal",
+            Operation::Shift { .. } => "shift",
         }
     }
 }
@@ -82,7 +91,7 @@ impl Request {
     }
 
     /// The numbers of the call `sequence`, which counts the calls of the group.
-    pub(super) fn f_record(&self, sequence: u64) -> Result<Record, LossError> {
+    pub(super) fn f_record(&self, sequence: u64, purpose: &Purpose) -> Result<Record, LossError> {
         if self.size.len() > MOST_DIMENSIONS {
             let expected = format!("at most {MOST_DIMENSIONS} dimensions");
             return Err(LossError::Shape { argument: "tensor", expected, actual: self.size.clone() });
@@ -90,7 +99,7 @@ impl Request {
         let [operation, detail] = self.operation.code();
         let flags = i64::from(self.differentiable) * DIFFERENTIABLE + i64::from(self.on_gpu) * ON_GPU;
         let mut record = [0; LENGTH];
-        record[..FIXED].copy_from_slice(&[
+        record[..CALL].copy_from_slice(&[
             FORM,
             sequence as i64,
             operation,
@@ -100,6 +109,7 @@ impl Request {
             self.backward_of.map_or(-1, |call| call as i64),
             self.size.len() as i64,
         ]);
+        record[CALL..FIXED].copy_from_slice(&purpose.numbers);
         record[FIXED..FIXED + self.size.len()].copy_from_slice(&self.size);
         Ok(record)
     }
@@ -115,22 +125,41 @@ pub(super) fn all_on_gpus(records: &[Record]) -> bool {
     records.iter().all(|record| record[FLAGS] & ON_GPU != 0)
 }
 
-/// Whether all ranks ask for the same. The first dimension of what is gathered may differ, and so may the devices.
+/// Whether all ranks ask for the same. The first dimension of what is gathered or exchanged may differ, and so may the devices.
 pub(super) fn agree(records: &[Record]) -> bool {
-    let gathers = records[0][2] == Operation::AllGather.code()[0];
+    let uneven = [Operation::AllGather, Operation::Shift { by: 0 }].map(|operation| operation.code()[0]);
+    let uneven = uneven.contains(&records[0][2]);
     let refused = records.iter().any(|record| record[2] == Operation::Refuse.code()[0]);
     let same = |a: &Record, b: &Record| {
-        (0..LENGTH).all(|place| match place {
+        let alike = |place: usize| match place {
             FLAGS => (a[FLAGS] ^ b[FLAGS]) & !ON_GPU == 0,
-            FIXED if gathers => true,
+            FIXED if uneven => true,
             _ => a[place] == b[place],
-        })
+        };
+        (0..CALL).chain(FIXED..LENGTH).all(alike)
     };
-    !refused && records.iter().all(|record| record[0] == FORM && same(record, &records[0]))
+    !refused && agree_on_loss(records) && records.iter().all(|record| record[0] == FORM && same(record, &records[0]))
 }
 
-/// What each rank asks for, in words; ranks that ask for the same stand together.
-pub(super) fn describe(records: &[Record]) -> String {
+fn agree_on_loss(records: &[Record]) -> bool {
+    purpose::agree(records.iter().map(|record| &record[CALL..FIXED]))
+}
+
+/// What each rank asks for, in words, on a rank whose own loss is `own`.
+pub(super) fn describe(records: &[Record], own: &Purpose) -> String {
+    let is_record = records.iter().all(|record| record[0] == FORM);
+    if agree_on_loss(records) || !is_record {
+        return together(records, words);
+    }
+    let losses = together(records, |record| purpose::words(&record[CALL..FIXED]));
+    match &own.text {
+        Some(text) => format!("{losses}; the loss of this rank is {text}"),
+        None => losses,
+    }
+}
+
+/// Words for each rank; ranks of the same words stand together.
+fn together(records: &[Record], words: impl Fn(&Record) -> String) -> String {
     let mut groups: Vec<(String, Vec<String>)> = Vec::new();
     for (rank, record) in records.iter().enumerate() {
         let words = words(record);
@@ -147,24 +176,26 @@ pub(super) fn describe(records: &[Record]) -> String {
 }
 
 fn words(record: &Record) -> String {
-    let [form, sequence, operation, detail, kind, flags, backward_of, dimensions] = record[..FIXED] else {
+    let [form, sequence, operation, detail, kind, flags, backward_of, dimensions] = record[..CALL] else {
         return "nothing".into();
     };
     if form != FORM {
         return "a call of another program or version".into();
     }
+    let loss = purpose::name(&record[CALL..FIXED]).map(|name| format!(", for {name}")).unwrap_or_default();
     let name = match operation {
-        0 => return format!("barrier, call {sequence}"),
+        0 => return format!("barrier, call {sequence}{loss}"),
         1 => format!("all_reduce ({})", Reduce::named(detail)),
         2 => "all_gather".into(),
         3 => format!("broadcast from rank {detail}"),
-        4 => return "an error of its own before the call".into(),
+        4 => return format!("an error of its own before the call{loss}"),
+        5 => format!("shift by {detail}"),
         _ => "an unknown operation".into(),
     };
     let size = &record[FIXED..FIXED + dimensions.clamp(0, MOST_DIMENSIONS as i64) as usize];
     let gradient = if flags & DIFFERENTIABLE != 0 { ", with a gradient" } else { "" };
     let backward = if backward_of >= 0 { format!(", backward of call {backward_of}") } else { String::new() };
-    format!("{name} of {} {size:?}{gradient}{backward}, call {sequence}", kind_name(kind))
+    format!("{name} of {} {size:?}{gradient}{backward}, call {sequence}{loss}", kind_name(kind))
 }
 
 /// The numbers of kinds in libtorch, which are those of `torch.dtype` in every program.
@@ -196,7 +227,7 @@ mod tests {
     use super::*;
 
     fn record(operation: Operation, kind: Kind, size: &[i64]) -> Record {
-        Request { kind, size: size.to_vec(), ..Request::bare(operation) }.f_record(7).unwrap()
+        Request { kind, size: size.to_vec(), ..Request::bare(operation) }.f_record(7, &Purpose::default()).unwrap()
     }
 
     #[test]
@@ -218,12 +249,12 @@ mod tests {
     fn tensors_may_be_on_different_devices() {
         let sum = |on_gpu| {
             let request = Request { on_gpu, ..Request::bare(Operation::AllReduce(Reduce::Sum)) };
-            request.f_record(7).unwrap()
+            request.f_record(7, &Purpose::default()).unwrap()
         };
         let mixed = [sum(true), sum(false)];
         assert!(agree(&mixed) && !all_on_gpus(&mixed));
         assert!(all_on_gpus(&[sum(true), sum(true)]));
-        assert_eq!(describe(&mixed), "ranks 0, 1: all_reduce (sum) of Int64 [], call 7");
+        assert_eq!(describe(&mixed, &Purpose::default()), "ranks 0, 1: all_reduce (sum) of Int64 [], call 7");
     }
 
     #[test]
@@ -231,7 +262,7 @@ mod tests {
         let sum = |kind, size: &[i64]| record(Operation::AllReduce(Reduce::Sum), kind, size);
         let records = [sum(Kind::Float, &[4]), sum(Kind::Double, &[4]), sum(Kind::Float, &[4])];
         assert_eq!(
-            describe(&records),
+            describe(&records, &Purpose::default()),
             "ranks 0, 2: all_reduce (sum) of Float [4], call 7; rank 1: all_reduce (sum) of Double [4], call 7"
         );
     }
@@ -239,6 +270,6 @@ mod tests {
     #[test]
     fn too_many_dimensions_are_an_error() {
         let request = Request { size: vec![1; 17], ..Request::bare(Operation::AllGather) };
-        assert!(matches!(request.f_record(0), Err(LossError::Shape { .. })));
+        assert!(matches!(request.f_record(0, &Purpose::default()), Err(LossError::Shape { .. })));
     }
 }

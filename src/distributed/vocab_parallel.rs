@@ -1,9 +1,13 @@
+mod chunks;
+
 use tch::Tensor;
 
+use super::purpose::Fingerprint;
 use super::{Group, Reduce};
+use crate::autograd::needed;
 use crate::kernels::NumberOperations;
 use crate::numeric::{f_linear, result_kind, wide_kind};
-use crate::{LossError, Reduction, check};
+use crate::{Chunking, LinearCrossEntropy, LossError, Reduction, check};
 
 /// Cross entropy whose classes are spread over ranks, for vocabularies that are too large for one device.
 ///
@@ -13,8 +17,14 @@ use crate::{LossError, Reduction, check};
 ///
 /// # Formula
 ///
-/// That of [`CrossEntropyLoss`](crate::CrossEntropyLoss) of class indices over all classes, and the z-loss of
-/// [`LinearCrossEntropy`](crate::LinearCrossEntropy), λ (log Σ exp x)².
+/// That of [`CrossEntropyLoss`](crate::CrossEntropyLoss) of class indices over all classes, and the z-loss and soft cap
+/// of [`LinearCrossEntropy`], λ (log Σ exp x)² and s · tanh(x / s).
+///
+/// # Memory
+///
+/// The logits of a linear layer, n · Cᵣ numbers and as many for their gradient, are the most of it. With
+/// [`chunking`](Self::chunking) only those of a chunk of rows exist at a time: see [`LinearCrossEntropy`]. A reduced loss
+/// computes its gradients in the forward pass then, and sends the sum of that of the input there.
 ///
 /// # Shapes
 ///
@@ -31,7 +41,7 @@ use crate::{LossError, Reduction, check};
 ///
 /// [`LossError::Shape`], [`LossError::Kind`] or [`LossError::Device`] for arguments that do not fit together,
 /// [`LossError::Value`] for a class out of range, [`LossError::Option`] for a smoothing outside \[0, 1\] or a z-loss
-/// below 0, [`LossError::Ranks`] for other targets on another rank, and those of [`Group::f_all_reduce`].
+/// below 0, a soft cap that is not above 0 or a chunking of less than one row, [`LossError::Ranks`] for other targets on another rank, and those of [`Group::f_all_reduce`].
 ///
 /// # Example
 ///
@@ -57,6 +67,8 @@ pub struct VocabParallelCrossEntropy {
     ignore_index: i64,
     label_smoothing: f64,
     z_loss: f64,
+    soft_cap: Option<f64>,
+    chunking: Option<Chunking>,
     reduction: Reduction,
 }
 
@@ -77,7 +89,15 @@ struct Classes {
 impl VocabParallelCrossEntropy {
     /// Cross entropy with PyTorch's defaults.
     pub fn new() -> Self {
-        Self { weight: None, ignore_index: -100, label_smoothing: 0.0, z_loss: 0.0, reduction: Reduction::Mean }
+        Self {
+            weight: None,
+            ignore_index: -100,
+            label_smoothing: 0.0,
+            z_loss: 0.0,
+            soft_cap: None,
+            chunking: None,
+            reduction: Reduction::Mean,
+        }
     }
 
     /// Sets a weight for each of the classes of all ranks. It is on the device of the input, in any floating kind.
@@ -105,6 +125,20 @@ impl VocabParallelCrossEntropy {
         self
     }
 
+    /// Sets the soft cap s: logits become s · tanh(logit / s), between −s and s. Default: none.
+    pub fn soft_cap(mut self, soft_cap: f64) -> Self {
+        self.soft_cap = Some(soft_cap);
+        self
+    }
+
+    /// Sets the number of rows of which [`f_forward_linear`](Self::f_forward_linear) has the logits at a time, the same
+    /// on all ranks. [`Chunking::AspectRatio`] counts the classes of all ranks. Without it all rows are computed at once,
+    /// which is the default.
+    pub fn chunking(mut self, chunking: Chunking) -> Self {
+        self.chunking = Some(chunking);
+        self
+    }
+
     /// Sets the reduction. Default: the mean.
     pub fn reduction(mut self, reduction: Reduction) -> Self {
         self.reduction = reduction;
@@ -116,15 +150,20 @@ impl VocabParallelCrossEntropy {
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault, or what became of the group.
     pub fn f_forward(&self, input: &Tensor, target: &Tensor, group: &Group) -> Result<Tensor, LossError> {
+        self.f_of_logits(input, target, &self.group(group))
+    }
+
+    fn f_of_logits(&self, input: &Tensor, target: &Tensor, group: &Group) -> Result<Tensor, LossError> {
         let target = group.f_or_refuse(self.f_check(input, target))?;
-        let classes = f_classes(input, &target, group)?;
+        let classes = f_classes(input.size()[1], &target, group)?;
         // From here on every rank has the same error.
         let ignored = target.f_eq_number(self.ignore_index)?;
         f_check_range(&target, &ignored, classes.all)?;
         check::class_weight(self.weight.as_ref(), input, classes.all)?;
         let kind = wide_kind(input)?;
         let weight = self.weight.as_ref().map(|weight| weight.f_detach()?.f_to_kind(kind)).transpose()?;
-        let rows = f_rows(&input.f_to_kind(kind)?, &target, weight.as_ref(), classes, group)?;
+        let logits = self.f_cap(input.f_to_kind(kind)?)?;
+        let rows = f_rows(&logits, &target, weight.as_ref(), classes, group)?;
         let loss =
             self.f_reduce(&rows, &target.f_masked_fill_number(&ignored, 0)?, &ignored, weight.as_ref(), classes)?;
         Ok(loss.f_to_kind(result_kind(input)?)?)
@@ -133,6 +172,8 @@ impl VocabParallelCrossEntropy {
     /// Computes the loss of the logits of a linear layer whose rows are spread over ranks: `input` `[N, D]` is the same
     /// on all ranks, `linear_weight` `[Cᵣ, D]` and `linear_bias` `[Cᵣ]` are those of the classes of this rank. The
     /// gradient of the input is that of the whole layer, on every rank.
+    ///
+    /// With [`chunking`](Self::chunking) the gradient cannot be differentiated itself.
     ///
     /// # Errors
     /// As [`f_forward`](Self::f_forward).
@@ -144,9 +185,44 @@ impl VocabParallelCrossEntropy {
         linear_bias: Option<&Tensor>,
         group: &Group,
     ) -> Result<Tensor, LossError> {
+        let group = &self.group(group);
         group.f_or_refuse(f_check_layer(input, linear_weight, linear_bias))?;
+        if let Some(chunking) = self.chunking {
+            // All ranks have as many rows, or else other targets.
+            return self.f_in_chunks([input, linear_weight, target], linear_bias, chunking, group);
+        }
         let logits = f_linear(&group.f_copy_replicated(input)?, linear_weight, linear_bias);
-        self.f_forward(&group.f_or_refuse(logits)?, target, group)
+        self.f_of_logits(&group.f_or_refuse(logits)?, target, group)
+    }
+
+    /// The group for this loss.
+    fn group(&self, group: &Group) -> Group {
+        group.of_loss(Some(format!("{self:?}")), |replace| drop(self.weight.as_ref().map(replace)))
+    }
+
+    /// The logits with their soft cap.
+    fn f_cap(&self, logits: Tensor) -> Result<Tensor, LossError> {
+        match self.soft_cap {
+            Some(cap) => Ok(logits.f_div_number(cap)?.f_tanh()?.f_mul_number(cap)?),
+            None => Ok(logits),
+        }
+    }
+
+    /// The same loss of one process.
+    fn whole(&self) -> LinearCrossEntropy {
+        let whole = LinearCrossEntropy::new()
+            .ignore_index(Some(self.ignore_index))
+            .label_smoothing(self.label_smoothing)
+            .z_loss(self.z_loss)
+            .reduction(self.reduction);
+        let whole = match self.soft_cap {
+            Some(cap) => whole.soft_cap(cap),
+            None => whole,
+        };
+        match &self.weight {
+            Some(weight) => whole.weight(weight.shallow_clone()),
+            None => whole,
+        }
     }
 
     /// The checks of this rank. Returns the target as 64-bit integers.
@@ -155,8 +231,7 @@ impl VocabParallelCrossEntropy {
         check::shape(("input", input), input.dim() == 2, "[N, C], the logits of the classes of this rank")?;
         let rows = input.size()[0];
         check::shape(("target", target), target.size() == [rows], format_args!("[{rows}], one class for each row"))?;
-        check::share("label_smoothing", self.label_smoothing)?;
-        check::finite_not_negative("z_loss", self.z_loss)?;
+        self.whole().f_check_options()?;
         check::integers(("target", target))
     }
 
@@ -259,9 +334,10 @@ fn f_rows(
 }
 
 /// The places of the classes, where all ranks have the same targets.
-fn f_classes(input: &Tensor, target: &Tensor, group: &Group) -> Result<Classes, LossError> {
-    let own = input.size()[1];
-    let known = Tensor::f_from_slice(&[own, fingerprint(&check::host_integers(target)?)])?.f_unsqueeze(0)?;
+fn f_classes(own: i64, target: &Tensor, group: &Group) -> Result<Classes, LossError> {
+    let mut print = Fingerprint::new();
+    check::host_integers(target)?.iter().for_each(|class| print.add(&class.to_le_bytes()));
+    let known = Tensor::f_from_slice(&[own, print.value()])?.f_unsqueeze(0)?;
     let known = check::host_integers(&group.f_all_gather(&known)?)?;
     let (counts, prints): (Vec<i64>, Vec<i64>) = known.chunks_exact(2).map(|rank| (rank[0], rank[1])).unzip();
     if let Some(rank) = prints.iter().position(|print| *print != prints[0]) {
@@ -269,13 +345,6 @@ fn f_classes(input: &Tensor, target: &Tensor, group: &Group) -> Result<Classes, 
         return Err(LossError::Ranks { asked });
     }
     Ok(Classes { first: counts[..group.rank()].iter().sum(), own, all: counts.iter().sum() })
-}
-
-/// A number that differs for other targets, but by rare chance: FNV-1a of 64 bits.
-fn fingerprint(numbers: &[i64]) -> i64 {
-    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    let bytes = numbers.iter().flat_map(|number| number.to_le_bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, step) as i64
 }
 
 fn f_check_range(target: &Tensor, ignored: &Tensor, classes: i64) -> Result<(), LossError> {

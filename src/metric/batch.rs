@@ -68,9 +68,7 @@ pub trait EmbeddingLoss: Loss {
     ) -> Result<Tensor, LossError> {
         let checked = check::devices(&[("input", embeddings), ("target", labels)])
             .and_then(|()| f_labels(("input", embeddings), ("target", labels)));
-        let labels = group.f_or_refuse(checked)?;
-        let all = group.f_gather_for_same_loss(embeddings)?;
-        self.f_forward(&all, &group.f_all_gather(&labels)?)
+        self.f_whole_over_ranks(embeddings, &group.f_or_refuse(checked)?, group)
     }
 
     /// Computes the loss as [`f_forward_pairs`](EmbeddingLoss::f_forward_pairs) does.

@@ -1,6 +1,9 @@
+#[cfg(feature = "distributed")]
+mod over_ranks;
+
 use std::borrow::Borrow;
 
-use tch::{Tensor, nn, no_grad_guard};
+use tch::{Kind, Tensor, nn, no_grad_guard};
 
 use super::f_without_diagonal;
 use crate::kernels::{NumberOperations, waits};
@@ -58,7 +61,7 @@ impl DinoConfig {
 /// T, over views and images, with the momentum m.
 ///
 /// The centre is a state of the loss, which a call does not change: call [`update_center`](Self::update_center) once
-/// for each step of the training, after the loss.
+/// for each step of the training, after the loss. Over many processes it is `f_update_center_over_ranks`.
 ///
 #[doc = include_str!("../../docs/book/src/gallery/dino.svg")]
 ///
@@ -82,7 +85,8 @@ impl DinoConfig {
 ///   single.
 /// * A call does not change the centre; lightly's updates it, in an evaluation, too.
 /// * Outputs of an empty batch do not update the centre, but are an error; lightly's centre becomes NaN.
-/// * Views of other processes are not gathered.
+/// * Other processes count with `f_forward_over_ranks` and `f_update_center_over_ranks` of the feature `distributed`,
+///   each image as much as another; lightly's centre is the mean of the ranks' means where there is a process group.
 ///
 /// As in lightly, a gradient flows to the teacher unless its outputs have no graph: compute them under `tch::no_grad`.
 ///
@@ -127,6 +131,13 @@ pub struct DinoLoss {
 }
 
 crate::option_tensors::shared_parameters!(DinoLoss { center });
+
+/// The losses of so many pairs of views and so many images, summed up.
+struct Sum {
+    sum: Tensor,
+    pairs: i64,
+    batch: i64,
+}
 
 impl DinoLoss {
     /// Creates the centre on `path`, for outputs of `output_dim` features.
@@ -191,6 +202,19 @@ impl DinoLoss {
         teacher_out: &[T],
         student_out: &[S],
     ) -> Result<Tensor, LossError> {
+        let Sum { sum, pairs, batch } = self.f_sum(teacher_out, student_out)?;
+        Ok(sum.f_div_number(pairs * batch)?.f_to_kind(result_kind(teacher_out[0].borrow())?)?)
+    }
+
+    crate::loss::or_panic! { "Computes the loss", forward[T: Borrow<Tensor>, S: Borrow<Tensor>] as
+    f_forward(teacher_out: &[T], student_out: &[S]) -> Tensor }
+
+    /// The losses of all pairs of views and all images, summed up.
+    fn f_sum<T: Borrow<Tensor>, S: Borrow<Tensor>>(
+        &self,
+        teacher_out: &[T],
+        student_out: &[S],
+    ) -> Result<Sum, LossError> {
         let teacher = self.f_stack("teacher_out", teacher_out)?;
         let student = self.f_stack("student_out", student_out)?;
         check::devices(&[("teacher_out", &teacher), ("student_out", &student)])?;
@@ -211,12 +235,9 @@ impl DinoLoss {
         let log_q = student.f_to_kind(kind)?.f_div_number(self.config.student_temp)?.f_log_softmax(-1, None)?;
         let by_view = |outputs: Tensor| outputs.f_flatten(1, 2);
         let agreement = f_agreement(&by_view(p)?, &by_view(log_q)?)?;
-        let loss = f_without_diagonal(&agreement)?.f_sum(None)?.f_neg()?.f_div_number(pairs * batch)?;
-        Ok(loss.f_to_kind(result_kind(&teacher)?)?)
+        let sum = f_without_diagonal(&agreement)?.f_sum(None)?.f_neg()?;
+        Ok(Sum { sum, pairs, batch })
     }
-
-    crate::loss::or_panic! { "Computes the loss", forward[T: Borrow<Tensor>, S: Borrow<Tensor>] as
-    f_forward(teacher_out: &[T], student_out: &[S]) -> Tensor }
 
     /// Moves the centre towards the mean of the teacher's outputs.
     ///
@@ -227,7 +248,12 @@ impl DinoLoss {
         let teacher = self.f_stack("teacher_out", teacher_out)?;
         check::shape(("teacher_out", teacher_out[0].borrow()), teacher.size()[1] != 0, "a batch that is not empty")?;
         let kind = wide_kind(&teacher)?;
-        let mean = teacher.f_mean_dim([0_i64, 1].as_slice(), true, kind)?;
+        self.f_move_center(&teacher.f_mean_dim([0_i64, 1].as_slice(), true, kind)?, kind)
+    }
+
+    /// Moves the centre towards `mean`, `[1, 1, D]`, computed in `kind`.
+    fn f_move_center(&mut self, mean: &Tensor, kind: Kind) -> Result<(), LossError> {
+        let _guard = no_grad_guard();
         let momentum = self.config.center_momentum;
         let kept = self.center.f_to_kind(kind)?.f_mul_number(momentum)?;
         let center = kept.f_add(&mean.f_mul_number(1.0 - momentum)?)?;
@@ -284,7 +310,7 @@ fn check_temperature(option: &'static str, temperature: f64) -> Result<(), LossE
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Device;
 
     use super::*;
     use crate::random::randn;

@@ -1,4 +1,6 @@
 #[cfg(feature = "distributed")]
+mod neighbours;
+#[cfg(feature = "distributed")]
 mod over_ranks;
 
 use tch::{Kind, Tensor};
@@ -90,10 +92,8 @@ impl SigLipLoss {
         let similarities = f_similarities(image, text, self.normalize)?;
         let logit_scale = logit_scale.into().f_like("logit_scale", &similarities)?;
         let logit_bias = logit_bias.into().f_like("logit_bias", &similarities)?;
-        let logits = similarities.f_mul(&logit_scale)?.f_add(&logit_bias)?;
         let together = Tensor::f_eye(image.size()[0], (Kind::Bool, image.device()))?;
-        let margins = logits.f_where_self(&together, &logits.f_neg()?)?;
-        let losses = margins.f_log_sigmoid()?.f_sum_dim_intlist(1, false, None)?.f_neg()?;
+        let losses = f_losses(&similarities, &logit_scale, &logit_bias, Some(&together))?;
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(result_kind(image)?)?)
     }
 
@@ -101,6 +101,22 @@ impl SigLipLoss {
         image: &Tensor, text: &Tensor, logit_scale: impl Into<LogitParameter<'a>>,
         logit_bias: impl Into<LogitParameter<'b>>
     ) -> Tensor }
+}
+
+/// The losses of the images, the rows of `similarities`, with the texts, its columns. Those of the pairs that belong
+/// `together` count as such; without it none do.
+fn f_losses(
+    similarities: &Tensor,
+    logit_scale: &Tensor,
+    logit_bias: &Tensor,
+    together: Option<&Tensor>,
+) -> Result<Tensor, LossError> {
+    let logits = similarities.f_mul(logit_scale)?.f_add(logit_bias)?;
+    let margins = match together {
+        Some(together) => logits.f_where_self(together, &logits.f_neg()?)?,
+        None => logits.f_neg()?,
+    };
+    Ok(margins.f_log_sigmoid()?.f_sum_dim_intlist(1, false, None)?.f_neg()?)
 }
 
 #[cfg(test)]

@@ -26,6 +26,8 @@ mod linear_head;
 
 pub use adaptive_log_softmax::{AdaptiveLogSoftmaxConfig, AdaptiveLogSoftmaxOutput, AdaptiveLogSoftmaxWithLoss};
 pub use ctc::CtcLoss;
+#[cfg(feature = "distributed")]
+pub(crate) use linear_cross_entropy::ClassShard;
 pub use linear_cross_entropy::{Chunking, LinearCrossEntropy, LinearCrossEntropyConfig, LinearCrossEntropyLoss};
 pub(crate) use linear_head::HeadNames;
 pub use linear_head::LinearHead;

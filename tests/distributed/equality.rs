@@ -11,7 +11,7 @@ use tch_losses::{
 use super::job::group;
 
 /// A name, and what its ranks do.
-type Case = (&'static str, fn(&Group));
+pub type Case = (&'static str, fn(&Group));
 
 /// Runs the case of this name, if there is one.
 pub fn run(case: &str) -> bool {
@@ -27,18 +27,23 @@ pub fn run(case: &str) -> bool {
         ("vocabulary", vocabulary),
         ("single", single),
     ];
+    run_one_of(&cases, case)
+}
+
+/// Runs the case of this name, if it is one of them.
+pub fn run_one_of(cases: &[Case], case: &str) -> bool {
     let Some((_, run)) = cases.iter().find(|(name, _)| *name == case) else { return false };
     tch::manual_seed(1);
     run(&group(60));
     true
 }
 
-fn randn(shape: &[i64]) -> Tensor {
+pub fn randn(shape: &[i64]) -> Tensor {
     Tensor::randn(shape, (Kind::Double, Device::Cpu))
 }
 
 #[track_caller]
-fn close(actual: &Tensor, expected: &Tensor, what: &str) {
+pub fn close(actual: &Tensor, expected: &Tensor, what: &str) {
     assert_eq!(actual.size(), expected.size(), "{what}");
     let difference = (actual - expected).abs().max().double_value(&[]);
     let size = expected.abs().max().double_value(&[]).max(1.0);
@@ -54,24 +59,24 @@ fn first_row(rank: usize) -> i64 {
     (0..rank).map(rows_of).sum()
 }
 
-fn all_rows(group: &Group) -> i64 {
+pub fn all_rows(group: &Group) -> i64 {
     first_row(group.world_size())
 }
 
 /// The part of this rank.
-fn own(group: &Group, whole: &Tensor) -> Tensor {
+pub fn own(group: &Group, whole: &Tensor) -> Tensor {
     whole.narrow(0, first_row(group.rank()), rows_of(group.rank()))
 }
 
 /// What data parallelism does with a gradient, and how the losses of ranks make up one.
-fn average(group: &Group, tensor: &Tensor) -> Tensor {
+pub fn average(group: &Group, tensor: &Tensor) -> Tensor {
     group.f_all_reduce(tensor, Reduce::Sum).unwrap() / group.world_size() as f64
 }
 
 /// The loss and gradients of one process, and those of the ranks, each of which has its rows of the `inputs`. The loss
 /// gets what parameters make of these, and `scalars`, which are parameters themselves.
 #[track_caller]
-fn compare(
+pub fn compare(
     group: &Group,
     what: &str,
     inputs: &[&Tensor],

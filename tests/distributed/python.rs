@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tch::{Device, Kind, Tensor};
-use tch_losses::distributed::{GlobalBatch, Group, Reduce};
+use tch::{Device, Kind, Tensor, nn};
+use tch_losses::distributed::{GlobalBatch, Group, Reduce, VocabParallelCrossEntropy};
 use tch_losses::{
-    ClipLoss, CrossEntropyLoss, EmbeddingLoss, Loss, LossError, NtXentLoss, SigLipLoss, SupConLoss, VicRegLoss,
+    BarlowTwinsLoss, Chunking, ClipLoss, CrossEntropyLoss, DinoConfig, DinoLoss, EmbeddingLoss, Loss, LossError,
+    NtXentLoss, ProxyAnchor, ProxyAnchorLoss, SigLipLoss, SupConLoss, VicRegLoss,
 };
 
 use super::job::{Job, group};
@@ -41,12 +42,21 @@ pub fn python_ranks_belong_to_the_group() {
         ranks.all_succeed();
         let results: Vec<Results> = (0..world).map(|rank| read(ranks.text(rank))).collect();
         for (rank, result) in results.iter().enumerate() {
-            assert_eq!(result.len(), 5);
+            assert_eq!(result.len(), 7);
             assert_eq!(result["total"], vec![(world * (world + 1) / 2) as f64; 3], "rank {rank}");
             assert_eq!(result["disagreed"], [1.0], "rank {rank}");
             for name in ["gathered", "loss"] {
                 close(&result[name], &results[1][name], &format!("{name} of rank {rank} of {world}"));
             }
+            let before = (rank + world - 1) % world;
+            close(
+                &result["came"],
+                &list(&numbers(before as i64 + 1, 2, before as f64)),
+                "what came from the neighbour",
+            );
+            let reader = ((rank + 1) % world + 1) as f64;
+            let expected = numbers(rank as i64 + 1, 2, rank as f64) * (2.0 * reader);
+            close(&result["gradient of what went"], &list(&expected), "gradient of what went to the neighbour");
         }
         // The gradient of each rank, once it is averaged, is that of one process.
         let leaf = Tensor::cat(&(0..world).map(|rank| numbers(4, 3, rank as f64)).collect::<Vec<_>>(), 0);
@@ -69,7 +79,7 @@ pub fn losses_are_those_of_python_over_ranks() {
         actual.all_succeed();
         for rank in 0..world {
             let (actual, expected) = (read(actual.text(rank)), read(expected.text(rank)));
-            assert_eq!(actual.len(), 12);
+            assert_eq!(actual.len(), 32);
             assert!(actual.keys().eq(expected.keys()), "{:?} {:?}", actual.keys(), expected.keys());
             for (name, numbers) in &actual {
                 close(numbers, &expected[name], &format!("{name}, rank {rank} of {world}"));
@@ -129,10 +139,13 @@ fn mixed(group: &Group) -> Results {
     let total = group.f_all_reduce(&ranks, Reduce::Sum).unwrap();
     let gathered = group.f_all_gather(&numbers(rank as i64 + 1, 2, rank as f64)).unwrap();
     let logits = numbers(4, 3, rank as f64).set_requires_grad(true);
-    let parts = CrossEntropyLoss::new().f_parts(&logits, &targets(rank)).unwrap();
-    let loss = parts.f_over_ranks(group).unwrap().f_value().unwrap();
+    // Ranks of this program say which loss it is; those of Python do not.
+    let loss = CrossEntropyLoss::new().f_mean_over_ranks(&logits, &targets(rank), group).unwrap();
     loss.backward();
     group.f_barrier().unwrap();
+    let leaf = numbers(rank as i64 + 1, 2, rank as f64).set_requires_grad(true);
+    let came = group.f_shift_data_parallel(&leaf, 1).unwrap();
+    (came.square().sum(None) * (rank as f64 + 1.0)).backward();
     let size = if rank == 0 { 3 } else { 2 };
     let disagreed = group.f_all_reduce(&Tensor::zeros([size], (Kind::Float, Device::Cpu)), Reduce::Sum);
     let disagreed = f64::from(u8::from(matches!(disagreed, Err(LossError::Ranks { .. }))));
@@ -142,6 +155,8 @@ fn mixed(group: &Group) -> Results {
         ("loss", list(&loss)),
         ("gradient", list(&logits.grad())),
         ("disagreed", vec![disagreed]),
+        ("came", list(&came)),
+        ("gradient of what went", list(&leaf.grad())),
     ];
     results.into_iter().map(|(name, numbers)| (name.to_owned(), numbers)).collect()
 }
@@ -156,10 +171,23 @@ fn oracle(group: &Group) -> Results {
     };
     let (whole, local) = (clip(false), clip(true));
     type Of<'a> = &'a dyn Fn(&Tensor, &Tensor) -> Result<Tensor, LossError>;
-    let losses: [(&str, Of); 6] = [
+    let mut store = nn::VarStore::new(Device::Cpu);
+    let proxies = ProxyAnchorLoss::new(store.root(), 3, 4, ProxyAnchor::new());
+    store.double();
+    tch::no_grad(|| proxies.proxies().shallow_clone().copy_(&numbers(3, 4, 7.0)));
+    let views = NtXentLoss::new().temperature(0.25);
+    let samples = Tensor::arange(rows, (Kind::Int64, Device::Cpu)) + rank * rows;
+    let losses: [(&str, Of); 10] = [
         ("clip", &whole),
         ("clip local", &local),
         ("siglip", &|a, b| SigLipLoss::new().f_forward_over_ranks(a, b, 3.0, -2.0, group)),
+        ("siglip neighbours", &|a, b| SigLipLoss::new().f_forward_over_neighbours(a, b, 3.0, -2.0, group)),
+        ("barlow twins", &|a, b| BarlowTwinsLoss::new().f_forward_over_ranks(a, b, group)),
+        ("nt xent of views", &|a, b| {
+            let both = |tensor: &Tensor, other: &Tensor| Tensor::cat(&[tensor, other], 0);
+            views.f_forward_over_ranks(&both(a, b), &both(&samples, &samples), group)
+        }),
+        ("proxy anchor", &|a, _| proxies.f_whole_over_ranks(a, &labels, group)),
         ("vicreg", &|a, b| VicRegLoss::new().f_forward_over_ranks(&(a * 0.1), &(b * 0.1), group)),
         ("sup con", &|a, _| SupConLoss::new().f_forward_over_ranks(a, &labels, group)),
         ("nt xent", &|a, _| NtXentLoss::new().f_forward_over_ranks(a, &labels, group)),
@@ -175,5 +203,47 @@ fn oracle(group: &Group) -> Results {
         results.insert(name.to_owned(), average(&value.detach()));
         results.insert(format!("gradient of {name}"), average(&weight.grad()));
     }
+    dino(group, &average, &mut results);
+    vocabulary(group, &mut results);
     results
+}
+
+fn dino(group: &Group, average: &dyn Fn(&Tensor) -> Vec<f64>, results: &mut Results) {
+    let mut store = nn::VarStore::new(Device::Cpu);
+    let config = DinoConfig::new().teacher_temp(0.5).student_temp(0.25).center_momentum(0.6);
+    let mut criterion = DinoLoss::new(store.root(), 5, config);
+    store.double();
+    for step in 0..3 {
+        let weight = numbers(3, 5, 2.0).set_requires_grad(true);
+        let views = [0, 1, 2, 3].map(|view| numbers(4, 3, (10 * step + 4 * group.rank() + view) as f64));
+        let teacher = [0, 1].map(|view: usize| views[view].matmul(&numbers(3, 5, 1.0)));
+        let student = views.map(|view| view.matmul(&weight));
+        let loss = criterion.f_forward_over_ranks(&teacher, &student, group).unwrap();
+        loss.backward();
+        criterion.f_update_center_over_ranks(&teacher, group).unwrap();
+        results.insert(format!("dino {step}"), average(&loss.detach()));
+        results.insert(format!("gradient of dino {step}"), average(&weight.grad()));
+        results.insert(format!("centre of dino {step}"), list(criterion.center()));
+    }
+}
+
+fn vocabulary(group: &Group, results: &mut Results) {
+    let own = 8 / group.world_size() as i64;
+    let part = |whole: Tensor| whole.narrow(0, own * group.rank() as i64, own).copy();
+    let input = (numbers(7, 5, 1.0) * 9.0).set_requires_grad(true);
+    let layer = part(numbers(8, 5, 2.0)).set_requires_grad(true);
+    let bias = part(numbers(1, 8, 3.0).get(0));
+    let target = Tensor::from_slice(&[0_i64, 7, 3, -100, 5, 2, 6]);
+    let loss = VocabParallelCrossEntropy::new()
+        .weight(numbers(1, 8, 4.0).get(0).abs() + 0.1)
+        .label_smoothing(0.1)
+        .z_loss(0.01)
+        .soft_cap(4.0)
+        .chunking(Chunking::Rows(3))
+        .f_forward_linear(&input, &layer, &target, Some(&bias), group)
+        .unwrap();
+    loss.backward();
+    results.insert("vocabulary".into(), list(&loss));
+    results.insert("gradient of vocabulary: input".into(), list(&input.grad()));
+    results.insert("gradient of vocabulary: layer".into(), list(&group.f_all_gather(&layer.grad()).unwrap()));
 }

@@ -2,8 +2,12 @@
 
 `rank.py mixed` is a rank among those of tch-losses; `rank.py oracle` one of a job of Python alone, whose losses are those
 of the libraries. Both print what they computed as one line of JSON, `name: numbers`.
+
+open_clip is not among the libraries that scripts/setup installs, so that its losses are written here from their
+definition. Where the environment variable OPEN_CLIP_LOSS is the path of its `loss.py` they are taken from there.
 """
 
+import importlib.util
 import json
 import os
 import sys
@@ -13,12 +17,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-FORM = 0x74636831
+FORM = 0x74636832
 KINDS = {
     torch.uint8: 0, torch.int8: 1, torch.int16: 2, torch.int32: 3, torch.int64: 4,
     torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bool: 11, torch.bfloat16: 15,
 }
-LENGTH, FIXED = 24, 8
+# A record: 8 numbers of the call, 5 of the loss that it is for, all 0 where that is not said, and 16 of the shape.
+CALL, FIXED, LENGTH = 8, 13, 29
+BARRIER, ALL_REDUCE, ALL_GATHER, SHIFT = 0, 1, 2, 5
 
 
 class GuardedGroup:
@@ -29,26 +35,29 @@ class GuardedGroup:
 
     def _exchange(self, operation, detail=0, tensor=None, differentiable=False, backward_of=-1):
         kind, size = (KINDS[torch.int64], []) if tensor is None else (KINDS[tensor.dtype], list(tensor.shape))
-        record = [FORM, self.calls, operation, detail, kind, int(differentiable), backward_of, len(size), *size]
+        call = [FORM, self.calls, operation, detail, kind, int(differentiable), backward_of, len(size)]
+        record = call + [0] * (FIXED - CALL) + size
         record = torch.tensor(record + [0] * (LENGTH - len(record)))
         self.calls += 1
         records = [torch.empty_like(record) for _ in range(dist.get_world_size())]
         dist.all_gather(records, record)
         same = [other.clone() for other in records]
-        if operation == 2:
-            for other in same:
+        for other in same:
+            # A rank that says which loss it computes agrees with one that does not.
+            other[CALL:FIXED] = 0
+            if operation in (ALL_GATHER, SHIFT):
                 other[FIXED] = 0
         if any(not torch.equal(other, same[0]) for other in same):
             raise RuntimeError(f"ranks disagree: {[other.tolist() for other in records]}")
         return records
 
     def barrier(self):
-        self._exchange(0)
+        self._exchange(BARRIER)
 
     def all_reduce(self, tensor, differentiable=False, backward_of=-1):
         """The sum, and the number of the call."""
         call = self.calls
-        self._exchange(1, 0, tensor, differentiable, backward_of)
+        self._exchange(ALL_REDUCE, 0, tensor, differentiable, backward_of)
         half = tensor.dtype in (torch.float16, torch.bfloat16)
         total = tensor.detach().to(torch.float32 if half else tensor.dtype, copy=True).contiguous()
         dist.all_reduce(total)
@@ -56,12 +65,22 @@ class GuardedGroup:
 
     def all_gather(self, tensor):
         """The tensors of all ranks, which may differ in their first dimension."""
-        lengths = [int(record[FIXED]) for record in self._exchange(2, 0, tensor)]
+        lengths = [int(record[FIXED]) for record in self._exchange(ALL_GATHER, 0, tensor)]
         filled = tensor.new_zeros((max(lengths), *tensor.shape[1:]))
         filled[: tensor.shape[0]] = tensor.detach()
         parts = [torch.empty_like(filled) for _ in lengths]
         dist.all_gather(parts, filled)
         return torch.cat([part[:length] for part, length in zip(parts, lengths)])
+
+    def shift(self, tensor, by, differentiable=False, backward_of=-1):
+        """The tensor of the rank `by` places before this one, and the number of the call."""
+        call, rank, world = self.calls, dist.get_rank(), dist.get_world_size()
+        records = self._exchange(SHIFT, by, tensor, differentiable, backward_of)
+        came = tensor.new_empty((int(records[(rank - by) % world][FIXED]), *tensor.shape[1:]))
+        receiving = dist.irecv(came, (rank - by) % world)
+        dist.isend(tensor.detach().contiguous(), (rank + by) % world).wait()
+        receiving.wait()
+        return came, call
 
 
 class SumOverRanks(torch.autograd.Function):
@@ -76,6 +95,20 @@ class SumOverRanks(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return None, ctx.group.all_reduce(grad, backward_of=ctx.call)[0]
+
+
+class Shift(torch.autograd.Function):
+    """`Group::f_shift_data_parallel`."""
+
+    @staticmethod
+    def forward(ctx, group, tensor, by):
+        came, ctx.call = group.shift(tensor, by, differentiable=tensor.requires_grad)
+        ctx.group, ctx.by = group, by
+        return came
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, ctx.group.shift(grad, -ctx.by, backward_of=ctx.call)[0], None
 
 
 def numbers(rows, columns, shift):
@@ -95,6 +128,9 @@ def mixed():
     loss = sums[0] / sums[1]
     loss.backward()
     group.barrier()
+    leaf = numbers(rank + 1, 2, rank).requires_grad_()
+    came = Shift.apply(group, leaf, 1)
+    (came.square().sum() * (rank + 1)).backward()
     # After this rank and before the others: all of them are told.
     try:
         group.all_reduce(torch.zeros(2 if rank else 3))
@@ -103,7 +139,7 @@ def mixed():
         disagreed = 1
     return {
         "total": total.double(), "gathered": gathered, "loss": loss, "gradient": averaged(logits.grad),
-        "disagreed": torch.tensor(float(disagreed)),
+        "disagreed": torch.tensor(float(disagreed)), "came": came, "gradient of what went": leaf.grad,
     }
 
 
@@ -115,20 +151,52 @@ def averaged(gradient):
     return total
 
 
+class PassOn(torch.autograd.Function):
+    """What the rank before this one has, whose gradient goes back to it."""
+
+    @staticmethod
+    def forward(ctx, tensor, by):
+        ctx.by = by
+        rank, world = dist.get_rank(), dist.get_world_size()
+        came = torch.empty_like(tensor)
+        receiving = dist.irecv(came, (rank - by) % world)
+        dist.isend(tensor.contiguous(), (rank + by) % world).wait()
+        receiving.wait()
+        return came
+
+    @staticmethod
+    def backward(ctx, grad):
+        return PassOn.apply(grad, -ctx.by), None
+
+
+def open_clip_loss():
+    """open_clip's own module, where the environment names it."""
+    path = os.environ.get("OPEN_CLIP_LOSS")
+    if path is None:
+        return None
+    spec = importlib.util.spec_from_file_location("open_clip_loss", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def oracle():
     import lightly.loss
     import torch.distributed.nn.functional as differentiable
     from lightly.utils.dist import gather
-    from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
+    from pytorch_metric_learning.losses import NTXentLoss, ProxyAnchorLoss, SupConLoss
     from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 
-    rank, rows = dist.get_rank(), 6
+    rank, world, rows = dist.get_rank(), dist.get_world_size(), 6
     labels = (torch.arange(rows) + rank) % 3
     scale = torch.tensor(3.0, dtype=torch.float64)
+    open_clip = open_clip_loss()
 
     def clip(image, text, local):
         # ClipLoss of open_clip with gather_with_grad.
         image, text = F.normalize(image), F.normalize(text)
+        if open_clip:
+            return open_clip.ClipLoss(local, True, rank=rank, world_size=world)(image, text, scale)
         images = torch.cat(differentiable.all_gather(image))
         texts = torch.cat(differentiable.all_gather(text))
         own = torch.arange(rows) + rank * rows if local else torch.arange(images.shape[0])
@@ -136,12 +204,31 @@ def oracle():
         of_images = F.cross_entropy(scale * rows_of_images @ texts.T, own)
         return (of_images + F.cross_entropy(scale * rows_of_texts @ images.T, own)) / 2
 
-    def siglip(image, text):
-        # SigLipLoss of open_clip with dist_impl="gather".
-        image, texts = F.normalize(image), torch.cat(gather(F.normalize(text)))
-        signs = -torch.ones(rows, texts.shape[0], dtype=torch.float64)
-        signs[torch.arange(rows), torch.arange(rows) + rank * rows] = 1
-        return -F.logsigmoid(signs * (scale * image @ texts.T - 2)).sum() / rows
+    def siglip(image, text, how):
+        # SigLipLoss of open_clip with dist_impl="gather" or "shift"; "bidir" and "reduce" have the same numbers.
+        image, text = F.normalize(image), F.normalize(text)
+        if open_clip:
+            criterion = open_clip.SigLipLoss(rank=rank, world_size=world, dist_impl=how)
+            return criterion(image, text, scale, torch.tensor(-2.0, dtype=torch.float64))
+        if how == "gather":
+            blocks = gather(text)
+            blocks = [blocks[(rank - step) % world] for step in range(world)]
+        else:
+            blocks = [text]
+            for _ in range(1, world):
+                blocks.append(PassOn.apply(blocks[-1], 1))
+        loss = 0
+        for step, texts in enumerate(blocks):
+            signs = -torch.ones(rows, rows, dtype=torch.float64)
+            if step == 0:
+                signs.fill_diagonal_(1)
+            loss = loss - F.logsigmoid(signs * (scale * image @ texts.T - 2)).sum() / rows
+        return loss
+
+    def barlow_twins(a, b):
+        # Statistics of the whole batch, as the paper's have by a synchronised batch norm; lightly's gather_distributed
+        # normalises each rank's batch by itself.
+        return lightly.loss.BarlowTwinsLoss()(torch.cat(gather(a)), torch.cat(gather(b)))
 
     def vicreg(a, b):
         return lightly.loss.VICRegLoss(gather_distributed=True)(a * 0.1, b * 0.1)
@@ -150,11 +237,18 @@ def oracle():
         # The wrapper's loss is W times the loss, so that the average of gradients is right.
         return DistributedLossWrapper(loss)(embeddings, labels)
 
+    proxy_anchor = ProxyAnchorLoss(num_classes=3, embedding_size=4)
+    proxy_anchor.proxies = torch.nn.Parameter(numbers(3, 4, 7))
+
     losses = {
         "clip": lambda a, b: clip(a, b, local=False),
         "clip local": lambda a, b: clip(a, b, local=True),
-        "siglip": siglip,
+        "siglip": lambda a, b: siglip(a, b, "gather"),
+        "siglip neighbours": lambda a, b: siglip(a, b, "shift"),
+        "barlow twins": barlow_twins,
         "vicreg": vicreg,
+        "nt xent of views": lightly.loss.NTXentLoss(temperature=0.25, gather_distributed=True),
+        "proxy anchor": lambda a, b: over_ranks(proxy_anchor, a),
         "sup con": lambda a, b: over_ranks(SupConLoss(), a),
         "nt xent": lambda a, b: over_ranks(NTXentLoss(), a),
     }
@@ -164,10 +258,45 @@ def oracle():
         embed = [numbers(rows, 5, 3 * rank) @ weight, numbers(rows, 5, 3 * rank + 1) @ weight]
         value = loss(*embed)
         value.backward()
-        times = dist.get_world_size() if name in ("sup con", "nt xent") else 1
+        times = world if name in ("sup con", "nt xent", "proxy anchor") else 1
         results[name] = averaged(value.detach()) / times
         results[f"gradient of {name}"] = averaged(weight.grad)
+    if open_clip:
+        # The default of open_clip, whose numbers are those of "shift".
+        assert torch.allclose(averaged(siglip(*embed, "bidir").detach()), results["siglip neighbours"], rtol=1e-12)
+    return results | dino() | vocabulary()
+
+
+def dino():
+    """The loss of three steps, and the centre after them."""
+    import lightly.loss
+
+    rank, results = dist.get_rank(), {}
+    # lightly rounds temperatures to single precision; these are the same in it.
+    criterion = lightly.loss.DINOLoss(5, teacher_temp=0.5, student_temp=0.25, center_momentum=0.6).double()
+    for step in range(3):
+        weight = numbers(3, 5, 2).requires_grad_()
+        views = [numbers(4, 3, 10 * step + 4 * rank + view) for view in range(4)]
+        teacher = [view @ numbers(3, 5, 1) for view in views[:2]]
+        loss = criterion(teacher, [view @ weight for view in views])
+        loss.backward()
+        results[f"dino {step}"] = averaged(loss.detach())
+        results[f"gradient of dino {step}"] = averaged(weight.grad)
+        results[f"centre of dino {step}"] = criterion.center.clone()
     return results
+
+
+def vocabulary():
+    """Cross entropy of a linear layer, of the whole layer on each rank, with a z-loss and a soft cap."""
+    input, layer, bias = numbers(7, 5, 1).mul(9).requires_grad_(), numbers(8, 5, 2).requires_grad_(), numbers(1, 8, 3)
+    target = torch.tensor([0, 7, 3, -100, 5, 2, 6])
+    logits = 4 * torch.tanh((input @ layer.T + bias) / 4)
+    entropy = F.cross_entropy(logits, target, weight=numbers(1, 8, 4)[0].abs() + 0.1, label_smoothing=0.1)
+    loss = entropy + 0.01 * logits.logsumexp(1).square()[target != -100].mean()
+    loss.backward()
+    return {
+        "vocabulary": loss, "gradient of vocabulary: input": input.grad, "gradient of vocabulary: layer": layer.grad,
+    }
 
 
 def main():

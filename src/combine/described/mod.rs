@@ -323,6 +323,14 @@ impl Loss for AnyLoss {
         }
     }
 
+    #[cfg(feature = "distributed")]
+    fn described(&self) -> Option<String> {
+        match &self.built {
+            Built::One(loss) => loss.lock().described(),
+            Built::Sum(sum) => sum.described(),
+        }
+    }
+
     fn f_forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         match &self.built {
             Built::One(loss) => loss.lock().f_forward(input, target),

@@ -19,6 +19,7 @@ impl BarlowTwinsLoss {
     /// Those of [`f_forward`](Loss::f_forward), where the whole batch needs two rows, and those of
     /// [`Group::f_sum_data_parallel`](Group::f_sum_data_parallel).
     pub fn f_forward_over_ranks(&self, input: &Tensor, target: &Tensor, group: &Group) -> Result<Tensor, LossError> {
+        let group = &group.of_options(self, "");
         let both = group.f_or_refuse(self.f_checked(input, target))?;
         let features = both.size()[1] / 2;
         let (centred, rows) = f_centred(&both, group)?;

@@ -33,6 +33,7 @@ impl ClipLoss {
         group: &Group,
         options: GlobalBatch,
     ) -> Result<Tensor, LossError> {
+        let group = &group.of_options(self, &format!(" over {options:?}"));
         let own = group.f_or_refuse(self.f_checked_rows(image, text, logit_scale.into()))?;
         let shards = options.f_shards(&own.both, group)?;
         let entropy = CrossEntropyLoss::new().label_smoothing(self.label_smoothing).reduction(Reduction::None);

@@ -19,6 +19,7 @@ impl VicRegLoss {
     /// Those of [`f_forward`](Loss::f_forward), where the whole batch needs two samples, and those of
     /// [`Group::f_sum_data_parallel`](Group::f_sum_data_parallel).
     pub fn f_forward_over_ranks(&self, input: &Tensor, target: &Tensor, group: &Group) -> Result<Tensor, LossError> {
+        let group = &group.of_options(self, "");
         let [a, b] = group.f_or_refuse(self.f_checked(input, target))?;
         let features = a.size()[a.dim() - 1];
         let (centred, samples) = f_centred(&Tensor::f_cat(&[&a, &b], -1)?, group)?;

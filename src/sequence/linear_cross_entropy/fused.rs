@@ -1,8 +1,11 @@
 //! Linear cross entropy in chunks of rows: the logits of one chunk at a time, with their gradient.
 
+use std::sync::Arc;
+
 use tch::{Kind, Tensor, no_grad};
 
 use super::row_loss::{PerRow, RowLoss, RowTarget};
+use super::shard::ClassShard;
 use super::{Arguments, LinearCrossEntropy};
 use crate::autograd::{Context, Function, Gradients, Stored, StoredGradients, f_gradients_of, needed, spread};
 use crate::kernels::NumberOperations;
@@ -11,23 +14,31 @@ use crate::numeric::multiplications;
 use crate::numeric::{f_filled, f_ratio};
 use crate::{LossError, Reduction};
 
-/// The loss, `size` rows at a time, computed in `kind`. Class indices are 64-bit and valid.
+/// How a loss is computed.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) criterion: LinearCrossEntropy,
+    /// The number of rows in a chunk.
+    pub(super) size: i64,
+    /// The kind of the computation.
+    pub(super) kind: Kind,
+    /// Where other processes have other classes of the layer. Their number of rows is the same.
+    pub(super) shard: Option<Arc<dyn ClassShard>>,
+}
+
+/// The loss by this plan, in the kind `result`. Class indices are 64-bit and valid.
 ///
 /// A reduced loss computes its gradient at once. That of an unreduced one depends on the derivative of each row, so the
 /// backward pass computes the logits again.
-pub(super) fn f_loss(
-    criterion: &LinearCrossEntropy,
-    arguments: &Arguments,
-    size: i64,
-    [kind, result]: [Kind; 2],
-) -> Result<Tensor, LossError> {
+pub(super) fn f_loss(plan: Plan, arguments: &Arguments, result: Kind) -> Result<Tensor, LossError> {
+    let reduction = plan.criterion.reduction;
     let inputs = arguments.differentiable();
     let needed = needed(&inputs);
     let gradient = needed.contains(&true);
-    let reduced = criterion.reduction != Reduction::None;
+    let reduced = reduction != Reduction::None;
     let computed = no_grad(|| {
-        let chunks = Chunks::f_new(criterion, arguments, size, kind)?;
-        let reducer = chunks.f_reducer(criterion.reduction)?;
+        let chunks = Chunks::f_new(&plan, arguments)?;
+        let reducer = chunks.f_reducer(reduction)?;
         let derivatives = if gradient && reduced { Some(reducer.f_derivatives()?) } else { None };
         let (losses, gradients) = chunks.f_run(derivatives.as_ref(), &needed)?;
         Ok::<_, LossError>((reducer.f_reduce(&losses, arguments, result)?, gradients))
@@ -37,30 +48,26 @@ pub(super) fn f_loss(
         return Ok(loss);
     }
     let saved: Vec<&Tensor> = inputs.iter().copied().chain([arguments.target]).collect();
-    let criterion = criterion.clone();
     let stored = reduced.then(|| StoredGradients::new(gradients));
-    let function = Function::new(&inputs).save(&saved);
+    let mut function = Function::new(&inputs).save(&saved);
+    if plan.shard.is_some() {
+        // The logits of the classes of other processes are not here.
+        function = function.once_differentiable();
+    }
     function.f_attach_one(loss, move |context| {
         let Some(grad) = context.grad(0) else { return Ok(spread(vec![], &needed)) };
         let chunked = || match &stored {
             Some(stored) => stored.f_scaled(&context, &grad),
-            None => no_grad(|| f_recompute(&criterion, &context, &grad, size, kind, &needed)),
+            None => no_grad(|| f_recompute(&plan, &context, &grad, &needed)),
         };
-        let whole = |saved: &[Tensor]| criterion.f_whole(&Arguments::of(saved), result);
+        let whole = |saved: &[Tensor]| plan.criterion.f_whole(&Arguments::of(saved), result);
         context.f_gradients(&chunked, &|| f_gradients_of(&whole, &grad, context.saved(), &needed))
     })
 }
 
 /// The gradients of an unreduced loss, chunk by chunk.
-fn f_recompute(
-    criterion: &LinearCrossEntropy,
-    context: &Context,
-    grad: &Tensor,
-    size: i64,
-    kind: Kind,
-    needed: &[bool],
-) -> Gradients {
-    let chunks = Chunks::f_new(criterion, &Arguments::of(context.saved()), size, kind)?;
+fn f_recompute(plan: &Plan, context: &Context, grad: &Tensor, needed: &[bool]) -> Gradients {
+    let chunks = Chunks::f_new(plan, &Arguments::of(context.saved()))?;
     let derivative = chunks.f_of_rows(&grad.f_to_kind(chunks.sums)?)?;
     let derivative = f_filled(&derivative, chunks.target.ignored(), 0)?;
     let derivatives = PerRow { z: derivative.shallow_clone(), entropy: derivative };
@@ -90,12 +97,9 @@ struct Chunks {
 }
 
 impl Chunks {
-    fn f_new(
-        criterion: &LinearCrossEntropy,
-        arguments: &Arguments,
-        size: i64,
-        kind: Kind,
-    ) -> Result<Chunks, LossError> {
+    fn f_new(plan: &Plan, arguments: &Arguments) -> Result<Chunks, LossError> {
+        let Plan { criterion, size, kind, shard } = plan;
+        let (size, kind) = (*size, *kind);
         let (weight, target) = (arguments.linear_weight, arguments.target);
         let (classes, features) = (weight.size()[0], *weight.size().last().unwrap_or(&0));
         let input = arguments.input.f_detach()?.f_reshape([-1, features])?;
@@ -116,7 +120,7 @@ impl Chunks {
         let bias = arguments.linear_bias;
         let form = |tensor: &Tensor| Ok::<_, LossError>((tensor.size(), tensor.f_kind()?));
         Ok(Chunks {
-            loss: criterion.f_row_loss(sums)?,
+            loss: criterion.f_row_loss(sums)?.of_shard(shard.clone()),
             input,
             weight: weight.f_detach()?.f_to_kind(kind)?.f_reshape([classes, places, features])?,
             bias: bias.map(|bias| bias.f_detach()?.f_to_kind(kind)?.f_reshape([classes, places])).transpose()?,
@@ -182,7 +186,14 @@ impl Chunks {
                 }
             }
         }
-        Ok((losses, if derivatives.is_some() { sums.f_finish(self)? } else { vec![] }))
+        if derivatives.is_none() {
+            return Ok((losses, vec![]));
+        }
+        if let (Some(shard), Some(input)) = (self.loss.shard(), &mut sums.input) {
+            // Each process has what follows from its own classes.
+            *input = shard.f_sum(input)?;
+        }
+        Ok((losses, sums.f_finish(self)?))
     }
 
     /// Overwrites `logits` with those of `input`.

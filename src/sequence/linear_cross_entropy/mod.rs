@@ -4,6 +4,7 @@ mod chunking;
 mod fused;
 mod module;
 mod row_loss;
+mod shard;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +17,10 @@ use crate::check::{self, ClassIndices};
 use crate::kernels::NumberOperations;
 use crate::numeric::f_linear;
 use crate::{CrossEntropyLoss, InvalidValues, Loss, LossError, MeanParts, Reduction, numeric};
+use fused::Plan;
 use row_loss::RowLoss;
+#[cfg(feature = "distributed")]
+pub(crate) use shard::ClassShard;
 
 crate::options::options! {
 /// Cross entropy of the logits of a linear layer, whose weights are arguments.
@@ -246,7 +250,7 @@ impl LinearCrossEntropy {
     }
 
     /// Checks the options that do not depend on the arguments.
-    fn f_check_options(&self) -> Result<(), LossError> {
+    pub(crate) fn f_check_options(&self) -> Result<(), LossError> {
         check::share("label_smoothing", self.label_smoothing)?;
         let z_loss = self.z_loss;
         check::option("z_loss", z_loss, z_loss.is_finite() && z_loss >= 0.0, "a number >= 0")?;
@@ -363,14 +367,29 @@ impl LinearCrossEntropy {
     /// The loss `size` rows at a time, computed in `kind`.
     fn f_chunks(&self, arguments: &Arguments, size: i64, kind: Kind, result: Kind) -> Result<Tensor, LossError> {
         let Arguments { linear_weight, target, .. } = *arguments;
+        let plan = Plan { criterion: self.clone(), size, kind, shard: None };
         if target.is_floating_point() {
-            return fused::f_loss(self, arguments, size, [kind, result]);
+            return fused::f_loss(plan, arguments, result);
         }
         let classes = linear_weight.size()[0];
         let target = ClassIndices::f_new(target, classes, Some(self.ignored()), self.invalid_values)?;
         let indices = Arguments { target: &target.f_kept(arguments.input)?, ..*arguments };
-        let loss = fused::f_loss(self, &indices, size, [kind, result])?;
+        let loss = fused::f_loss(plan, &indices, result)?;
         target.validity.f_poison(&loss, self.reduction == Reduction::None)
+    }
+
+    /// The loss, `size` rows at a time, of a layer of which other processes have other classes. The target is a valid
+    /// 64-bit class among those of all processes, `[N]` with N > 0, or ignored.
+    #[cfg(feature = "distributed")]
+    pub(crate) fn f_of_shard(
+        &self,
+        [input, linear_weight, target]: [&Tensor; 3],
+        linear_bias: Option<&Tensor>,
+        size: i64,
+        shard: std::sync::Arc<dyn ClassShard>,
+    ) -> Result<Tensor, LossError> {
+        let plan = Plan { criterion: self.clone(), size, kind: self.f_chunk_kind(input)?, shard: Some(shard) };
+        fused::f_loss(plan, &Arguments { input, linear_weight, target, linear_bias }, input.f_kind()?)
     }
 
     fn f_row_loss(&self, kind: Kind) -> Result<RowLoss, LossError> {

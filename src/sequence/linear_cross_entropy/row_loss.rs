@@ -1,7 +1,10 @@
 //! The loss of rows of logits and its gradient, computed in place.
 
+use std::sync::Arc;
+
 use tch::{Device, Kind, Tensor};
 
+use super::shard::{ClassShard, OwnTargets, Spread, f_over_all, f_peak};
 use crate::LossError;
 use crate::kernels::{self, LogitRows, NumberOperations, f_logits};
 use crate::numeric::{f_filled, f_share_of, f_times, wide_kind};
@@ -19,6 +22,8 @@ pub(super) struct RowLoss {
     label_smoothing: f64,
     z_loss: f64,
     soft_cap: Option<f64>,
+    /// Where other processes have other classes of the rows.
+    shard: Option<Arc<dyn ClassShard>>,
 }
 
 /// The targets of rows of logits.
@@ -77,9 +82,9 @@ struct Distribution {
 }
 
 enum Form {
-    /// `own` for the class `class`, and in addition ε/C times the class weight for every class.
+    /// `own` for the class of `targets`, and in addition ε/C times the class weight for every class.
     Spike {
-        class: Tensor,
+        targets: OwnTargets,
         own: Tensor,
     },
     Dense(Tensor),
@@ -95,7 +100,17 @@ impl RowLoss {
         kind: Kind,
     ) -> Result<RowLoss, LossError> {
         let weight = weight.map(|weight| weight.f_detach()?.f_to_kind(kind)).transpose()?;
-        Ok(RowLoss { weight, label_smoothing, z_loss, soft_cap })
+        Ok(RowLoss { weight, label_smoothing, z_loss, soft_cap, shard: None })
+    }
+
+    /// The classes of this process, where others have others.
+    pub(super) fn shard(&self) -> Option<&dyn ClassShard> {
+        self.shard.as_deref()
+    }
+
+    /// The same where other processes have other classes, if there is a `shard`.
+    pub(super) fn of_shard(self, shard: Option<Arc<dyn ClassShard>>) -> RowLoss {
+        RowLoss { shard, ..self }
     }
 
     /// The losses of the rows `[n, C]` of logits. `logits` is overwritten: with the derivatives of the result with
@@ -111,7 +126,9 @@ impl RowLoss {
         }
         let (rows, classes) = logits.size2()?;
         let kind = wide_kind(logits)?;
-        let step = if logits.device() == Device::Cpu { (BLOCK / classes).max(1) } else { rows };
+        // Processes meet once for all rows.
+        let in_blocks = logits.device() == Device::Cpu && self.shard.is_none();
+        let step = if in_blocks { (BLOCK / classes).max(1) } else { rows };
         let (mut entropy, mut z) = (vec![], vec![]);
         for start in (0..rows).step_by(step.max(1) as usize) {
             let length = step.min(rows - start);
@@ -137,7 +154,7 @@ impl RowLoss {
         derivatives: Option<&PerRow>,
     ) -> Result<Option<PerRow>, LossError> {
         let RowTarget::Indices { classes, ignored } = target else { return Ok(None) };
-        if !kernels::takes_rows(logits) {
+        if self.shard.is_some() || !kernels::takes_rows(logits) {
             return Ok(None);
         }
         let target = f_filled(classes, ignored.as_ref(), -1)?;
@@ -166,15 +183,16 @@ impl RowLoss {
             let _ = logits.f_masked_fill_number_(&ignored.f_unsqueeze(1)?, 0)?;
         }
         let slope = self.f_cap(logits, derivatives.is_some())?;
-        let peak = logits.f_amax(1, true)?;
+        let peak = f_peak(self.shard(), logits)?;
         let _ = logits.f_sub_(&peak)?;
         let distribution = self.f_distribution(logits, target)?;
         let _ = logits.f_exp_()?;
-        let sum = logits.f_sum_dim_intlist(1, false, None)?;
+        let own = [logits.f_sum_dim_intlist(1, false, None)?, distribution.product];
+        let [sum, product] = f_over_all(self.shard(), own)?;
         let log_sum = sum.f_log()?;
         let log_sum_exp = log_sum.f_add(&peak.f_squeeze_dim(1)?)?;
         let losses = PerRow {
-            entropy: log_sum.f_mul(&distribution.total)?.f_sub(&distribution.product)?,
+            entropy: log_sum.f_mul(&distribution.total)?.f_sub(&product)?,
             z: log_sum_exp.f_square()?.f_mul_number(self.z_loss)?,
         };
         if let Some(derivatives) = derivatives {
@@ -206,30 +224,25 @@ impl RowLoss {
     }
 
     fn f_spike(&self, shifted: &Tensor, classes: &Tensor) -> Result<Distribution, LossError> {
-        let class = classes.f_unsqueeze(1)?;
+        let targets = OwnTargets::f_new(self.shard(), classes, shifted.size2()?.1)?;
         let own = match &self.weight {
             Some(weight) => weight.f_index_select(0, classes)?,
             None => classes.f_ones_like()?.f_to_kind(shifted.f_kind()?)?,
         };
         let own = own.f_mul_number(1.0 - self.label_smoothing)?;
-        let mut product = shifted.f_gather(1, &class, false)?.f_squeeze_dim(1)?.f_mul(&own)?;
+        let mut product = targets.f_logits(shifted)?.f_mul(&own)?;
         let mut total = own.shallow_clone();
         if self.label_smoothing != 0.0 {
             let spread = self.f_spread(shifted)?;
-            product = product.f_add(&shifted.f_mv(&spread)?)?;
-            total = total.f_add(&spread.f_sum(None)?)?;
+            product = product.f_add(&shifted.f_mv(&spread.own)?)?;
+            total = total.f_add(&spread.total)?;
         }
-        Ok(Distribution { total, product, form: Form::Spike { class, own } })
+        Ok(Distribution { total, product, form: Form::Spike { targets, own } })
     }
 
-    /// What the smoothing gives to each class, `[C]`.
-    fn f_spread(&self, logits: &Tensor) -> Result<Tensor, LossError> {
-        let classes = logits.size2()?.1;
-        let share = self.label_smoothing / classes as f64;
-        Ok(match &self.weight {
-            Some(weight) => weight.f_mul_number(share)?,
-            None => Tensor::f_full_number(&[classes], share, (logits.f_kind()?, logits.device()))?,
-        })
+    /// What the smoothing gives to the classes.
+    fn f_spread(&self, logits: &Tensor) -> Result<Spread, LossError> {
+        Spread::f_new(self.shard(), self.label_smoothing, self.weight.as_ref(), logits)
     }
 
     fn f_dense(&self, shifted: &Tensor, probabilities: &Tensor) -> Result<Distribution, LossError> {
@@ -251,11 +264,11 @@ impl RowLoss {
             Form::Dense(target) => {
                 let _ = logits.f_addcmul_(&negative.f_unsqueeze(1)?, target)?;
             }
-            Form::Spike { class, own } => {
-                let _ = logits.f_scatter_add_(1, class, &negative.f_mul(own)?.f_unsqueeze(1)?)?;
+            Form::Spike { targets, own } => {
+                targets.f_add(logits, negative.f_mul(own)?)?;
                 if self.label_smoothing != 0.0 {
                     let spread = self.f_spread(logits)?;
-                    let _ = logits.f_addcmul_(&negative.f_unsqueeze(1)?, &spread)?;
+                    let _ = logits.f_addcmul_(&negative.f_unsqueeze(1)?, &spread.own)?;
                 }
             }
         }
