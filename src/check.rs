@@ -343,6 +343,12 @@ pub(crate) fn f_log_probs((argument, tensor): Named, mode: InvalidValues) -> Res
     Validity::f_new((argument, &tensor), valid, expected, mode)
 }
 
+#[cfg(test)]
+thread_local! {
+    /// How often this thread has looked at values by tensor operations.
+    pub(crate) static CHECKS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// Where the values of an argument are valid, and what to do where they are not.
 ///
 /// Only needed where they make the loss NaN: then `valid` says which elements are valid.
@@ -386,6 +392,8 @@ impl Validity {
         expected: impl FnOnce() -> String,
         mode: InvalidValues,
     ) -> Result<Validity, LossError> {
+        #[cfg(test)]
+        CHECKS.set(CHECKS.get() + 1);
         if mode.defers(tensor) {
             InvalidValues::f_note(tensor.device(), argument, expected(), &valid)?;
             return Ok(Validity { valid: Some(valid) });

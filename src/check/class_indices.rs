@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use super::{InvalidValues, Validity, class_target, f_without_repetitions, host_integers, integers, shape_error};
 use crate::LossError;
 use crate::autograd;
-use crate::kernels::{self, NumberOperations};
+use crate::kernels::{self, Note, NumberOperations};
 
 /// There is at least one class where there are targets: even for an ignored or invalid target a number of some class is
 /// looked up.
@@ -66,6 +66,42 @@ impl ClassIndices {
         let validity = Validity::f_new(("target", &indices), valid, expected, mode)?;
         let indices = validity.f_replace(&indices, ignore_index.unwrap_or(0))?;
         Ok(ClassIndices { indices, ignored: ignore_index, validity })
+    }
+
+    /// [`f_fused`](Self::f_fused) of a target that is [`f_of`](Self::f_of) an input.
+    pub(crate) fn f_fused_of(
+        target: &Tensor,
+        (input, class_dim): (&Tensor, usize),
+        or: &str,
+        ignore_index: Option<i64>,
+        found: (InvalidValues, bool),
+        engine: impl FnOnce(&Tensor, Option<&Note>) -> Result<Option<Tensor>, LossError>,
+    ) -> Result<Result<Tensor, ClassIndices>, LossError> {
+        let (classes, target) = class_target(target, input, class_dim, or)?;
+        some_class(input, classes, &target)?;
+        Self::f_fused(&target, classes, ignore_index, found, engine)
+    }
+
+    /// The loss by an `engine` of rows, or where it does not take the call, the indices, checked. On CUDA the kernels
+    /// check them: that costs nothing there, while the tensor operations of a check are a kernel each. What they are to
+    /// take note of is the second argument of `engine`.
+    pub(crate) fn f_fused(
+        target: &Tensor,
+        classes: i64,
+        ignore_index: Option<i64>,
+        (mode, unreduced): (InvalidValues, bool),
+        engine: impl FnOnce(&Tensor, Option<&Note>) -> Result<Option<Tensor>, LossError>,
+    ) -> Result<Result<Tensor, ClassIndices>, LossError> {
+        let f_checked = || Self::f_new(target, classes, ignore_index, mode);
+        if kernels::is_on_cuda(target) && mode != InvalidValues::ErrorAtOnce {
+            let expected = || expected_class(classes, ignore_index);
+            let note = mode.is_error().then(|| Note { argument: "target", expected: expected() });
+            let fused = engine(&integers(("target", target))?, note.as_ref())?;
+            return fused.map_or_else(|| f_checked().map(Err), |loss| Ok(Ok(loss)));
+        }
+        let checked = f_checked()?;
+        let fused = engine(&checked.indices, None)?;
+        Ok(checked.validity.f_poison_fused(fused, unreduced)?.ok_or(checked))
     }
 
     /// One pass over the values beats four tensor operations on the CPU.

@@ -1,10 +1,10 @@
 //! What happens to values for which no loss is defined, and what GPUs have found of them.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
 use tch::{Device, Kind, Tensor};
 
@@ -66,9 +66,16 @@ thread_local! {
 /// What an argument is expected to hold: its name, and its range.
 type Expectation = (&'static str, String);
 
-/// For each expectation that GPU `n` has looked at, a Boolean on that GPU: whether all values were valid so far. The
-/// CPU counts as a GPU where a test [asks](kernels::like_cuda) for that.
-static VALID: Mutex<BTreeMap<(Option<usize>, Expectation), Tensor>> = Mutex::new(BTreeMap::new());
+/// What has looked at values: a GPU, or where a test [asks](kernels::like_cuda) for that, a thread on the CPU.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Place {
+    Gpu(usize),
+    Cpu(ThreadId),
+}
+
+/// For each expectation that a GPU has looked at, a Boolean on that GPU: whether all values were valid so far. It stays
+/// where it is for the life of the process, since a CUDA graph may have recorded a kernel that writes it.
+static VALID: LazyLock<Mutex<HashMap<(Place, Expectation), Tensor>>> = LazyLock::new(Default::default);
 
 impl InvalidValues {
     /// Sets the default of all losses that this process makes from now on, on any thread.
@@ -81,26 +88,31 @@ impl InvalidValues {
     /// [`InvalidValues::Error`] in force. It waits for the device, as a look at a loss does. On the CPU there is nothing
     /// to ask for.
     ///
-    /// Calls that a CUDA graph has recorded tell of its last replay.
+    /// Calls that a CUDA graph has recorded tell of all its replays, where the same loss has been called before the
+    /// capture, as a warm-up does; else of the last replay.
     ///
     /// # Errors
     /// A [`LossError::Value`] that names the argument and the range of its values.
     pub fn f_check(device: Device) -> Result<(), LossError> {
-        let index = index_of(device);
-        let (expectations, found): (Vec<_>, Vec<_>) = {
+        let place = place_of(device);
+        let mut all: Vec<(Expectation, Tensor)> = {
             let valid = valid();
-            let of_device = valid.iter().filter(|((of, _), _)| *of == index);
-            of_device.map(|((_, expectation), valid)| (expectation.clone(), valid.shallow_clone())).unzip()
+            let of_place = valid.iter().filter(|((of, _), _)| *of == place);
+            of_place.map(|((_, expectation), valid)| (expectation.clone(), valid.shallow_clone())).collect()
         };
-        if found.is_empty() {
+        if all.is_empty() {
             return Ok(());
         }
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let found: Vec<&Tensor> = all.iter().map(|(_, valid)| valid).collect();
         let mut are_valid = vec![0_u8; found.len()];
         let read = Tensor::f_stack(&found, 0)?.f_to_kind(Kind::Uint8)?.f_to_device(Device::Cpu)?;
         read.f_copy_data(&mut are_valid, found.len())?;
         let Some(first) = are_valid.iter().position(|valid| *valid == 0) else { return Ok(()) };
-        valid().retain(|(of, _), _| *of != index);
-        let (argument, expected) = expectations[first].clone();
+        for (_, valid) in &mut all {
+            let _ = valid.f_logical_or_(&valid.f_logical_not()?)?;
+        }
+        let (argument, expected) = all.swap_remove(first).0;
         Err(LossError::Value { argument, expected, actual: "another value in an earlier call".into() })
     }
 
@@ -111,12 +123,19 @@ impl InvalidValues {
         expected: String,
         are_valid: &Tensor,
     ) -> Result<(), LossError> {
-        let all = are_valid.f_all()?;
-        match valid().entry((index_of(device), (argument, expected))) {
-            Entry::Vacant(place) => drop(place.insert(all)),
-            Entry::Occupied(mut place) => drop(place.get_mut().f_logical_and_(&all)?),
-        }
+        let _ = Self::f_memory(device, argument, &expected)?.f_logical_and_(&are_valid.f_all()?)?;
         Ok(())
+    }
+
+    /// Where a GPU remembers whether all values were valid so far: a Boolean on it. A kernel that comes upon another
+    /// value sets it to false.
+    pub(crate) fn f_memory(device: Device, argument: &'static str, expected: &str) -> Result<Tensor, LossError> {
+        let key = (place_of(device), (argument, expected.to_owned()));
+        if let Some(known) = valid().get(&key) {
+            return Ok(known.shallow_clone());
+        }
+        let new = Tensor::f_ones([0_i64; 0], (Kind::Bool, device))?;
+        Ok(valid().entry(key).or_insert(new).shallow_clone())
     }
 
     /// Whether they are an error, now or later.
@@ -155,14 +174,14 @@ pub(crate) fn with_documented_defaults<T>(make: impl FnOnce() -> T) -> T {
 
 crate::options::words!(InvalidValues);
 
-fn valid() -> MutexGuard<'static, BTreeMap<(Option<usize>, Expectation), Tensor>> {
+fn valid() -> MutexGuard<'static, HashMap<(Place, Expectation), Tensor>> {
     VALID.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn index_of(device: Device) -> Option<usize> {
+fn place_of(device: Device) -> Place {
     match device {
-        Device::Cuda(index) => Some(index),
-        _ => None,
+        Device::Cuda(index) => Place::Gpu(index),
+        _ => Place::Cpu(thread::current().id()),
     }
 }
 

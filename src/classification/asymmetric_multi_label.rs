@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::multi_label::{self, MultiLabelReduction, f_weighted};
 use crate::binary::{self, Logits};
-use crate::kernels::{self, Expected, Logit, NumberOperations, Pointwise, Real, choose, part, share_or_nan};
+use crate::kernels::{self, Expected, Logit, NumberOperations, Pointwise, Real, choose, is_share, part, share_or_nan};
 use crate::mean_parts::f_wide;
 use crate::numeric::{f_power, f_powers, f_reals, f_times, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, check};
@@ -264,7 +264,14 @@ impl Formula {
 }
 
 impl Pointwise<2> for Formula {
-    const PARTIAL: Option<Expected> = <Self as Pointwise<3>>::PARTIAL;
+    fn partial(self) -> Option<Expected> {
+        Some(binary::SHARES)
+    }
+
+    #[inline(always)]
+    fn is_defined<R: Real>(self, [_, y]: [R; 2]) -> R::Mask {
+        is_share(y, 1.0)
+    }
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
@@ -275,7 +282,14 @@ impl Pointwise<2> for Formula {
 
 /// The same with a weight of the positive part as third argument.
 impl Pointwise<3> for Formula {
-    const PARTIAL: Option<Expected> = Some(binary::SHARES);
+    fn partial(self) -> Option<Expected> {
+        Some(binary::SHARES)
+    }
+
+    #[inline(always)]
+    fn is_defined<R: Real>(self, [_, y, _]: [R; 3]) -> R::Mask {
+        is_share(y, 1.0)
+    }
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y, pos_weight]: [R; 3]) -> (R, [R; 3]) {

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use crate::check::{self, ClassIndices};
 use crate::kernels::{
-    self, ANY, ClassTerms, NumberOperations, Real, RowReduction, Rows, choose, f_class_terms, powers,
+    self, ANY, ClassTerms, Note, NumberOperations, Real, RowReduction, Rows, choose, f_class_terms, powers,
 };
 use crate::numeric::{f_power, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
@@ -120,8 +120,21 @@ impl AsymmetricSingleLabelLoss {
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(result_kind(input)?)?)
     }
 
+    /// The same with a check of the classes.
+    fn f_checked(&self, input: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
+        let target = ClassIndices::f_new(target, input.size()[dim as usize], None, self.invalid_values)?;
+        let loss = self.f_composite(input, &target.indices, dim)?;
+        target.validity.f_poison(&loss, self.reduction == Reduction::None)
+    }
+
     /// The same by the engine, or `None` where the engine does not take the call.
-    fn f_fused(&self, input: &Tensor, target: &ClassIndices, dim: i64) -> Result<Option<Tensor>, LossError> {
+    fn f_fused(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        dim: i64,
+        note: Option<&Note>,
+    ) -> Result<Option<Tensor>, LossError> {
         if !kernels::takes_rows(input) {
             return Ok(None);
         }
@@ -130,9 +143,9 @@ impl AsymmetricSingleLabelLoss {
         let spread = self.spread(input.size()[last]);
         let own = 1.0 - self.label_smoothing + spread;
         let formula = Formula { own, spread, gamma_pos: self.gamma_pos, gamma_neg: self.gamma_neg };
-        let rows = Rows { input: &input, class_dim: last, target: &target.indices, ignore_index: None, weight: None };
+        let rows = Rows { input: &input, class_dim: last, target, ignore_index: None, weight: None, note };
         let (loss, reduction) = (*self, RowReduction::over_all(self.reduction));
-        f_class_terms(formula, &rows, reduction, move |input, target| loss.f_composite(input, target, last as i64))
+        f_class_terms(formula, &rows, reduction, move |input, target| loss.f_checked(input, target, last as i64))
     }
 }
 
@@ -153,12 +166,15 @@ impl Loss for AsymmetricSingleLabelLoss {
         check::arguments(input, target)?;
         self.f_check_options()?;
         let dim = check::class_dim(input)?;
-        let target = ClassIndices::f_of(target, (input, dim), "", None, self.invalid_values)?;
-        let loss = match self.f_fused(input, &target, dim as i64)? {
-            Some(loss) => loss,
-            None => self.f_composite(input, &target.indices, dim as i64)?,
-        };
-        target.validity.f_poison(&loss, self.reduction == Reduction::None)
+        let found = (self.invalid_values, self.reduction == Reduction::None);
+        let engine = |target: &Tensor, note: Option<&Note>| self.f_fused(input, target, dim as i64, note);
+        match ClassIndices::f_fused_of(target, (input, dim), "", None, found, engine)? {
+            Ok(loss) => Ok(loss),
+            Err(target) => {
+                let loss = self.f_composite(input, &target.indices, dim as i64)?;
+                target.validity.f_poison(&loss, self.reduction == Reduction::None)
+            }
+        }
     }
 }
 

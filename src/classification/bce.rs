@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use crate::binary;
 use crate::check::{self, Validity};
-use crate::kernels::{self, Expected, Pointwise, Real, Weighted, choose, f_pointwise};
+use crate::kernels::{self, Expected, Pointwise, Real, Weighted, choose, f_pointwise, is_share};
 use crate::numeric::{f_widely, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
@@ -160,14 +160,24 @@ fn f_validity(argument: check::Named, mode: InvalidValues) -> Result<Validity, L
 struct Formula;
 
 impl Pointwise<2> for Formula {
-    const PARTIAL: Option<Expected> = Some(("input or target", binary::SHARES.1));
+    fn partial(self) -> Option<Expected> {
+        Some(("input or target", binary::SHARES.1))
+    }
+
+    #[inline(always)]
+    fn is_defined<R: Real>(self, [x, y]: [R; 2]) -> R::Mask {
+        is_share(x, 1.0) & is_share(y, 1.0)
+    }
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
-        let (zero, one, least) = (R::of(0.0), R::of(1.0), R::of(-100.0));
+        let (one, least) = (R::of(1.0), R::of(-100.0));
         let (log_p, log_q) = (x.ln(), (-x).ln_1p());
-        let valid = x.greater_equal(zero) & x.less_equal(one) & y.greater_equal(zero) & y.less_equal(one);
-        let loss = choose(valid, -(y * log_p.at_least(least) + (one - y) * log_q.at_least(least)), R::of(f64::NAN));
+        let loss = choose(
+            self.is_defined([x, y]),
+            -(y * log_p.at_least(least) + (one - y) * log_q.at_least(least)),
+            R::of(f64::NAN),
+        );
         let slope = (x - y) / (x * (one - x)).at_least(R::of(1e-12));
         (loss, [slope, log_q - log_p])
     }

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use crate::check::{self, ClassIndices};
-use crate::kernels::{Hinges, Margin, NumberOperations, RowReduction, Rows, f_margin};
+use crate::kernels::{Hinges, Margin, Note, NumberOperations, RowReduction, Rows, f_margin};
 use crate::loss::composite;
 use crate::numeric::{f_reals, f_share_of, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
@@ -92,11 +92,12 @@ impl CategoricalHingeLoss {
 
     fn f_indices(&self, input: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
         let classes = input.size()[dim as usize];
-        let target = ClassIndices::f_new(target, classes, None, self.invalid_values)?;
-        let fused = self.f_fused(input, &target.indices)?;
-        if let Some(loss) = target.validity.f_poison_fused(fused, self.reduction == Reduction::None)? {
-            return Ok(loss);
-        }
+        let found = (self.invalid_values, self.reduction == Reduction::None);
+        let engine = |target: &Tensor, note: Option<&Note>| self.f_fused(input, target, note);
+        let target = match ClassIndices::f_fused(target, classes, None, found, engine)? {
+            Ok(loss) => return Ok(loss),
+            Err(target) => target,
+        };
         let scores = input.f_to_kind(wide_kind(input)?)?;
         let indices = target.indices.f_unsqueeze(dim)?;
         let own = scores.f_gather(dim, &indices, false)?.f_squeeze_dim(dim)?;
@@ -106,11 +107,11 @@ impl CategoricalHingeLoss {
 
     /// The loss of classes that are the last dimension by the engine, or `None` where the engine does not take the
     /// call.
-    fn f_fused(&self, input: &Tensor, target: &Tensor) -> Result<Option<Tensor>, LossError> {
+    fn f_fused(&self, input: &Tensor, target: &Tensor, note: Option<&Note>) -> Result<Option<Tensor>, LossError> {
         if input.dim() > 2 {
             return Ok(None);
         }
-        let rows = Rows { input, class_dim: input.dim() - 1, target, ignore_index: None, weight: None };
+        let rows = Rows { input, class_dim: input.dim() - 1, target, ignore_index: None, weight: None, note };
         let formula = Margin { margin: self.margin, hinges: Hinges::Strongest };
         f_margin(formula, &rows, RowReduction::over_all(self.reduction), composite(*self))
     }

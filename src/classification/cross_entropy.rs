@@ -7,7 +7,7 @@ use super::mean_over::MeanOver;
 use super::nll;
 use crate::check::{self, ClassIndices};
 use crate::kernels::{
-    self, NumberOperations, Real, RowLoss, RowReduction, Rows, f_softmax, f_softmax_of_shares, waits,
+    self, Note, NumberOperations, Real, RowLoss, RowReduction, Rows, f_softmax, f_softmax_of_shares, waits,
 };
 use crate::loss::composite;
 use crate::mean_parts::{self, f_wide, f_wide_option};
@@ -156,12 +156,14 @@ impl CrossEntropyLoss {
             let loss = f_widely([&input, target], |[x, y]| self.f_aten(x, y, false, self.reduction))?;
             return Ok((input, loss));
         }
-        let target = self.f_class_indices(input, target, class_dim)?;
-        if logs.is_none()
-            && let Some(loss) = self.f_fused(input, class_dim, &target)?
-        {
-            return Ok((input.shallow_clone(), loss));
-        }
+        let engine = |target: &Tensor, note: Option<&Note>| match logs {
+            None => self.f_fused(input, class_dim, target, note),
+            Some(_) => Ok(None),
+        };
+        let target = match self.f_class_indices(input, target, class_dim, engine)? {
+            Ok(loss) => return Ok((input.shallow_clone(), loss)),
+            Err(target) => target,
+        };
         // The log-probabilities of a row whose logits are all −∞ are NaN, which would make its gradient NaN even where
         // it is ignored.
         let input = f_logs(&target.f_mask_ignored(input, class_dim)?)?;
@@ -170,7 +172,13 @@ impl CrossEntropyLoss {
     }
 
     /// The loss of class indices by the engine, or `None` where the engine does not take the call.
-    fn f_fused(&self, input: &Tensor, class_dim: usize, target: &ClassIndices) -> Result<Option<Tensor>, LossError> {
+    fn f_fused(
+        &self,
+        input: &Tensor,
+        class_dim: usize,
+        target: &Tensor,
+        note: Option<&Note>,
+    ) -> Result<Option<Tensor>, LossError> {
         let reduction = match (self.reduction, self.mean_over) {
             (Reduction::Mean, MeanOver::All) => RowReduction::Mean,
             (reduction, _) => reduction.into(),
@@ -178,12 +186,12 @@ impl CrossEntropyLoss {
         let rows = Rows {
             input,
             class_dim,
-            target: &target.indices,
+            target,
             ignore_index: Some(self.ignore_index),
             weight: self.weight.as_ref(),
+            note,
         };
-        let loss = f_softmax(LogLoss, self.label_smoothing, &rows, reduction, composite(self.clone()))?;
-        target.validity.f_poison_fused(loss, self.reduction == Reduction::None)
+        f_softmax(LogLoss, self.label_smoothing, &rows, reduction, composite(self.clone()))
     }
 
     /// The loss by libtorch. Log-probabilities may be given as logits, because a log-softmax leaves them as they are.
@@ -224,17 +232,25 @@ impl CrossEntropyLoss {
         target: &Tensor,
     ) -> Result<Option<Tensor>, LossError> {
         let reduction = RowReduction::over_all(self.reduction);
-        let rows = Rows { input, class_dim, target, ignore_index: None, weight: self.weight.as_ref() };
+        let rows = Rows { input, class_dim, target, ignore_index: None, weight: self.weight.as_ref(), note: None };
         f_softmax_of_shares(self.label_smoothing, &rows, reduction, composite(self.clone()))
     }
 
-    fn f_class_indices(&self, input: &Tensor, target: &Tensor, class_dim: usize) -> Result<ClassIndices, LossError> {
+    /// The loss by the engine, or the class indices where that does not take the call.
+    fn f_class_indices(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        class_dim: usize,
+        engine: impl FnOnce(&Tensor, Option<&Note>) -> Result<Option<Tensor>, LossError>,
+    ) -> Result<Result<Tensor, ClassIndices>, LossError> {
         let or = ", or that of input for class probabilities";
         let (classes, target) = check::class_target(target, input, class_dim, or)?;
         if let Some(weight) = &self.weight {
             check::without_gradient(("weight", weight))?;
         }
-        ClassIndices::f_new(&target, classes, Some(self.ignore_index), self.invalid_values)
+        let found = (self.invalid_values, self.reduction == Reduction::None);
+        ClassIndices::f_fused(&target, classes, Some(self.ignore_index), found, engine)
     }
 
     /// The loss of logits, or of log-probabilities.

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use crate::check::ClassIndices;
-use crate::kernels::{self, NumberOperations, Rows, Views, f_views};
+use crate::kernels::{self, Note, NumberOperations, Rows, Views, f_views};
 use crate::loss::composite;
 use crate::mean_parts::f_wide;
 use crate::numeric::{result_kind, wide_kind};
@@ -104,8 +104,8 @@ impl JsdCrossEntropyLoss {
         if !kernels::takes_rows(input) || target.size() != [&[shape[0] / self.num_splits], &shape[2..]].concat() {
             return Ok(None);
         }
-        let target = ClassIndices::f_new(&target.f_flatten(0, -1)?, classes, Some(IGNORED), self.invalid_values)?;
-        if !target.validity.is_checked() {
+        // Then only the cross entropy becomes NaN, so that the divergence keeps its gradient.
+        if self.invalid_values == InvalidValues::Nan {
             return Ok(None);
         }
         // The divergence is averaged over the samples, not over their pixels.
@@ -117,8 +117,12 @@ impl JsdCrossEntropyLoss {
             floor: FLOOR,
         };
         let input = &input.f_movedim_int(1, -1)?.f_reshape([-1, classes])?;
-        let rows = Rows { input, class_dim: 1, target: &target.indices, ignore_index: Some(IGNORED), weight: None };
-        f_views(views, &rows, composite(of_rows))
+        let engine = |target: &Tensor, note: Option<&Note>| {
+            let rows = Rows { input, class_dim: 1, target, ignore_index: Some(IGNORED), weight: None, note };
+            f_views(views, &rows, composite(of_rows))
+        };
+        let found = (self.invalid_values, false);
+        Ok(ClassIndices::f_fused(&target.f_flatten(0, -1)?, classes, Some(IGNORED), found, engine)?.ok())
     }
 }
 

@@ -2,7 +2,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use crate::autograd::{Function, f_with_zero_gradients, grad_enabled};
 use crate::check::{self, Validity};
-use crate::kernels::{NumberOperations, f_label_margin, f_own, waits};
+use crate::kernels::{Note, NumberOperations, f_label_margin, f_own, waits};
 use crate::numeric::{f_widely, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
@@ -107,9 +107,20 @@ impl MultiLabelMarginLoss {
 
     fn f_validity(&self, target: &Tensor, classes: i64) -> Result<Validity, LossError> {
         let valid = target.f_ge_number(-1)?.f_logical_and(&target.f_lt_number(classes)?)?;
-        let expected = || format!("classes in [0, {classes}), or -1 to end the list");
-        Validity::f_new(("target", target), valid, expected, self.invalid_values)
+        Validity::f_new(("target", target), valid, || expected(classes), self.invalid_values)
     }
+
+    /// The loss by tensor operations, which never see an entry that is no class.
+    fn f_checked(&self, input: &Tensor, target: &Tensor, classes: i64) -> Result<Tensor, LossError> {
+        let entries = self.f_validity(target, classes)?;
+        let target = entries.f_replace(target, -1.0)?;
+        let loss = if waits(input) { self.f_counted(input, &target)? } else { self.f_aten(input, &target)? };
+        entries.f_rows()?.f_poison(&loss, self.reduction == Reduction::None)
+    }
+}
+
+fn expected(classes: i64) -> String {
+    format!("classes in [0, {classes}), or -1 to end the list")
 }
 
 /// The target. Where a backward pass will read it again, without a check, it is a copy that nothing else can write to.
@@ -170,18 +181,20 @@ impl Loss for MultiLabelMarginLoss {
                     Err(error)
                 })
             };
-            return f_label_margin([input, &target], self.reduction, composite);
+            return f_label_margin([input, &target], self.reduction, None, composite);
         }
-        let entries = self.f_validity(&target, classes)?;
-        let target = entries.f_replace(&target, -1.0)?;
-        let loss = if waits(input) {
-            let loss = *self;
-            let composite = move |[input, target]: [&Tensor; 2]| loss.f_counted(input, target);
-            f_label_margin([input, &f_kept(input, &target)?], self.reduction, composite)?
-        } else {
-            self.f_aten(input, &target)?
-        };
-        entries.f_rows()?.f_poison(&loss, self.reduction == Reduction::None)
+        let loss = *self;
+        let composite = move |[input, target]: [&Tensor; 2]| loss.f_checked(input, target, classes);
+        if !waits(input) {
+            return composite([input, &target]);
+        }
+        if self.invalid_values == InvalidValues::ErrorAtOnce {
+            self.f_validity(&target, classes)?;
+        }
+        // The kernels of the engine check the entries themselves.
+        let is_noted = self.invalid_values == InvalidValues::Error;
+        let note = is_noted.then(|| Note { argument: "target", expected: expected(classes) });
+        f_label_margin([input, &target], self.reduction, note.as_ref(), composite)
     }
 }
 

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use crate::check::{self, ClassIndices};
-use crate::kernels::{Hinges, Margin, NumberOperations, RowReduction, Rows, f_margin};
+use crate::kernels::{Hinges, Margin, Note, NumberOperations, RowReduction, Rows, f_margin};
 use crate::loss::composite;
 use crate::{InvalidValues, Loss, LossError, Reduction, numeric};
 
@@ -101,9 +101,9 @@ impl MultiMarginLoss {
 
     /// The loss of an input `[N, C]` with a target `[N]` by the engine, or `None` where the engine does not take the
     /// call.
-    fn f_fused(&self, input: &Tensor, target: &Tensor) -> Result<Option<Tensor>, LossError> {
+    fn f_fused(&self, input: &Tensor, target: &Tensor, note: Option<&Note>) -> Result<Option<Tensor>, LossError> {
         let reduction = RowReduction::over_all(self.reduction);
-        let rows = Rows { input, class_dim: 1, target, ignore_index: None, weight: self.weight.as_ref() };
+        let rows = Rows { input, class_dim: 1, target, ignore_index: None, weight: self.weight.as_ref(), note };
         let hinges = if self.p == 2 { Hinges::Squared } else { Hinges::All };
         f_margin(Margin { margin: self.margin, hinges }, &rows, reduction, composite(self.clone()))
     }
@@ -129,15 +129,22 @@ impl Loss for MultiMarginLoss {
         if let Some(weight) = &self.weight {
             check::without_gradient(("weight", weight))?;
         }
-        let target = ClassIndices::f_new(target, classes, None, self.invalid_values)?;
         // Arguments that have the right shape are not reshaped, because each view adds a node to the graph.
         let input_rows = if input.dim() == 2 { input.shallow_clone() } else { input.f_reshape([rows, classes])? };
+        let found = (self.invalid_values, self.reduction == Reduction::None);
+        let engine = |target: &Tensor, note: Option<&Note>| {
+            let loss = self.f_fused(&input_rows, &target.f_reshape([rows])?, note)?;
+            let f_shaped = |loss: Tensor| {
+                let other_shape = self.reduction == Reduction::None && loss.dim() != shape.len();
+                Ok(if other_shape { loss.f_reshape(&shape)? } else { loss })
+            };
+            loss.map(f_shaped).transpose()
+        };
+        let target = match ClassIndices::f_fused(target, classes, None, found, engine)? {
+            Ok(loss) => return Ok(loss),
+            Err(target) => target,
+        };
         let indices = target.indices.f_reshape([rows])?;
-        let fused = self.f_fused(&input_rows, &indices)?;
-        if let Some(loss) = target.validity.f_poison_fused(fused, self.reduction == Reduction::None)? {
-            let other_shape = self.reduction == Reduction::None && loss.dim() != shape.len();
-            return Ok(if other_shape { loss.f_reshape(&shape)? } else { loss });
-        }
         let losses = self.f_losses(&input_rows, &indices, classes)?.f_reshape(&shape)?;
         let loss = self.reduction.f_apply(&losses)?.f_to_kind(numeric::result_kind(input)?)?;
         target.validity.f_poison(&loss, self.reduction == Reduction::None)

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use crate::check::{self, ClassIndices, Validity};
-use crate::kernels::{Rows, f_picked};
+use crate::kernels::{Note, Rows, f_picked};
 use crate::mean_parts::{f_wide, f_wide_option};
 use crate::numeric::f_widely;
 use crate::{Backend, InvalidValues, Loss, LossError, MeanParts, Reduction, with_backend};
@@ -100,17 +100,19 @@ impl Loss for NllLoss {
         let class_dim = check::class_dim(input)?;
         let (classes, target) = check::class_target(target, input, class_dim, "")?;
         let weight = check::f_class_weight(self.weight.as_ref(), input, classes)?;
-        let target = ClassIndices::f_new(&target, classes, Some(self.ignore_index), self.invalid_values)?;
         let log_probs = match self.check_log_probs {
             true => check::f_log_probs(("input", input), self.invalid_values)?,
             false => Validity::CHECKED,
         };
         let log_probs = log_probs.f_all_along(class_dim as i64)?;
         let unreduced = self.reduction == Reduction::None;
+        let found = (self.invalid_values, unreduced);
+        let engine = |target: &Tensor, note: Option<&Note>| self.f_fused(input, class_dim, target, note);
+        let target = match ClassIndices::f_fused(&target, classes, Some(self.ignore_index), found, engine)? {
+            Ok(loss) => return log_probs.f_poison(&loss, unreduced),
+            Err(target) => target,
+        };
         let f_poison = |loss: &Tensor| log_probs.f_poison(&target.validity.f_poison(loss, unreduced)?, unreduced);
-        if let Some(loss) = self.f_fused(input, class_dim, &target.indices)? {
-            return f_poison(&loss);
-        }
         let indices = target.f_kept(input)?;
         f_widely([input], |[input]| {
             let reduction = self.reduction.into();
@@ -129,9 +131,15 @@ impl Loss for NllLoss {
 
 impl NllLoss {
     /// The loss by the engine, where it takes the call.
-    fn f_fused(&self, input: &Tensor, class_dim: usize, target: &Tensor) -> Result<Option<Tensor>, LossError> {
+    fn f_fused(
+        &self,
+        input: &Tensor,
+        class_dim: usize,
+        target: &Tensor,
+        note: Option<&Note>,
+    ) -> Result<Option<Tensor>, LossError> {
         let (ignore_index, weight) = (Some(self.ignore_index), self.weight.as_ref());
-        let rows = Rows { input, class_dim, target, ignore_index, weight };
+        let rows = Rows { input, class_dim, target, ignore_index, weight, note };
         let own = self.clone();
         f_picked(&rows, self.reduction.into(), move |input, target| {
             with_backend(Backend::Composite, || own.f_forward(input, target))

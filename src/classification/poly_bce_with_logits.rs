@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::multi_label::{self, MultiLabelReduction};
 use crate::binary::{self, Logits};
 use crate::kernels::{
-    self, ANY, Expected, Logit, NumberOperations, Pointwise, Real, f_pointwise, part, powers, share_or_nan,
+    self, ANY, Expected, Logit, NumberOperations, Pointwise, Real, f_pointwise, is_share, part, powers, share_or_nan,
 };
 use crate::mean_parts::f_wide;
 use crate::numeric::{f_power, f_reals, result_kind, wide_kind};
@@ -152,7 +152,14 @@ impl Loss for PolyBceWithLogitsLoss {
 struct Formula<const GAMMA: usize>(PolyBceWithLogitsLoss);
 
 impl<const GAMMA: usize> Pointwise<2> for Formula<GAMMA> {
-    const PARTIAL: Option<Expected> = Some(binary::SHARES);
+    fn partial(self) -> Option<Expected> {
+        Some(binary::SHARES)
+    }
+
+    #[inline(always)]
+    fn is_defined<R: Real>(self, [_, y]: [R; 2]) -> R::Mask {
+        is_share(y, 1.0)
+    }
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use crate::check::{self, ClassIndices};
-use crate::kernels::{NumberOperations, Real, RowLoss, RowReduction, Rows, f_softmax};
+use crate::kernels::{Note, NumberOperations, Real, RowLoss, RowReduction, Rows, f_softmax};
 use crate::loss::composite;
 use crate::numeric::{f_reals, f_share_of, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
@@ -109,17 +109,22 @@ impl PolyCrossEntropyLoss {
     }
 
     /// The loss of class indices by the engine, or `None` where the engine does not take the call.
-    fn f_fused(&self, input: &Tensor, class_dim: usize, target: &ClassIndices) -> Result<Option<Tensor>, LossError> {
+    fn f_fused(
+        &self,
+        input: &Tensor,
+        class_dim: usize,
+        target: &Tensor,
+        note: Option<&Note>,
+    ) -> Result<Option<Tensor>, LossError> {
         let (smoothing, epsilon) = (self.label_smoothing, self.epsilon);
         if smoothing == 1.0 {
             return Ok(None);
         }
         let reduction = RowReduction::over_all(self.reduction);
-        let rows = Rows { input, class_dim, target: &target.indices, ignore_index: None, weight: None };
+        let rows = Rows { input, class_dim, target, ignore_index: None, weight: None, note };
         // The engine multiplies this by 1 − s, the share of the target that is not spread.
         let missing = smoothing / (1.0 - smoothing) * (1.0 - 1.0 / input.size()[class_dim] as f64);
-        let loss = f_softmax(Poly { epsilon, missing }, smoothing, &rows, reduction, composite(*self))?;
-        target.validity.f_poison_fused(loss, self.reduction == Reduction::None)
+        f_softmax(Poly { epsilon, missing }, smoothing, &rows, reduction, composite(*self))
     }
 }
 
@@ -158,11 +163,12 @@ impl Loss for PolyCrossEntropyLoss {
             self.f_probabilities(&log_p(input)?, target, dim as i64)?
         } else {
             let or = ", or that of input for class probabilities";
-            let target = ClassIndices::f_of(target, (input, dim), or, None, self.invalid_values)?;
-            if let Some(loss) = self.f_fused(input, dim, &target)? {
-                return Ok(loss);
+            let found = (self.invalid_values, self.reduction == Reduction::None);
+            let engine = |target: &Tensor, note: Option<&Note>| self.f_fused(input, dim, target, note);
+            match ClassIndices::f_fused_of(target, (input, dim), or, None, found, engine)? {
+                Ok(loss) => return Ok(loss),
+                Err(target) => self.f_indices(&log_p(input)?, &target, dim as i64)?,
             }
-            self.f_indices(&log_p(input)?, &target, dim as i64)?
         };
         Ok(loss.f_to_kind(result_kind(input)?)?)
     }

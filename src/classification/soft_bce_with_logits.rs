@@ -5,7 +5,7 @@ use super::mean_over::MeanOver;
 use super::multi_label::{self, MultiLabelReduction, f_weighted};
 use crate::binary::{self, Logits};
 use crate::check::{self, ClassIndices, Validity};
-use crate::kernels::{self, Expected, NumberOperations, Pointwise, Real, choose, share_or_nan};
+use crate::kernels::{self, Expected, NumberOperations, Pointwise, Real, choose, is_share, share_or_nan};
 use crate::mean_parts::f_wide;
 use crate::numeric::{f_filled, f_reals, f_times, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts};
@@ -235,16 +235,29 @@ impl Formula {
     /// The smoothed label, its derivative, and whether it counts.
     #[inline(always)]
     fn label<R: Real>(self, label: R) -> (R, R, R::Mask) {
+        let (label, counted) = self.counted(label);
+        let (label, of_label) = multi_label::smooth(share_or_nan(label, 1.0), self.label_smoothing);
+        (label, of_label, counted)
+    }
+
+    /// The label, 0 where it is ignored, and whether it counts.
+    #[inline(always)]
+    fn counted<R: Real>(self, label: R) -> (R, R::Mask) {
         // Without an ignored value it is compared with NaN, which no label is equal to.
         let counted = label.unequal(R::of(self.ignored.unwrap_or(f64::NAN)));
-        let share = share_or_nan(choose(counted, label, R::of(0.0)), 1.0);
-        let (label, of_label) = multi_label::smooth(share, self.label_smoothing);
-        (label, of_label, counted)
+        (choose(counted, label, R::of(0.0)), counted)
     }
 }
 
 impl Pointwise<2> for Formula {
-    const PARTIAL: Option<Expected> = Some(binary::SHARES);
+    fn partial(self) -> Option<Expected> {
+        Some(binary::SHARES)
+    }
+
+    #[inline(always)]
+    fn is_defined<R: Real>(self, [_, y]: [R; 2]) -> R::Mask {
+        is_share(self.counted(y).0, 1.0)
+    }
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
@@ -257,7 +270,14 @@ impl Pointwise<2> for Formula {
 
 /// The same with a weight of the positive part as third argument.
 impl Pointwise<3> for Formula {
-    const PARTIAL: Option<Expected> = Some(binary::SHARES);
+    fn partial(self) -> Option<Expected> {
+        Some(binary::SHARES)
+    }
+
+    #[inline(always)]
+    fn is_defined<R: Real>(self, [_, y, _]: [R; 3]) -> R::Mask {
+        is_share(self.counted(y).0, 1.0)
+    }
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y, pos_weight]: [R; 3]) -> (R, [R; 3]) {

@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::focal::{self, FocalAlpha, Modulation};
 use crate::check::{self, ClassIndices};
-use crate::kernels::{self, NumberOperations, RowReduction, Rows, f_softmax};
+use crate::kernels::{self, Note, NumberOperations, RowReduction, Rows, f_softmax};
 use crate::loss::composite;
 use crate::mean_parts::{self, f_wide, f_wide_option};
 use crate::precomputed::Precomputed;
@@ -185,20 +185,17 @@ impl SoftmaxFocalLoss {
         }
         let class_dim = check::class_dim(input)?;
         let (classes, target) = check::class_target(target, input, class_dim, OR_SHARES)?;
-        let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
         let factors = self.f_factors(classes, numeric::wide_kind(input)?, input.device())?;
-        let rows = Rows {
-            input,
-            class_dim,
-            target: &target.indices,
-            ignore_index: self.ignore_index,
-            weight: factors.as_ref(),
+        let engine = |target: &Tensor, note: Option<&Note>| {
+            let (ignore_index, weight) = (self.ignore_index, factors.as_ref());
+            let rows = Rows { input, class_dim, target, ignore_index, weight, note };
+            match self.gamma {
+                2.0 => f_softmax(Formula(Square), 0.0, &rows, reduction, composite(self.clone())),
+                gamma => f_softmax(Formula(Power { gamma }), 0.0, &rows, reduction, composite(self.clone())),
+            }
         };
-        let loss = match self.gamma {
-            2.0 => f_softmax(Formula(Square), 0.0, &rows, reduction, composite(self.clone())),
-            gamma => f_softmax(Formula(Power { gamma }), 0.0, &rows, reduction, composite(self.clone())),
-        };
-        target.validity.f_poison_fused(loss?, self.reduction == Reduction::None)
+        let found = (self.invalid_values, self.reduction == Reduction::None);
+        Ok(ClassIndices::f_fused(&target, classes, self.ignore_index, found, engine)?.ok())
     }
 
     /// The log-probabilities of `input`, in single precision at least, and their loss: for a loss that needs both.

@@ -3,7 +3,7 @@ use tch::{Kind, Tensor};
 use super::Divisor;
 use super::reducing::loss_of;
 use crate::check::{self, Validity};
-use crate::kernels::{NumberOperations, RowReduction, Rows, f_softmax_of_positions, scan_range};
+use crate::kernels::{Note, NumberOperations, RowReduction, Rows, f_softmax_of_positions, is_on_cuda, scan_range};
 use crate::numeric::{f_reals, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
@@ -82,10 +82,22 @@ impl DistributionFocalLoss {
         let (shape, class_dim) = (input.size(), target.dim());
         // Logits and positions of one kind are not converted.
         let kind = if target.f_kind()? == input.f_kind()? { input.f_kind()? } else { wide_kind(input)? };
-        let target = f_reals(("target", target), kind)?;
-        let validity = self.f_validity(&target, shape[class_dim] - 1)?;
+        let (target, last) = (f_reals(("target", target), kind)?, shape[class_dim] - 1);
+        let rows = |target, note| Rows { input, class_dim, target, ignore_index: None, weight: None, note };
+        if is_on_cuda(input) && self.invalid_values != InvalidValues::ErrorAtOnce {
+            // There the kernels check the positions.
+            let note = self.invalid_values.is_error().then(|| Note { argument: "target", expected: expected(last) });
+            let loss = self.clone();
+            let composite = move |input: &Tensor, target: &Tensor| loss.f_checked(input, target, last, reduction);
+            let reduced = RowReduction::over_all(reduction);
+            return match f_softmax_of_positions(&rows(&target, note.as_ref()), reduced, composite)? {
+                Some(loss) => Ok(loss),
+                None => self.f_checked(input, &target, last, reduction),
+            };
+        }
+        let validity = self.f_validity(&target, last)?;
         let positions = validity.f_replace(&target, 0.0)?;
-        let rows = Rows { input, class_dim, target: &positions, ignore_index: None, weight: None };
+        let rows = rows(&positions, None);
         let composite = move |input: &Tensor, positions: &Tensor| f_composite(input, positions, reduction);
         let loss = match f_softmax_of_positions(&rows, RowReduction::over_all(reduction), composite)? {
             Some(loss) => loss,
@@ -99,9 +111,19 @@ impl DistributionFocalLoss {
             return Ok(Validity::CHECKED);
         }
         let valid = target.f_ge_number(0)?.f_logical_and(&target.f_le_number(last)?)?;
-        let expected = || format!("positions in [0, {last}]");
-        Validity::f_new(("target", target), valid, expected, self.invalid_values)
+        Validity::f_new(("target", target), valid, || expected(last), self.invalid_values)
     }
+
+    /// The loss by tensor operations, which see no position outside the bins.
+    fn f_checked(&self, input: &Tensor, target: &Tensor, last: i64, reduction: Reduction) -> Result<Tensor, LossError> {
+        let validity = self.f_validity(target, last)?;
+        let loss = f_composite(input, &validity.f_replace(target, 0.0)?, reduction)?;
+        validity.f_poison(&loss, reduction == Reduction::None)
+    }
+}
+
+fn expected(last: i64) -> String {
+    format!("positions in [0, {last}]")
 }
 
 fn f_check(input: &Tensor, target: &Tensor) -> Result<(), LossError> {

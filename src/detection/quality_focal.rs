@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::reducing::loss_of;
 use super::{Divisor, ScoreFormula, check_scores, of_scores};
 use crate::binary::{self, Logits};
-use crate::kernels::{ANY, Expected, Logit, NumberOperations, Pointwise, Real, part, powers, share_or_nan};
+use crate::kernels::{ANY, Expected, Logit, NumberOperations, Pointwise, Real, is_share, part, powers, share_or_nan};
 use crate::numeric::{f_abs, f_power};
 use crate::{InvalidValues, Loss, LossError, Reduction, check};
 
@@ -114,7 +114,14 @@ impl<const BETA: usize> ScoreFormula for Formula<BETA> {
 }
 
 impl<const BETA: usize> Pointwise<2> for Formula<BETA> {
-    const PARTIAL: Option<Expected> = Some(binary::SHARES);
+    fn partial(self) -> Option<Expected> {
+        Some(binary::SHARES)
+    }
+
+    #[inline(always)]
+    fn is_defined<R: Real>(self, [_, y]: [R; 2]) -> R::Mask {
+        is_share(y, binary::ROUNDED_ONE)
+    }
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {

@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::reducing::loss_of;
 use super::{Divisor, ScoreFormula, check_scores, of_scores};
 use crate::binary::{self, Logits};
-use crate::kernels::{Expected, Logit, NumberOperations, Pointwise, Real, choose, part, share_or_nan};
+use crate::kernels::{Expected, Logit, NumberOperations, Pointwise, Real, choose, is_share, part, share_or_nan};
 use crate::{InvalidValues, Loss, LossError, Reduction, check};
 
 crate::options::options! {
@@ -109,7 +109,14 @@ impl ScoreFormula for Formula {
 }
 
 impl Pointwise<2> for Formula {
-    const PARTIAL: Option<Expected> = Some(binary::SHARES);
+    fn partial(self) -> Option<Expected> {
+        Some(binary::SHARES)
+    }
+
+    #[inline(always)]
+    fn is_defined<R: Real>(self, [_, y]: [R; 2]) -> R::Mask {
+        is_share(y, binary::ROUNDED_ONE)
+    }
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {

@@ -36,7 +36,7 @@ fn f_pairs(
     composite: Composite,
 ) -> Result<Tensor, LossError> {
     #[cfg(any(test, feature = "cuda"))]
-    if super::cuda::is_asked(boxes[0]) {
+    if super::cuda::is_asked_for_any_result(boxes[0]) {
         return super::cuda::boxes::f_pairs(formula, boxes, reduce, composite);
     }
     cpu::boxes::f_pairs(formula, boxes, reduce, composite)

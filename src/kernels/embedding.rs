@@ -39,7 +39,7 @@ fn f_embeddings(
     composite: Composite,
 ) -> Result<Tensor, LossError> {
     #[cfg(any(test, feature = "cuda"))]
-    if super::cuda::is_asked(arguments[0]) {
+    if super::cuda::is_asked_for_any_result(arguments[0]) {
         return super::cuda::embedding::f_embeddings(formula, embeddings, arguments, reduce, composite);
     }
     cpu::embedding::f_embeddings(formula, embeddings, arguments, reduce, composite)

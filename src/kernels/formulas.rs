@@ -14,7 +14,16 @@ pub(crate) type Expected = (&'static str, &'static str);
 pub(crate) trait Pointwise<const N: usize>: Copy + Send + Sync + 'static {
     /// What is expected, where the loss is undefined for some values of the arguments, such as a target out of range. It
     /// is NaN there; on the CPU the composite is then called, because it returns the error.
-    const PARTIAL: Option<Expected> = None;
+    fn partial(self) -> Option<Expected> {
+        None
+    }
+
+    /// Whether these arguments have a loss, for a formula that is partial: they are as expected. It may be NaN for
+    /// others, too, such as NaN itself. To be `#[inline(always)]`.
+    #[inline(always)]
+    fn is_defined<R: Real>(self, _: [R; N]) -> R::Mask {
+        true.into()
+    }
 
     /// The loss and its partial derivatives with respect to the arguments. To be `#[inline(always)]`.
     fn evaluate<R: Real>(self, arguments: [R; N]) -> (R, [R; N]);
@@ -31,7 +40,14 @@ pub(super) struct TypedRows<E, const N: usize, const S: usize>(pub(super) E);
 pub(crate) struct Weighted<P>(pub(crate) P);
 
 impl<P: Pointwise<2>> Pointwise<3> for Weighted<P> {
-    const PARTIAL: Option<Expected> = P::PARTIAL;
+    fn partial(self) -> Option<Expected> {
+        self.0.partial()
+    }
+
+    #[inline(always)]
+    fn is_defined<R: Real>(self, [a, b, _]: [R; 3]) -> R::Mask {
+        self.0.is_defined([a, b])
+    }
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [a, b, weight]: [R; 3]) -> (R, [R; 3]) {
@@ -41,7 +57,14 @@ impl<P: Pointwise<2>> Pointwise<3> for Weighted<P> {
 }
 
 impl<P: Pointwise<3>> Pointwise<4> for Weighted<P> {
-    const PARTIAL: Option<Expected> = P::PARTIAL;
+    fn partial(self) -> Option<Expected> {
+        self.0.partial()
+    }
+
+    #[inline(always)]
+    fn is_defined<R: Real>(self, [a, b, c, _]: [R; 4]) -> R::Mask {
+        self.0.is_defined([a, b, c])
+    }
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [a, b, c, weight]: [R; 4]) -> (R, [R; 4]) {

@@ -4,9 +4,12 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::ops::{Add, BitAnd, BitOr, BitXor, Div, Mul, Neg, Sub};
+use std::sync::Arc;
 
 use super::number::{Mask, Real};
+use super::quick_hash::QuickHasher;
 
 /// The place of a number or of a mask in the graph that this thread records.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -66,8 +69,8 @@ pub(super) enum Node {
     Literal(u64),
     /// The smallest normal number above 0, which depends on what the kernel computes in.
     Smallest,
-    /// The bits of a number that is handed to the kernel, so that another one needs no compilation.
-    Parameter(u64),
+    /// The position of a number that is handed to the kernel, so that another one needs no compilation.
+    Parameter(u32),
     Unary(Unary, Id),
     Binary(Binary, Id, Id),
     MulAdd(Id, Id, Id),
@@ -96,25 +99,44 @@ impl Node {
 #[derive(Default)]
 struct Graph {
     nodes: Vec<Node>,
-    places: HashMap<Node, Id>,
+    places: HashMap<Node, Id, BuildHasherDefault<QuickHasher>>,
+    parameters: Vec<f64>,
 }
 
 thread_local! {
     static GRAPH: RefCell<Option<Graph>> = const { RefCell::new(None) };
 }
 
-fn push(node: Node) -> Id {
-    GRAPH.with_borrow_mut(|graph| {
-        let graph = graph.as_mut().expect("symbols exist while a formula is recorded");
-        *graph.places.entry(node).or_insert_with(|| {
-            graph.nodes.push(node);
-            Id(graph.nodes.len() as u32 - 1)
+impl Graph {
+    fn push(&mut self, node: Node) -> Id {
+        *self.places.entry(node).or_insert_with(|| {
+            self.nodes.push(node);
+            Id(self.nodes.len() as u32 - 1)
         })
-    })
+    }
+
+    /// Two of the same bits are one parameter.
+    fn parameter(&mut self, value: f64) -> Node {
+        let known = self.parameters.iter().position(|known| known.to_bits() == value.to_bits());
+        let position = known.unwrap_or_else(|| {
+            self.parameters.push(value);
+            self.parameters.len() - 1
+        });
+        Node::Parameter(position as u32)
+    }
+}
+
+/// Calls `work` with what this thread records.
+fn recorded<T>(work: impl FnOnce(&mut Graph) -> T) -> T {
+    GRAPH.with_borrow_mut(|graph| work(graph.as_mut().expect("symbols exist while a formula is recorded")))
+}
+
+fn push(node: Node) -> Id {
+    recorded(|graph| graph.push(node))
 }
 
 fn node(id: Id) -> Node {
-    GRAPH.with_borrow(|graph| graph.as_ref().expect("as above").nodes[id.index()])
+    recorded(|graph| graph.nodes[id.index()])
 }
 
 /// A number of a formula that is recorded.
@@ -125,12 +147,28 @@ pub(super) struct Symbol(Id);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SymbolMask(Id);
 
-/// A recorded formula.
+/// A recorded formula. Two are equal where they are but for the values of the parameters: their text is the same.
 #[derive(Clone)]
 pub(super) struct Recording {
-    pub(super) nodes: Vec<Node>,
+    pub(super) nodes: Arc<[Node]>,
     /// What the formula returned.
     pub(super) outputs: Vec<Id>,
+    /// The numbers that the kernel is handed.
+    pub(super) parameters: Vec<f64>,
+}
+
+impl PartialEq for Recording {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.nodes, &self.outputs) == (&other.nodes, &other.outputs)
+    }
+}
+
+impl Eq for Recording {}
+
+impl Hash for Recording {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.nodes, &self.outputs).hash(state);
+    }
 }
 
 /// Records what `formula` does with `N` numbers.
@@ -146,7 +184,8 @@ pub(super) fn record_two<const N: usize, const M: usize>(
     let argument = |position: usize| Symbol(push(Node::Argument(position as u32)));
     let outputs = formula(std::array::from_fn(argument), std::array::from_fn(|position| argument(N + position)));
     let graph = GRAPH.replace(outer).unwrap_or_default();
-    Recording { nodes: graph.nodes, outputs: outputs.into_iter().map(|Symbol(id)| id).collect() }
+    let outputs = outputs.into_iter().map(|Symbol(id)| id).collect();
+    Recording { nodes: graph.nodes.into(), outputs, parameters: graph.parameters }
 }
 
 /// The simple numbers that stand in the code. Every other one is a parameter: whether it is an option of the loss or a
@@ -156,6 +195,27 @@ fn is_literal(value: f64) -> bool {
 }
 
 impl Recording {
+    /// How many numbers the formula is given.
+    pub(super) fn arguments(&self) -> usize {
+        self.nodes.iter().filter(|node| matches!(node, Node::Argument(_))).count()
+    }
+
+    /// The formula of these outputs alone.
+    pub(super) fn of(&self, outputs: impl IntoIterator<Item = Id>) -> Self {
+        Self { outputs: outputs.into_iter().collect(), ..self.clone() }
+    }
+
+    /// The formula of the first output and those behind it that are `wanted`: of a loss and some of its derivatives.
+    pub(super) fn with_wanted(&self, wanted: &[bool]) -> Self {
+        let (loss, derivatives) = self.outputs.split_at(1);
+        self.of(loss.iter().chain(chosen(derivatives, wanted)).copied())
+    }
+
+    /// The formula of those outputs that are `wanted`.
+    pub(super) fn wanted(&self, wanted: &[bool]) -> Self {
+        self.of(chosen(&self.outputs, wanted).copied())
+    }
+
     /// The operations that these outputs need, in order.
     pub(super) fn needed(&self, outputs: &[Id]) -> Vec<Id> {
         let mut needed = vec![false; self.nodes.len()];
@@ -167,6 +227,10 @@ impl Recording {
         }
         (0..self.nodes.len()).filter(|index| needed[*index]).map(|index| Id(index as u32)).collect()
     }
+}
+
+fn chosen<'a>(outputs: &'a [Id], wanted: &'a [bool]) -> impl Iterator<Item = &'a Id> {
+    outputs.iter().zip(wanted).filter(|(_, wanted)| **wanted).map(|(id, _)| id)
 }
 
 impl Symbol {
@@ -238,8 +302,10 @@ impl Real for Symbol {
     type Mask = SymbolMask;
 
     fn of(value: f64) -> Self {
-        let bits = value.to_bits();
-        Self(push(if is_literal(value) { Node::Literal(bits) } else { Node::Parameter(bits) }))
+        Self(recorded(|graph| {
+            let node = if is_literal(value) { Node::Literal(value.to_bits()) } else { graph.parameter(value) };
+            graph.push(node)
+        }))
     }
 
     fn smallest() -> Self {

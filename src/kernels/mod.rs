@@ -63,6 +63,8 @@ mod measure;
 mod number;
 mod number_operations;
 mod pointwise;
+#[cfg(any(test, feature = "cuda"))]
+mod quick_hash;
 #[cfg(feature = "segmentation")]
 mod region;
 mod rows;
@@ -80,7 +82,7 @@ pub(crate) use formulas::{
     ClassTerms, Embedding, Expected, Map, OTHER, PairSlopes, PairSums, PairTerms, Pointwise, Positives, Ranked,
     RowLoss, SAME, SoftPairs, Weighted, scaled,
 };
-pub(crate) use number::{ANY, Logit, Real, choose, part, powers, share_or_nan, sigmoids};
+pub(crate) use number::{ANY, Logit, Real, choose, is_not_negative, is_share, part, powers, share_or_nan, sigmoids};
 pub(crate) use number_operations::{Number, NumberOperations};
 pub(crate) use pointwise::{f_pointwise, f_pointwise_to};
 #[cfg(feature = "segmentation")]
@@ -88,7 +90,7 @@ pub(crate) use region::{Entropy, Regional, Sums, Total, f_region, takes_region};
 #[cfg(feature = "detection")]
 pub(crate) use rows::f_softmax_of_positions;
 pub(crate) use rows::{
-    Hinges, LogitRows, Margin, RowReduction, Rows, f_label_margin, f_logits, f_margin, f_picked, f_softmax,
+    Hinges, LogitRows, Margin, Note, RowReduction, Rows, f_label_margin, f_logits, f_margin, f_picked, f_softmax,
     f_softmax_of_shares, takes_rows,
 };
 #[cfg(feature = "classification")]
@@ -105,7 +107,7 @@ pub(crate) fn takes_elements(input: &Tensor) -> bool {
     is_on_cuda(input) || takes(input)
 }
 
-/// [`takes_elements`] for a loss that some values of the arguments do not have ([`Pointwise::PARTIAL`]). On the CPU an
+/// [`takes_elements`] for a loss that some values of the arguments do not have ([`Pointwise::partial`]). On the CPU an
 /// engine that comes upon one leaves the call to the composite; it is asked only where that returns an error. On CUDA,
 /// where nobody looks at the values, their loss is NaN and their gradient 0, and the GPU takes a note.
 pub(crate) fn takes_partial(input: &Tensor, mode: InvalidValues) -> bool {
@@ -122,7 +124,7 @@ pub(crate) fn leaves_partial(input: &Tensor, mode: InvalidValues) -> bool {
 #[cfg_attr(not(any(test, feature = "cuda")), allow(unused_variables))]
 pub(crate) fn is_on_cuda(input: &Tensor) -> bool {
     #[cfg(any(test, feature = "cuda"))]
-    if cuda::is_asked(input) {
+    if cuda::is_asked_for_any_result(input) {
         return true;
     }
     false
@@ -133,8 +135,8 @@ pub(crate) fn is_on_cuda(input: &Tensor) -> bool {
 pub(crate) fn f_beside(input: &Tensor, tensor: &Tensor) -> Result<Option<Tensor>, LossError> {
     let (kind, own) = (input.f_kind()?, tensor.f_kind()?);
     #[cfg(any(test, feature = "cuda"))]
-    if cuda::is_asked(input) {
-        return Ok(cuda::arguments::takes_kind(kind, own).then(|| tensor.shallow_clone()));
+    if cuda::is_asked_for_any_result(input) {
+        return Ok(cuda::arguments::takes_beside(input, tensor)?.then(|| tensor.shallow_clone()));
     }
     if !takes(input) || tensor.device() != Device::Cpu {
         return Ok(None);

@@ -164,10 +164,22 @@ pub(crate) fn part<R: Real>(share: R, whole: R) -> R {
     choose(share.equal(R::of(0.0)), R::of(0.0), share * whole)
 }
 
+/// Whether `y` is from 0 to `whole`.
+#[inline(always)]
+pub(crate) fn is_share<R: Real>(y: R, whole: f64) -> R::Mask {
+    y.greater_equal(R::of(0.0)) & y.less_equal(R::of(whole))
+}
+
 /// `y` where it is from 0 to `whole`, and NaN elsewhere.
 #[inline(always)]
 pub(crate) fn share_or_nan<R: Real>(y: R, whole: f64) -> R {
-    choose(y.greater_equal(R::of(0.0)) & y.less_equal(R::of(whole)), y, R::of(f64::NAN))
+    choose(is_share(y, whole), y, R::of(f64::NAN))
+}
+
+/// Whether `y` is at least 0 or NaN.
+#[inline(always)]
+pub(crate) fn is_not_negative<R: Real>(y: R) -> R::Mask {
+    y.greater_equal(R::of(0.0)) | y.unequal(y)
 }
 
 /// What losses of a logit x are made of. Each number is accurate for every logit, and has its limit for an infinite

@@ -55,7 +55,7 @@ fn f_elements(
     // A result of another kind is the business of the composite.
     let composite = if result == arguments[0].f_kind()? { widely(composite) } else { composite };
     #[cfg(any(test, feature = "cuda"))]
-    if super::cuda::is_asked(arguments[0]) {
+    if super::cuda::is_asked_for_any_result(arguments[0]) {
         return super::cuda::pointwise::f_elements(result, formula, arguments, reduce, composite);
     }
     cpu::pointwise::f_elements(result, formula, arguments, reduce, composite)

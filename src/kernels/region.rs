@@ -151,7 +151,7 @@ fn f_engine(
 
 fn f_takes(input: &Tensor, target: &Tensor, kind: Kind) -> Result<bool, LossError> {
     #[cfg(any(test, feature = "cuda"))]
-    if super::cuda::is_asked(input) {
+    if super::cuda::is_asked_for_any_result(input) {
         return super::cuda::region::takes(input, target, kind);
     }
     cpu::region::takes(input, target, kind)
@@ -159,7 +159,7 @@ fn f_takes(input: &Tensor, target: &Tensor, kind: Kind) -> Result<bool, LossErro
 
 fn f_sums(formula: &Regional, input: &Tensor, target: &Tensor) -> Result<Option<Totals>, LossError> {
     #[cfg(any(test, feature = "cuda"))]
-    if super::cuda::is_asked(input) {
+    if super::cuda::is_asked_for_any_result(input) {
         return super::cuda::region::f_sums(formula, input, target);
     }
     cpu::region::f_sums(formula, input, target)
@@ -173,7 +173,7 @@ fn f_gradient(
     grads: &[Option<Tensor>],
 ) -> Result<Option<Tensor>, LossError> {
     #[cfg(any(test, feature = "cuda"))]
-    if super::cuda::is_asked(input) {
+    if super::cuda::is_asked_for_any_result(input) {
         return super::cuda::region::f_gradient(formula, input, target, grads);
     }
     cpu::region::f_gradient(formula, input, target, grads).map(Some)

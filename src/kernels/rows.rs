@@ -58,6 +58,17 @@ pub(crate) struct Rows<'a> {
     pub(crate) ignore_index: Option<i64>,
     /// A factor for each class, of any floating kind, without a gradient.
     pub(crate) weight: Option<&'a Tensor>,
+    /// What a kernel of CUDA takes note of where it comes upon a target that is none of these.
+    #[cfg_attr(not(any(test, feature = "cuda")), allow(dead_code))]
+    pub(crate) note: Option<&'a Note>,
+}
+
+/// What a GPU remembers of an invalid value: see [`InvalidValues::f_memory`](crate::InvalidValues::f_memory).
+#[derive(Debug, Clone)]
+#[cfg_attr(not(any(test, feature = "cuda")), allow(dead_code))]
+pub(crate) struct Note {
+    pub(crate) argument: &'static str,
+    pub(crate) expected: String,
 }
 
 /// The tensors of a call in a layout that kernels read: the memory of the input is `[outer, classes, inner]`, and the
@@ -147,7 +158,7 @@ pub(crate) struct LogitRows<'a> {
 macro_rules! by_device {
     ($input:expr, $engine:ident::$function:ident($($argument:expr),* $(,)?)) => {{
         #[cfg(any(test, feature = "cuda"))]
-        if cuda::is_asked($input) {
+        if cuda::is_asked_for_any_result($input) {
             return cuda::$engine::$function($($argument),*);
         }
         cpu::$engine::$function($($argument),*)
@@ -157,7 +168,7 @@ macro_rules! by_device {
 /// Whether the engines of rows may take calls with this input.
 pub(crate) fn takes_rows(input: &Tensor) -> bool {
     #[cfg(any(test, feature = "cuda"))]
-    if cuda::is_asked(input) {
+    if cuda::is_asked_for_any_result(input) {
         return true;
     }
     super::takes(input)
@@ -263,7 +274,11 @@ where
 /// The cross entropy and the z-loss of each row, `[n]`, in single precision for logits of half precision. `None` where
 /// the engine does not take the call. Where there are derivatives, the logits are overwritten by the gradient.
 pub(crate) fn f_logits(rows: &LogitRows) -> Result<Option<[Tensor; 2]>, LossError> {
-    by_device!(rows.logits, logits::f_logits(rows))
+    #[cfg(any(test, feature = "cuda"))]
+    if cuda::is_asked(rows.logits) {
+        return cuda::logits::f_logits(rows);
+    }
+    cpu::logits::f_logits(rows)
 }
 
 /// The losses Σ max(0, 1 − x\[t\] + x\[c\]) / C of each row, reduced: over its labels t, which end at the first −1, and
@@ -272,10 +287,17 @@ pub(crate) fn f_logits(rows: &LogitRows) -> Result<Option<[Tensor; 2]>, LossErro
 pub(crate) fn f_label_margin<C>(
     arguments: [&Tensor; 2],
     reduction: Reduction,
+    note: Option<&Note>,
     composite: C,
 ) -> Result<Tensor, LossError>
 where
     C: Fn([&Tensor; 2]) -> Result<Tensor, LossError> + Send + 'static,
 {
-    by_device!(arguments[0], label_margin::f_label_margin(arguments, reduction, composite))
+    #[cfg(any(test, feature = "cuda"))]
+    if cuda::is_asked_for_any_result(arguments[0]) {
+        return cuda::label_margin::f_label_margin(arguments, reduction, note, composite);
+    }
+    // The engine of the CPU leaves a call with an entry that is no class to the composite.
+    let _ = note;
+    cpu::label_margin::f_label_margin(arguments, reduction, composite)
 }

@@ -2,7 +2,7 @@ use tch::{Tensor, no_grad_guard};
 
 use super::f_not_negative;
 use crate::check;
-use crate::kernels::{self, Expected, NumberOperations, Pointwise, Real, choose, f_pointwise};
+use crate::kernels::{self, Expected, NumberOperations, Pointwise, Real, choose, f_pointwise, is_not_negative};
 use crate::numeric::{self, f_subtractable, f_widely, real};
 use crate::{InvalidValues, LossError, MeanParts, Reduction};
 
@@ -205,13 +205,20 @@ struct Formula {
 }
 
 impl Pointwise<3> for Formula {
-    /// A negative variance.
-    const PARTIAL: Option<Expected> = Some(("var", NOT_NEGATIVE));
+    /// A negative variance has no loss.
+    fn partial(self) -> Option<Expected> {
+        Some(("var", NOT_NEGATIVE))
+    }
+
+    #[inline(always)]
+    fn is_defined<R: Real>(self, [_, _, var]: [R; 3]) -> R::Mask {
+        is_not_negative(var)
+    }
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y, var]: [R; 3]) -> (R, [R; 3]) {
         let (half, one) = (R::of(0.5), R::of(1.0));
-        let raised = choose(var.less(R::of(0.0)), R::of(f64::NAN), var).at_least(R::of(self.eps));
+        let raised = choose(is_not_negative(var), var, R::of(f64::NAN)).at_least(R::of(self.eps));
         let difference = x - y;
         let slope = difference / raised;
         let loss = half * (raised.ln() + difference * slope) + R::of(self.constant);

@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::f_not_negative;
 use crate::check::{self, Validity};
-use crate::kernels::{self, Expected, Pointwise, Real, choose, f_pointwise};
+use crate::kernels::{self, Expected, Pointwise, Real, choose, f_pointwise, is_not_negative};
 use crate::numeric::{f_subtractable, f_widely, real};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
@@ -138,7 +138,15 @@ struct Formula {
 }
 
 impl Pointwise<2> for Formula {
-    const PARTIAL: Option<Expected> = Some(("input", RATES));
+    /// A negative rate has no loss. Every logarithm of a rate has one.
+    fn partial(self) -> Option<Expected> {
+        (!self.log_input).then_some(("input", RATES))
+    }
+
+    #[inline(always)]
+    fn is_defined<R: Real>(self, [x, _]: [R; 2]) -> R::Mask {
+        is_not_negative(x)
+    }
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
@@ -148,7 +156,7 @@ impl Pointwise<2> for Formula {
         } else {
             let rate = x + R::of(self.eps);
             let log = rate.ln();
-            let x = choose(x.less(R::of(0.0)), R::of(f64::NAN), x);
+            let x = choose(is_not_negative(x), x, R::of(f64::NAN));
             (x - y * log, [R::of(1.0) - y / rate, -log])
         };
         if !self.full {

@@ -1,7 +1,7 @@
 //! The formulas of the sigmoid focal loss for the engine.
 
 use crate::binary;
-use crate::kernels::{Expected, Logit, Pointwise, Real, choose, part, share_or_nan, sigmoids};
+use crate::kernels::{Expected, Logit, Pointwise, Real, choose, is_share, part, share_or_nan, sigmoids};
 
 /// The loss with γ and α as its only options; for γ = 2 (`SQUARE`) the power is a product.
 #[derive(Clone, Copy)]
@@ -11,7 +11,14 @@ pub(in crate::classification) struct Formula<const SQUARE: bool> {
 }
 
 impl<const SQUARE: bool> Pointwise<2> for Formula<SQUARE> {
-    const PARTIAL: Option<Expected> = Some(binary::SHARES);
+    fn partial(self) -> Option<Expected> {
+        Some(binary::SHARES)
+    }
+
+    #[inline(always)]
+    fn is_defined<R: Real>(self, [_, y]: [R; 2]) -> R::Mask {
+        is_share(y, 1.0)
+    }
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
@@ -56,7 +63,14 @@ pub(super) struct MarginFormula<const SQUARE: bool> {
 }
 
 impl<const SQUARE: bool> Pointwise<2> for MarginFormula<SQUARE> {
-    const PARTIAL: Option<Expected> = Some(binary::SHARES);
+    fn partial(self) -> Option<Expected> {
+        Some(binary::SHARES)
+    }
+
+    #[inline(always)]
+    fn is_defined<R: Real>(self, [_, y]: [R; 2]) -> R::Mask {
+        is_share(y, 1.0)
+    }
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {

@@ -71,7 +71,7 @@ const MOST: usize = 5;
 
 impl<P: Pointwise<N>, const N: usize> Formula for Typed<P, N> {
     fn is_partial(&self) -> bool {
-        P::PARTIAL.is_some()
+        self.0.partial().is_some()
     }
 }
 

@@ -6,9 +6,10 @@ use std::fmt::Write;
 use tch::{Kind, Tensor};
 
 use super::engine::PACK;
+use super::is_autocast;
 use super::launch::Block;
 use crate::LossError;
-use crate::autograd::Header;
+use crate::autograd::{self, Header};
 use crate::kernels::tensors::f_one_layout;
 
 /// The kinds besides that of the first argument that kernels read, and their types in C++.
@@ -26,10 +27,22 @@ pub(in crate::kernels) fn takes_kind(kind: Kind, other: Kind) -> bool {
     other == kind || INTEGERS.iter().any(|(integer, _)| *integer == other)
 }
 
+/// The same, of two tensors. Under autocast single precision is read beside half precision, where it gets no gradient.
+pub(in crate::kernels) fn takes_beside(first: &Tensor, tensor: &Tensor) -> Result<bool, LossError> {
+    let own = tensor.f_kind()?;
+    let is_wide = || own == Kind::Float && is_autocast(first) && !(autograd::grad_enabled() && tensor.requires_grad());
+    Ok(takes_kind(first.f_kind()?, own) || is_wide())
+}
+
 /// The type of elements of kind `own` in C++, in kernels of `kind`: one that they take, or the one that they compute in.
 pub(super) fn name_of(own: Kind, kind: Kind) -> &'static str {
     let integer = INTEGERS.iter().find(|(integer, _)| *integer == own);
     integer.map_or(if own == kind { "Element" } else { "Real" }, |(_, name)| name)
+}
+
+/// The same of what derivatives are multiplied by, where there is something.
+pub(super) fn name_of_factors(factors: Option<&Tensor>, kind: Kind) -> &'static str {
+    factors.map_or("Element", |factors| name_of(factors.kind(), kind))
 }
 
 /// A tensor, and where its elements are.

@@ -1,13 +1,12 @@
 //! The engine of losses of pairs of boxes, four numbers each that lie side by side: GIoU, DIoU and CIoU.
 
-use std::fmt::Write;
-
 use tch::{Kind, Tensor};
 
-use super::engine::{self, Engine, FINISH, Forward, Sum, address};
+use super::engine::{self, Engine, Forward, Sum, address, address_of};
 use super::launch::{Block, Kernel, Launch};
 use super::pointwise::{Recorded, evaluate, is_floating};
-use super::{modules, source};
+use super::source::Recipe;
+use super::{arguments, modules};
 use crate::LossError;
 use crate::autograd::Header;
 use crate::kernels::engine::{Composite, Reduce};
@@ -55,7 +54,7 @@ impl Engine for Pairs {
 
     fn f_forward(&self, boxes: &[&Tensor], wanted: &[bool], sum: Option<Sum>) -> Result<Option<Forward>, LossError> {
         let boxes = f_contiguous(boxes)?;
-        let Some(call) = self.call(&boxes, wanted, sum.is_none()) else { return Ok(None) };
+        let Some(call) = self.call(&boxes, None, wanted, sum.is_none()) else { return Ok(None) };
         let gradients = engine::f_gradients(&boxes[0], wanted)?;
         let size = boxes[0].size();
         let Some(sum) = sum else {
@@ -67,7 +66,7 @@ impl Engine for Pairs {
         if !call.run(&gradients, (sum.scale, None), None, Some(&sums)) {
             return Ok(None);
         }
-        let loss = engine::f_finish(&*call.launcher, self.kind, &sums, call.grid(), sum)?;
+        let loss = engine::f_finish(&sums, call.grid(), sum)?;
         Ok(loss.map(|loss| Forward { loss, gradients, valid: None }))
     }
 
@@ -79,9 +78,9 @@ impl Engine for Pairs {
         scale: Option<f64>,
     ) -> Result<Option<Vec<Tensor>>, LossError> {
         let boxes = f_contiguous(boxes)?;
-        let Some(call) = self.call(&boxes, wanted, false) else { return Ok(None) };
-        let gradients = engine::f_gradients(&boxes[0], wanted)?;
         let factors = grad.f_contiguous()?;
+        let Some(call) = self.call(&boxes, Some(&factors), wanted, false) else { return Ok(None) };
+        let gradients = engine::f_gradients(&boxes[0], wanted)?;
         Ok(call.run(&gradients, (scale.unwrap_or(1.0), Some(&factors)), None, None).then_some(gradients))
     }
 }
@@ -91,18 +90,31 @@ fn f_contiguous(boxes: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
 }
 
 impl Pairs {
-    /// The kernels that store the gradients of these boxes, and the losses or not.
-    fn call<'a>(&self, boxes: &'a [Tensor], wanted: &[bool], losses: bool) -> Option<Call<'a>> {
+    /// The kernels that store the gradients of these boxes times the `factors`, and the losses or not.
+    fn call<'a>(
+        &'a self,
+        boxes: &'a [Tensor],
+        factors: Option<&Tensor>,
+        wanted: &[bool],
+        losses: bool,
+    ) -> Option<Call<'a>> {
         let of_numbers: Vec<bool> = wanted.iter().flat_map(|wanted| [*wanted; CORNERS]).collect();
-        let formula = evaluate(&self.recording, &of_numbers);
-        let mut text = source::head(self.kind, formula.parameters.len());
+        let formulas = vec![self.recording.with_wanted(&of_numbers)];
         let gradients = wanted.iter().filter(|wanted| **wanted).count();
-        _ = write!(text, "#define GRADIENTS {gradients}\n#define LOSSES {}\n", usize::from(losses));
-        text.push_str(&formula.text);
-        text.push_str(include_str!("source/boxes.cu"));
-        let launcher = modules::launcher(boxes[0].device(), &text, &[BOXES, FINISH])?;
-        Some(Call { kind: self.kind, boxes, parameters: formula.parameters, launcher })
+        let definitions = format!(
+            "#define GRADIENTS {gradients}\n#define LOSSES {}\ntypedef {} Factor;\n",
+            usize::from(losses),
+            arguments::name_of_factors(factors, self.kind),
+        );
+        let (kind, parameters) = (self.kind, self.recording.parameters.len());
+        let recipe = Recipe { kind, parameters, definitions, formulas, write };
+        let launcher = modules::launcher_of(boxes[0].device(), recipe, &[BOXES])?;
+        Some(Call { kind, boxes, parameters: &self.recording.parameters, launcher })
     }
+}
+
+fn write(recipe: &Recipe) -> String {
+    [&recipe.head(), &evaluate(&recipe.formulas[0]), include_str!("source/boxes.cu")].concat()
 }
 
 /// A call, with its kernels loaded.
@@ -110,7 +122,7 @@ struct Call<'a> {
     kind: Kind,
     /// Contiguous.
     boxes: &'a [Tensor],
-    parameters: Vec<f64>,
+    parameters: &'a [f64],
     launcher: Box<dyn Launch>,
 }
 
@@ -131,7 +143,6 @@ impl Call<'_> {
         let box_bytes = CORNERS * self.kind.elt_size_in_bytes();
         let is_aligned = |tensor: &Tensor| (address(tensor) as usize).is_multiple_of(box_bytes.min(engine::PACK));
         let aligned = self.boxes.iter().chain(gradients).all(is_aligned);
-        let address_of = |tensor: Option<&Tensor>| tensor.map_or(std::ptr::null(), address);
         let mut block = Block::default();
         self.boxes.iter().chain(gradients).for_each(|tensor| block.pointer(address(tensor)));
         // The array of gradients has one place more than there are, since C++ has no empty ones.

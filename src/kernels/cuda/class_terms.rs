@@ -4,7 +4,8 @@ use tch::Tensor;
 
 use super::rows::{RowKernel, f_rows};
 use super::softmax::EXPONENTIALS;
-use super::source::rows::function;
+use super::source::Recipe;
+use super::source::rows::{around_row_loss, function};
 use crate::LossError;
 use crate::kernels::formulas::ClassTerms;
 use crate::kernels::graph;
@@ -28,10 +29,13 @@ fn of_terms(formula: impl ClassTerms) -> RowKernel {
     let both = |(term, slope)| vec![term, slope];
     let of_target = graph::record(|[log_p, p]| both(formula.of_target(log_p, p)));
     let of_other = graph::record(|[log_p]| both(formula.of_other(log_p)));
-    let target = function("of_target", &["log_p", "p_of_target"], &["slope"], &of_target);
-    let other = function("of_other", &["log_p"], &["slope"], &of_other);
-    let define = format!("#define TARGET_PARAMETERS {}\n", target.parameters.len());
-    let text = [&define, &target.text, &other.text, EXPONENTIALS, include_str!("source/class_terms.cu")].concat();
-    let parameters = [target.parameters, other.parameters].concat();
-    RowKernel { text, parameters, ..RowKernel::default() }
+    let definitions = format!("#define TARGET_PARAMETERS {}\n", of_target.parameters.len());
+    let parameters = [&of_target.parameters[..], &of_other.parameters].concat();
+    RowKernel { definitions, formulas: vec![of_target, of_other], parameters, ..RowKernel::of(write) }
+}
+
+fn write(recipe: &Recipe) -> String {
+    let target = function("of_target", &["log_p", "p_of_target"], &["slope"], &recipe.formulas[0]).text;
+    let other = function("of_other", &["log_p"], &["slope"], &recipe.formulas[1]).text;
+    around_row_loss(recipe, &[&target, &other, EXPONENTIALS, include_str!("source/class_terms.cu")])
 }

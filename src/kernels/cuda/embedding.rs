@@ -5,16 +5,16 @@ use std::fmt::Write;
 
 use tch::{Kind, Tensor};
 
-use super::engine::{self, Engine, FINISH, Forward, Sum, address};
+use super::engine::{self, Engine, Forward, Sum, address, address_of};
 use super::launch::{Block, Kernel, Launch, THREADS};
 use super::pointwise::is_floating;
-use super::source::{self, Body};
+use super::source::{self, Body, Recipe};
 use super::{arguments, modules};
 use crate::LossError;
 use crate::autograd::Header;
 use crate::kernels::engine::{Composite, Reduce, row_length};
 use crate::kernels::formulas::{Embedding, TypedRows};
-use crate::kernels::graph::{Id, Recording, record_two};
+use crate::kernels::graph::{Recording, record_two};
 
 const ROWS: Kernel = Kernel { name: c"rows", types: &["Call"] };
 const PARTS: Kernel = Kernel { name: c"parts", types: &["Call"] };
@@ -121,7 +121,7 @@ impl Engine for Rows {
         sum: Option<Sum>,
     ) -> Result<Option<Forward>, LossError> {
         let arguments = f_contiguous(arguments)?;
-        let Some(call) = self.call(&arguments, wanted, sum.is_none())? else { return Ok(None) };
+        let Some(call) = self.call(&arguments, None, wanted, sum.is_none())? else { return Ok(None) };
         let gradients = engine::f_gradients(&arguments[0], wanted)?;
         let size = arguments[0].size();
         let Some(sum) = sum else {
@@ -134,7 +134,7 @@ impl Engine for Rows {
         if !call.f_run(&gradients, (sum.scale, None), None, Some(&sums))? {
             return Ok(None);
         }
-        let loss = engine::f_finish(&*call.launcher, self.kind, &sums, grid, sum)?;
+        let loss = engine::f_finish(&sums, grid, sum)?;
         Ok(loss.map(|loss| Forward { loss, gradients, valid: None }))
     }
 
@@ -146,9 +146,9 @@ impl Engine for Rows {
         scale: Option<f64>,
     ) -> Result<Option<Vec<Tensor>>, LossError> {
         let arguments = f_contiguous(arguments)?;
-        let Some(call) = self.call(&arguments, wanted, false)? else { return Ok(None) };
-        let gradients = engine::f_gradients(&arguments[0], wanted)?;
         let factors = grad.f_contiguous()?;
+        let Some(call) = self.call(&arguments, Some(&factors), wanted, false)? else { return Ok(None) };
+        let gradients = engine::f_gradients(&arguments[0], wanted)?;
         let launched = call.f_run(&gradients, (scale.unwrap_or(1.0), Some(&factors)), None, None)?;
         Ok(launched.then_some(gradients))
     }
@@ -159,64 +159,78 @@ fn f_contiguous(arguments: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
 }
 
 impl Rows {
-    /// The kernels that store these gradients, and the losses or not.
+    /// The kernels that store these gradients times the `factors`, and the losses or not.
     fn call<'a>(
         &'a self,
         arguments: &'a [Tensor],
+        factors: Option<&Tensor>,
         wanted: &[bool],
         losses: bool,
     ) -> Result<Option<Call<'a>>, LossError> {
         let columns = row_length(&arguments[0]);
         let shape = Shape::new(Header::of(&arguments[0]).elements() / columns, columns);
-        let of_sums = self.loss.outputs.len() - 1;
-        let numbered = |name: &str, count: usize| (0..count).map(|k| format!("{name}[{k}]")).collect::<Vec<_>>();
-        let numbers = [numbered("a", self.embeddings), numbered("s", of_sums)].concat();
-        let add = function(&self.add, &self.add.outputs, &numbers, "q");
-        let derivatives = self.derive.outputs.iter().zip(wanted).filter(|(_, wanted)| **wanted);
-        let derivatives: Vec<_> = derivatives.map(|(id, _)| *id).collect();
-        let derive = function(&self.derive, &derivatives, &numbers, "g");
-        let of_loss = [numbered("s", of_sums), vec!["label".to_owned()]].concat();
-        let loss = function(&self.loss, &self.loss.outputs, &of_loss, "q");
-
-        let mut text = source::head(self.kind, add.parameters.len() + derive.parameters.len());
+        let formulas = vec![self.add.clone(), self.derive.wanted(wanted), self.loss.clone()];
+        let of_numbers = [&self.add.parameters[..], &self.derive.parameters].concat();
         let labels = match arguments.get(self.embeddings) {
             Some(labels) => arguments::name_of(labels.f_kind()?, self.kind),
             None => "Element",
         };
-        let group = if shape.columns > OF_WARP { THREADS as usize } else { WARP };
-        _ = write!(text, "#define EMBEDDINGS {}\n#define SUMS {of_sums}\n#define GROUP {group}\n", self.embeddings);
-        _ = write!(text, "#define GRADIENTS {}\n#define LOSSES {}\n", derivatives.len(), usize::from(losses));
-        _ = write!(text, "#define ADD_PARAMETERS {}\ntypedef {labels} Label;\n", add.parameters.len());
-        _ = writeln!(text, "#define LOSS_PARAMETERS {}", loss.parameters.len());
-        _ = write!(text, "DEVICE void add(const Real* a, const Real* s, const Real* p, Real* q) {{\n{}}}\n", add.text);
-        _ = write!(
-            text,
-            "DEVICE void derive(const Real* a, const Real* s, const Real* p, Real* g) {{\n{}}}\n",
-            derive.text
+        let definitions = format!(
+            "#define EMBEDDINGS {}\n#define SUMS {}\n#define GROUP {}\n#define GRADIENTS {}\n#define LOSSES {}\n\
+             #define ADD_PARAMETERS {}\n#define LOSS_PARAMETERS {}\ntypedef {labels} Label;\ntypedef {} Factor;\n",
+            self.embeddings,
+            self.sums(),
+            if columns > OF_WARP { THREADS as usize } else { WARP },
+            formulas[1].outputs.len(),
+            usize::from(losses),
+            self.add.parameters.len(),
+            self.loss.parameters.len(),
+            arguments::name_of_factors(factors, self.kind),
         );
-        // There the numbers of the formula are those of double precision.
-        _ = write!(
-            text,
-            "namespace in_double {{\ntypedef double Real;\n\
-             DEVICE void loss(const Real* s, Real label, const Real* p, Real* q) {{\n{}}}\n}}\n",
-            loss.text
-        );
-        text.push_str(include_str!("source/embedding.cu"));
-        let kernels: &[Kernel] = &[ROWS, PARTS, WHOLE, DERIVATIVES, FINISH];
-        let Some(launcher) = modules::launcher(arguments[0].device(), &text, kernels) else { return Ok(None) };
-        let parameters = [add.parameters, derive.parameters].concat();
-        Ok(Some(Call { engine: self, arguments, shape, parameters, of_loss: loss.parameters, launcher }))
+        let recipe = Recipe { kind: self.kind, parameters: of_numbers.len(), definitions, formulas, write };
+        let kernels: &[Kernel] = &[ROWS, PARTS, WHOLE, DERIVATIVES];
+        let launcher = modules::launcher_of(arguments[0].device(), recipe, kernels);
+        Ok(launcher.map(|launcher| Call { engine: self, arguments, shape, parameters: of_numbers, launcher }))
+    }
+
+    /// How many sums the formula is of.
+    fn sums(&self) -> usize {
+        self.add.outputs.len()
     }
 }
 
-/// The statements of a function of so many numbers, which writes the outputs to an array.
-fn function(recording: &Recording, outputs: &[Id], numbers: &[String], to: &str) -> source::Source {
+/// The text of the kernels of three formulas: what a place adds to the sums, the derivatives by the numbers there, and
+/// the loss of the sums.
+fn write(recipe: &Recipe) -> String {
+    let [add, derive, loss] = &recipe.formulas[..] else { unreachable!("the recipe has three formulas") };
+    let numbered = |name: &str, count: usize| (0..count).map(|k| format!("{name}[{k}]")).collect::<Vec<_>>();
+    let sums = add.outputs.len();
+    let numbers = [numbered("a", add.arguments() - sums), numbered("s", sums)].concat();
+    let of_loss = [numbered("s", sums), vec!["label".to_owned()]].concat();
+    [
+        &recipe.head(),
+        "DEVICE void add(const Real* a, const Real* s, const Real* p, Real* q) {\n",
+        &stored(add, &numbers, "q"),
+        "}\nDEVICE void derive(const Real* a, const Real* s, const Real* p, Real* g) {\n",
+        &stored(derive, &numbers, "g"),
+        // There the numbers of the formula are those of double precision.
+        "}\nnamespace in_double {\ntypedef double Real;\n\
+         DEVICE void loss(const Real* s, Real label, const Real* p, Real* q) {\n",
+        &stored(loss, &of_loss, "q"),
+        "}\n}\n",
+        include_str!("source/embedding.cu"),
+    ]
+    .concat()
+}
+
+/// The statements of a function of these numbers, which writes the outputs to an array.
+fn stored(formula: &Recording, numbers: &[String], to: &str) -> String {
     let names: Vec<&str> = numbers.iter().map(String::as_str).collect();
-    let Body { statements: mut text, outputs, parameters } = source::body(recording, outputs, &names);
+    let Body { statements: mut text, outputs, .. } = source::body(formula, &formula.outputs, &names);
     for (position, output) in outputs.iter().enumerate() {
         _ = writeln!(text, "  {to}[{position}] = {output};");
     }
-    source::Source { text, parameters }
+    text
 }
 
 /// How the rows are shared out, by their sizes alone.
@@ -247,8 +261,8 @@ struct Call<'a> {
     /// Contiguous.
     arguments: &'a [Tensor],
     shape: Shape,
+    /// Those of all formulas but the loss.
     parameters: Vec<f64>,
-    of_loss: Vec<f64>,
     launcher: Box<dyn Launch>,
 }
 
@@ -263,7 +277,7 @@ impl Call<'_> {
         sums: Option<&Tensor>,
     ) -> Result<bool, LossError> {
         let Shape { rows, parts, .. } = self.shape;
-        let of_sums = self.engine.loss.outputs.len() - 1;
+        let of_sums = self.engine.sums();
         let room = if parts == 0 { 0 } else { rows * (parts + 1) * of_sums };
         let room = Tensor::f_empty([room as i64], (Kind::Double, self.arguments[0].device()))?;
         let mut block = self.block(gradients, factors, losses, sums, &room);
@@ -294,7 +308,6 @@ impl Call<'_> {
         let is_aligned = |tensor: &Tensor| (address(tensor) as usize).is_multiple_of(engine::PACK);
         let whole = columns.is_multiple_of(engine::PACK / kind.elt_size_in_bytes());
         let aligned = whole && embeddings.iter().chain(gradients).all(is_aligned);
-        let address_of = |tensor: Option<&Tensor>| tensor.map_or(std::ptr::null(), address);
         let mut block = Block::default();
         embeddings.iter().chain(gradients).for_each(|tensor| block.pointer(address(tensor)));
         // The array of gradients has one place more than there are, since C++ has no empty ones.
@@ -304,7 +317,7 @@ impl Call<'_> {
         block.pointer(address(room));
         [rows, columns, PART, parts].into_iter().for_each(|number| block.long(number as i64));
         block.real(Kind::Double, factor);
-        self.of_loss.iter().for_each(|parameter| block.real(Kind::Double, *parameter));
+        self.engine.loss.parameters.iter().for_each(|parameter| block.real(Kind::Double, *parameter));
         block.real(Kind::Double, 0.0);
         block.int(factors.is_some_and(|factors| factors.dim() > 0).into());
         block.int(aligned.into());

@@ -3,17 +3,21 @@
 
 use std::ffi::c_void;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::launch::{Kernel, Launch, THREADS};
-use super::{modules, source};
+use super::source::Recipe;
+use super::{is_autocast, modules};
 use crate::LossError;
 use crate::autograd::{self, Context, Header, StoredGradients};
 use crate::kernels::engine::{Composite, Reduce, f_with_graph};
 use crate::numeric::is_half;
 
-/// The kernels of prelude.cu, which every source has.
-pub(super) const FINISH: Kernel = Kernel { name: c"finish", types: &["const double*", "int", "double", "Element*"] };
+/// The kernels of common.cu.
+const FINISH: Kernel = Kernel {
+    name: c"finish",
+    types: &["const double*", "int", "double", "const double*", "int", "Element*", "Element*"],
+};
 const SCALE: Kernel = Kernel { name: c"scale", types: &["Element*", "long long", "const Element*"] };
 
 /// Blocks at most. How many there are depends on the size alone, so that a sum is the same on every GPU.
@@ -72,7 +76,24 @@ pub(super) fn f_dispatch_to(
     reduce: Reduce,
     composite: Composite,
 ) -> Result<Tensor, LossError> {
+    f_fused(result, engine, arguments, reduce, composite)?.or_else(|composite| composite(arguments))
+}
+
+/// [`f_dispatch_to`], which hands the composite back where the kernels cannot be had.
+pub(super) fn f_fused(
+    result: Kind,
+    engine: Box<dyn Engine>,
+    arguments: &[&Tensor],
+    reduce: Reduce,
+    composite: Composite,
+) -> Result<Result<Tensor, Composite>, LossError> {
     let kind = arguments[0].f_kind()?;
+    let (result, composite) = match is_autocast(arguments[0]) {
+        // Losses that are not reduced have the kind of the kernels.
+        true if reduce == Reduce::No => return Ok(Err(composite)),
+        true => (Kind::Float, under_autocast(composite)),
+        false => (result, composite),
+    };
     let mut needed = autograd::needed(arguments);
     needed.iter_mut().skip(engine.differentiable()).for_each(|needed| *needed = false);
     let at_once = reduce != Reduce::No && is_stored(kind);
@@ -80,10 +101,10 @@ pub(super) fn f_dispatch_to(
     let scale = reduce.scale(|| engine.count(arguments));
     let sum = scale.map(|scale| Sum { scale, kind: result });
     let Some(Forward { loss, gradients, valid }) = engine.f_forward(arguments, &wanted, sum)? else {
-        return composite(arguments);
+        return Ok(Err(composite));
     };
     if !needed.contains(&true) {
-        return Ok(loss);
+        return Ok(Ok(loss));
     }
     let store = || StoredGradients::f_of_own_kind(autograd::spread(gradients, &needed));
     let stored = at_once.then(store).transpose()?;
@@ -96,7 +117,12 @@ pub(super) fn f_dispatch_to(
         let gradients = engine.f_backward(&saved, &grad, needed, scale)?;
         Ok(gradients.map(|gradients| autograd::spread(gradients, needed)))
     };
-    f_with_graph(loss, arguments, needed, composite, Box::new(fused))
+    f_with_graph(loss, arguments, needed, composite, Box::new(fused)).map(Ok)
+}
+
+/// The composite as it is under autocast, for a backward pass, which is not.
+fn under_autocast(composite: Composite) -> Composite {
+    Box::new(move |arguments| autograd::with_autocast(arguments[0].device(), true, || composite(arguments)))
 }
 
 /// Whether gradients are computed in the forward pass. Those of half precision would be rounded before they are scaled,
@@ -118,9 +144,8 @@ fn f_factor(grad: &Tensor, kind: Kind, valid: Option<&Tensor>) -> Result<Tensor,
 
 /// Multiplies a gradient by that of the loss, which is of the same kind.
 pub(super) fn f_scale(gradient: &mut Tensor, grad: &Tensor) -> Result<(), LossError> {
-    let source = source::scale(gradient.f_kind()?).text;
     let mut launched = false;
-    if let Some(launcher) = modules::launcher(gradient.device(), &source, COMMON) {
+    if let Some(launcher) = common(gradient.device(), gradient.f_kind()?) {
         let (mut place, mut length, mut factor) = (gradient.data_ptr(), gradient.numel() as i64, address(grad));
         let parameters: &mut [*mut c_void] =
             &mut [(&raw mut place).cast(), (&raw mut length).cast(), (&raw mut factor).cast()];
@@ -134,41 +159,63 @@ pub(super) fn f_scale(gradient: &mut Tensor, grad: &Tensor) -> Result<(), LossEr
     Ok(())
 }
 
-/// The kernels of a source that has the prelude alone.
-const COMMON: &[Kernel] = &[SCALE, FINISH];
-
 /// How many blocks go through the elements of a tensor.
 pub(super) fn grid(tensor: &Tensor) -> u32 {
     let of_thread = PACK / tensor.kind().elt_size_in_bytes();
     Header::of(tensor).elements().div_ceil(THREADS as usize * of_thread).clamp(1, BLOCKS) as u32
 }
 
-/// The sum of the first `count` of the numbers `sums`, as the loss; none where that could not be launched. The
-/// `launcher` is that of a source of the kind `kind`.
-pub(super) fn f_finish(
-    launcher: &dyn Launch,
-    kind: Kind,
+/// The sum of the first `count` of the numbers `sums`, as the loss; none where that could not be launched.
+pub(super) fn f_finish(sums: &Tensor, count: u32, sum: Sum) -> Result<Option<Tensor>, LossError> {
+    Ok(f_finish_with(sums, count, sum, Finish::default())?.map(|(loss, _)| loss))
+}
+
+/// What the end of a sum needs besides the sums of blocks.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Finish<'a> {
+    /// What a mean is over, in parts of two numbers each.
+    pub(super) counts: Option<&'a Tensor>,
+    /// Whether behind the sums there are the counts of the values without a loss, so that it is told whether all had one.
+    pub(super) partial: bool,
+}
+
+/// [`f_finish`] with more than sums, and what [`Forward::valid`] is where they tell it.
+pub(super) fn f_finish_with(
     sums: &Tensor,
     count: u32,
     sum: Sum,
-) -> Result<Option<Tensor>, LossError> {
-    if sum.kind == kind {
-        return f_finish_here(launcher, sums, count, sum);
-    }
-    match modules::launcher(sums.device(), &source::scale(sum.kind).text, COMMON) {
-        Some(launcher) => f_finish_here(&*launcher, sums, count, sum),
-        None => Ok(None),
-    }
-}
-
-fn f_finish_here(launcher: &dyn Launch, sums: &Tensor, count: u32, sum: Sum) -> Result<Option<Tensor>, LossError> {
-    let loss = Tensor::f_empty([0_i64; 0], (sum.kind, sums.device()))?;
+    Finish { counts, partial }: Finish,
+) -> Result<Option<(Tensor, Option<Tensor>)>, LossError> {
+    let Some(launcher) = common(sums.device(), sum.kind) else { return Ok(None) };
+    let f_number = || Tensor::f_empty([0_i64; 0], (sum.kind, sums.device()));
+    let (loss, valid) = (f_number()?, partial.then(f_number).transpose()?);
     let (mut from, mut count, mut scale, mut place) = (address(sums), count as i32, sum.scale, loss.data_ptr());
-    let parameters: &mut [*mut c_void] =
-        &mut [(&raw mut from).cast(), (&raw mut count).cast(), (&raw mut scale).cast(), (&raw mut place).cast()];
+    let (mut counted, mut parts) = (address_of(counts), parts(counts));
+    let mut flag = address_of(valid.as_ref());
+    let parameters: &mut [*mut c_void] = &mut [
+        (&raw mut from).cast(),
+        (&raw mut count).cast(),
+        (&raw mut scale).cast(),
+        (&raw mut counted).cast(),
+        (&raw mut parts).cast(),
+        (&raw mut place).cast(),
+        (&raw mut flag).cast(),
+    ];
     // SAFETY: the types are those of the kernel; the kernels of a stream run one after the other.
     let launched = unsafe { launcher.launch(FINISH, 1, parameters) }.is_ok();
-    Ok(launched.then_some(loss))
+    Ok(launched.then_some((loss, valid)))
+}
+
+/// The kernels at the end of a pass. They have a source of their own, since to compile them takes about as long as to
+/// compile a formula.
+fn common(device: Device, kind: Kind) -> Option<Box<dyn Launch>> {
+    let write = |recipe: &Recipe| recipe.head() + include_str!("source/common.cu");
+    modules::launcher_of(device, Recipe::plain(kind, write), &[SCALE, FINISH])
+}
+
+/// How many parts of two numbers each there are.
+pub(super) fn parts(counts: Option<&Tensor>) -> i32 {
+    counts.map_or(0, |counts| (counts.numel() / 2) as i32)
 }
 
 /// New tensors for the gradients that are wanted, in the layout of this one.
@@ -179,4 +226,9 @@ pub(super) fn f_gradients(like: &Tensor, wanted: &[bool]) -> Result<Vec<Tensor>,
 
 pub(super) fn address(tensor: &Tensor) -> *const c_void {
     tensor.data_ptr().cast_const()
+}
+
+/// The same; null where there is no tensor.
+pub(super) fn address_of(tensor: Option<&Tensor>) -> *const c_void {
+    tensor.map_or(std::ptr::null(), address)
 }

@@ -3,6 +3,8 @@
 use tch::Tensor;
 
 use super::rows::{RowKernel, f_rows};
+use super::source::Recipe;
+use super::source::rows::around_row_loss;
 use crate::LossError;
 use crate::kernels::rows::{Hinges, Margin, RowReduction, Rows};
 
@@ -21,7 +23,7 @@ where
 
 fn of_hinges(Margin { margin, hinges }: Margin) -> RowKernel {
     let [strongest, squared] = [Hinges::Strongest, Hinges::Squared].map(|these| i32::from(hinges == these));
-    let defines = format!("#define STRONGEST {strongest}\n#define SQUARED {squared}\n");
-    let text = defines + include_str!("source/margin.cu");
-    RowKernel { text, parameters: vec![margin], ..RowKernel::default() }
+    let definitions = format!("#define STRONGEST {strongest}\n#define SQUARED {squared}\n");
+    let write = |recipe: &Recipe| around_row_loss(recipe, &[include_str!("source/margin.cu")]);
+    RowKernel { definitions, parameters: vec![margin], ..RowKernel::of(write) }
 }

@@ -43,16 +43,22 @@ use super::backend;
 use crate::autograd;
 use crate::numeric::is_half;
 
-/// Whether the loss of this tensor has another kind than the tensor.
+/// Whether the loss of this tensor has another kind than the tensor: single precision, of half precision under autocast.
 fn is_autocast(first: &Tensor) -> bool {
     first.f_kind().is_ok_and(is_half) && autograd::autocasts(first.device())
 }
 
-/// Whether the engines of CUDA are asked for a call with this first argument.
+/// Whether the engines of CUDA are asked for a call with this first argument, those that have results of its kind alone
+/// among them.
 pub(super) fn is_asked(first: &Tensor) -> bool {
+    is_asked_for_any_result(first) && !is_autocast(first)
+}
+
+/// The same of engines that have results of another kind as well, which go through [`engine::f_fused`].
+pub(super) fn is_asked_for_any_result(first: &Tensor) -> bool {
     #[cfg(test)]
     if tests::is_emulated() {
         return backend::is_auto();
     }
-    backend::is_auto() && matches!(first.device(), Device::Cuda(_)) && !is_autocast(first)
+    backend::is_auto() && matches!(first.device(), Device::Cuda(_))
 }

@@ -3,6 +3,8 @@
 use tch::Tensor;
 
 use super::rows::{RowKernel, f_rows};
+use super::source::Recipe;
+use super::source::rows::around_row_loss;
 use crate::LossError;
 use crate::kernels::rows::{RowReduction, Rows};
 
@@ -15,6 +17,6 @@ pub(in crate::kernels) fn f_picked<C>(
 where
     C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
 {
-    let kernel = || RowKernel { text: include_str!("source/picked.cu").to_owned(), ..RowKernel::default() };
-    f_rows(kernel, rows, reduction, composite)
+    let write = |recipe: &Recipe| around_row_loss(recipe, &[include_str!("source/picked.cu")]);
+    f_rows(|| RowKernel::of(write), rows, reduction, composite)
 }

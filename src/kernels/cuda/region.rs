@@ -4,15 +4,16 @@ use std::fmt::Write;
 
 use tch::{Kind, Tensor};
 
-use super::engine::address;
+use super::engine::address_of;
 use super::launch::{Block, Kernel, Launch, THREADS};
-use super::source::{self, Body};
+use super::source::{self, Body, Recipe};
 use super::{arguments, modules};
 use crate::autograd::Header;
 use crate::kernels::graph::{Recording, Symbol, record};
 use crate::kernels::measure::{Measure, Minimum, PixelShare, Product, Squared, by_probability};
 use crate::kernels::region::{Regional, Total, Totals};
 use crate::kernels::tensors::f_plain;
+use crate::numeric::is_half;
 use crate::{Activation, LossError, OverlapMeasure};
 
 const SUMS: Kernel = Kernel { name: c"region_sums", types: &["Call"] };
@@ -28,7 +29,8 @@ const WARPS: usize = THREADS as usize / 32;
 pub(in crate::kernels) fn takes(input: &Tensor, target: &Tensor, kind: Kind) -> Result<bool, LossError> {
     let (first, second, own) = (Header::of(input), Header::of(target), target.f_kind()?);
     let masks = first.size() == second.size();
-    let known = arguments::takes_kind(kind, own) && (masks || own != kind && own != Kind::Bool);
+    let wide_masks = masks && own == Kind::Float && is_half(kind);
+    let known = wide_masks || arguments::takes_kind(kind, own) && (masks || own != kind && own != Kind::Bool);
     Ok(known && first.is_numbers_of(kind) && second.is_numbers_of(own) && second.is_on_device_of(&first))
 }
 
@@ -140,22 +142,19 @@ impl<'a> Call<'a> {
         let softmax = formula.activation == Activation::Softmax;
         let Some(shape) = Shape::new(&input.size(), !hard && !softmax) else { return Ok(None) };
         let recording = recording(formula.measure, hard);
-        let [terms @ .., slope] = &recording.outputs[..] else { return Ok(None) };
-        let terms = source::body(&recording, terms, &["probability", "number", "key", "none", "none"]);
-        let names = ["probability", "number", "key", "of_intersection", "of_size"];
-        let slope = source::body(&recording, &[*slope], &names);
-        let parameters = [&terms.parameters[..], &slope.parameters[..]].concat();
         let flag = |holds: bool| usize::from(holds);
-        let mut text = source::head(kind, parameters.len());
-        _ = write!(text, "#define HARD {}\n#define SOFTMAX {}\n", flag(hard), flag(softmax));
-        _ = writeln!(text, "#define SIGMOID {}", flag(formula.activation == Activation::Sigmoid));
-        _ = writeln!(text, "#define ENTROPY {}", flag(formula.entropy.is_some()));
-        _ = writeln!(text, "#define SLOPE_PARAMETERS {}", terms.parameters.len());
-        _ = writeln!(text, "typedef {} Target;", arguments::name_of(own, kind));
-        write_functions(&mut text, &terms, &slope);
-        text.push_str(include_str!("source/region.cu"));
+        let definitions = format!(
+            "#define HARD {}\n#define SOFTMAX {}\n#define SIGMOID {}\n#define ENTROPY {}\ntypedef {} Target;\n",
+            flag(hard),
+            flag(softmax),
+            flag(formula.activation == Activation::Sigmoid),
+            flag(formula.entropy.is_some()),
+            arguments::name_of(own, kind),
+        );
+        let parameters = recording.parameters.clone();
+        let recipe = Recipe { kind, parameters: parameters.len(), definitions, formulas: vec![recording], write };
         let kernels = &[SUMS, TOTALS, SCALARS, GRADIENT];
-        let Some(launcher) = modules::launcher(input.device(), &text, kernels) else { return Ok(None) };
+        let Some(launcher) = modules::launcher_of(input.device(), recipe, kernels) else { return Ok(None) };
         let f_contiguous = |tensor: &Tensor| tensor.f_detach()?.f_contiguous();
         let (input, target) = (f_contiguous(input)?, f_contiguous(target)?);
         Ok(Some(Self { formula, shape, input, target, parameters, launcher }))
@@ -177,7 +176,7 @@ impl<'a> Call<'a> {
         let mut block = Block::default();
         let tensors = [Some(&self.input), Some(&self.target), *gradient, *room].into_iter();
         let tensors = tensors.chain(*regions).chain(*scalars).chain([*valid, weight]).chain(*grads);
-        tensors.for_each(|tensor| block.pointer(tensor.map_or(std::ptr::null(), address)));
+        tensors.for_each(|tensor| block.pointer(address_of(tensor)));
         [samples, classes, pixels, tiles].into_iter().for_each(|number| block.long(number as i64));
         block.long(self.formula.ignored.unwrap_or(-1));
         block.int(self.formula.ignored.is_some().into());
@@ -189,6 +188,18 @@ impl<'a> Call<'a> {
         block.real(kind, 0.0);
         block.finish()
     }
+}
+
+/// The text of the kernels of a formula, whose last output is the derivative.
+fn write(recipe: &Recipe) -> String {
+    let formula = &recipe.formulas[0];
+    let (terms, slope) = formula.outputs.split_at(formula.outputs.len() - 1);
+    let terms = source::body(formula, terms, &["probability", "number", "key", "none", "none"]);
+    let slope = source::body(formula, slope, &["probability", "number", "key", "of_intersection", "of_size"]);
+    let mut text = recipe.head();
+    write_functions(&mut text, &terms, &slope);
+    text.push_str(include_str!("source/region.cu"));
+    text
 }
 
 fn write_functions(text: &mut String, terms: &Body, slope: &Body) {

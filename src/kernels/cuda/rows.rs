@@ -1,25 +1,24 @@
 //! What the engines of losses over rows of classes share (softmax, margin, picked, …): the arguments of a call,
 //! layouts, reductions, kinds, the graph. An engine gives the text of its loss of a row to [`f_rows`].
 
-use std::ffi::c_void;
-
 use tch::{Device, Kind, Tensor};
 
-use super::engine::{BLOCKS, PACK, address, f_scale, is_stored};
+use super::arguments::name_of_factors;
+use super::engine::{self, BLOCKS, Engine, Finish, Forward, PACK, Sum, address, address_of, is_stored, parts};
 use super::launch::{Block, Kernel, Launch, THREADS};
 use super::modules;
-use super::source::rows::{Plan, WARP, rows};
-use crate::LossError;
-use crate::autograd::{self, Context, Header, StoredGradients};
-use crate::kernels::engine::{Composite, composite_of, f_with_graph, widely};
-use crate::kernels::rows::{Layout, RowReduction, Rows};
+use super::source::Recipe;
+use super::source::rows::{Plan, WARP};
+use crate::autograd::{self, Header};
+use crate::kernels::engine::{Composite, Reduce, composite_of, widely};
+use crate::kernels::graph::Recording;
+use crate::kernels::rows::{Layout, Note, RowReduction, Rows};
 use crate::kernels::tensors::f_own;
 use crate::numeric::wide_kind;
+use crate::{InvalidValues, LossError};
 
 const ROWS: Kernel = Kernel { name: c"rows", types: &["RowCall"] };
-const COUNT: Kernel = Kernel { name: c"count", types: &["RowCall"] };
-const FINISH: Kernel =
-    Kernel { name: c"finish_rows", types: &["const double*", "int", "double", "const double*", "int", "Element*"] };
+const COUNT: Kernel = Kernel { name: c"count", types: &["Call"] };
 
 /// The numbers of a row that a thread keeps in registers at most: as many as leave enough registers for all else of the
 /// 128 that `BLOCKS_AT_ONCE` in rows.cu allows.
@@ -32,10 +31,15 @@ const CLASSES: i64 = 1 << 30;
 
 /// An engine's loss of a row.
 pub(super) struct RowKernel {
-    /// The function `row_loss` in CUDA C++.
-    pub(super) text: String,
+    /// The text with the function `row_loss` in CUDA C++, which is made of all else here; see
+    /// [`around_row_loss`](super::source::rows::around_row_loss).
+    pub(super) write: fn(&Recipe) -> String,
+    pub(super) definitions: String,
+    pub(super) formulas: Vec<Recording>,
     /// The numbers that it is given.
     pub(super) parameters: Vec<f64>,
+    /// Whether there are targets without a loss.
+    pub(super) partial: bool,
     /// The share of a target that is spread over all classes.
     pub(super) smoothing: f64,
     /// How many numbers of each class a thread keeps.
@@ -48,11 +52,15 @@ pub(super) struct RowKernel {
     pub(super) held_by_warps: bool,
 }
 
-impl Default for RowKernel {
-    fn default() -> Self {
+impl RowKernel {
+    /// One with this text and no options.
+    pub(super) fn of(write: fn(&Recipe) -> String) -> Self {
         Self {
-            text: String::new(),
+            write,
+            definitions: String::new(),
+            formulas: vec![],
             parameters: vec![],
+            partial: true,
             smoothing: 0.0,
             arrays: 1,
             views: 1,
@@ -88,7 +96,15 @@ pub(super) fn f_of_composite(
     if !takes(rows)? {
         return Ok(Err(composite));
     }
-    f_loss(Call::f_new(kernel(), rows, reduction)?, rows, composite)
+    let kind = rows.input.f_kind()?;
+    let engine = RowEngine::f_new(kernel(), rows, reduction)?;
+    let reduce = match reduction {
+        RowReduction::None => Reduce::No,
+        RowReduction::Mean => Reduce::Mean,
+        // What the sum is divided by is counted on the device.
+        RowReduction::Sum | RowReduction::WeightedMean | RowReduction::CountedMean => Reduce::Sum(1.0),
+    };
+    engine::f_fused(kind, Box::new(engine), &[rows.input, rows.target], reduce, composite)
 }
 
 fn takes(rows: &Rows) -> Result<bool, LossError> {
@@ -106,53 +122,19 @@ fn takes(rows: &Rows) -> Result<bool, LossError> {
         && rows.weight.is_none_or(is_beside))
 }
 
-fn f_loss(mut call: Call, rows: &Rows, composite: Composite) -> Result<Result<Tensor, Composite>, LossError> {
-    let needed = autograd::grad_enabled() && rows.input.requires_grad();
-    let at_once = call.reduction != RowReduction::None && is_stored(call.kind);
-    let layout = Layout::f_new(rows.input, rows.class_dim, rows.target)?;
-    let Some(Forward { loss, gradient, counts }) = call.f_forward(rows, &layout, needed && at_once)? else {
-        return Ok(Err(composite));
-    };
-    if !needed {
-        return Ok(Ok(loss));
-    }
-    if !at_once {
-        // A backward pass reads the weights again, which others may have changed by then.
-        call.weights = call.weights.as_ref().map(f_own).transpose()?;
-    }
-    let class_dim = rows.class_dim;
-    let stored = at_once.then(|| StoredGradients::f_of_own_kind([gradient, None])).transpose()?;
-    let fused = move |context: &Context, grad: &Tensor, _: &[bool]| {
-        if let Some(stored) = &stored {
-            return stored.f_scaled_by(context, grad, &f_scale).map(Some);
-        }
-        let [input, target] = context.saved() else { return Ok(None) };
-        let layout = Layout::f_new(input, class_dim, target)?;
-        let gradient = call.f_backward(&layout, grad, counts.as_ref())?;
-        Ok(gradient.map(|gradient| vec![Some(gradient), None]))
-    };
-    f_with_graph(loss, &[rows.input, rows.target], vec![true, false], composite, Box::new(fused)).map(Ok)
-}
-
-/// A call with all that a backward pass needs besides input and target.
-struct Call {
+/// A loss of rows with all that a backward pass needs besides input and target.
+struct RowEngine {
     kernel: RowKernel,
     kind: Kind,
     device: Device,
+    class_dim: usize,
     reduction: RowReduction,
     ignored: Option<i64>,
     /// A weight for each class, in the kind that kernels compute in.
     weights: Option<Tensor>,
     /// The sum of the weights in double precision, where smoothing needs it.
     weight_sum: Option<Tensor>,
-}
-
-/// What a forward pass has computed.
-struct Forward {
-    loss: Tensor,
-    gradient: Option<Tensor>,
-    /// What the mean is over.
-    counts: Option<Tensor>,
+    note: Option<Note>,
 }
 
 /// What a kernel writes and what it multiplies derivatives by: a number, a tensor of one number or of one for `each`
@@ -164,6 +146,8 @@ pub(super) struct Outputs<'a> {
     pub(super) sums: Option<&'a Tensor>,
     pub(super) counts: Option<&'a Tensor>,
     pub(super) factors: Option<&'a Tensor>,
+    /// Where a target without a loss is noted.
+    pub(super) note: Option<&'a Tensor>,
     pub(super) each: bool,
     pub(super) factor: f64,
 }
@@ -189,13 +173,12 @@ pub(super) struct RowCall<'a> {
 impl RowCall<'_> {
     /// Writes it as `RowCall` in rows.cu.
     pub(super) fn write(&self, block: &mut Block) {
-        let of = |tensor: Option<&Tensor>| tensor.map_or(std::ptr::null(), address);
-        let Outputs { gradient, losses, sums, counts, factors, each, factor } = self.outputs;
+        let Outputs { gradient, losses, sums, counts, factors, note, each, factor } = self.outputs;
         let inputs = [Some(self.input), Some(self.target), self.weights, self.weight_sum];
         inputs
             .into_iter()
-            .chain([gradient, losses, factors, counts, sums])
-            .for_each(|tensor| block.pointer(of(tensor)));
+            .chain([gradient, losses, factors, counts, sums, note])
+            .for_each(|tensor| block.pointer(address_of(tensor)));
         block.long(self.rows as i64);
         block.long(self.inner as i64);
         block.long(self.ignored.unwrap_or(0));
@@ -210,11 +193,21 @@ impl RowCall<'_> {
     }
 }
 
-impl Call {
+impl RowEngine {
     fn f_new(kernel: RowKernel, rows: &Rows, reduction: RowReduction) -> Result<Self, LossError> {
-        let (weights, weight_sum) = f_weights(rows.weight, rows.input, kernel.smoothing)?;
-        let (kind, device, ignored) = (rows.input.f_kind()?, rows.input.device(), rows.ignore_index);
-        Ok(Self { kernel, kind, device, reduction, ignored, weights, weight_sum })
+        let (kind, device) = (rows.input.f_kind()?, rows.input.device());
+        let (mut weights, weight_sum) = f_weights(rows.weight, rows.input, kernel.smoothing)?;
+        let needed = autograd::grad_enabled() && rows.input.requires_grad();
+        if needed && (reduction == RowReduction::None || !is_stored(kind)) {
+            // A backward pass reads the weights again, which others may have changed by then.
+            weights = weights.as_ref().map(f_own).transpose()?;
+        }
+        let (class_dim, ignored, note) = (rows.class_dim, rows.ignore_index, rows.note.cloned());
+        Ok(Self { kernel, kind, device, class_dim, reduction, ignored, weights, weight_sum, note })
+    }
+
+    fn f_layout(&self, arguments: &[&Tensor]) -> Result<Layout, LossError> {
+        Layout::f_new(arguments[0], self.class_dim, arguments[1])
     }
 
     /// Whether a mean is over what has to be counted.
@@ -232,78 +225,133 @@ impl Call {
         layout.input.numel() / layout.classes / self.kernel.views
     }
 
-    /// What the sum of the losses is multiplied by, apart from what is counted.
-    fn scale(&self, layout: &Layout) -> f64 {
-        match self.reduction {
-            RowReduction::Mean => 1.0 / self.rows(layout) as f64,
-            _ => 1.0,
+    /// What the mean is over, where it is over what has to be counted. In parts: as many as a block has threads at most,
+    /// since each block adds them up. An error where that could not be launched.
+    fn f_counts(&self, layout: &Layout) -> Result<Result<Option<Tensor>, ()>, LossError> {
+        if !self.counts() {
+            return Ok(Ok(None));
         }
+        let write = |recipe: &Recipe| recipe.head() + include_str!("source/count.cu");
+        let launcher = modules::launcher_of(self.device, Recipe::plain(self.kind, write), &[COUNT]);
+        let Some(launcher) = launcher else { return Ok(Err(())) };
+        let rows = self.rows(layout);
+        let parts = rows.div_ceil(THREADS as usize).clamp(1, THREADS as usize) as u32;
+        let counts = Tensor::f_empty([2 * i64::from(parts)], (Kind::Double, self.device))?;
+        let weights = self.weights.as_ref().filter(|_| self.reduction != RowReduction::CountedMean);
+        let mut block = Block::default();
+        [Some(&layout.target), weights, Some(&counts)].into_iter().for_each(|tensor| block.pointer(address_of(tensor)));
+        block.long(rows as i64);
+        block.long(self.ignored.unwrap_or(0));
+        block.int(layout.classes as i32);
+        block.int(self.ignored.is_some().into());
+        let mut block = block.finish();
+        // SAFETY: the block has the layout of `Call` in count.cu; all tensors are on the device and of the kinds and
+        // lengths that it says, and their memory is freed on the same stream, behind the kernel.
+        let launched = unsafe { launcher.launch(COUNT, parts, &mut [block.as_mut_ptr().cast()]) }.is_ok();
+        Ok(if launched { Ok(Some(counts)) } else { Err(()) })
     }
 
-    /// The loss, and the gradient where it is `wanted`; none where the kernels cannot be had.
-    fn f_forward(&self, rows: &Rows, layout: &Layout, wanted: bool) -> Result<Option<Forward>, LossError> {
-        let gradient = wanted.then(|| f_like(&layout.input)).transpose()?;
-        let Some(kernels) = self.kernels(layout, gradient.as_ref()) else { return Ok(None) };
-        if self.reduction == RowReduction::None {
-            let mut size = rows.input.size();
-            size.remove(rows.class_dim);
-            let loss = Tensor::f_empty(&size, (self.kind, self.device))?;
-            let outputs = Outputs { losses: Some(&loss), factor: 1.0, ..Outputs::default() };
-            let launched = kernels.run(ROWS, kernels.grid(), outputs);
-            return Ok(launched.then_some(Forward { loss, gradient, counts: None }));
-        }
-        let counts = if self.counts() { kernels.f_count()? } else { None };
-        if self.counts() && counts.is_none() {
-            return Ok(None);
-        }
-        let scale = self.scale(layout);
-        let sums = Tensor::f_empty([i64::from(kernels.grid())], (Kind::Double, self.device))?;
-        let (gradient_place, counted) = (gradient.as_ref(), counts.as_ref());
-        let outputs = Outputs {
-            gradient: gradient_place,
-            sums: Some(&sums),
-            counts: counted,
-            factor: scale,
-            ..Outputs::default()
-        };
-        if !kernels.run(ROWS, kernels.grid(), outputs) {
-            return Ok(None);
-        }
-        let loss = Tensor::f_empty([0_i64; 0], (self.kind, self.device))?;
-        let launched = kernels.finish(&sums, scale, counted.filter(|_| self.is_counted_mean()), &loss);
-        Ok(launched.then_some(Forward { loss, gradient, counts }))
-    }
-
-    /// The gradient, given that of the losses or of the reduced loss; none where the kernels cannot be had.
-    fn f_backward(&self, layout: &Layout, grad: &Tensor, counts: Option<&Tensor>) -> Result<Option<Tensor>, LossError> {
-        let gradient = f_like(&layout.input)?;
-        let Some(kernels) = self.kernels(layout, Some(&gradient)) else { return Ok(None) };
-        let outputs = Outputs {
-            gradient: Some(&gradient),
-            counts,
-            factors: Some(&grad.f_contiguous()?),
-            each: self.reduction == RowReduction::None,
-            factor: self.scale(layout),
-            ..Outputs::default()
-        };
-        Ok(kernels.run(ROWS, kernels.grid(), outputs).then_some(gradient))
-    }
-
-    /// The kernels for this layout and the place of a gradient.
-    fn kernels<'a>(&'a self, layout: &'a Layout, gradient: Option<&Tensor>) -> Option<Kernels<'a>> {
+    /// The kernels for this layout, the place of a gradient and the factors of it.
+    fn kernels<'a>(
+        &'a self,
+        layout: &'a Layout,
+        gradient: Option<&Tensor>,
+        factors: Option<&Tensor>,
+    ) -> Option<Kernels<'a>> {
         // Shares are read in packs, as the input is.
         let target = Some(&layout.target).filter(|target| Header::of(target).is_numbers_of(self.kind));
         let aligned = are_aligned([Some(&layout.input), target, gradient].into_iter().flatten());
-        let RowKernel { arrays, held_by_warps, .. } = self.kernel;
+        let RowKernel { arrays, held_by_warps, partial, write, .. } = self.kernel;
         let least = if held_by_warps { WARP } else { 1 };
         let plan = plan([layout.classes, layout.inner], self.kind, aligned, arrays, least);
         if held_by_warps && !plan.held {
             return None;
         }
-        let parts = [&self.kernel.text, include_str!("source/row_kernels.cu")];
-        let source = rows(&parts, self.kernel.parameters.len(), self.kind, plan);
-        let launcher = modules::launcher(self.device, &source, &[ROWS, COUNT, FINISH])?;
+        let factor = name_of_factors(factors, self.kind);
+        let common = format!("#define PARTIAL {}\ntypedef {factor} Factor;\n", u8::from(partial));
+        let recipe = Recipe {
+            kind: self.kind,
+            parameters: self.kernel.parameters.len(),
+            definitions: [&plan.definitions(), &common, &self.kernel.definitions[..]].concat(),
+            formulas: self.kernel.formulas.clone(),
+            write,
+        };
+        let launcher = modules::launcher_of(self.device, recipe, &[ROWS])?;
         Some(Kernels { call: self, layout, plan, launcher })
+    }
+}
+
+impl Engine for RowEngine {
+    fn count(&self, arguments: &[&Tensor]) -> usize {
+        let classes = arguments[0].size()[self.class_dim] as usize;
+        arguments[0].numel() / classes / self.kernel.views
+    }
+
+    fn differentiable(&self) -> usize {
+        1
+    }
+
+    fn f_forward(
+        &self,
+        arguments: &[&Tensor],
+        wanted: &[bool],
+        sum: Option<Sum>,
+    ) -> Result<Option<Forward>, LossError> {
+        let layout = self.f_layout(arguments)?;
+        let gradient = wanted[0].then(|| f_like(&layout.input)).transpose()?;
+        let Some(kernels) = self.kernels(&layout, gradient.as_ref(), None) else { return Ok(None) };
+        let f_memory = |note: &Note| InvalidValues::f_memory(self.device, note.argument, &note.expected);
+        let note = self.note.as_ref().map(f_memory).transpose()?;
+        let Some(sum) = sum else {
+            let mut size = arguments[0].size();
+            size.remove(self.class_dim);
+            let loss = Tensor::f_empty(&size, (self.kind, self.device))?;
+            let outputs = Outputs { losses: Some(&loss), note: note.as_ref(), factor: 1.0, ..Outputs::default() };
+            let launched = kernels.run(outputs);
+            return Ok(launched.then_some(Forward { loss, gradients: vec![], valid: None }));
+        };
+        let Ok(counts) = self.f_counts(&layout)? else { return Ok(None) };
+        let partial = self.kernel.partial;
+        // Behind the sums come the counts of targets without a loss.
+        let length = i64::from(kernels.grid()) * if partial { 2 } else { 1 };
+        let sums = Tensor::f_empty([length], (Kind::Double, self.device))?;
+        let outputs = Outputs {
+            gradient: gradient.as_ref(),
+            sums: Some(&sums),
+            counts: counts.as_ref(),
+            note: note.as_ref(),
+            factor: sum.scale,
+            ..Outputs::default()
+        };
+        if !kernels.run(outputs) {
+            return Ok(None);
+        }
+        let finish = Finish { counts: counts.as_ref().filter(|_| self.is_counted_mean()), partial };
+        let finished = engine::f_finish_with(&sums, kernels.grid(), sum, finish)?;
+        Ok(finished.map(|(loss, valid)| Forward { loss, gradients: gradient.into_iter().collect(), valid }))
+    }
+
+    fn f_backward(
+        &self,
+        arguments: &[&Tensor],
+        grad: &Tensor,
+        _: &[bool],
+        scale: Option<f64>,
+    ) -> Result<Option<Vec<Tensor>>, LossError> {
+        let layout = self.f_layout(arguments)?;
+        let (gradient, factors) = (f_like(&layout.input)?, grad.f_contiguous()?);
+        let Some(kernels) = self.kernels(&layout, Some(&gradient), Some(&factors)) else { return Ok(None) };
+        let counts = if scale.is_some() { self.f_counts(&layout)? } else { Ok(None) };
+        let Ok(counts) = counts else { return Ok(None) };
+        let outputs = Outputs {
+            gradient: Some(&gradient),
+            counts: counts.as_ref(),
+            factors: Some(&factors),
+            each: scale.is_none(),
+            factor: scale.unwrap_or(1.0),
+            ..Outputs::default()
+        };
+        Ok(kernels.run(outputs).then_some(vec![gradient]))
     }
 }
 
@@ -351,7 +399,7 @@ pub(super) fn plan([classes, inner]: [usize; 2], kind: Kind, aligned: bool, arra
 
 /// The kernels of a call, loaded.
 struct Kernels<'a> {
-    call: &'a Call,
+    call: &'a RowEngine,
     layout: &'a Layout,
     plan: Plan,
     launcher: Box<dyn Launch>,
@@ -362,28 +410,15 @@ impl Kernels<'_> {
         grid(self.call.rows(self.layout), self.plan)
     }
 
-    /// What the mean is over, in parts: as many as a block has threads at most, since each block adds them up. None
-    /// where that could not be launched.
-    fn f_count(&self) -> Result<Option<Tensor>, LossError> {
-        let parts = self.call.rows(self.layout).div_ceil(THREADS as usize).clamp(1, THREADS as usize) as u32;
-        let counts = Tensor::f_empty([2 * i64::from(parts)], (Kind::Double, self.call.device))?;
-        let outputs = Outputs { counts: Some(&counts), ..Outputs::default() };
-        Ok(self.run(COUNT, parts, outputs).then_some(counts))
-    }
-
-    /// Launches a kernel over all rows. Whether that could be done.
-    fn run(&self, kernel: Kernel, grid: u32, outputs: Outputs) -> bool {
+    /// Launches the kernel over all rows. Whether that could be done.
+    fn run(&self, outputs: Outputs) -> bool {
         let (call, layout) = (self.call, self.layout);
-        let weights = match (kernel.name == COUNT.name, call.reduction) {
-            (true, RowReduction::CountedMean) => None,
-            _ => call.weights.as_ref(),
-        };
         let mut block = Block::default();
         let row_call = RowCall {
             kind: call.kind,
             input: &layout.input,
             target: &layout.target,
-            weights,
+            weights: call.weights.as_ref(),
             weight_sum: call.weight_sum.as_ref(),
             rows: call.rows(layout),
             classes: layout.classes,
@@ -397,25 +432,7 @@ impl Kernels<'_> {
         let mut block = block.finish();
         // SAFETY: the block has the layout of `RowCall`; all tensors are on the device and of the kinds and lengths
         // that it says, and their memory is freed on the same stream, behind the kernel.
-        unsafe { self.launcher.launch(kernel, grid, &mut [block.as_mut_ptr().cast()]) }.is_ok()
-    }
-
-    /// The sum of the sums of blocks, times the `scale` and over what has been counted, as the loss. Whether that could
-    /// be launched.
-    fn finish(&self, sums: &Tensor, scale: f64, counts: Option<&Tensor>, loss: &Tensor) -> bool {
-        let (mut blocks, mut scale, mut parts) = (self.grid() as i32, scale, parts(counts));
-        let (mut sums, mut loss) = (address(sums), loss.data_ptr());
-        let mut counts = counts.map_or(std::ptr::null(), address);
-        let parameters: &mut [*mut c_void] = &mut [
-            (&raw mut sums).cast(),
-            (&raw mut blocks).cast(),
-            (&raw mut scale).cast(),
-            (&raw mut counts).cast(),
-            (&raw mut parts).cast(),
-            (&raw mut loss).cast(),
-        ];
-        // SAFETY: the types are those of the kernel; the kernels of a stream run one after the other.
-        unsafe { self.launcher.launch(FINISH, 1, parameters) }.is_ok()
+        unsafe { self.launcher.launch(ROWS, self.grid(), &mut [block.as_mut_ptr().cast()]) }.is_ok()
     }
 }
 
@@ -430,9 +447,4 @@ pub(super) fn f_weights(
     let summed = weights.as_ref().filter(|_| smoothing != 0.0);
     let weight_sum = summed.map(|weights| weights.f_sum(Kind::Double)).transpose()?;
     Ok((weights, weight_sum))
-}
-
-/// How many parts of two numbers each there are.
-fn parts(counts: Option<&Tensor>) -> i32 {
-    counts.map_or(0, |counts| (counts.numel() / 2) as i32)
 }

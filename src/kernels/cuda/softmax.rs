@@ -3,7 +3,8 @@
 use tch::Tensor;
 
 use super::rows::{RowKernel, f_rows};
-use super::source::rows::function;
+use super::source::Recipe;
+use super::source::rows::{around_row_loss, function};
 use crate::LossError;
 use crate::kernels::formulas::RowLoss;
 use crate::kernels::graph;
@@ -45,13 +46,19 @@ fn of_classes(formula: impl RowLoss, smoothing: f64) -> RowKernel {
         let (loss, slopes) = formula.evaluate(log_p, log_sum);
         std::iter::once(loss).chain(slopes).collect()
     });
-    let evaluate = function("evaluate", &["log_p", "log_sum"], &["of_log_p", "of_log_sum"], &recording);
-    let text = [&evaluate.text, EXPONENTIALS, include_str!("source/softmax.cu")].concat();
-    RowKernel { text, parameters: evaluate.parameters, smoothing, ..RowKernel::default() }
+    let parameters = recording.parameters.clone();
+    RowKernel { formulas: vec![recording], parameters, smoothing, ..RowKernel::of(write_classes) }
+}
+
+fn write_classes(recipe: &Recipe) -> String {
+    let slopes = ["of_log_p", "of_log_sum"];
+    let evaluate = function("evaluate", &["log_p", "log_sum"], &slopes, &recipe.formulas[0]).text;
+    around_row_loss(recipe, &[&evaluate, EXPONENTIALS, include_str!("source/softmax.cu")])
 }
 
 /// The cross entropy of shares, or of `positions` between two classes.
 pub(super) fn of_shares(positions: bool, smoothing: f64) -> RowKernel {
-    let text = format!("#define POSITIONS {}\n{}", i32::from(positions), include_str!("source/shares.cu"));
-    RowKernel { text, smoothing, arrays: 2, ..RowKernel::default() }
+    let definitions = format!("#define POSITIONS {}\n", i32::from(positions));
+    let write = |recipe: &Recipe| around_row_loss(recipe, &[include_str!("source/shares.cu")]);
+    RowKernel { definitions, partial: positions, smoothing, arrays: 2, ..RowKernel::of(write) }
 }

@@ -3,19 +3,71 @@
 pub(super) mod rows;
 
 use std::fmt::Write;
+use std::hash::{Hash, Hasher};
 
 use tch::Kind;
 
 use crate::kernels::graph::{Binary, Comparison, Id, Logic, Node, Recording, Unary};
 
+/// What a source is made of, and all of it, so that the kernels of a call are found without its text: `write` is a
+/// function without a state, so that equal recipes have equal texts.
+#[derive(Clone)]
+pub(super) struct Recipe {
+    pub(super) kind: Kind,
+    /// How many numbers the kernels are given.
+    pub(super) parameters: usize,
+    /// The macros and types that differ from call to call.
+    pub(super) definitions: String,
+    pub(super) formulas: Vec<Recording>,
+    /// The whole text. It begins with the [`head`](Self::head).
+    pub(super) write: fn(&Recipe) -> String,
+}
+
+impl Recipe {
+    /// One without parameters, definitions and formulas.
+    pub(super) fn plain(kind: Kind, write: fn(&Recipe) -> String) -> Self {
+        Self { kind, parameters: 0, definitions: String::new(), formulas: vec![], write }
+    }
+
+    pub(super) fn text(&self) -> String {
+        (self.write)(self)
+    }
+
+    /// The prelude and the definitions.
+    pub(super) fn head(&self) -> String {
+        head(self.kind, self.parameters) + &self.definitions
+    }
+
+    /// Two functions of one address have the same code. One may have two addresses, whose recipes are two then.
+    fn identity(&self) -> (Kind, usize, &str, &[Recording], usize) {
+        (self.kind, self.parameters, &self.definitions, &self.formulas, self.write as usize)
+    }
+}
+
+impl PartialEq for Recipe {
+    fn eq(&self, other: &Self) -> bool {
+        self.identity() == other.identity()
+    }
+}
+
+impl Eq for Recipe {}
+
+impl Hash for Recipe {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.identity().hash(state);
+    }
+}
+
 /// Source of a kernel, and the numbers that it is to be given.
 pub(super) struct Source {
     pub(super) text: String,
     /// In the order of the parameter block.
+    #[allow(dead_code)]
     pub(super) parameters: Vec<f64>,
 }
 
-/// The body of a C++ function that computes some outputs of a formula: its statements, and the names of the outputs.
+/// The body of a C++ function that computes some outputs of a formula: its statements, the names of the outputs, and
+/// the numbers that `p` holds, which are those of the whole formula.
 pub(super) struct Body {
     pub(super) statements: String,
     pub(super) outputs: Vec<String>,
@@ -25,7 +77,7 @@ pub(super) struct Body {
 /// `arguments` names the numbers that the formula is given.
 pub(super) fn body(recording: &Recording, outputs: &[Id], arguments: &[&str]) -> Body {
     let mut names = vec![String::new(); recording.nodes.len()];
-    let (mut statements, mut parameters) = (String::new(), Vec::new());
+    let mut statements = String::new();
     for id in recording.needed(outputs) {
         let node = recording.nodes[id.index()];
         let name = |id: Id| names[id.index()].as_str();
@@ -46,9 +98,8 @@ pub(super) fn body(recording: &Recording, outputs: &[Id], arguments: &[&str]) ->
                 names[id.index()] = "SMALLEST_REAL".to_owned();
                 continue;
             }
-            Node::Parameter(bits) => {
-                names[id.index()] = format!("p[{}]", parameters.len());
-                parameters.push(f64::from_bits(bits));
+            Node::Parameter(position) => {
+                names[id.index()] = format!("p[{position}]");
                 continue;
             }
             Node::Unary(unary, a) => {
@@ -101,7 +152,7 @@ pub(super) fn body(recording: &Recording, outputs: &[Id], arguments: &[&str]) ->
         names[id.index()] = name;
     }
     let outputs = outputs.iter().map(|id| names[id.index()].clone()).collect();
-    Body { statements, outputs, parameters }
+    Body { statements, outputs, parameters: recording.parameters.clone() }
 }
 
 /// A number in C++. It is in brackets, since a sign may follow an operator.
@@ -127,9 +178,4 @@ fn name(kind: Kind) -> &'static str {
 /// What all sources begin with.
 pub(super) fn head(kind: Kind, parameters: usize) -> String {
     format!("#define {} 1\n#define PARAMETERS {parameters}\n{}", name(kind), include_str!("source/prelude.cu"))
-}
-
-/// The kernels of the prelude alone, such as that which scales a gradient.
-pub(super) fn scale(kind: Kind) -> Source {
-    Source { text: head(kind, 0), parameters: vec![] }
 }

@@ -4,6 +4,8 @@ use tch::Tensor;
 
 use super::rows::{RowKernel, f_rows};
 use super::softmax::EXPONENTIALS;
+use super::source::Recipe;
+use super::source::rows::around_row_loss;
 use crate::LossError;
 use crate::kernels::rows::{RowReduction, Rows, Views};
 
@@ -22,9 +24,10 @@ where
 }
 
 fn of_views(Views { count, smoothing, weight, floor }: Views, samples: usize) -> RowKernel {
-    let defines = format!("#define VIEWS {count}\n#define OWN_MEAN 1\n");
-    let text = [&defines, EXPONENTIALS, include_str!("source/views.cu")].concat();
+    let definitions = format!("#define VIEWS {count}\n#define OWN_MEAN 1\n");
+    let write = |recipe: &Recipe| around_row_loss(recipe, &[EXPONENTIALS, include_str!("source/views.cu")]);
     let parameters = vec![weight / (samples * count) as f64, floor];
     // The probabilities, and the logits, which the terms replace.
-    RowKernel { text, parameters, smoothing, arrays: 2 * count, views: count, own_mean: true, ..RowKernel::default() }
+    let arrays = 2 * count;
+    RowKernel { definitions, parameters, smoothing, arrays, views: count, own_mean: true, ..RowKernel::of(write) }
 }

@@ -6,7 +6,7 @@ struct Call {
   Element* gradients[GRADIENTS + 1];
   Element* losses;
   // What the derivatives are multiplied by, besides `factor`: one number, or one for `each` pair; null for none.
-  const Element* factors;
+  const Factor* factors;
   double* sums;
   long long length;
   int each;
@@ -30,7 +30,7 @@ DEVICE Real pair(const Call& call, long long i) {
   if (LOSSES) call.losses[i] = narrowed(loss);
   if (!GRADIENTS) return loss;
   Real factor = call.factor;
-  if (call.factors) factor *= widened(call.factors[call.each ? i : 0]);
+  if (call.factors) factor *= number_of(call.factors[call.each ? i : 0]);
   for (int which = 0; which < GRADIENTS; which++) {
     for (int start = 0; start < CORNERS; start += LENGTH) {
       Part part;

@@ -8,7 +8,7 @@ struct Terms {
 };
 
 // The loss of a row, for all threads that share it; they write its gradient.
-DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool exists) {
+DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool exists, bool& invalid) {
   const long long start = start_of(call, row);
   const int target = exists ? target_of(call, row) : -1;
   const int classes = target < 0 ? 0 : call.classes;
@@ -37,7 +37,7 @@ DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool
   }
   const Real terms = Group::all(part.terms, Add(), Real(0)), of_others = Group::all(part.slopes, Add(), Real(0));
   if (!exists) return 0;
-  if (target < 0) return loss_without_class(call, start, target);
+  if (target < 0) return loss_without_class(call, start, target, invalid);
   const Real p = of.own / of.sum;
   Real slope;
   const Real term = of_target(of.log_p, p, call.p, &slope);

@@ -5,7 +5,7 @@ struct Call {
   const Label* labels;
   Element* losses;
   // What the derivatives are multiplied by, besides `factor`: one number, or one for `each` row; null for none.
-  const Element* factors;
+  const Factor* factors;
   // Of the losses of each block.
   double* sums;
   // Of long rows: the sums of each part, then the derivatives of each row with respect to its sums.
@@ -87,7 +87,7 @@ DEVICE double loss_of(const Call& call, long long row, double* sums, bool stores
   double outputs[1 + SUMS];
   in_double::loss(sums, call.labels ? double(number_of(call.labels[row])) : 0, call.of_loss, outputs);
   double factor = call.factor;
-  if (call.factors) factor *= widened(call.factors[call.each ? row : 0]);
+  if (call.factors) factor *= number_of(call.factors[call.each ? row : 0]);
   for (int k = 0; k < SUMS; k++) sums[k] = outputs[1 + k] * factor;
   if (LOSSES && stores) call.losses[row] = narrowed(Real(outputs[0]));
   return outputs[0];

@@ -15,12 +15,12 @@ DEVICE bool are_valid(const long long* labels, int classes) {
 }
 
 // The loss of a row, for all threads that share it; they write its gradient.
-DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool exists) {
+DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool exists, bool& invalid) {
   if (!exists) return 0;
   const long long start = start_of(call, row);
   const long long* labels = (const long long*)call.target + start;
   const int classes = call.classes;
-  if (!are_valid(labels, classes)) return loss_without_class(call, start, -2);
+  if (!are_valid(labels, classes)) return loss_without_class(call, start, -2, invalid);
   Real numbers[NUMBERS], slopes[NUMBERS];
   bool counts[NUMBERS];
   read(call, call.input, start, 0, classes, -INFINITE_REAL, numbers);

@@ -55,7 +55,8 @@ DEVICE void row_losses(const LogitCall& logits, long long row, bool exists) {
   Group::wait();
   if (!exists) return;
   if (target < 0) {
-    const Real loss = loss_without_class(call, start, target);
+    bool invalid = false;
+    const Real loss = loss_without_class(call, start, target, invalid);
     if (Group::rank() == 0) logits.entropy[row] = logits.z[row] = loss;
     return;
   }

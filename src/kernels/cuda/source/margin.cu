@@ -14,7 +14,7 @@ struct Rivals {
 };
 
 // The loss max(0, margin − x[t] + max(0, x[c], …)) of a row, for all threads that share it; they write its gradient.
-DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool exists) {
+DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool exists, bool& invalid) {
   const long long start = start_of(call, row);
   const int target = exists ? target_of(call, row) : -1;
   const int classes = target < 0 ? 0 : call.classes;
@@ -34,7 +34,7 @@ DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool
   const Real equal = Group::all(known.best == most ? known.equal : Real(0), Add(), Real(0));
   const Real unordered = Group::all(known.unordered, Add(), Real(0));
   if (!exists) return 0;
-  if (target < 0) return loss_without_class(call, start, target);
+  if (target < 0) return loss_without_class(call, start, target, invalid);
   const Real best = unordered == 0 ? most : NAN_REAL;
   const Real hinge = at_least_zero(best - widened(call.input[place_of(call, start, target)]) + call.p[0]);
   if (!call.gradient) return hinge;
@@ -58,7 +58,7 @@ DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool
 #else
 // The loss of a row, Σ max(0, margin − x[t] + x[c]) w[t] / C or that of the squares, for all threads that share it;
 // they write its gradient.
-DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool exists) {
+DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool exists, bool& invalid) {
   const long long start = start_of(call, row);
   const int target = exists ? target_of(call, row) : -1;
   const int classes = target < 0 ? 0 : call.classes;
@@ -77,7 +77,7 @@ DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool
   }
   const Real sum = Group::all(part, Add(), Real(0)), slopes = Group::all(part_of_slopes, Add(), Real(0));
   if (!exists) return 0;
-  if (target < 0) return loss_without_class(call, start, target);
+  if (target < 0) return loss_without_class(call, start, target, invalid);
   const Real weight = weight_of(call, target) / call.classes, of_hinge = factor * weight;
   if (call.gradient) {
     for (int first = (classes - 1) / CHUNK * CHUNK; first >= 0; first -= CHUNK) {

@@ -1,11 +1,11 @@
 // The negative log likelihood: −w[t] x[t] of each row with its target t.
 
 // The loss of a row, for all threads that share it; they write its gradient.
-DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool exists) {
+DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool exists, bool& invalid) {
   if (!exists) return 0;
   const long long start = start_of(call, row);
   const int target = target_of(call, row);
-  if (target < 0) return loss_without_class(call, start, target);
+  if (target < 0) return loss_without_class(call, start, target, invalid);
   const Real weight = weight_of(call, target);
   if (call.gradient) {
     for (int first = 0; first < call.classes; first += CHUNK) {

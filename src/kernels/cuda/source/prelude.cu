@@ -91,20 +91,24 @@ DEVICE T of_block(T number, Fold fold, T neutral) {
   return all;
 }
 
-// The sum of the sums of blocks, in a fixed order, times a number. One block.
-extern "C" __global__ void __launch_bounds__(THREADS) finish(const double* sums, int count, double scale, Element* loss) {
-  double sum = 0;
-  for (int index = threadIdx.x; index < count; index += THREADS) sum += sums[index];
-  sum = of_block(sum, Add(), 0.0);
-  if (threadIdx.x == 0) *loss = narrowed(Real(sum * scale));
+// What the sum of the losses is multiplied by in a mean over what has been counted, of which there are so many parts: a
+// sum of weights, and how many there are. NaN where nothing counts: without this the terms that smoothing spreads over the
+// other classes would make the mean infinite.
+DEVICE double of_mean(const double* counts, int parts) {
+  double weight = 0, number = 0;
+  for (int i = threadIdx.x; i < parts; i += THREADS) {
+    weight += counts[2 * i];
+    number += counts[2 * i + 1];
+  }
+  weight = of_block(weight, Add(), 0.0);
+  number = of_block(number, Add(), 0.0);
+  return number == 0 ? double(NAN_REAL) : 1 / weight;
 }
 
-// Multiplies a gradient by that of the loss, which is 1 as a rule: then nothing is read or written.
-extern "C" __global__ void __launch_bounds__(THREADS) scale(Element* gradient, long long length, const Element* factor) {
-  const Real number = widened(*factor);
-  if (number == 1) return;
-  const long long thread = blockIdx.x * (long long)THREADS + threadIdx.x, threads = gridDim.x * (long long)THREADS;
-  for (long long i = thread; i < length; i += threads) gradient[i] = narrowed(widened(gradient[i]) * number);
+// The class of a target, of so many classes: −1 where it is ignored, −2 where it is none.
+DEVICE int class_of(long long target, int ignores, long long ignored, int classes) {
+  if (ignores && target == ignored) return -1;
+  return target < 0 || target >= classes ? -2 : int(target);
 }
 
 // The number of an element of the kind of the kernel or of an integer kind.

@@ -196,7 +196,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) region_gradient(const Call
         const Share share(call, pixels, c, k);
         Real by_input;
         const Real p = pixels.probability(widened(call.input[pixels.place(call, c, k)]), k, &by_input);
-        const Real by_p = slope_of(p, share.number, share.key, of_intersection, of_size, call.p + SLOPE_PARAMETERS);
+        const Real by_p = slope_of(p, share.number, share.key, of_intersection, of_size, call.p);
         const Real own = share.value == 0 ? Real(0) : share.value * of_share;
         if (pass == 0) {
           mean[k] += p * by_p - own;

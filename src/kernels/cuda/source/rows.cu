@@ -12,10 +12,12 @@ struct RowCall {
   Element* gradient;
   Element* losses;
   // What the derivatives are multiplied by: one number on the device, or one for each loss, besides `factor`.
-  const Element* factors;
-  // What the mean is over, in parts; see `count`.
-  double* counts;
+  const Factor* factors;
+  // What the mean is over, in parts; see `of_mean`.
+  const double* counts;
   double* sums;
+  // Set to false where a target has no loss.
+  bool* note;
   long long rows;
   // How many rows lie beside each other: the distance of the classes of a row.
   long long inner;
@@ -122,14 +124,12 @@ DEVICE Real weight_of(const RowCall& call, int c) { return call.weights ? call.w
 
 // The class of a row's target: −1 where it is ignored, −2 where it is none.
 DEVICE int target_of(const RowCall& call, long long row) {
-  const long long target = ((const long long*)call.target)[row];
-  if (call.ignores && target == call.ignored) return -1;
-  return target < 0 || target >= call.classes ? -2 : int(target);
+  return class_of(((const long long*)call.target)[row], call.ignores, call.ignored, call.classes);
 }
 
-// The loss of a row without a class, whose gradient is written: none is NaN.
-DEVICE Real loss_without_class(const RowCall& call, long long start, int target) {
-  const Real number = target == -2 ? NAN_REAL : Real(0);
-  if (call.gradient) fill(call, start, call.classes, number);
-  return number;
+// The loss of a row without a class, whose gradient is 0. That of a target that is none is NaN, and the row `invalid`.
+DEVICE Real loss_without_class(const RowCall& call, long long start, int target, bool& invalid) {
+  if (call.gradient) fill(call, start, call.classes, Real(0));
+  invalid |= target == -2;
+  return target == -2 ? NAN_REAL : Real(0);
 }

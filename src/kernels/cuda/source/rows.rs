@@ -2,9 +2,7 @@
 
 use std::fmt::Write;
 
-use tch::Kind;
-
-use super::{Source, body, head};
+use super::{Recipe, Source, body};
 use crate::kernels::graph::{Id, Recording};
 
 /// How a kernel goes through rows.
@@ -21,20 +19,30 @@ pub(in crate::kernels::cuda) struct Plan {
     pub(in crate::kernels::cuda) strided: bool,
 }
 
-/// The kernels of rows, whose own text are these parts, and which are given so many parameters.
-pub(in crate::kernels::cuda) fn rows(parts: &[&str], parameters: usize, kind: Kind, plan: Plan) -> String {
-    let mut text = head(kind, parameters);
-    let Plan { threads, packs, width, held, strided } = plan;
-    let group = if threads > WARP { "Whole".to_owned() } else { format!("Lanes<{threads}>") };
-    let [held, strided] = [held, strided].map(i32::from);
-    _ = write!(
-        text,
-        "#define GROUP {group}\n#define PACKS {packs}\n#define WIDTH {width}\n#define HELD {held}\n#define STRIDED \
-         {strided}\n"
-    );
+impl Plan {
+    /// What the kernels are told of it.
+    pub(in crate::kernels::cuda) fn definitions(self) -> String {
+        let Plan { threads, packs, width, held, strided } = self;
+        let group = if threads > WARP { "Whole".to_owned() } else { format!("Lanes<{threads}>") };
+        let [held, strided] = [held, strided].map(i32::from);
+        format!(
+            "#define GROUP {group}\n#define PACKS {packs}\n#define WIDTH {width}\n#define HELD {held}\n#define STRIDED \
+             {strided}\n"
+        )
+    }
+}
+
+/// The text of kernels of rows, with these parts behind what all share.
+pub(in crate::kernels::cuda) fn rows(recipe: &Recipe, parts: &[&str]) -> String {
+    let mut text = recipe.head();
     text.push_str(include_str!("rows.cu"));
     parts.iter().for_each(|part| text.push_str(part));
     text
+}
+
+/// [`rows`] of a `row_loss` that these parts have, with the kernels around it.
+pub(in crate::kernels::cuda) fn around_row_loss(recipe: &Recipe, parts: &[&str]) -> String {
+    rows(recipe, parts) + include_str!("row_kernels.cu")
 }
 
 /// The threads of a warp.

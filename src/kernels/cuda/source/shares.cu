@@ -87,7 +87,7 @@ DEVICE void derive(const RowCall& call, long long start, int first, int classes,
 }
 
 // The loss of a row, for all threads that share it; they write its gradient.
-DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool exists) {
+DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool exists, bool& invalid) {
   const long long start = start_of(call, row);
   const bool valid = exists && is_valid(call, row);
   const int classes = valid ? call.classes : 0;
@@ -109,7 +109,7 @@ DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool
   const Real risen = known.counted == 0 ? Real(0) : known.counted * (most - known.max);
   const Real distances = Group::all(known.distances + risen, Add(), Real(0));
   if (!exists) return 0;
-  if (!valid) return loss_without_class(call, start, -2);
+  if (!valid) return loss_without_class(call, start, -2, invalid);
   // The class with the largest logit has p > ½.
   const bool peaked = sum < 2;
   const Real of_p = factor * total / sum;

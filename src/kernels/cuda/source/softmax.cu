@@ -20,7 +20,7 @@ DEVICE void derive(const RowCall& call, long long start, int first, int classes,
 }
 
 // The loss of a row, for all threads that share it; they write its gradient.
-DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool exists) {
+DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool exists, bool& invalid) {
   const long long start = start_of(call, row);
   const int target = exists ? target_of(call, row) : -1;
   const int classes = target < 0 ? 0 : call.classes;
@@ -32,7 +32,7 @@ DEVICE Real row_loss(const RowCall& call, Real factor, Real, long long row, bool
   }
   const Softmax of = softmax_of(call, known, logit_of(call, start, target));
   if (!exists) return 0;
-  if (target < 0) return loss_without_class(call, start, target);
+  if (target < 0) return loss_without_class(call, start, target, invalid);
   Real of_log_p = 0, of_log_sum = 0;
   const Real loss = evaluate(of.log_p, of.most + of.log_of_sum, call.p, &of_log_p, &of_log_sum);
   const Real weight = call.own * weight_of(call, target);

@@ -56,7 +56,7 @@ DEVICE Real mix(const RowCall& call, long long start, int first, int classes, co
 }
 
 // The loss of a sample, for all threads that share it; they write its gradient.
-DEVICE Real row_loss(const RowCall& call, Real factor, Real mean, long long sample, bool exists) {
+DEVICE Real row_loss(const RowCall& call, Real factor, Real mean, long long sample, bool exists, bool& invalid) {
   const long long start = start_of(call, sample), apart = call.rows * call.classes;
   const int target = exists ? target_of(call, sample) : -2;
   const int classes = target == -2 ? 0 : call.classes;
@@ -94,7 +94,7 @@ DEVICE Real row_loss(const RowCall& call, Real factor, Real mean, long long samp
   for (int v = 0; v < VIEWS; v++) sums[v] = Group::all(sums[v], Add(), Real(0));
   if (!exists) return 0;
   if (target == -2) {
-    for (int v = 0; v < VIEWS; v++) loss_without_class(call, start + v * apart, target);
+    for (int v = 0; v < VIEWS; v++) loss_without_class(call, start + v * apart, target, invalid);
     return NAN_REAL;
   }
   for (int first = 0; call.gradient && first < classes; first += CHUNK) {

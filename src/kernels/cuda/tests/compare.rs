@@ -1,10 +1,9 @@
 //! What the tests of all engines share: a loss of any arguments by the emulated kernels and by tensor operations.
 
-use std::collections::BTreeSet;
-
 use tch::{Kind, Tensor};
 
-use super::{SOURCES, assert_near, emulated, installed_nvrtc};
+pub(super) use super::compiled::assert_sources_compile;
+use super::{SOURCES, assert_near, emulated};
 use crate::{Backend, Reduction, with_backend};
 
 pub(super) const KINDS: [Kind; 4] = [Kind::Double, Kind::Float, Kind::Half, Kind::BFloat16];
@@ -60,18 +59,4 @@ pub(super) fn unaligned(tensor: &Tensor) -> Tensor {
     let mut view = room.narrow(0, 1, length).view_as(tensor);
     view.copy_(tensor);
     view
-}
-
-/// Compiles the sources that this thread has asked for, where NVRTC came with libtorch.
-pub(super) fn assert_sources_compile() {
-    let Some(nvrtc) = installed_nvrtc() else {
-        println!("left out: this libtorch came without NVRTC");
-        return;
-    };
-    let sources: BTreeSet<String> = SOURCES.take().into_iter().collect();
-    assert!(!sources.is_empty());
-    for source in sources {
-        let code = nvrtc.compile(&source, 80).unwrap_or_else(|log| panic!("{log}\n{source}"));
-        assert!(code.starts_with(b"\x7fELF"), "no machine code");
-    }
 }

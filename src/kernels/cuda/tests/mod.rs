@@ -1,22 +1,27 @@
 //! The engines of CUDA, emulated on the CPU, against the tensor operations that define the losses.
 
+mod autocast;
 mod boxes;
+mod calls;
 mod compare;
+mod compiled;
 mod embedding;
+mod invalid;
 mod partial;
 mod region;
 mod rows;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
-use std::ffi::{CString, c_void};
+use std::ffi::{CStr, c_void};
 
 use tch::{Kind, Tensor};
 
+use self::compiled::{assert_compile, installed_nvrtc};
 use super::emulation::{Emulated, InOrder};
 use super::launch::{Kernel, Launch};
-use super::nvrtc::Nvrtc;
-use crate::kernels::library;
+use super::modules;
+use super::source::Recipe;
 use crate::random::{rand, randn};
 use crate::scoped::replaced;
 use crate::{
@@ -35,6 +40,8 @@ thread_local! {
     static MUTATION: RefCell<Option<(String, String)>> = const { RefCell::new(None) };
     /// The sources whose kernels this thread has asked for.
     static SOURCES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    /// The kernels that this thread has launched.
+    static LAUNCHED: RefCell<Vec<&'static CStr>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What the kernels of a source are run by. Takes note of the source.
@@ -49,7 +56,30 @@ pub(super) fn launcher(source: &str, kernels: &[Kernel]) -> Box<dyn Launch> {
     }
     let emulated = Emulated::of(&source, kernels).unwrap_or_else(|error| panic!("{error}"));
     SOURCES.with_borrow_mut(|sources| sources.push(source));
-    Box::new(InOrder(emulated, ORDER.get()))
+    Box::new(Noted(InOrder(emulated, ORDER.get())))
+}
+
+/// Takes note of what is launched.
+struct Noted(InOrder);
+
+impl Launch for Noted {
+    unsafe fn launch(&self, kernel: Kernel, grid: u32, parameters: &mut [*mut c_void]) -> Result<(), String> {
+        LAUNCHED.with_borrow_mut(|launched| launched.push(kernel.name));
+        // SAFETY: the caller's promise.
+        unsafe { self.0.launch(kernel, grid, parameters) }
+    }
+}
+
+/// The same of what a source is made of. Its text is the one that was found for it, which has to be the one that it has
+/// now: with other options, which are parameters, and where something that is not in the recipe is another one.
+pub(super) fn launcher_of(recipe: Recipe, kernels: &[Kernel]) -> Box<dyn Launch> {
+    if let Some(way) = calls::timed() {
+        return calls::nothing(way, recipe);
+    }
+    let text = recipe.text();
+    let known = modules::text_of(recipe);
+    assert_eq!(known, text, "one recipe has two texts");
+    launcher(known, kernels)
 }
 
 /// A GPU that launches nothing.
@@ -193,42 +223,6 @@ fn emulated_kernels_take_every_kind_and_reduction() {
     }
 }
 
-/// NVRTC beside the libtorch of these tests; none where that is one for the CPU alone.
-fn installed_nvrtc() -> Option<Nvrtc> {
-    let libtorch = std::fs::canonicalize(std::env::var_os("LIBTORCH")?).ok()?;
-    let folders = std::fs::read_dir(libtorch.parent()?.join("nvidia")).ok()?;
-    let files = folders.flatten().filter_map(|folder| std::fs::read_dir(folder.path().join("lib")).ok()).flatten();
-    let mut paths: Vec<_> = files.flatten().map(|file| file.path()).collect();
-    // It looks for its other part by the bare name, which is found where that is loaded.
-    paths.sort_by_key(|path| !path.to_string_lossy().contains("libnvrtc-builtins"));
-    let is_nvrtc = |path: &&std::path::PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        name.starts_with("libnvrtc") && !name.contains(".alt.")
-    };
-    let open = |path: &std::path::PathBuf| library::open(&CString::new(path.to_str()?).ok()?);
-    let libraries: Vec<_> = paths.iter().filter(is_nvrtc).filter_map(open).collect();
-    libraries.into_iter().find_map(Nvrtc::find)
-}
-
-/// Whether a source compiles for all generations of GPUs that NVRTC knows, to kernels that keep all in registers: a
-/// stack is slower than the memory that the kernels read.
-fn assert_compiles(nvrtc: &Nvrtc, source: &str) {
-    let known = nvrtc.architectures();
-    for capability in [75, 80, 86, 90, 100, 120].into_iter().filter(|capability| known.contains(capability)) {
-        let architecture = format!("sm_{capability}");
-        let (code, log) = nvrtc
-            .compile_for(source, &architecture, &[c"--ptxas-options=-v"])
-            .unwrap_or_else(|log| panic!("{architecture}: {log}\n{source}"));
-        assert!(code.starts_with(b"\x7fELF"), "no machine code for {architecture}");
-        let (kernels, stacks) = (log.matches("Compiling entry function"), log.matches("bytes stack frame"));
-        let without = log.matches(" 0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads").count();
-        let counts = (kernels.count(), stacks.count());
-        assert!(without > 0 && counts == (without, without), "{architecture} has a stack: {log}\n{source}");
-    }
-    let (code, _) = nvrtc.compile_for(source, "compute_75", &[]).unwrap_or_else(|log| panic!("PTX: {log}\n{source}"));
-    assert!(String::from_utf8_lossy(&code).contains(".target sm_75"));
-}
-
 #[test]
 fn sources_compile_for_gpus() {
     let Some(nvrtc) = installed_nvrtc() else {
@@ -239,9 +233,8 @@ fn sources_compile_for_gpus() {
         let [input, target] = draw(5).map(|tensor| tensor.to_kind(Kind::Float));
         let _ = emulated(|| results(&*loss, [&input, &target]));
     }
-    let known = nvrtc.architectures();
-    let newest = known.iter().max().copied().unwrap();
-    SOURCES.take().iter().for_each(|source| assert_compiles(&nvrtc, source));
+    let newest = nvrtc.architectures().iter().max().copied().unwrap();
+    assert_compile(&nvrtc, SOURCES.take());
     // A GPU that is newer than the compiler gets what its driver translates.
     let kernel = "extern \"C\" __global__ void kernel() {}";
     assert!(String::from_utf8_lossy(&nvrtc.compile(kernel, newest + 1).unwrap()).contains(".target"));

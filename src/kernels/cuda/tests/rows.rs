@@ -2,7 +2,8 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{ORDER, SOURCES, assert_compiles, assert_near, emulated, excess, installed_nvrtc, mutated, sources_of};
+use super::compiled::{assert_compile, installed_nvrtc};
+use super::{ORDER, SOURCES, assert_near, emulated, excess, mutated, sources_of};
 use crate::kernels::{LogitRows, Real, RowLoss, RowReduction, Rows, f_label_margin, f_logits, f_softmax};
 use crate::random::{rand, randn};
 use crate::{
@@ -406,6 +407,7 @@ fn classes_out_of_range_are_nan_and_read_nothing() {
                 target: &target.tensor,
                 ignore_index: Some(IGNORED),
                 weight: Some(&weight.tensor),
+                note: None,
             };
             let never = |_: &Tensor, _: &Tensor| panic!("no composite");
             let loss =
@@ -416,13 +418,16 @@ fn classes_out_of_range_are_nan_and_read_nothing() {
                 .map(|tensor| Vec::<f32>::try_from(tensor).unwrap())
         };
         let [values, gradients] = losses(RowReduction::None);
-        for numbers in [values, gradients] {
+        for numbers in [&values, &gradients] {
             assert!(numbers[0] > 0.0 && numbers[1] > 0.0 && numbers[2] == 0.0, "{classes}: {numbers:?}");
-            assert!(numbers[3..].iter().all(|number| number.is_nan()), "{classes}: {numbers:?}");
         }
+        assert!(values[3..].iter().all(|number| number.is_nan()), "{classes}: {values:?}");
+        assert!(gradients[3..].iter().all(|number| *number == 0.0), "{classes}: {gradients:?}");
         for reduction in [RowReduction::Sum, RowReduction::Mean, RowReduction::WeightedMean, RowReduction::CountedMean]
         {
-            assert!(losses(reduction)[0][0].is_nan(), "{reduction:?} of {classes}");
+            let [values, gradients] = losses(reduction);
+            assert!(values[0].is_nan(), "{reduction:?} of {classes}");
+            assert!(gradients.iter().all(|number| *number == 0.0), "{reduction:?} of {classes}: {gradients:?}");
         }
     }
 }
@@ -500,10 +505,12 @@ fn logits_without_a_class_are_nan() {
     let ones = Tensor::ones([5], (Kind::Float, Device::Cpu));
     let rows = logit_rows(&logits.tensor, &target, Some([&ones, &ones]));
     let [entropy, z] = emulated(|| f_logits(&rows)).unwrap().expect("the engine takes this");
-    for numbers in [entropy, z, logits.tensor.sum_dim_intlist(1, false, None)] {
+    for numbers in [entropy, z] {
         let nan: Vec<bool> = numbers.isnan().try_into().unwrap();
         assert_eq!(nan, [false, false, true, true, true]);
     }
+    let slopes = Vec::<f32>::try_from(logits.tensor.abs().sum_dim_intlist(1, false, None)).unwrap();
+    assert!(slopes[0] > 0.0 && slopes[1..] == [0.0; 4], "{slopes:?}");
 }
 
 #[test]
@@ -558,7 +565,7 @@ fn labels_of_rows() {
     let input = Guarded::new(&randn([4, 3]).to_kind(Kind::Float));
     let target = Guarded::new(&Tensor::from_slice(&[0_i64, -1, 1, 3, 0, 0, -1, 0, -2, i64::MAX, 1, 1]).view([4, 3]));
     let never = |_: [&Tensor; 2]| panic!("no composite");
-    let losses = emulated(|| f_label_margin([&input.tensor, &target.tensor], Reduction::None, never)).unwrap();
+    let losses = emulated(|| f_label_margin([&input.tensor, &target.tensor], Reduction::None, None, never)).unwrap();
     assert_eq!(Vec::<bool>::try_from(losses.isnan()).unwrap(), [false, true, true, true]);
 }
 
@@ -616,7 +623,11 @@ fn mutations_of_the_kernels_are_caught() {
         ("known->others * exp(known->max - base)", "known->others", streamed),
         ("known->weights * (base - known->max)", "Real(0)", streamed),
         ("if (target == -1) continue;", "", short),
-        ("const Real own = target < 0 ? Real(1) : weight_of(call, target);", "const Real own = 1;", short),
+        (
+            "const Real own = target < 0 || !call.weights ? Real(1) : call.weights[target];",
+            "const Real own = 1;",
+            short,
+        ),
     ];
     for (text, other, size) in mutations {
         let loss = CrossEntropyLoss::new().weight(weights(size[1])).label_smoothing(0.1);
@@ -637,12 +648,7 @@ fn row_sources_compile_for_gpus() {
     };
     let sources: Vec<String> = sources_of(row_calls).into_iter().collect();
     assert!(sources.len() > 40, "{} sources", sources.len());
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for part in sources.chunks(sources.len().div_ceil(threads)) {
-            scope.spawn(|| part.iter().for_each(|source| assert_compiles(&nvrtc, source)));
-        }
-    });
+    assert_compile(&nvrtc, sources);
 }
 
 /// Calls with rows of a part of a warp, of a warp and of a block with all that their threads can keep, and longer ones.
