@@ -18,8 +18,12 @@ pub(crate) struct Backward<'a> {
     pub(crate) needed: &'a [bool],
 }
 
+/// The gradients of some tensors, none for those that need none; or none at all where tensor operations are to compute
+/// them.
+type Pulled = Result<Option<Vec<Option<Tensor>>>, LossError>;
+
 /// Computes the gradients of a step's arguments.
-type Pull = dyn Fn(Backward) -> Gradients + Send;
+type Pull = dyn Fn(Backward) -> Pulled + Send;
 
 /// The result of `steps` of the `inputs` on a tape, as one node. By `otherwise`, a function with a graph, where the
 /// steps return `None` because an engine does not take the call, and where the gradient is to be differentiated itself.
@@ -77,6 +81,15 @@ impl Tape {
     where
         F: Fn(Backward) -> Gradients + Send + 'static,
     {
+        self.add_step(value, arguments, Box::new(move |of: Backward| pull(of).map(Some)))
+    }
+
+    /// The same, where `pull` may leave the gradients of all steps to the tensor operations of the whole computation.
+    #[cfg_attr(not(any(test, feature = "cuda")), allow(dead_code))]
+    pub(crate) fn add_fused<F>(&mut self, value: Tensor, arguments: &[Place], pull: F) -> Place
+    where
+        F: Fn(Backward) -> Pulled + Send + 'static,
+    {
         self.add_step(value, arguments, Box::new(pull))
     }
 
@@ -94,15 +107,19 @@ impl Tape {
         let backward = move |context: Context| {
             let needed = &self.needed[..self.inputs];
             let Some(grad) = context.grad(0) else { return Ok(spread(vec![], &vec![false; self.inputs])) };
-            let of_steps = || self.f_gradients(context.saved(), result, grad.f_detach()?);
-            context.f_gradients(&of_steps, &|| f_gradients_of(&composite, &grad, context.saved(), needed))
+            let of_composite = || f_gradients_of(&composite, &grad, context.saved(), needed);
+            let of_steps = || match self.f_gradients(context.saved(), result, grad.f_detach()?)? {
+                Some(gradients) => Ok(gradients),
+                None => of_composite(),
+            };
+            context.f_gradients(&of_steps, &of_composite)
         };
         Ok(Function::new(inputs).save(inputs).f_attach_own(vec![value], backward)?.remove(0))
     }
 
     /// The gradients of the inputs, given `grad`, that of `result`: goes through the steps in reverse order and adds up
     /// the gradients of all uses of a value.
-    fn f_gradients(&self, inputs: &[Tensor], result: Place, grad: Tensor) -> Gradients {
+    fn f_gradients(&self, inputs: &[Tensor], result: Place, grad: Tensor) -> Pulled {
         let values: Vec<&Tensor> = inputs.iter().chain(&self.values[self.inputs..]).collect();
         let mut gradients: Vec<Option<Tensor>> = values.iter().map(|_| None).collect();
         gradients[result.0] = Some(grad);
@@ -112,6 +129,7 @@ impl Tape {
             let needed: Vec<bool> = step.arguments.iter().map(|place| self.needed[place.0]).collect();
             let pulled =
                 (step.pull)(Backward { arguments: &arguments, result: values[place], grad: &grad, needed: &needed })?;
+            let Some(pulled) = pulled else { return Ok(None) };
             for ((place, gradient), needed) in step.arguments.iter().zip(pulled).zip(needed) {
                 let Some(gradient) = gradient.filter(|_| needed) else { continue };
                 gradients[place.0] = Some(match gradients[place.0].take() {
@@ -121,7 +139,7 @@ impl Tape {
             }
         }
         gradients.truncate(self.inputs);
-        Ok(gradients)
+        Ok(Some(gradients))
     }
 }
 

@@ -3,8 +3,6 @@
 //! A formula is written once for all number types ([`Real`]), and returns the loss together with its derivatives.
 //! Engines inline it into their innermost loop. That is why the methods called there are to be `#[inline(always)]`.
 
-use std::array::from_fn;
-
 use super::number::Real;
 
 /// The name of an argument and the range of its values, for messages.
@@ -148,46 +146,45 @@ pub(crate) fn scaled<R: Real>(x: R, margin: f64, scale: f64) -> (R, R) {
 
 /// A loss of each row of the matrix, a function of the sums and of log Σ exp (the soft maximum) of its terms.
 pub(crate) trait SoftPairs: PairTerms {
-    /// The loss of a row, and its derivatives with respect to these sums.
-    fn loss(self, sums: &PairSums) -> (f64, PairSlopes);
+    /// Whether no row has a loss where no two samples have different labels.
+    const NEEDS_NEGATIVES: bool = false;
+
+    /// The loss of a row, and its derivatives with respect to these sums. In double precision.
+    fn loss<R: Real>(self, sums: &PairSums<R>) -> (R, PairSlopes<R>);
 
     /// Whether a row has a loss at all. Others count neither in the sum nor in the mean.
-    fn exists(self, _: &PairSums) -> bool {
-        true
+    fn exists<R: Real>(self, _: &PairSums<R>) -> R::Mask {
+        R::Mask::from(true)
     }
 }
 
 /// The sums of a row's terms. The arrays have those of pairs with the same label at [`SAME`], the others at [`OTHER`].
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct PairSums {
-    /// The greatest terms, −∞ where there are none.
-    pub(super) most: [f64; 2],
-    /// Σ exp(t − `most`) over the terms t
-    pub(super) exponentials: [f64; 2],
+pub(crate) struct PairSums<R> {
+    /// log Σ exp(t) over the terms t. Without any it is −∞, or on CUDA so small that its exponential is 0.
+    pub(crate) log_sum_exp: [R; 2],
     /// Σ t over the terms t
-    pub(crate) sums: [f64; 2],
+    pub(crate) sums: [R; 2],
     /// How many they are.
-    pub(crate) counts: [f64; 2],
+    pub(crate) counts: [R; 2],
     /// A number of the row that is not in the matrix, where the engine is given one.
-    pub(crate) own: Option<f64>,
-}
-
-impl PairSums {
-    pub(super) const NOTHING: Self =
-        Self { most: [f64::NEG_INFINITY; 2], exponentials: [0.0; 2], sums: [0.0; 2], counts: [0.0; 2], own: None };
-
-    /// log Σ exp(t), −∞ where there are no terms.
-    pub(crate) fn log_sum_exp(&self) -> [f64; 2] {
-        from_fn(|k| self.most[k] + self.exponentials[k].ln())
-    }
+    pub(crate) own: Option<R>,
 }
 
 /// The derivatives of a row's loss with respect to log Σ exp(t), Σ t and the `own` number of [`PairSums`].
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(crate) struct PairSlopes {
-    pub(crate) log_sum_exp: [f64; 2],
-    pub(crate) sums: [f64; 2],
-    pub(crate) own: f64,
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct PairSlopes<R> {
+    pub(crate) log_sum_exp: [R; 2],
+    pub(crate) sums: [R; 2],
+    pub(crate) own: R,
+}
+
+impl<R: Real> PairSlopes<R> {
+    /// Those with respect to log Σ exp(t), where the loss depends on nothing else.
+    pub(crate) fn of_log_sum_exp(log_sum_exp: [R; 2]) -> Self {
+        let zero = R::of(0.0);
+        Self { log_sum_exp, sums: [zero; 2], own: zero }
+    }
 }
 
 /// The loss of each pair with the same label, given the negatives of its row (NT-Xent, lifted structure): the formula
@@ -196,10 +193,14 @@ pub(crate) trait Positives: Copy + Send + Sync + 'static {
     /// Whether the negatives of the pair's column count as well as those of its row. The matrix is square then.
     const BOTH: bool;
 
+    /// Whether no pair has a loss where no two samples have different labels.
+    const NEEDS_NEGATIVES: bool = false;
+
     /// The term of a pair with different labels, and its derivative. To be `#[inline(always)]`.
     fn negative<R: Real>(self, x: R) -> (R, R);
 
     /// The loss of the pair with the matrix element `x`, given log Σ exp over the `negatives` of its row and of its
-    /// column, −∞ where there are none; and its derivatives with respect to these three numbers.
-    fn loss(self, x: f64, negatives: [f64; 2]) -> (f64, [f64; 3]);
+    /// column, without any as in [`PairSums`]; and its derivatives with respect to these three numbers. In double
+    /// precision.
+    fn loss<R: Real>(self, x: R, negatives: [R; 2]) -> (R, [R; 3]);
 }

@@ -52,6 +52,8 @@ mod boxes;
 mod cpu;
 #[cfg(any(test, feature = "cuda"))]
 mod cuda;
+#[cfg(feature = "metric")]
+mod distances;
 mod embedding;
 mod engine;
 mod formulas;
@@ -62,6 +64,10 @@ mod library;
 mod measure;
 mod number;
 mod number_operations;
+#[cfg(any(feature = "metric", feature = "self-supervised"))]
+mod pair_labels;
+#[cfg(any(feature = "metric", feature = "self-supervised"))]
+mod pairs;
 mod pointwise;
 #[cfg(any(test, feature = "cuda"))]
 mod quick_hash;
@@ -69,6 +75,10 @@ mod quick_hash;
 mod region;
 mod rows;
 mod tensors;
+#[cfg(feature = "metric")]
+mod triplets;
+#[cfg(feature = "metric")]
+mod unit;
 
 pub(crate) use backend::waits;
 pub use backend::{Backend, like_cuda, with_backend};
@@ -76,6 +86,8 @@ pub use backend::{Backend, like_cuda, with_backend};
 pub(crate) use boxes::f_boxes;
 pub use cpu::set_gradient_cache;
 pub(crate) use cpu::*;
+#[cfg(feature = "metric")]
+pub(crate) use distances::{f_distance_slopes, f_distances};
 pub(crate) use embedding::f_embedding;
 pub(crate) use engine::{Reduce, composite_of, widely};
 pub(crate) use formulas::{
@@ -84,6 +96,12 @@ pub(crate) use formulas::{
 };
 pub(crate) use number::{ANY, Logit, Real, choose, is_not_negative, is_share, part, powers, share_or_nan, sigmoids};
 pub(crate) use number_operations::{Number, NumberOperations};
+#[cfg(any(feature = "metric", feature = "self-supervised"))]
+pub(crate) use pair_labels::PairLabels;
+#[cfg(any(feature = "metric", feature = "self-supervised"))]
+pub(crate) use pairs::{Counted, Hard, PairPlan, Soft, f_pairs};
+#[cfg(feature = "metric")]
+pub(crate) use pairs::{Each, f_pairs_on};
 pub(crate) use pointwise::{f_pointwise, f_pointwise_to};
 #[cfg(feature = "segmentation")]
 pub(crate) use region::{Entropy, Regional, Sums, Total, f_region, takes_region};
@@ -96,6 +114,10 @@ pub(crate) use rows::{
 #[cfg(feature = "classification")]
 pub(crate) use rows::{Views, f_class_terms, f_views};
 pub(crate) use tensors::{f_own, f_plain};
+#[cfg(feature = "metric")]
+pub(crate) use triplets::{Triplets, f_triplets};
+#[cfg(feature = "metric")]
+pub(crate) use unit::f_unit;
 
 /// Whether an engine may be used for this input: it is on the CPU, and the [backend](backend::fused) has engines.
 pub(crate) fn takes(input: &Tensor) -> bool {

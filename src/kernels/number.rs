@@ -22,7 +22,8 @@ impl<T> Mask<T> for bool {
     }
 }
 
-/// A number as a formula sees it: `f32` or `f64`, or the record of what is done with one.
+/// A number as a formula sees it: `f32` or `f64` in a kernel, an `f64` of the host, or the record of what is done with
+/// one.
 ///
 /// `exp`, `exp_m1`, `ln`, `ln_1p`, `ln_1p_unit` and `atan` are within 2 units in the last place of the exact result.
 pub(crate) trait Real:
@@ -132,6 +133,85 @@ pub(crate) trait Real:
     fn power(self, exponent: Self) -> Self {
         let power = (exponent * self.ln()).exp();
         choose(exponent.equal(Self::of(0.0)), Self::of(1.0), power)
+    }
+}
+
+/// A number of the host, by the functions of the standard library: for formulas that are evaluated once for many
+/// numbers, such as the loss of a row.
+impl Real for f64 {
+    type Mask = bool;
+
+    fn less(self, other: Self) -> bool {
+        self < other
+    }
+
+    fn less_equal(self, other: Self) -> bool {
+        self <= other
+    }
+
+    fn equal(self, other: Self) -> bool {
+        self == other
+    }
+
+    fn unequal(self, other: Self) -> bool {
+        self != other
+    }
+
+    fn of(value: f64) -> Self {
+        value
+    }
+
+    fn smallest() -> Self {
+        f64::MIN_POSITIVE
+    }
+
+    // Not the library's, which is slow where the program around it is compiled for processors without one.
+    fn mul_add(self, factor: Self, summand: Self) -> Self {
+        self * factor + summand
+    }
+
+    fn abs(self) -> Self {
+        f64::abs(self)
+    }
+
+    fn sqrt(self) -> Self {
+        f64::sqrt(self)
+    }
+
+    fn exp(self) -> Self {
+        f64::exp(self)
+    }
+
+    fn exp_of_negative(self) -> Self {
+        f64::exp(self)
+    }
+
+    fn exp_m1(self) -> Self {
+        f64::exp_m1(self)
+    }
+
+    fn ln(self) -> Self {
+        f64::ln(self)
+    }
+
+    fn ln_1p_unit(self) -> Self {
+        f64::ln_1p(self)
+    }
+
+    fn ln_1p(self) -> Self {
+        f64::ln_1p(self)
+    }
+
+    fn atan(self) -> Self {
+        f64::atan(self)
+    }
+
+    fn tanh(self) -> Self {
+        f64::tanh(self)
+    }
+
+    fn max(self, other: Self) -> Self {
+        f64::max(self, other)
     }
 }
 

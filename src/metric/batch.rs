@@ -3,7 +3,7 @@ use tch::{Kind, Tensor};
 use super::pairs::{Indices, Listed};
 use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
 use crate::autograd::{Place, Tape, f_taped};
-use crate::kernels::{NumberOperations, PairLabels, PairPlan, f_pairs, f_pairs_on};
+use crate::kernels::{NumberOperations, PairLabels, PairPlan, Real, f_pairs, f_pairs_on};
 use crate::numeric::{result_kind, wide_kind};
 use crate::{Loss, LossError, check};
 
@@ -429,6 +429,7 @@ pub(crate) fn f_softplus(x: &Tensor) -> Result<Tensor, LossError> {
 }
 
 /// log(1 + exp(x)), and its derivative.
-pub(crate) fn softplus(x: f64) -> (f64, f64) {
-    (x.max(0.0) + (-x.abs()).exp().ln_1p(), 1.0 / (1.0 + (-x).exp()))
+pub(crate) fn softplus<R: Real>(x: R) -> (R, R) {
+    let one = R::of(1.0);
+    (x.at_least(R::of(0.0)) + (-x.abs()).exp().ln_1p_unit(), one / (one + (-x).exp()))
 }

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::batch::{Batch, Pairs, f_log_sum_exp, f_softplus, loss_of_batch, loss_of_pairs, softplus};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
-use crate::kernels::{NumberOperations, PairSlopes, PairSums, PairTerms, Real, Soft, SoftPairs};
+use crate::kernels::{NumberOperations, OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs};
 use crate::{Loss, LossError, check};
 
 crate::options::options! {
@@ -120,9 +120,9 @@ impl PairTerms for Formula {
 }
 
 impl SoftPairs for Formula {
-    fn loss(self, sums: &PairSums) -> (f64, PairSlopes) {
-        let (loss, slope) = softplus(sums.log_sum_exp().iter().sum());
-        (loss, PairSlopes { log_sum_exp: [slope; 2], ..PairSlopes::default() })
+    fn loss<R: Real>(self, sums: &PairSums<R>) -> (R, PairSlopes<R>) {
+        let (loss, slope) = softplus(sums.log_sum_exp[SAME] + sums.log_sum_exp[OTHER]);
+        (loss, PairSlopes::of_log_sum_exp([slope; 2]))
     }
 }
 

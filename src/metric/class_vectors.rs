@@ -379,13 +379,14 @@ impl PairTerms for OwnSoftmax {
 }
 
 impl SoftPairs for OwnSoftmax {
-    fn loss(self, sums: &PairSums) -> (f64, PairSlopes) {
-        let own = sums.own.map_or(sums.sums[SAME], |own| self.scale * own);
-        let (loss, slope) = softplus(sums.log_sum_exp()[OTHER] - own);
-        let of_others = PairSlopes { log_sum_exp: [0.0, slope], ..PairSlopes::default() };
+    fn loss<R: Real>(self, sums: &PairSums<R>) -> (R, PairSlopes<R>) {
+        let (zero, scale) = (R::of(0.0), R::of(self.scale));
+        let own = sums.own.map_or(sums.sums[SAME], |own| scale * own);
+        let (loss, slope) = softplus(sums.log_sum_exp[OTHER] - own);
+        let of_others = PairSlopes::of_log_sum_exp([zero, slope]);
         match sums.own {
-            Some(_) => (loss, PairSlopes { own: -slope * self.scale, ..of_others }),
-            None => (loss, PairSlopes { sums: [-slope, 0.0], ..of_others }),
+            Some(_) => (loss, PairSlopes { own: -slope * scale, ..of_others }),
+            None => (loss, PairSlopes { sums: [-slope, zero], ..of_others }),
         }
     }
 }

@@ -2,7 +2,9 @@ use tch::Tensor;
 
 use super::batch::{Batch, Pairs, f_log_sum_exp, loss_of_batch, loss_of_pairs};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
-use crate::kernels::{NumberOperations, OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled};
+use crate::kernels::{
+    NumberOperations, OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, choose, scaled,
+};
 use crate::{Loss, LossError, check};
 
 crate::options::options! {
@@ -113,14 +115,13 @@ impl PairTerms for Formula {
 }
 
 impl SoftPairs for Formula {
-    fn loss(self, sums: &PairSums) -> (f64, PairSlopes) {
-        let parts = sums.log_sum_exp();
-        let sum: f64 = [SAME, OTHER].into_iter().filter(|k| sums.counts[*k] > 0.0).map(|k| parts[k]).sum();
-        // NaN is not at most 0, and so is kept.
-        if sum <= 0.0 {
-            return (0.0, PairSlopes::default());
-        }
-        (sum, PairSlopes { log_sum_exp: [1.0; 2], ..PairSlopes::default() })
+    fn loss<R: Real>(self, sums: &PairSums<R>) -> (R, PairSlopes<R>) {
+        let (zero, one) = (R::of(0.0), R::of(1.0));
+        let part = |k: usize| choose(sums.counts[k].greater(zero), sums.log_sum_exp[k], zero);
+        let sum = part(SAME) + part(OTHER);
+        let slope = choose(sum.less_equal(zero), zero, one);
+        // NaN is not below 0, and so is kept.
+        (sum.at_least(zero), PairSlopes::of_log_sum_exp([slope; 2]))
     }
 }
 

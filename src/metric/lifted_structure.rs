@@ -2,7 +2,7 @@ use tch::{Kind, Tensor};
 
 use super::batch::{Batch, Pairs, f_softplus, loss_of_batch, loss_of_pairs};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
-use crate::kernels::{Each, NumberOperations, OTHER, Positives, Real, SAME, scaled};
+use crate::kernels::{Each, NumberOperations, OTHER, Positives, Real, SAME, choose, scaled};
 use crate::{Loss, LossError, check};
 
 crate::options::options! {
@@ -136,27 +136,29 @@ struct Formula {
 
 impl Positives for Formula {
     const BOTH: bool = true;
+    const NEEDS_NEGATIVES: bool = true;
 
     #[inline(always)]
     fn negative<R: Real>(self, x: R) -> (R, R) {
         scaled(x, self.margins[OTHER], -self.sign)
     }
 
-    fn loss(self, x: f64, negatives: [f64; 2]) -> (f64, [f64; 3]) {
+    fn loss<R: Real>(self, x: R, negatives: [R; 2]) -> (R, [R; 3]) {
+        let (zero, sign) = (R::of(0.0), R::of(self.sign));
         let of_both = log_add_exp(negatives);
-        let excess = of_both + self.sign * (x - self.margins[SAME]);
-        if excess <= 0.0 {
-            return (0.0, [0.0; 3]);
-        }
-        let [row, column] = negatives.map(|negatives| excess * (negatives - of_both).exp());
-        (excess * excess / 2.0, [excess * self.sign, row, column])
+        let excess = of_both + sign * (x - R::of(self.margins[SAME]));
+        let costs = excess.less_equal(zero) ^ R::Mask::from(true);
+        let part = |number: R| choose(costs, number, zero);
+        let [row, column] = negatives.map(|negatives| part(excess * (negatives - of_both).exp()));
+        (part(excess * excess / R::of(2.0)), [part(excess * sign), row, column])
     }
 }
 
 /// log(exp(a) + exp(b)), also of two that are −∞.
-fn log_add_exp([a, b]: [f64; 2]) -> f64 {
+fn log_add_exp<R: Real>([a, b]: [R; 2]) -> R {
     let most = a.max(b);
-    if most == f64::NEG_INFINITY { a + b } else { most + ((a - most).exp() + (b - most).exp()).ln() }
+    let sum = most + ((a - most).exp() + (b - most).exp()).ln();
+    choose(most.equal(R::of(f64::NEG_INFINITY)), a + b, sum)
 }
 
 impl Loss for LiftedStructureLoss {

@@ -115,11 +115,11 @@ impl PairTerms for Formula {
 }
 
 impl SoftPairs for Formula {
-    fn loss(self, sums: &PairSums) -> (f64, PairSlopes) {
-        let parts = sums.log_sum_exp().map(softplus);
-        let over = |k: usize, number: f64| number / self.scales[k].abs();
-        let log_sum_exp = from_fn(|k| over(k, parts[k].1));
-        (over(SAME, parts[SAME].0) + over(OTHER, parts[OTHER].0), PairSlopes { log_sum_exp, ..PairSlopes::default() })
+    fn loss<R: Real>(self, sums: &PairSums<R>) -> (R, PairSlopes<R>) {
+        let parts = sums.log_sum_exp.map(softplus);
+        let over = |k: usize, number: R| number / R::of(self.scales[k].abs());
+        let slopes = from_fn(|k| over(k, parts[k].1));
+        (over(SAME, parts[SAME].0) + over(OTHER, parts[OTHER].0), PairSlopes::of_log_sum_exp(slopes))
     }
 }
 

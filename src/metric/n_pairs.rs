@@ -107,8 +107,8 @@ impl NPairsLoss {
         let (pairs, counted) = (anchors.size()[0], loss.reduction.f_counted()?);
         let (wide, kind) = (f_kind_of_pairs(&batch.embeddings, [pairs; 2])?, batch.pairs.kind);
         let steps = |tape: &mut Tape, places: &[Place]| {
-            let labels = PairLabels::of_diagonal(1, pairs as usize);
-            if !kernels::takes(&batch.embeddings) || pairs == 0 || counted.is_none() {
+            let labels = PairLabels::of_diagonal(&batch.embeddings, 1, pairs as usize);
+            if !kernels::takes_elements(&batch.embeddings) || pairs == 0 || counted.is_none() {
                 return Ok(None);
             }
             let chosen = [f_select_on(tape, places[0], &anchors)?, f_select_on(tape, places[0], &positives)?];

@@ -119,14 +119,14 @@ impl PairTerms for Formula {
 }
 
 impl SoftPairs for Formula {
-    fn loss(self, sums: &PairSums) -> (f64, PairSlopes) {
-        let parts = sums.log_sum_exp();
+    fn loss<R: Real>(self, sums: &PairSums<R>) -> (R, PairSlopes<R>) {
+        let parts = sums.log_sum_exp;
         let (loss, share) = softplus(parts[OTHER] - parts[SAME]);
-        (loss, PairSlopes { log_sum_exp: [-share, share], ..PairSlopes::default() })
+        (loss, PairSlopes::of_log_sum_exp([-share, share]))
     }
 
-    fn exists(self, sums: &PairSums) -> bool {
-        sums.counts[SAME] > 0.0
+    fn exists<R: Real>(self, sums: &PairSums<R>) -> R::Mask {
+        sums.counts[SAME].greater(R::of(0.0))
     }
 }
 

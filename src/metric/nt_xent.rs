@@ -111,9 +111,10 @@ impl Positives for Formula {
         scaled(x, 0.0, self.scale)
     }
 
-    fn loss(self, x: f64, [negatives, _]: [f64; 2]) -> (f64, [f64; 3]) {
-        let (loss, slope) = softplus(negatives - self.scale * x);
-        (loss, [-self.scale * slope, slope, 0.0])
+    fn loss<R: Real>(self, x: R, [negatives, _]: [R; 2]) -> (R, [R; 3]) {
+        let scale = R::of(self.scale);
+        let (loss, slope) = softplus(negatives - scale * x);
+        (loss, [-scale * slope, slope, R::of(0.0)])
     }
 }
 

@@ -205,16 +205,16 @@ impl PairTerms for Maximum {
 }
 
 impl SoftPairs for Maximum {
-    fn loss(self, sums: &PairSums) -> (f64, PairSlopes) {
-        let (loss, slope) = softplus(sums.log_sum_exp()[self.of]);
-        let mut slopes = PairSlopes::default();
+    fn loss<R: Real>(self, sums: &PairSums<R>) -> (R, PairSlopes<R>) {
+        let (loss, slope) = softplus(sums.log_sum_exp[self.of]);
+        let mut slopes = PairSlopes::of_log_sum_exp([R::of(0.0); 2]);
         slopes.log_sum_exp[self.of] = slope;
         (loss, slopes)
     }
 
     /// A proxy without embeddings of its class has no loss in the first term.
-    fn exists(self, sums: &PairSums) -> bool {
-        self.of == OTHER || sums.counts[SAME] > 0.0
+    fn exists<R: Real>(self, sums: &PairSums<R>) -> R::Mask {
+        R::Mask::from(self.of == OTHER) | sums.counts[SAME].greater(R::of(0.0))
     }
 }
 

@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::batch::{Batch, Pairs, f_log_sum_exp, loss_of_batch, loss_of_pairs};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
 use crate::kernels::{
-    NumberOperations, OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, scaled,
+    NumberOperations, OTHER, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, choose, scaled,
 };
 use crate::{Loss, LossError, check};
 
@@ -78,8 +78,7 @@ new {
 impl SupConLoss {
     fn f_loss(&self, batch: Batch) -> Result<Tensor, LossError> {
         self.f_check_options()?;
-        let one_label = batch.pairs.numbered.as_ref().is_some_and(PairLabels::are_one);
-        let formula = Formula { scale: -self.distance.sign() / self.temperature, one_label };
+        let formula = Formula { scale: -self.distance.sign() / self.temperature };
         batch.f_reduced((self.distance, Soft(formula), self.reduction.of_anchors()), *self, Self::f_composite)
     }
 
@@ -99,8 +98,6 @@ impl SupConLoss {
 #[derive(Clone, Copy)]
 struct Formula {
     scale: f64,
-    /// Whether the batch has only one label. Without negatives all losses are 0.
-    one_label: bool,
 }
 
 impl PairTerms for Formula {
@@ -116,17 +113,18 @@ impl PairTerms for Formula {
 }
 
 impl SoftPairs for Formula {
-    fn loss(self, sums: &PairSums) -> (f64, PairSlopes) {
-        let positives = sums.counts[SAME];
-        if self.one_label || positives == 0.0 {
-            return (0.0, PairSlopes::default());
-        }
-        let parts = sums.log_sum_exp();
+    const NEEDS_NEGATIVES: bool = true;
+
+    fn loss<R: Real>(self, sums: &PairSums<R>) -> (R, PairSlopes<R>) {
+        let (zero, one, positives) = (R::of(0.0), R::of(1.0), sums.counts[SAME]);
+        let any = positives.greater(zero);
+        let part = |number: R| choose(any, number, zero);
+        let parts = sums.log_sum_exp;
         let most = parts[SAME].max(parts[OTHER]);
-        let all = most + parts.map(|part| (part - most).exp()).iter().sum::<f64>().ln();
-        let log_sum_exp = parts.map(|part| (part - all).exp());
-        let slopes = PairSlopes { log_sum_exp, sums: [-1.0 / positives, 0.0], ..PairSlopes::default() };
-        (all - sums.sums[SAME] / positives, slopes)
+        let all = most + ((parts[SAME] - most).exp() + (parts[OTHER] - most).exp()).ln();
+        let of_parts = PairSlopes::of_log_sum_exp(parts.map(|of| part((of - all).exp())));
+        let slopes = PairSlopes { sums: [part(-one / positives), zero], ..of_parts };
+        (part(all - sums.sums[SAME] / positives), slopes)
     }
 }
 

@@ -72,7 +72,7 @@ where
         return composite(matrices);
     }
     let rows = matrices.f_reshape([-1, size])?;
-    let labels = PairLabels::of_diagonal((rows.size()[0] / size) as usize, size as usize);
+    let labels = PairLabels::of_diagonal(&rows, (rows.size()[0] / size) as usize, size as usize);
     let composite = move |[rows]: [&Tensor; 1]| composite(&rows.f_reshape(&shape)?);
     f_pairs(Hard(formula), [&rows], labels.as_ref(), Some(Counted::SUM), kind, composite)
 }

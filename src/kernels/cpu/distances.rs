@@ -27,7 +27,7 @@ const TERMS: usize = 32;
 
 /// ‖aᵢ − bⱼ‖ for all rows i of `a` and j of `b`, as `[N, M]` without a graph. `None` where the engine does not take the
 /// call.
-pub(crate) fn f_distances(a: &Tensor, b: &Tensor) -> Result<Option<Tensor>, LossError> {
+pub(in crate::kernels) fn f_distances(a: &Tensor, b: &Tensor) -> Result<Option<Tensor>, LossError> {
     if !takes([a, b])? {
         return Ok(None);
     }
@@ -39,7 +39,7 @@ pub(crate) fn f_distances(a: &Tensor, b: &Tensor) -> Result<Option<Tensor>, Loss
 
 /// The gradient of `a`, given `grad`, that of the distances: Σⱼ `grad`ᵢⱼ (aᵢ − bⱼ) / `distances`ᵢⱼ for all rows i of
 /// `a`. Pairs of distance 0 add nothing. `None` where the engine does not take the call.
-pub(crate) fn f_distance_slopes(
+pub(in crate::kernels) fn f_distance_slopes(
     grad: &Tensor,
     a: &Tensor,
     b: &Tensor,

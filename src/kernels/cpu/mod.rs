@@ -7,7 +7,7 @@ pub(super) mod boxes;
 #[cfg(feature = "classification")]
 pub(super) mod class_terms;
 #[cfg(feature = "metric")]
-mod distances;
+pub(super) mod distances;
 pub(super) mod elements;
 pub(super) mod embedding;
 mod kinds;
@@ -25,7 +25,7 @@ pub(super) mod output;
 #[cfg(any(feature = "metric", feature = "self-supervised"))]
 mod pair_labels;
 #[cfg(any(feature = "metric", feature = "self-supervised"))]
-mod pairs;
+pub(super) mod pairs;
 mod parallel;
 pub(super) mod picked;
 mod planes;
@@ -43,9 +43,9 @@ mod scan;
 pub(super) mod simd;
 pub(super) mod softmax;
 #[cfg(feature = "metric")]
-mod triplets;
+pub(super) mod triplets;
 #[cfg(feature = "metric")]
-mod unit;
+pub(super) mod unit;
 #[cfg(feature = "image")]
 mod variation;
 #[cfg(feature = "classification")]
@@ -53,28 +53,18 @@ pub(super) mod views;
 #[cfg(feature = "image")]
 mod window;
 
-#[cfg(feature = "metric")]
-pub(crate) use distances::{f_distance_slopes, f_distances};
 #[cfg(feature = "image")]
 pub(crate) use map::f_map;
 pub use memory::set_gradient_cache;
 #[cfg(feature = "segmentation")]
 pub(crate) use neighbours::{Neighbours, f_neighbours};
 #[cfg(any(feature = "metric", feature = "self-supervised"))]
-pub(crate) use pair_labels::PairLabels;
-#[cfg(any(feature = "metric", feature = "self-supervised"))]
-pub(crate) use pairs::{Counted, Hard, PairPlan, Soft, f_pairs, f_pairs_on};
+pub(super) use pair_labels::HostLabels;
 pub(crate) use parallel::small_work;
 pub(crate) use planes::f_pointwise_of_planes;
-#[cfg(feature = "metric")]
-pub(crate) use positives::Each;
 #[cfg(feature = "segmentation")]
 pub(crate) use ranks::{Ranks, f_ranks};
 pub(crate) use scan::{scan_classes, scan_range};
-#[cfg(feature = "metric")]
-pub(crate) use triplets::{Triplets, f_triplets};
-#[cfg(feature = "metric")]
-pub(crate) use unit::f_unit;
 #[cfg(feature = "image")]
 pub(crate) use variation::f_variation;
 #[cfg(feature = "image")]

@@ -1,4 +1,4 @@
-//! Which rows and columns of a matrix have the same label, for the engines of pairs and triplets.
+//! The labels of the rows and columns of a matrix, numbered on the host.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::kernels::backend;
 
 /// The labels of the rows and columns of a matrix.
 #[derive(Debug, Clone)]
-pub(crate) struct PairLabels {
+pub(crate) struct HostLabels {
     /// The label of each row, as an index that is counted from 0.
     pub(super) rows: Arc<[u32]>,
     /// The label of each column, as such an index.
@@ -23,7 +23,7 @@ pub(crate) struct PairLabels {
 /// How many labels there are at most: the engines compare them as floats, and this many are exact in single precision.
 const MOST_LABELS: usize = 1 << f32::MANTISSA_DIGITS;
 
-impl PairLabels {
+impl HostLabels {
     /// The labels of the pairs of all samples with each other, given their `labels` as 64-bit integers, or of all
     /// samples with the `others`. `None` where the engine does not take them.
     pub(crate) fn f_new(labels: &Tensor, others: Option<&Tensor>) -> Result<Option<Self>, LossError> {
@@ -76,12 +76,5 @@ impl PairLabels {
     /// The labels of the transposed matrix.
     pub(crate) fn transposed(self) -> Self {
         Self { rows: self.columns, columns: self.rows, own: self.own }
-    }
-
-    /// Whether all rows and columns have the same label.
-    pub(crate) fn are_one(&self) -> bool {
-        let mut all = self.rows.iter().chain(self.columns.iter());
-        let first = all.next();
-        all.all(|label| Some(label) == first)
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Each element x of a matrix (a similarity or a distance) gives a term t(x), by one formula where its row and its
 //! column have the same label and by another where they have not. The kernel `Sum` computes the sums of each row
-//! ([`PairSums`]). A loss is made of the terms' sums ([`Hard`]), or of the sums and soft maxima log Σ exp(t) of each
+//! ([`Sums`]). A loss is made of the terms' sums ([`Hard`]), or of the sums and soft maxima log Σ exp(t) of each
 //! row ([`Soft`]).
 //!
 //! The gradient is divided by how many terms or rows count, which is known at the end of that pass. So the backward
@@ -18,44 +18,19 @@ use super::elements::{elements, f_numbers, is_plain};
 use super::kinds::Wide;
 use super::lane::LaneOf;
 use super::output::{Output, f_scalar_of};
-use super::pair_labels::PairLabels;
+use super::pair_labels::HostLabels;
 use super::simd::{self, Kernel, LANES, fold, lanes_of};
 use super::{BLOCK, parallel};
 use crate::LossError;
-use crate::autograd::{Backward, Gradients, Place, Tape, f_taped};
+use crate::autograd::{Backward, Gradients, Place, Tape};
 use crate::kernels::backend;
 use crate::kernels::formulas::{OTHER, PairSlopes, PairSums, PairTerms, SAME, SoftPairs};
 use crate::kernels::number::choose;
+use crate::kernels::pairs::{Counted, Hard, Soft};
 use crate::kernels::tensors::f_plain;
-use crate::numeric::references;
 
 /// The label of a column that forms no pair with the row. Labels are counted from 0.
 const NO_PAIR: f64 = -1.0;
-
-/// Which losses count, and how they are reduced.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Counted {
-    /// Losses ≤ this do not count; NaN where there is no such bound.
-    pub(crate) low: f64,
-    /// Losses ≥ this do not count; NaN where there is no such bound.
-    pub(crate) high: f64,
-    /// Whether the losses that count are averaged, or summed up.
-    pub(crate) mean: bool,
-}
-
-impl Counted {
-    /// The sum of all losses.
-    pub(crate) const SUM: Self = Self { low: f64::NAN, high: f64::NAN, mean: false };
-
-    /// What the sum of the losses is multiplied by, given how many count. Without any, the mean is 0 and not NaN.
-    pub(super) fn scale(self, count: f64) -> f64 {
-        if self.mean { 1.0 / count.max(1.0) } else { 1.0 }
-    }
-
-    pub(super) fn counts(self, loss: f64) -> bool {
-        !(loss <= self.low || loss >= self.high)
-    }
-}
 
 /// What kernels need to know of a plan: the terms of the pairs and which sums of them.
 pub(crate) trait PairPass: Copy + Send + Sync + 'static {
@@ -66,24 +41,50 @@ pub(crate) trait PairPass: Copy + Send + Sync + 'static {
     fn terms(self) -> Self::Terms;
 }
 
-/// How a matrix becomes a loss. Every [`OfSums`] is a plan, and so is [`Each`](super::positives::Each).
-pub(crate) trait PairPlan: PairPass {
+/// A plan for a matrix on the CPU. Every [`OfSums`] is one, and so is [`Each`](crate::kernels::pairs::Each).
+pub(crate) trait OnTape: PairPass {
     /// Puts the loss of a matrix on the tape, as a scalar of this `kind`. A second argument has a number for each row.
     /// `None` where the loss is NaN, or the matrix is of neither single nor double precision.
     fn f_on(
         self,
         tape: &mut Tape,
         arguments: &[Place],
-        labels: &PairLabels,
+        labels: &HostLabels,
         counted: Counted,
         kind: Kind,
     ) -> Result<Option<Place>, LossError>;
 }
 
+/// The sums of a row's terms. The arrays have those of pairs with the same label at [`SAME`], the others at [`OTHER`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Sums {
+    /// The greatest terms, −∞ where there are none.
+    pub(super) most: [f64; 2],
+    /// Σ exp(t − `most`) over the terms t
+    pub(super) exponentials: [f64; 2],
+    /// Σ t over the terms t
+    pub(super) sums: [f64; 2],
+    /// How many they are.
+    pub(super) counts: [f64; 2],
+    /// A number of the row that is not in the matrix, where the engine is given one.
+    pub(super) own: Option<f64>,
+}
+
+impl Sums {
+    const NOTHING: Self =
+        Self { most: [f64::NEG_INFINITY; 2], exponentials: [0.0; 2], sums: [0.0; 2], counts: [0.0; 2], own: None };
+
+    /// As the formula of a row's loss takes them.
+    pub(super) fn of_row(&self) -> PairSums<f64> {
+        let Self { most, exponentials, sums, counts, own } = *self;
+        PairSums { log_sum_exp: from_fn(|k| most[k] + exponentials[k].ln()), sums, counts, own }
+    }
+}
+
 /// How the sums of the rows become a loss.
 pub(crate) trait OfSums: PairPass {
     /// The loss, and what the derivatives of the terms are multiplied by.
-    fn reduce(self, rows: &[PairSums], counted: Counted) -> Reduced;
+    fn reduce(self, rows: &[Sums], counted: Counted) -> Reduced;
 }
 
 /// A loss, and the weights of each row, or one weight for all rows.
@@ -104,10 +105,6 @@ impl Weights {
     pub(super) const NOTHING: Self = Self { soft: [0.0; 2], shift: [0.0; 2], plain: [0.0; 2], own: 0.0 };
 }
 
-/// The plan of a loss for each row, which are then reduced.
-#[derive(Clone, Copy)]
-pub(crate) struct Soft<F>(pub(crate) F);
-
 impl<F: SoftPairs> PairPass for Soft<F> {
     const SOFT: bool = true;
     type Terms = F;
@@ -118,14 +115,18 @@ impl<F: SoftPairs> PairPass for Soft<F> {
 }
 
 impl<F: SoftPairs> OfSums for Soft<F> {
-    fn reduce(self, rows: &[PairSums], counted: Counted) -> Reduced {
-        let losses: Vec<(f64, PairSlopes)> = rows.iter().map(|sums| self.0.loss(sums)).collect();
-        let counts = |sums: &PairSums, loss: f64| self.0.exists(sums) && counted.counts(loss);
-        let those =
-            || rows.iter().zip(&losses).filter(|(sums, (loss, _))| counts(sums, *loss)).map(|(_, (loss, _))| loss);
-        let scale = counted.scale(those().count() as f64);
-        let weights = rows.iter().zip(&losses).map(|(sums, (loss, slopes))| {
-            let factor = if counts(sums, *loss) { scale } else { 0.0 };
+    fn reduce(self, rows: &[Sums], counted: Counted) -> Reduced {
+        let of_row = |sums: &Sums| {
+            let sums = sums.of_row();
+            let (loss, slopes) = self.0.loss(&sums);
+            (loss, slopes, self.0.exists(&sums) && counted.counts(loss))
+        };
+        let losses: Vec<(f64, PairSlopes<f64>, bool)> = rows.iter().map(of_row).collect();
+        let those = || losses.iter().filter(|(_, _, counts)| *counts).map(|(loss, ..)| loss);
+        let lacks_negatives = F::NEEDS_NEGATIVES && rows.iter().all(|sums| sums.counts[OTHER] == 0.0);
+        let scale = if lacks_negatives { 0.0 } else { counted.scale(those().count() as f64) };
+        let weights = rows.iter().zip(&losses).map(|(sums, (_, slopes, counts))| {
+            let factor = if *counts { scale } else { 0.0 };
             Weights {
                 soft: from_fn(|k| factor * slopes.log_sum_exp[k] / sums.exponentials[k]),
                 shift: sums.most,
@@ -137,10 +138,6 @@ impl<F: SoftPairs> OfSums for Soft<F> {
     }
 }
 
-/// The plan of the terms of pairs with the same label, reduced, plus those of the others, reduced.
-#[derive(Clone, Copy)]
-pub(crate) struct Hard<F>(pub(crate) F);
-
 impl<F: PairTerms> PairPass for Hard<F> {
     const SOFT: bool = false;
     type Terms = F;
@@ -151,48 +148,15 @@ impl<F: PairTerms> PairPass for Hard<F> {
 }
 
 impl<F: PairTerms> OfSums for Hard<F> {
-    fn reduce(self, rows: &[PairSums], counted: Counted) -> Reduced {
-        let total = |part: fn(&PairSums) -> [f64; 2], k| rows.iter().map(|sums| part(sums)[k]).sum::<f64>();
+    fn reduce(self, rows: &[Sums], counted: Counted) -> Reduced {
+        let total = |part: fn(&Sums) -> [f64; 2], k| rows.iter().map(|sums| part(sums)[k]).sum::<f64>();
         let plain = from_fn(|k| counted.scale(total(|sums| sums.counts, k)));
         let loss = plain[SAME] * total(|sums| sums.sums, SAME) + plain[OTHER] * total(|sums| sums.sums, OTHER);
         (loss, vec![Weights { plain, ..Weights::NOTHING }])
     }
 }
 
-/// The loss of a matrix `[N, M]` by `plan`, as a scalar of this `kind`; by the `composite` of tensor operations where
-/// the engine does not take the call. A second argument has a number for each row, `[N]`.
-pub(crate) fn f_pairs<const N: usize, P, C>(
-    plan: P,
-    arguments: [&Tensor; N],
-    labels: Option<&PairLabels>,
-    counted: Option<Counted>,
-    kind: Kind,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    P: PairPlan,
-    C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
-{
-    let steps = |tape: &mut Tape, places: &[Place]| f_pairs_on(tape, plan, places, labels, counted, kind);
-    f_taped(&arguments, steps, move |inputs| composite(references(inputs)))
-}
-
-/// [`f_pairs`] of tensors of a tape. `None` where the engine does not take the call.
-pub(crate) fn f_pairs_on<P: PairPlan>(
-    tape: &mut Tape,
-    plan: P,
-    arguments: &[Place],
-    labels: Option<&PairLabels>,
-    counted: Option<Counted>,
-    kind: Kind,
-) -> Result<Option<Place>, LossError> {
-    match labels.zip(counted) {
-        Some((labels, counted)) if takes(tape, arguments, labels)? => plan.f_on(tape, arguments, labels, counted, kind),
-        _ => Ok(None),
-    }
-}
-
-fn takes(tape: &Tape, arguments: &[Place], labels: &PairLabels) -> Result<bool, LossError> {
+pub(in crate::kernels) fn takes(tape: &Tape, arguments: &[Place], labels: &HostLabels) -> Result<bool, LossError> {
     let matrix = tape.value(arguments[0]);
     let (own, size) = (matrix.f_kind()?, matrix.size());
     let fits =
@@ -201,16 +165,16 @@ fn takes(tape: &Tape, arguments: &[Place], labels: &PairLabels) -> Result<bool, 
     Ok(backend::fused() && fit && matrix.numel() != 0)
 }
 
-impl<P: OfSums> PairPlan for P {
+impl<P: OfSums> OnTape for P {
     fn f_on(
         self,
         tape: &mut Tape,
         arguments: &[Place],
-        labels: &PairLabels,
+        labels: &HostLabels,
         counted: Counted,
         kind: Kind,
     ) -> Result<Option<Place>, LossError> {
-        let reduce = &|sums: &[PairSums]| self.reduce(sums, counted);
+        let reduce = &|sums: &[Sums]| self.reduce(sums, counted);
         match tape.value(arguments[0]).f_kind()? {
             Kind::Float => f_run(Job::<f32>::new(Box::new(self), labels, counted), reduce, tape, arguments, kind),
             Kind::Double => f_run(Job::<f64>::new(Box::new(self), labels, counted), reduce, tape, arguments, kind),
@@ -221,7 +185,7 @@ impl<P: OfSums> PairPlan for P {
 
 fn f_run<W: Wide>(
     job: Job<W>,
-    reduce: &dyn Fn(&[PairSums]) -> Reduced,
+    reduce: &dyn Fn(&[Sums]) -> Reduced,
     tape: &mut Tape,
     arguments: &[Place],
     kind: Kind,
@@ -260,14 +224,14 @@ fn f_of_rows<W: Wide>(weights: &[Weights], grad: f64) -> Result<Tensor, LossErro
 /// A pass without the type of its formula. It is called once for each row.
 pub(super) trait AnyPass<W>: Send + Sync {
     /// The sums of a row.
-    fn sums(&self, task: &Task<W>) -> PairSums;
+    fn sums(&self, task: &Task<W>) -> Sums;
 
     /// Writes the gradient of the row.
     fn slopes(&self, task: &Task<W>, weights: Weights, output: &Output<W>);
 }
 
 impl<W: Wide, P: PairPass> AnyPass<W> for P {
-    fn sums(&self, task: &Task<W>) -> PairSums {
+    fn sums(&self, task: &Task<W>) -> Sums {
         simd::run(Sum { pass: *self, task })
     }
 
@@ -288,20 +252,20 @@ pub(super) struct Job<W> {
 }
 
 impl<W: Wide> Job<W> {
-    pub(super) fn new(pass: Box<dyn AnyPass<W>>, labels: &PairLabels, counted: Counted) -> Self {
+    pub(super) fn new(pass: Box<dyn AnyPass<W>>, labels: &HostLabels, counted: Counted) -> Self {
         let wide = |labels: &[u32]| labels.iter().map(|label| W::from_f64(f64::from(*label))).collect();
         let (rows, columns) = (wide(&labels.rows), wide(&labels.columns));
         Self { pass, counted, rows, columns, own: labels.own }
     }
 
     /// The sums of each row.
-    pub(super) fn f_sums(&self, matrix: &Tensor) -> Result<Vec<PairSums>, LossError> {
+    pub(super) fn f_sums(&self, matrix: &Tensor) -> Result<Vec<Sums>, LossError> {
         const NUMBERS: usize = 8;
         let matrix = matrix.f_detach()?.f_contiguous()?;
         let output = Output::<f64>::f_of_size(&[self.rows.len() as i64, NUMBERS as i64])?;
         self.each_row(&matrix, &|task| {
             let row = task.row;
-            let PairSums { most, exponentials, sums, counts, .. } = self.pass.sums(&task);
+            let Sums { most, exponentials, sums, counts, .. } = self.pass.sums(&task);
             let numbers: [f64; NUMBERS] = from_fn(|k| [most, exponentials, sums, counts][k / 2][k % 2]);
             // SAFETY: each row is one thread's.
             unsafe { output.write(row * NUMBERS..(row + 1) * NUMBERS, &numbers) };
@@ -309,7 +273,7 @@ impl<W: Wide> Job<W> {
         let output = output.into_tensor();
         let of_row = |numbers: &[f64]| {
             let pair = |k: usize| [numbers[2 * k], numbers[2 * k + 1]];
-            PairSums { most: pair(0), exponentials: pair(1), sums: pair(2), counts: pair(3), own: None }
+            Sums { most: pair(0), exponentials: pair(1), sums: pair(2), counts: pair(3), own: None }
         };
         Ok(elements::<f64>(&output).chunks_exact(NUMBERS).map(of_row).collect())
     }
@@ -405,13 +369,13 @@ struct Sum<'a, W, P> {
 }
 
 impl<W: Wide, P: PairPass> Kernel<W> for Sum<'_, W, P> {
-    type Result = PairSums;
+    type Result = Sums;
 
     #[inline(always)]
-    fn run<R: LaneOf<W>>(self) -> PairSums {
+    fn run<R: LaneOf<W>>(self) -> Sums {
         let (task, terms) = (self.task, self.pass.terms());
         let (zero, one) = (R::of(0.0), R::of(1.0));
-        let mut sums = PairSums::NOTHING;
+        let mut sums = Sums::NOTHING;
         let mut most = [R::of(f64::NEG_INFINITY); 2];
         if P::SOFT {
             for (x, labels) in task.blocks() {

@@ -12,31 +12,14 @@ use tch::{Kind, Tensor};
 use super::elements::elements;
 use super::kinds::Wide;
 use super::output::{Output, f_scalar_of};
-use super::pair_labels::PairLabels;
-use super::pairs::{Counted, Job, PairPass, PairPlan, Weights};
+use super::pair_labels::HostLabels;
+use super::pairs::{Job, OnTape, PairPass, Weights};
 use super::parallel;
 use crate::LossError;
 use crate::autograd::{Backward, Place, Tape};
-use crate::kernels::formulas::Positives;
-use crate::kernels::formulas::{OTHER, PairTerms};
-use crate::kernels::number::Real;
+use crate::kernels::formulas::{OTHER, Positives};
+use crate::kernels::pairs::{Counted, Each};
 use crate::kernels::tensors::f_plain;
-
-/// The plan of these losses for `pairs`, reduced. Positives have no term there.
-#[derive(Clone, Copy)]
-pub(crate) struct Each<F>(pub(crate) F);
-
-impl<F: Positives> PairTerms for Each<F> {
-    #[inline(always)]
-    fn same<R: Real>(self, _: R) -> (R, R) {
-        (R::of(0.0), R::of(0.0))
-    }
-
-    #[inline(always)]
-    fn other<R: Real>(self, x: R) -> (R, R) {
-        self.0.negative(x)
-    }
-}
 
 impl<F: Positives> PairPass for Each<F> {
     const SOFT: bool = true;
@@ -47,12 +30,12 @@ impl<F: Positives> PairPass for Each<F> {
     }
 }
 
-impl<F: Positives> PairPlan for Each<F> {
+impl<F: Positives> OnTape for Each<F> {
     fn f_on(
         self,
         tape: &mut Tape,
         arguments: &[Place],
-        labels: &PairLabels,
+        labels: &HostLabels,
         counted: Counted,
         kind: Kind,
     ) -> Result<Option<Place>, LossError> {
@@ -68,7 +51,7 @@ fn f_run<W: Wide, F: Positives>(
     plan: Each<F>,
     tape: &mut Tape,
     arguments: &[Place],
-    labels: &PairLabels,
+    labels: &HostLabels,
     counted: Counted,
     kind: Kind,
 ) -> Result<Option<Place>, LossError> {
@@ -78,12 +61,13 @@ fn f_run<W: Wide, F: Positives>(
     let pairs = SamePairs {
         formula: plan.0,
         counted,
-        negatives: sums.iter().map(|sums| sums.log_sum_exp()[OTHER]).collect(),
+        negatives: sums.iter().map(|sums| sums.of_row().log_sum_exp[OTHER]).collect(),
         members: members(labels),
         labels: labels.clone(),
     };
     let rows = pairs.f_rows::<W>(&matrix)?;
-    let scale = counted.scale(rows.iter().map(|row| row.count).sum());
+    let lacks_negatives = F::NEEDS_NEGATIVES && sums.iter().all(|sums| sums.counts[OTHER] == 0.0);
+    let scale = if lacks_negatives { 0.0 } else { counted.scale(rows.iter().map(|row| row.count).sum()) };
     let loss = rows.iter().map(|row| row.loss).sum::<f64>() * scale;
     if loss.is_nan() {
         return Ok(None);
@@ -106,7 +90,7 @@ fn f_run<W: Wide, F: Positives>(
 }
 
 /// The columns that have each label.
-fn members(labels: &PairLabels) -> Vec<Vec<usize>> {
+fn members(labels: &HostLabels) -> Vec<Vec<usize>> {
     let count = labels.rows.iter().chain(labels.columns.iter()).max().map_or(0, |most| *most as usize + 1);
     let mut members = vec![Vec::new(); count];
     for (column, label) in labels.columns.iter().enumerate() {
@@ -123,7 +107,7 @@ struct SamePairs<F> {
     negatives: Vec<f64>,
     /// The columns that have each label.
     members: Vec<Vec<usize>>,
-    labels: PairLabels,
+    labels: HostLabels,
 }
 
 /// The sums over the positives of a row.

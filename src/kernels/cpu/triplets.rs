@@ -11,32 +11,21 @@ use tch::{Kind, Tensor};
 use super::elements::{elements, is_plain};
 use super::kinds::Wide;
 use super::output::{Output, f_scalar_of};
-use super::pair_labels::PairLabels;
-use super::pairs::Counted;
+use super::pair_labels::HostLabels;
 use super::parallel;
 use crate::LossError;
 use crate::autograd::{self, Context, Function, StoredGradients};
 use crate::kernels::backend;
+use crate::kernels::pairs::Counted;
 use crate::kernels::tensors::f_plain;
-
-/// Hinges max(0, p + `margin` − n), where p is the distance of a positive from the anchor and n that of a negative.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Triplets {
-    pub(crate) margin: f64,
-    /// Negatives with n ≤ p + this are left out, where it is given.
-    pub(crate) beyond: Option<f64>,
-    /// Negatives with n > p + this are left out, where it is given.
-    pub(crate) up_to: Option<f64>,
-    /// Which of the hinges count.
-    pub(crate) counted: Counted,
-}
+use crate::kernels::triplets::Triplets;
 
 /// The hinges of the triplets with the distances `far` `[N, M]`, reduced, as a scalar of this `kind`; by the
 /// `composite` of tensor operations where the engine does not take the call.
-pub(crate) fn f_triplets<C>(
+pub(in crate::kernels) fn f_triplets<C>(
     triplets: Triplets,
     far: &Tensor,
-    labels: Option<&PairLabels>,
+    labels: &HostLabels,
     kind: Kind,
     composite: C,
 ) -> Result<Tensor, LossError>
@@ -44,10 +33,10 @@ where
     C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
 {
     let own = far.f_kind()?;
-    let Some(labels) = labels.filter(|labels| labels.size() == far.size()[..]) else { return composite(far) };
     // Hinges from `high` on do not count, and none is below 0.
     let none = triplets.counted.high <= 0.0;
-    if !backend::fused() || !is_plain(far, own) || far.numel() == 0 || none {
+    let fits = labels.size() == far.size()[..] && is_plain(far, own);
+    if !backend::fused() || !fits || far.numel() == 0 || none {
         return composite(far);
     }
     match own {
@@ -60,7 +49,7 @@ where
 fn f_run<W: Wide, C>(
     triplets: Triplets,
     far: &Tensor,
-    labels: &PairLabels,
+    labels: &HostLabels,
     kind: Kind,
     composite: C,
 ) -> Result<Tensor, LossError>
@@ -120,7 +109,7 @@ struct Row {
 
 impl Row {
     /// The sum and the number of the hinges of an anchor that count. The slopes are computed as well.
-    fn sum<W: Wide>(&mut self, triplets: Triplets, labels: &PairLabels, anchor: usize, far: &[W]) -> [f64; 2] {
+    fn sum<W: Wide>(&mut self, triplets: Triplets, labels: &HostLabels, anchor: usize, far: &[W]) -> [f64; 2] {
         self.slopes.clear();
         self.slopes.resize(far.len(), 0.0);
         // A NaN makes the sum NaN, and the composite is called.

@@ -21,7 +21,12 @@ use crate::kernels::tensors::f_plain;
 
 /// The `rows` `[N, D]` of a tape, each divided by its length, or by `least` if it is shorter. The result is of this
 /// `kind`, single or double precision. `None` where the engine does not take the call.
-pub(crate) fn f_unit(tape: &mut Tape, rows: Place, kind: Kind, least: f64) -> Result<Option<Place>, LossError> {
+pub(in crate::kernels) fn f_unit(
+    tape: &mut Tape,
+    rows: Place,
+    kind: Kind,
+    least: f64,
+) -> Result<Option<Place>, LossError> {
     let input = tape.value(rows);
     let own = input.f_kind()?;
     if !backend::fused() || !is_plain(input, own) || input.dim() != 2 || input.numel() == 0 {

@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 use super::engine::{self, Engine, Forward, Sum, address, address_of};
 use super::launch::{Block, Kernel, Launch, THREADS};
 use super::pointwise::is_floating;
-use super::source::{self, Body, Recipe};
+use super::source::{Recipe, function, numbered};
 use super::{arguments, modules};
 use crate::LossError;
 use crate::autograd::Header;
@@ -203,34 +203,23 @@ impl Rows {
 /// the loss of the sums.
 fn write(recipe: &Recipe) -> String {
     let [add, derive, loss] = &recipe.formulas[..] else { unreachable!("the recipe has three formulas") };
-    let numbered = |name: &str, count: usize| (0..count).map(|k| format!("{name}[{k}]")).collect::<Vec<_>>();
     let sums = add.outputs.len();
     let numbers = [numbered("a", add.arguments() - sums), numbered("s", sums)].concat();
     let of_loss = [numbered("s", sums), vec!["label".to_owned()]].concat();
     [
         &recipe.head(),
         "DEVICE void add(const Real* a, const Real* s, const Real* p, Real* q) {\n",
-        &stored(add, &numbers, "q"),
+        &function(add, &numbers, "q"),
         "}\nDEVICE void derive(const Real* a, const Real* s, const Real* p, Real* g) {\n",
-        &stored(derive, &numbers, "g"),
+        &function(derive, &numbers, "g"),
         // There the numbers of the formula are those of double precision.
         "}\nnamespace in_double {\ntypedef double Real;\n\
          DEVICE void loss(const Real* s, Real label, const Real* p, Real* q) {\n",
-        &stored(loss, &of_loss, "q"),
+        &function(loss, &of_loss, "q"),
         "}\n}\n",
         include_str!("source/embedding.cu"),
     ]
     .concat()
-}
-
-/// The statements of a function of these numbers, which writes the outputs to an array.
-fn stored(formula: &Recording, numbers: &[String], to: &str) -> String {
-    let names: Vec<&str> = numbers.iter().map(String::as_str).collect();
-    let Body { statements: mut text, outputs, .. } = source::body(formula, &formula.outputs, &names);
-    for (position, output) in outputs.iter().enumerate() {
-        _ = writeln!(text, "  {to}[{position}] = {output};");
-    }
-    text
 }
 
 /// How the rows are shared out, by their sizes alone.

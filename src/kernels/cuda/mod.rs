@@ -10,6 +10,8 @@ pub(super) mod boxes;
 #[cfg(feature = "classification")]
 pub(super) mod class_terms;
 mod disk;
+#[cfg(feature = "metric")]
+pub(super) mod distances;
 mod driver;
 pub(super) mod embedding;
 #[cfg(test)]
@@ -21,6 +23,10 @@ pub(super) mod logits;
 pub(super) mod margin;
 mod modules;
 mod nvrtc;
+#[cfg(any(feature = "metric", feature = "self-supervised"))]
+pub(super) mod pair_labels;
+#[cfg(any(feature = "metric", feature = "self-supervised"))]
+pub(super) mod pairs;
 pub(super) mod picked;
 pub(super) mod pointwise;
 #[cfg(feature = "detection")]
@@ -34,6 +40,10 @@ mod source;
 mod tests;
 #[cfg(test)]
 pub(super) use tests::is_emulated;
+#[cfg(feature = "metric")]
+pub(super) mod triplets;
+#[cfg(feature = "metric")]
+pub(super) mod unit;
 #[cfg(feature = "classification")]
 pub(super) mod views;
 

@@ -155,6 +155,21 @@ pub(super) fn body(recording: &Recording, outputs: &[Id], arguments: &[&str]) ->
     Body { statements, outputs, parameters: recording.parameters.clone() }
 }
 
+/// The statements of a C++ function of these arguments that computes a formula and writes its outputs to the array `to`.
+pub(super) fn function(formula: &Recording, arguments: &[String], to: &str) -> String {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let Body { statements: mut text, outputs, .. } = body(formula, &formula.outputs, &arguments);
+    for (position, output) in outputs.iter().enumerate() {
+        _ = writeln!(text, "  {to}[{position}] = {output};");
+    }
+    text
+}
+
+/// The names of the first elements of an array.
+pub(super) fn numbered(array: &str, count: usize) -> Vec<String> {
+    (0..count).map(|position| format!("{array}[{position}]")).collect()
+}
+
 /// A number in C++. It is in brackets, since a sign may follow an operator.
 fn literal(value: f64) -> String {
     match value {

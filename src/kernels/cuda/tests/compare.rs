@@ -1,6 +1,6 @@
 //! What the tests of all engines share: a loss of any arguments by the emulated kernels and by tensor operations.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 pub(super) use super::compiled::assert_sources_compile;
 use super::{SOURCES, assert_near, emulated};
@@ -52,6 +52,15 @@ pub(super) fn assert_not_taken(name: &str, tensors: &[Tensor], wanted: &[usize],
     assert!(actual[0].isfinite().all().int64_value(&[]) != 0, "{name}");
 }
 
+/// Fails where kernels are asked for whose source has this text.
+#[track_caller]
+pub(super) fn assert_without(text: &str, name: &str, tensors: &[Tensor], wanted: &[usize], compute: Compute) {
+    SOURCES.take();
+    let actual = emulated(|| results(tensors, wanted, compute));
+    assert!(!SOURCES.take().iter().any(|source| source.contains(text)), "{name} asks for {text}");
+    assert!(actual[0].isfinite().all().int64_value(&[]) != 0, "{name}");
+}
+
 /// The same numbers at an address that is a multiple of the size of an element and of no more.
 pub(super) fn unaligned(tensor: &Tensor) -> Tensor {
     let length = tensor.numel() as i64;
@@ -59,4 +68,39 @@ pub(super) fn unaligned(tensor: &Tensor) -> Tensor {
     let mut view = room.narrow(0, 1, length).view_as(tensor);
     view.copy_(tensor);
     view
+}
+
+/// A tensor at the very end of its memory: behind it, and before its page, nothing may be read or written.
+pub(super) struct Guarded {
+    start: *mut libc::c_void,
+    length: usize,
+    pub(super) tensor: Tensor,
+}
+
+impl Guarded {
+    pub(super) fn new(tensor: &Tensor) -> Self {
+        let page = 4096;
+        let tensor = tensor.contiguous();
+        let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
+        let length = bytes.next_multiple_of(page) + 2 * page;
+        // SAFETY: new memory, of which all but the first and the last page may be used, which is as much as is written.
+        unsafe {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let start = libc::mmap(std::ptr::null_mut(), length, libc::PROT_NONE, flags, -1, 0);
+            assert!(start != libc::MAP_FAILED);
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            assert_eq!(libc::mprotect(start.add(page), length - 2 * page, protection), 0);
+            let place = start.add(length - page - bytes).cast::<u8>();
+            std::ptr::copy_nonoverlapping(tensor.data_ptr().cast(), place, bytes);
+            let guarded = Tensor::from_blob(place, &tensor.size(), &tensor.stride(), tensor.kind(), Device::Cpu);
+            Self { start, length, tensor: guarded }
+        }
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // SAFETY: nobody has a copy of the tensor any more.
+        unsafe { libc::munmap(self.start, self.length) };
+    }
 }

@@ -5,11 +5,15 @@ mod boxes;
 mod calls;
 mod compare;
 mod compiled;
+mod distances;
 mod embedding;
 mod invalid;
+mod pairs;
 mod partial;
 mod region;
 mod rows;
+mod triplets;
+mod unit;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;

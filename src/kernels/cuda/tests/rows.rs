@@ -2,6 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::compare::Guarded;
 use super::compiled::{assert_compile, installed_nvrtc};
 use super::{ORDER, SOURCES, assert_near, emulated, excess, mutated, sources_of};
 use crate::kernels::{LogitRows, Real, RowLoss, RowReduction, Rows, f_label_margin, f_logits, f_softmax};
@@ -352,41 +353,6 @@ struct Log;
 impl RowLoss for Log {
     fn evaluate<R: Real>(self, log_p: R, _: R) -> (R, [R; 2]) {
         (-log_p, [R::of(-1.0), R::of(0.0)])
-    }
-}
-
-/// A tensor at the very end of its memory: behind it, and before its page, nothing may be read or written.
-struct Guarded {
-    start: *mut libc::c_void,
-    length: usize,
-    tensor: Tensor,
-}
-
-impl Guarded {
-    fn new(tensor: &Tensor) -> Self {
-        let page = 4096;
-        let tensor = tensor.contiguous();
-        let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
-        let length = bytes.next_multiple_of(page) + 2 * page;
-        // SAFETY: new memory, of which all but the first and the last page may be used, which is as much as is written.
-        unsafe {
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            let start = libc::mmap(std::ptr::null_mut(), length, libc::PROT_NONE, flags, -1, 0);
-            assert!(start != libc::MAP_FAILED);
-            let protection = libc::PROT_READ | libc::PROT_WRITE;
-            assert_eq!(libc::mprotect(start.add(page), length - 2 * page, protection), 0);
-            let place = start.add(length - page - bytes).cast::<u8>();
-            std::ptr::copy_nonoverlapping(tensor.data_ptr().cast(), place, bytes);
-            let guarded = Tensor::from_blob(place, &tensor.size(), &tensor.stride(), tensor.kind(), Device::Cpu);
-            Self { start, length, tensor: guarded }
-        }
-    }
-}
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        // SAFETY: nobody has a copy of the tensor any more.
-        unsafe { libc::munmap(self.start, self.length) };
     }
 }
 

@@ -1,0 +1,428 @@
+//! The engine of losses of all pairs of a batch, and of each pair with the same label; see
+//! [`pairs`](crate::kernels::cpu::pairs) and [`positives`](crate::kernels::cpu::positives) for what they compute.
+//!
+//! A kernel computes the sums of each row, its loss, and the weights of its derivatives; a second one adds up the losses
+//! and counts them; in the backward pass a third one reads the matrix again and writes the gradient.
+
+use std::ffi::c_void;
+use std::fmt::Write;
+
+use tch::{Kind, Tensor};
+
+use super::engine::{self, address};
+use super::launch::{Block, Kernel, Launch, THREADS};
+use super::pair_labels::DeviceLabels;
+use super::source::{Recipe, function, numbered};
+use super::{is_asked, modules};
+use crate::LossError;
+use crate::autograd::{Backward, Header, Place, Tape};
+use crate::kernels::formulas::{PairSums, PairTerms, SoftPairs};
+use crate::kernels::graph::{Recording, Symbol, record, record_two};
+use crate::kernels::number::{Real, choose};
+use crate::kernels::pairs::{Counted, Hard, Soft};
+use crate::kernels::tensors::f_plain;
+#[cfg(feature = "metric")]
+use crate::kernels::{formulas::Positives, pairs::Each};
+
+const FINISH: Kernel = Kernel { name: c"pairs_finish", types: &["Call", "int"] };
+const ROWS: Kernel = Kernel { name: c"pairs_rows", types: &["Call"] };
+const LOSSES: Kernel = Kernel { name: c"pairs_losses", types: &["Call"] };
+const GRADIENT: Kernel = Kernel { name: c"pairs_gradient", types: &["Call"] };
+const POSITIVES: Kernel = Kernel { name: c"positives_of_rows", types: &["Call"] };
+const OF_POSITIVES: Kernel = Kernel { name: c"positives_gradient", types: &["Call"] };
+
+/// A row of more columns than this has a block of threads, of fewer a warp.
+const OF_WARP: usize = 1024;
+/// How many columns of a row a block has in the gradient.
+const PART: usize = 4096;
+const WARP: usize = 32;
+/// How many numbers a block adds up.
+const TOTALS: usize = 4;
+/// How many sums a row has: `ROW_SUMS` in pair_terms.cu.
+const SUMS: usize = 8;
+
+/// The formulas of a plan, as graphs of operations.
+pub(crate) struct Formulas {
+    /// The terms of pairs with the same label and of others, and their derivatives.
+    terms: [Recording; 2],
+    loss: OfSums,
+}
+
+/// What becomes of the terms.
+enum OfSums {
+    /// Their sums are the loss.
+    Hard,
+    /// A loss of each row.
+    Soft { loss: Recording, needs_negatives: bool },
+    /// A loss of each positive, given the negatives of its row, or of its column as well.
+    #[cfg(feature = "metric")]
+    Each { loss: Recording, both: bool, needs_negatives: bool },
+}
+
+/// A plan whose formulas can be recorded.
+pub(crate) trait Recorded {
+    /// Those for a matrix alone, or with a number `beside` each row.
+    fn formulas(&self, beside: bool) -> Formulas;
+}
+
+fn terms<F: PairTerms>(terms: F) -> [Recording; 2] {
+    let both = |(term, slope): (Symbol, Symbol)| vec![term, slope];
+    [record::<1>(|[x]| both(terms.same(x))), record::<1>(|[x]| both(terms.other(x)))]
+}
+
+impl<F: PairTerms> Recorded for Hard<F> {
+    fn formulas(&self, _: bool) -> Formulas {
+        Formulas { terms: terms(self.0), loss: OfSums::Hard }
+    }
+}
+
+impl<F: SoftPairs> Recorded for Soft<F> {
+    fn formulas(&self, beside: bool) -> Formulas {
+        let loss = record::<7>(|[a, b, c, d, e, f, own]| {
+            let own = beside.then_some(own);
+            let sums = PairSums { log_sum_exp: [a, b], sums: [c, d], counts: [e, f], own };
+            let exists = choose(self.0.exists(&sums), Symbol::of(1.0), Symbol::of(0.0));
+            let (loss, slopes) = self.0.loss(&sums);
+            [loss, exists].into_iter().chain(slopes.log_sum_exp).chain(slopes.sums).chain([slopes.own]).collect()
+        });
+        Formulas { terms: terms(self.0), loss: OfSums::Soft { loss, needs_negatives: F::NEEDS_NEGATIVES } }
+    }
+}
+
+#[cfg(feature = "metric")]
+impl<F: Positives> Recorded for Each<F> {
+    fn formulas(&self, _: bool) -> Formulas {
+        let loss = record_two::<1, 2>(|[x], negatives| {
+            let (loss, slopes) = self.0.loss(x, negatives);
+            std::iter::once(loss).chain(slopes).collect()
+        });
+        let loss = OfSums::Each { loss, both: F::BOTH, needs_negatives: F::NEEDS_NEGATIVES };
+        Formulas { terms: terms(*self), loss }
+    }
+}
+
+impl OfSums {
+    /// The formula of the loss, where there is one.
+    fn recording(&self) -> Option<&Recording> {
+        match self {
+            Self::Hard => None,
+            Self::Soft { loss, .. } => Some(loss),
+            #[cfg(feature = "metric")]
+            Self::Each { loss, .. } => Some(loss),
+        }
+    }
+
+    /// The kernels of the losses and of the gradient.
+    fn kernels(&self) -> [Kernel; 2] {
+        match self {
+            #[cfg(feature = "metric")]
+            Self::Each { .. } => [POSITIVES, OF_POSITIVES],
+            _ => [LOSSES, GRADIENT],
+        }
+    }
+
+    /// Whether the columns of a matrix have to be its rows.
+    fn is_of_square(&self) -> bool {
+        #[cfg(feature = "metric")]
+        if let Self::Each { both, .. } = self {
+            return *both;
+        }
+        false
+    }
+
+    /// How many weights a row has: `WEIGHTS` in pairs.cu and positives.cu.
+    fn weights(&self) -> usize {
+        match self {
+            Self::Hard => 0,
+            Self::Soft { .. } => 7,
+            #[cfg(feature = "metric")]
+            Self::Each { .. } => 3,
+        }
+    }
+}
+
+/// Puts the loss of a matrix on the tape, as a scalar of this `kind`. A second argument has a number for each row.
+/// `None` where the kernels do not take the call or cannot be had.
+pub(in crate::kernels) fn f_on(
+    tape: &mut Tape,
+    formulas: &dyn Fn() -> Formulas,
+    arguments: &[Place],
+    labels: &DeviceLabels,
+    counted: Counted,
+    kind: Kind,
+) -> Result<Option<Place>, LossError> {
+    let values: Vec<&Tensor> = arguments.iter().map(|place| tape.value(*place)).collect();
+    if !takes(&values, labels)? {
+        return Ok(None);
+    }
+    let formulas = formulas();
+    if formulas.loss.is_of_square() && !labels.own() {
+        return Ok(None);
+    }
+    let pairs = Pairs::f_new(&formulas, &values, labels.clone(), counted, kind)?;
+    let Some((loss, sums)) = pairs.f_loss(&values)? else { return Ok(None) };
+    let pull = move |Backward { arguments, grad, needed, .. }: Backward| {
+        pairs.f_gradients(arguments, &sums, &f_plain(grad)?, needed)
+    };
+    Ok(Some(tape.add_fused(loss, arguments, pull)))
+}
+
+fn takes(values: &[&Tensor], labels: &DeviceLabels) -> Result<bool, LossError> {
+    let (matrix, kind) = (Header::of(values[0]), values[0].f_kind()?);
+    let beside = |numbers: &&Tensor| {
+        let header = Header::of(numbers);
+        header.is_numbers_of(kind) && header.is_on_device_of(&matrix) && header.size() == &matrix.size()[..1]
+    };
+    let wide = matches!(kind, Kind::Float | Kind::Double);
+    let taken = wide && is_asked(values[0]) && labels.are_of(&matrix) && matrix.is_numbers_of(kind);
+    Ok(taken && values[1..].iter().all(beside))
+}
+
+/// A loss of pairs, and what its kernels are made of.
+struct Pairs {
+    recipe: Recipe,
+    /// The parameters of the terms, and of the loss that is made of them.
+    parameters: [Vec<f64>; 2],
+    kernels: [Kernel; 2],
+    /// How many weights a row has.
+    weights: usize,
+    labels: DeviceLabels,
+    counted: Counted,
+    shape: Shape,
+    /// That of the matrix.
+    kind: Kind,
+    /// That of the result.
+    result: Kind,
+}
+
+/// What the forward pass keeps of the sums, on the device: the weights of each row, and two scales.
+struct Kept {
+    weights: Tensor,
+    scales: Tensor,
+}
+
+/// The tensors that a kernel is given besides the labels; none where it does not need them.
+#[derive(Default)]
+struct Pointers<'a> {
+    matrix: Option<&'a Tensor>,
+    beside: Option<&'a Tensor>,
+    sums: Option<&'a Tensor>,
+    totals: Option<&'a Tensor>,
+    kept: Option<&'a Kept>,
+    loss: Option<&'a Tensor>,
+    grad: Option<&'a Tensor>,
+    gradients: [Option<&'a Tensor>; 2],
+}
+
+impl Pairs {
+    fn f_new(
+        formulas: &Formulas,
+        values: &[&Tensor],
+        labels: DeviceLabels,
+        counted: Counted,
+        result: Kind,
+    ) -> Result<Self, LossError> {
+        let (kind, shape) = (values[0].f_kind()?, Shape::new(labels.size()));
+        let recipe = recipe(kind, shape.group, formulas);
+        let [same, other] = formulas.terms.each_ref().map(|term| &term.parameters[..]);
+        let of_loss = formulas.loss.recording().map_or_else(Vec::new, |loss| loss.parameters.clone());
+        let parameters = [[same, other].concat(), of_loss];
+        let (kernels, weights) = (formulas.loss.kernels(), formulas.loss.weights());
+        Ok(Self { recipe, parameters, kernels, weights, labels, counted, shape, kind, result })
+    }
+
+    /// The loss, and what the backward pass needs; `None` where the kernels cannot be had.
+    fn f_loss(&self, values: &[&Tensor]) -> Result<Option<(Tensor, Kept)>, LossError> {
+        let (device, shape) = (values[0].device(), self.shape);
+        let Some(launcher) = self.launcher(values[0]) else { return Ok(None) };
+        let f_numbers = |size: &[i64]| Tensor::f_empty(size, (Kind::Double, device));
+        let kept = Kept { weights: f_numbers(&[shape.rows as i64, self.weights as i64])?, scales: f_numbers(&[2])? };
+        // A thread has the loss of a row, but a group has the losses of the row's positives.
+        let [losses, _] = self.kernels;
+        let of_losses = if losses.name == LOSSES.name { shape.blocks_of(shape.rows) } else { shape.blocks(1) };
+        let sums = f_numbers(&[shape.rows as i64, SUMS as i64])?;
+        let totals = f_numbers(&[i64::from(of_losses), TOTALS as i64])?;
+        let loss = Tensor::f_empty([0_i64; 0], (self.of_scalars(), device))?;
+        let matrix = values[0].f_contiguous()?;
+        let beside = values.get(1).map(|beside| beside.f_contiguous()).transpose()?;
+        let mut block = self.block(&Pointers {
+            matrix: Some(&matrix),
+            beside: beside.as_ref(),
+            sums: Some(&sums),
+            totals: Some(&totals),
+            kept: Some(&kept),
+            loss: Some(&loss),
+            ..Pointers::default()
+        });
+        let launched = launch(&*launcher, ROWS, shape.blocks(1), &mut block, None)
+            && launch(&*launcher, losses, of_losses, &mut block, None)
+            && launch(&*launcher, FINISH, 1, &mut block, Some(of_losses));
+        Ok(launched.then_some((loss.f_to_kind(self.result)?, kept)))
+    }
+
+    /// The gradients of the arguments that need one, given that of the loss.
+    fn f_gradients(
+        &self,
+        values: &[&Tensor],
+        kept: &Kept,
+        grad: &Tensor,
+        needed: &[bool],
+    ) -> Result<Option<Vec<Option<Tensor>>>, LossError> {
+        let Some(launcher) = self.launcher(values[0]) else { return Ok(None) };
+        let arguments = values.iter().map(|value| value.f_detach()?.f_contiguous()).collect::<Result<Vec<_>, _>>()?;
+        let mut gradients = vec![];
+        for (argument, needed) in arguments.iter().zip(needed) {
+            gradients.push(needed.then(|| argument.f_empty_like()).transpose()?);
+        }
+        let grad = grad.f_to_kind(self.of_scalars())?;
+        let mut block = self.block(&Pointers {
+            matrix: Some(&arguments[0]),
+            kept: Some(kept),
+            grad: Some(&grad),
+            gradients: [gradients[0].as_ref(), gradients.get(1).and_then(Option::as_ref)],
+            ..Pointers::default()
+        });
+        let launched = launch(&*launcher, self.kernels[1], self.shape.blocks(self.shape.parts()), &mut block, None);
+        Ok(launched.then_some(gradients))
+    }
+
+    fn launcher(&self, matrix: &Tensor) -> Option<Box<dyn Launch>> {
+        let [losses, gradient] = self.kernels;
+        modules::launcher_of(matrix.device(), self.recipe.clone(), &[ROWS, losses, FINISH, gradient])
+    }
+
+    /// The kind in which kernels write the loss and read its gradient.
+    fn of_scalars(&self) -> Kind {
+        if self.result == Kind::Double { Kind::Double } else { Kind::Float }
+    }
+
+    /// The parameter block: `Call` in pair_terms.cu.
+    fn block(&self, pointers: &Pointers) -> Vec<u64> {
+        let Pointers { matrix, beside, sums, totals, kept, loss, grad, gradients } = *pointers;
+        let Self { labels, counted, shape, kind, parameters: [of_terms, of_loss], .. } = self;
+        let pointer = |tensor: Option<&Tensor>| tensor.map_or(std::ptr::null(), address);
+        let mut block = Block::default();
+        block.pointer(pointer(matrix));
+        labels.put_pointers(&mut block);
+        let kept = kept.map(|kept| [&kept.weights, &kept.scales]);
+        let kept = [0, 1].map(|position| kept.map(|kept| kept[position]));
+        let others = [beside, sums, totals, kept[0], kept[1], loss, grad, gradients[0], gradients[1]];
+        others.into_iter().for_each(|tensor| block.pointer(pointer(tensor)));
+        labels.put_numbers(&mut block);
+        block.long(shape.part as i64);
+        block.long(shape.parts() as i64);
+        let mut real = |kind: Kind, numbers: &[f64]| numbers.iter().for_each(|number| block.real(kind, *number));
+        real(Kind::Double, &[counted.low, counted.high]);
+        // The arrays of parameters have one place more than there are, since C++ has no empty ones.
+        real(Kind::Double, of_loss);
+        real(Kind::Double, &[0.0]);
+        let whole = shape.columns.is_multiple_of(engine::PACK / kind.elt_size_in_bytes());
+        let are_aligned = [matrix, gradients[0]].into_iter().flatten().all(is_aligned) && labels.are_aligned();
+        let wide = self.result == Kind::Double;
+        [labels.own(), counted.mean, whole && are_aligned, wide].into_iter().for_each(|flag| block.int(flag.into()));
+        let mut real = |numbers: &[f64]| numbers.iter().for_each(|number| block.real(*kind, *number));
+        real(of_terms);
+        real(&[0.0]);
+        block.finish()
+    }
+}
+
+fn is_aligned(tensor: &Tensor) -> bool {
+    (address(tensor) as usize).is_multiple_of(engine::PACK)
+}
+
+/// Launches a kernel that has a `Call`, and a second parameter where there is one. Whether that was possible.
+fn launch(launcher: &dyn Launch, kernel: Kernel, grid: u32, block: &mut [u64], mut second: Option<u32>) -> bool {
+    let mut parameters: Vec<*mut c_void> = vec![block.as_mut_ptr().cast()];
+    parameters.extend(second.as_mut().map(|second| std::ptr::from_mut(second).cast()));
+    // SAFETY: the block has the layout of `Call` in pair_terms.cu; all tensors are contiguous, on the device and as large
+    // as it says, and their memory is freed on the same stream, behind the kernels.
+    unsafe { launcher.launch(kernel, grid, &mut parameters) }.is_ok()
+}
+
+/// What the kernels are made of.
+fn recipe(kind: Kind, group: usize, formulas: &Formulas) -> Recipe {
+    let [same, other] = &formulas.terms;
+    let loss = formulas.loss.recording();
+    let parameters = |formula: &Recording| formula.parameters.len();
+    let flag = usize::from;
+    let (each, both, needs_negatives) = match formulas.loss {
+        OfSums::Hard => (false, false, false),
+        OfSums::Soft { needs_negatives, .. } => (false, false, needs_negatives),
+        #[cfg(feature = "metric")]
+        OfSums::Each { both, needs_negatives, .. } => (true, both, needs_negatives),
+    };
+    let definitions = format!(
+        "#define GROUP {group}\n#define SAME_PARAMETERS {}\n#define LOSS_PARAMETERS {}\n#define SOFT {}\n\
+         #define EACH {}\n#define BOTH {}\n#define NEEDS_NEGATIVES {}\n",
+        parameters(same),
+        loss.map_or(0, parameters),
+        flag(loss.is_some()),
+        flag(each),
+        flag(both),
+        flag(needs_negatives),
+    );
+    let write = if each { write_positives } else { write_pairs };
+    let formulas = [same, other].into_iter().chain(loss).cloned().collect();
+    Recipe { kind, parameters: parameters(same) + parameters(other), definitions, formulas, write }
+}
+
+fn write_pairs(recipe: &Recipe) -> String {
+    write(recipe, "row_loss") + include_str!("source/pairs.cu")
+}
+
+fn write_positives(recipe: &Recipe) -> String {
+    write(recipe, "positive_loss") + include_str!("source/positives.cu")
+}
+
+/// The formulas of the terms, and of the loss under this `name`.
+fn write(recipe: &Recipe, name: &str) -> String {
+    let mut text = recipe.head();
+    for (name, term) in ["same_term", "other_term"].iter().zip(&recipe.formulas) {
+        let statements = function(term, &["x".to_owned()], "q");
+        _ = write!(text, "DEVICE void {name}(Real x, const Real* p, Real* q) {{\n{statements}}}\n");
+    }
+    let of_loss = |loss: &Recording| function(loss, &numbered("s", loss.arguments()), "q");
+    let statements = recipe.formulas.get(2).map(of_loss).unwrap_or_default();
+    // There the numbers of the formula are those of double precision.
+    _ = write!(
+        text,
+        "namespace in_double {{\ntypedef double Real;\n\
+         DEVICE void {name}(const Real* s, const Real* p, Real* q) {{\n{statements}}}\n}}\n"
+    );
+    text + include_str!("source/pair_terms.cu")
+}
+
+/// How a matrix is shared out, by its size alone.
+#[derive(Clone, Copy)]
+struct Shape {
+    rows: usize,
+    columns: usize,
+    /// How many threads have a row.
+    group: usize,
+    /// How many columns of a row they have in the gradient.
+    part: usize,
+}
+
+impl Shape {
+    fn new([rows, columns]: [usize; 2]) -> Self {
+        match columns > OF_WARP {
+            true => Self { rows, columns, group: THREADS as usize, part: PART },
+            false => Self { rows, columns, group: WARP, part: columns.max(1) },
+        }
+    }
+
+    fn parts(self) -> usize {
+        self.columns.div_ceil(self.part)
+    }
+
+    /// The blocks that go through all rows, each of which is shared by so many groups.
+    fn blocks(self, parts: usize) -> u32 {
+        self.blocks_of(self.rows * parts * self.group)
+    }
+
+    /// The blocks of so many threads, or fewer that go on.
+    fn blocks_of(self, threads: usize) -> u32 {
+        threads.div_ceil(THREADS as usize).clamp(1, engine::BLOCKS) as u32
+    }
+}
