@@ -5,5 +5,7 @@ fn main() {
         println!("cargo:rustc-link-arg=-Wl,-rpath={libtorch}");
         println!("cargo:rustc-link-arg=-Wl,--no-as-needed");
         println!("cargo:rustc-link-arg=-ltorch");
+        // What counts the kernels of a loss is compiled against it, too, when it is asked for.
+        println!("cargo:rustc-env=PARITY_LIBTORCH={libtorch}");
     }
 }

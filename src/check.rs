@@ -354,11 +354,13 @@ thread_local! {
 /// Only needed where they make the loss NaN: then `valid` says which elements are valid.
 pub(crate) struct Validity {
     valid: Option<Tensor>,
+    /// Whether all are, on their device, if it is known already.
+    all: Option<Tensor>,
 }
 
 impl Validity {
     /// All values are valid, or an error was returned.
-    pub(crate) const CHECKED: Validity = Validity { valid: None };
+    pub(crate) const CHECKED: Validity = Validity { valid: None, all: None };
 
     /// Decides by `mode` about what a kernel has found of the values of `argument`: a Boolean scalar on its device, or
     /// nothing where all are known to be valid.
@@ -382,7 +384,7 @@ impl Validity {
             }
             InvalidValues::ErrorAtOnce => return Ok(Validity::CHECKED),
         }
-        Ok(Validity { valid: Some(valid) })
+        Ok(Validity { all: Some(valid.shallow_clone()), valid: Some(valid) })
     }
 
     /// Decides by `mode` about the values of `argument`, given a Boolean tensor of those that are valid.
@@ -395,11 +397,12 @@ impl Validity {
         #[cfg(test)]
         CHECKS.set(CHECKS.get() + 1);
         if mode.defers(tensor) {
-            InvalidValues::f_note(tensor.device(), argument, expected(), &valid)?;
-            return Ok(Validity { valid: Some(valid) });
+            let all = valid.f_all()?;
+            InvalidValues::f_note(tensor.device(), argument, expected(), &all)?;
+            return Ok(Validity { valid: Some(valid), all: Some(all) });
         }
         if !mode.is_error() {
-            return Ok(Validity { valid: Some(valid) });
+            return Ok(Validity { valid: Some(valid), all: None });
         }
         if valid.f_all()?.f_int64_value(&[])? != 0 {
             return Ok(Validity::CHECKED);
@@ -422,13 +425,13 @@ impl Validity {
     /// Where all elements along `dim` are.
     pub(crate) fn f_all_along(self, dim: i64) -> Result<Validity, LossError> {
         let valid = self.valid.map(|valid| valid.f_all_dim(dim, false)).transpose()?;
-        Ok(Validity { valid })
+        Ok(Validity { valid, all: self.all })
     }
 
     /// With a dimension of size 1 at `dim`, over which the validity is the same.
     pub(crate) fn f_unsqueeze(self, dim: i64) -> Result<Validity, LossError> {
         let valid = self.valid.map(|valid| valid.f_unsqueeze(dim)).transpose()?;
-        Ok(Validity { valid })
+        Ok(Validity { valid, all: self.all })
     }
 
     /// `tensor` with a harmless value in place of the invalid ones.
@@ -453,7 +456,11 @@ impl Validity {
         let Some(valid) = &self.valid else {
             return Ok(loss.shallow_clone());
         };
-        let valid = if unreduced { valid.shallow_clone() } else { valid.f_all()? };
+        let valid = match &self.all {
+            _ if unreduced => valid.shallow_clone(),
+            Some(all) => all.shallow_clone(),
+            None => valid.f_all()?,
+        };
         Ok(loss.f_where_self(&valid, &loss.f_full_like_number(f64::NAN)?)?)
     }
 }

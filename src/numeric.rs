@@ -252,6 +252,21 @@ pub(crate) fn f_with_nan_slopes(losses: &Tensor) -> Result<Tensor, LossError> {
     Ok(losses.f_mul(&factors)?)
 }
 
+/// The sign of each number, NaN of NaN.
+pub(crate) fn f_sign_or_nan(x: &Tensor) -> Result<Tensor, LossError> {
+    Ok(x.f_sgn()?.f_masked_fill_number_(&x.f_isnan()?, f64::NAN)?)
+}
+
+/// `number / tensor`. The number stays on the host, in the kind of the tensor, which makes it one operation where
+/// libtorch's own takes two.
+pub(crate) fn f_number_over(number: f64, tensor: &Tensor) -> Result<Tensor, LossError> {
+    let number = match tensor.f_kind()? {
+        Kind::Double => Tensor::f_from_slice(&[number])?,
+        _ => Tensor::f_from_slice(&[number as f32])?,
+    };
+    Ok(number.f_view([0_i64; 0])?.f_div(tensor)?)
+}
+
 /// The numbers 0, 1, … below `count`.
 pub(crate) fn f_positions(count: i64, options: (Kind, Device)) -> Result<Tensor, LossError> {
     Ok(Tensor::f_ones(count, options)?.f_cumsum(0, options.0)?.f_sub_number(1)?)

@@ -7,6 +7,7 @@ It knows no loss: a workload is a case as the oracle reads it. While it waits fo
 from __future__ import annotations
 
 import argparse
+import ctypes
 import functools
 import gc
 import inspect
@@ -106,6 +107,19 @@ class Workload:
         del gradients
         return {"kept": max(kept, 0), "peak": max(peak, 0)}
 
+    def kernels(self, library: str) -> list[str]:
+        """The operations of a call and of its backward pass, as the library of kernels.cpp counts them."""
+        counter = ctypes.CDLL(library)
+        counter.kernels_stop.restype = ctypes.c_char_p
+        # What is done once is no part of a call.
+        self.run("eager", "backward", 1)
+        counter.kernels_start()
+        loss = self.calls["eager"](*self.args)
+        forward = counter.kernels_stop().decode()
+        counter.kernels_start()
+        torch.autograd.grad(loss, self.leaves)
+        return [forward, counter.kernels_stop().decode()]
+
     def values(self, upcast: bool, out: str) -> dict:
         """Writes the results of the oracle for this case."""
         single = torch.Tensor.float
@@ -178,7 +192,7 @@ class Server:
             return {}
         if self.workload is None:
             raise RuntimeError("no workload is loaded")
-        if verb not in ("compile", "time", "memory", "values"):
+        if verb not in ("compile", "time", "memory", "kernels", "values"):
             raise RuntimeError(f"no command {verb!r}")
         return getattr(self.workload, verb)(**command)
 

@@ -22,6 +22,8 @@ pub(crate) struct ClassIndices {
     pub(crate) indices: Tensor,
     /// The ignored one, where some may be it.
     ignored: Option<i64>,
+    /// Where they are that, if it is known already.
+    are_ignored: Option<Tensor>,
     /// Which of the indices are valid.
     pub(crate) validity: Validity,
 }
@@ -48,24 +50,25 @@ impl ClassIndices {
         ignore_index: Option<i64>,
         mode: InvalidValues,
     ) -> Result<ClassIndices, LossError> {
-        let mut indices = integers(("target", target))?;
-        // libtorch's graph keeps the indices, and its backward pass does not check them again. Until then the caller
-        // may write to them without libtorch noticing, through `data()` for example. So they are copied, unless an
-        // engine takes them, which checks them again.
-        if target.f_kind()? == Kind::Int64 && autograd::grad_enabled() && !kernels::takes(&indices) {
-            indices = kernels::f_own(&indices)?;
-        }
+        let indices = integers(("target", target))?;
         if mode.is_error_of_host(&indices) {
-            return Self::f_on_host(indices, classes, ignore_index);
+            // libtorch's graph keeps the indices, and its backward pass does not check them again. Until then the caller
+            // may write to them without libtorch noticing, through `data()` for example. So they are copied, unless an
+            // engine takes them, which checks them again.
+            let shared = target.f_kind()? == Kind::Int64 && autograd::grad_enabled() && !kernels::takes(&indices);
+            return Self::f_on_host(if shared { kernels::f_own(&indices)? } else { indices }, classes, ignore_index);
         }
-        let mut valid = indices.f_ge_number(0)?.f_logical_and(&indices.f_lt_number(classes)?)?;
-        if let Some(ignored) = ignore_index {
-            valid = valid.f_logical_or(&indices.f_eq_number(ignored)?)?;
+        // A class out of range becomes one that there is. These are new tensors, to which nobody else writes.
+        let within = indices.f_clamp_number(0, (classes - 1).max(0))?;
+        let are_ignored = ignore_index.map(|ignored| indices.f_eq_number(ignored)).transpose()?;
+        let (mut valid, mut known) = (within.f_eq_tensor(&indices)?, within);
+        if let Some(are_ignored) = &are_ignored {
+            valid = valid.f_logical_or(are_ignored)?;
+            known = indices.f_where_self(are_ignored, &known)?;
         }
         let expected = || expected_class(classes, ignore_index);
         let validity = Validity::f_new(("target", &indices), valid, expected, mode)?;
-        let indices = validity.f_replace(&indices, ignore_index.unwrap_or(0))?;
-        Ok(ClassIndices { indices, ignored: ignore_index, validity })
+        Ok(ClassIndices { indices: known, ignored: ignore_index, are_ignored, validity })
     }
 
     /// [`f_fused`](Self::f_fused) of a target that is [`f_of`](Self::f_of) an input.
@@ -109,7 +112,7 @@ impl ClassIndices {
         let values = f_without_repetitions(&indices)?;
         if let Some((true, any_ignored)) = kernels::scan_classes(&values, classes, ignore_index) {
             let ignored = ignore_index.filter(|_| any_ignored);
-            return Ok(ClassIndices { indices, ignored, validity: Validity::CHECKED });
+            return Ok(ClassIndices { indices, ignored, are_ignored: None, validity: Validity::CHECKED });
         }
         let values = host_integers(&values)?;
         let mut ignored = None;
@@ -121,7 +124,7 @@ impl ClassIndices {
                 return Err(LossError::Value { argument: "target", expected, actual: class.to_string() });
             }
         }
-        Ok(ClassIndices { indices, ignored, validity: Validity::CHECKED })
+        Ok(ClassIndices { indices, ignored, are_ignored: None, validity: Validity::CHECKED })
     }
 
     /// The indices for an operation of libtorch that does not check them in its backward pass: a copy, so that nobody
@@ -133,15 +136,19 @@ impl ClassIndices {
 
     /// Where the target is ignored; nothing where none is known to be.
     pub(crate) fn f_ignored(&self) -> Result<Option<Tensor>, LossError> {
-        Ok(self.ignored.map(|ignored| self.indices.f_eq_number(ignored)).transpose()?)
+        match &self.are_ignored {
+            Some(are_ignored) => Ok(Some(are_ignored.shallow_clone())),
+            None => Ok(self.ignored.map(|ignored| self.indices.f_eq_number(ignored)).transpose()?),
+        }
     }
 
     /// `input` with 0 in place of the rows whose target is ignored, which keeps what they hold out of the gradient.
     pub(crate) fn f_mask_ignored(&self, input: &Tensor, class_dim: usize) -> Result<Tensor, LossError> {
-        let Some(ignored) = self.ignored.filter(|_| input.requires_grad()) else {
+        if !input.requires_grad() {
             return Ok(input.shallow_clone());
-        };
-        let rows = self.indices.f_eq_number(ignored)?.f_unsqueeze(class_dim as i64)?;
+        }
+        let Some(ignored) = self.f_ignored()? else { return Ok(input.shallow_clone()) };
+        let rows = ignored.f_unsqueeze(class_dim as i64)?;
         // The check has waited for the device already. To wait once more is cheaper than a copy of the input.
         if self.validity.is_checked() && rows.f_any()?.f_int64_value(&[])? == 0 {
             return Ok(input.shallow_clone());

@@ -116,14 +116,14 @@ impl InvalidValues {
         Err(LossError::Value { argument, expected, actual: "another value in an earlier call".into() })
     }
 
-    /// Takes note of values on a GPU, given a Boolean tensor of those that are valid.
+    /// Takes note of values on a GPU, given a Boolean scalar there: whether all are valid.
     pub(crate) fn f_note(
         device: Device,
         argument: &'static str,
         expected: String,
-        are_valid: &Tensor,
+        all: &Tensor,
     ) -> Result<(), LossError> {
-        let _ = Self::f_memory(device, argument, &expected)?.f_logical_and_(&are_valid.f_all()?)?;
+        let _ = Self::f_memory(device, argument, &expected)?.f_logical_and_(all)?;
         Ok(())
     }
 

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use tch::{Kind, Tensor};
 
-use crate::kernels::{Beyond, Map, NumberOperations, Pointwise, Real, f_map, f_pointwise_of_planes, f_slide};
+use crate::kernels::{Beyond, Map, NumberOperations, Pointwise, Real, f_map, f_pointwise_of_planes, f_slide, waits};
 use crate::numeric::{f_reals, real, wide_kind};
 use crate::{LossError, Reduction, check};
 
@@ -264,7 +264,7 @@ impl Pointwise<5> for Unlikeness {
 /// The kind in which local variances are computed. They are differences of nearly equal numbers, of which few digits
 /// are left in single precision, so that the CPU takes double precision. On a GPU that would be too slow.
 fn exact_kind(image: &Tensor) -> Result<Kind, LossError> {
-    if image.device().is_cuda() { wide_kind(image) } else { Ok(Kind::Double) }
+    if waits(image) { wide_kind(image) } else { Ok(Kind::Double) }
 }
 
 #[cfg(test)]

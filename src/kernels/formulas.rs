@@ -33,6 +33,9 @@ pub(super) struct Typed<P, const N: usize>(pub(super) P);
 /// The same for a formula of `N` embeddings and `S` sums.
 pub(super) struct TypedRows<E, const N: usize, const S: usize>(pub(super) E);
 
+/// The same for a formula of `N` numbers with `M` results.
+pub(super) struct TypedMap<F, const N: usize, const M: usize>(pub(super) F);
+
 /// A formula whose loss is multiplied by one more argument, the weight, which is the last one.
 #[derive(Clone, Copy)]
 pub(crate) struct Weighted<P>(pub(crate) P);

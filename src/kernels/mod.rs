@@ -60,14 +60,20 @@ mod formulas;
 #[cfg(any(test, feature = "cuda"))]
 mod graph;
 mod library;
+#[cfg(feature = "image")]
+mod map;
 #[cfg(feature = "segmentation")]
 mod measure;
+#[cfg(feature = "segmentation")]
+mod neighbours;
 mod number;
 mod number_operations;
 #[cfg(any(feature = "metric", feature = "self-supervised"))]
 mod pair_labels;
 #[cfg(any(feature = "metric", feature = "self-supervised"))]
 mod pairs;
+#[cfg(feature = "image")]
+mod planes;
 mod pointwise;
 #[cfg(any(test, feature = "cuda"))]
 mod quick_hash;
@@ -79,6 +85,10 @@ mod tensors;
 mod triplets;
 #[cfg(feature = "metric")]
 mod unit;
+#[cfg(feature = "image")]
+mod variation;
+#[cfg(feature = "image")]
+mod window;
 
 pub(crate) use backend::waits;
 pub use backend::{Backend, like_cuda, with_backend};
@@ -94,6 +104,10 @@ pub(crate) use formulas::{
     ClassTerms, Embedding, Expected, Map, OTHER, PairSlopes, PairSums, PairTerms, Pointwise, Positives, Ranked,
     RowLoss, SAME, SoftPairs, Weighted, scaled,
 };
+#[cfg(feature = "image")]
+pub(crate) use map::f_map;
+#[cfg(feature = "segmentation")]
+pub(crate) use neighbours::{Neighbours, f_neighbours};
 pub(crate) use number::{ANY, Logit, Real, choose, is_not_negative, is_share, part, powers, share_or_nan, sigmoids};
 pub(crate) use number_operations::{Number, NumberOperations};
 #[cfg(any(feature = "metric", feature = "self-supervised"))]
@@ -102,6 +116,8 @@ pub(crate) use pair_labels::PairLabels;
 pub(crate) use pairs::{Counted, Hard, PairPlan, Soft, f_pairs};
 #[cfg(feature = "metric")]
 pub(crate) use pairs::{Each, f_pairs_on};
+#[cfg(feature = "image")]
+pub(crate) use planes::f_pointwise_of_planes;
 pub(crate) use pointwise::{f_pointwise, f_pointwise_to};
 #[cfg(feature = "segmentation")]
 pub(crate) use region::{Entropy, Regional, Sums, Total, f_region, takes_region};
@@ -118,6 +134,10 @@ pub(crate) use tensors::{f_own, f_plain};
 pub(crate) use triplets::{Triplets, f_triplets};
 #[cfg(feature = "metric")]
 pub(crate) use unit::f_unit;
+#[cfg(feature = "image")]
+pub(crate) use variation::f_variation;
+#[cfg(feature = "image")]
+pub(crate) use window::{Beyond, f_slide};
 
 /// Whether an engine may be used for this input: it is on the CPU, and the [backend](backend::fused) has engines.
 pub(crate) fn takes(input: &Tensor) -> bool {

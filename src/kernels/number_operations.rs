@@ -94,6 +94,8 @@ macro_rules! operations {
             $(fn $name(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;)+
             $(fn $name_(&mut self, number: impl Into<Number>) -> Result<Tensor, TchError>;)+
 
+            /// `number · log(1 + self)`
+            fn f_log1p_times(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
             fn f_clamp_number(&self, min: impl Into<Number>, max: impl Into<Number>) -> Result<Tensor, TchError>;
             fn f_masked_fill_number(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError>;
             fn f_masked_fill_number_(&mut self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError>;
@@ -134,6 +136,15 @@ macro_rules! operations {
                     unsafe { f_call([number.into()], |out, [number]| $function_(out, of(self), number)) }
                 }
             )+
+
+            fn f_log1p_times(&self, number: impl Into<Number>) -> Result<Tensor, TchError> {
+                let call = |out, [number]: [_; 1]| {
+                    // SAFETY: see above.
+                    unsafe { atg_special_xlog1py_self_scalar(out, number, of(self)) }
+                };
+                // SAFETY: see above.
+                unsafe { f_call([number.into()], call) }
+            }
 
             fn f_clamp_number(&self, min: impl Into<Number>, max: impl Into<Number>) -> Result<Tensor, TchError> {
                 // SAFETY: see above.
@@ -257,6 +268,10 @@ mod tests {
         assert_eq!(numbers(x.f_pow_number(2)), [1.0, 4.0, 0.25]);
         assert_eq!(numbers(x.f_masked_fill_number(&x.f_gt_number(0).unwrap(), 7_i64)), [7.0, -2.0, 7.0]);
         assert_eq!(numbers(x.f_norm_number(1, &[0], false).map(|norm| norm.view(1))), [3.5]);
+        assert_eq!(
+            numbers(x.f_abs().and_then(|x| x.f_log1p_times(2.0))),
+            [1.0, 2.0, 0.5].map(|x: f64| 2.0 * x.ln_1p())
+        );
         let index = Tensor::from_slice(&[2_i64]);
         assert_eq!(numbers(x.f_scatter_number(0, &index, 4.0)), [1.0, -2.0, 4.0]);
         assert_eq!(numbers(x.f_index_fill_number(0, &index, 4.0)), [1.0, -2.0, 4.0]);

@@ -1,7 +1,8 @@
-use std::f64::consts::LN_2;
+use std::f64::consts::{LN_2, SQRT_2};
 
 use tch::Tensor;
 
+use super::few::Few;
 use super::{Distances, elementwise, of_formula};
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::{Loss, LossError, Reduction, check};
@@ -73,7 +74,7 @@ new {
 }
 
 impl Loss for CauchyLoss {
-    of_formula!(Cauchy { scale }, f_losses);
+    of_formula!(Cauchy { scale }, f_losses, FEW);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::positive("scale", self.scale)
@@ -110,6 +111,23 @@ fn f_losses(Cauchy { scale }: Cauchy, x: &Tensor, y: &Tensor) -> Result<Tensor, 
     let near = near.f_square()?.f_mul_number(0.5)?.f_log1p()?;
     Ok(far.f_where_self(&is_far, &near)?)
 }
+
+/// log(1 + w²) of the difference w in units of √2 c. Where the square overflows, and from some time before, that is
+/// 2 log(1 + |w|), which is never less.
+const FEW: Few<Cauchy> = Few {
+    f_losses: |Cauchy { scale }, x, y| {
+        let w = x.f_sub(y)?.f_div_number(SQRT_2 * scale)?;
+        let far = w.f_abs()?.f_log1p_times(2.0)?;
+        let losses = w.f_square()?.f_log1p()?.f_minimum(&far)?;
+        Ok((losses, vec![w]))
+    },
+    // 2 w / (1 + w²) = 2 / (w + 1 / w)
+    f_slopes: |Cauchy { scale }, kept, factor, number| {
+        let sum = kept[0].f_reciprocal()?.f_add(&kept[0])?;
+        Ok(factor.f_mul_number(number * SQRT_2 / scale)?.f_div(&sum)?)
+    },
+    of_difference: true,
+};
 
 #[cfg(test)]
 mod tests {

@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use super::few::Few;
 use super::{elementwise, of_formula};
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::numeric::f_abs;
@@ -93,7 +94,7 @@ pub enum CharbonnierMinimum {
 crate::options::words!(CharbonnierMinimum);
 
 impl Loss for CharbonnierLoss {
-    of_formula!(Charbonnier { eps, minimum }, f_losses);
+    of_formula!(Charbonnier { eps, minimum }, f_losses, FEW);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::positive("eps", self.eps)
@@ -143,6 +144,28 @@ fn f_losses(Charbonnier { eps, minimum }: Charbonnier, x: &Tensor, y: &Tensor) -
     };
     Ok(f_abs(&difference)?.f_where_self(&infinite, &losses)?)
 }
+
+/// d² / (√(d² + ε²) + ε), which is no number for an infinite difference; |d| − ε is never more, and is infinite there.
+const FEW: Few<Charbonnier> = Few {
+    f_losses: |Charbonnier { eps, minimum }, x, y| {
+        let difference = x.f_sub(y)?;
+        let root = difference.f_hypot(&Tensor::f_full_number(&[], eps, (x.f_kind()?, x.device()))?)?;
+        let losses = match minimum {
+            CharbonnierMinimum::Eps => root,
+            CharbonnierMinimum::Zero => {
+                let near = difference.f_div(&root.f_add_number(eps)?)?.f_mul(&difference)?;
+                near.f_fmax(&difference.f_abs()?.f_sub_number(eps)?)?
+            }
+        };
+        Ok((losses, vec![difference]))
+    },
+    // d / √(d² + ε²), whose limits these functions have.
+    f_slopes: |Charbonnier { eps, .. }, kept, factor, number| {
+        let slope = kept[0].f_div_number(eps)?.f_asinh()?.f_tanh()?;
+        Ok(slope.f_mul(&factor.f_mul_number(number)?)?)
+    },
+    of_difference: true,
+};
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,9 @@
 use tch::Tensor;
 
+use super::few::Few;
 use super::{Distances, elementwise, of_formula};
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
+use crate::numeric::f_number_over;
 use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
@@ -71,7 +73,7 @@ new {
 }
 
 impl Loss for GemanMcClureLoss {
-    of_formula!(GemanMcClure { scale }, f_losses);
+    of_formula!(GemanMcClure { scale }, f_losses, FEW);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::positive("scale", self.scale)
@@ -109,6 +111,21 @@ fn f_losses(GemanMcClure { scale }: GemanMcClure, x: &Tensor, y: &Tensor) -> Res
     let far = far.f_reciprocal()?.f_square()?.f_add_number(1)?.f_reciprocal()?.f_mul_number(2)?;
     Ok(far.f_where_self(&is_far, &near)?)
 }
+
+/// 2 / (1 + 1 / u²) of the difference u in units of 2 c. At 0 and at infinity that has the right limits.
+const FEW: Few<GemanMcClure> = Few {
+    f_losses: |GemanMcClure { scale }, x, y| {
+        let u = x.f_sub(y)?.f_div_number(2.0 * scale)?;
+        Ok((f_number_over(2.0, &u.f_pow_number(-2)?.f_add_number(1)?)?, vec![u]))
+    },
+    // 4 u / (1 + u²)² = 4 / ((u + 1 / u) (1 + u²))
+    f_slopes: |GemanMcClure { scale }, kept, factor, number| {
+        let u = &kept[0];
+        let divisor = u.f_reciprocal()?.f_add(u)?.f_mul(&u.f_square()?.f_add_number(1)?)?;
+        Ok(factor.f_mul_number(number * 2.0 / scale)?.f_div(&divisor)?)
+    },
+    of_difference: true,
+};
 
 #[cfg(test)]
 mod tests {

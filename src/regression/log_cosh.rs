@@ -2,6 +2,7 @@ use std::f64::consts::LN_2;
 
 use tch::Tensor;
 
+use super::few::Few;
 use super::{Distances, elementwise, of_formula};
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::{Loss, LossError, Reduction};
@@ -67,7 +68,7 @@ new {
 }
 
 impl Loss for LogCoshLoss {
-    of_formula!(LogCosh, f_losses);
+    of_formula!(LogCosh, f_losses, FEW);
 }
 
 #[derive(Clone, Copy)]
@@ -97,6 +98,22 @@ fn f_losses(_: LogCosh, x: &Tensor, y: &Tensor) -> Result<Tensor, LossError> {
     let near = near.f_tanh()?.f_square()?.f_neg()?.f_log1p()?.f_mul_number(-0.5)?;
     Ok(far.f_where_self(&is_far, &near)?)
 }
+
+/// From this difference on log cosh d is |d| − log 2 to the last digit of double precision.
+const STRAIGHT: f64 = 20.0;
+
+/// ½ log(1 + sinh² d) = log cosh d keeps its digits near 0. Beyond [`STRAIGHT`] it is not followed any further, and the
+/// straight line, which is never more, is the larger one.
+const FEW: Few<LogCosh> = Few {
+    f_losses: |_, x, y| {
+        let difference = x.f_sub(y)?;
+        let near = difference.f_clamp_number(-STRAIGHT, STRAIGHT)?.f_sinh()?.f_square()?.f_log1p_times(0.5)?;
+        let losses = near.f_maximum(&difference.f_abs()?.f_sub_number(LN_2)?)?;
+        Ok((losses, vec![difference]))
+    },
+    f_slopes: |_, kept, factor, number| Ok(kept[0].f_tanh()?.f_mul(&factor.f_mul_number(number)?)?),
+    of_difference: true,
+};
 
 #[cfg(test)]
 mod tests {

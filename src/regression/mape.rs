@@ -1,8 +1,9 @@
 use tch::Tensor;
 
+use super::few::Few;
 use super::{elementwise, of_formula};
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
-use crate::numeric::{f_abs, f_with_nan_slopes};
+use crate::numeric::{f_abs, f_sign_or_nan, f_with_nan_slopes};
 use crate::{Loss, LossError, Reduction, check};
 
 crate::options::options! {
@@ -68,7 +69,7 @@ new {
 }
 
 impl Loss for MapeLoss {
-    of_formula!(PercentageError { eps }, f_losses);
+    of_formula!(PercentageError { eps }, f_losses, FEW);
 
     fn f_check_options(&self) -> Result<(), LossError> {
         check::positive("eps", self.eps)
@@ -98,6 +99,19 @@ fn f_losses(PercentageError { eps }: PercentageError, x: &Tensor, y: &Tensor) ->
     let losses = f_abs(&x.f_sub(y)?)?.f_div(&f_abs(y)?.f_clamp_min_number(eps)?)?.f_mul_number(100)?;
     f_with_nan_slopes(&losses)
 }
+
+/// The same, and the slope of the input, which is NaN where the loss is.
+const FEW: Few<PercentageError> = Few {
+    f_losses: |PercentageError { eps }, x, y| {
+        let size = y.f_abs()?.f_clamp_min_number(eps)?;
+        let part = x.f_sub(y)?.f_div(&size)?;
+        Ok((part.f_abs()?.f_mul_number(100)?, vec![part, size]))
+    },
+    f_slopes: |_, kept, factor, number| {
+        Ok(f_sign_or_nan(&kept[0])?.f_div(&kept[1])?.f_mul(&factor.f_mul_number(100.0 * number)?)?)
+    },
+    of_difference: false,
+};
 
 #[cfg(test)]
 mod tests {

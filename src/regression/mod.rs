@@ -35,6 +35,7 @@
 mod cauchy;
 #[cfg(feature = "regression")]
 mod charbonnier;
+mod few;
 mod gaussian_nll;
 #[cfg(feature = "regression")]
 mod geman_mcclure;
@@ -191,13 +192,14 @@ struct Elementwise<'a> {
 
 impl Elementwise<'_> {
     /// The reduced losses by `formula`, or by `f_losses`: the tensor operations that define it, on arguments of single
-    /// precision at least.
+    /// precision at least, or by `few` that do the same.
     fn f_forward<P: Pointwise<2>>(
         &self,
         formula: P,
         input: &Tensor,
         target: &Tensor,
         f_losses: fn(P, &Tensor, &Tensor) -> Result<Tensor, LossError>,
+        few: Option<few::Few<P>>,
     ) -> Result<Tensor, LossError> {
         let reduction = self.reduction;
         f_expanded(input, target, self.broadcast, |x, y| {
@@ -207,7 +209,13 @@ impl Elementwise<'_> {
             let f_wide = move |x: &Tensor, y: &Tensor| f_losses(formula, &x.f_to_kind(wide)?, &y.f_to_kind(wide)?);
             let Some(weight) = self.weight else {
                 return f_pointwise(formula, [x, y], reduction, move |[x, y]| {
-                    Ok(reduction.f_apply(&f_wide(x, y)?)?.f_to_kind(kind)?)
+                    let loss = match few {
+                        Some(few) => {
+                            few.f_reduced(formula, [&x.f_to_kind(wide)?, &y.f_to_kind(wide)?], reduction, f_losses)
+                        }
+                        None => reduction.f_apply(&f_wide(x, y)?),
+                    };
+                    Ok(loss?.f_to_kind(kind)?)
                 });
             };
             check::element_weight(weight, input)?;
@@ -236,9 +244,10 @@ macro_rules! elementwise {
 use elementwise;
 
 /// What a [`Loss`](crate::Loss) with the options [`elementwise`] has beside the check of its options, where the loss of
-/// an element is a formula of some of its options. `f_losses` are the tensor operations that define the formula.
+/// an element is a formula of some of its options. `f_losses` are the tensor operations that define the formula, and
+/// `few` are fewer ones that give the same.
 macro_rules! of_formula {
-    ($formula:ident $({ $($option:ident),+ })?, $f_losses:ident) => {
+    ($formula:ident $({ $($option:ident),+ })?, $f_losses:ident $(, $few:ident)?) => {
         crate::option_tensors::with_tensors!();
         crate::mean_parts::parts!(weighted sum over weights);
 
@@ -246,7 +255,8 @@ macro_rules! of_formula {
             self.f_check_options()?;
             let formula = $formula $({ $($option: self.$option),+ })?;
             let (weight, broadcast, reduction) = (self.weight.as_ref(), self.broadcast, self.reduction);
-            super::Elementwise { weight, broadcast, reduction }.f_forward(formula, input, target, $f_losses)
+            let few = None$(.or(Some($few)))?;
+            super::Elementwise { weight, broadcast, reduction }.f_forward(formula, input, target, $f_losses, few)
         }
     };
 }

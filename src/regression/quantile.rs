@@ -1,9 +1,10 @@
 use tch::{Kind, Tensor};
 
 use super::Elementwise;
+use super::few::Few;
 use crate::kernels::{NumberOperations, Pointwise, Real, choose};
 use crate::mean_parts::{f_wide, f_wide_option};
-use crate::numeric::{f_reals, f_with_nan_slopes, result_kind, wide_kind};
+use crate::numeric::{f_reals, f_sign_or_nan, f_with_nan_slopes, result_kind, wide_kind};
 use crate::{Loss, LossError, MeanParts, Reduction, check};
 
 crate::options::options! {
@@ -107,7 +108,7 @@ impl QuantileLoss {
     fn f_one(&self, input: &Tensor, target: &Tensor, quantile: f64) -> Result<Tensor, LossError> {
         let elements =
             Elementwise { weight: self.weight.as_ref(), broadcast: self.broadcast, reduction: self.reduction };
-        elements.f_forward(Pinball { quantile }, input, target, f_losses)
+        elements.f_forward(Pinball { quantile }, input, target, f_losses, Some(FEW))
     }
 
     /// Each column of the input is one quantile.
@@ -190,6 +191,20 @@ fn f_losses(Pinball { quantile }: Pinball, x: &Tensor, y: &Tensor) -> Result<Ten
     let losses = difference.f_mul_number(quantile)?.f_maximum(&difference.f_mul_number(quantile - 1.0)?)?;
     f_with_nan_slopes(&losses)
 }
+
+/// The same, and the slope ½ − q − ½ sign(y − x), which is NaN where the loss is.
+const FEW: Few<Pinball> = Few {
+    f_losses: |Pinball { quantile }, x, y| {
+        let difference = y.f_sub(x)?;
+        let losses = difference.f_mul_number(quantile)?.f_maximum(&difference.f_mul_number(quantile - 1.0)?)?;
+        Ok((losses, vec![difference]))
+    },
+    f_slopes: |Pinball { quantile }, kept, factor, number| {
+        let signs = f_sign_or_nan(&kept[0])?.f_mul_number(-0.5)?.f_add_number(0.5 - quantile)?;
+        Ok(signs.f_mul(&factor.f_mul_number(number)?)?)
+    },
+    of_difference: true,
+};
 
 #[cfg(test)]
 mod tests {

@@ -2,6 +2,7 @@
 
 mod accuracy;
 mod busy;
+pub mod kernels;
 mod load;
 mod measure;
 mod memory;
@@ -48,9 +49,10 @@ use crate::results::Results;
   parity bench --overhead                              what a call costs over the bare tch operation
   parity bench --busy 1 --no-compile                   beside a process that keeps a core busy, and without it
   parity bench --accuracy                              how far both sides are from the result in double precision
+  parity bench --kernels                               how many kernels a GPU runs for both sides, counted on the CPU
 
 Status: 0 when all was measured, 1 when a loss differs from its reference or could not be measured, or is further from double
-precision than PyTorch, 2 for a wrong call.")]
+precision than PyTorch, or has more kernels, 2 for a wrong call.")]
 pub struct BenchOptions {
     /// Only losses whose name or Python reference contains this, or one of these with commas between
     #[arg(long, value_name = "NAMES")]
@@ -106,6 +108,10 @@ pub struct BenchOptions {
     /// Measure how far the results are from those in double precision instead, the crate's and PyTorch's
     #[arg(long, conflicts_with = "overhead")]
     accuracy: bool,
+    /// Count the kernels that a GPU runs for a call instead, the crate's and PyTorch's; with --json those of PyTorch, as
+    /// the tests read them
+    #[arg(long, conflicts_with_all = ["accuracy", "overhead", "device"])]
+    kernels: bool,
     /// Calls per side and round of --overhead
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..), requires = "overhead")]
     calls: u32,
@@ -153,6 +159,9 @@ pub fn run(options: &BenchOptions) -> Result<bool> {
     let bench = Bench::new(options, threads)?;
     if options.accuracy {
         return accuracy::run(bench);
+    }
+    if options.kernels {
+        return kernels::run(&bench);
     }
     let report = bench.run()?;
     println!("{}", report.to_text());

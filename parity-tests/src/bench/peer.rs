@@ -116,6 +116,12 @@ impl Peer {
         self.ask(json!({"do": "memory", "peer": name}))
     }
 
+    /// The operations of a call and of its backward pass for which a GPU runs a kernel, a line each, as the `library` counts
+    /// them.
+    pub fn kernels(&self, library: &Path) -> Result<[String; 2]> {
+        self.ask(json!({"do": "kernels", "library": library}))
+    }
+
     fn ask<T: for<'a> Deserialize<'a>>(&self, command: Json) -> Result<T> {
         let mut pipes = self.pipes.borrow_mut();
         let line = pipes.exchange(&command).with_context(|| format!("the Python side ended:{}", pipes.last_words()))?;

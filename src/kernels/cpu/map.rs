@@ -16,25 +16,12 @@ use super::{BLOCK, parallel};
 use crate::LossError;
 use crate::autograd::{self, Context, Function};
 use crate::kernels::backend;
-use crate::kernels::engine::{Composite, composite_of};
-use crate::kernels::formulas::Map;
+use crate::kernels::engine::Composite;
+use crate::kernels::formulas::{Map, TypedMap};
 use crate::kernels::tensors::f_plain;
 
-/// The `M` results of `formula` for the elements of the arguments `[*]`, as planes `[M, *]` in double precision; by the
-/// `composite` of tensor operations where the engine does not take the call.
-pub(crate) fn f_map<const N: usize, const M: usize, F, C>(
-    formula: F,
-    arguments: [&Tensor; N],
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    F: Map<N, M>,
-    C: Fn([&Tensor; N]) -> Result<Tensor, LossError> + Send + 'static,
-{
-    f_planes(Box::new(Typed(formula)), M, &arguments, composite_of(composite))
-}
-
-fn f_planes(
+/// The results of a formula, as planes in double precision; see [`f_map`](crate::kernels::f_map).
+pub(in crate::kernels) fn f_planes(
     formula: Box<dyn Formula>,
     planes: usize,
     arguments: &[&Tensor],
@@ -53,10 +40,10 @@ fn f_planes(
 
 /// A formula without its type. The engine calls it once for each block, so that only the loop is compiled for each
 /// formula.
-trait Formula: OfBlock<f32> + OfBlock<f64> + Send + Sync {}
+pub(in crate::kernels) trait Formula: OfBlock<f32> + OfBlock<f64> + Send + Sync {}
 
 /// Computes the results and the gradients of a block.
-trait OfBlock<W>: Sync {
+pub(in crate::kernels) trait OfBlock<W>: Sync {
     /// Computes the results, one array for each plane.
     fn evaluate(&self, arguments: &[&[W]], numbers: &mut [Block<f64>]);
 
@@ -64,12 +51,9 @@ trait OfBlock<W>: Sync {
     fn derive(&self, arguments: &[&[W]], of_numbers: &[&[f64]], gradients: &mut [Block<W>]);
 }
 
-/// A formula as a [`Formula`], compiled for its type.
-struct Typed<F, const N: usize, const M: usize>(F);
+impl<F: Map<N, M>, const N: usize, const M: usize> Formula for TypedMap<F, N, M> {}
 
-impl<F: Map<N, M>, const N: usize, const M: usize> Formula for Typed<F, N, M> {}
-
-impl<W: Wide, F: Map<N, M>, const N: usize, const M: usize> OfBlock<W> for Typed<F, N, M> {
+impl<W: Wide, F: Map<N, M>, const N: usize, const M: usize> OfBlock<W> for TypedMap<F, N, M> {
     fn evaluate(&self, arguments: &[&[W]], numbers: &mut [Block<f64>]) {
         simd::run(Evaluate::<_, _, N, M> { formula: self.0, arguments, numbers });
     }

@@ -15,12 +15,12 @@ pub(super) mod label_margin;
 mod lane;
 pub(super) mod logits;
 #[cfg(feature = "image")]
-mod map;
+pub(super) mod map;
 pub(super) mod margin;
 mod memory;
 mod narrow;
 #[cfg(feature = "segmentation")]
-mod neighbours;
+pub(super) mod neighbours;
 pub(super) mod output;
 #[cfg(any(feature = "metric", feature = "self-supervised"))]
 mod pair_labels;
@@ -28,7 +28,8 @@ mod pair_labels;
 pub(super) mod pairs;
 mod parallel;
 pub(super) mod picked;
-mod planes;
+#[cfg(feature = "image")]
+pub(super) mod planes;
 pub(super) mod pointwise;
 #[cfg(feature = "detection")]
 pub(super) mod positions;
@@ -47,28 +48,19 @@ pub(super) mod triplets;
 #[cfg(feature = "metric")]
 pub(super) mod unit;
 #[cfg(feature = "image")]
-mod variation;
+pub(super) mod variation;
 #[cfg(feature = "classification")]
 pub(super) mod views;
 #[cfg(feature = "image")]
-mod window;
+pub(super) mod window;
 
-#[cfg(feature = "image")]
-pub(crate) use map::f_map;
 pub use memory::set_gradient_cache;
-#[cfg(feature = "segmentation")]
-pub(crate) use neighbours::{Neighbours, f_neighbours};
 #[cfg(any(feature = "metric", feature = "self-supervised"))]
 pub(super) use pair_labels::HostLabels;
 pub(crate) use parallel::small_work;
-pub(crate) use planes::f_pointwise_of_planes;
 #[cfg(feature = "segmentation")]
 pub(crate) use ranks::{Ranks, f_ranks};
 pub(crate) use scan::{scan_classes, scan_range};
-#[cfg(feature = "image")]
-pub(crate) use variation::f_variation;
-#[cfg(feature = "image")]
-pub(crate) use window::{Beyond, f_slide};
 
 /// How many elements a block has. A few arrays of so many numbers fit the first-level cache.
 const BLOCK: usize = 1024;

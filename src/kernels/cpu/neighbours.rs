@@ -1,80 +1,42 @@
-//! The engine of erosion and dilation: the smallest or the largest number around each element of a plane or a volume.
-//! Soft clDice uses it.
-//!
-//! The gradient of a result goes to the element that it was taken from; where several are equal, to the first one, as
-//! in libtorch's pooling.
+//! The engine of erosion and dilation; see [`f_neighbours`](crate::kernels::f_neighbours).
 
 use std::array::from_fn;
 use std::ops::Range;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use super::elements::{elements, is_plain};
+use super::elements::elements;
 use super::kinds::Wide;
 use super::lane::LaneOf;
 use super::output::Output;
 use super::parallel;
 use super::simd::{self, Kernel};
 use crate::LossError;
-use crate::autograd::{self, Context, Function};
-use crate::kernels::backend;
+use crate::kernels::engine::by_width;
+use crate::kernels::neighbours::Neighbours;
 use crate::kernels::number::choose;
-use crate::kernels::tensors::f_plain;
 
-/// What is computed for each element.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Neighbours {
-    /// The smallest of it and its direct neighbours: the minimum of the minima along each dimension.
-    Erode,
-    /// The largest of it and all its neighbours, diagonal ones as well.
-    Dilate,
+/// The extremes of contiguous regions of single or double precision; none where one of the numbers is NaN.
+pub(in crate::kernels) fn f_extremes(neighbours: Neighbours, input: &Tensor) -> Result<Option<Tensor>, LossError> {
+    by_width!(input.f_kind()?, f_extremes_of(neighbours, input))
 }
 
-/// The erosion or dilation of `regions` `[N, C, H, W]` or `[N, C, D, H, W]`; by the `composite` of tensor operations
-/// where the engine does not take the call.
-pub(crate) fn f_neighbours<C>(neighbours: Neighbours, regions: &Tensor, composite: C) -> Result<Tensor, LossError>
-where
-    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    let kind = regions.f_kind()?;
-    let fits = matches!(regions.dim(), 4 | 5) && regions.numel() != 0;
-    if !backend::fused() || !fits || !is_plain(regions, kind) {
-        return composite(regions);
-    }
-    match kind {
-        Kind::Float => f_run::<f32, C>(neighbours, regions, composite),
-        Kind::Double => f_run::<f64, C>(neighbours, regions, composite),
-        _ => composite(regions),
-    }
+fn f_extremes_of<W: Wide>(neighbours: Neighbours, input: &Tensor) -> Result<Option<Tensor>, LossError> {
+    let output = Output::<W>::f_of_size(&input.size())?;
+    let numbers = Shape::new(neighbours, input).extremes(elements(input), &output);
+    Ok(numbers.then(|| output.into_tensor()))
 }
 
-fn f_run<W: Wide, C>(neighbours: Neighbours, regions: &Tensor, composite: C) -> Result<Tensor, LossError>
-where
-    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    let shape = Shape::new(neighbours, regions);
-    let input = regions.f_detach()?.f_contiguous()?;
-    let output = Output::<W>::f_of_size(&regions.size())?;
-    if !shape.extremes(elements(&input), &output) {
-        return composite(regions);
-    }
-    let output = output.into_tensor();
-    let backward = move |context: Context| -> autograd::Gradients {
-        let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
-        let [regions, extremes] = context.saved() else { return Ok(vec![None]) };
-        let fused = || {
-            let input = regions.f_detach()?.f_contiguous()?;
-            let grad = f_plain(&grad)?.f_detach()?.f_contiguous()?;
-            let gradient = Output::<W>::f_of_size(&regions.size())?;
-            shape.slopes(elements(&input), elements(extremes), elements(&grad), &gradient);
-            Ok(vec![Some(gradient.into_tensor())])
-        };
-        let again = |inputs: &[Tensor]| composite(&inputs[0]);
-        context.f_gradients(&fused, &|| autograd::f_gradients_of(&again, &grad, &[regions.shallow_clone()], &[true]))
-    };
-    // An output is saved as a detached tensor of the same memory; see `Function::save`.
-    let saved = output.f_detach()?;
-    Ok(Function::new(&[regions]).save(&[regions, &saved]).f_attach_own(vec![output], backward)?.remove(0))
+/// The gradient of the regions, given these, their extremes and the gradient of the extremes.
+pub(in crate::kernels) fn f_slopes(neighbours: Neighbours, tensors: [&Tensor; 3]) -> Result<Tensor, LossError> {
+    by_width!(tensors[0].f_kind()?, f_slopes_of(neighbours, tensors))
+}
+
+fn f_slopes_of<W: Wide>(neighbours: Neighbours, tensors: [&Tensor; 3]) -> Result<Tensor, LossError> {
+    let [input, extremes, grad] = tensors.map(elements::<W>);
+    let gradient = Output::<W>::f_of_size(&tensors[0].size())?;
+    Shape::new(neighbours, tensors[0]).slopes(input, extremes, grad, &gradient);
+    Ok(gradient.into_tensor())
 }
 
 /// The sizes of a volume. A plane is a volume of one layer.
@@ -256,8 +218,10 @@ fn take<R: LaneOf<W>, W: Wide, const LEAST: bool>(extremes: &mut [W], others: &[
 
 #[cfg(test)]
 mod tests {
+    use tch::Kind;
+
     use super::*;
-    use crate::kernels::{Backend, with_backend};
+    use crate::kernels::{Backend, f_neighbours, with_backend};
     use crate::random::randn;
 
     /// Erosion and dilation by libtorch's pooling.

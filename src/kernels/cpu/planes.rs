@@ -9,35 +9,24 @@ use super::output::Output;
 use super::pointwise::{Factors, Formula, OfBlock, run};
 use crate::LossError;
 use crate::kernels::backend;
-use crate::kernels::engine::{Composite, Engine, Factor, Reduce, by_width, composite_of, f_dispatch_to, widely};
-use crate::kernels::formulas::{Pointwise, Typed};
+use crate::kernels::engine::{Composite, Engine, Factor, Reduce, by_width, f_dispatch_to};
 
-/// [`f_pointwise`](crate::kernels::f_pointwise) of elements `[*]` whose first numbers are in the planes `[planes, *]` of the first argument. The
-/// other arguments `[*]` have one number each.
-pub(crate) fn f_pointwise_of_planes<const A: usize, const N: usize, P, C>(
-    formula: P,
-    arguments: [&Tensor; A],
-    reduce: impl Into<Reduce>,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    P: Pointwise<N>,
-    C: Fn([&Tensor; A]) -> Result<Tensor, LossError> + Send + 'static,
-{
-    let engine = Planes { formula: Box::new(Typed(formula)), count: N + 1 - A };
-    f_planes(engine, &arguments, reduce.into(), widely(composite_of(composite)))
-}
-
-fn f_planes(engine: Planes, arguments: &[&Tensor], reduce: Reduce, composite: Composite) -> Result<Tensor, LossError> {
+/// The reduced losses of planes; see [`f_pointwise_of_planes`](crate::kernels::f_pointwise_of_planes).
+pub(in crate::kernels) fn f_elements(
+    formula: Box<dyn Formula>,
+    planes: usize,
+    arguments: &[&Tensor],
+    reduce: Reduce,
+    composite: Composite,
+) -> Result<Tensor, LossError> {
     let kind = arguments[0].f_kind()?;
     let size = arguments[0].size();
     let fits = |argument: &&Tensor| is_plain(argument, kind) && argument.size() == size[1..];
-    let planes = size.first().map(|planes| *planes as usize);
-    let taken = planes == Some(engine.count) && is_plain(arguments[0], kind) && arguments[1..].iter().all(fits);
-    if !backend::fused() || !taken {
+    let taken = size.first() == Some(&(planes as i64)) && is_plain(arguments[0], kind);
+    if !backend::fused() || !taken || !arguments[1..].iter().all(fits) {
         return composite(arguments);
     }
-    f_dispatch_to(kind, Box::new(engine), arguments, reduce, composite)
+    f_dispatch_to(kind, Box::new(Planes { formula, count: planes }), arguments, reduce, composite)
 }
 
 /// The engine of a formula whose first numbers are planes of the first argument.

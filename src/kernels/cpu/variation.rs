@@ -3,8 +3,6 @@
 //! The gradient of an element is the sum of the signs of its differences from the (up to four) elements beside it,
 //! times the factor of the direction.
 
-use std::array::from_fn;
-
 use tch::Tensor;
 
 use super::elements::{Numbers, elements, is_plain};
@@ -13,27 +11,22 @@ use super::lane::LaneOf;
 use super::output::Output;
 use super::simd::{self, Kernel, fold, total};
 use super::{BLOCK, parallel};
+use crate::LossError;
 use crate::kernels::backend;
-use crate::kernels::engine::{Engine, Factor, Reduce, RowFactors, by_width, composite_of, f_dispatch};
-use crate::{LossError, Reduction};
+use crate::kernels::engine::{Composite, Engine, Factor, Reduce, RowFactors, by_width, f_dispatch};
+use crate::kernels::variation::sizes;
 
-/// Σ |x\[i + 1, j\] − x\[i, j\]| times the first of the `factors`, plus Σ |x\[i, j + 1\] − x\[i, j\]| times the second
-/// one, for each plane `[H, W]` of `planes` `[*, H, W]`, reduced. By the `composite` of tensor operations where the
-/// engine does not take the call.
-pub(crate) fn f_variation<C>(
+/// The reduced losses of planes that are not empty; see [`f_variation`](crate::kernels::f_variation).
+pub(in crate::kernels) fn f_reduced(
     factors: [f64; 2],
     planes: &Tensor,
-    reduction: Reduction,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    C: Fn([&Tensor; 1]) -> Result<Tensor, LossError> + Send + 'static,
-{
-    let kind = planes.f_kind()?;
-    if !backend::fused() || !is_plain(planes, kind) || planes.dim() < 2 || planes.numel() == 0 {
-        return composite([planes]);
+    reduce: Reduce,
+    composite: Composite,
+) -> Result<Tensor, LossError> {
+    if !backend::fused() || !is_plain(planes, planes.f_kind()?) {
+        return composite(&[planes]);
     }
-    f_dispatch(Box::new(Variation(factors)), &[planes], Reduce::from(reduction), composite_of(composite))
+    f_dispatch(Box::new(Variation(factors)), &[planes], reduce, composite)
 }
 
 /// The engine, with the factors of the vertical and the horizontal direction.
@@ -73,12 +66,6 @@ fn f_sum<W: Wide>(
     let gradient = wanted.then(|| Output::<W>::f_of_kind(&planes.size(), planes.f_kind()?)).transpose()?;
     let sums = f_run(factors, planes, &RowFactors::f_new(factor)?, gradient.as_ref())?;
     Ok((sums.iter().sum(), gradient.into_iter().map(Output::into_tensor).collect()))
-}
-
-/// The height and the width of the planes.
-fn sizes(planes: &Tensor) -> [usize; 2] {
-    let size = planes.size();
-    from_fn(|k| size[size.len() - 2 + k] as usize)
 }
 
 /// Computes all planes, row by row: writes the gradient where there is an output for it, returns the sum of each plane.

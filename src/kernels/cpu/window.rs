@@ -1,10 +1,8 @@
-//! The engine of sums under a window that slides along one dimension: the blur of SSIM and MS-SSIM. The gradient is
-//! such a sum with the taps in reverse order.
+//! The engine of sums under a window that slides along one dimension; see [`f_slide`](crate::kernels::f_slide).
 
 use std::ops::Range;
-use std::sync::Arc;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::elements::elements;
 use super::kinds::Wide;
@@ -13,79 +11,16 @@ use super::output::Output;
 use super::simd::{self, Kernel};
 use super::{BLOCK, parallel};
 use crate::LossError;
-use crate::autograd::{self, Context, Function};
-use crate::kernels::tensors::f_plain;
-use crate::kernels::{NumberOperations, takes};
+use crate::kernels::engine::by_width;
+use crate::kernels::window::Slide;
 
-/// What the window reads beyond the border of an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Beyond {
-    /// Nothing: the window has only those places where all of it fits.
-    Nothing,
-    /// Zeros: the window, of an odd number of taps, has its middle at each element.
-    Zeros,
-}
-
-/// The sums under a window at each of its places: `out[i] = Σₜ taps[t] · input[i + t − lead]` along `dim`. With
-/// [`Beyond::Zeros`] `lead` is half the window. With [`Beyond::Nothing`] it is 0, and `dim` is at least as long as the
-/// window. The result can be differentiated any number of times.
-pub(crate) fn f_slide(input: &Tensor, dim: usize, taps: &Arc<[f64]>, beyond: Beyond) -> Result<Tensor, LossError> {
-    let (length, reach) = (input.size()[dim] as usize, taps.len() - 1);
-    let (lead, places) = match beyond {
-        Beyond::Nothing => (0, length - reach),
-        Beyond::Zeros => (reach / 2, length),
-    };
-    if takes(input) && matches!(input.f_kind()?, Kind::Float | Kind::Double) {
-        return f_engine(input, Slide { dim, taps: taps.clone(), lead, places });
-    }
-    let mut padding = vec![0; 2 * (input.dim() - dim)];
-    padding[2 * (input.dim() - dim) - 2..].fill(lead as i64);
-    let padded = if lead == 0 { input.shallow_clone() } else { input.f_constant_pad_nd(padding)? };
-    let term = |(at, tap): (usize, &f64)| padded.f_narrow(dim as i64, at as i64, places as i64)?.f_mul_number(*tap);
-    let mut terms = taps.iter().enumerate().map(term);
-    let first = terms.next().ok_or_else(|| tch::TchError::Torch("a window without taps".into()))??;
-    Ok(terms.try_fold(first, |sum, term| sum.f_add(&term?))?)
-}
-
-/// A window along one dimension.
-#[derive(Debug, Clone)]
-struct Slide {
-    dim: usize,
-    taps: Arc<[f64]>,
-    /// How many taps are before the first element when the window is at its first place.
-    lead: usize,
-    /// How many places the window has.
-    places: usize,
-}
-
-impl Slide {
-    /// The window that makes the gradient of the input, whose length is given, of the gradient of the sums.
-    fn transposed(&self, length: usize) -> Self {
-        let taps: Arc<[f64]> = self.taps.iter().rev().copied().collect();
-        Self { dim: self.dim, lead: taps.len() - 1 - self.lead, taps, places: length }
-    }
-}
-
-fn f_engine(input: &Tensor, slide: Slide) -> Result<Tensor, LossError> {
-    let plain = f_plain(&input.f_detach()?)?.f_contiguous()?;
-    let output = match plain.f_kind()? {
-        Kind::Float => f_run::<f32>(&plain, &slide)?,
-        _ => f_run::<f64>(&plain, &slide)?,
-    };
-    let length = input.size()[slide.dim] as usize;
-    let backward = move |context: Context| -> autograd::Gradients {
-        let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
-        Ok(vec![Some(f_engine(&grad, slide.transposed(length))?)])
-    };
-    Ok(Function::new(&[input]).f_attach_own(vec![output], backward)?.remove(0))
+/// The sums of a contiguous tensor of single or double precision, without a graph.
+pub(in crate::kernels) fn f_sums(input: &Tensor, slide: &Slide) -> Result<Tensor, LossError> {
+    by_width!(input.f_kind()?, f_run(input, slide))
 }
 
 fn f_run<W: Wide>(input: &Tensor, slide: &Slide) -> Result<Tensor, LossError> {
-    let Slide { dim, lead, places, .. } = *slide;
-    let mut size = input.size();
-    let step = size[dim + 1..].iter().product::<i64>() as usize;
-    let length = size[dim] as usize;
-    size[dim] = places as i64;
+    let (size, step, length) = (slide.size(input), slide.step(input), input.size()[slide.dim] as usize);
     let taps: Vec<W> = slide.taps.iter().map(|tap| W::from_f64(*tap)).collect();
     let output = Output::<W>::f_of_size(&size)?;
     let job = Job {
@@ -93,9 +28,9 @@ fn f_run<W: Wide>(input: &Tensor, slide: &Slide) -> Result<Tensor, LossError> {
         output: &output,
         taps: &taps,
         step,
-        lead: lead * step,
+        lead: slide.lead * step,
         read: length * step,
-        written: places * step,
+        written: slide.places * step,
     };
     let total = size.iter().product::<i64>() as usize;
     parallel::sum(total, BLOCK, |range| job.task(range));
@@ -233,40 +168,4 @@ fn groups<'a, W: Wide, R: LaneOf<W>, const LANES: usize>(
         at += LANES;
     }
     (rest, &numbers[at..])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::random::randn;
-    use crate::{Backend, with_backend};
-
-    fn gradients(backend: Backend, input: &Tensor, dim: usize, taps: &Arc<[f64]>, beyond: Beyond) -> [Tensor; 3] {
-        let leaf = input.detach().set_requires_grad(true);
-        let output = with_backend(backend, || f_slide(&leaf, dim, taps, beyond).unwrap());
-        let value = (&output * output.square()).sum(None);
-        let first = Tensor::run_backward(&[value], &[&leaf], true, true).remove(0);
-        let second = Tensor::run_backward(&[first.square().sum(None)], &[&leaf], false, false).remove(0);
-        [output.detach(), first.detach(), second]
-    }
-
-    #[test]
-    fn it_computes_what_tensor_operations_do() {
-        for shape in [&[5, 7, 11][..], &[1, 40, 3], &[3, 2, 90], &[2, 3000, 1], &[1, 3, 41000], &[0, 4, 5]] {
-            for (dim, size) in shape.iter().enumerate() {
-                let inside = [1, 2, 5, 11].into_iter().filter(|count| count <= size);
-                let inside = inside.map(|count| (count, Beyond::Nothing));
-                for (count, beyond) in inside.chain([1, 3, 11, 33].map(|count| (count, Beyond::Zeros))) {
-                    // The sums are about 1. Rounding errors of larger ones would exceed the absolute tolerance.
-                    let taps: Arc<[f64]> = (0..count).map(|tap| (0.1 + tap as f64) / (count * count) as f64).collect();
-                    let input = randn(shape);
-                    let results = |backend| gradients(backend, &input, dim, &taps, beyond);
-                    for (actual, expected) in results(Backend::Auto).iter().zip(results(Backend::Composite)) {
-                        assert_eq!(actual.size(), expected.size());
-                        assert!(actual.allclose(&expected, 1e-9, 1e-9, false), "{shape:?}, {dim}, {count}, {beyond:?}");
-                    }
-                }
-            }
-        }
-    }
 }

@@ -69,16 +69,20 @@ const MOST_STEPS: usize = 4;
 /// The arguments, of one size. The first one, which is contiguous but for the order of its dimensions, says what the
 /// others' places are counted by.
 pub(super) fn f_arrange(arguments: &[&Tensor]) -> Result<Vec<Argument>, LossError> {
-    let first = match Header::of(arguments[0]).is_dense() {
-        true => arguments[0].shallow_clone(),
-        false => arguments[0].f_detach()?.f_contiguous()?,
-    };
-    let mut all = vec![Argument { tensor: first, name: "Element", steps: None }];
+    let mut all = vec![Argument { tensor: f_first(arguments)?, name: "Element", steps: None }];
     for argument in &arguments[1..] {
         let argument = f_beside(&all[0].tensor, argument)?;
         all.push(argument);
     }
     Ok(all)
+}
+
+/// The first argument, or a copy of it without gaps.
+pub(super) fn f_first(arguments: &[&Tensor]) -> Result<Tensor, LossError> {
+    Ok(match Header::of(arguments[0]).is_dense() {
+        true => arguments[0].shallow_clone(),
+        false => arguments[0].f_detach()?.f_contiguous()?,
+    })
 }
 
 /// A tensor of the size of `first`, or of one number.

@@ -35,7 +35,7 @@ fn of_terms(formula: impl ClassTerms) -> RowKernel {
 }
 
 fn write(recipe: &Recipe) -> String {
-    let target = function("of_target", &["log_p", "p_of_target"], &["slope"], &recipe.formulas[0]).text;
-    let other = function("of_other", &["log_p"], &["slope"], &recipe.formulas[1]).text;
+    let target = function("of_target", &["log_p", "p_of_target"], &["slope"], &recipe.formulas[0]);
+    let other = function("of_other", &["log_p"], &["slope"], &recipe.formulas[1]);
     around_row_loss(recipe, &[&target, &other, EXPONENTIALS, include_str!("source/class_terms.cu")])
 }

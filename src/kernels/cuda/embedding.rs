@@ -1,8 +1,6 @@
 //! The engine of losses of embeddings: a formula of a few sums over the numbers of a row, such as dot products and
 //! squared lengths.
 
-use std::fmt::Write;
-
 use tch::{Kind, Tensor};
 
 use super::engine::{self, Engine, Forward, Sum, address, address_of};

@@ -18,7 +18,7 @@ const FINISH: Kernel = Kernel {
     name: c"finish",
     types: &["const double*", "int", "double", "const double*", "int", "Element*", "Element*"],
 };
-const SCALE: Kernel = Kernel { name: c"scale", types: &["Element*", "long long", "const Element*"] };
+const SCALE: Kernel = Kernel { name: c"scale", types: &["Element*", "long long", "const Element*", "const Element*"] };
 
 /// Blocks at most. How many there are depends on the size alone, so that a sum is the same on every GPU.
 pub(super) const BLOCKS: usize = 1024;
@@ -109,10 +109,13 @@ pub(super) fn f_fused(
     let store = || StoredGradients::f_of_own_kind(autograd::spread(gradients, &needed));
     let stored = at_once.then(store).transpose()?;
     let fused = move |context: &Context, grad: &Tensor, needed: &[bool]| {
-        let grad = f_factor(grad, kind, valid.as_ref())?;
         if let Some(stored) = &stored {
-            return stored.f_scaled_by(context, &grad, &f_scale).map(Some);
+            // Gradients that are kept for another pass are multiplied by tensor operations, and by one factor alone.
+            let valid_in_factor = valid.as_ref().filter(|_| context.keep_graph());
+            let scale = |gradient: &mut Tensor, grad: &Tensor| f_scale(gradient, grad, valid.as_ref());
+            return stored.f_scaled_by(context, &f_factor(grad, kind, valid_in_factor)?, &scale).map(Some);
         }
+        let grad = f_factor(grad, kind, valid.as_ref())?;
         let saved: Vec<&Tensor> = context.saved().iter().collect();
         let gradients = engine.f_backward(&saved, &grad, needed, scale)?;
         Ok(gradients.map(|gradients| autograd::spread(gradients, needed)))
@@ -142,19 +145,25 @@ fn f_factor(grad: &Tensor, kind: Kind, valid: Option<&Tensor>) -> Result<Tensor,
     })
 }
 
-/// Multiplies a gradient by that of the loss, which is of the same kind.
-pub(super) fn f_scale(gradient: &mut Tensor, grad: &Tensor) -> Result<(), LossError> {
+/// Multiplies a gradient by that of the loss, which is of the same kind, and by 0 where not all values had a loss.
+pub(super) fn f_scale(gradient: &mut Tensor, grad: &Tensor, valid: Option<&Tensor>) -> Result<(), LossError> {
+    let kind = gradient.f_kind()?;
+    let valid = valid.map(|valid| valid.f_to_kind(kind)).transpose()?;
     let mut launched = false;
-    if let Some(launcher) = common(gradient.device(), gradient.f_kind()?) {
+    if let Some(launcher) = common(gradient.device(), kind) {
         let (mut place, mut length, mut factor) = (gradient.data_ptr(), gradient.numel() as i64, address(grad));
+        let mut flag = address_of(valid.as_ref());
         let parameters: &mut [*mut c_void] =
-            &mut [(&raw mut place).cast(), (&raw mut length).cast(), (&raw mut factor).cast()];
-        // SAFETY: the types are those of the kernel; both tensors are of the kind, on the device, and their memory is
+            &mut [(&raw mut place).cast(), (&raw mut length).cast(), (&raw mut factor).cast(), (&raw mut flag).cast()];
+        // SAFETY: the types are those of the kernel; all tensors are of the kind, on the device, and their memory is
         // freed on the same stream, behind the kernel.
         launched = unsafe { launcher.launch(SCALE, grid(gradient), parameters) }.is_ok();
     }
     if !launched {
         let _ = gradient.f_mul_(grad)?;
+        if let Some(valid) = &valid {
+            let _ = gradient.f_mul_(valid)?;
+        }
     }
     Ok(())
 }

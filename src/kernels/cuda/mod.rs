@@ -20,14 +20,20 @@ mod engine;
 pub(super) mod label_margin;
 mod launch;
 pub(super) mod logits;
+#[cfg(feature = "image")]
+pub(super) mod map;
 pub(super) mod margin;
 mod modules;
+#[cfg(feature = "segmentation")]
+pub(super) mod neighbours;
 mod nvrtc;
 #[cfg(any(feature = "metric", feature = "self-supervised"))]
 pub(super) mod pair_labels;
 #[cfg(any(feature = "metric", feature = "self-supervised"))]
 pub(super) mod pairs;
 pub(super) mod picked;
+#[cfg(feature = "image")]
+pub(super) mod planes;
 pub(super) mod pointwise;
 #[cfg(feature = "detection")]
 pub(super) mod positions;
@@ -44,8 +50,12 @@ pub(super) use tests::is_emulated;
 pub(super) mod triplets;
 #[cfg(feature = "metric")]
 pub(super) mod unit;
+#[cfg(feature = "image")]
+pub(super) mod variation;
 #[cfg(feature = "classification")]
 pub(super) mod views;
+#[cfg(feature = "image")]
+pub(super) mod window;
 
 use tch::{Device, Tensor};
 

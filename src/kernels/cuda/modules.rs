@@ -38,17 +38,6 @@ pub(super) fn launcher_of(device: Device, recipe: Recipe, kernels: &[Kernel]) ->
     told(on_gpu(index, text, module, kernels))
 }
 
-/// [`launcher_of`] of a source that is there, for an engine that keeps it.
-#[allow(dead_code)]
-pub(super) fn launcher(device: Device, source: &str, kernels: &[Kernel]) -> Option<Box<dyn Launch>> {
-    #[cfg(test)]
-    if device == Device::Cpu {
-        return Some(super::tests::launcher(source, kernels));
-    }
-    let Device::Cuda(index) = device else { return None };
-    told(on_gpu(index, source, entry(Some(index), source), kernels))
-}
-
 fn told(found: Result<Option<Box<dyn Launch>>, String>) -> Option<Box<dyn Launch>> {
     found.unwrap_or_else(|error| {
         static TOLD: OnceLock<()> = OnceLock::new();

@@ -51,12 +51,10 @@ pub(in crate::kernels) fn f_elements(
     composite: Composite,
 ) -> Result<Tensor, LossError> {
     let kind = arguments[0].f_kind()?;
-    let partial = formula.partial();
     if !takes(arguments, kind)? {
         return composite(arguments);
     }
-    let engine = Elements { recording: formula.record(), partial, kind };
-    engine::f_dispatch_to(result, Box::new(engine), arguments, reduce, composite)
+    engine::f_dispatch_to(result, Box::new(Elements::new(&*formula, kind)), arguments, reduce, composite)
 }
 
 fn takes(arguments: &[&Tensor], kind: Kind) -> Result<bool, LossError> {
@@ -80,7 +78,7 @@ pub(super) fn is_floating(kind: Kind) -> bool {
 }
 
 /// A formula, for tensors of a kind.
-struct Elements {
+pub(super) struct Elements {
     recording: Recording,
     /// What is expected where some elements have no loss. Theirs is NaN, without a gradient.
     partial: Option<Expected>,
@@ -98,10 +96,46 @@ impl Engine for Elements {
         wanted: &[bool],
         sum: Option<Sum>,
     ) -> Result<Option<Forward>, LossError> {
+        let first = arguments::f_first(arguments)?;
+        let gradients = engine::f_gradients(&first, wanted)?;
+        self.f_forward_to(&with_first(&first, arguments), gradients, wanted, sum)
+    }
+
+    fn f_backward(
+        &self,
+        arguments: &[&Tensor],
+        grad: &Tensor,
+        wanted: &[bool],
+        scale: Option<f64>,
+    ) -> Result<Option<Vec<Tensor>>, LossError> {
+        let first = arguments::f_first(arguments)?;
+        let gradients = engine::f_gradients(&first, wanted)?;
+        let arguments = &with_first(&first, arguments);
+        Ok(self.f_backward_to(arguments, &gradients, grad, wanted, scale)?.then_some(gradients))
+    }
+}
+
+/// The arguments, with this one in place of the first.
+fn with_first<'a>(first: &'a Tensor, arguments: &[&'a Tensor]) -> Vec<&'a Tensor> {
+    std::iter::once(first).chain(arguments[1..].iter().copied()).collect()
+}
+
+impl Elements {
+    pub(super) fn new(formula: &dyn Recorded, kind: Kind) -> Self {
+        Self { recording: formula.record(), partial: formula.partial(), kind }
+    }
+
+    /// [`Engine::f_forward`] into these `gradients`, which lie in memory as the first argument does.
+    pub(super) fn f_forward_to(
+        &self,
+        arguments: &[&Tensor],
+        gradients: Vec<Tensor>,
+        wanted: &[bool],
+        sum: Option<Sum>,
+    ) -> Result<Option<Forward>, LossError> {
         let arguments = arguments::f_arrange(arguments)?;
         let Some(kernels) = self.kernels(&arguments, None, wanted, sum.is_none()) else { return Ok(None) };
         let first = &arguments[0].tensor;
-        let gradients = engine::f_gradients(first, wanted)?;
         let note = self.partial.map(|(argument, expected)| InvalidValues::f_memory(first.device(), argument, expected));
         let note = note.transpose()?;
         let Some(sum) = sum else {
@@ -122,23 +156,21 @@ impl Engine for Elements {
         Ok(finished.map(|(loss, valid)| Forward { loss, gradients, valid }))
     }
 
-    fn f_backward(
+    /// [`Engine::f_backward`] into these `gradients`. Whether that could be launched.
+    pub(super) fn f_backward_to(
         &self,
         arguments: &[&Tensor],
+        gradients: &[Tensor],
         grad: &Tensor,
         wanted: &[bool],
         scale: Option<f64>,
-    ) -> Result<Option<Vec<Tensor>>, LossError> {
+    ) -> Result<bool, LossError> {
         let arguments = arguments::f_arrange(arguments)?;
         let factors = arguments::f_beside(&arguments[0].tensor, grad)?;
-        let Some(kernels) = self.kernels(&arguments, Some(&factors), wanted, false) else { return Ok(None) };
-        let gradients = engine::f_gradients(&arguments[0].tensor, wanted)?;
-        let outputs = Outputs { factor: scale.unwrap_or(1.0), ..Outputs::of(&gradients) };
-        Ok(kernels.run(outputs).then_some(gradients))
+        let Some(kernels) = self.kernels(&arguments, Some(&factors), wanted, false) else { return Ok(false) };
+        Ok(kernels.run(Outputs { factor: scale.unwrap_or(1.0), ..Outputs::of(gradients) }))
     }
-}
 
-impl Elements {
     /// The kernels that store these gradients, times the `factors` where there are some, and the losses or not.
     fn kernels<'a>(
         &'a self,
@@ -172,9 +204,9 @@ fn write(recipe: &Recipe) -> String {
 
 /// A formula as the C++ function `evaluate`, which returns the first output and stores the others.
 pub(super) fn evaluate(formula: &Recording) -> String {
-    let names: Vec<String> = (0..formula.arguments()).map(|position| format!("a[{position}]")).collect();
+    let names = source::numbered("a", formula.arguments());
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let Body { statements, outputs, .. } = source::body(formula, &formula.outputs, &names);
+    let Body { statements, outputs } = source::body(formula, &formula.outputs, &names);
     let mut text = "DEVICE Real evaluate(const Real* a, const Real* p, Real* g) {\n".to_owned();
     text.push_str(&statements);
     for (position, output) in outputs[1..].iter().enumerate() {

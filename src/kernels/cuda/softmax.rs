@@ -52,7 +52,7 @@ fn of_classes(formula: impl RowLoss, smoothing: f64) -> RowKernel {
 
 fn write_classes(recipe: &Recipe) -> String {
     let slopes = ["of_log_p", "of_log_sum"];
-    let evaluate = function("evaluate", &["log_p", "log_sum"], &slopes, &recipe.formulas[0]).text;
+    let evaluate = function("evaluate", &["log_p", "log_sum"], &slopes, &recipe.formulas[0]);
     around_row_loss(recipe, &[&evaluate, EXPONENTIALS, include_str!("source/softmax.cu")])
 }
 

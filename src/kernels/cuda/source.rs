@@ -58,20 +58,11 @@ impl Hash for Recipe {
     }
 }
 
-/// Source of a kernel, and the numbers that it is to be given.
-pub(super) struct Source {
-    pub(super) text: String,
-    /// In the order of the parameter block.
-    #[allow(dead_code)]
-    pub(super) parameters: Vec<f64>,
-}
-
-/// The body of a C++ function that computes some outputs of a formula: its statements, the names of the outputs, and
-/// the numbers that `p` holds, which are those of the whole formula.
+/// The body of a C++ function that computes some outputs of a formula: its statements, and the names of the outputs. `p`
+/// holds the parameters of the whole formula.
 pub(super) struct Body {
     pub(super) statements: String,
     pub(super) outputs: Vec<String>,
-    pub(super) parameters: Vec<f64>,
 }
 
 /// `arguments` names the numbers that the formula is given.
@@ -152,13 +143,13 @@ pub(super) fn body(recording: &Recording, outputs: &[Id], arguments: &[&str]) ->
         names[id.index()] = name;
     }
     let outputs = outputs.iter().map(|id| names[id.index()].clone()).collect();
-    Body { statements, outputs, parameters: recording.parameters.clone() }
+    Body { statements, outputs }
 }
 
 /// The statements of a C++ function of these arguments that computes a formula and writes its outputs to the array `to`.
 pub(super) fn function(formula: &Recording, arguments: &[String], to: &str) -> String {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let Body { statements: mut text, outputs, .. } = body(formula, &formula.outputs, &arguments);
+    let Body { statements: mut text, outputs } = body(formula, &formula.outputs, &arguments);
     for (position, output) in outputs.iter().enumerate() {
         _ = writeln!(text, "  {to}[{position}] = {output};");
     }

@@ -18,10 +18,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) finish(const double* sums,
   if (valid) *valid = narrowed(Real(invalid == 0 ? 1 : 0));
 }
 
-// Multiplies a gradient by that of the loss, which is 1 as a rule: then nothing is read or written.
-extern "C" __global__ void __launch_bounds__(THREADS) scale(Element* gradient, long long length, const Element* factor) {
+// Multiplies a gradient by that of the loss, which is 1 as a rule: then nothing is read or written. Where not all values had
+// a loss, as `valid` tells where it is there, the gradient becomes 0.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    scale(Element* gradient, long long length, const Element* factor, const Element* valid) {
   const Real number = widened(*factor);
-  if (number == 1) return;
+  const bool none = valid && widened(*valid) == 0;
+  if (number == 1 && !none) return;
   const long long thread = blockIdx.x * (long long)THREADS + threadIdx.x, threads = gridDim.x * (long long)THREADS;
-  for (long long i = thread; i < length; i += threads) gradient[i] = narrowed(widened(gradient[i]) * number);
+  for (long long i = thread; i < length; i += threads) {
+    gradient[i] = narrowed(none ? Real(0) : widened(gradient[i]) * number);
+  }
 }

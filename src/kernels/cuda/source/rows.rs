@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Recipe, Source, body};
+use super::{Recipe, body};
 use crate::kernels::graph::{Id, Recording};
 
 /// How a kernel goes through rows.
@@ -55,7 +55,7 @@ pub(in crate::kernels::cuda) fn function(
     arguments: &[&str],
     derivatives: &[&str],
     recording: &Recording,
-) -> Source {
+) -> String {
     let outputs: Vec<Id> = recording.outputs[..=derivatives.len()].to_vec();
     let body = body(recording, &outputs, arguments);
     let mut text = format!("DEVICE Real {name}(");
@@ -68,5 +68,5 @@ pub(in crate::kernels::cuda) fn function(
         _ = writeln!(text, "  *{derivative} = {output};");
     }
     _ = writeln!(text, "  return {};\n}}", body.outputs[0]);
-    Source { text, parameters: body.parameters }
+    text
 }

@@ -18,7 +18,7 @@ use crate::random::{rand, randint, randn};
 use crate::scoped::replaced;
 use crate::{
     AsymmetricSingleLabelLoss, CosineEmbeddingLoss, CrossEntropyLoss, DiceLoss, GeneralizedBoxIouLoss, HuberLoss, Loss,
-    MseLoss, MultiMarginLoss, SigmoidFocalLoss, SoftmaxFocalLoss,
+    MseLoss, MultiMarginLoss, Reduction, SigmoidFocalLoss, SoftmaxFocalLoss,
 };
 
 /// A loss of some tensors, with an option that is a number.
@@ -177,7 +177,7 @@ fn the_host_side_of_a_call() {
         ),
         (
             "boxes: GIoU",
-            Box::new(GeneralizedBoxIouLoss::new()),
+            Box::new(GeneralizedBoxIouLoss::new().reduction(Reduction::Mean)),
             [0, 1].map(|_| {
                 let corner = randn([64, 2]);
                 float(Tensor::cat(&[&corner, &(&corner + 1.5)], 1))

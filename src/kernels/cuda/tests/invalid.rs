@@ -89,6 +89,25 @@ fn the_kernels_of_rows_check_their_classes_themselves() {
 }
 
 #[test]
+fn gradients_are_zero_in_each_backward_pass() {
+    let invalid = Tensor::from_slice(&[1_i64, 6, 0, -7]);
+    let input = randn([4, 6]).to_kind(Kind::Float);
+    // Not even where a slope is no number.
+    let _ = input.get(0).get(3).fill_(f64::NAN);
+    let input = input.set_requires_grad(true);
+    emulated(|| {
+        for first in [randn([4, 6]).to_kind(Kind::Float).set_requires_grad(true), input.shallow_clone()] {
+            let loss = CrossEntropyLoss::new().invalid_values(InvalidValues::Nan).f_forward(&first, &invalid).unwrap();
+            let backward = |keep| Tensor::run_backward(&[&loss], &[&first], keep, false).remove(0);
+            let finite = first.isfinite().all().int64_value(&[]) != 0;
+            // A pass that keeps the graph multiplies by 0.
+            assert!(!finite || backward(true).eq(0.0).all().int64_value(&[]) != 0);
+            assert!(backward(false).eq(0.0).all().int64_value(&[]) != 0);
+        }
+    });
+}
+
+#[test]
 fn second_derivatives_never_see_a_class_out_of_range() {
     let invalid = Tensor::from_slice(&[1_i64, 6, 0, -7]);
     for (name, new, _) in of_rows() {

@@ -7,6 +7,7 @@ mod compare;
 mod compiled;
 mod distances;
 mod embedding;
+mod images;
 mod invalid;
 mod pairs;
 mod partial;
