@@ -19,16 +19,20 @@ fn symbol(name: &CStr) -> Option<*mut c_void> {
 }
 
 type OfGraph = unsafe extern "C-unwind" fn(*mut c_void);
+type Make = unsafe extern "C-unwind" fn(*mut c_void, bool);
+type Begin = unsafe extern "C-unwind" fn(*mut c_void, u64, u64, c_int);
+type UseStream = unsafe extern "C" fn(*mut c_void, i32, *mut *mut c_void) -> i32;
+type StopUsing = unsafe extern "C" fn(*mut c_void) -> i32;
 
 /// What is called of libtorch and of the driver.
 struct Functions {
-    make: unsafe extern "C-unwind" fn(*mut c_void, bool),
-    begin: unsafe extern "C-unwind" fn(*mut c_void, u64, u64, c_int),
+    make: Make,
+    begin: Begin,
     end: OfGraph,
     replay: OfGraph,
     destroy: OfGraph,
-    use_stream: unsafe extern "C" fn(*mut c_void, i32, *mut *mut c_void) -> i32,
-    stop_using: unsafe extern "C" fn(*mut c_void) -> i32,
+    use_stream: UseStream,
+    stop_using: StopUsing,
 }
 
 impl Functions {
@@ -39,15 +43,15 @@ impl Functions {
         // SAFETY: these functions have these signatures, as CUDAGraph.h and shim.h declare them.
         unsafe {
             Some(Self {
-                make: transmute::<*mut c_void, _>(function(c"_ZN2at4cuda9CUDAGraphC1Eb")),
-                begin: transmute::<*mut c_void, _>(function(
+                make: transmute::<*mut c_void, Make>(function(c"_ZN2at4cuda9CUDAGraphC1Eb")),
+                begin: transmute::<*mut c_void, Begin>(function(
                     c"_ZN2at4cuda9CUDAGraph13capture_beginESt4pairIyyE21cudaStreamCaptureMode",
                 )),
                 end: transmute::<*mut c_void, OfGraph>(function(c"_ZN2at4cuda9CUDAGraph11capture_endEv")),
                 replay: transmute::<*mut c_void, OfGraph>(function(c"_ZN2at4cuda9CUDAGraph6replayEv")),
                 destroy: transmute::<*mut c_void, OfGraph>(function(c"_ZN2at4cuda9CUDAGraphD1Ev")),
-                use_stream: transmute::<*mut c_void, _>(function(c"aoti_torch_create_cuda_stream_guard")),
-                stop_using: transmute::<*mut c_void, _>(function(c"aoti_torch_delete_cuda_stream_guard")),
+                use_stream: transmute::<*mut c_void, UseStream>(function(c"aoti_torch_create_cuda_stream_guard")),
+                stop_using: transmute::<*mut c_void, StopUsing>(function(c"aoti_torch_delete_cuda_stream_guard")),
             })
         }
     }
@@ -128,7 +132,8 @@ impl Drop for Graph<'_> {
 }
 
 /// A loss, and what draws its input and target.
-type Step = (&'static str, Box<dyn Fn(&Tensor, &Tensor) -> Tensor>, fn() -> [Tensor; 2]);
+type Step = (&'static str, Compute, fn() -> [Tensor; 2]);
+type Compute = Box<dyn Fn(&Tensor, &Tensor) -> Tensor>;
 
 const GPU: (Kind, Device) = (Kind::Float, Device::Cuda(0));
 
@@ -149,7 +154,7 @@ fn pixels() -> [Tensor; 2] {
 }
 
 fn steps() -> Vec<Step> {
-    fn of(loss: impl Loss + 'static) -> Box<dyn Fn(&Tensor, &Tensor) -> Tensor> {
+    fn of(loss: impl Loss + 'static) -> Compute {
         Box::new(move |input, target| loss.forward(input, target))
     }
     vec![
@@ -203,8 +208,8 @@ fn a_replay_gives_the_losses_of_a_call() {
         let (mut graph, captured) = Graph::capture(&functions, || compute(&*step, &input, &target));
         for _ in 0..3 {
             let others = draw();
-            let _ = tch::no_grad(|| input.copy_(&others[0]));
-            let _ = target.copy_(&others[1]);
+            tch::no_grad(|| input.copy_(&others[0]));
+            target.copy_(&others[1]);
             graph.replay();
             let expected = compute(&*step, &others[0].detach().set_requires_grad(true), &others[1]);
             for (captured, expected) in captured.iter().zip(&expected) {
@@ -221,8 +226,7 @@ fn a_replay_tells_of_invalid_values() {
     let [input, target] = rows();
     let _own = OwnStream::new(&functions);
     let input = input.set_requires_grad(true);
-    let step: Box<dyn Fn(&Tensor, &Tensor) -> Tensor> =
-        Box::new(|input, target| CrossEntropyLoss::new().forward(input, target));
+    let step: Compute = Box::new(|input, target| CrossEntropyLoss::new().forward(input, target));
     for _ in 0..3 {
         let _ = compute(&*step, &input, &target);
     }

@@ -8,10 +8,13 @@ use tch::Tensor;
 use crate::autograd::{self, Context, Function, f_gradients_of};
 use crate::{LossError, Reduction};
 
+/// The losses, and what their derivatives are computed of.
+pub(super) type Losses = (Tensor, Vec<Tensor>);
+
 /// The loss of an element as tensor operations, without a graph, and its derivative.
 pub(super) struct Few<P> {
     /// The losses of input and target, and what `f_slopes` is given of them.
-    pub(super) f_losses: fn(P, &Tensor, &Tensor) -> Result<(Tensor, Vec<Tensor>), LossError>,
+    pub(super) f_losses: fn(P, &Tensor, &Tensor) -> Result<Losses, LossError>,
     /// The derivatives with respect to the input, times a tensor and a number.
     pub(super) f_slopes: fn(P, &[Tensor], &Tensor, f64) -> Result<Tensor, LossError>,
     /// Whether those with respect to the target are the same ones with the other sign. Otherwise the composite has them.

@@ -52,7 +52,7 @@ pub(in crate::kernels) fn f_triplets(
     let stored = StoredGradients::f_of_own_kind([Some(gradient)])?;
     let fused = move |context: &Context, grad: &Tensor, _: &[bool]| {
         let factor = grad.f_to_kind(Kind::Double)?.f_mul(&scale)?.f_to_kind(own)?;
-        stored.f_scaled_by(context, &factor, &engine::f_scale).map(Some)
+        stored.f_scaled_by(context, &factor, &|gradient, grad| engine::f_scale(gradient, grad, None)).map(Some)
     };
     f_with_graph(loss, &[far], needed, composite, Box::new(fused))
 }

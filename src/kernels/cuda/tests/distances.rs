@@ -3,9 +3,8 @@
 use tch::{Kind, Tensor};
 
 use super::compare::Guarded;
-use super::{
-    ORDER, SOURCES, assert_compiles, assert_near, emulated, excess, installed_nvrtc, mutated, randn, sources_of,
-};
+use super::compiled::{assert_compile, installed_nvrtc};
+use super::{ORDER, SOURCES, assert_near, emulated, excess, mutated, randn, sources_of};
 use crate::kernels::{f_distance_slopes, f_distances};
 
 /// The distances and the gradient of `a` by kernels, and by tensor operations in double precision.
@@ -27,7 +26,7 @@ fn draw(rows: i64, columns: i64, length: i64, kind: Kind) -> [Tensor; 3] {
     let b = randn([columns, length]).to_kind(kind);
     let a = randn([rows, length]).to_kind(kind);
     // A pair of equal rows.
-    let _ = a.get(rows - 1).copy_(&b.get(0));
+    a.get(rows - 1).copy_(&b.get(0));
     [a, b, randn([rows, columns]).to_kind(kind)]
 }
 
@@ -126,5 +125,5 @@ fn sources_of_distances_compile_for_gpus() {
         }
     });
     assert_eq!(sources.len(), 6);
-    sources.iter().for_each(|source| assert_compiles(&nvrtc, source));
+    assert_compile(&nvrtc, sources);
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use tch::{Kind, Tensor};
 
 use super::compare::{Compute, KINDS, REDUCTIONS, assert_as_composite, results, unaligned};
-use super::{SOURCES, assert_compiles, assert_near, emulated, excess, installed_nvrtc, mutated, rand, randn};
+use super::compiled::{assert_compile, installed_nvrtc};
+use super::{SOURCES, assert_near, emulated, excess, mutated, rand, randn};
 use crate::kernels::{Beyond, f_slide};
 use crate::{
     Backend, Loss, MsSsimL1Loss, MsSsimLoss, PixelReduction, Reduction, SoftClDiceLoss, SsimForm, SsimLoss,
@@ -76,7 +77,10 @@ fn windows_can_be_differentiated_again() {
     assert_near("second derivative", &emulated(second), &expected, Kind::Double);
 }
 
-fn similarities(reduction: Reduction) -> Vec<(&'static str, Box<dyn Fn(&[Tensor]) -> Tensor>)> {
+/// A loss of two images, and its name.
+type Similarity = (&'static str, Box<dyn Fn(&[Tensor]) -> Tensor>);
+
+fn similarities(reduction: Reduction) -> Vec<Similarity> {
     let ssim = || SsimLoss::new().reduction(reduction).window_size(&[5]);
     let several = MsSsimLoss::new().reduction(reduction).weights(&[0.4, 0.6]).window_size(&[3]);
     vec![
@@ -271,7 +275,7 @@ fn image_sources_compile_for_gpus() {
     // registers would leave room for fewer threads, which is slower.
     let (similarities, others): (Vec<_>, Vec<_>) = sources.iter().partition(|source| source.contains(") pointwise("));
     assert!(!similarities.is_empty());
-    others.iter().for_each(|source| assert_compiles(&nvrtc, source));
+    assert_compile(&nvrtc, others.into_iter().cloned());
     for source in similarities {
         nvrtc.compile(source, 80).unwrap_or_else(|log| panic!("{log}\n{source}"));
     }

@@ -5,9 +5,8 @@ use std::collections::BTreeSet;
 use tch::{Device, Kind, Tensor};
 
 use super::compare::{Guarded, KINDS, assert_as_composite, assert_without, results};
-use super::{
-    ORDER, SOURCES, assert_compiles, assert_near, emulated, excess, installed_nvrtc, mutated, rand, randn, sources_of,
-};
+use super::compiled::{assert_compile, installed_nvrtc};
+use super::{ORDER, SOURCES, assert_near, emulated, excess, mutated, rand, randn, sources_of};
 use crate::kernels::formulas::{OTHER, PairSlopes, PairSums, PairTerms, Positives, SAME, SoftPairs};
 use crate::kernels::number::{Real, choose};
 use crate::kernels::pair_labels::PairLabels;
@@ -142,7 +141,7 @@ fn kinds_and_sizes_of_pairs_are_taken() {
     for (name, loss, takes_references) in cases(EmbeddingReduction::MeanNonZero) {
         for kind in KINDS {
             let tensors = [embeddings(30, kind), randint(4, [30])];
-            assert_as_composite(&name, &tensors, &[0], &of_batch(&*loss));
+            assert_as_composite(name, &tensors, &[0], &of_batch(&*loss));
         }
         // Matrices of single precision: a warp for each row, without and with whole packs.
         for rows in [257, 260] {
@@ -443,7 +442,7 @@ fn numbers_that_are_not_finite_are_as_in_tensor_operations() {
 }
 
 /// Whether the emulated kernels give what tensor operations do.
-pub(super) fn is_right(tensors: &[Tensor], compute: &dyn Fn(&[Tensor]) -> Tensor) -> bool {
+fn is_right(tensors: &[Tensor], compute: &dyn Fn(&[Tensor]) -> Tensor) -> bool {
     first_wrong(tensors, &[0], compute).is_none()
 }
 
@@ -546,10 +545,5 @@ fn sources_of_pairs_compile_for_gpus() {
     };
     let sources: BTreeSet<String> = sources_of(calls);
     assert!(sources.len() > 20, "{} sources", sources.len());
-    let sources: Vec<String> = sources.into_iter().collect();
-    std::thread::scope(|scope| {
-        for part in sources.chunks(sources.len().div_ceil(2)) {
-            scope.spawn(|| part.iter().for_each(|source| assert_compiles(&nvrtc, source)));
-        }
-    });
+    assert_compile(&nvrtc, sources);
 }

@@ -3,9 +3,8 @@
 use tch::{Kind, Tensor};
 
 use super::compare::{Guarded, KINDS, results, unaligned};
-use super::{
-    ORDER, SOURCES, assert_compiles, assert_near, emulated, excess, installed_nvrtc, mutated, randn, sources_of,
-};
+use super::compiled::{assert_compile, installed_nvrtc};
+use super::{ORDER, SOURCES, assert_near, emulated, excess, mutated, randn, sources_of};
 use crate::autograd::{Place, Tape, f_taped};
 use crate::kernels::f_unit;
 use crate::numeric::f_unit_rows;
@@ -73,7 +72,7 @@ fn unusual_rows_are_as_in_tensor_operations() {
         let _ = rows.get(5).fill_(if own == Kind::Half { 6e4 } else { 1e30 });
         let [_, by_one] = [rows.get(6).fill_(0.0), rows.get(6).get(2).fill_(-3.0)];
         assert_eq!(by_one.double_value(&[]), -3.0);
-        let _ = rows.get(7).copy_(&(rows.get(8) * 2.0));
+        rows.get(7).copy_(&(rows.get(8) * 2.0));
         let [actual, expected] = both(&rows, kind);
         assert_near(
             &format!("unusual rows {own:?}"),
@@ -117,8 +116,8 @@ fn mutations_of_unit_vectors_are_caught() {
     ] {
         let rows = randn(size).to_kind(Kind::Float);
         let _ = rows.get(1).fill_(0.0);
-        let _ = rows.get(2).copy_(&(rows.get(3).sign() * 4e-13));
-        let _ = rows.get(4).copy_(&(-rows.get(4).abs() * 1e25));
+        rows.get(2).copy_(&(rows.get(3).sign() * 4e-13));
+        rows.get(4).copy_(&(-rows.get(4).abs() * 1e25));
         SOURCES.take();
         assert!(is_right(&rows), "{text}");
         assert!(SOURCES.take().iter().any(|source| source.contains(text)), "no kernel has {text}");
@@ -142,5 +141,5 @@ fn sources_of_unit_vectors_compile_for_gpus() {
         }
     });
     assert_eq!(sources.len(), 14);
-    sources.iter().for_each(|source| assert_compiles(&nvrtc, source));
+    assert_compile(&nvrtc, sources);
 }
