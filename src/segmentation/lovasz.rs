@@ -35,6 +35,9 @@ pub(super) fn f_finish(
     validity.f_poison(&loss.f_to_kind(result_kind(input)?)?, unreduced)
 }
 
+/// How many numbers are sorted at once. Below it a kernel costs more to launch than to run.
+const AT_ONCE: i64 = 1 << 20;
+
 /// The losses `[R]` by tensor operations.
 fn f_composite(errors: impl Errors, ranks: &Ranks) -> Result<Tensor, LossError> {
     let labels = ranks.labels.f_unsqueeze(1)?;
@@ -42,10 +45,15 @@ fn f_composite(errors: impl Errors, ranks: &Ranks) -> Result<Tensor, LossError> 
     let [errors, terms] = errors.f_errors(ranks.numbers, &own)?;
     let errors = errors.f_detach()?.f_masked_fill_number(&ignored, f64::NEG_INFINITY)?;
     let terms = terms.f_masked_fill_number(&ignored, 0)?;
-    // To sort all classes at once would take several times the memory of the input.
-    let f_of_class = |class| f_weights(&errors.f_select(1, class)?, &own.f_select(1, class)?);
-    let weights = (0..errors.size()[1]).map(f_of_class).collect::<Result<Vec<_>, _>>()?;
-    let weights = Tensor::f_stack(&weights, 1)?.f_mul(&f_shares(ranks, &own)?.f_unsqueeze(2)?)?;
+    let size = errors.size();
+    // To sort all classes of a large input at once would take several times its memory.
+    let classes = (AT_ONCE / (size[0] * size[2]).max(1)).max(1);
+    let f_of_classes = |first: i64| {
+        let f_part = |tensor: &Tensor| tensor.f_narrow(1, first, classes.min(size[1] - first));
+        f_weights(&f_part(&errors)?, &f_part(&own)?)
+    };
+    let weights = (0..size[1]).step_by(classes as usize).map(f_of_classes).collect::<Result<Vec<_>, _>>()?;
+    let weights = Tensor::f_cat(&weights, 1)?.f_mul(&f_shares(ranks, &own)?.f_unsqueeze(2)?)?;
     Ok(terms.f_mul(&weights)?.f_sum_dim_intlist([1_i64, 2].as_slice(), false, None)?)
 }
 
@@ -92,22 +100,22 @@ pub(super) fn f_growths_of_shares(shares: &Tensor) -> Result<Tensor, LossError> 
     Ok(Tensor::f_cat(&growths, 1)?.f_to_kind(kind)?)
 }
 
-/// The same by tensor operations, for errors `[R, P]` in any order.
+/// The same by tensor operations, for errors `[R, K, P]` in any order.
 fn f_weights(errors: &Tensor, foreground: &Tensor) -> Result<Tensor, LossError> {
     if errors.numel() == 0 {
         return Ok(errors.shallow_clone());
     }
-    let pixels = errors.size()[1];
-    let order = errors.f_argsort_stable(true, 1, true)?;
-    let sorted = foreground.f_gather(1, &order, false)?;
-    let total = foreground.f_sum_dim_intlist(1, true, Kind::Int)?;
-    let intersection = total.f_sub(&sorted.f_cumsum(1, Kind::Int)?)?;
-    let ranks = Tensor::f_ones(pixels, (Kind::Int, errors.device()))?.f_cumsum(0, Kind::Int)?;
+    let order = errors.f_argsort_stable(true, 2, true)?;
+    let sorted = foreground.f_gather(2, &order, false)?;
+    let total = foreground.f_sum_dim_intlist(2, true, Kind::Int)?;
+    let intersection = total.f_sub(&sorted.f_cumsum(2, Kind::Int)?)?;
+    let ranks = Tensor::f_ones(errors.size()[2], (Kind::Int, errors.device()))?.f_cumsum(0, Kind::Int)?;
     let union = intersection.f_add(&ranks)?;
     // The weight of a foreground pixel is 1 / union, that of a background pixel intersection / (union (union - 1)).
     let background = intersection.f_to_kind(errors.f_kind()?)?.f_div(&union.f_sub_number(1)?.f_clamp_min_number(1)?)?;
     let growth = background.f_masked_fill_number(&sorted, 1)?.f_div(&union)?;
     // Without any foreground the first wrong pixel is the whole loss.
-    let _ = growth.f_narrow(1, 0, 1)?.f_add_(&total.f_eq_number(0)?)?;
-    Ok(errors.f_zeros_like()?.f_scatter_(1, &order, &growth)?)
+    let _ = growth.f_narrow(2, 0, 1)?.f_add_(&total.f_eq_number(0)?)?;
+    // Each place is written.
+    Ok(errors.f_empty_like()?.f_scatter_(2, &order, &growth)?)
 }
