@@ -2,7 +2,7 @@
 
 use tch::{Tensor, no_grad, with_grad};
 
-use super::{Function, Gradients, f_alias, f_with_zero_gradients, needed};
+use super::{Function, Gradients, f_alias, f_with_zero_gradients, grad_enabled, needed};
 use crate::{LossError, check};
 
 /// Computes a scalar loss of `inputs`, given as a composition of tensor operations, and its gradient at once.
@@ -73,8 +73,8 @@ where
     })
 }
 
-/// The gradients of `loss`, times `grad`, with respect to those inputs that need one, with a graph of their own.
-/// `needed` may be shorter than `inputs`.
+/// The gradients of `loss`, times `grad`, with respect to those inputs that need one; with a graph of their own where
+/// gradients are enabled. `needed` may be shorter than `inputs`.
 ///
 /// `grad` may depend on the inputs as well. Because the gradients are those with respect to aliases of the inputs, they
 /// leave that part to whoever computed `grad`.
@@ -84,9 +84,14 @@ pub(crate) fn f_gradients_of(
     inputs: &[Tensor],
     needed: &[bool],
 ) -> Gradients {
-    let aliases = inputs.iter().map(f_alias).collect::<Result<Vec<_>, _>>()?;
-    let value = loss(&aliases)?.f_mul(grad)?.f_sum(None)?;
-    Ok(spread(f_gradients(&value, &aliases, needed, true)?, needed))
+    let create = grad_enabled();
+    // A backward pass that is not to be differentiated itself runs without gradients.
+    let (aliases, value) = with_grad(|| {
+        let aliases = inputs.iter().map(f_alias).collect::<Result<Vec<_>, _>>()?;
+        let value = loss(&aliases)?.f_mul(grad)?.f_sum(None)?;
+        Ok::<_, LossError>((aliases, value))
+    })?;
+    Ok(spread(f_gradients(&value, &aliases, needed, create)?, needed))
 }
 
 /// The gradients of `value` with respect to those inputs that need one: zeros where it does not depend on them. With

@@ -31,7 +31,7 @@ type ByRecipe = BTreeMap<Option<usize>, HashMap<Recipe, &'static Known, BuildHas
 pub(super) fn launcher_of(device: Device, recipe: Recipe, kernels: &[Kernel]) -> Option<Box<dyn Launch>> {
     #[cfg(test)]
     if device == Device::Cpu {
-        return Some(super::tests::launcher_of(recipe, kernels));
+        return super::tests::launcher_of(recipe, kernels);
     }
     let Device::Cuda(index) = device else { return None };
     let Known { text, module } = known(Some(index), recipe);
