@@ -101,7 +101,8 @@ pub fn torchrun_starts_ranks() {
         .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
-    assert_eq!(text(&output.stdout).matches("test rank ... ok").count(), 2);
+    // Lines of two ranks may be mixed up, but not this part of one.
+    assert_eq!(text(&output.stdout).matches("1 passed").count(), 2);
 }
 
 /// The line of JSON in what a rank printed.

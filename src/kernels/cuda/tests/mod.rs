@@ -111,7 +111,8 @@ fn sources_of(work: impl FnOnce()) -> BTreeSet<String> {
     SOURCES.take().into_iter().collect()
 }
 
-/// Calls `work` with kernels that have `other` in place of the `text` in their source.
+/// Calls `work` with kernels that have `other` in place of the `text` in their source. The arguments are new ones: where
+/// the right kernel has run with them before, its results may be in the memory that a wrong one leaves as it is.
 fn mutated<T>(text: &str, other: &str, work: impl FnOnce() -> T) -> T {
     struct Restore;
     impl Drop for Restore {
