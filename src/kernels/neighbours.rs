@@ -6,7 +6,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::tensors::f_plain;
+use super::tensors::{f_contiguous, f_plain};
 use super::{backend, cpu};
 use crate::LossError;
 use crate::autograd::{self, Context, Function, Header};
@@ -29,7 +29,7 @@ where
     let kind = regions.f_kind()?;
     let fits = matches!(regions.dim(), 4 | 5) && matches!(kind, Kind::Float | Kind::Double) && regions.numel() != 0;
     let Some(device) = Engines::of(regions, kind).filter(|_| fits) else { return composite(regions) };
-    let extremes = device.f_extremes(neighbours, &regions.f_detach()?.f_contiguous()?)?;
+    let extremes = device.f_extremes(neighbours, &f_contiguous(regions)?)?;
     let Some(extremes) = extremes else { return composite(regions) };
     let backward = move |context: Context| -> autograd::Gradients {
         let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
@@ -37,8 +37,8 @@ where
         let again = |inputs: &[Tensor]| composite(&inputs[0]);
         let differentiable = || autograd::f_gradients_of(&again, &grad, &[regions.shallow_clone()], &[true]);
         let fused = || {
-            let input = regions.f_detach()?.f_contiguous()?;
-            let grad = f_plain(&grad)?.f_detach()?.f_contiguous()?;
+            let input = f_contiguous(regions)?;
+            let grad = f_contiguous(&f_plain(&grad)?)?;
             let gradient = device.f_slopes(neighbours, [&input, extremes, &grad])?;
             gradient.map_or_else(differentiable, |gradient| Ok(vec![Some(gradient)]))
         };

@@ -36,6 +36,16 @@ pub(crate) fn f_own(tensor: &Tensor) -> Result<Tensor, LossError> {
     Ok(copy)
 }
 
+/// `tensor` without gaps in memory and without a graph: a copy only where it has gaps.
+pub(super) fn f_contiguous(tensor: &Tensor) -> Result<Tensor, LossError> {
+    Ok(tensor.f_detach()?.f_contiguous()?)
+}
+
+/// The same of each of these tensors.
+pub(super) fn f_all_contiguous(tensors: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
+    tensors.iter().map(|tensor| f_contiguous(tensor)).collect()
+}
+
 /// Calls `work` with these tensors in [one memory layout](f_one_layout).
 pub(super) fn f_in_one_layout<T>(
     tensors: &[&Tensor],
@@ -57,11 +67,7 @@ pub(super) fn f_one_layout(tensors: &[&Tensor]) -> Result<Vec<Tensor>, LossError
     if are_contiguous(tensors) {
         return Ok(tensors.iter().map(|tensor| tensor.shallow_clone()).collect());
     }
-    let first = if Header::of(tensors[0]).is_dense() {
-        tensors[0].shallow_clone()
-    } else {
-        tensors[0].f_detach()?.f_contiguous()?
-    };
+    let first = if Header::of(tensors[0]).is_dense() { tensors[0].shallow_clone() } else { f_contiguous(tensors[0])? };
     let (size, stride, device) = (first.size(), first.stride(), first.device());
     let mut all = vec![first];
     for tensor in &tensors[1..] {

@@ -355,17 +355,36 @@ fn redundancy(group: &Group) {
 
 type OverRanks<'a> = &'a dyn Fn(&Tensor, &Tensor, &Group) -> Tensor;
 
+/// Samples, a layer whose classes are spread over the ranks, and which of these a rank has.
+pub struct Spread {
+    pub classes: i64,
+    pub first: i64,
+    pub count: i64,
+    pub rows: i64,
+    pub target: Tensor,
+    pub input: Tensor,
+    pub layer: Tensor,
+    pub bias: Tensor,
+    pub weight: Tensor,
+}
+
+impl Spread {
+    /// Rank r has r classes: the first one has none.
+    pub fn new(group: &Group) -> Self {
+        let (rank, world) = (group.rank() as i64, group.world_size() as i64);
+        let classes = world * (world - 1) / 2 + 1;
+        let (first, count) = (rank * (rank - 1) / 2, rank + i64::from(rank + 1 == world));
+        let (rows, features) = (7, 5);
+        let target = Tensor::randint(classes, [rows], (Kind::Int64, Device::Cpu));
+        let _ = target.get(2).fill_(-100);
+        let (input, layer, bias) = (randn(&[rows, features]) * 20.0, randn(&[classes, features]), randn(&[classes]));
+        let weight = randn(&[classes]).abs() + 0.1;
+        Self { classes, first, count, rows, target, input, layer, bias, weight }
+    }
+}
+
 fn vocabulary(group: &Group) {
-    // Rank r has r classes: the first one has none.
-    let world = group.world_size() as i64;
-    let classes = world * (world - 1) / 2 + 1;
-    let first = group.rank() as i64 * (group.rank() as i64 - 1) / 2;
-    let count = group.rank() as i64 + i64::from(group.rank() + 1 == group.world_size());
-    let (rows, features) = (7, 5);
-    let target = Tensor::randint(classes, [rows], (Kind::Int64, Device::Cpu));
-    let _ = target.get(2).fill_(-100);
-    let (input, layer, bias) = (randn(&[rows, features]) * 20.0, randn(&[classes, features]), randn(&[classes]));
-    let weight = randn(&[classes]).abs() + 0.1;
+    let Spread { classes, first, count, rows, target, input, layer, bias, weight } = Spread::new(group);
     for reduction in [Reduction::Mean, Reduction::Sum, Reduction::None] {
         for (smoothing, weighted, z_loss) in [(0.0, false, 0.0), (0.2, false, 0.0), (0.2, true, 0.0), (0.0, true, 0.01)]
         {

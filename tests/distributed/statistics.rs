@@ -7,7 +7,7 @@ use tch_losses::{
     LossError, LovaszSoftmaxLoss, MseLoss, NPairsLoss, ProxyAnchor, ProxyAnchorLoss, Reduction,
 };
 
-use super::equality::{Case, all_rows, average, close, compare, own, randn, run_one_of};
+use super::equality::{Case, Spread, all_rows, average, close, compare, own, randn, run_one_of};
 
 /// Runs the case of this name, if there is one.
 pub fn run(case: &str) -> bool {
@@ -105,16 +105,7 @@ fn whole(group: &Group) {
 }
 
 fn vocabulary_chunks(group: &Group) {
-    // Rank r has r classes: the first one has none.
-    let world = group.world_size() as i64;
-    let classes = world * (world - 1) / 2 + 1;
-    let first = group.rank() as i64 * (group.rank() as i64 - 1) / 2;
-    let count = group.rank() as i64 + i64::from(group.rank() + 1 == group.world_size());
-    let (rows, features) = (7, 5);
-    let target = Tensor::randint(classes, [rows], (Kind::Int64, Device::Cpu));
-    let _ = target.get(2).fill_(-100);
-    let (input, layer, bias) = (randn(&[rows, features]) * 20.0, randn(&[classes, features]), randn(&[classes]));
-    let weight = randn(&[classes]).abs() + 0.1;
+    let Spread { classes, first, count, rows, target, input, layer, bias, weight } = Spread::new(group);
     let leaf = |tensor: &Tensor| tensor.copy().set_requires_grad(true);
     let part = |tensor: &Tensor| tensor.narrow(0, first, count);
     for reduction in [Reduction::Mean, Reduction::Sum, Reduction::None] {

@@ -17,6 +17,7 @@ use super::simd::{self, Kernel};
 use crate::LossError;
 use crate::kernels::backend;
 use crate::kernels::number::{Real, choose};
+use crate::kernels::tensors::f_contiguous;
 
 /// How many rows of the result are computed at a time.
 const ROWS: usize = 4;
@@ -89,10 +90,6 @@ fn f_run_slopes<T: Wide>(grad: &Tensor, a: &Tensor, b: &Tensor, distances: &Tens
         simd::run(Task { formula, numbers: &numbers, rows, columns, output: &output });
     });
     Ok(output.into_tensor())
-}
-
-fn f_contiguous(tensor: &Tensor) -> Result<Tensor, LossError> {
-    Ok(tensor.f_detach()?.f_contiguous()?)
 }
 
 /// Calls `task` for all rows, at most [`ROWS`] at a time, with the first one and how many they are. A row costs so much

@@ -18,7 +18,7 @@ use crate::autograd::{self, Context, Function};
 use crate::kernels::backend;
 use crate::kernels::engine::Composite;
 use crate::kernels::formulas::{Map, TypedMap};
-use crate::kernels::tensors::f_plain;
+use crate::kernels::tensors::{f_all_contiguous, f_contiguous, f_plain};
 
 /// The results of a formula, as planes in double precision; see [`f_map`](crate::kernels::f_map).
 pub(in crate::kernels) fn f_planes(
@@ -72,7 +72,7 @@ fn f_run<W: Wide>(
 ) -> Result<Tensor, LossError> {
     let size = [&[planes as i64], &arguments[0].size()[..]].concat();
     let outputs = Output::<f64>::f_of_size(&size)?;
-    let contiguous = f_contiguous(arguments)?;
+    let contiguous = f_all_contiguous(arguments)?;
     let length = contiguous[0].numel();
     let job = Job { formula: of_width(&*formula), arguments: contiguous.iter().map(elements).collect() };
     let parts = outputs.parts(planes);
@@ -81,8 +81,8 @@ fn f_run<W: Wide>(
     let backward = move |context: Context| -> autograd::Gradients {
         let Some(grad) = context.grad(0) else { return Ok(autograd::spread(vec![], &needed)) };
         let fused = || {
-            let grad = f_plain(&grad)?.f_detach()?.f_contiguous()?;
-            let contiguous = f_contiguous(&context.saved().iter().collect::<Vec<_>>())?;
+            let grad = f_contiguous(&f_plain(&grad)?)?;
+            let contiguous = f_all_contiguous(&context.saved().iter().collect::<Vec<_>>())?;
             let mut gradients = Vec::with_capacity(needed.len());
             for needed in &needed {
                 gradients.push(needed.then(|| Output::<W>::f_of_size(&contiguous[0].size())).transpose()?);
@@ -98,10 +98,6 @@ fn f_run<W: Wide>(
     };
     let outputs = vec![outputs.into_tensor()];
     Ok(Function::new(arguments).save(arguments).f_attach_own(outputs, backward)?.remove(0))
-}
-
-fn f_contiguous(tensors: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
-    tensors.iter().map(|tensor| Ok(tensor.f_detach()?.f_contiguous()?)).collect()
 }
 
 /// A call, which all threads share.

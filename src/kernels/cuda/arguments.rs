@@ -10,7 +10,7 @@ use super::is_autocast;
 use super::launch::Block;
 use crate::LossError;
 use crate::autograd::{self, Header};
-use crate::kernels::tensors::f_one_layout;
+use crate::kernels::tensors::{f_contiguous, f_one_layout};
 
 /// The kinds besides that of the first argument that kernels read, and their types in C++.
 const INTEGERS: [(Kind, &str); 6] = [
@@ -81,7 +81,7 @@ pub(super) fn f_arrange(arguments: &[&Tensor]) -> Result<Vec<Argument>, LossErro
 pub(super) fn f_first(arguments: &[&Tensor]) -> Result<Tensor, LossError> {
     Ok(match Header::of(arguments[0]).is_dense() {
         true => arguments[0].shallow_clone(),
-        false => arguments[0].f_detach()?.f_contiguous()?,
+        false => f_contiguous(arguments[0])?,
     })
 }
 

@@ -11,6 +11,7 @@ use crate::LossError;
 use crate::autograd::Header;
 use crate::kernels::engine::{Composite, Reduce};
 use crate::kernels::graph::Recording;
+use crate::kernels::tensors::f_all_contiguous;
 
 const BOXES: Kernel = Kernel { name: c"boxes", types: &["Call"] };
 
@@ -53,7 +54,7 @@ impl Engine for Pairs {
     }
 
     fn f_forward(&self, boxes: &[&Tensor], wanted: &[bool], sum: Option<Sum>) -> Result<Option<Forward>, LossError> {
-        let boxes = f_contiguous(boxes)?;
+        let boxes = f_all_contiguous(boxes)?;
         let Some(call) = self.call(&boxes, None, wanted, sum.is_none()) else { return Ok(None) };
         let gradients = engine::f_gradients(&boxes[0], wanted)?;
         let size = boxes[0].size();
@@ -77,16 +78,12 @@ impl Engine for Pairs {
         wanted: &[bool],
         scale: Option<f64>,
     ) -> Result<Option<Vec<Tensor>>, LossError> {
-        let boxes = f_contiguous(boxes)?;
+        let boxes = f_all_contiguous(boxes)?;
         let factors = grad.f_contiguous()?;
         let Some(call) = self.call(&boxes, Some(&factors), wanted, false) else { return Ok(None) };
         let gradients = engine::f_gradients(&boxes[0], wanted)?;
         Ok(call.run(&gradients, (scale.unwrap_or(1.0), Some(&factors)), None, None).then_some(gradients))
     }
-}
-
-fn f_contiguous(boxes: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
-    boxes.iter().map(|boxes| Ok(boxes.f_detach()?.f_contiguous()?)).collect()
 }
 
 impl Pairs {

@@ -9,6 +9,7 @@ use super::modules;
 use super::source::Recipe;
 use crate::LossError;
 use crate::autograd::Header;
+use crate::kernels::tensors::f_contiguous;
 
 const DISTANCES: Kernel = Kernel { name: c"distances", types: &["Call"] };
 const SLOPES: Kernel = Kernel { name: c"distance_slopes", types: &["Call"] };
@@ -51,10 +52,6 @@ fn takes<const N: usize>(tensors: [&Tensor; N]) -> Result<bool, LossError> {
         header.is_numbers_of(kind) && header.is_on_device_of(&first) && header.size().len() == 2
     };
     Ok(matches!(kind, Kind::Float | Kind::Double) && tensors.iter().all(is_here))
-}
-
-fn f_contiguous(tensor: &Tensor) -> Result<Tensor, LossError> {
-    Ok(tensor.f_detach()?.f_contiguous()?)
 }
 
 fn write(recipe: &Recipe) -> String {

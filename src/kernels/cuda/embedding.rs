@@ -4,7 +4,7 @@
 use tch::{Kind, Tensor};
 
 use super::engine::{self, Engine, Forward, Sum, address, address_of};
-use super::launch::{Block, Kernel, Launch, THREADS};
+use super::launch::{Block, Kernel, Launch, OF_WARP, THREADS, WARP};
 use super::pointwise::is_floating;
 use super::source::{Recipe, function, numbered};
 use super::{arguments, modules};
@@ -13,19 +13,17 @@ use crate::autograd::Header;
 use crate::kernels::engine::{Composite, Reduce, row_length};
 use crate::kernels::formulas::{Embedding, TypedRows};
 use crate::kernels::graph::{Recording, record_two};
+use crate::kernels::tensors::f_all_contiguous;
 
 const ROWS: Kernel = Kernel { name: c"rows", types: &["Call"] };
 const PARTS: Kernel = Kernel { name: c"parts", types: &["Call"] };
 const WHOLE: Kernel = Kernel { name: c"whole", types: &["Call"] };
 const DERIVATIVES: Kernel = Kernel { name: c"derivatives", types: &["Call"] };
 
-/// A row of more numbers than this has a block of threads, of fewer a warp.
-const OF_WARP: usize = 1024;
 /// A row of more numbers than this has a block for each part.
 const OF_BLOCK: usize = 1 << 15;
 /// How many numbers a part has.
 const PART: usize = 1 << 13;
-const WARP: usize = 32;
 
 /// A formula without its type, as graphs of operations.
 pub(in crate::kernels) trait Recorded: Send + Sync {
@@ -118,7 +116,7 @@ impl Engine for Rows {
         wanted: &[bool],
         sum: Option<Sum>,
     ) -> Result<Option<Forward>, LossError> {
-        let arguments = f_contiguous(arguments)?;
+        let arguments = f_all_contiguous(arguments)?;
         let Some(call) = self.call(&arguments, None, wanted, sum.is_none())? else { return Ok(None) };
         let gradients = engine::f_gradients(&arguments[0], wanted)?;
         let size = arguments[0].size();
@@ -143,17 +141,13 @@ impl Engine for Rows {
         wanted: &[bool],
         scale: Option<f64>,
     ) -> Result<Option<Vec<Tensor>>, LossError> {
-        let arguments = f_contiguous(arguments)?;
+        let arguments = f_all_contiguous(arguments)?;
         let factors = grad.f_contiguous()?;
         let Some(call) = self.call(&arguments, Some(&factors), wanted, false)? else { return Ok(None) };
         let gradients = engine::f_gradients(&arguments[0], wanted)?;
         let launched = call.f_run(&gradients, (scale.unwrap_or(1.0), Some(&factors)), None, None)?;
         Ok(launched.then_some(gradients))
     }
-}
-
-fn f_contiguous(arguments: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
-    arguments.iter().map(|argument| Ok(argument.f_detach()?.f_contiguous()?)).collect()
 }
 
 impl Rows {
@@ -292,9 +286,8 @@ impl Call<'_> {
         let kind = self.engine.kind;
         let Shape { rows, columns, parts } = self.shape;
         let (embeddings, labels) = self.arguments.split_at(self.engine.embeddings);
-        let is_aligned = |tensor: &Tensor| (address(tensor) as usize).is_multiple_of(engine::PACK);
         let whole = columns.is_multiple_of(engine::PACK / kind.elt_size_in_bytes());
-        let aligned = whole && embeddings.iter().chain(gradients).all(is_aligned);
+        let aligned = whole && engine::are_aligned(embeddings.iter().chain(gradients));
         let mut block = Block::default();
         embeddings.iter().chain(gradients).for_each(|tensor| block.pointer(address(tensor)));
         // The array of gradients has one place more than there are, since C++ has no empty ones.

@@ -241,3 +241,14 @@ pub(super) fn address(tensor: &Tensor) -> *const c_void {
 pub(super) fn address_of(tensor: Option<&Tensor>) -> *const c_void {
     tensor.map_or(std::ptr::null(), address)
 }
+
+/// Whether kernels can read these tensors in whole packs, as far as it depends on where they begin.
+pub(super) fn are_aligned<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> bool {
+    tensors.into_iter().all(|tensor| (address(tensor) as usize).is_multiple_of(PACK))
+}
+
+/// The kind in which kernels write a scalar of this kind, and read its gradient.
+#[cfg(any(feature = "metric", feature = "self-supervised"))]
+pub(super) fn kind_of_scalar(kind: Kind) -> Kind {
+    if kind == Kind::Double { Kind::Double } else { Kind::Float }
+}

@@ -7,6 +7,12 @@ use tch::Kind;
 /// The threads of a block: `THREADS` in prelude.cu.
 pub(super) const THREADS: u32 = 256;
 
+/// The threads of a warp.
+pub(super) const WARP: usize = 32;
+
+/// A row of more numbers than this has a block of threads, of fewer a warp.
+pub(super) const OF_WARP: usize = 1024;
+
 /// The name of a kernel, and the C++ types of its parameters.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel {

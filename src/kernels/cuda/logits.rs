@@ -3,10 +3,10 @@
 
 use tch::{Kind, Tensor};
 
-use super::engine::address;
+use super::engine::{address, are_aligned};
 use super::launch::{Block, Kernel};
 use super::modules;
-use super::rows::{Outputs, RowCall, are_aligned, f_weights, grid, plan};
+use super::rows::{Outputs, RowCall, f_weights, grid, plan};
 use super::softmax::EXPONENTIALS;
 use super::source::Recipe;
 use super::source::rows::rows as source;

@@ -12,7 +12,7 @@ use crate::autograd::{self, Context, Function, Header};
 use crate::kernels::engine::Composite;
 use crate::kernels::formulas::{Map, TypedMap};
 use crate::kernels::graph::{self, Recording};
-use crate::kernels::tensors::f_plain;
+use crate::kernels::tensors::{f_all_contiguous, f_contiguous, f_plain};
 
 const MAP: Kernel = Kernel { name: c"map", types: &["Call"] };
 
@@ -53,7 +53,7 @@ pub(in crate::kernels) fn f_planes(
     }
     let size = [&[planes as i64], first.size()].concat();
     let results = Tensor::f_empty(&size, (kind, arguments[0].device()))?;
-    if !run(formula.record(), &f_contiguous(arguments)?, &f_split(&results)?) {
+    if !run(formula.record(), &f_all_contiguous(arguments)?, &f_split(&results)?) {
         return composite(arguments);
     }
     let needed = autograd::needed(arguments);
@@ -78,14 +78,10 @@ fn f_derivatives(
     needed: &[bool],
 ) -> Result<Option<Vec<Tensor>>, LossError> {
     let derivatives = formula.record_derivatives().wanted(needed);
-    let mut from = f_contiguous(&arguments.iter().collect::<Vec<_>>())?;
+    let mut from = f_all_contiguous(&arguments.iter().collect::<Vec<_>>())?;
     let gradients = engine::f_gradients(&from[0], needed)?;
-    from.extend(f_split(&f_plain(grad)?.f_detach()?.f_contiguous()?)?);
+    from.extend(f_split(&f_contiguous(&f_plain(grad)?)?)?);
     Ok(run(derivatives, &from, &gradients).then_some(gradients))
-}
-
-fn f_contiguous(tensors: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
-    tensors.iter().map(|tensor| Ok(tensor.f_detach()?.f_contiguous()?)).collect()
 }
 
 /// The planes of a tensor.
@@ -115,7 +111,7 @@ fn run(formula: Recording, from: &[Tensor], to: &[Tensor]) -> bool {
     let mut block = Block::default();
     all().for_each(|tensor| block.pointer(address(tensor)));
     block.long(from[0].numel() as i64);
-    block.int(all().all(|tensor| (address(tensor) as usize).is_multiple_of(engine::PACK)).into());
+    block.int(engine::are_aligned(all()).into());
     block.int(0);
     parameters.iter().chain([&0.0]).for_each(|parameter| block.real(kind, *parameter));
     let mut call = block.finish();

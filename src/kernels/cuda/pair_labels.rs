@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::engine::address;
+use super::engine::{address_of, are_aligned};
 use super::launch::Block;
 use crate::LossError;
 use crate::autograd::Header;
@@ -110,13 +110,13 @@ impl DeviceLabels {
 
     /// Whether the labels of columns can be read 16 bytes at a time.
     pub(super) fn are_aligned(&self) -> bool {
-        self.columns.given().is_none_or(|labels| (address(labels) as usize).is_multiple_of(super::engine::PACK))
+        are_aligned(self.columns.given())
     }
 
     /// Hands the labels of rows and columns to a kernel: null where they are counted.
     pub(super) fn put_pointers(&self, block: &mut Block) {
         for labels in [&self.rows, &self.columns] {
-            block.pointer(labels.given().map_or(std::ptr::null(), address));
+            block.pointer(address_of(labels.given()));
         }
     }
 

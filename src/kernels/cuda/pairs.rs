@@ -9,8 +9,8 @@ use std::fmt::Write;
 
 use tch::{Kind, Tensor};
 
-use super::engine::{self, address};
-use super::launch::{Block, Kernel, Launch, THREADS};
+use super::engine::{self, address_of};
+use super::launch::{Block, Kernel, Launch, OF_WARP, THREADS, WARP};
 use super::pair_labels::DeviceLabels;
 use super::source::{Recipe, function, numbered};
 use super::{is_asked, modules};
@@ -20,7 +20,7 @@ use crate::kernels::formulas::{PairSums, PairTerms, SoftPairs};
 use crate::kernels::graph::{Recording, Symbol, record, record_two};
 use crate::kernels::number::{Real, choose};
 use crate::kernels::pairs::{Counted, Hard, Soft};
-use crate::kernels::tensors::f_plain;
+use crate::kernels::tensors::{f_all_contiguous, f_plain};
 #[cfg(feature = "metric")]
 use crate::kernels::{formulas::Positives, pairs::Each};
 
@@ -31,11 +31,8 @@ const GRADIENT: Kernel = Kernel { name: c"pairs_gradient", types: &["Call"] };
 const POSITIVES: Kernel = Kernel { name: c"positives_of_rows", types: &["Call"] };
 const OF_POSITIVES: Kernel = Kernel { name: c"positives_gradient", types: &["Call"] };
 
-/// A row of more columns than this has a block of threads, of fewer a warp.
-const OF_WARP: usize = 1024;
 /// How many columns of a row a block has in the gradient.
 const PART: usize = 4096;
-const WARP: usize = 32;
 /// How many numbers a block adds up.
 const TOTALS: usize = 4;
 /// How many sums a row has: `ROW_SUMS` in pair_terms.cu.
@@ -242,7 +239,7 @@ impl Pairs {
         let of_losses = if losses.name == LOSSES.name { shape.blocks_of(shape.rows) } else { shape.blocks(1) };
         let sums = f_numbers(&[shape.rows as i64, SUMS as i64])?;
         let totals = f_numbers(&[i64::from(of_losses), TOTALS as i64])?;
-        let loss = Tensor::f_empty([0_i64; 0], (self.of_scalars(), device))?;
+        let loss = Tensor::f_empty([0_i64; 0], (engine::kind_of_scalar(self.result), device))?;
         let matrix = values[0].f_contiguous()?;
         let beside = values.get(1).map(|beside| beside.f_contiguous()).transpose()?;
         let mut block = self.block(&Pointers {
@@ -269,12 +266,12 @@ impl Pairs {
         needed: &[bool],
     ) -> Result<Option<Vec<Option<Tensor>>>, LossError> {
         let Some(launcher) = self.launcher(values[0]) else { return Ok(None) };
-        let arguments = values.iter().map(|value| value.f_detach()?.f_contiguous()).collect::<Result<Vec<_>, _>>()?;
+        let arguments = f_all_contiguous(values)?;
         let mut gradients = vec![];
         for (argument, needed) in arguments.iter().zip(needed) {
             gradients.push(needed.then(|| argument.f_empty_like()).transpose()?);
         }
-        let grad = grad.f_to_kind(self.of_scalars())?;
+        let grad = grad.f_to_kind(engine::kind_of_scalar(self.result))?;
         let mut block = self.block(&Pointers {
             matrix: Some(&arguments[0]),
             kept: Some(kept),
@@ -291,23 +288,17 @@ impl Pairs {
         modules::launcher_of(matrix.device(), self.recipe.clone(), &[ROWS, losses, FINISH, gradient])
     }
 
-    /// The kind in which kernels write the loss and read its gradient.
-    fn of_scalars(&self) -> Kind {
-        if self.result == Kind::Double { Kind::Double } else { Kind::Float }
-    }
-
     /// The parameter block: `Call` in pair_terms.cu.
     fn block(&self, pointers: &Pointers) -> Vec<u64> {
         let Pointers { matrix, beside, sums, totals, kept, loss, grad, gradients } = *pointers;
         let Self { labels, counted, shape, kind, parameters: [of_terms, of_loss], .. } = self;
-        let pointer = |tensor: Option<&Tensor>| tensor.map_or(std::ptr::null(), address);
         let mut block = Block::default();
-        block.pointer(pointer(matrix));
+        block.pointer(address_of(matrix));
         labels.put_pointers(&mut block);
         let kept = kept.map(|kept| [&kept.weights, &kept.scales]);
         let kept = [0, 1].map(|position| kept.map(|kept| kept[position]));
         let others = [beside, sums, totals, kept[0], kept[1], loss, grad, gradients[0], gradients[1]];
-        others.into_iter().for_each(|tensor| block.pointer(pointer(tensor)));
+        others.into_iter().for_each(|tensor| block.pointer(address_of(tensor)));
         labels.put_numbers(&mut block);
         block.long(shape.part as i64);
         block.long(shape.parts() as i64);
@@ -317,7 +308,7 @@ impl Pairs {
         real(Kind::Double, of_loss);
         real(Kind::Double, &[0.0]);
         let whole = shape.columns.is_multiple_of(engine::PACK / kind.elt_size_in_bytes());
-        let are_aligned = [matrix, gradients[0]].into_iter().flatten().all(is_aligned) && labels.are_aligned();
+        let are_aligned = engine::are_aligned([matrix, gradients[0]].into_iter().flatten()) && labels.are_aligned();
         let wide = self.result == Kind::Double;
         [labels.own(), counted.mean, whole && are_aligned, wide].into_iter().for_each(|flag| block.int(flag.into()));
         let mut real = |numbers: &[f64]| numbers.iter().for_each(|number| block.real(*kind, *number));
@@ -325,10 +316,6 @@ impl Pairs {
         real(&[0.0]);
         block.finish()
     }
-}
-
-fn is_aligned(tensor: &Tensor) -> bool {
-    (address(tensor) as usize).is_multiple_of(engine::PACK)
 }
 
 /// Launches a kernel that has a `Call`, and a second parameter where there is one. Whether that was possible.

@@ -8,6 +8,7 @@ use super::pointwise::{Elements, Recorded};
 use crate::LossError;
 use crate::autograd::Header;
 use crate::kernels::engine::{Composite, Reduce};
+use crate::kernels::tensors::f_contiguous;
 
 /// The reduced losses of planes; see [`f_pointwise_of_planes`](crate::kernels::f_pointwise_of_planes).
 pub(in crate::kernels) fn f_elements(
@@ -81,7 +82,6 @@ impl Planes {
 
 /// The planes of the first argument, then the others, all of them contiguous.
 fn f_parts(arguments: &[&Tensor]) -> Result<Vec<Tensor>, LossError> {
-    let f_contiguous = |tensor: &Tensor| Ok::<_, LossError>(tensor.f_detach()?.f_contiguous()?);
     let mut parts = f_split(&f_contiguous(arguments[0])?)?;
     for argument in &arguments[1..] {
         parts.push(f_contiguous(argument)?);

@@ -246,9 +246,8 @@ impl Kernels<'_> {
         let first = &self.arguments[0].tensor;
         let length = Header::of(first).elements();
         let mut read = self.arguments.iter().chain(self.factors);
-        let mut written = gradients.iter().chain(losses);
-        let aligned = read.all(|argument| argument.is_aligned(kind))
-            && written.all(|tensor| (address(tensor) as usize).is_multiple_of(engine::PACK));
+        let aligned =
+            read.all(|argument| argument.is_aligned(kind)) && engine::are_aligned(gradients.iter().chain(losses));
         let mut block = Block::default();
         self.arguments.iter().for_each(|argument| block.pointer(address(&argument.tensor)));
         gradients.iter().for_each(|gradient| block.pointer(address(gradient)));

@@ -5,14 +5,14 @@ use std::fmt::Write;
 use tch::{Kind, Tensor};
 
 use super::engine::address_of;
-use super::launch::{Block, Kernel, Launch, THREADS};
+use super::launch::{Block, Kernel, Launch, THREADS, WARP};
 use super::source::{self, Body, Recipe};
 use super::{arguments, modules};
 use crate::autograd::Header;
 use crate::kernels::graph::{Recording, Symbol, record};
 use crate::kernels::measure::{Measure, Minimum, PixelShare, Product, Squared, by_probability};
 use crate::kernels::region::{Regional, Total, Totals};
-use crate::kernels::tensors::f_plain;
+use crate::kernels::tensors::{f_contiguous, f_plain};
 use crate::numeric::is_half;
 use crate::{Activation, LossError, OverlapMeasure};
 
@@ -24,7 +24,7 @@ const GRADIENT: Kernel = Kernel { name: c"region_gradient", types: &["Call"] };
 /// How many pixels a thread has at once, and a block.
 const PIXELS: usize = 4;
 const TILE: usize = PIXELS * THREADS as usize;
-const WARPS: usize = THREADS as usize / 32;
+const WARPS: usize = THREADS as usize / WARP;
 
 pub(in crate::kernels) fn takes(input: &Tensor, target: &Tensor, kind: Kind) -> Result<bool, LossError> {
     let (first, second, own) = (Header::of(input), Header::of(target), target.f_kind()?);
@@ -76,7 +76,7 @@ pub(in crate::kernels) fn f_gradient(
     let Some(call) = Call::f_new(formula, input, target)? else { return Ok(None) };
     let f_of = |position: usize| {
         let grad = grads.get(position).and_then(Option::as_ref);
-        grad.map(|grad| Ok::<_, LossError>(f_plain(grad)?.f_detach()?.f_contiguous()?)).transpose()
+        grad.map(|grad| f_contiguous(&f_plain(grad)?)).transpose()
     };
     let grads = [f_of(0)?, f_of(1)?, f_of(2)?];
     let gradient = call.input.f_empty_like()?;
@@ -155,7 +155,6 @@ impl<'a> Call<'a> {
         let recipe = Recipe { kind, parameters: parameters.len(), definitions, formulas: vec![recording], write };
         let kernels = &[SUMS, TOTALS, SCALARS, GRADIENT];
         let Some(launcher) = modules::launcher_of(input.device(), recipe, kernels) else { return Ok(None) };
-        let f_contiguous = |tensor: &Tensor| tensor.f_detach()?.f_contiguous();
         let (input, target) = (f_contiguous(input)?, f_contiguous(target)?);
         Ok(Some(Self { formula, shape, input, target, parameters, launcher }))
     }

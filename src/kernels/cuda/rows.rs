@@ -4,11 +4,11 @@
 use tch::{Device, Kind, Tensor};
 
 use super::arguments::name_of_factors;
-use super::engine::{self, BLOCKS, Engine, Finish, Forward, PACK, Sum, address, address_of, is_stored, parts};
-use super::launch::{Block, Kernel, Launch, THREADS};
+use super::engine::{self, BLOCKS, Engine, Finish, Forward, PACK, Sum, address_of, are_aligned, is_stored, parts};
+use super::launch::{Block, Kernel, Launch, THREADS, WARP};
 use super::modules;
 use super::source::Recipe;
-use super::source::rows::{Plan, WARP};
+use super::source::rows::Plan;
 use crate::autograd::{self, Header};
 use crate::kernels::engine::{Composite, Reduce, composite_of, widely};
 use crate::kernels::graph::Recording;
@@ -363,11 +363,6 @@ fn f_like(tensor: &Tensor) -> Result<Tensor, LossError> {
 /// How many blocks go through so many rows.
 pub(super) fn grid(rows: usize, plan: Plan) -> u32 {
     rows.div_ceil(THREADS as usize / plan.threads).clamp(1, BLOCKS) as u32
-}
-
-/// Whether kernels can read these tensors in whole packs, as far as it depends on where they begin.
-pub(super) fn are_aligned<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> bool {
-    tensors.into_iter().all(|tensor| (address(tensor) as usize).is_multiple_of(PACK))
 }
 
 /// How a kernel goes through rows of so many classes, which are `inner` numbers apart. `arrays` numbers of each class

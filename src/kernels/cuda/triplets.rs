@@ -7,7 +7,7 @@ use std::ffi::c_void;
 
 use tch::{Kind, Tensor};
 
-use super::engine::{self, address};
+use super::engine::{self, address, address_of};
 use super::launch::{Block, Kernel};
 use super::pair_labels::DeviceLabels;
 use super::source::Recipe;
@@ -15,6 +15,7 @@ use super::{is_asked, modules};
 use crate::LossError;
 use crate::autograd::{self, Context, Header, StoredGradients};
 use crate::kernels::engine::{Composite, f_with_graph};
+use crate::kernels::tensors::f_contiguous;
 use crate::kernels::triplets::Triplets;
 
 const TRIPLETS: Kernel = Kernel { name: c"triplets", types: &["Call"] };
@@ -79,11 +80,11 @@ fn f_hinges(
     let (kind, device) = (far.f_kind()?, far.device());
     let recipe = Recipe::plain(kind, write);
     let Some(launcher) = modules::launcher_of(device, recipe, &[TRIPLETS, FINISH]) else { return Ok(None) };
-    let far = far.f_detach()?.f_contiguous()?;
+    let far = f_contiguous(far)?;
     let mut blocks = labels.size()[0].clamp(1, engine::BLOCKS) as i32;
     let totals = Tensor::f_empty([i64::from(blocks), TOTALS as i64], (Kind::Double, device))?;
     let scale = Tensor::f_empty([0_i64; 0], (Kind::Double, device))?;
-    let written = if result == Kind::Double { Kind::Double } else { Kind::Float };
+    let written = engine::kind_of_scalar(result);
     let loss = Tensor::f_empty([0_i64; 0], (written, device))?;
     let gradient = needed.then(|| far.f_empty_like()).transpose()?;
 
@@ -91,7 +92,7 @@ fn f_hinges(
     block.pointer(address(&far));
     labels.put_pointers(&mut block);
     [&totals, &scale, &loss].into_iter().for_each(|tensor| block.pointer(address(tensor)));
-    block.pointer(gradient.as_ref().map_or(std::ptr::null(), address));
+    block.pointer(address_of(gradient.as_ref()));
     labels.put_numbers(&mut block);
     let Triplets { margin, beyond, up_to, counted } = triplets;
     let bounds = [margin, beyond.unwrap_or(f64::NAN), up_to.unwrap_or(f64::NAN), counted.low, counted.high];

@@ -2,21 +2,17 @@
 
 use tch::{Kind, Tensor};
 
-use super::engine::{self, address};
-use super::launch::{Block, Kernel, THREADS};
+use super::engine::{self, address, address_of};
+use super::launch::{Block, Kernel, OF_WARP, THREADS, WARP};
 use super::modules;
 use super::pointwise::is_floating;
 use super::source::Recipe;
 use crate::LossError;
 use crate::autograd::{Backward, Header, Place, Tape};
-use crate::kernels::tensors::f_plain;
+use crate::kernels::tensors::{f_contiguous, f_plain};
 
 const UNITS: Kernel = Kernel { name: c"units", types: &["Call"] };
 const GRADIENT: Kernel = Kernel { name: c"units_gradient", types: &["Call"] };
-
-/// A row of more numbers than this has a block of threads, of fewer a warp.
-const OF_WARP: usize = 1024;
-const WARP: usize = 32;
 
 /// The `rows` `[N, D]` of a tape, each divided by its length, or by `least` if it is shorter. The result is of this
 /// `kind`, single or double precision, and has no fewer digits than the rows. `None` where the kernels do not take the
@@ -41,7 +37,7 @@ pub(in crate::kernels) fn f_on(
         return Ok(None);
     }
     let pull = move |Backward { arguments, grad, .. }: Backward| {
-        let (rows, grad) = (arguments[0].f_detach()?.f_contiguous()?, f_plain(grad)?.f_detach()?.f_contiguous()?);
+        let (rows, grad) = (f_contiguous(arguments[0])?, f_contiguous(&f_plain(grad)?)?);
         let gradient = rows.f_empty_like()?;
         let launched = call.launch(GRADIENT, &rows, &grad, &divisors, Some(&gradient));
         Ok(launched.then_some(vec![Some(gradient)]))
@@ -95,16 +91,14 @@ impl Units {
         [count, columns]: [usize; 2],
     ) -> Vec<u64> {
         let mut block = Block::default();
-        let gradient = gradient.map_or(std::ptr::null(), address);
         // The place of the unit vectors or of their gradient, of which a kernel uses one.
-        [address(rows), address(units), address(divisors), address(units), gradient]
+        [address(rows), address(units), address(divisors), address(units), address_of(gradient)]
             .into_iter()
             .for_each(|address| block.pointer(address));
         [count, columns].into_iter().for_each(|number| block.long(number as i64));
         block.real(Kind::Double, self.least);
         let whole = columns.is_multiple_of(engine::PACK / self.own.elt_size_in_bytes());
-        let is_aligned = |address: *const std::ffi::c_void| (address as usize).is_multiple_of(engine::PACK);
-        let aligned = whole && [address(rows), address(units), gradient].into_iter().all(is_aligned);
+        let aligned = whole && engine::are_aligned([rows, units].into_iter().chain(gradient));
         [aligned, false].into_iter().for_each(|flag| block.int(flag.into()));
         block.finish()
     }

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use tch::{Kind, Tensor};
 
-use super::engine::{self, Engine, Forward, Sum, address};
+use super::engine::{self, Engine, Forward, Sum, address, address_of};
 use super::launch::{Block, Kernel, Launch, THREADS};
 use super::modules;
 use super::pointwise::is_floating;
@@ -12,6 +12,7 @@ use super::source::Recipe;
 use crate::LossError;
 use crate::autograd::Header;
 use crate::kernels::engine::{Composite, Reduce};
+use crate::kernels::tensors::f_contiguous;
 use crate::kernels::variation::sizes;
 
 const VARIATION: Kernel = Kernel { name: c"variation", types: &["Call"] };
@@ -53,7 +54,7 @@ impl Engine for Variation {
         wanted: &[bool],
         sum: Option<Sum>,
     ) -> Result<Option<Forward>, LossError> {
-        let planes = arguments[0].f_detach()?.f_contiguous()?;
+        let planes = f_contiguous(arguments[0])?;
         let Some(call) = self.call(&planes, wanted[0]) else { return Ok(None) };
         let gradients = engine::f_gradients(&planes, wanted)?;
         let sums = Tensor::f_empty([call.works() as i64], (Kind::Double, planes.device()))?;
@@ -75,7 +76,7 @@ impl Engine for Variation {
         wanted: &[bool],
         scale: Option<f64>,
     ) -> Result<Option<Vec<Tensor>>, LossError> {
-        let planes = arguments[0].f_detach()?.f_contiguous()?;
+        let planes = f_contiguous(arguments[0])?;
         let Some(call) = self.call(&planes, wanted[0]) else { return Ok(None) };
         let gradients = engine::f_gradients(&planes, wanted)?;
         let factors = grad.f_contiguous()?;
@@ -127,7 +128,6 @@ impl Call<'_> {
     /// Runs over all planes, as `Call` in variation.cu says. Whether that could be launched. The derivatives are
     /// multiplied by a number, and by a contiguous tensor of one number, or of one for each plane.
     fn run(&self, gradient: Option<&Tensor>, (factor, factors): (f64, Option<&Tensor>), sums: Option<&Tensor>) -> bool {
-        let address_of = |tensor: Option<&Tensor>| tensor.map_or(std::ptr::null(), address);
         let [height, width] = sizes(self.planes);
         let mut block = Block::default();
         block.pointer(address(self.planes));

@@ -27,7 +27,7 @@ use crate::kernels::cpu::kinds::Wide;
 use crate::kernels::cpu::output::Output;
 use crate::kernels::measure::{Minimum, Product, Squared};
 use crate::kernels::region::{Entropy, Regional, Total, Totals};
-use crate::kernels::tensors::f_plain;
+use crate::kernels::tensors::{f_contiguous, f_plain};
 use crate::{Activation, LossError, OverlapMeasure};
 use job::{Factors, Job, Part, Place, Target};
 
@@ -175,7 +175,6 @@ macro_rules! by_type {
 
 impl<'a, W: Wide> Pass<'a, W> {
     fn f_new(formula: &'a Options, input: &Tensor, target: &Tensor) -> Result<Self, LossError> {
-        let f_contiguous = |tensor: &Tensor| tensor.f_detach()?.f_contiguous();
         let (masks, softmax) = (target.size() == input.size(), formula.activation == Activation::Softmax);
         let shape = Shape::new(&input.size(), masks, softmax);
         Ok(Self { formula, input: f_contiguous(input)?, target: f_contiguous(target)?, shape, kind: PhantomData })

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{Recipe, body};
+use crate::kernels::cuda::launch::WARP;
 use crate::kernels::graph::{Id, Recording};
 
 /// How a kernel goes through rows.
@@ -44,9 +45,6 @@ pub(in crate::kernels::cuda) fn rows(recipe: &Recipe, parts: &[&str]) -> String 
 pub(in crate::kernels::cuda) fn around_row_loss(recipe: &Recipe, parts: &[&str]) -> String {
     rows(recipe, parts) + include_str!("row_kernels.cu")
 }
-
-/// The threads of a warp.
-pub(in crate::kernels::cuda) const WARP: usize = 32;
 
 /// A C++ function `name` of a formula's numbers: it returns the first output, and stores each of the others, its
 /// derivatives, where a pointer of this name points.

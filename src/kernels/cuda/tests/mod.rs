@@ -111,8 +111,7 @@ fn sources_of(work: impl FnOnce()) -> BTreeSet<String> {
     SOURCES.take().into_iter().collect()
 }
 
-/// Calls `work` with kernels that have `other` in place of the `text` in their source. The arguments are new ones: where
-/// the right kernel has run with them before, its results may be in the memory that a wrong one leaves as it is.
+/// Calls `work` with kernels that have `other` in place of the `text` in their source.
 fn mutated<T>(text: &str, other: &str, work: impl FnOnce() -> T) -> T {
     struct Restore;
     impl Drop for Restore {
@@ -123,6 +122,16 @@ fn mutated<T>(text: &str, other: &str, work: impl FnOnce() -> T) -> T {
     MUTATION.set(Some((text.to_owned(), other.to_owned())));
     let _restore = Restore;
     work()
+}
+
+/// Fails unless results are right, by kernels that have this `text`, and are not with `other` in its place. The wrong kernel
+/// runs first: the results of the right one may be in the memory that it leaves as it is.
+#[track_caller]
+fn assert_caught(text: &str, other: &str, is_right: impl Fn() -> bool) {
+    assert!(mutated(text, other, || !is_right()), "{text} can be {other}");
+    SOURCES.take();
+    assert!(is_right(), "{text}");
+    assert!(SOURCES.take().iter().any(|source| source.contains(text)), "no kernel has {text}");
 }
 
 /// Whether calls on this thread are computed by the engines of CUDA.
