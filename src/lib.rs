@@ -142,8 +142,8 @@
 //! | `lightly.loss.VICRegLoss` | [`VicRegLoss`] | `input, target` |
 //! | `lightly.loss.NegativeCosineSimilarity` | [`NegativeCosineSimilarity`] | `input, target` |
 //! | `lightly.loss.DINOLoss` | [`DinoLoss`] | lists of views |
-//! | CLIP paper | [`ClipLoss`] | `image, text, logit_scale` |
-//! | SigLIP paper | [`SigLipLoss`] | `image, text, logit_scale, logit_bias` |
+//! | `open_clip.loss.ClipLoss` | [`ClipLoss`] | `image, text, logit_scale` |
+//! | `open_clip.loss.SigLipLoss` | [`SigLipLoss`] | `image, text, logit_scale, logit_bias` |
 //! | **preferences of language models**, feature `preference` | | |
 //! | `liger_kernel.chunked_loss.LigerFusedLinearDPOLoss` | [`DpoLoss`] | `policy, reference` |
 //! | IPO (paper) | [`IpoLoss`] | `policy, reference` |

@@ -33,10 +33,14 @@ crate::options::options! {
 ///
 /// # Reference
 ///
-/// Figure 3 of Radford et al., CLIP, <https://arxiv.org/abs/2103.00020>. There, as in most models, the parameter is the
-/// logarithm of the scale, from ln(1/0.07) on: pass its exponential, clamped to at most 100.
+/// `open_clip.loss.ClipLoss` of open_clip 3.3.0; Figure 3 of Radford et al., CLIP, <https://arxiv.org/abs/2103.00020>.
+/// There, as in most models, the parameter is the logarithm of the scale, from ln(1/0.07) on: pass its exponential,
+/// clamped to at most 100.
 ///
-/// An embedding of zeros has no direction: all its cosines are 0, and so are their first and second derivatives.
+/// # Differences from open_clip
+///
+/// * Embeddings are divided by their norms; open_clip's models do that before their loss. `.normalize(false)` is its loss.
+/// * An embedding of zeros has no direction: all its cosines are 0, and so are their first and second derivatives.
 ///
 /// # Errors
 ///

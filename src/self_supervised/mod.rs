@@ -14,8 +14,8 @@
 //! | [`VicRegLoss`] | two views, whose features vary | `lightly.loss.VICRegLoss` | `input, target` |
 //! | [`NegativeCosineSimilarity`] | a prediction of the other view: SimSiam, BYOL | `lightly.loss.NegativeCosineSimilarity` | `input, target` |
 //! | [`DinoLoss`] | a student and a teacher of several views | `lightly.loss.DINOLoss` | lists of views |
-//! | [`ClipLoss`] | images and texts, by a softmax | CLIP paper | `image, text, logit_scale` |
-//! | [`SigLipLoss`] | images and texts, by a sigmoid for each pair | SigLIP paper | `image, text, logit_scale, logit_bias` |
+//! | [`ClipLoss`] | images and texts, by a softmax | `open_clip.loss.ClipLoss` | `image, text, logit_scale` |
+//! | [`SigLipLoss`] | images and texts, by a sigmoid for each pair | `open_clip.loss.SigLipLoss` | `image, text, logit_scale, logit_bias` |
 
 mod barlow_twins;
 mod clip;

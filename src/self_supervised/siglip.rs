@@ -34,10 +34,13 @@ crate::options::options! {
 ///
 /// # Reference
 ///
-/// Algorithm 1 of Zhai et al., SigLIP, <https://arxiv.org/abs/2303.15343>. There the parameter is the logarithm of the
-/// scale, from ln 10 on: pass its exponential. The bias begins at −10.
+/// `open_clip.loss.SigLipLoss` of open_clip 3.3.0; Algorithm 1 of Zhai et al., SigLIP, <https://arxiv.org/abs/2303.15343>.
+/// There the parameter is the logarithm of the scale, from ln 10 on: pass its exponential. The bias begins at −10.
 ///
-/// An embedding of zeros has no direction: all its cosines are 0, and so are their first and second derivatives.
+/// # Differences from open_clip
+///
+/// * Embeddings are divided by their norms; open_clip's models do that before their loss. `.normalize(false)` is its loss.
+/// * An embedding of zeros has no direction: all its cosines are 0, and so are their first and second derivatives.
 ///
 /// # Errors
 ///

@@ -79,7 +79,7 @@ pub fn losses_are_those_of_python_over_ranks() {
         actual.all_succeed();
         for rank in 0..world {
             let (actual, expected) = (read(actual.text(rank)), read(expected.text(rank)));
-            assert_eq!(actual.len(), 32);
+            assert_eq!(actual.len(), 40);
             assert!(actual.keys().eq(expected.keys()), "{:?} {:?}", actual.keys(), expected.keys());
             for (name, numbers) in &actual {
                 close(numbers, &expected[name], &format!("{name}, rank {rank} of {world}"));
@@ -165,12 +165,12 @@ fn mixed(group: &Group) -> Results {
 fn oracle(group: &Group) -> Results {
     let (rank, rows) = (group.rank() as i64, 6);
     let labels = (Tensor::arange(rows, (Kind::Int64, Device::Cpu)) + rank).remainder(3);
-    let clip = |local: bool| {
-        move |a: &Tensor, b: &Tensor| {
-            ClipLoss::new().f_forward_over_ranks(a, b, 3.0, group, GlobalBatch::new().local_loss(local))
-        }
+    let clip = |local: bool, through: bool| {
+        let options = GlobalBatch::new().local_loss(local).gather_with_grad(through);
+        move |a: &Tensor, b: &Tensor| ClipLoss::new().f_forward_over_ranks(a, b, 3.0, group, options)
     };
-    let (whole, local) = (clip(false), clip(true));
+    let siglip = |a: &Tensor, b: &Tensor| SigLipLoss::new().f_forward_over_ranks(a, b, 3.0, -2.0, group);
+    let neighbours = |a: &Tensor, b: &Tensor| SigLipLoss::new().f_forward_over_neighbours(a, b, 3.0, -2.0, group);
     type Of<'a> = &'a dyn Fn(&Tensor, &Tensor) -> Result<Tensor, LossError>;
     let mut store = nn::VarStore::new(Device::Cpu);
     let proxies = ProxyAnchorLoss::new(store.root(), 3, 4, ProxyAnchor::new());
@@ -178,11 +178,15 @@ fn oracle(group: &Group) -> Results {
     tch::no_grad(|| proxies.proxies().shallow_clone().copy_(&numbers(3, 4, 7.0)));
     let views = NtXentLoss::new().temperature(0.25);
     let samples = Tensor::arange(rows, (Kind::Int64, Device::Cpu)) + rank * rows;
-    let losses: [(&str, Of); 10] = [
-        ("clip", &whole),
-        ("clip local", &local),
-        ("siglip", &|a, b| SigLipLoss::new().f_forward_over_ranks(a, b, 3.0, -2.0, group)),
-        ("siglip neighbours", &|a, b| SigLipLoss::new().f_forward_over_neighbours(a, b, 3.0, -2.0, group)),
+    let losses: [(&str, Of); 14] = [
+        ("clip", &clip(false, true)),
+        ("clip local", &clip(true, true)),
+        ("clip, own gradients", &clip(false, false)),
+        ("clip local, own gradients", &clip(true, false)),
+        ("siglip", &siglip),
+        ("siglip, reduced", &siglip),
+        ("siglip neighbours", &neighbours),
+        ("siglip neighbours, both ways", &neighbours),
         ("barlow twins", &|a, b| BarlowTwinsLoss::new().f_forward_over_ranks(a, b, group)),
         ("nt xent of views", &|a, b| {
             let both = |tensor: &Tensor, other: &Tensor| Tensor::cat(&[tensor, other], 0);

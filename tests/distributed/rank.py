@@ -2,9 +2,6 @@
 
 `rank.py mixed` is a rank among those of tch-losses; `rank.py oracle` one of a job of Python alone, whose losses are those
 of the libraries. Both print what they computed as one line of JSON, `name: numbers`.
-
-open_clip is not among the libraries that scripts/setup installs, so that its losses are written here from their
-definition. Where the environment variable OPEN_CLIP_LOSS is the path of its `loss.py` they are taken from there.
 """
 
 import importlib.util
@@ -12,6 +9,7 @@ import json
 import os
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -151,29 +149,10 @@ def averaged(gradient):
     return total
 
 
-class PassOn(torch.autograd.Function):
-    """What the rank before this one has, whose gradient goes back to it."""
-
-    @staticmethod
-    def forward(ctx, tensor, by):
-        ctx.by = by
-        rank, world = dist.get_rank(), dist.get_world_size()
-        came = torch.empty_like(tensor)
-        receiving = dist.irecv(came, (rank - by) % world)
-        dist.isend(tensor.contiguous(), (rank + by) % world).wait()
-        receiving.wait()
-        return came
-
-    @staticmethod
-    def backward(ctx, grad):
-        return PassOn.apply(grad, -ctx.by), None
-
-
 def open_clip_loss():
-    """open_clip's own module, where the environment names it."""
-    path = os.environ.get("OPEN_CLIP_LOSS")
-    if path is None:
-        return None
+    """open_clip's losses alone: the package would import all of its models, for seconds in each rank."""
+    package = importlib.util.find_spec("open_clip")
+    path = Path(package.origin).with_name("loss.py")
     spec = importlib.util.spec_from_file_location("open_clip_loss", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -182,7 +161,6 @@ def open_clip_loss():
 
 def oracle():
     import lightly.loss
-    import torch.distributed.nn.functional as differentiable
     from lightly.utils.dist import gather
     from pytorch_metric_learning.losses import NTXentLoss, ProxyAnchorLoss, SupConLoss
     from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
@@ -192,38 +170,14 @@ def oracle():
     scale = torch.tensor(3.0, dtype=torch.float64)
     open_clip = open_clip_loss()
 
-    def clip(image, text, local):
-        # ClipLoss of open_clip with gather_with_grad.
-        image, text = F.normalize(image), F.normalize(text)
-        if open_clip:
-            return open_clip.ClipLoss(local, True, rank=rank, world_size=world)(image, text, scale)
-        images = torch.cat(differentiable.all_gather(image))
-        texts = torch.cat(differentiable.all_gather(text))
-        own = torch.arange(rows) + rank * rows if local else torch.arange(images.shape[0])
-        rows_of_images, rows_of_texts = (image, text) if local else (images, texts)
-        of_images = F.cross_entropy(scale * rows_of_images @ texts.T, own)
-        return (of_images + F.cross_entropy(scale * rows_of_texts @ images.T, own)) / 2
+    def clip(image, text, local, through=True):
+        criterion = open_clip.ClipLoss(local, through, rank=rank, world_size=world)
+        return criterion(F.normalize(image), F.normalize(text), scale)
 
     def siglip(image, text, how):
-        # SigLipLoss of open_clip with dist_impl="gather" or "shift"; "bidir" and "reduce" have the same numbers.
-        image, text = F.normalize(image), F.normalize(text)
-        if open_clip:
-            criterion = open_clip.SigLipLoss(rank=rank, world_size=world, dist_impl=how)
-            return criterion(image, text, scale, torch.tensor(-2.0, dtype=torch.float64))
-        if how == "gather":
-            blocks = gather(text)
-            blocks = [blocks[(rank - step) % world] for step in range(world)]
-        else:
-            blocks = [text]
-            for _ in range(1, world):
-                blocks.append(PassOn.apply(blocks[-1], 1))
-        loss = 0
-        for step, texts in enumerate(blocks):
-            signs = -torch.ones(rows, rows, dtype=torch.float64)
-            if step == 0:
-                signs.fill_diagonal_(1)
-            loss = loss - F.logsigmoid(signs * (scale * image @ texts.T - 2)).sum() / rows
-        return loss
+        criterion = open_clip.SigLipLoss(rank=rank, world_size=world, dist_impl=how)
+        bias = torch.tensor(-2.0, dtype=torch.float64)
+        return criterion(F.normalize(image), F.normalize(text), scale, bias)
 
     def barlow_twins(a, b):
         # Statistics of the whole batch, as the paper's have by a synchronised batch norm; lightly's gather_distributed
@@ -243,8 +197,12 @@ def oracle():
     losses = {
         "clip": lambda a, b: clip(a, b, local=False),
         "clip local": lambda a, b: clip(a, b, local=True),
+        "clip, own gradients": lambda a, b: clip(a, b, local=False, through=False),
+        "clip local, own gradients": lambda a, b: clip(a, b, local=True, through=False),
         "siglip": lambda a, b: siglip(a, b, "gather"),
+        "siglip, reduced": lambda a, b: siglip(a, b, "reduce"),
         "siglip neighbours": lambda a, b: siglip(a, b, "shift"),
+        "siglip neighbours, both ways": lambda a, b: siglip(a, b, "bidir"),
         "barlow twins": barlow_twins,
         "vicreg": vicreg,
         "nt xent of views": lightly.loss.NTXentLoss(temperature=0.25, gather_distributed=True),
@@ -261,9 +219,6 @@ def oracle():
         times = world if name in ("sup con", "nt xent", "proxy anchor") else 1
         results[name] = averaged(value.detach()) / times
         results[f"gradient of {name}"] = averaged(weight.grad)
-    if open_clip:
-        # The default of open_clip, whose numbers are those of "shift".
-        assert torch.allclose(averaged(siglip(*embed, "bidir").detach()), results["siglip neighbours"], rtol=1e-12)
     return results | dino() | vocabulary()
 
 

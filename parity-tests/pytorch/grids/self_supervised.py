@@ -244,6 +244,39 @@ def images_and_texts(suite: Suite) -> None:
             add(reference, "reject", dtype, {"reduction": "average"}, expect="error")
 
 
+def open_clip(suite: Suite) -> None:
+    """open_clip's own modules, which have the mean alone, of embeddings that have norm 1 already."""
+    learnt = {
+        "open_clip.loss.ClipLoss": {"logit_scale": 14.3},
+        "open_clip.loss.SigLipLoss": {"logit_scale": 10.0, "logit_bias": -8.0},
+    }
+
+    def unit(draw: Draw, shape: Shape) -> list:
+        return [torch.nn.functional.normalize(view, dim=-1) for view in views(draw, shape)]
+
+    def add(
+        reference: str, tag: str, dtype: str, pair: Callable = unit, shape: Shape = (6, 5), scale: float = 1.0, **more
+    ) -> None:
+        def make(draw: Draw) -> Call:
+            numbers = {name: scale * value for name, value in learnt[reference].items()}
+            tensors = {name: torch.tensor(number, dtype=draw.dtype) for name, number in numbers.items()}
+            return Call([lay_out(more.get("layout"), view) for view in pair(draw, shape)], {}, tensors, (0, 1, *tensors))
+
+        suite.add(reference, tag, dtype, make, **more)
+
+    for reference, dtype in product(learnt, FULL):
+        for shape in ((6, 5), (1, 3), (2, 1), (17, 4), (33, 40)):
+            add(reference, "shape", dtype, shape=shape)
+        for scale in (0.0, 0.1, 7.0):
+            add(reference, "options", dtype, scale=scale)
+        for layout in LAYOUTS:
+            add(reference, "layout", dtype, layout=layout)
+        add(reference, "ones", dtype, ones=True)
+        for shapes in (((6, 5), (6, 4)), ((2, 3, 4), (2, 3, 4))):
+            pair, _ = of(*shapes)
+            add(reference, "reject", dtype, pair=pair, expect="error")
+
+
 def add_all(suite: Suite) -> None:
-    for add in (losses_of_views, dino, images_and_texts):
+    for add in (losses_of_views, dino, images_and_texts, open_clip):
         add(suite)

@@ -4,6 +4,7 @@ mod kornia;
 mod liger;
 mod lightly;
 mod monai;
+mod open_clip;
 mod papers;
 mod pml;
 mod pml_modules;
@@ -108,6 +109,7 @@ const LIBRARIES: &[&[Adapter]] = &[
     liger::ADAPTERS,
     lightly::ADAPTERS,
     monai::ADAPTERS,
+    open_clip::ADAPTERS,
     smp::ADAPTERS,
     timm::ADAPTERS,
     papers::ADAPTERS,
