@@ -101,8 +101,8 @@ fn add_nccl(groups: &mut cc::Build, libtorch: &Path) {
         assert!(
             there,
             "the feature nccl needs the headers of NCCL and CUDA, and there is no {needed} in {folders:?}; install them \
-             (pip install nvidia-cuda-crt nvidia-cuda-cccl completes those of PyTorch's wheels), or set CUDA_HOME and \
-             NCCL_HOME"
+             (pip install nvidia-cuda-crt nvidia-cuda-cccl completes those of PyTorch's wheels for CUDA 13, \
+             nvidia-cuda-nvcc-cu12 nvidia-cuda-cccl-cu12 for CUDA 12), or set CUDA_HOME and NCCL_HOME"
         );
     }
     let cuda = libtorch.join("libtorch_cuda.so");
