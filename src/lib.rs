@@ -262,7 +262,7 @@ pub mod self_supervised;
 pub mod sequence;
 
 #[doc(hidden)]
-pub use autograd::with_autocast;
+pub use autograd::{with_autocast, with_autocast_to};
 pub use check::InvalidValues;
 pub use classification::*;
 pub use combine::*;

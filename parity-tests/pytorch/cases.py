@@ -157,7 +157,7 @@ class Suite:
         layout: str | None = None,
         ones: bool = False,
         second_order: bool = True,
-        autocast: bool = False,
+        autocast: bool | str = False,
         key: Any = None,
     ) -> None:
         """Adds the case that `make` describes, unless the filter or the scale leaves it out.
@@ -179,7 +179,7 @@ class Suite:
         self.chosen.add((reference, key or tag))  # Only now: a larger case before it does not count.
         case = self.case(name, reference, call, expect)
         if autocast:
-            case["autocast"] = True
+            case["autocast"] = autocast
         outputs = self.outputs(case, expect)
         if expect == "ok" and (call.grad or call.state):
             if outputs and not ones:

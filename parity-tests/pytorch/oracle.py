@@ -37,6 +37,8 @@ CASE_FIELDS = {
     "expect",
 }
 VIEW_FIELDS = {"size", "stride", "offset"}
+# The kind of products; none where it is the device's own.
+AUTOCAST = {False: None, True: None, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 class Malformed(Exception):
@@ -178,7 +180,9 @@ def forward(arguments: Arguments) -> tuple[list[torch.Tensor], dict, dict]:
     options = arguments.mapping(case.get("options", {}), "options")
     args, kwargs = arguments.inputs()
     leaves = arguments.leaves(args, kwargs)
-    with torch.autocast(torch.device(arguments.device).type, enabled=case.get("autocast", False)):
+    autocast = case.get("autocast", False)
+    kind = AUTOCAST[autocast]
+    with torch.autocast(torch.device(arguments.device).type, dtype=kind, enabled=autocast is not False):
         if inspect.isclass(reference):
             call, parameters = build(arguments, reference, options)
             return list(flatten(call(*args, **kwargs))), leaves, parameters

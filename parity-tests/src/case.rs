@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Map, Value as Json};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// The version of the format that this crate reads and writes.
 pub const FORMAT: u64 = 1;
@@ -41,7 +41,7 @@ pub struct Case {
     /// Parameters by state-dict name.
     pub state: BTreeMap<String, TensorRef>,
     /// Whether the loss is called under autocast, as in mixed precision.
-    pub autocast: bool,
+    pub autocast: Autocast,
     /// Whether the reference takes this call.
     pub expect: Expect,
 }
@@ -53,6 +53,18 @@ pub enum Expect {
     Ok,
     /// It rejects the call.
     Error,
+}
+
+/// Whether a call is made under autocast.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Autocast {
+    /// It is not.
+    #[default]
+    Off,
+    /// To the kind that libtorch has for the device.
+    Default,
+    /// To this kind.
+    To(Kind),
 }
 
 /// A position or a keyword of an argument.
@@ -163,7 +175,7 @@ impl Case {
             grad_output: fields.parse("grad_output", |json| parse_list(json, parse_tensor))?,
             second_order: fields.parse("second_order", |json| parse_list(json, parse_tensor))?,
             state: fields.parse("state", parse_state)?.unwrap_or_default(),
-            autocast: fields.parse("autocast", parse_flag)?.unwrap_or(false),
+            autocast: fields.parse("autocast", parse_autocast)?.unwrap_or_default(),
             expect: fields.parse("expect", parse_expect)?.unwrap_or(Expect::Ok),
         };
         fields.finish()?;
@@ -273,8 +285,14 @@ fn parse_key(json: Json) -> Result<ArgumentKey> {
     }
 }
 
-fn parse_flag(json: Json) -> Result<bool> {
-    json.as_bool().with_context(|| format!("expected true or false, got {json}"))
+fn parse_autocast(json: Json) -> Result<Autocast> {
+    match (json.as_bool(), json.as_str()) {
+        (Some(true), _) => Ok(Autocast::Default),
+        (Some(false), _) => Ok(Autocast::Off),
+        (_, Some("bf16")) => Ok(Autocast::To(Kind::BFloat16)),
+        (_, Some("f16")) => Ok(Autocast::To(Kind::Half)),
+        _ => bail!("{json} is neither true nor false, \"bf16\" or \"f16\""),
+    }
 }
 
 fn parse_expect(json: Json) -> Result<Expect> {

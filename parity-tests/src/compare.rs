@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 use tch_losses::Backend;
 
 use crate::adapters;
-use crate::case::{Case, Expect};
+use crate::case::{Autocast, Case, Expect};
 use crate::differences::{self, Difference, Rule};
 use crate::numbers::{Elements, rounded, tolerance};
 use crate::results::{CaseResult, Results, Status};
@@ -238,11 +238,31 @@ fn holds(rule: Rule, case: &Case, sides: Sides) -> bool {
             let truer = truth.is_some_and(|truth| (a - truth).abs() <= (e - truth).abs());
             tolerance(kind).accepts(a, e) || truer
         }),
+        (Rule::Rounded, Some(Status::Ok), Some(Status::Ok)) => {
+            tensor_names(case, sides).into_iter().all(|name| is_rounded_alike(case, name, sides).unwrap_or(false))
+        }
         (Rule::Nan, Some(Status::Ok), Some(Status::Ok)) => {
             all_elements(case, sides, |e, a, _, kind| a.is_nan() || tolerance(kind).accepts(a, e))
         }
         _ => false,
     }
+}
+
+/// Whether an output is equal, or a gradient up to the rounding of the products that it is made of.
+fn is_rounded_alike(case: &Case, name: &str, sides: Sides) -> Result<bool> {
+    let key = format!("{}:{name}", case.id);
+    let elements = |results: &Results| Elements::new(results.tensors.get(&key).context("a side lacks it")?);
+    let (expected, actual) = (elements(sides.expected)?, elements(sides.actual)?);
+    ensure!((expected.kind(), expected.len()) == (actual.kind(), actual.len()), "other elements");
+    let positions = || 0..expected.len();
+    let largest = positions().map(|position| expected.value(position).abs()).fold(0.0, f64::max);
+    let near = |position: usize| match case.autocast {
+        Autocast::To(kind) if name.starts_with("grad") => {
+            (actual.value(position) - expected.value(position)).abs() <= tolerance(kind).allowed(largest)
+        }
+        _ => tolerance(expected.kind()).accepts(actual.value(position), expected.value(position)),
+    };
+    Ok(positions().all(near))
 }
 
 /// Whether `accepts` holds for the expected, actual and true value of each element of all tensors, and their kind.

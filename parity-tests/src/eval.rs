@@ -4,11 +4,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context, Result};
 use tch::{Device, Tensor};
-use tch_losses::{InvalidValues, with_autocast};
+use tch_losses::{InvalidValues, with_autocast, with_autocast_to};
 
 use crate::adapters::{self, Outputs};
 use crate::arguments::{Argument, Arguments, EvalError};
-use crate::case::{ArgumentKey, Case, TensorRef, Tensors, Value};
+use crate::case::{ArgumentKey, Autocast, Case, TensorRef, Tensors, Value};
 use crate::results::{CaseResult, Results, Status};
 
 /// What stands between the arguments of a case and its outputs: the adapters, or a broken copy of them in a test.
@@ -140,7 +140,11 @@ fn tensors_of(value: &Value) -> Option<Vec<&TensorRef>> {
 
 fn compute(case: &Case, resolved: &mut Resolved, device: Device, runner: &Runner) -> Result<Computed, EvalError> {
     let mut call = || runner(&case.reference, &mut resolved.arguments);
-    let outputs = if case.autocast { with_autocast(device, true, call)? } else { call()? };
+    let outputs = match case.autocast {
+        Autocast::Off => call()?,
+        Autocast::Default => with_autocast(device, true, call)?,
+        Autocast::To(kind) => with_autocast_to(device, Some(kind), call)?,
+    };
     let mut tensors = Vec::new();
     for (position, output) in outputs.tensors.iter().enumerate() {
         tensors.push((format!("output/{position}"), stored(output)?));

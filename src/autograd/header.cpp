@@ -73,13 +73,17 @@ void fill(const at::Tensor& tensor, Header* header) {
 
 extern "C" {
 
-// Whether operations on this type of device choose their kind themselves.
-bool tch_losses_autocasts(int device) {
-  return at::autocast::is_autocast_enabled(static_cast<at::DeviceType>(device));
+// Whether operations on this type of device choose their kind themselves, and which one products have then.
+bool tch_losses_autocast(int device, int* kind) {
+  const auto type = static_cast<at::DeviceType>(device);
+  *kind = static_cast<int>(at::autocast::get_autocast_dtype(type));
+  return at::autocast::is_autocast_enabled(type);
 }
 
-void tch_losses_set_autocast(int device, bool enabled) {
-  at::autocast::set_autocast_enabled(static_cast<at::DeviceType>(device), enabled);
+void tch_losses_set_autocast(int device, bool enabled, int kind) {
+  const auto type = static_cast<at::DeviceType>(device);
+  at::autocast::set_autocast_enabled(type, enabled);
+  at::autocast::set_autocast_dtype(type, static_cast<at::ScalarType>(kind));
 }
 
 unsigned tch_losses_form(const at::Tensor* tensor) {

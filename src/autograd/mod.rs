@@ -77,9 +77,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tch::{Tensor, no_grad_guard};
 
+pub(crate) use autocast::{autocast_kind, autocasts, without_autocast};
 #[doc(hidden)]
-pub use autocast::with_autocast;
-pub(crate) use autocast::{autocasts, without_autocast};
+pub use autocast::{with_autocast, with_autocast_to};
 pub(crate) use ffi::{drop_payload, grad_enabled};
 pub(crate) use graph::{f_alias, f_with_zero_gradients};
 pub(crate) use header::{Form, Header};

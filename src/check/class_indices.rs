@@ -96,15 +96,26 @@ impl ClassIndices {
         engine: impl FnOnce(&Tensor, Option<&Note>) -> Result<Option<Tensor>, LossError>,
     ) -> Result<Result<Tensor, ClassIndices>, LossError> {
         let f_checked = || Self::f_new(target, classes, ignore_index, mode);
-        if kernels::is_on_cuda(target) && mode != InvalidValues::ErrorAtOnce {
-            let expected = || expected_class(classes, ignore_index);
-            let note = mode.is_error().then(|| Note { argument: "target", expected: expected() });
+        if let Some(note) = Self::checked_by_kernels(target, classes, ignore_index, mode) {
             let fused = engine(&integers(("target", target))?, note.as_ref())?;
             return fused.map_or_else(|| f_checked().map(Err), |loss| Ok(Ok(loss)));
         }
         let checked = f_checked()?;
         let fused = engine(&checked.indices, None)?;
         Ok(checked.validity.f_poison_fused(fused, unreduced)?.ok_or(checked))
+    }
+
+    /// What kernels are to take note of where they come upon another class, if anything; nothing where kernels are not
+    /// what checks these classes.
+    pub(crate) fn checked_by_kernels(
+        target: &Tensor,
+        classes: i64,
+        ignore_index: Option<i64>,
+        mode: InvalidValues,
+    ) -> Option<Option<Note>> {
+        let expected = || expected_class(classes, ignore_index);
+        let note = || mode.is_error().then(|| Note { argument: "target", expected: expected() });
+        (kernels::is_on_cuda(target) && mode != InvalidValues::ErrorAtOnce).then(note)
     }
 
     /// One pass over the values beats four tensor operations on the CPU.

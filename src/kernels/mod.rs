@@ -124,8 +124,8 @@ pub(crate) use region::{Entropy, Regional, Sums, Total, f_region, takes_region};
 #[cfg(feature = "detection")]
 pub(crate) use rows::f_softmax_of_positions;
 pub(crate) use rows::{
-    Hinges, LogitRows, Margin, Note, RowReduction, Rows, f_label_margin, f_logits, f_margin, f_picked, f_softmax,
-    f_softmax_of_shares, takes_rows,
+    Hinges, LogitRows, Margin, Note, RowReduction, Rows, Unchecked, f_label_margin, f_logits, f_margin, f_picked,
+    f_softmax, f_softmax_of_shares, takes_rows,
 };
 #[cfg(feature = "classification")]
 pub(crate) use rows::{Views, f_class_terms, f_views};

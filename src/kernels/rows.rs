@@ -135,12 +135,27 @@ pub(crate) struct Views {
     pub(crate) floor: f64,
 }
 
+/// What is done with targets that have not been checked. Of a class out of range loss and gradient are NaN and 0.
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(not(any(test, feature = "cuda")), allow(dead_code))]
+pub(crate) struct Unchecked<'a> {
+    /// The class whose targets are ignored.
+    pub(crate) ignored: i64,
+    /// A Boolean that becomes false where a class is out of range.
+    pub(crate) note: Option<&'a Tensor>,
+    /// A number, of the type that the logits are computed in, that becomes 0 there.
+    pub(crate) valid: &'a Tensor,
+}
+
 /// Rows of logits and their targets.
 pub(crate) struct LogitRows<'a> {
     /// `[n, C]`, without a graph.
     pub(crate) logits: &'a Tensor,
-    /// `[n]`: a class in range, or −1 where it is ignored; 64-bit.
+    /// `[n]`: a class in range, or −1 where it is ignored; 64-bit. With `unchecked` it is any number.
     pub(crate) target: &'a Tensor,
+    /// On CUDA, where the kernel is to check the classes.
+    #[cfg_attr(not(any(test, feature = "cuda")), allow(dead_code))]
+    pub(crate) unchecked: Option<Unchecked<'a>>,
     /// A weight for each class, of any floating kind.
     pub(crate) weight: Option<&'a Tensor>,
     /// The share of the target that is spread over all classes.

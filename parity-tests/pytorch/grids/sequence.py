@@ -358,6 +358,34 @@ def linear_cross_entropy_of_language_models(suite: Suite) -> None:
             add(FORMULA, "layout", dtype, additions[2], chunk, layout=layout)
 
 
+AT_ONCE = "papers.chunked_linear_cross_entropy"
+
+
+def linear_cross_entropy_under_autocast(suite: Suite) -> None:
+    """The weights are of single precision, and the hidden states what the layer before makes: that or half precision."""
+    settings = [{}, {"weight": True, "ignore_index": 1}, {"label_smoothing": 0.1}]
+
+    def add(reference: str, cast: str, hidden: str, options: dict, more: dict, **sizes: Any) -> None:
+        def make(draw: Draw) -> Call:
+            arguments = linear_arguments(draw, options, **sizes)
+            arguments["input"] = arguments["input"].to(DTYPES[hidden])
+            made = linear_module if reference.endswith("LinearCrossEntropyLoss") else linear_function
+            call = made(arguments, options)
+            return dataclasses.replace(call, options=call.options | more)
+
+        tag = f"autocast_{cast}_of_{hidden}"
+        key = (tag, sizes["bias"])
+        suite.add(reference, tag, "f32", make, key=key, second_order=False, autocast=cast)
+
+    for cast, hidden, setting, bias in product(("bf16", "f16"), ("f32", "bf16", "f16"), settings, (True, False)):
+        for reduction in REDUCTIONS:
+            options = {**setting, "reduction": reduction}
+            for reference in ("torch.nn.LinearCrossEntropyLoss", "torch.nn.functional.linear_cross_entropy"):
+                add(reference, cast, hidden, options, {}, bias=bias)
+            add(AT_ONCE, cast, hidden, options, {"chunk": 4}, bias=bias)
+            add(AT_ONCE, cast, hidden, options, {"chunk": 16}, bias=bias, batch=40, features=16, classes=125)
+
+
 ADAPTIVE = "torch.nn.AdaptiveLogSoftmaxWithLoss"
 
 
@@ -447,5 +475,11 @@ def adaptive_rejects(suite: Suite, sizes: dict) -> None:
 
 
 def add_all(suite: Suite) -> None:
-    for add in (ctc, linear_cross_entropy, linear_cross_entropy_of_language_models, adaptive_log_softmax):
+    for add in (
+        ctc,
+        linear_cross_entropy,
+        linear_cross_entropy_of_language_models,
+        linear_cross_entropy_under_autocast,
+        adaptive_log_softmax,
+    ):
         add(suite)

@@ -414,3 +414,17 @@ def linear_cross_entropy(
     if reduction == "sum":
         return (entropy + square).sum().to(own)
     return (entropy.sum() / weights + square.sum() / counts).to(own)
+
+
+def chunked_linear_cross_entropy(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    target: torch.Tensor,
+    linear_bias: torch.Tensor | None = None,
+    chunk: int | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """PyTorch's own, all rows at once: its chunks do not heed autocast. `chunk` says nothing about the value."""
+    return torch.nn.functional.linear_cross_entropy(
+        input, linear_weight, target, linear_bias=linear_bias, **options
+    )

@@ -56,7 +56,6 @@ impl VocabParallelCrossEntropy {
         let needed = needed(&[&[input, linear_weight][..], linear_bias.as_slice()].concat());
         let shard = Shard { classes, group: group.clone(), input_needs: needed[0], any_needs: needed.contains(&true) };
         let whole = self.whole();
-        let loss = whole.f_of_shard([input, linear_weight, &target], linear_bias, size, Arc::new(shard))?;
-        Ok(loss.f_to_kind(result_kind(input)?)?)
+        whole.f_of_shard([input, linear_weight, &target], linear_bias, size, Arc::new(shard))
     }
 }

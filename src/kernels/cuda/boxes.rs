@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::engine::{self, Engine, Forward, Sum, address, address_of};
+use super::engine::{self, Ends, Engine, Finish, Forward, Sum, address, address_of};
 use super::launch::{Block, Kernel, Launch};
 use super::pointwise::{Recorded, evaluate, is_floating};
 use super::source::Recipe;
@@ -57,18 +57,11 @@ impl Engine for Pairs {
         let boxes = f_all_contiguous(boxes)?;
         let Some(call) = self.call(&boxes, None, wanted, sum.is_none()) else { return Ok(None) };
         let gradients = engine::f_gradients(&boxes[0], wanted)?;
-        let size = boxes[0].size();
-        let Some(sum) = sum else {
-            let losses = Tensor::f_empty(&size[..size.len() - 1], (self.kind, boxes[0].device()))?;
-            let launched = call.run(&gradients, (1.0, None), Some(&losses), None);
-            return Ok(launched.then_some(Forward { loss: losses, gradients, valid: None }));
-        };
-        let sums = Tensor::f_empty([i64::from(call.grid())], (Kind::Double, boxes[0].device()))?;
-        if !call.run(&gradients, (sum.scale, None), None, Some(&sums)) {
-            return Ok(None);
-        }
-        let loss = engine::f_finish(&sums, call.grid(), sum)?;
-        Ok(loss.map(|loss| Forward { loss, gradients, valid: None }))
+        let (size, device) = (boxes[0].size(), boxes[0].device());
+        let f_losses = || Ok(Tensor::f_empty(&size[..size.len() - 1], (self.kind, device))?);
+        let f_run = |Ends { losses, sums, scale }: Ends| Ok(call.run(&gradients, (scale, None), losses, sums));
+        let ended = engine::f_end(device, sum, (call.grid(), Finish::default()), f_losses, f_run)?;
+        Ok(ended.map(|(loss, valid)| Forward { loss, gradients, valid }))
     }
 
     fn f_backward(

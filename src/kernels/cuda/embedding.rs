@@ -3,8 +3,8 @@
 
 use tch::{Kind, Tensor};
 
-use super::engine::{self, Engine, Forward, Sum, address, address_of};
-use super::launch::{Block, Kernel, Launch, OF_WARP, THREADS, WARP};
+use super::engine::{self, Ends, Engine, Finish, Forward, Sum, address, address_of};
+use super::launch::{Block, Kernel, Launch, OF_BLOCK, OF_WARP, THREADS, WARP};
 use super::pointwise::is_floating;
 use super::source::{Recipe, function, numbered};
 use super::{arguments, modules};
@@ -20,8 +20,6 @@ const PARTS: Kernel = Kernel { name: c"parts", types: &["Call"] };
 const WHOLE: Kernel = Kernel { name: c"whole", types: &["Call"] };
 const DERIVATIVES: Kernel = Kernel { name: c"derivatives", types: &["Call"] };
 
-/// A row of more numbers than this has a block for each part.
-const OF_BLOCK: usize = 1 << 15;
 /// How many numbers a part has.
 const PART: usize = 1 << 13;
 
@@ -119,19 +117,11 @@ impl Engine for Rows {
         let arguments = f_all_contiguous(arguments)?;
         let Some(call) = self.call(&arguments, None, wanted, sum.is_none())? else { return Ok(None) };
         let gradients = engine::f_gradients(&arguments[0], wanted)?;
-        let size = arguments[0].size();
-        let Some(sum) = sum else {
-            let losses = Tensor::f_empty(&size[..size.len() - 1], (self.kind, arguments[0].device()))?;
-            let launched = call.f_run(&gradients, (1.0, None), Some(&losses), None)?;
-            return Ok(launched.then_some(Forward { loss: losses, gradients, valid: None }));
-        };
-        let grid = call.shape.grid();
-        let sums = Tensor::f_empty([i64::from(grid)], (Kind::Double, arguments[0].device()))?;
-        if !call.f_run(&gradients, (sum.scale, None), None, Some(&sums))? {
-            return Ok(None);
-        }
-        let loss = engine::f_finish(&sums, grid, sum)?;
-        Ok(loss.map(|loss| Forward { loss, gradients, valid: None }))
+        let (size, device) = (arguments[0].size(), arguments[0].device());
+        let f_losses = || Ok(Tensor::f_empty(&size[..size.len() - 1], (self.kind, device))?);
+        let f_run = |Ends { losses, sums, scale }: Ends| call.f_run(&gradients, (scale, None), losses, sums);
+        let ended = engine::f_end(device, sum, (call.shape.grid(), Finish::default()), f_losses, f_run)?;
+        Ok(ended.map(|(loss, valid)| Forward { loss, gradients, valid }))
     }
 
     fn f_backward(

@@ -91,7 +91,7 @@ pub(super) fn f_fused(
     let (result, composite) = match is_autocast(arguments[0]) {
         // Losses that are not reduced have the kind of the kernels.
         true if reduce == Reduce::No => return Ok(Err(composite)),
-        true => (Kind::Float, under_autocast(composite)),
+        true => (Kind::Float, under_autocast(autograd::autocast_kind(arguments[0])?, composite)),
         false => (result, composite),
     };
     let mut needed = autograd::needed(arguments);
@@ -123,9 +123,9 @@ pub(super) fn f_fused(
     f_with_graph(loss, arguments, needed, composite, Box::new(fused)).map(Ok)
 }
 
-/// The composite as it is under autocast, for a backward pass, which is not.
-fn under_autocast(composite: Composite) -> Composite {
-    Box::new(move |arguments| autograd::with_autocast(arguments[0].device(), true, || composite(arguments)))
+/// The composite as it is under autocast to this kind, for a backward pass, which is not.
+fn under_autocast(kind: Option<Kind>, composite: Composite) -> Composite {
+    Box::new(move |arguments| autograd::with_autocast_to(arguments[0].device(), kind, || composite(arguments)))
 }
 
 /// Whether gradients are computed in the forward pass. Those of half precision would be rounded before they are scaled,
@@ -172,6 +172,39 @@ pub(super) fn f_scale(gradient: &mut Tensor, grad: &Tensor, valid: Option<&Tenso
 pub(super) fn grid(tensor: &Tensor) -> u32 {
     let of_thread = PACK / tensor.kind().elt_size_in_bytes();
     Header::of(tensor).elements().div_ceil(THREADS as usize * of_thread).clamp(1, BLOCKS) as u32
+}
+
+/// Where a forward pass puts the losses, and what their derivatives are multiplied by.
+#[derive(Clone, Copy)]
+pub(super) struct Ends<'a> {
+    /// The place of each loss, or none where they are added up.
+    pub(super) losses: Option<&'a Tensor>,
+    /// The place of the sums of blocks, if they are. Behind those of partial losses is that of the counts of the values
+    /// without one.
+    pub(super) sums: Option<&'a Tensor>,
+    pub(super) scale: f64,
+}
+
+/// The end of a forward pass, given what launches its kernels over so many blocks: the losses, or their sum, and what
+/// [`Forward::valid`] is. None where that could not be launched.
+pub(super) fn f_end(
+    device: Device,
+    sum: Option<Sum>,
+    (grid, finish): (u32, Finish),
+    f_losses: impl FnOnce() -> Result<Tensor, LossError>,
+    f_run: impl FnOnce(Ends) -> Result<bool, LossError>,
+) -> Result<Option<(Tensor, Option<Tensor>)>, LossError> {
+    let Some(sum) = sum else {
+        let losses = f_losses()?;
+        let launched = f_run(Ends { losses: Some(&losses), sums: None, scale: 1.0 })?;
+        return Ok(launched.then_some((losses, None)));
+    };
+    let length = i64::from(grid) * if finish.partial { 2 } else { 1 };
+    let sums = Tensor::f_empty([length], (Kind::Double, device))?;
+    if !f_run(Ends { losses: None, sums: Some(&sums), scale: sum.scale })? {
+        return Ok(None);
+    }
+    f_finish_with(&sums, grid, sum, finish)
 }
 
 /// The sum of the first `count` of the numbers `sums`, as the loss; none where that could not be launched.

@@ -13,6 +13,9 @@ pub(super) const WARP: usize = 32;
 /// A row of more numbers than this has a block of threads, of fewer a warp.
 pub(super) const OF_WARP: usize = 1024;
 
+/// A row of more numbers than this has a block for each part.
+pub(super) const OF_BLOCK: usize = 1 << 15;
+
 /// The name of a kernel, and the C++ types of its parameters.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel {

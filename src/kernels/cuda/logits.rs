@@ -3,7 +3,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::engine::{address, are_aligned};
+use super::engine::{address, address_of, are_aligned};
 use super::launch::{Block, Kernel};
 use super::modules;
 use super::rows::{Outputs, RowCall, f_weights, grid, plan};
@@ -44,14 +44,19 @@ pub(in crate::kernels) fn f_logits(rows: &LogitRows) -> Result<Option<[Tensor; 2
         rows: count,
         classes,
         inner: 1,
-        ignored: Some(-1),
+        ignored: Some(rows.unchecked.map_or(-1, |unchecked| unchecked.ignored)),
         smoothing: rows.smoothing,
         parameters: &parameters,
-        outputs: Outputs { gradient: rows.derivatives.map(|_| logits), ..Outputs::default() },
+        outputs: Outputs {
+            gradient: rows.derivatives.map(|_| logits),
+            note: rows.unchecked.and_then(|unchecked| unchecked.note),
+            ..Outputs::default()
+        },
     };
     let mut block = Block::default();
     let derivatives = rows.derivatives.map_or([std::ptr::null(); 2], |derivatives| derivatives.map(address));
-    derivatives.into_iter().chain(losses.iter().map(address)).for_each(|address| block.pointer(address));
+    let valid = address_of(rows.unchecked.map(|unchecked| unchecked.valid));
+    derivatives.into_iter().chain(losses.iter().map(address)).chain([valid]).for_each(|address| block.pointer(address));
     call.write(&mut block);
     let mut block = block.finish();
     // SAFETY: the block has the layout of `LogitCall`; all tensors are on the device and of the kinds and lengths that
@@ -71,6 +76,7 @@ fn takes(rows: &LogitRows, wide: Kind) -> Result<bool, LossError> {
         && fits(rows.logits, kind)
         && logits.elements() != 0
         && fits(rows.target, Kind::Int64)
+        && rows.unchecked.is_none_or(|unchecked| fits(unchecked.valid, wide))
         && rows.weight.is_none_or(is_beside)
         && rows.derivatives.is_none_or(|derivatives| derivatives.into_iter().all(|tensor| fits(tensor, wide))))
 }

@@ -10,7 +10,7 @@ use std::fmt::Write;
 use tch::{Kind, Tensor};
 
 use super::engine::{self, address_of};
-use super::launch::{Block, Kernel, Launch, OF_WARP, THREADS, WARP};
+use super::launch::{Block, Kernel, Launch, OF_BLOCK, OF_WARP, THREADS, WARP};
 use super::pair_labels::DeviceLabels;
 use super::source::{Recipe, function, numbered};
 use super::{is_asked, modules};
@@ -26,12 +26,13 @@ use crate::kernels::{formulas::Positives, pairs::Each};
 
 const FINISH: Kernel = Kernel { name: c"pairs_finish", types: &["Call", "int"] };
 const ROWS: Kernel = Kernel { name: c"pairs_rows", types: &["Call"] };
+const WHOLE: Kernel = Kernel { name: c"pairs_whole", types: &["Call"] };
 const LOSSES: Kernel = Kernel { name: c"pairs_losses", types: &["Call"] };
 const GRADIENT: Kernel = Kernel { name: c"pairs_gradient", types: &["Call"] };
 const POSITIVES: Kernel = Kernel { name: c"positives_of_rows", types: &["Call"] };
-const OF_POSITIVES: Kernel = Kernel { name: c"positives_gradient", types: &["Call"] };
+const WHOLE_POSITIVES: Kernel = Kernel { name: c"positives_whole", types: &["Call"] };
 
-/// How many columns of a row a block has in the gradient.
+/// How many columns of a row a block has in the gradient, and in the sums of a row of more than [`OF_BLOCK`].
 const PART: usize = 4096;
 /// How many numbers a block adds up.
 const TOTALS: usize = 4;
@@ -98,6 +99,14 @@ impl<F: Positives> Recorded for Each<F> {
     }
 }
 
+/// The kernels of the losses.
+#[derive(Clone, Copy)]
+struct Losses {
+    of_rows: Kernel,
+    /// What ends those of long rows. With it a group has the losses of a row, else a thread.
+    whole: Option<Kernel>,
+}
+
 impl OfSums {
     /// The formula of the loss, where there is one.
     fn recording(&self) -> Option<&Recording> {
@@ -109,12 +118,12 @@ impl OfSums {
         }
     }
 
-    /// The kernels of the losses and of the gradient.
-    fn kernels(&self) -> [Kernel; 2] {
+    /// The kernels of the losses.
+    fn kernels(&self) -> Losses {
         match self {
             #[cfg(feature = "metric")]
-            Self::Each { .. } => [POSITIVES, OF_POSITIVES],
-            _ => [LOSSES, GRADIENT],
+            Self::Each { .. } => Losses { of_rows: POSITIVES, whole: Some(WHOLE_POSITIVES) },
+            _ => Losses { of_rows: LOSSES, whole: None },
         }
     }
 
@@ -180,7 +189,7 @@ struct Pairs {
     recipe: Recipe,
     /// The parameters of the terms, and of the loss that is made of them.
     parameters: [Vec<f64>; 2],
-    kernels: [Kernel; 2],
+    losses: Losses,
     /// How many weights a row has.
     weights: usize,
     labels: DeviceLabels,
@@ -204,6 +213,7 @@ struct Pointers<'a> {
     matrix: Option<&'a Tensor>,
     beside: Option<&'a Tensor>,
     sums: Option<&'a Tensor>,
+    room: Option<&'a Tensor>,
     totals: Option<&'a Tensor>,
     kept: Option<&'a Kept>,
     loss: Option<&'a Tensor>,
@@ -224,8 +234,8 @@ impl Pairs {
         let [same, other] = formulas.terms.each_ref().map(|term| &term.parameters[..]);
         let of_loss = formulas.loss.recording().map_or_else(Vec::new, |loss| loss.parameters.clone());
         let parameters = [[same, other].concat(), of_loss];
-        let (kernels, weights) = (formulas.loss.kernels(), formulas.loss.weights());
-        Ok(Self { recipe, parameters, kernels, weights, labels, counted, shape, kind, result })
+        let (losses, weights) = (formulas.loss.kernels(), formulas.loss.weights());
+        Ok(Self { recipe, parameters, losses, weights, labels, counted, shape, kind, result })
     }
 
     /// The loss, and what the backward pass needs; `None` where the kernels cannot be had.
@@ -234,10 +244,12 @@ impl Pairs {
         let Some(launcher) = self.launcher(values[0]) else { return Ok(None) };
         let f_numbers = |size: &[i64]| Tensor::f_empty(size, (Kind::Double, device));
         let kept = Kept { weights: f_numbers(&[shape.rows as i64, self.weights as i64])?, scales: f_numbers(&[2])? };
-        // A thread has the loss of a row, but a group has the losses of the row's positives.
-        let [losses, _] = self.kernels;
-        let of_losses = if losses.name == LOSSES.name { shape.blocks_of(shape.rows) } else { shape.blocks(1) };
+        let Losses { of_rows: losses, whole } = self.losses;
+        let (shared, of_rows) = (shape.parts_of_sums(), shape.blocks_of(shape.rows));
+        let of_losses = if whole.is_some() { shape.blocks(shared) } else { of_rows };
         let sums = f_numbers(&[shape.rows as i64, SUMS as i64])?;
+        let is_shared = shared > 1;
+        let room = is_shared.then(|| f_numbers(&[(shape.rows * shared) as i64, SUMS as i64 + 1])).transpose()?;
         let totals = f_numbers(&[i64::from(of_losses), TOTALS as i64])?;
         let loss = Tensor::f_empty([0_i64; 0], (engine::kind_of_scalar(self.result), device))?;
         let matrix = values[0].f_contiguous()?;
@@ -246,14 +258,18 @@ impl Pairs {
             matrix: Some(&matrix),
             beside: beside.as_ref(),
             sums: Some(&sums),
+            room: room.as_ref(),
             totals: Some(&totals),
             kept: Some(&kept),
             loss: Some(&loss),
             ..Pointers::default()
         });
-        let launched = launch(&*launcher, ROWS, shape.blocks(1), &mut block, None)
-            && launch(&*launcher, losses, of_losses, &mut block, None)
-            && launch(&*launcher, FINISH, 1, &mut block, Some(of_losses));
+        let whole = whole.filter(|_| is_shared).map(|kernel| (kernel, of_rows, None));
+        let launches = [Some((ROWS, shape.blocks(shared), None)), is_shared.then_some((WHOLE, shape.blocks(1), None))]
+            .into_iter()
+            .chain([Some((losses, of_losses, None)), whole, Some((FINISH, 1, Some(of_losses)))]);
+        let launched =
+            launches.flatten().all(|(kernel, grid, second)| launch(&*launcher, kernel, grid, &mut block, second));
         Ok(launched.then_some((loss.f_to_kind(self.result)?, kept)))
     }
 
@@ -279,25 +295,27 @@ impl Pairs {
             gradients: [gradients[0].as_ref(), gradients.get(1).and_then(Option::as_ref)],
             ..Pointers::default()
         });
-        let launched = launch(&*launcher, self.kernels[1], self.shape.blocks(self.shape.parts()), &mut block, None);
+        let blocks = self.shape.blocks(self.shape.parts());
+        let launched = launch(&*launcher, GRADIENT, blocks, &mut block, None);
         Ok(launched.then_some(gradients))
     }
 
     fn launcher(&self, matrix: &Tensor) -> Option<Box<dyn Launch>> {
-        let [losses, gradient] = self.kernels;
-        modules::launcher_of(matrix.device(), self.recipe.clone(), &[ROWS, losses, FINISH, gradient])
+        let Losses { of_rows, whole } = self.losses;
+        let kernels: Vec<Kernel> = [ROWS, WHOLE, of_rows, FINISH, GRADIENT].into_iter().chain(whole).collect();
+        modules::launcher_of(matrix.device(), self.recipe.clone(), &kernels)
     }
 
     /// The parameter block: `Call` in pair_terms.cu.
     fn block(&self, pointers: &Pointers) -> Vec<u64> {
-        let Pointers { matrix, beside, sums, totals, kept, loss, grad, gradients } = *pointers;
+        let Pointers { matrix, beside, sums, room, totals, kept, loss, grad, gradients } = *pointers;
         let Self { labels, counted, shape, kind, parameters: [of_terms, of_loss], .. } = self;
         let mut block = Block::default();
         block.pointer(address_of(matrix));
         labels.put_pointers(&mut block);
         let kept = kept.map(|kept| [&kept.weights, &kept.scales]);
         let kept = [0, 1].map(|position| kept.map(|kept| kept[position]));
-        let others = [beside, sums, totals, kept[0], kept[1], loss, grad, gradients[0], gradients[1]];
+        let others = [beside, sums, room, totals, kept[0], kept[1], loss, grad, gradients[0], gradients[1]];
         others.into_iter().for_each(|tensor| block.pointer(address_of(tensor)));
         labels.put_numbers(&mut block);
         block.long(shape.part as i64);
@@ -355,11 +373,11 @@ fn recipe(kind: Kind, group: usize, formulas: &Formulas) -> Recipe {
 }
 
 fn write_pairs(recipe: &Recipe) -> String {
-    write(recipe, "row_loss") + include_str!("source/pairs.cu")
+    write(recipe, "row_loss") + include_str!("source/pairs.cu") + include_str!("source/pair_gradient.cu")
 }
 
 fn write_positives(recipe: &Recipe) -> String {
-    write(recipe, "positive_loss") + include_str!("source/positives.cu")
+    write(recipe, "positive_loss") + include_str!("source/positives.cu") + include_str!("source/pair_gradient.cu")
 }
 
 /// The formulas of the terms, and of the loss under this `name`.
@@ -387,7 +405,7 @@ struct Shape {
     columns: usize,
     /// How many threads have a row.
     group: usize,
-    /// How many columns of a row they have in the gradient.
+    /// How many columns of a row they have where it is shared.
     part: usize,
 }
 
@@ -401,6 +419,11 @@ impl Shape {
 
     fn parts(self) -> usize {
         self.columns.div_ceil(self.part)
+    }
+
+    /// How many groups share the sums of a row. A few long rows would leave most of a GPU idle.
+    fn parts_of_sums(self) -> usize {
+        if self.columns > OF_BLOCK { self.parts() } else { 1 }
     }
 
     /// The blocks that go through all rows, each of which is shared by so many groups.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use tch::{Kind, Tensor};
 
 use super::arguments::{self, Argument};
-use super::engine::{self, Engine, Finish, Forward, Sum, address, address_of};
+use super::engine::{self, Ends, Engine, Finish, Forward, Sum, address, address_of};
 use super::launch::{Block, Kernel, Launch};
 use super::modules;
 use super::source::{self, Body, Recipe};
@@ -138,22 +138,14 @@ impl Elements {
         let first = &arguments[0].tensor;
         let note = self.partial.map(|(argument, expected)| InvalidValues::f_memory(first.device(), argument, expected));
         let note = note.transpose()?;
-        let Some(sum) = sum else {
-            let losses = first.f_detach()?.f_empty_like()?;
-            let outputs = Outputs { losses: Some(&losses), note: note.as_ref(), ..Outputs::of(&gradients) };
-            return Ok(kernels.run(outputs).then_some(Forward { loss: losses, gradients, valid: None }));
+        let finish = Finish { partial: note.is_some(), ..Finish::default() };
+        let f_losses = || Ok(first.f_detach()?.f_empty_like()?);
+        let f_run = |Ends { losses, sums, scale }: Ends| {
+            let outputs = Outputs { losses, sums, note: note.as_ref(), factor: scale, ..Outputs::of(&gradients) };
+            Ok(kernels.run(outputs))
         };
-        let (grid, partial) = (engine::grid(first), note.is_some());
-        // Behind the sums of partial losses come the counts of elements without a loss.
-        let length = i64::from(grid) * if partial { 2 } else { 1 };
-        let sums = Tensor::f_empty([length], (Kind::Double, first.device()))?;
-        let outputs = Outputs { sums: Some(&sums), note: note.as_ref(), factor: sum.scale, ..Outputs::of(&gradients) };
-        if !kernels.run(outputs) {
-            return Ok(None);
-        }
-        let finish = Finish { partial, ..Finish::default() };
-        let finished = engine::f_finish_with(&sums, grid, sum, finish)?;
-        Ok(finished.map(|(loss, valid)| Forward { loss, gradients, valid }))
+        let ended = engine::f_end(first.device(), sum, (engine::grid(first), finish), f_losses, f_run)?;
+        Ok(ended.map(|(loss, valid)| Forward { loss, gradients, valid }))
     }
 
     /// [`Engine::f_backward`] into these `gradients`. Whether that could be launched.

@@ -4,7 +4,9 @@
 use tch::{Device, Kind, Tensor};
 
 use super::arguments::name_of_factors;
-use super::engine::{self, BLOCKS, Engine, Finish, Forward, PACK, Sum, address_of, are_aligned, is_stored, parts};
+use super::engine::{
+    self, BLOCKS, Ends, Engine, Finish, Forward, PACK, Sum, address_of, are_aligned, is_stored, parts,
+};
 use super::launch::{Block, Kernel, Launch, THREADS, WARP};
 use super::modules;
 use super::source::Recipe;
@@ -302,33 +304,26 @@ impl Engine for RowEngine {
         let Some(kernels) = self.kernels(&layout, gradient.as_ref(), None) else { return Ok(None) };
         let f_memory = |note: &Note| InvalidValues::f_memory(self.device, note.argument, &note.expected);
         let note = self.note.as_ref().map(f_memory).transpose()?;
-        let Some(sum) = sum else {
+        let counts = match sum {
+            None => None,
+            Some(_) => match self.f_counts(&layout)? {
+                Ok(counts) => counts,
+                Err(()) => return Ok(None),
+            },
+        };
+        let of_mean = counts.as_ref().filter(|_| self.is_counted_mean());
+        let f_losses = || {
             let mut size = arguments[0].size();
             size.remove(self.class_dim);
-            let loss = Tensor::f_empty(&size, (self.kind, self.device))?;
-            let outputs = Outputs { losses: Some(&loss), note: note.as_ref(), factor: 1.0, ..Outputs::default() };
-            let launched = kernels.run(outputs);
-            return Ok(launched.then_some(Forward { loss, gradients: vec![], valid: None }));
+            Ok(Tensor::f_empty(&size, (self.kind, self.device))?)
         };
-        let Ok(counts) = self.f_counts(&layout)? else { return Ok(None) };
-        let partial = self.kernel.partial;
-        // Behind the sums come the counts of targets without a loss.
-        let length = i64::from(kernels.grid()) * if partial { 2 } else { 1 };
-        let sums = Tensor::f_empty([length], (Kind::Double, self.device))?;
-        let outputs = Outputs {
-            gradient: gradient.as_ref(),
-            sums: Some(&sums),
-            counts: counts.as_ref(),
-            note: note.as_ref(),
-            factor: sum.scale,
-            ..Outputs::default()
+        let f_run = |Ends { losses, sums, scale }: Ends| {
+            let (gradient, counts, note) = (gradient.as_ref(), counts.as_ref(), note.as_ref());
+            Ok(kernels.run(Outputs { gradient, losses, sums, counts, note, factor: scale, ..Outputs::default() }))
         };
-        if !kernels.run(outputs) {
-            return Ok(None);
-        }
-        let finish = Finish { counts: counts.as_ref().filter(|_| self.is_counted_mean()), partial };
-        let finished = engine::f_finish_with(&sums, kernels.grid(), sum, finish)?;
-        Ok(finished.map(|(loss, valid)| Forward { loss, gradients: gradient.into_iter().collect(), valid }))
+        let finish = Finish { counts: of_mean, partial: self.kernel.partial };
+        let ended = engine::f_end(self.device, sum, (kernels.grid(), finish), f_losses, f_run)?;
+        Ok(ended.map(|(loss, valid)| Forward { loss, gradients: gradient.into_iter().collect(), valid }))
     }
 
     fn f_backward(

@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use tch::{Kind, Tensor, no_grad};
 
-use super::row_loss::{PerRow, RowLoss, RowTarget};
+use super::row_loss::{PerRow, RowLoss, RowTarget, UncheckedTargets};
 use super::shard::ClassShard;
 use super::{Arguments, LinearCrossEntropy};
-use crate::autograd::{Context, Function, Gradients, Stored, StoredGradients, f_gradients_of, needed, spread};
-use crate::kernels::NumberOperations;
-use crate::kernels::{small_work, waits};
+use crate::autograd::{
+    Context, Function, Gradients, Stored, StoredGradients, autocast_kind, f_gradients_of, needed, spread,
+    with_autocast_to, without_autocast,
+};
+use crate::kernels::{Note, NumberOperations, small_work, waits};
 use crate::numeric::multiplications;
-use crate::numeric::{f_filled, f_ratio};
+use crate::numeric::{f_filled, f_ratio, f_times};
 use crate::{LossError, Reduction};
 
 /// How a loss is computed.
@@ -24,31 +26,37 @@ pub(super) struct Plan {
     pub(super) kind: Kind,
     /// Where other processes have other classes of the layer. Their number of rows is the same.
     pub(super) shard: Option<Arc<dyn ClassShard>>,
+    /// Whether class indices are unchecked, and what is to be noted of other ones then.
+    pub(super) unchecked: Option<Option<Note>>,
 }
 
-/// The loss by this plan, in the kind `result`. Class indices are 64-bit and valid.
+/// The loss by this plan, in the kind `result`. Class indices are 64-bit and, but for what the plan says, valid.
 ///
 /// A reduced loss computes its gradient at once. That of an unreduced one depends on the derivative of each row, so the
-/// backward pass computes the logits again.
+/// backward pass computes the logits again. It does so in f16, too, in which a gradient that is rounded before it is
+/// scaled may underflow. The kinds are those of the plan: autocast chooses none.
 pub(super) fn f_loss(plan: Plan, arguments: &Arguments, result: Kind) -> Result<Tensor, LossError> {
     let reduction = plan.criterion.reduction;
     let inputs = arguments.differentiable();
     let needed = needed(&inputs);
     let gradient = needed.contains(&true);
-    let reduced = reduction != Reduction::None;
-    let computed = no_grad(|| {
+    let at_once = reduction != Reduction::None && plan.kind != Kind::Half;
+    let (device, autocast) = (arguments.input.device(), autocast_kind(arguments.input)?);
+    let compute = || {
         let chunks = Chunks::f_new(&plan, arguments)?;
         let reducer = chunks.f_reducer(reduction)?;
-        let derivatives = if gradient && reduced { Some(reducer.f_derivatives()?) } else { None };
+        let derivatives = if gradient && at_once { Some(reducer.f_derivatives()?) } else { None };
         let (losses, gradients) = chunks.f_run(derivatives.as_ref(), &needed)?;
-        Ok::<_, LossError>((reducer.f_reduce(&losses, arguments, result)?, gradients))
-    });
-    let (loss, gradients) = computed?;
+        // Of a loss of its own no other row is told.
+        let valid = chunks.loss.unchecked.filter(|_| reduction != Reduction::None).map(|unchecked| unchecked.valid);
+        Ok::<_, LossError>((reducer.f_reduce(&losses, arguments, result)?, gradients, valid))
+    };
+    let (loss, gradients, valid) = without_autocast(device, || no_grad(compute))?;
     if !gradient {
         return Ok(loss);
     }
     let saved: Vec<&Tensor> = inputs.iter().copied().chain([arguments.target]).collect();
-    let stored = reduced.then(|| StoredGradients::new(gradients));
+    let stored = at_once.then(|| StoredGradients::new(gradients));
     let mut function = Function::new(&inputs).save(&saved);
     if plan.shard.is_some() {
         // The logits of the classes of other processes are not here.
@@ -56,21 +64,31 @@ pub(super) fn f_loss(plan: Plan, arguments: &Arguments, result: Kind) -> Result<
     }
     function.f_attach_one(loss, move |context| {
         let Some(grad) = context.grad(0) else { return Ok(spread(vec![], &needed)) };
-        let chunked = || match &stored {
-            Some(stored) => stored.f_scaled(&context, &grad),
-            None => no_grad(|| f_recompute(&plan, &context, &grad, &needed)),
+        let chunked = || {
+            let factor = no_grad(|| f_times(&grad, valid.as_ref()))?;
+            match &stored {
+                Some(stored) => stored.f_scaled(&context, &factor),
+                None => without_autocast(device, || no_grad(|| f_recompute(&plan, &context, &factor, &needed))),
+            }
         };
-        let whole = |saved: &[Tensor]| plan.criterion.f_whole(&Arguments::of(saved), result);
+        let whole = |saved: &[Tensor]| {
+            with_autocast_to(device, autocast, || plan.criterion.f_whole(&Arguments::of(saved), result))
+        };
         context.f_gradients(&chunked, &|| f_gradients_of(&whole, &grad, context.saved(), &needed))
     })
 }
 
-/// The gradients of an unreduced loss, chunk by chunk.
+/// The gradients that a forward pass cannot know, chunk by chunk.
 fn f_recompute(plan: &Plan, context: &Context, grad: &Tensor, needed: &[bool]) -> Gradients {
     let chunks = Chunks::f_new(plan, &Arguments::of(context.saved()))?;
-    let derivative = chunks.f_of_rows(&grad.f_to_kind(chunks.sums)?)?;
-    let derivative = f_filled(&derivative, chunks.target.ignored(), 0)?;
-    let derivatives = PerRow { z: derivative.shallow_clone(), entropy: derivative };
+    let grad = grad.f_to_kind(chunks.sums)?;
+    let derivatives = match plan.criterion.reduction {
+        Reduction::None => {
+            let derivative = f_filled(&chunks.f_of_rows(&grad)?, chunks.target.ignored(), 0)?;
+            PerRow { z: derivative.shallow_clone(), entropy: derivative }
+        }
+        reduction => chunks.f_reducer(reduction)?.f_derivatives()?.f_map(|of| Ok(of.f_mul(&grad)?))?,
+    };
     let gradients = chunks.f_run(Some(&derivatives), needed)?.1.into_iter();
     let convert = |stored: Stored| stored.gradient.f_to_kind(stored.kind);
     gradients.map(|stored| Ok(stored.map(convert).transpose()?)).collect()
@@ -98,7 +116,7 @@ struct Chunks {
 
 impl Chunks {
     fn f_new(plan: &Plan, arguments: &Arguments) -> Result<Chunks, LossError> {
-        let Plan { criterion, size, kind, shard } = plan;
+        let Plan { criterion, size, kind, shard, unchecked } = plan;
         let (size, kind) = (*size, *kind);
         let (weight, target) = (arguments.linear_weight, arguments.target);
         let (classes, features) = (weight.size()[0], *weight.size().last().unwrap_or(&0));
@@ -113,14 +131,20 @@ impl Chunks {
             // On the CPU a test finds out whether any row is ignored, which saves work if none is.
             let none = !waits(&ignored) && ignored.f_any()?.f_int64_value(&[])? == 0;
             let ignored = (!none).then_some(ignored);
-            let classes = f_filled(&indices, ignored.as_ref(), 0)?;
-            RowTarget::Indices { classes, ignored }
+            // A kernel tells itself which ones are ignored.
+            let filled = ignored.as_ref().filter(|_| unchecked.is_none());
+            RowTarget::Indices { classes: f_filled(&indices, filled, 0)?, ignored }
         };
         let sums = if matches!(kind, Kind::Half | Kind::BFloat16) { Kind::Float } else { kind };
         let bias = arguments.linear_bias;
+        let mut loss = criterion.f_row_loss(sums)?.of_shard(shard.clone());
+        if let Some(note) = unchecked {
+            let options = (sums, input.device());
+            loss.unchecked = Some(UncheckedTargets::f_new(criterion.ignored(), note.as_ref(), options)?);
+        }
         let form = |tensor: &Tensor| Ok::<_, LossError>((tensor.size(), tensor.f_kind()?));
         Ok(Chunks {
-            loss: criterion.f_row_loss(sums)?.of_shard(shard.clone()),
+            loss,
             input,
             weight: weight.f_detach()?.f_to_kind(kind)?.f_reshape([classes, places, features])?,
             bias: bias.map(|bias| bias.f_detach()?.f_to_kind(kind)?.f_reshape([classes, places])).transpose()?,
@@ -152,6 +176,10 @@ impl Chunks {
         let z = counted.f_sum(None)?;
         let entropy = match (&self.target, &self.loss.weight) {
             (RowTarget::Indices { classes, .. }, Some(weight)) => {
+                let classes = match self.loss.unchecked {
+                    Some(_) => classes.f_clamp_number(0, self.weight.size()[0] - 1)?,
+                    None => classes.shallow_clone(),
+                };
                 weight.f_index_select(0, &classes.f_flatten(0, -1)?)?.f_dot(&counted.f_flatten(0, -1)?)?
             }
             _ => z.shallow_clone(),
@@ -220,9 +248,10 @@ impl Sums {
     fn f_new(chunks: &Chunks, needed: &[bool]) -> Result<Sums, LossError> {
         // Uninitialised, because the first product overwrites it.
         let like = |tensor: &Tensor, kind| Tensor::f_empty(tensor.size(), (kind, tensor.device()));
-        // The gradient of the input is a sum over the places. With one place nothing is added, and the kind of the
+        // The gradient of the input is a sum over the places and over processes. Where nothing is added the kind of the
         // computation will do.
-        let of_input = if chunks.weight.size()[1] == 1 { chunks.kind } else { chunks.sums };
+        let alone = chunks.weight.size()[1] == 1 && chunks.loss.shard().is_none();
+        let of_input = if alone { chunks.kind } else { chunks.sums };
         let bias = chunks.bias.as_ref().filter(|_| needed.get(2) == Some(&true));
         Ok(Sums {
             input: needed[0].then(|| like(&chunks.input, of_input)).transpose()?,
@@ -257,7 +286,9 @@ impl Sums {
     /// The gradients in the shapes of the arguments, which become of their kinds.
     fn f_finish(self, chunks: &Chunks) -> Result<Vec<Option<Stored>>, LossError> {
         let finish = |(sum, (shape, kind)): (Option<Tensor>, &(Vec<i64>, Kind))| {
-            let store = |sum: Tensor| Ok(Stored { gradient: sum.f_reshape(shape)?, kind: *kind });
+            // What has to be scaled in single precision is not rounded to half precision again.
+            let widened = |sum: Tensor| if *kind == Kind::Float { sum.f_to_kind(*kind) } else { Ok(sum) };
+            let store = |sum| Ok(Stored { gradient: widened(sum)?.f_reshape(shape)?, kind: *kind });
             sum.map(store).transpose()
         };
         [self.input, self.weight, self.bias].into_iter().zip(&chunks.forms).map(finish).collect()

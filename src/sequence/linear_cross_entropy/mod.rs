@@ -13,6 +13,7 @@ use tch::{Kind, Tensor};
 pub use chunking::Chunking;
 pub use module::{LinearCrossEntropyConfig, LinearCrossEntropyLoss};
 
+use crate::autograd::autocast_kind;
 use crate::check::{self, ClassIndices};
 use crate::kernels::NumberOperations;
 use crate::numeric::f_linear;
@@ -58,7 +59,11 @@ crate::options::options! {
 ///
 /// Half precision is computed in single precision, chunk by chunk. That is the most accurate way, and takes a copy of
 /// the linear weight and twice the memory per number; with [`acc_dtype`](Self::acc_dtype) of the input's kind it does
-/// not.
+/// not. Chunks that are computed in `f16` derive the loss in the backward pass, as an unreduced one, so that a scaled
+/// loss has a gradient that is scaled before it is rounded.
+///
+/// Under autocast the layer is computed in half precision, in chunks and at once, and the loss in single precision.
+/// Hidden states and weights may be of different kinds then.
 ///
 /// # Reference
 ///
@@ -127,7 +132,7 @@ new {
     #[doc(alias = "options")]
     chunking: Option<Chunking> = None,
     /// the kind in which chunks are computed: that of the input, or `Float` for one of half precision. By default it is
-    /// the wider one. The results of the chunks are summed in `Float` at least. Without chunking it is that of the
+    /// the wider one, and under autocast the one of its products. The results of the chunks are summed in `Float` at least. Without chunking it is that of the
     /// input, except that z-loss and soft cap need `Float` at least.
     acc_dtype: Option<Kind> = None,
     /// the reduction.
@@ -166,7 +171,7 @@ impl LinearCrossEntropy {
         linear_bias: Option<&Tensor>,
     ) -> Result<Tensor, LossError> {
         check::defined(("input", input))?;
-        self.f_loss(&Arguments { input, linear_weight, target, linear_bias }, input.f_kind()?)
+        self.f_loss(&Arguments { input, linear_weight, target, linear_bias }, numeric::result_kind(input)?)
     }
 
     /// The loss, rounded once, to the kind `result`.
@@ -285,7 +290,11 @@ impl LinearCrossEntropy {
     fn f_chunk_kind(&self, input: &Tensor) -> Result<Kind, LossError> {
         let own = input.f_kind()?;
         let wide = numeric::wide_kind(input)?;
-        let kind = self.acc_dtype.unwrap_or(wide);
+        let kind = match self.acc_dtype {
+            Some(kind) => kind,
+            // That of the products of the layer.
+            None => return Ok(autocast_kind(input)?.unwrap_or(wide)),
+        };
         let expected = format!("{own:?}, the kind of input, or Float for half precision");
         check::option("acc_dtype", format!("{kind:?}"), kind == own || kind == wide, &expected)?;
         Ok(kind)
@@ -323,7 +332,8 @@ impl LinearCrossEntropy {
             let criterion = self.cross_entropy(weight, self.reduction, self.invalid_values);
             return Ok(criterion.f_forward(&logits, target)?.f_to_kind(result)?);
         }
-        let logits = self.f_cap(&logits)?;
+        // Under autocast they are of half precision.
+        let logits = self.f_cap(&widen(&logits)?)?;
         let loss = self.cross_entropy(weight, self.reduction, self.invalid_values).f_forward(&logits, target)?;
         if self.z_loss == 0.0 {
             return Ok(loss.f_to_kind(result)?);
@@ -357,7 +367,7 @@ impl LinearCrossEntropy {
     /// Checks that a layer that is not converted to `kind` is of this kind already.
     fn f_check_kinds(&self, arguments: &Arguments, kind: Kind) -> Result<(), LossError> {
         let Arguments { input, linear_weight, linear_bias, .. } = *arguments;
-        if kind != input.f_kind()? {
+        if kind != input.f_kind()? || autocast_kind(input)?.is_some() {
             return Ok(());
         }
         check::same_kind(("linear_weight", linear_weight), ("input", input))?;
@@ -367,11 +377,16 @@ impl LinearCrossEntropy {
     /// The loss `size` rows at a time, computed in `kind`.
     fn f_chunks(&self, arguments: &Arguments, size: i64, kind: Kind, result: Kind) -> Result<Tensor, LossError> {
         let Arguments { linear_weight, target, .. } = *arguments;
-        let plan = Plan { criterion: self.clone(), size, kind, shard: None };
+        let plan = Plan { criterion: self.clone(), size, kind, shard: None, unchecked: None };
         if target.is_floating_point() {
             return fused::f_loss(plan, arguments, result);
         }
         let classes = linear_weight.size()[0];
+        let unchecked = ClassIndices::checked_by_kernels(target, classes, Some(self.ignored()), self.invalid_values);
+        if unchecked.is_some() {
+            let target = &check::integers(("target", target))?;
+            return fused::f_loss(Plan { unchecked, ..plan }, &Arguments { target, ..*arguments }, result);
+        }
         let target = ClassIndices::f_new(target, classes, Some(self.ignored()), self.invalid_values)?;
         let indices = Arguments { target: &target.f_kept(arguments.input)?, ..*arguments };
         let loss = fused::f_loss(plan, &indices, result)?;
@@ -388,8 +403,14 @@ impl LinearCrossEntropy {
         size: i64,
         shard: std::sync::Arc<dyn ClassShard>,
     ) -> Result<Tensor, LossError> {
-        let plan = Plan { criterion: self.clone(), size, kind: self.f_chunk_kind(input)?, shard: Some(shard) };
-        fused::f_loss(plan, &Arguments { input, linear_weight, target, linear_bias }, input.f_kind()?)
+        let plan = Plan {
+            criterion: self.clone(),
+            size,
+            kind: self.f_chunk_kind(input)?,
+            shard: Some(shard),
+            unchecked: None,
+        };
+        fused::f_loss(plan, &Arguments { input, linear_weight, target, linear_bias }, numeric::result_kind(input)?)
     }
 
     fn f_row_loss(&self, kind: Kind) -> Result<RowLoss, LossError> {

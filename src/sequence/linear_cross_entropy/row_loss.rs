@@ -5,9 +5,9 @@ use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 use super::shard::{ClassShard, OwnTargets, Spread, f_over_all, f_peak};
-use crate::LossError;
-use crate::kernels::{self, LogitRows, NumberOperations, f_logits};
+use crate::kernels::{self, LogitRows, Note, NumberOperations, Unchecked, f_logits};
 use crate::numeric::{f_filled, f_share_of, f_times, wide_kind};
+use crate::{InvalidValues, LossError};
 
 /// The number of logits that the CPU computes at a time: as many as stay in its second-level cache over several
 /// operations.
@@ -24,12 +24,56 @@ pub(super) struct RowLoss {
     soft_cap: Option<f64>,
     /// Where other processes have other classes of the rows.
     shard: Option<Arc<dyn ClassShard>>,
+    /// Where the targets of rows have not been checked.
+    pub(super) unchecked: Option<UncheckedTargets>,
+}
+
+/// What is done with class indices on CUDA that only the kernels check; see [`Unchecked`].
+#[derive(Debug)]
+pub(super) struct UncheckedTargets {
+    ignored: i64,
+    note: Option<Tensor>,
+    /// 1 where all classes so far were in range, else 0.
+    pub(super) valid: Tensor,
+}
+
+impl UncheckedTargets {
+    pub(super) fn f_new(ignored: i64, note: Option<&Note>, (kind, device): (Kind, Device)) -> Result<Self, LossError> {
+        let f_memory = |note: &Note| InvalidValues::f_memory(device, note.argument, &note.expected);
+        Ok(Self { ignored, note: note.map(f_memory).transpose()?, valid: Tensor::f_ones([0_i64; 0], (kind, device))? })
+    }
+
+    fn for_kernels(&self) -> Unchecked<'_> {
+        Unchecked { ignored: self.ignored, note: self.note.as_ref(), valid: &self.valid }
+    }
+
+    /// The same by tensor operations, of rows that no kernel takes: targets of a class in range, and where there was none.
+    fn f_check(
+        &self,
+        of_rows: &Tensor,
+        ignored: Option<&Tensor>,
+        classes: i64,
+    ) -> Result<(RowTarget, Tensor), LossError> {
+        let of_rows = f_filled(of_rows, ignored, 0)?;
+        let within = of_rows.f_clamp_number(0, (classes - 1).max(0))?;
+        let invalid = within.f_ne_tensor(&of_rows)?;
+        let all = invalid.f_any()?.f_logical_not()?;
+        let _ = self.valid.shallow_clone().f_mul_(&all.f_to_kind(self.valid.f_kind()?)?)?;
+        if let Some(note) = &self.note {
+            let _ = note.shallow_clone().f_logical_and_(&all)?;
+        }
+        let ignored = match ignored {
+            Some(ignored) => ignored.f_logical_or(&invalid)?,
+            None => invalid.shallow_clone(),
+        };
+        Ok((RowTarget::Indices { classes: within, ignored: Some(ignored) }, invalid))
+    }
 }
 
 /// The targets of rows of logits.
 #[derive(Debug)]
 pub(super) enum RowTarget {
-    /// One class for each row; where it is ignored it may be any class.
+    /// One class for each row; where it is ignored it may be any class, and where it is unchecked any number.
     Indices { classes: Tensor, ignored: Option<Tensor> },
     /// A probability for each class.
     Probabilities(Tensor),
@@ -100,7 +144,7 @@ impl RowLoss {
         kind: Kind,
     ) -> Result<RowLoss, LossError> {
         let weight = weight.map(|weight| weight.f_detach()?.f_to_kind(kind)).transpose()?;
-        Ok(RowLoss { weight, label_smoothing, z_loss, soft_cap, shard: None })
+        Ok(RowLoss { weight, label_smoothing, z_loss, soft_cap, shard: None, unchecked: None })
     }
 
     /// The classes of this process, where others have others.
@@ -124,6 +168,21 @@ impl RowLoss {
         if let Some(losses) = self.f_fused(logits, target, derivatives)? {
             return Ok(losses);
         }
+        let (Some(unchecked), RowTarget::Indices { classes, ignored }) = (&self.unchecked, target) else {
+            return self.f_composite(logits, target, derivatives);
+        };
+        let (target, invalid) = unchecked.f_check(classes, ignored.as_ref(), logits.size2()?.1)?;
+        let losses = self.f_composite(logits, &target, derivatives)?;
+        losses.f_map(|losses| Ok(losses.f_masked_fill_number(&invalid, f64::NAN)?))
+    }
+
+    /// The same by tensor operations, of targets that are valid.
+    fn f_composite(
+        &self,
+        logits: &Tensor,
+        target: &RowTarget,
+        derivatives: Option<&PerRow>,
+    ) -> Result<PerRow, LossError> {
         let (rows, classes) = logits.size2()?;
         let kind = wide_kind(logits)?;
         // Processes meet once for all rows.
@@ -157,11 +216,15 @@ impl RowLoss {
         if self.shard.is_some() || !kernels::takes_rows(logits) {
             return Ok(None);
         }
-        let target = f_filled(classes, ignored.as_ref(), -1)?;
+        let target = match self.unchecked {
+            Some(_) => classes.shallow_clone(),
+            None => f_filled(classes, ignored.as_ref(), -1)?,
+        };
         let derivatives = derivatives.map(|of| of.f_map(|of| Ok(of.f_contiguous()?))).transpose()?;
         let losses = f_logits(&LogitRows {
             logits,
             target: &target.f_contiguous()?,
+            unchecked: self.unchecked.as_ref().map(UncheckedTargets::for_kernels),
             weight: self.weight.as_ref(),
             smoothing: self.label_smoothing,
             z_loss: self.z_loss,

@@ -2,7 +2,7 @@ use tch::{Device, nn};
 
 use super::*;
 use crate::random::{randint, randn};
-use crate::{Backend, Loss, with_backend};
+use crate::{Backend, Loss, with_autocast_to, with_backend};
 
 fn ones(shape: &[i64]) -> Tensor {
     Tensor::ones(shape, (Kind::Int64, Device::Cpu))
@@ -190,16 +190,21 @@ fn chunks_of_half_precision_are_computed_in_single_precision() {
 
 #[test]
 fn a_gradient_too_small_for_half_precision_can_be_scaled() {
-    let of = |kind: Kind, acc_dtype: Kind| {
+    let of = |kind: Kind, acc_dtype: Option<Kind>| {
         let (input, weight) = (randn([3000, 2]).ones_like(), Tensor::from_slice(&[0.0, 0.0, 3.0, 3.0]).view([2, 2]));
         let [input, weight] = [input, weight].map(|tensor| tensor.to_kind(kind).set_requires_grad(true));
-        let criterion = LinearCrossEntropy::new().chunking(Chunking::Rows(1000)).acc_dtype(acc_dtype);
+        let criterion = LinearCrossEntropy::new().chunking(Chunking::Rows(1000));
+        let criterion = if let Some(kind) = acc_dtype { criterion.acc_dtype(kind) } else { criterion };
         // A class that is almost certain.
         let loss = criterion.forward(&input, &weight, &ones(&[3000]), None).to_kind(Kind::Float) * 32_768.0;
         Tensor::run_backward(&[loss], &[input], false, false).remove(0).to_kind(Kind::Double)
     };
-    let expected = of(Kind::Double, Kind::Double);
-    assert!(of(Kind::Half, Kind::Float).allclose(&expected, 1e-3, 0.0, false));
+    let expected = of(Kind::Double, None);
+    assert!(of(Kind::Half, Some(Kind::Float)).allclose(&expected, 1e-3, 0.0, false));
+    // These are computed in half precision.
+    assert!(of(Kind::Half, Some(Kind::Half)).allclose(&expected, 2e-3, 0.0, false));
+    let under_autocast = with_autocast_to(Device::Cpu, Some(Kind::Half), || of(Kind::Float, None));
+    assert!(under_autocast.allclose(&expected, 2e-3, 0.0, false));
 }
 
 #[test]
@@ -450,6 +455,82 @@ fn memory_grows_with_the_chunk() {
         let arguments = 2 * 4 * (rows + classes) * features;
         let growth = peak_growth(|| step(rows, classes)) - arguments;
         assert!(growth <= rows * classes * 4 / 8, "{reduction:?}: {growth} bytes");
+    }
+}
+
+/// What libtorch's own layer and cross entropy give under autocast.
+fn under_autocast(kind: Kind, of: impl Fn(&[Tensor]) -> Tensor, leaves: &[Tensor]) -> Vec<Tensor> {
+    let leaves: Vec<Tensor> = leaves.iter().map(|leaf| leaf.detach().set_requires_grad(true)).collect();
+    let loss = with_autocast_to(Device::Cpu, Some(kind), || of(&leaves));
+    let scaled = (&loss * 24.0).sum(None);
+    let gradients = Tensor::run_backward(&[scaled], &leaves, false, false);
+    std::iter::once(loss.detach()).chain(gradients).collect()
+}
+
+#[test]
+fn chunks_under_autocast_are_libtorchs_layer() {
+    let (rows, features, classes) = (40, 24, 90);
+    let target = randint(classes, [rows]);
+    let _ = target.get(5).fill_(-100);
+    for (kind, digits) in [(Kind::BFloat16, 8), (Kind::Half, 11)] {
+        let ulp = 0.5_f64.powi(digits);
+        for (hidden, layer) in [
+            (Kind::Float, Kind::Float),
+            (Kind::BFloat16, Kind::Float),
+            (Kind::Half, Kind::Float),
+            (kind, kind),
+            (Kind::Float, kind),
+        ] {
+            let leaves = [
+                randn([rows, features]).to_kind(hidden),
+                randn([classes, features]).to_kind(layer),
+                randn([classes]).to_kind(layer),
+            ];
+            for (reduction, number) in REDUCTIONS.into_iter().zip([0, 1, 2]) {
+                let name = format!("{kind:?} {hidden:?} {layer:?} {reduction:?}");
+                let of_libtorch = |leaves: &[Tensor]| {
+                    let logits = leaves[0].linear(&leaves[1], Some(&leaves[2]));
+                    assert_eq!(logits.kind(), kind);
+                    logits.cross_entropy_loss::<Tensor>(&target, None, tch::Reduction::Other(number), -100, 0.0)
+                };
+                let expected = under_autocast(kind, of_libtorch, &leaves);
+                for (backend, size) in [(Backend::Auto, 16), (Backend::Composite, 16), (Backend::Auto, 40)] {
+                    let criterion = LinearCrossEntropy::new().reduction(reduction).chunking(Chunking::Rows(size));
+                    // A z-loss of nothing leaves the loss alone, and the chunks on.
+                    let criterion = criterion.z_loss(f64::MIN_POSITIVE);
+                    let ours = |leaves: &[Tensor]| criterion.forward(&leaves[0], &leaves[1], &target, Some(&leaves[2]));
+                    let actual = with_backend(backend, || under_autocast(kind, ours, &leaves));
+                    for (position, (actual, expected)) in actual.iter().zip(&expected).enumerate() {
+                        assert_eq!((actual.kind(), actual.size()), (expected.kind(), expected.size()), "{name}");
+                        let [actual, expected] = [actual, expected].map(|tensor| tensor.to_kind(Kind::Double));
+                        let largest = expected.abs().max().double_value(&[]);
+                        let far = (actual - expected).abs().max().double_value(&[]) / largest;
+                        // The logits are the same. A gradient is a product of what is rounded to half precision.
+                        let most = if position == 0 { 2e-6 } else { 4.0 * ulp };
+                        assert!(far <= most, "{name} {backend:?} {size}, result {position}: {far:e}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn second_derivatives_of_chunks_are_those_of_the_definition_under_autocast() {
+    let (input, weight) = (randn([6, 3]).to_kind(Kind::Float), randn([5, 3]).to_kind(Kind::Float));
+    let second = |criterion: LinearCrossEntropy| {
+        let leaves = [&input, &weight].map(|leaf| leaf.detach().set_requires_grad(true));
+        let loss = with_autocast_to(Device::Cpu, Some(Kind::BFloat16), || {
+            criterion.forward(&leaves[0], &leaves[1], &ones(&[6]), None)
+        });
+        let first = Tensor::run_backward(&[loss], &leaves, true, true);
+        let of_first = first[0].square().sum(None) + first[1].square().sum(None);
+        Tensor::run_backward(&[of_first], &leaves, false, false)
+    };
+    let (actual, expected) =
+        (second(LinearCrossEntropy::new().chunking(Chunking::Rows(4))), second(LinearCrossEntropy::new()));
+    for (actual, expected) in actual.iter().zip(&expected) {
+        assert!(actual.allclose(expected, 3e-2, 1e-2, false), "{actual:?} {expected:?}");
     }
 }
 

@@ -44,6 +44,8 @@ pub(super) const ADAPTERS: &[Adapter] = &[
         &["input", "target"], Close, lovasz_softmax),
     adapter("LinearCrossEntropy (formula)", &["papers.linear_cross_entropy"],
         &["input", "linear_weight", "target"], Close, linear_cross_entropy),
+    adapter("LinearCrossEntropy (autocast)", &["papers.chunked_linear_cross_entropy"],
+        &["input", "linear_weight", "target"], Close, linear_cross_entropy),
 ];
 
 /// `chunk` is the formula's own word for rows per chunk.

@@ -7,6 +7,8 @@ struct LogitCall {
   const Real* of_z;
   Real* entropy;
   Real* z;
+  // Set to 0 where a target is no class; null where the targets have been checked.
+  Real* valid;
   RowCall rows;
 };
 
@@ -57,7 +59,10 @@ DEVICE void row_losses(const LogitCall& logits, long long row, bool exists) {
   if (target < 0) {
     bool invalid = false;
     const Real loss = loss_without_class(call, start, target, invalid);
-    if (Group::rank() == 0) logits.entropy[row] = logits.z[row] = loss;
+    if (Group::rank() != 0) return;
+    logits.entropy[row] = logits.z[row] = loss;
+    if (invalid && logits.valid) *logits.valid = 0;
+    if (invalid && call.note) *call.note = false;
     return;
   }
   const Real weight = call.own * weight_of(call, target), log_sum = of.most + of.log_of_sum, z = call.p[0];

@@ -11,6 +11,8 @@ struct Call {
   const Element* beside;
   // Of each row: see `Row`.
   double* sums;
+  // The same of each part of a row, then what each part adds to the weights of its row; null where rows are not shared.
+  double* room;
   // Of each block: two sums, and how many numbers they have; see `pairs_finish`.
   double* totals;
   // Of each row: what its derivatives are made of.
@@ -22,7 +24,8 @@ struct Call {
   Element* gradient;
   Element* of_beside;
   long long rows, columns, period;
-  // The gradient of a row is shared by `parts` groups of threads, each of which has this many columns.
+  // A long row is shared by `parts` groups of threads, each of which has this many columns. In the gradient shorter ones
+  // are, too.
   long long part, parts;
   // Losses count that are above `low` and below `high`; NaN for no bound.
   double low, high;
@@ -96,6 +99,20 @@ struct Columns {
   }
 };
 
+// The columns that a group has of a row: the i-th part of all rows.
+struct Part {
+  long long row, from, to;
+
+  DEVICE Part(const Call& call, long long i, long long parts) {
+    row = i / parts;
+    from = i % parts * call.part;
+    to = parts == 1 || from + call.part > call.columns ? call.columns : from + call.part;
+  }
+};
+
+// How many groups share the sums of a row.
+DEVICE long long parts_of_sums(const Call& call) { return call.room ? call.parts : 1; }
+
 // The sums of a few terms of one kind.
 struct Terms {
   Real most = LEAST, exponentials = 0, sum = 0;
@@ -121,15 +138,28 @@ struct Sums {
   Real most = LEAST;
   double exponentials = 0, sum = 0, count = 0;
 
-  DEVICE void add(const Terms& terms) {
+  DEVICE void add(Real of_most, double of_exponentials, double of_sum, double of_count) {
     if (SOFT) {
-      const bool larger = terms.most > most;
-      const Real factor = terms.most == most ? Real(1) : exp(-fabs(terms.most - most));
-      exponentials = larger ? exponentials * factor + terms.exponentials : exponentials + terms.exponentials * factor;
-      most = larger ? terms.most : most;
+      const bool larger = of_most > most;
+      const Real factor = of_most == most ? Real(1) : exp(-fabs(of_most - most));
+      exponentials = larger ? exponentials * factor + of_exponentials : exponentials + of_exponentials * factor;
+      most = larger ? of_most : most;
     }
-    sum += terms.sum;
-    count += terms.count;
+    sum += of_sum;
+    count += of_count;
+  }
+
+  DEVICE void add(const Terms& terms) { add(terms.most, terms.exponentials, terms.sum, terms.count); }
+
+  // Adds what `store` has stored.
+  DEVICE void add(const double* from) { add(Real(from[0]), from[2], from[4], from[6]); }
+
+  // Stores them as `Row` has those of a kind.
+  DEVICE void store(double* to) const {
+    to[0] = most;
+    to[2] = exponentials;
+    to[4] = sum;
+    to[6] = count;
   }
 
   DEVICE void gather() {
@@ -144,11 +174,12 @@ struct Sums {
 };
 
 template <int LENGTH>
-DEVICE void add_columns(const Call& call, long long row, long long label, int thread, Sums* same, Sums* other) {
-  long long column = thread * LENGTH;
+DEVICE void add_columns(const Call& call, const Part& part, long long label, int thread, Sums* same, Sums* other) {
+  const long long row = part.row;
+  long long column = part.from + thread * LENGTH;
   do {
     Terms of_same, of_other;
-    for (int k = 0; (IS_WIDE || k < STRETCH / LENGTH) && column < call.columns; k++, column += GROUP * LENGTH) {
+    for (int k = 0; (IS_WIDE || k < STRETCH / LENGTH) && column < part.to; k++, column += GROUP * LENGTH) {
       const Columns<LENGTH> columns(call, row, label, column);
       for (int i = 0; i < LENGTH; i++) {
         if (!columns.pair[i]) continue;
@@ -164,16 +195,16 @@ DEVICE void add_columns(const Call& call, long long row, long long label, int th
     }
     same->add(of_same);
     other->add(of_other);
-  } while (!IS_WIDE && column < call.columns);
+  } while (!IS_WIDE && column < part.to);
 }
 
-// The sums of a row, for all of its threads.
-DEVICE void sum_up(const Call& call, long long row, int thread, Sums* same, Sums* other) {
-  const long long label = label_of_row(call, row);
+// The sums of a row or of its part, for all of its threads.
+DEVICE void sum_up(const Call& call, const Part& part, int thread, Sums* same, Sums* other) {
+  const long long label = label_of_row(call, part.row);
   if (call.aligned) {
-    add_columns<PACK>(call, row, label, thread, same, other);
+    add_columns<PACK>(call, part, label, thread, same, other);
   } else {
-    add_columns<1>(call, row, label, thread, same, other);
+    add_columns<1>(call, part, label, thread, same, other);
   }
   if (!EACH) same->gather();
   other->gather();
@@ -199,22 +230,36 @@ struct Row {
   DEVICE double log_sum_exp(int kind) const { return most[kind] + log(exponentials[kind]); }
 };
 
-// The sums of all rows. A warp or a block has a whole row.
+// The sums of all rows, or of the parts of long ones. A warp or a block has a row or a part.
 extern "C" __global__ void BOUNDS pairs_rows(const Call call) {
+  const int thread = threadIdx.x % GROUP;
+  const long long parts = parts_of_sums(call), all = call.rows * parts;
+  for (long long i = group(); i < all; i += groups()) {
+    Sums same, other;
+    sum_up(call, Part(call, i, parts), thread, &same, &other);
+    if (thread != 0) continue;
+    double* const to = (call.room ? call.room : call.sums) + i * ROW_SUMS;
+    same.store(to + SAME);
+    other.store(to + OTHER);
+  }
+}
+
+// The sums of long rows, of those of their parts. A block has a row.
+extern "C" __global__ void BOUNDS pairs_whole(const Call call) {
   const int thread = threadIdx.x % GROUP;
   for (long long row = group(); row < call.rows; row += groups()) {
     Sums same, other;
-    sum_up(call, row, thread, &same, &other);
+    for (long long part = thread; part < call.parts; part += GROUP) {
+      const double* const from = call.room + (row * call.parts + part) * ROW_SUMS;
+      if (!EACH) same.add(from + SAME);
+      other.add(from + OTHER);
+    }
+    if (!EACH) same.gather();
+    other.gather();
     if (thread != 0) continue;
     double* const to = call.sums + row * ROW_SUMS;
-    to[0] = same.most;
-    to[1] = other.most;
-    to[2] = same.exponentials;
-    to[3] = other.exponentials;
-    to[4] = same.sum;
-    to[5] = other.sum;
-    to[6] = same.count;
-    to[7] = other.count;
+    same.store(to + SAME);
+    other.store(to + OTHER);
   }
 }
 

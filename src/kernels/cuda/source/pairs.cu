@@ -50,10 +50,10 @@ DEVICE Weight weight_of(const Call& call, long long row, int kind) {
 }
 
 template <int LENGTH>
-DEVICE void derive_columns(const Call& call, long long row, long long from, long long to, int thread) {
-  const long long label = label_of_row(call, row);
+DEVICE void derive_columns(const Call& call, const Part& part, int thread) {
+  const long long row = part.row, label = label_of_row(call, row);
   const Weight of_same = weight_of(call, row, SAME), of_other = weight_of(call, row, OTHER);
-  for (long long column = from + thread * LENGTH; column < to; column += GROUP * LENGTH) {
+  for (long long column = part.from + thread * LENGTH; column < part.to; column += GROUP * LENGTH) {
     const Columns<LENGTH> columns(call, row, label, column);
     PackOf<Element, LENGTH> gradients;
     for (int i = 0; i < LENGTH; i++) {
@@ -68,24 +68,5 @@ DEVICE void derive_columns(const Call& call, long long row, long long from, long
       gradients.elements[i] = narrowed(slope);
     }
     *(PackOf<Element, LENGTH>*)(call.gradient + row * call.columns + column) = gradients;
-  }
-}
-
-// The gradients of the matrix and of the numbers beside it, each where there is a place for it.
-extern "C" __global__ void BOUNDS pairs_gradient(const Call call) {
-  const int thread = threadIdx.x % GROUP;
-  const long long all = call.rows * call.parts;
-  for (long long i = group(); i < all; i += groups()) {
-    const long long row = i / call.parts, from = i % call.parts * call.part;
-    const long long to = from + call.part < call.columns ? from + call.part : call.columns;
-    if (call.of_beside && from == 0 && thread == 0) {
-      call.of_beside[row] = narrowed(Real(factor_of(call, SAME) * call.weights[row * WEIGHTS + 6]));
-    }
-    if (!call.gradient) continue;
-    if (call.aligned) {
-      derive_columns<PACK>(call, row, from, to, thread);
-    } else {
-      derive_columns<1>(call, row, from, to, thread);
-    }
   }
 }

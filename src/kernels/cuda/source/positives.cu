@@ -20,16 +20,29 @@ struct Positive {
   }
 };
 
-// The losses of all positives. A warp or a block has those of a row.
+// Writes the weights of a row, given the sum of the derivatives with respect to its negatives.
+DEVICE void store_weights(const Call& call, long long row, const Row& of, double slope) {
+  double* const weights = call.weights + row * WEIGHTS;
+  weights[0] = slope / of.exponentials[OTHER];
+  weights[1] = of.most[OTHER];
+  weights[2] = of.log_sum_exp(OTHER);
+}
+
+// Where the parts of long rows leave their derivatives, behind their sums.
+DEVICE double* slopes_of_parts(const Call& call) { return call.room + call.rows * call.parts * ROW_SUMS; }
+
+// The losses of all positives. A warp or a block has those of a row or of a part of it.
 extern "C" __global__ void BOUNDS positives_of_rows(const Call call) {
   const int thread = threadIdx.x % GROUP;
+  const long long parts = parts_of_sums(call), all = call.rows * parts;
   double totals[4] = {};
-  for (long long row = group(); row < call.rows; row += groups()) {
+  for (long long i = group(); i < all; i += groups()) {
+    const Part part(call, i, parts);
+    const long long row = part.row, label = label_of_row(call, row);
     const Row of(call, row);
-    const long long label = label_of_row(call, row);
     const double negatives = of.log_sum_exp(OTHER);
     double slope = 0;
-    for (long long column = thread; column < call.columns; column += GROUP) {
+    for (long long column = part.from + thread; column < part.to; column += GROUP) {
       const Columns<1> columns(call, row, label, column);
       if (!columns.pair[0] || !columns.same[0]) continue;
       const double of_column = BOTH ? Row(call, column).log_sum_exp(OTHER) : double(LEAST);
@@ -44,22 +57,34 @@ extern "C" __global__ void BOUNDS positives_of_rows(const Call call) {
     }
     slope = sum_of_group(slope);
     if (thread != 0) continue;
+    // Whether there are any, is all that is asked of it.
     totals[3] += of.counts[OTHER];
-    double* const weights = call.weights + row * WEIGHTS;
-    weights[0] = slope / of.exponentials[OTHER];
-    weights[1] = of.most[OTHER];
-    weights[2] = negatives;
+    if (call.room) {
+      slopes_of_parts(call)[i] = slope;
+    } else {
+      store_weights(call, row, of, slope);
+    }
   }
   store_totals(call, totals);
 }
 
+// The weights of long rows, of what their parts have left. A thread has a row.
+extern "C" __global__ void BOUNDS positives_whole(const Call call) {
+  const long long threads = gridDim.x * (long long)THREADS;
+  for (long long row = blockIdx.x * (long long)THREADS + threadIdx.x; row < call.rows; row += threads) {
+    double slope = 0;
+    for (long long part = 0; part < call.parts; part++) slope += slopes_of_parts(call)[row * call.parts + part];
+    store_weights(call, row, Row(call, row), slope);
+  }
+}
+
 template <int LENGTH>
-DEVICE void derive_columns(const Call& call, long long row, long long from, long long to, int thread) {
-  const long long label = label_of_row(call, row);
+DEVICE void derive_columns(const Call& call, const Part& part, int thread) {
+  const long long row = part.row, label = label_of_row(call, row);
   const double factor = factor_of(call, SAME);
   const double* const weights = call.weights + row * WEIGHTS;
   const Weight weight = {Real(factor * weights[0]), Real(weights[1]), Real(0)};
-  for (long long column = from + thread * LENGTH; column < to; column += GROUP * LENGTH) {
+  for (long long column = part.from + thread * LENGTH; column < part.to; column += GROUP * LENGTH) {
     const Columns<LENGTH> columns(call, row, label, column);
     PackOf<Element, LENGTH> gradients;
     for (int i = 0; i < LENGTH; i++) {
@@ -77,19 +102,5 @@ DEVICE void derive_columns(const Call& call, long long row, long long from, long
       gradients.elements[i] = narrowed(slope);
     }
     *(PackOf<Element, LENGTH>*)(call.gradient + row * call.columns + column) = gradients;
-  }
-}
-
-extern "C" __global__ void BOUNDS positives_gradient(const Call call) {
-  const int thread = threadIdx.x % GROUP;
-  const long long all = call.rows * call.parts;
-  for (long long i = group(); i < all; i += groups()) {
-    const long long row = i / call.parts, from = i % call.parts * call.part;
-    const long long to = from + call.part < call.columns ? from + call.part : call.columns;
-    if (call.aligned) {
-      derive_columns<PACK>(call, row, from, to, thread);
-    } else {
-      derive_columns<1>(call, row, from, to, thread);
-    }
   }
 }

@@ -2,14 +2,14 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::compare::{Compute, results};
+use super::compare::{Compute, REDUCTIONS, results};
 use super::{LAUNCHED, assert_near, emulated, rand, randn};
-use crate::autograd::with_autocast;
+use crate::autograd::{with_autocast, with_autocast_to};
 use crate::random::randint;
 use crate::{
-    Backend, BceLoss, BceWithLogitsLoss, CauchyLoss, CosineEmbeddingLoss, CrossEntropyLoss, DiceLoss,
-    GeneralizedBoxIouLoss, HuberLoss, L1Loss, Loss, MseLoss, MultiMarginLoss, NllLoss, Reduction, SmoothL1Loss,
-    SoftmaxFocalLoss, TripletMarginLoss, with_backend,
+    Backend, BceLoss, BceWithLogitsLoss, CauchyLoss, Chunking, CosineEmbeddingLoss, CrossEntropyLoss, DiceLoss,
+    GeneralizedBoxIouLoss, HuberLoss, L1Loss, LinearCrossEntropy, Loss, MseLoss, MultiMarginLoss, NllLoss, Reduction,
+    SmoothL1Loss, SoftmaxFocalLoss, TripletMarginLoss, with_backend,
 };
 
 /// What is computed under autocast; the backward pass is not under it, as PyTorch recommends.
@@ -95,6 +95,38 @@ fn others_are_tensor_operations_under_autocast() {
     let target = randn([9, 13]).to_kind(Kind::Float).set_requires_grad(true);
     let loss = CauchyLoss::new();
     check("a target with a gradient", &pair[..1], false, &|tensors| loss.f_forward(&tensors[0], &target).unwrap());
+}
+
+#[test]
+fn chunks_of_linear_cross_entropy_take_the_engine() {
+    let classes = randint(11, [20]);
+    for (kind, reduction) in [Kind::Half, Kind::BFloat16].into_iter().flat_map(|kind| REDUCTIONS.map(|of| (kind, of))) {
+        for hidden in [Kind::Float, Kind::BFloat16] {
+            let tensors = [randn([20, 6]).to_kind(hidden), randn([11, 6]).to_kind(Kind::Float)];
+            let loss = LinearCrossEntropy::new().reduction(reduction).chunking(Chunking::Rows(8));
+            let compute = |tensors: &[Tensor]| {
+                let call = || loss.f_forward(&tensors[0], &tensors[1], &classes, None).unwrap();
+                with_autocast_to(Device::Cpu, Some(kind), call)
+            };
+            LAUNCHED.take();
+            let actual = emulated(|| results(&tensors, &[0, 1], &compute));
+            let launched = LAUNCHED.take();
+            // Half precision of a small range, and losses of their own, are derived in the backward pass.
+            let passes = if kind == Kind::Half || reduction == Reduction::None { 2 } else { 1 };
+            assert_eq!(launched, vec![c"logits"; 3 * passes], "{kind:?} {reduction:?}");
+            let expected = with_backend(Backend::Composite, || results(&tensors, &[0, 1], &compute));
+            for (actual, expected) in actual.iter().zip(&expected) {
+                assert_eq!(actual.kind(), expected.kind());
+                assert_near(
+                    "linear cross entropy",
+                    &actual.to_kind(Kind::Double),
+                    &expected.to_kind(Kind::Double),
+                    kind,
+                );
+            }
+            assert_eq!((actual[0].kind(), actual[1].kind(), actual[2].kind()), (Kind::Float, hidden, Kind::Float));
+        }
+    }
 }
 
 #[test]

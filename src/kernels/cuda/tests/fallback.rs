@@ -10,10 +10,10 @@ use super::{assert_near, emulated, rand, randn};
 use crate::random::randint;
 use crate::scoped::replaced;
 use crate::{
-    Activation, Backend, BatchTripletMarginLoss, BceLoss, ContrastiveLoss, CosineEmbeddingLoss, CrossEntropyLoss,
-    DiceCrossEntropyLoss, DiceLoss, DistributionFocalLoss, GeneralizedBoxIouLoss, JsdCrossEntropyLoss,
-    LiftedStructureLoss, LinearCrossEntropy, Loss, MseLoss, MultiLabelMarginLoss, MultiMarginLoss, NllLoss, NtXentLoss,
-    Reduction, SoftClDiceLoss, SsimLoss, SupConLoss, TotalVariationLoss, with_backend,
+    Activation, Backend, BatchTripletMarginLoss, BceLoss, Chunking, ContrastiveLoss, CosineEmbeddingLoss,
+    CrossEntropyLoss, DiceCrossEntropyLoss, DiceLoss, DistributionFocalLoss, GeneralizedBoxIouLoss, InvalidValues,
+    JsdCrossEntropyLoss, LiftedStructureLoss, LinearCrossEntropy, Loss, MseLoss, MultiLabelMarginLoss, MultiMarginLoss,
+    NllLoss, NtXentLoss, Reduction, SoftClDiceLoss, SsimLoss, SupConLoss, TotalVariationLoss, with_backend,
 };
 
 /// Whether one step fails alone, or all that follow, too.
@@ -121,7 +121,21 @@ fn whichever_step_fails_tensor_operations_compute_the_loss() {
         TotalVariationLoss::new().f_forward(&tensors[0]).unwrap()
     });
     let [hidden, matrix] = [randn([4, 3]), randn([5, 3])].map(|tensor| tensor.to_kind(Kind::Float));
-    assert_falls_back("linear cross entropy", &[hidden, matrix], &[0, 1], &|tensors| {
+    let layer = [hidden, matrix];
+    assert_falls_back("linear cross entropy", &layer, &[0, 1], &|tensors| {
         LinearCrossEntropy::new().f_forward(&tensors[0], &tensors[1], &classes, None::<&Tensor>).unwrap()
+    });
+    assert_falls_back("chunks", &layer, &[0, 1], &|tensors| {
+        let loss = LinearCrossEntropy::new().chunking(Chunking::Rows(3)).z_loss(0.1);
+        loss.f_forward(&tensors[0], &tensors[1], &classes, None::<&Tensor>).unwrap()
+    });
+    // Two that are no classes, and an ignored one.
+    let others = Tensor::from_slice(&[1_i64, 5, -100, -1]);
+    assert_falls_back("chunks of any targets", &layer, &[0, 1], &|tensors| {
+        let loss = LinearCrossEntropy::new().chunking(Chunking::Rows(3)).reduction(Reduction::None);
+        let loss = loss.invalid_values(InvalidValues::Nan).weight(rand([5]).ones_like());
+        let losses = loss.f_forward(&tensors[0], &tensors[1], &others, None::<&Tensor>).unwrap();
+        assert_eq!(Vec::<bool>::try_from(losses.isnan()).unwrap(), [false, true, false, true]);
+        losses.nan_to_num(7.0, None, None)
     });
 }

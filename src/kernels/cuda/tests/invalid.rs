@@ -3,13 +3,13 @@
 use tch::{Device, Kind, Tensor};
 
 use super::compare::{KINDS, REDUCTIONS, results};
-use super::{LAUNCHED, emulated, randn};
+use super::{LAUNCHED, assert_near, emulated, rand, randn};
 use crate::check::CHECKS;
 use crate::kernels::like_cuda;
 use crate::{
-    AsymmetricSingleLabelLoss, BceLoss, CategoricalHingeLoss, CrossEntropyLoss, DistributionFocalLoss, GaussianNllLoss,
-    InvalidValues, JsdCrossEntropyLoss, Loss, MultiLabelMarginLoss, MultiMarginLoss, NllLoss, PoissonNllLoss,
-    PolyCrossEntropyLoss, Reduction, SigmoidFocalLoss, SoftmaxFocalLoss,
+    AsymmetricSingleLabelLoss, BceLoss, CategoricalHingeLoss, Chunking, CrossEntropyLoss, DistributionFocalLoss,
+    GaussianNllLoss, InvalidValues, JsdCrossEntropyLoss, LinearCrossEntropy, Loss, MultiLabelMarginLoss,
+    MultiMarginLoss, NllLoss, PoissonNllLoss, PolyCrossEntropyLoss, Reduction, SigmoidFocalLoss, SoftmaxFocalLoss,
 };
 
 type New = fn(InvalidValues, Reduction) -> Box<dyn Loss>;
@@ -41,6 +41,53 @@ fn assert_message(expected: &str) {
     let message = InvalidValues::f_check(Device::Cpu).unwrap_err().to_string();
     assert_eq!(message, format!("target holds another value in an earlier call, expected {expected}"));
     InvalidValues::f_check(Device::Cpu).expect("it was told once");
+}
+
+#[test]
+fn the_kernel_of_linear_cross_entropy_checks_its_classes_itself() {
+    let valid = Tensor::from_slice(&[1_i64, 5, 0, 2, -100]);
+    // The kernel has −1 for targets that are ignored, where others have checked them.
+    let invalid = Tensor::from_slice(&[1_i64, 6, -1, 2, -100]);
+    for (reduction, kind) in REDUCTIONS.into_iter().flat_map(|reduction| KINDS.map(|kind| (reduction, kind))) {
+        for weighted in [false, true] {
+            let name = format!("{reduction:?} {kind:?}, weights: {weighted}");
+            let tensors = [randn([5, 3]).to_kind(kind), randn([6, 3]).to_kind(kind)];
+            let weight = rand([6]) + 0.5;
+            let call = |mode, target: &Tensor| {
+                let loss = LinearCrossEntropy::new().chunking(Chunking::Rows(2)).z_loss(0.1).reduction(reduction);
+                let loss = if weighted { loss.weight(weight.shallow_clone()) } else { loss }.invalid_values(mode);
+                let compute = |tensors: &[Tensor]| loss.f_forward(&tensors[0], &tensors[1], target, None).unwrap();
+                results(&tensors, &[0, 1], &compute)
+            };
+            let near = |actual: &[Tensor], expected: &[Tensor]| {
+                for (actual, expected) in actual.iter().zip(expected) {
+                    assert_eq!(actual.isnan(), expected.isnan(), "{name}");
+                    let [actual, expected] =
+                        [actual, expected].map(|all| all.to_kind(Kind::Double).nan_to_num(0.0, 0.0, 0.0));
+                    assert_near(&name, &actual, &expected, kind);
+                }
+            };
+            let checks = CHECKS.get();
+            let right = emulated(|| call(InvalidValues::Error, &valid));
+            assert!(right[0].isfinite().all().int64_value(&[]) != 0, "{name}");
+            InvalidValues::f_check(Device::Cpu).unwrap();
+            let noted = emulated(|| call(InvalidValues::Error, &invalid));
+            assert_message("classes in [0, 6), or ignore_index -100");
+            let silent = emulated(|| call(InvalidValues::Nan, &invalid));
+            InvalidValues::f_check(Device::Cpu).unwrap();
+            assert_eq!(CHECKS.get(), checks, "{name} is checked by tensor operations");
+            near(&right, &like_cuda(|| call(InvalidValues::Error, &valid)));
+            let expected = like_cuda(|| call(InvalidValues::Nan, &invalid));
+            near(&noted, &expected);
+            near(&silent, &expected);
+            if reduction != Reduction::None {
+                assert!(expected[0].isnan().int64_value(&[]) != 0 && noted[2].abs().max().double_value(&[]) == 0.0);
+            }
+        }
+    }
+    let loss = LinearCrossEntropy::new().chunking(Chunking::Rows(2)).invalid_values(InvalidValues::ErrorAtOnce);
+    let error = emulated(|| loss.f_forward(&randn([5, 3]), &randn([6, 3]), &invalid, None)).unwrap_err().to_string();
+    assert_eq!(error, "target holds 6, expected classes in [0, 6), or ignore_index -100");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::compare::{Guarded, KINDS, assert_as_composite, assert_without, results};
 use super::compiled::{assert_compile, installed_nvrtc};
-use super::{ORDER, SOURCES, assert_caught, assert_near, emulated, excess, rand, randn, sources_of};
+use super::{LAUNCHED, ORDER, SOURCES, assert_caught, assert_near, emulated, excess, rand, randn, sources_of};
 use crate::kernels::formulas::{OTHER, PairSlopes, PairSums, PairTerms, Positives, SAME, SoftPairs};
 use crate::kernels::number::{Real, choose};
 use crate::kernels::pair_labels::PairLabels;
@@ -407,6 +407,26 @@ fn nothing_beside_a_matrix_is_read() {
 }
 
 #[test]
+fn blocks_share_long_rows() {
+    let drawn =
+        |rows, columns| ([randn([rows, columns]).to_kind(Kind::Float)], randint(3, [rows]), randint(3, [columns]));
+    for (columns, whole) in [(32_768, 0), (32_769, 1), (36_864, 1)] {
+        let (matrix, of_rows, of_columns) = drawn(2, columns);
+        let labels = [&of_rows, &of_columns];
+        LAUNCHED.take();
+        check("terms", Hard(Plain), &matrix, labels, false, |t, masks| hard(&t[0], masks));
+        check("rows", Soft(Plain), &matrix, labels, false, |t, masks| soft(&t[0], None, masks));
+        let launched = LAUNCHED.take();
+        assert_eq!(launched.iter().filter(|name| **name == c"pairs_whole").count(), 2 * whole, "{launched:?}");
+    }
+    let loss = NtXentLoss::new().distance(EmbeddingDistance::dot_product().normalize_embeddings(false));
+    let draw = |rows| embeddings(rows, Kind::Float);
+    let tensors = [draw(3), draw(33_001), randint(40, [3]), randint(40, [33_001])];
+    assert_as_near("nt-xent", &tensors, &[0, 1], &of_batch(&loss));
+    assert!(LAUNCHED.take().contains(&c"positives_whole"));
+}
+
+#[test]
 fn numbers_that_are_not_finite_are_as_in_tensor_operations() {
     let labels = Tensor::from_slice(&[0_i64, 0, 1, 1, 2, 2]);
     for kind in [Kind::Double, Kind::Float] {
@@ -455,9 +475,10 @@ fn mutations_of_kernels_of_pairs_are_caught() {
         Box::new(LiftedStructureLoss::new()),
     ];
     let sup_con = SupConLoss::new();
-    let [square, wide] = [[40, 40], [3, 1100]];
+    let products = NtXentLoss::new().distance(EmbeddingDistance::dot_product().normalize_embeddings(false));
+    let [square, wide, long] = [[40, 40], [3, 1100], [3, 33_001]];
     // What stands in the kernels, what takes its place, a loss, and a size of the matrix.
-    let mutations: [(&str, &str, &dyn EmbeddingLoss, [i64; 2]); 23] = [
+    let mutations: [(&str, &str, &dyn EmbeddingLoss, [i64; 2]); 31] = [
         ("pair[i] = !(call.own && column + i == row);", "pair[i] = true;", &*soft, square),
         ("pair[i] = !(call.own && column + i == row);", "pair[i] = column + i != row;", &*hard, wide),
         (
@@ -473,27 +494,25 @@ fn mutations_of_kernels_of_pairs_are_caught() {
             square,
         ),
         ("exponentials * exp(most - largest)", "exponentials", &*soft, square),
-        ("terms.most == most ? Real(1) : exp(-fabs(terms.most - most))", "Real(1)", &*soft, [4, 20_000]),
+        ("of_most == most ? Real(1) : exp(-fabs(of_most - most))", "Real(1)", &*soft, [4, 20_000]),
         ("} else if (!counts(call, term)) {", "} else if (false) {", &*hard, square),
         ("column += GROUP * LENGTH) {\n      const Columns", "column += GROUP) {\n      const Columns", &*soft, wide),
-        (
-            "row < call.rows; row += groups()) {\n    Sums same",
-            "row + 1 < call.rows; row += groups()) {\n    Sums same",
-            &*soft,
-            square,
-        ),
+        ("i < all; i += groups()) {\n    Sums same", "i + 1 < all; i += groups()) {\n    Sums same", &*soft, square),
         ("block < blocks; block += THREADS) totals", "block + 1 < blocks; block += THREADS) totals", &*soft, square),
         ("NEEDS_NEGATIVES && totals[3] == 0", "false", &sup_con, [20, 20]),
         ("count < 1 ? 1 : count", "count", &*positives, [1, 1]),
         ("fma(exp(term - shift), soft, plain)", "exp(term) * soft", &*soft, square),
         ("return counts(call, term) ? plain : Real(0);", "return plain;", &*hard, square),
         ("return grad * call.scales[kind];", "return call.scales[kind];", &*hard, square),
-        (
-            "const long long row = i / call.parts, from = i % call.parts * call.part;",
-            "const long long row = i / call.parts, from = 0;",
-            &*soft,
-            [2, 9000],
-        ),
+        ("from = i % parts * call.part;", "from = 0;", &*soft, [2, 9000]),
+        ("? call.columns : from + call.part;", "? call.columns : call.columns;", &*soft, long),
+        ("return call.room ? call.parts : 1;", "return call.room ? call.parts - 1 : 1;", &*soft, long),
+        ("part < call.parts; part += GROUP", "part + 1 < call.parts; part += GROUP", &*soft, long),
+        ("(row * call.parts + part) * ROW_SUMS;", "part * ROW_SUMS;", &*soft, long),
+        ("to[2] = exponentials;", "to[2] = 1;", &*soft, long),
+        ("slopes_of_parts(call)[i] = slope;", "slopes_of_parts(call)[row] = slope;", &products, long),
+        ("slope += slopes_of_parts(call)", "slope = slopes_of_parts(call)", &products, long),
+        ("call.room + call.rows * call.parts * ROW_SUMS", "call.room + call.rows * ROW_SUMS", &products, long),
         ("BOTH ? Row(call, column)", "BOTH ? Row(call, row)", &*lifted, square),
         ("if (!BOTH) continue;", "continue;", &*lifted, square),
         ("BOTH ? call.weights[(column + i) * WEIGHTS + 2]", "BOTH ? weights[2]", &*lifted, square),

@@ -399,7 +399,16 @@ fn classes_out_of_range_are_nan_and_read_nothing() {
 }
 
 fn logit_rows<'a>(logits: &'a Tensor, target: &'a Tensor, derivatives: Option<[&'a Tensor; 2]>) -> LogitRows<'a> {
-    LogitRows { logits, target, weight: None, smoothing: 0.0, z_loss: 0.0, soft_cap: None, derivatives }
+    LogitRows {
+        logits,
+        target,
+        unchecked: None,
+        weight: None,
+        smoothing: 0.0,
+        z_loss: 0.0,
+        soft_cap: None,
+        derivatives,
+    }
 }
 
 #[test]
