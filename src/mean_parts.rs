@@ -98,6 +98,8 @@ pub struct MeanParts {
     denominator: Tensor,
     /// The least that the denominator counts as: 1 for a number of positives that may be 0.
     least: f64,
+    /// What the mean over nothing is; none is 0 / 0.
+    when_empty: Option<WhenEmpty>,
 }
 
 impl MeanParts {
@@ -112,7 +114,7 @@ impl MeanParts {
                 return Err(crate::check::shape_error(named, "[], a scalar"));
             }
         }
-        Ok(Self { numerator, denominator, least: 0.0 })
+        Ok(Self { numerator, denominator, least: 0.0, when_empty: None })
     }
 
     /// The same of a mean whose denominator, that of all calls together, counts as `least` where it is smaller.
@@ -120,10 +122,15 @@ impl MeanParts {
         Self { least, ..self }
     }
 
-    /// The least that the denominator counts as.
+    /// The same of a mean that is something else over nothing.
+    pub(crate) fn when_empty(self, when_empty: WhenEmpty) -> Self {
+        Self { when_empty: Some(when_empty), ..self }
+    }
+
+    /// The parts of the same mean over something else.
     #[cfg(feature = "distributed")]
-    pub(crate) fn least(&self) -> f64 {
-        self.least
+    pub(crate) fn f_over_others(&self, numerator: Tensor, denominator: Tensor) -> Result<Self, LossError> {
+        Ok(Self { least: self.least, when_empty: self.when_empty, ..Self::f_new(numerator, denominator)? })
     }
 
     /// The sum of the losses, with its graph.
@@ -137,12 +144,15 @@ impl MeanParts {
         &self.denominator
     }
 
-    /// The mean, in the kind of the numerator; NaN where the denominator is 0, also for the losses of boxes, whose
-    /// own mean over no boxes is 0.
+    /// The mean, in the kind of the numerator. Where the denominator is 0 it is NaN, or what
+    /// [`Loss::when_empty`] has set; for the losses of boxes it is 0, as their own mean over no boxes is.
     ///
     /// # Errors
-    /// [`LossError::Torch`] where libtorch cannot divide them.
+    /// [`LossError::Torch`] where libtorch cannot divide them, [`LossError::Empty`] where that was asked for.
     pub fn f_value(&self) -> Result<Tensor, LossError> {
+        if let Some(when_empty) = self.when_empty {
+            return self.f_value_when_empty(when_empty);
+        }
         Ok(self.numerator.f_div(&self.f_divisor()?)?.f_to_kind(self.numerator.f_kind()?)?)
     }
 
@@ -183,7 +193,7 @@ impl MeanParts {
     pub fn f_add(&self, other: &Self) -> Result<Self, LossError> {
         let numerator = self.numerator.f_add(&other.numerator)?;
         let (denominator, least) = (self.denominator.f_add(&other.denominator)?, self.least.max(other.least));
-        Ok(Self { numerator, denominator, least })
+        Ok(Self { numerator, denominator, least, when_empty: self.when_empty.or(other.when_empty) })
     }
 
     /// The same without the graph: to add up means over an epoch without keeping what computed them.

@@ -61,6 +61,11 @@ fn means_are_those_of_one_process() {
 }
 
 #[test]
+fn means_over_nothing_are_those_of_one_process() {
+    Job::new("nothing", 2).run().all_succeed();
+}
+
+#[test]
 fn losses_of_pairs_are_those_of_one_process() {
     equal_to_one_process("pairs");
 }
@@ -185,6 +190,11 @@ fn ranks_that_count_other_numbers_of_ranks_have_an_error() {
 #[test]
 fn a_rank_that_there_is_already_is_an_error() {
     Job::new("same", 3).run().all_succeed();
+}
+
+#[test]
+fn ranks_that_try_once_more_meet() {
+    Job::new("again", 3).run().all_succeed();
 }
 
 #[test]

@@ -506,6 +506,26 @@ fn other_arguments_have_the_mean_of_their_parts() {
     check_nothing("linear", |rule, a| value(linear.f_parts(a, &weight, &ignored, None), rule), &input);
 }
 
+/// Without a word, too, as ranks have it, and after they were added up.
+#[test]
+fn parts_know_what_their_mean_over_nothing_is() {
+    let value = |description: Value, input: &Tensor, target: &Tensor| {
+        let loss: AnyLoss = serde_json::from_value(description).unwrap();
+        let parts = loss.f_parts(input, target).unwrap();
+        parts.f_add(&parts).unwrap().f_value().map(|value| value.double_value(&[]))
+    };
+    let (logits, ignored) = (numbers(&[2, 3], 0.0), integers(&[2], &[-100, -100]));
+    let entropy = |rule: &str| value(json!({"loss": "cross_entropy", "when_empty": rule}), &logits, &ignored);
+    assert_eq!(entropy("zero").unwrap(), 0.0);
+    assert!(entropy("nan").unwrap().is_nan() && matches!(entropy("error"), Err(LossError::Empty)));
+    assert!(value(json!("cross_entropy"), &logits, &ignored).unwrap().is_nan());
+    // Torchvision's mean over no boxes is 0.
+    let boxes = numbers(&[0, 4], 0.0);
+    let mean = |when_empty| json!({"loss": "generalized_box_iou", "reduction": "mean", "when_empty": when_empty});
+    assert_eq!(value(json!({"loss": "generalized_box_iou"}), &boxes, &boxes).unwrap(), 0.0);
+    assert!(value(mean("nan"), &boxes, &boxes).unwrap().is_nan());
+}
+
 /// An image without an object: the scores of its anchors count, and there is no box.
 #[test]
 fn detectors_learn_from_an_image_without_objects() {

@@ -113,7 +113,7 @@ impl<L: Loss> Loss for OverNothing<L> {
     }
 
     fn f_parts(&self, input: &Tensor, target: &Tensor) -> Result<MeanParts, LossError> {
-        self.loss.f_parts(input, target)
+        Ok(self.loss.f_parts(input, target)?.when_empty(self.when_empty))
     }
 
     fn f_is_empty(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use crate::divisor::{Divisor, f_positives};
 use crate::kernels::NumberOperations;
 use crate::numeric::{f_reals, f_times, result_kind, wide_kind};
-use crate::{LossError, MeanParts, Reduction, check};
+use crate::{LossError, MeanParts, Reduction, WhenEmpty, check};
 
 /// What a loss of detection has one loss for.
 #[derive(Debug, Clone, Copy)]
@@ -78,7 +78,10 @@ impl<'a> Reducing<'a> {
     ) -> Result<MeanParts, LossError> {
         self.f_check()?;
         let numerator = self.f_sum(&self.input.f_to_kind(wide_kind(self.input)?)?, &losses)?;
-        self.divisor.f_parts(numerator, self.f_count()?)
+        let parts = self.divisor.f_parts(numerator, self.f_count()?)?;
+        // As torchvision's.
+        let zero = matches!(self.losses, Losses::Boxes) && self.divisor == Divisor::Losses;
+        Ok(if zero { parts.when_empty(WhenEmpty::Zero) } else { parts })
     }
 
     /// The divisor, before the bound of at least 1.

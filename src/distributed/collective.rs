@@ -255,6 +255,12 @@ pub(super) fn f_to_gather(tensor: &Tensor) -> Result<(Tensor, Kind), LossError> 
 /// A plain copy of the tensor, in a kind that Gloo and NCCL take, and the kind that it had. A collective would write
 /// into the memory of the caller otherwise.
 pub(super) fn f_copy_to_send(named: Named, booleans: bool) -> Result<(Tensor, Kind), LossError> {
+    let (kind, sent) = f_kinds_to_send(named, booleans)?;
+    Ok((kernels::f_own(named.1)?.f_to_kind(sent)?, kind))
+}
+
+/// The kind of a tensor that can be sent, and the one in which it is.
+pub(super) fn f_kinds_to_send(named: Named, booleans: bool) -> Result<(Kind, Kind), LossError> {
     check::dense(named)?;
     let (argument, tensor) = named;
     let kind = tensor.f_kind()?;
@@ -268,5 +274,5 @@ pub(super) fn f_copy_to_send(named: Named, booleans: bool) -> Result<(Tensor, Ki
             return Err(LossError::Kind { argument, expected, actual });
         }
     };
-    Ok((kernels::f_own(tensor)?.f_to_kind(sent)?, kind))
+    Ok((kind, sent))
 }

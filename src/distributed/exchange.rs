@@ -45,10 +45,10 @@ impl Group {
     fn f_shift_of(&self, tensor: &Tensor, by: i64, backward_of: Option<u64>) -> Result<Tensor, LossError> {
         let needed = tensor.defined() && needed(&[tensor])[0];
         let Shifted { tensor: shifted, call } = self.f_shifted(tensor, by, needed, backward_of)?;
-        let group = self.clone();
+        let (group, back_by) = (self.clone(), -(by % self.world_size() as i64));
         // The gradient is a shift itself, and so can be differentiated.
         Function::new(&[tensor]).f_attach_one(shifted, move |context| {
-            let back = |grad: Tensor| group.f_shift_of(&grad, -by, Some(call));
+            let back = |grad: Tensor| group.f_shift_of(&grad, back_by, Some(call));
             Ok(vec![context.grad(0).map(back).transpose()?])
         })
     }
@@ -66,7 +66,8 @@ impl Group {
         let on_gpu = is_on_gpu(&own);
         let request = Request { operation, kind, size: own.size(), differentiable, on_gpu, backward_of };
         let (rank, world) = (self.rank() as i64, self.world_size() as i64);
-        let [to, from] = [by, -by].map(|by| (rank + by % world + world) % world);
+        let step = by % world;
+        let [to, from] = [step, -step].map(|step| (rank + step).rem_euclid(world));
         let mut other = None;
         let call = self.f_collective(&request, |state, records| {
             if to == rank {

@@ -22,13 +22,13 @@ unsafe extern "C" {
         serves: bool,
         world: c_int,
         timeout_ms: i64,
-        name: *const c_char,
         group: *mut *mut RawGroup,
         report: Report,
         context: *mut c_void,
     ) -> bool;
     fn tch_losses_group_join(
         group: *mut RawGroup,
+        name: *const c_char,
         rank: c_int,
         world: c_int,
         timeout_ms: i64,
@@ -101,29 +101,13 @@ unsafe impl Send for Processes {}
 
 impl Processes {
     /// Connects to the store of rank 0, or is it.
-    pub(super) fn f_connect(
-        (host, port): (&str, u16),
-        serves: bool,
-        world: usize,
-        timeout: Duration,
-        name: &str,
-    ) -> Outcome<Self> {
-        let (host, name, world, timeout) = (f_text(host)?, f_text(name)?, f_int(world)?, millis(timeout));
+    pub(super) fn f_connect((host, port): (&str, u16), serves: bool, world: usize, timeout: Duration) -> Outcome<Self> {
+        let (host, world, timeout) = (f_text(host)?, f_int(world)?, millis(timeout));
         let mut group = std::ptr::null_mut();
         f_call(|report, context| {
-            // SAFETY: both texts end with 0 and outlive the call, which writes a group that the caller owns.
+            // SAFETY: the text ends with 0 and outlives the call, which writes a group that the caller owns.
             unsafe {
-                tch_losses_group_connect(
-                    host.as_ptr(),
-                    port,
-                    serves,
-                    world,
-                    timeout,
-                    name.as_ptr(),
-                    &raw mut group,
-                    report,
-                    context,
-                )
+                tch_losses_group_connect(host.as_ptr(), port, serves, world, timeout, &raw mut group, report, context)
             }
         })?;
         Ok(Self(group))
@@ -134,11 +118,13 @@ impl Processes {
         Self(std::ptr::null_mut())
     }
 
-    /// Connects to all other ranks.
-    pub(super) fn f_join(&self, rank: usize, world: usize, timeout: Duration) -> Outcome<()> {
-        let (rank, world, timeout) = (f_int(rank)?, f_int(world)?, millis(timeout));
-        // SAFETY: the group is that of `f_connect`.
-        f_call(|report, context| unsafe { tch_losses_group_join(self.0, rank, world, timeout, report, context) })
+    /// Connects to all other ranks, in the group of this name.
+    pub(super) fn f_join(&self, name: &str, rank: usize, world: usize, timeout: Duration) -> Outcome<()> {
+        let (name, rank, world, timeout) = (f_text(name)?, f_int(rank)?, f_int(world)?, millis(timeout));
+        f_call(|report, context| {
+            // SAFETY: the group is that of `f_connect`, and the text ends with 0.
+            unsafe { tch_losses_group_join(self.0, name.as_ptr(), rank, world, timeout, report, context) }
+        })
     }
 
     /// Closes the connections to the other ranks.

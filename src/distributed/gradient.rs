@@ -2,6 +2,8 @@
 
 use tch::Tensor;
 
+use super::collective::f_kinds_to_send;
+use super::record::{Operation, Request};
 use super::{Group, Reduce};
 use crate::LossError;
 use crate::autograd::{Function, needed};
@@ -70,16 +72,26 @@ impl Group {
     /// The tensor itself, which all ranks have, for a **replicated** loss of which each rank computes a part from it. The
     /// gradient that comes back is the sum of those of all ranks.
     ///
+    /// Nothing of the tensor is sent; ranks tell each other its shape and kind, and whether it requires a gradient.
+    ///
     /// # Errors
-    /// [`LossError::Undefined`] for an undefined tensor; in the backward pass those of
-    /// [`f_all_reduce`](Self::f_all_reduce).
+    /// [`LossError::Undefined`] for an undefined tensor, and those of [`f_all_reduce`](Self::f_all_reduce), in the
+    /// forward and in the backward pass; [`LossError::Ranks`] where the tensor requires a gradient on some ranks only.
     #[doc(alias = "copy_to_tensor_model_parallel_region")]
     pub fn f_copy_replicated(&self, tensor: &Tensor) -> Result<Tensor, LossError> {
-        crate::argument::defined(("tensor", tensor))?;
+        let (kind, _) = self.f_or_refuse(f_kinds_to_send(("tensor", tensor), true))?;
+        let (size, differentiable) = (tensor.size(), needed(&[tensor])[0]);
+        let request = Request { kind, size, differentiable, ..Request::bare(Operation::Copy) };
+        let call = self.f_collective(&request, |_, _| Ok(()))?;
+        self.f_copy_of(tensor, call)
+    }
+
+    /// The same in the call of this number, in which all ranks have said whether it requires a gradient.
+    pub(super) fn f_copy_of(&self, tensor: &Tensor, call: u64) -> Result<Tensor, LossError> {
         let group = self.clone();
         let function = Function::new(&[tensor]).once_differentiable();
         function.f_attach_one(tensor.f_detach()?, move |context| {
-            let sum = |grad: Tensor| group.f_all_reduce(&grad, Reduce::Sum);
+            let sum = |grad: Tensor| Ok::<_, LossError>(group.f_reduced(&grad, Reduce::Sum, false, Some(call))?.0);
             Ok(vec![context.grad(0).map(sum).transpose()?])
         })
     }

@@ -29,6 +29,8 @@ using Report = void (*)(void* context, const char* bytes, size_t length);
 struct Group {
   // Where ranks leave signs for each other.
   c10::intrusive_ptr<c10d::Store> signs;
+  // Where this group alone meets.
+  c10::intrusive_ptr<c10d::Store> own;
   int rank = 0;
   int world = 0;
   Millis timeout{};
@@ -81,7 +83,7 @@ c10d::Backend& backend(Group* group, const Tensor& tensor) {
   if (tensor.is_cpu()) return *group->cpu;
 #ifdef TCH_LOSSES_NCCL
   if (!group->cuda) {
-    auto store = c10::make_intrusive<c10d::PrefixStore>("cuda/", group->signs);
+    auto store = c10::make_intrusive<c10d::PrefixStore>("cuda/", group->own);
     group->cuda = tch_losses::nccl(store, group->rank, group->world, group->timeout);
   }
 #endif
@@ -100,7 +102,6 @@ bool tch_losses_group_connect(
     bool serves,
     int world,
     int64_t timeout_ms,
-    const char* name,
     Group** group,
     Report report,
     void* context) {
@@ -114,21 +115,30 @@ bool tch_losses_group_connect(
     options.timeout = Millis(timeout_ms);
     options.multiTenant = true;
     auto store = c10::make_intrusive<c10d::TCPStore>(host, options);
-    // Those of torch.distributed.init_process_group, whose first group is called "0".
-    auto whole = c10::make_intrusive<c10d::PrefixStore>("default_pg", store);
-    *group = new Group{c10::make_intrusive<c10d::PrefixStore>(std::string(name) + "/", whole)};
+    // That of torch.distributed.init_process_group.
+    *group = new Group{c10::make_intrusive<c10d::PrefixStore>("default_pg", store)};
   });
 }
 
 // Connects to all other ranks, which is the second half.
-bool tch_losses_group_join(Group* group, int rank, int world, int64_t timeout_ms, Report report, void* context) {
+bool tch_losses_group_join(
+    Group* group,
+    const char* name,
+    int rank,
+    int world,
+    int64_t timeout_ms,
+    Report report,
+    void* context) {
   return guarded(report, context, [&] {
     open(group).rank = rank;
+    group->own = c10::make_intrusive<c10d::PrefixStore>(std::string(name) + "/", group->signs);
     group->world = world;
     group->timeout = Millis(timeout_ms);
-    auto store = c10::make_intrusive<c10d::PrefixStore>("cpu/", group->signs);
+    auto store = c10::make_intrusive<c10d::PrefixStore>("cpu/", group->own);
     group->cpu = c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank, world, options(group->timeout));
     group->cpu->setSequenceNumberForGroup();
+    // Less may have been left for the beginning.
+    group->signs->setTimeout(group->timeout);
   });
 }
 

@@ -1,19 +1,15 @@
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use super::ffi::Processes;
 use super::purpose::Purpose;
 use super::record::{Operation, Request};
+use super::rendezvous::{Failure, NO_ANSWER, Place, SIGNS, Signs, key, within};
 use crate::LossError;
 
 /// That of torch.distributed.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
-/// How long a rank waits for signs of the others after a failure, so that it can name those without one.
-const SIGNS: Duration = Duration::from_secs(2);
-const PAUSE: Duration = Duration::from_millis(20);
-const NO_ANSWER: &str = "the store of rank 0 does not answer";
 
 /// A group of processes, on one machine or many, that compute a loss together: PyTorch's process group, by its Gloo.
 ///
@@ -47,8 +43,9 @@ pub struct Group(Arc<Shared>, Purpose);
 
 #[derive(Debug)]
 struct Shared {
-    rank: usize,
-    world: usize,
+    place: Place,
+    /// That of the group among those of the store.
+    number: u64,
     sent: AtomicU64,
     state: Mutex<State>,
 }
@@ -86,7 +83,7 @@ impl Group {
         let address = format!("{}:{port}", f_variable("MASTER_ADDR")?);
         // torchrun's agent holds the store itself; no rank does.
         let agent = std::env::var("TORCHELASTIC_USE_AGENT_STORE").is_ok_and(|value| value == "True");
-        Self::f_new(&address, (rank, world), timeout, rank == 0 && !agent)
+        Self::f_new(&address, (rank, world), timeout, !agent)
     }
 
     /// The group of `world` processes of which this one is number `rank`. `address` is `host:port` of rank 0, where the
@@ -95,54 +92,38 @@ impl Group {
     ///
     /// # Errors
     /// [`LossError::Option`] for an address without a port, a rank that is not below `world`, or a timeout of nothing;
-    /// [`LossError::Group`] where the port is taken, or where the others do not come in time.
+    /// [`LossError::Group`] where the port is taken, or where the others do not come in time. All ranks may try once more
+    /// then.
     pub fn new(address: &str, rank: usize, world: usize, timeout: Duration) -> Result<Self, LossError> {
-        Self::f_new(address, (rank, world), timeout, rank == 0)
+        Self::f_new(address, (rank, world), timeout, true)
     }
 
-    fn f_new(address: &str, (rank, world): (usize, usize), timeout: Duration, serves: bool) -> Result<Self, LossError> {
-        let option = |option, actual: String, expected: String| LossError::Option { option, expected, actual };
-        let place = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
-        let Some((host, port)) = place.filter(|(host, port)| !host.is_empty() && *port > 0) else {
-            return Err(option("address", format!("{address:?}"), "host:port".into()));
-        };
-        if rank >= world {
-            return Err(option("rank", rank.to_string(), format!("a number below {world}, the number of ranks")));
-        }
+    fn f_new(address: &str, ranks: (usize, usize), timeout: Duration, of_rank_0: bool) -> Result<Self, LossError> {
+        let place = Place::f_new(address, ranks, of_rank_0)?;
         if timeout < Duration::from_millis(1) {
-            return Err(option("timeout", format!("{timeout:?}"), "at least a millisecond".into()));
+            let (expected, actual) = ("at least a millisecond".into(), format!("{timeout:?}"));
+            return Err(LossError::Option { option: "timeout", expected, actual });
         }
-        let name = next_name(address);
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let failed = |message: &str, silent| f_failure("Group::new", world, message, silent);
-        let place = (host.to_owned(), port);
-        let connect = move || Processes::f_connect((&place.0, place.1), serves, world, timeout, &name);
-        let silent = || Err(format!("no answer within {timeout:?}; is another program at this port?"));
-        let processes = within(timeout.saturating_add(SIGNS), connect)
-            .unwrap_or_else(silent)
-            .map_err(|message| failed(&format!("store of rank 0 at {address}: {message}"), vec![]))?;
-        // Each waits for the store, and then for the other ranks.
-        let bound = timeout.saturating_mul(2).saturating_add(3 * SIGNS);
-        let joined = within(bound, move || f_come_together(processes, (rank, world), timeout));
-        let silent = || Err((NO_ANSWER.to_owned(), vec![]));
-        let processes = joined.unwrap_or_else(silent).map_err(|(message, silent)| failed(&message, silent))?;
+        let met = place.f_meet(timeout);
+        let failed = |failure: Failure| f_failure("Group::new", place.world, &failure.message, failure.silent);
+        let (processes, number) = met.map_err(failed)?;
         let state = Mutex::new(State { processes, calls: 0, broken: None, silent: vec![] });
-        Ok(Self(Arc::new(Shared { rank, world, sent: AtomicU64::new(0), state }), Purpose::default()))
+        Ok(Self(Arc::new(Shared { place, number, sent: AtomicU64::new(0), state }), Purpose::default()))
     }
 
     /// The number of this process, from 0 on.
     pub fn rank(&self) -> usize {
-        self.0.rank
+        self.0.place.rank
     }
 
     /// The number of processes.
     pub fn world_size(&self) -> usize {
-        self.0.world
+        self.0.place.world
     }
 
     /// The number of processes, for arithmetic.
     pub(super) fn ranks(&self) -> f64 {
-        self.0.world as f64
+        self.0.place.world as f64
     }
 
     /// The same group for another purpose.
@@ -171,7 +152,7 @@ impl Group {
         match &state.broken {
             Some(message) => {
                 let message = format!("the group is broken since an earlier call: {message}");
-                Err(f_failure(operation.name(), self.0.world, &message, state.silent.clone()))
+                Err(f_failure(operation.name(), self.0.place.world, &message, state.silent.clone()))
             }
             None => Ok(state),
         }
@@ -181,13 +162,13 @@ impl Group {
     pub(super) fn broken(&self, state: &mut State, operation: Operation, message: &str) -> LossError {
         // What it says is of no use: the group is given up.
         let _ = state.processes.f_close();
-        let (calls, place) = (state.calls, (self.0.rank, self.0.world));
+        let (calls, number, place) = (state.calls, self.0.number, self.0.place.clone());
         let processes = std::mem::replace(&mut state.processes, Processes::closed());
         let asked = within(3 * SIGNS, move || {
-            let there = |rank: usize| format!("tch_losses/stuck/{calls}/{rank}");
-            let _ = processes.f_sign(&there(place.0));
-            let signs = Signs { there: &there, done: &|rank| format!("tch_losses/done/{calls}/{rank}") };
-            (silent_ranks(&processes, place, &signs), processes)
+            let there = |rank: usize| key(number, &format!("stuck/{calls}/{rank}"));
+            let _ = processes.f_sign(&there(place.rank));
+            let signs = Signs { there: &there, done: &|rank| key(number, &format!("done/{calls}/{rank}")) };
+            (place.silent_ranks(&processes, number, &signs), processes)
         });
         let mut message = first_line(message);
         let silent = match asked {
@@ -198,12 +179,12 @@ impl Group {
             }
             None => {
                 message += &format!("; {NO_ANSWER}");
-                vec![]
+                self.0.place.host_of_store().into_iter().collect()
             }
         };
         state.broken = Some(message.clone());
         state.silent.clone_from(&silent);
-        f_failure(operation.name(), self.0.world, &message, silent)
+        f_failure(operation.name(), self.0.place.world, &message, silent)
     }
 
     /// Passes `checked` on. Where it is an error, the other ranks are told that this rank does not come: their next
@@ -212,105 +193,12 @@ impl Group {
     /// # Errors
     /// That of `checked`.
     pub fn f_or_refuse<T>(&self, checked: Result<T, LossError>) -> Result<T, LossError> {
-        if checked.is_err() && self.0.world > 1 {
+        if checked.is_err() && self.0.place.world > 1 {
             // The error of this rank says more than that ranks disagree.
             let _ = self.f_collective(&Request::bare(Operation::Refuse), |_, _| Ok(()));
         }
         checked
     }
-}
-
-/// Groups of one address in one process are told apart by their number. As torch.distributed's, the first is "0".
-fn next_name(address: &str) -> String {
-    static GROUPS: Mutex<Option<HashMap<String, u64>>> = Mutex::new(None);
-    let mut groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
-    let count = groups.get_or_insert_with(HashMap::new).entry(address.to_owned()).or_insert(0);
-    let name = count.to_string();
-    *count += 1;
-    name
-}
-
-/// What `work` returns, on a thread of its own, unless that takes longer. libtorch waits without an end for an answer of
-/// the store: of a program that is none, or of a machine that has vanished. In that case the thread is left alone.
-fn within<T: Send + 'static>(longest: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let (send, receive) = std::sync::mpsc::channel();
-    let call = move || {
-        // Nobody receives it where it comes too late.
-        let _ = send.send(work());
-    };
-    // Without a thread there is no answer, either.
-    std::thread::Builder::new().name("tch-losses store".into()).spawn(call).ok()?;
-    receive.recv_timeout(longest).ok()
-}
-
-/// Connects to all other ranks by the store. Where one does not come the error has the ranks that gave no sign.
-fn f_come_together(
-    processes: Processes,
-    (rank, world): (usize, usize),
-    timeout: Duration,
-) -> Result<Processes, (String, Vec<usize>)> {
-    let there = |rank: usize| format!("tch_losses/come/{rank}");
-    f_claim_rank(&processes, (rank, world), &there(rank)).map_err(|message| (message, vec![]))?;
-    let Err(message) = processes.f_join(rank, world, timeout) else { return Ok(processes) };
-    let signs = Signs { there: &there, done: &|rank| format!("tch_losses/left/{rank}") };
-    let silent = silent_ranks(&processes, (rank, world), &signs);
-    Err((message, silent))
-}
-
-/// Claims the place of this rank. Another process of the same rank, or one that counts another number of ranks, would
-/// have c10d wait or read what is not meant for it.
-fn f_claim_rank(processes: &Processes, (rank, world): (usize, usize), there: &str) -> Result<(), String> {
-    let of_first = processes.f_claim("tch_losses/world", &world.to_string())?;
-    if of_first != world.to_string() {
-        return Err(format!("rank {rank} is one of {world} ranks, and another rank one of {of_first}"));
-    }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let own = format!("{}, {now:?}", std::process::id());
-    if processes.f_claim(there, &own)? == own {
-        return Ok(());
-    }
-    Err(format!("another process is rank {rank}, too"))
-}
-
-/// The names of the signs of ranks: that one is there, and that it has seen who else is.
-struct Signs<'a> {
-    there: &'a dyn Fn(usize) -> String,
-    done: &'a dyn Fn(usize) -> String,
-}
-
-/// The ranks that are not there within [`SIGNS`]; none where the store cannot be asked.
-fn silent_ranks(processes: &Processes, (own, world): (usize, usize), signs: &Signs) -> Vec<usize> {
-    let lacks = |ranks: &[usize], sign: &dyn Fn(usize) -> String| {
-        let mut lacking = vec![];
-        for &rank in ranks {
-            if !processes.f_has_sign(&sign(rank))? {
-                lacking.push(rank);
-            }
-        }
-        Ok::<_, String>(lacking)
-    };
-    let others: Vec<usize> = (0..world).filter(|&rank| rank != own).collect();
-    // Where the store goes away, what was seen last counts.
-    let wait = |ranks: &[usize], sign: &dyn Fn(usize) -> String| {
-        let (end, mut lacking) = (Instant::now() + SIGNS, vec![]);
-        while let Ok(now) = lacks(ranks, sign) {
-            lacking = now;
-            if lacking.is_empty() || Instant::now() > end {
-                break;
-            }
-            std::thread::sleep(PAUSE);
-        }
-        lacking
-    };
-    let silent = wait(&others, signs.there);
-    // The sign of this rank is of no use where the store is gone.
-    let _ = processes.f_sign(&(signs.done)(own));
-    if own == 0 {
-        // The store may be that of this process, and the others ask it, too.
-        let present: Vec<usize> = others.into_iter().filter(|rank| !silent.contains(rank)).collect();
-        wait(&present, signs.done);
-    }
-    silent
 }
 
 fn f_failure(operation: &'static str, world: usize, message: &str, silent: Vec<usize>) -> LossError {
@@ -323,9 +211,10 @@ fn f_failure(operation: &'static str, world: usize, message: &str, silent: Vec<u
     LossError::Group { operation, message, silent }
 }
 
-/// The first line, without the place in libtorch's sources that it may begin with.
+/// The first line, without the place in libtorch's sources that it may begin with, and without Gloo's advice.
 fn first_line(text: &str) -> String {
     let line = text.lines().next().unwrap_or_default().trim();
+    let line = line.split(". This is typically caused by").next().unwrap_or_default();
     match line.strip_prefix('[').and_then(|rest| rest.split_once("] ")) {
         Some((place, rest)) if place.contains(".cc:") || place.contains(".cpp:") => rest.to_owned(),
         _ => line.to_owned(),
@@ -360,17 +249,19 @@ mod tests {
     #[test]
     fn wrong_calls_are_named() {
         for address in ["localhost", ":7", "localhost:0", "localhost:seven"] {
-            let expected = format!("option address is {address:?}, expected host:port");
+            let expected = format!("option address is {address:?}, expected host:port with a port from 1 to 65535");
             assert_eq!(message(address, 0, 1, 9), expected);
         }
         let rank = "option rank is 2, expected a number below 2, the number of ranks";
         assert_eq!(message("localhost:7", 2, 2, 9), rank);
+        assert_eq!(message("localhost:7", 0, 0, 9), "option world is 0, expected a number of ranks >= 1");
         assert_eq!(message("localhost:7", 0, 1, 0), "option timeout is 0ns, expected at least a millisecond");
     }
 
     #[test]
     fn places_in_sources_are_left_out() {
-        assert_eq!(first_line("[/pytorch/gloo/pair.cc:534] Connection closed\nmore"), "Connection closed");
+        let text = "[/pytorch/gloo/pair.cc:534] Connection closed. This is typically caused by a crash. GLHF!\nmore";
+        assert_eq!(first_line(text), "Connection closed");
         assert_eq!(first_line("[127.0.0.1] is taken"), "[127.0.0.1] is taken");
     }
 }

@@ -32,7 +32,6 @@ impl MeanParts {
         // In one call, and in double precision, so that ranks agree in any case.
         let both = [self.numerator().f_to_kind(Kind::Double)?, self.denominator().f_to_kind(Kind::Double)?];
         let sums = group.f_sum_data_parallel(&Tensor::f_stack(&both, 0)?)?;
-        let parts = Self::f_new(sums.f_select(0, 0)?.f_to_kind(kind)?, sums.f_select(0, 1)?)?;
-        Ok(parts.at_least(self.least()))
+        self.f_over_others(sums.f_select(0, 0)?.f_to_kind(kind)?, sums.f_select(0, 1)?)
     }
 }

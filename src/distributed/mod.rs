@@ -46,6 +46,7 @@ mod mean;
 mod own_pairs;
 mod purpose;
 mod record;
+mod rendezvous;
 mod traffic;
 mod vocab_parallel;
 

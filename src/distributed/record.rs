@@ -36,6 +36,8 @@ pub(super) enum Operation {
     Shift {
         by: i64,
     },
+    /// Nothing is sent: all ranks have the tensor, whose gradient they will sum up.
+    Copy,
     /// Nothing: the call of this rank is an error, which the others are told.
     Refuse,
 }
@@ -50,6 +52,7 @@ impl Operation {
             Operation::Broadcast { root } => [3, root as i64],
             Operation::Refuse => [4, 0],
             Operation::Shift { by } => [5, by],
+            Operation::Copy => [6, 0],
         }
     }
 
@@ -62,6 +65,7 @@ impl Operation {
             Operation::Broadcast { .. } => "broadcast",
             Operation::Refuse => "refusal",
             Operation::Shift { .. } => "shift",
+            Operation::Copy => "copy_replicated",
         }
     }
 }
@@ -190,6 +194,7 @@ fn words(record: &Record) -> String {
         3 => format!("broadcast from rank {detail}"),
         4 => return format!("an error of its own before the call{loss}"),
         5 => format!("shift by {detail}"),
+        6 => "copy_replicated".into(),
         _ => "an unknown operation".into(),
     };
     let size = &record[FIXED..FIXED + dimensions.clamp(0, MOST_DIMENSIONS as i64) as usize];

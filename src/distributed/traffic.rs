@@ -14,7 +14,7 @@ impl Group {
     /// | a gather | (W − 1) · n, where n is the longest part of a rank |
     /// | a broadcast | n for each rank that this one passes it on to, a tree |
     /// | a shift | n |
-    /// | before each of these, and a barrier | (W − 1) · 232 |
+    /// | before each of these, a barrier, and a copy | (W − 1) · 232 |
     ///
     /// Single precision is sent for half precision that is reduced. A backward pass through a sum or a gather is a sum of
     /// the gradient, and one through a shift a shift.

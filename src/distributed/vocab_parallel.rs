@@ -150,20 +150,28 @@ impl VocabParallelCrossEntropy {
     /// # Errors
     /// A [`LossError`] that names the argument or option at fault, or what became of the group.
     pub fn f_forward(&self, input: &Tensor, target: &Tensor, group: &Group) -> Result<Tensor, LossError> {
-        self.f_of_logits(input, target, &self.group(group))
+        let group = &self.group(group);
+        let target = group.f_or_refuse(self.f_check(input, target))?;
+        let (classes, _) = f_classes(input.size()[1], &target, false, group)?;
+        self.f_of_classes(input, &target, classes, group)
     }
 
-    fn f_of_logits(&self, input: &Tensor, target: &Tensor, group: &Group) -> Result<Tensor, LossError> {
-        let target = group.f_or_refuse(self.f_check(input, target))?;
-        let classes = f_classes(input.size()[1], &target, group)?;
+    /// The loss of checked logits.
+    fn f_of_classes(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        classes: Classes,
+        group: &Group,
+    ) -> Result<Tensor, LossError> {
         // From here on every rank has the same error.
         let ignored = target.f_eq_number(self.ignore_index)?;
-        f_check_range(&target, &ignored, classes.all)?;
+        f_check_range(target, &ignored, classes.all)?;
         check::class_weight(self.weight.as_ref(), input, classes.all)?;
         let kind = wide_kind(input)?;
         let weight = self.weight.as_ref().map(|weight| weight.f_detach()?.f_to_kind(kind)).transpose()?;
         let logits = self.f_cap(input.f_to_kind(kind)?)?;
-        let rows = f_rows(&logits, &target, weight.as_ref(), classes, group)?;
+        let rows = f_rows(&logits, target, &ignored, weight.as_ref(), classes, group)?;
         let loss =
             self.f_reduce(&rows, &target.f_masked_fill_number(&ignored, 0)?, &ignored, weight.as_ref(), classes)?;
         Ok(loss.f_to_kind(result_kind(input)?)?)
@@ -187,12 +195,15 @@ impl VocabParallelCrossEntropy {
     ) -> Result<Tensor, LossError> {
         let group = &self.group(group);
         group.f_or_refuse(f_check_layer(input, linear_weight, linear_bias))?;
+        let target = group.f_or_refuse(self.f_check(input, target))?;
         if let Some(chunking) = self.chunking {
             // All ranks have as many rows, or else other targets.
-            return self.f_in_chunks([input, linear_weight, target], linear_bias, chunking, group);
+            return self.f_in_chunks([input, linear_weight, &target], linear_bias, chunking, group);
         }
-        let logits = f_linear(&group.f_copy_replicated(input)?, linear_weight, linear_bias);
-        self.f_of_logits(&group.f_or_refuse(logits)?, target, group)
+        // A rank whose input needs no gradient would not sum it up.
+        let (classes, call) = f_classes(linear_weight.size()[0], &target, needed(&[input])[0], group)?;
+        let logits = f_linear(&group.f_copy_of(input, call)?, linear_weight, linear_bias);
+        self.f_of_classes(&group.f_or_refuse(logits)?, &target, classes, group)
     }
 
     /// The group for this loss.
@@ -295,6 +306,7 @@ struct Rows {
 fn f_rows(
     input: &Tensor,
     target: &Tensor,
+    ignored: &Tensor,
     weight: Option<&Tensor>,
     classes: Classes,
     group: &Group,
@@ -306,7 +318,10 @@ fn f_rows(
     };
     // The loss does not depend on it, so that it needs no gradient.
     let maximum = group.f_all_reduce(&own_maximum, Reduce::Max)?;
-    let shifted = input.f_sub(&maximum.f_unsqueeze(1)?)?;
+    let mut shifted = input.f_sub(&maximum.f_unsqueeze(1)?)?;
+    // Where a row does not count its gradient is 0, also if its logits are not finite.
+    let _ = shifted.f_masked_fill_number_(&ignored.f_unsqueeze(1)?, 0)?;
+    let maximum = maximum.f_masked_fill_number(ignored, 0)?;
     let place = target.f_sub_number(classes.first)?;
     let outside = place.f_lt_number(0)?.f_logical_or(&place.f_ge_number(classes.own)?)?;
     let of_target = match classes.own {
@@ -333,18 +348,21 @@ fn f_rows(
     Ok(Rows { maximum, log_sum: sum?.f_log()?, of_target: of_target?, of_all: of_all?, weights })
 }
 
-/// The places of the classes, where all ranks have the same targets.
-fn f_classes(own: i64, target: &Tensor, group: &Group) -> Result<Classes, LossError> {
+/// The places of the classes, where all ranks have the same targets, and the number of the call. `differentiable` tells
+/// the other ranks whether a gradient will be summed up.
+fn f_classes(own: i64, target: &Tensor, differentiable: bool, group: &Group) -> Result<(Classes, u64), LossError> {
     let mut print = Fingerprint::new();
     check::host_integers(target)?.iter().for_each(|class| print.add(&class.to_le_bytes()));
     let known = Tensor::f_from_slice(&[own, print.value()])?.f_unsqueeze(0)?;
-    let known = check::host_integers(&group.f_all_gather(&known)?)?;
+    let gathered = group.f_gathered(&known, differentiable)?;
+    let known = check::host_integers(&Tensor::f_cat(&gathered.parts, 0)?)?;
     let (counts, prints): (Vec<i64>, Vec<i64>) = known.chunks_exact(2).map(|rank| (rank[0], rank[1])).unzip();
     if let Some(rank) = prints.iter().position(|print| *print != prints[0]) {
         let asked = format!("rank {rank} has other targets than rank 0");
         return Err(LossError::Ranks { asked });
     }
-    Ok(Classes { first: counts[..group.rank()].iter().sum(), own, all: counts.iter().sum() })
+    let classes = Classes { first: counts[..group.rank()].iter().sum(), own, all: counts.iter().sum() };
+    Ok((classes, gathered.call))
 }
 
 fn f_check_range(target: &Tensor, ignored: &Tensor, classes: i64) -> Result<(), LossError> {

@@ -4,8 +4,8 @@ use tch::{Device, Kind, Tensor};
 use tch_losses::distributed::{GlobalBatch, Group, Reduce, VocabParallelCrossEntropy};
 use tch_losses::{
     BarlowTwinsLoss, BatchTripletMarginLoss, CircleLoss, ClipLoss, ContrastiveLoss, CrossEntropyLoss, EmbeddingLoss,
-    EmbeddingPairs, EmbeddingReduction, Loss, MeanParts, MseLoss, MultiSimilarityLoss, NtXentLoss, Reduction,
-    SigLipLoss, SigmoidFocalLoss, SupConLoss, VicRegLoss,
+    EmbeddingPairs, EmbeddingReduction, GeneralizedBoxIouLoss, Loss, LossError, MeanParts, MseLoss,
+    MultiSimilarityLoss, NtXentLoss, Reduction, SigLipLoss, SigmoidFocalLoss, SupConLoss, VicRegLoss, WhenEmpty,
 };
 
 use super::job::group;
@@ -15,10 +15,11 @@ pub type Case = (&'static str, fn(&Group));
 
 /// Runs the case of this name, if there is one.
 pub fn run(case: &str) -> bool {
-    let cases: [Case; 10] = [
+    let cases: [Case; 11] = [
         ("collectives", collectives),
         ("gradients", gradients),
         ("means", means),
+        ("nothing", nothing),
         ("pairs", pairs),
         ("own-anchors", own_anchors),
         ("clip", clip),
@@ -240,6 +241,32 @@ fn means(group: &Group) {
     }
 }
 
+/// Means over nothing on any rank, and on some of them.
+fn nothing(group: &Group) {
+    let rows = all_rows(group);
+    let (logits, ignored) = (randn(&[rows, 3]), Tensor::full([rows], -100, (Kind::Int64, Device::Cpu)));
+    let part = |tensor: &Tensor| own(group, tensor);
+    let entropy = |when_empty| -> Box<dyn Loss> { Box::new(CrossEntropyLoss::new().when_empty(when_empty)) };
+    for (when_empty, is_zero) in [(WhenEmpty::Zero, true), (WhenEmpty::Nan, false)] {
+        let leaf = part(&logits).copy().set_requires_grad(true);
+        let loss = entropy(when_empty).f_mean_over_ranks(&leaf, &part(&ignored), group).unwrap();
+        loss.backward();
+        assert_eq!((loss.double_value(&[]) == 0.0, loss.double_value(&[]).is_nan()), (is_zero, !is_zero));
+        assert_eq!(leaf.grad(), leaf.zeros_like());
+    }
+    let error = entropy(WhenEmpty::Error).f_mean_over_ranks(&part(&logits), &part(&ignored), group);
+    assert!(matches!(error, Err(LossError::Empty)), "{error:?}");
+    // One rank has something.
+    let target = if group.rank() == 1 { part(&ignored).fill(1) } else { part(&ignored) };
+    let loss = entropy(WhenEmpty::Error).f_mean_over_ranks(&part(&logits), &target, group).unwrap();
+    let _ = ignored.narrow(0, first_row(1), rows_of(1)).fill_(1);
+    close(&loss, &CrossEntropyLoss::new().forward(&logits, &ignored), "one rank counts");
+    let boxes = Tensor::zeros([0, 4], (Kind::Double, Device::Cpu));
+    let mean = GeneralizedBoxIouLoss::new().reduction(Reduction::Mean);
+    let over = mean.f_mean_over_ranks(&boxes, &boxes, group).unwrap();
+    assert_eq!([over.double_value(&[]), mean.forward(&boxes, &boxes).double_value(&[])], [0.0; 2]);
+}
+
 fn pairs(group: &Group) {
     let rows = all_rows(group);
     let x = randn(&[rows, 6]);
@@ -419,6 +446,22 @@ fn vocabulary(group: &Group) {
     let own_logits = logits.narrow(1, first, count);
     let loss = VocabParallelCrossEntropy::new().f_forward(&own_logits, &target, group).unwrap();
     close(&loss, &CrossEntropyLoss::new().forward(&logits, &target), "cross entropy");
+    // The third row is ignored, whatever its logits are.
+    let with_third_row = |number: f64| {
+        let leaf = own_logits.copy();
+        let _ = leaf.get(2).fill_(number);
+        let leaf = leaf.set_requires_grad(true);
+        let loss = VocabParallelCrossEntropy::new().z_loss(0.1).label_smoothing(0.1);
+        let loss = loss.f_forward(&leaf, &target, group).unwrap();
+        loss.backward();
+        (loss.detach(), leaf.grad())
+    };
+    let (expected, expected_gradient) = with_third_row(1.0);
+    for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let (loss, gradient) = with_third_row(number);
+        close(&loss, &expected, "an ignored row");
+        assert_eq!(gradient, expected_gradient, "beside {number}");
+    }
     // A class out of range is the same error on all ranks, and other targets are one, too.
     let wrong = target.copy();
     let _ = wrong.get(0).fill_(classes);

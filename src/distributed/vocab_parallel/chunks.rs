@@ -34,7 +34,7 @@ impl ClassShard for Shard {
 }
 
 impl VocabParallelCrossEntropy {
-    /// The loss of a layer, once the layer is checked.
+    /// The loss of a layer, once the layer and the target are checked.
     pub(super) fn f_in_chunks(
         &self,
         [input, linear_weight, target]: [&Tensor; 3],
@@ -42,20 +42,19 @@ impl VocabParallelCrossEntropy {
         chunking: Chunking,
         group: &Group,
     ) -> Result<Tensor, LossError> {
-        let target = group.f_or_refuse(self.f_check(input, target))?;
-        let classes = f_classes(linear_weight.size()[0], &target, group)?;
+        let needed = needed(&[&[input, linear_weight][..], linear_bias.as_slice()].concat());
+        let (classes, call) = f_classes(linear_weight.size()[0], target, needed[0], group)?;
         // From here on every rank has the same error.
-        f_check_range(&target, &target.f_eq_number(self.ignore_index)?, classes.all)?;
+        f_check_range(target, &target.f_eq_number(self.ignore_index)?, classes.all)?;
         check::class_weight(self.weight.as_ref(), input, classes.all)?;
         let [rows, features] = [input.size()[0], input.size()[1]];
         let size = chunking.f_rows(rows, features, classes.all)?;
         if rows == 0 {
-            let logits = f_linear(&group.f_copy_replicated(input)?, linear_weight, linear_bias)?;
-            return self.f_of_logits(&logits, &target, group);
+            let logits = f_linear(&group.f_copy_of(input, call)?, linear_weight, linear_bias)?;
+            return self.f_of_classes(&logits, target, classes, group);
         }
-        let needed = needed(&[&[input, linear_weight][..], linear_bias.as_slice()].concat());
         let shard = Shard { classes, group: group.clone(), input_needs: needed[0], any_needs: needed.contains(&true) };
         let whole = self.whole();
-        whole.f_of_shard([input, linear_weight, &target], linear_bias, size, Arc::new(shard))
+        whole.f_of_shard([input, linear_weight, target], linear_bias, size, Arc::new(shard))
     }
 }
