@@ -61,7 +61,16 @@ fn compile(libtorch: &Path) {
     for source in SOURCES {
         println!("cargo:rerun-if-changed={source}");
     }
-    build(&headers(libtorch)).files(SOURCES).compile("tch_losses_cpp");
+    build(&headers(libtorch)).file(together("tch_losses.cpp", &SOURCES)).compile("tch_losses_cpp");
+}
+
+/// A file that includes these: to read libtorch's headers takes the compiler much longer than what stands behind them.
+fn together(name: &str, sources: &[&str]) -> PathBuf {
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
+    let include = |source: &&str| format!("#include {:?}\n", root.join(source).display().to_string());
+    let file = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join(name);
+    std::fs::write(&file, sources.iter().map(include).collect::<String>()).expect("cargo's folder can be written");
+    file
 }
 
 /// Elsewhere than on Linux the crate itself says that there are no groups.
@@ -82,17 +91,19 @@ fn compile_groups(libtorch: &Path) {
         needed.display()
     );
     let mut groups = build(&headers);
-    groups.include(GLOO).file(SOURCE);
+    groups.include(GLOO);
+    let mut sources = vec![SOURCE];
     if env::var_os("CARGO_FEATURE_NCCL").is_some() {
-        add_nccl(&mut groups, libtorch);
+        sources.push(add_nccl(&mut groups, libtorch));
     }
-    groups.compile("tch_losses_c10d");
+    groups.file(together("tch_losses_c10d.cpp", &sources)).compile("tch_losses_c10d");
 }
 
 /// The headers have to be those of the NCCL that libtorch was built with, which a group compares when it first meets a
-/// tensor on a GPU.
-fn add_nccl(groups: &mut cc::Build, libtorch: &Path) {
-    for path in ["src/distributed/nccl.cpp", "src/distributed/nccl.hpp"] {
+/// tensor on a GPU. Returns the source.
+fn add_nccl(groups: &mut cc::Build, libtorch: &Path) -> &'static str {
+    const SOURCE: &str = "src/distributed/nccl.cpp";
+    for path in [SOURCE, "src/distributed/nccl.hpp"] {
         println!("cargo:rerun-if-changed={path}");
     }
     let folders = cuda_headers(libtorch);
@@ -107,8 +118,9 @@ fn add_nccl(groups: &mut cc::Build, libtorch: &Path) {
     }
     let cuda = libtorch.join("libtorch_cuda.so");
     assert!(cuda.exists(), "the feature nccl needs a libtorch for CUDA: no {}", cuda.display());
-    groups.includes(folders).define("TCH_LOSSES_NCCL", None).file("src/distributed/nccl.cpp");
+    groups.includes(folders).define("TCH_LOSSES_NCCL", None);
     println!("cargo:rustc-link-lib=dylib=torch_cuda");
+    SOURCE
 }
 
 /// Folders of headers: what the environment names, those of the wheels beside PyTorch's, those of a system.

@@ -1,8 +1,9 @@
-//! The CUDA sources run on the CPU, for tests: compiled by the host's C++ compiler with `host.h` in front of them.
+//! The CUDA sources run on the CPU, for tests: compiled by the host's C++ compiler with `host.h` in front of them, and
+//! linked to `host.cpp`, which is compiled once.
 
 use std::collections::HashMap;
 use std::ffi::{CString, OsStr, c_uint, c_void};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -11,11 +12,13 @@ use tempfile::TempDir;
 use super::launch::{Kernel, Launch, THREADS};
 use crate::kernels::library;
 
-type Launcher = unsafe extern "C" fn(c_uint, c_uint, c_uint, *mut *mut c_void);
+type Launcher = unsafe extern "C" fn(c_uint, c_uint, c_uint, *mut *mut c_void, *mut u128);
 
 /// A source compiled for the CPU.
 pub(super) struct Emulated {
     library: *mut c_void,
+    /// The blocks of its kernels share static memory, which other libraries do not see.
+    running: Mutex<()>,
 }
 
 // SAFETY: the library is never unloaded, and its kernels run one at a time.
@@ -44,42 +47,81 @@ impl Emulated {
             let arguments: Vec<String> = types.iter().enumerate().map(argument).collect();
             text += &format!(
                 "static void run_{name}(void** parameters) {{ {name}({}); }}\n\
-                 extern \"C\" void launch_{name}(unsigned grid, unsigned threads, unsigned order, void** parameters) {{\n  \
-                 emulation::launch(run_{name}, grid, threads, order, parameters);\n}}\n",
+                 extern \"C\" __attribute__((visibility(\"default\"))) void launch_{name}(\n    \
+                 unsigned grid, unsigned threads, unsigned order, void** parameters, char* stacks) {{\n  \
+                 emulation::launch(run_{name}, grid, threads, order, parameters, stacks);\n}}\n",
                 arguments.join(", ")
             );
         }
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
         let (cpp, so) = (folder.path().join("kernel.cpp"), folder.path().join("kernel.so"));
         std::fs::write(&cpp, text).map_err(|error| error.to_string())?;
-        compile(&[OsStr::new("-I"), headers()?.as_os_str(), OsStr::new("-shared")], &cpp, &so)?;
+        let host = Host::known()?;
+        let mut options = vec![OsStr::new("-shared"), OsStr::new("-I"), host.folder.path().as_os_str()];
+        options.extend([cpp.as_os_str(), host.object.as_os_str()]);
+        if cfg!(target_os = "linux") {
+            // The process has the C library; to look through it takes the linker as long as the compiler takes.
+            options.extend(["-nostdlib", "-lgcc"].map(OsStr::new));
+        }
+        compile(&options, &so)?;
         let path = CString::new(so.to_string_lossy().into_owned()).map_err(|error| error.to_string())?;
         let library = library::open_apart(&path).ok_or("the emulated kernel cannot be loaded")?;
-        Ok(Self { library })
+        Ok(Self { library, running: Mutex::new(()) })
     }
 }
 
-/// The folder of `host.h`, and of what the compiler has made of it once: most of the time that a source takes is that of
-/// its headers.
-fn headers() -> Result<&'static Path, String> {
-    static HEADERS: OnceLock<Result<TempDir, String>> = OnceLock::new();
-    let made = HEADERS.get_or_init(|| {
-        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let header = folder.path().join("host.h");
-        std::fs::write(&header, include_str!("host.h")).map_err(|error| error.to_string())?;
-        compile(&["-x", "c++-header"].map(OsStr::new), &header, &folder.path().join("host.h.gch"))?;
-        Ok(folder)
-    });
-    made.as_ref().map(TempDir::path).map_err(String::clone)
+/// What all kernels are made with.
+struct Host {
+    /// That of `host.h`, and of what the compiler has made of it: otherwise a source takes twice as long.
+    folder: TempDir,
+    object: PathBuf,
 }
 
-/// Calls the C++ compiler with these options besides those of all files.
-fn compile(others: &[&OsStr], from: &Path, to: &Path) -> Result<(), String> {
-    let options = ["-std=c++17", "-O1", "-w", "-fPIC", "-ffp-contract=off", "-fno-gnu-unique"];
+impl Host {
+    /// Made once.
+    fn known() -> Result<&'static Self, String> {
+        static KNOWN: OnceLock<Result<Host, String>> = OnceLock::new();
+        KNOWN.get_or_init(Self::new).as_ref().map_err(String::clone)
+    }
+
+    fn new() -> Result<Self, String> {
+        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let [header, cpp, object] = ["host.h", "host.cpp", "host.o"].map(|name| folder.path().join(name));
+        for (path, text) in [(&header, include_str!("host.h")), (&cpp, include_str!("host.cpp"))] {
+            std::fs::write(path, text).map_err(|error| error.to_string())?;
+        }
+        compile(&[OsStr::new("-xc++-header"), header.as_os_str()], &folder.path().join("host.h.gch"))?;
+        compile(&[OsStr::new("-c"), cpp.as_os_str()], &object)?;
+        Ok(Self { folder, object })
+    }
+}
+
+/// Calls the C++ compiler with these arguments besides the options of all files.
+fn compile(others: &[&OsStr], to: &Path) -> Result<(), String> {
+    let options = ["-std=c++17", "-O1", "-w", "-fPIC", "-ffp-contract=off", "-fno-gnu-unique", "-fvisibility=hidden"];
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let output = Command::new(&compiler).args(options).args(others).arg("-o").args([to, from]).output();
+    let output = Command::new(&compiler).args(options).arg("-o").arg(to).args(others).output();
     let output = output.map_err(|error| format!("{compiler}: {error}"))?;
     if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+}
+
+/// Memory for the stacks of the threads of a block, which launches use by turns.
+struct Stacks(Vec<u128>);
+
+impl Stacks {
+    /// Bytes for each thread: `STACK` in host.cpp.
+    const OF_THREAD: usize = 64 << 10;
+
+    /// Calls `work` with some that nobody else uses meanwhile.
+    fn with(work: impl FnOnce(*mut u128)) {
+        static FREE: Mutex<Vec<Stacks>> = Mutex::new(vec![]);
+        let free = || FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = free().pop();
+        let size = THREADS as usize * Self::OF_THREAD / size_of::<u128>();
+        let mut stacks = known.unwrap_or_else(|| Self(Vec::with_capacity(size)));
+        work(stacks.0.as_mut_ptr());
+        free().push(stacks);
+    }
 }
 
 /// Runs the threads of a block in an order that this number shuffles; 0 leaves them as they are.
@@ -91,14 +133,12 @@ impl Launch for InOrder {
         let name =
             CString::new(format!("launch_{}", kernel.name.to_string_lossy())).map_err(|error| error.to_string())?;
         let symbol = library::symbol(emulated.library, &name).ok_or_else(|| format!("no kernel {name:?}"))?;
-        // The blocks of a kernel share static memory, and so may kernels of different libraries.
-        static RUNNING: Mutex<()> = Mutex::new(());
-        let _running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        let _running = emulated.running.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the function was compiled with this signature; the rest is the caller's promise.
-        unsafe {
+        Stacks::with(|stacks| unsafe {
             let launch = std::mem::transmute::<*mut c_void, Launcher>(symbol);
-            launch(grid, THREADS, *order, parameters.as_mut_ptr());
-        }
+            launch(grid, THREADS, *order, parameters.as_mut_ptr(), stacks);
+        });
         Ok(())
     }
 }
