@@ -290,6 +290,16 @@ impl Loss for WeightedSum {
     fn f_parts(&self, _: &Tensor, _: &Tensor) -> Result<MeanParts, LossError> {
         Err(LossError::no_mean::<Self>("a sum of means is none; f_term_parts has those of each term"))
     }
+
+    /// The terms with their factors. A loss of your own may not describe itself.
+    #[cfg(feature = "distributed")]
+    fn described(&self) -> Option<String> {
+        let term = |Summand { name, factor, loss }: &Summand| {
+            format!("{name}: {factor:?} of {}", loss.lock().described().unwrap_or_default())
+        };
+        let terms: Vec<String> = self.terms.iter().map(term).collect();
+        Some(format!("WeightedSum {{ {} }}", terms.join(", ")))
+    }
 }
 
 #[cfg(test)]

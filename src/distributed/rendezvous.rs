@@ -90,8 +90,8 @@ impl Place {
         let message = match within(timeout + SIGNS, connect) {
             Some(Ok(processes)) => return Ok(processes),
             Some(Err(message)) if !message.contains("timed out") => return Err(message),
-            Some(Err(message)) => message.lines().next().unwrap_or_default().to_owned(),
-            None => format!("no answer within {timeout:?}"),
+            Some(Err(message)) => message.lines().next().unwrap_or_default().trim_end_matches('.').to_owned(),
+            None => format!("no answer within {timeout:.1?}"),
         };
         let place = self.clone();
         let seen = within(SIGNS, move || place.what_is_there()).unwrap_or("the host is looked for in vain");
@@ -127,7 +127,7 @@ impl Place {
         let silent = self.silent_ranks(&processes, number, &signs);
         // What c10d says then are keys of the store.
         let waited = message.starts_with("wait timeout");
-        let message = if waited { format!("not all ranks came within {left:?}") } else { message };
+        let message = if waited { format!("not all ranks came within {left:.1?}") } else { message };
         Err(Failure { message, silent, lost })
     }
 

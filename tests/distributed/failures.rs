@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 use tch_losses::distributed::{GlobalBatch, Group, Reduce, VocabParallelCrossEntropy};
 use tch_losses::{
     BarlowTwinsLoss, BatchTripletMarginLoss, Chunking, ClipLoss, ContrastiveLoss, CrossEntropyLoss, DinoConfig,
-    DinoLoss, EmbeddingLoss, Loss, LossError, SigLipLoss, SupConLoss, VicRegLoss,
+    DinoLoss, EmbeddingLoss, Loss, LossError, SigLipLoss, SupConLoss, VicRegLoss, WeightedSum,
 };
 
 use super::job::group;
@@ -102,10 +102,8 @@ fn disagree() {
     works();
     // Backward passes in another order, which would add up gradients of different tensors.
     let [a, b] = [0, 1].map(|_| ones(&[2], Kind::Double).set_requires_grad(true));
-    let collectives: [&dyn Fn(&Tensor) -> Result<Tensor, LossError>; 2] =
-        [&|leaf| group.f_sum_data_parallel(leaf), &|leaf| group.f_copy_replicated(leaf)];
-    for collective in collectives {
-        let sums = [&a, &b].map(|leaf| collective(leaf).unwrap().sum(None));
+    for collective in [Group::f_sum_data_parallel, Group::f_copy_replicated] {
+        let sums = [&a, &b].map(|leaf| collective(&group, leaf).unwrap().sum(None));
         let [one, two] = if first { [0, 1] } else { [1, 0] };
         for place in [one, two] {
             let error = sums[place].f_backward().unwrap_err().to_string();
@@ -227,6 +225,13 @@ fn options() {
     let weighted = |last: f32| CrossEntropyLoss::new().weight(Tensor::from_slice(&[1.0, 2.0, 3.0, last]));
     disagreement(weighted(pick(4.0, 5.0) as f32).f_mean_over_ranks(&x, &labels, &group), &["CrossEntropyLoss"]);
     let _ = weighted(4.0).f_mean_over_ranks(&x, &labels, &group).unwrap();
+    // Factors of a sum, and options of its terms.
+    let sum = |factor: f64, smoothing: f64| {
+        WeightedSum::new().term("entropy", factor, CrossEntropyLoss::new().label_smoothing(smoothing))
+    };
+    for sum in [sum(pick(1.0, 2.0), 0.0), sum(1.0, pick(0.1, 0.2))] {
+        disagreement(sum.f_whole_over_ranks(&x, &labels, &group), &["WeightedSum with the options"]);
+    }
     // Each of the losses that has a method of its own.
     let clip = ClipLoss::new().label_smoothing(pick(0.1, 0.0));
     disagreement(clip.f_forward_over_ranks(&x, &x, 1.0, &group, GlobalBatch::new()), &["ClipLoss"]);

@@ -566,3 +566,18 @@ fn a_mean_over_nothing_can_be_described() {
     .unwrap();
     assert_eq!(sum.clone().f_to(Device::Cpu, Kind::Float).unwrap().forward(&none, &none).double_value(&[]), 0.0);
 }
+
+/// So that ranks of other losses or options are an error.
+#[cfg(feature = "distributed")]
+#[test]
+fn every_loss_says_what_it_is() {
+    for name in AnyLoss::names() {
+        let options = match name {
+            "sum" => json!({"loss": name, "terms": ["mse"]}),
+            _ => json!(name),
+        };
+        // Some need options that have no default.
+        let Ok(loss) = serde_json::from_value::<AnyLoss>(options) else { continue };
+        assert!(loss.described().is_some(), "{name}");
+    }
+}
