@@ -249,7 +249,7 @@ impl Pairs {
         let of_losses = if whole.is_some() { shape.blocks(shared) } else { of_rows };
         let sums = f_numbers(&[shape.rows as i64, SUMS as i64])?;
         let is_shared = shared > 1;
-        let room = is_shared.then(|| f_numbers(&[(shape.rows * shared) as i64, SUMS as i64 + 1])).transpose()?;
+        let room = is_shared.then(|| f_numbers(&[(shape.rows * shared) as i64, SUMS as i64])).transpose()?;
         let totals = f_numbers(&[i64::from(of_losses), TOTALS as i64])?;
         let loss = Tensor::f_empty([0_i64; 0], (engine::kind_of_scalar(self.result), device))?;
         let matrix = values[0].f_contiguous()?;

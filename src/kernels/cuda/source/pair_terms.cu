@@ -11,7 +11,8 @@ struct Call {
   const Element* beside;
   // Of each row: see `Row`.
   double* sums;
-  // The same of each part of a row, then what each part adds to the weights of its row; null where rows are not shared.
+  // The same of each part of a row, and later, in their place, what each part adds to the weights of its row; null where
+  // rows are not shared.
   double* room;
   // Of each block: two sums, and how many numbers they have; see `pairs_finish`.
   double* totals;

@@ -28,9 +28,6 @@ DEVICE void store_weights(const Call& call, long long row, const Row& of, double
   weights[2] = of.log_sum_exp(OTHER);
 }
 
-// Where the parts of long rows leave their derivatives, behind their sums.
-DEVICE double* slopes_of_parts(const Call& call) { return call.room + call.rows * call.parts * ROW_SUMS; }
-
 // The losses of all positives. A warp or a block has those of a row or of a part of it.
 extern "C" __global__ void BOUNDS positives_of_rows(const Call call) {
   const int thread = threadIdx.x % GROUP;
@@ -60,7 +57,7 @@ extern "C" __global__ void BOUNDS positives_of_rows(const Call call) {
     // Whether there are any, is all that is asked of it.
     totals[3] += of.counts[OTHER];
     if (call.room) {
-      slopes_of_parts(call)[i] = slope;
+      call.room[i] = slope;
     } else {
       store_weights(call, row, of, slope);
     }
@@ -73,7 +70,7 @@ extern "C" __global__ void BOUNDS positives_whole(const Call call) {
   const long long threads = gridDim.x * (long long)THREADS;
   for (long long row = blockIdx.x * (long long)THREADS + threadIdx.x; row < call.rows; row += threads) {
     double slope = 0;
-    for (long long part = 0; part < call.parts; part++) slope += slopes_of_parts(call)[row * call.parts + part];
+    for (long long part = 0; part < call.parts; part++) slope += call.room[row * call.parts + part];
     store_weights(call, row, Row(call, row), slope);
   }
 }
