@@ -2,21 +2,10 @@
 
 #include "host.h"
 
+#include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <ucontext.h>
-
-// A place in a fiber, and a jump to it. GCC's own keep nothing but two pointers, since the compiler knows of them.
-#if defined(__GNUC__) && !defined(__clang__)
-typedef void* Jump[5];
-#define KEEP_PLACE(jump) __builtin_setjmp(jump)
-#define JUMP_TO(jump) __builtin_longjmp(jump, 1)
-#else
-#include <setjmp.h>
-typedef jmp_buf Jump;
-#define KEEP_PLACE(jump) _setjmp(jump)
-#define JUMP_TO(jump) _longjmp(jump, 1)
-#endif
 
 emulation::Place threadIdx, blockIdx, blockDim, gridDim;
 
@@ -29,21 +18,20 @@ constexpr size_t STACK = 64 << 10;
 Barrier of_block;
 Warp warps[MOST_THREADS / LANES];
 
+// Volatile is what changes while another fiber runs, which the compiler does not see.
 struct Fiber {
-  Jump place;
-  bool begun, done;
+  jmp_buf place;
+  volatile bool begun, done;
 };
 
 static Fiber fibers[MOST_THREADS];
-static Jump launcher;
+static jmp_buf launcher;
 static void (*kernel)(void**);
 static void** parameters;
 static char* stacks;
-// In which order the fibers take turns, whose turn it is next, and how many of them are not done.
-static unsigned short turns[MOST_THREADS];
-static unsigned turn, left;
-// How often a fiber has come to a barrier or to its end, now and when the turns began.
-static unsigned long progress, before;
+// How many fibers are not done, and how often one has come to a barrier or to its end.
+static volatile unsigned left;
+static volatile unsigned long progress;
 static unsigned random_state;
 
 static unsigned random_below(unsigned bound) {
@@ -53,10 +41,7 @@ static unsigned random_below(unsigned bound) {
   return (unsigned long long)random_state * bound >> 32;
 }
 
-static void begin_turns() {
-  turn = 0;
-  before = progress;
-  if (!random_state) return;
+static void shuffle(unsigned short* turns) {
   for (unsigned i = blockDim.x - 1; i > 0; i--) {
     const unsigned other = random_below(i + 1);
     const unsigned short swapped = turns[i];
@@ -65,41 +50,9 @@ static void begin_turns() {
   }
 }
 
-static void run();
-
-static void start(unsigned thread) {
-  static ucontext_t context;
-  getcontext(&context);
-  context.uc_stack.ss_sp = stacks + thread * STACK;
-  context.uc_stack.ss_size = STACK;
-  context.uc_link = nullptr;
-  makecontext(&context, run, 0);
-  setcontext(&context);
-}
-
-// Goes on with the fiber whose turn it is, or where all are done, behind the block.
-__attribute__((noinline, noreturn)) static void go_on() {
-  for (;;) {
-    while (turn < blockDim.x) {
-      const unsigned thread = turns[turn++];
-      Fiber& fiber = fibers[thread];
-      if (fiber.done) continue;
-      threadIdx.x = thread;
-      if (fiber.begun) JUMP_TO(fiber.place);
-      fiber.begun = true;
-      start(thread);
-    }
-    if (!left) JUMP_TO(launcher);
-    if (progress == before) {
-      fprintf(stderr, "a barrier that not all threads come to\n");
-      abort();
-    }
-    begin_turns();
-  }
-}
-
-__attribute__((noinline)) static void yield() {
-  if (KEEP_PLACE(fibers[threadIdx.x].place) == 0) go_on();
+// Ends the turn of a fiber, which goes on here.
+static void yield() {
+  if (_setjmp(fibers[threadIdx.x].place) == 0) _longjmp(launcher, 1);
 }
 
 // A fiber: this thread of each block.
@@ -113,8 +66,24 @@ static void run() {
   }
 }
 
-__attribute__((noinline)) static void run_block() {
-  if (KEEP_PLACE(launcher) == 0) go_on();
+static void start(unsigned thread) {
+  static ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = stacks + thread * STACK;
+  context.uc_stack.ss_size = STACK;
+  context.uc_link = nullptr;
+  makecontext(&context, run, 0);
+  setcontext(&context);
+}
+
+// A turn begins and ends on the stack of the caller. That is far from those of the fibers, by which valgrind knows that it
+// is another one; from one fiber to the next it would see a stack that grows.
+static void take_turn(unsigned thread) {
+  threadIdx.x = thread;
+  if (_setjmp(launcher) != 0) return;
+  if (fibers[thread].begun) _longjmp(fibers[thread].place, 1);
+  fibers[thread].begun = true;
+  start(thread);
 }
 
 void wait(Barrier& barrier) {
@@ -127,6 +96,32 @@ void wait(Barrier& barrier) {
   while (barrier.round == round) yield();
 }
 
+static void begin_block() {
+  of_block = Barrier{blockDim.x, 0, 0};
+  for (unsigned i = 0; i < blockDim.x; i++) {
+    Barrier& warp = warps[i / LANES].barrier;
+    if (i % LANES == 0) warp = Barrier{0, 0, 0};
+    warp.threads++;
+    fibers[i].done = false;
+  }
+  left = blockDim.x;
+}
+
+static void run_block(unsigned short* turns) {
+  begin_block();
+  while (left) {
+    const unsigned long before = progress;
+    if (random_state) shuffle(turns);
+    for (unsigned i = 0; i < blockDim.x; i++) {
+      if (!fibers[turns[i]].done) take_turn(turns[i]);
+    }
+    if (left && progress == before) {
+      fprintf(stderr, "a barrier that not all threads come to\n");
+      abort();
+    }
+  }
+}
+
 void launch(void (*run)(void**), unsigned grid, unsigned threads, unsigned order, void** given, char* room) {
   if (threads > MOST_THREADS) abort();
   kernel = run;
@@ -135,22 +130,12 @@ void launch(void (*run)(void**), unsigned grid, unsigned threads, unsigned order
   random_state = order * 2654435761u;
   gridDim.x = grid;
   blockDim.x = threads;
+  unsigned short turns[MOST_THREADS];
   for (unsigned i = 0; i < threads; i++) {
     fibers[i].begun = false;
     turns[i] = i;
   }
-  for (blockIdx.x = 0; blockIdx.x < grid; blockIdx.x++) {
-    of_block = Barrier{threads, 0, 0};
-    for (unsigned i = 0; i < threads; i++) {
-      Barrier& warp = warps[i / LANES].barrier;
-      if (i % LANES == 0) warp = Barrier{0, 0, 0};
-      warp.threads++;
-      fibers[i].done = false;
-    }
-    left = threads;
-    begin_turns();
-    run_block();
-  }
+  for (blockIdx.x = 0; blockIdx.x < grid; blockIdx.x++) run_block(turns);
 }
 
 }  // namespace emulation
