@@ -1,7 +1,8 @@
 //! What the losses of logits of two classes have in common, as tensor operations.
 
-use tch::{Kind, Tensor};
+use tch::{Kind, TchError, Tensor};
 
+use crate::autograd::{self, Function, f_gradients_of};
 use crate::check::{self, Validity};
 use crate::kernels::{self, Expected, NumberOperations, waits};
 use crate::{InvalidValues, LossError};
@@ -56,6 +57,10 @@ impl<'a> Logits<'a> {
     /// libtorch's operation is not used: it subtracts and adds numbers of the size of the logit x, so that the small
     /// loss of a confident prediction is lost to rounding.
     pub(crate) fn f_entropy(&self, target: &Tensor, pos_weight: Option<&Tensor>) -> Result<Tensor, LossError> {
+        let alike = self.logits.size() == target.size() && self.logits.f_kind()? == target.f_kind()?;
+        if pos_weight.is_none() && !self.infinite && alike {
+            return f_finite_entropy(self.logits, target, false);
+        }
         let (log_p, log_q) = (self.logits.f_log_sigmoid()?, self.logits.f_neg()?.f_log_sigmoid()?);
         let positive = match pos_weight {
             Some(weight) => target.f_mul(weight)?,
@@ -67,6 +72,10 @@ impl<'a> Logits<'a> {
     /// The same with any targets. For a target outside of \[0, 1\] the two parts nearly cancel, and libtorch's
     /// operation is more exact.
     pub(crate) fn f_entropy_of_any(&self, target: &Tensor, pos_weight: Option<&Tensor>) -> Result<Tensor, LossError> {
+        let alike = self.logits.size() == target.size() && self.logits.f_kind()? == target.f_kind()?;
+        if waits(self.logits) && pos_weight.is_none() && alike {
+            return f_finite_entropy(self.logits, target, true);
+        }
         let of_shares = self.f_entropy(target, pos_weight)?;
         if kernels::scan_range(&target.f_detach()?, 0.0..=1.0) == Some(true) {
             return Ok(of_shares);
@@ -114,8 +123,217 @@ fn f_any_infinite(tensor: &Tensor) -> Result<bool, LossError> {
     Ok(tensor.f_isinf()?.f_any()?.f_int64_value(&[])? != 0)
 }
 
-/// σ(`logits`), computed as 1 − σ(−x) above 0, so that the gradient keeps its digits where σ is near 1.
+/// The binary cross entropy of finite logits, with its derivative as a formula: of x it is σ(x) − y, as
+/// (1 − y) σ(x) − y σ(−x), which keeps its digits, and of y it is −x.
+///
+/// Each sum of shares y and 1 − y is one operation. As in libtorch's, an end that has the share 1 is met exactly.
+///
+/// Where `any` target may come, not only shares, the loss of others is (1 − y) x − log σ(x), because of the sum of shares
+/// digits would be lost. The derivatives are the same.
+fn f_finite_entropy(logits: &Tensor, target: &Tensor, any: bool) -> Result<Tensor, LossError> {
+    let (x, y) = (logits.f_detach()?, target.f_detach()?);
+    let (log_p, log_q) = (x.f_log_sigmoid()?, x.f_neg()?.f_log_sigmoid()?);
+    let mut losses = log_q.f_lerp_tensor(&log_p, &y)?.f_neg()?;
+    if any {
+        let others = y.f_rsub_number(1)?.f_mul(&x)?.f_sub(&log_p)?;
+        losses = losses.f_where_self(&y.f_clamp_number(0, 1)?.f_eq_tensor(&y)?, &others)?;
+    }
+    f_with_slopes([logits, target], losses, f_entropy_of_operations, |grad, [x, y], needed| {
+        let of_input = || {
+            let superfluous = x.f_sigmoid()?;
+            let missing = x.f_neg()?.f_sigmoid()?.f_neg()?;
+            superfluous.f_lerp_tensor(&missing, y)?.f_mul(grad)
+        };
+        let of_target = || grad.f_mul(x)?.f_neg();
+        Ok([needed[0].then(of_input).transpose()?, needed[1].then(of_target).transpose()?])
+    })
+}
+
+/// The same by operations that can be differentiated again.
+pub(crate) fn f_entropy_of_operations(logits: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+    let (log_p, log_q) = (logits.f_log_sigmoid()?, logits.f_neg()?.f_log_sigmoid()?);
+    Ok(target.f_mul(&log_p)?.f_add(&target.f_rsub_number(1)?.f_mul(&log_q)?)?.f_neg()?)
+}
+
+/// y σ(−x) + (1 − y) σ(x) of finite logits: by how much the probability of the target is less than 1.
+pub(crate) fn f_missing(logits: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+    if logits.size() != target.size() || logits.f_kind()? != target.f_kind()? {
+        return f_missing_of_operations(logits, target);
+    }
+    let (x, y) = (logits.f_detach()?, target.f_detach()?);
+    let (p, q) = (x.f_sigmoid()?, x.f_neg()?.f_sigmoid()?);
+    let missing = p.f_lerp_tensor(&q, &y)?;
+    f_with_slopes([logits, target], missing, f_missing_of_operations, |grad, [x, y], needed| {
+        let (p, q) = (x.f_sigmoid()?, x.f_neg()?.f_sigmoid()?);
+        let of_input = || p.f_mul(&q)?.f_mul(&y.f_mul_number(-2.0)?.f_add_number(1)?)?.f_mul(grad);
+        let of_target = || q.f_sub(&p)?.f_mul(grad);
+        Ok([needed[0].then(of_input).transpose()?, needed[1].then(of_target).transpose()?])
+    })
+}
+
+pub(crate) fn f_missing_of_operations(logits: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+    let superfluous = target.f_rsub_number(1)?.f_mul(&logits.f_sigmoid()?)?;
+    Ok(target.f_mul(&logits.f_neg()?.f_sigmoid()?)?.f_add(&superfluous)?)
+}
+
+/// Finite logits, shares of their kind and shape, and what losses of them are made of, without a graph.
+pub(crate) struct Parts {
+    logits: Tensor,
+    shares: Tensor,
+    /// The binary cross entropy.
+    pub(crate) entropy: Tensor,
+    /// σ(x) and σ(−x)
+    pub(crate) p: Tensor,
+    pub(crate) q: Tensor,
+}
+
+impl Parts {
+    /// None where the shares get a gradient, or an infinite logit needs more care.
+    pub(crate) fn f_new(logits: &Logits, shares: &Tensor) -> Result<Option<Parts>, LossError> {
+        let x = logits.logits;
+        let differentiated = autograd::grad_enabled() && shares.requires_grad();
+        if logits.infinite || differentiated || x.size() != shares.size() || x.f_kind()? != shares.f_kind()? {
+            return Ok(None);
+        }
+        let (bare, y) = (x.f_detach()?, shares.f_detach()?);
+        let opposite = bare.f_neg()?;
+        let entropy = opposite.f_log_sigmoid()?.f_lerp_tensor(&bare.f_log_sigmoid()?, &y)?.f_neg()?;
+        let (p, q) = (bare.f_sigmoid()?, opposite.f_sigmoid()?);
+        Ok(Some(Parts { logits: x.shallow_clone(), shares: y, entropy, p, q }))
+    }
+
+    /// y σ(−x) + (1 − y) σ(x)
+    pub(crate) fn f_missing(&self) -> Result<Tensor, TchError> {
+        self.p.f_lerp_tensor(&self.q, &self.shares)
+    }
+
+    /// σ(x) − y, with its digits: the derivative of the entropy.
+    pub(crate) fn f_excess(&self) -> Result<Tensor, TchError> {
+        self.p.f_lerp_tensor(&self.q.f_neg()?, &self.shares)
+    }
+
+    /// 1 − 2 y times a number. With σ(x) σ(−x) it is the derivative of what is missing.
+    pub(crate) fn f_sides(&self, number: f64) -> Result<Tensor, TchError> {
+        self.shares.f_mul_number(-2.0 * number)?.f_add_number(number)
+    }
+
+    /// The `losses` with a `slope` of the parts and of another tensor; `operations` have the second derivative.
+    pub(crate) fn f_attach(
+        self,
+        losses: Tensor,
+        other: &Tensor,
+        slope: impl Fn(&Parts, &Tensor) -> Result<Tensor, TchError> + Send + 'static,
+        operations: impl Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
+    ) -> Result<Tensor, LossError> {
+        let Parts { logits, shares, entropy, p, q } = &self;
+        let function = Function::new(&[logits]).save(&[logits, shares, entropy, p, q, other]);
+        function.f_attach_one(losses, move |context| {
+            let (Some(grad), [logits, shares, entropy, p, q, other]) = (context.grad(0), context.saved()) else {
+                return Ok(vec![None]);
+            };
+            let fused = || {
+                let [logits, shares, entropy, p, q] = [logits, shares, entropy, p, q].map(Tensor::shallow_clone);
+                let slope = slope(&Parts { logits, shares, entropy, p, q }, other)?;
+                Ok(vec![Some(slope.f_mul(&grad)?)])
+            };
+            let again = |inputs: &[Tensor]| operations(&inputs[0], shares);
+            context.f_gradients(&fused, &|| f_gradients_of(&again, &grad, &[logits.shallow_clone()], &[true]))
+        })
+    }
+}
+
+/// The derivatives of the arguments that need one, times the gradient of the result.
+type Slopes = fn(&Tensor, [&Tensor; 2], [bool; 2]) -> Result<[Option<Tensor>; 2], TchError>;
+
+/// The `value` of two arguments with its derivatives; `operations` have the second ones.
+fn f_with_slopes(
+    arguments: [&Tensor; 2],
+    value: Tensor,
+    operations: fn(&Tensor, &Tensor) -> Result<Tensor, LossError>,
+    slopes: Slopes,
+) -> Result<Tensor, LossError> {
+    let needed = autograd::needed(&arguments);
+    Function::new(&arguments).save(&arguments).f_attach_one(value, move |context| {
+        let (Some(grad), [x, y]) = (context.grad(0), context.saved()) else { return Ok(vec![None, None]) };
+        let fused = || Ok(slopes(&grad, [x, y], [needed[0], needed[1]])?.into());
+        let again = |inputs: &[Tensor]| operations(&inputs[0], &inputs[1]);
+        context.f_gradients(&fused, &|| f_gradients_of(&again, &grad, context.saved(), &needed))
+    })
+}
+
+/// σ(`logits`) with the gradient σ(x) σ(−x), which keeps its digits where σ is near 1.
 pub(crate) fn f_sigmoid(logits: &Tensor) -> Result<Tensor, LossError> {
+    Function::new(&[logits]).save(&[logits]).f_attach_one(logits.f_detach()?.f_sigmoid()?, |context| {
+        let (Some(grad), [x]) = (context.grad(0), context.saved()) else { return Ok(vec![None]) };
+        let fused = || Ok(vec![Some(x.f_neg()?.f_sigmoid()?.f_mul(&x.f_sigmoid()?)?.f_mul(&grad)?)]);
+        let again = |inputs: &[Tensor]| f_sigmoid_of_operations(&inputs[0]);
+        context.f_gradients(&fused, &|| f_gradients_of(&again, &grad, &[x.shallow_clone()], &[true]))
+    })
+}
+
+/// The same by operations that can be differentiated again: 1 − σ(−x) above 0.
+fn f_sigmoid_of_operations(logits: &Tensor) -> Result<Tensor, LossError> {
     let of_rest = logits.f_neg()?.f_sigmoid()?.f_rsub_number(1)?;
     Ok(of_rest.f_where_self(&logits.f_gt_number(0)?, &logits.f_sigmoid()?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn derivatives(loss: &dyn Fn(&Tensor, &Tensor) -> Tensor, x: &Tensor, y: &Tensor, of_y: bool) -> Vec<Tensor> {
+        let (x, y) = (x.copy().set_requires_grad(true), y.copy().set_requires_grad(of_y));
+        let leaves = if of_y { vec![&x, &y] } else { vec![&x] };
+        let value = loss(&x, &y);
+        let factors = Tensor::linspace(-1.0, 2.0, value.numel() as i64, (value.kind(), value.device()));
+        let first = Tensor::run_backward(&[(&value * factors).sum(None)], &leaves, true, true);
+        let sum = first.iter().map(|first| first.square().sum(None)).reduce(|a, b| a + b).unwrap();
+        let second = Tensor::run_backward(&[sum], &leaves, false, false);
+        [value].into_iter().chain(first).chain(second).map(|tensor| tensor.detach()).collect()
+    }
+
+    /// The operations' derivative of a sigmoid has lost so much where the sigmoid is near 1.
+    const ROUNDING: f64 = 1e-15;
+
+    #[test]
+    fn formulas_of_derivatives_are_those_of_the_operations() {
+        let x = Tensor::from_slice(&[-700.0, -40.0, -3.0, -0.5, 0.0, 0.25, 2.0, 40.0, 700.0, 1.0, -1.0, 5.0]);
+        let y = Tensor::from_slice(&[0.0, 1.0, 0.25, 0.0, 0.5, 1.0, 0.75, 1.0, 0.0, 0.0, 1.0, 0.125]);
+        type Loss = fn(&Tensor, &Tensor) -> Result<Tensor, LossError>;
+        let pairs: [(Loss, Loss); 3] = [
+            (|x, y| f_finite_entropy(x, y, false), f_entropy_of_operations),
+            (|x, y| f_finite_entropy(x, y, true), f_entropy_of_operations),
+            (f_missing, f_missing_of_operations),
+        ];
+        for (formula, operations) in pairs {
+            for of_y in [false, true] {
+                let actual = derivatives(&|x, y| formula(x, y).unwrap(), &x, &y, of_y);
+                let expected = derivatives(&|x, y| operations(x, y).unwrap(), &x, &y, of_y);
+                for (actual, expected) in actual.iter().zip(&expected) {
+                    assert!(actual.allclose(expected, 1e-12, ROUNDING, false), "{actual} and not {expected}");
+                }
+            }
+        }
+        let sigmoid = |f: fn(&Tensor) -> Result<Tensor, LossError>| derivatives(&|x, _| f(x).unwrap(), &x, &y, false);
+        for (actual, expected) in sigmoid(f_sigmoid).iter().zip(&sigmoid(f_sigmoid_of_operations)) {
+            assert!(actual.allclose(expected, 1e-12, ROUNDING, false), "{actual} and not {expected}");
+        }
+    }
+
+    #[test]
+    fn an_entropy_keeps_its_digits_with_any_target() {
+        // By hand: (1 − y) x + log(1 + exp(−x)) in double precision.
+        let (xs, ys) = ([-30.0_f64, 30.0, 1e-3, 1e-3, 5.0], [0.0_f64, 1.0, 1e6, -1e6, 2.0]);
+        let losses = f_finite_entropy(
+            &Tensor::from_slice(&xs).to_kind(Kind::Float),
+            &Tensor::from_slice(&ys).to_kind(Kind::Float),
+            true,
+        );
+        let losses = Vec::<f32>::try_from(losses.unwrap()).unwrap();
+        let exact = [(-30.0_f64).exp().ln_1p(), (-30.0_f64).exp().ln_1p()];
+        let rest = (2..5).map(|i| (1.0 - ys[i]) * xs[i] + (-xs[i]).exp().ln_1p());
+        for (loss, exact) in losses.into_iter().zip(exact.into_iter().chain(rest)) {
+            assert!((f64::from(loss) - exact).abs() <= 1e-6 * exact.abs(), "{loss} and not {exact}");
+        }
+    }
 }

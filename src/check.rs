@@ -4,6 +4,7 @@
 
 mod class_indices;
 mod invalid_values;
+mod validity;
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -16,10 +17,11 @@ use crate::kernels::{Number, NumberOperations};
 use crate::numeric::wide_kind;
 use crate::{LossError, kernels};
 
-pub(crate) use class_indices::ClassIndices;
+pub(crate) use class_indices::{ClassIndices, f_kept};
 pub use invalid_values::InvalidValues;
 #[cfg(feature = "serde")]
 pub(crate) use invalid_values::with_documented_defaults;
+pub(crate) use validity::Validity;
 
 /// All arguments are defined, dense and on the device of the first.
 pub(crate) fn devices(arguments: &[Named]) -> Result<(), LossError> {
@@ -323,9 +325,20 @@ pub(crate) fn f_in_range(
     if boolean || (mode.is_error() && kernels::scan_range(tensor, range.clone()) == Some(true)) {
         return Ok(Validity::CHECKED);
     }
+    f_between((argument, tensor), [*range.start(), *range.end()], || expected.to_owned(), mode)
+}
+
+/// The same by tensor operations.
+pub(crate) fn f_between(
+    (argument, tensor): Named,
+    [least, most]: [impl Into<Number>; 2],
+    expected: impl FnOnce() -> String,
+    mode: InvalidValues,
+) -> Result<Validity, LossError> {
     let tensor = tensor.f_detach()?;
-    let valid = tensor.f_clamp_number(*range.start(), *range.end())?.f_eq_tensor(&tensor)?;
-    Validity::f_new((argument, &tensor), valid, || expected.to_owned(), mode)
+    let within = tensor.f_clamp_number(least, most)?;
+    let invalid = within.f_ne_tensor(&tensor)?;
+    Ok(Validity::f_new((argument, &tensor), invalid, expected, mode)?.with(within))
 }
 
 /// Log-probabilities are at most 0, up to rounding.
@@ -338,129 +351,13 @@ pub(crate) fn f_log_probs((argument, tensor): Named, mode: InvalidValues) -> Res
         return Ok(Validity::CHECKED);
     }
     let tensor = tensor.f_detach()?;
-    let valid = tensor.f_gt_number(LARGEST_LOG_PROB)?.f_logical_not()?;
+    let above = tensor.f_gt_number(LARGEST_LOG_PROB)?;
     let expected = || "log-probabilities, which are at most 0: apply log_softmax before".to_owned();
-    Validity::f_new((argument, &tensor), valid, expected, mode)
+    Validity::f_new((argument, &tensor), above, expected, mode)
 }
 
 #[cfg(test)]
 thread_local! {
     /// How often this thread has looked at values by tensor operations.
     pub(crate) static CHECKS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
-}
-
-/// Where the values of an argument are valid, and what to do where they are not.
-///
-/// Only needed where they make the loss NaN: then `valid` says which elements are valid.
-pub(crate) struct Validity {
-    valid: Option<Tensor>,
-    /// Whether all are, on their device, if it is known already.
-    all: Option<Tensor>,
-}
-
-impl Validity {
-    /// All values are valid, or an error was returned.
-    pub(crate) const CHECKED: Validity = Validity { valid: None, all: None };
-
-    /// Decides by `mode` about what a kernel has found of the values of `argument`: a Boolean scalar on its device, or
-    /// nothing where all are known to be valid.
-    #[cfg(feature = "segmentation")]
-    pub(crate) fn f_found(
-        argument: &'static str,
-        valid: Option<Tensor>,
-        expected: &str,
-        mode: InvalidValues,
-    ) -> Result<Validity, LossError> {
-        let Some(valid) = valid else { return Ok(Validity::CHECKED) };
-        match mode {
-            InvalidValues::Nan => {}
-            InvalidValues::Error => InvalidValues::f_note(valid.device(), argument, expected.to_owned(), &valid)?,
-            InvalidValues::ErrorAtOnce if valid.f_int64_value(&[])? == 0 => {
-                return Err(LossError::Value {
-                    argument,
-                    expected: expected.to_owned(),
-                    actual: "another value".into(),
-                });
-            }
-            InvalidValues::ErrorAtOnce => return Ok(Validity::CHECKED),
-        }
-        Ok(Validity { all: Some(valid.shallow_clone()), valid: Some(valid) })
-    }
-
-    /// Decides by `mode` about the values of `argument`, given a Boolean tensor of those that are valid.
-    pub(crate) fn f_new(
-        (argument, tensor): Named,
-        valid: Tensor,
-        expected: impl FnOnce() -> String,
-        mode: InvalidValues,
-    ) -> Result<Validity, LossError> {
-        #[cfg(test)]
-        CHECKS.set(CHECKS.get() + 1);
-        if mode.defers(tensor) {
-            let all = valid.f_all()?;
-            InvalidValues::f_note(tensor.device(), argument, expected(), &all)?;
-            return Ok(Validity { valid: Some(valid), all: Some(all) });
-        }
-        if !mode.is_error() {
-            return Ok(Validity { valid: Some(valid), all: None });
-        }
-        if valid.f_all()?.f_int64_value(&[])? != 0 {
-            return Ok(Validity::CHECKED);
-        }
-        let first = valid.f_flatten(0, -1)?.f_logical_not()?.f_nonzero()?.f_int64_value(&[0, 0])?;
-        let actual = tensor.f_flatten(0, -1)?.f_double_value(&[first])?.to_string();
-        Err(LossError::Value { argument, expected: expected(), actual })
-    }
-
-    /// Whether all values are known to be valid.
-    pub(crate) fn is_checked(&self) -> bool {
-        self.valid.is_none()
-    }
-
-    /// Where whole rows are valid: all of their elements, along the last dimension.
-    pub(crate) fn f_rows(self) -> Result<Validity, LossError> {
-        self.f_all_along(-1)
-    }
-
-    /// Where all elements along `dim` are.
-    pub(crate) fn f_all_along(self, dim: i64) -> Result<Validity, LossError> {
-        let valid = self.valid.map(|valid| valid.f_all_dim(dim, false)).transpose()?;
-        Ok(Validity { valid, all: self.all })
-    }
-
-    /// With a dimension of size 1 at `dim`, over which the validity is the same.
-    pub(crate) fn f_unsqueeze(self, dim: i64) -> Result<Validity, LossError> {
-        let valid = self.valid.map(|valid| valid.f_unsqueeze(dim)).transpose()?;
-        Ok(Validity { valid, all: self.all })
-    }
-
-    /// `tensor` with a harmless value in place of the invalid ones.
-    pub(crate) fn f_replace(&self, tensor: &Tensor, harmless: impl Into<Number>) -> Result<Tensor, LossError> {
-        let Some(valid) = &self.valid else {
-            return Ok(tensor.shallow_clone());
-        };
-        let harmless = tensor.f_full_like_number(harmless)?;
-        Ok(tensor.f_where_self(valid, &harmless)?)
-    }
-
-    /// [`f_poison`](Self::f_poison) of the loss of an engine that has taken the call.
-    pub(crate) fn f_poison_fused(&self, loss: Option<Tensor>, unreduced: bool) -> Result<Option<Tensor>, LossError> {
-        if self.is_checked() {
-            return Ok(loss);
-        }
-        loss.map(|loss| self.f_poison(&loss, unreduced)).transpose()
-    }
-
-    /// The loss, NaN where an invalid value went into it.
-    pub(crate) fn f_poison(&self, loss: &Tensor, unreduced: bool) -> Result<Tensor, LossError> {
-        let Some(valid) = &self.valid else {
-            return Ok(loss.shallow_clone());
-        };
-        let valid = match &self.all {
-            _ if unreduced => valid.shallow_clone(),
-            Some(all) => all.shallow_clone(),
-            None => valid.f_all()?,
-        };
-        Ok(loss.f_where_self(&valid, &loss.f_full_like_number(f64::NAN)?)?)
-    }
 }

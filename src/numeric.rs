@@ -1,10 +1,10 @@
 //! Arithmetic that losses share.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::LossError;
 use crate::argument::Named;
-use crate::autograd::{self, Function, f_alias};
+use crate::autograd::{self, Function, f_alias, f_gradients_of};
 use crate::kernels::{Number, NumberOperations, small_work};
 
 /// The product of two matrices. A small one stays on this thread: see [`small_work`].
@@ -213,6 +213,17 @@ pub(crate) fn f_abs(x: &Tensor) -> Result<Tensor, LossError> {
     Ok(f_alias(x)?.f_abs()?)
 }
 
+/// `tensor`, with a gradient of 0 where `mask` of it is true, whatever comes back there.
+pub(crate) fn f_without_gradients(
+    tensor: &Tensor,
+    mask: fn(&Tensor) -> Result<Tensor, TchError>,
+) -> Result<Tensor, LossError> {
+    Function::new(&[tensor]).save(&[tensor]).f_attach_one(tensor.shallow_clone(), move |context| {
+        let (Some(grad), [tensor]) = (context.grad(0), context.saved()) else { return Ok(vec![None]) };
+        Ok(vec![Some(grad.f_zeros_where(&mask(&tensor.f_detach()?)?)?)])
+    })
+}
+
 /// `base` to the power of `exponent`, both at least 0, with gradient 0 where the power has a vertical tangent. The
 /// second derivative is a number, too.
 pub(crate) fn f_power(base: &Tensor, exponent: f64) -> Result<Tensor, LossError> {
@@ -222,7 +233,25 @@ pub(crate) fn f_power(base: &Tensor, exponent: f64) -> Result<Tensor, LossError>
     if exponent == 0.0 || exponent == 1.0 || exponent > 2.0 {
         return Ok(base.f_pow_number(exponent)?);
     }
-    f_powers(base, &Tensor::f_full_number(&[], exponent, (base.f_kind()?, base.device()))?)
+    let power = base.f_detach()?.f_pow_number(exponent)?;
+    Function::new(&[base]).save(&[base]).f_attach_one(power, move |context| {
+        let (Some(grad), [base]) = (context.grad(0), context.saved()) else { return Ok(vec![None]) };
+        let fused = || {
+            let smallest = smallest_base(base)?;
+            let slope = base.f_clamp_min_number(smallest)?.f_pow_number(exponent - 1.0)?.f_mul_number_(exponent)?;
+            Ok(vec![Some(slope.f_zeros_where(&base.f_lt_number(smallest)?)?.f_mul_(&grad)?)])
+        };
+        let again = |inputs: &[Tensor]| {
+            let exponent = Tensor::f_full_number(&[], exponent, (inputs[0].f_kind()?, inputs[0].device()))?;
+            f_powers(&inputs[0], &exponent)
+        };
+        context.f_gradients(&fused, &|| f_gradients_of(&again, &grad, &[base.shallow_clone()], &[true]))
+    })
+}
+
+/// The smallest base that has a derivative, in its kind.
+fn smallest_base(base: &Tensor) -> Result<f64, LossError> {
+    Ok(if base.f_kind()? == Kind::Double { f64::MIN_POSITIVE } else { SMALLEST_BASE })
 }
 
 /// [`f_power`] with an exponent for each element.
@@ -236,7 +265,7 @@ pub(crate) fn f_powers(base: &Tensor, exponent: &Tensor) -> Result<Tensor, LossE
     let (double, at) = (base.f_kind()? == Kind::Double, base.f_detach()?);
     let steep = at.f_lt_number(STEEP_BASES[usize::from(double)])?;
     let power = base.f_masked_fill_number(&steep, 1)?.f_pow(exponent)?;
-    let smallest = if double { f64::MIN_POSITIVE } else { SMALLEST_BASE };
+    let smallest = smallest_base(base)?;
     let vertical = at.f_lt_number(smallest)?;
     let at = at.f_masked_fill_number(&steep.f_logical_not()?, 1)?.f_clamp_min_number(0)?;
     let constant = exponent.f_detach()?;
@@ -284,12 +313,59 @@ pub(crate) fn f_ratio(numerator: &Tensor, denominator: &Tensor) -> Result<Tensor
 /// Rows are divided by their largest element first, so that squares do not overflow. It also gives rows of one
 /// direction exactly the same unit vector: a rounded quotient depends only on the exact quotient.
 pub(crate) fn f_unit_rows(rows: &Tensor, p: f64, least: f64) -> Result<Tensor, LossError> {
+    if p == 2.0 {
+        return f_euclidean_unit_rows(rows, least);
+    }
+    f_unit_rows_of_operations(rows, p, least)
+}
+
+/// The same by operations that can be differentiated again.
+fn f_unit_rows_of_operations(rows: &Tensor, p: f64, least: f64) -> Result<Tensor, LossError> {
     let largest = rows.f_detach()?.f_abs()?.f_amax([1_i64].as_slice(), true)?;
     let zero = largest.f_eq_number(0)?;
     let scale = largest.f_masked_fill_number(&largest.f_le_number(least)?, 1)?;
     let scaled = rows.f_masked_fill_number(&zero, 1)?.f_div(&scale)?;
     let length = scaled.f_norm_number(p, &[1], true)?.f_clamp_min_number(least)?;
     Ok(scaled.f_div(&length)?.f_masked_fill_number(&zero, 0)?)
+}
+
+/// The same with the gradient as a formula, which is a third of the operations: (g − u (u · g)) / ‖x‖ for a gradient g
+/// of the unit vector u of x.
+fn f_euclidean_unit_rows(rows: &Tensor, least: f64) -> Result<Tensor, LossError> {
+    let mut scale = rows.f_detach()?.f_norm_number(f64::INFINITY, &[1], true)?;
+    let is_zero = scale.f_eq_number(0)?;
+    let _ = scale.f_masked_fill_number_(&scale.f_le_number(least)?, 1)?;
+    let unit = rows.f_detach()?.f_div(&scale)?;
+    let mut length = unit.f_norm_number(2, &[1], true)?;
+    // Up to `least` the divisor is a constant.
+    let is_short = length.f_lt_number(least)?;
+    // A row of zeros stays one, whatever it is divided by.
+    let _ = length.f_clamp_min_number_(least.max(SMALLEST_BASE))?;
+    let unit = unit.f_div(&length)?;
+    let saved = [rows, &unit, &length.f_mul_(&scale)?, &is_short, &is_zero];
+    Function::new(&[rows]).save(&saved).f_attach_one(unit.shallow_clone(), move |context| {
+        let (Some(grad), [rows, unit, length, is_short, is_zero]) = (context.grad(0), context.saved()) else {
+            return Ok(vec![None]);
+        };
+        let fused = || {
+            let along = grad.f_mul(unit)?.f_sum_dim_intlist([1_i64].as_slice(), true, None)?;
+            let across = grad.f_addcmul(unit, &along.f_neg()?.f_zeros_where(is_short)?)?;
+            Ok(vec![Some(across.f_div(length)?.f_zeros_where(is_zero)?)])
+        };
+        let operations = |rows: &[Tensor]| f_unit_rows_of_operations(&rows[0], 2.0, least);
+        context.f_gradients(&fused, &|| f_gradients_of(&operations, &grad, &[rows.shallow_clone()], &[true]))
+    })
+}
+
+/// The numbers, at least `least`. Unlike libtorch's clamp it has a NaN gradient where a number is NaN.
+pub(crate) fn f_at_least(numbers: &Tensor, least: f64) -> Result<Tensor, LossError> {
+    Function::new(&[numbers]).save(&[numbers]).f_attach_one(
+        numbers.f_detach()?.f_clamp_min_number(least)?,
+        move |context| {
+            let (Some(grad), [numbers]) = (context.grad(0), context.saved()) else { return Ok(vec![None]) };
+            Ok(vec![Some(grad.f_zeros_where(&numbers.f_lt_number(least)?)?)])
+        },
+    )
 }
 
 /// Asserts that the gradient of a scalar `loss` at `at` is that of central differences.
@@ -311,5 +387,65 @@ pub(crate) fn assert_gradient(at: &Tensor, loss: impl Fn(&Tensor) -> Tensor) {
             (actual - expected).abs() < 1e-7 * (1.0 + expected.abs()),
             "element {element}: {actual}, not {expected}"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Value, gradient and second derivative of `loss` at `at`.
+    fn derivatives(at: &Tensor, loss: &dyn Fn(&Tensor) -> Tensor) -> [Tensor; 3] {
+        let leaf = at.copy().set_requires_grad(true);
+        let value = loss(&leaf);
+        let factors = Tensor::linspace(-1.0, 2.0, value.numel() as i64, (at.kind(), at.device())).view_as(&value);
+        let first = Tensor::run_backward(&[(&value * factors).sum(None)], &[&leaf], true, true).remove(0);
+        let second = Tensor::run_backward(&[first.square().sum(None)], &[&leaf], false, false).remove(0);
+        [value, first, second].map(|tensor| tensor.detach())
+    }
+
+    fn assert_alike(at: &Tensor, formula: &dyn Fn(&Tensor) -> Tensor, operations: &dyn Fn(&Tensor) -> Tensor) {
+        let pairs = derivatives(at, formula).into_iter().zip(derivatives(at, operations));
+        for (name, (actual, expected)) in ["value", "gradient", "second derivative"].iter().zip(pairs) {
+            assert!(actual.allclose(&expected, 1e-9, 1e-12, true), "{name}: {actual} and not {expected}");
+        }
+    }
+
+    #[test]
+    fn formulas_of_derivatives_are_those_of_the_operations() {
+        // Rows of zeros, below and just above the least length, of huge numbers and of no number.
+        let rows = Tensor::from_slice(&[
+            3.0,
+            -4.0,
+            1.0,
+            0.0,
+            0.0,
+            0.0,
+            1e-9,
+            2e-9,
+            0.0,
+            8e-9,
+            2e-9,
+            7e-9,
+            1e200,
+            -1e200,
+            3e199,
+            f64::NAN,
+            1.0,
+            2.0,
+        ]);
+        let rows = rows.view([6, 3]);
+        for least in [0.0, 1e-8] {
+            assert_alike(&rows, &|rows| f_unit_rows(rows, 2.0, least).unwrap(), &|rows| {
+                f_unit_rows_of_operations(rows, 2.0, least).unwrap()
+            });
+        }
+        let bases = Tensor::from_slice(&[0.0, f64::MIN_POSITIVE / 4.0, 1e-300, 1e-5, 0.5, 2.0]);
+        for exponent in [0.5, 0.75, 1.5] {
+            let powers = |bases: &Tensor| f_powers(bases, &Tensor::from(exponent)).unwrap();
+            assert_alike(&bases, &|bases| f_power(bases, exponent).unwrap(), &powers);
+        }
+        let filled = |x: &Tensor| x.masked_fill(&x.lt(0.25), 0.25).square();
+        assert_alike(&bases, &|x| f_at_least(x, 0.25).unwrap().square(), &filled);
     }
 }

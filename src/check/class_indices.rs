@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::{InvalidValues, Validity, class_target, f_without_repetitions, host_integers, integers, shape_error};
 use crate::LossError;
-use crate::autograd;
+use crate::autograd::{self, Function};
 use crate::kernels::{self, Note, NumberOperations};
 
 /// There is at least one class where there are targets: even for an ignored or invalid target a number of some class is
@@ -22,8 +22,6 @@ pub(crate) struct ClassIndices {
     pub(crate) indices: Tensor,
     /// The ignored one, where some may be it.
     ignored: Option<i64>,
-    /// Where they are that, if it is known already.
-    are_ignored: Option<Tensor>,
     /// Which of the indices are valid.
     pub(crate) validity: Validity,
 }
@@ -58,17 +56,11 @@ impl ClassIndices {
             let shared = target.f_kind()? == Kind::Int64 && autograd::grad_enabled() && !kernels::takes(&indices);
             return Self::f_on_host(if shared { kernels::f_own(&indices)? } else { indices }, classes, ignore_index);
         }
-        // A class out of range becomes one that there is. These are new tensors, to which nobody else writes.
-        let within = indices.f_clamp_number(0, (classes - 1).max(0))?;
-        let are_ignored = ignore_index.map(|ignored| indices.f_eq_number(ignored)).transpose()?;
-        let (mut valid, mut known) = (within.f_eq_tensor(&indices)?, within);
-        if let Some(are_ignored) = &are_ignored {
-            valid = valid.f_logical_or(are_ignored)?;
-            known = indices.f_where_self(are_ignored, &known)?;
-        }
+        let known = f_known(&indices, (classes - 1).max(0), ignore_index)?;
+        let invalid = known.f_ne_tensor(&indices)?;
         let expected = || expected_class(classes, ignore_index);
-        let validity = Validity::f_new(("target", &indices), valid, expected, mode)?;
-        Ok(ClassIndices { indices: known, ignored: ignore_index, are_ignored, validity })
+        let validity = Validity::f_new(("target", &indices), invalid, expected, mode)?;
+        Ok(ClassIndices { indices: known, ignored: ignore_index, validity })
     }
 
     /// [`f_fused`](Self::f_fused) of a target that is [`f_of`](Self::f_of) an input.
@@ -123,7 +115,7 @@ impl ClassIndices {
         let values = f_without_repetitions(&indices)?;
         if let Some((true, any_ignored)) = kernels::scan_classes(&values, classes, ignore_index) {
             let ignored = ignore_index.filter(|_| any_ignored);
-            return Ok(ClassIndices { indices, ignored, are_ignored: None, validity: Validity::CHECKED });
+            return Ok(ClassIndices { indices, ignored, validity: Validity::CHECKED });
         }
         let values = host_integers(&values)?;
         let mut ignored = None;
@@ -135,22 +127,32 @@ impl ClassIndices {
                 return Err(LossError::Value { argument: "target", expected, actual: class.to_string() });
             }
         }
-        Ok(ClassIndices { indices, ignored, are_ignored: None, validity: Validity::CHECKED })
+        Ok(ClassIndices { indices, ignored, validity: Validity::CHECKED })
     }
 
     /// The indices for an operation of libtorch that does not check them in its backward pass: a copy, so that nobody
     /// can write to them in between.
     pub(crate) fn f_kept(&self, input: &Tensor) -> Result<Tensor, LossError> {
-        let shared = autograd::grad_enabled() && input.requires_grad() && kernels::takes(&self.indices);
-        if shared { kernels::f_own(&self.indices) } else { Ok(self.indices.shallow_clone()) }
+        f_kept(&self.indices, input)
     }
 
     /// Where the target is ignored; nothing where none is known to be.
     pub(crate) fn f_ignored(&self) -> Result<Option<Tensor>, LossError> {
-        match &self.are_ignored {
-            Some(are_ignored) => Ok(Some(are_ignored.shallow_clone())),
-            None => Ok(self.ignored.map(|ignored| self.indices.f_eq_number(ignored)).transpose()?),
-        }
+        Ok(self.ignored.map(|ignored| self.indices.f_eq_number(ignored)).transpose()?)
+    }
+
+    /// `input`, of which the rows whose target is ignored get no gradient, whatever they hold: for a loss that does not
+    /// read what is computed of them.
+    pub(crate) fn f_without_ignored(&self, input: &Tensor, class_dim: usize) -> Result<Tensor, LossError> {
+        let Some(ignored) = self.ignored.filter(|_| autograd::grad_enabled() && input.requires_grad()) else {
+            return Ok(input.shallow_clone());
+        };
+        let function = Function::new(&[input]).save(&[&self.indices]);
+        function.f_attach_one(input.shallow_clone(), move |context| {
+            let (Some(grad), [indices]) = (context.grad(0), context.saved()) else { return Ok(vec![None]) };
+            let rows = indices.f_eq_number(ignored)?.f_unsqueeze(class_dim as i64)?;
+            Ok(vec![Some(grad.f_zeros_where(&rows)?)])
+        })
     }
 
     /// `input` with 0 in place of the rows whose target is ignored, which keeps what they hold out of the gradient.
@@ -168,9 +170,50 @@ impl ClassIndices {
     }
 }
 
+/// See [`ClassIndices::f_kept`].
+pub(crate) fn f_kept(indices: &Tensor, input: &Tensor) -> Result<Tensor, LossError> {
+    let shared = autograd::grad_enabled() && input.requires_grad() && kernels::takes(indices);
+    if shared { kernels::f_own(indices) } else { Ok(indices.shallow_clone()) }
+}
+
+/// The indices, and where they are neither a class up to the `last` one nor ignored another index that is. New tensors,
+/// to which nobody else writes.
+fn f_known(indices: &Tensor, last: i64, ignored: Option<i64>) -> Result<Tensor, LossError> {
+    let (least, most) =
+        (ignored.map_or(0, |ignored| ignored.min(0)), ignored.map_or(last, |ignored| ignored.max(last)));
+    // The ignored one is a class, or next to the classes.
+    if least >= -1 && most - last <= 1 {
+        return Ok(indices.f_clamp_number(least, most)?);
+    }
+    if least < 0 {
+        let mut known = indices.f_threshold_number(-1, least)?;
+        return Ok(known.f_clamp_max_number_(last)?);
+    }
+    let mut known = indices.f_clamp_number(0, last)?;
+    Ok(known.f_masked_fill_number_(&indices.f_eq_number(most)?, most)?)
+}
+
 fn expected_class(classes: i64, ignore_index: Option<i64>) -> String {
     match ignore_index {
         Some(ignored) => format!("classes in [0, {classes}), or ignore_index {ignored}"),
         None => format!("classes in [0, {classes})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_indices_are_equal_where_they_are_valid_and_elsewhere_classes_or_ignored() {
+        let values = [i64::MIN, -101, -100, -99, -2, -1, 0, 1, 4, 5, 6, 254, 255, 256, i64::MAX];
+        for ignored in [None].into_iter().chain(values.map(Some)) {
+            let known = f_known(&Tensor::from_slice(&values), 4, ignored).unwrap();
+            for (value, known) in values.into_iter().zip(Vec::<i64>::try_from(known).unwrap()) {
+                let is_valid = |index: i64| (0..=4).contains(&index) || Some(index) == ignored;
+                assert_eq!(known == value, is_valid(value), "{value} beside {ignored:?}");
+                assert!(is_valid(known), "{value} beside {ignored:?} becomes {known}");
+            }
+        }
     }
 }

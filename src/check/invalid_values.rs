@@ -8,6 +8,7 @@ use std::thread::{self, ThreadId};
 
 use tch::{Device, Kind, Tensor};
 
+use crate::kernels::NumberOperations;
 use crate::{LossError, kernels};
 
 /// What happens to values for which no loss is defined: a class index out of range, a probability outside \[0, 1\], a
@@ -116,14 +117,14 @@ impl InvalidValues {
         Err(LossError::Value { argument, expected, actual: "another value in an earlier call".into() })
     }
 
-    /// Takes note of values on a GPU, given a Boolean scalar there: whether all are valid.
+    /// Takes note of values on a GPU, given a Boolean scalar there: whether any is not valid.
     pub(crate) fn f_note(
         device: Device,
         argument: &'static str,
         expected: String,
-        all: &Tensor,
+        any_invalid: &Tensor,
     ) -> Result<(), LossError> {
-        let _ = Self::f_memory(device, argument, &expected)?.f_logical_and_(all)?;
+        let _ = Self::f_memory(device, argument, &expected)?.f_masked_fill_number_(any_invalid, 0)?;
         Ok(())
     }
 

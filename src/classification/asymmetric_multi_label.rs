@@ -111,21 +111,21 @@ impl AsymmetricMultiLabelLoss {
         Ok(if self.eps > 0.0 { log.f_clamp_min_number(self.eps.ln())? } else { log })
     }
 
-    /// log max(1 − pₘ, ε), given the logits of 1 − p.
-    fn f_log_negative(&self, logits: &Tensor) -> Result<Tensor, LossError> {
+    /// log max(1 − pₘ, ε), given the logits of 1 − p and their sigmoids.
+    fn f_log_negative(&self, logits: &Tensor, q: &Tensor) -> Result<Tensor, LossError> {
         if self.clip == 0.0 {
             return self.f_log_sigmoid(logits);
         }
-        Ok(binary::f_sigmoid(logits)?.f_add_number(self.clip)?.f_clamp_number(self.eps, 1.0)?.f_log()?)
+        Ok(q.f_add_number(self.clip)?.f_clamp_number(self.eps, 1.0)?.f_log()?)
     }
 
     /// The focusing factor: one minus the probability of the right answer, to the power of γ₊ or γ₋.
-    fn f_focus(&self, logits: &Tensor, opposite: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+    fn f_focus(&self, logits: &Tensor, q: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let mut surplus = binary::f_sigmoid(logits)?;
         if self.clip > 0.0 {
             surplus = surplus.f_sub_number(self.clip)?.f_relu()?;
         }
-        let missing = target.f_mul(&binary::f_sigmoid(opposite)?)?.f_add(&target.f_rsub_number(1)?.f_mul(&surplus)?)?;
+        let missing = surplus.f_lerp_tensor(q, target)?;
         if self.gamma_pos == self.gamma_neg {
             return f_power(&missing, self.gamma_pos);
         }
@@ -138,15 +138,21 @@ impl AsymmetricMultiLabelLoss {
 
     fn f_losses(&self, logits: &Tensor, target: &Tensor, pos_weight: Option<Tensor>) -> Result<Tensor, LossError> {
         let parts = Logits::f_new(logits)?;
-        let share = f_times(target, pos_weight.as_ref())?;
-        let positive = parts.f_part(&share, &self.f_log_sigmoid(logits)?)?;
-        let negative = parts.f_part(&target.f_rsub_number(1)?, &self.f_log_negative(&logits.f_neg()?)?)?;
-        let entropy = positive.f_add(&negative)?.f_neg()?;
+        let opposite = logits.f_neg()?;
+        let q = binary::f_sigmoid(&opposite)?;
+        let (log_p, log_q) = (self.f_log_sigmoid(logits)?, self.f_log_negative(&opposite, &q)?);
+        let entropy = if pos_weight.is_none() && !parts.are_infinite() {
+            log_q.f_lerp_tensor(&log_p, target)?.f_neg()?
+        } else {
+            let positive = parts.f_part(&f_times(target, pos_weight.as_ref())?, &log_p)?;
+            positive.f_add(&parts.f_part(&target.f_rsub_number(1)?, &log_q)?)?.f_neg()?
+        };
         if self.gamma_neg == 0.0 && self.gamma_pos == 0.0 {
             return Ok(entropy);
         }
         let logits = parts.f_finite()?;
-        let focus = self.f_focus(&logits, &logits.f_neg()?, target)?;
+        let q = if parts.are_infinite() { binary::f_sigmoid(&logits.f_neg()?)? } else { q };
+        let focus = self.f_focus(&logits, &q, target)?;
         Ok(entropy.f_mul(&if self.detach_focus { focus.f_detach()? } else { focus })?)
     }
 
@@ -171,11 +177,11 @@ impl AsymmetricMultiLabelLoss {
         let weight = multi_label::f_weight(("weight", &self.weight), input, kind)?;
         let pos_weight = multi_label::f_weight(("pos_weight", &self.pos_weight), input, kind)?;
         let target = f_reals(("target", target), kind)?;
-        let validity = binary::f_shares(&target, self.invalid_values)?;
+        let mut validity = binary::f_shares(&target, self.invalid_values)?;
         let target = multi_label::f_smooth(validity.f_replace(&target, 0.0)?, self.label_smoothing)?;
         let losses = f_times(&self.f_losses(&input.f_to_kind(kind)?, &target, pos_weight)?, weight.as_ref())?;
         let loss = self.reduction.f_apply(&losses)?.f_to_kind(result_kind(input)?)?;
-        validity.f_poison(&loss, self.reduction == MultiLabelReduction::None)
+        validity.f_poison_own(loss, self.reduction == MultiLabelReduction::None)
     }
 }
 

@@ -4,7 +4,7 @@ use crate::check::{self, ClassIndices};
 use crate::kernels::{
     self, ANY, ClassTerms, Note, NumberOperations, Real, RowReduction, Rows, choose, f_class_terms, powers,
 };
-use crate::numeric::{f_power, result_kind, wide_kind};
+use crate::numeric::{f_at_least, f_power, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
 crate::options::options! {
@@ -93,7 +93,7 @@ impl AsymmetricSingleLabelLoss {
         let log_p = logits.f_log_softmax(dim, None)?;
         let own = log_p.f_gather(dim, target, false)?.f_squeeze_dim(dim)?;
         // A target that is masked by −∞ has the factor 1 with derivative 0.
-        let possible = own.f_masked_fill_number(&own.f_lt_number(MASKED)?, MASKED)?;
+        let possible = f_at_least(&own, MASKED)?;
         let mut losses = own.f_mul(&f_power(&possible.f_expm1()?.f_neg()?, self.gamma_pos)?)?;
         let spread = self.spread(logits.size()[dim as usize]);
         losses = losses.f_mul_number(self.label_smoothing - 1.0 - spread)?;
@@ -124,7 +124,7 @@ impl AsymmetricSingleLabelLoss {
     fn f_checked(&self, input: &Tensor, target: &Tensor, dim: i64) -> Result<Tensor, LossError> {
         let target = ClassIndices::f_new(target, input.size()[dim as usize], None, self.invalid_values)?;
         let loss = self.f_composite(input, &target.indices, dim)?;
-        target.validity.f_poison(&loss, self.reduction == Reduction::None)
+        target.validity.f_poison_own(loss, self.reduction == Reduction::None)
     }
 
     /// The same by the engine, or `None` where the engine does not take the call.
@@ -172,7 +172,7 @@ impl Loss for AsymmetricSingleLabelLoss {
             Ok(loss) => Ok(loss),
             Err(target) => {
                 let loss = self.f_composite(input, &target.indices, dim as i64)?;
-                target.validity.f_poison(&loss, self.reduction == Reduction::None)
+                target.validity.f_poison_own(loss, self.reduction == Reduction::None)
             }
         }
     }

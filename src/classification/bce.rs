@@ -118,12 +118,11 @@ fn f_of_valid(
     mode: InvalidValues,
     reduction: Reduction,
 ) -> Result<Tensor, LossError> {
-    let inputs = f_validity(("input", input), mode)?;
-    let targets = f_validity(("target", target), mode)?;
+    let mut inputs = f_validity(("input", input), mode)?;
+    let mut targets = f_validity(("target", target), mode)?;
     let (input, target) = (inputs.f_replace(input, 0.5)?, targets.f_replace(target, 0.5)?);
     let loss = f_aten(&input, &target, weight, reduction)?;
-    let unreduced = reduction == Reduction::None;
-    targets.f_poison(&inputs.f_poison(&loss, unreduced)?, unreduced)
+    inputs.f_and(targets)?.f_poison_own(loss, reduction == Reduction::None)
 }
 
 fn f_expanded(weight: &Tensor, input: &Tensor) -> Result<Tensor, LossError> {

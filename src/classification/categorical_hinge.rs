@@ -102,7 +102,7 @@ impl CategoricalHingeLoss {
         let indices = target.indices.f_unsqueeze(dim)?;
         let own = scores.f_gather(dim, &indices, false)?.f_squeeze_dim(dim)?;
         let loss = self.f_reduced(&own, &scores.f_scatter_number(dim, &indices, 0)?, dim)?;
-        target.validity.f_poison(&loss.f_to_kind(result_kind(input)?)?, self.reduction == Reduction::None)
+        target.validity.f_poison_own(loss.f_to_kind(result_kind(input)?)?, self.reduction == Reduction::None)
     }
 
     /// The loss of classes that are the last dimension by the engine, or `None` where the engine does not take the

@@ -165,8 +165,11 @@ impl CrossEntropyLoss {
             Err(target) => target,
         };
         // The log-probabilities of a row whose logits are all −∞ are NaN, which would make its gradient NaN even where
-        // it is ignored.
-        let input = f_logs(&target.f_mask_ignored(input, class_dim)?)?;
+        // it is ignored. Where they are asked for they are to be numbers.
+        let input = match logs {
+            Some(_) => f_logs(&target.f_mask_ignored(input, class_dim)?)?,
+            None => target.f_without_ignored(input, class_dim)?,
+        };
         let loss = f_widely([&input], |[x]| self.f_indices(x, &target, logs.is_some()))?;
         Ok((input, loss))
     }
@@ -261,7 +264,7 @@ impl CrossEntropyLoss {
             }
             (reduction, _) => self.f_aten(input, &target.f_kept(input)?, logs, reduction)?,
         };
-        target.validity.f_poison(&loss, self.reduction == Reduction::None)
+        target.validity.f_poison_own(loss, self.reduction == Reduction::None)
     }
 }
 

@@ -158,6 +158,12 @@ impl Modulation {
         check::option("reduced_threshold", threshold, 0.0 < threshold && threshold <= 1.0, "a number in (0, 1]")
     }
 
+    /// The power of 1 − pₜ that the factor is, if its derivatives are finite without a logarithm.
+    pub(super) fn plain_power(&self) -> Option<f64> {
+        let plain = self.reduced_threshold.is_none() && (self.gamma >= 2.0 || [0.0, 1.0].contains(&self.gamma));
+        plain.then_some(self.gamma)
+    }
+
     /// The factor, from log(1 − pₜ).
     ///
     /// It is an exponential of a logarithm, whose gradient is bounded for every γ. A power with an exponent below 1 has
@@ -244,9 +250,8 @@ impl Counted {
     }
 }
 
-/// `total / count`. For a count of 0 it is NaN, as a mean over no elements is, with gradient 0.
+/// `total / count`, of losses that are 0 where they do not count. For a count of 0 it is 0 / 0, as a mean over no
+/// elements is, and what was set to 0 has the gradient 0.
 pub(super) fn f_mean(total: &Tensor, count: &Tensor) -> Result<Tensor, LossError> {
-    let nothing = count.f_eq_number(0)?;
-    let mean = total.f_div(&count.f_masked_fill_number(&nothing, 1)?)?;
-    Ok(mean.f_masked_fill_number(&nothing, f64::NAN)?)
+    Ok(total.f_div(count)?)
 }

@@ -106,16 +106,15 @@ impl MultiLabelMarginLoss {
     }
 
     fn f_validity(&self, target: &Tensor, classes: i64) -> Result<Validity, LossError> {
-        let valid = target.f_ge_number(-1)?.f_logical_and(&target.f_lt_number(classes)?)?;
-        Validity::f_new(("target", target), valid, || expected(classes), self.invalid_values)
+        check::f_between(("target", target), [-1, classes - 1], || expected(classes), self.invalid_values)
     }
 
     /// The loss by tensor operations, which never see an entry that is no class.
     fn f_checked(&self, input: &Tensor, target: &Tensor, classes: i64) -> Result<Tensor, LossError> {
-        let entries = self.f_validity(target, classes)?;
-        let target = entries.f_replace(target, -1.0)?;
+        let mut entries = self.f_validity(target, classes)?;
+        let target = entries.f_replace(target, -1)?;
         let loss = if waits(input) { self.f_counted(input, &target)? } else { self.f_aten(input, &target)? };
-        entries.f_rows()?.f_poison(&loss, self.reduction == Reduction::None)
+        entries.f_rows()?.f_poison_own(loss, self.reduction == Reduction::None)
     }
 }
 
@@ -138,15 +137,15 @@ fn f_open_hinges(input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
     let scores = input.f_to_kind(wide_kind(input)?)?.f_reshape([-1, classes])?;
     let target = target.f_reshape([-1, classes])?;
     // The labels end at the first -1.
-    let listed = target.f_ge_number(0)?.f_cumprod(1, Kind::Int64)?.f_to_kind(Kind::Bool)?;
+    let listed = target.f_ge_number(0)?.f_cumprod(1, Kind::Int64)?;
     let labels = target.f_clamp_min_number(0)?;
     let times = scores.f_zeros_like()?.f_scatter_add(1, &labels, &listed.f_to_kind(scores.f_kind()?)?)?;
     let is_label = times.f_gt_number(0)?;
 
     // NaN scores, and numbers that are no label, are moved to ±∞, where they open no hinge.
-    let bounds = scores.f_gather(1, &labels, false)?.f_sub_number(1)?;
-    let uncounted = bounds.f_isnan()?.f_logical_or(&listed.f_logical_not()?)?;
-    let bounds = bounds.f_masked_fill_number(&uncounted, f64::INFINITY)?;
+    let mut bounds = scores.f_gather(1, &labels, false)?.f_sub_number(1)?;
+    let uncounted = listed.f_eq_number(0)?.f_logical_or_(&bounds.f_isnan()?)?;
+    let _ = bounds.f_masked_fill_number_(&uncounted, f64::INFINITY)?;
     let others = scores.f_masked_fill_number(&is_label.f_logical_or(&scores.f_isnan()?)?, f64::NEG_INFINITY)?;
 
     let of_others = others.f_searchsorted(&bounds.f_sort(1, false)?.0, false, false, "left", NONE)?;

@@ -87,13 +87,17 @@ new {
 }
 
 impl MultiMarginLoss {
-    /// The losses `[N]` of an input `[N, C]` with a target `[N]`.
-    fn f_losses(&self, input: &Tensor, target: &Tensor, classes: i64) -> Result<Tensor, LossError> {
-        let kind = numeric::wide_kind(input)?;
-        let (input, own) = (input.f_to_kind(kind)?, target.f_unsqueeze(1)?);
+    /// The powers of the hinges, `[N, C]`, of an input of that shape with a target `[N]`.
+    fn f_powers(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let (input, own) = (input.f_to_kind(numeric::wide_kind(input)?)?, target.f_unsqueeze(1)?);
         let excess = input.f_gather(1, &own, false)?.f_rsub_number(self.margin)?.f_add(&input)?;
         let hinges = excess.f_scatter_number(1, &own, 0)?.f_relu()?;
-        let powers = if self.p == 1 { hinges } else { hinges.f_square()? };
+        Ok(if self.p == 1 { hinges } else { hinges.f_square()? })
+    }
+
+    /// The losses `[N]`, given the powers.
+    fn f_losses(&self, powers: &Tensor, target: &Tensor, classes: i64) -> Result<Tensor, LossError> {
+        let kind = powers.f_kind()?;
         let losses = powers.f_sum_dim_intlist(1, false, None)?.f_div_number(classes)?;
         let f_of_rows = |weight: &Tensor| weight.f_to_kind(kind)?.f_index_select(0, target);
         numeric::f_times(&losses, self.weight.as_ref().map(f_of_rows).transpose()?.as_ref())
@@ -145,9 +149,15 @@ impl Loss for MultiMarginLoss {
             Err(target) => target,
         };
         let indices = target.indices.f_reshape([rows])?;
-        let losses = self.f_losses(&input_rows, &indices, classes)?.f_reshape(&shape)?;
-        let loss = self.reduction.f_apply(&losses)?.f_to_kind(numeric::result_kind(input)?)?;
-        target.validity.f_poison(&loss, self.reduction == Reduction::None)
+        let powers = self.f_powers(&input_rows, &indices)?;
+        let loss = match (self.reduction, &self.weight) {
+            // The mean over the rows of means over the classes is that over all.
+            (Reduction::Mean, None) => powers.f_mean(None)?,
+            (Reduction::Sum, None) => powers.f_sum(None)?.f_div_number(classes)?,
+            (reduction, _) => reduction.f_apply(&self.f_losses(&powers, &indices, classes)?.f_reshape(&shape)?)?,
+        };
+        let loss = loss.f_to_kind(numeric::result_kind(input)?)?;
+        target.validity.f_poison_own(loss, self.reduction == Reduction::None)
     }
 }
 

@@ -112,12 +112,13 @@ impl Loss for NllLoss {
             Ok(loss) => return log_probs.f_poison(&loss, unreduced),
             Err(target) => target,
         };
-        let f_poison = |loss: &Tensor| log_probs.f_poison(&target.validity.f_poison(loss, unreduced)?, unreduced);
         let indices = target.f_kept(input)?;
+        let validity = log_probs.f_and(target.validity)?;
         f_widely([input], |[input]| {
             let reduction = self.reduction.into();
             let input = f_one_after_another(input)?;
-            f_poison(&input.f_nll_loss_nd(&indices, weight.as_ref(), reduction, self.ignore_index)?)
+            let loss = input.f_nll_loss_nd(&indices, weight.as_ref(), reduction, self.ignore_index)?;
+            validity.f_poison_own(loss, unreduced)
         })
     }
 

@@ -114,7 +114,7 @@ impl OneVsRestFocalLoss {
         let weight = self.weight.as_ref().map(|weight| focal::f_per_class(weight, &losses)).transpose()?;
         let losses = numeric::f_times(&losses, weight.as_ref())?;
         let loss = counted.f_reduce(&counted.f_mask(&losses)?, self.reduction, self.mean_over)?;
-        target.validity.f_unsqueeze(dim)?.f_poison(&loss, self.reduction == Reduction::None)
+        target.validity.f_unsqueeze(dim)?.f_poison_own(loss, self.reduction == Reduction::None)
     }
 
     /// The losses, without the weight, of the logits `x` and the classes `own` of the targets.

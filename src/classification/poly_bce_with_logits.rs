@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::multi_label::{self, MultiLabelReduction};
-use crate::binary::{self, Logits};
+use crate::binary::{self, Logits, Parts};
 use crate::kernels::{
     self, ANY, Expected, Logit, NumberOperations, Pointwise, Real, f_pointwise, is_share, part, powers, share_or_nan,
 };
@@ -103,25 +103,42 @@ impl PolyBceWithLogitsLoss {
     fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let kind = wide_kind(input)?;
         let target = f_reals(("target", target), kind)?;
-        let validity = binary::f_shares(&target, self.invalid_values)?;
+        let mut validity = binary::f_shares(&target, self.invalid_values)?;
         let target = multi_label::f_smooth(validity.f_replace(&target, 0.0)?, self.label_smoothing)?;
         let losses = self.f_losses(&input.f_to_kind(kind)?, &target)?;
         let loss = self.reduction.f_apply(&losses)?.f_to_kind(result_kind(input)?)?;
-        validity.f_poison(&loss, self.reduction == MultiLabelReduction::None)
+        validity.f_poison_own(loss, self.reduction == MultiLabelReduction::None)
+    }
+
+    /// The losses without focus and balance, with their derivative as a formula.
+    fn f_plain_losses(&self, parts: Parts) -> Result<Tensor, LossError> {
+        let (epsilon, missing) = (self.epsilon, parts.f_missing()?);
+        let losses = missing.f_mul_number(epsilon)?.f_add_(&parts.entropy)?;
+        let slope = move |parts: &Parts, _: &Tensor| {
+            parts.f_excess()?.f_addcmul(&parts.p.f_mul(&parts.q)?, &parts.f_sides(epsilon)?)
+        };
+        parts.f_attach(losses, &missing, slope, move |x, y| {
+            let missing = binary::f_missing_of_operations(x, y)?;
+            Ok(binary::f_entropy_of_operations(x, y)?.f_add(&missing.f_mul_number(epsilon)?)?)
+        })
     }
 
     fn f_losses(&self, logits: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let logits = Logits::f_new(logits)?;
+        if self.gamma == 0.0
+            && self.alpha.is_none()
+            && let Some(parts) = Parts::f_new(&logits, target)?
+        {
+            return self.f_plain_losses(parts);
+        }
         let (entropy, logits) = (logits.f_entropy(target, None)?, logits.f_finite()?);
-        let negative = target.f_rsub_number(1)?;
-        let missing = target.f_mul(&logits.f_neg()?.f_sigmoid()?)?.f_add(&negative.f_mul(&logits.f_sigmoid()?)?)?;
+        let missing = binary::f_missing(&logits, target)?;
         let mut losses = entropy.f_add(&missing.f_mul_number(self.epsilon)?)?;
         if self.gamma > 0.0 {
             losses = losses.f_mul(&f_power(&missing, self.gamma)?)?;
         }
         let Some(alpha) = self.alpha else { return Ok(losses) };
-        let share = target.f_mul_number(alpha)?.f_add(&negative.f_mul_number(1.0 - alpha)?)?;
-        Ok(losses.f_mul(&share)?)
+        Ok(losses.f_mul(&target.f_mul_number(2.0 * alpha - 1.0)?.f_add_number(1.0 - alpha)?)?)
     }
 }
 

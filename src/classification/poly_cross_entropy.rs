@@ -105,7 +105,7 @@ impl PolyCrossEntropyLoss {
     fn f_indices(&self, log_p: &Tensor, target: &ClassIndices, dim: i64) -> Result<Tensor, LossError> {
         let own = log_p.f_gather(dim, &target.indices.f_unsqueeze(dim)?, false)?.f_squeeze_dim(dim)?;
         let losses = self.f_losses(log_p, dim, &own.f_neg()?, &own.f_expm1()?.f_neg()?)?;
-        target.validity.f_poison(&self.reduction.f_apply(&losses)?, self.reduction == Reduction::None)
+        target.validity.f_poison_own(self.reduction.f_apply(&losses)?, self.reduction == Reduction::None)
     }
 
     /// The loss of class indices by the engine, or `None` where the engine does not take the call.

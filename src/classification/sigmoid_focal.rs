@@ -2,10 +2,10 @@ mod formula;
 #[cfg(test)]
 mod tests;
 
-use tch::{Kind, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 use super::focal::{self, Counted, FocalAlpha, FocalNormalization, Modulation};
-use crate::binary::{self, Logits};
+use crate::binary::{self, Logits, Parts};
 use crate::divisor::{Divisor, f_positives};
 use crate::kernels::{self, NumberOperations, Pointwise, Weighted, f_pointwise};
 use crate::mean_parts::f_wide;
@@ -189,12 +189,12 @@ impl SigmoidFocalLoss {
         let y = numeric::f_reals(("target", target), kind)?;
         let counted = self.f_counted(&y)?;
         let (x, y) = (counted.f_mask(x)?, counted.f_mask(&y)?);
-        let validity = binary::f_shares(&y, self.invalid_values)?;
+        let mut validity = binary::f_shares(&y, self.invalid_values)?;
         let losses = self.f_losses(&x, &validity.f_replace(&y, 0.0)?, &counted)?;
         let weight = self.weight.as_ref().map(|weight| weight.f_to_kind(kind)).transpose()?;
         let losses = numeric::f_times(&losses, weight.as_ref())?;
         let loss = counted.f_reduce(&counted.f_mask(&losses)?, self.reduction, self.mean_over)?;
-        validity.f_poison(&loss, self.reduction == Reduction::None)
+        validity.f_poison_own(loss, self.reduction == Reduction::None)
     }
 
     /// The elements that are ignored neither by their target nor by the mask.
@@ -211,6 +211,9 @@ impl SigmoidFocalLoss {
     /// The losses, without the weight.
     fn f_losses(&self, x: &Tensor, y: &Tensor, counted: &Counted) -> Result<Tensor, LossError> {
         let logits = Logits::f_new(x)?;
+        if let Some(losses) = self.f_plain_losses(&logits, x, y)? {
+            return Ok(losses);
+        }
         // Each logarithm is computed by itself, because to compute one from the other loses digits.
         let (log_p, log_q) = (x.f_log_sigmoid()?, x.f_neg()?.f_log_sigmoid()?);
         // The modulating factors are made of finite logits.
@@ -243,6 +246,37 @@ impl SigmoidFocalLoss {
         }
         let factor = self.modulation().f_factor(&log_rest()?)?;
         counted.f_normalize(&balanced.f_mul(&factor)?, &factor, self.normalization)
+    }
+
+    /// The same of finite logits, where the factor is a power of 1 − pₜ that has two derivatives.
+    fn f_plain_losses(&self, logits: &Logits, x: &Tensor, y: &Tensor) -> Result<Option<Tensor>, LossError> {
+        let plain = matches!(self.soft_targets, FocalSoftTargets::Expectation | FocalSoftTargets::Margin)
+            && self.normalization == FocalNormalization::None
+            && self.pos_weight.is_none()
+            && !logits.are_infinite();
+        let (FocalAlpha::None | FocalAlpha::Balance(_), Some(gamma), true) =
+            (&self.alpha, self.modulation().plain_power(), plain)
+        else {
+            return Ok(None);
+        };
+        if self.soft_targets == FocalSoftTargets::Expectation
+            && gamma > 0.0
+            && let Some(parts) = Parts::f_new(logits, y)?
+        {
+            return f_with_formula(parts, y, gamma, self.alpha.number()).map(Some);
+        }
+        let mut losses = logits.f_entropy(y, None)?;
+        if gamma > 0.0 {
+            let rest = match self.soft_targets {
+                FocalSoftTargets::Margin => binary::f_sigmoid(&x.f_mul(&y.f_mul_number(-2.0)?.f_add_number(1)?)?)?,
+                _ => binary::f_missing(x, y)?,
+            };
+            losses = losses.f_mul(&numeric::f_power(&rest, gamma)?)?;
+        }
+        Ok(Some(match self.alpha.number() {
+            Some(alpha) => losses.f_mul(&f_balance(y, alpha)?)?,
+            None => losses,
+        }))
     }
 
     /// The losses in which the positive and the negative term have a factor each.
@@ -373,6 +407,40 @@ impl Loss for SigmoidFocalLoss {
         }
         self.f_counted(&target.f_to_kind(Kind::Double)?)?.f_parts(numerator, input, self.mean_over)
     }
+}
+
+/// αₜ of the targets.
+fn f_balance(y: &Tensor, alpha: f64) -> Result<Tensor, TchError> {
+    y.f_mul_number(2.0 * alpha - 1.0)?.f_add_number(1.0 - alpha)
+}
+
+/// The losses with their derivative as a formula: with m = 1 − pₜ and the entropy H, that of m^γ H is
+/// m^(γ − 1) (m H′ + γ H m′).
+fn f_with_formula(parts: Parts, y: &Tensor, gamma: f64, alpha: Option<f64>) -> Result<Tensor, LossError> {
+    let missing = parts.f_missing()?;
+    let mut losses = missing.f_pow_number(gamma)?.f_mul_(&parts.entropy)?;
+    let balance = alpha.map(|alpha| f_balance(&y.f_detach()?, alpha)).transpose()?;
+    if let Some(balance) = &balance {
+        let _ = losses.f_mul_(balance)?;
+    }
+    let slope = move |parts: &Parts, missing: &Tensor| {
+        let of_missing = parts.p.f_mul(&parts.q)?.f_mul_(&parts.entropy)?;
+        let mut slope = parts.f_excess()?.f_mul_(missing)?.f_addcmul(&of_missing, &parts.f_sides(gamma)?)?;
+        if gamma == 2.0 {
+            let _ = slope.f_mul_(missing)?;
+        } else if gamma != 1.0 {
+            let _ = slope.f_mul_(&missing.f_pow_number(gamma - 1.0)?)?;
+        }
+        balance.as_ref().map_or_else(|| Ok(slope.shallow_clone()), |balance| slope.f_mul(balance))
+    };
+    parts.f_attach(losses, &missing, slope, move |x, y| {
+        let factor = numeric::f_power(&binary::f_missing_of_operations(x, y)?, gamma)?;
+        let losses = binary::f_entropy_of_operations(x, y)?.f_mul(&factor)?;
+        Ok(match alpha {
+            Some(alpha) => losses.f_mul(&f_balance(y, alpha)?)?,
+            None => losses,
+        })
+    })
 }
 
 crate::precomputed::precomputed!(SigmoidFocalLoss);

@@ -120,7 +120,7 @@ impl SoftBceWithLogitsLoss {
         let labels = f_reals(("target", target), kind)?;
         let ignored = self.ignore_index.map(|ignored| labels.f_eq_number(ignored)).transpose()?;
         let labels = f_filled(&labels, ignored.as_ref(), 0)?;
-        let validity = match self.target_threshold {
+        let mut validity = match self.target_threshold {
             Some(_) => Validity::CHECKED,
             None => binary::f_shares(&labels, self.invalid_values)?,
         };
@@ -181,7 +181,7 @@ impl SoftBceWithLogitsLoss {
         let losses = f_times(&Logits::f_new(&logits)?.f_entropy(&labels, pos_weight.as_ref())?, weight.as_ref())?;
         let losses = f_filled(&losses, ignored.as_ref(), 0)?;
         let loss = self.f_reduce(&losses, ignored.as_ref())?.f_to_kind(result_kind(input)?)?;
-        validity.f_poison(&loss, self.reduction == MultiLabelReduction::None)
+        validity.f_poison_own(loss, self.reduction == MultiLabelReduction::None)
     }
 }
 

@@ -249,7 +249,7 @@ impl SoftmaxFocalLoss {
             Reduction::Mean if self.mean_over == MeanOver::Counted => self.f_mean(&losses, &own, ignored.as_ref())?,
             reduction => reduction.f_apply(&losses)?,
         };
-        let loss = target.validity.f_poison(&loss, self.reduction == Reduction::None)?;
+        let loss = target.validity.f_poison_own(loss, self.reduction == Reduction::None)?;
         Ok((log_p, loss))
     }
 
@@ -271,18 +271,15 @@ impl SoftmaxFocalLoss {
 
     /// Σ ℓₙ / Σ w\[yₙ\] over the targets that are not ignored.
     fn f_mean(&self, losses: &Tensor, own: &Tensor, ignored: Option<&Tensor>) -> Result<Tensor, LossError> {
-        let weights = match &self.weight {
-            Some(weight) => weight.f_to_kind(losses.f_kind()?)?.f_take(own)?,
-            None => own.f_ones_like()?,
+        let Some(weight) = &self.weight else {
+            let Some(ignored) = ignored else { return Ok(losses.f_mean(None)?) };
+            return focal::f_mean(&losses.f_sum(None)?, &ignored.f_logical_not()?.f_sum(None)?);
         };
+        let weights = weight.f_to_kind(losses.f_kind()?)?.f_take(own)?;
         let weights = numeric::f_filled(&weights, ignored, 0)?;
-        let (total, divisor) = (losses.f_sum(None)?, weights.f_sum(None)?);
-        if self.weight.is_some() {
-            // As in cross entropy, the gradient is NaN where the weights of all targets are 0, and 0 where all targets
-            // are ignored.
-            return Ok(total.f_div(&divisor)?);
-        }
-        focal::f_mean(&total, &divisor)
+        // As in cross entropy, the gradient is NaN where the weights of all targets are 0, and 0 where all targets are
+        // ignored.
+        Ok(losses.f_sum(None)?.f_div(&weights.f_sum(None)?)?)
     }
 
     fn modulation(&self) -> Modulation {

@@ -3,7 +3,7 @@ use tch::{Kind, Tensor};
 use super::Divisor;
 use super::reducing::loss_of;
 use crate::check::{self, Validity};
-use crate::kernels::{Note, NumberOperations, RowReduction, Rows, f_softmax_of_positions, is_on_cuda, scan_range};
+use crate::kernels::{Note, NumberOperations, RowReduction, Rows, f_softmax_of_positions, is_on_cuda};
 use crate::numeric::{f_reals, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
@@ -95,7 +95,7 @@ impl DistributionFocalLoss {
                 None => self.f_checked(input, &target, last, reduction),
             };
         }
-        let validity = self.f_validity(&target, last)?;
+        let mut validity = self.f_validity(&target, last)?;
         let positions = validity.f_replace(&target, 0.0)?;
         let rows = rows(&positions, None);
         let composite = move |input: &Tensor, positions: &Tensor| f_composite(input, positions, reduction);
@@ -107,16 +107,12 @@ impl DistributionFocalLoss {
     }
 
     fn f_validity(&self, target: &Tensor, last: i64) -> Result<Validity, LossError> {
-        if self.invalid_values.is_error() && scan_range(target, 0.0..=last as f64) == Some(true) {
-            return Ok(Validity::CHECKED);
-        }
-        let valid = target.f_ge_number(0)?.f_logical_and(&target.f_le_number(last)?)?;
-        Validity::f_new(("target", target), valid, || expected(last), self.invalid_values)
+        check::f_in_range(("target", target), 0.0..=last as f64, &expected(last), self.invalid_values)
     }
 
     /// The loss by tensor operations, which see no position outside the bins.
     fn f_checked(&self, input: &Tensor, target: &Tensor, last: i64, reduction: Reduction) -> Result<Tensor, LossError> {
-        let validity = self.f_validity(target, last)?;
+        let mut validity = self.f_validity(target, last)?;
         let loss = f_composite(input, &validity.f_replace(target, 0.0)?, reduction)?;
         validity.f_poison(&loss, reduction == Reduction::None)
     }

@@ -97,10 +97,10 @@ trait ScoreFormula: Pointwise<2> {
         let composite = move |[input, target]: [&Tensor; 2]| {
             let kind = wide_kind(input)?;
             let (logits, target) = (input.f_to_kind(kind)?, f_reals(("target", target), kind)?);
-            let validity = binary::f_qualities(&target, mode)?;
+            let mut validity = binary::f_qualities(&target, mode)?;
             let losses = self.f_losses(&Logits::f_new(&logits)?, &validity.f_replace(&target, 0.0)?)?;
-            validity
-                .f_poison(&reduction.f_apply(&losses)?.f_to_kind(result_kind(input)?)?, reduction == Reduction::None)
+            let loss = reduction.f_apply(&losses)?.f_to_kind(result_kind(input)?)?;
+            validity.f_poison_own(loss, reduction == Reduction::None)
         };
         match kernels::f_beside(input, target)?.filter(|_| kernels::takes_partial(input, mode)) {
             Some(target) => f_pointwise(self, [input, &target], reduction, composite),

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::reducing::loss_of;
 use super::{Divisor, ScoreFormula, check_scores, of_scores};
-use crate::binary::{self, Logits};
+use crate::binary::{self, Logits, Parts};
 use crate::kernels::{ANY, Expected, Logit, NumberOperations, Pointwise, Real, is_share, part, powers, share_or_nan};
 use crate::numeric::{f_abs, f_power};
 use crate::{InvalidValues, Loss, LossError, Reduction, check};
@@ -101,6 +101,11 @@ struct Formula<const BETA: usize> {
 
 impl<const BETA: usize> ScoreFormula for Formula<BETA> {
     fn f_losses(self, logits: &Logits, target: &Tensor) -> Result<Tensor, LossError> {
+        if self.beta == 2.0
+            && let Some(parts) = Parts::f_new(logits, target)?
+        {
+            return f_squared(parts);
+        }
         let (entropy, logits) = (logits.f_entropy(target, None)?, logits.f_finite()?);
         // y − σ(x) = y σ(−x) − (1 − y) σ(x), which is accurate where σ(x) is nearly 1, too.
         let missing = target.f_mul(&logits.f_neg()?.f_sigmoid()?)?;
@@ -111,6 +116,22 @@ impl<const BETA: usize> ScoreFormula for Formula<BETA> {
         let focus = if self.beta == 2.0 { missing.f_square()? } else { f_power(&f_abs(&missing)?, self.beta)? };
         Ok(focus.f_mul(&entropy)?)
     }
+}
+
+/// The losses for β = 2 with their derivative as a formula: with the excess e = σ(x) − y and the entropy H, that of
+/// e² H is e (2 σ(x) σ(−x) H + e²).
+fn f_squared(parts: Parts) -> Result<Tensor, LossError> {
+    let excess = parts.f_excess()?;
+    let losses = excess.f_square()?.f_mul_(&parts.entropy)?;
+    let slope = |parts: &Parts, excess: &Tensor| {
+        let of_excess = parts.p.f_mul(&parts.q)?.f_mul_(&parts.entropy)?.f_mul_number_(2)?;
+        of_excess.f_addcmul(excess, excess)?.f_mul_(excess)
+    };
+    parts.f_attach(losses, &excess, slope, |x, y| {
+        let superfluous = y.f_rsub_number(1)?.f_mul(&x.f_sigmoid()?)?;
+        let missing = y.f_mul(&x.f_neg()?.f_sigmoid()?)?.f_sub(&superfluous)?;
+        Ok(missing.f_square()?.f_mul(&binary::f_entropy_of_operations(x, y)?)?)
+    })
 }
 
 impl<const BETA: usize> Pointwise<2> for Formula<BETA> {

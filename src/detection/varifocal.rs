@@ -4,7 +4,7 @@ use super::reducing::loss_of;
 use super::{Divisor, ScoreFormula, check_scores, of_scores};
 use crate::binary::{self, Logits};
 use crate::kernels::{Expected, Logit, NumberOperations, Pointwise, Real, choose, is_share, part, share_or_nan};
-use crate::{InvalidValues, Loss, LossError, Reduction, check};
+use crate::{InvalidValues, Loss, LossError, Reduction, autograd, check};
 
 crate::options::options! {
 /// Varifocal loss of logits: binary cross entropy in which positives are weighted by their quality and negatives by a
@@ -98,7 +98,10 @@ impl ScoreFormula for Formula {
     fn f_losses(self, logits: &Logits, target: &Tensor) -> Result<Tensor, LossError> {
         let negative = target.f_eq_number(0)?;
         // A target of 0 gets no gradient, because the formula changes there.
-        let target = target.f_masked_fill_number(&negative, 0)?;
+        let target = match autograd::grad_enabled() && target.requires_grad() {
+            true => target.f_masked_fill_number(&negative, 0)?,
+            false => target.shallow_clone(),
+        };
         let entropy = logits.f_entropy(&target, None)?;
         // p^γ is computed from log p, and so has a finite gradient for every p and γ.
         let log_p = logits.f_finite()?.f_log_sigmoid()?;

@@ -196,10 +196,16 @@ impl Unlikeness {
     }
 
     fn f_composite(&self, moments: &Tensor, so_far: Option<&Tensor>) -> Result<Tensor, LossError> {
-        let square_and_variance = |first: i64| {
-            let square = moments.f_select(0, first)?.f_square()?;
-            let variance = moments.f_select(0, first + 1)?.f_sub(&square)?;
+        // Each of four selections would have a gradient of the size of all.
+        let moments = moments.f_unbind(0)?;
+        let square_and_variance = |first: usize| {
+            let square = moments[first].f_square()?;
+            let variance = moments[first + 1].f_sub(&square)?;
             Ok::<_, LossError>((square, variance))
+        };
+        let f_raised = |number: &Tensor| match self.eps {
+            0.0 => Ok(number.shallow_clone()),
+            eps => number.f_add_number(eps),
         };
         let (bright, varied) = square_and_variance(0)?;
         let (dark, loose) = square_and_variance(2)?;
@@ -207,11 +213,11 @@ impl Unlikeness {
         let structure = denominator(&varied, &loose, self.structure)?;
         let luminance = self.luminance.map(|c| denominator(&bright, &dark, c)).transpose()?;
         let own = match luminance {
-            None => loose.f_add_number(self.eps)?.f_div(&structure.f_add_number(self.eps)?)?,
+            None => f_raised(&loose)?.f_div(&f_raised(&structure)?)?,
             Some(luminance) if self.eps == 0.0 => f_joined(&loose.f_div(&structure)?, &dark.f_div(&luminance)?)?,
             Some(luminance) => {
                 let both = luminance.f_mul(&loose)?.f_add(&dark.f_mul(&structure.f_sub(&loose)?)?)?;
-                both.f_add_number(self.eps)?.f_div(&luminance.f_mul(&structure)?.f_add_number(self.eps)?)?
+                f_raised(&both)?.f_div(&f_raised(&luminance.f_mul(&structure)?)?)?
             }
         };
         so_far.map_or(Ok(own.shallow_clone()), |so_far| f_joined(so_far, &own))

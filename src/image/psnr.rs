@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::f_images;
 use crate::kernels::{NumberOperations, Pointwise, Real, choose, f_pointwise, f_pointwise_to, waits};
-use crate::numeric::{f_reals, result_kind, wide_kind};
+use crate::numeric::{f_reals, f_without_gradients, result_kind, wide_kind};
 use crate::regression::SquaredError;
 use crate::{Loss, LossError, MeanParts, MseLoss, Reduction, check};
 
@@ -178,12 +178,9 @@ impl Decibels {
     }
 
     fn f_losses(self, errors: &Tensor) -> Result<Tensor, LossError> {
-        let errors = errors.f_add_number(self.eps)?;
-        // An error of 0 has the loss −∞ and no meaningful gradient: it is replaced before the logarithm, which makes
-        // the gradient 0.
-        let zero = errors.f_eq_number(0)?;
-        let logarithm =
-            errors.f_masked_fill_number(&zero, 1)?.f_log()?.f_masked_fill_number(&zero, f64::NEG_INFINITY)?;
+        let errors = if self.eps == 0.0 { errors.shallow_clone() } else { errors.f_add_number(self.eps)? };
+        // An error of 0 has the loss −∞ and no meaningful gradient.
+        let logarithm = f_without_gradients(&errors, |errors| errors.f_eq_number(0))?.f_log()?;
         Ok(logarithm.f_mul_number(10.0 / LN_10)?.f_add_number(self.offset())?)
     }
 }

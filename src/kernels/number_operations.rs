@@ -29,6 +29,12 @@ macro_rules! numbers {
 }
 numbers!(i32 => Integer, i64 => Integer, f32 => Float, f64 => Float);
 
+impl Number {
+    fn is_zero(self) -> bool {
+        matches!(self, Number::Integer(0)) || matches!(self, Number::Float(number) if number == 0.0)
+    }
+}
+
 /// A [`Number`] on libtorch's heap, freed when it is dropped.
 struct Scalar(*mut C_scalar);
 
@@ -87,6 +93,18 @@ fn of(tensor: &Tensor) -> *mut C_tensor {
     tensor.as_ptr().cast_mut()
 }
 
+/// `tensor` where the `mask`, as a number, is between two others, and 0 elsewhere: the derivative of a clamp. It is one
+/// operation, and so is its derivative, where a masked fill is two, a copy and a filling. And it is a choice, so that a
+/// NaN does not get through.
+fn f_between(tensor: &Tensor, mask: &Tensor, bounds: [f64; 2]) -> Result<Tensor, TchError> {
+    let call = |out, [min, max]: [_; 2]| {
+        // SAFETY: both tensors are borrowed for the call, which writes one new tensor.
+        unsafe { atg_hardtanh_backward(out, of(tensor), of(mask), min, max) }
+    };
+    // SAFETY: see above.
+    unsafe { f_call(bounds.map(Number::Float), call) }
+}
+
 macro_rules! operations {
     ($($name:ident = $function:ident;)+ @in_place $($name_:ident = $function_:ident;)+) => {
         /// Tensor operations with a number, named as in tch.
@@ -97,6 +115,13 @@ macro_rules! operations {
             /// `number · log(1 + self)`
             fn f_log1p_times(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
             fn f_clamp_number(&self, min: impl Into<Number>, max: impl Into<Number>) -> Result<Tensor, TchError>;
+            /// `number` where the elements are not above `least`. NaN stays.
+            fn f_threshold_number(&self, least: impl Into<Number>, number: impl Into<Number>) -> Result<Tensor, TchError>;
+            /// 0 where the `mask` is true, and `self`, a floating tensor, elsewhere.
+            fn f_zeros_where(&self, mask: &Tensor) -> Result<Tensor, TchError>;
+            /// 0 where the `mask` is false, and `self`, a floating tensor, elsewhere.
+            fn f_zeros_unless(&self, mask: &Tensor) -> Result<Tensor, TchError>;
+            /// With zeros for floating tensors it is [`f_zeros_where`](Self::f_zeros_where).
             fn f_masked_fill_number(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError>;
             fn f_masked_fill_number_(&mut self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError>;
             fn f_scatter_number(&self, dim: i64, index: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError>;
@@ -151,9 +176,35 @@ macro_rules! operations {
                 unsafe { f_call([min.into(), max.into()], |out, [min, max]| atg_clamp(out, of(self), min, max)) }
             }
 
-            fn f_masked_fill_number(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError> {
+            fn f_threshold_number(
+                &self,
+                least: impl Into<Number>,
+                number: impl Into<Number>,
+            ) -> Result<Tensor, TchError> {
+                let call = |out, [least, number]: [_; 2]| {
+                    // SAFETY: see above.
+                    unsafe { atg_threshold(out, of(self), least, number) }
+                };
                 // SAFETY: see above.
-                unsafe { f_call([number.into()], |out, [number]| atg_masked_fill(out, of(self), of(mask), number)) }
+                unsafe { f_call([least.into(), number.into()], call) }
+            }
+
+            fn f_zeros_where(&self, mask: &Tensor) -> Result<Tensor, TchError> {
+                f_between(self, mask, [-1.0, 0.5])
+            }
+
+            fn f_zeros_unless(&self, mask: &Tensor) -> Result<Tensor, TchError> {
+                f_between(self, mask, [0.5, 2.0])
+            }
+
+            fn f_masked_fill_number(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError> {
+                let number = number.into();
+                let is_floating = matches!(self.f_kind()?, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16);
+                if is_floating && number.is_zero() {
+                    return self.f_zeros_where(mask);
+                }
+                // SAFETY: see above.
+                unsafe { f_call([number], |out, [number]| atg_masked_fill(out, of(self), of(mask), number)) }
             }
 
             fn f_masked_fill_number_(&mut self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError> {
@@ -251,6 +302,7 @@ operations! {
     f_mul_number_ = atg_mul_scalar_;
     f_div_number_ = atg_div_scalar_;
     f_clamp_min_number_ = atg_clamp_min_;
+    f_clamp_max_number_ = atg_clamp_max_;
     f_fill_number_ = atg_fill_;
 }
 
@@ -267,6 +319,15 @@ mod tests {
         assert_eq!(numbers(x.f_clamp_number(-1, 0.75)), [0.75, -1.0, 0.5]);
         assert_eq!(numbers(x.f_pow_number(2)), [1.0, 4.0, 0.25]);
         assert_eq!(numbers(x.f_masked_fill_number(&x.f_gt_number(0).unwrap(), 7_i64)), [7.0, -2.0, 7.0]);
+        assert_eq!(numbers(x.f_threshold_number(-1.0, 9)), [1.0, 9.0, 0.5]);
+        let of_nan = (&x / &x.zeros_like()).f_zeros_where(&x.lt(1.0));
+        assert_eq!(numbers(of_nan), [f64::INFINITY, 0.0, 0.0]);
+        for kind in [Kind::Half, Kind::BFloat16, Kind::Float, Kind::Double] {
+            let (x, mask) = (x.to_kind(kind), x.gt(0.0));
+            let [filled, kept] = [x.f_masked_fill_number(&mask, 0), x.f_zeros_unless(&mask)].map(Result::unwrap);
+            assert_eq!((filled.kind(), kept.kind()), (kind, kind));
+            assert_eq!((filled, kept), (x.masked_fill(&mask, 0.0), x.masked_fill(&mask.logical_not(), 0.0)));
+        }
         assert_eq!(numbers(x.f_norm_number(1, &[0], false).map(|norm| norm.view(1))), [3.5]);
         assert_eq!(
             numbers(x.f_abs().and_then(|x| x.f_log1p_times(2.0))),

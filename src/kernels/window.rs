@@ -3,10 +3,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::tensors::f_plain;
-use super::{cpu, takes};
+use super::{cpu, takes, waits};
 use crate::LossError;
 use crate::autograd::{self, Context, Function};
 
@@ -110,7 +110,7 @@ impl Slide {
     fn f_taps(&self, input: &Tensor) -> Result<Tensor, LossError> {
         let (kind, device) = (input.f_kind()?, input.device());
         let f_new = || Ok(Tensor::f_from_slice(&self.taps)?.f_to_kind(kind)?.f_to_device(device)?);
-        if device == Device::Cpu {
+        if !waits(input) {
             return f_new();
         }
         // The host waits for a copy to a device, and so each is made once.

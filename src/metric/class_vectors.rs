@@ -8,7 +8,7 @@ use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
 use crate::autograd::{Backward, Gradients, Place, Tape, f_taped};
 use crate::check::{self, ClassIndices, Named};
 use crate::kernels::{
-    NumberOperations, OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, f_pairs,
+    self, NumberOperations, OTHER, PairLabels, PairSlopes, PairSums, PairTerms, Real, SAME, Soft, SoftPairs, f_pairs,
     f_pairs_on, scaled,
 };
 use crate::numeric::{f_matrix_product, f_selected_rows, f_times, result_kind};
@@ -354,17 +354,26 @@ pub(super) struct OwnSoftmax {
 }
 
 impl OwnSoftmax {
-    fn f_losses(self, rows: &Tensor, own: Option<&Tensor>, classes: &Tensor) -> Result<Tensor, LossError> {
+    /// The losses of `rows` by their `classes`, which are known to be in range.
+    pub(super) fn f_losses(self, rows: &Tensor, own: Option<&Tensor>, classes: &Tensor) -> Result<Tensor, LossError> {
         let replaced = |own: &Tensor| rows.f_scatter(1, &classes.f_unsqueeze(1)?, &own.f_unsqueeze(1)?);
         let rows = match own {
             Some(own) => replaced(own)?,
             None if self.margin == 0.0 => rows.shallow_clone(),
             None => replaced(&f_own(rows, classes)?.f_sub_number(self.margin)?)?,
         };
-        let logits = rows.f_mul_number(self.scale)?;
-        CrossEntropyLoss::new().reduction(Reduction::None).f_forward(&logits, classes)
+        let logits = if self.scale == 1.0 { rows } else { rows.f_mul_number(self.scale)? };
+        if !kernels::waits(&logits) {
+            return CrossEntropyLoss::new().reduction(Reduction::None).f_forward(&logits, classes);
+        }
+        // A loss would check the classes again.
+        let classes = check::f_kept(classes, &logits)?;
+        Ok(logits.f_cross_entropy_loss(&classes, None::<&Tensor>, tch::Reduction::None, NO_CLASS, 0.0)?)
     }
 }
+
+/// An index that no class has.
+const NO_CLASS: i64 = -100;
 
 impl PairTerms for OwnSoftmax {
     #[inline(always)]

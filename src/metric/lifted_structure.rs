@@ -94,19 +94,19 @@ impl LiftedStructureLoss {
         let [of_rows, any_of_rows] = pairs.f_log_sum_exp_of_negatives(&too_near)?;
         let (of_columns, any_of_columns) = (f_of_columns(&of_rows, matrix)?, f_of_columns(&any_of_rows, matrix)?);
         // The logarithm of a sum over nothing is taken as 0, but without any negatives at all nothing has a loss.
-        let rows = of_rows.f_masked_fill_number(&any_of_rows.f_logical_not()?, 0)?;
-        let columns = of_columns.f_masked_fill_number(&any_of_columns.f_logical_not()?, 0)?;
+        let rows = of_rows.f_zeros_unless(&any_of_rows)?;
+        let columns = of_columns.f_zeros_unless(&any_of_columns)?;
         // `logaddexp` is not used: its second derivative is NaN where the two are far from each other.
         let of_both = rows.f_add(&f_softplus(&columns.f_sub(&rows)?)?)?;
         // An embedding paired with itself has its negatives once, not twice.
         let own = Tensor::f_eye_m(matrix.size()[0], matrix.size()[1], (Kind::Bool, matrix.device()))?;
-        let row_alone = any_of_columns.f_logical_not()?.f_logical_or(&own)?;
-        let of_both = rows.f_where_self(&row_alone, &of_both)?;
-        let of_both = columns.f_where_self(&any_of_rows.f_logical_not()?, &of_both)?;
+        let both = any_of_columns.f_gt_tensor(&own)?;
+        let of_both = of_both.f_where_self(&both, &rows)?;
+        let of_both = of_both.f_where_self(&any_of_rows, &columns)?;
         let losses = of_both.f_add(&self.distance.f_beyond(matrix, self.pos_margin)?)?.f_relu()?;
         // Other pairs may have an infinite loss, whose gradient times 0 would be NaN.
         let counted = pairs.f_positive()?.f_logical_and(&any_of_rows.f_any()?)?;
-        let losses = losses.f_masked_fill_number(&counted.f_logical_not()?, 0)?;
+        let losses = losses.f_zeros_unless(&counted)?;
         pairs.f_reduce_positives(&losses.f_square()?.f_div_number(2)?, self.reduction)
     }
 }

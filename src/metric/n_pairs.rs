@@ -8,7 +8,7 @@ use super::{EmbeddingDistance, EmbeddingPairs, EmbeddingReduction};
 use crate::autograd::{Backward, Place, Tape, f_taped};
 use crate::kernels::{self, PairLabels, Soft, f_pairs_on};
 use crate::numeric::{f_added_rows, f_positions, f_selected_rows};
-use crate::{CrossEntropyLoss, Loss, LossError, Reduction, check};
+use crate::{Loss, LossError, check};
 
 crate::options::options! {
 /// The N-pairs loss: of one pair of each label, each anchor picks its positive out of the positives of all labels.
@@ -127,7 +127,7 @@ impl NPairsLoss {
     fn f_composite(&self, matrix: &Tensor) -> Result<Tensor, LossError> {
         let alike = self.distance.f_alike(matrix)?;
         let own = f_positions(alike.size()[0], (Kind::Int64, alike.device()))?;
-        let losses = CrossEntropyLoss::new().reduction(Reduction::None).f_forward(&alike, &own)?;
+        let losses = OwnSoftmax { scale: 1.0, margin: 0.0 }.f_losses(&alike, None, &own)?;
         self.reduction.f_apply(&losses, None)
     }
 }

@@ -120,6 +120,13 @@ impl EmbeddingReduction {
     /// Reduces `losses`, of which those count that `exists` names, or all. A loss that is NaN makes the result NaN.
     pub(crate) fn f_apply(self, losses: &Tensor, exists: Option<&Tensor>) -> Result<Tensor, LossError> {
         let all = || losses.f_detach()?.f_ones_like()?.f_to_kind(Kind::Bool);
+        match (self, exists) {
+            (EmbeddingReduction::None, None) => return Ok(losses.f_flatten(0, -1)?),
+            // All count, so that the host knows how many.
+            (EmbeddingReduction::Mean, None) if losses.numel() > 0 => return Ok(losses.f_mean(None)?),
+            (EmbeddingReduction::Sum, None) => return Ok(losses.f_sum(None)?),
+            _ => {}
+        }
         let exists = exists.map_or_else(all, |exists| Ok(exists.shallow_clone()))?;
         if self == EmbeddingReduction::None {
             return Ok(losses.f_masked_select(&exists)?);
@@ -132,7 +139,7 @@ impl EmbeddingReduction {
     pub(crate) fn f_apply_to_pairs(self, losses: &Tensor, exists: &Tensor) -> Result<Tensor, LossError> {
         let EmbeddingReduction::PerAnchor(of_anchors) = self else { return self.f_apply(losses, Some(exists)) };
         let kind = losses.f_kind()?;
-        let sums = losses.f_masked_fill_number(&exists.f_logical_not()?, 0)?;
+        let sums = losses.f_zeros_unless(exists)?;
         let sums = sums.f_sum_dim_intlist([1_i64].as_slice(), false, kind)?;
         let counts = exists.f_sum_dim_intlist([1_i64].as_slice(), false, kind)?.f_clamp_min_number(1)?;
         Self::from(of_anchors).f_apply(&sums.f_div(&counts)?, None)
@@ -147,7 +154,7 @@ impl EmbeddingReduction {
         if let Some(high) = high {
             counted = counted.f_logical_and(&losses.f_ge_number(high)?.f_logical_not()?)?;
         }
-        let sum = losses.f_masked_fill_number(&counted.f_logical_not()?, 0)?.f_sum(Kind::Double)?;
+        let sum = losses.f_zeros_unless(&counted)?.f_sum(Kind::Double)?;
         Ok((sum, counted.f_sum(Kind::Int64)?))
     }
 

@@ -86,8 +86,7 @@ impl SupConLoss {
         let alike = self.distance.f_alike(matrix)?.f_div_number(self.temperature)?;
         let (positive, negative) = (pairs.f_positive()?, pairs.f_negative()?);
         let others = positive.f_logical_or(&negative)?;
-        let log_p =
-            alike.f_sub(&f_log_sum_exp(&alike, &others)?)?.f_masked_fill_number(&positive.f_logical_not()?, 0)?;
+        let log_p = alike.f_sub(&f_log_sum_exp(&alike, &others)?)?.f_zeros_unless(&positive)?;
         let positives =
             positive.f_sum_dim_intlist([1_i64].as_slice(), false, log_p.f_kind()?)?.f_clamp_min_number(1)?;
         let losses = log_p.f_sum_dim_intlist([1_i64].as_slice(), false, None)?.f_neg()?.f_div(&positives)?;

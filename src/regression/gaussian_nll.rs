@@ -1,7 +1,7 @@
 use tch::{Tensor, no_grad_guard};
 
 use super::f_not_negative;
-use crate::check;
+use crate::check::{self, Validity};
 use crate::kernels::{self, Expected, NumberOperations, Pointwise, Real, choose, f_pointwise, is_not_negative};
 use crate::numeric::{self, f_subtractable, f_widely, real};
 use crate::{InvalidValues, LossError, MeanParts, Reduction};
@@ -146,7 +146,7 @@ impl GaussianNllLoss {
             Variance::Number(var) => {
                 check_number(var)?;
                 f_pointwise(OfNumber(self.formula(), var), [input, target], reduction, move |[input, target]| {
-                    f_widely([input, target], |[x, y]| loss.f_composite(x, y, &f_filled(var, x)?))
+                    f_widely([input, target], |[x, y]| loss.f_composite(x, y, &f_filled(var, x)?, &Validity::CHECKED))
                 })
             }
         }
@@ -175,12 +175,18 @@ impl GaussianNllLoss {
 
     fn f_of_tensor(&self, input: &Tensor, target: &Tensor, var: &Tensor) -> Result<Tensor, LossError> {
         let validity = f_not_negative(("var", var), NOT_NEGATIVE, self.invalid_values)?;
-        let loss = self.f_composite(input, target, &validity.f_replace(var, 1.0)?)?;
-        validity.f_poison(&loss, self.reduction == Reduction::None)
+        let loss = self.f_composite(input, target, var, &validity)?;
+        validity.f_poison_own(loss, self.reduction == Reduction::None)
     }
 
-    fn f_composite(&self, input: &Tensor, target: &Tensor, var: &Tensor) -> Result<Tensor, LossError> {
-        let var = self.f_raised(var)?;
+    fn f_composite(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        var: &Tensor,
+        validity: &Validity,
+    ) -> Result<Tensor, LossError> {
+        let var = self.f_raised(var, validity)?;
         let squares = input.f_sub(target)?.f_pow_number(2)?;
         let mut losses = var.f_log()?.f_add(&squares.f_div(&var)?)?.f_mul_number(0.5)?;
         if self.full {
@@ -189,10 +195,12 @@ impl GaussianNllLoss {
         self.reduction.f_apply(&losses)
     }
 
-    /// The larger of `var` and ε: a copy changed in place without a graph, so that its gradient is that of `var`.
-    fn f_raised(&self, var: &Tensor) -> Result<Tensor, LossError> {
+    /// The larger of `var` and ε: a copy changed in place without a graph, so that its gradient is that of `var`. A
+    /// variance that is not valid becomes a harmless one.
+    fn f_raised(&self, var: &Tensor, validity: &Validity) -> Result<Tensor, LossError> {
         let mut copy = var.f_to_dtype(var.f_kind()?, false, true)?;
         let _guard = no_grad_guard();
+        validity.f_fill(&mut copy, 1.0)?;
         let _ = copy.f_clamp_min_number_(self.eps)?;
         Ok(copy)
     }

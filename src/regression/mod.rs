@@ -161,7 +161,7 @@ fn f_not_negative(named: check::Named, expected: &str, mode: InvalidValues) -> R
     if mode.looks(named.1) && negative.f_any()?.f_int64_value(&[])? == 0 {
         return Ok(Validity::CHECKED);
     }
-    Validity::f_new(named, negative.f_logical_not()?, || expected.into(), mode)
+    Validity::f_new(named, negative, || expected.into(), mode)
 }
 
 /// Differences that have one formula near the target and another one far from it.

@@ -116,14 +116,14 @@ impl Loss for PoissonNllLoss {
 impl PoissonNllLoss {
     fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let (log_input, unreduced) = (self.log_input, self.reduction == Reduction::None);
-        let validity = match log_input {
+        let mut validity = match log_input {
             true => Validity::CHECKED,
             false => f_not_negative(("input", input), RATES, self.invalid_values)?,
         };
         let input = validity.f_replace(input, 1.0)?;
         let target = f_subtractable(target, &input)?;
         let loss = input.f_poisson_nll_loss(&target, log_input, self.full, self.eps, self.reduction.into())?;
-        validity.f_poison(&loss, unreduced)
+        validity.f_poison_own(loss, unreduced)
     }
 }
 

@@ -139,9 +139,9 @@ pub(super) fn f_check_input(
         return Ok(Validity::CHECKED);
     }
     let input = input.f_detach()?;
-    let valid = input.f_clamp_number(*expected.start(), *expected.end())?.f_eq_tensor(&input)?;
-    let valid = valid.f_logical_or(&input.f_isnan()?)?;
-    Validity::f_new(("input", &input), valid, || "probabilities in [0, 1], or an activation".into(), mode)
+    let mut invalid = input.f_lt_number(*expected.start())?;
+    let _ = invalid.f_logical_or_(&input.f_gt_number(*expected.end())?)?;
+    Validity::f_new(("input", &input), invalid, || "probabilities in [0, 1], or an activation".into(), mode)
 }
 
 /// Checks that all masks hold numbers in \[0, 1\]. Ignored elements are 0 in `masks` already.
@@ -155,7 +155,7 @@ pub(super) fn f_check_masks(masks: &Tensor, ignored: Option<i64>, mode: InvalidV
 
 /// The loss, NaN where one of the arguments is not valid.
 pub(super) fn f_poison(loss: Tensor, validity: &[Validity]) -> Result<Tensor, LossError> {
-    validity.iter().try_fold(loss, |loss, validity| validity.f_poison(&loss, false))
+    validity.iter().try_fold(loss, |loss, validity| validity.f_poison_own(loss, false))
 }
 
 /// The probabilities, 0 where they are ignored. `ignored` is a mask of elements, or with one class a mask of pixels.

@@ -3,7 +3,7 @@ use tch::Tensor;
 use super::activation::activation;
 use super::region::{RegionLoss, Regions, Score, Sizes, loss_of_regions, region_options, with_regions};
 use crate::kernels::NumberOperations;
-use crate::{Loss, LossError};
+use crate::{Loss, LossError, autograd};
 
 /// How [`GeneralizedDiceLoss`] weighs a class by its volume, the size of its region in the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -111,8 +111,13 @@ impl GeneralizedDiceLoss {
             VolumeWeight::Simple => volumes.f_reciprocal(),
             VolumeWeight::Uniform => volumes.f_ones_like(),
         };
-        let empty = f_inverse(&volumes.f_detach()?)?.f_isinf()?;
-        let weights = f_inverse(&volumes.f_masked_fill_number(&empty, 1)?)?.f_masked_fill_number(&empty, 0)?;
+        let inverse = f_inverse(&volumes.f_detach()?)?;
+        let empty = inverse.f_eq_number(f64::INFINITY)?;
+        let inverse = match autograd::grad_enabled() && volumes.requires_grad() {
+            true => f_inverse(&volumes.f_masked_fill_number(&empty, 1)?)?,
+            false => inverse,
+        };
+        let weights = inverse.f_masked_fill_number(&empty, 0)?;
         let greatest = weights.f_amax(-1, true)?.f_expand_as(&weights)?;
         Ok(greatest.f_where_self(&empty, &weights)?)
     }

@@ -103,17 +103,17 @@ impl LovaszHingeLoss {
     /// The pixels that are foreground, those that are ignored, and whether all are one of 0, 1 and ignored.
     fn f_pixels(&self, target: &Tensor) -> Result<(Tensor, Option<Tensor>, Validity), LossError> {
         let mut foreground = target.f_eq_number(1)?;
-        let mut valid = foreground.f_logical_or(&target.f_eq_number(0)?)?;
+        let mut invalid = target.f_ne_number(0)?.f_masked_fill_number_(&foreground, 0)?;
         let ignored = self.ignore_index.map(|index| target.f_eq_number(index)).transpose()?;
         if let Some(ignored) = &ignored {
-            valid = valid.f_logical_or(ignored)?;
-            foreground = foreground.f_logical_and(&ignored.f_logical_not()?)?;
+            let _ = invalid.f_masked_fill_number_(ignored, 0)?;
+            let _ = foreground.f_masked_fill_number_(ignored, 0)?;
         }
         let expected = || match self.ignore_index {
             Some(index) => format!("0, 1 or ignore_index {index}"),
             None => "0 or 1".into(),
         };
-        let validity = Validity::f_new(("target", target), valid, expected, self.invalid_values)?;
+        let validity = Validity::f_new(("target", target), invalid, expected, self.invalid_values)?;
         Ok((foreground, ignored, validity))
     }
 }
@@ -136,7 +136,7 @@ impl Loss for LovaszHingeLoss {
             let labels = f_filled(&foreground.f_to_kind(Kind::Int64)?, ignored.as_ref(), -1)?;
             let (numbers, classes) = (logits.f_unsqueeze(1)?, Tensor::f_ones([1], (Kind::Int64, input.device()))?);
             let ranks = Ranks { numbers: &numbers, labels: &labels, classes: &classes, weight: None, present: false };
-            lovasz::f_loss(Hinges, &ranks, reduction)?
+            lovasz::f_loss(Hinges, &ranks, ignored.is_some(), reduction)?
         };
         lovasz::f_finish(&loss, input, validity, reduction)
     }
@@ -178,7 +178,7 @@ impl Ranked for Hinges {
 
 impl Errors for Hinges {
     fn f_errors(self, logits: &Tensor, own: &Tensor) -> Result<[Tensor; 2], LossError> {
-        let ranks = logits.f_neg()?.f_where_self(own, logits)?;
+        let ranks = logits.f_mul(&lovasz::f_signs(own)?)?;
         let terms = ranks.f_add_number(1)?.f_relu()?;
         Ok([ranks, terms])
     }

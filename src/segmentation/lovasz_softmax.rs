@@ -141,7 +141,8 @@ impl LovaszSoftmaxLoss {
             weight: weight.as_ref(),
             present: self.classes == LovaszClasses::Present,
         };
-        lovasz::f_loss(Distances { beyond: self.activation == Activation::None }, &ranks, reduction)
+        let distances = Distances { beyond: self.activation == Activation::None };
+        lovasz::f_loss(distances, &ranks, self.ignore_index.is_some(), reduction)
     }
 }
 
@@ -170,7 +171,7 @@ impl Ranked for Distances {
 
 impl Errors for Distances {
     fn f_errors(self, probabilities: &Tensor, own: &Tensor) -> Result<[Tensor; 2], LossError> {
-        let errors = probabilities.f_rsub_number(1)?.f_where_self(own, probabilities)?;
+        let errors = probabilities.f_mul(&lovasz::f_signs(own)?)?.f_add(own)?;
         let errors = if self.beyond { f_abs(&errors)? } else { errors };
         Ok([errors.shallow_clone(), errors])
     }

@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use super::views;
+use crate::autograd::{self, Function, f_gradients_of};
 use crate::kernels::{NumberOperations, Real, choose, waits};
 use crate::metric::angle::{Angle, AngleLoss};
 use crate::numeric::f_widely;
@@ -105,6 +106,53 @@ impl Loss for NegativeCosineSimilarity {
 
 impl NegativeCosineSimilarity {
     fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        if waits(input) && input.f_kind()? == target.f_kind()? {
+            return Ok(self.reduction.f_apply(&self.f_similarity([input, target])?)?.f_neg()?);
+        }
+        self.f_of_operations(input, target)
+    }
+
+    /// The cosines of vectors, 0 for a vector of zeros, with the gradient as a formula: of a it is, for unit vectors u
+    /// and v and up to a factor, (v − u (u · v)) / ‖a‖.
+    fn f_similarity(self, arguments: [&Tensor; 2]) -> Result<Tensor, LossError> {
+        let dims = [self.dim];
+        let [a, b] = arguments.map(Tensor::f_detach);
+        let (a, b) = (a?, b?);
+        let norms = [a.f_norm_number(2, &dims, true)?, b.f_norm_number(2, &dims, true)?];
+        let raised = [norms[0].f_clamp_min_number(self.eps)?, norms[1].f_clamp_min_number(self.eps)?];
+        let f_zero = |vectors: &Tensor| vectors.f_eq_number(0)?.f_all_dim(self.dim, true);
+        let none = f_zero(&a)?.f_logical_or_(&f_zero(&b)?)?;
+        let units = [a.f_div(&raised[0])?, b.f_div(&raised[1])?];
+        let cosines =
+            units[0].f_mul(&units[1])?.f_sum_dim_intlist(dims.as_slice(), true, None)?.f_zeros_where(&none)?;
+        let needed = autograd::needed(&arguments);
+        let [a, b] = arguments;
+        let saved = [a, b, &units[0], &units[1], &norms[0], &norms[1], &raised[0], &raised[1], &cosines, &none];
+        let function = Function::new(&arguments).save(&saved);
+        function.f_attach_one(cosines.f_squeeze_dim(self.dim)?, move |context| {
+            let (Some(grad), [a, b, units @ .., cosines, none]) = (context.grad(0), context.saved()) else {
+                return Ok(vec![None, None]);
+            };
+            let f_slope = |own: usize, other: usize| {
+                let (norm, raised) = (&units[2 + own], &units[4 + own]);
+                // The derivative of a norm of 0 is 0, and where it is raised that of the norm.
+                let mut of_norm = raised.f_div(norm)?.f_zeros_where(&norm.f_eq_number(0)?)?;
+                let mut slope = units[other].f_addcmul(&units[own], &of_norm.f_mul_(cosines)?.f_neg_()?)?;
+                slope.f_mul_(&grad.f_unsqueeze(self.dim)?.f_div(raised)?)?.f_zeros_where(none)
+            };
+            let fused = || {
+                let (of_a, of_b) = (needed[0].then(|| f_slope(0, 1)), needed[1].then(|| f_slope(1, 0)));
+                Ok(vec![of_a.transpose()?, of_b.transpose()?])
+            };
+            let unreduced = Self { reduction: Reduction::None, ..self };
+            let again = |inputs: &[Tensor]| Ok(unreduced.f_of_operations(&inputs[0], &inputs[1])?.f_neg()?);
+            let arguments = [a.shallow_clone(), b.shallow_clone()];
+            context.f_gradients(&fused, &|| f_gradients_of(&again, &grad, &arguments, &needed))
+        })
+    }
+
+    /// The loss by operations that can be differentiated again.
+    fn f_of_operations(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         // A vector of zeros has no direction. It is replaced by ones here, and its cosine by 0 below.
         let f_zero = |vectors: &Tensor| vectors.f_detach()?.f_eq_number(0)?.f_all_dim(self.dim, true);
         let zero = f_zero(input)?.f_logical_or(&f_zero(target)?)?;
@@ -149,6 +197,29 @@ mod tests {
 
     fn ones(shape: &[i64]) -> Tensor {
         Tensor::ones(shape, tch::kind::FLOAT_CPU)
+    }
+
+    #[test]
+    fn the_gradient_as_a_formula_is_that_of_the_operations() {
+        let a = Tensor::from_slice(&[1.0, -2.0, 0.5, 0.0, 0.0, 0.0, 1e-3, 2e-3, 0.0, 3.0, 1.0, -1.0]).view([4, 3]);
+        let b = Tensor::from_slice(&[0.5, 1.0, -2.0, 1.0, 2.0, 3.0, -4.0, 1.0, 0.5, 0.0, 0.0, 0.0]).view([4, 3]);
+        for (eps, dim) in [(1e-8, 1), (0.1, 1), (0.0, 1), (1e-8, 0)] {
+            let loss = NegativeCosineSimilarity::new().eps(eps).dim(dim).reduction(Reduction::None);
+            let derivatives = |formula: bool| {
+                let leaves = [&a, &b].map(|tensor| tensor.copy().set_requires_grad(true));
+                let [a, b] = &leaves;
+                let value = if formula { loss.f_similarity([a, b]) } else { loss.f_of_operations(a, b) }.unwrap();
+                let value = if formula { -value } else { value };
+                let factors = Tensor::linspace(-1.0, 2.0, value.numel() as i64, (value.kind(), value.device()));
+                let first = Tensor::run_backward(&[(&value * factors).sum(None)], &[a, b], true, true);
+                let sum = first[0].square().sum(None) + first[1].square().sum(None);
+                let second = Tensor::run_backward(&[sum], &[a, b], false, false);
+                [value].into_iter().chain(first).chain(second).map(|tensor| tensor.detach()).collect::<Vec<_>>()
+            };
+            for (actual, expected) in derivatives(true).iter().zip(&derivatives(false)) {
+                assert!(actual.allclose(expected, 1e-9, 1e-12, false), "{eps} {dim}: {actual} and not {expected}");
+            }
+        }
     }
 
     #[test]

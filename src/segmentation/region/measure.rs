@@ -5,7 +5,9 @@ use tch::{Kind, Tensor};
 use super::entropy::PlainCrossEntropy;
 use super::options::{Grouping, IgnoreScope, OverlapMeasure, Regions};
 use crate::check::{self, ClassIndices, Validity};
-use crate::kernels::{Entropy, NumberOperations, Regional, Sums, Total, f_beside, f_region, is_on_cuda, takes_region};
+use crate::kernels::{
+    Entropy, NumberOperations, Regional, Sums, Total, f_beside, f_region, is_on_cuda, takes_region, waits,
+};
 use crate::segmentation::activation::{
     Activating, Activation, f_activate, f_check_input, f_check_masks, f_check_softmax,
 };
@@ -209,20 +211,26 @@ impl Regions {
         let target = ClassIndices::f_new(&target, classes, self.ignore_index, self.invalid_values)?;
         let indices = target.indices.f_unsqueeze(1)?;
         let ignored = target.f_ignored()?.map(|ignored| ignored.f_unsqueeze(1)).transpose()?;
-        let (indices, counted) = match &ignored {
-            Some(ignored) => (indices.f_masked_fill_number(ignored, 0)?, ignored.f_logical_not()?),
-            None => (indices.shallow_clone(), indices.f_ones_like()?),
+        let indices = numeric::f_filled(&indices, ignored.as_ref(), 0)?;
+        let counted = || match &ignored {
+            Some(ignored) => ignored.f_logical_not(),
+            None => indices.f_ones_like(),
         };
         let input = f_activate(input, activation, ignored.as_ref())?;
         let (kind, valid_input) = (input.f_kind()?, f_check_input(&input)?);
-        if self.measure == OverlapMeasure::Minimum {
+        // A GPU adds up numbers by their class one after the other, and takes more operations for it. It makes a mask.
+        if self.measure == OverlapMeasure::Minimum || waits(&input) {
             // The minimum of two equal numbers halves the gradient. A mask is made so that this also holds for the
             // classes that a pixel is not of.
-            let shares = input.f_detach()?.f_zeros_like()?.f_scatter(1, &indices, &counted.f_to_kind(kind)?)?;
+            let mut shares = input.f_detach()?.f_zeros_like()?;
+            let _ = match &ignored {
+                Some(_) => shares.f_scatter_(1, &indices, &counted()?.f_to_kind(kind)?)?,
+                None => shares.f_scatter_number_(1, &indices, 1)?,
+            };
             return Ok((self.f_sums(&input, &shares)?, target.validity, valid_input));
         }
         let intersections = f_sum_by_class(&input.f_gather(1, &indices, false)?, &indices, classes)?.f_to_kind(kind)?;
-        let sizes = f_sum_by_class(&counted, &indices, classes)?.f_to_kind(kind)?;
+        let sizes = f_sum_by_class(&counted()?, &indices, classes)?.f_to_kind(kind)?;
         Ok(([intersections, self.f_size(&input)?, sizes], target.validity, valid_input))
     }
 

@@ -121,8 +121,9 @@ impl Regions {
     pub(super) fn f_check_weight(&self, input: &Tensor) -> Result<Validity, LossError> {
         check::class_weight(self.weight.as_ref(), input, input.size()[1])?;
         let Some(weight) = &self.weight else { return Ok(Validity::CHECKED) };
-        let (valid, expected) = (weight.f_ge_number(0)?, || "weights of at least 0".into());
-        Validity::f_new(("weight", weight), valid, expected, self.invalid_values)
+        let (invalid, expected) =
+            (weight.f_clamp_min_number(0)?.f_ne_tensor(weight)?, || "weights of at least 0".into());
+        Validity::f_new(("weight", weight), invalid, expected, self.invalid_values)
     }
 
     /// Those of the chosen classes that are not an excluded background.

@@ -30,6 +30,15 @@ impl Score {
             Self::Dice => smoothing.f_losses(&intersection.f_mul_number(2)?, &input.f_add(target)?, 2.0 * eps),
             Self::Jaccard => smoothing.f_losses(intersection, &input.f_add(target)?.f_sub(intersection)?, eps),
             Self::Tversky { alpha, beta } => {
+                let rest = 1.0 - (alpha + beta);
+                if rest >= 0.0 {
+                    // The same without differences.
+                    let mut denominator = input.f_mul_number(alpha)?.f_add(&target.f_mul_number(beta)?)?;
+                    if rest > 0.0 {
+                        denominator = denominator.f_add(&intersection.f_mul_number(rest)?)?;
+                    }
+                    return smoothing.f_losses(intersection, &denominator, eps);
+                }
                 let false_positives = input.f_sub(intersection)?.f_mul_number(alpha)?;
                 let false_negatives = target.f_sub(intersection)?.f_mul_number(beta)?;
                 let denominator = intersection.f_add(&false_positives)?.f_add(&false_negatives)?;
@@ -57,7 +66,7 @@ impl Smoothing {
         if !self.log_loss {
             return Ok(score.f_rsub_number(1)?);
         }
-        Ok(f_at_least(&score, self.eps)?.f_log()?.f_neg()?)
+        Ok(numeric::f_at_least(&score, self.eps)?.f_log()?.f_neg()?)
     }
 
     /// The loss of a score, and its derivatives with respect to numerator and denominator.
@@ -140,19 +149,15 @@ impl Pointwise<3> for Scored {
 
 /// The losses of the regions that the target has; those of the others are 0, unless they are NaN.
 pub(super) fn f_of_present(losses: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-    let nothing = target.f_le_number(0)?.f_logical_and(&losses.f_isnan()?.f_logical_not()?)?;
+    let losses_are_numbers = losses.f_detach()?.f_eq_tensor(losses)?;
+    let nothing = target.f_le_number(0)?.f_logical_and_(&losses_are_numbers)?;
     Ok(losses.f_masked_fill_number(&nothing, 0)?)
 }
 
 /// `numerator / denominator`, with a denominator of `least` or more; 0 / 0 is 0.
 fn f_ratio(numerator: &Tensor, denominator: &Tensor, least: f64) -> Result<Tensor, LossError> {
     if least > 0.0 {
-        return Ok(numerator.f_div(&f_at_least(denominator, least)?)?);
+        return Ok(numerator.f_div(&numeric::f_at_least(denominator, least)?)?);
     }
     numeric::f_ratio(numerator, denominator)
-}
-
-/// The numbers, at least `least`. Unlike libtorch's clamp it has a NaN gradient where a number is NaN.
-fn f_at_least(numbers: &Tensor, least: f64) -> Result<Tensor, LossError> {
-    Ok(numbers.f_masked_fill_number(&numbers.f_lt_number(least)?, least)?)
 }

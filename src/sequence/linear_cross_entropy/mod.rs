@@ -361,7 +361,7 @@ impl LinearCrossEntropy {
         let losses = of(&target.f_mask_ignored(logits, class_dim)?)?.f_masked_fill_number(&ignored, 0)?;
         let counted = ignored.f_logical_not()?.f_to_kind(losses.f_kind()?)?;
         let loss = self.reduction.f_apply_weighted(&losses, &counted)?;
-        target.validity.f_poison(&loss, self.reduction == Reduction::None)
+        target.validity.f_poison_own(loss, self.reduction == Reduction::None)
     }
 
     /// Checks that a layer that is not converted to `kind` is of this kind already.
