@@ -42,9 +42,7 @@ pub(super) const ADAPTERS: &[Adapter] = &[
         &["input", "target"], Close, lovasz_hinge),
     adapter("LovaszSoftmaxLoss (formula)", &["papers.lovasz_softmax_loss"],
         &["input", "target"], Close, lovasz_softmax),
-    adapter("LinearCrossEntropy (formula)", &["papers.linear_cross_entropy"],
-        &["input", "linear_weight", "target"], Close, linear_cross_entropy),
-    adapter("LinearCrossEntropy (autocast)", &["papers.chunked_linear_cross_entropy"],
+    adapter("LinearCrossEntropy (formula)", &["papers.linear_cross_entropy", "papers.chunked_linear_cross_entropy"],
         &["input", "linear_weight", "target"], Close, linear_cross_entropy),
 ];
 
