@@ -59,8 +59,13 @@ impl<'a> Logits<'a> {
     pub(crate) fn f_entropy(&self, target: &Tensor, pos_weight: Option<&Tensor>) -> Result<Tensor, LossError> {
         let alike = self.logits.size() == target.size() && self.logits.f_kind()? == target.f_kind()?;
         if pos_weight.is_none() && !self.infinite && alike {
-            return f_finite_entropy(self.logits, target, false);
+            return f_finite_entropy(self.logits, target);
         }
+        self.f_entropy_of_parts(target, pos_weight)
+    }
+
+    /// The same by PyTorch's operations.
+    fn f_entropy_of_parts(&self, target: &Tensor, pos_weight: Option<&Tensor>) -> Result<Tensor, LossError> {
         let (log_p, log_q) = (self.logits.f_log_sigmoid()?, self.logits.f_neg()?.f_log_sigmoid()?);
         let positive = match pos_weight {
             Some(weight) => target.f_mul(weight)?,
@@ -69,14 +74,14 @@ impl<'a> Logits<'a> {
         Ok(self.f_part(&positive, &log_p)?.f_add(&self.f_part(&target.f_rsub_number(1)?, &log_q)?)?.f_neg()?)
     }
 
-    /// The same with any targets. For a target outside of \[0, 1\] the two parts nearly cancel, and libtorch's
-    /// operation is more exact.
+    /// The same with any targets, where these are shares bit by bit as PyTorch's operations are. For a target outside of
+    /// \[0, 1\] the two parts nearly cancel, and libtorch's operation is more exact.
     pub(crate) fn f_entropy_of_any(&self, target: &Tensor, pos_weight: Option<&Tensor>) -> Result<Tensor, LossError> {
+        let of_shares = self.f_entropy_of_parts(target, pos_weight)?;
         let alike = self.logits.size() == target.size() && self.logits.f_kind()? == target.f_kind()?;
         if waits(self.logits) && pos_weight.is_none() && alike {
-            return f_finite_entropy(self.logits, target, true);
+            return f_exact_elsewhere(&of_shares, self.logits, target);
         }
-        let of_shares = self.f_entropy(target, pos_weight)?;
         if kernels::scan_range(&target.f_detach()?, 0.0..=1.0) == Some(true) {
             return Ok(of_shares);
         }
@@ -127,17 +132,10 @@ fn f_any_infinite(tensor: &Tensor) -> Result<bool, LossError> {
 /// (1 − y) σ(x) − y σ(−x), which keeps its digits, and of y it is −x.
 ///
 /// Each sum of shares y and 1 − y is one operation. As in libtorch's, an end that has the share 1 is met exactly.
-///
-/// Where `any` target may come, not only shares, the loss of others is (1 − y) x − log σ(x), because of the sum of shares
-/// digits would be lost. The derivatives are the same.
-fn f_finite_entropy(logits: &Tensor, target: &Tensor, any: bool) -> Result<Tensor, LossError> {
+fn f_finite_entropy(logits: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
     let (x, y) = (logits.f_detach()?, target.f_detach()?);
     let (log_p, log_q) = (x.f_log_sigmoid()?, x.f_neg()?.f_log_sigmoid()?);
-    let mut losses = log_q.f_lerp_tensor(&log_p, &y)?.f_neg()?;
-    if any {
-        let others = y.f_rsub_number(1)?.f_mul(&x)?.f_sub(&log_p)?;
-        losses = losses.f_where_self(&y.f_clamp_number(0, 1)?.f_eq_tensor(&y)?, &others)?;
-    }
+    let losses = log_q.f_lerp_tensor(&log_p, &y)?.f_neg()?;
     f_with_slopes([logits, target], losses, f_entropy_of_operations, |grad, [x, y], needed| {
         let of_input = || {
             let superfluous = x.f_sigmoid()?;
@@ -149,7 +147,19 @@ fn f_finite_entropy(logits: &Tensor, target: &Tensor, any: bool) -> Result<Tenso
     })
 }
 
-/// The same by operations that can be differentiated again.
+/// The entropy `of_shares`, with another value where a target is none: (1 − y) x − log σ(x), which loses no digits. The
+/// derivatives are the same.
+fn f_exact_elsewhere(of_shares: &Tensor, logits: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+    let (x, y) = (logits.f_detach()?, target.f_detach()?);
+    let others = y.f_rsub_number(1)?.f_mul(&x)?.f_sub(&x.f_log_sigmoid()?)?;
+    let is_share = y.f_clamp_number(0, 1)?.f_eq_tensor(&y)?;
+    // An infinite logit may have made it NaN.
+    let kept = is_share.f_logical_or(&others.f_isnan()?)?;
+    let value = of_shares.f_detach()?.f_where_self(&kept, &others)?;
+    Function::new(&[of_shares]).f_attach_one(value, |context| Ok(vec![context.grad(0)]))
+}
+
+/// The binary cross entropy by operations that can be differentiated again.
 pub(crate) fn f_entropy_of_operations(logits: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
     let (log_p, log_q) = (logits.f_log_sigmoid()?, logits.f_neg()?.f_log_sigmoid()?);
     Ok(target.f_mul(&log_p)?.f_add(&target.f_rsub_number(1)?.f_mul(&log_q)?)?.f_neg()?)
@@ -300,9 +310,10 @@ mod tests {
         let x = Tensor::from_slice(&[-700.0, -40.0, -3.0, -0.5, 0.0, 0.25, 2.0, 40.0, 700.0, 1.0, -1.0, 5.0]);
         let y = Tensor::from_slice(&[0.0, 1.0, 0.25, 0.0, 0.5, 1.0, 0.75, 1.0, 0.0, 0.0, 1.0, 0.125]);
         type Loss = fn(&Tensor, &Tensor) -> Result<Tensor, LossError>;
+        let elsewhere: Loss = |x, y| f_exact_elsewhere(&f_entropy_of_operations(x, y)?, x, y);
         let pairs: [(Loss, Loss); 3] = [
-            (|x, y| f_finite_entropy(x, y, false), f_entropy_of_operations),
-            (|x, y| f_finite_entropy(x, y, true), f_entropy_of_operations),
+            (f_finite_entropy, f_entropy_of_operations),
+            (elsewhere, f_entropy_of_operations),
             (f_missing, f_missing_of_operations),
         ];
         for (formula, operations) in pairs {
@@ -324,11 +335,8 @@ mod tests {
     fn an_entropy_keeps_its_digits_with_any_target() {
         // By hand: (1 − y) x + log(1 + exp(−x)) in double precision.
         let (xs, ys) = ([-30.0_f64, 30.0, 1e-3, 1e-3, 5.0], [0.0_f64, 1.0, 1e6, -1e6, 2.0]);
-        let losses = f_finite_entropy(
-            &Tensor::from_slice(&xs).to_kind(Kind::Float),
-            &Tensor::from_slice(&ys).to_kind(Kind::Float),
-            true,
-        );
+        let [x, y] = [xs, ys].map(|numbers| Tensor::from_slice(&numbers).to_kind(Kind::Float));
+        let losses = f_exact_elsewhere(&f_entropy_of_operations(&x, &y).unwrap(), &x, &y);
         let losses = Vec::<f32>::try_from(losses.unwrap()).unwrap();
         let exact = [(-30.0_f64).exp().ln_1p(), (-30.0_f64).exp().ln_1p()];
         let rest = (2..5).map(|i| (1.0 - ys[i]) * xs[i] + (-xs[i]).exp().ln_1p());

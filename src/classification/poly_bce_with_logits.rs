@@ -138,7 +138,8 @@ impl PolyBceWithLogitsLoss {
             losses = losses.f_mul(&f_power(&missing, self.gamma)?)?;
         }
         let Some(alpha) = self.alpha else { return Ok(losses) };
-        Ok(losses.f_mul(&target.f_mul_number(2.0 * alpha - 1.0)?.f_add_number(1.0 - alpha)?)?)
+        let share = target.f_mul_number(alpha)?.f_add(&target.f_rsub_number(1)?.f_mul_number(1.0 - alpha)?)?;
+        Ok(losses.f_mul(&share)?)
     }
 }
 
