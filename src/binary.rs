@@ -57,8 +57,7 @@ impl<'a> Logits<'a> {
     /// libtorch's operation is not used: it subtracts and adds numbers of the size of the logit x, so that the small
     /// loss of a confident prediction is lost to rounding.
     pub(crate) fn f_entropy(&self, target: &Tensor, pos_weight: Option<&Tensor>) -> Result<Tensor, LossError> {
-        let alike = self.logits.size() == target.size() && self.logits.f_kind()? == target.f_kind()?;
-        if pos_weight.is_none() && !self.infinite && alike {
+        if pos_weight.is_none() && !self.infinite && f_are_alike(self.logits, target)? {
             return f_finite_entropy(self.logits, target);
         }
         self.f_entropy_of_parts(target, pos_weight)
@@ -78,8 +77,7 @@ impl<'a> Logits<'a> {
     /// \[0, 1\] the two parts nearly cancel, and libtorch's operation is more exact.
     pub(crate) fn f_entropy_of_any(&self, target: &Tensor, pos_weight: Option<&Tensor>) -> Result<Tensor, LossError> {
         let of_shares = self.f_entropy_of_parts(target, pos_weight)?;
-        let alike = self.logits.size() == target.size() && self.logits.f_kind()? == target.f_kind()?;
-        if waits(self.logits) && pos_weight.is_none() && alike {
+        if waits(self.logits) && pos_weight.is_none() && f_are_alike(self.logits, target)? {
             return f_exact_elsewhere(&of_shares, self.logits, target);
         }
         if kernels::scan_range(&target.f_detach()?, 0.0..=1.0) == Some(true) {
@@ -110,6 +108,11 @@ impl<'a> Logits<'a> {
         let steep = share.f_mul(&bound)?.f_mul_number(most)?.f_mul_number(most)?;
         Ok(steep.f_where_self(&nothing, &parts)?)
     }
+}
+
+/// Whether they have one shape and one kind, as the derivatives that are formulas want them.
+fn f_are_alike(logits: &Tensor, target: &Tensor) -> Result<bool, TchError> {
+    Ok(logits.size() == target.size() && logits.f_kind()? == target.f_kind()?)
 }
 
 fn f_largest(kind: Kind) -> f64 {
@@ -167,7 +170,7 @@ pub(crate) fn f_entropy_of_operations(logits: &Tensor, target: &Tensor) -> Resul
 
 /// y σ(−x) + (1 − y) σ(x) of finite logits: by how much the probability of the target is less than 1.
 pub(crate) fn f_missing(logits: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-    if logits.size() != target.size() || logits.f_kind()? != target.f_kind()? {
+    if !f_are_alike(logits, target)? {
         return f_missing_of_operations(logits, target);
     }
     let (x, y) = (logits.f_detach()?, target.f_detach()?);
@@ -202,7 +205,7 @@ impl Parts {
     pub(crate) fn f_new(logits: &Logits, shares: &Tensor) -> Result<Option<Parts>, LossError> {
         let x = logits.logits;
         let differentiated = autograd::grad_enabled() && shares.requires_grad();
-        if logits.infinite || differentiated || x.size() != shares.size() || x.f_kind()? != shares.f_kind()? {
+        if logits.infinite || differentiated || !f_are_alike(x, shares)? {
             return Ok(None);
         }
         let (bare, y) = (x.f_detach()?, shares.f_detach()?);

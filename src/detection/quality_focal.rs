@@ -1,4 +1,4 @@
-use tch::Tensor;
+use tch::{TchError, Tensor};
 
 use super::reducing::loss_of;
 use super::{Divisor, ScoreFormula, check_scores, of_scores};
@@ -107,10 +107,7 @@ impl<const BETA: usize> ScoreFormula for Formula<BETA> {
             return f_squared(parts);
         }
         let (entropy, logits) = (logits.f_entropy(target, None)?, logits.f_finite()?);
-        // y − σ(x) = y σ(−x) − (1 − y) σ(x), which is accurate where σ(x) is nearly 1, too.
-        let missing = target.f_mul(&logits.f_neg()?.f_sigmoid()?)?;
-        let superfluous = target.f_rsub_number(1)?.f_mul(&logits.f_sigmoid()?)?;
-        let missing = missing.f_sub(&superfluous)?;
+        let missing = f_missing(&logits, target)?;
         // For β = 2 the difference itself is squared: the second derivative of the square of an absolute value is wrong
         // at 0.
         let focus = if self.beta == 2.0 { missing.f_square()? } else { f_power(&f_abs(&missing)?, self.beta)? };
@@ -128,10 +125,14 @@ fn f_squared(parts: Parts) -> Result<Tensor, LossError> {
         of_excess.f_addcmul(excess, excess)?.f_mul_(excess)
     };
     parts.f_attach(losses, &excess, slope, |x, y| {
-        let superfluous = y.f_rsub_number(1)?.f_mul(&x.f_sigmoid()?)?;
-        let missing = y.f_mul(&x.f_neg()?.f_sigmoid()?)?.f_sub(&superfluous)?;
-        Ok(missing.f_square()?.f_mul(&binary::f_entropy_of_operations(x, y)?)?)
+        Ok(f_missing(x, y)?.f_square()?.f_mul(&binary::f_entropy_of_operations(x, y)?)?)
     })
+}
+
+/// y − σ(x) = y σ(−x) − (1 − y) σ(x), which is accurate where σ(x) is nearly 1, too.
+fn f_missing(logits: &Tensor, target: &Tensor) -> Result<Tensor, TchError> {
+    let superfluous = target.f_rsub_number(1)?.f_mul(&logits.f_sigmoid()?)?;
+    target.f_mul(&logits.f_neg()?.f_sigmoid()?)?.f_sub(&superfluous)
 }
 
 impl<const BETA: usize> Pointwise<2> for Formula<BETA> {
