@@ -277,6 +277,9 @@ pub use image::*;
 #[doc(hidden)]
 pub use kernels::like_cuda;
 pub use kernels::{Backend, set_gradient_cache, with_backend};
+#[cfg(feature = "emulation")]
+#[doc(hidden)]
+pub use kernels::{emulated_cuda, emulated_launches};
 pub use loss::Loss;
 pub use mean_parts::MeanParts;
 pub use metric::*;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use tch::Device;
-use tch_losses::{Backend, with_backend};
+use tch_losses::{Backend, like_cuda, with_backend};
 
 use crate::case::{Case, Tensors, read_cases, read_tensors};
 use crate::compare::{Sides, Verdict, compare_case};
@@ -60,6 +60,11 @@ pub enum BackendName {
     Auto,
     /// Tensor operations, always
     Composite,
+    /// Tensor operations on the CPU as they are on CUDA, where nobody looks at values
+    LikeCuda,
+    /// The engines of CUDA, whose kernels run on the CPU: slowly, and compiled by a C++ compiler
+    #[cfg(feature = "emulation")]
+    Emulated,
 }
 
 impl BackendName {
@@ -68,6 +73,9 @@ impl BackendName {
         match self {
             BackendName::Auto => "auto",
             BackendName::Composite => "composite",
+            BackendName::LikeCuda => "like-cuda",
+            #[cfg(feature = "emulation")]
+            BackendName::Emulated => "emulated",
         }
     }
 
@@ -76,6 +84,24 @@ impl BackendName {
         match self {
             BackendName::Auto => "engines",
             BackendName::Composite => "tensor operations",
+            BackendName::LikeCuda => "tensor operations of CUDA, on the CPU",
+            #[cfg(feature = "emulation")]
+            BackendName::Emulated => "engines of CUDA, emulated",
+        }
+    }
+
+    /// Whether the CPU takes the place of a GPU, so that no result is promised to be equal bit by bit.
+    pub fn is_of_cuda(self) -> bool {
+        !matches!(self, BackendName::Auto | BackendName::Composite)
+    }
+
+    /// Calls `work`, in which this computes the losses of this thread.
+    pub fn within<T>(self, work: impl FnOnce() -> T) -> T {
+        match self {
+            BackendName::Auto | BackendName::Composite => with_backend(self.into(), work),
+            BackendName::LikeCuda => like_cuda(work),
+            #[cfg(feature = "emulation")]
+            BackendName::Emulated => tch_losses::emulated_cuda(work),
         }
     }
 }
@@ -83,8 +109,8 @@ impl BackendName {
 impl From<BackendName> for Backend {
     fn from(name: BackendName) -> Self {
         match name {
-            BackendName::Auto => Backend::Auto,
-            BackendName::Composite => Backend::Composite,
+            BackendName::Composite | BackendName::LikeCuda => Backend::Composite,
+            _ => Backend::Auto,
         }
     }
 }
@@ -219,7 +245,8 @@ pub(crate) fn hold(python: &Python, cases: &[Case], options: &CheckOptions) -> R
     let tensors = read_tensors(&tensors_file)?;
     let bitwise = options.device.0 == Device::Cpu;
     let compare = |side: &Side, case: &Case, truth: Option<&Results>| {
-        let sides = Sides { expected: &expected, actual: &side.actual, truth, bitwise, backend: side.backend.into() };
+        let (bitwise, backend) = (bitwise && !side.backend.is_of_cuda(), side.backend.into());
+        let sides = Sides { expected: &expected, actual: &side.actual, truth, bitwise, backend };
         compare_case(case, sides)
     };
     let mut checked = Vec::new();
@@ -253,7 +280,7 @@ fn evaluate_with_bar(
     let parts = run_all((0..jobs).map(|part| (part, shared(tensors))), |(part, tensors)| {
         tch::set_num_threads(options.threads);
         let cases = cases.iter().skip(part).step_by(jobs);
-        with_backend(backend.into(), || evaluate(cases, &tensors, options.device.0, &run_adapter, || bar.inc(1)))
+        backend.within(|| evaluate(cases, &tensors, options.device.0, &run_adapter, || bar.inc(1)))
     })?;
     let results = Results::merge(parts);
     bar.finish_and_clear();
@@ -310,6 +337,9 @@ fn title(backend: BackendName) -> &'static str {
     match backend {
         BackendName::Auto => "Fused engines, where there is one",
         BackendName::Composite => "Tensor operations",
+        BackendName::LikeCuda => "Tensor operations as on CUDA, computed on the CPU",
+        #[cfg(feature = "emulation")]
+        BackendName::Emulated => "Engines of CUDA, whose kernels run on the CPU",
     }
 }
 

@@ -241,11 +241,32 @@ fn holds(rule: Rule, case: &Case, sides: Sides) -> bool {
         (Rule::Rounded, Some(Status::Ok), Some(Status::Ok)) => {
             tensor_names(case, sides).into_iter().all(|name| is_rounded_alike(case, name, sides).unwrap_or(false))
         }
+        (Rule::RoundedOnCuda, Some(Status::Ok), Some(Status::Ok)) if !sides.bitwise => {
+            tensor_names(case, sides).into_iter().all(|name| is_as_exact(case, name, sides).unwrap_or(false))
+        }
         (Rule::Nan, Some(Status::Ok), Some(Status::Ok)) => {
             all_elements(case, sides, |e, a, _, kind| a.is_nan() || tolerance(kind).accepts(a, e))
         }
         _ => false,
     }
+}
+
+/// Whether no element is much farther from the result in double precision than the farthest one of the reference.
+fn is_as_exact(case: &Case, name: &str, sides: Sides) -> Result<bool> {
+    const FARTHER: f64 = 8.0;
+    let key = format!("{}:{name}", case.id);
+    let elements = |results: &Results| Elements::new(results.tensors.get(&key).context("a side lacks it")?);
+    let (expected, actual) = (elements(sides.expected)?, elements(sides.actual)?);
+    let truth = elements(sides.truth.context("no result in double precision")?)?;
+    ensure!([expected.len(), truth.len()] == [actual.len(); 2], "other elements");
+    let far = |side: &Elements, position: usize| (side.value(position) - truth.value(position)).abs();
+    let distances = (0..expected.len()).map(|position| far(&expected, position));
+    let farthest = distances.filter(|distance| distance.is_finite()).fold(0.0, f64::max);
+    let is_near = |position: usize| {
+        tolerance(expected.kind()).accepts(actual.value(position), expected.value(position))
+            || far(&actual, position) <= FARTHER * farthest
+    };
+    Ok((0..actual.len()).all(is_near))
 }
 
 /// Whether an output is equal, or a gradient up to the rounding of the products that it is made of.

@@ -1,6 +1,7 @@
 //! Runs cases through the crate.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use tch::{Device, Tensor};
@@ -32,12 +33,9 @@ pub fn evaluate<'a>(
     mut progress: impl FnMut(),
 ) -> Result<Results> {
     let mut results = Results::default();
-    if device.is_cuda() {
-        // So that an error belongs to its case.
-        InvalidValues::set_default(InvalidValues::ErrorAtOnce);
-    }
     for case in cases {
-        let computed = evaluate_case(case, tensors, device, runner).with_context(|| format!("case {}", case.id))?;
+        let computed = alone_on_gpu(device, || evaluate_case(case, tensors, device, runner));
+        let computed = computed.with_context(|| format!("case {}", case.id))?;
         results.cases.insert(case.id.clone(), computed.result);
         for (key, tensor) in computed.tensors {
             results.tensors.insert(format!("{}:{key}", case.id), tensor);
@@ -46,6 +44,14 @@ pub fn evaluate<'a>(
     }
     results.versions.insert("tch-losses".into(), env!("CARGO_PKG_VERSION").into());
     Ok(results)
+}
+
+/// Calls `work` while no other thread computes on a GPU: what a GPU has found of invalid values is asked for after each
+/// case, and belongs to it.
+fn alone_on_gpu<T>(device: Device, work: impl FnOnce() -> T) -> T {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = device.is_cuda().then(|| ALONE.lock().unwrap_or_else(PoisonError::into_inner));
+    work()
 }
 
 struct Computed {
@@ -65,6 +71,9 @@ struct Resolved {
 fn evaluate_case(case: &Case, tensors: &Tensors, device: Device, runner: &Runner) -> Result<Computed> {
     let mut resolved = resolve(case, tensors, device)?;
     let attempt = catch_unwind(AssertUnwindSafe(|| compute(case, &mut resolved, device, runner)));
+    // On CUDA an invalid value is an error of this question, on the CPU of the call.
+    let found = InvalidValues::f_check(device);
+    let attempt = attempt.map(|result| result.and_then(|computed| found.map(|()| computed).map_err(Into::into)));
     let result = |status, message| CaseResult { status, outputs: None, message: Some(message), second_order: None };
     let failed = |result| Computed { result, tensors: Vec::new() };
     Ok(match attempt {

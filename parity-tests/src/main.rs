@@ -14,7 +14,6 @@ use parity::oracle::{OracleCall, Python, PythonOptions};
 use parity::results::Results;
 use parity::table::{Summary, closing_line};
 use parity::{bench, fuzz, progress};
-use tch_losses::with_backend;
 
 /// Proves the losses of tch-losses equal to their Python originals.
 ///
@@ -180,7 +179,7 @@ fn eval(options: &EvalOptions) -> Result<()> {
     let tensors = read_tensors(&options.tensors)?;
     let bar = progress::bar("tch-losses", Some(cases.len()));
     let compute = || evaluate(&cases, &tensors, options.device.0, &run_adapter, || bar.inc(1));
-    let results = with_backend(options.backend.into(), compute)?;
+    let results = options.backend.within(compute)?;
     bar.finish_and_clear();
     results.write(&options.results, &options.result_tensors)
 }

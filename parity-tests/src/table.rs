@@ -8,7 +8,7 @@ use tch::Kind;
 use crate::adapters;
 use crate::case::Case;
 use crate::compare::{Measure, Verdict};
-use crate::differences::{DIFFERENCES, Rule};
+use crate::differences::DIFFERENCES;
 
 /// The sums over the cases of one loss.
 #[derive(Debug, Default)]
@@ -206,7 +206,7 @@ impl Summary {
     /// Deliberate differences that no case showed.
     pub fn unseen_differences(&self) -> impl Iterator<Item = &'static str> {
         let rows = DIFFERENCES.iter().zip(&self.different);
-        rows.filter(|(row, count)| **count == 0 && row.rule != Rule::RejectsOnCuda).map(|(row, _)| row.reason)
+        rows.filter(|(row, count)| **count == 0 && !row.rule.is_of_cuda()).map(|(row, _)| row.reason)
     }
 
     /// What the reference cannot run here, or nothing.

@@ -56,9 +56,14 @@ impl ClassIndices {
             let shared = target.f_kind()? == Kind::Int64 && autograd::grad_enabled() && !kernels::takes(&indices);
             return Self::f_on_host(if shared { kernels::f_own(&indices)? } else { indices }, classes, ignore_index);
         }
+        let expected = || expected_class(classes, ignore_index);
+        if classes <= 0 && indices.numel() > 0 {
+            // There is no index that libtorch could look up in place of an invalid one.
+            let actual = format!("{} indices", indices.numel());
+            return Err(LossError::Value { argument: "target", expected: expected(), actual });
+        }
         let known = f_known(&indices, (classes - 1).max(0), ignore_index)?;
         let invalid = known.f_ne_tensor(&indices)?;
-        let expected = || expected_class(classes, ignore_index);
         let validity = Validity::f_new(("target", &indices), invalid, expected, mode)?;
         Ok(ClassIndices { indices: known, ignored: ignore_index, validity })
     }
@@ -203,6 +208,17 @@ fn expected_class(classes: i64, ignore_index: Option<i64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::like_cuda;
+    use crate::{Loss, NllLoss};
+
+    #[test]
+    fn without_classes_nothing_is_looked_up() {
+        let input = Tensor::zeros([2, 0, 3], (Kind::Float, tch::Device::Cpu)).set_requires_grad(true);
+        let target = Tensor::zeros([2, 3], (Kind::Int64, tch::Device::Cpu));
+        let error = like_cuda(|| NllLoss::new().f_forward(&input, &target)).unwrap_err();
+        assert_eq!(error.to_string(), "target holds 6 indices, expected classes in [0, 0), or ignore_index -100");
+        like_cuda(|| NllLoss::new().f_forward(&input.narrow(0, 0, 0), &target.narrow(0, 0, 0))).unwrap();
+    }
 
     #[test]
     fn known_indices_are_equal_where_they_are_valid_and_elsewhere_classes_or_ignored() {

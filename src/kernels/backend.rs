@@ -58,8 +58,8 @@ pub fn like_cuda<T>(work: impl FnOnce() -> T) -> T {
 
 /// Whether the host has to wait for a device to look at the numbers of a tensor.
 pub(crate) fn waits(tensor: &Tensor) -> bool {
-    #[cfg(test)]
-    if super::cuda::is_emulated() {
+    #[cfg(any(test, feature = "emulation"))]
+    if super::cuda::emulation::is_emulated() {
         return true;
     }
     tensor.device() != Device::Cpu || LIKE_CUDA.get()

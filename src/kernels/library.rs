@@ -62,7 +62,7 @@ pub(super) fn open(name: &CStr) -> Option<*mut c_void> {
 }
 
 /// Loads a library whose names other libraries do not see.
-#[cfg(test)]
+#[cfg(any(test, feature = "emulation"))]
 pub(super) fn open_apart(name: &CStr) -> Option<*mut c_void> {
     open_with(name, libc::RTLD_LOCAL)
 }

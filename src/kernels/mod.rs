@@ -96,6 +96,8 @@ pub use backend::{Backend, like_cuda, with_backend};
 pub(crate) use boxes::f_boxes;
 pub use cpu::set_gradient_cache;
 pub(crate) use cpu::*;
+#[cfg(feature = "emulation")]
+pub use cuda::emulation::{emulated_cuda, emulated_launches};
 #[cfg(feature = "metric")]
 pub(crate) use distances::{f_distance_slopes, f_distances};
 pub(crate) use embedding::f_embedding;

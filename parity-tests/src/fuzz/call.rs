@@ -5,6 +5,7 @@ use tch_losses::{LossError, MeanParts};
 
 use super::data::Data;
 use super::tensors::{describe, is_floating};
+use crate::check::BackendName;
 
 /// The square of a larger number is out of the range of single precision, or nearly so.
 pub const LARGE: f64 = 1e15;
@@ -50,6 +51,8 @@ pub struct Call {
     pub flat: bool,
     /// Whether the results are put into words.
     pub shown: bool,
+    /// The engines that are held against tensor operations.
+    pub engines: BackendName,
     /// Which derivatives are computed.
     pub order: Order,
     /// Whether the backward pass keeps the graph, so that the second one is of the same forward pass.
@@ -89,6 +92,7 @@ impl Call {
             steep: false,
             flat: false,
             shown: false,
+            engines: BackendName::Auto,
             order: Order::First,
             keep_graph: false,
         }

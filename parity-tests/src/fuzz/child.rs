@@ -13,6 +13,7 @@ use super::call::Call;
 use super::chance::{call, loss_of, losses};
 use super::judge::judge;
 use super::side::crate_itself;
+use crate::check::BackendName;
 
 /// What the parent process asks for.
 #[derive(Debug, Args)]
@@ -26,6 +27,9 @@ pub struct ChildOptions {
     /// Only these losses
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<String>,
+    /// The engines
+    #[arg(long, value_enum, default_value_t)]
+    pub engines: BackendName,
     /// Break the engines
     #[arg(long, value_enum)]
     pub sabotage: Option<Sabotage>,
@@ -88,7 +92,8 @@ pub fn run(options: &ChildOptions) -> Result<()> {
         pending += &format!("{BEGINS}{seed}\n");
         out.write_all(pending.as_bytes())?;
         out.flush()?;
-        let call = call(seed, &losses)?;
+        let mut call = call(seed, &losses)?;
+        call.engines = options.engines;
         let verdict = judge(&call, &runner);
         let findings = verdict.findings.into_iter();
         let report = Report {

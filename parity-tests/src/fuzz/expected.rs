@@ -73,6 +73,26 @@ pub const BETWEEN_BACKENDS: &[Expected] = &[
     },
 ];
 
+/// Those between the engines of CUDA, or the tensor operations there, and the tensor operations of the CPU.
+pub const ON_CUDA: &[Expected] = &[
+    Expected {
+        holds: |call, _, own, other| {
+            family(call.loss) == Some(Family::Images) && (own - other).abs() <= 0.01 * other.abs().max(0.01)
+        },
+        reason: "the variance under a window is in single precision on CUDA, as in the reference",
+    },
+    Expected {
+        holds: |call, _, _, _| call.infinite && takes_elements(call.loss),
+        reason: "nobody looks for infinite numbers on CUDA, beside which a share of 0 is NaN",
+    },
+    Expected {
+        holds: |call, which, own, other| {
+            which == Which::Output && call.takes_embeddings && !own.is_finite() && !other.is_finite()
+        },
+        reason: "between embeddings that are all infinitely far the loss is no number, infinite or NaN",
+    },
+];
+
 /// Those between both backends and double precision.
 pub const BESIDE_DOUBLE: &[Expected] = &[
     Expected { holds: is_mean_over_no_weight, reason: NO_WEIGHT },

@@ -1,13 +1,13 @@
 //! What is wrong with a call: both backends beside each other, and beside double precision.
 
 use tch::{Kind, Tensor};
-use tch_losses::{Backend, with_backend};
+use tch_losses::Backend;
 
 use super::call::Call;
 use super::class::{Class, Finding};
 use super::expected;
 use super::families::takes_elements;
-use super::side::{Derivatives, Failure, Runner, Side, compute, guarded};
+use super::side::{Derivatives, Failure, Runner, Side, compute, guarded, within};
 use super::tensors::{is_floating, is_plain, values};
 use super::truth::{Truth, Which};
 use crate::numbers::{rounded, tolerance};
@@ -127,6 +127,9 @@ impl<'a> Judge<'a> {
         match (auto, composite) {
             (Ok(auto), Ok(composite)) => self.tensors(class, which, auto, composite),
             (Err(failure), Ok(_)) => self.one_derivative(class, "auto", failure),
+            // On CUDA they are tensor operations where libtorch's operation has none.
+            (Ok(_), Err(Failure::Rejected(message)))
+                if self.call.engines.is_of_cuda() && message.contains("not implemented") => {}
             (Ok(_), Err(failure)) => self.one_derivative(class, "composite", failure),
             (Err(auto), Err(composite)) => {
                 for (side, failure) in [("auto", auto), ("composite", composite)] {
@@ -229,7 +232,9 @@ impl<'a> Judge<'a> {
 
     /// Whether a difference between the backends is one of the table. Derivatives may differ where the values do.
     fn is_expected(&mut self, which: Which, own: f64, other: f64) -> bool {
-        let found = expected::find(expected::BETWEEN_BACKENDS, self.call, which, own, other);
+        let tables = [expected::BETWEEN_BACKENDS, expected::ON_CUDA];
+        let tables = if self.call.engines.is_of_cuda() { &tables[..] } else { &tables[..1] };
+        let found = tables.iter().find_map(|rows| expected::find(rows, self.call, which, own, other));
         if !self.expected.iter().any(|reason| Some(*reason) == found) {
             self.expected.extend(found);
         }
@@ -353,7 +358,7 @@ impl<'a> Judge<'a> {
         let Some(parts) = &self.call.parts else { return };
         let arguments: Vec<Tensor> = self.call.arguments.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
         let both = guarded(|| {
-            let parts = with_backend(Backend::Auto, || parts(&arguments, self.call.options))?;
+            let parts = within(Backend::Auto, self.call, || parts(&arguments, self.call.options))?;
             // Over nothing the mean is what its loss says: that of no boxes is 0.
             let nothing = [parts.numerator(), parts.denominator()].iter().all(|part| is_zero(part));
             let count = f64::try_from(parts.denominator())?;

@@ -32,6 +32,7 @@ use self::child::Sabotage;
 use self::class::Class;
 use self::judge::judge;
 use self::parent::Plan;
+use crate::check::BackendName;
 use crate::oracle::PythonOptions;
 use crate::progress;
 
@@ -53,6 +54,9 @@ pub struct FuzzOptions {
     /// Only these losses
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     filter: Vec<String>,
+    /// What is held against tensor operations
+    #[arg(long, value_enum, default_value_t)]
+    engines: BackendName,
     /// How many processes make calls [default: one for each core, up to 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
@@ -91,7 +95,7 @@ fn parse_class(text: &str) -> Result<Class, String> {
 /// Makes calls, prints what is wrong and says whether nothing is.
 pub fn fuzz(options: &FuzzOptions) -> Result<bool> {
     if let Some(seed) = options.replay {
-        return replay(seed);
+        return replay(seed, options.engines);
     }
     let known = losses();
     if let Some(unknown) = options.filter.iter().find(|name| !known.contains(&name.as_str())) {
@@ -108,6 +112,7 @@ pub fn fuzz(options: &FuzzOptions) -> Result<bool> {
         jobs: options.jobs.map_or(cores.min(16), usize::from),
         patience: Duration::from_secs(options.patience),
         memory: options.memory,
+        engines: options.engines,
         sabotage: options.sabotage,
     };
     println!("seed {seed}");
@@ -150,13 +155,13 @@ pub fn fuzz(options: &FuzzOptions) -> Result<bool> {
 }
 
 /// Makes one call and shows it.
-fn replay(seed: u64) -> Result<bool> {
+fn replay(seed: u64, engines: BackendName) -> Result<bool> {
     tch::set_num_threads(1);
     let mut call = call(seed, &losses())?;
-    call.shown = true;
+    (call.shown, call.engines) = (true, engines);
     println!("{}", call.describe());
     let verdict = judge(&call, &side::crate_itself);
-    for (backend, result) in ["auto", "composite"].iter().zip(&verdict.results) {
+    for (backend, result) in [engines.name(), "composite"].iter().zip(&verdict.results) {
         println!("{backend}: {result}");
     }
     for finding in &verdict.findings {

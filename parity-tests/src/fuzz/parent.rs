@@ -14,6 +14,7 @@ use super::chance::{loss_of, losses};
 use super::child::{BEGINS, Report, Sabotage, is_chosen};
 use super::class::Class;
 use super::report::Summary;
+use crate::check::BackendName;
 use crate::jobs::run_all;
 
 /// How many calls a process makes: it takes a fifth of a second to start.
@@ -39,6 +40,8 @@ pub struct Plan {
     pub patience: Duration,
     /// The most memory of a process, in MiB.
     pub memory: u64,
+    /// The engines.
+    pub engines: BackendName,
     /// Break the engines.
     pub sabotage: Option<Sabotage>,
 }
@@ -168,6 +171,7 @@ fn start(plan: &Plan, chunk: Chunk) -> Result<Child> {
     if !plan.only.is_empty() {
         command.arg("--only").arg(plan.only.join(","));
     }
+    command.arg("--engines").arg(plan.engines.name());
     if let Some(sabotage) = plan.sabotage {
         command.arg("--sabotage").arg(format!("{sabotage:?}").to_lowercase());
     }

@@ -2,8 +2,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use tch::{Kind, TchError, Tensor};
-use tch_losses::{Backend, LossError, with_backend};
+use tch::{Device, Kind, TchError, Tensor};
+use tch_losses::{Backend, InvalidValues, LossError, with_backend};
 
 use super::call::{Call, Order};
 use super::random::Random;
@@ -13,7 +13,20 @@ pub type Runner<'a> = dyn Fn(Backend, &Call, &[Tensor], Kind) -> Result<Vec<Tens
 
 /// The crate.
 pub fn crate_itself(backend: Backend, call: &Call, arguments: &[Tensor], kind: Kind) -> Result<Vec<Tensor>, LossError> {
-    with_backend(backend, || (call.compute)(arguments, kind))
+    within(backend, call, || {
+        let outputs = (call.compute)(arguments, kind);
+        // Engines of CUDA have found invalid values, of which the call has not told.
+        let found = InvalidValues::f_check(Device::Cpu);
+        outputs.and_then(|outputs| found.map(|()| outputs))
+    })
+}
+
+/// Calls `work`, in which this computes the losses: tensor operations, or the engines of the call.
+pub fn within<T>(backend: Backend, call: &Call, work: impl FnOnce() -> T) -> T {
+    match backend {
+        Backend::Composite => with_backend(backend, work),
+        _ => call.engines.within(work),
+    }
 }
 
 /// Why there is no result.
@@ -53,7 +66,7 @@ pub fn compute(
     let outputs = forward()?;
     let leaves: Vec<&Tensor> = arguments.iter().filter(|tensor| tensor.defined() && tensor.requires_grad()).collect();
     let derive = |outputs: &[Tensor], keep_graph, create_graph| {
-        guarded(|| with_backend(backend, || Ok(f_gradients(outputs, &leaves, call.seed, keep_graph, create_graph)?)))
+        guarded(|| within(backend, call, || Ok(f_gradients(outputs, &leaves, call.seed, keep_graph, create_graph)?)))
     };
     let gradients = derive(&outputs, call.keep_graph, false);
     if call.order == Order::First {

@@ -20,7 +20,7 @@ pub(super) const OF_BLOCK: usize = 1 << 15;
 #[derive(Clone, Copy)]
 pub(super) struct Kernel {
     pub(super) name: &'static CStr,
-    #[cfg_attr(not(test), allow(dead_code))]
+    #[cfg_attr(not(any(test, feature = "emulation")), allow(dead_code))]
     pub(super) types: &'static [&'static str],
 }
 

@@ -14,8 +14,8 @@ mod disk;
 pub(super) mod distances;
 mod driver;
 pub(super) mod embedding;
-#[cfg(test)]
-mod emulation;
+#[cfg(any(test, feature = "emulation"))]
+pub(super) mod emulation;
 mod engine;
 pub(super) mod label_margin;
 mod launch;
@@ -44,8 +44,6 @@ pub(super) mod softmax;
 mod source;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-pub(super) use tests::is_emulated;
 #[cfg(feature = "metric")]
 pub(super) mod triplets;
 #[cfg(feature = "metric")]
@@ -76,8 +74,8 @@ pub(super) fn is_asked(first: &Tensor) -> bool {
 
 /// The same of engines that have results of another kind as well, which go through [`engine::f_fused`].
 pub(super) fn is_asked_for_any_result(first: &Tensor) -> bool {
-    #[cfg(test)]
-    if tests::is_emulated() {
+    #[cfg(any(test, feature = "emulation"))]
+    if emulation::is_emulated() {
         return backend::is_auto();
     }
     backend::is_auto() && matches!(first.device(), Device::Cuda(_))

@@ -29,9 +29,9 @@ type ByRecipe = BTreeMap<Option<usize>, HashMap<Recipe, &'static Known, BuildHas
 /// Launches kernels of the source that is made of this on libtorch's current stream of a device. None where something
 /// keeps it from that, which the log tells once: tensor operations compute the loss then.
 pub(super) fn launcher_of(device: Device, recipe: Recipe, kernels: &[Kernel]) -> Option<Box<dyn Launch>> {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "emulation"))]
     if device == Device::Cpu {
-        return super::tests::launcher_of(recipe, kernels);
+        return super::emulation::launcher_of(recipe, kernels);
     }
     let Device::Cuda(index) = device else { return None };
     let Known { text, module } = known(Some(index), recipe);
@@ -92,7 +92,7 @@ fn known(index: Option<usize>, recipe: Recipe) -> &'static Known {
 }
 
 /// The text that a recipe has been found to have.
-#[cfg(test)]
+#[cfg(any(test, feature = "emulation"))]
 pub(super) fn text_of(recipe: Recipe) -> &'static str {
     &known(None, recipe).text
 }

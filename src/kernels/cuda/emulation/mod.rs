@@ -1,6 +1,7 @@
 //! The CUDA sources run on the CPU, for tests: compiled by the host's C++ compiler with `host.h` in front of them, and
 //! linked to `host.cpp`, which is compiled once.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CString, OsStr, c_uint, c_void};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,44 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tempfile::TempDir;
 
 use super::launch::{Kernel, Launch, THREADS};
-use crate::kernels::library;
+#[cfg(not(test))]
+use super::modules;
+use super::source::Recipe;
+use crate::kernels::{Backend, library, with_backend};
+use crate::scoped::replaced;
+
+thread_local! {
+    static EMULATED: Cell<bool> = const { Cell::new(false) };
+    static LAUNCHES: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Calls `work`, in which losses of tensors on the CPU are computed by the engines of CUDA, whose kernels run on the CPU.
+/// A GPU's way is taken in all else, too: invalid values are an error of a later
+/// [`f_check`](crate::InvalidValues::f_check).
+///
+/// # Panics
+/// Where there is no C++ compiler for the kernels; the environment variable `CXX` names it, by default `c++`.
+pub fn emulated_cuda<T>(work: impl FnOnce() -> T) -> T {
+    replaced(&EMULATED, true, || with_backend(Backend::Auto, work))
+}
+
+/// How many kernels [`emulated_cuda`] has run on this thread.
+pub fn emulated_launches() -> usize {
+    LAUNCHES.get()
+}
+
+/// Whether calls on this thread are computed by the engines of CUDA.
+pub(in crate::kernels) fn is_emulated() -> bool {
+    EMULATED.get()
+}
+
+/// What the kernels of the source that is made of this are run by.
+pub(super) fn launcher_of(recipe: Recipe, kernels: &[Kernel]) -> Option<Box<dyn Launch>> {
+    #[cfg(test)]
+    return super::tests::launcher_of(recipe, kernels);
+    #[cfg(not(test))]
+    Some(Box::new(InOrder(Emulated::or_panic(modules::text_of(recipe), kernels), 1)))
+}
 
 type Launcher = unsafe extern "C" fn(c_uint, c_uint, c_uint, *mut *mut c_void, *mut u128);
 
@@ -28,7 +66,7 @@ unsafe impl Sync for Emulated {}
 
 impl Emulated {
     /// The same source is compiled once.
-    pub(super) fn of(source: &str, kernels: &[Kernel]) -> Result<Arc<Self>, String> {
+    fn of(source: &str, kernels: &[Kernel]) -> Result<Arc<Self>, String> {
         type Compiled = Arc<OnceLock<Result<Arc<Emulated>, String>>>;
         static KNOWN: Mutex<Option<HashMap<String, Compiled>>> = Mutex::new(None);
         let place = {
@@ -37,6 +75,11 @@ impl Emulated {
         };
         // Other sources are compiled meanwhile.
         place.get_or_init(|| Self::new(source, kernels).map(Arc::new)).clone()
+    }
+
+    /// The tests are of what the kernels give: tensor operations must not stand in for them.
+    pub(super) fn or_panic(source: &str, kernels: &[Kernel]) -> Arc<Self> {
+        Self::of(source, kernels).unwrap_or_else(|error| panic!("a kernel cannot be emulated: {error}"))
     }
 
     fn new(source: &str, kernels: &[Kernel]) -> Result<Self, String> {
@@ -143,6 +186,7 @@ impl Launch for InOrder {
             let launch = std::mem::transmute::<*mut c_void, Launcher>(symbol);
             launch(grid, THREADS, *order, parameters.as_mut_ptr(), stacks);
         });
+        LAUNCHES.set(LAUNCHES.get() + 1);
         Ok(())
     }
 }

@@ -24,7 +24,7 @@ use std::ffi::{CStr, c_void};
 use tch::{Kind, Tensor};
 
 use self::compiled::{assert_compile, installed_nvrtc};
-use super::emulation::{Emulated, InOrder};
+use super::emulation::{Emulated, InOrder, emulated_cuda as emulated};
 use super::launch::{Kernel, Launch};
 use super::modules;
 use super::source::Recipe;
@@ -37,7 +37,6 @@ use crate::{
 };
 
 thread_local! {
-    static EMULATED: Cell<bool> = const { Cell::new(false) };
     /// The order of the threads of a block.
     static ORDER: Cell<u32> = const { Cell::new(1) };
     /// Whether sources are noted, but not compiled.
@@ -60,7 +59,7 @@ pub(super) fn launcher(source: &str, kernels: &[Kernel]) -> Box<dyn Launch> {
         SOURCES.with_borrow_mut(|sources| sources.push(source));
         return Box::new(Refusal);
     }
-    let emulated = Emulated::of(&source, kernels).unwrap_or_else(|error| panic!("{error}"));
+    let emulated = Emulated::or_panic(&source, kernels);
     SOURCES.with_borrow_mut(|sources| sources.push(source));
     Box::new(Noted(InOrder(emulated, ORDER.get())))
 }
@@ -132,15 +131,6 @@ fn assert_caught(text: &str, other: &str, is_right: impl Fn() -> bool) {
     SOURCES.take();
     assert!(is_right(), "{text}");
     assert!(SOURCES.take().iter().any(|source| source.contains(text)), "no kernel has {text}");
-}
-
-/// Whether calls on this thread are computed by the engines of CUDA.
-pub(in crate::kernels) fn is_emulated() -> bool {
-    EMULATED.get()
-}
-
-fn emulated<T>(work: impl FnOnce() -> T) -> T {
-    replaced(&EMULATED, true, || with_backend(Backend::Auto, work))
 }
 
 /// A loss, and what draws its input and target.
