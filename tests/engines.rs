@@ -74,6 +74,20 @@ const LOSSES: &[(&str, Target, Build)] = &[
         let loss = SigmoidFocalLoss::new().soft_targets(FocalSoftTargets::Margin).alpha(FocalAlpha::None);
         Box::new(loss.gamma(0.5).weight(w).reduction(r))
     }),
+    ("sigmoid focal of terms", Target::Uniform, |r, _, _| {
+        Box::new(SigmoidFocalLoss::new().soft_targets(FocalSoftTargets::Terms).reduction(r))
+    }),
+    ("sigmoid focal of terms, γ = 0.5, weighted", Target::Uniform, |r, w, _| {
+        let loss = SigmoidFocalLoss::new().soft_targets(FocalSoftTargets::Terms).alpha(FocalAlpha::None);
+        Box::new(loss.gamma(0.5).weight(w).reduction(r))
+    }),
+    ("sigmoid focal of the likelihood", Target::Uniform, |r, _, _| {
+        Box::new(SigmoidFocalLoss::new().soft_targets(FocalSoftTargets::Likelihood).reduction(r))
+    }),
+    ("sigmoid focal of the likelihood, γ = 0.5, weighted", Target::Uniform, |r, w, _| {
+        let loss = SigmoidFocalLoss::new().soft_targets(FocalSoftTargets::Likelihood).alpha(FocalAlpha::None);
+        Box::new(loss.gamma(0.5).weight(w).reduction(r))
+    }),
     ("Gaussian", Target::Normal, |r, w, _| {
         of(move |x, y| GaussianNllLoss::new().reduction(r).f_forward(x, y, &(&w + 0.1).to_kind(x.kind())))
     }),

@@ -142,8 +142,9 @@ fn f_composite(
     if !logits.are_infinite() {
         return Ok(input.f_binary_cross_entropy_with_logits(target, weight, pos_weight, reduction.into())?);
     }
-    let losses = logits.f_entropy_of_any(target, pos_weight)?;
-    reduction.f_apply(&f_times(&losses, weight)?)
+    let losses = f_times(&logits.f_entropy_of_any(target, pos_weight)?, weight)?;
+    // libtorch's operation has the kind of the target.
+    reduction.f_apply(&losses.f_to_kind(target.f_kind()?)?)
 }
 
 /// The loss without weights; with a third argument the one with a weight of the positive part.
@@ -200,6 +201,18 @@ mod tests {
         ];
         for (actual, expected) in cases {
             assert_eq!(actual, expected);
+        }
+    }
+
+    #[test]
+    fn an_infinite_logit_does_not_change_the_kind() {
+        let target = Tensor::from_slice(&[0.25_f32, 1.0]);
+        for (logits, expected) in [([0.5, 2.0], Kind::Float), ([0.5, f64::INFINITY], Kind::Float)] {
+            for backend in [Backend::Auto, Backend::Composite] {
+                let loss =
+                    with_backend(backend, || BceWithLogitsLoss::new().forward(&Tensor::from_slice(&logits), &target));
+                assert_eq!(loss.kind(), expected, "{logits:?} {backend:?}");
+            }
         }
     }
 

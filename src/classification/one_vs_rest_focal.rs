@@ -170,9 +170,8 @@ impl OneVsRestFocalLoss {
             && self.reduced_threshold.is_none()
             && self.weight.is_none()
             && self.ignore_index.is_none()
-            && self.invalid_values.is_error()
             && input.numel() > 0
-            && kernels::takes(input)
+            && kernels::takes_elements(input)
     }
 
     fn f_by_engine<const SQUARE: bool>(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
@@ -183,9 +182,10 @@ impl OneVsRestFocalLoss {
         let _ = labels.f_scatter_number_(dim, &target.indices.f_unsqueeze(dim)?, 1.0)?;
         let formula = Formula::<SQUARE> { gamma: self.gamma, alpha: self.alpha.number() };
         let own = self.clone();
-        f_pointwise(formula, [input, &labels], self.reduction, move |[input, labels]| {
+        let loss = f_pointwise(formula, [input, &labels], self.reduction, move |[input, labels]| {
             own.f_composite(input, &labels.f_argmax(dim, false)?)
-        })
+        })?;
+        target.validity.f_unsqueeze(dim)?.f_poison_own(loss, self.reduction == Reduction::None)
     }
 
     fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {

@@ -13,7 +13,7 @@ use crate::precomputed::Precomputed;
 use crate::{InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduction, check, numeric};
 
 pub(super) use formula::Formula;
-use formula::MarginFormula;
+use formula::{LikelihoodFormula, MarginFormula, TermsFormula};
 
 /// The modulating factor of a target between 0 and 1. For targets of 0 and 1 all variants are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -309,8 +309,7 @@ impl SigmoidFocalLoss {
     fn is_fused(&self, input: &Tensor, target: &Tensor) -> Result<bool, LossError> {
         let (kind, target_kind) = (input.f_kind()?, target.f_kind()?);
         let narrowed = kind != numeric::wide_kind(input)? && target.is_floating_point() && target_kind != kind;
-        let plain = matches!(self.soft_targets, FocalSoftTargets::Expectation | FocalSoftTargets::Margin)
-            && self.normalization == FocalNormalization::None
+        let plain = self.normalization == FocalNormalization::None
             && !matches!(self.alpha, FocalAlpha::Classes(_))
             && self.reduced_threshold.is_none()
             && self.pos_weight.is_none()
@@ -319,7 +318,17 @@ impl SigmoidFocalLoss {
         Ok(plain && !narrowed && kernels::takes_partial(input, self.invalid_values))
     }
 
-    /// The loss by the engine, where it takes the arguments.
+    /// The loss by the engine, where it takes the arguments. `SQUARE` is whether γ is 2.
+    fn f_by_engine<const SQUARE: bool>(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let (gamma, alpha) = (self.gamma, self.alpha.number());
+        match self.soft_targets {
+            FocalSoftTargets::Expectation => self.f_fused(Formula::<SQUARE> { gamma, alpha }, input, target),
+            FocalSoftTargets::Terms => self.f_fused(TermsFormula::<SQUARE> { gamma, alpha }, input, target),
+            FocalSoftTargets::Margin => self.f_fused(MarginFormula::<SQUARE> { gamma, alpha }, input, target),
+            FocalSoftTargets::Likelihood => self.f_fused(LikelihoodFormula::<SQUARE> { gamma, alpha }, input, target),
+        }
+    }
+
     fn f_fused<P: Pointwise<2>>(&self, formula: P, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let own = self.clone();
         let f_composite = move |input: &Tensor, target: &Tensor, weight: Option<&Tensor>| {
@@ -390,12 +399,9 @@ impl Loss for SigmoidFocalLoss {
             return self.f_composite(input, target);
         }
         let target = numeric::f_reals(("target", target), input.f_kind()?)?;
-        let (gamma, alpha) = (self.gamma, self.alpha.number());
-        match (self.soft_targets == FocalSoftTargets::Margin, gamma == 2.0) {
-            (false, true) => self.f_fused(Formula::<true> { gamma, alpha }, input, &target),
-            (false, false) => self.f_fused(Formula::<false> { gamma, alpha }, input, &target),
-            (true, true) => self.f_fused(MarginFormula::<true> { gamma, alpha }, input, &target),
-            (true, false) => self.f_fused(MarginFormula::<false> { gamma, alpha }, input, &target),
+        match self.gamma == 2.0 {
+            true => self.f_by_engine::<true>(input, &target),
+            false => self.f_by_engine::<false>(input, &target),
         }
     }
 

@@ -168,7 +168,7 @@ impl Loss for MsSsimLoss {
         let [input, target] = &f_images(input, target)?;
         self.f_check_options()?;
         let window = self.single.f_window(input, self.weights.len() as u32 - 1)?;
-        let (kind, wide) = (result_kind(input)?, exact_kind(input)?);
+        let (kind, wide) = (result_kind(input)?, exact_kind(input, is_one_pixel(&window))?);
         let losses = self.f_losses(&input.f_to_kind(wide)?, &f_reals(("target", target), wide)?, &window)?;
         Ok(self.reduction.f_apply(&losses)?.f_to_kind(kind)?)
     }

@@ -171,7 +171,7 @@ impl Map<2, 1> for Distance {
 }
 
 fn f_distance([x, y]: [&Tensor; 2]) -> Result<Tensor, LossError> {
-    let kind = exact_kind(x)?;
+    let kind = exact_kind(x, false)?;
     Ok(f_abs(&x.f_to_kind(kind)?.f_sub(&y.f_to_kind(kind)?)?)?.f_unsqueeze(0)?)
 }
 

@@ -88,3 +88,76 @@ impl<const SQUARE: bool> Pointwise<2> for MarginFormula<SQUARE> {
         (part(balance * factor, entropy), [of_x, part(of_balance * factor, entropy) - part(of_margin, x)])
     }
 }
+
+/// The loss whose positive and negative term have a factor each.
+#[derive(Clone, Copy)]
+pub(super) struct TermsFormula<const SQUARE: bool> {
+    pub(super) gamma: f64,
+    pub(super) alpha: Option<f64>,
+}
+
+impl<const SQUARE: bool> Pointwise<2> for TermsFormula<SQUARE> {
+    fn partial(self) -> Option<Expected> {
+        Some(binary::SHARES)
+    }
+
+    #[inline(always)]
+    fn is_defined<R: Real>(self, [_, y]: [R; 2]) -> R::Mask {
+        is_share(y, 1.0)
+    }
+
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (one, gamma) = (R::of(1.0), R::of(self.gamma));
+        let y = share_or_nan(y, 1.0);
+        let logit = Logit::new(x);
+        // The term of a label whose probability is `p`, and its derivative with respect to the logit of the label.
+        let term = |p: R, q: R, entropy: R| {
+            let factor = if SQUARE { q * q } else { q.power(gamma) };
+            (part(factor, entropy), -(factor * (q + part(gamma * p, entropy))))
+        };
+        let (yes, slope_of_yes) = term(logit.p, logit.q, logit.of_yes);
+        let (no, slope_of_no) = term(logit.q, logit.p, logit.of_no);
+        let (of_yes, of_no) = match self.alpha {
+            Some(alpha) => (R::of(alpha), R::of(1.0 - alpha)),
+            None => (one, one),
+        };
+        let (positive, negative) = (of_yes * y, of_no * (one - y));
+        let of_x = positive * slope_of_yes - negative * slope_of_no;
+        (part(positive, yes) + part(negative, no), [of_x, part(of_yes, yes) - part(of_no, no)])
+    }
+}
+
+/// The loss whose modulating factor is made of the likelihood, the exponential of minus the cross entropy.
+#[derive(Clone, Copy)]
+pub(super) struct LikelihoodFormula<const SQUARE: bool> {
+    pub(super) gamma: f64,
+    pub(super) alpha: Option<f64>,
+}
+
+impl<const SQUARE: bool> Pointwise<2> for LikelihoodFormula<SQUARE> {
+    fn partial(self) -> Option<Expected> {
+        Some(binary::SHARES)
+    }
+
+    #[inline(always)]
+    fn is_defined<R: Real>(self, [_, y]: [R; 2]) -> R::Mask {
+        is_share(y, 1.0)
+    }
+
+    #[inline(always)]
+    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
+        let (zero, one, gamma) = (R::of(0.0), R::of(1.0), R::of(self.gamma));
+        let y = share_or_nan(y, 1.0);
+        let logit = Logit::new(x);
+        let entropy = logit.entropy(y);
+        let (likelihood, rest) = ((-entropy).exp(), -(-entropy).exp_m1());
+        let factor = if SQUARE { rest * rest } else { rest.power(gamma) };
+        // The quotient of the entropy and the rest is 1 where both are 0.
+        let quotient = choose(rest.equal(zero), one, entropy / rest);
+        let of_entropy = factor * (one + gamma * part(likelihood, quotient));
+        let (balance, of_balance) = balance(self.alpha, y);
+        let of_y = part(of_balance * factor, entropy) - balance * part(of_entropy, x);
+        (part(balance * factor, entropy), [balance * of_entropy * logit.slope(y), of_y])
+    }
+}

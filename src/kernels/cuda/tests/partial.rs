@@ -10,8 +10,8 @@ use crate::random::randint;
 use crate::{
     AsymmetricMultiLabelLoss, Backend, BceLoss, BceWithLogitsLoss, FocalSoftTargets, GaussianNllLoss, HingeLoss,
     HingeTargets, HuberLoss, InvalidValues, KlDivLoss, KlDivReduction, L1Loss, Loss, MseLoss, MultiLabelReduction,
-    MultiLabelSoftMarginLoss, PoissonNllLoss, PolyBceWithLogitsLoss, PsnrLoss, QualityFocalLoss, Reduction,
-    SigmoidFocalLoss, SmoothL1Loss, SoftBceWithLogitsLoss, SoftMarginLoss, VarifocalLoss, with_backend,
+    MultiLabelSoftMarginLoss, OneVsRestFocalLoss, PoissonNllLoss, PolyBceWithLogitsLoss, PsnrLoss, QualityFocalLoss,
+    Reduction, SigmoidFocalLoss, SmoothL1Loss, SoftBceWithLogitsLoss, SoftMarginLoss, VarifocalLoss, with_backend,
 };
 
 fn of_pair(loss: impl Loss) -> impl Fn(&[Tensor]) -> Tensor {
@@ -120,6 +120,18 @@ fn partial(reduction: Reduction) -> Vec<Row> {
             Box::new(SigmoidFocalLoss::new().soft_targets(FocalSoftTargets::Margin).reduction(reduction)),
             labels,
         ),
+        (
+            "focal of terms",
+            Box::new(SigmoidFocalLoss::new().soft_targets(FocalSoftTargets::Terms).reduction(reduction)),
+            logits,
+        ),
+        (
+            "focal of the likelihood",
+            Box::new(
+                SigmoidFocalLoss::new().soft_targets(FocalSoftTargets::Likelihood).gamma(1.5).reduction(reduction),
+            ),
+            logits,
+        ),
         ("quality focal", Box::new(QualityFocalLoss::new().reduction(reduction)), logits),
         ("varifocal", Box::new(VarifocalLoss::new().reduction(reduction)), logits),
         ("soft bce", Box::new(SoftBceWithLogitsLoss::new().label_smoothing(0.1).reduction(all)), logits),
@@ -157,6 +169,20 @@ fn partial_losses_take_every_kind_and_address() {
     // So many that a block goes through several places.
     let tensors = [rand([1_100_003]), rand([1_100_003])].map(|tensor| tensor.to_kind(Kind::Float));
     assert_as_composite("many", &tensors, &[0], &of_pair(BceLoss::new()));
+    assert_sources_compile();
+}
+
+#[test]
+fn classes_against_the_rest_are_labels() {
+    for (kind, reduction) in KINDS.into_iter().zip(REDUCTIONS.into_iter().cycle()) {
+        let tensors = [randn([2, 5, 7, 3]).to_kind(kind), randint(5, [2, 7, 3])];
+        for loss in [OneVsRestFocalLoss::new(), OneVsRestFocalLoss::new().gamma(1.5).alpha(0.3)] {
+            assert_as_composite("one-vs-rest focal", &tensors, &[0], &of_pair(loss.reduction(reduction)));
+        }
+        let _ = tensors[1].view(-1).get(4).fill_(5);
+        let loss = OneVsRestFocalLoss::new().invalid_values(InvalidValues::Nan).reduction(reduction);
+        assert_as_composite("a class out of range", &tensors, &[0], &of_pair(loss));
+    }
     assert_sources_compile();
 }
 
