@@ -80,6 +80,8 @@ impl<'a> OwnStream<'a> {
             assert_eq!(create(&mut stream, NON_BLOCKING), 0);
             assert_eq!((functions.use_stream)(stream, 0, &mut guard), 0);
         }
+        // It does not wait for the stream on which tensors were made so far.
+        Cuda::synchronize(0);
         Self { functions, guard }
     }
 }

@@ -122,6 +122,7 @@ fn f_engine(
     if !floating || differentiated || !f_takes(input, target, kind)? {
         return Ok(None);
     }
+    let on_cuda = is_on_cuda(input);
     let Some(Totals { regions, entropy, weight, valid }) = f_sums(&formula, input, target)? else {
         return Ok(None);
     };
@@ -137,7 +138,7 @@ fn f_engine(
             let one = Tensor::f_ones([], (Kind::Double, input.device()))?;
             autograd::f_gradients_of(&loss, &one, std::slice::from_ref(input), &[true])
         };
-        let fused = || match f_gradient(&formula, input, target, &grads)? {
+        let fused = || match f_gradient(on_cuda, &formula, input, target, &grads)? {
             Some(gradient) => Ok(vec![Some(gradient)]),
             None => differentiable(),
         };
@@ -165,15 +166,18 @@ fn f_sums(formula: &Regional, input: &Tensor, target: &Tensor) -> Result<Option<
     cpu::region::f_sums(formula, input, target)
 }
 
-/// The gradient of the input, given those of the sums; `None` where tensor operations are to compute it.
+/// The gradient of the input, given those of the sums, by the device whose engine computed these: a backward pass may
+/// run on a thread with another backend. `None` where tensor operations are to compute it.
+#[cfg_attr(not(any(test, feature = "cuda")), allow(unused_variables))]
 fn f_gradient(
+    on_cuda: bool,
     formula: &Regional,
     input: &Tensor,
     target: &Tensor,
     grads: &[Option<Tensor>],
 ) -> Result<Option<Tensor>, LossError> {
     #[cfg(any(test, feature = "cuda"))]
-    if super::cuda::is_asked_for_any_result(input) {
+    if on_cuda {
         return super::cuda::region::f_gradient(formula, input, target, grads);
     }
     cpu::region::f_gradient(formula, input, target, grads).map(Some)

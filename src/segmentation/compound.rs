@@ -7,7 +7,7 @@ use super::mask::f_drop_background;
 use super::region::{Grouping, PlainCrossEntropy, RegionLoss, Regions, not_negative};
 use super::{DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, JaccardLoss, TverskyLoss};
 use crate::classification::MeanOver;
-use crate::kernels::{NumberOperations, Total, takes_region};
+use crate::kernels::{NumberOperations, Total, f_own, f_plain, takes_region};
 use crate::loss::f_has_no_elements;
 use crate::numeric::{f_reals, result_kind, wide_kind};
 use crate::option_tensors::{OptionTensors, Replace};
@@ -270,7 +270,12 @@ impl Compound {
         if !same_pixels || masks && target.f_kind()? != kind || !weight.is_none_or(plain) {
             return Ok(None);
         }
-        let weight = weight.map(|weight| weight.f_detach()?.f_to_kind(Kind::Double)).transpose()?;
+        // Kernels read their memory, and a backward pass reads it again, when others may have written to it.
+        let f_kept = |weight: &Tensor| match weight.f_kind()? {
+            Kind::Double => f_own(weight),
+            _ => Ok(f_plain(&weight.f_detach()?.f_to_kind(Kind::Double)?)?.f_contiguous()?),
+        };
+        let weight = weight.map(f_kept).transpose()?;
         let entropy = PlainCrossEntropy { weight, ignore_index };
         overlap.f_score().map_err(|error| error.in_term("overlap"))?;
         let measured = regions.f_measure_with(&entropy, input, target).map_err(|error| error.in_term("overlap"))?;

@@ -262,6 +262,8 @@ impl<'a> Bench<'a> {
                 self.report.failures.push(format!("{} {}: {error:#}", workload.name, workload.shape()));
                 self.revive()?;
             }
+            // A run that is ended leaves what it has measured.
+            write(self.options.report.as_deref(), self.report.to_markdown())?;
             bar.inc(1);
         }
         bar.finish_and_clear();

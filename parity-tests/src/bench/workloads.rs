@@ -510,10 +510,18 @@ impl Inputs {
 
     /// The same on another device.
     pub fn f_to_device(&self, device: Device) -> Result<Inputs> {
-        let moved = |tensor: &Tensor| tensor.f_to_device(device);
-        let arguments = self.arguments.iter().map(moved).collect::<Result<_, _>>()?;
-        let options = self.options.iter().map(|(name, tensor)| Ok((*name, moved(tensor)?)));
-        let state = self.state.iter().map(|(name, tensor)| Ok((*name, moved(tensor)?)));
+        self.f_map(|tensor| Ok(tensor.f_to_device(device)?))
+    }
+
+    /// The same in double precision.
+    pub fn f_to_double(&self) -> Result<Inputs> {
+        self.f_map(|tensor| Dtype::F64.f_convert(tensor))
+    }
+
+    fn f_map(&self, change: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Inputs> {
+        let arguments = self.arguments.iter().map(&change).collect::<Result<_>>()?;
+        let options = self.options.iter().map(|(name, tensor)| Ok((*name, change(tensor)?)));
+        let state = self.state.iter().map(|(name, tensor)| Ok((*name, change(tensor)?)));
         let (lists, numbers) = (self.lists.clone(), self.numbers.clone());
         let (options, state) = (options.collect::<Result<_>>()?, state.collect::<Result<_>>()?);
         Ok(Inputs { arguments, grad: self.grad, lists, options, state, numbers })

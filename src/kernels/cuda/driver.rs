@@ -4,6 +4,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::launch::{Kernel, Launch, THREADS};
+use super::modules::tell;
 use crate::kernels::library::{self, functions};
 
 /// A context, a module, a function or a stream of the driver.
@@ -20,6 +21,7 @@ functions! {
         load: c"cuModuleLoadData" as unsafe extern "C" fn(*mut Handle, *const c_void) -> c_int,
         function: c"cuModuleGetFunction" as unsafe extern "C" fn(*mut Handle, Handle, *const c_char) -> c_int,
         is_capturing: c"cuStreamIsCapturing" as unsafe extern "C" fn(Handle, *mut c_int) -> c_int,
+        exchange_mode: c"cuThreadExchangeStreamCaptureMode" as unsafe extern "C" fn(*mut c_int) -> c_int,
         launch: c"cuLaunchKernel" as unsafe extern "C" fn(
             Handle,
             c_uint,
@@ -39,6 +41,8 @@ functions! {
 
 const CAPABILITY_MAJOR: c_int = 75;
 const CAPABILITY_MINOR: c_int = 76;
+/// The mode of a thread in which it may do anything while another one records a CUDA graph.
+const RELAXED: c_int = 2;
 
 fn driver() -> Option<&'static Driver> {
     static FOUND: OnceLock<Option<Driver>> = OnceLock::new();
@@ -113,6 +117,18 @@ impl Gpu {
         result
     }
 
+    /// Calls `work`, which changes nothing of what other threads record for CUDA graphs. By default it would fail
+    /// meanwhile, and end their records.
+    fn beside_captures<T>(&self, work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+        let mut mode = RELAXED;
+        // SAFETY: the mode of the thread and this one change places.
+        self.driver.check(unsafe { (self.driver.exchange_mode)(&mut mode) })?;
+        let result = work();
+        // SAFETY: as above.
+        self.driver.check(unsafe { (self.driver.exchange_mode)(&mut mode) })?;
+        result
+    }
+
     /// libtorch's current stream of this GPU.
     pub(super) fn stream(&'static self) -> Result<Stream, String> {
         type Get = unsafe extern "C" fn(i32, *mut Handle) -> i32;
@@ -133,20 +149,23 @@ impl Gpu {
 
     /// Code that NVRTC has made for this GPU, with these kernels.
     pub(super) fn load(&'static self, code: &[u8], kernels: &[Kernel]) -> Result<Module, String> {
+        self.within(|| self.beside_captures(|| self.load_here(code, kernels)))
+    }
+
+    /// The same where the context is that of the thread.
+    fn load_here(&self, code: &[u8], kernels: &[Kernel]) -> Result<Module, String> {
         let mut module = std::ptr::null_mut();
-        self.within(|| {
-            // SAFETY: the code is a whole cubin, or PTX with a zero at its end.
-            self.driver.check(unsafe { (self.driver.load)(&mut module, code.as_ptr().cast()) })?;
-            let mut functions = Vec::new();
-            for kernel in kernels {
-                let mut function = std::ptr::null_mut();
-                // SAFETY: the module has just been loaded, and is never unloaded.
-                let code = unsafe { (self.driver.function)(&mut function, module, kernel.name.as_ptr()) };
-                self.driver.check(code)?;
-                functions.push((kernel.name, function));
-            }
-            Ok(Module { functions })
-        })
+        // SAFETY: the code is a whole cubin, or PTX with a zero at its end.
+        self.driver.check(unsafe { (self.driver.load)(&mut module, code.as_ptr().cast()) })?;
+        let mut functions = Vec::new();
+        for kernel in kernels {
+            let mut function = std::ptr::null_mut();
+            // SAFETY: the module has just been loaded, and is never unloaded.
+            let code = unsafe { (self.driver.function)(&mut function, module, kernel.name.as_ptr()) };
+            self.driver.check(code)?;
+            functions.push((kernel.name, function));
+        }
+        Ok(Module { functions })
     }
 }
 
@@ -170,10 +189,11 @@ pub(super) struct Stream {
 impl Stream {
     /// Whether its work is recorded for a CUDA graph, when no module may be loaded.
     pub(super) fn is_capturing(self) -> bool {
-        let mut status = 0;
+        let (Self { gpu, handle }, mut status) = (self, 0);
+        // The default stream is one of the thread's context, which a thread of the caller's may lack.
         // SAFETY: the stream is libtorch's; writes a number.
-        let code = unsafe { (self.gpu.driver.is_capturing)(self.handle, &mut status) };
-        code != 0 || status != 0
+        let asked = gpu.within(|| gpu.driver.check(unsafe { (gpu.driver.is_capturing)(handle, &mut status) }));
+        asked.is_err() || status != 0
     }
 }
 
@@ -189,12 +209,13 @@ impl Launch for OnStream {
         let found = self.module.functions.iter().find(|(name, _)| *name == kernel.name);
         let (_, function) = found.ok_or_else(|| format!("no kernel {:?}", kernel.name))?;
         let none = std::ptr::null_mut();
-        gpu.within(|| {
+        let launched = gpu.within(|| {
             // SAFETY: the caller's promise.
             let code = unsafe {
                 (gpu.driver.launch)(*function, grid, 1, 1, THREADS, 1, 1, 0, handle, parameters.as_mut_ptr(), none)
             };
             gpu.driver.check(code)
-        })
+        });
+        launched.inspect_err(|error| tell(error))
     }
 }

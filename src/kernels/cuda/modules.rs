@@ -40,10 +40,15 @@ pub(super) fn launcher_of(device: Device, recipe: Recipe, kernels: &[Kernel]) ->
 
 fn told(found: Result<Option<Box<dyn Launch>>, String>) -> Option<Box<dyn Launch>> {
     found.unwrap_or_else(|error| {
-        static TOLD: OnceLock<()> = OnceLock::new();
-        TOLD.get_or_init(|| log::warn!("losses on CUDA are computed by tensor operations: {error}"));
+        tell(&error);
         None
     })
+}
+
+/// Tells the log once what keeps kernels from a call.
+pub(super) fn tell(error: &str) {
+    static TOLD: OnceLock<()> = OnceLock::new();
+    TOLD.get_or_init(|| log::warn!("losses on CUDA are computed by tensor operations: {error}"));
 }
 
 /// None while a CUDA graph is recorded and the module is not there yet.

@@ -40,9 +40,9 @@ pub(super) fn nvrtc() -> Option<&'static Nvrtc> {
     static FOUND: OnceLock<Option<Nvrtc>> = OnceLock::new();
     let find = || {
         let loaded = Nvrtc::find(libc::RTLD_DEFAULT);
-        loaded.or_else(|| {
-            [c"libnvrtc.so.13", c"libnvrtc.so.12"].into_iter().find_map(|name| Nvrtc::find(library::open(name)?))
-        })
+        // The first one is libtorch's, and knows where the compiler is, which may have another name in its packages.
+        let others = [c"libcaffe2_nvrtc.so", c"libnvrtc.so.13", c"libnvrtc.so.12"];
+        loaded.or_else(|| others.into_iter().find_map(|name| Nvrtc::find(library::open(name)?)))
     };
     FOUND.get_or_init(find).as_ref()
 }

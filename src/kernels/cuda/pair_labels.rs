@@ -5,7 +5,8 @@ use tch::{Kind, Tensor};
 use super::engine::{address_of, are_aligned};
 use super::launch::Block;
 use crate::LossError;
-use crate::autograd::Header;
+use crate::autograd::{self, Header};
+use crate::kernels::tensors::f_own;
 
 /// The labels of the rows and columns of a matrix.
 #[derive(Debug)]
@@ -28,8 +29,12 @@ enum Labels {
 impl Labels {
     /// None where they are no plain 64-bit integers.
     fn f_new(labels: &Tensor) -> Result<Option<Self>, LossError> {
-        let plain = Header::of(labels).is_numbers_of(Kind::Int64);
-        Ok(plain.then(|| labels.f_contiguous()).transpose()?.map(Self::Given))
+        if !Header::of(labels).is_numbers_of(Kind::Int64) {
+            return Ok(None);
+        }
+        // A backward pass reads them again, when others may have written to them.
+        let labels = if autograd::grad_enabled() { f_own(labels)? } else { labels.f_contiguous()? };
+        Ok(Some(Self::Given(labels)))
     }
 
     fn count(&self) -> i64 {

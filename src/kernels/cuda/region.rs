@@ -46,7 +46,7 @@ pub(in crate::kernels) fn f_sums(
     let f_numbers = |size: &[i64]| Tensor::f_empty(size, (Kind::Double, device));
     let Shape { samples, classes, tiles, .. } = call.shape;
     let parts = samples * tiles * WARPS;
-    let room = f_numbers(&[(parts * 3 * (classes + 1)) as i64])?;
+    let room = f_numbers(&[(3 * (parts * (classes + 1) + samples)) as i64])?;
     let size = input.size();
     let regions = [f_numbers(&size[..2])?, f_numbers(&size[..2])?, f_numbers(&size[..2])?];
     let (entropy, weight) = (f_numbers(&[])?, f_numbers(&[])?);

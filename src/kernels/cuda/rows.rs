@@ -15,7 +15,7 @@ use crate::autograd::{self, Header};
 use crate::kernels::engine::{Composite, Reduce, composite_of, widely};
 use crate::kernels::graph::Recording;
 use crate::kernels::rows::{Layout, Note, RowReduction, Rows};
-use crate::kernels::tensors::f_own;
+use crate::kernels::tensors::{f_own, f_plain};
 use crate::numeric::wide_kind;
 use crate::{InvalidValues, LossError};
 
@@ -433,7 +433,8 @@ pub(super) fn f_weights(
     smoothing: f64,
 ) -> Result<(Option<Tensor>, Option<Tensor>), LossError> {
     let wide = wide_kind(input)?;
-    let weights = weight.map(|weight| weight.f_to_kind(wide)?.f_contiguous()).transpose()?;
+    let f_of_kernels = |weight: &Tensor| Ok::<_, LossError>(f_plain(&weight.f_to_kind(wide)?)?.f_contiguous()?);
+    let weights = weight.map(f_of_kernels).transpose()?;
     let summed = weights.as_ref().filter(|_| smoothing != 0.0);
     let weight_sum = summed.map(|weights| weights.f_sum(Kind::Double)).transpose()?;
     Ok((weights, weight_sum))

@@ -5,7 +5,8 @@ struct Call {
   const Target* target;
   Element* gradient;
   // For each warp and class: what its pixels add to the intersection, the input's and the target's region. Then for
-  // each warp: the cross entropies, the weights in them, and how many threads have met a number out of its range.
+  // each warp: the cross entropies, the weights in them, and how many threads have met a number out of its range. Then
+  // for each sample the sums of these three.
   double* room;
   // For each sample and class.
   double* regions[3];
@@ -28,6 +29,16 @@ struct Call {
 
 #define PIXELS 4
 #define WARPS (THREADS / WARP)
+// The first of the three numbers that all classes of a pixel have in common: two of them are of a cross entropy.
+#define FIRST_SCALAR (ENTROPY ? 0 : 2)
+
+// Those of warps, and of samples.
+DEVICE double* scalars_of_warps(const Call& call) {
+  return call.room + call.samples * call.tiles * WARPS * call.classes * 3;
+}
+DEVICE double* scalars_of_samples(const Call& call) {
+  return scalars_of_warps(call) + call.samples * call.tiles * WARPS * 3;
+}
 
 DEVICE Real weight_of(const Call& call, long long c) { return call.weight ? Real(call.weight[c]) : Real(1); }
 
@@ -139,14 +150,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) region_sums(const Call cal
     scalars[0] += weights[k] * log(pixels.sum[k]) - picked[k];
     scalars[1] += weights[k];
   }
-  double* const of_warps = call.room + call.samples * call.tiles * WARPS * call.classes * 3;
-  for (int i = 0; i < 3; i++) {
+  for (int i = FIRST_SCALAR; i < 3; i++) {
     const double sum = of_warp(scalars[i], Add());
-    if (first) of_warps[warp * 3 + i] = sum;
+    if (first) scalars_of_warps(call)[warp * 3 + i] = sum;
   }
 }
 
-// The sums of a sample and a class, which have a block of their own.
+// The sums of a sample and a class, which have a block of their own. That of the first class adds up what is of all of
+// them: one block for all samples would take longer than all other kernels.
 extern "C" __global__ void __launch_bounds__(THREADS) region_totals(const Call call) {
   const long long sample = blockIdx.x / call.classes, c = blockIdx.x % call.classes, warps = call.tiles * WARPS;
   for (int i = 0; i < 3; i++) {
@@ -157,15 +168,22 @@ extern "C" __global__ void __launch_bounds__(THREADS) region_totals(const Call c
     sum = of_block(sum, Add(), 0.0);
     if (threadIdx.x == 0) call.regions[i][blockIdx.x] = sum;
   }
+  for (int i = FIRST_SCALAR; c == 0 && i < 3; i++) {
+    double sum = 0;
+    for (long long warp = threadIdx.x; warp < warps; warp += THREADS) {
+      sum += scalars_of_warps(call)[(sample * warps + warp) * 3 + i];
+    }
+    sum = of_block(sum, Add(), 0.0);
+    if (threadIdx.x == 0) scalars_of_samples(call)[sample * 3 + i] = sum;
+  }
 }
 
 // What all samples and classes have one of. One block.
 extern "C" __global__ void __launch_bounds__(THREADS) region_scalars(const Call call) {
-  const long long warps = call.samples * call.tiles * WARPS;
-  const double* const of_warps = call.room + warps * call.classes * 3;
+  const double* const of_samples = scalars_of_samples(call);
   double scalars[3] = {};
-  for (int i = 0; i < 3; i++) {
-    for (long long warp = threadIdx.x; warp < warps; warp += THREADS) scalars[i] += of_warps[warp * 3 + i];
+  for (int i = FIRST_SCALAR; i < 3; i++) {
+    for (long long k = threadIdx.x; k < call.samples; k += THREADS) scalars[i] += of_samples[k * 3 + i];
     scalars[i] = of_block(scalars[i], Add(), 0.0);
   }
   if (threadIdx.x != 0) return;

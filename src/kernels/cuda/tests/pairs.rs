@@ -69,6 +69,26 @@ fn embeddings(rows: i64, kind: Kind) -> Tensor {
 }
 
 #[test]
+fn a_backward_pass_has_the_labels_of_its_forward_pass() {
+    let embeddings = randn([6, 4]);
+    let gradient = |loss: &dyn Loss, replaced: bool| {
+        let mut labels = Tensor::from_slice(&[0_i64, 1, 0, 2, 1, 2]);
+        let input = embeddings.detach().set_requires_grad(true);
+        let loss = emulated(|| loss.f_forward(&input, &labels).unwrap());
+        if replaced {
+            let _ = labels.zero_();
+        }
+        Tensor::run_backward(&[loss], &[&input], false, false).remove(0)
+    };
+    let losses: [Box<dyn Loss>; 3] =
+        [Box::new(SupConLoss::new()), Box::new(ContrastiveLoss::new()), Box::new(NtXentLoss::new())];
+    for (position, loss) in losses.iter().enumerate() {
+        let [expected, actual] = [false, true].map(|replaced| gradient(&**loss, replaced));
+        assert!(actual.equal(&expected), "loss {position}");
+    }
+}
+
+#[test]
 fn every_loss_and_reduction_is_that_of_tensor_operations() {
     for reduction in REDUCTIONS {
         for (name, loss, takes_references) in cases(reduction) {

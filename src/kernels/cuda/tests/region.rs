@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::compare::{KINDS, assert_as_composite, assert_sources_compile, results, unaligned};
-use super::{emulated, rand, randn};
+use super::{LAUNCHED, emulated, rand, randn};
 use crate::random::randint;
 use crate::{
     Activation, Backend, CrossEntropyLoss, DiceCrossEntropyLoss, DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss,
@@ -44,6 +44,16 @@ fn every_measure_and_activation_is_taken() {
         }
     }
     assert_sources_compile();
+}
+
+/// libtorch runs the backward pass of a GPU on a thread of its own, where nobody has chosen a backend.
+#[test]
+fn a_backward_pass_stays_on_the_device_of_its_forward_pass() {
+    let (input, target) = (randn([1, 2, 4, 5]).set_requires_grad(true), randint(2, [1, 4, 5]));
+    let loss = emulated(|| DiceLoss::new().activation(Activation::Softmax).f_forward(&input, &target).unwrap());
+    LAUNCHED.take();
+    with_backend(Backend::Composite, || loss.backward());
+    assert_eq!(LAUNCHED.take().last(), Some(&c"region_gradient"));
 }
 
 #[test]
@@ -131,6 +141,48 @@ fn the_cross_entropy_is_summed_up_along() {
         }
     }
     assert_sources_compile();
+}
+
+/// Weights whose memory does not hold them one beside the other, or with the other sign.
+#[test]
+fn weights_are_read_as_they_are_meant() {
+    let weights = [
+        rand([8]).slice(0, None, None, 2),
+        (rand([1]) + 0.5).expand([4], false),
+        rand([4]).neg().internal_neg_view(),
+        Tensor::internal_efficientzerotensor([4], (Kind::Double, rand([1]).device())),
+    ];
+    for weight in weights {
+        let cross_entropy = CrossEntropyLoss::new().weight(weight.shallow_clone());
+        let tensors = [randn([2, 4, 5, 7]), randint(4, [2, 5, 7])];
+        let name = format!("{:?}", weight.stride());
+        // Zeros alone have no mean.
+        let sum = cross_entropy.clone().reduction(Reduction::Sum);
+        assert_as_composite(&name, &tensors, &[0], &of_pair(sum));
+        let loss = DiceCrossEntropyLoss::new().cross_entropy(cross_entropy);
+        if !weight.internal_is_zerotensor() {
+            assert_as_composite(&name, &tensors, &[0], &of_pair(loss));
+        }
+    }
+}
+
+#[test]
+fn a_backward_pass_has_the_weights_of_its_forward_pass() {
+    let target = randint(4, [2, 5, 7]);
+    let logits = randn([2, 4, 5, 7]);
+    let gradient = |is_emulated: bool, factor: f64| {
+        let weight = Tensor::from_slice(&[0.5, 2.0, 1.0, 0.25]);
+        let loss = DiceCrossEntropyLoss::new().cross_entropy(CrossEntropyLoss::new().weight(weight.shallow_clone()));
+        let input = logits.detach().set_requires_grad(true);
+        let compute = || loss.f_forward(&input, &target).unwrap();
+        let loss = if is_emulated { emulated(compute) } else { with_backend(Backend::Auto, compute) };
+        let _ = weight.shallow_clone().g_mul_scalar_(factor);
+        Tensor::run_backward(&[loss], &[&input], false, false).remove(0)
+    };
+    for is_emulated in [false, true] {
+        let [expected, actual] = [1.0, 3.0].map(|factor| gradient(is_emulated, factor));
+        assert!(actual.equal(&expected), "emulated: {is_emulated}");
+    }
 }
 
 /// A class index, a mask or a probability out of its range makes the loss NaN and its gradient 0.
