@@ -177,6 +177,7 @@
 //! | `self-supervised` | by `full` | representations that are learnt without labels, and pairs of images and texts |
 //! | `avx512` | yes | the engines' longest loops a second time, for AVX-512: docs/reports/build-cost.md |
 //! | `cuda` | no | engines for the losses of elements, rows of classes, boxes, embeddings, pairs and regions on CUDA, compiled when they are first called; no GPU has run them yet |
+//! | `emulation` | no | for tests: the kernels of `cuda` run on the CPU, slowly, by a C++ compiler |
 //! | `distributed` | no | losses over many processes, on libtorch's own c10d: `distributed`; on Linux |
 //! | `nccl` | no | the same, with tensors that stay on GPUs; needs headers of NCCL and CUDA, and no GPU has run it yet |
 //! | `serde` | no | losses described in data: `AnyLoss`, and `Deserialize` and `Serialize` of the losses and their options |

@@ -215,9 +215,10 @@ mod tests {
     fn without_classes_nothing_is_looked_up() {
         let input = Tensor::zeros([2, 0, 3], (Kind::Float, tch::Device::Cpu)).set_requires_grad(true);
         let target = Tensor::zeros([2, 3], (Kind::Int64, tch::Device::Cpu));
+        let none = [input.narrow(0, 0, 0), target.narrow(0, 0, 0)];
         let error = like_cuda(|| NllLoss::new().f_forward(&input, &target)).unwrap_err();
         assert_eq!(error.to_string(), "target holds 6 indices, expected classes in [0, 0), or ignore_index -100");
-        like_cuda(|| NllLoss::new().f_forward(&input.narrow(0, 0, 0), &target.narrow(0, 0, 0))).unwrap();
+        assert!(like_cuda(|| NllLoss::new().f_forward(&none[0], &none[1])).is_ok());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Functions of libraries that are looked up when the program runs, so that it also runs where they are missing.
 
-#[cfg(any(test, feature = "cuda"))]
+#[cfg(all(unix, any(test, feature = "cuda")))]
 use std::ffi::c_int;
 use std::ffi::{CStr, c_void};
 
@@ -36,14 +36,24 @@ macro_rules! functions {
 #[cfg(any(test, feature = "cuda"))]
 pub(super) use functions;
 
-/// A function of the libraries that the process has loaded, libtorch's among them.
+/// Stands for all libraries that the process has loaded.
 #[cfg(unix)]
+pub(super) const PROCESS: *mut c_void = libc::RTLD_DEFAULT;
+#[cfg(not(unix))]
+pub(super) const PROCESS: *mut c_void = std::ptr::null_mut();
+
+/// A function of the libraries that the process has loaded, libtorch's among them.
 pub(super) fn loaded(name: &CStr) -> Option<*mut c_void> {
-    symbol(libc::RTLD_DEFAULT, name)
+    symbol(PROCESS, name)
 }
 
 #[cfg(not(unix))]
-pub(super) fn loaded(_: &CStr) -> Option<*mut c_void> {
+pub(super) fn symbol(_: *mut c_void, _: &CStr) -> Option<*mut c_void> {
+    None
+}
+
+#[cfg(all(not(unix), feature = "cuda"))]
+pub(super) fn open(_: &CStr) -> Option<*mut c_void> {
     None
 }
 
@@ -56,18 +66,18 @@ pub(super) fn symbol(library: *mut c_void, name: &CStr) -> Option<*mut c_void> {
 }
 
 /// Loads a library for the life of the process; none where there is none of this name.
-#[cfg(any(test, feature = "cuda"))]
+#[cfg(all(unix, any(test, feature = "cuda")))]
 pub(super) fn open(name: &CStr) -> Option<*mut c_void> {
     open_with(name, libc::RTLD_GLOBAL)
 }
 
 /// Loads a library whose names other libraries do not see.
-#[cfg(any(test, feature = "emulation"))]
+#[cfg(all(unix, any(test, feature = "emulation")))]
 pub(super) fn open_apart(name: &CStr) -> Option<*mut c_void> {
     open_with(name, libc::RTLD_LOCAL)
 }
 
-#[cfg(any(test, feature = "cuda"))]
+#[cfg(all(unix, any(test, feature = "cuda")))]
 fn open_with(name: &CStr, visibility: c_int) -> Option<*mut c_void> {
     // SAFETY: a library of CUDA, or one that this crate has made, whose code may run when it is loaded.
     let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | visibility) };

@@ -1,4 +1,4 @@
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::autograd::f_with_zero_gradients;
 use crate::kernels::{Pointwise, Real, choose, f_pointwise};
@@ -90,6 +90,9 @@ impl Loss for HingeEmbeddingLoss {
         check::same_shape_or_broadcast(("target", target), ("input", input), self.broadcast)?;
         check::fits("margin", self.margin, input)?;
         let (margin, reduction, kind) = (self.margin, self.reduction, result_kind(input)?);
+        // libtorch compares a byte with −1 as with 255, which as a number of eight bits with a sign is −1.
+        let bytes = (target.f_kind()? == Kind::Uint8).then(|| target.f_to_kind(Kind::Int8)).transpose()?;
+        let target = bytes.as_ref().unwrap_or(target);
         f_pointwise(Formula { margin }, [input, target], reduction, move |[input, target]| {
             // In half precision libtorch rejects a margin that this kind does not hold.
             let input = input.f_to_kind(wide_kind(input)?)?;
@@ -119,7 +122,7 @@ impl Pointwise<2> for Formula {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Device;
 
     use super::*;
     use crate::{Backend, with_backend};

@@ -39,7 +39,7 @@ const SUCCESS: c_int = 0;
 pub(super) fn nvrtc() -> Option<&'static Nvrtc> {
     static FOUND: OnceLock<Option<Nvrtc>> = OnceLock::new();
     let find = || {
-        let loaded = Nvrtc::find(libc::RTLD_DEFAULT);
+        let loaded = Nvrtc::find(library::PROCESS);
         // The first one is libtorch's, and knows where the compiler is, which may have another name in its packages.
         let others = [c"libcaffe2_nvrtc.so", c"libnvrtc.so.13", c"libnvrtc.so.12"];
         loaded.or_else(|| others.into_iter().find_map(|name| Nvrtc::find(library::open(name)?)))

@@ -33,6 +33,7 @@ pub fn emulated_cuda<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// How many kernels [`emulated_cuda`] has run on this thread.
+#[cfg(feature = "emulation")]
 pub fn emulated_launches() -> usize {
     LAUNCHES.get()
 }

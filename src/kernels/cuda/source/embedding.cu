@@ -100,7 +100,7 @@ DEVICE void store_total(const Call& call, double total) {
 }
 
 // A warp or a block has a whole row.
-extern "C" __global__ void __launch_bounds__(THREADS) rows(const Call call) {
+extern "C" __global__ void BOUNDS_OF_MANY rows(const Call call) {
   const int thread = threadIdx.x % GROUP, groups = THREADS / GROUP;
   double total = 0, sums[SUMS];
   for (long long row = blockIdx.x * (long long)groups + threadIdx.x / GROUP; row < call.rows; row += gridDim.x * (long long)groups) {

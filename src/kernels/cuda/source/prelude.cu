@@ -3,6 +3,9 @@
 #define DEVICE __device__ __forceinline__
 #define THREADS 256
 #define WARP 32
+// Of a kernel with many numbers at a time. Left to itself the compiler would rather spill one of them than take some
+// registers more; with so many blocks at once it has enough registers, and no stack.
+#define BOUNDS_OF_MANY __launch_bounds__(THREADS, sizeof(Real) == sizeof(double) ? 2 : 3)
 
 #if DOUBLE
 typedef double Real;

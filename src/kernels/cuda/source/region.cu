@@ -194,7 +194,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) region_scalars(const Call 
 
 DEVICE Real grad_of(const double* grads, long long place) { return grads ? Real(grads[place]) : Real(0); }
 
-extern "C" __global__ void __launch_bounds__(THREADS) region_gradient(const Call call) {
+extern "C" __global__ void BOUNDS_OF_MANY region_gradient(const Call call) {
   const Pixels pixels(call);
   const Real of_entropy = ENTROPY ? grad_of(call.grads[2], 0) : Real(0);
   // Of a softmax the mean of the derivatives over the classes is subtracted, which takes a pass of its own.

@@ -72,6 +72,11 @@ fn assert_compiles_for(nvrtc: &Nvrtc, source: &str, architecture: &str) {
         assert!(String::from_utf8_lossy(code).contains(&format!(".target sm_{virtual_machine}")));
         return;
     }
+    assert_without_stack(code, log, architecture, source);
+}
+
+/// Whether machine code has no kernel with a stack.
+fn assert_without_stack(code: &[u8], log: &str, architecture: &str, source: &str) {
     assert!(code.starts_with(b"\x7fELF"), "no machine code for {architecture}");
     let (kernels, stacks) = (log.matches("Compiling entry function"), log.matches("bytes stack frame"));
     let without = log.matches(" 0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads").count();
@@ -89,8 +94,8 @@ pub(super) fn assert_sources_compile() {
     assert!(!sources.is_empty());
     for source in sources {
         let compiled = compiled(&nvrtc, &source, "sm_80");
-        let (code, _) =
-            compiled.get().expect("it has been compiled").as_ref().unwrap_or_else(|log| panic!("{log}\n{source}"));
-        assert!(code.starts_with(b"\x7fELF"), "no machine code");
+        let compiled = compiled.get().expect("it has been compiled");
+        let (code, log) = compiled.as_ref().unwrap_or_else(|log| panic!("{log}\n{source}"));
+        assert_without_stack(code, log, "sm_80", &source);
     }
 }

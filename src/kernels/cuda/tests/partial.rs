@@ -8,10 +8,11 @@ use super::compare::{
 use super::{Row, emulated, rand, randn};
 use crate::random::randint;
 use crate::{
-    AsymmetricMultiLabelLoss, Backend, BceLoss, BceWithLogitsLoss, FocalSoftTargets, GaussianNllLoss, HingeLoss,
-    HingeTargets, HuberLoss, InvalidValues, KlDivLoss, KlDivReduction, L1Loss, Loss, MseLoss, MultiLabelReduction,
-    MultiLabelSoftMarginLoss, OneVsRestFocalLoss, PoissonNllLoss, PolyBceWithLogitsLoss, PsnrLoss, QualityFocalLoss,
-    Reduction, SigmoidFocalLoss, SmoothL1Loss, SoftBceWithLogitsLoss, SoftMarginLoss, VarifocalLoss, with_backend,
+    AsymmetricMultiLabelLoss, Backend, BceLoss, BceWithLogitsLoss, FocalSoftTargets, GaussianNllLoss,
+    HingeEmbeddingLoss, HingeLoss, HingeTargets, HuberLoss, InvalidValues, KlDivLoss, KlDivReduction, L1Loss, Loss,
+    MseLoss, MultiLabelReduction, MultiLabelSoftMarginLoss, OneVsRestFocalLoss, PoissonNllLoss, PolyBceWithLogitsLoss,
+    PsnrLoss, QualityFocalLoss, Reduction, SigmoidFocalLoss, SmoothL1Loss, SoftBceWithLogitsLoss, SoftMarginLoss,
+    VarifocalLoss, with_backend,
 };
 
 fn of_pair(loss: impl Loss) -> impl Fn(&[Tensor]) -> Tensor {
@@ -170,6 +171,32 @@ fn partial_losses_take_every_kind_and_address() {
     let tensors = [rand([1_100_003]), rand([1_100_003])].map(|tensor| tensor.to_kind(Kind::Float));
     assert_as_composite("many", &tensors, &[0], &of_pair(BceLoss::new()));
     assert_sources_compile();
+}
+
+/// To libtorch the byte 255 is −1.
+#[test]
+fn bytes_are_signs() {
+    let bytes = (randint(2, [41]) * 254 + 1).to_kind(Kind::Uint8);
+    let tensors = [randn([41]).to_kind(Kind::Float), bytes];
+    for reduction in REDUCTIONS {
+        let loss = HingeEmbeddingLoss::new().reduction(reduction);
+        assert_as_composite("hinge embedding", &tensors, &[0], &of_pair(loss));
+    }
+}
+
+#[test]
+fn layouts_with_gaps_are_read_as_they_are() {
+    for kind in KINDS {
+        for own in [Kind::Uint8, Kind::Int64] {
+            for reduction in REDUCTIONS {
+                let input = || randn([5, 3, 3, 4]).to_kind(kind).narrow(3, 0, 2);
+                let labels = randint(3, [5, 3, 3, 2]).to_kind(own);
+                let loss = of_pair(HingeEmbeddingLoss::new().reduction(reduction));
+                assert_as_composite("hinge embedding", &[input(), labels.shallow_clone()], &[0], &loss);
+                assert_as_composite("its value", &[input(), labels], &[], &loss);
+            }
+        }
+    }
 }
 
 #[test]
