@@ -76,10 +76,10 @@ impl<'a> Logits<'a> {
     /// The same with any targets, where these are shares bit by bit as PyTorch's operations are. For a target outside of
     /// \[0, 1\] the two parts nearly cancel, and libtorch's operation is more exact.
     pub(crate) fn f_entropy_of_any(&self, target: &Tensor, pos_weight: Option<&Tensor>) -> Result<Tensor, LossError> {
-        let of_shares = self.f_entropy_of_parts(target, pos_weight)?;
         if waits(self.logits) && pos_weight.is_none() && f_are_alike(self.logits, target)? {
-            return f_exact_elsewhere(&of_shares, self.logits, target);
+            return f_exact_elsewhere(self.logits, target);
         }
+        let of_shares = self.f_entropy_of_parts(target, pos_weight)?;
         if kernels::scan_range(&target.f_detach()?, 0.0..=1.0) == Some(true) {
             return Ok(of_shares);
         }
@@ -150,16 +150,18 @@ fn f_finite_entropy(logits: &Tensor, target: &Tensor) -> Result<Tensor, LossErro
     })
 }
 
-/// The entropy `of_shares`, with another value where a target is none: (1 − y) x − log σ(x), which loses no digits. The
-/// derivatives are the same.
-fn f_exact_elsewhere(of_shares: &Tensor, logits: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+/// The entropy by PyTorch's operations, with another value where a target is no share: (1 − y) x − log σ(x), which loses
+/// no digits. The derivatives are the same.
+fn f_exact_elsewhere(logits: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+    let (log_p, log_q, rest) = (logits.f_log_sigmoid()?, logits.f_neg()?.f_log_sigmoid()?, target.f_rsub_number(1)?);
+    let of_shares = target.f_mul(&log_p)?.f_add(&rest.f_mul(&log_q)?)?.f_neg()?;
     let (x, y) = (logits.f_detach()?, target.f_detach()?);
-    let others = y.f_rsub_number(1)?.f_mul(&x)?.f_sub(&x.f_log_sigmoid()?)?;
+    let others = rest.f_detach()?.f_mul(&x)?.f_sub(&log_p.f_detach()?)?;
     let is_share = y.f_clamp_number(0, 1)?.f_eq_tensor(&y)?;
     // An infinite logit may have made it NaN.
     let kept = is_share.f_logical_or(&others.f_isnan()?)?;
     let value = of_shares.f_detach()?.f_where_self(&kept, &others)?;
-    Function::new(&[of_shares]).f_attach_one(value, |context| Ok(vec![context.grad(0)]))
+    Function::new(&[&of_shares]).f_attach_one(value, |context| Ok(vec![context.grad(0)]))
 }
 
 /// The binary cross entropy by operations that can be differentiated again.
@@ -313,7 +315,7 @@ mod tests {
         let x = Tensor::from_slice(&[-700.0, -40.0, -3.0, -0.5, 0.0, 0.25, 2.0, 40.0, 700.0, 1.0, -1.0, 5.0]);
         let y = Tensor::from_slice(&[0.0, 1.0, 0.25, 0.0, 0.5, 1.0, 0.75, 1.0, 0.0, 0.0, 1.0, 0.125]);
         type Loss = fn(&Tensor, &Tensor) -> Result<Tensor, LossError>;
-        let elsewhere: Loss = |x, y| f_exact_elsewhere(&f_entropy_of_operations(x, y)?, x, y);
+        let elsewhere: Loss = |x, y| f_exact_elsewhere(x, y);
         let pairs: [(Loss, Loss); 3] = [
             (f_finite_entropy, f_entropy_of_operations),
             (elsewhere, f_entropy_of_operations),
@@ -339,7 +341,7 @@ mod tests {
         // By hand: (1 − y) x + log(1 + exp(−x)) in double precision.
         let (xs, ys) = ([-30.0_f64, 30.0, 1e-3, 1e-3, 5.0], [0.0_f64, 1.0, 1e6, -1e6, 2.0]);
         let [x, y] = [xs, ys].map(|numbers| Tensor::from_slice(&numbers).to_kind(Kind::Float));
-        let losses = f_exact_elsewhere(&f_entropy_of_operations(&x, &y).unwrap(), &x, &y);
+        let losses = f_exact_elsewhere(&x, &y);
         let losses = Vec::<f32>::try_from(losses.unwrap()).unwrap();
         let exact = [(-30.0_f64).exp().ln_1p(), (-30.0_f64).exp().ln_1p()];
         let rest = (2..5).map(|i| (1.0 - ys[i]) * xs[i] + (-xs[i]).exp().ln_1p());

@@ -298,11 +298,35 @@ pub(crate) fn f_number_over(number: f64, tensor: &Tensor) -> Result<Tensor, Loss
 
 /// The numbers 0, 1, … below `count`.
 pub(crate) fn f_positions(count: i64, options: (Kind, Device)) -> Result<Tensor, LossError> {
-    Ok(Tensor::f_ones(count, options)?.f_cumsum(0, options.0)?.f_sub_number(1)?)
+    Ok(Tensor::f_arange_numbers(0, count, options)?)
 }
 
 /// `numerator / denominator`, 0 where the denominator is 0.
 pub(crate) fn f_ratio(numerator: &Tensor, denominator: &Tensor) -> Result<Tensor, LossError> {
+    if numerator.size() != denominator.size() || numerator.f_kind()? != denominator.f_kind()? {
+        return f_ratio_of_operations(numerator, denominator);
+    }
+    let zero = denominator.f_detach()?.f_eq_number(0)?;
+    let ratio = numerator.f_detach()?.f_div(&denominator.f_detach()?)?.f_zeros_where(&zero)?;
+    let arguments = [numerator, denominator];
+    let (needed, saved) = (autograd::needed(&arguments), [numerator, denominator, &ratio, &zero]);
+    Function::new(&arguments).save(&saved).f_attach_one(ratio.shallow_clone(), move |context| {
+        let (Some(grad), [numerator, denominator, ratio, zero]) = (context.grad(0), context.saved()) else {
+            return Ok(vec![None, None]);
+        };
+        let fused = || {
+            let of_numerator = grad.f_div(denominator)?.f_zeros_where(zero)?;
+            let of_denominator = needed[1].then(|| of_numerator.f_mul(ratio)?.f_neg()).transpose()?;
+            Ok(vec![Some(of_numerator), of_denominator])
+        };
+        let again = |inputs: &[Tensor]| f_ratio_of_operations(&inputs[0], &inputs[1]);
+        let arguments = [numerator.shallow_clone(), denominator.shallow_clone()];
+        context.f_gradients(&fused, &|| f_gradients_of(&again, &grad, &arguments, &needed))
+    })
+}
+
+/// The same by operations that can be differentiated again.
+fn f_ratio_of_operations(numerator: &Tensor, denominator: &Tensor) -> Result<Tensor, LossError> {
     let zero = denominator.f_eq_number(0)?;
     Ok(numerator.f_masked_fill_number(&zero, 0)?.f_div(&denominator.f_masked_fill_number(&zero, 1)?)?)
 }
@@ -332,25 +356,23 @@ fn f_unit_rows_of_operations(rows: &Tensor, p: f64, least: f64) -> Result<Tensor
 /// The same with the gradient as a formula, which is a third of the operations: (g − u (u · g)) / ‖x‖ for a gradient g
 /// of the unit vector u of x.
 fn f_euclidean_unit_rows(rows: &Tensor, least: f64) -> Result<Tensor, LossError> {
-    let mut scale = rows.f_detach()?.f_norm_number(f64::INFINITY, &[1], true)?;
-    let is_zero = scale.f_eq_number(0)?;
-    let _ = scale.f_masked_fill_number_(&scale.f_le_number(least)?, 1)?;
+    let largest = rows.f_detach()?.f_norm_number(f64::INFINITY, &[1], true)?;
+    let scale = largest.f_threshold_number(least, 1)?;
     let unit = rows.f_detach()?.f_div(&scale)?;
     let mut length = unit.f_norm_number(2, &[1], true)?;
-    // Up to `least` the divisor is a constant.
-    let is_short = length.f_lt_number(least)?;
     // A row of zeros stays one, whatever it is divided by.
     let _ = length.f_clamp_min_number_(least.max(SMALLEST_BASE))?;
     let unit = unit.f_div(&length)?;
-    let saved = [rows, &unit, &length.f_mul_(&scale)?, &is_short, &is_zero];
+    let saved = [rows, &unit, &length.f_mul_(&scale)?, &largest];
     Function::new(&[rows]).save(&saved).f_attach_one(unit.shallow_clone(), move |context| {
-        let (Some(grad), [rows, unit, length, is_short, is_zero]) = (context.grad(0), context.saved()) else {
+        let (Some(grad), [rows, unit, length, largest]) = (context.grad(0), context.saved()) else {
             return Ok(vec![None]);
         };
         let fused = || {
             let along = grad.f_mul(unit)?.f_sum_dim_intlist([1_i64].as_slice(), true, None)?;
-            let across = grad.f_addcmul(unit, &along.f_neg()?.f_zeros_where(is_short)?)?;
-            Ok(vec![Some(across.f_div(length)?.f_zeros_where(is_zero)?)])
+            // Up to the least length the divisor is a constant.
+            let across = grad.f_addcmul(unit, &along.f_neg()?.f_zeros_up_to(least, length)?)?;
+            Ok(vec![Some(across.f_div(length)?.f_zeros_up_to(0, largest)?)])
         };
         let operations = |rows: &[Tensor]| f_unit_rows_of_operations(&rows[0], 2.0, least);
         context.f_gradients(&fused, &|| f_gradients_of(&operations, &grad, &[rows.shallow_clone()], &[true]))
@@ -440,6 +462,19 @@ mod tests {
                 f_unit_rows_of_operations(rows, 2.0, least).unwrap()
             });
         }
+        let denominators = Tensor::from_slice(&[2.0, 0.0, -0.5, f64::NAN, f64::INFINITY]);
+        let numerators = Tensor::from_slice(&[0.0, 3.0, 1.0, 0.5, f64::INFINITY]);
+        for ratio in
+            [f_ratio, f_ratio_of_operations].map(|f_ratio| move |a: &Tensor, b: &Tensor| f_ratio(a, b).unwrap())
+        {
+            assert_eq!(ratio(&numerators, &denominators).double_value(&[1]), 0.0);
+        }
+        assert_alike(&denominators, &|x| f_ratio(&(x.square() + 1.0), x).unwrap(), &|x| {
+            f_ratio_of_operations(&(x.square() + 1.0), x).unwrap()
+        });
+        assert_alike(&numerators, &|x| f_ratio(&x.square(), &denominators).unwrap(), &|x| {
+            f_ratio_of_operations(&x.square(), &denominators).unwrap()
+        });
         let bases = Tensor::from_slice(&[0.0, f64::MIN_POSITIVE / 4.0, 1e-300, 1e-5, 0.5, 2.0]);
         for exponent in [0.5, 0.75, 1.5] {
             let powers = |bases: &Tensor| f_powers(bases, &Tensor::from(exponent)).unwrap();

@@ -178,7 +178,7 @@ impl<'a> Header<'a> {
 }
 
 /// libtorch's number of a kind; `None` for kinds that no loss takes.
-pub(super) fn code(kind: Kind) -> Option<c_int> {
+pub(crate) fn code(kind: Kind) -> Option<c_int> {
     Some(match kind {
         Kind::Uint8 => 0,
         Kind::Int8 => 1,

@@ -82,7 +82,7 @@ pub(crate) use autocast::{autocast_kind, autocasts, without_autocast};
 pub use autocast::{with_autocast, with_autocast_to};
 pub(crate) use ffi::{drop_payload, grad_enabled};
 pub(crate) use graph::{f_alias, f_with_zero_gradients};
-pub(crate) use header::{Form, Header};
+pub(crate) use header::{Form, Header, code as kind_code};
 pub use precomputed::f_precomputed;
 pub(crate) use precomputed::{f_gradients_of, spread};
 pub(crate) use stored::{Stored, StoredGradients};

@@ -146,6 +146,15 @@ impl ClassIndices {
         Ok(self.ignored.map(|ignored| self.indices.f_eq_number(ignored)).transpose()?)
     }
 
+    /// The indices, and in place of an ignored one a class: any, since nothing is to be computed of it.
+    pub(crate) fn f_classes(&self) -> Result<Tensor, LossError> {
+        match self.ignored {
+            Some(ignored) if ignored < 0 => Ok(self.indices.f_clamp_min_number(0)?),
+            Some(ignored) => Ok(self.indices.f_masked_fill_number(&self.indices.f_eq_number(ignored)?, 0)?),
+            None => Ok(self.indices.shallow_clone()),
+        }
+    }
+
     /// `input`, of which the rows whose target is ignored get no gradient, whatever they hold: for a loss that does not
     /// read what is computed of them.
     pub(crate) fn f_without_ignored(&self, input: &Tensor, class_dim: usize) -> Result<Tensor, LossError> {

@@ -115,6 +115,12 @@ impl Validity {
         Ok(Function::new(&[tensor]).f_attach_own(vec![values], through)?.remove(0))
     }
 
+    /// The values, of which those that are not valid are the nearest ones that are; nothing where no copy was made. For
+    /// integers, of which none is NaN, that is as good as [`f_replace`](Self::f_replace).
+    pub(crate) fn take_nearest(&mut self) -> Option<Tensor> {
+        self.own.take()
+    }
+
     /// Writes a harmless value over those that are not valid.
     pub(crate) fn f_fill(&self, values: &mut Tensor, harmless: impl Into<Number>) -> Result<(), LossError> {
         if let Some(invalid) = &self.invalid {
@@ -151,8 +157,9 @@ impl Validity {
         }
     }
 
-    /// The validity of a loss of which this and another argument are part.
-    pub(crate) fn f_and(self, other: Validity) -> Result<Validity, LossError> {
+    /// The validity of a loss of which this and another argument are part. Of a reduced one it may be known only whether
+    /// any value is not valid, and not which.
+    pub(crate) fn f_and(self, other: Validity, unreduced: bool) -> Result<Validity, LossError> {
         let f_either = |a: Option<Tensor>, b: Option<Tensor>| match (a, b) {
             (Some(a), Some(b)) => a.f_logical_or(&b).map(Some),
             (one, None) | (None, one) => Ok(one),
@@ -164,7 +171,11 @@ impl Validity {
             }
             _ => f_either(self.any, other.any)?,
         };
-        Ok(Validity { invalid: f_either(self.invalid, other.invalid)?, any, own: None })
+        let invalid = match &any {
+            Some(any) if !unreduced => Some(any.shallow_clone()),
+            _ => f_either(self.invalid, other.invalid)?,
+        };
+        Ok(Validity { invalid, any, own: None })
     }
 
     /// Where the loss is not valid: each of the losses, or the reduced one.
@@ -229,12 +240,14 @@ mod tests {
             f_in_range(("argument", &values), 0.0..=1.0, "shares", InvalidValues::Nan).unwrap()
         };
         for (values, expected) in [([0.5, 2.0], true), ([0.5, 0.5], false)] {
-            for both in [check(&values).f_and(check(&[0.0, 1.0])), check(&[0.0, 1.0]).f_and(check(&values))] {
+            for both in
+                [check(&values).f_and(check(&[0.0, 1.0]), false), check(&[0.0, 1.0]).f_and(check(&values), false)]
+            {
                 let loss = both.unwrap().f_poison_own(Tensor::from(1.0), false).unwrap();
                 assert_eq!(loss.double_value(&[]).is_nan(), expected);
             }
         }
-        let one = Validity::CHECKED.f_and(check(&[2.0])).unwrap();
+        let one = Validity::CHECKED.f_and(check(&[2.0]), true).unwrap();
         assert!(one.f_poison(&Tensor::from(1.0), false).unwrap().double_value(&[]).is_nan());
     }
 }

@@ -1,10 +1,11 @@
 use tch::Tensor;
 
 use super::multi_label::{self, MultiLabelReduction, f_weighted};
+use crate::autograd::{self, Function, f_gradients_of};
 use crate::binary::{self, Logits};
 use crate::kernels::{self, Expected, Logit, NumberOperations, Pointwise, Real, choose, is_share, part, share_or_nan};
 use crate::mean_parts::f_wide;
-use crate::numeric::{f_power, f_powers, f_reals, f_times, result_kind, wide_kind};
+use crate::numeric::{f_power, f_powers, f_reals, f_times, references, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, check};
 
 crate::options::options! {
@@ -137,6 +138,59 @@ impl AsymmetricMultiLabelLoss {
     }
 
     fn f_losses(&self, logits: &Tensor, target: &Tensor, pos_weight: Option<Tensor>) -> Result<Tensor, LossError> {
+        let is_plain = |gamma: f64| gamma == 1.0 || gamma >= 2.0;
+        let plain = self.clip > 0.0 && self.eps > 0.0 && is_plain(self.gamma_pos) && is_plain(self.gamma_neg);
+        let differentiated = autograd::grad_enabled() && target.requires_grad();
+        if pos_weight.is_none() && plain && !differentiated && !Logits::f_new(logits)?.are_infinite() {
+            return self.f_plain_losses(logits, target);
+        }
+        self.f_losses_of_operations(logits, target, pos_weight)
+    }
+
+    /// The losses of finite logits with their derivative as a formula, where no power is vertical.
+    fn f_plain_losses(&self, logits: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let (x, y) = (logits.f_detach()?, target.f_detach()?);
+        let opposite = x.f_neg()?;
+        let (p, q, log_p) = (x.f_sigmoid()?, opposite.f_sigmoid()?, x.f_log_sigmoid()?);
+        let shifted = q.f_add_number(self.clip)?;
+        let entropy = shifted.f_clamp_number(self.eps, 1.0)?.f_log()?;
+        let entropy = entropy.f_lerp_tensor(&log_p.f_clamp_min_number(self.eps.ln())?, &y)?.f_neg()?;
+        let missing = p.f_sub_number(self.clip)?.f_relu()?.f_lerp_tensor(&q, &y)?;
+        let exponent = y.f_mul_number(self.gamma_pos - self.gamma_neg)?.f_add_number_(self.gamma_neg)?;
+        let focus = missing.f_pow(&exponent)?;
+        let losses = entropy.f_mul(&focus)?;
+        let saved = [logits, &y, &p, &q, &log_p, &shifted, &entropy, &missing, &exponent, &focus];
+        let own = self.with_weights([None, None]);
+        Function::new(&[logits]).save(&saved).f_attach_one(losses, move |context| {
+            let (Some(grad), [logits, parts @ ..]) = (context.grad(0), context.saved()) else { return Ok(vec![None]) };
+            let fused = || Ok(vec![Some(own.f_plain_slopes(parts)?.f_mul(&grad)?)]);
+            let again = |inputs: &[Tensor]| own.f_losses_of_operations(&inputs[0], &parts[0], None);
+            context.f_gradients(&fused, &|| f_gradients_of(&again, &grad, &[logits.shallow_clone()], &[true]))
+        })
+    }
+
+    /// The derivatives of the losses, given their parts.
+    fn f_plain_slopes(&self, parts: &[Tensor]) -> Result<Tensor, LossError> {
+        let [y, p, q, log_p, shifted, entropy, missing, exponent, focus] = references(parts);
+        let steep = p.f_mul(q)?;
+        // What is clamped does not change.
+        let of_negative = steep.f_div(shifted)?.f_zeros_beyond(shifted, [self.eps, 1.0])?;
+        let of_positive = q.f_zeros_up_to(self.eps.ln(), log_p)?.f_neg()?;
+        let slopes = of_negative.f_lerp_tensor(&of_positive, y)?.f_mul_(focus)?;
+        if self.detach_focus {
+            return Ok(slopes);
+        }
+        let of_missing = steep.f_zeros_up_to(self.clip, p)?.f_lerp_tensor(&steep.f_neg()?, y)?;
+        let of_focus = missing.f_pow(&exponent.f_sub_number(1)?)?.f_mul_(exponent)?.f_mul_(&of_missing)?;
+        Ok(slopes.f_addcmul(entropy, &of_focus)?)
+    }
+
+    fn f_losses_of_operations(
+        &self,
+        logits: &Tensor,
+        target: &Tensor,
+        pos_weight: Option<Tensor>,
+    ) -> Result<Tensor, LossError> {
         let parts = Logits::f_new(logits)?;
         let opposite = logits.f_neg()?;
         let q = binary::f_sigmoid(&opposite)?;

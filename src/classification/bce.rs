@@ -122,7 +122,8 @@ fn f_of_valid(
     let mut targets = f_validity(("target", target), mode)?;
     let (input, target) = (inputs.f_replace(input, 0.5)?, targets.f_replace(target, 0.5)?);
     let loss = f_aten(&input, &target, weight, reduction)?;
-    inputs.f_and(targets)?.f_poison_own(loss, reduction == Reduction::None)
+    let unreduced = reduction == Reduction::None;
+    inputs.f_and(targets, unreduced)?.f_poison_own(loss, unreduced)
 }
 
 fn f_expanded(weight: &Tensor, input: &Tensor) -> Result<Tensor, LossError> {

@@ -11,7 +11,7 @@ use crate::kernels::{
 };
 use crate::loss::composite;
 use crate::mean_parts::{self, f_wide, f_wide_option};
-use crate::numeric::{f_widely, wide_kind};
+use crate::numeric::{f_times, f_widely, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
 crate::options::options! {
@@ -205,13 +205,16 @@ impl CrossEntropyLoss {
             return Ok(input.f_nll_loss_nd(target, weight.as_ref(), reduction.into(), self.ignore_index)?);
         }
         let (ignore_index, smoothing) = (self.ignore_index, self.label_smoothing);
-        // For this mean libtorch selects the weights of the targets that count, and a GPU has to tell how many they are.
-        if let (Some(weight), Reduction::Mean, true) = (&weight, reduction, smoothing > 0.0)
-            && target.size() != input.size()
-            && waits(input)
-        {
-            let sum = self.f_aten(input, target, logs, Reduction::Sum)?;
-            return Ok(sum.f_div(&f_counted_weight(weight, target, ignore_index)?)?);
+        // libtorch's operation needs logits whose masked classes are finite, and a GPU has to tell it how many targets
+        // count.
+        if waits(input) && input.numel() > 0 {
+            match (&weight, target.size() == input.size()) {
+                (weight, true) if smoothing == 0.0 => {
+                    return f_of_probabilities(input, target, weight.as_ref(), reduction);
+                }
+                (Some(weight), false) => return self.f_weighted(input, target, weight, reduction),
+                _ => {}
+            }
         }
         let input = match (target.size() == input.size(), smoothing == 0.0) {
             (true, true) => f_finite(input, Some(target), weight.as_ref())?,
@@ -219,6 +222,37 @@ impl CrossEntropyLoss {
             (_, false) => f_finite(input, None, weight.as_ref())?,
         };
         Ok(input.f_cross_entropy_loss(target, weight.as_ref(), reduction.into(), ignore_index, smoothing)?)
+    }
+
+    /// The smoothed loss of class indices with weights, by the operations of libtorch's.
+    fn f_weighted(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        weight: &Tensor,
+        reduction: Reduction,
+    ) -> Result<Tensor, LossError> {
+        let (dim, ignored) = (check::class_dim(input)? as i64, target.f_eq_number(self.ignore_index)?);
+        let per_class = f_per_class(weight, input)?;
+        // A masked class without a weight has no part in the loss, where 0 · ∞ would be NaN.
+        let log_p = input.f_log_softmax(dim, None)?.f_zeros_where(&per_class.f_eq_number(0)?)?;
+        let spread = log_p.f_mul(&per_class)?.f_sum_dim_intlist(dim, false, None)?.f_zeros_where(&ignored)?;
+        let spread = match reduction {
+            Reduction::None => spread,
+            Reduction::Sum => spread.f_sum(None)?,
+            Reduction::Mean => {
+                let classes = match self.ignore_index < 0 {
+                    true => target.f_clamp_min_number(0)?,
+                    false => target.f_masked_fill_number(&ignored, 0)?,
+                };
+                let weights = weight.f_index_select(0, &classes.f_flatten(0, -1)?)?;
+                spread.f_sum(None)?.f_div(&weights.f_zeros_where(&ignored.f_flatten(0, -1)?)?.f_sum(None)?)?
+            }
+        };
+        let log_p = nll::f_one_after_another(&log_p)?;
+        let of_target = log_p.f_nll_loss_nd(target, Some(weight), reduction.into(), self.ignore_index)?;
+        let (smoothing, classes) = (self.label_smoothing, input.size()[dim as usize]);
+        Ok(of_target.f_mul_number(1.0 - smoothing)?.f_add(&spread.f_mul_number(-smoothing / classes as f64)?)?)
     }
 
     fn f_check_probabilities(&self, target: &Tensor) -> Result<(), LossError> {
@@ -268,12 +302,36 @@ impl CrossEntropyLoss {
     }
 }
 
-/// The sum of the weights of the targets that are not ignored.
-fn f_counted_weight(weight: &Tensor, target: &Tensor, ignore_index: i64) -> Result<Tensor, LossError> {
-    let ignored = target.f_eq_number(ignore_index)?;
-    let classes = target.f_masked_fill_number(&ignored, 0)?.f_flatten(0, -1)?;
-    let weights = weight.f_index_select(0, &classes)?.f_masked_fill_number(&ignored.f_flatten(0, -1)?, 0)?;
-    Ok(weights.f_sum(None)?)
+/// The loss of class probabilities, by the operations of libtorch's. A class that is masked by −∞ has no part in it where
+/// its share or its weight is 0.
+fn f_of_probabilities(
+    input: &Tensor,
+    target: &Tensor,
+    weight: Option<&Tensor>,
+    reduction: Reduction,
+) -> Result<Tensor, LossError> {
+    let dim = check::class_dim(input)? as i64;
+    let log_p = input.f_log_softmax(dim, None)?;
+    let per_class = weight.map(|weight| f_per_class(weight, input)).transpose()?;
+    let shareless = target.f_eq_number(0)?;
+    let none = match &per_class {
+        Some(weight) => shareless.f_logical_or(&weight.f_eq_number(0)?)?,
+        None => shareless,
+    };
+    let masked = none.f_logical_and(&log_p.f_eq_number(f64::NEG_INFINITY)?)?;
+    let terms = f_times(&log_p.f_zeros_where(&masked)?.f_mul(target)?, per_class.as_ref())?;
+    match reduction {
+        Reduction::None => Ok(terms.f_sum_dim_intlist(dim, false, None)?.f_neg()?),
+        Reduction::Sum => Ok(terms.f_sum(None)?.f_neg()?),
+        Reduction::Mean => Ok(terms.f_sum(None)?.f_div_number(-(input.numel() as i64 / input.size()[dim as usize]))?),
+    }
+}
+
+/// The `weight` of the classes in the shape that meets those of the `input`.
+fn f_per_class(weight: &Tensor, input: &Tensor) -> Result<Tensor, LossError> {
+    let mut shape = vec![1; input.dim()];
+    shape[check::class_dim(input)?] = -1;
+    Ok(weight.f_reshape(&shape)?)
 }
 
 /// A logit whose probability is 0 as that of −∞ is, but whose log-probability is finite.
@@ -283,10 +341,9 @@ const LEAST: f64 = -1e30;
 /// or its weight is 0. There libtorch multiplies 0 by ∞, which is NaN.
 fn f_finite(input: &Tensor, share: Option<&Tensor>, weight: Option<&Tensor>) -> Result<Tensor, LossError> {
     let class_dim = check::class_dim(input)?;
-    let mut per_class = vec![1; input.dim()];
-    per_class[class_dim] = -1;
     let shareless = share.map(|share| share.f_eq_number(0)).transpose()?;
-    let weightless = weight.map(|weight| weight.f_reshape(&per_class)?.f_eq_number(0)).transpose()?;
+    let weightless =
+        weight.map(|weight| Ok::<_, LossError>(f_per_class(weight, input)?.f_eq_number(0)?)).transpose()?;
     let none = match (shareless, weightless) {
         (Some(shareless), Some(weightless)) => shareless.f_logical_or(&weightless)?,
         (Some(none), None) | (None, Some(none)) => none,

@@ -88,10 +88,10 @@ impl MultiLabelMarginLoss {
     }
 
     /// The same with a gradient that is made by counting, for each score, the hinges that are above 0: the open ones.
+    /// Nobody else writes to the target.
     fn f_counted(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let (value, reduction) = (no_grad(|| self.f_aten(input, target))?, self.reduction);
-        let target = f_kept(input, target)?;
-        Function::new(&[input]).save(&[input, &target]).f_attach_one(value, move |context| {
+        Function::new(&[input]).save(&[input, target]).f_attach_one(value, move |context| {
             let ([input, target], Some(grad)) = (context.saved(), context.grad(0)) else { return Ok(vec![None]) };
             let open = no_grad(|| f_open_hinges(input, target))?;
             let [rows, classes] = [0, 1].map(|dim| open.size()[dim]);
@@ -112,9 +112,12 @@ impl MultiLabelMarginLoss {
     /// The loss by tensor operations, which never see an entry that is no class.
     fn f_checked(&self, input: &Tensor, target: &Tensor, classes: i64) -> Result<Tensor, LossError> {
         let mut entries = self.f_validity(target, classes)?;
-        let target = entries.f_replace(target, -1)?;
-        let loss = if waits(input) { self.f_counted(input, &target)? } else { self.f_aten(input, &target)? };
-        entries.f_rows()?.f_poison_own(loss, self.reduction == Reduction::None)
+        let nearest = entries.take_nearest();
+        let target = nearest.as_ref().unwrap_or(target);
+        let loss = if waits(input) { self.f_counted(input, target)? } else { self.f_aten(input, target)? };
+        let unreduced = self.reduction == Reduction::None;
+        let entries = if unreduced { entries.f_rows()? } else { entries };
+        entries.f_poison_own(loss, unreduced)
     }
 }
 
@@ -143,15 +146,17 @@ fn f_open_hinges(input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
     let is_label = times.f_gt_number(0)?;
 
     // NaN scores, and numbers that are no label, are moved to ±∞, where they open no hinge.
-    let mut bounds = scores.f_gather(1, &labels, false)?.f_sub_number(1)?;
-    let uncounted = listed.f_eq_number(0)?.f_logical_or_(&bounds.f_isnan()?)?;
-    let _ = bounds.f_masked_fill_number_(&uncounted, f64::INFINITY)?;
-    let others = scores.f_masked_fill_number(&is_label.f_logical_or(&scores.f_isnan()?)?, f64::NEG_INFINITY)?;
+    let (infinity, least) = (f64::INFINITY, f64::NEG_INFINITY);
+    let mut bounds = scores.f_gather(1, &labels, false)?.f_sub_number(1)?.f_nan_to_num_(infinity, infinity, least)?;
+    let _ = bounds.f_masked_fill_number_(&listed.f_eq_number(0)?, infinity)?;
+    let mut others = scores.f_nan_to_num(least, infinity, least)?;
+    let _ = others.f_masked_fill_number_(&is_label, least)?;
 
+    // At −∞ no hinge is open, so that this counts none of a label.
     let of_others = others.f_searchsorted(&bounds.f_sort(1, false)?.0, false, false, "left", NONE)?;
     let not_open = bounds.f_searchsorted(&others.f_sort(1, false)?.0, false, true, "right", NONE)?;
     let of_labels = not_open.f_sub_number(classes)?;
-    let counts = of_others.f_masked_fill_number(&is_label, 0)?.f_scatter_add(1, &labels, &of_labels)?;
+    let counts = of_others.f_scatter_add(1, &labels, &of_labels)?;
     Ok(counts.f_to_kind(scores.f_kind()?)?)
 }
 

@@ -113,7 +113,7 @@ impl Loss for NllLoss {
             Err(target) => target,
         };
         let indices = target.f_kept(input)?;
-        let validity = log_probs.f_and(target.validity)?;
+        let validity = log_probs.f_and(target.validity, unreduced)?;
         f_widely([input], |[input]| {
             let reduction = self.reduction.into();
             let input = f_one_after_another(input)?;

@@ -5,10 +5,12 @@ mod tests;
 use tch::{Device, Kind, Tensor};
 
 use super::focal::{self, FocalAlpha, Modulation};
+use crate::autograd::{Function, f_gradients_of};
 use crate::check::{self, ClassIndices};
 use crate::kernels::{self, Note, NumberOperations, RowReduction, Rows, f_softmax};
 use crate::loss::composite;
 use crate::mean_parts::{self, f_wide, f_wide_option};
+use crate::numeric::SMALLEST_BASE;
 use crate::precomputed::Precomputed;
 use crate::{InvalidValues, Loss, LossError, MeanOver, MeanParts, Reduction, numeric};
 
@@ -138,9 +140,9 @@ impl SoftmaxFocalLoss {
         let alpha = match &self.alpha {
             FocalAlpha::None => None,
             FocalAlpha::Balance(alpha) => {
-                let background = Tensor::f_full_number(&[classes.min(1)], 1.0 - alpha, (kind, device))?;
-                let others = Tensor::f_full_number(&[(classes - 1).max(0)], *alpha, (kind, device))?;
-                Some(Tensor::f_cat(&[background, others], 0)?)
+                let alphas = Tensor::f_full_number(&[classes], *alpha, (kind, device))?;
+                let _ = alphas.f_narrow(0, 0, classes.min(1))?.f_fill_number_(1.0 - alpha)?;
+                Some(alphas)
             }
             FocalAlpha::Classes(alpha) => Some(alpha.f_to_kind(kind)?),
         };
@@ -151,12 +153,29 @@ impl SoftmaxFocalLoss {
         })
     }
 
-    /// (1 − p)^γ · log p.
+    /// (1 − p)^γ · log p, with its derivative (1 − p)^(γ − 1) (1 − p − γ p log p).
     fn f_modulated(&self, log_p: &Tensor) -> Result<Tensor, LossError> {
-        self.modulation().f_apply(log_p, || {
-            // A class that is masked, by −∞ or by a huge number, has the factor 1 with derivative 0.
-            let masked = log_p.f_lt_number(MASKED)?;
-            focal::f_log_rest(&log_p.f_masked_fill_number(&masked, MASKED)?)
+        if self.gamma == 0.0 {
+            return Ok(log_p.shallow_clone());
+        }
+        let (gamma, modulation) = (self.gamma, self.modulation());
+        let rest = log_p.f_detach()?.f_expm1()?.f_neg()?;
+        let modulated = rest.f_pow_number(gamma)?.f_mul(&log_p.f_detach()?)?;
+        Function::new(&[log_p]).save(&[log_p, &rest]).f_attach_one(modulated, move |context| {
+            let (Some(grad), [log_p, rest]) = (context.grad(0), context.saved()) else { return Ok(vec![None]) };
+            let fused = || {
+                let share = log_p.f_exp()?.f_mul_number_(-gamma)?;
+                let slope = rest.f_addcmul(&share, &log_p.f_clamp_min_number(MASKED)?)?;
+                // Below γ = 1 the power may be infinite where the rest of the slope is 0.
+                let power = match gamma {
+                    2.0 => rest.shallow_clone(),
+                    1.0 => return Ok(vec![Some(slope.f_mul(&grad)?)]),
+                    gamma => rest.f_clamp_min_number(SMALLEST_BASE)?.f_pow_number(gamma - 1.0)?,
+                };
+                Ok(vec![Some(slope.f_mul(&power)?.f_mul(&grad)?)])
+            };
+            let again = |inputs: &[Tensor]| f_modulated_of_operations(modulation, &inputs[0]);
+            context.f_gradients(&fused, &|| f_gradients_of(&again, &grad, &[log_p.shallow_clone()], &[true]))
         })
     }
 
@@ -242,7 +261,7 @@ impl SoftmaxFocalLoss {
         let dim = check::class_dim(input)?;
         let target = ClassIndices::f_of(target, (input, dim), OR_SHARES, self.ignore_index, self.invalid_values)?;
         let ignored = target.f_ignored()?;
-        let own = numeric::f_filled(&target.indices, ignored.as_ref(), 0)?;
+        let own = target.f_classes()?;
         let log_p = target.f_mask_ignored(input, dim)?.f_log_softmax(dim as i64, kind)?;
         let losses = numeric::f_filled(&self.f_index_losses(&log_p, &own, dim as i64)?, ignored.as_ref(), 0)?;
         let loss = match self.reduction {
@@ -285,6 +304,15 @@ impl SoftmaxFocalLoss {
     fn modulation(&self) -> Modulation {
         Modulation { gamma: self.gamma, reduced_threshold: None }
     }
+}
+
+/// (1 − p)^γ · log p by operations that can be differentiated again.
+fn f_modulated_of_operations(modulation: Modulation, log_p: &Tensor) -> Result<Tensor, LossError> {
+    modulation.f_apply(log_p, || {
+        // A class that is masked, by −∞ or by a huge number, has the factor 1 with derivative 0.
+        let masked = log_p.f_lt_number(MASKED)?;
+        focal::f_log_rest(&log_p.f_masked_fill_number(&masked, MASKED)?)
+    })
 }
 
 /// What a target can be that has no class indices: class probabilities.

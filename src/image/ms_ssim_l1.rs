@@ -1,7 +1,9 @@
+mod at_once;
+
 use tch::Tensor;
 
 use super::{Taps, Unlikeness, check_range, exact_kind, f_images, f_means, f_pair, f_products, gaussian};
-use crate::kernels::{Beyond, Map, NumberOperations, Pointwise, Real, Reduce, f_map, f_pointwise};
+use crate::kernels::{Beyond, Map, NumberOperations, Pointwise, Real, Reduce, f_map, f_pointwise, is_on_cuda, waits};
 use crate::numeric::{f_abs, result_kind};
 use crate::{Loss, LossError, Reduction, check};
 
@@ -113,17 +115,17 @@ impl MsSsimL1Loss {
             reach.iter().map(within).collect()
         };
         let [c1, c2] = [self.k1, self.k2].map(|k| (k * self.data_range).powi(2));
-        let products = f_products(x, y)?;
-        let mut lacking = None;
-        for (scale, &sigma) in self.sigmas.iter().enumerate() {
-            let luminance = (scale + 1 == self.sigmas.len()).then_some(c1);
-            let unlikeness = Unlikeness { luminance, structure: c2, eps: 0.0, one_pixel: radius == 0 };
-            let moments = f_means(&products, &window(sigma), Beyond::Zeros)?;
-            lacking = Some(unlikeness.f_of(&moments, lacking.as_ref(), Reduction::None)?);
-        }
+        let windows: Vec<Vec<Taps>> = self.sigmas.iter().map(|sigma| window(*sigma)).collect();
+        let one_by_one = {
+            let windows = windows.clone();
+            move |x: &Tensor, y: &Tensor| f_one_by_one([x, y], &windows, [c1, c2], radius == 0)
+        };
+        let lacking = match waits(x) && !is_on_cuda(x) && radius > 0 && x.numel() > 0 {
+            true => at_once::f_lacking([x, y], windows, [c1, c2], one_by_one)?,
+            false => one_by_one(x, y)?,
+        };
         let distance = f_map(Distance, [x, y], f_distance)?;
         let distance = f_means(&distance, &window(widest), Beyond::Zeros)?.f_squeeze_dim(0)?;
-        let lacking = lacking.map_or_else(|| distance.f_zeros_like(), Ok)?;
         self.f_sum(&lacking, &distance)
     }
 
@@ -151,6 +153,24 @@ impl MsSsimL1Loss {
             _ => Ok(channels),
         }
     }
+}
+
+/// One minus the product of the similarities at all scales, scale by scale. The last one has the luminance.
+fn f_one_by_one(
+    [x, y]: [&Tensor; 2],
+    windows: &[Vec<Taps>],
+    [c1, c2]: [f64; 2],
+    one_pixel: bool,
+) -> Result<Tensor, LossError> {
+    let products = f_products(x, y)?;
+    let mut lacking = None;
+    for (scale, window) in windows.iter().enumerate() {
+        let luminance = (scale + 1 == windows.len()).then_some(c1);
+        let unlikeness = Unlikeness { luminance, structure: c2, eps: 0.0, one_pixel };
+        let moments = f_means(&products, window, Beyond::Zeros)?;
+        lacking = Some(unlikeness.f_of(&moments, lacking.as_ref(), Reduction::None)?);
+    }
+    Ok(lacking.map_or_else(|| x.f_zeros_like(), Ok)?)
 }
 
 /// |x − y|

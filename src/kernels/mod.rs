@@ -139,7 +139,7 @@ pub(crate) use unit::f_unit;
 #[cfg(feature = "image")]
 pub(crate) use variation::f_variation;
 #[cfg(feature = "image")]
-pub(crate) use window::{Beyond, f_slide};
+pub(crate) use window::{Beyond, f_convolution, f_kept_taps, f_slide};
 
 /// Whether an engine may be used for this input: it is on the CPU, and the [backend](backend::fused) has engines.
 pub(crate) fn takes(input: &Tensor) -> bool {

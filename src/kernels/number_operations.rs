@@ -9,6 +9,8 @@ use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::c_generated::*;
 use torch_sys::{C_scalar, C_tensor};
 
+use crate::autograd::kind_code;
+
 /// An integer or a floating number. libtorch promotes kinds differently for the two.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Number {
@@ -115,12 +117,18 @@ macro_rules! operations {
             /// `number · log(1 + self)`
             fn f_log1p_times(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
             fn f_clamp_number(&self, min: impl Into<Number>, max: impl Into<Number>) -> Result<Tensor, TchError>;
+            /// `self + number · (end − self)`
+            fn f_lerp_number(&self, end: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError>;
             /// `number` where the elements are not above `least`. NaN stays.
             fn f_threshold_number(&self, least: impl Into<Number>, number: impl Into<Number>) -> Result<Tensor, TchError>;
             /// 0 where the `mask` is true, and `self`, a floating tensor, elsewhere.
             fn f_zeros_where(&self, mask: &Tensor) -> Result<Tensor, TchError>;
             /// 0 where the `mask` is false, and `self`, a floating tensor, elsewhere.
             fn f_zeros_unless(&self, mask: &Tensor) -> Result<Tensor, TchError>;
+            /// 0 where the elements of the `other` tensor are not between the `bounds`, and `self` elsewhere, also for NaN.
+            fn f_zeros_beyond(&self, other: &Tensor, bounds: [f64; 2]) -> Result<Tensor, TchError>;
+            /// 0 where the elements of the `other` tensor are not above `least`, and `self` elsewhere, also for NaN.
+            fn f_zeros_up_to(&self, least: impl Into<Number>, other: &Tensor) -> Result<Tensor, TchError>;
             /// With zeros for floating tensors it is [`f_zeros_where`](Self::f_zeros_where).
             fn f_masked_fill_number(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError>;
             fn f_masked_fill_number_(&mut self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError>;
@@ -144,6 +152,8 @@ macro_rules! operations {
                 number: impl Into<Number>,
                 options: (Kind, Device),
             ) -> Result<Tensor, TchError>;
+            /// The integers from `first` on that are below `end`.
+            fn f_arange_numbers(first: i64, end: i64, options: (Kind, Device)) -> Result<Tensor, TchError>;
         }
 
         // SAFETY of all calls below: tensors are borrowed for the call, lengths are those of the slices, and each
@@ -176,6 +186,11 @@ macro_rules! operations {
                 unsafe { f_call([min.into(), max.into()], |out, [min, max]| atg_clamp(out, of(self), min, max)) }
             }
 
+            fn f_lerp_number(&self, end: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError> {
+                // SAFETY: see above.
+                unsafe { f_call([number.into()], |out, [number]| atg_lerp(out, of(self), of(end), number)) }
+            }
+
             fn f_threshold_number(
                 &self,
                 least: impl Into<Number>,
@@ -195,6 +210,19 @@ macro_rules! operations {
 
             fn f_zeros_unless(&self, mask: &Tensor) -> Result<Tensor, TchError> {
                 f_between(self, mask, [0.5, 2.0])
+            }
+
+            fn f_zeros_beyond(&self, other: &Tensor, bounds: [f64; 2]) -> Result<Tensor, TchError> {
+                f_between(self, other, bounds)
+            }
+
+            fn f_zeros_up_to(&self, least: impl Into<Number>, other: &Tensor) -> Result<Tensor, TchError> {
+                let call = |out, [least]: [_; 1]| {
+                    // SAFETY: see above.
+                    unsafe { atg_threshold_backward(out, of(self), of(other), least) }
+                };
+                // SAFETY: see above.
+                unsafe { f_call([least.into()], call) }
             }
 
             fn f_masked_fill_number(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError> {
@@ -277,6 +305,24 @@ macro_rules! operations {
             ) -> Result<Tensor, TchError> {
                 Tensor::f_empty(size, options)?.f_fill_number_(number)
             }
+
+            fn f_arange_numbers(first: i64, end: i64, options: (Kind, Device)) -> Result<Tensor, TchError> {
+                let device = match options.1 {
+                    Device::Cpu => Some(-1),
+                    Device::Cuda(index) => c_int::try_from(index).ok(),
+                    _ => None,
+                };
+                let (Some(kind), Some(device)) = (kind_code(options.0), device) else {
+                    let ones = Tensor::f_ones((end - first).max(0), options)?;
+                    return ones.f_cumsum(0, options.0)?.f_add_number(first - 1);
+                };
+                let call = |out, [first, end]: [_; 2]| {
+                    // SAFETY: see above.
+                    unsafe { atg_arange_start(out, first, end, kind, device) }
+                };
+                // SAFETY: see above.
+                unsafe { f_call([first, end].map(Number::Integer), call) }
+            }
         }
     };
 }
@@ -319,7 +365,10 @@ mod tests {
         assert_eq!(numbers(x.f_clamp_number(-1, 0.75)), [0.75, -1.0, 0.5]);
         assert_eq!(numbers(x.f_pow_number(2)), [1.0, 4.0, 0.25]);
         assert_eq!(numbers(x.f_masked_fill_number(&x.f_gt_number(0).unwrap(), 7_i64)), [7.0, -2.0, 7.0]);
+        assert_eq!(numbers(x.f_lerp_number(&x.f_neg().unwrap(), 0.25)), [0.5, -1.0, 0.25]);
         assert_eq!(numbers(x.f_threshold_number(-1.0, 9)), [1.0, 9.0, 0.5]);
+        assert_eq!(numbers(x.f_zeros_beyond(&x, [-2.0, 0.75])), [0.0, 0.0, 0.5]);
+        assert_eq!(numbers(x.f_zeros_up_to(0.5, &(&x * 2.0))), [1.0, 0.0, 0.5]);
         let of_nan = (&x / &x.zeros_like()).f_zeros_where(&x.lt(1.0));
         assert_eq!(numbers(of_nan), [f64::INFINITY, 0.0, 0.0]);
         for kind in [Kind::Half, Kind::BFloat16, Kind::Float, Kind::Double] {
@@ -336,6 +385,7 @@ mod tests {
         let index = Tensor::from_slice(&[2_i64]);
         assert_eq!(numbers(x.f_scatter_number(0, &index, 4.0)), [1.0, -2.0, 4.0]);
         assert_eq!(numbers(x.f_index_fill_number(0, &index, 4.0)), [1.0, -2.0, 4.0]);
+        assert_eq!(numbers(Tensor::f_arange_numbers(1, 3, (Kind::Double, Device::Cpu))), [1.0, 2.0]);
         assert_eq!(numbers(Tensor::f_full_number(&[2], 3, (Kind::Double, Device::Cpu))), [3.0, 3.0]);
         let mut own = x.copy();
         drop(own.f_mul_number_(2));

@@ -97,36 +97,47 @@ impl Slide {
             1 => ([1, 1, -1, length], [1, 1, 1, count], [0, lead]),
             _ => ([-1, 1, length, step], [1, 1, count, 1], [lead, 0]),
         };
-        let (image, taps) = (input.f_view(shape)?, self.f_taps(input)?.f_view(window)?);
-        let (none, ones, zeros) = (None::<Tensor>, [1_i64, 1], [0_i64, 0]);
-        let sums = autograd::without_autocast(input.device(), || -> Result<Tensor, LossError> {
-            Ok(image
-                .f_internal_convolution(&taps, none, ones, padding, ones, false, zeros, 1, false, true, true, false)?)
-        })?;
+        let (image, taps) = (input.f_view(shape)?, f_kept_taps(&self.taps, input)?.f_view(window)?);
+        let sums = f_convolution(&image, &taps, padding, 1)?;
         Ok(sums.f_reshape(self.size(input))?)
     }
+}
 
-    /// The taps in the kind and on the device of the input.
-    fn f_taps(&self, input: &Tensor) -> Result<Tensor, LossError> {
-        let (kind, device) = (input.f_kind()?, input.device());
-        let f_new = || Ok(Tensor::f_from_slice(&self.taps)?.f_to_kind(kind)?.f_to_device(device)?);
-        if !waits(input) {
-            return f_new();
-        }
-        // The host waits for a copy to a device, and so each is made once.
-        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_it =
-            |(taps, of): &(Arc<[f64]>, Tensor)| *taps == self.taps && of.kind() == kind && of.device() == device;
-        if let Some((_, taps)) = kept.iter().find(|entry| is_it(entry)) {
-            return Ok(taps.shallow_clone());
-        }
-        let taps: Tensor = f_new()?;
-        if kept.len() == MOST_KEPT {
-            drop(kept.remove(0));
-        }
-        kept.push((self.taps.clone(), taps.shallow_clone()));
-        Ok(taps)
+/// libtorch's convolution without strides, and without TF32, which would leave three digits of a variance. With
+/// several `groups` each channel has its window.
+pub(crate) fn f_convolution(
+    images: &Tensor,
+    windows: &Tensor,
+    padding: [i64; 2],
+    groups: i64,
+) -> Result<Tensor, LossError> {
+    let (none, ones, zeros) = (None::<Tensor>, [1_i64, 1], [0_i64, 0]);
+    autograd::without_autocast(images.device(), || {
+        Ok(images.f_internal_convolution(
+            windows, none, ones, padding, ones, false, zeros, groups, false, true, true, false,
+        )?)
+    })
+}
+
+/// The taps in the kind and on the device of `like`.
+pub(crate) fn f_kept_taps(taps: &Arc<[f64]>, like: &Tensor) -> Result<Tensor, LossError> {
+    let (kind, device) = (like.f_kind()?, like.device());
+    let f_new = || Ok(Tensor::f_from_slice(taps)?.f_to_kind(kind)?.f_to_device(device)?);
+    if !waits(like) {
+        return f_new();
     }
+    // The host waits for a copy to a device, and so each is made once.
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_it = |(own, of): &(Arc<[f64]>, Tensor)| own == taps && of.kind() == kind && of.device() == device;
+    if let Some((_, kept)) = kept.iter().find(|entry| is_it(entry)) {
+        return Ok(kept.shallow_clone());
+    }
+    let new: Tensor = f_new()?;
+    if kept.len() == MOST_KEPT {
+        drop(kept.remove(0));
+    }
+    kept.push((taps.clone(), new.shallow_clone()));
+    Ok(new)
 }
 
 /// Taps on devices: as many as losses of some scales have, in some sizes of images.

@@ -309,7 +309,27 @@ impl Pairs {
     pub(crate) fn f_negative(&self) -> Result<Tensor, LossError> {
         match &self.listed {
             Some(listed) => listed.f_mask(&listed.negatives),
-            None => Ok(self.f_same()?.f_logical_not()?),
+            None => self.f_different(),
+        }
+    }
+
+    /// `[N, M]`: all pairs but those that [belong together](Self::f_positive).
+    pub(crate) fn f_not_positive(&self) -> Result<Tensor, LossError> {
+        if self.listed.is_some() {
+            return Ok(self.f_positive()?.f_logical_not()?);
+        }
+        let mut different = self.f_different()?;
+        if self.ref_labels.is_none() {
+            let _ = different.f_fill_diagonal_number_(1, false)?;
+        }
+        Ok(different)
+    }
+
+    /// `[N, M]`: all pairs but those that [do not belong together](Self::f_negative).
+    pub(crate) fn f_not_negative(&self) -> Result<Tensor, LossError> {
+        match &self.listed {
+            Some(listed) => Ok(listed.f_mask(&listed.negatives)?.f_logical_not()?),
+            None => self.f_same(),
         }
     }
 
@@ -318,6 +338,19 @@ impl Pairs {
         match &self.listed {
             Some(listed) => listed.f_reduce(&listed.positives, losses, of),
             None => of.f_apply_to_pairs(losses, &self.f_positive()?),
+        }
+    }
+
+    /// The same, given which these are.
+    pub(crate) fn f_reduce_positives_of(
+        &self,
+        losses: &Tensor,
+        positive: &Tensor,
+        of: EmbeddingReduction,
+    ) -> Result<Tensor, LossError> {
+        match &self.listed {
+            Some(listed) => listed.f_reduce(&listed.positives, losses, of),
+            None => of.f_apply_to_pairs(losses, positive),
         }
     }
 
@@ -332,13 +365,13 @@ impl Pairs {
     /// log Σ exp over those of each row that do not belong to it, each as often as it is named; and whether there are
     /// any.
     pub(crate) fn f_log_sum_exp_of_negatives(&self, matrix: &Tensor) -> Result<[Tensor; 2], LossError> {
-        let negative = self.f_negative()?;
-        let any = negative.f_any_dim(1, true)?;
+        let any = self.f_negative()?.f_any_dim(1, true)?;
+        let others = self.f_not_negative()?;
         let sum = match &self.listed {
-            None => f_log_sum_exp(matrix, &negative)?,
+            None => f_log_sum_exp_without(matrix, &others)?,
             Some(listed) => {
                 let counts = listed.f_counts(&listed.negatives, matrix.f_kind()?)?;
-                f_log_sum_exp(&matrix.f_add(&counts.f_clamp_min_number(1)?.f_log()?)?, &negative)?
+                f_log_sum_exp_without(&matrix.f_add(&counts.f_clamp_min_number(1)?.f_log()?)?, &others)?
             }
         };
         Ok([sum, any])
@@ -348,6 +381,12 @@ impl Pairs {
     fn f_same(&self) -> Result<Tensor, LossError> {
         let others = self.ref_labels.as_ref().unwrap_or(&self.labels);
         Ok(self.labels.f_unsqueeze(1)?.f_eq_tensor(&others.f_unsqueeze(0)?)?)
+    }
+
+    /// Whether they are not.
+    fn f_different(&self) -> Result<Tensor, LossError> {
+        let others = self.ref_labels.as_ref().unwrap_or(&self.labels);
+        Ok(self.labels.f_unsqueeze(1)?.f_ne_tensor(&others.f_unsqueeze(0)?)?)
     }
 
     /// The result in the kind of the embeddings.
@@ -418,9 +457,14 @@ pub(super) fn f_kind_of_pairs(embeddings: &Tensor, [rows, others]: [i64; 2]) -> 
 
 /// log Σ exp over the elements of each row that `mask` names. Without any it is so small that its exponential is 0.
 pub(crate) fn f_log_sum_exp(matrix: &Tensor, mask: &Tensor) -> Result<Tensor, LossError> {
+    f_log_sum_exp_without(matrix, &mask.f_logical_not()?)
+}
+
+/// The same over the elements that `others` does not name.
+fn f_log_sum_exp_without(matrix: &Tensor, others: &Tensor) -> Result<Tensor, LossError> {
     // −∞ would not do: its difference from itself is NaN.
     let least = if matrix.f_kind()? == Kind::Double { f64::MIN } else { f64::from(f32::MIN) };
-    Ok(matrix.f_masked_fill_number(&mask.f_logical_not()?, least / 2.0)?.f_logsumexp([1_i64].as_slice(), true)?)
+    Ok(matrix.f_masked_fill_number(others, least / 2.0)?.f_logsumexp([1_i64].as_slice(), true)?)
 }
 
 /// log(1 + exp(x)).

@@ -1,11 +1,13 @@
 #[cfg(test)]
 mod tests;
 
-use tch::{Kind, TchError, Tensor};
+use std::cell::OnceCell;
+
+use tch::{Kind, TchError, Tensor, no_grad};
 
 use super::batch::{Batch, Pairs, f_softplus, loss_of_batch, loss_of_pairs};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingPairs, EmbeddingReduction};
-use crate::autograd::{Function, f_gradients_of, needed, spread};
+use crate::autograd::{Function, f_gradients_of, f_with_zero_gradients, needed, spread};
 use crate::kernels::{NumberOperations, Triplets, f_triplets};
 use crate::{Loss, LossError, check};
 
@@ -215,46 +217,75 @@ impl Mined {
     }
 
     /// The hinges of all mined triplets, from the sorted distances of each anchor to its negatives: for a pair (a, p)
-    /// the mined negatives are a range of them, and prefix sums tell what they add up to.
+    /// the mined negatives whose hinge is above 0 are a range of them. A hinge is linear, so that it is enough to count
+    /// of how many each distance is part.
     fn f_sorted(&self, far: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
-        // A sum is the difference of two prefix sums, and needs more digits than single precision has.
-        let far = far.f_to_kind(Kind::Double)?;
-        let (not_positive, negative) = (pairs.f_positive()?.f_logical_not()?, pairs.f_negative()?);
-        let negatives = Negatives::f_new(&far, &negative)?;
-        let limit = far.f_add_number(self.loss.margin)?;
-        let (from, to) = self.f_range(&negatives, &far.f_detach()?, &limit.f_detach()?)?;
-        let count = to.f_sub(&from)?.f_clamp_min_number(0)?.f_masked_fill_number(&not_positive, 0)?;
-        // A negative at this limit or beyond it has a hinge of 0.
-        let costly = negatives.f_below(&limit.f_detach()?)?.f_minimum(&to)?.f_sub(&from)?.f_clamp_min_number(0)?;
-        let near = negatives.f_sum_of(&from, &from.f_add(&costly)?)?;
-        let free = not_positive.f_logical_or(&costly.f_eq_number(0)?)?;
-        let sum = limit.f_mul(&costly.f_to_kind(Kind::Double)?)?.f_sub(&near)?.f_masked_fill_number(&free, 0)?;
-        // A distance that is NaN has no place in the sorted order, and so has no part in the sums. It makes the result
-        // NaN.
-        let nan = far.f_isnan()?.f_logical_and(&negative)?.f_any()?;
-        let sum = sum.f_sum(None)?.f_masked_fill_number(&nan, f64::NAN)?;
-        self.loss.reduction.f_of_sum(&sum, &count.f_sum(Kind::Int64)?)
+        // A sum of differences needs more digits than single precision has.
+        let bare = far.f_detach()?.f_to_kind(Kind::Double)?;
+        let not_positive = pairs.f_not_positive()?;
+        let negatives = Negatives::f_new(&bare, &pairs.f_not_negative()?)?;
+        let limit = bare.f_add_number(self.loss.margin)?;
+        let (from, mut to) = self.f_range(&negatives, &bare, &limit)?;
+        let _ = to.f_masked_fill_number_(&not_positive, 0)?;
+        let f_length = |to: &Tensor| match &from {
+            Some(from) => to.f_sub(from)?.f_clamp_min_number(0),
+            None => Ok(to.shallow_clone()),
+        };
+        // A negative at the limit or beyond it has a hinge of 0.
+        let counted = f_length(&to)?;
+        let costly = match self.counts_above_zero()? {
+            true => counted.shallow_clone(),
+            false => f_length(&negatives.f_below(&limit)?.f_minimum(&to)?)?,
+        };
+        let slopes = negatives.f_slopes(&costly, from.as_ref())?.f_to_kind(Kind::Double)?;
+        // Times 0 an infinite distance is 0. One that is NaN has no place in the sorted order; it makes the result NaN.
+        let sum = bare.f_clamp_number(f64::MIN, f64::MAX)?.f_mul(&slopes)?.f_sum(None)?;
+        let sum = sum.f_add(&costly.f_sum(Kind::Double)?.f_mul_number(self.loss.margin)?)?;
+        let kind = far.f_kind()?;
+        let sum = Function::new(&[far]).save(&[far, &slopes]).f_attach_one(sum, move |context| {
+            let (Some(grad), [far, slopes]) = (context.grad(0), context.saved()) else { return Ok(vec![None]) };
+            let gradient = no_grad(|| slopes.f_mul(&grad)?.f_to_kind(kind))?;
+            // The counts do not change with the distances, so that second derivatives are 0.
+            Ok(vec![Some(if context.create_graph() { f_with_zero_gradients(gradient, &[far])? } else { gradient })])
+        })?;
+        self.loss.reduction.f_of_sum(&sum, &counted.f_sum(Kind::Int64)?)
+    }
+
+    /// Whether those hinges alone count in the reduction that are above 0.
+    fn counts_above_zero(&self) -> Result<bool, LossError> {
+        Ok(self.loss.reduction.bounds()?.0.is_some_and(|low| low >= 0.0))
     }
 
     /// For each pair (a, p) the range of sorted negatives that are mined and whose hinges count in the reduction, given
-    /// d(a, p) and d(a, p) + m. It is empty where it ends before it begins.
-    fn f_range(&self, negatives: &Negatives, far: &Tensor, limit: &Tensor) -> Result<(Tensor, Tensor), LossError> {
+    /// d(a, p) and d(a, p) + m; from the first one on where there is no beginning. It is empty where it ends before it
+    /// begins.
+    fn f_range(
+        &self,
+        negatives: &Negatives,
+        far: &Tensor,
+        limit: &Tensor,
+    ) -> Result<(Option<Tensor>, Tensor), LossError> {
         let up_to = |values: &Tensor| negatives.f_up_to(&values.f_add_number(self.noise)?);
         let (mut from, mut to) = match self.loss.mining {
-            TripletMining::SemiHard => (up_to(far)?, up_to(limit)?),
-            TripletMining::Hard => (far.f_zeros_like()?.f_to_kind(Kind::Int64)?, up_to(far)?),
-            _ => (far.f_zeros_like()?.f_to_kind(Kind::Int64)?, negatives.number.f_expand_as(far)?),
+            TripletMining::SemiHard => (Some(up_to(far)?), Some(up_to(limit)?)),
+            TripletMining::Hard => (None, Some(up_to(far)?)),
+            _ => (None, None),
         };
         let (low, high) = self.loss.reduction.bounds()?;
         if let Some(low) = low.filter(|low| *low >= 0.0) {
-            to = to.f_minimum(&negatives.f_below(&limit.f_sub_number(low)?)?)?;
+            let above = negatives.f_below(&limit.f_sub_number(low)?)?;
+            to = Some(to.map_or(Ok(above.shallow_clone()), |to| to.f_minimum(&above))?);
         }
         match high {
-            Some(high) if high > 0.0 => from = from.f_maximum(&negatives.f_up_to(&limit.f_sub_number(high)?)?)?,
-            Some(_) => to = to.f_zeros_like()?,
+            Some(high) if high > 0.0 => {
+                let below = negatives.f_up_to(&limit.f_sub_number(high)?)?;
+                from = Some(from.map_or(Ok(below.shallow_clone()), |from| from.f_maximum(&below))?);
+            }
+            Some(_) => to = Some(far.f_zeros_like()?.f_to_kind(Kind::Int64)?),
             None => {}
         }
-        Ok((from, to))
+        let f_all = || negatives.f_number()?.f_expand_as(far)?.f_contiguous();
+        Ok((from, to.map_or_else(f_all, Ok)?))
     }
 
     /// All mined triplets, some pairs (a, p) at a time. The gradient of each chunk is computed with it, so that no
@@ -310,39 +341,60 @@ impl Mined {
 
 /// The negatives of each anchor in the order of their distances.
 struct Negatives {
-    /// `[N, M]`, without a graph; infinite after the last.
+    /// `[N, M]`, infinite after the last, and where each of them was.
     sorted: Tensor,
-    /// `[N, M + 1]`: the sum of the first k.
-    prefix_sums: Tensor,
-    /// `[N, 1]`: how many there are.
-    number: Tensor,
+    order: Tensor,
+    /// `[N, M]`: which are no negatives.
+    others: Tensor,
+    number: OnceCell<Tensor>,
 }
 
 impl Negatives {
-    fn f_new(far: &Tensor, negative: &Tensor) -> Result<Negatives, LossError> {
-        let others = negative.f_logical_not()?;
-        let (sorted, order) = far.f_detach()?.f_masked_fill_number(&others, f64::INFINITY)?.f_sort(1, false)?;
-        let own = far.f_masked_fill_number(&others, 0)?.f_gather(1, &order, false)?;
-        let first = own.f_narrow(1, 0, 1)?.f_zeros_like()?;
-        let prefix_sums = Tensor::f_cat(&[first, own.f_cumsum(1, None)?], 1)?;
-        let number = negative.f_sum_dim_intlist([1_i64].as_slice(), true, Kind::Int64)?;
-        Ok(Negatives { sorted, prefix_sums, number })
+    fn f_new(far: &Tensor, others: &Tensor) -> Result<Negatives, LossError> {
+        let (sorted, order) = far.f_masked_fill_number(others, f64::INFINITY)?.f_sort(1, false)?;
+        Ok(Negatives { sorted, order, others: others.shallow_clone(), number: OnceCell::new() })
     }
 
-    /// How many are below each value.
+    /// How many there are, `[N, 1]`.
+    fn f_number(&self) -> Result<Tensor, TchError> {
+        if let Some(number) = self.number.get() {
+            return Ok(number.shallow_clone());
+        }
+        let number = self.others.f_logical_not()?.f_sum_dim_intlist([1_i64].as_slice(), true, Kind::Int64)?;
+        Ok(self.number.get_or_init(|| number).shallow_clone())
+    }
+
+    /// How many are below each value. What is no negative is infinite, and not below any.
     fn f_below(&self, values: &Tensor) -> Result<Tensor, TchError> {
-        values.f_searchsorted(&self.sorted, false, false, "left", None::<Tensor>)?.f_minimum(&self.number)
+        values.f_searchsorted(&self.sorted, false, false, "left", None::<Tensor>)
     }
 
     /// How many are not above each value.
     fn f_up_to(&self, values: &Tensor) -> Result<Tensor, TchError> {
-        values.f_searchsorted(&self.sorted, false, true, "right", None::<Tensor>)?.f_minimum(&self.number)
+        values.f_searchsorted(&self.sorted, false, true, "right", None::<Tensor>)?.f_minimum(&self.f_number()?)
     }
 
-    /// The sum of those in each range.
-    fn f_sum_of(&self, from: &Tensor, to: &Tensor) -> Result<Tensor, TchError> {
-        let up_to = |end: &Tensor| self.prefix_sums.f_gather(1, end, false);
-        up_to(to)?.f_sub(&up_to(from)?)
+    /// The derivatives of the sum of hinges, `[N, M]`: for each positive how many negatives it meets, which are so many
+    /// from a place on, and for each negative minus the number of positives.
+    fn f_slopes(&self, lengths: &Tensor, from: Option<&Tensor>) -> Result<Tensor, TchError> {
+        let [rows, columns] = [0, 1].map(|dim| self.sorted.size()[dim]);
+        let options = (Kind::Int64, lengths.device());
+        let one = Tensor::f_ones([1, 1], options)?.f_expand([rows, columns], false)?;
+        // Ranges end and begin.
+        let mut changes = Tensor::f_zeros([rows, columns + 1], options)?;
+        match from {
+            Some(from) => {
+                let _ = changes.f_scatter_add_(1, &from.f_add(lengths)?, &one)?;
+                let _ = changes.f_scatter_add_(1, from, &one.f_neg()?)?;
+            }
+            None => {
+                let _ = changes.f_scatter_add_(1, lengths, &one)?;
+                let _ = changes.f_narrow(1, 0, 1)?.f_add_number_(-columns)?;
+            }
+        }
+        let of_sorted = changes.f_narrow(1, 0, columns)?.f_cumsum(1, None)?;
+        let of_negatives = lengths.f_empty_like()?.f_scatter_(1, &self.order, &of_sorted)?;
+        lengths.f_add(&of_negatives)
     }
 }
 

@@ -216,8 +216,16 @@ impl EmbeddingDistance {
 
     /// By how much the embeddings of each pair are farther apart than `margin`, or less alike.
     pub(crate) fn f_beyond(self, matrix: &Tensor, margin: f64) -> Result<Tensor, LossError> {
-        let farther = matrix.f_sub_number(margin)?;
-        if self.is_similarity() { Ok(farther.f_neg()?) } else { Ok(farther) }
+        Ok(match self.is_similarity() {
+            true => matrix.f_rsub_number(margin)?,
+            false if margin == 0.0 => matrix.shallow_clone(),
+            false => matrix.f_sub_number(margin)?,
+        })
+    }
+
+    /// By how much the embeddings of each pair are nearer to each other than `margin`, or more alike.
+    pub(crate) fn f_within(self, matrix: &Tensor, margin: f64) -> Result<Tensor, LossError> {
+        Ok(if self.is_similarity() { matrix.f_sub_number(margin)? } else { matrix.f_rsub_number(margin)? })
     }
 
     /// Whether that of a to b is that of b to a.

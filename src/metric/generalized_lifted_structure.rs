@@ -90,7 +90,7 @@ impl GeneralizedLiftedStructureLoss {
             Ok::<_, LossError>(f_log_sum_exp(too_much, mask)?.f_masked_fill_number(&none, 0)?)
         };
         let positives = sum(&self.distance.f_beyond(matrix, self.pos_margin)?, &pairs.f_positive()?)?;
-        let negatives = sum(&self.distance.f_beyond(matrix, self.neg_margin)?.f_neg()?, &pairs.f_negative()?)?;
+        let negatives = sum(&self.distance.f_within(matrix, self.neg_margin)?, &pairs.f_negative()?)?;
         self.reduction.of_anchors().f_apply(&positives.f_add(&negatives)?.f_relu()?.f_flatten(0, -1)?, None)
     }
 }

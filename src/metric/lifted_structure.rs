@@ -1,6 +1,6 @@
 use tch::{Kind, Tensor};
 
-use super::batch::{Batch, Pairs, f_softplus, loss_of_batch, loss_of_pairs};
+use super::batch::{Batch, Pairs, loss_of_batch, loss_of_pairs};
 use super::{EmbeddingDistance, EmbeddingLoss, EmbeddingReduction};
 use crate::kernels::{Each, NumberOperations, OTHER, Positives, Real, SAME, choose, scaled};
 use crate::{Loss, LossError, check};
@@ -89,7 +89,7 @@ impl LiftedStructureLoss {
     }
 
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
-        let too_near = self.distance.f_beyond(matrix, self.neg_margin)?.f_neg()?;
+        let too_near = self.distance.f_within(matrix, self.neg_margin)?;
         // One sum over negatives serves all pairs of an embedding.
         let [of_rows, any_of_rows] = pairs.f_log_sum_exp_of_negatives(&too_near)?;
         let (of_columns, any_of_columns) = (f_of_columns(&of_rows, matrix)?, f_of_columns(&any_of_rows, matrix)?);
@@ -97,7 +97,7 @@ impl LiftedStructureLoss {
         let rows = of_rows.f_zeros_unless(&any_of_rows)?;
         let columns = of_columns.f_zeros_unless(&any_of_columns)?;
         // `logaddexp` is not used: its second derivative is NaN where the two are far from each other.
-        let of_both = rows.f_add(&f_softplus(&columns.f_sub(&rows)?)?)?;
+        let of_both = rows.f_sub(&rows.f_sub(&columns)?.f_log_sigmoid()?)?;
         // An embedding paired with itself has its negatives once, not twice.
         let own = Tensor::f_eye_m(matrix.size()[0], matrix.size()[1], (Kind::Bool, matrix.device()))?;
         let both = any_of_columns.f_gt_tensor(&own)?;
@@ -105,9 +105,10 @@ impl LiftedStructureLoss {
         let of_both = of_both.f_where_self(&any_of_rows, &columns)?;
         let losses = of_both.f_add(&self.distance.f_beyond(matrix, self.pos_margin)?)?.f_relu()?;
         // Other pairs may have an infinite loss, whose gradient times 0 would be NaN.
-        let counted = pairs.f_positive()?.f_logical_and(&any_of_rows.f_any()?)?;
-        let losses = losses.f_zeros_unless(&counted)?;
-        pairs.f_reduce_positives(&losses.f_square()?.f_div_number(2)?, self.reduction)
+        let positive = pairs.f_positive()?;
+        let counted = positive.f_logical_and(&any_of_rows.f_any()?)?;
+        let losses = losses.f_zeros_unless(&counted)?.f_square()?.f_div_number(2)?;
+        pairs.f_reduce_positives_of(&losses, &positive, self.reduction)
     }
 }
 

@@ -1,6 +1,7 @@
-use tch::{Tensor, no_grad_guard};
+use tch::Tensor;
 
 use super::f_not_negative;
+use crate::autograd::{self, Function};
 use crate::check::{self, Validity};
 use crate::kernels::{self, Expected, NumberOperations, Pointwise, Real, choose, f_pointwise, is_not_negative};
 use crate::numeric::{self, f_subtractable, f_widely, real};
@@ -195,14 +196,19 @@ impl GaussianNllLoss {
         self.reduction.f_apply(&losses)
     }
 
-    /// The larger of `var` and ε: a copy changed in place without a graph, so that its gradient is that of `var`. A
-    /// variance that is not valid becomes a harmless one.
+    /// The larger of `var` and ε, with the gradient of `var`. A variance that is not valid becomes a harmless one.
     fn f_raised(&self, var: &Tensor, validity: &Validity) -> Result<Tensor, LossError> {
-        let mut copy = var.f_to_dtype(var.f_kind()?, false, true)?;
-        let _guard = no_grad_guard();
-        validity.f_fill(&mut copy, 1.0)?;
-        let _ = copy.f_clamp_min_number_(self.eps)?;
-        Ok(copy)
+        let bare = var.f_detach()?;
+        // An ε above 0 is harmless itself.
+        let raised = if validity.is_checked() || self.eps > 0.0 {
+            bare.f_clamp_min_number(self.eps)?
+        } else {
+            let mut copy = bare.f_to_dtype(bare.f_kind()?, false, true)?;
+            validity.f_fill(&mut copy, 1.0)?;
+            copy.f_clamp_min_number_(self.eps)?
+        };
+        let through = |context: autograd::Context| Ok(vec![context.grad(0)]);
+        Ok(Function::new(&[var]).f_attach_own(vec![raised], through)?.remove(0))
     }
 }
 

@@ -64,11 +64,13 @@ fn f_composite(errors: impl Errors, ranks: &Ranks, ignores: bool) -> Result<Tens
     };
     let weights = (0..size[1]).step_by(classes as usize).map(f_of_classes).collect::<Result<Vec<_>, _>>()?;
     let mut weights = if let [all] = &weights[..] { all.shallow_clone() } else { Tensor::f_cat(&weights, 1)? };
-    // The only class has all of the mean.
-    if ranks.present || ranks.weight.is_some() || size[1] != 1 {
+    let is_equal = !ranks.present && ranks.weight.is_none();
+    if !is_equal {
         weights = weights.f_mul(&f_shares(ranks, &own)?.f_unsqueeze(2)?)?;
     }
-    Ok(terms.f_mul(&weights)?.f_sum_dim_intlist([1_i64, 2].as_slice(), false, None)?)
+    let sum = terms.f_mul(&weights)?.f_sum_dim_intlist([1_i64, 2].as_slice(), false, None)?;
+    // The only class has all of the mean.
+    if is_equal && size[1] > 1 { Ok(sum.f_div_number(size[1])?) } else { Ok(sum) }
 }
 
 /// −1 where `own` is true and 1 elsewhere: a factor, which has fewer operations than a choice and its derivative.
@@ -126,15 +128,16 @@ fn f_weights(errors: &Tensor, foreground: &Tensor) -> Result<Tensor, LossError> 
     }
     let order = errors.f_argsort_stable(true, 2, true)?;
     let sorted = foreground.f_gather(2, &order, false)?;
-    let total = foreground.f_sum_dim_intlist(2, true, Kind::Int)?;
-    let intersection = total.f_sub(&sorted.f_cumsum(2, Kind::Int)?)?;
-    let ranks = Tensor::f_ones(errors.size()[2], (Kind::Int, errors.device()))?.f_cumsum(0, Kind::Int)?;
-    let union = intersection.f_add(&ranks)?;
-    // The weight of a foreground pixel is 1 / union, that of a background pixel intersection / (union (union - 1)).
-    let background = intersection.f_to_kind(errors.f_kind()?)?.f_div(&union.f_sub_number(1)?.f_clamp_min_number(1)?)?;
-    let growth = background.f_masked_fill_number(&sorted, 1)?.f_div(&union)?;
-    // Without any foreground the first wrong pixel is the whole loss.
-    let _ = growth.f_narrow(2, 0, 1)?.f_add_(&total.f_eq_number(0)?)?;
+    let so_far = sorted.f_cumsum(2, Kind::Int)?;
+    let intersection = so_far.f_narrow(2, errors.size()[2] - 1, 1)?.f_sub(&so_far)?;
+    let before = intersection.f_add(&f_positions(errors.size()[2], (Kind::Int, errors.device()))?)?;
+    // The weight of a foreground pixel is 1 / union, that of a background pixel intersection / (union (union - 1)). The
+    // first wrong pixel has 1 / union in any case, where the quotient is 1 or 0 / 0.
+    let kind = errors.f_kind()?;
+    let part = if kind == Kind::Float { intersection } else { intersection.f_to_kind(kind)? };
+    let mut background = part.f_div(&before)?;
+    let background = background.f_nan_to_num_(1.0, None, None)?;
+    let growth = background.f_maximum(&sorted)?.f_div(&before.f_add_number(1)?)?;
     // Each place is written.
     Ok(errors.f_empty_like()?.f_scatter_(2, &order, &growth)?)
 }

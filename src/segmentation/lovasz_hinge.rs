@@ -100,21 +100,23 @@ impl LovaszHingeLoss {
         }
     }
 
-    /// The pixels that are foreground, those that are ignored, and whether all are one of 0, 1 and ignored.
+    /// The labels, 1 of the foreground and −1 where it is ignored; where that is; and whether all are one of 0, 1 and
+    /// ignored.
     fn f_pixels(&self, target: &Tensor) -> Result<(Tensor, Option<Tensor>, Validity), LossError> {
-        let mut foreground = target.f_eq_number(1)?;
-        let mut invalid = target.f_ne_number(0)?.f_masked_fill_number_(&foreground, 0)?;
+        let mut labels = target.f_to_kind(Kind::Int64)?.f_clamp_number(0, 1)?;
+        // What is not an integer is not its integer part.
+        let mut invalid = labels.f_ne_tensor(target)?;
         let ignored = self.ignore_index.map(|index| target.f_eq_number(index)).transpose()?;
         if let Some(ignored) = &ignored {
             let _ = invalid.f_masked_fill_number_(ignored, 0)?;
-            let _ = foreground.f_masked_fill_number_(ignored, 0)?;
+            let _ = labels.f_masked_fill_number_(ignored, -1)?;
         }
         let expected = || match self.ignore_index {
             Some(index) => format!("0, 1 or ignore_index {index}"),
             None => "0 or 1".into(),
         };
         let validity = Validity::f_new(("target", target), invalid, expected, self.invalid_values)?;
-        Ok((foreground, ignored, validity))
+        Ok((labels, ignored, validity))
     }
 }
 
@@ -125,15 +127,16 @@ impl Loss for LovaszHingeLoss {
         check::arguments(input, target)?;
         let regions = self.regions(input)?;
         let kind = wide_kind(input)?;
-        let target = f_one_channel(("target", target), input, kind)?.f_reshape(regions)?;
-        let (foreground, ignored, validity) = self.f_pixels(&target)?;
+        // Labels need no conversion.
+        let of_target = if target.f_kind()? == Kind::Int64 { Kind::Int64 } else { kind };
+        let target = f_one_channel(("target", target), input, of_target)?.f_reshape(regions)?;
+        let (labels, ignored, validity) = self.f_pixels(&target.f_detach()?)?;
         let logits = input.f_to_kind(kind)?.f_reshape(regions)?;
         // Without `per_image` there is a single loss, which a sum leaves as it is.
         let reduction = if self.per_image { self.reduction } else { Reduction::Sum };
         let loss = if autograd::grad_enabled() && target.requires_grad() {
             reduction.f_apply(&f_of_differentiable_target(&logits, &target, ignored.as_ref())?)?
         } else {
-            let labels = f_filled(&foreground.f_to_kind(Kind::Int64)?, ignored.as_ref(), -1)?;
             let (numbers, classes) = (logits.f_unsqueeze(1)?, Tensor::f_ones([1], (Kind::Int64, input.device()))?);
             let ranks = Ranks { numbers: &numbers, labels: &labels, classes: &classes, weight: None, present: false };
             lovasz::f_loss(Hinges, &ranks, ignored.is_some(), reduction)?
