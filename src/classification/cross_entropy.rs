@@ -212,7 +212,9 @@ impl CrossEntropyLoss {
                 (weight, true) if smoothing == 0.0 => {
                     return f_of_probabilities(input, target, weight.as_ref(), reduction);
                 }
-                (Some(weight), false) => return self.f_weighted(input, target, weight, reduction),
+                (Some(weight), false) if smoothing > 0.0 => {
+                    return self.f_weighted(input, target, weight, reduction);
+                }
                 _ => {}
             }
         }

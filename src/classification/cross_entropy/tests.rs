@@ -1,4 +1,5 @@
 use super::*;
+use crate::kernels::like_cuda;
 use crate::{Backend, with_backend};
 
 fn logits() -> Tensor {
@@ -128,6 +129,36 @@ fn an_impossible_target_has_the_slope_of_pytorch() {
             let slopes = Vec::<f64>::try_from(x.grad().view(-1)).unwrap();
             let close = (slopes[0] + slope).abs() < 1e-15 && (slopes[1] - slope).abs() < 1e-15;
             assert!(close, "{backend:?}, {smoothing}, {class}: {slopes:?}");
+        }
+    }
+}
+
+/// As on CUDA, where no number is looked at, a loss is that of the CPU, also of masked classes and of targets without
+/// weight.
+#[test]
+fn weights_mean_the_same_where_nobody_looks() {
+    let x = Tensor::from_slice(&[0.5, -1.0, f64::NEG_INFINITY, 2.0, 0.25, 1.0]).view([2, 3]);
+    let targets =
+        [Tensor::from_slice(&[0_i64, 1]), Tensor::from_slice(&[1_i64, -100]), Tensor::from_slice(&[1_i64, 1])];
+    for (target, smoothing) in targets.iter().flat_map(|target| [(target, 0.0), (target, 0.1)]) {
+        for weight in [[1.0, 2.0, 3.0], [1.0, 2.0, 0.0], [1.0, 0.0, 0.0]] {
+            for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
+                let loss = CrossEntropyLoss::new().weight(Tensor::from_slice(&weight)).label_smoothing(smoothing);
+                let loss = loss.reduction(reduction);
+                let results = || {
+                    let x = x.copy().set_requires_grad(true);
+                    let loss = loss.forward(&x, target);
+                    loss.sum(None).backward();
+                    // Where the loss is no number the gradient is none either, NaN or infinite.
+                    let gradient = x.grad().masked_fill(&loss.isnan().any(), 0.0);
+                    [loss.detach(), gradient].map(|tensor| tensor.nan_to_num(1e9, 1e8, -1e8))
+                };
+                let (own, expected) = (like_cuda(results), with_backend(Backend::Composite, results));
+                for (own, expected) in own.iter().zip(&expected) {
+                    let off = (own - expected).abs().max().double_value(&[]);
+                    assert!(off < 1e-12, "{weight:?}, ε = {smoothing}, {reduction:?} of {target:?}: {own} {expected}");
+                }
+            }
         }
     }
 }
