@@ -222,8 +222,8 @@ impl Mined {
     fn f_sorted(&self, far: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
         // A sum of differences needs more digits than single precision has.
         let bare = far.f_detach()?.f_to_kind(Kind::Double)?;
-        let not_positive = pairs.f_not_positive()?;
-        let negatives = Negatives::f_new(&bare, &pairs.f_not_negative()?)?;
+        let (not_positive, not_negative) = (pairs.f_not_positive()?, pairs.f_not_negative()?);
+        let negatives = Negatives::f_new(&bare, &not_negative)?;
         let limit = bare.f_add_number(self.loss.margin)?;
         let (from, mut to) = self.f_range(&negatives, &bare, &limit)?;
         let _ = to.f_masked_fill_number_(&not_positive, 0)?;
@@ -238,8 +238,11 @@ impl Mined {
             false => f_length(&negatives.f_below(&limit)?.f_minimum(&to)?)?,
         };
         let slopes = negatives.f_slopes(&costly, from.as_ref())?.f_to_kind(Kind::Double)?;
-        // Times 0 an infinite distance is 0. One that is NaN has no place in the sorted order; it makes the result NaN.
-        let sum = bare.f_clamp_number(f64::MIN, f64::MAX)?.f_mul(&slopes)?.f_sum(None)?;
+        // Times 0 an infinite distance is 0. One that is NaN has no place in the sorted order; it makes the result NaN,
+        // unless there is no triplet at all.
+        let none = not_positive.f_all()?.f_logical_or(&not_negative.f_all()?)?;
+        let mut sum = bare.f_clamp_number(f64::MIN, f64::MAX)?.f_mul(&slopes)?.f_sum(None)?;
+        let _ = sum.f_masked_fill_number_(&none, 0)?;
         let sum = sum.f_add(&costly.f_sum(Kind::Double)?.f_mul_number(self.loss.margin)?)?;
         let kind = far.f_kind()?;
         let sum = Function::new(&[far]).save(&[far, &slopes]).f_attach_one(sum, move |context| {
