@@ -199,10 +199,11 @@ impl SoftmaxFocalLoss {
             // The mean is over the weights without α.
             _ => return Ok(None),
         };
-        if !kernels::takes_rows(input) || target.size() == input.size() || self.label_smoothing != 0.0 {
+        let class_dim = check::class_dim(input)?;
+        let is_of_indices = target.size() != input.size() && input.size()[class_dim] > 0;
+        if !kernels::takes_rows(input) || !is_of_indices || self.label_smoothing != 0.0 {
             return Ok(None);
         }
-        let class_dim = check::class_dim(input)?;
         let (classes, target) = check::class_target(target, input, class_dim, OR_SHARES)?;
         let factors = self.f_factors(classes, numeric::wide_kind(input)?, input.device())?;
         let engine = |target: &Tensor, note: Option<&Note>| {
