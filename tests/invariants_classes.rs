@@ -812,3 +812,34 @@ fn a_cap_that_is_reached_has_a_slope() {
     let p = 1.0 / (1.0 + (-5.0 * 6_f64.tanh()).exp());
     assert_near(gradient[0], p * slope, 1e-5, "slope");
 }
+
+/// Where all weights of the targets are 0 the mean is NaN, and so is its gradient: one of 0 would hide it.
+#[test]
+fn a_mean_over_no_weight_has_a_gradient_of_nan_as_libtorchs() {
+    let input = Tensor::from_slice(&[0.5, -1.0, 2.0, 1.0, 0.0, 0.25]).view([2, 3]);
+    let eye = Tensor::eye(3, (Kind::Double, Device::Cpu));
+    let target = Tensor::from_slice(&[0_i64, 1]);
+    // With a class that has a weight, and without.
+    for weight in [[0.0, 0.0, 2.0], [0.0; 3]] {
+        for smoothing in [0.0, 0.1] {
+            let weight = || Tensor::from_slice(&weight);
+            let alone = CrossEntropyLoss::new().label_smoothing(smoothing).weight(weight());
+            let whole = || LinearCrossEntropy::new().label_smoothing(smoothing).weight(weight());
+            let chunked = whole().chunking(Chunking::Rows(1));
+            let losses: [Call; 4] = [
+                &|x| x.cross_entropy_loss(&target, Some(weight()), tch::Reduction::Mean, -100, smoothing),
+                &|x| alone.forward(x, &target),
+                &|x| whole().forward(x, &eye, &target, None),
+                &|x| chunked.forward(x, &eye, &target, None),
+            ];
+            for (place, loss) in losses.iter().enumerate() {
+                let ways = BACKENDS.map(|backend| value_and_gradient("no weight", backend, &input, loss));
+                let as_on_a_gpu = like_cuda(|| value_and_gradient("no weight", Backend::Composite, &input, loss));
+                for (value, gradient) in ways.iter().chain([&as_on_a_gpu]) {
+                    let all_nan = value.is_nan() && gradient.iter().all(|number| number.is_nan());
+                    assert!(all_nan, "loss {place}, smoothing {smoothing}: {value} {gradient:?}");
+                }
+            }
+        }
+    }
+}

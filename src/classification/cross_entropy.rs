@@ -237,7 +237,9 @@ impl CrossEntropyLoss {
         let (dim, ignored) = (check::class_dim(input)? as i64, target.f_eq_number(self.ignore_index)?);
         let per_class = f_per_class(weight, input)?;
         // A masked class without a weight has no part in the loss, where 0 · ∞ would be NaN.
-        let log_p = input.f_log_softmax(dim, None)?.f_zeros_where(&per_class.f_eq_number(0)?)?;
+        let log_p = input.f_log_softmax(dim, None)?;
+        let masked = log_p.f_detach()?.f_eq_number(f64::NEG_INFINITY)?.f_logical_and(&per_class.f_eq_number(0)?)?;
+        let log_p = log_p.f_zeros_where(&masked)?;
         let spread = log_p.f_mul(&per_class)?.f_sum_dim_intlist(dim, false, None)?.f_zeros_where(&ignored)?;
         let spread = match reduction {
             Reduction::None => spread,

@@ -13,7 +13,7 @@ use crate::autograd::{
 };
 use crate::kernels::{Note, NumberOperations, small_work, waits};
 use crate::numeric::multiplications;
-use crate::numeric::{f_filled, f_ratio, f_times};
+use crate::numeric::{f_filled, f_times};
 use crate::{LossError, Reduction};
 
 /// How a loss is computed.
@@ -323,7 +323,9 @@ struct Reducer {
 impl Reducer {
     /// The derivatives of the result with respect to the losses of the rows.
     fn f_derivatives(&self) -> Result<PerRow, LossError> {
-        let of = |divisor: &Tensor| f_ratio(&self.counted, &divisor.f_expand_as(&self.counted)?);
+        // Without a target that counts there is no gradient; where all their class weights are 0 it is NaN, as the loss.
+        let ignored = self.counted.f_eq_number(0)?;
+        let of = |divisor: &Tensor| self.counted.f_div(divisor)?.f_zeros_where(&ignored);
         Ok(PerRow { entropy: of(&self.entropy)?, z: of(&self.z)? })
     }
 
