@@ -64,6 +64,10 @@ const LOSSES: &[(&str, Target, Build)] = &[
     ("soft margin", Target::Signs, |r, _, _| Box::new(SoftMarginLoss::new().reduction(r))),
     ("hinge embedding", Target::Signs, |r, _, _| Box::new(HingeEmbeddingLoss::new().reduction(r))),
     ("sigmoid focal", Target::Uniform, |r, _, _| Box::new(SigmoidFocalLoss::new().reduction(r))),
+    ("sigmoid focal, ignored", Target::Uniform, |r, w, _| {
+        let mask = w.ge_tensor(&(w.max() * 0.4));
+        Box::new(SigmoidFocalLoss::new().mask(mask).weight(w).reduction(r))
+    }),
     ("sigmoid focal, γ = 0.5, weighted", Target::Uniform, |r, w, _| {
         Box::new(SigmoidFocalLoss::new().gamma(0.5).alpha(FocalAlpha::None).weight(w).reduction(r))
     }),
@@ -191,6 +195,9 @@ const LOSSES: &[(&str, Target, Build)] = &[
         of(move |x, y| VarifocalLoss::new().reduction(r).f_forward(x, &y.clamp(0.0, 1.0)))
     }),
     ("one-vs-rest focal", Target::Classes, |r, _, _| Box::new(OneVsRestFocalLoss::new().reduction(r))),
+    ("one-vs-rest focal, ignored", Target::Classes, |r, _, _| {
+        Box::new(OneVsRestFocalLoss::new().ignore_index(1).reduction(r))
+    }),
     ("one-vs-rest focal, balanced", Target::Classes, |r, _, _| {
         Box::new(OneVsRestFocalLoss::new().alpha(0.3).gamma(1.5).reduction(r))
     }),
@@ -283,10 +290,11 @@ fn of(loss: impl Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'sta
     Box::new(Of(loss))
 }
 
-/// A vector of two dimensions at least for each row. The angle of those of one is constant, and its gradient nothing but rounding.
+/// A vector of two dimensions at least for each row. The angle of those of one is constant, and its gradient nothing but
+/// rounding. What is added is the same in every kind.
 fn vectors(x: &Tensor) -> Tensor {
     let rows = x.size()[0];
-    Tensor::cat(&[x.reshape([rows, -1]), x.square().reshape([rows, -1])], 1)
+    Tensor::cat(&[x.reshape([rows, -1]), x.ones_like().reshape([rows, -1])], 1)
 }
 
 /// The loss of boxes of which many overlap and some are inverted.

@@ -4,6 +4,7 @@
 use tch::{Kind, Tensor};
 
 use crate::kernels::NumberOperations;
+use crate::mean_parts::f_wide;
 use crate::numeric::f_filled;
 use crate::option_tensors::{OptionTensors, Replace};
 use crate::{LossError, MeanOver, MeanParts, Reduction, check};
@@ -56,6 +57,9 @@ pub(super) fn check_mean<L>(normalization: FocalNormalization) -> Result<(), Los
 
 /// The least divisor: a smaller sum of factors is replaced by it.
 const SMALLEST_NORM: f64 = 1e-6;
+
+/// A logit whose probability is exactly 0 in every kind. It is finite, since derivatives of infinite ones are special cases.
+const FAR: f64 = -1e4;
 
 impl OptionTensors for FocalAlpha {
     fn map_tensors(&self, replace: &mut Replace) -> Self {
@@ -202,6 +206,11 @@ impl Counted {
         f_filled(tensor, self.ignored.as_ref(), 0)
     }
 
+    /// Logits whose ignored elements have neither a loss nor a gradient where the label is 0.
+    pub(super) fn f_without_losses(&self, x: &Tensor) -> Result<Tensor, LossError> {
+        f_filled(x, self.ignored.as_ref(), FAR)
+    }
+
     /// The losses, divided by the sum of the `factors`.
     pub(super) fn f_normalize(
         &self,
@@ -229,11 +238,23 @@ impl Counted {
         reduction: Reduction,
         mean_over: MeanOver,
     ) -> Result<Tensor, LossError> {
+        self.f_reduce_by(reduction, mean_over, losses, |losses, reduction| reduction.f_apply(losses))
+    }
+
+    /// The same of losses that `reduced` computes of `x` and reduces.
+    pub(super) fn f_reduce_by(
+        &self,
+        reduction: Reduction,
+        mean_over: MeanOver,
+        x: &Tensor,
+        reduced: impl FnOnce(&Tensor, Reduction) -> Result<Tensor, LossError>,
+    ) -> Result<Tensor, LossError> {
         let (Some(ignored), Reduction::Mean, MeanOver::Counted) = (&self.ignored, reduction, mean_over) else {
-            return reduction.f_apply(losses);
+            return reduced(x, reduction);
         };
-        let count = ignored.f_expand_as(losses)?.f_logical_not()?.f_sum(None)?;
-        f_mean(&losses.f_sum(None)?, &count)
+        let count = ignored.f_expand_as(x)?.f_logical_not()?.f_sum(None)?;
+        // A sum may be too large for half precision.
+        f_mean(&reduced(&f_wide(x)?, Reduction::Sum)?, &count)
     }
 
     /// The parts of the mean over the elements of `input`.

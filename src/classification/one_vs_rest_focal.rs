@@ -169,23 +169,35 @@ impl OneVsRestFocalLoss {
             && !matches!(self.alpha, FocalAlpha::Classes(_))
             && self.reduced_threshold.is_none()
             && self.weight.is_none()
-            && self.ignore_index.is_none()
             && input.numel() > 0
             && kernels::takes_elements(input)
     }
 
     fn f_by_engine<const SQUARE: bool>(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
         let class_dim = check::class_dim(input)?;
-        let target = ClassIndices::f_of(target, (input, class_dim), "", None, self.invalid_values)?;
+        let target = ClassIndices::f_of(target, (input, class_dim), "", self.ignore_index, self.invalid_values)?;
         let dim = class_dim as i64;
+        let ignored = target.f_ignored()?.map(|ignored| ignored.f_unsqueeze(dim)).transpose()?;
+        let counted = Counted { ignored };
         let mut labels = input.f_detach()?.f_zeros_like()?;
-        let _ = labels.f_scatter_number_(dim, &target.indices.f_unsqueeze(dim)?, 1.0)?;
+        let _ = labels.f_scatter_number_(dim, &counted.f_mask(&target.indices.f_unsqueeze(dim)?)?, 1.0)?;
+        let (x, labels) = (counted.f_without_losses(input)?, counted.f_mask(&labels)?);
         let formula = Formula::<SQUARE> { gamma: self.gamma, alpha: self.alpha.number() };
         let own = self.clone();
-        let loss = f_pointwise(formula, [input, &labels], self.reduction, move |[input, labels]| {
-            own.f_composite(input, &labels.f_argmax(dim, false)?)
+        let loss = counted.f_reduce_by(self.reduction, self.mean_over, &x, |x, reduction| {
+            f_pointwise(formula, [x, &labels.f_to_kind(x.f_kind()?)?], reduction, move |[x, labels]| {
+                Self { reduction, ..own.clone() }.f_composite(x, &own.f_target(labels, dim)?)
+            })
         })?;
+        let loss = loss.f_to_kind(numeric::result_kind(input)?)?;
         target.validity.f_unsqueeze(dim)?.f_poison_own(loss, self.reduction == Reduction::None)
+    }
+
+    /// The class indices of one-hot labels; without a label the one that is ignored.
+    fn f_target(&self, labels: &Tensor, dim: i64) -> Result<Tensor, LossError> {
+        let (label, class) = labels.f_max_dim(dim, false)?;
+        let Some(ignored) = self.ignore_index else { return Ok(class) };
+        Ok(class.f_masked_fill_number(&label.f_eq_number(0)?, ignored)?)
     }
 
     fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {

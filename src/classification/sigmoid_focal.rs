@@ -312,9 +312,7 @@ impl SigmoidFocalLoss {
         let plain = self.normalization == FocalNormalization::None
             && !matches!(self.alpha, FocalAlpha::Classes(_))
             && self.reduced_threshold.is_none()
-            && self.pos_weight.is_none()
-            && self.ignore_index.is_none()
-            && self.mask.is_none();
+            && self.pos_weight.is_none();
         Ok(plain && !narrowed && kernels::takes_partial(input, self.invalid_values))
     }
 
@@ -340,6 +338,18 @@ impl SigmoidFocalLoss {
         };
         let arguments = [input, target, &weight.f_expand_as(input)?];
         f_pointwise(Weighted(formula), arguments, self.reduction, move |[x, y, weight]| f_composite(x, y, Some(weight)))
+    }
+
+    /// The loss by the engine where elements are ignored: those have no loss there.
+    fn f_fused_counted(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let counted = self.f_counted(&numeric::f_reals(("target", target), numeric::wide_kind(input)?)?)?;
+        let (x, y) = (counted.f_without_losses(input)?, counted.f_mask(target)?);
+        let weight = self.weight.as_ref().map(|weight| counted.f_mask(&weight.f_expand_as(input)?)).transpose()?;
+        let bare = Self { ignore_index: None, mask: None, weight, ..self.clone() };
+        let loss = counted.f_reduce_by(self.reduction, self.mean_over, &x, |x, reduction| {
+            Self { reduction, ..bare }.f_forward(x, &y)
+        })?;
+        Ok(loss.f_to_kind(numeric::result_kind(input)?)?)
     }
 
     fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
@@ -397,6 +407,9 @@ impl Loss for SigmoidFocalLoss {
         }
         if !self.is_fused(input, target)? {
             return self.f_composite(input, target);
+        }
+        if self.ignore_index.is_some() || self.mask.is_some() {
+            return self.f_fused_counted(input, target);
         }
         let target = numeric::f_reals(("target", target), input.f_kind()?)?;
         match self.gamma == 2.0 {
