@@ -791,12 +791,28 @@ fn what_no_loss_can_be_of_is_named() {
         let error = loss.f_forward(&none, &target).unwrap_err().to_string();
         assert_eq!(error, "input has shape [2, 0], expected at least one class");
     }
+    for backend in BACKENDS {
+        let loss = || JsdCrossEntropyLoss::new().num_splits(2).f_forward(&none, &target.narrow(0, 0, 1).zeros_like());
+        let error = with_backend(backend, loss).unwrap_err().to_string();
+        assert_eq!(error, "target holds 0, expected classes in [0, 0), or ignore_index -100");
+    }
     // In single precision such a cap is 0.
     let (input, weight) =
         (Tensor::ones([2, 3], (Kind::Float, Device::Cpu)), Tensor::ones([4, 3], (Kind::Float, Device::Cpu)));
     let error =
         LinearCrossEntropy::new().soft_cap(1e-300).f_forward(&input, &weight, &target.zeros_like(), None).unwrap_err();
     assert!(error.to_string().ends_with("expected a number > 0 in Float"), "{error}");
+}
+
+#[test]
+fn chunks_of_no_features_have_equal_logits() {
+    let of = |shape: &[i64]| Tensor::zeros(shape, (Kind::Double, Device::Cpu));
+    let target = Tensor::from_slice(&[1_i64, 0, 2, 2, 1]);
+    for chunking in [Chunking::Rows(2), Chunking::AspectRatio(2)] {
+        let loss = LinearCrossEntropy::new().chunking(chunking);
+        let value = loss.forward(&of(&[5, 0]), &of(&[3, 0]), &target, None);
+        assert_near(value.double_value(&[]), 3_f64.ln(), 1e-15, "chunks");
+    }
 }
 
 /// The slope of a cap is 4 e^−2u / (1 + e^−2u)², of which 1 − tanh² loses the digits.

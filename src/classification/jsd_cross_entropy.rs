@@ -116,7 +116,7 @@ impl JsdCrossEntropyLoss {
             weight: of_rows.alpha,
             floor: FLOOR,
         };
-        let input = &input.f_movedim_int(1, -1)?.f_reshape([-1, classes])?;
+        let input = &input.f_movedim_int(1, -1)?.f_reshape([shape[0] * pixels, classes])?;
         let engine = |target: &Tensor, note: Option<&Note>| {
             let rows = Rows { input, class_dim: 1, target, ignore_index: Some(IGNORED), weight: None, note };
             f_views(views, &rows, composite(of_rows))

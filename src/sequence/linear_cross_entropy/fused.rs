@@ -120,8 +120,9 @@ impl Chunks {
         let (size, kind) = (*size, *kind);
         let (weight, target) = (arguments.linear_weight, arguments.target);
         let (classes, features) = (weight.size()[0], *weight.size().last().unwrap_or(&0));
-        let input = arguments.input.f_detach()?.f_reshape([-1, features])?;
-        let rows = input.size()[0];
+        // libtorch cannot tell how many rows of no features there are.
+        let rows = arguments.input.size().iter().rev().skip(1).product();
+        let input = arguments.input.f_detach()?.f_reshape([rows, features])?;
         let places = weight.size()[1..weight.dim() - 1].iter().product::<i64>();
         let target = if target.is_floating_point() {
             RowTarget::Probabilities(target.f_detach()?.f_reshape([rows, classes, places])?)
