@@ -1,10 +1,10 @@
-//! What the losses of logits of two classes have in common, as tensor operations.
+//! What the losses of logits of two classes have in common: tensor operations, and what targets are for an engine.
 
 use tch::{Kind, TchError, Tensor};
 
 use crate::autograd::{self, Function, f_gradients_of};
 use crate::check::{self, Validity};
-use crate::kernels::{self, Expected, NumberOperations, waits};
+use crate::kernels::{self, Expected, NumberOperations, Pointwise, Real, is_share, share_or_nan, waits};
 use crate::{InvalidValues, LossError};
 
 /// What targets of a binary loss are.
@@ -21,6 +21,34 @@ pub(crate) const ROUNDED_ONE: f64 = 1.0001;
 /// [`f_shares`] of qualities.
 pub(crate) fn f_qualities(target: &Tensor, mode: InvalidValues) -> Result<Validity, LossError> {
     check::f_in_range(("target", target), 0.0..=ROUNDED_ONE, SHARES.1, mode)
+}
+
+/// The loss of one element, of a logit, a target that is a share, and what stands behind these: [`Pointwise`] that is
+/// undefined for other targets.
+pub(crate) trait PointwiseOfShare<const N: usize>: Copy + Send + Sync + 'static {
+    /// The greatest target.
+    const WHOLE: f64 = 1.0;
+
+    /// The loss and its derivatives, as [`Pointwise::evaluate`] has them. A target that is no share is NaN. To be
+    /// `#[inline(always)]`.
+    fn evaluate<R: Real>(self, arguments: [R; N]) -> (R, [R; N]);
+}
+
+impl<F: PointwiseOfShare<N>, const N: usize> Pointwise<N> for F {
+    fn partial(self) -> Option<Expected> {
+        Some(SHARES)
+    }
+
+    #[inline(always)]
+    fn is_defined<R: Real>(self, arguments: [R; N]) -> R::Mask {
+        is_share(arguments[1], F::WHOLE)
+    }
+
+    #[inline(always)]
+    fn evaluate<R: Real>(self, mut arguments: [R; N]) -> (R, [R; N]) {
+        arguments[1] = share_or_nan(arguments[1], F::WHOLE);
+        PointwiseOfShare::evaluate(self, arguments)
+    }
 }
 
 /// Logits, and whether some of them may be infinite.

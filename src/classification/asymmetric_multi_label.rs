@@ -2,8 +2,8 @@ use tch::Tensor;
 
 use super::multi_label::{self, MultiLabelReduction, f_weighted};
 use crate::autograd::{self, Function, f_gradients_of};
-use crate::binary::{self, Logits};
-use crate::kernels::{self, Expected, Logit, NumberOperations, Pointwise, Real, choose, is_share, part, share_or_nan};
+use crate::binary::{self, Logits, PointwiseOfShare};
+use crate::kernels::{self, Logit, NumberOperations, Real, choose, part};
 use crate::mean_parts::f_wide;
 use crate::numeric::{f_power, f_powers, f_reals, f_times, references, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, check};
@@ -323,16 +323,7 @@ impl Formula {
     }
 }
 
-impl Pointwise<2> for Formula {
-    fn partial(self) -> Option<Expected> {
-        Some(binary::SHARES)
-    }
-
-    #[inline(always)]
-    fn is_defined<R: Real>(self, [_, y]: [R; 2]) -> R::Mask {
-        is_share(y, 1.0)
-    }
-
+impl PointwiseOfShare<2> for Formula {
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
         let (loss, [of_x, of_y, _]) = self.evaluate([x, y, R::of(1.0)]);
@@ -341,19 +332,10 @@ impl Pointwise<2> for Formula {
 }
 
 /// The same with a weight of the positive part as third argument.
-impl Pointwise<3> for Formula {
-    fn partial(self) -> Option<Expected> {
-        Some(binary::SHARES)
-    }
-
-    #[inline(always)]
-    fn is_defined<R: Real>(self, [_, y, _]: [R; 3]) -> R::Mask {
-        is_share(y, 1.0)
-    }
-
+impl PointwiseOfShare<3> for Formula {
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y, pos_weight]: [R; 3]) -> (R, [R; 3]) {
-        let (y, of_label) = multi_label::smooth(share_or_nan(y, 1.0), self.label_smoothing);
+        let (y, of_label) = multi_label::smooth(y, self.label_smoothing);
         let logit = Logit::new(x);
         let (entropy, [of_x, of_y, of_weight]) = self.entropy([y, pos_weight], logit);
         let (focus, [focus_of_x, focus_of_y]) = self.focus(y, logit);

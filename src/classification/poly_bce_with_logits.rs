@@ -1,10 +1,8 @@
 use tch::Tensor;
 
 use super::multi_label::{self, MultiLabelReduction};
-use crate::binary::{self, Logits, Parts};
-use crate::kernels::{
-    self, ANY, Expected, Logit, NumberOperations, Pointwise, Real, f_pointwise, is_share, part, powers, share_or_nan,
-};
+use crate::binary::{self, Logits, Parts, PointwiseOfShare};
+use crate::kernels::{self, ANY, Logit, NumberOperations, Real, f_pointwise, part, powers};
 use crate::mean_parts::f_wide;
 use crate::numeric::{f_power, f_reals, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, check};
@@ -169,20 +167,11 @@ impl Loss for PolyBceWithLogitsLoss {
 #[derive(Clone, Copy)]
 struct Formula<const GAMMA: usize>(PolyBceWithLogitsLoss);
 
-impl<const GAMMA: usize> Pointwise<2> for Formula<GAMMA> {
-    fn partial(self) -> Option<Expected> {
-        Some(binary::SHARES)
-    }
-
-    #[inline(always)]
-    fn is_defined<R: Real>(self, [_, y]: [R; 2]) -> R::Mask {
-        is_share(y, 1.0)
-    }
-
+impl<const GAMMA: usize> PointwiseOfShare<2> for Formula<GAMMA> {
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
         let (one, epsilon) = (R::of(1.0), R::of(self.0.epsilon));
-        let (y, of_label) = multi_label::smooth(share_or_nan(y, 1.0), self.0.label_smoothing);
+        let (y, of_label) = multi_label::smooth(y, self.0.label_smoothing);
         let logit = Logit::new(x);
         let missing = logit.missing(y);
         let missing_of_x = logit.p * logit.q * (one - y - y);

@@ -232,14 +232,6 @@ struct Formula {
 }
 
 impl Formula {
-    /// The smoothed label, its derivative, and whether it counts.
-    #[inline(always)]
-    fn label<R: Real>(self, label: R) -> (R, R, R::Mask) {
-        let (label, counted) = self.counted(label);
-        let (label, of_label) = multi_label::smooth(share_or_nan(label, 1.0), self.label_smoothing);
-        (label, of_label, counted)
-    }
-
     /// The label, 0 where it is ignored, and whether it counts.
     #[inline(always)]
     fn counted<R: Real>(self, label: R) -> (R, R::Mask) {
@@ -249,42 +241,32 @@ impl Formula {
     }
 }
 
-impl Pointwise<2> for Formula {
+/// With a third argument the one with a weight of the positive part, as the formula without smoothing.
+impl<const N: usize> Pointwise<N> for Formula
+where
+    bce_with_logits::Formula: Pointwise<N>,
+{
     fn partial(self) -> Option<Expected> {
         Some(binary::SHARES)
     }
 
     #[inline(always)]
-    fn is_defined<R: Real>(self, [_, y]: [R; 2]) -> R::Mask {
-        is_share(self.counted(y).0, 1.0)
+    fn is_defined<R: Real>(self, arguments: [R; N]) -> R::Mask {
+        is_share(self.counted(arguments[1]).0, 1.0)
     }
 
     #[inline(always)]
-    fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
-        let (y, of_label, counted) = self.label(y);
-        let (loss, [of_x, of_y]) = bce_with_logits::Formula.evaluate([x, y]);
+    fn evaluate<R: Real>(self, mut arguments: [R; N]) -> (R, [R; N]) {
+        let (label, counted) = self.counted(arguments[1]);
+        let (label, of_label) = multi_label::smooth(share_or_nan(label, 1.0), self.label_smoothing);
+        arguments[1] = label;
+        let (loss, mut slopes) = bce_with_logits::Formula.evaluate(arguments);
+        slopes[1] = of_label * slopes[1];
         let count = |number: R| choose(counted, number, R::of(0.0));
-        (count(loss), [count(of_x), count(of_label * of_y)])
-    }
-}
-
-/// The same with a weight of the positive part as third argument.
-impl Pointwise<3> for Formula {
-    fn partial(self) -> Option<Expected> {
-        Some(binary::SHARES)
-    }
-
-    #[inline(always)]
-    fn is_defined<R: Real>(self, [_, y, _]: [R; 3]) -> R::Mask {
-        is_share(self.counted(y).0, 1.0)
-    }
-
-    #[inline(always)]
-    fn evaluate<R: Real>(self, [x, y, pos_weight]: [R; 3]) -> (R, [R; 3]) {
-        let (y, of_label, counted) = self.label(y);
-        let (loss, [of_x, of_y, of_weight]) = bce_with_logits::Formula.evaluate([x, y, pos_weight]);
-        let count = |number: R| choose(counted, number, R::of(0.0));
-        (count(loss), [count(of_x), count(of_label * of_y), count(of_weight)])
+        for slope in &mut slopes {
+            *slope = count(*slope);
+        }
+        (count(loss), slopes)
     }
 }
 

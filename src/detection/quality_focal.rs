@@ -2,8 +2,8 @@ use tch::{TchError, Tensor};
 
 use super::reducing::loss_of;
 use super::{Divisor, ScoreFormula, check_scores, of_scores};
-use crate::binary::{self, Logits, Parts};
-use crate::kernels::{ANY, Expected, Logit, NumberOperations, Pointwise, Real, is_share, part, powers, share_or_nan};
+use crate::binary::{self, Logits, Parts, PointwiseOfShare};
+use crate::kernels::{ANY, Logit, NumberOperations, Real, part, powers};
 use crate::numeric::{f_abs, f_power};
 use crate::{InvalidValues, Loss, LossError, Reduction, check};
 
@@ -135,19 +135,11 @@ fn f_missing(logits: &Tensor, target: &Tensor) -> Result<Tensor, TchError> {
     target.f_mul(&logits.f_neg()?.f_sigmoid()?)?.f_sub(&superfluous)
 }
 
-impl<const BETA: usize> Pointwise<2> for Formula<BETA> {
-    fn partial(self) -> Option<Expected> {
-        Some(binary::SHARES)
-    }
-
-    #[inline(always)]
-    fn is_defined<R: Real>(self, [_, y]: [R; 2]) -> R::Mask {
-        is_share(y, binary::ROUNDED_ONE)
-    }
+impl<const BETA: usize> PointwiseOfShare<2> for Formula<BETA> {
+    const WHOLE: f64 = binary::ROUNDED_ONE;
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
-        let y = share_or_nan(y, binary::ROUNDED_ONE);
         let logit = Logit::new(x);
         let (entropy, excess) = (logit.entropy(y), logit.slope(y));
         let (focus, slope) = powers::<R, BETA>(excess.abs(), self.beta);

@@ -2,8 +2,8 @@ use tch::Tensor;
 
 use super::reducing::loss_of;
 use super::{Divisor, ScoreFormula, check_scores, of_scores};
-use crate::binary::{self, Logits};
-use crate::kernels::{Expected, Logit, NumberOperations, Pointwise, Real, choose, is_share, part, share_or_nan};
+use crate::binary::{self, Logits, PointwiseOfShare};
+use crate::kernels::{Logit, NumberOperations, Real, choose, part};
 use crate::{InvalidValues, Loss, LossError, Reduction, autograd, check};
 
 crate::options::options! {
@@ -111,20 +111,12 @@ impl ScoreFormula for Formula {
     }
 }
 
-impl Pointwise<2> for Formula {
-    fn partial(self) -> Option<Expected> {
-        Some(binary::SHARES)
-    }
-
-    #[inline(always)]
-    fn is_defined<R: Real>(self, [_, y]: [R; 2]) -> R::Mask {
-        is_share(y, binary::ROUNDED_ONE)
-    }
+impl PointwiseOfShare<2> for Formula {
+    const WHOLE: f64 = binary::ROUNDED_ONE;
 
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
         let (zero, one, gamma) = (R::of(0.0), R::of(1.0), R::of(self.gamma));
-        let y = share_or_nan(y, binary::ROUNDED_ONE);
         let logit = Logit::new(x);
         let (entropy, negative) = (logit.entropy(y), y.equal(zero));
         // p^γ is computed from log p.

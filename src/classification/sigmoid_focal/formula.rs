@@ -1,7 +1,7 @@
 //! The formulas of the sigmoid focal loss for the engine.
 
-use crate::binary;
-use crate::kernels::{Expected, Logit, Pointwise, Real, choose, is_share, part, share_or_nan, sigmoids};
+use crate::binary::PointwiseOfShare;
+use crate::kernels::{Logit, Real, choose, part, sigmoids};
 
 /// The loss with γ and α as its only options; for γ = 2 (`SQUARE`) the power is a product.
 #[derive(Clone, Copy)]
@@ -10,20 +10,10 @@ pub(in crate::classification) struct Formula<const SQUARE: bool> {
     pub(in crate::classification) alpha: Option<f64>,
 }
 
-impl<const SQUARE: bool> Pointwise<2> for Formula<SQUARE> {
-    fn partial(self) -> Option<Expected> {
-        Some(binary::SHARES)
-    }
-
-    #[inline(always)]
-    fn is_defined<R: Real>(self, [_, y]: [R; 2]) -> R::Mask {
-        is_share(y, 1.0)
-    }
-
+impl<const SQUARE: bool> PointwiseOfShare<2> for Formula<SQUARE> {
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
         let (zero, one, two, gamma) = (R::of(0.0), R::of(1.0), R::of(2.0), R::of(self.gamma));
-        let y = share_or_nan(y, 1.0);
         let logit = Logit::new(x);
         let (entropy, rest) = (logit.entropy(y), logit.missing(y));
         let rest_of_x = logit.p * logit.q * (one - two * y);
@@ -62,20 +52,10 @@ pub(super) struct MarginFormula<const SQUARE: bool> {
     pub(super) alpha: Option<f64>,
 }
 
-impl<const SQUARE: bool> Pointwise<2> for MarginFormula<SQUARE> {
-    fn partial(self) -> Option<Expected> {
-        Some(binary::SHARES)
-    }
-
-    #[inline(always)]
-    fn is_defined<R: Real>(self, [_, y]: [R; 2]) -> R::Mask {
-        is_share(y, 1.0)
-    }
-
+impl<const SQUARE: bool> PointwiseOfShare<2> for MarginFormula<SQUARE> {
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
         let (one, two, gamma) = (R::of(1.0), R::of(2.0), R::of(self.gamma));
-        let y = share_or_nan(y, 1.0);
         let sign = one - two * y;
         let logit = Logit::new(x);
         let entropy = logit.entropy(y);
@@ -96,20 +76,10 @@ pub(super) struct TermsFormula<const SQUARE: bool> {
     pub(super) alpha: Option<f64>,
 }
 
-impl<const SQUARE: bool> Pointwise<2> for TermsFormula<SQUARE> {
-    fn partial(self) -> Option<Expected> {
-        Some(binary::SHARES)
-    }
-
-    #[inline(always)]
-    fn is_defined<R: Real>(self, [_, y]: [R; 2]) -> R::Mask {
-        is_share(y, 1.0)
-    }
-
+impl<const SQUARE: bool> PointwiseOfShare<2> for TermsFormula<SQUARE> {
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
         let (one, gamma) = (R::of(1.0), R::of(self.gamma));
-        let y = share_or_nan(y, 1.0);
         let logit = Logit::new(x);
         // The term of a label whose probability is `p`, and its derivative with respect to the logit of the label.
         let term = |p: R, q: R, entropy: R| {
@@ -135,20 +105,10 @@ pub(super) struct LikelihoodFormula<const SQUARE: bool> {
     pub(super) alpha: Option<f64>,
 }
 
-impl<const SQUARE: bool> Pointwise<2> for LikelihoodFormula<SQUARE> {
-    fn partial(self) -> Option<Expected> {
-        Some(binary::SHARES)
-    }
-
-    #[inline(always)]
-    fn is_defined<R: Real>(self, [_, y]: [R; 2]) -> R::Mask {
-        is_share(y, 1.0)
-    }
-
+impl<const SQUARE: bool> PointwiseOfShare<2> for LikelihoodFormula<SQUARE> {
     #[inline(always)]
     fn evaluate<R: Real>(self, [x, y]: [R; 2]) -> (R, [R; 2]) {
         let (zero, one, gamma) = (R::of(0.0), R::of(1.0), R::of(self.gamma));
-        let y = share_or_nan(y, 1.0);
         let logit = Logit::new(x);
         let entropy = logit.entropy(y);
         let (likelihood, rest) = ((-entropy).exp(), -(-entropy).exp_m1());
