@@ -6,6 +6,7 @@ use super::{InvalidValues, Validity, class_target, f_without_repetitions, host_i
 use crate::LossError;
 use crate::autograd::{self, Function};
 use crate::kernels::{self, Note, NumberOperations};
+use crate::numeric::f_filled;
 
 /// There is at least one class where there are targets: even for an ignored or invalid target a number of some class is
 /// looked up.
@@ -146,12 +147,12 @@ impl ClassIndices {
         Ok(self.ignored.map(|ignored| self.indices.f_eq_number(ignored)).transpose()?)
     }
 
-    /// The indices, and in place of an ignored one a class: any, since nothing is to be computed of it.
-    pub(crate) fn f_classes(&self) -> Result<Tensor, LossError> {
+    /// The indices, and in place of an ignored one a class: any, since nothing is to be computed of it. `ignored` is what
+    /// [`f_ignored`](Self::f_ignored) returns.
+    pub(crate) fn f_classes(&self, ignored: Option<&Tensor>) -> Result<Tensor, LossError> {
         match self.ignored {
-            Some(ignored) if ignored < 0 => Ok(self.indices.f_clamp_min_number(0)?),
-            Some(ignored) => Ok(self.indices.f_masked_fill_number(&self.indices.f_eq_number(ignored)?, 0)?),
-            None => Ok(self.indices.shallow_clone()),
+            Some(index) if index < 0 => Ok(self.indices.f_clamp_min_number(0)?),
+            _ => f_filled(&self.indices, ignored, 0),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::kernels::{
 };
 use crate::loss::composite;
 use crate::mean_parts::{self, f_wide, f_wide_option};
-use crate::numeric::{f_times, f_widely, wide_kind};
+use crate::numeric::{f_filled, f_times, f_widely, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
 crate::options::options! {
@@ -205,18 +205,8 @@ impl CrossEntropyLoss {
             return Ok(input.f_nll_loss_nd(target, weight.as_ref(), reduction.into(), self.ignore_index)?);
         }
         let (ignore_index, smoothing) = (self.ignore_index, self.label_smoothing);
-        // libtorch's operation needs logits whose masked classes are finite, and a GPU has to tell it how many targets
-        // count.
-        if waits(input) && input.numel() > 0 {
-            match (&weight, target.size() == input.size()) {
-                (weight, true) if smoothing == 0.0 => {
-                    return f_of_probabilities(input, target, weight.as_ref(), reduction);
-                }
-                (Some(weight), false) if smoothing > 0.0 => {
-                    return self.f_weighted(input, target, weight, reduction);
-                }
-                _ => {}
-            }
+        if target.size() == input.size() && smoothing == 0.0 && is_composed(input) {
+            return f_of_probabilities(input, target, weight.as_ref(), reduction);
         }
         let input = match (target.size() == input.size(), smoothing == 0.0) {
             (true, true) => f_finite(input, Some(target), weight.as_ref())?,
@@ -230,31 +220,30 @@ impl CrossEntropyLoss {
     fn f_weighted(
         &self,
         input: &Tensor,
-        target: &Tensor,
+        target: &ClassIndices,
         weight: &Tensor,
         reduction: Reduction,
     ) -> Result<Tensor, LossError> {
-        let (dim, ignored) = (check::class_dim(input)? as i64, target.f_eq_number(self.ignore_index)?);
-        let per_class = f_per_class(weight, input)?;
+        let (dim, ignored) = (check::class_dim(input)? as i64, target.f_ignored()?);
+        let weight = weight.f_to_kind(input.f_kind()?)?;
+        let per_class = f_per_class(&weight, input)?;
         // A masked class without a weight has no part in the loss, where 0 · ∞ would be NaN.
         let log_p = input.f_log_softmax(dim, None)?;
         let masked = log_p.f_detach()?.f_eq_number(f64::NEG_INFINITY)?.f_logical_and(&per_class.f_eq_number(0)?)?;
         let log_p = log_p.f_zeros_where(&masked)?;
-        let spread = log_p.f_mul(&per_class)?.f_sum_dim_intlist(dim, false, None)?.f_zeros_where(&ignored)?;
+        let spread = log_p.f_mul(&per_class)?.f_sum_dim_intlist(dim, false, None)?;
+        let spread = f_filled(&spread, ignored.as_ref(), 0)?;
         let spread = match reduction {
             Reduction::None => spread,
             Reduction::Sum => spread.f_sum(None)?,
             Reduction::Mean => {
-                let classes = match self.ignore_index < 0 {
-                    true => target.f_clamp_min_number(0)?,
-                    false => target.f_masked_fill_number(&ignored, 0)?,
-                };
-                let weights = weight.f_index_select(0, &classes.f_flatten(0, -1)?)?;
-                spread.f_sum(None)?.f_div(&weights.f_zeros_where(&ignored.f_flatten(0, -1)?)?.f_sum(None)?)?
+                let classes = target.f_classes(ignored.as_ref())?;
+                let weights = weight.f_index_select(0, &classes.f_flatten(0, -1)?)?.f_view_as(&classes)?;
+                spread.f_sum(None)?.f_div(&f_filled(&weights, ignored.as_ref(), 0)?.f_sum(None)?)?
             }
         };
-        let log_p = nll::f_one_after_another(&log_p)?;
-        let of_target = log_p.f_nll_loss_nd(target, Some(weight), reduction.into(), self.ignore_index)?;
+        let (log_p, indices) = (nll::f_one_after_another(&log_p)?, target.f_kept(input)?);
+        let of_target = log_p.f_nll_loss_nd(&indices, Some(&weight), reduction.into(), self.ignore_index)?;
         let (smoothing, classes) = (self.label_smoothing, input.size()[dim as usize]);
         Ok(of_target.f_mul_number(1.0 - smoothing)?.f_add(&spread.f_mul_number(-smoothing / classes as f64)?)?)
     }
@@ -296,14 +285,24 @@ impl CrossEntropyLoss {
 
     /// The loss of logits, or of log-probabilities.
     fn f_indices(&self, input: &Tensor, target: &ClassIndices, logs: bool) -> Result<Tensor, LossError> {
-        let loss = match (self.reduction, self.mean_over) {
-            (Reduction::Mean, MeanOver::All) => {
-                self.f_aten(input, &target.f_kept(input)?, logs, Reduction::None)?.f_mean(None)?
+        let f_loss = |reduction| match &self.weight {
+            Some(weight) if self.label_smoothing > 0.0 && is_composed(input) => {
+                self.f_weighted(input, target, weight, reduction)
             }
-            (reduction, _) => self.f_aten(input, &target.f_kept(input)?, logs, reduction)?,
+            _ => self.f_aten(input, &target.f_kept(input)?, logs, reduction),
+        };
+        let loss = match (self.reduction, self.mean_over) {
+            (Reduction::Mean, MeanOver::All) => f_loss(Reduction::None)?.f_mean(None)?,
+            (reduction, _) => f_loss(reduction)?,
         };
         target.validity.f_poison_own(loss, self.reduction == Reduction::None)
     }
+}
+
+/// Whether the operations of libtorch's take the place of its one operation. That needs logits whose masked classes are
+/// finite, and a GPU has to tell it how many targets count.
+fn is_composed(input: &Tensor) -> bool {
+    waits(input) && input.numel() > 0
 }
 
 /// The loss of class probabilities, by the operations of libtorch's. A class that is masked by −∞ has no part in it where

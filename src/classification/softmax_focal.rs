@@ -262,7 +262,7 @@ impl SoftmaxFocalLoss {
         let dim = check::class_dim(input)?;
         let target = ClassIndices::f_of(target, (input, dim), OR_SHARES, self.ignore_index, self.invalid_values)?;
         let ignored = target.f_ignored()?;
-        let own = target.f_classes()?;
+        let own = target.f_classes(ignored.as_ref())?;
         let log_p = target.f_mask_ignored(input, dim)?.f_log_softmax(dim as i64, kind)?;
         let losses = numeric::f_filled(&self.f_index_losses(&log_p, &own, dim as i64)?, ignored.as_ref(), 0)?;
         let loss = match self.reduction {
