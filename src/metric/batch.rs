@@ -333,24 +333,16 @@ impl Pairs {
         }
     }
 
-    /// Reduces the `losses` `[N, M]` of the pairs that belong together.
-    pub(crate) fn f_reduce_positives(&self, losses: &Tensor, of: EmbeddingReduction) -> Result<Tensor, LossError> {
-        match &self.listed {
-            Some(listed) => listed.f_reduce(&listed.positives, losses, of),
-            None => of.f_apply_to_pairs(losses, &self.f_positive()?),
-        }
-    }
-
-    /// The same, given which these are.
-    pub(crate) fn f_reduce_positives_of(
+    /// Reduces the `losses` `[N, M]` of the pairs that belong together, of which the [mask](Self::f_positive) may be known.
+    pub(crate) fn f_reduce_positives(
         &self,
         losses: &Tensor,
-        positive: &Tensor,
+        known: Option<Tensor>,
         of: EmbeddingReduction,
     ) -> Result<Tensor, LossError> {
         match &self.listed {
             Some(listed) => listed.f_reduce(&listed.positives, losses, of),
-            None => of.f_apply_to_pairs(losses, positive),
+            None => of.f_apply_to_pairs(losses, &known.map_or_else(|| self.f_positive(), Ok)?),
         }
     }
 

@@ -91,7 +91,7 @@ impl ContrastiveLoss {
     fn f_composite(&self, matrix: &Tensor, pairs: &Pairs) -> Result<Tensor, LossError> {
         let too_far = self.distance.f_beyond(matrix, self.pos_margin)?.f_relu()?;
         let too_near = self.distance.f_within(matrix, self.neg_margin)?.f_relu()?;
-        let of_one = pairs.f_reduce_positives(&too_far, self.reduction)?;
+        let of_one = pairs.f_reduce_positives(&too_far, None, self.reduction)?;
         let of_two = pairs.f_reduce_negatives(&too_near, self.reduction)?;
         match self.reduction {
             EmbeddingReduction::None | EmbeddingReduction::PerAnchor(AnchorReduction::None) => {

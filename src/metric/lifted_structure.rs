@@ -108,7 +108,7 @@ impl LiftedStructureLoss {
         let positive = pairs.f_positive()?;
         let counted = positive.f_logical_and(&any_of_rows.f_any()?)?;
         let losses = losses.f_zeros_unless(&counted)?.f_square()?.f_div_number(2)?;
-        pairs.f_reduce_positives_of(&losses, &positive, self.reduction)
+        pairs.f_reduce_positives(&losses, Some(positive), self.reduction)
     }
 }
 

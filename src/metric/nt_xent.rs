@@ -93,7 +93,7 @@ impl NtXentLoss {
         let alike = self.distance.f_alike(matrix)?.f_div_number(self.temperature)?;
         let [negatives, _] = pairs.f_log_sum_exp_of_negatives(&alike)?;
         let losses = f_softplus(&negatives.f_sub(&alike)?)?;
-        pairs.f_reduce_positives(&losses, self.reduction)
+        pairs.f_reduce_positives(&losses, None, self.reduction)
     }
 }
 
