@@ -239,10 +239,12 @@ fn holds(rule: Rule, case: &Case, sides: Sides) -> bool {
             tolerance(kind).accepts(a, e) || truer
         }),
         (Rule::Rounded, Some(Status::Ok), Some(Status::Ok)) => {
-            tensor_names(case, sides).into_iter().all(|name| is_rounded_alike(case, name, sides).unwrap_or(false))
+            all_tensors(case, sides, |name, expected, actual, _| is_rounded_alike(case, name, [expected, actual]))
         }
         (Rule::RoundedOnCuda, Some(Status::Ok), Some(Status::Ok)) if !sides.bitwise => {
-            tensor_names(case, sides).into_iter().all(|name| is_as_exact(case, name, sides).unwrap_or(false))
+            all_tensors(case, sides, |_, expected, actual, truth| {
+                truth.is_some_and(|truth| is_as_exact([expected, actual, truth]))
+            })
         }
         (Rule::Nan, Some(Status::Ok), Some(Status::Ok)) => {
             all_elements(case, sides, |e, a, _, kind| a.is_nan() || tolerance(kind).accepts(a, e))
@@ -252,29 +254,20 @@ fn holds(rule: Rule, case: &Case, sides: Sides) -> bool {
 }
 
 /// Whether no element is much farther from the result in double precision than the farthest one of the reference.
-fn is_as_exact(case: &Case, name: &str, sides: Sides) -> Result<bool> {
+fn is_as_exact([expected, actual, truth]: [&Elements; 3]) -> bool {
     const FARTHER: f64 = 8.0;
-    let key = format!("{}:{name}", case.id);
-    let elements = |results: &Results| Elements::new(results.tensors.get(&key).context("a side lacks it")?);
-    let (expected, actual) = (elements(sides.expected)?, elements(sides.actual)?);
-    let truth = elements(sides.truth.context("no result in double precision")?)?;
-    ensure!([expected.len(), truth.len()] == [actual.len(); 2], "other elements");
     let far = |side: &Elements, position: usize| (side.value(position) - truth.value(position)).abs();
-    let distances = (0..expected.len()).map(|position| far(&expected, position));
+    let distances = (0..expected.len()).map(|position| far(expected, position));
     let farthest = distances.filter(|distance| distance.is_finite()).fold(0.0, f64::max);
     let is_near = |position: usize| {
         tolerance(expected.kind()).accepts(actual.value(position), expected.value(position))
-            || far(&actual, position) <= FARTHER * farthest
+            || far(actual, position) <= FARTHER * farthest
     };
-    Ok((0..actual.len()).all(is_near))
+    (0..actual.len()).all(is_near)
 }
 
 /// Whether an output is equal, or a gradient up to the rounding of the products that it is made of.
-fn is_rounded_alike(case: &Case, name: &str, sides: Sides) -> Result<bool> {
-    let key = format!("{}:{name}", case.id);
-    let elements = |results: &Results| Elements::new(results.tensors.get(&key).context("a side lacks it")?);
-    let (expected, actual) = (elements(sides.expected)?, elements(sides.actual)?);
-    ensure!((expected.kind(), expected.len()) == (actual.kind(), actual.len()), "other elements");
+fn is_rounded_alike(case: &Case, name: &str, [expected, actual]: [&Elements; 2]) -> bool {
     let positions = || 0..expected.len();
     let largest = positions().map(|position| expected.value(position).abs()).fold(0.0, f64::max);
     let near = |position: usize| match case.autocast {
@@ -283,11 +276,25 @@ fn is_rounded_alike(case: &Case, name: &str, sides: Sides) -> Result<bool> {
         }
         _ => tolerance(expected.kind()).accepts(actual.value(position), expected.value(position)),
     };
-    Ok(positions().all(near))
+    expected.kind() == actual.kind() && positions().all(near)
 }
 
 /// Whether `accepts` holds for the expected, actual and true value of each element of all tensors, and their kind.
 fn all_elements(case: &Case, sides: Sides, accepts: impl Fn(f64, f64, Option<f64>, Kind) -> bool) -> bool {
+    all_tensors(case, sides, |_, expected, actual, truth| {
+        (0..expected.len()).all(|position| {
+            let truth = truth.map(|truth| truth.value(position)).filter(|truth| truth.is_finite());
+            accepts(expected.value(position), actual.value(position), truth, expected.kind())
+        })
+    })
+}
+
+/// Whether `accepts` holds for the name of each tensor and its expected, actual and true elements, which are as many.
+fn all_tensors(
+    case: &Case,
+    sides: Sides,
+    accepts: impl Fn(&str, &Elements, &Elements, Option<&Elements>) -> bool,
+) -> bool {
     let holds_for = |name: &str| -> Result<bool> {
         let key = format!("{}:{name}", case.id);
         let elements = |results: &Results| results.tensors.get(&key).map(Elements::new).transpose();
@@ -298,11 +305,8 @@ fn all_elements(case: &Case, sides: Sides, accepts: impl Fn(f64, f64, Option<f64
             _ => return Ok(false),
         };
         let truth = sides.truth.map(elements).transpose()?.flatten();
-        let accepts = |position| {
-            let truth = truth.as_ref().map(|truth| truth.value(position)).filter(|truth| truth.is_finite());
-            accepts(expected.value(position), actual.value(position), truth, expected.kind())
-        };
-        Ok(expected.len() == actual.len() && (0..expected.len()).all(accepts))
+        let alike = expected.len() == actual.len() && truth.as_ref().is_none_or(|truth| truth.len() == actual.len());
+        Ok(alike && accepts(name, &expected, &actual, truth.as_ref()))
     };
     tensor_names(case, sides).into_iter().all(|name| holds_for(name).unwrap_or(false))
 }

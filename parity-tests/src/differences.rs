@@ -61,6 +61,10 @@ impl Rule {
     }
 }
 
+/// Why numbers differ that are [rounded](Rule::RoundedOnCuda) on CUDA.
+pub const SUMS_ON_CUDA: &str = "variances under a window, and regions of signed numbers, are small differences of sums; \
+     on CUDA the sums are in single precision, as in the reference";
+
 /// All of them. Only a case that fails is looked up here, so that a row can hide nothing that is equal.
 pub const DIFFERENCES: &[Difference] = &[
     Difference {
@@ -107,8 +111,7 @@ pub const DIFFERENCES: &[Difference] = &[
             "monai.losses.DiceCELoss/no_activation/",
         ],
         rule: Rule::RoundedOnCuda,
-        reason: "variances under a window, and regions of signed numbers, are small differences of sums; on CUDA the sums \
-                 are in single precision, as in the reference",
+        reason: SUMS_ON_CUDA,
     },
     Difference {
         cases: &["torch.nn.CrossEntropyLoss/better_ignored/"],

@@ -5,6 +5,7 @@ use tch::Kind;
 use super::call::Call;
 use super::families::{Family, family, takes_elements};
 use super::truth::Which;
+use crate::differences::SUMS_ON_CUDA;
 
 /// A difference that is meant, or none of the crate's doing.
 #[derive(Debug)]
@@ -79,7 +80,7 @@ pub const ON_CUDA: &[Expected] = &[
         holds: |call, _, own, other| {
             family(call.loss) == Some(Family::Images) && (own - other).abs() <= 0.01 * other.abs().max(0.01)
         },
-        reason: "the variance under a window is in single precision on CUDA, as in the reference",
+        reason: SUMS_ON_CUDA,
     },
     Expected {
         holds: |call, which, _, _| which != Which::Output && call.has_huge_numbers() && takes_elements(call.loss),
