@@ -154,7 +154,7 @@ pub(super) fn write_steps(block: &mut Block, arguments: &[Argument], factors: Op
     let all = arguments.iter().chain(factors).filter_map(|argument| argument.steps.as_ref()).flatten();
     let end = Step { inner: 1, size: 1, stride: 0 };
     for step in all.chain([&end]) {
-        [step.inner, step.size, step.stride].into_iter().for_each(|number| block.long(number));
+        block.longs([step.inner, step.size, step.stride]);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::engine::{self, Ends, Engine, Finish, Forward, Sum, address, address_of};
+use super::engine::{self, Ends, Engine, Finish, Forward, Sum, address};
 use super::launch::{Block, Kernel, Launch};
 use super::pointwise::{Recorded, evaluate, is_floating};
 use super::source::Recipe;
@@ -134,19 +134,15 @@ impl Call<'_> {
         let is_aligned = |tensor: &Tensor| (address(tensor) as usize).is_multiple_of(box_bytes.min(engine::PACK));
         let aligned = self.boxes.iter().chain(gradients).all(is_aligned);
         let mut block = Block::default();
-        self.boxes.iter().chain(gradients).for_each(|tensor| block.pointer(address(tensor)));
+        block.tensors(self.boxes.iter().chain(gradients));
         // The array of gradients has one place more than there are, since C++ has no empty ones.
-        let others = [std::ptr::null(), address_of(losses), address_of(factors), address_of(sums)];
-        others.into_iter().for_each(|address| block.pointer(address));
-        block.long((Header::of(&self.boxes[0]).elements() / CORNERS) as i64);
-        block.int(factors.is_some_and(|factors| factors.dim() > 0).into());
-        block.int(aligned.into());
-        block.real(self.kind, factor);
-        self.parameters.iter().for_each(|parameter| block.real(self.kind, *parameter));
-        block.real(self.kind, 0.0);
-        let mut call = block.finish();
+        block.tensors([None, losses, factors, sums]);
+        block.longs([(Header::of(&self.boxes[0]).elements() / CORNERS) as i64]);
+        block.flags([factors.is_some_and(|factors| factors.dim() > 0), aligned]);
+        block.reals(self.kind, [factor]);
+        block.array(self.kind, self.parameters);
         // SAFETY: the block has the layout of `Call`; all tensors are contiguous, on the device and as large as it says,
         // and their memory is freed on the same stream, behind the kernel.
-        unsafe { self.launcher.launch(BOXES, self.grid(), &mut [call.as_mut_ptr().cast()]) }.is_ok()
+        unsafe { block.launch(&*self.launcher, BOXES, self.grid()) }
     }
 }

@@ -3,7 +3,6 @@
 
 use tch::{Kind, Tensor};
 
-use super::engine::address;
 use super::launch::{Block, Kernel};
 use super::modules;
 use super::source::Recipe;
@@ -70,15 +69,12 @@ fn f_launch(
     let side = [4, 2].into_iter().find(|side| tiles(*side) >= BUSY).unwrap_or(1);
     let recipe = Recipe { definitions: format!("#define SIDE {side}\n"), ..Recipe::plain(a.f_kind()?, write) };
     let Some(launcher) = modules::launcher_of(a.device(), recipe, &[DISTANCES, SLOPES]) else { return Ok(false) };
-    let given = |position: usize| given.map_or(std::ptr::null(), |given| address(given[position]));
+    let [grad, distances] = given.map_or([None; 2], |given| given.map(Some));
     let mut block = Block::default();
-    [address(a), address(b), given(0), given(1), address(result)]
-        .into_iter()
-        .for_each(|address| block.pointer(address));
-    [a.size()[0], b.size()[0], a.size()[1]].into_iter().for_each(|number| block.long(number));
-    let mut block = block.finish();
+    block.tensors([Some(a), Some(b), grad, distances, Some(result)]);
+    block.longs([a.size()[0], b.size()[0], a.size()[1]]);
     let grid = tiles(side).min(i32::MAX as usize) as u32;
     // SAFETY: the block has the layout of `Call` in distances.cu; all tensors are contiguous, on the device and as large
     // as it says, and their memory is freed on the same stream, behind the kernel.
-    Ok(unsafe { launcher.launch(kernel, grid, &mut [block.as_mut_ptr().cast()]) }.is_ok())
+    Ok(unsafe { block.launch(&*launcher, kernel, grid) })
 }

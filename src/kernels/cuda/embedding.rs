@@ -3,7 +3,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::engine::{self, Ends, Engine, Finish, Forward, Sum, address, address_of};
+use super::engine::{self, Ends, Engine, Finish, Forward, Sum};
 use super::launch::{Block, Kernel, Launch, OF_BLOCK, OF_WARP, THREADS, WARP};
 use super::pointwise::is_floating;
 use super::source::{Recipe, function, numbered};
@@ -279,20 +279,14 @@ impl Call<'_> {
         let whole = columns.is_multiple_of(engine::PACK / kind.elt_size_in_bytes());
         let aligned = whole && engine::are_aligned(embeddings.iter().chain(gradients));
         let mut block = Block::default();
-        embeddings.iter().chain(gradients).for_each(|tensor| block.pointer(address(tensor)));
+        block.tensors(embeddings.iter().chain(gradients));
         // The array of gradients has one place more than there are, since C++ has no empty ones.
-        let others = [std::ptr::null(), address_of(labels.first()), address_of(losses), address_of(factors)];
-        others.into_iter().for_each(|address| block.pointer(address));
-        block.pointer(address_of(sums));
-        block.pointer(address(room));
-        [rows, columns, PART, parts].into_iter().for_each(|number| block.long(number as i64));
-        block.real(Kind::Double, factor);
-        self.engine.loss.parameters.iter().for_each(|parameter| block.real(Kind::Double, *parameter));
-        block.real(Kind::Double, 0.0);
-        block.int(factors.is_some_and(|factors| factors.dim() > 0).into());
-        block.int(aligned.into());
-        self.parameters.iter().for_each(|parameter| block.real(kind, *parameter));
-        block.real(kind, 0.0);
+        block.tensors([None, labels.first(), losses, factors, sums, Some(room)]);
+        block.longs([rows, columns, PART, parts].map(|number| number as i64));
+        block.reals(Kind::Double, [factor]);
+        block.array(Kind::Double, &self.engine.loss.parameters);
+        block.flags([factors.is_some_and(|factors| factors.dim() > 0), aligned]);
+        block.array(kind, &self.parameters);
         block.finish()
     }
 }

@@ -2,7 +2,9 @@
 
 use std::ffi::{CStr, c_void};
 
-use tch::Kind;
+use tch::{Kind, Tensor};
+
+use super::engine::address_of;
 
 /// The threads of a block: `THREADS` in prelude.cu.
 pub(super) const THREADS: u32 = 256;
@@ -38,24 +40,44 @@ pub(super) trait Launch {
 pub(super) struct Block(Vec<u8>);
 
 impl Block {
-    pub(super) fn pointer(&mut self, pointer: *const c_void) {
-        self.0.extend((pointer as usize).to_ne_bytes());
+    /// Where tensors lie in memory: null for none.
+    pub(super) fn tensors<'a, T: Into<Option<&'a Tensor>>>(&mut self, tensors: impl IntoIterator<Item = T>) {
+        let addresses = tensors.into_iter().map(|tensor| address_of(tensor.into()) as usize);
+        addresses.for_each(|address| self.0.extend(address.to_ne_bytes()));
     }
 
-    pub(super) fn long(&mut self, number: i64) {
-        self.0.extend(number.to_ne_bytes());
+    pub(super) fn longs(&mut self, numbers: impl IntoIterator<Item = i64>) {
+        numbers.into_iter().for_each(|number| self.0.extend(number.to_ne_bytes()));
     }
 
     pub(super) fn int(&mut self, number: i32) {
         self.0.extend(number.to_ne_bytes());
     }
 
-    /// A number of the type that a kernel of tensors of this kind computes in.
-    pub(super) fn real(&mut self, kind: Kind, number: f64) {
-        match kind {
+    pub(super) fn flags(&mut self, flags: impl IntoIterator<Item = bool>) {
+        flags.into_iter().for_each(|flag| self.int(flag.into()));
+    }
+
+    /// Numbers of the type that a kernel of tensors of this kind computes in.
+    pub(super) fn reals(&mut self, kind: Kind, numbers: impl IntoIterator<Item = f64>) {
+        numbers.into_iter().for_each(|number| match kind {
             Kind::Double => self.0.extend(number.to_ne_bytes()),
             _ => self.0.extend((number as f32).to_ne_bytes()),
-        }
+        });
+    }
+
+    /// The same as an array that has one place more, since C++ has no empty ones.
+    pub(super) fn array(&mut self, kind: Kind, numbers: &[f64]) {
+        self.reals(kind, numbers.iter().copied().chain([0.0]));
+    }
+
+    /// Launches a kernel of so many blocks whose parameter is this structure. Whether that could be done.
+    ///
+    /// # Safety
+    /// The kernel's parameter has this layout, and what it points to is there until the kernel has run.
+    pub(super) unsafe fn launch(self, launcher: &dyn Launch, kernel: Kernel, grid: u32) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { launcher.launch(kernel, grid, &mut [self.finish().as_mut_ptr().cast()]) }.is_ok()
     }
 
     /// The structure, whose size is a multiple of its alignment.

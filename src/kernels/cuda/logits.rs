@@ -3,9 +3,10 @@
 
 use tch::{Kind, Tensor};
 
-use super::engine::{address, address_of, are_aligned};
+use super::engine::are_aligned;
 use super::launch::{Block, Kernel};
 use super::modules;
+use super::pointwise::is_floating;
 use super::rows::{Outputs, RowCall, f_weights, grid, plan};
 use super::softmax::EXPONENTIALS;
 use super::source::Recipe;
@@ -54,15 +55,14 @@ pub(in crate::kernels) fn f_logits(rows: &LogitRows) -> Result<Option<[Tensor; 2
         },
     };
     let mut block = Block::default();
-    let derivatives = rows.derivatives.map_or([std::ptr::null(); 2], |derivatives| derivatives.map(address));
-    let valid = address_of(rows.unchecked.map(|unchecked| unchecked.valid));
-    derivatives.into_iter().chain(losses.iter().map(address)).chain([valid]).for_each(|address| block.pointer(address));
+    block.tensors(rows.derivatives.map_or([None; 2], |derivatives| derivatives.map(Some)));
+    block.tensors(&losses);
+    block.tensors([rows.unchecked.map(|unchecked| unchecked.valid)]);
     call.write(&mut block);
-    let mut block = block.finish();
     // SAFETY: the block has the layout of `LogitCall`; all tensors are on the device and of the kinds and lengths that
     // it says, and their memory is freed on the same stream, behind the kernel.
-    let launched = unsafe { launcher.launch(LOGITS, grid(count, plan), &mut [block.as_mut_ptr().cast()]) };
-    Ok(launched.is_ok().then_some(losses))
+    let launched = unsafe { block.launch(&*launcher, LOGITS, grid(count, plan)) };
+    Ok(launched.then_some(losses))
 }
 
 fn takes(rows: &LogitRows, wide: Kind) -> Result<bool, LossError> {
@@ -72,7 +72,7 @@ fn takes(rows: &LogitRows, wide: Kind) -> Result<bool, LossError> {
         header.is_numbers_of(kind) && header.is_on_device_of(&logits) && header.is_contiguous()
     };
     let is_beside = |weight: &Tensor| Header::of(weight).is_on_device_of(&logits);
-    Ok(matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16)
+    Ok(is_floating(kind)
         && fits(rows.logits, kind)
         && logits.elements() != 0
         && fits(rows.target, Kind::Int64)

@@ -3,7 +3,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::engine::{self, address};
+use super::engine;
 use super::launch::{Block, Kernel};
 use super::modules;
 use super::source::{Recipe, function, numbered};
@@ -109,13 +109,11 @@ fn run(formula: Recording, from: &[Tensor], to: &[Tensor]) -> bool {
     let Some(launcher) = modules::launcher_of(from[0].device(), recipe, &[MAP]) else { return false };
     let all = || from.iter().chain(to);
     let mut block = Block::default();
-    all().for_each(|tensor| block.pointer(address(tensor)));
-    block.long(from[0].numel() as i64);
-    block.int(engine::are_aligned(all()).into());
-    block.int(0);
-    parameters.iter().chain([&0.0]).for_each(|parameter| block.real(kind, *parameter));
-    let mut call = block.finish();
+    block.tensors(all());
+    block.longs([from[0].numel() as i64]);
+    block.flags([engine::are_aligned(all()), false]);
+    block.array(kind, &parameters);
     // SAFETY: the block has the layout of `Call`; all tensors are contiguous, of one size and on the device, and their
     // memory is freed on the same stream, behind the kernel.
-    unsafe { launcher.launch(MAP, engine::grid(&from[0]), &mut [call.as_mut_ptr().cast()]) }.is_ok()
+    unsafe { block.launch(&*launcher, MAP, engine::grid(&from[0])) }
 }

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::engine::{self, address};
+use super::engine;
 use super::launch::{Block, Kernel};
 use super::modules;
 use super::source::Recipe;
@@ -45,15 +45,12 @@ fn f_run(
     let Some(launcher) = modules::launcher_of(input.device(), recipe, &[EXTREMES, SLOPES]) else { return Ok(None) };
     let output = Tensor::f_empty(&size, (kind, input.device()))?;
     let mut block = Block::default();
-    block.pointer(address(input));
-    let [extremes, grad] = of_result.map_or([std::ptr::null(); 2], |tensors| tensors.map(address));
-    [extremes, grad, address(&output)].into_iter().for_each(|address| block.pointer(address));
-    block.long(input.numel() as i64);
+    let [extremes, grad] = of_result.map_or([None; 2], |tensors| tensors.map(Some));
+    block.tensors([Some(input), extremes, grad, Some(&output)]);
     let layers = if first_axis == 0 { size[2] } else { 1 };
-    [layers, size[size.len() - 2], size[size.len() - 1]].into_iter().for_each(|number| block.long(number));
-    let mut call = block.finish();
+    block.longs([input.numel() as i64, layers, size[size.len() - 2], size[size.len() - 1]]);
     // SAFETY: the block has the layout of `Call`; all tensors are contiguous, of one size and on the device, and their
     // memory is freed on the same stream, behind the kernel.
-    let launched = unsafe { launcher.launch(kernel, engine::grid(input), &mut [call.as_mut_ptr().cast()]) }.is_ok();
+    let launched = unsafe { block.launch(&*launcher, kernel, engine::grid(input)) };
     Ok(launched.then_some(output))
 }

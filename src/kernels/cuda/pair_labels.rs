@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::engine::{address_of, are_aligned};
+use super::engine::are_aligned;
 use super::launch::Block;
 use crate::LossError;
 use crate::autograd::{self, Header};
@@ -120,14 +120,12 @@ impl DeviceLabels {
 
     /// Hands the labels of rows and columns to a kernel: null where they are counted.
     pub(super) fn put_pointers(&self, block: &mut Block) {
-        for labels in [&self.rows, &self.columns] {
-            block.pointer(address_of(labels.given()));
-        }
+        block.tensors([self.rows.given(), self.columns.given()]);
     }
 
     /// Hands over how many rows and columns there are, and the period of the rows' labels.
     pub(super) fn put_numbers(&self, block: &mut Block) {
-        [self.rows.count(), self.columns.count(), self.rows.period()].into_iter().for_each(|number| block.long(number));
+        block.longs([self.rows.count(), self.columns.count(), self.rows.period()]);
     }
 
     pub(super) fn own(&self) -> bool {

@@ -9,7 +9,7 @@ use std::fmt::Write;
 
 use tch::{Kind, Tensor};
 
-use super::engine::{self, address_of};
+use super::engine;
 use super::launch::{Block, Kernel, Launch, OF_BLOCK, OF_WARP, THREADS, WARP};
 use super::pair_labels::DeviceLabels;
 use super::source::{Recipe, function, numbered};
@@ -311,27 +311,20 @@ impl Pairs {
         let Pointers { matrix, beside, sums, room, totals, kept, loss, grad, gradients } = *pointers;
         let Self { labels, counted, shape, kind, parameters: [of_terms, of_loss], .. } = self;
         let mut block = Block::default();
-        block.pointer(address_of(matrix));
+        block.tensors([matrix]);
         labels.put_pointers(&mut block);
         let kept = kept.map(|kept| [&kept.weights, &kept.scales]);
         let kept = [0, 1].map(|position| kept.map(|kept| kept[position]));
-        let others = [beside, sums, room, totals, kept[0], kept[1], loss, grad, gradients[0], gradients[1]];
-        others.into_iter().for_each(|tensor| block.pointer(address_of(tensor)));
+        block.tensors([beside, sums, room, totals, kept[0], kept[1], loss, grad, gradients[0], gradients[1]]);
         labels.put_numbers(&mut block);
-        block.long(shape.part as i64);
-        block.long(shape.parts() as i64);
-        let mut real = |kind: Kind, numbers: &[f64]| numbers.iter().for_each(|number| block.real(kind, *number));
-        real(Kind::Double, &[counted.low, counted.high]);
-        // The arrays of parameters have one place more than there are, since C++ has no empty ones.
-        real(Kind::Double, of_loss);
-        real(Kind::Double, &[0.0]);
+        block.longs([shape.part, shape.parts()].map(|number| number as i64));
+        block.reals(Kind::Double, [counted.low, counted.high]);
+        block.array(Kind::Double, of_loss);
         let whole = shape.columns.is_multiple_of(engine::PACK / kind.elt_size_in_bytes());
         let are_aligned = engine::are_aligned([matrix, gradients[0]].into_iter().flatten()) && labels.are_aligned();
         let wide = self.result == Kind::Double;
-        [labels.own(), counted.mean, whole && are_aligned, wide].into_iter().for_each(|flag| block.int(flag.into()));
-        let mut real = |numbers: &[f64]| numbers.iter().for_each(|number| block.real(*kind, *number));
-        real(of_terms);
-        real(&[0.0]);
+        block.flags([labels.own(), counted.mean, whole && are_aligned, wide]);
+        block.array(*kind, of_terms);
         block.finish()
     }
 }

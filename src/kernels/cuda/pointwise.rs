@@ -5,7 +5,7 @@ use std::fmt::Write;
 use tch::{Kind, Tensor};
 
 use super::arguments::{self, Argument};
-use super::engine::{self, Ends, Engine, Finish, Forward, Sum, address, address_of};
+use super::engine::{self, Ends, Engine, Finish, Forward, Sum};
 use super::launch::{Block, Kernel, Launch};
 use super::modules;
 use super::source::{self, Body, Recipe};
@@ -241,22 +241,16 @@ impl Kernels<'_> {
         let aligned =
             read.all(|argument| argument.is_aligned(kind)) && engine::are_aligned(gradients.iter().chain(losses));
         let mut block = Block::default();
-        self.arguments.iter().for_each(|argument| block.pointer(address(&argument.tensor)));
-        gradients.iter().for_each(|gradient| block.pointer(address(gradient)));
+        block.tensors(self.arguments.iter().map(|argument| &argument.tensor).chain(gradients));
         // The array of gradients has one place more than there are, since C++ has no empty ones.
-        block.pointer(std::ptr::null());
-        let factors = self.factors.map(|factors| &factors.tensor);
-        [losses, factors, sums, note].into_iter().for_each(|tensor| block.pointer(address_of(tensor)));
-        block.long(length as i64);
+        block.tensors([None, losses, self.factors.map(|factors| &factors.tensor), sums, note]);
+        block.longs([length as i64]);
         arguments::write_steps(&mut block, self.arguments, self.factors);
-        block.int(aligned.into());
-        block.int(i32::try_from(length).is_ok().into());
-        block.real(kind, factor);
-        self.call.recording.parameters.iter().for_each(|parameter| block.real(kind, *parameter));
-        block.real(kind, 0.0);
-        let mut call = block.finish();
+        block.flags([aligned, i32::try_from(length).is_ok()]);
+        block.reals(kind, [factor]);
+        block.array(kind, &self.call.recording.parameters);
         // SAFETY: the block has the layout of `Call`; all tensors are on the device and as large as the steps say, and
         // their memory is freed on the same stream, behind the kernel.
-        unsafe { self.launcher.launch(POINTWISE, engine::grid(first), &mut [call.as_mut_ptr().cast()]) }.is_ok()
+        unsafe { block.launch(&*self.launcher, POINTWISE, engine::grid(first)) }
     }
 }

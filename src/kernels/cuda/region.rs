@@ -4,7 +4,6 @@ use std::fmt::Write;
 
 use tch::{Kind, Tensor};
 
-use super::engine::address_of;
 use super::launch::{Block, Kernel, Launch, THREADS, WARP};
 use super::source::{self, Body, Recipe};
 use super::{arguments, modules};
@@ -161,31 +160,28 @@ impl<'a> Call<'a> {
 
     /// Whether that could be launched.
     fn launch(&self, kernel: Kernel, grid: u32, pointers: &Pointers) -> bool {
-        let mut block = self.block(pointers);
+        let block = self.block(pointers);
         // SAFETY: the block has the layout of `Call` in region.cu; all tensors are contiguous, on the device and as large
         // as it says, and their memory is freed on the same stream, behind the kernels.
-        unsafe { self.launcher.launch(kernel, grid, &mut [block.as_mut_ptr().cast()]) }.is_ok()
+        unsafe { block.launch(&*self.launcher, kernel, grid) }
     }
 
-    fn block(&self, pointers: &Pointers) -> Vec<u64> {
+    fn block(&self, pointers: &Pointers) -> Block {
         let Shape { samples, classes, pixels, tiles } = self.shape;
         let Pointers { gradient, room, regions, scalars, valid, grads } = pointers;
         let kind = self.input.kind();
         let weight = self.formula.entropy.as_ref().and_then(|entropy| entropy.weight.as_ref());
         let mut block = Block::default();
         let tensors = [Some(&self.input), Some(&self.target), *gradient, *room].into_iter();
-        let tensors = tensors.chain(*regions).chain(*scalars).chain([*valid, weight]).chain(*grads);
-        tensors.for_each(|tensor| block.pointer(address_of(tensor)));
-        [samples, classes, pixels, tiles].into_iter().for_each(|number| block.long(number as i64));
-        block.long(self.formula.ignored.unwrap_or(-1));
-        block.int(self.formula.ignored.is_some().into());
-        block.int(0);
-        block.real(kind, self.formula.ignored.map_or(f64::NAN, |ignored| ignored as f64));
-        block.real(kind, *self.formula.expected.start());
-        block.real(kind, *self.formula.expected.end());
-        self.parameters.iter().for_each(|parameter| block.real(kind, *parameter));
-        block.real(kind, 0.0);
-        block.finish()
+        block.tensors(tensors.chain(*regions).chain(*scalars).chain([*valid, weight]).chain(*grads));
+        block.longs([samples, classes, pixels, tiles].map(|number| number as i64));
+        let (ignored, expected) = (self.formula.ignored, &self.formula.expected);
+        block.longs([ignored.unwrap_or(-1)]);
+        block.flags([ignored.is_some(), false]);
+        let ignored = ignored.map_or(f64::NAN, |ignored| ignored as f64);
+        block.reals(kind, [ignored, *expected.start(), *expected.end()]);
+        block.array(kind, &self.parameters);
+        block
     }
 }
 

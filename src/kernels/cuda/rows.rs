@@ -4,11 +4,10 @@
 use tch::{Device, Kind, Tensor};
 
 use super::arguments::name_of_factors;
-use super::engine::{
-    self, BLOCKS, Ends, Engine, Finish, Forward, PACK, Sum, address_of, are_aligned, is_stored, parts,
-};
+use super::engine::{self, BLOCKS, Ends, Engine, Finish, Forward, PACK, Sum, are_aligned, is_stored, parts};
 use super::launch::{Block, Kernel, Launch, THREADS, WARP};
 use super::modules;
+use super::pointwise::is_floating;
 use super::source::Recipe;
 use super::source::rows::Plan;
 use crate::autograd::{self, Header};
@@ -113,7 +112,7 @@ fn takes(rows: &Rows) -> Result<bool, LossError> {
     let (kind, target_kind) = (rows.input.f_kind()?, rows.target.f_kind()?);
     let (input, target) = (Header::of(rows.input), Header::of(rows.target));
     let is_beside = |weight: &Tensor| Header::of(weight).is_on_device_of(&input) && !weight.requires_grad();
-    Ok(matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16)
+    Ok(is_floating(kind)
         && (target_kind == Kind::Int64 || target_kind == kind)
         && input.is_numbers_of(kind)
         && target.is_numbers_of(target_kind)
@@ -176,22 +175,14 @@ impl RowCall<'_> {
     /// Writes it as `RowCall` in rows.cu.
     pub(super) fn write(&self, block: &mut Block) {
         let Outputs { gradient, losses, sums, counts, factors, note, each, factor } = self.outputs;
-        let inputs = [Some(self.input), Some(self.target), self.weights, self.weight_sum];
-        inputs
-            .into_iter()
-            .chain([gradient, losses, factors, counts, sums, note])
-            .for_each(|tensor| block.pointer(address_of(tensor)));
-        block.long(self.rows as i64);
-        block.long(self.inner as i64);
-        block.long(self.ignored.unwrap_or(0));
+        block.tensors([Some(self.input), Some(self.target), self.weights, self.weight_sum]);
+        block.tensors([gradient, losses, factors, counts, sums, note]);
+        block.longs([self.rows as i64, self.inner as i64, self.ignored.unwrap_or(0)]);
         block.int(self.classes as i32);
-        block.int(self.ignored.is_some().into());
-        block.int(each.into());
+        block.flags([self.ignored.is_some(), each]);
         block.int(parts(counts));
-        let options = [factor, 1.0 - self.smoothing, self.smoothing / self.classes as f64];
-        // The array of parameters has one place more than there are, since C++ has no empty ones.
-        let numbers = options.into_iter().chain(self.parameters.iter().copied()).chain([0.0]);
-        numbers.for_each(|number| block.real(self.kind, number));
+        block.reals(self.kind, [factor, 1.0 - self.smoothing, self.smoothing / self.classes as f64]);
+        block.array(self.kind, self.parameters);
     }
 }
 
@@ -241,15 +232,13 @@ impl RowEngine {
         let counts = Tensor::f_empty([2 * i64::from(parts)], (Kind::Double, self.device))?;
         let weights = self.weights.as_ref().filter(|_| self.reduction != RowReduction::CountedMean);
         let mut block = Block::default();
-        [Some(&layout.target), weights, Some(&counts)].into_iter().for_each(|tensor| block.pointer(address_of(tensor)));
-        block.long(rows as i64);
-        block.long(self.ignored.unwrap_or(0));
+        block.tensors([Some(&layout.target), weights, Some(&counts)]);
+        block.longs([rows as i64, self.ignored.unwrap_or(0)]);
         block.int(layout.classes as i32);
-        block.int(self.ignored.is_some().into());
-        let mut block = block.finish();
+        block.flags([self.ignored.is_some()]);
         // SAFETY: the block has the layout of `Call` in count.cu; all tensors are on the device and of the kinds and
         // lengths that it says, and their memory is freed on the same stream, behind the kernel.
-        let launched = unsafe { launcher.launch(COUNT, parts, &mut [block.as_mut_ptr().cast()]) }.is_ok();
+        let launched = unsafe { block.launch(&*launcher, COUNT, parts) };
         Ok(if launched { Ok(Some(counts)) } else { Err(()) })
     }
 
@@ -419,10 +408,9 @@ impl Kernels<'_> {
             outputs,
         };
         row_call.write(&mut block);
-        let mut block = block.finish();
         // SAFETY: the block has the layout of `RowCall`; all tensors are on the device and of the kinds and lengths
         // that it says, and their memory is freed on the same stream, behind the kernel.
-        unsafe { self.launcher.launch(ROWS, self.grid(), &mut [block.as_mut_ptr().cast()]) }.is_ok()
+        unsafe { block.launch(&*self.launcher, ROWS, self.grid()) }
     }
 }
 

@@ -7,7 +7,7 @@ use std::ffi::c_void;
 
 use tch::{Kind, Tensor};
 
-use super::engine::{self, address, address_of};
+use super::engine;
 use super::launch::{Block, Kernel};
 use super::pair_labels::DeviceLabels;
 use super::source::Recipe;
@@ -89,16 +89,14 @@ fn f_hinges(
     let gradient = needed.then(|| far.f_empty_like()).transpose()?;
 
     let mut block = Block::default();
-    block.pointer(address(&far));
+    block.tensors([&far]);
     labels.put_pointers(&mut block);
-    [&totals, &scale, &loss].into_iter().for_each(|tensor| block.pointer(address(tensor)));
-    block.pointer(address_of(gradient.as_ref()));
+    block.tensors([Some(&totals), Some(&scale), Some(&loss), gradient.as_ref()]);
     labels.put_numbers(&mut block);
     let Triplets { margin, beyond, up_to, counted } = triplets;
     let bounds = [margin, beyond.unwrap_or(f64::NAN), up_to.unwrap_or(f64::NAN), counted.low, counted.high];
-    bounds.into_iter().for_each(|number| block.real(Kind::Double, number));
-    let flags = [labels.own(), counted.mean, written == Kind::Double, false];
-    flags.into_iter().for_each(|flag| block.int(flag.into()));
+    block.reals(Kind::Double, bounds);
+    block.flags([labels.own(), counted.mean, written == Kind::Double, false]);
     let mut block = block.finish();
     let call: *mut c_void = block.as_mut_ptr().cast();
     let grid = blocks as u32;

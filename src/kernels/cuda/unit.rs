@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::engine::{self, address, address_of};
+use super::engine;
 use super::launch::{Block, Kernel, OF_WARP, THREADS, WARP};
 use super::modules;
 use super::pointwise::is_floating;
@@ -77,11 +77,11 @@ impl Units {
         );
         let recipe = Recipe { definitions, ..Recipe::plain(self.own, write) };
         let Some(launcher) = modules::launcher_of(rows.device(), recipe, &[UNITS, GRADIENT]) else { return false };
-        let mut block = self.block([rows, units, divisors], gradient, [count, columns]);
+        let block = self.block([rows, units, divisors], gradient, [count, columns]);
         let grid = count.div_ceil(THREADS as usize / group).clamp(1, engine::BLOCKS) as u32;
         // SAFETY: the block has the layout of `Call` in unit.cu; all tensors are contiguous, on the device and as large
         // as it says, and their memory is freed on the same stream, behind the kernels.
-        unsafe { launcher.launch(kernel, grid, &mut [block.as_mut_ptr().cast()]) }.is_ok()
+        unsafe { block.launch(&*launcher, kernel, grid) }
     }
 
     fn block(
@@ -89,17 +89,15 @@ impl Units {
         [rows, units, divisors]: [&Tensor; 3],
         gradient: Option<&Tensor>,
         [count, columns]: [usize; 2],
-    ) -> Vec<u64> {
+    ) -> Block {
         let mut block = Block::default();
         // The place of the unit vectors or of their gradient, of which a kernel uses one.
-        [address(rows), address(units), address(divisors), address(units), address_of(gradient)]
-            .into_iter()
-            .for_each(|address| block.pointer(address));
-        [count, columns].into_iter().for_each(|number| block.long(number as i64));
-        block.real(Kind::Double, self.least);
+        block.tensors([Some(rows), Some(units), Some(divisors), Some(units), gradient]);
+        block.longs([count, columns].map(|number| number as i64));
+        block.reals(Kind::Double, [self.least]);
         let whole = columns.is_multiple_of(engine::PACK / self.own.elt_size_in_bytes());
         let aligned = whole && engine::are_aligned([rows, units].into_iter().chain(gradient));
-        [aligned, false].into_iter().for_each(|flag| block.int(flag.into()));
-        block.finish()
+        block.flags([aligned, false]);
+        block
     }
 }

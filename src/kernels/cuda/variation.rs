@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use tch::{Kind, Tensor};
 
-use super::engine::{self, Engine, Forward, Sum, address, address_of};
+use super::engine::{self, Engine, Forward, Sum, address};
 use super::launch::{Block, Kernel, Launch, THREADS};
 use super::modules;
 use super::pointwise::is_floating;
@@ -130,19 +130,16 @@ impl Call<'_> {
     fn run(&self, gradient: Option<&Tensor>, (factor, factors): (f64, Option<&Tensor>), sums: Option<&Tensor>) -> bool {
         let [height, width] = sizes(self.planes);
         let mut block = Block::default();
-        block.pointer(address(self.planes));
-        [gradient, factors, sums].into_iter().for_each(|tensor| block.pointer(address_of(tensor)));
+        block.tensors([Some(self.planes), gradient, factors, sums]);
         let threads = THREADS as usize;
         let numbers = [height, width, self.chunks(), self.works(), threads / width, threads % width];
-        numbers.into_iter().for_each(|number| block.long(number as i64));
-        block.int(factors.is_some_and(|factors| factors.dim() > 0).into());
-        block.int(0);
-        self.factors.into_iter().chain([factor]).for_each(|number| block.real(self.kind, number));
-        let mut call = block.finish();
+        block.longs(numbers.map(|number| number as i64));
+        block.flags([factors.is_some_and(|factors| factors.dim() > 0), false]);
+        block.reals(self.kind, self.factors.into_iter().chain([factor]));
         let grid = self.works().clamp(1, engine::BLOCKS) as u32;
         // SAFETY: the block has the layout of `Call`; all tensors are contiguous, on the device and as large as it says,
         // and their memory is freed on the same stream, behind the kernel.
-        unsafe { self.launcher.launch(VARIATION, grid, &mut [call.as_mut_ptr().cast()]) }.is_ok()
+        unsafe { block.launch(&*self.launcher, VARIATION, grid) }
     }
 
     /// The losses of the planes, of which the sums of all chunks are given; none where that could not be launched.

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::engine::{self, address};
+use super::engine;
 use super::launch::{Block, Kernel, Launch};
 use super::modules;
 use super::source::Recipe;
@@ -40,16 +40,13 @@ fn launch(launcher: &dyn Launch, input: &Tensor, output: &Tensor, slide: &Slide,
     let (step, read, written) = (slide.step(input) as i64, input.size()[slide.dim], slide.places as i64);
     let lines = input.numel() as i64 / (step * read);
     let mut block = Block::default();
-    block.pointer(address(input));
-    block.pointer(address(output));
+    block.tensors([input, output]);
     let (start, count) = (first - slide.lead as i64, taps.len() as i64);
-    [lines, step, read, written, start, count].into_iter().for_each(|number| block.long(number));
-    block.int((first > 0).into());
+    block.longs([lines, step, read, written, start, count]);
     // A thread's number goes beyond that of the last sum.
-    block.int((input.numel().max(output.numel()) < 1 << 30).into());
-    (0..TAPS).for_each(|tap| block.real(kind, taps.get(tap).copied().unwrap_or(0.0)));
-    let mut call = block.finish();
+    block.flags([first > 0, input.numel().max(output.numel()) < 1 << 30]);
+    block.reals(kind, (0..TAPS).map(|tap| taps.get(tap).copied().unwrap_or(0.0)));
     // SAFETY: the block has the layout of `Call`; both tensors are contiguous, on the device and as large as it says, and
     // their memory is freed on the same stream, behind the kernel.
-    unsafe { launcher.launch(WINDOW, engine::grid(output), &mut [call.as_mut_ptr().cast()]) }.is_ok()
+    unsafe { block.launch(launcher, WINDOW, engine::grid(output)) }
 }
