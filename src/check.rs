@@ -14,7 +14,7 @@ use tch::{Kind, Tensor};
 pub(crate) use crate::argument::{Named, defined};
 use crate::autograd::{self, Form, Header};
 use crate::kernels::{Number, NumberOperations};
-use crate::numeric::wide_kind;
+use crate::numeric::{is_floating, wide_kind};
 use crate::{LossError, kernels};
 
 pub(crate) use class_indices::{ClassIndices, f_kept};
@@ -127,7 +127,7 @@ pub(crate) fn shape_error((argument, tensor): Named, expected: impl Into<String>
 /// `tensor` has one of the floating kinds.
 pub(crate) fn floating((argument, tensor): Named) -> Result<(), LossError> {
     let actual = tensor.f_kind()?;
-    if matches!(actual, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16) {
+    if is_floating(actual) {
         return Ok(());
     }
     Err(LossError::Kind { argument, expected: "a floating kind".into(), actual })

@@ -63,6 +63,11 @@ pub(crate) fn f_of_elements(
 /// The smallest base that a power below 1 is differentiated at; below it the power is 0, and so is its gradient.
 pub(crate) const SMALLEST_BASE: f64 = f32::MIN_POSITIVE as f64;
 
+/// Whether `kind` is one that losses are computed in.
+pub(crate) fn is_floating(kind: Kind) -> bool {
+    matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16)
+}
+
 /// Whether `kind` is one of half precision.
 pub(crate) fn is_half(kind: Kind) -> bool {
     matches!(kind, Kind::Half | Kind::BFloat16)

@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::LossError;
+use crate::numeric::is_floating;
 
 /// The function that replaces a tensor among the options of a loss.
 pub(crate) type Replace<'a> = dyn FnMut(&Tensor) -> Tensor + 'a;
@@ -77,7 +78,7 @@ pub(crate) fn f_with<T>(
 
 /// Checks that the kind is floating, because losses are computed in floating kinds.
 pub(crate) fn f_floating(kind: Kind) -> Result<(), LossError> {
-    if matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16) {
+    if is_floating(kind) {
         return Ok(());
     }
     Err(LossError::Kind { argument: "kind", expected: "a floating kind".into(), actual: kind })

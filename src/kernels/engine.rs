@@ -11,7 +11,7 @@ use super::cpu::elements::f_numbers;
 use super::cpu::output::f_scalar_of;
 use super::tensors::{f_keeps_digits, f_plain, is_stored};
 use crate::autograd::{self, Context, Function, StoredGradients};
-use crate::numeric::f_widely_alike;
+use crate::numeric::{f_widely_alike, is_floating};
 use crate::{LossError, Reduction};
 
 /// An engine with its formula: computes the losses of some tensors, its arguments. The first one has the kind of all,
@@ -163,7 +163,7 @@ pub(super) fn f_dispatch_to(
     composite: Composite,
 ) -> Result<Tensor, LossError> {
     let kind = arguments[0].f_kind()?;
-    if !matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16) {
+    if !is_floating(kind) {
         return composite(arguments);
     }
     let graph = autograd::grad_enabled();

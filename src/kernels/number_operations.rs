@@ -10,6 +10,7 @@ use torch_sys::c_generated::*;
 use torch_sys::{C_scalar, C_tensor};
 
 use crate::autograd::kind_code;
+use crate::numeric::is_floating;
 
 /// An integer or a floating number. libtorch promotes kinds differently for the two.
 #[derive(Debug, Clone, Copy)]
@@ -227,8 +228,7 @@ macro_rules! operations {
 
             fn f_masked_fill_number(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError> {
                 let number = number.into();
-                let is_floating = matches!(self.f_kind()?, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16);
-                if is_floating && number.is_zero() {
+                if is_floating(self.f_kind()?) && number.is_zero() {
                     return self.f_zeros_where(mask);
                 }
                 // SAFETY: see above.

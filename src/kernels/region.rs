@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 use super::{cpu, is_on_cuda, takes};
 use crate::autograd::{self, Context, Function};
 use crate::kernels::number_operations::NumberOperations;
+use crate::numeric::is_floating;
 use crate::{Activation, LossError, OverlapMeasure};
 
 /// The engine takes no planes of fewer pixels: a class of them is not worth the calls of its kernels.
@@ -117,9 +118,8 @@ fn f_engine(
         return Ok(None);
     }
     let kind = input.f_kind()?;
-    let floating = matches!(kind, Kind::Double | Kind::Float | Kind::Half | Kind::BFloat16);
     let differentiated = autograd::grad_enabled() && target.requires_grad();
-    if !floating || differentiated || !f_takes(input, target, kind)? {
+    if !is_floating(kind) || differentiated || !f_takes(input, target, kind)? {
         return Ok(None);
     }
     let on_cuda = is_on_cuda(input);

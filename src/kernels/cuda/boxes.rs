@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::engine::{self, Ends, Engine, Finish, Forward, Sum, address};
 use super::launch::{Block, Kernel, Launch};
-use super::pointwise::{Recorded, evaluate, is_floating};
+use super::pointwise::{Recorded, evaluate};
 use super::source::Recipe;
 use super::{arguments, modules};
 use crate::LossError;
@@ -12,6 +12,7 @@ use crate::autograd::Header;
 use crate::kernels::engine::{Composite, Reduce};
 use crate::kernels::graph::Recording;
 use crate::kernels::tensors::f_all_contiguous;
+use crate::numeric::is_floating;
 
 const BOXES: Kernel = Kernel { name: c"boxes", types: &["Call"] };
 

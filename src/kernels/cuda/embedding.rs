@@ -5,7 +5,6 @@ use tch::{Kind, Tensor};
 
 use super::engine::{self, Ends, Engine, Finish, Forward, Sum};
 use super::launch::{Block, Kernel, Launch, OF_BLOCK, OF_WARP, THREADS, WARP};
-use super::pointwise::is_floating;
 use super::source::{Recipe, function, numbered};
 use super::{arguments, modules};
 use crate::LossError;
@@ -14,6 +13,7 @@ use crate::kernels::engine::{Composite, Reduce, row_length};
 use crate::kernels::formulas::{Embedding, TypedRows};
 use crate::kernels::graph::{Recording, record_two};
 use crate::kernels::tensors::f_all_contiguous;
+use crate::numeric::is_floating;
 
 const ROWS: Kernel = Kernel { name: c"rows", types: &["Call"] };
 const PARTS: Kernel = Kernel { name: c"parts", types: &["Call"] };

@@ -6,7 +6,6 @@ use tch::{Kind, Tensor};
 use super::engine::are_aligned;
 use super::launch::{Block, Kernel};
 use super::modules;
-use super::pointwise::is_floating;
 use super::rows::{Outputs, RowCall, f_weights, grid, plan};
 use super::softmax::EXPONENTIALS;
 use super::source::Recipe;
@@ -14,7 +13,7 @@ use super::source::rows::rows as source;
 use crate::LossError;
 use crate::autograd::Header;
 use crate::kernels::rows::LogitRows;
-use crate::numeric::wide_kind;
+use crate::numeric::{is_floating, wide_kind};
 
 const LOGITS: Kernel = Kernel { name: c"logits", types: &["LogitCall"] };
 

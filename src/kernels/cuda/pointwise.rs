@@ -14,6 +14,7 @@ use crate::kernels::engine::{Composite, Reduce};
 use crate::kernels::formulas::{Expected, Pointwise, Typed};
 use crate::kernels::graph::{self, Recording};
 use crate::kernels::number::{Real, choose};
+use crate::numeric::is_floating;
 use crate::{InvalidValues, LossError};
 
 const POINTWISE: Kernel = Kernel { name: c"pointwise", types: &["Call"] };
@@ -70,11 +71,6 @@ fn takes(arguments: &[&Tensor], kind: Kind) -> Result<bool, LossError> {
         }
     }
     Ok(true)
-}
-
-/// Whether kernels compute losses of this kind.
-pub(super) fn is_floating(kind: Kind) -> bool {
-    matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16)
 }
 
 /// A formula, for tensors of a kind.

@@ -7,7 +7,6 @@ use super::arguments::name_of_factors;
 use super::engine::{self, BLOCKS, Ends, Engine, Finish, Forward, PACK, Sum, are_aligned, is_stored, parts};
 use super::launch::{Block, Kernel, Launch, THREADS, WARP};
 use super::modules;
-use super::pointwise::is_floating;
 use super::source::Recipe;
 use super::source::rows::Plan;
 use crate::autograd::{self, Header};
@@ -15,7 +14,7 @@ use crate::kernels::engine::{Composite, Reduce, composite_of, widely};
 use crate::kernels::graph::Recording;
 use crate::kernels::rows::{Layout, Note, RowReduction, Rows};
 use crate::kernels::tensors::{f_own, f_plain};
-use crate::numeric::wide_kind;
+use crate::numeric::{is_floating, wide_kind};
 use crate::{InvalidValues, LossError};
 
 const ROWS: Kernel = Kernel { name: c"rows", types: &["RowCall"] };

@@ -5,11 +5,11 @@ use tch::{Kind, Tensor};
 use super::engine;
 use super::launch::{Block, Kernel, OF_WARP, THREADS, WARP};
 use super::modules;
-use super::pointwise::is_floating;
 use super::source::Recipe;
 use crate::LossError;
 use crate::autograd::{Backward, Header, Place, Tape};
 use crate::kernels::tensors::{f_contiguous, f_plain};
+use crate::numeric::is_floating;
 
 const UNITS: Kernel = Kernel { name: c"units", types: &["Call"] };
 const GRADIENT: Kernel = Kernel { name: c"units_gradient", types: &["Call"] };

@@ -7,13 +7,13 @@ use tch::{Kind, Tensor};
 use super::engine::{self, Engine, Forward, Sum, address};
 use super::launch::{Block, Kernel, Launch, THREADS};
 use super::modules;
-use super::pointwise::is_floating;
 use super::source::Recipe;
 use crate::LossError;
 use crate::autograd::Header;
 use crate::kernels::engine::{Composite, Reduce};
 use crate::kernels::tensors::f_contiguous;
 use crate::kernels::variation::sizes;
+use crate::numeric::is_floating;
 
 const VARIATION: Kernel = Kernel { name: c"variation", types: &["Call"] };
 const OF_PLANES: Kernel =

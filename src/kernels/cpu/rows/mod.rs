@@ -20,6 +20,7 @@ use crate::kernels::cpu::rows::options::Options;
 use crate::kernels::engine::{Composite, composite_of, widely};
 use crate::kernels::rows::{Layout, RowReduction, Rows};
 use crate::kernels::tensors::{f_keeps_digits, f_own, f_plain, is_stored};
+use crate::numeric::is_floating;
 
 /// An engine's losses of rows of classes.
 pub(super) trait RowFormula: Send + Sync + 'static {
@@ -66,7 +67,7 @@ fn takes(rows: &Rows) -> Result<bool, LossError> {
     let kind = rows.input.f_kind()?;
     let target = rows.target.f_kind()?;
     Ok(backend::fused()
-        && matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16)
+        && is_floating(kind)
         && rows.input.numel() != 0
         && rows.input.size()[rows.class_dim] < CLASSES
         && is_plain(rows.input, kind)
