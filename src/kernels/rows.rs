@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 use super::cpu;
 #[cfg(any(test, feature = "cuda"))]
 use super::cuda;
+use super::engine::{composite_of, widely};
 #[cfg(feature = "classification")]
 use super::formulas::ClassTerms;
 use super::formulas::RowLoss;
@@ -169,14 +170,15 @@ pub(crate) struct LogitRows<'a> {
     pub(crate) derivatives: Option<[&'a Tensor; 2]>,
 }
 
-/// Calls a function of the engine of the device that this tensor is on.
+/// The losses of rows by the engine of a formula on the CPU, and of a kernel on CUDA.
 macro_rules! by_device {
-    ($input:expr, $engine:ident::$function:ident($($argument:expr),* $(,)?)) => {{
+    ($rows:ident, $reduction:expr, $composite:ident, $formula:expr, $kernel:expr) => {{
+        let composite = widely(composite_of(move |[input, target]: [&Tensor; 2]| $composite(input, target)));
         #[cfg(any(test, feature = "cuda"))]
-        if cuda::is_asked_for_any_result($input) {
-            return cuda::$engine::$function($($argument),*);
+        if cuda::is_asked_for_any_result($rows.input) {
+            return Ok(cuda::rows::f_rows(|| $kernel, $rows, $reduction, composite)?.ok());
         }
-        cpu::$engine::$function($($argument),*)
+        cpu::rows::f_rows($formula, $rows, $reduction, composite)
     }};
 }
 
@@ -191,64 +193,52 @@ pub(crate) fn takes_rows(input: &Tensor) -> bool {
 
 /// The losses of `rows` with classes as targets, reduced. The share `smoothing` of a target is spread over all classes.
 /// `None` where the engine does not take the call. Second derivatives are those of the `composite` of input and target.
-pub(crate) fn f_softmax<F, C>(
-    formula: F,
+pub(crate) fn f_softmax(
+    formula: impl RowLoss,
     smoothing: f64,
     rows: &Rows,
     reduction: RowReduction,
-    composite: C,
-) -> Result<Option<Tensor>, LossError>
-where
-    F: RowLoss,
-    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    by_device!(rows.input, softmax::f_softmax(formula, smoothing, rows, reduction, composite))
+    composite: impl Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
+) -> Result<Option<Tensor>, LossError> {
+    let of_classes = cpu::softmax::OfClasses { formula, smoothing };
+    by_device!(rows, reduction, composite, of_classes, cuda::softmax::of_classes(formula, smoothing))
 }
 
 /// The cross entropy of `rows` whose target has a share for each class, reduced. The share `smoothing` of a target is
 /// spread over all classes. `None` where the engine does not take the call. Second derivatives are those of the
 /// `composite` of input and target.
-pub(crate) fn f_softmax_of_shares<C>(
+pub(crate) fn f_softmax_of_shares(
     smoothing: f64,
     rows: &Rows,
     reduction: RowReduction,
-    composite: C,
-) -> Result<Option<Tensor>, LossError>
-where
-    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    by_device!(rows.input, softmax::f_softmax_of_shares(smoothing, rows, reduction, composite))
+    composite: impl Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
+) -> Result<Option<Tensor>, LossError> {
+    let of_shares = cpu::softmax::OfShares { smoothing };
+    by_device!(rows, reduction, composite, of_shares, cuda::softmax::of_shares(false, smoothing))
 }
 
 /// The losses of `rows`, reduced, whose target is a position among the classes: the two classes beside it have it in
 /// proportion to how near they are. The classes are the last dimension. `None` where the engine does not take the call.
 /// Second derivatives are those of the `composite` of input and target.
 #[cfg(feature = "detection")]
-pub(crate) fn f_softmax_of_positions<C>(
+pub(crate) fn f_softmax_of_positions(
     rows: &Rows,
     reduction: RowReduction,
-    composite: C,
-) -> Result<Option<Tensor>, LossError>
-where
-    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    by_device!(rows.input, positions::f_softmax_of_positions(rows, reduction, composite))
+    composite: impl Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
+) -> Result<Option<Tensor>, LossError> {
+    by_device!(rows, reduction, composite, cpu::positions::OfPositions, cuda::softmax::of_shares(true, 0.0))
 }
 
 /// The losses of `rows`, whose classes are the last dimension, reduced. `None` where the engine does not take the call.
 /// Second derivatives are those of the `composite` of input and target.
 #[cfg(feature = "classification")]
-pub(crate) fn f_class_terms<F, C>(
-    formula: F,
+pub(crate) fn f_class_terms(
+    formula: impl ClassTerms,
     rows: &Rows,
     reduction: RowReduction,
-    composite: C,
-) -> Result<Option<Tensor>, LossError>
-where
-    F: ClassTerms,
-    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    by_device!(rows.input, class_terms::f_class_terms(formula, rows, reduction, composite))
+    composite: impl Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
+) -> Result<Option<Tensor>, LossError> {
+    by_device!(rows, reduction, composite, cpu::class_terms::OfTerms(formula), cuda::class_terms::of_terms(formula))
 }
 
 /// The mean cross entropy of the first views, plus the mean divergence of all views from their mixtures, times its
@@ -256,34 +246,37 @@ where
 /// second views, and so on, with the classes as the last dimension; the targets are the classes of the samples. Second
 /// derivatives are those of the `composite` of input and target.
 #[cfg(feature = "classification")]
-pub(crate) fn f_views<C>(views: Views, rows: &Rows, composite: C) -> Result<Option<Tensor>, LossError>
-where
-    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    by_device!(rows.input, views::f_views(views, rows, composite))
+pub(crate) fn f_views(
+    views: Views,
+    rows: &Rows,
+    composite: impl Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
+) -> Result<Option<Tensor>, LossError> {
+    #[cfg(any(test, feature = "cuda"))]
+    if cuda::is_asked_for_any_result(rows.input) && views.count > cuda::views::VIEWS {
+        return Ok(None);
+    }
+    by_device!(rows, RowReduction::Sum, composite, views, cuda::views::of_views(views, rows.target.numel()))
 }
 
 /// The losses of `rows`, whose classes are the last dimension, reduced. `None` where the engine does not take the call.
 /// Second derivatives are those of the `composite` of input and target.
-pub(crate) fn f_margin<C>(
+pub(crate) fn f_margin(
     margin: Margin,
     rows: &Rows,
     reduction: RowReduction,
-    composite: C,
-) -> Result<Option<Tensor>, LossError>
-where
-    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    by_device!(rows.input, margin::f_margin(margin, rows, reduction, composite))
+    composite: impl Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
+) -> Result<Option<Tensor>, LossError> {
+    by_device!(rows, reduction, composite, margin, cuda::margin::of_hinges(margin))
 }
 
 /// The negative log likelihood of `rows` of log-probabilities, reduced. `None` where the engine does not take the call.
 /// Second derivatives are those of the `composite` of input and target.
-pub(crate) fn f_picked<C>(rows: &Rows, reduction: RowReduction, composite: C) -> Result<Option<Tensor>, LossError>
-where
-    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    by_device!(rows.input, picked::f_picked(rows, reduction, composite))
+pub(crate) fn f_picked(
+    rows: &Rows,
+    reduction: RowReduction,
+    composite: impl Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
+) -> Result<Option<Tensor>, LossError> {
+    by_device!(rows, reduction, composite, cpu::picked::Picked, cuda::picked::of_targets())
 }
 
 /// The cross entropy and the z-loss of each row, `[n]`, in single precision for logits of half precision. `None` where
@@ -299,15 +292,13 @@ pub(crate) fn f_logits(rows: &LogitRows) -> Result<Option<[Tensor; 2]>, LossErro
 /// The losses Σ max(0, 1 − x\[t\] + x\[c\]) / C of each row, reduced: over its labels t, which end at the first −1, and
 /// its other classes c. By the `composite` of tensor operations where the engine does not take the call. The arguments,
 /// `[N, C]` or `[C]`, are scores and labels, the latter 64-bit integers.
-pub(crate) fn f_label_margin<C>(
+pub(crate) fn f_label_margin(
     arguments: [&Tensor; 2],
     reduction: Reduction,
     note: Option<&Note>,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    C: Fn([&Tensor; 2]) -> Result<Tensor, LossError> + Send + 'static,
-{
+    composite: impl Fn([&Tensor; 2]) -> Result<Tensor, LossError> + Send + 'static,
+) -> Result<Tensor, LossError> {
+    let composite = widely(composite_of(composite));
     #[cfg(any(test, feature = "cuda"))]
     if cuda::is_asked_for_any_result(arguments[0]) {
         return cuda::label_margin::f_label_margin(arguments, reduction, note, composite);

@@ -6,36 +6,18 @@
 
 use std::ops::Range;
 
-use tch::Tensor;
-
 use super::kinds::Wide;
 use super::lane::LaneOf;
+use super::rows::RowFormula;
 use super::rows::job::Job;
-use super::rows::{RowFormula, f_rows};
 use super::simd::{self, Kernel};
 use super::softmax::exponentials::{Distances, exponentials, largest, likely, others};
-use crate::LossError;
 use crate::kernels::formulas::ClassTerms;
 use crate::kernels::number::choose;
-use crate::kernels::rows::{RowReduction, Rows};
-
-/// See [`kernels::f_class_terms`](crate::kernels::f_class_terms).
-pub(in crate::kernels) fn f_class_terms<F, C>(
-    formula: F,
-    rows: &Rows,
-    reduction: RowReduction,
-    composite: C,
-) -> Result<Option<Tensor>, LossError>
-where
-    F: ClassTerms,
-    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    f_rows(OfTerms(formula), rows, reduction, composite)
-}
 
 /// The formula as a [`RowFormula`].
 #[derive(Clone, Copy)]
-struct OfTerms<F>(F);
+pub(in crate::kernels) struct OfTerms<F>(pub(in crate::kernels) F);
 
 impl<F: ClassTerms> RowFormula for OfTerms<F> {
     fn run<W: Wide>(&self, job: &Job<W>) -> f64 {

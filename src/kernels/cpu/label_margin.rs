@@ -15,22 +15,16 @@ use super::output::Output;
 use super::simd::{self, Kernel, LANES, fold, fold_into, total};
 use super::{BLOCK, parallel};
 use crate::kernels::backend;
-use crate::kernels::engine::{
-    Engine, Factor, Reduce, RowFactors, by_width, composite_of, f_dispatch, row_length, widely,
-};
+use crate::kernels::engine::{Composite, Engine, Factor, Reduce, RowFactors, by_width, f_dispatch, row_length};
 use crate::kernels::number::{Real, choose};
 use crate::{LossError, Reduction};
 
 /// See [`kernels::f_label_margin`](crate::kernels::f_label_margin).
-pub(in crate::kernels) fn f_label_margin<C>(
+pub(in crate::kernels) fn f_label_margin(
     arguments: [&Tensor; 2],
     reduction: Reduction,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    C: Fn([&Tensor; 2]) -> Result<Tensor, LossError> + Send + 'static,
-{
-    let composite = widely(composite_of(composite));
+    composite: Composite,
+) -> Result<Tensor, LossError> {
     let [input, target] = arguments;
     let kind = input.f_kind()?;
     let plain = is_plain(input, kind) && is_plain(target, Kind::Int64);

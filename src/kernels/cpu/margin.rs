@@ -5,31 +5,15 @@
 
 use std::ops::Range;
 
-use tch::Tensor;
-
 use super::BLOCK;
 use super::kinds::Wide;
 use super::lane::LaneOf;
+use super::rows::RowFormula;
 use super::rows::job::Job;
-use super::rows::{RowFormula, f_rows};
 use super::simd::{self, Kernel, Sum, fold, total};
 use super::softmax::exponentials::largest;
-use crate::LossError;
 use crate::kernels::number::choose;
-use crate::kernels::rows::{Hinges, Margin, RowReduction, Rows};
-
-/// See [`kernels::f_margin`](crate::kernels::f_margin).
-pub(in crate::kernels) fn f_margin<C>(
-    margin: Margin,
-    rows: &Rows,
-    reduction: RowReduction,
-    composite: C,
-) -> Result<Option<Tensor>, LossError>
-where
-    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    f_rows(margin, rows, reduction, composite)
-}
+use crate::kernels::rows::{Hinges, Margin};
 
 impl RowFormula for Margin {
     fn run<W: Wide>(&self, job: &Job<W>) -> f64 {

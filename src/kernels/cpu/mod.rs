@@ -39,7 +39,7 @@ mod positives;
 mod ranks;
 #[cfg(feature = "segmentation")]
 pub(super) mod region;
-mod rows;
+pub(super) mod rows;
 mod scan;
 pub(super) mod simd;
 pub(super) mod softmax;

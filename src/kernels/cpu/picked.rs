@@ -5,31 +5,15 @@
 
 use std::ops::Range;
 
-use tch::Tensor;
-
 use super::kinds::Wide;
+use super::rows::RowFormula;
 use super::rows::job::{Job, Pixels};
-use super::rows::{RowFormula, f_rows};
-use crate::LossError;
-use crate::kernels::rows::{RowReduction, Rows};
-
-/// See [`kernels::f_picked`](crate::kernels::f_picked).
-pub(in crate::kernels) fn f_picked<C>(
-    rows: &Rows,
-    reduction: RowReduction,
-    composite: C,
-) -> Result<Option<Tensor>, LossError>
-where
-    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    f_rows(Picked, rows, reduction, composite)
-}
 
 /// How many pixels a block has.
 const PIXELS: usize = 512;
 
 /// The loss as a [`RowFormula`].
-struct Picked;
+pub(in crate::kernels) struct Picked;
 
 impl RowFormula for Picked {
     fn run<W: Wide>(&self, job: &Job<W>) -> f64 {

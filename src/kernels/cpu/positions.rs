@@ -7,33 +7,17 @@
 
 use std::ops::Range;
 
-use tch::Tensor;
-
 use super::kinds::Wide;
 use super::lane::LaneOf;
+use super::rows::RowFormula;
 use super::rows::job::Job;
-use super::rows::{RowFormula, f_rows};
 use super::simd::{self, Kernel};
 use super::softmax::exponentials::{self, largest, peak};
-use crate::LossError;
 use crate::kernels::number::choose;
-use crate::kernels::rows::{RowReduction, Rows};
-
-/// See [`kernels::f_softmax_of_positions`](crate::kernels::f_softmax_of_positions).
-pub(in crate::kernels) fn f_softmax_of_positions<C>(
-    rows: &Rows,
-    reduction: RowReduction,
-    composite: C,
-) -> Result<Option<Tensor>, LossError>
-where
-    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    f_rows(OfPositions, rows, reduction, composite)
-}
 
 /// The loss as a [`RowFormula`].
 #[derive(Clone, Copy)]
-struct OfPositions;
+pub(in crate::kernels) struct OfPositions;
 
 impl RowFormula for OfPositions {
     fn run<W: Wide>(&self, job: &Job<W>) -> f64 {

@@ -10,26 +10,15 @@
 
 use std::ops::Range;
 
-use tch::Tensor;
-
 use super::kinds::Wide;
 use super::lane::LaneOf;
+use super::rows::RowFormula;
 use super::rows::job::Job;
-use super::rows::{RowFormula, f_rows};
 use super::simd::{self, Kernel, Sum};
 use super::softmax::exponentials::{Distances, exponentials, largest, likely, others};
 use super::{BLOCK, parallel};
-use crate::LossError;
 use crate::kernels::number::choose;
-use crate::kernels::rows::{RowReduction, Rows, Views};
-
-/// See [`kernels::f_views`](crate::kernels::f_views).
-pub(in crate::kernels) fn f_views<C>(views: Views, rows: &Rows, composite: C) -> Result<Option<Tensor>, LossError>
-where
-    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    f_rows(views, rows, RowReduction::Sum, composite)
-}
+use crate::kernels::rows::Views;
 
 impl RowFormula for Views {
     fn run<W: Wide>(&self, job: &Job<W>) -> f64 {

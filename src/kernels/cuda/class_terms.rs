@@ -1,31 +1,13 @@
 //! The engine of losses with a term for every class of a softmax: the asymmetric loss of one label.
 
-use tch::Tensor;
-
-use super::rows::{RowKernel, f_rows};
+use super::rows::RowKernel;
 use super::softmax::EXPONENTIALS;
 use super::source::Recipe;
 use super::source::rows::{around_row_loss, function};
-use crate::LossError;
 use crate::kernels::formulas::ClassTerms;
 use crate::kernels::graph;
-use crate::kernels::rows::{RowReduction, Rows};
 
-/// See [`kernels::f_class_terms`](crate::kernels::f_class_terms).
-pub(in crate::kernels) fn f_class_terms<F, C>(
-    formula: F,
-    rows: &Rows,
-    reduction: RowReduction,
-    composite: C,
-) -> Result<Option<Tensor>, LossError>
-where
-    F: ClassTerms,
-    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    f_rows(|| of_terms(formula), rows, reduction, composite)
-}
-
-fn of_terms(formula: impl ClassTerms) -> RowKernel {
+pub(in crate::kernels) fn of_terms(formula: impl ClassTerms) -> RowKernel {
     let both = |(term, slope)| vec![term, slope];
     let of_target = graph::record(|[log_p, p]| both(formula.of_target(log_p, p)));
     let of_other = graph::record(|[log_p]| both(formula.of_other(log_p)));

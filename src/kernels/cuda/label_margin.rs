@@ -2,24 +2,20 @@
 
 use tch::Tensor;
 
-use super::rows::{RowKernel, f_of_composite};
+use super::rows::{RowKernel, f_rows};
 use super::source::Recipe;
 use super::source::rows::around_row_loss;
-use crate::kernels::engine::{composite_of, widely};
+use crate::kernels::engine::Composite;
 use crate::kernels::rows::{Note, RowReduction, Rows};
 use crate::{LossError, Reduction};
 
 /// See [`kernels::f_label_margin`](crate::kernels::f_label_margin).
-pub(in crate::kernels) fn f_label_margin<C>(
+pub(in crate::kernels) fn f_label_margin(
     arguments: [&Tensor; 2],
     reduction: Reduction,
     note: Option<&Note>,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    C: Fn([&Tensor; 2]) -> Result<Tensor, LossError> + Send + 'static,
-{
-    let composite = widely(composite_of(composite));
+    composite: Composite,
+) -> Result<Tensor, LossError> {
     let [input, target] = arguments;
     if input.dim() == 0 || input.size() != target.size() {
         return composite(&arguments);
@@ -28,8 +24,5 @@ where
     let write = |recipe: &Recipe| around_row_loss(recipe, &[include_str!("source/label_margin.cu")]);
     // The scores, their slopes, and which are no labels.
     let kernel = || RowKernel { arrays: 3, held_by_warps: true, ..RowKernel::of(write) };
-    match f_of_composite(kernel, &rows, RowReduction::over_all(reduction), composite)? {
-        Ok(loss) => Ok(loss),
-        Err(composite) => composite(&arguments),
-    }
+    f_rows(kernel, &rows, RowReduction::over_all(reduction), composite)?.or_else(|composite| composite(&arguments))
 }

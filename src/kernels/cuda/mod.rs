@@ -35,11 +35,9 @@ pub(super) mod picked;
 #[cfg(feature = "image")]
 pub(super) mod planes;
 pub(super) mod pointwise;
-#[cfg(feature = "detection")]
-pub(super) mod positions;
 #[cfg(feature = "segmentation")]
 pub(super) mod region;
-mod rows;
+pub(super) mod rows;
 pub(super) mod softmax;
 mod source;
 #[cfg(test)]

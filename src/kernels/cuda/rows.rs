@@ -10,7 +10,7 @@ use super::modules;
 use super::source::Recipe;
 use super::source::rows::Plan;
 use crate::autograd::{self, Header};
-use crate::kernels::engine::{Composite, Reduce, composite_of, widely};
+use crate::kernels::engine::{Composite, Reduce};
 use crate::kernels::graph::Recording;
 use crate::kernels::rows::{Layout, Note, RowReduction, Rows};
 use crate::kernels::tensors::{f_own, f_plain};
@@ -30,7 +30,7 @@ const KEPT_DOUBLE: usize = 6;
 const CLASSES: i64 = 1 << 30;
 
 /// An engine's loss of a row.
-pub(super) struct RowKernel {
+pub(in crate::kernels) struct RowKernel {
     /// The text with the function `row_loss` in CUDA C++, which is made of all else here; see
     /// [`around_row_loss`](super::source::rows::around_row_loss).
     pub(super) write: fn(&Recipe) -> String,
@@ -70,24 +70,9 @@ impl RowKernel {
     }
 }
 
-/// The losses of `rows`, reduced, with a graph. `None` where the engine does not take the call. Second derivatives are
-/// those of the `composite` of input and target.
-pub(super) fn f_rows<C>(
-    kernel: impl FnOnce() -> RowKernel,
-    rows: &Rows,
-    reduction: RowReduction,
-    composite: C,
-) -> Result<Option<Tensor>, LossError>
-where
-    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    let composite = widely(composite_of(move |[input, target]: [&Tensor; 2]| composite(input, target)));
-    Ok(f_of_composite(kernel, rows, reduction, composite)?.ok())
-}
-
-/// [`f_rows`] with the composite of input and target as an engine has it, which is handed back where the engine does
-/// not take the call.
-pub(super) fn f_of_composite(
+/// The losses of `rows`, reduced, with a graph; the `composite` of input and target, which has their second derivatives,
+/// where the engine does not take the call.
+pub(in crate::kernels) fn f_rows(
     kernel: impl FnOnce() -> RowKernel,
     rows: &Rows,
     reduction: RowReduction,

@@ -17,7 +17,7 @@ use crate::kernels::cpu::output::{Output, f_scalar_of};
 use crate::kernels::cpu::rows::job::Factors;
 use crate::kernels::cpu::rows::job::Job;
 use crate::kernels::cpu::rows::options::Options;
-use crate::kernels::engine::{Composite, composite_of, widely};
+use crate::kernels::engine::Composite;
 use crate::kernels::rows::{Layout, RowReduction, Rows};
 use crate::kernels::tensors::{f_keeps_digits, f_own, f_plain, is_stored};
 use crate::numeric::is_floating;
@@ -30,6 +30,14 @@ pub(super) trait RowFormula: Send + Sync + 'static {
 }
 
 /// A [`RowFormula`] without its type.
+pub(in crate::kernels) struct Formula(Box<dyn AnyFormula>);
+
+impl<F: RowFormula> From<F> for Formula {
+    fn from(formula: F) -> Self {
+        Self(Box::new(formula))
+    }
+}
+
 trait AnyFormula: OfWidth<f32> + OfWidth<f64> + Send {}
 impl<F: RowFormula> AnyFormula for F {}
 
@@ -45,21 +53,16 @@ impl<W: Wide, F: RowFormula> OfWidth<W> for F {
 
 /// The losses of `rows`, reduced, with a graph. `None` where the engine does not take the call. Second derivatives are
 /// those of the `composite` of input and target.
-pub(super) fn f_rows<F, C>(
-    formula: F,
+pub(in crate::kernels) fn f_rows(
+    formula: impl Into<Formula>,
     rows: &Rows,
     reduction: RowReduction,
-    composite: C,
-) -> Result<Option<Tensor>, LossError>
-where
-    F: RowFormula,
-    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    let composite = move || widely(composite_of(move |[input, target]: [&Tensor; 2]| composite(input, target)));
+    composite: Composite,
+) -> Result<Option<Tensor>, LossError> {
     if !takes(rows)? {
         return Ok(None);
     }
-    f_engine(Box::new(formula), rows, reduction, composite()).map(Some)
+    f_engine(formula.into().0, rows, reduction, composite).map(Some)
 }
 
 /// Whether the engines of rows take the call.

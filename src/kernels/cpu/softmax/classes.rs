@@ -15,9 +15,9 @@ use crate::kernels::cpu::simd::{self, Kernel};
 use crate::kernels::formulas::RowLoss;
 
 /// A formula of losses with a class for each row, and the label smoothing ε.
-pub(super) struct OfClasses<F> {
-    pub(super) formula: F,
-    pub(super) smoothing: f64,
+pub(in crate::kernels) struct OfClasses<F> {
+    pub(in crate::kernels) formula: F,
+    pub(in crate::kernels) smoothing: f64,
 }
 
 impl<F: RowLoss> RowFormula for OfClasses<F> {

@@ -19,39 +19,5 @@ pub(super) mod exponentials;
 mod room;
 mod shares;
 
-use tch::Tensor;
-
-use super::rows::f_rows;
-use crate::LossError;
-use crate::kernels::formulas::RowLoss;
-use crate::kernels::rows::{RowReduction, Rows};
-use classes::OfClasses;
-use shares::OfShares;
-
-/// See [`kernels::f_softmax`](crate::kernels::f_softmax).
-pub(in crate::kernels) fn f_softmax<F, C>(
-    formula: F,
-    smoothing: f64,
-    rows: &Rows,
-    reduction: RowReduction,
-    composite: C,
-) -> Result<Option<Tensor>, LossError>
-where
-    F: RowLoss,
-    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    f_rows(OfClasses { formula, smoothing }, rows, reduction, composite)
-}
-
-/// See [`kernels::f_softmax_of_shares`](crate::kernels::f_softmax_of_shares).
-pub(in crate::kernels) fn f_softmax_of_shares<C>(
-    smoothing: f64,
-    rows: &Rows,
-    reduction: RowReduction,
-    composite: C,
-) -> Result<Option<Tensor>, LossError>
-where
-    C: Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
-    f_rows(OfShares { smoothing }, rows, reduction, composite)
-}
+pub(in crate::kernels) use classes::OfClasses;
+pub(in crate::kernels) use shares::OfShares;

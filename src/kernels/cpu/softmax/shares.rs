@@ -19,8 +19,8 @@ use crate::kernels::number::choose;
 
 /// The cross entropy of shares with the label smoothing ε.
 #[derive(Clone, Copy)]
-pub(super) struct OfShares {
-    pub(super) smoothing: f64,
+pub(in crate::kernels) struct OfShares {
+    pub(in crate::kernels) smoothing: f64,
 }
 
 impl RowFormula for OfShares {
