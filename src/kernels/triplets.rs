@@ -3,7 +3,6 @@
 use tch::{Kind, Tensor};
 
 use super::cpu;
-#[cfg(any(test, feature = "cuda"))]
 use super::engine::composite_of;
 use super::pair_labels::PairLabels;
 use super::pairs::Counted;
@@ -33,13 +32,11 @@ pub(crate) fn f_triplets<C>(
 where
     C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
 {
+    let composite = composite_of(move |[far]: [&Tensor; 1]| composite(far));
     match labels {
         Some(PairLabels::Host(labels)) => cpu::triplets::f_triplets(triplets, far, labels, kind, composite),
         #[cfg(any(test, feature = "cuda"))]
-        Some(PairLabels::Device(labels)) => {
-            let composite = composite_of(move |[far]: [&Tensor; 1]| composite(far));
-            super::cuda::triplets::f_triplets(triplets, far, labels, kind, composite)
-        }
-        None => composite(far),
+        Some(PairLabels::Device(labels)) => super::cuda::triplets::f_triplets(triplets, far, labels, kind, composite),
+        None => composite(&[far]),
     }
 }

@@ -14,11 +14,11 @@ use super::output::Output;
 use super::simd::{self, Kernel};
 use super::{BLOCK, parallel};
 use crate::LossError;
-use crate::autograd::{self, Context, Function};
+use crate::autograd::{self, Context};
 use crate::kernels::backend;
-use crate::kernels::engine::Composite;
+use crate::kernels::engine::{Composite, f_with_graph};
 use crate::kernels::formulas::{Map, TypedMap};
-use crate::kernels::tensors::{f_all_contiguous, f_contiguous, f_plain};
+use crate::kernels::tensors::{f_all_contiguous, f_contiguous};
 
 /// The results of a formula, as planes in double precision; see [`f_map`](crate::kernels::f_map).
 pub(in crate::kernels) fn f_planes(
@@ -77,27 +77,20 @@ fn f_run<W: Wide>(
     let job = Job { formula: of_width(&*formula), arguments: contiguous.iter().map(elements).collect() };
     let parts = outputs.parts(planes);
     parallel::sum(length, BLOCK, |range| job.evaluate(range, &parts));
-    let needed: Vec<bool> = arguments.iter().map(|argument| argument.requires_grad()).collect();
-    let backward = move |context: Context| -> autograd::Gradients {
-        let Some(grad) = context.grad(0) else { return Ok(autograd::spread(vec![], &needed)) };
-        let fused = || {
-            let grad = f_contiguous(&f_plain(&grad)?)?;
-            let contiguous = f_all_contiguous(&context.saved().iter().collect::<Vec<_>>())?;
-            let mut gradients = Vec::with_capacity(needed.len());
-            for needed in &needed {
-                gradients.push(needed.then(|| Output::<W>::f_of_size(&contiguous[0].size())).transpose()?);
-            }
-            let job = Job { formula: of_width(&*formula), arguments: contiguous.iter().map(elements).collect() };
-            let grad = elements(&grad);
-            let of_planes: Vec<&[f64]> = (0..planes).map(|plane| &grad[plane * length..][..length]).collect();
-            parallel::sum(length, BLOCK, |range| job.derive(range, &of_planes, &gradients));
-            Ok(gradients.into_iter().map(|gradient| gradient.map(Output::into_tensor)).collect())
-        };
-        let planes = |inputs: &[Tensor]| composite(&inputs.iter().collect::<Vec<_>>());
-        context.f_gradients(&fused, &|| autograd::f_gradients_of(&planes, &grad, context.saved(), &needed))
+    let fused = move |context: &Context, grad: &Tensor, needed: &[bool]| {
+        let grad = f_contiguous(grad)?;
+        let contiguous = f_all_contiguous(&context.saved().iter().collect::<Vec<_>>())?;
+        let mut gradients = Vec::with_capacity(needed.len());
+        for needed in needed {
+            gradients.push(needed.then(|| Output::<W>::f_of_size(&contiguous[0].size())).transpose()?);
+        }
+        let job = Job { formula: of_width(&*formula), arguments: contiguous.iter().map(elements).collect() };
+        let grad = elements(&grad);
+        let of_planes: Vec<&[f64]> = (0..planes).map(|plane| &grad[plane * length..][..length]).collect();
+        parallel::sum(length, BLOCK, |range| job.derive(range, &of_planes, &gradients));
+        Ok(Some(gradients.into_iter().map(|gradient| gradient.map(Output::into_tensor)).collect()))
     };
-    let outputs = vec![outputs.into_tensor()];
-    Ok(Function::new(arguments).save(arguments).f_attach_own(outputs, backward)?.remove(0))
+    f_with_graph(outputs.into_tensor(), arguments, autograd::needed(arguments), composite, Box::new(fused))
 }
 
 /// A call, which all threads share.

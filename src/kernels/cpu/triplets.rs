@@ -14,51 +14,45 @@ use super::output::{Output, f_scalar_of};
 use super::pair_labels::HostLabels;
 use super::parallel;
 use crate::LossError;
-use crate::autograd::{self, Context, Function, StoredGradients};
+use crate::autograd::{self, Context, StoredGradients};
 use crate::kernels::backend;
+use crate::kernels::engine::{Composite, f_with_graph};
 use crate::kernels::pairs::Counted;
-use crate::kernels::tensors::f_plain;
 use crate::kernels::triplets::Triplets;
 
 /// The hinges of the triplets with the distances `far` `[N, M]`, reduced, as a scalar of this `kind`; by the
 /// `composite` of tensor operations where the engine does not take the call.
-pub(in crate::kernels) fn f_triplets<C>(
+pub(in crate::kernels) fn f_triplets(
     triplets: Triplets,
     far: &Tensor,
     labels: &HostLabels,
     kind: Kind,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
+    composite: Composite,
+) -> Result<Tensor, LossError> {
     let own = far.f_kind()?;
     // Hinges from `high` on do not count, and none is below 0.
     let none = triplets.counted.high <= 0.0;
     let fits = labels.size() == far.size()[..] && is_plain(far, own);
     if !backend::fused() || !fits || far.numel() == 0 || none {
-        return composite(far);
+        return composite(&[far]);
     }
     match own {
-        Kind::Float => f_run::<f32, C>(triplets, far, labels, kind, composite),
-        Kind::Double => f_run::<f64, C>(triplets, far, labels, kind, composite),
-        _ => composite(far),
+        Kind::Float => f_run::<f32>(triplets, far, labels, kind, composite),
+        Kind::Double => f_run::<f64>(triplets, far, labels, kind, composite),
+        _ => composite(&[far]),
     }
 }
 
-fn f_run<W: Wide, C>(
+fn f_run<W: Wide>(
     triplets: Triplets,
     far: &Tensor,
     labels: &HostLabels,
     kind: Kind,
-    composite: C,
-) -> Result<Tensor, LossError>
-where
-    C: Fn(&Tensor) -> Result<Tensor, LossError> + Send + 'static,
-{
+    composite: Composite,
+) -> Result<Tensor, LossError> {
     let (distances, width) = (far.f_detach()?.f_contiguous()?, labels.columns.len());
-    let needed = autograd::needed(&[far])[0];
-    let gradient = needed.then(|| Output::<W>::f_of_size(&far.size())).transpose()?;
+    let needed = autograd::needed(&[far]);
+    let gradient = needed[0].then(|| Output::<W>::f_of_size(&far.size())).transpose()?;
     let totals = Output::<f64>::f_of_size(&[labels.rows.len() as i64, 2])?;
     let numbers = elements::<W>(&distances);
     parallel::rows(labels.rows.len(), width, |rows| {
@@ -80,22 +74,16 @@ where
     let totals = elements::<f64>(&totals);
     let [sum, count] = [0, 1].map(|k| totals.iter().skip(k).step_by(2).sum::<f64>());
     if sum.is_nan() {
-        return composite(far);
+        return composite(&[far]);
     }
     let scale = triplets.counted.scale(count);
     let loss = f_scalar_of(kind, sum * scale)?;
     let Some(gradient) = gradient else { return Ok(loss) };
     let stored = StoredGradients::f_of_own_kind([Some(gradient.into_tensor())])?;
-    let backward = move |context: Context| -> autograd::Gradients {
-        let Some(grad) = context.grad(0) else { return Ok(vec![None]) };
-        let fused = || {
-            let grad = f_plain(&grad)?.f_double_value(&[])?;
-            stored.f_scaled(&context, &f_scalar_of(W::KIND, grad * scale)?)
-        };
-        let loss = |inputs: &[Tensor]| composite(&inputs[0]);
-        context.f_gradients(&fused, &|| autograd::f_gradients_of(&loss, &grad, context.saved(), &[true]))
+    let fused = move |context: &Context, grad: &Tensor, _: &[bool]| {
+        stored.f_scaled(context, &f_scalar_of(W::KIND, grad.f_double_value(&[])? * scale)?).map(Some)
     };
-    Ok(Function::new(&[far]).save(&[far]).f_attach_own(vec![loss], backward)?.remove(0))
+    f_with_graph(loss, &[far], needed, composite, Box::new(fused))
 }
 
 /// The buffers of one anchor.

@@ -8,11 +8,11 @@ use super::launch::{Block, Kernel};
 use super::modules;
 use super::source::{Recipe, function, numbered};
 use crate::LossError;
-use crate::autograd::{self, Context, Function, Header};
-use crate::kernels::engine::Composite;
+use crate::autograd::{self, Context, Header};
+use crate::kernels::engine::{Composite, f_with_graph};
 use crate::kernels::formulas::{Map, TypedMap};
 use crate::kernels::graph::{self, Recording};
-use crate::kernels::tensors::{f_all_contiguous, f_contiguous, f_plain};
+use crate::kernels::tensors::{f_all_contiguous, f_contiguous};
 
 const MAP: Kernel = Kernel { name: c"map", types: &["Call"] };
 
@@ -57,17 +57,11 @@ pub(in crate::kernels) fn f_planes(
         return composite(arguments);
     }
     let needed = autograd::needed(arguments);
-    let backward = move |context: Context| -> autograd::Gradients {
-        let Some(grad) = context.grad(0) else { return Ok(autograd::spread(vec![], &needed)) };
-        let again = |inputs: &[Tensor]| composite(&inputs.iter().collect::<Vec<_>>());
-        let differentiable = || autograd::f_gradients_of(&again, &grad, context.saved(), &needed);
-        let fused = || {
-            let gradients = f_derivatives(&*formula, context.saved(), &grad, &needed)?;
-            gradients.map_or_else(differentiable, |gradients| Ok(autograd::spread(gradients, &needed)))
-        };
-        context.f_gradients(&fused, &differentiable)
+    let fused = move |context: &Context, grad: &Tensor, needed: &[bool]| {
+        let gradients = f_derivatives(&*formula, context.saved(), grad, needed)?;
+        Ok(gradients.map(|gradients| autograd::spread(gradients, needed)))
     };
-    Ok(Function::new(arguments).save(arguments).f_attach_own(vec![results], backward)?.remove(0))
+    f_with_graph(results, arguments, needed, composite, Box::new(fused))
 }
 
 /// The gradients that are needed; none where the kernel cannot be had.
@@ -80,7 +74,7 @@ fn f_derivatives(
     let derivatives = formula.record_derivatives().wanted(needed);
     let mut from = f_all_contiguous(&arguments.iter().collect::<Vec<_>>())?;
     let gradients = engine::f_gradients(&from[0], needed)?;
-    from.extend(f_split(&f_contiguous(&f_plain(grad)?)?)?);
+    from.extend(f_split(&f_contiguous(grad)?)?);
     Ok(run(derivatives, &from, &gradients).then_some(gradients))
 }
 
