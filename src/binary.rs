@@ -260,23 +260,24 @@ impl Parts {
         self.shares.f_mul_number(-2.0 * number)?.f_add_number(number)
     }
 
-    /// The `losses` with a `slope` of the parts and of another tensor; `operations` have the second derivative.
+    /// The `losses` with a `slope` of the parts and of other tensors; `operations` have the second derivative.
     pub(crate) fn f_attach(
         self,
         losses: Tensor,
-        other: &Tensor,
-        slope: impl Fn(&Parts, &Tensor) -> Result<Tensor, TchError> + Send + 'static,
+        others: &[&Tensor],
+        slope: impl Fn(&Parts, &[Tensor]) -> Result<Tensor, TchError> + Send + 'static,
         operations: impl Fn(&Tensor, &Tensor) -> Result<Tensor, LossError> + Send + 'static,
     ) -> Result<Tensor, LossError> {
         let Parts { logits, shares, entropy, p, q } = &self;
-        let function = Function::new(&[logits]).save(&[logits, shares, entropy, p, q, other]);
+        let saved = [&[logits, shares, entropy, p, q], others].concat();
+        let function = Function::new(&[logits]).save(&saved);
         function.f_attach_one(losses, move |context| {
-            let (Some(grad), [logits, shares, entropy, p, q, other]) = (context.grad(0), context.saved()) else {
+            let (Some(grad), [logits, shares, entropy, p, q, others @ ..]) = (context.grad(0), context.saved()) else {
                 return Ok(vec![None]);
             };
             let fused = || {
                 let [logits, shares, entropy, p, q] = [logits, shares, entropy, p, q].map(Tensor::shallow_clone);
-                let slope = slope(&Parts { logits, shares, entropy, p, q }, other)?;
+                let slope = slope(&Parts { logits, shares, entropy, p, q }, others)?;
                 Ok(vec![Some(slope.f_mul(&grad)?)])
             };
             let again = |inputs: &[Tensor]| operations(&inputs[0], shares);

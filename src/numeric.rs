@@ -232,10 +232,13 @@ pub(crate) fn f_without_gradients(
 /// `base` to the power of `exponent`, both at least 0, with gradient 0 where the power has a vertical tangent. The
 /// second derivative is a number, too.
 pub(crate) fn f_power(base: &Tensor, exponent: f64) -> Result<Tensor, LossError> {
+    if exponent == 1.0 {
+        return Ok(base.shallow_clone());
+    }
     if exponent == 2.0 {
         return Ok(base.f_square()?);
     }
-    if exponent == 0.0 || exponent == 1.0 || exponent > 2.0 {
+    if exponent == 0.0 || exponent > 2.0 {
         return Ok(base.f_pow_number(exponent)?);
     }
     let power = base.f_detach()?.f_pow_number(exponent)?;

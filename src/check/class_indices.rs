@@ -1,6 +1,6 @@
 //! The checks of class indices, which libtorch must never see out of range.
 
-use tch::{Kind, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 use super::{InvalidValues, Validity, class_target, f_without_repetitions, host_integers, integers, shape_error};
 use crate::LossError;
@@ -136,6 +136,15 @@ impl ClassIndices {
         Ok(ClassIndices { indices, ignored, validity: Validity::CHECKED })
     }
 
+    /// The indices for a mean over those that are not ignored. Where any is not valid all are ignored: the mean over
+    /// none is NaN, and has no gradient.
+    pub(crate) fn f_ignoring_all(self) -> Result<ClassIndices, LossError> {
+        let (Some(ignored), Some(any)) = (self.ignored, self.validity.f_invalid(false)?) else { return Ok(self) };
+        let mut indices = self.indices;
+        let _ = indices.f_masked_fill_number_(&any, ignored)?;
+        Ok(ClassIndices { indices, ignored: self.ignored, validity: Validity::CHECKED })
+    }
+
     /// The indices for an operation of libtorch that does not check them in its backward pass: a copy, so that nobody
     /// can write to them in between.
     pub(crate) fn f_kept(&self, input: &Tensor) -> Result<Tensor, LossError> {
@@ -147,11 +156,20 @@ impl ClassIndices {
         Ok(self.ignored.map(|ignored| self.indices.f_eq_number(ignored)).transpose()?)
     }
 
-    /// The indices, and in place of an ignored one a class: any, since nothing is to be computed of it. `ignored` is what
-    /// [`f_ignored`](Self::f_ignored) returns.
-    pub(crate) fn f_classes(&self, ignored: Option<&Tensor>) -> Result<Tensor, LossError> {
+    /// `numbers`, and 0 where the target is ignored.
+    pub(crate) fn f_zeros_at_ignored(&self, numbers: &Tensor) -> Result<Tensor, TchError> {
         match self.ignored {
-            Some(index) if index < 0 => Ok(self.indices.f_clamp_min_number(0)?),
+            Some(index) => f_zeros_at_ignored(numbers, &self.indices, index),
+            None => Ok(numbers.shallow_clone()),
+        }
+    }
+
+    /// The indices, and in place of an ignored one a class: any, since nothing is to be computed of it. `ignored` is what
+    /// [`f_ignored`](Self::f_ignored) returned, where it was asked.
+    pub(crate) fn f_classes(&self, ignored: Option<&Tensor>) -> Result<Tensor, LossError> {
+        match (self.ignored, ignored) {
+            (Some(index), _) if index < 0 => Ok(self.indices.f_clamp_min_number(0)?),
+            (Some(index), None) => f_filled(&self.indices, Some(&self.indices.f_eq_number(index)?), 0),
             _ => f_filled(&self.indices, ignored, 0),
         }
     }
@@ -165,8 +183,7 @@ impl ClassIndices {
         let function = Function::new(&[input]).save(&[&self.indices]);
         function.f_attach_one(input.shallow_clone(), move |context| {
             let (Some(grad), [indices]) = (context.grad(0), context.saved()) else { return Ok(vec![None]) };
-            let rows = indices.f_eq_number(ignored)?.f_unsqueeze(class_dim as i64)?;
-            Ok(vec![Some(grad.f_zeros_where(&rows)?)])
+            Ok(vec![Some(f_zeros_at_ignored(&grad, &indices.f_unsqueeze(class_dim as i64)?, ignored)?)])
         })
     }
 
@@ -183,6 +200,15 @@ impl ClassIndices {
         }
         Ok(input.f_masked_fill_number(&rows, 0)?)
     }
+}
+
+/// `numbers`, and 0 where one of the `indices`, which are classes or `ignored`, is ignored.
+fn f_zeros_at_ignored(numbers: &Tensor, indices: &Tensor, ignored: i64) -> Result<Tensor, TchError> {
+    // No class is below 0, and a comparison is a kernel of its own.
+    if ignored < 0 {
+        return numbers.f_zeros_up_to(-1, indices);
+    }
+    numbers.f_zeros_where(&indices.f_eq_number(ignored)?)
 }
 
 /// See [`ClassIndices::f_kept`].
@@ -219,7 +245,7 @@ fn expected_class(classes: i64, ignore_index: Option<i64>) -> String {
 mod tests {
     use super::*;
     use crate::kernels::like_cuda;
-    use crate::{Loss, NllLoss};
+    use crate::{CrossEntropyLoss, Loss, NllLoss, Reduction};
 
     #[test]
     fn without_classes_nothing_is_looked_up() {
@@ -229,6 +255,41 @@ mod tests {
         let error = like_cuda(|| NllLoss::new().f_forward(&input, &target)).unwrap_err();
         assert_eq!(error.to_string(), "target holds 6 indices, expected classes in [0, 0), or ignore_index -100");
         assert!(like_cuda(|| NllLoss::new().f_forward(&none[0], &none[1])).is_ok());
+    }
+
+    #[test]
+    fn an_invalid_class_is_nan_without_a_gradient_beside_ignored_ones() {
+        let input = Tensor::from_slice(&[0.5, -1.0, f64::NAN, 2.0, 1.0, 0.25, -0.5, 3.0]).view([4, 2]);
+        let weight = Tensor::from_slice(&[0.5, 2.0]);
+        for ignored in [-100_i64, 1] {
+            let targets = [7, ignored].map(|class| Tensor::from_slice(&[0, ignored, 0, class]));
+            let nll = NllLoss::new().ignore_index(ignored).invalid_values(InvalidValues::Nan);
+            let entropy = CrossEntropyLoss::new().ignore_index(ignored).invalid_values(InvalidValues::Nan);
+            let smooth = entropy.clone().label_smoothing(0.1);
+            for reduction in [Reduction::Mean, Reduction::Sum] {
+                let losses: [Box<dyn Loss>; 4] = [
+                    Box::new(nll.clone().reduction(reduction)),
+                    Box::new(entropy.clone().reduction(reduction)),
+                    Box::new(smooth.clone().reduction(reduction)),
+                    Box::new(smooth.clone().weight(weight.shallow_clone()).reduction(reduction)),
+                ];
+                for (place, loss) in losses.iter().enumerate() {
+                    let results = |target: &Tensor| {
+                        let input = input.copy().set_requires_grad(true);
+                        let loss = like_cuda(|| loss.f_forward(&input, target)).unwrap();
+                        loss.backward();
+                        (loss.double_value(&[]), Vec::<f64>::try_from(input.grad().view(-1)).unwrap())
+                    };
+                    let (value, gradient) = results(&targets[0]);
+                    assert!(value.is_nan(), "{place}: {value}");
+                    assert_eq!(gradient, [0.0; 8], "{place}");
+                    let (value, gradient) = results(&targets[1]);
+                    assert!(value.is_finite(), "{place}: {value}");
+                    assert_eq!(gradient[2..4], [0.0; 2], "{place}");
+                    assert!(gradient.iter().any(|slope| *slope != 0.0), "{place}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -157,29 +157,19 @@ impl Validity {
         }
     }
 
-    /// The validity of a loss of which this and another argument are part. Of a reduced one it may be known only whether
-    /// any value is not valid, and not which.
-    pub(crate) fn f_and(self, other: Validity, unreduced: bool) -> Result<Validity, LossError> {
-        let f_either = |a: Option<Tensor>, b: Option<Tensor>| match (a, b) {
-            (Some(a), Some(b)) => a.f_logical_or(&b).map(Some),
-            (one, None) | (None, one) => Ok(one),
+    /// The validity of a loss of which this and another argument are part. Of a reduced one it is known only whether any
+    /// value is not valid, and not which.
+    pub(crate) fn f_and(&self, other: &Validity, unreduced: bool) -> Result<Validity, LossError> {
+        let invalid = match (self.f_invalid(unreduced)?, other.f_invalid(unreduced)?) {
+            (Some(a), Some(b)) => Some(a.f_logical_or(&b)?),
+            (one, None) | (None, one) => one,
         };
-        // Whether any is, is known of both or is found out of all elements.
-        let any = match (&self, &other) {
-            (Validity { invalid: Some(_), any: None, .. }, _) | (_, Validity { invalid: Some(_), any: None, .. }) => {
-                None
-            }
-            _ => f_either(self.any, other.any)?,
-        };
-        let invalid = match &any {
-            Some(any) if !unreduced => Some(any.shallow_clone()),
-            _ => f_either(self.invalid, other.invalid)?,
-        };
+        let any = if unreduced { None } else { invalid.as_ref().map(Tensor::shallow_clone) };
         Ok(Validity { invalid, any, own: None })
     }
 
     /// Where the loss is not valid: each of the losses, or the reduced one.
-    fn f_invalid(&self, unreduced: bool) -> Result<Option<Tensor>, LossError> {
+    pub(super) fn f_invalid(&self, unreduced: bool) -> Result<Option<Tensor>, LossError> {
         let Some(invalid) = &self.invalid else { return Ok(None) };
         Ok(Some(match &self.any {
             _ if unreduced => invalid.shallow_clone(),
@@ -241,13 +231,13 @@ mod tests {
         };
         for (values, expected) in [([0.5, 2.0], true), ([0.5, 0.5], false)] {
             for both in
-                [check(&values).f_and(check(&[0.0, 1.0]), false), check(&[0.0, 1.0]).f_and(check(&values), false)]
+                [check(&values).f_and(&check(&[0.0, 1.0]), false), check(&[0.0, 1.0]).f_and(&check(&values), false)]
             {
                 let loss = both.unwrap().f_poison_own(Tensor::from(1.0), false).unwrap();
                 assert_eq!(loss.double_value(&[]).is_nan(), expected);
             }
         }
-        let one = Validity::CHECKED.f_and(check(&[2.0]), true).unwrap();
+        let one = Validity::CHECKED.f_and(&check(&[2.0]), true).unwrap();
         assert!(one.f_poison(&Tensor::from(1.0), false).unwrap().double_value(&[]).is_nan());
     }
 }

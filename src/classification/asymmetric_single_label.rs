@@ -1,10 +1,11 @@
 use tch::Tensor;
 
+use crate::autograd::{Function, f_gradients_of};
 use crate::check::{self, ClassIndices};
 use crate::kernels::{
     self, ANY, ClassTerms, Note, NumberOperations, Real, RowReduction, Rows, choose, f_class_terms, powers,
 };
-use crate::numeric::{f_at_least, f_power, result_kind, wide_kind};
+use crate::numeric::{f_power, result_kind, wide_kind};
 use crate::{InvalidValues, Loss, LossError, Reduction};
 
 crate::options::options! {
@@ -93,7 +94,7 @@ impl AsymmetricSingleLabelLoss {
         let log_p = logits.f_log_softmax(dim, None)?;
         let own = log_p.f_gather(dim, target, false)?.f_squeeze_dim(dim)?;
         // A target that is masked by −∞ has the factor 1 with derivative 0.
-        let possible = f_at_least(&own, MASKED)?;
+        let possible = own.f_threshold_number(MASKED, MASKED)?;
         let mut losses = own.f_mul(&f_power(&possible.f_expm1()?.f_neg()?, self.gamma_pos)?)?;
         let spread = self.spread(logits.size()[dim as usize]);
         losses = losses.f_mul_number(self.label_smoothing - 1.0 - spread)?;
@@ -109,8 +110,7 @@ impl AsymmetricSingleLabelLoss {
         if self.gamma_neg == 0.0 {
             return Ok(log_p.shallow_clone());
         }
-        let possible = log_p.f_masked_fill_number(&log_p.f_lt_number(MASKED)?, 0)?;
-        Ok(possible.f_mul(&possible.f_mul_number(self.gamma_neg)?.f_exp()?)?)
+        f_weighted_log(&log_p.f_threshold_number(MASKED, 0)?, self.gamma_neg)
     }
 
     /// The reduced loss by tensor operations, of logits with classes along `dim` and of classes in range.
@@ -147,6 +147,20 @@ impl AsymmetricSingleLabelLoss {
         let (loss, reduction) = (*self, RowReduction::over_all(self.reduction));
         f_class_terms(formula, &rows, reduction, move |input, target| loss.f_checked(input, target, last as i64))
     }
+}
+
+/// x exp(γ x), with its derivative as a formula.
+fn f_weighted_log(x: &Tensor, gamma: f64) -> Result<Tensor, LossError> {
+    let f_power = move |x: &Tensor| x.f_mul_number(gamma)?.f_exp();
+    let power = f_power(&x.f_detach()?)?;
+    let product = power.f_mul(&x.f_detach()?)?;
+    let saved = [x, &power, &product];
+    Function::new(&[x]).save(&saved).f_attach_one(product.shallow_clone(), move |context| {
+        let (Some(grad), [x, power, product]) = (context.grad(0), context.saved()) else { return Ok(vec![None]) };
+        let fused = || Ok(vec![Some(product.f_mul_number(gamma)?.f_add_(power)?.f_mul_(&grad)?)]);
+        let again = |inputs: &[Tensor]| Ok(inputs[0].f_mul(&f_power(&inputs[0])?)?);
+        context.f_gradients(&fused, &|| f_gradients_of(&again, &grad, &[x.shallow_clone()], &[true]))
+    })
 }
 
 /// A class with a log-probability below this is masked: every power of its probability is 0.

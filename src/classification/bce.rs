@@ -123,7 +123,7 @@ fn f_of_valid(
     let (input, target) = (inputs.f_replace(input, 0.5)?, targets.f_replace(target, 0.5)?);
     let loss = f_aten(&input, &target, weight, reduction)?;
     let unreduced = reduction == Reduction::None;
-    inputs.f_and(targets, unreduced)?.f_poison_own(loss, unreduced)
+    inputs.f_and(&targets, unreduced)?.f_poison_own(loss, unreduced)
 }
 
 fn f_expanded(weight: &Tensor, input: &Tensor) -> Result<Tensor, LossError> {

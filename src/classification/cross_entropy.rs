@@ -11,7 +11,7 @@ use crate::kernels::{
 };
 use crate::loss::composite;
 use crate::mean_parts::{self, f_wide, f_wide_option};
-use crate::numeric::{f_filled, f_times, f_widely, wide_kind};
+use crate::numeric::{f_times, f_widely, wide_kind};
 use crate::{InvalidValues, Loss, LossError, MeanParts, Reduction};
 
 crate::options::options! {
@@ -162,6 +162,7 @@ impl CrossEntropyLoss {
         };
         let target = match self.f_class_indices(input, target, class_dim, engine)? {
             Ok(loss) => return Ok((input.shallow_clone(), loss)),
+            Err(target) if logs.is_none() && self.is_mean_over_counted() => target.f_ignoring_all()?,
             Err(target) => target,
         };
         // The log-probabilities of a row whose logits are all −∞ are NaN, which would make its gradient NaN even where
@@ -172,6 +173,10 @@ impl CrossEntropyLoss {
         };
         let loss = f_widely([&input], |[x]| self.f_indices(x, &target, logs.is_some()))?;
         Ok((input, loss))
+    }
+
+    fn is_mean_over_counted(&self) -> bool {
+        self.reduction == Reduction::Mean && self.mean_over == MeanOver::Counted
     }
 
     /// The loss of class indices by the engine, or `None` where the engine does not take the call.
@@ -224,22 +229,21 @@ impl CrossEntropyLoss {
         weight: &Tensor,
         reduction: Reduction,
     ) -> Result<Tensor, LossError> {
-        let (dim, ignored) = (check::class_dim(input)? as i64, target.f_ignored()?);
+        let dim = check::class_dim(input)? as i64;
         let weight = weight.f_to_kind(input.f_kind()?)?;
         let per_class = f_per_class(&weight, input)?;
         // A masked class without a weight has no part in the loss, where 0 · ∞ would be NaN.
         let log_p = input.f_log_softmax(dim, None)?;
         let masked = log_p.f_detach()?.f_eq_number(f64::NEG_INFINITY)?.f_logical_and(&per_class.f_eq_number(0)?)?;
         let log_p = log_p.f_zeros_where(&masked)?;
-        let spread = log_p.f_mul(&per_class)?.f_sum_dim_intlist(dim, false, None)?;
-        let spread = f_filled(&spread, ignored.as_ref(), 0)?;
+        let spread = target.f_zeros_at_ignored(&log_p.f_mul(&per_class)?.f_sum_dim_intlist(dim, false, None)?)?;
         let spread = match reduction {
             Reduction::None => spread,
             Reduction::Sum => spread.f_sum(None)?,
             Reduction::Mean => {
-                let classes = target.f_classes(ignored.as_ref())?;
+                let classes = target.f_classes(None)?;
                 let weights = weight.f_index_select(0, &classes.f_flatten(0, -1)?)?.f_view_as(&classes)?;
-                spread.f_sum(None)?.f_div(&f_filled(&weights, ignored.as_ref(), 0)?.f_sum(None)?)?
+                spread.f_sum(None)?.f_div(&target.f_zeros_at_ignored(&weights)?.f_sum(None)?)?
             }
         };
         let (log_p, indices) = (nll::f_one_after_another(&log_p)?, target.f_kept(input)?);

@@ -110,10 +110,11 @@ impl Loss for NllLoss {
         let engine = |target: &Tensor, note: Option<&Note>| self.f_fused(input, class_dim, target, note);
         let target = match ClassIndices::f_fused(&target, classes, Some(self.ignore_index), found, engine)? {
             Ok(loss) => return log_probs.f_poison(&loss, unreduced),
+            Err(target) if self.reduction == Reduction::Mean => target.f_ignoring_all()?,
             Err(target) => target,
         };
         let indices = target.f_kept(input)?;
-        let validity = log_probs.f_and(target.validity, unreduced)?;
+        let validity = log_probs.f_and(&target.validity, unreduced)?;
         f_widely([input], |[input]| {
             let reduction = self.reduction.into();
             let input = f_one_after_another(input)?;

@@ -112,10 +112,10 @@ impl PolyBceWithLogitsLoss {
     fn f_plain_losses(&self, parts: Parts) -> Result<Tensor, LossError> {
         let (epsilon, missing) = (self.epsilon, parts.f_missing()?);
         let losses = missing.f_mul_number(epsilon)?.f_add_(&parts.entropy)?;
-        let slope = move |parts: &Parts, _: &Tensor| {
+        let slope = move |parts: &Parts, _: &[Tensor]| {
             parts.f_excess()?.f_addcmul(&parts.p.f_mul(&parts.q)?, &parts.f_sides(epsilon)?)
         };
-        parts.f_attach(losses, &missing, slope, move |x, y| {
+        parts.f_attach(losses, &[], slope, move |x, y| {
             let missing = binary::f_missing_of_operations(x, y)?;
             Ok(binary::f_entropy_of_operations(x, y)?.f_add(&missing.f_mul_number(epsilon)?)?)
         })

@@ -259,16 +259,17 @@ impl SigmoidFocalLoss {
         else {
             return Ok(None);
         };
-        if self.soft_targets == FocalSoftTargets::Expectation
-            && gamma > 0.0
+        let of_margin = self.soft_targets == FocalSoftTargets::Margin;
+        if gamma > 0.0
             && let Some(parts) = Parts::f_new(logits, y)?
         {
-            return f_with_formula(parts, y, gamma, self.alpha.number()).map(Some);
+            let factor = if of_margin { f_of_margin(x, y)? } else { vec![parts.f_missing()?] };
+            return f_with_formula(parts, &factor, y, gamma, self.alpha.number()).map(Some);
         }
         let mut losses = logits.f_entropy(y, None)?;
         if gamma > 0.0 {
             let rest = match self.soft_targets {
-                FocalSoftTargets::Margin => binary::f_sigmoid(&x.f_mul(&y.f_mul_number(-2.0)?.f_add_number(1)?)?)?,
+                FocalSoftTargets::Margin => binary::f_sigmoid(&f_margin(x, y)?)?,
                 _ => binary::f_missing(x, y)?,
             };
             losses = losses.f_mul(&numeric::f_power(&rest, gamma)?)?;
@@ -433,17 +434,35 @@ fn f_balance(y: &Tensor, alpha: f64) -> Result<Tensor, TchError> {
     y.f_mul_number(2.0 * alpha - 1.0)?.f_add_number(1.0 - alpha)
 }
 
+/// σ(m) and σ(−m) of the margin m = (1 − 2 y) x.
+fn f_of_margin(x: &Tensor, y: &Tensor) -> Result<Vec<Tensor>, TchError> {
+    let margin = f_margin(&x.f_detach()?, &y.f_detach()?)?;
+    Ok(vec![margin.f_sigmoid()?, margin.f_neg()?.f_sigmoid()?])
+}
+
+fn f_margin(x: &Tensor, y: &Tensor) -> Result<Tensor, TchError> {
+    x.f_mul(&y.f_mul_number(-2.0)?.f_add_number(1)?)
+}
+
 /// The losses with their derivative as a formula: with m = 1 − pₜ and the entropy H, that of m^γ H is
-/// m^(γ − 1) (m H′ + γ H m′).
-fn f_with_formula(parts: Parts, y: &Tensor, gamma: f64, alpha: Option<f64>) -> Result<Tensor, LossError> {
-    let missing = parts.f_missing()?;
-    let mut losses = missing.f_pow_number(gamma)?.f_mul_(&parts.entropy)?;
+/// m^(γ − 1) (m H′ + γ H m′). Given are m, and 1 − m where that is a sigmoid of the margin.
+fn f_with_formula(
+    parts: Parts,
+    factor: &[Tensor],
+    y: &Tensor,
+    gamma: f64,
+    alpha: Option<f64>,
+) -> Result<Tensor, LossError> {
+    let (factor, of_margin) = (factor.iter().collect::<Vec<_>>(), factor.len() == 2);
+    let mut losses = factor[0].f_pow_number(gamma)?.f_mul_(&parts.entropy)?;
     let balance = alpha.map(|alpha| f_balance(&y.f_detach()?, alpha)).transpose()?;
     if let Some(balance) = &balance {
         let _ = losses.f_mul_(balance)?;
     }
-    let slope = move |parts: &Parts, missing: &Tensor| {
-        let of_missing = parts.p.f_mul(&parts.q)?.f_mul_(&parts.entropy)?;
+    let slope = move |parts: &Parts, factor: &[Tensor]| {
+        let missing = &factor[0];
+        let mut of_missing = if of_margin { missing.f_mul(&factor[1])? } else { parts.p.f_mul(&parts.q)? };
+        let _ = of_missing.f_mul_(&parts.entropy)?;
         let mut slope = parts.f_excess()?.f_mul_(missing)?.f_addcmul(&of_missing, &parts.f_sides(gamma)?)?;
         if gamma == 2.0 {
             let _ = slope.f_mul_(missing)?;
@@ -452,9 +471,12 @@ fn f_with_formula(parts: Parts, y: &Tensor, gamma: f64, alpha: Option<f64>) -> R
         }
         balance.as_ref().map_or_else(|| Ok(slope.shallow_clone()), |balance| slope.f_mul(balance))
     };
-    parts.f_attach(losses, &missing, slope, move |x, y| {
-        let factor = numeric::f_power(&binary::f_missing_of_operations(x, y)?, gamma)?;
-        let losses = binary::f_entropy_of_operations(x, y)?.f_mul(&factor)?;
+    parts.f_attach(losses, &factor, slope, move |x, y| {
+        let missing = match of_margin {
+            true => binary::f_sigmoid(&f_margin(x, y)?)?,
+            false => binary::f_missing_of_operations(x, y)?,
+        };
+        let losses = binary::f_entropy_of_operations(x, y)?.f_mul(&numeric::f_power(&missing, gamma)?)?;
         Ok(match alpha {
             Some(alpha) => losses.f_mul(&f_balance(y, alpha)?)?,
             None => losses,

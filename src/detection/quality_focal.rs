@@ -4,7 +4,7 @@ use super::reducing::loss_of;
 use super::{Divisor, ScoreFormula, check_scores, of_scores};
 use crate::binary::{self, Logits, Parts, PointwiseOfShare};
 use crate::kernels::{ANY, Logit, NumberOperations, Real, part, powers};
-use crate::numeric::{f_abs, f_power};
+use crate::numeric::{f_abs, f_power, references};
 use crate::{InvalidValues, Loss, LossError, Reduction, check};
 
 crate::options::options! {
@@ -120,11 +120,12 @@ impl<const BETA: usize> ScoreFormula for Formula<BETA> {
 fn f_squared(parts: Parts) -> Result<Tensor, LossError> {
     let excess = parts.f_excess()?;
     let losses = excess.f_square()?.f_mul_(&parts.entropy)?;
-    let slope = |parts: &Parts, excess: &Tensor| {
+    let slope = |parts: &Parts, excess: &[Tensor]| {
+        let [excess] = references(excess);
         let of_excess = parts.p.f_mul(&parts.q)?.f_mul_(&parts.entropy)?.f_mul_number_(2)?;
         of_excess.f_addcmul(excess, excess)?.f_mul_(excess)
     };
-    parts.f_attach(losses, &excess, slope, |x, y| {
+    parts.f_attach(losses, &[&excess], slope, |x, y| {
         Ok(f_missing(x, y)?.f_square()?.f_mul(&binary::f_entropy_of_operations(x, y)?)?)
     })
 }

@@ -1,9 +1,10 @@
-use tch::Tensor;
+use tch::{TchError, Tensor};
 
 use super::reducing::loss_of;
 use super::{Divisor, ScoreFormula, check_scores, of_scores};
-use crate::binary::{self, Logits, PointwiseOfShare};
+use crate::binary::{self, Logits, Parts, PointwiseOfShare};
 use crate::kernels::{Logit, NumberOperations, Real, choose, part};
+use crate::numeric::references;
 use crate::{InvalidValues, Loss, LossError, Reduction, autograd, check};
 
 crate::options::options! {
@@ -96,6 +97,9 @@ struct Formula {
 
 impl ScoreFormula for Formula {
     fn f_losses(self, logits: &Logits, target: &Tensor) -> Result<Tensor, LossError> {
+        if let Some(parts) = Parts::f_new(logits, target)? {
+            return self.f_with_formula(parts, logits, target);
+        }
         let negative = target.f_eq_number(0)?;
         // A target of 0 gets no gradient, because the formula changes there.
         let target = match autograd::grad_enabled() && target.requires_grad() {
@@ -103,11 +107,32 @@ impl ScoreFormula for Formula {
             false => target.shallow_clone(),
         };
         let entropy = logits.f_entropy(&target, None)?;
+        Ok(self.f_weight(&logits.f_finite()?, &target, &negative)?.f_mul(&entropy)?)
+    }
+}
+
+impl Formula {
+    /// y, and α p^γ where the target is `negative`.
+    fn f_weight(self, logits: &Tensor, target: &Tensor, negative: &Tensor) -> Result<Tensor, TchError> {
         // p^γ is computed from log p, and so has a finite gradient for every p and γ.
-        let log_p = logits.f_finite()?.f_log_sigmoid()?;
-        let focus = log_p.f_mul_number(self.gamma)?.f_exp()?.f_mul_number(self.alpha)?;
-        let weight = focus.f_where_self(&negative, &target)?;
-        Ok(weight.f_mul(&entropy)?)
+        let power = logits.f_log_sigmoid()?.f_mul_number(self.gamma)?.f_exp()?;
+        power.f_mul_number(self.alpha)?.f_where_self(negative, target)
+    }
+
+    /// The losses with their derivative as a formula: with the weight w and the entropy H, that of w H is w H′, and
+    /// γ σ(−x) w H more where the target is 0.
+    fn f_with_formula(self, parts: Parts, logits: &Logits, target: &Tensor) -> Result<Tensor, LossError> {
+        let negative = target.f_eq_number(0)?;
+        let weight = self.f_weight(&logits.f_finite()?.f_detach()?, target, &negative)?;
+        let losses = weight.f_mul(&parts.entropy)?;
+        let slope = move |parts: &Parts, others: &[Tensor]| {
+            let [weight, negative, losses] = references(others);
+            let of_weight = parts.q.f_mul(losses)?.f_mul_number_(self.gamma)?.f_zeros_unless(negative)?;
+            of_weight.f_addcmul(weight, &parts.f_excess()?)
+        };
+        parts.f_attach(losses.shallow_clone(), &[&weight, &negative, &losses], slope, move |x, y| {
+            Ok(self.f_weight(x, y, &y.f_eq_number(0)?)?.f_mul(&binary::f_entropy_of_operations(x, y)?)?)
+        })
     }
 }
 

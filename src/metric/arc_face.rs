@@ -1,9 +1,10 @@
 use std::f64::consts::PI;
 
-use tch::Tensor;
+use tch::{TchError, Tensor};
 
 use super::class_vectors::{Angles, OwnSoftmax, owned, passed_in};
 use super::{EmbeddingPairs, EmbeddingReduction};
+use crate::autograd::{self, Function, f_gradients_of};
 use crate::kernels::{Embedding, NumberOperations, Real, choose, f_embedding};
 use crate::{LossError, Reduction, check};
 
@@ -123,15 +124,59 @@ struct Moved {
 }
 
 impl Moved {
+    /// The cosines of rows, with their derivatives as a formula, which is half of the operations.
     fn f_cosines(self, a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {
-        let norm = |rows: Tensor| rows.f_norm_number(2, [1_i64].as_slice(), false);
-        let (apart, together) = (norm(a.f_sub(b)?)?, norm(a.f_add(b)?)?);
-        let angles = apart.f_atan2(&together)?.f_mul_number(2)?;
-        let moved = angles.f_add_number(self.margin)?.f_cos()?;
-        // With the margin the angle is beyond π, where the cosine rises again.
-        let lowered = angles.f_cos()?.f_sub_number(self.margin * self.margin.sin())?;
-        Ok(moved.f_where_self(&angles.f_le_number(PI - self.margin)?, &lowered)?)
+        let arguments = [a, b];
+        let needed = autograd::needed(&arguments);
+        let Parts { sides: [difference, sum], lengths: [apart, together], angles, cosines } =
+            self.f_parts(&a.f_detach()?, &b.f_detach()?)?;
+        let saved = [a, b, &difference, &sum, &apart, &together, &angles];
+        Function::new(&arguments).save(&saved).f_attach_one(cosines, move |context| {
+            let (Some(grad), [a, b, difference, sum, apart, together, angles]) = (context.grad(0), context.saved())
+            else {
+                return Ok(vec![None, None]);
+            };
+            let fused = || {
+                let squares = apart.f_square()?.f_addcmul(together, together)?;
+                let slopes = angles.f_sin()?.f_mul(&grad)?.f_mul_number_(-2)?.f_div_(&squares)?;
+                // The gradient of a length of 0 is 0.
+                let f_along = |side: &Tensor, own: &Tensor, other: &Tensor| {
+                    side.f_mul(&slopes.f_mul(other)?.f_div_(own)?.f_zeros_up_to(0, own)?.f_unsqueeze(1)?)
+                };
+                let (apart, together) = (f_along(difference, apart, together)?, f_along(sum, together, apart)?);
+                let of_a = needed[0].then(|| apart.f_sub(&together)).transpose()?;
+                let of_b = needed[1].then(|| apart.f_add(&together)?.f_neg()).transpose()?;
+                Ok(vec![of_a, of_b])
+            };
+            let again = |inputs: &[Tensor]| Ok(self.f_parts(&inputs[0], &inputs[1])?.cosines);
+            let arguments = [a.shallow_clone(), b.shallow_clone()];
+            context.f_gradients(&fused, &|| f_gradients_of(&again, &grad, &arguments, &needed))
+        })
     }
+
+    fn f_parts(self, a: &Tensor, b: &Tensor) -> Result<Parts, TchError> {
+        let sides = [a.f_sub(b)?, a.f_add(b)?];
+        let norm = |rows: &Tensor| rows.f_norm_number(2, [1_i64].as_slice(), false);
+        let lengths = [norm(&sides[0])?, norm(&sides[1])?];
+        let angles = lengths[0].f_atan2(&lengths[1])?.f_mul_number(2)?;
+        // With the margin the angle is beyond π, where the cosine rises again.
+        let counts = angles.f_le_number(PI - self.margin)?;
+        let angles = angles.f_add_number(self.margin)?.f_where_self(&counts, &angles)?;
+        let cosines = angles.f_cos()?;
+        let lowered = cosines.f_sub_number(self.margin * self.margin.sin())?;
+        Ok(Parts { sides, lengths, angles, cosines: cosines.f_where_self(&counts, &lowered)? })
+    }
+}
+
+/// What the moved cosines of rows are made of.
+struct Parts {
+    /// a − b and a + b
+    sides: [Tensor; 2],
+    /// Their lengths.
+    lengths: [Tensor; 2],
+    /// Whose cosine counts.
+    angles: Tensor,
+    cosines: Tensor,
 }
 
 impl Embedding<2, 2> for Moved {

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::f_not_negative;
-use crate::autograd::{self, Function};
+use crate::autograd::{self, Function, f_gradients_of};
 use crate::check::{self, Validity};
 use crate::kernels::{self, Expected, NumberOperations, Pointwise, Real, choose, f_pointwise, is_not_negative};
 use crate::numeric::{self, f_subtractable, f_widely, real};
@@ -188,7 +188,7 @@ impl GaussianNllLoss {
         validity: &Validity,
     ) -> Result<Tensor, LossError> {
         let var = self.f_raised(var, validity)?;
-        let squares = input.f_sub(target)?.f_pow_number(2)?;
+        let squares = f_squares(input, target)?;
         let mut losses = var.f_log()?.f_add(&squares.f_div(&var)?)?.f_mul_number(0.5)?;
         if self.full {
             let _ = losses.f_add_number_(HALF_LOG_2_PI)?;
@@ -210,6 +210,33 @@ impl GaussianNllLoss {
         let through = |context: autograd::Context| Ok(vec![context.grad(0)]);
         Ok(Function::new(&[var]).f_attach_own(vec![raised], through)?.remove(0))
     }
+}
+
+/// The squares of the differences. Their derivative is a formula where the arguments are alike, which is an operation less
+/// than that of a power.
+fn f_squares(input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+    let f_operations = |input: &Tensor, target: &Tensor| input.f_sub(target)?.f_pow_number(2);
+    let alike = input.f_kind()? == target.f_kind()? && check::sizes_are_equal(input, target);
+    if !alike || !input.is_floating_point() {
+        return Ok(f_operations(input, target)?);
+    }
+    let arguments = [input, target];
+    let needed = autograd::needed(&arguments);
+    let difference = input.f_detach()?.f_sub(&target.f_detach()?)?;
+    let function = Function::new(&arguments).save(&[input, target, &difference]);
+    function.f_attach_one(difference.f_square()?, move |context| {
+        let (Some(grad), [input, target, difference]) = (context.grad(0), context.saved()) else {
+            return Ok(vec![None, None]);
+        };
+        let fused = || {
+            let slopes = difference.f_mul_number(2)?.f_mul_(&grad)?;
+            let of_target = needed[1].then(|| slopes.f_neg()).transpose()?;
+            Ok(vec![needed[0].then_some(slopes), of_target])
+        };
+        let again = |inputs: &[Tensor]| Ok(f_operations(&inputs[0], &inputs[1])?);
+        let arguments = [input.shallow_clone(), target.shallow_clone()];
+        context.f_gradients(&fused, &|| f_gradients_of(&again, &grad, &arguments, &needed))
+    })
 }
 
 #[derive(Clone, Copy)]

@@ -155,7 +155,8 @@ pub(super) fn f_check_masks(masks: &Tensor, ignored: Option<i64>, mode: InvalidV
 
 /// The loss, NaN where one of the arguments is not valid.
 pub(super) fn f_poison(loss: Tensor, validity: &[Validity]) -> Result<Tensor, LossError> {
-    validity.iter().try_fold(loss, |loss, validity| validity.f_poison_own(loss, false))
+    let all = validity.iter().try_fold(Validity::CHECKED, |all, validity| all.f_and(validity, false))?;
+    all.f_poison_own(loss, false)
 }
 
 /// The probabilities, 0 where they are ignored. `ignored` is a mask of elements, or with one class a mask of pixels.

@@ -25,7 +25,7 @@ pub(super) fn f_loss<E: Errors>(
     let (weighted, present) = (ranks.weight.is_some(), ranks.present);
     f_ranks(errors, ranks, reduction, move |[numbers, labels, classes, weight]| {
         let ranks = Ranks { numbers, labels, classes, weight: weighted.then_some(weight), present };
-        reduction.f_apply(&f_composite(errors, &ranks, ignores)?)
+        f_composite(errors, &ranks, ignores, reduction)
     })
 }
 
@@ -44,8 +44,8 @@ pub(super) fn f_finish(
 /// How many numbers are sorted at once. Below it a kernel costs more to launch than to run.
 const AT_ONCE: i64 = 1 << 20;
 
-/// The losses `[R]` by tensor operations.
-fn f_composite(errors: impl Errors, ranks: &Ranks, ignores: bool) -> Result<Tensor, LossError> {
+/// The reduced losses by tensor operations.
+fn f_composite(errors: impl Errors, ranks: &Ranks, ignores: bool, reduction: Reduction) -> Result<Tensor, LossError> {
     let labels = ranks.labels.f_unsqueeze(1)?;
     let own = labels.f_eq_tensor(&ranks.classes.f_unsqueeze(1)?)?;
     let [errors, mut terms] = errors.f_errors(ranks.numbers, &own)?;
@@ -68,9 +68,14 @@ fn f_composite(errors: impl Errors, ranks: &Ranks, ignores: bool) -> Result<Tens
     if !is_equal {
         weights = weights.f_mul(&f_shares(ranks, &own)?.f_unsqueeze(2)?)?;
     }
-    let sum = terms.f_mul(&weights)?.f_sum_dim_intlist([1_i64, 2].as_slice(), false, None)?;
-    // The only class has all of the mean.
-    if is_equal && size[1] > 1 { Ok(sum.f_div_number(size[1])?) } else { Ok(sum) }
+    let (terms, classes) = (terms.f_mul(&weights)?, if is_equal { size[1] } else { 1 });
+    // Means over the classes and over the rows are one division, and none where there is one of each.
+    let (sum, count) = match reduction {
+        Reduction::None => (terms.f_sum_dim_intlist([1_i64, 2].as_slice(), false, None)?, classes),
+        Reduction::Sum => (terms.f_sum(None)?, classes),
+        Reduction::Mean => (terms.f_sum(None)?, classes * size[0]),
+    };
+    if count == 1 { Ok(sum) } else { Ok(sum.f_div_number(count)?) }
 }
 
 /// −1 where `own` is true and 1 elsewhere: a factor, which has fewer operations than a choice and its derivative.

@@ -1,7 +1,8 @@
-use tch::Tensor;
+use tch::{TchError, Tensor};
 
 use super::activation::{Activating, Activation, f_check_masks, f_poison};
 use super::mask::f_one_channel;
+use crate::autograd::{self, Function, f_gradients_of};
 use crate::kernels::{Embedding, NumberOperations, Real, f_embedding};
 use crate::numeric::wide_kind;
 use crate::{InvalidValues, Loss, LossError, Reduction, check};
@@ -84,21 +85,78 @@ new {
 }
 
 impl MccLoss {
-    /// Σ a b + ε.
-    fn f_count(&self, a: &Tensor, b: &Tensor) -> Result<Tensor, LossError> {
-        Ok(a.f_mul(b)?.f_sum(None)?.f_add_number(self.eps)?)
+    /// The loss by tensor operations, of a row of probabilities and a row of targets, `[1, P]` each. Its derivatives
+    /// are a formula: those of the operations would be some for each of the counts.
+    fn f_composite(self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
+        let arguments = [input, target];
+        let needed = autograd::needed(&arguments);
+        let parts = self.f_parts(&input.f_detach()?, &target.f_detach()?)?;
+        let loss = parts.correlation.f_rsub_number(1)?;
+        let Parts { predicted, actual, root, correlation } = &parts;
+        let function = Function::new(&arguments).save(&[input, target, predicted, actual, root, correlation]);
+        function.f_attach_one(loss, move |context| {
+            let (Some(grad), [input, target, predicted, actual, root, correlation]) =
+                (context.grad(0), context.saved())
+            else {
+                return Ok(vec![None, None]);
+            };
+            let fused = || {
+                let of_input = || f_slopes(target, predicted, actual, [root, correlation])?.f_mul(&grad);
+                let of_target = || f_slopes(input, actual, predicted, [root, correlation])?.f_mul(&grad);
+                Ok(vec![needed[0].then(of_input).transpose()?, needed[1].then(of_target).transpose()?])
+            };
+            let again = |inputs: &[Tensor]| Ok(self.f_parts(&inputs[0], &inputs[1])?.correlation.f_rsub_number(1)?);
+            let arguments = [input.shallow_clone(), target.shallow_clone()];
+            context.f_gradients(&fused, &|| f_gradients_of(&again, &grad, &arguments, &needed))
+        })
     }
 
-    fn f_composite(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, LossError> {
-        let (not_input, not_target) = (input.f_rsub_number(1)?, target.f_rsub_number(1)?);
-        let (tp, tn) = (self.f_count(input, target)?, self.f_count(&not_input, &not_target)?);
-        let (fp, fn_) = (self.f_count(input, &not_target)?, self.f_count(&not_input, target)?);
-        let covariance = tp.f_mul(&tn)?.f_sub(&fp.f_mul(&fn_)?)?;
-        let predicted = tp.f_add(&fp)?.f_mul(&tn.f_add(&fn_)?)?.f_sqrt()?;
-        let actual = tp.f_add(&fn_)?.f_mul(&tn.f_add(&fp)?)?.f_sqrt()?;
-        let correlation = covariance.f_div(&predicted.f_mul(&actual)?)?;
-        Ok(correlation.f_rsub_number(1)?)
+    fn f_parts(self, input: &Tensor, target: &Tensor) -> Result<Parts, TchError> {
+        // [[TP, FP], [FN, TN]]
+        let products = f_sides(input)?.f_unsqueeze(1)?.f_mul(&f_sides(target)?)?;
+        let counts = products.f_sum_dim_intlist(-1, false, None)?.f_add_number(self.eps)?;
+        let count = |predicted, actual| counts.f_select(0, predicted)?.f_select(0, actual);
+        let hits = count(0, 0)?.f_mul(&count(1, 1)?)?;
+        let covariance = hits.f_sub(&count(0, 1)?.f_mul(&count(1, 0)?)?)?;
+        let (predicted, actual) =
+            (counts.f_sum_dim_intlist(1, false, None)?, counts.f_sum_dim_intlist(0, false, None)?);
+        let f_root = |sums: &Tensor| sums.f_select(0, 0)?.f_mul(&sums.f_select(0, 1)?)?.f_sqrt();
+        let root = f_root(&predicted)?.f_mul(&f_root(&actual)?)?;
+        let correlation = covariance.f_div(&root)?;
+        Ok(Parts { predicted, actual, root, correlation })
     }
+}
+
+/// What the correlation is made of.
+struct Parts {
+    /// TP + FP and FN + TN
+    predicted: Tensor,
+    /// TP + FN and FP + TN
+    actual: Tensor,
+    /// The root of the product of these four.
+    root: Tensor,
+    correlation: Tensor,
+}
+
+/// The numbers of a row and what they are less than 1: `[2, P]`.
+fn f_sides(row: &Tensor) -> Result<Tensor, TchError> {
+    Tensor::f_cat(&[row, &row.f_rsub_number(1)?], 0)
+}
+
+/// The derivatives of the loss by the numbers of one row, given the `others`: `own` are the two sums of that row, and
+/// `rest` those of the others.
+fn f_slopes(
+    others: &Tensor,
+    own: &Tensor,
+    rest: &Tensor,
+    [root, correlation]: [&Tensor; 2],
+) -> Result<Tensor, TchError> {
+    let inverse = own.f_reciprocal()?;
+    let of_root = inverse.f_select(0, 0)?.f_sub(&inverse.f_select(0, 1)?)?.f_mul(correlation)?.f_mul_number(0.5)?;
+    let of_covariance = rest.f_div(root)?;
+    let of_ones = of_root.f_sub(&of_covariance.f_select(0, 1)?)?;
+    let of_zeros = of_root.f_add(&of_covariance.f_select(0, 0)?)?;
+    of_zeros.f_lerp_tensor(&of_ones, others)
 }
 
 impl Loss for MccLoss {
