@@ -32,17 +32,13 @@ const COMPOSITE: &[(&str, &str)] = &[
     ("LovaszSoftmaxLoss (formula)", SORTED),
     ("LovaszSoftmaxLoss (kornia)", SORTED),
     ("LovaszSoftmaxLoss (probabilities, smp)", SORTED),
-    ("OneVsRestFocalLoss", IGNORED),
     ("OrpoLoss", FEW),
     ("SigLipLoss", PRODUCTS),
     ("SigLipLoss (open_clip)", PRODUCTS),
-    ("SigmoidFocalLoss (kornia's class)", IGNORED),
-    ("SigmoidFocalLoss (kornia)", IGNORED),
     ("SimpoLoss", FEW),
 ];
 
 const CHOSEN: &str = "matrix products of the rows of each cluster, which are chosen as in PyTorch";
-const IGNORED: &str = "its cases have a target value that is ignored";
 const OWN: &str = "libtorch has kernels for it";
 const FEW: &str = "a few operations on one number of each answer";
 const TARGETS: &str = "its cases ask for the gradient of the probabilities, too";
