@@ -1,9 +1,11 @@
 //! Starts the ranks of a job, and is the group of a rank.
 
 use std::io::Read;
+use std::net::TcpListener;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -147,9 +149,17 @@ fn finish((mut child, texts): (Child, [JoinHandle<String>; 2]), end: Instant) ->
     }
 }
 
-/// A port that nothing listens at.
+/// A port that nothing listens at, another one for each job. It is below those that a system gives to connections, from 32768
+/// on with Linux: one of another job would take it before the rank listens.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static GIVEN: AtomicU16 = AtomicU16::new(0);
+    let first = std::process::id() as u16;
+    loop {
+        let port = 10_000 + first.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        if TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// The group of this rank.
