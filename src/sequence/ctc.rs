@@ -48,6 +48,7 @@ crate::options::options! {
 ///   computes a number without a meaning of raw logits.
 /// * Half precision is computed in single precision; PyTorch has no kernel for it.
 /// * Targets are integers; PyTorch takes other kinds too and truncates them.
+/// * Targets may be views with gaps in memory; of those of one dimension PyTorch reads others, also beside their memory.
 /// * cuDNN's implementation, which PyTorch takes for some calls on CUDA, is never used.
 ///
 /// # Errors
@@ -183,8 +184,9 @@ impl CtcLoss {
             }
             start += row.unwrap_or(length) as usize;
         }
-        // Copied, because libtorch reads them again in the backward pass, without a check.
-        if log_probs.requires_grad() { kernels::f_own(&targets) } else { Ok(targets) }
+        // Copied, because libtorch reads them again in the backward pass, without a check. Of targets of one dimension that
+        // have gaps it reads others, also beside their memory.
+        if log_probs.requires_grad() { kernels::f_own(&targets) } else { Ok(targets.f_contiguous()?) }
     }
 }
 
@@ -242,6 +244,22 @@ mod tests {
             assert!(criterion.forward(&logits, &targets, [2], [1]).sum(None).double_value(&[]).is_nan());
             let right = criterion.forward(&logits.log_softmax(2, None), &targets, [2], [1]);
             assert!(right.sum(None).double_value(&[]).is_finite());
+        }
+    }
+
+    /// libtorch reads others, without a gradient as with one, and beside the memory of expanded ones.
+    #[test]
+    fn targets_with_gaps_are_read_as_they_are() {
+        let x = log_probs(&[5, 3, 4]);
+        let with_others = labels(&[12], &[2, 0, 3, 0, 1, 0, 3, 0, 2, 0, 1, 0]);
+        let views = [with_others.slice(0, 0, 12, 2), Tensor::from_slice(&[2_i64]).expand([6], false)];
+        for targets in views {
+            let of = |targets: &Tensor, x: &Tensor| {
+                CtcLoss::new().reduction(Reduction::None).forward(x, targets, [5, 5, 5], [3, 1, 2])
+            };
+            let expected = of(&targets.contiguous(), &x);
+            assert_eq!(of(&targets, &x), expected);
+            assert_eq!(of(&targets, &x.set_requires_grad(true)).detach(), expected);
         }
     }
 
