@@ -263,8 +263,7 @@ impl SigmoidFocalLoss {
         if gamma > 0.0
             && let Some(parts) = Parts::f_new(logits, y)?
         {
-            let factor = if of_margin { f_of_margin(x, y)? } else { vec![parts.f_missing()?] };
-            return f_with_formula(parts, &factor, y, gamma, self.alpha.number()).map(Some);
+            return f_with_formula(parts, [x, y], of_margin, gamma, self.alpha.number()).map(Some);
         }
         let mut losses = logits.f_entropy(y, None)?;
         if gamma > 0.0 {
@@ -445,15 +444,15 @@ fn f_margin(x: &Tensor, y: &Tensor) -> Result<Tensor, TchError> {
 }
 
 /// The losses with their derivative as a formula: with m = 1 − pₜ and the entropy H, that of m^γ H is
-/// m^(γ − 1) (m H′ + γ H m′). Given are m, and 1 − m where that is a sigmoid of the margin.
+/// m^(γ − 1) (m H′ + γ H m′). `of_margin` is whether m is a sigmoid of the margin.
 fn f_with_formula(
     parts: Parts,
-    factor: &[Tensor],
-    y: &Tensor,
+    [x, y]: [&Tensor; 2],
+    of_margin: bool,
     gamma: f64,
     alpha: Option<f64>,
 ) -> Result<Tensor, LossError> {
-    let (factor, of_margin) = (factor.iter().collect::<Vec<_>>(), factor.len() == 2);
+    let factor = if of_margin { f_of_margin(x, y)? } else { vec![parts.f_missing()?] };
     let mut losses = factor[0].f_pow_number(gamma)?.f_mul_(&parts.entropy)?;
     let balance = alpha.map(|alpha| f_balance(&y.f_detach()?, alpha)).transpose()?;
     if let Some(balance) = &balance {
@@ -471,7 +470,7 @@ fn f_with_formula(
         }
         balance.as_ref().map_or_else(|| Ok(slope.shallow_clone()), |balance| slope.f_mul(balance))
     };
-    parts.f_attach(losses, &factor, slope, move |x, y| {
+    parts.f_attach(losses, &factor.iter().collect::<Vec<_>>(), slope, move |x, y| {
         let missing = match of_margin {
             true => binary::f_sigmoid(&f_margin(x, y)?)?,
             false => binary::f_missing_of_operations(x, y)?,

@@ -12,8 +12,7 @@ use crate::autograd::{
     with_autocast_to, without_autocast,
 };
 use crate::kernels::{Note, NumberOperations, small_work, waits};
-use crate::numeric::multiplications;
-use crate::numeric::{f_filled, f_times};
+use crate::numeric::{f_filled, f_times, multiplications};
 use crate::{LossError, Reduction};
 
 /// How a loss is computed.
